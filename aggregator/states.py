@@ -1,0 +1,97 @@
+"""What a run, a round and a seat can be, and what may follow what. Pure tables: no I/O, no clock.
+
+`docs/DATA_MODEL.md` says the same in prose and as diagrams; a test holds the two against each other. `store` turns
+every transition into an UPDATE guarded by the old state, so that of two drivers only one can make it.
+"""
+
+from enum import StrEnum
+
+
+class RunState(StrEnum):
+    """A run: one signed plan, carried out round by round."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # by the coordinator: the round in progress ends, no new one begins
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+
+
+class RoundState(StrEnum):
+    """One round of a run, from the offer to train to the published model."""
+
+    TRAINING = "training"  # sites train for as long as it takes; those done are ready
+    KEYS = "keys"  # the cohort is frozen; each member advertises fresh keys
+    SHARES = "shares"  # members share their secrets with each other
+    UPLOAD = "upload"  # masked words arrive
+    CONFIRM = "confirm"  # members sign whose words arrived
+    REVEAL = "reveal"  # members reveal what opens the sum, and nothing else
+    OPENING = "opening"  # the driver opens the sum and computes the next model
+    PUBLISHED = "published"
+    ABANDONED = "abandoned"  # nothing was opened; `reason` says why
+
+
+class SeatState(StrEnum):
+    """One site in one round. Cohort members climb from READY to REVEALED; everybody else stops before."""
+
+    OFFERED = "offered"
+    DECLINED = "declined"  # by the site, with a reason from the closed list
+    READY = "ready"  # holds a trained update
+    JOINED = "joined"  # frozen into the cohort of the current attempt (U0)
+    KEYED = "keyed"  # keys arrived (U1)
+    SHARED = "shared"  # shares arrived (U2)
+    UPLOADED = "uploaded"  # masked words arrived (U3)
+    CONFIRMED = "confirmed"  # signed U3 (U4)
+    REVEALED = "revealed"  # revealed its shares (U5)
+    MISSED = "missed"  # was in the cohort and missed a phase
+    LEFT_OUT = "left_out"  # the cohort was frozen without it
+
+
+RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.RUNNING: frozenset({RunState.PAUSED, RunState.COMPLETED, RunState.ABORTED}),
+    RunState.PAUSED: frozenset({RunState.RUNNING, RunState.ABORTED}),
+    RunState.COMPLETED: frozenset(),
+    RunState.ABORTED: frozenset(),
+}
+
+_MASKING = (RoundState.KEYS, RoundState.SHARES, RoundState.UPLOAD, RoundState.CONFIRM)
+
+ROUND_TRANSITIONS: dict[RoundState, frozenset[RoundState]] = {
+    RoundState.TRAINING: frozenset({RoundState.KEYS, RoundState.ABANDONED}),
+    # Back to TRAINING: the attempt failed before anything was revealed; those still ready try again with fresh keys.
+    RoundState.KEYS: frozenset({RoundState.SHARES, RoundState.TRAINING, RoundState.ABANDONED}),
+    RoundState.SHARES: frozenset({RoundState.UPLOAD, RoundState.TRAINING, RoundState.ABANDONED}),
+    RoundState.UPLOAD: frozenset({RoundState.CONFIRM, RoundState.TRAINING, RoundState.ABANDONED}),
+    RoundState.CONFIRM: frozenset({RoundState.REVEAL, RoundState.TRAINING, RoundState.ABANDONED}),
+    # From here on no second attempt: an update whose shares were revealed must not enter another sum.
+    RoundState.REVEAL: frozenset({RoundState.OPENING, RoundState.ABANDONED}),
+    RoundState.OPENING: frozenset({RoundState.PUBLISHED, RoundState.ABANDONED}),
+    RoundState.PUBLISHED: frozenset(),
+    RoundState.ABANDONED: frozenset(),
+}
+
+MASKING_PHASES: tuple[RoundState, ...] = (*_MASKING, RoundState.REVEAL)
+
+# The seat a member must hold to act in a phase, and the one it holds afterwards.
+PHASE_SEATS: dict[RoundState, tuple[SeatState, SeatState]] = {
+    RoundState.KEYS: (SeatState.JOINED, SeatState.KEYED),
+    RoundState.SHARES: (SeatState.KEYED, SeatState.SHARED),
+    RoundState.UPLOAD: (SeatState.SHARED, SeatState.UPLOADED),
+    RoundState.CONFIRM: (SeatState.UPLOADED, SeatState.CONFIRMED),
+    RoundState.REVEAL: (SeatState.CONFIRMED, SeatState.REVEALED),
+}
+
+SEAT_TRANSITIONS: dict[SeatState, frozenset[SeatState]] = {
+    SeatState.OFFERED: frozenset({SeatState.READY, SeatState.DECLINED, SeatState.LEFT_OUT}),
+    SeatState.DECLINED: frozenset(),
+    SeatState.READY: frozenset({SeatState.JOINED, SeatState.DECLINED, SeatState.LEFT_OUT}),
+    # Back to READY: the attempt failed and the round went back to TRAINING.
+    SeatState.JOINED: frozenset({SeatState.KEYED, SeatState.MISSED, SeatState.READY}),
+    SeatState.KEYED: frozenset({SeatState.SHARED, SeatState.MISSED, SeatState.READY}),
+    SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY}),
+    SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY}),
+    SeatState.CONFIRMED: frozenset({SeatState.REVEALED, SeatState.MISSED, SeatState.READY}),
+    SeatState.REVEALED: frozenset(),
+    # A member that missed a phase of a failed attempt still holds its update and may be ready for the next one.
+    SeatState.MISSED: frozenset({SeatState.READY}),
+    SeatState.LEFT_OUT: frozenset(),
+}

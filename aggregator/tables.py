@@ -1,0 +1,249 @@
+"""The aggregator's state as tables. `docs/DATA_MODEL.md` tells the same as prose; migrations/ creates them.
+
+Times are aware UTC. Digests are 32 raw bytes. Wire messages that must be handed on unchanged are kept as their
+serialized bytes, so that what one site signed is what the others check.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import DateTime, ForeignKey, Index, LargeBinary, MetaData, TypeDecorator, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from aggregator.states import RoundState, RunState, SeatState
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in Python, naive UTC in the database (SQLite keeps no zone). Refuses naive values."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("expected an aware datetime, got a naive one; pass datetime.now(UTC)")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Invitation(Table):
+    """A one-time token, known here only by its hash."""
+
+    __tablename__ = "invitations"
+
+    site: Mapped[str] = mapped_column(primary_key=True, comment="name the token is bound to; a new one replaces it")
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of the token's 32-byte secret")
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="24 h after it was made")
+    used_by: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="SHA-256 of the first JoinRequest; only that request may use the token again"
+    )
+    auto_approve: Mapped[bool] = mapped_column(comment="demo only: no telephone, approved on joining")
+
+
+class Site(Table):
+    """A hospital that has joined, approved or not."""
+
+    __tablename__ = "sites"
+
+    name: Mapped[str] = mapped_column(primary_key=True, comment="1..40 of [a-z0-9-], from the token")
+    csr_der: Mapped[bytes] = mapped_column(LargeBinary, comment="PKCS#10, until approved and after")
+    signing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="Ed25519 public key, 32 bytes")
+    sealing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="HPKE X-Wing public key")
+    fingerprint: Mapped[str] = mapped_column(comment="six words to compare by telephone")
+    joined_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    approved_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="null: pending")
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: every call is refused")
+    recoveries_left: Mapped[int] = mapped_column(comment="challenge recoveries still allowed after long outages")
+
+
+class Certificate(Table):
+    """Every certificate issued; a call is accepted only with one that stands here, unexpired, of an active site."""
+
+    __tablename__ = "certificates"
+
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the DER")
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), index=True)
+    issued_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Challenge(Table):
+    """A nonce handed to a site whose certificate has expired."""
+
+    __tablename__ = "challenges"
+
+    nonce: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="5 minutes; deleted when used")
+
+
+class RosterEpoch(Table):
+    """Every roster ever signed; the newest is in force."""
+
+    __tablename__ = "rosters"
+
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    signed: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized SignedRoster")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SiteReport(Table):
+    """What a site said of itself in its last Poll; one row a site, overwritten."""
+
+    __tablename__ = "site_reports"
+
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="when the Poll arrived: the age of all below")
+    state: Mapped[str] = mapped_column(comment="name of a SiteState")
+    reasons: Mapped[str] = mapped_column(comment="names of StateReasons, comma separated")
+    progress_percent: Mapped[int] = mapped_column(comment="0..100 of local training")
+    model_digest: Mapped[bytes] = mapped_column(LargeBinary, comment="newest model the site verified; may be empty")
+    roster_epoch: Mapped[int] = mapped_column(comment="the roster the site holds")
+    version: Mapped[str] = mapped_column(comment="hemofed version the site runs")
+    ledger_entries: Mapped[int] = mapped_column(comment="length of the site's egress ledger")
+    ledger_head: Mapped[bytes] = mapped_column(LargeBinary, comment="its head hash")
+
+
+class Run(Table):
+    """A signed plan being carried out."""
+
+    __tablename__ = "runs"
+
+    run_id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="16 bytes, from the plan")
+    name: Mapped[str] = mapped_column(comment="from the plan, for people")
+    signed_plan: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized SignedPlan")
+    plan_digest: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of the plan bytes", unique=True)
+    state: Mapped[RunState] = mapped_column()
+    reason: Mapped[str | None] = mapped_column(comment="why it is paused or aborted")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Round(Table):
+    """One round; the driver leases the rows that are not over and steps each."""
+
+    __tablename__ = "rounds"
+    __table_args__ = (
+        UniqueConstraint("run_id", "number"),
+        Index("ix_rounds_due", "state", "lease_until"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    number: Mapped[int] = mapped_column(comment="1..plan.rounds + 1; the last one only evaluates")
+    attempt: Mapped[int] = mapped_column(comment="1..; grows when masking starts over")
+    state: Mapped[RoundState] = mapped_column()
+    reason: Mapped[str | None] = mapped_column(comment="why it was abandoned, or why the last attempt failed")
+    base_model: Mapped[bytes] = mapped_column(LargeBinary, comment="digest of the model it starts from")
+    roster_epoch: Mapped[int] = mapped_column(comment="frozen with the cohort; 0 while TRAINING")
+    opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    phase_since: Mapped[datetime] = mapped_column(UtcDateTime, comment="when it entered its state")
+    deadline: Mapped[datetime] = mapped_column(UtcDateTime, comment="of its state; meaningless once over")
+    lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="free again afterwards")
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    sum_blob: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the opened sum; PUBLISHED only")
+    sum_size_bytes: Mapped[int | None] = mapped_column()
+    members: Mapped[int | None] = mapped_column(comment="uploads in the sum; PUBLISHED only")
+    next_model: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the model it led to")
+
+
+class PhaseTime(Table):
+    """How long a round stayed in each state; for the dashboard and the benchmark."""
+
+    __tablename__ = "phase_times"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), index=True)
+    attempt: Mapped[int] = mapped_column()
+    state: Mapped[RoundState] = mapped_column()
+    seconds: Mapped[float] = mapped_column()
+
+
+class Seat(Table):
+    """One site in one round. Payloads belong to the current attempt and are cleared when a new one begins."""
+
+    __tablename__ = "seats"
+
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    state: Mapped[SeatState] = mapped_column()
+    decline_reason: Mapped[str | None] = mapped_column(comment="name of a StateReason; DECLINED only")
+    advertisement: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Advertisement; from KEYED on")
+    shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
+    upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
+    upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
+    confirmation: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Confirmation; from CONFIRMED on")
+    reveal: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized RevealMessage; REVEALED only")
+    bytes_up: Mapped[int] = mapped_column(default=0, comment="message and blob bytes received from the site this round")
+    bytes_down: Mapped[int] = mapped_column(default=0, comment="message and blob bytes sent to it this round")
+
+
+class ModelVersion(Table):
+    """A model of a run: the initial one, and one a published round."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("run_id", "round_number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    round_number: Mapped[int] = mapped_column(comment="round that made it; 0 for the initial model")
+    digest: Mapped[bytes] = mapped_column(LargeBinary, comment="federation.manifest.model_digest", index=True)
+    blob: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of its safetensors file in blobs")
+    size_bytes: Mapped[int] = mapped_column(comment="of that file")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ModelMetrics(Table):
+    """What the opened header words of a round say of that round's base model, over the whole cohort."""
+
+    __tablename__ = "model_metrics"
+
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    model_digest: Mapped[bytes] = mapped_column(LargeBinary, comment="the model judged: the round's base model")
+    cohort_size: Mapped[int] = mapped_column(comment="sites in the sum")
+    train_loss: Mapped[float | None] = mapped_column(comment="mean local training loss of the round; null if untrained")
+    studies: Mapped[int | None] = mapped_column(comment="studies trained on, over the cohort; null if untrained")
+    report: Mapped[str] = mapped_column(
+        comment="JSON: per label positives, negatives, AUC, log loss, ECE; weighted_log_loss; null where n is too small"
+    )
+
+
+class Audit(Table):
+    """Append-only: who changed what, from what, to what, why. One row a transition, in its transaction."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    actor: Mapped[str] = mapped_column(comment="site:<name>, operator, driver:<owner>")
+    subject: Mapped[str] = mapped_column(comment="run:<hex>, round:<hex>/<n>, seat:<hex>/<n>/<site>, site:<name>")
+    before: Mapped[str | None] = mapped_column(comment="state left")
+    after: Mapped[str] = mapped_column(comment="state entered, or what happened")
+    why: Mapped[str] = mapped_column(comment="one sentence or a closed code; never free text from a site")
+
+
+class Administrator(Table):
+    """Somebody who may log in to the dashboard."""
+
+    __tablename__ = "administrators"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    password_hash: Mapped[str] = mapped_column(comment="scrypt$n$r$p$salt$hash, base64")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
