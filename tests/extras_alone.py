@@ -1,0 +1,60 @@
+"""Install each extra alone in a throw-away environment and import every module of that side.
+
+A module that needs a library its side does not declare, or declares the other side's library, fails here: the
+aggregator must start without torch, the agent without torch and pydicom, the trainer without grpc.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = ["federation"]
+SIDES: dict[str, tuple[list[str], list[str]]] = {  # extra: packages to import whole, libraries that must be absent
+    "aggregator": (["aggregator", *CONTRACT], ["torch", "pydicom"]),
+    "agent": (["site_client.agent", *CONTRACT], ["torch", "pydicom", "fastapi", "sqlalchemy"]),
+    "trainer": (
+        ["site_client.ingest", "site_client.model", "site_client.training", "site_client.trainer", "site_client.phantom"],
+        ["grpc", "fastapi"],
+    ),
+}
+IMPORT_ALL = """
+import importlib, importlib.util, pkgutil, sys
+names, absent = sys.argv[1].split(","), sys.argv[2].split(",")
+for name in absent:
+    assert importlib.util.find_spec(name) is None, f"{name} was installed and must not be"
+for name in names:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        if not (name == "federation" and module.name.endswith("_pb2_grpc")):
+            importlib.import_module(module.name)
+print("  imported every module of", ", ".join(names), flush=True)
+"""
+
+
+def main() -> None:
+    for extra, (packages, absent) in SIDES.items():
+        print(f"extra [{extra}] alone", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            python = _install(Path(folder), extra)
+            subprocess.run(
+                [python, "-W", "error", "-c", IMPORT_ALL, ",".join(packages), ",".join(absent)],
+                check=True,
+                cwd=folder,
+                env=os.environ | {"PYTHONWARNINGS": "default"},
+            )
+
+
+def _install(folder: Path, extra: str) -> str:
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = str(folder / "bin" / "python")
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    constraints = str(ROOT / "deploy" / "constraints.txt")
+    subprocess.run([*pip, "-c", constraints, f"{ROOT}[{extra}]"], check=True, stderr=subprocess.DEVNULL)
+    return python
+
+
+if __name__ == "__main__":
+    main()
