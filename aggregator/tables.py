@@ -189,7 +189,9 @@ class Seat(Table):
     shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
     upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
     upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
-    confirmation: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Confirmation; from CONFIRMED on")
+    confirmation: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="serialized Confirmation; from CONFIRMED on"
+    )
     reveal: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized RevealMessage; REVEALED only")
     bytes_up: Mapped[int] = mapped_column(default=0, comment="message and blob bytes received from the site this round")
     bytes_down: Mapped[int] = mapped_column(default=0, comment="message and blob bytes sent to it this round")

@@ -1,0 +1,230 @@
+"""Content-addressed files: masked uploads, opened sums, models. A blob is named by its SHA-256 and nothing else.
+
+Five verbs, so that an object store can stand behind the same ones later:
+
+    offer(digest, size)              how much of it is here already
+    put(digest, size, offset, data)  one chunk of an upload, in order; the last one completes it
+    add(bytes or file)               a whole blob of our own making
+    open(digest)                     a complete blob, for reading
+    drop(digest)                     forget it, complete or not
+
+A blob is either absent, partial or complete, and only its hash makes it complete: chunks gather in `partial/`, and are
+renamed into place after hashing and fsync. What a crash leaves in `partial/` is gone on with, or, if the disk lost
+part of it, found out by the hash and begun again. Names on disk come from 32 raw bytes through hex, so no caller can
+choose a path.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
+
+CHUNK_BYTES = 1 << 20  # federation/v1/blobs.proto: no message carries more
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an upload is."""
+
+    held_bytes: int
+    complete: bool  # all bytes there and the hash right
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """A complete blob."""
+
+    digest: bytes
+    size_bytes: int
+
+
+class Blobs:
+    """One folder of blobs. Safe for several threads and processes: each partial blob is locked while it grows."""
+
+    def __init__(self, folder: Path, size_limit_bytes: int) -> None:
+        """Use `folder`, made if missing (0700). No blob may be larger than `size_limit_bytes`."""
+        self._whole = folder / "whole"
+        self._partial = folder / "partial"
+        self._size_limit_bytes = size_limit_bytes
+        for made in (folder, self._whole, self._partial):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def offer(self, digest: bytes, size_bytes: int) -> Progress:
+        """Say where an upload should go on. Asking twice changes nothing.
+
+        A crash may have come between the last chunk and its hashing; then the hashing happens here.
+
+        Raises: BlobRefused for a digest that is not 32 bytes, a size of 0 or above the limit, or a complete blob of
+        another size.
+        """
+        self._check_size(size_bytes)
+        whole, partial = self._whole_path(digest), self._partial_path(digest)
+        if whole.exists():
+            return _finished(whole, size_bytes)
+        if not partial.exists():
+            return Progress(0, complete=False)
+        with self._locked_partial(digest) as file:
+            held = os.fstat(file).st_size
+            if held < size_bytes:
+                return Progress(held, complete=False)
+            try:
+                self._complete(file, digest)
+            except DigestRefused:
+                return Progress(0, complete=False)
+            return Progress(size_bytes, complete=True)
+
+    def put(self, digest: bytes, size_bytes: int, offset: int, data: bytes) -> Progress:
+        """Append one chunk. A chunk that is here already is accepted and changes nothing.
+
+        Raises: OffsetRefused when it leaves a gap or straddles the end of what is held; BlobRefused for a chunk that
+        is empty, above 1 MiB, or goes beyond `size_bytes`; DigestRefused when the last byte is here and the hash wrong.
+        """
+        self._check_size(size_bytes)
+        if not 1 <= len(data) <= CHUNK_BYTES or offset < 0 or offset + len(data) > size_bytes:
+            raise BlobRefused(
+                f"expected a chunk of 1..{CHUNK_BYTES} bytes within {size_bytes}, got {len(data)} bytes at {offset}"
+            )
+        whole = self._whole_path(digest)
+        whole = self._whole_path(digest)
+        with self._locked_partial(digest) as file:
+            if whole.exists():  # finished before, or by a call this one waited for
+                self._partial_path(digest).unlink()
+                return _finished(whole, size_bytes)
+            held = os.fstat(file).st_size
+            if offset > held or offset < held < offset + len(data):
+                raise OffsetRefused(f"expected the chunk at offset {held}, got one at {offset}; go on at {held}", held)
+            if offset == held:
+                _write_all(file, data)
+                held += len(data)
+            if held < size_bytes:
+                return Progress(held, complete=False)
+            self._complete(file, digest)
+            return Progress(size_bytes, complete=True)
+
+    def add(self, source: bytes | Path) -> StoredBlob:
+        """Store a whole blob from memory or from a file. The same content twice is one blob.
+
+        Raises: BlobRefused when it is empty or above the limit.
+        """
+        temporary = self._partial / f"add-{secrets.token_hex(16)}"
+        hasher, size_bytes = hashlib.sha256(), 0
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            for chunk in _chunks(source):
+                _write_all(file, chunk)
+                hasher.update(chunk)
+                size_bytes += len(chunk)
+            self._check_size(size_bytes)
+            self._publish(file, temporary, hasher.digest())
+        finally:
+            os.close(file)
+            temporary.unlink(missing_ok=True)
+        return StoredBlob(hasher.digest(), size_bytes)
+
+    def open(self, digest: bytes) -> BinaryIO:
+        """A complete blob, opened for reading at its start; seekable, a real file (numpy may map it).
+
+        Raises: NotFound when it is absent or only partial. BlobRefused for a digest that is not 32 bytes.
+        """
+        try:
+            return os.fdopen(os.open(self._whole_path(digest), os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        except FileNotFoundError:
+            raise NotFound(f"no complete blob {digest.hex()}") from None
+
+    def drop(self, digest: bytes) -> None:
+        """Forget a blob, complete or partial; nothing happens when there is none. An open reader keeps its bytes."""
+        self._whole_path(digest).unlink(missing_ok=True)
+        self._partial_path(digest).unlink(missing_ok=True)
+
+    def _complete(self, file: int, digest: bytes) -> None:
+        path = self._partial_path(digest)
+        with open(path, "rb") as reader:
+            actual = hashlib.file_digest(reader, "sha256").digest()
+        if actual != digest:
+            path.unlink()
+            raise DigestRefused(f"expected bytes hashing to {digest.hex()}, got {actual.hex()}; send them again from 0")
+        self._publish(file, path, digest)
+
+    def _publish(self, file: int, path: Path, digest: bytes) -> None:
+        whole = self._whole_path(digest)
+        whole.parent.mkdir(mode=0o700, exist_ok=True)
+        os.fsync(file)
+        path.rename(whole)
+        for folder in (whole.parent, self._whole):
+            _sync_folder(folder)
+
+    @contextmanager
+    def _locked_partial(self, digest: bytes) -> Iterator[int]:
+        path = self._partial_path(digest)
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if _still_at(path, file):
+                    yield file
+                    return
+            finally:
+                os.close(file)
+
+    def _check_size(self, size_bytes: int) -> None:
+        if not 1 <= size_bytes <= self._size_limit_bytes:
+            raise BlobRefused(f"expected a blob of 1..{self._size_limit_bytes} bytes, got {size_bytes}")
+
+    def _whole_path(self, digest: bytes) -> Path:
+        name = _name(digest)
+        return self._whole / name[:2] / name
+
+    def _partial_path(self, digest: bytes) -> Path:
+        return self._partial / _name(digest)
+
+
+def _name(digest: bytes) -> str:
+    if len(digest) != DIGEST_BYTES:
+        raise BlobRefused(f"expected a SHA-256 digest of {DIGEST_BYTES} bytes, got {len(digest)}")
+    return digest.hex()
+
+
+def _finished(whole: Path, size_bytes: int) -> Progress:
+    actual = whole.stat().st_size
+    if actual != size_bytes:
+        raise BlobRefused(f"expected size {actual} of the blob already here, got {size_bytes}")
+    return Progress(actual, complete=True)
+
+
+def _still_at(path: Path, file: int) -> bool:
+    """Whether the file locked is still the one of that name: the last holder of the lock may have moved it away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _chunks(source: bytes | Path) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    with open(source, "rb") as reader:
+        while chunk := reader.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

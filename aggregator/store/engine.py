@@ -1,0 +1,148 @@
+"""The database connection, and the one way to change a state.
+
+Every module of this package takes a `Session` that `Store.read` or `Store.write` made, so that a use case chooses
+what belongs into one transaction. Rows stay readable after it ends.
+
+SQLite runs in WAL with full synchronisation: readers never wait, writers take the write lock when they begin, so that a
+transaction that has read cannot fail halfway for a lock. A postgresql URL works the same; there the guard of
+`transition` is what decides a race.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, Update, create_engine, event, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from aggregator.errors import LostRace
+from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, RoundState, RunState, SeatState
+from aggregator.tables import Audit
+
+BUSY_TIMEOUT_MS = 30_000
+
+State = TypeVar("State", RunState, RoundState, SeatState)
+
+
+class Store:
+    """One engine, handed to every use case. Thread-safe; a Session is not."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._writer = engine.execution_options(hemofed_write=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One consistent snapshot; whatever is written in it is rolled back."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@dataclass(frozen=True)
+class Change:
+    """Who changes what, when and why: the audit row that goes with a change, less the states."""
+
+    at: datetime
+    actor: str  # site:<name>, operator, driver:<owner>
+    subject: str  # run:<hex>, round:<hex>/<n>, seat:<hex>/<n>/<site>, site:<name>
+    why: str  # one sentence or a closed code; never free text from a site
+
+
+def open_store(url: str) -> Store:
+    """Connect. The tables must be there already: `migrations` makes them.
+
+    Args: `url` as SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
+    """
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_engine(url, pool_size=32, max_overflow=32)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return Store(engine)
+    return Store(create_engine(url, pool_size=32, max_overflow=32, pool_pre_ping=True))
+
+
+def transition(
+    session: Session,
+    column: InstrumentedAttribute[State],
+    where: ColumnElement[bool],
+    before: State,
+    after: State,
+    change: Change,
+    values: Mapping[str, object] | None = None,
+) -> None:
+    """Move one row from `before` to `after`, together with `values`, and write its audit row.
+
+    `where` must name one row; its state is guarded here. Example:
+        transition(session, Round.state, Round.id == 7, RoundState.TRAINING, RoundState.KEYS, change, {"deadline": ...})
+
+    Raises: LostRace when the row is not in `before` (any more). ValueError for a step that `states` does not know.
+    """
+    if after not in allowed_after(before):
+        raise ValueError(f"{type(before).__name__}: no transition from {before} to {after} in aggregator.states")
+    statement = update(column.class_).where(where, column == before).values({column.key: after, **(values or {})})
+    guarded(session, statement, change, before.value, after.value)
+
+
+def guarded(session: Session, statement: Update, change: Change, before: str | None, after: str) -> None:
+    """Run an UPDATE whose WHERE holds the old state, and write its audit row; for changes that are no state column.
+
+    Raises: LostRace when no row matched. RuntimeError when several did: the WHERE named more than one row.
+    """
+    # An UPDATE executed by a Session always yields a CursorResult (SQLAlchemy 2, "ORM-enabled UPDATE").
+    statement = statement.execution_options(synchronize_session=False)
+    result = cast("CursorResult[Any]", session.execute(statement))
+    if result.rowcount == 0:
+        raise LostRace(
+            f"{change.subject}: expected {before or 'the state just read'} before {after}, but it has changed"
+        )
+    if result.rowcount > 1:
+        raise RuntimeError(f"{change.subject}: {result.rowcount} rows for one transition")
+    record(session, change, before, after)
+
+
+def record(session: Session, change: Change, before: str | None, after: str) -> None:
+    """Append one audit row to the transaction in hand: for a row that begins, or for what has no state."""
+    session.add(
+        Audit(at=change.at, actor=change.actor, subject=change.subject, before=before, after=after, why=change.why)
+    )
+
+
+def allowed_after(
+    before: RunState | RoundState | SeatState,
+) -> frozenset[RunState] | frozenset[RoundState] | frozenset[SeatState]:
+    """What may follow `before`, from the table of its kind."""
+    match before:
+        case RunState():
+            return RUN_TRANSITIONS[before]
+        case RoundState():
+            return ROUND_TRANSITIONS[before]
+        case SeatState():
+            return SEAT_TRANSITIONS[before]
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 begins nothing by itself; _begin_sqlite does
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",  # an answered call must survive a power cut: the site will not repeat it
+        "foreign_keys = ON",
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("hemofed_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
