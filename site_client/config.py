@@ -1,0 +1,195 @@
+"""site.toml -> Settings. deploy/site.toml documents every key, its default, its unit and what follows from it.
+
+An unknown key, a missing one, a wrong type or a value out of range stops the start with one sentence. Relative paths
+are relative to the folder of the file.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from site_client.errors import ConfigRefused
+
+DEFAULT_FILE = Path("/etc/hemofed/site.toml")
+_T = TypeVar("_T")
+_WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+METRICS = ("HISTOGRAMS", "LOSS")  # federation.v1 Metric names
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """Where the consortium's aggregator is, and how to get there."""
+
+    address: str = ""  # host:port of the mutual-TLS listener; "": the one learnt at join
+    enrolment_address: str = ""  # host:port of the enrolment listener; "": the one given to join
+    proxy: str = field(default="", repr=False)  # http://[user:password@]host:port; "": direct
+
+    def __post_init__(self) -> None:
+        for name, value in (("address", self.address), ("enrolment_address", self.enrolment_address)):
+            _require(not value or _is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
+        if self.proxy:
+            parts = urlsplit(self.proxy)
+            # gRPC ignores an https:// proxy without a word and dials directly.
+            _require(parts.scheme == "http", "aggregator.proxy begins with http:// (https:// proxies do not work)")
+            _require(bool(parts.hostname and parts.port), "aggregator.proxy is http://[user:password@]host:port")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are. The agent uses <state>/agent and the spool; the trainer everything else."""
+
+    state: Path = Path("/var/lib/hemofed")
+    spool: Path = Path("/var/lib/hemofed/spool")
+    export: Path = Path("/srv/hemofed/export")
+    labels: tuple[Path, ...] = ()
+    cache: Path = Path("/var/cache/hemofed")
+
+    @property
+    def agent(self) -> Path:
+        """State of the agent: keys, roster, ledger, rounds, models."""
+        return self.state / "agent"
+
+    @property
+    def trainer(self) -> Path:
+        """State of the trainer: catalog, checkpoints."""
+        return self.state / "trainer"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What this hospital allows. It can only tighten what a plan says."""
+
+    plan_approval: Literal["ask", "automatic"] = "ask"
+    cohort_min: int = 3
+    studies_min: int = 32
+    metrics: tuple[str, ...] = METRICS
+
+    def __post_init__(self) -> None:
+        _between("policy.cohort_min", self.cohort_min, 3, 500)
+        _between("policy.studies_min", self.studies_min, 1, 1_000_000)
+        for name in self.metrics:
+            _require(name in METRICS, f"policy.metrics holds names of {', '.join(METRICS)}, got {name!r}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the trainer may use."""
+
+    threads: int = 0  # 0: as many as there are cores
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    validation_fraction: float = 0.2
+    cache_max_gib: float = 50.0
+
+    def __post_init__(self) -> None:
+        _between("training.threads", self.threads, 0, 1024)
+        _between("training.validation_fraction", self.validation_fraction, 0.05, 0.5)
+        _between("training.cache_max_gib", self.cache_max_gib, 0.1, 100_000)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """How the agent paces itself."""
+
+    poll_min_s: float = 0.2
+    poll_max_s: float = 600.0
+    trainer_silent_s: float = 180.0
+    stall_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _between("agent.poll_min_s", self.poll_min_s, 0.01, 60)
+        _between("agent.poll_max_s", self.poll_max_s, self.poll_min_s, 86_400)
+        _between("agent.trainer_silent_s", self.trainer_silent_s, 5, 86_400)
+        _between("agent.stall_s", self.stall_s, 5, 3_600)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole site.toml."""
+
+    name: str
+    aggregator: Aggregator = Aggregator()
+    folders: Folders = Folders()
+    policy: Policy = Policy()
+    training: Training = Training()
+    agent: Agent = Agent()
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", self.name) is not None,
+            f"name is 1..63 of a-z, 0-9 and -, got {self.name[:80]!r}",
+        )
+
+
+def load(path: Path) -> Settings:
+    """Reads and checks a site.toml."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigRefused(f"{path} cannot be read ({error.strerror}); give the file with --config") from error
+    return parse(text, path.parent)
+
+
+def parse(text: str, base: Path) -> Settings:
+    """Checks the text of a site.toml; `base` is the folder its relative paths start from."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigRefused(f"site.toml is not TOML: {error}") from error
+    return _section(Settings, table, "", base)
+
+
+def _section(cls: type[_T], table: Mapping[str, Any], prefix: str, base: Path) -> _T:
+    hints = get_type_hints(cls)
+    _refuse_unknown(table, list(hints), prefix)
+    values = {}
+    for key in fields(cls):  # type: ignore[arg-type]  # only the dataclasses above are passed
+        if key.name in table:
+            values[key.name] = _value(hints[key.name], table[key.name], prefix + key.name, base)
+        elif key.default is MISSING:
+            raise ConfigRefused(f"site.toml: {prefix}{key.name} is missing; deploy/site.toml shows every key")
+    return cls(**values)
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigRefused(f"site.toml: {prefix}{key} is unknown; nearest is {prefix}{near[0]}")
+
+
+def _value(kind: Any, value: Any, name: str, base: Path) -> Any:
+    if get_origin(kind) is Literal:
+        _require(value in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}, got {value!r}")
+        return value
+    if get_origin(kind) is tuple:
+        _require(isinstance(value, list), f"{name} is a list, got {value!r}")
+        return tuple(_value(get_args(kind)[0], item, name, base) for item in value)
+    if kind is Path:
+        _require(isinstance(value, str), f"{name} is a path, got {value!r}")
+        return base / value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (str, int, float, bool):
+        _require(type(value) is kind, f"{name} is {_WORDS[kind]}, got {value!r}")
+        return value
+    _require(isinstance(value, dict), f"{name} is a table, [{name}]")
+    return _section(kind, value, f"{name}.", base)
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    _require(low <= value <= high, f"{name} is from {low} to {high}, got {value}")
+
+
+def _is_host_port(value: str) -> bool:
+    host, _, port = value.rpartition(":")
+    return bool(re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", host)) and port.isdigit() and 0 < int(port) < 65536
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ConfigRefused(f"site.toml: {sentence}")

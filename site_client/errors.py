@@ -1,0 +1,73 @@
+"""What can go wrong at a site.
+
+SiteError
+├── ConfigRefused      site.toml is not what it has to be; the start stops
+├── SpoolRefused       a record in the spool is not what its schema says
+├── IdentityRefused    keys, certificates or a roster that must not be used
+├── LinkError
+│   ├── Unreachable    no answer; trying again later may help (retryable)
+│   └── Refused        the aggregator said no, and will say no again
+├── EgressRefused      the guard did not let a message leave
+├── LedgerBroken       the egress ledger's chain does not verify; nothing leaves until a person has looked
+├── StepRefused        the aggregator asked for something this site must not do
+└── ModelMismatch      a model does not have the digest it was announced with
+
+Every message says what was expected, what was there, and what to do. No message carries a patient's value, a value out
+of a DICOM header, or the path of an image.
+"""
+
+
+class SiteError(Exception):
+    """The root. `retryable`: the same call may succeed later without anybody changing anything."""
+
+    retryable = False
+
+
+class ConfigRefused(SiteError):
+    """site.toml has an unknown key, a missing one, or a value out of range."""
+
+
+class SpoolRefused(SiteError):
+    """A record in the spool does not follow its schema, or its bytes do not have the digest it names."""
+
+
+class IdentityRefused(SiteError):
+    """A key, certificate, token or roster is missing or must not be trusted."""
+
+
+class LinkError(SiteError):
+    """A call to the aggregator did not succeed."""
+
+
+class Unreachable(LinkError):
+    """No answer, or one that asks to come back later."""
+
+    retryable = True
+
+
+class Refused(LinkError):
+    """The aggregator refused the call, and the same call will be refused again. `code` is the gRPC status name."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EgressRefused(SiteError):
+    """The guard did not let a message leave this site."""
+
+
+class LedgerBroken(SiteError):
+    """An entry of the egress ledger was changed, removed or reordered. `seq` is the first that does not verify."""
+
+    def __init__(self, message: str, seq: int) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
+class StepRefused(SiteError):
+    """The aggregator asked for something that would break what this site promises to its patients."""
+
+
+class ModelMismatch(SiteError):
+    """A downloaded or computed model does not have the announced digest."""

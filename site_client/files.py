@@ -1,0 +1,90 @@
+"""Files and folders that survive a crash: built under a dot name, synced, then renamed."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Writes a file inside a folder nobody reads yet, durably; `mode` whatever the umask says."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces a file so that a crash at any moment leaves either the old bytes or the new ones, durably."""
+    draft = path.with_name(f".{path.name}.new")
+    write_file(draft, data, mode)
+    draft.rename(path)
+    sync_folder(path.parent)
+
+
+def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
+    """Copies into a new file, durably."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        os.fchmod(writer.fileno(), mode)
+        shutil.copyfileobj(reader, writer)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and removals inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if there is one. A folder first loses its name: no reader finds half of it."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith("."):
+        doomed = path.with_name(f".{path.name}.gone")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path = path.rename(doomed)
+    shutil.rmtree(path)
+    sync_folder(path.parent)
+
+
+class Building:
+    """A folder under a dot name that gets its real name when the block ends well; nothing stays when it does not."""
+
+    def __init__(self, target: Path, mode: int = 0o700) -> None:
+        self._target, self._mode = target, mode
+        self._draft = target.with_name(f".{target.name}")
+
+    def __enter__(self) -> Path:
+        remove(self._draft)
+        self._draft.mkdir()
+        self._draft.chmod(self._mode)
+        return self._draft
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            remove(self._draft)
+            return
+        sync_folder(self._draft)
+        self._draft.rename(self._target)
+        sync_folder(self._target.parent)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Removes what a crash left between building and renaming. Only for a folder with one writer."""
+    for leftover in folder.glob(".*"):
+        remove(leftover)
+
+
+def sha256_of(path: Path) -> bytes:
+    """Digest of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
