@@ -112,11 +112,11 @@ class Settings:
     """A whole site.toml."""
 
     name: str
-    aggregator: Aggregator = Aggregator()
-    folders: Folders = Folders()
-    policy: Policy = Policy()
-    training: Training = Training()
-    agent: Agent = Agent()
+    aggregator: Aggregator = field(default_factory=Aggregator)
+    folders: Folders = field(default_factory=Folders)
+    policy: Policy = field(default_factory=Policy)
+    training: Training = field(default_factory=Training)
+    agent: Agent = field(default_factory=Agent)
 
     def __post_init__(self) -> None:
         _require(
@@ -150,7 +150,7 @@ def _section(cls: type[_T], table: Mapping[str, Any], prefix: str, base: Path) -
     for key in fields(cls):  # type: ignore[arg-type]  # only the dataclasses above are passed
         if key.name in table:
             values[key.name] = _value(hints[key.name], table[key.name], prefix + key.name, base)
-        elif key.default is MISSING:
+        elif key.default is MISSING and key.default_factory is MISSING:
             raise ConfigRefused(f"site.toml: {prefix}{key.name} is missing; deploy/site.toml shows every key")
     return cls(**values)
 

@@ -1,0 +1,65 @@
+"""site.toml: the commented reference equals the defaults, and every mistake gets one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from site_client.config import Aggregator, Folders, Policy, Settings, load, parse
+from site_client.errors import ConfigRefused
+
+REFERENCE = Path(__file__).parents[2] / "deploy" / "site.toml"
+
+
+def test_the_reference_file_holds_every_key_at_its_default() -> None:
+    assert load(REFERENCE) == Settings("example-hospital")
+    written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
+    sections = Settings("x")
+    expected = {"name"}
+    for name in ("aggregator", "folders", "policy", "training", "agent"):
+        expected |= set(getattr(sections, name).__dataclass_fields__)
+    assert written == expected
+
+
+def test_a_short_file_takes_the_defaults_for_the_rest() -> None:
+    assert parse('name = "mercy"', Path("/")) == Settings("mercy")
+
+
+def test_relative_paths_start_at_the_file() -> None:
+    settings = parse('name = "mercy"\n[folders]\nexport = "export"\nlabels = ["a.csv", "/b.csv"]', Path("/srv/site"))
+    assert settings.folders.export == Path("/srv/site/export")
+    assert settings.folders.labels == (Path("/srv/site/a.csv"), Path("/b.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "name is missing"),
+        ('name = "Mercy West"', "name is 1..63"),
+        ('name = "m"\n[polcy]', "polcy is unknown; nearest is policy"),
+        ('name = "m"\n[policy]\ncohort_minimum = 3', "nearest is policy.cohort_min"),
+        ('name = "m"\n[policy]\ncohort_min = 2', "policy.cohort_min is from 3 to 500"),
+        ('name = "m"\n[policy]\ncohort_min = true', "policy.cohort_min is a whole number"),
+        ('name = "m"\n[policy]\nplan_approval = "yes"', "policy.plan_approval is one of ask, automatic"),
+        ('name = "m"\n[policy]\nmetrics = ["AUC"]', "policy.metrics holds names of"),
+        ('name = "m"\npolicy = 3', "policy is a table"),
+        ('name = "m"\n[aggregator]\naddress = "hub"', "aggregator.address is host:port"),
+        ('name = "m"\n[aggregator]\nproxy = "https://proxy:3128"', "https:// proxies do not work"),
+        ('name = "m"\n[aggregator]\nproxy = "http://proxy"', "aggregator.proxy is http://"),
+        ('name = "m', "site.toml is not TOML"),
+    ],
+)
+def test_a_mistake_stops_the_start_with_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigRefused) as refusal:
+        parse(text, Path("/"))
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(ConfigRefused, match="cannot be read"):
+        load(tmp_path / "site.toml")
+
+
+def test_the_proxy_password_is_not_in_the_repr() -> None:
+    settings = Settings("m", Aggregator("hub:443", proxy="http://u:secret@proxy:3128"), Folders(), Policy())
+    assert "secret" not in repr(settings)
