@@ -1,0 +1,225 @@
+"""Rows of rounds and seats: leases, transitions, payloads, byte counts."""
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Update, or_, select, update
+from sqlalchemy.orm import Session
+
+from aggregator.errors import NotFound
+from aggregator.states import RoundState, SeatState
+from aggregator.store.engine import Change, record, transition
+from aggregator.tables import ModelMetrics, PhaseTime, Round, Seat
+
+OVER = (RoundState.PUBLISHED, RoundState.ABANDONED)
+
+
+def subject(row: Round) -> str:
+    """How the audit names a round."""
+    return f"round:{row.run_id.hex()}/{row.number}"
+
+
+def seat_subject(row: Round, site: str) -> str:
+    """How the audit names a seat."""
+    return f"seat:{row.run_id.hex()}/{row.number}/{site}"
+
+
+# --- rounds ---
+
+
+def open_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
+    """Begin a round in TRAINING with an OFFERED seat for every site."""
+    session.add(row)
+    session.flush()
+    record(session, change, None, row.state.value)
+    for site in sorted(sites):
+        add_seat(session, row, site)
+
+
+def by_id(session: Session, round_id: int) -> Round:
+    """Raises: NotFound."""
+    row = session.get(Round, round_id)
+    if row is None:
+        raise NotFound(f"no round with id {round_id}")
+    return row
+
+
+def get(session: Session, run_id: bytes, number: int) -> Round:
+    """Raises: NotFound."""
+    row = session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)).first()
+    if row is None:
+        raise NotFound(f"no round {number} in run {run_id.hex()}")
+    return row
+
+
+def lock(session: Session, run_id: bytes, number: int) -> Round:
+    """Like `get`, and no driver can move the round before this transaction ends.
+
+    SQLite's writers exclude each other anyway; elsewhere this takes a shared lock on the row.
+    """
+    statement = select(Round).where(Round.run_id == run_id, Round.number == number).with_for_update(read=True)
+    row = session.scalars(statement).first()
+    if row is None:
+        raise NotFound(f"no round {number} in run {run_id.hex()}")
+    return row
+
+
+def newest(session: Session, run_id: bytes) -> Round | None:
+    """The round with the highest number, over or not."""
+    return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)).first()
+
+
+def of_run(session: Session, run_id: bytes) -> list[Round]:
+    """All rounds by number."""
+    return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
+
+
+def open_ids(session: Session) -> list[int]:
+    """Rounds that are not over, oldest first: what drivers look after."""
+    return list(session.scalars(select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)))
+
+
+def move(
+    session: Session, row: Round, after: RoundState, change: Change, values: Mapping[str, object] | None = None
+) -> None:
+    """One transition of a round, from the state `row` was read in; the time it spent there is kept.
+
+    Raises: LostRace when it has left that state.
+    """
+    ended = {"ended_at": change.at, "lease_owner": None, "lease_until": None} if after in OVER else {}
+    merged = {"phase_since": change.at, **ended, **(values or {})}
+    # The attempt is part of the guard: a round that came back to the same state in a later attempt is another matter.
+    where = (Round.id == row.id) & (Round.attempt == row.attempt)
+    transition(session, Round.state, where, row.state, after, change, merged)
+    seconds = max(0.0, (change.at - row.phase_since).total_seconds())
+    session.add(PhaseTime(round_id=row.id, attempt=row.attempt, state=row.state, seconds=seconds))
+
+
+def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
+    """In the order they were spent."""
+    return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
+
+
+def publishes_sum(session: Session, digest: bytes) -> list[Round]:
+    """The rounds whose opened sum is the blob `digest`; usually one or none."""
+    return list(session.scalars(select(Round).where(Round.sum_blob == digest)))
+
+
+def add_metrics(session: Session, metrics: ModelMetrics) -> None:
+    session.add(metrics)
+    session.flush()
+
+
+def metrics_of_run(session: Session, run_id: bytes) -> list[ModelMetrics]:
+    """By round number."""
+    joined = select(ModelMetrics).join(Round, Round.id == ModelMetrics.round_id)
+    return list(session.scalars(joined.where(Round.run_id == run_id).order_by(Round.number)))
+
+
+# --- leases ---
+
+
+def lease(session: Session, round_id: int, owner: str, now: datetime, until: datetime) -> bool:
+    """Take or renew the lease; False when another driver holds it or the round is over.
+
+    No audit row: a lease changes nothing that anybody but drivers can see.
+    """
+    free = or_(Round.lease_until.is_(None), Round.lease_until <= now, Round.lease_owner == owner)
+    statement = update(Round).where(Round.id == round_id, free, Round.state.not_in(OVER))
+    return _rows(session, statement.values(lease_owner=owner, lease_until=until)) == 1
+
+
+def release(session: Session, round_id: int, owner: str) -> None:
+    """Give the lease back, if this driver still holds it."""
+    statement = update(Round).where(Round.id == round_id, Round.lease_owner == owner)
+    _rows(session, statement.values(lease_owner=None, lease_until=None))
+
+
+# --- seats ---
+
+
+def add_seat(session: Session, row: Round, site: str) -> None:
+    """Offer the round to one more site; the unique key refuses a second seat of one site."""
+    session.add(Seat(round_id=row.id, site=site, state=SeatState.OFFERED, bytes_up=0, bytes_down=0))
+    session.flush()
+
+
+def seats(session: Session, round_id: int) -> list[Seat]:
+    """All seats of a round, payloads included, sorted by site."""
+    return list(session.scalars(select(Seat).where(Seat.round_id == round_id).order_by(Seat.site)))
+
+
+def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
+    """Site -> state, sorted by site; cheap, for the driver's look at a round."""
+    statement = select(Seat.site, Seat.state).where(Seat.round_id == round_id).order_by(Seat.site)
+    return {site: state for site, state in session.execute(statement)}
+
+
+def seat(session: Session, round_id: int, site: str) -> Seat | None:
+    """The seat of one site, if it has one."""
+    return session.get(Seat, (round_id, site))
+
+
+def held_seat(session: Session, round_id: int, site: str) -> Seat:
+    """Like `seat`. Raises: NotFound."""
+    row = seat(session, round_id, site)
+    if row is None:
+        raise NotFound("this site has no seat in that round; poll for what to do")
+    return row
+
+
+def move_seat(
+    session: Session,
+    row: Round,
+    site: str,
+    before: SeatState,
+    after: SeatState,
+    change: Change,
+    values: Mapping[str, object] | None = None,
+) -> None:
+    """One transition of a seat. Raises: LostRace when it is not in `before`."""
+    where = (Seat.round_id == row.id) & (Seat.site == site)
+    transition(session, Seat.state, where, before, after, change, values)
+
+
+def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
+    """Remember which blob the member is about to send."""
+    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
+
+
+def forget_upload(session: Session, round_id: int, site: str) -> None:
+    """The member's blob is deleted."""
+    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=None))
+
+
+def upload_seats(session: Session, digest: bytes) -> list[Seat]:
+    """The seats that expect the blob `digest`; never more than one while the doors do their work."""
+    return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
+
+
+def leftovers(session: Session) -> list[tuple[int, str, bytes]]:
+    """(round id, site, digest) of every upload whose attempt is over, so that its blob is waste."""
+    past = (RoundState.TRAINING, *OVER)
+    statement = select(Seat.round_id, Seat.site, Seat.upload_digest).join(Round, Round.id == Seat.round_id)
+    rows = session.execute(statement.where(Seat.upload_digest.is_not(None), Round.state.in_(past)))
+    return [(round_id, site, digest) for round_id, site, digest in rows if digest is not None]
+
+
+def count_bytes(session: Session, round_id: int, site: str, up: int, down: int) -> None:
+    """Add to what the site sent and received in this round."""
+    values = {"bytes_up": Seat.bytes_up + up, "bytes_down": Seat.bytes_down + down}
+    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(values))
+
+
+def with_state(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:
+    """Sites, sorted, whose seat is in one of the wanted states."""
+    return sorted(site for site, state in states.items() if state in wanted)
+
+
+def _is_seat(round_id: int, site: str) -> ColumnElement[bool]:
+    return (Seat.round_id == round_id) & (Seat.site == site)
+
+
+def _rows(session: Session, statement: Update) -> int:
+    result = session.connection().execute(statement.execution_options(synchronize_session=False))
+    return result.rowcount
