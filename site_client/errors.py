@@ -10,7 +10,10 @@ SiteError
 ├── EgressRefused      the guard did not let a message leave
 ├── LedgerBroken       the egress ledger's chain does not verify; nothing leaves until a person has looked
 ├── StepRefused        the aggregator asked for something this site must not do
-└── ModelMismatch      a model does not have the digest it was announced with
+├── ModelMismatch      a model does not have the digest it was announced with
+├── UnknownArm         the plan names a network this version does not have
+├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
+└── TrainingFailed     the training diverged, or a job could not be done
 
 Every message says what was expected, what was there, and what to do. No message carries a patient's value, a value out
 of a DICOM header, or the path of an image.
@@ -71,3 +74,15 @@ class StepRefused(SiteError):
 
 class ModelMismatch(SiteError):
     """A downloaded or computed model does not have the announced digest."""
+
+
+class UnknownArm(SiteError):
+    """The plan names a network this version does not have."""
+
+
+class CheckpointRefused(SiteError):
+    """A checkpoint cannot be read, or belongs to another round, base model, data set or configuration."""
+
+
+class TrainingFailed(SiteError):
+    """The training did not end with finite numbers, or its inputs do not fit the plan."""

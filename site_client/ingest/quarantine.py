@@ -1,0 +1,82 @@
+"""Why something in the export is not trained on: a closed list of codes, each with one sentence for the people on site.
+
+S_ a file that is none of our business; Q_ something wrong with a file, a series or a label, put aside until it changes;
+R_ a sound series that is not the one to train on; W_ used, but worth knowing. A code is all that a log, a message or a
+count ever holds: never a header's value, a UID or a path.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a file or a series is not used. The value of each is its meaning, in words."""
+
+    S_JUNK = "not an image: an empty, temporary, hidden or viewer's file"
+    S_NOT_DICOM = "not DICOM"
+    S_DIRECTORY = "a DICOMDIR, read only as a list"
+    S_SOP_CLASS = "not a CT image: report, secondary capture, segmentation, other modality"
+    S_DUPLICATE = "a copy of an image that is used"
+    S_OUTSIDE_ROOT = "a link that leaves the export"
+    S_HIDDEN_TRUTH = "a phantom's hidden answers, which ingest refuses to read"
+    Q_READ = "the file could not be read"
+    Q_TRUNCATED = "pixel data ends before the header says it should"
+    Q_NO_PIXELS = "an image without pixel data"
+    Q_NO_DECODER = "no decoder for this transfer syntax is installed"
+    Q_DECODE = "the pixel data could not be decoded"
+    Q_DECODE_LIMIT = "decoding would take more memory than allowed"
+    Q_ARCHIVE_LIMIT = "an archive beyond the limits of depth, ratio or size"
+    Q_ARCHIVE_LOCKED = "an archive with a password"
+    Q_BAD_UID = "a UID is missing or malformed"
+    Q_MISSING_TAG = "an attribute that is needed is missing or malformed"
+    Q_DUP_CONFLICT = "two different images carry one SOP instance UID"
+    Q_NO_POSITION = "no position or orientation"
+    Q_GAP = "a slice is missing between two others"
+    Q_GEOMETRY = "orientation or spacing is not usable"
+    Q_INCOMPLETE = "fewer images than the study's own list names"
+    Q_HU_RANGE = "values are not Hounsfield units: air or brain is not where it should be"
+    Q_STORAGE = "the catalog could not be written"
+    Q_LABEL_CONFLICT = "labels contradict each other"
+    R_LOCALIZER = "a localizer"
+    R_DERIVED = "a summary, map or reformat"
+    R_LOSSY = "lossy compression"
+    R_CONTRAST = "contrast agent declared"
+    R_BURNED_IN = "text burned into the image"
+    R_PERFUSION = "perfusion or another series over time"
+    R_MULTIFRAME = "enhanced multi-frame CT, which is not read yet"
+    R_TOO_FEW = "too few slices"
+    R_NOT_AXIAL = "not axial"
+    R_NOT_HEAD = "not a head"
+    R_NO_BRAIN = "no brain tissue"
+    R_EXTENT = "coverage, thickness or field of view is not that of a head CT"
+    R_LOWER_SCORE = "another series of the study is better"
+
+
+class Warn(StrEnum):
+    """What was noticed in a series that is used all the same."""
+
+    W_VARIABLE_SPACING = "distances between slices vary"
+    W_MIXED_THICKNESS = "slices of different thickness"
+    W_NO_THICKNESS = "thickness not stated, taken from the distances"
+    W_OVERLAP = "slices overlap"
+    W_LOSSY = "lossy compression, allowed here"
+    W_DERIVED = "marked as derived, which recompression alone does too"
+    W_WRAPPED = "12-bit values had wrapped and were unwrapped"
+    W_NO_PATIENT = "no patient ID: the study counts as a patient of its own"
+    W_NO_SOP_CLASS = "no SOP class: taken for CT by modality and geometry"
+    W_INSTANCE_HOLE = "instance numbers have holes, positions have none"
+
+
+class State(StrEnum):
+    """Where a series stands."""
+
+    READY = "ready"
+    WAITING = "still arriving"
+    NOT_SELECTED = "not selected"
+    QUARANTINED = "quarantined"
+
+
+def state_of(reasons: tuple[Reason, ...]) -> State:
+    """The state that a set of reasons means. Anything wrong outweighs anything merely unsuitable."""
+    if any(reason.name.startswith("Q_") for reason in reasons):
+        return State.QUARANTINED
+    return State.NOT_SELECTED if reasons else State.READY
