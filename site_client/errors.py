@@ -13,7 +13,11 @@ SiteError
 ├── ModelMismatch      a model does not have the digest it was announced with
 ├── UnknownArm         the plan names a network this version does not have
 ├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
-└── TrainingFailed     the training diverged, or a job could not be done
+├── TrainingFailed     the training diverged, or a job could not be done
+└── IngestError        the export, its labels or the catalog cannot be used as they are
+    ├── SeriesUnreadable   a series that was ready is no longer what it was; carries the reason's code
+    ├── LabelsRefused      a label file that cannot be understood without guessing
+    └── DatasetGone        the dataset a round is pinned to is no longer kept
 
 Every message says what was expected, what was there, and what to do. No message carries a patient's value, a value out
 of a DICOM header, or the path of an image.
@@ -86,3 +90,23 @@ class CheckpointRefused(SiteError):
 
 class TrainingFailed(SiteError):
     """The training did not end with finite numbers, or its inputs do not fit the plan."""
+
+
+class IngestError(SiteError):
+    """The export, the site secret or the catalog cannot be used as it is."""
+
+
+class SeriesUnreadable(IngestError):
+    """A series that the catalog found ready changed or cannot be decoded. `code` is a name of ingest's Reason."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LabelsRefused(IngestError):
+    """A label file cannot be understood without guessing. The message names line and column, never a cell."""
+
+
+class DatasetGone(IngestError):
+    """The dataset that a round was pinned to is no longer kept; the round has to be declined."""

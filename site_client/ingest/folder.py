@@ -1,7 +1,7 @@
 """The export as a tree of files: walked, never trusted, never changed.
 
 Names mean nothing (8.3 names, no suffix, patients' names), so that only plainly foreign files are skipped by name;
-everything else is judged by its first bytes in `dicom`. Links are followed only as far as they stay inside the root.
+everything else is judged by its first bytes in `dicom`. Links below the root are counted, not followed.
 """
 
 import os
@@ -43,10 +43,10 @@ def walk(root: Path) -> Iterator[Seen]:
         os.scandir(top).close()
     except OSError as error:
         raise IngestError(f"the export folder cannot be listed ({error.strerror}); mount it or correct it") from None
-    yield from _folder(top, "", top, frozenset([top]))
+    yield from _folder(top, "", top)
 
 
-def _folder(folder: str, prefix: str, top: str, above: frozenset[str]) -> Iterator[Seen]:
+def _folder(folder: str, prefix: str, top: str) -> Iterator[Seen]:
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
@@ -54,26 +54,30 @@ def _folder(folder: str, prefix: str, top: str, above: frozenset[str]) -> Iterat
         yield Seen(prefix.rstrip("/"), 0, 0, Reason.Q_READ)
         return
     for entry in listed:
-        yield from _entry(entry, prefix + entry.name, top, above)
+        yield from _entry(entry, prefix + entry.name, top)
 
 
-def _entry(entry: "os.DirEntry[str]", path: str, top: str, above: frozenset[str]) -> Iterator[Seen]:
+def _entry(entry: "os.DirEntry[str]", path: str, top: str) -> Iterator[Seen]:
     try:
-        link = entry.is_symlink()
-        target = os.path.realpath(entry.path) if link else entry.path
-        if link and not (target == top or target.startswith(top + os.sep)):
-            yield Seen(path, 0, 0, Reason.S_OUTSIDE_ROOT)
+        if entry.is_symlink():
+            yield Seen(path, 0, 0, _link(entry.path, top))
         elif entry.is_dir():
             if entry.name == "hidden":
                 yield Seen(path, 0, 0, Reason.S_HIDDEN_TRUTH)
-            elif target not in above and not entry.name.startswith("."):
-                yield from _folder(target, path + "/", top, above | {target})
+            elif not entry.name.startswith("."):
+                yield from _folder(entry.path, path + "/", top)
         else:
             stat = entry.stat()
             skip = Reason.S_JUNK if not entry.is_file() or is_junk(entry.name, stat.st_size) else None
             yield Seen(path, stat.st_size, stat.st_mtime_ns, skip)
     except OSError:
         yield Seen(path, 0, 0, Reason.Q_READ)
+
+
+def _link(path: str, top: str) -> Reason:
+    # What a link inside the root points at is met under its own name; following it too could only loop or repeat.
+    inside = os.path.realpath(path).startswith(top + os.sep)
+    return Reason.S_DUPLICATE if inside else Reason.S_OUTSIDE_ROOT
 
 
 def is_junk(name: str, size_bytes: int) -> bool:
