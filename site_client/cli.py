@@ -1,0 +1,128 @@
+"""hemofed-site: what hospital IT types. Every command parses, calls one function, and answers.
+
+Imports are inside the commands: `agent` must start without torch and pydicom, `trainer` without grpc.
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+from site_client.config import DEFAULT_FILE, load
+from site_client.errors import SiteError
+
+CONFIG = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_FILE,
+    envvar="HEMOFED_SITE_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="The site.toml to read.",
+)
+
+
+class _Commands(click.Group):
+    """Turns an expected failure into its one sentence and exit status 1; anything else keeps its traceback."""
+
+    def invoke(self, context: click.Context) -> object:
+        from federation.errors import FederationError
+
+        try:
+            return super().invoke(context)
+        except (SiteError, FederationError) as error:
+            click.echo(f"hemofed-site: {error}", err=True)
+            context.exit(1)
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="hemofed")
+def main() -> None:
+    """Takes part in federated training without showing an image to anybody."""
+
+
+@main.command()
+@click.argument("address")
+@click.argument("token")
+@CONFIG
+def join(address: str, token: str, config: Path) -> None:
+    """Enrol this host with the consortium, at ADDRESS (host:port) with the TOKEN the coordinator gave you."""
+    from site_client.agent.join import join as run
+
+    run(load(config), address, token, say=click.echo)
+
+
+@main.command()
+@CONFIG
+def agent(config: Path) -> None:
+    """Run the agent: it has the network and never sees a patient."""
+    from site_client.agent.service import run
+
+    sys.exit(run(load(config)))
+
+
+@main.command()
+@CONFIG
+def run(config: Path) -> None:
+    """Run agent and trainer as two processes; ends when either does. For systemd use the two units instead."""
+    from site_client.pair import run_pair
+
+    load(config)
+    sys.exit(run_pair(config))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@CONFIG
+def status(config: Path, as_json: bool) -> None:
+    """Show what this site is doing, and how old each value is."""
+    from site_client.status import gather, render_json, render_text
+
+    facts = gather(load(config))
+    click.echo(render_json(facts) if as_json else render_text(facts))
+
+
+@main.group()
+def plan() -> None:
+    """Training plans that wait for this hospital's yes or no."""
+
+
+@plan.command("show")
+@click.argument("digest", required=False)
+@CONFIG
+def plan_show(digest: str | None, config: Path) -> None:
+    """Show the plans this site knows, or one of them in full."""
+    from site_client.agent.plans import Plans, describe, summarize
+
+    plans = Plans(load(config).folders.agent / "plans")
+    click.echo(summarize(plans) if digest is None else describe(plans.find(digest)))
+
+
+@plan.command("approve")
+@click.argument("digest")
+@CONFIG
+def plan_approve(digest: str, config: Path) -> None:
+    """Let this site train under the plan whose digest begins with DIGEST (at least 8 characters)."""
+    _decide(config, digest, approved=True)
+
+
+@plan.command("refuse")
+@click.argument("digest")
+@CONFIG
+def plan_refuse(digest: str, config: Path) -> None:
+    """Keep this site out of every round of that plan."""
+    _decide(config, digest, approved=False)
+
+
+def _decide(config: Path, digest: str, *, approved: bool) -> None:
+    from site_client.agent.plans import Plans
+
+    plans = Plans(load(config).folders.agent / "plans")
+    held = plans.find(digest)
+    plans.decide(held.digest, approved=approved)
+    click.echo(f"{'approved' if approved else 'refused'}: {held.plan.name} ({held.digest.hex()[:16]})")
+
+
+if __name__ == "__main__":
+    main()
