@@ -1,0 +1,162 @@
+"""From a volume in Hounsfield units to what the network reads: one pipeline for training and inference.
+
+Average thin stacks -> find the head -> resample in-plane by area to one scale for everybody -> centre it on a square ->
+three windows as uint8. Slices are not resampled along z; their distances travel as geometry. The five channels of the
+network are composed when a batch is made, so that a cached study holds each slice once.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from site_client.ingest.volume import Volume
+
+PIPELINE_VERSION: Final = 1  # part of every cache key: raise it when anything below changes what comes out
+
+FIELD_MM: Final = 230.4  # the square that holds a head: 0.9 mm/px at 256 px, and the same field at any other size
+AIR_HU: Final = -1024.0
+WINDOWS_HU: Final = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))  # center, width: brain, subdural, bone
+
+_THIN_MM, _TARGET_MM = 2.5, 5.0  # stacks spaced closer than the first are averaged to about the second
+_COARSE_MM = 4.0  # grid on which the head is found
+_TISSUE_HU = -300.0
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """windows uint8[T,3,H,W] (brain, subdural, bone), caudal to cranial; geometry f32[T,4] = log(gap below / 5 mm),
+    log(gap above / 5 mm), relative position 0..1, thickness / 5 mm; source_slices[t] = the volume's slices in slice t.
+    """
+
+    windows: NDArray[np.uint8]
+    geometry: NDArray[np.float32]
+    source_slices: tuple[range, ...]
+
+    @property
+    def slices(self) -> int:
+        return len(self.source_slices)
+
+
+def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStudy:
+    """At most slices_max slices of image_size_px squared; a longer series is averaged down, never cut."""
+    groups = _group_slices(volume.positions_mm, slices_max)
+    hu = np.stack([volume.hu[group.start : group.stop].mean(axis=0, dtype=np.float32) for group in groups])
+    centre_mm, is_head = _find_head(hu, volume.spacing_mm)
+    rows, columns = (
+        _area_weights(hu.shape[1 + axis], volume.spacing_mm[axis], centre_mm[axis], image_size_px) for axis in (0, 1)
+    )
+    image = _resample(hu, rows, columns)
+    image[~_on_the_square(is_head, centre_mm, image_size_px)] = AIR_HU
+    windows = np.stack([_window(image, center, width) for center, width in WINDOWS_HU], axis=1)
+    return PreparedStudy(windows, _geometry(volume, groups), tuple(groups))
+
+
+def compose_channels(windows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8[T,3,H,W] -> uint8[T,5,H,W]: brain of the slices below, here and above (repeated at the ends), then
+    subdural and bone of the slice itself.
+    """
+    brain = windows[:, 0]
+    below, above = np.concatenate([brain[:1], brain[:-1]]), np.concatenate([brain[1:], brain[-1:]])
+    return np.stack([below, brain, above, windows[:, 1], windows[:, 2]], axis=1)
+
+
+def merge_labels(slice_labels: NDArray[np.int8], groups: tuple[range, ...]) -> NDArray[np.int8]:
+    """int8[S,6] of a series -> int8[T,6] of averaged slices: 1 if any is 1, 0 if all are 0, else missing (-1)."""
+    merged = [_merge(slice_labels[group.start : group.stop]) for group in groups]
+    return np.stack(merged).astype(np.int8)
+
+
+def _merge(labels: NDArray[np.int8]) -> NDArray[np.int8]:
+    positive, negative = (labels == 1).any(axis=0), (labels == 0).all(axis=0)
+    return np.where(positive, 1, np.where(negative, 0, -1)).astype(np.int8)
+
+
+def _group_slices(positions_mm: NDArray[np.float64], slices_max: int) -> list[range]:
+    count = len(positions_mm)
+    gap_mm = float(np.median(np.diff(positions_mm))) if count > 1 else _TARGET_MM
+    size = max(1, round(_TARGET_MM / gap_mm)) if gap_mm < _THIN_MM else 1
+    size = max(size, -(-count // slices_max))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _geometry(volume: Volume, groups: list[range]) -> NDArray[np.float32]:
+    first, last = ([volume.positions_mm[g[end]] for g in groups] for end in (0, -1))
+    z = (np.array(first) + np.array(last)) / 2
+    gaps = np.diff(z) if len(z) > 1 else np.array([_TARGET_MM])
+    below, above = np.concatenate([gaps[:1], gaps]), np.concatenate([gaps, gaps[-1:]])
+    relative = (z - z[0]) / (z[-1] - z[0]) if len(z) > 1 else np.array([0.5])
+    thickness = np.array([volume.thickness_mm[g.start : g.stop].mean() for g in groups]) + (np.array(last) - first)
+    columns = [np.log(below[: len(z)] / 5), np.log(above[-len(z) :] / 5), relative, thickness / 5]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+# --- the head -----------------------------------------------------------------------------------------------------
+
+
+def _find_head(
+    hu: NDArray[np.float32], spacing_mm: tuple[float, float]
+) -> tuple[tuple[float, float], NDArray[np.bool_]]:
+    """Centre of the head in mm from the corner of the image (row, column), and where it is, on the coarse grid.
+
+    Tissue, opened so that the shell of a headrest falls away, largest connected piece, grown by 12 mm to give back
+    what the opening took from ears and vertex. Without any tissue the whole image counts.
+    """
+    size_mm = [hu.shape[1 + axis] * spacing_mm[axis] for axis in (0, 1)]
+    cells = [max(1, int(np.ceil(size / _COARSE_MM))) for size in size_mm]
+    weights = [
+        _area_weights(hu.shape[1 + axis], spacing_mm[axis], cells[axis] * _COARSE_MM / 2, cells[axis], _COARSE_MM)
+        for axis in (0, 1)
+    ]
+    in_plane = ndimage.generate_binary_structure(3, 1)
+    in_plane[0] = in_plane[2] = False
+    tissue = ndimage.binary_opening(_resample(hu, *weights) > _TISSUE_HU, in_plane)
+    pieces, count = ndimage.label(tissue)
+    if count == 0:
+        return (size_mm[0] / 2, size_mm[1] / 2), np.ones(tissue.shape, bool)
+    head = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    centre = [_middle(head.any(axis=(0, 2 - axis))) * _COARSE_MM for axis in (0, 1)]
+    return (centre[0], centre[1]), ndimage.binary_dilation(head, np.ones((3, 3, 3), bool), iterations=3)
+
+
+def _middle(occupied: NDArray[np.bool_]) -> float:
+    where = np.flatnonzero(occupied)
+    return float(where[0] + where[-1] + 1) / 2
+
+
+def _on_the_square(coarse: NDArray[np.bool_], centre_mm: tuple[float, float], image_size_px: int) -> NDArray[np.bool_]:
+    """The coarse mask at every output pixel: bool[T,H,W]; false outside the image."""
+    pixel_mm = FIELD_MM / image_size_px
+    offsets_mm = (np.arange(image_size_px) + 0.5) * pixel_mm - FIELD_MM / 2
+    cells = [np.floor((centre_mm[axis] + offsets_mm) / _COARSE_MM).astype(int) for axis in (0, 1)]
+    inside = [(cell >= 0) & (cell < coarse.shape[1 + axis]) for axis, cell in enumerate(cells)]
+    rows, columns = (cell.clip(0, coarse.shape[1 + axis] - 1) for axis, cell in enumerate(cells))
+    shown: NDArray[np.bool_] = coarse[:, rows[:, None], columns] & inside[0][:, None] & inside[1]
+    return shown
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+def _area_weights(
+    pixels: int, spacing_mm: float, centre_mm: float, size_px: int, pixel_mm: float | None = None
+) -> NDArray[np.float32]:
+    """f32[size_px, pixels]: what share of output pixel i is covered by input pixel j. Rows sum to 1 inside the image."""
+    step = FIELD_MM / size_px if pixel_mm is None else pixel_mm
+    start = centre_mm - size_px * step / 2 + np.arange(size_px) * step
+    left = np.arange(pixels) * spacing_mm
+    overlap = np.minimum(start[:, None] + step, left + spacing_mm) - np.maximum(start[:, None], left)
+    return (overlap.clip(min=0) / step).astype(np.float32)
+
+
+def _resample(hu: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """f32[T,H,W] -> f32[T,rows,columns], area averages; what lies outside the image is air."""
+    image: NDArray[np.float32] = rows @ (hu - np.float32(AIR_HU)) @ columns.T + np.float32(AIR_HU)
+    return image
+
+
+def _window(hu: NDArray[np.float32], center_hu: float, width_hu: float) -> NDArray[np.uint8]:
+    scaled = (hu - (center_hu - width_hu / 2)) * (255 / width_hu)
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
