@@ -9,7 +9,8 @@ AggregatorError
 │   ├── LostRace         somebody else changed the row first (retryable: read again)
 │   └── RunInProgress    a second run while one is running or paused
 ├── Denied               the caller may not do this; the answer says no more than it must
-│   ├── NotEnrolled      certificate unknown, expired, or its site revoked or unapproved
+│   ├── NotEnrolled      certificate unknown or expired, or its site not approved
+│   ├── SiteRevoked      the certificate is ours, but the coordinator revoked its site
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
 └── BlobRefused          bytes that do not fit what was offered
@@ -64,6 +65,10 @@ class Denied(AggregatorError):
 
 class NotEnrolled(Denied):
     """No active site holds this certificate."""
+
+
+class SiteRevoked(Denied):
+    """The coordinator revoked the site; only the coordinator can invite it again."""
 
 
 class JoinDenied(Denied):

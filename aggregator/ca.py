@@ -1,0 +1,269 @@
+"""The consortium's certificate authority: three keys in one folder, and what they sign.
+
+    ca.key, ca.pem                P-256; signs every certificate below. Its fingerprint stands in each invitation.
+    custodian.key, custodian.pem  Ed25519; signs rosters and plans. Sites trust it because the CA certified it.
+    server.pem                    P-256 key and certificate chain of both listeners, renewed before they run out.
+
+A site certificate is for clients only and always P-256, so none can pose as the server or as the custodian. It is a
+pure function of CA, name, request and dates: an enrolment call repeated after a lost answer gets the same bytes.
+Keys are 0600 and written atomically; nothing here is ever logged.
+"""
+
+import hashlib
+import ipaddress
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from aggregator.errors import JoinDenied, StateFolderRefused
+
+# HOSPITAL rule: a clock five minutes off still works; the sixth is for the handshake itself.
+BACKDATED = timedelta(minutes=6)
+AUTHORITY_LIFE = timedelta(days=3650)
+SERVER_LIFE = timedelta(days=90)
+CSR_LIMIT_BYTES = 8192
+ALWAYS_SERVED = ("localhost", "127.0.0.1", "::1")
+
+_CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """What a TLS listener presents."""
+
+    key_pem: bytes = field(repr=False)
+    certificate_pem: bytes
+
+
+@dataclass(frozen=True)
+class SiteCertificate:
+    """A certificate issued to a site."""
+
+    pem: bytes
+    fingerprint: bytes  # SHA-256 of the DER
+    issued_at: datetime
+    expires_at: datetime
+
+
+class Authority:
+    """The opened CA folder. Thread-safe."""
+
+    def __init__(self, folder: Path, clock: Callable[[], datetime]) -> None:
+        """Read the keys.
+
+        Raises: StateFolderRefused when one is missing or unreadable.
+        """
+        self._folder = folder
+        self._clock = clock
+        self._server_lock = threading.Lock()
+        try:
+            self._key = _read_p256(folder / "ca.key")
+            self.certificate_pem = (folder / "ca.pem").read_bytes()
+            self._certificate = x509.load_pem_x509_certificate(self.certificate_pem)
+            self.custodian_certificate_pem = (folder / "custodian.pem").read_bytes()
+            self.custodian_key = _read_ed25519(folder / "custodian.key")
+        except (OSError, ValueError) as error:
+            raise StateFolderRefused(f"no usable CA in {folder} ({error}); run `hemofed-aggregator init`") from None
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the CA certificate's DER, 32 bytes: what an invitation pins."""
+        return self._certificate.fingerprint(hashes.SHA256())
+
+    def issue_site_certificate(
+        self, site: str, csr_der: bytes, issued_at: datetime, expires_at: datetime
+    ) -> SiteCertificate:
+        """Certify the key in `csr_der` for `site`; of the request only the key is taken. Same arguments, same bytes.
+
+        Raises: JoinDenied when the request is malformed, not signed by its own key, or not P-256.
+        """
+        issued_at, expires_at = issued_at.replace(microsecond=0), expires_at.replace(microsecond=0)
+        serial = hashlib.sha256(b"hemofed serial\0" + csr_der + issued_at.isoformat().encode()).digest()[:16]
+        builder = _builder(site, read_csr(csr_der), issued_at - BACKDATED, expires_at)
+        builder = builder.serial_number(int.from_bytes(serial) | 1)
+        certificate = self._sign(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
+        return SiteCertificate(
+            certificate.public_bytes(serialization.Encoding.PEM),
+            certificate.fingerprint(hashes.SHA256()),
+            issued_at,
+            expires_at,
+        )
+
+    def server_identity(self, host_names: Sequence[str]) -> ServerIdentity:
+        """What the listeners present for `host_names`, localhost and loopback; cheap enough to ask at every handshake.
+
+        Makes a new pair when there is none, when two thirds of its life are over, or when it lacks one of the names.
+        The chain ends with the CA certificate, which a joining host compares with the fingerprint in its token.
+        """
+        names = _host_names((*ALWAYS_SERVED, *host_names))
+        path = self._folder / "server.pem"  # one file: no crash can pair a key with another's certificate
+        with self._server_lock:
+            if not path.exists() or not self._serves(path.read_bytes(), names):
+                write_secret(path, self._make_server(names))
+            key_pem, begins, chain = path.read_bytes().partition(_CERTIFICATE_BEGINS)
+        return ServerIdentity(key_pem, begins + chain)
+
+    def _serves(self, server_pem: bytes, names: Sequence[x509.GeneralName]) -> bool:
+        certificate = x509.load_pem_x509_certificate(server_pem)
+        stated = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        renew_at = certificate.not_valid_before_utc + SERVER_LIFE * 2 / 3
+        return set(names) <= set(stated) and self._clock() < renew_at
+
+    def _make_server(self, names: Sequence[x509.GeneralName]) -> bytes:
+        key, now = ec.generate_private_key(ec.SECP256R1()), self._clock()
+        builder = _builder("hemofed aggregator", key.public_key(), now - BACKDATED, now + SERVER_LIFE)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = self._sign(builder, ExtendedKeyUsageOID.SERVER_AUTH)
+        return _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM) + self.certificate_pem
+
+    def _sign(self, builder: x509.CertificateBuilder, usage: x509.ObjectIdentifier) -> x509.Certificate:
+        builder = builder.issuer_name(self._certificate.subject)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = builder.add_extension(_authority_key_id(self._key.public_key()), critical=False)
+        return builder.sign(self._key, hashes.SHA256(), ecdsa_deterministic=True)
+
+
+def create_authority(folder: Path, clock: Callable[[], datetime]) -> Authority:
+    """Make the CA and the custodian in `folder` (0700).
+
+    Raises: StateFolderRefused when a CA is there already: replacing it would lock every site out.
+    """
+    if (folder / "ca.key").exists():
+        raise StateFolderRefused(f"{folder} already holds a CA; a new one would lock out every site that joined")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    now = clock()
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca = _certify_ca(ca_key, now)
+    custodian_key = Ed25519PrivateKey.generate()
+    write_secret(folder / "custodian.key", _key_pem(custodian_key))
+    write_secret(folder / "custodian.pem", _certify_custodian(custodian_key, ca, ca_key, now))
+    write_secret(folder / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
+    write_secret(folder / "ca.key", _key_pem(ca_key))  # last: its presence says that the rest is there
+    return Authority(folder, clock)
+
+
+def read_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:
+    """The P-256 key of a certificate request that its own key signed.
+
+    Raises: JoinDenied with what is wrong with it.
+    """
+    if len(csr_der) > CSR_LIMIT_BYTES:
+        raise JoinDenied(f"expected a certificate request of at most {CSR_LIMIT_BYTES} bytes, got {len(csr_der)}")
+    try:
+        request = x509.load_der_x509_csr(csr_der)
+        signed_by_itself, key = request.is_signature_valid, request.public_key()
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+        raise JoinDenied("expected a PKCS#10 certificate request in DER, got something else") from None
+    if not signed_by_itself:
+        raise JoinDenied("the certificate request is not signed by the key it carries")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise JoinDenied("expected a certificate request for a P-256 key, got another kind")
+    return key
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 atomically: other names never see half of it, and it survives a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(file, "wb") as writer:
+        writer.write(content)
+        writer.flush()
+        os.fsync(writer.fileno())
+    temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hemofed consortium CA")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.not_valid_before(now - BACKDATED).not_valid_after(now + AUTHORITY_LIFE)
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_key_usage(certifies=True), critical=True)
+    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return builder.add_extension(key_id, critical=False).sign(key, hashes.SHA256())
+
+
+def _certify_custodian(
+    key: Ed25519PrivateKey, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, now: datetime
+) -> bytes:
+    # No extended key usage: it authenticates no connection. Its Ed25519 key tells it from every site certificate.
+    builder = _builder("hemofed custodian", key.public_key(), now - BACKDATED, now + AUTHORITY_LIFE)
+    builder = builder.issuer_name(ca.subject).serial_number(x509.random_serial_number())
+    builder = builder.add_extension(_authority_key_id(ca_key.public_key()), critical=False)
+    return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _builder(
+    common_name: str, key: ec.EllipticCurvePublicKey | Ed25519PublicKey, valid_from: datetime, valid_to: datetime
+) -> x509.CertificateBuilder:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    builder = x509.CertificateBuilder().subject_name(name).public_key(key)
+    builder = builder.not_valid_before(valid_from).not_valid_after(valid_to)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    return builder.add_extension(_key_usage(certifies=False), critical=True)
+
+
+def _key_usage(*, certifies: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not certifies,
+        key_cert_sign=certifies,
+        crl_sign=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _authority_key_id(key: ec.EllipticCurvePublicKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+
+
+def _host_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    return [_host_name(name) for name in dict.fromkeys(names)]
+
+
+def _host_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _read_p256(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path.name} holds no P-256 key")
+    return key
+
+
+def _read_ed25519(path: Path) -> Ed25519PrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"{path.name} holds no Ed25519 key")
+    return key
