@@ -1,0 +1,137 @@
+"""The header words of an upload: what a site tells about itself, one whole number a word, under the same masks.
+
+Only sums over a cohort are ever opened. Each value has a largest one for a single site, so that a sum no honest cohort
+can have made is refused on opening, and no sum of 500 sites comes near 2^64.
+
+    word   content, summed over the members
+    0      min(studies, cap)
+    1      training loss, in units of 2^-20
+    2      examples that loss is over
+    3      1 when the update was clipped
+    4..    histograms [6 labels][negative, positive][64 bins], row-major
+
+Words of a metric that the plan does not list are 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.encoding.layout import BINS, HEADER_WORDS, LABELS, Layout
+from federation.errors import EncodingRefused
+from federation.plan import Metric
+
+LOSS_UNIT = 2.0**-20
+LOSS_MAX = 2.0**31
+COUNT_MAX = 2**32
+
+_LOGIT_EDGE = 8.0
+_BINS_PER_LOGIT = BINS / (2 * _LOGIT_EDGE)
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What one site adds.
+
+    studies: training studies, at least 1; the cap is applied in encoding. loss_sum: summed training loss over
+    example_count examples, 0 to 2^31. clipped: whether the update was longer than the clip norm.
+    histograms: int64 [6, 2, 64], counts of validation slices by label, truth (negative, positive) and `bin_of` the
+    base model's logit. Errors: EncodingRefused.
+    """
+
+    studies: int
+    loss_sum: float
+    example_count: int
+    clipped: bool
+    histograms: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.studies < 1:
+            raise EncodingRefused(f"expected at least 1 training study, got {self.studies}")
+        if not 0 <= self.loss_sum <= LOSS_MAX:
+            raise EncodingRefused(f"expected a finite loss sum from 0 to {LOSS_MAX:g}, got {self.loss_sum}")
+        if not 0 <= self.example_count <= COUNT_MAX:
+            raise EncodingRefused(f"expected 0 to {COUNT_MAX} examples, got {self.example_count}")
+        if self.loss_sum > 0 and self.example_count == 0:
+            raise EncodingRefused("expected no loss without examples, got some; count the examples it is over")
+        _check_histograms(self.histograms)
+
+
+@dataclass(frozen=True, eq=False)
+class HeaderSum:
+    """The header words of a cohort's sum, read.
+
+    weight: sum of min(studies, cap). clipped: members whose update was clipped. histograms: int64 [6, 2, 64].
+    Metrics that the plan does not list are 0.
+    """
+
+    weight: int
+    loss_sum: float
+    example_count: int
+    clipped: int
+    histograms: NDArray[np.int64]
+
+
+def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Histogram bin 0..63 of each logit, same shape: 64 equal bins over [-8, 8), what lies outside in the end bins.
+
+    Errors: EncodingRefused for NaN.
+    """
+    if np.isnan(logits).any():
+        raise EncodingRefused("expected logits, got NaN; the model does not score these inputs")
+    inside = np.clip(logits, -_LOGIT_EDGE, np.nextafter(_LOGIT_EDGE, 0.0)).astype(np.float64)
+    return np.clip(np.floor((inside + _LOGIT_EDGE) * _BINS_PER_LOGIT), 0, BINS - 1).astype(np.int64)
+
+
+def write_header(layout: Layout, header: Header) -> NDArray[np.uint64]:
+    """uint64 [772]. Metrics that the plan does not list are left 0."""
+    words = np.zeros(HEADER_WORDS, np.uint64)
+    words[0] = min(header.studies, layout.weight_cap)
+    words[3] = int(header.clipped)
+    if Metric.LOSS in layout.metrics:
+        words[1] = round(header.loss_sum / LOSS_UNIT)
+        words[2] = header.example_count
+    if Metric.HISTOGRAMS in layout.metrics:
+        words[4:] = header.histograms.reshape(-1).astype(np.uint64)
+    return words
+
+
+def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> HeaderSum:
+    """Read the sum of `members` headers, uint64 [772].
+
+    Errors: EncodingRefused for a value that no sum of so many honest headers can have.
+    """
+    loss_max = members * round(LOSS_MAX / LOSS_UNIT) if Metric.LOSS in layout.metrics else 0
+    count_max = members * COUNT_MAX if Metric.LOSS in layout.metrics else 0
+    bin_max = members * COUNT_MAX if Metric.HISTOGRAMS in layout.metrics else 0
+    _check_range("weight", int(words[0]), members, members * layout.weight_cap)
+    _check_range("loss sum", int(words[1]), 0, loss_max)
+    _check_range("example count", int(words[2]), 0, count_max)
+    _check_range("clipped members", int(words[3]), 0, members)
+    _check_range("histogram bin", int(words[4:].max()), 0, bin_max)
+    if words[1] > 0 and words[2] == 0:
+        raise EncodingRefused("opened sum: expected no loss without examples, got some")
+    return HeaderSum(
+        weight=int(words[0]),
+        loss_sum=int(words[1]) * LOSS_UNIT,
+        example_count=int(words[2]),
+        clipped=int(words[3]),
+        histograms=words[4:].astype(np.int64).reshape(LABELS, 2, BINS),
+    )
+
+
+def _check_range(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise EncodingRefused(
+            f"opened sum: expected a {what} from {low} to {high}, got {value}; a member sent words out of range"
+        )
+
+
+def _check_histograms(histograms: NDArray[np.int64]) -> None:
+    if histograms.dtype != np.int64 or histograms.shape != (LABELS, 2, BINS):
+        raise EncodingRefused(
+            f"expected histograms int64 [{LABELS}, 2, {BINS}], got {histograms.dtype} {list(histograms.shape)}"
+        )
+    if histograms.min() < 0 or histograms.max() > COUNT_MAX:
+        raise EncodingRefused(f"expected histogram counts from 0 to {COUNT_MAX}, got others")

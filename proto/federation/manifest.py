@@ -1,0 +1,243 @@
+"""A model as named float32 tensors, as one flat vector, and as a file.
+
+The manifest fixes names, shapes and order; a plan carries it, so nothing but these tensors can ever move. Files are
+safetensors, data only, no code: one tensor per name of the manifest, so that any tool can read the weights, and beside
+them the server optimizer's vectors ("hemofed.server_state.0" and ".1", float64). safetensors sorts tensors, so the
+file's metadata holds the manifest and with it their order. A model's digest is over its numbers, not over the file; it
+stands in the metadata and is checked on reading.
+"""
+
+import base64
+import binascii
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from federation.errors import Malformed, ManifestMismatch
+from federation.v1 import plan_pb2
+from federation.wire import parse, serialize
+
+TENSORS_MAX = 10_000
+DIMENSIONS_MAX = 8
+PARAMETERS_MAX = 2**28
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
+# Names of the server's own tensors in a model file; no tensor of a network may be called so.
+STATE_PREFIX = "hemofed."
+_STATE = STATE_PREFIX + "server_state."
+_FORMAT = "hemofed model v1"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One float32 tensor. `shape` () is a scalar. Refuses (ManifestMismatch) a bad name or a dimension below 1."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name.startswith(STATE_PREFIX):
+            raise ManifestMismatch(
+                f"expected a tensor name of 1 to 200 letters, digits, '_' and '.', not beginning with "
+                f"{STATE_PREFIX!r}, got {self.name[:40]!r}"
+            )
+        if len(self.shape) > DIMENSIONS_MAX or any(not 1 <= size <= PARAMETERS_MAX for size in self.shape):
+            raise ManifestMismatch(
+                f"tensor {self.name}: expected up to {DIMENSIONS_MAX} dimensions of 1 to {PARAMETERS_MAX}, "
+                f"got {self.shape}"
+            )
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The tensors of a model in the order of the flat vector.
+
+    Refuses (ManifestMismatch) no tensors, more than 10 000, a repeated name, or more than 2^28 parameters.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tensors) <= TENSORS_MAX:
+            raise ManifestMismatch(f"expected 1 to {TENSORS_MAX} tensors, got {len(self.tensors)}")
+        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+            raise ManifestMismatch("expected every tensor name once, got a repeated one")
+        if self.size > PARAMETERS_MAX:
+            raise ManifestMismatch(f"expected at most {PARAMETERS_MAX} parameters, got {self.size}")
+
+    @classmethod
+    def of_message(cls, message: plan_pb2.Manifest) -> "Manifest":
+        """From the wire. Errors: ManifestMismatch."""
+        return cls(tuple(TensorSpec(tensor.name, tuple(tensor.shape)) for tensor in message.tensors))
+
+    def to_message(self) -> plan_pb2.Manifest:
+        tensors = [plan_pb2.Tensor(name=tensor.name, shape=tensor.shape) for tensor in self.tensors]
+        return plan_pb2.Manifest(tensors=tensors)
+
+    @cached_property
+    def size(self) -> int:
+        """Parameters, that is the length of the flat vector."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes, SHA-256 over a domain and the canonical Manifest message."""
+        return sha256(b"hemofed manifest v1\x00" + serialize(self.to_message())).digest()
+
+    def flatten(self, named: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """f32[size] of exactly these tensors, whatever the mapping's order. Errors: ManifestMismatch."""
+        _check_names({tensor.name for tensor in self.tensors}, named.keys())
+        vector = np.empty(self.size, np.float32)
+        start = 0
+        for tensor in self.tensors:
+            array = named[tensor.name]
+            if array.dtype != np.float32 or array.shape != tensor.shape:
+                raise ManifestMismatch(
+                    f"tensor {tensor.name}: expected float32 {tensor.shape}, got {array.dtype} {array.shape}"
+                )
+            vector[start : start + tensor.size] = array.reshape(-1)
+            start += tensor.size
+        return vector
+
+    def unflatten(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """The named tensors as views into `vector` f32[size], in manifest order. Errors: ManifestMismatch."""
+        _check_vector("vector", vector, np.dtype(np.float32), self.size)
+        named: dict[str, NDArray[np.float32]] = {}
+        start = 0
+        for tensor in self.tensors:
+            named[tensor.name] = vector[start : start + tensor.size].reshape(tensor.shape)
+            start += tensor.size
+        return named
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model of a run: weights f32[d] and the server optimizer's memory, each f64[d] (none before the first step).
+
+    The arrays are kept as read-only views. Refuses (ManifestMismatch) other dtypes or lengths, and values that are
+    not finite. Two models are the same when their digests are.
+    """
+
+    manifest: Manifest
+    weights: NDArray[np.float32]
+    server_state: tuple[NDArray[np.float64], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.server_state) > 2:
+            raise ManifestMismatch(f"expected at most 2 server-optimizer vectors, got {len(self.server_state)}")
+        object.__setattr__(self, "weights", _frozen("weights", self.weights, np.dtype("<f4"), self.manifest.size))
+        state = tuple(_frozen("server state", one, np.dtype("<f8"), self.manifest.size) for one in self.server_state)
+        object.__setattr__(self, "server_state", state)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes: SHA-256 over domain, manifest digest, weights (f32 LE), count (u32 LE) and state (f64 LE)."""
+        hashed = sha256(b"hemofed model v1\x00" + self.manifest.digest)
+        hashed.update(self.weights.data)
+        hashed.update(len(self.server_state).to_bytes(4, "little"))
+        for vector in self.server_state:
+            hashed.update(vector.data)
+        return hashed.digest()
+
+    def named(self) -> dict[str, NDArray[np.float32]]:
+        """The weights as named tensors, read-only views."""
+        return self.manifest.unflatten(self.weights)
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write `model` to `path`, whole or not at all: to a name beside it, synced, then renamed.
+
+    Not for two writers of one path at once. Errors: OSError from the disk.
+    """
+    tensors: dict[str, NDArray[np.generic]] = dict(model.named())
+    tensors |= {f"{_STATE}{index}": vector for index, vector in enumerate(model.server_state)}
+    metadata = {
+        "format": _FORMAT,
+        "manifest": base64.b64encode(serialize(model.manifest.to_message())).decode(),
+        "digest": model.digest.hex(),
+    }
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    save_file(tensors, unfinished, metadata)
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(path)
+
+
+def load_model(path: Path) -> Model:
+    """Read what `save_model` wrote.
+
+    Errors: Malformed for anything else, a single changed byte included; OSError when it cannot be read. The caller
+    still has to compare the manifest's or the model's digest with the one it expects.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            manifest, digest = _read_metadata(file.metadata() or {})
+            model = _read_tensors(file, manifest)
+    except (SafetensorError, ManifestMismatch) as error:
+        raise Malformed(f"expected a hemofed model file, got one that does not read as such: {error}") from error
+    if model.digest != digest:
+        raise Malformed("expected a model file whose digest fits its content, got a changed one; fetch it again")
+    return model
+
+
+def _read_metadata(metadata: Mapping[str, str]) -> tuple[Manifest, bytes]:
+    if metadata.keys() != {"format", "manifest", "digest"} or metadata["format"] != _FORMAT:
+        raise Malformed(f"expected a model file of format {_FORMAT!r}, got other metadata")
+    try:
+        manifest = base64.b64decode(metadata["manifest"], validate=True)
+        digest = bytes.fromhex(metadata["digest"])
+    except (binascii.Error, ValueError) as error:
+        raise Malformed("expected base64 and hexadecimal metadata in a model file, got something else") from error
+    return Manifest.of_message(parse(plan_pb2.Manifest, manifest)), digest
+
+
+def _read_tensors(file: safe_open, manifest: Manifest) -> Model:
+    """Check every tensor's dtype and shape before any number is read."""
+    expected = {tensor.name: ("F32", list(tensor.shape)) for tensor in manifest.tensors}
+    names = set(file.keys())  # type: ignore[no-untyped-call]  # safetensors ships no types for its reader
+    states = [name for name in (f"{_STATE}0", f"{_STATE}1") if name in names]
+    expected |= {name: ("F64", [manifest.size]) for name in states}
+    _check_names(expected.keys(), names)
+    for name, form in expected.items():
+        tensor = file.get_slice(name)  # type: ignore[no-untyped-call]  # as above
+        if (found := (tensor.get_dtype(), tensor.get_shape())) != form:
+            raise ManifestMismatch(f"tensor {name}: expected {form}, got {found}")
+    read: Callable[[str], NDArray[Any]] = file.get_tensor
+    weights = manifest.flatten({tensor.name: read(tensor.name) for tensor in manifest.tensors})
+    return Model(manifest, weights, tuple(read(name) for name in states))
+
+
+def _check_names(expected: Set[str], found: Set[str]) -> None:
+    if missing := expected - found:
+        raise ManifestMismatch(f"expected tensor {min(missing)}, which is missing ({len(missing)} in all)")
+    if extra := found - expected:
+        raise ManifestMismatch(f"got tensor {min(extra)}, which the manifest does not name ({len(extra)} in all)")
+
+
+def _check_vector(what: str, vector: NDArray[np.generic], dtype: np.dtype[np.generic], size: int) -> None:
+    if vector.dtype != dtype or vector.shape != (size,):
+        raise ManifestMismatch(f"{what}: expected {dtype}[{size}], got {vector.dtype}{list(vector.shape)}")
+
+
+def _frozen(what: str, vector: NDArray[np.generic], dtype: np.dtype[np.generic], size: int) -> NDArray[np.generic]:
+    _check_vector(what, vector, dtype, size)
+    if not np.isfinite(vector).all():
+        raise ManifestMismatch(f"{what}: expected finite numbers, got NaN or infinity")
+    view = np.ascontiguousarray(vector).view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,311 @@
+"""A training plan: everything a hospital agrees to. Every bound of plan.proto is checked here, once, for both sides.
+
+A `TrainingPlan` that exists is within its bounds: building one from a file or from the wire checks the same lines.
+Its digest is SHA-256 over its canonical bytes, which are also what the custodian signs.
+"""
+
+import math
+import re
+from dataclasses import dataclass, fields
+from enum import Enum
+from functools import cached_property
+from hashlib import sha256
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from federation.errors import ManifestMismatch, PlanRefused
+from federation.manifest import Manifest
+from federation.signing import sign, verify
+from federation.v1 import plan_pb2
+from federation.wire import parse, serialize
+
+SCHEMA = 1
+_DOMAIN = "hemofed plan v1"
+_NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
+_ARM = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+class ServerKind(Enum):
+    """How the aggregate moves the model; the value is the number on the wire."""
+
+    FEDAVG = plan_pb2.ServerOptimizer.FEDAVG
+    FEDAVGM = plan_pb2.ServerOptimizer.FEDAVGM
+    FEDADAM = plan_pb2.ServerOptimizer.FEDADAM
+    FEDYOGI = plan_pb2.ServerOptimizer.FEDYOGI
+
+
+class Metric(Enum):
+    """What header words may carry besides the weight; the value is the number on the wire."""
+
+    LOSS = plan_pb2.LOSS
+    HISTOGRAMS = plan_pb2.HISTOGRAMS
+
+
+@dataclass(frozen=True)
+class Inputs:
+    image_size_px: int
+    slices_max: int
+
+    def __post_init__(self) -> None:
+        _whole("inputs.image_size_px", self.image_size_px, 64, 512)
+        if self.image_size_px % 32:
+            raise PlanRefused("inputs.image_size_px", f"expected a multiple of 32, got {self.image_size_px}")
+        _whole("inputs.slices_max", self.slices_max, 8, 400)
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    proximal_mu: float
+    studies_per_step: int
+    studies_min: int
+
+    def __post_init__(self) -> None:
+        _whole("training.epochs", self.epochs, 1, 100)
+        _real("training.learning_rate", self.learning_rate, 0.0, 1.0, "(]")
+        _real("training.weight_decay", self.weight_decay, 0.0, 1.0, "[]")
+        _real("training.proximal_mu", self.proximal_mu, 0.0, 10.0, "[]")
+        _whole("training.studies_per_step", self.studies_per_step, 1, 64)
+        _whole("training.studies_min", self.studies_min, 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """Fields that `kind` does not use must be 0, so that one behavior has one plan."""
+
+    kind: ServerKind
+    learning_rate: float
+    beta1: float = 0.0
+    beta2: float = 0.0
+    tau: float = 0.0
+
+    def __post_init__(self) -> None:
+        _real("server.learning_rate", self.learning_rate, 0.0, 10.0, "(]")
+        adaptive = self.kind in (ServerKind.FEDADAM, ServerKind.FEDYOGI)
+        _real("server.beta1", self.beta1, 0.0, 1.0, "[)" if self.kind is not ServerKind.FEDAVG else "0")
+        _real("server.beta2", self.beta2, 0.0, 1.0, "[)" if adaptive else "0")
+        _real("server.tau", self.tau, 0.0, 1.0, "(]" if adaptive else "0")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    minimum: int
+    target: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        _whole("cohort.maximum", self.maximum, 3, 500)
+        _whole("cohort.minimum", self.minimum, 3, self.maximum)
+        _whole("cohort.target", self.target, self.minimum, self.maximum)
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    training_s: int
+    phase_s: int
+
+    def __post_init__(self) -> None:
+        _whole("deadlines.training_s", self.training_s, 10, 2_592_000)
+        _whole("deadlines.phase_s", self.phase_s, 2, 86_400)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    clip_norm: float
+    bits: int
+    weight_cap: int
+    rotation_seed: bytes
+
+    def __post_init__(self) -> None:
+        _real("encoding.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
+        if self.bits not in (4, 5, 6, 8):
+            raise PlanRefused("encoding.bits", f"expected 4, 5, 6 or 8, got {self.bits}")
+        _whole("encoding.weight_cap", self.weight_cap, 1, 1_000_000)
+        _length("encoding.rotation_seed", self.rotation_seed, 32)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Errors on building one: PlanRefused, naming the field and its bounds."""
+
+    run_id: bytes
+    name: str
+    purpose: str
+    arm: str
+    manifest: Manifest
+    initial_model_digest: bytes
+    rounds: int
+    inputs: Inputs
+    training: LocalTraining
+    server: ServerOptimizer
+    cohort: Cohort
+    deadlines: Deadlines
+    encoding: Encoding
+    metrics: tuple[Metric, ...]
+
+    def __post_init__(self) -> None:
+        _length("run_id", self.run_id, 16)
+        if not _NAME.fullmatch(self.name):
+            raise PlanRefused("name", f"expected 1 to 64 of A-Z a-z 0-9 space . _ -, got {self.name[:80]!r}")
+        if len(self.purpose) > 500 or not self.purpose.isprintable():
+            raise PlanRefused("purpose", f"expected up to 500 printable characters, got {len(self.purpose)}")
+        if not _ARM.fullmatch(self.arm):
+            raise PlanRefused("arm", f"expected a registry name such as 'densenet121-gru', got {self.arm[:80]!r}")
+        _length("initial_model_digest", self.initial_model_digest, 32)
+        _whole("rounds", self.rounds, 1, 1000)
+        if [metric.value for metric in self.metrics] != sorted({metric.value for metric in self.metrics}):
+            raise PlanRefused("metrics", "expected each metric at most once, in the order of plan.proto")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TrainingPlan":
+        """Errors: Malformed when the bytes are no canonical Plan; PlanRefused when a value is out of its bounds."""
+        return _of_message(parse(plan_pb2.Plan, data))
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes: what is signed and what the digest is over."""
+        return serialize(_to_message(self))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes, SHA-256 over `to_bytes()`."""
+        return sha256(self.to_bytes()).digest()
+
+    @property
+    def evaluation_round(self) -> int:
+        """Number of the round that judges the last model and trains nothing."""
+        return self.rounds + 1
+
+
+def sign_plan(plan: TrainingPlan, custodian: Ed25519PrivateKey) -> plan_pb2.SignedPlan:
+    """The plan as it travels."""
+    data = plan.to_bytes()
+    return plan_pb2.SignedPlan(plan=data, signature=sign(custodian, _DOMAIN, data))
+
+
+def open_plan(signed: plan_pb2.SignedPlan, custodian: Ed25519PublicKey) -> TrainingPlan:
+    """The plan inside, its signature checked before a byte of it is parsed.
+
+    Errors: BadSignature; Malformed; PlanRefused.
+    """
+    verify(custodian, _DOMAIN, signed.plan, signed.signature)
+    return TrainingPlan.from_bytes(signed.plan)
+
+
+def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
+    if message.schema != SCHEMA:
+        raise PlanRefused("schema", f"expected {SCHEMA}, got {message.schema}; a newer hemofed may read it")
+    _check_present(message)
+    try:
+        manifest = Manifest.of_message(message.manifest)
+    except ManifestMismatch as error:
+        raise PlanRefused("manifest", str(error)) from error
+    server, encoding = message.server, message.encoding
+    return TrainingPlan(
+        run_id=message.run_id,
+        name=message.name,
+        purpose=message.purpose,
+        arm=message.arm,
+        manifest=manifest,
+        initial_model_digest=message.initial_model_digest,
+        rounds=message.rounds,
+        inputs=Inputs(message.inputs.image_size_px, message.inputs.slices_max),
+        training=_training(message.training),
+        server=ServerOptimizer(_kind(server.kind), server.learning_rate, server.beta1, server.beta2, server.tau),
+        cohort=Cohort(message.cohort.minimum, message.cohort.target, message.cohort.maximum),
+        deadlines=Deadlines(message.deadlines.training_s, message.deadlines.phase_s),
+        encoding=Encoding(encoding.clip_norm, encoding.bits, encoding.weight_cap, encoding.rotation_seed),
+        metrics=tuple(_metric(number) for number in message.metrics),
+    )
+
+
+def _check_present(message: plan_pb2.Plan) -> None:
+    present = {field.name for field, _ in message.ListFields()}
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is not None and field.name not in present:
+            raise PlanRefused(field.name, "expected this part of the plan, got none")
+
+
+def _training(message: plan_pb2.LocalTraining) -> LocalTraining:
+    # Both sides of the assignment carry the same field names; a test holds them equal.
+    return LocalTraining(**{field.name: getattr(message, field.name) for field in fields(LocalTraining)})
+
+
+def _kind(number: int) -> ServerKind:
+    try:
+        return ServerKind(number)
+    except ValueError as error:
+        raise PlanRefused("server.kind", f"expected a known server optimizer, got number {number}") from error
+
+
+def _metric(number: int) -> Metric:
+    try:
+        return Metric(number)
+    except ValueError as error:
+        raise PlanRefused("metrics", f"expected a known metric, got number {number}") from error
+
+
+def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
+    server, encoding = plan.server, plan.encoding
+    return plan_pb2.Plan(
+        schema=SCHEMA,
+        run_id=plan.run_id,
+        name=plan.name,
+        purpose=plan.purpose,
+        arm=plan.arm,
+        manifest=plan.manifest.to_message(),
+        initial_model_digest=plan.initial_model_digest,
+        rounds=plan.rounds,
+        inputs=plan_pb2.Inputs(image_size_px=plan.inputs.image_size_px, slices_max=plan.inputs.slices_max),
+        training=plan_pb2.LocalTraining(
+            epochs=plan.training.epochs,
+            learning_rate=plan.training.learning_rate,
+            weight_decay=plan.training.weight_decay,
+            proximal_mu=plan.training.proximal_mu,
+            studies_per_step=plan.training.studies_per_step,
+            studies_min=plan.training.studies_min,
+        ),
+        server=plan_pb2.ServerOptimizer(
+            kind=server.kind.value,
+            learning_rate=server.learning_rate,
+            beta1=server.beta1,
+            beta2=server.beta2,
+            tau=server.tau,
+        ),
+        cohort=plan_pb2.Cohort(minimum=plan.cohort.minimum, target=plan.cohort.target, maximum=plan.cohort.maximum),
+        deadlines=plan_pb2.Deadlines(training_s=plan.deadlines.training_s, phase_s=plan.deadlines.phase_s),
+        encoding=plan_pb2.Encoding(
+            clip_norm=encoding.clip_norm,
+            bits=encoding.bits,
+            weight_cap=encoding.weight_cap,
+            rotation_seed=encoding.rotation_seed,
+        ),
+        metrics=[metric.value for metric in plan.metrics],
+    )
+
+
+def _whole(field: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise PlanRefused(field, f"expected a whole number from {low} to {high}, got {value!r}")
+
+
+def _real(field: str, value: float, low: float, high: float, ends: str) -> None:
+    """`ends` is "[]", "(]" or "[)" as in mathematics; "0" means the value must be 0, because it is not used.
+
+    NaN fails every comparison. -0.0 is refused because it would be a second way to write 0.
+    """
+    inside = {
+        "[]": low <= value <= high,
+        "(]": low < value <= high,
+        "[)": low <= value < high,
+        "0": value == 0.0,
+    }[ends]
+    if type(value) is not float or not inside or math.copysign(1.0, value) < 0:
+        wanted = "0, for this kind does not use it" if ends == "0" else f"a number in {ends[0]}{low}, {high}{ends[1]}"
+        raise PlanRefused(field, f"expected {wanted}, got {value!r}")
+
+
+def _length(field: str, value: bytes, size: int) -> None:
+    if len(value) != size:
+        raise PlanRefused(field, f"expected {size} bytes, got {len(value)}")

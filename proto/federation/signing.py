@@ -1,0 +1,23 @@
+"""The custodian's signature over exact bytes, with a domain so that one kind of document cannot pass as another."""
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from federation.errors import BadSignature
+
+
+def sign(key: Ed25519PrivateKey, domain: str, data: bytes) -> bytes:
+    """64 bytes, Ed25519 over domain || 0x00 || data."""
+    return key.sign(_signed(domain, data))
+
+
+def verify(key: Ed25519PublicKey, domain: str, data: bytes, signature: bytes) -> None:
+    """Errors: BadSignature."""
+    try:
+        key.verify(signature, _signed(domain, data))
+    except InvalidSignature as error:
+        raise BadSignature(f"expected {domain!r} bytes signed by the expected key, got another signature") from error
+
+
+def _signed(domain: str, data: bytes) -> bytes:
+    return domain.encode() + b"\x00" + data

@@ -1,0 +1,98 @@
+"""The one-time token that turns a hospital's machine into a site, and six words to compare by telephone.
+
+    hf1_<site>_<secret>_<ca>_<crc>
+
+secret: 32 random bytes; ca: SHA-256 of the consortium CA's certificate (DER), so that the first connection is already
+pinned; both base32 in lower case without padding. crc: CRC-32 of everything before it, 8 hexadecimal digits, to tell
+a typing error from an expired token.
+"""
+
+import base64
+import binascii
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+
+from mnemonic import Mnemonic
+
+from federation.errors import TokenRefused
+from federation.names import check_site_name
+
+SECRET_BYTES = 32
+_FORM = re.compile(r"hf1_([a-z0-9-]{1,32})_([a-z2-7]{52})_([a-z2-7]{52})_([0-9a-f]{8})")
+_WORDS_DOMAIN = b"hemofed fingerprint v1\x00"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token taken apart. The secret never shows in a repr or a message. Errors: TokenRefused."""
+
+    site: str
+    secret: bytes = field(repr=False)
+    ca_fingerprint: bytes
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        if len(self.secret) != SECRET_BYTES or len(self.ca_fingerprint) != 32:
+            raise TokenRefused("expected a token secret and a CA fingerprint of 32 bytes each")
+
+    @classmethod
+    def new(cls, site: str, ca_fingerprint: bytes, random: Callable[[int], bytes]) -> "Token":
+        """A fresh token. `random(n)` gives n unpredictable bytes."""
+        return cls(site, random(SECRET_BYTES), ca_fingerprint)
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """Read a token as it was pasted; spaces around it are forgiven, nothing else.
+
+        Errors: TokenRefused, which never repeats the token.
+        """
+        found = _FORM.fullmatch(text.strip())
+        if found is None:
+            raise TokenRefused("expected a token 'hf1_site_secret_ca_crc', got another form; copy it whole")
+        site, secret, ca, crc = found.groups()
+        if crc != _crc(f"hf1_{site}_{secret}_{ca}"):
+            raise TokenRefused("expected a token whose checksum fits, got a mistyped one; copy it again")
+        return cls(site, _from_base32(secret), _from_base32(ca))
+
+    def text(self) -> str:
+        """The token to hand to the hospital. It is a secret: show it once, keep only its hash."""
+        body = f"hf1_{self.site}_{_to_base32(self.secret)}_{_to_base32(self.ca_fingerprint)}"
+        return f"{body}_{_crc(body)}"
+
+
+def six_words(csr_der: bytes, signing_key: bytes, sealing_key: bytes) -> str:
+    """Six BIP-39 words (66 bits) over the keys a site asks to be enrolled with, for reading aloud.
+
+    The first 66 bits of SHA-256 over a domain and the SHA-256 of each argument.
+    """
+    parts = b"".join(sha256(part).digest() for part in (csr_der, signing_key, sealing_key))
+    number = int.from_bytes(sha256(_WORDS_DOMAIN + parts).digest(), "big") >> (256 - 66)
+    return " ".join(_words()[number >> shift & 2047] for shift in range(55, -1, -11))
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    return tuple(Mnemonic("english").wordlist)
+
+
+def _crc(body: str) -> str:
+    return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _to_base32(data: bytes) -> str:
+    return base64.b32encode(data).decode().rstrip("=").lower()
+
+
+def _from_base32(text: str) -> bytes:
+    """Errors: TokenRefused when `text` is not how these bytes are written (its last character has spare bits)."""
+    try:
+        data = base64.b32decode(text.upper() + "====")
+    except binascii.Error as error:
+        raise TokenRefused("expected base32 in the token, got something else; copy it again") from error
+    if _to_base32(data) != text:
+        raise TokenRefused("expected canonical base32 in the token, got another form; copy it again")
+    return data
