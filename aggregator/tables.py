@@ -5,9 +5,10 @@ serialized bytes, so that what one site signed is what the others check.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, ClassVar
 
-from sqlalchemy import DateTime, ForeignKey, Index, LargeBinary, MetaData, TypeDecorator, UniqueConstraint
+from sqlalchemy import DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData, TypeDecorator, UniqueConstraint
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -32,6 +33,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Table(DeclarativeBase):
+    # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
+    type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
@@ -61,7 +64,7 @@ class Site(Table):
 
     __tablename__ = "sites"
 
-    name: Mapped[str] = mapped_column(primary_key=True, comment="1..40 of [a-z0-9-], from the token")
+    name: Mapped[str] = mapped_column(primary_key=True, comment="federation.names.check_site_name; from the token")
     csr_der: Mapped[bytes] = mapped_column(LargeBinary, comment="PKCS#10, until approved and after")
     signing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="Ed25519 public key, 32 bytes")
     sealing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="HPKE X-Wing public key")

@@ -1,0 +1,35 @@
+"""The database's schema through time. `upgrade` brings any older one to what `tables.py` says today.
+
+A new revision: change tables.py, then `python -m aggregator.migrations "what changed"` writes a draft into versions/
+from the difference; read it, correct it, commit both. A test fails when the two disagree.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def upgrade(engine: Engine) -> None:
+    """Create or bring up to date every table, in one transaction where the database allows; twice does nothing."""
+    with engine.connect() as connection, connection.begin():
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def revision_of(engine: Engine) -> str | None:
+    """The revision a database stands at; None when it holds no tables of ours."""
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

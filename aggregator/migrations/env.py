@@ -1,0 +1,28 @@
+"""Run by Alembic for each command; the connection comes from `aggregator.migrations`."""
+
+from typing import Literal
+
+from alembic import context
+
+from aggregator.tables import Table, UtcDateTime
+
+
+def run() -> None:
+    # Batch mode: SQLite cannot alter a column, so Alembic copies the table.
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=Table.metadata,
+        render_as_batch=True,
+        compare_type=True,
+        render_item=_render,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _render(kind: str, item: object, _autogen: object) -> str | Literal[False]:
+    """A revision is history: it names no type of ours that may change later."""
+    return "sa.DateTime()" if kind == "type" and isinstance(item, UtcDateTime) else False
+
+
+run()
