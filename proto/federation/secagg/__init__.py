@@ -1,0 +1,99 @@
+"""Secure aggregation: members hand over vectors so that only their sum can be opened.
+
+Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth: "Practical Secure Aggregation for
+Privacy-Preserving Machine Learning", CCS 2017, figure 4 with the parts for an active adversary, on the complete graph.
+Arrays and bytes in, arrays and bytes out: no network, no files, no clock; numpy and `cryptography` only.
+
+Read in this order; each file says which attack each of its checks stops:
+
+    transcript   what is named, digested, signed: ctx, uctx, statements; t
+    secret       types of secrets
+    keys         the primitives: X25519, HKDF, AES-256-GCM, Ed25519
+    shamir       t-of-n sharing
+    masks        AES-256-CTR keystreams on uint64 words
+    cohort       1 keys: who may take part; shards of a large cohort
+    state        what a member remembers, as canonical bytes
+    member       2 shares, 3 upload, 4 confirm, 5 reveal, at a site
+    opening      the aggregator's end
+
+The promise, against an aggregator that lies as it likes together with fewer than a third of a cohort: of the honest
+members' words it learns nothing but their sum over one set U3 of at least t = ⌊2n/3⌋ + 1 members. It rests on the
+roster (authentic signing keys), on X25519 (decisional Diffie-Hellman), HKDF-SHA256, AES-256 as a generator and with
+GCM as an authenticated cipher, Ed25519, and on the caller saving a member's state before it speaks.
+Not promised: that the sum is meaningful (a member can add anything), or that a round ends (anyone can be silent).
+"""
+
+from federation.secagg.cohort import (
+    Cohort,
+    check_distinct,
+    split,
+    verify_advertisement,
+    verify_claim,
+    verify_cohort,
+    verify_confirmation,
+)
+from federation.secagg.errors import (
+    AdvertisementRefused,
+    BelowThreshold,
+    CohortRefused,
+    ConfirmationRefused,
+    Malformed,
+    OutOfOrder,
+    SecaggError,
+    ShareRefused,
+    SnapshotRefused,
+    Unopenable,
+    UploadRefused,
+)
+from federation.secagg.masks import Words
+from federation.secagg.member import MEMBERS_MIN, Member
+from federation.secagg.opening import Answer, Opening, open_masks, unmask, verify_answer
+from federation.secagg.state import Phase
+from federation.secagg.transcript import (
+    Advertisement,
+    CohortContext,
+    Context,
+    RevealedShare,
+    ShareKind,
+    cohort_context,
+    context,
+    threshold,
+)
+
+__all__ = [
+    "MEMBERS_MIN",
+    "Advertisement",
+    "AdvertisementRefused",
+    "Answer",
+    "BelowThreshold",
+    "Cohort",
+    "CohortContext",
+    "CohortRefused",
+    "ConfirmationRefused",
+    "Context",
+    "Malformed",
+    "Member",
+    "Opening",
+    "OutOfOrder",
+    "Phase",
+    "RevealedShare",
+    "SecaggError",
+    "ShareKind",
+    "ShareRefused",
+    "SnapshotRefused",
+    "Unopenable",
+    "UploadRefused",
+    "Words",
+    "check_distinct",
+    "cohort_context",
+    "context",
+    "open_masks",
+    "split",
+    "threshold",
+    "unmask",
+    "verify_advertisement",
+    "verify_answer",
+    "verify_claim",
+    "verify_cohort",
+    "verify_confirmation",
+]

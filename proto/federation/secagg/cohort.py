@@ -1,0 +1,139 @@
+"""Who takes part: checks on advertisements, the frozen cohort U1, and its split into shards.
+
+What each check stops:
+
+    signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
+                                   both ends of every mask. The roster is the custodian's, stored at the site before.
+    canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
+    no duplicates                  a member that echoes another's key to have its shares, or masks, cancel or open twice
+    own entry intact               an aggregator that drops or replaces this member in what the others see
+    minimum                        a "sum" of one or two members
+
+Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
+shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
+commitments that all members signed; the aggregator cannot put a victim among colluders by choice. It can still try:
+a corrupt member that speaks last may vary its keys until the shuffle pleases it. The size of a shard answers that. A
+shard is lost when a third of it is corrupt; for 1000 sites, 100 of them corrupt, the chance per shuffle
+(hypergeometric) is 2^-40 at a shard size of 112, the least we allow, and below 2^-100 at 250, the size we aim for,
+which leaves nothing to find with 2^60 tries. `tests/contract/test_secagg_shards.py` computes these figures.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from federation.secagg import keys
+from federation.secagg.errors import AdvertisementRefused, ConfirmationRefused, Malformed, UploadRefused
+from federation.secagg.transcript import (
+    DIGEST_BYTES,
+    Advertisement,
+    CohortContext,
+    Context,
+    cohort_context,
+    confirm_statement,
+    keys_statement,
+    order,
+    shard_context,
+    shard_rank,
+    shard_seed,
+    threshold,
+    upload_statement,
+)
+
+SPLIT_ABOVE = 500
+SHARD_SIZE = 250
+SHARD_SIZE_MIN = 112
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """U1 of one complete graph: a whole cohort, or one shard of it. Made by `split`, which checks nothing a single
+    advertisement could be checked for (`verify_advertisement`)."""
+
+    uctx: CohortContext
+    advertisements: Mapping[str, Advertisement]
+
+    @property
+    def members(self) -> list[str]:
+        """In the one order; the place of a member, from 1, is its Shamir point."""
+        return order(self.advertisements)
+
+    @property
+    def threshold(self) -> int:
+        return threshold(len(self.advertisements))
+
+    def places(self) -> dict[str, int]:
+        """Shamir point of each member."""
+        return {site: place for place, site in enumerate(self.members, start=1)}
+
+
+def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisement: Advertisement) -> None:
+    """Refuse keys that the roster's owner of that name did not sign for this very attempt, or that are unfit for use.
+
+    roster: raw Ed25519 public key by site. Raises AdvertisementRefused.
+    """
+    site = advertisement.site
+    if site not in roster:
+        raise AdvertisementRefused(site, "the site is not in the roster")
+    if len(advertisement.seed_commitment) != DIGEST_BYTES:
+        raise AdvertisementRefused(site, "its seed commitment is not a SHA-256 digest")
+    for key in (advertisement.mask_key, advertisement.share_key):
+        keys.check_public_key(site, key)
+        keys.check_not_weak(site, key)
+    if not keys.signature_holds(roster[site], advertisement.signature, keys_statement(ctx, advertisement)):
+        raise AdvertisementRefused(site, "its signature does not hold for this round under the roster's key")
+
+
+def check_distinct(advertisements: Iterable[Advertisement]) -> None:
+    """Refuse two members with a key or a commitment in common, and a member with one key for both uses."""
+    owners: dict[bytes, str] = {}
+    for a in advertisements:
+        for value in (a.mask_key, a.share_key, a.seed_commitment):
+            if value in owners:
+                raise AdvertisementRefused(a.site, f"a key or commitment also stands in that of {owners[value]!r}")
+            owners[value] = a.site
+
+
+def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Mapping[str, Advertisement]) -> None:
+    """All checks of a whole cohort, before it is split. Raises AdvertisementRefused."""
+    for site, advertisement in advertisements.items():
+        if advertisement.site != site:
+            raise AdvertisementRefused(site, f"it is filed under another name than its own, {advertisement.site!r}")
+        verify_advertisement(ctx, roster, advertisement)
+    check_distinct(advertisements.values())
+
+
+def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size: int = SHARD_SIZE) -> list[Cohort]:
+    """The complete graphs of a cohort: one up to SPLIT_ABOVE members, above that shards of at least `shard_size`.
+
+    Deterministic, and the same at every member and at the aggregator. shard_size: at least SHARD_SIZE_MIN, a constant
+    of the consortium that all must hold alike.
+    """
+    if shard_size < SHARD_SIZE_MIN:
+        raise Malformed(f"a shard below {SHARD_SIZE_MIN} members is not safe, got {shard_size}")
+    if len(advertisements) <= SPLIT_ABOVE:
+        return [Cohort(cohort_context(ctx, advertisements), dict(advertisements))]
+    seed = shard_seed(ctx, advertisements)
+    shuffled = sorted(advertisements, key=lambda site: shard_rank(seed, site))
+    shards = len(shuffled) // shard_size
+    cohorts = []
+    for index in range(shards):
+        members = {site: advertisements[site] for site in shuffled[index::shards]}
+        cohorts.append(Cohort(cohort_context(shard_context(ctx, seed, index), members), members))
+    return cohorts
+
+
+def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes, signing_key: bytes) -> None:
+    """Refuse an upload that its member did not sign: nobody can put words under another member's masks.
+
+    digest: SHA-256 of the uploaded blob. signing_key: the roster's. Raises UploadRefused.
+    """
+    if not keys.signature_holds(signing_key, signature, upload_statement(uctx, site, digest)):
+        raise UploadRefused(f"the claim of {site!r} is not signed by the roster's key for these bytes in this cohort")
+
+
+def verify_confirmation(
+    uctx: CohortContext, site: str, uploaded: Iterable[str], signature: bytes, signing_key: bytes
+) -> None:
+    """Refuse a confirmation that `site` did not sign for exactly this set of uploads. Raises ConfirmationRefused."""
+    if not keys.signature_holds(signing_key, signature, confirm_statement(uctx, list(uploaded))):
+        raise ConfirmationRefused(f"the confirmation of {site!r} is not its signature over this set of uploads")

@@ -1,0 +1,93 @@
+"""Mask keystreams: AES-256-CTR, added to or subtracted from uint64 words modulo 2^64.
+
+    words[k] ± little-endian uint64 at bytes 8k..8k+7 of AES-256-CTR(key, first counter block 0)
+
+A key makes one stream and is used for one vector (zero nonce, NIST SP 800-38A section 6.5). Chunks of 256 KiB stay in
+the core's cache: the vector passes through memory once, however many streams are put on it, and AES is the limit.
+CTR can start anywhere, so threads take ranges of the vector, never streams, and need no locks.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
+from federation.secagg.errors import Malformed
+from federation.secagg.secret import StreamKey
+
+Words = npt.NDArray[np.uint64]
+
+CHUNK_BYTES = 256 * 1024
+_WORD_BYTES = 8
+_BLOCK_WORDS = 2  # an AES block
+_CHUNK_WORDS = CHUNK_BYTES // _WORD_BYTES
+_ZEROS = bytes(CHUNK_BYTES)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Keystreams to add and keystreams to subtract."""
+
+    add: tuple[StreamKey, ...]
+    subtract: tuple[StreamKey, ...]
+
+    def inverse(self) -> "Streams":
+        return Streams(add=self.subtract, subtract=self.add)
+
+    def wipe(self) -> None:
+        for key in self.add + self.subtract:
+            key.wipe()
+
+
+def apply(words: Words, streams: Streams, threads: int = 1) -> None:
+    """Put all streams on `words` in place.
+
+    words: uint64 [m], contiguous, writable. threads: at most this many ranges at once, with the same result.
+    """
+    check_words(words)
+    if threads < 1:
+        raise Malformed(f"expected at least one thread, got {threads}")
+    chunks = -(-words.size // _CHUNK_WORDS)
+    ranges = min(threads, max(1, chunks))
+    bounds = [min(words.size, chunks * part // ranges * _CHUNK_WORDS) for part in range(ranges + 1)]
+    if ranges == 1:
+        _apply_range(words, 0, streams)
+        return
+    with ThreadPoolExecutor(ranges) as pool:
+        pieces = itertools.pairwise(bounds)
+        running = [pool.submit(_apply_range, words[start:end], start, streams) for start, end in pieces]
+        for task in running:
+            task.result()
+
+
+def check_words(words: Words) -> None:
+    """Refuse what is not a contiguous vector of uint64."""
+    if words.dtype != np.dtype(np.uint64) or words.ndim != 1 or not words.flags.c_contiguous:
+        raise Malformed(f"expected a contiguous uint64 vector, got {words.dtype} of shape {words.shape}")
+
+
+def _apply_range(words: Words, offset: int, streams: Streams) -> None:
+    """Put the part of every stream that begins at word `offset` (a whole number of blocks) on `words`."""
+    adding = [_keystream(key, offset) for key in streams.add]
+    subtracting = [_keystream(key, offset) for key in streams.subtract]
+    buffer = bytearray(CHUNK_BYTES)
+    stream = np.frombuffer(buffer, "<u8")
+    zeros = memoryview(_ZEROS)
+    for start in range(0, words.size, _CHUNK_WORDS):
+        part = words[start : start + _CHUNK_WORDS]
+        data = zeros[: part.size * _WORD_BYTES]
+        keystream = stream[: part.size]
+        for cipher in adding:
+            cipher.update_into(data, buffer)
+            np.add(part, keystream, out=part)
+        for cipher in subtracting:
+            cipher.update_into(data, buffer)
+            np.subtract(part, keystream, out=part)
+
+
+def _keystream(key: StreamKey, offset: int) -> CipherContext:
+    counter = (offset // _BLOCK_WORDS).to_bytes(16, "big")
+    return Cipher(algorithms.AES(key.expose()), modes.CTR(counter)).encryptor()

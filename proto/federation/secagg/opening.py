@@ -1,0 +1,178 @@
+"""The aggregator's end: from t answers to the mask keys that remain on the sum, and off with them.
+
+    total  =  Σ_{i in U3} words_i  +  Σ_{i in U3} PRG(b_i)  +  Σ_{i in U3, d in U2 \\ U3} ± PRG(k_id)
+
+Masks between two members of U3 have cancelled. Seeds b_i and the mask secrets of the vanished are put together from
+shares and *checked* (against the commitment, against the advertised key), so a wrong share is noticed before it can
+spoil the sum, and who altered it is found whenever enough right shares are left.
+
+None of this protects anybody's privacy: the members' own checks do. It protects the sum.
+"""
+
+import hmac
+import itertools
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from federation.secagg import keys, masks, shamir
+from federation.secagg.cohort import Cohort
+from federation.secagg.errors import BelowThreshold, ShareRefused, Unopenable
+from federation.secagg.masks import Streams, Words
+from federation.secagg.secret import MaskSecret, Seed, StreamKey
+from federation.secagg.transcript import Context, RevealedShare, ShareKind, commitment, order
+
+# Choices of t shares tried before giving up on one secret; about 3 ms each at n = 100.
+CHOICES_MAX = 4000
+
+Answer = Mapping[str, RevealedShare]  # by the member the share is about
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What has to come off the sum, and who answered wrongly.
+
+    streams: already with the sign that removes them. altered: for each member about whom a wrong share was noticed,
+    the revealers of wrong ones. The sum is right in spite of them; the coordinator should hear of them.
+    """
+
+    streams: Streams
+    altered: Mapping[str, tuple[str, ...]]
+
+
+def verify_answer(
+    cohort: Cohort, shared: Collection[str], uploaded: Collection[str], revealer: str, answer: Answer
+) -> None:
+    """Refuse an answer that is not one well-formed share of the right kind about each of U2, from a member of U3.
+
+    shared: U2. uploaded: U3. Whether the shares are *right* shows only in `open_masks`. Raises ShareRefused.
+    """
+    if revealer not in uploaded:
+        raise ShareRefused(revealer, "only members whose upload is in the sum are asked for shares")
+    if set(answer) != set(shared):
+        raise ShareRefused(revealer, "its answer is not about exactly the members that dealt shares")
+    for about, revealed in answer.items():
+        expected = ShareKind.SEED if about in uploaded else ShareKind.MASK_KEY
+        if revealed.kind is not expected:
+            raise ShareRefused(revealer, f"about {about!r} a {expected.name} share was due, got {revealed.kind.name}")
+        keys.check_share(revealer, revealed.share)
+
+
+def open_masks(
+    ctx: Context,
+    cohort: Cohort,
+    shared: Collection[str],
+    uploaded: Collection[str],
+    answers: Mapping[str, Answer],
+) -> Opening:
+    """Open the seeds of U3 and the mask secrets of U2 \\ U3.
+
+    ctx: of the attempt (also for a shard). answers: by revealer, at least t of them. Raises ShareRefused,
+    BelowThreshold, Unopenable.
+    """
+    for revealer, answer in answers.items():
+        verify_answer(cohort, shared, uploaded, revealer, answer)
+    for what, have in (("uploads", len(uploaded)), ("answers", len(answers))):
+        if have < cohort.threshold:
+            raise BelowThreshold(what, have, cohort.threshold)
+    opener = _Opener(cohort, answers)
+    add: list[StreamKey] = []
+    subtract: list[StreamKey] = []
+    for site in order(uploaded):
+        seed = Seed(opener.open(site, _commitment_check(ctx, cohort, site)))
+        subtract.append(keys.self_key(seed, cohort.uctx, site))
+    for site in order(set(shared) - set(uploaded)):
+        secret = MaskSecret(opener.open(site, _mask_key_check(cohort, site)))
+        for peer in order(uploaded):
+            key = keys.pair_key(secret, peer, cohort.advertisements[peer].mask_key, cohort.uctx, site)
+            # peer had added this mask if it comes first of the two, subtracted it otherwise.
+            (subtract if order((site, peer))[0] == peer else add).append(key)
+    return Opening(Streams(tuple(add), tuple(subtract)), opener.altered)
+
+
+def unmask(total: Words, opening: Opening, threads: int = 1) -> None:
+    """Turn the sum of the masked uploads of U3 into the sum of their words, in place: uint64 [m], modulo 2^64."""
+    masks.apply(total, opening.streams, threads)
+
+
+class _Opener:
+    """Puts secrets together, remembering who lied so that their shares are tried last."""
+
+    def __init__(self, cohort: Cohort, answers: Mapping[str, Answer]) -> None:
+        self._places = cohort.places()
+        self._threshold = cohort.threshold
+        self._answers = answers
+        self._liars: set[str] = set()
+        self._weights: dict[tuple[int, ...], list[int]] = {}
+        self.altered: dict[str, tuple[str, ...]] = {}
+
+    def open(self, about: str, holds: Callable[[bytes], bool]) -> bytes:
+        """The 32-byte secret that `holds`, from any t shares that give it."""
+        revealers = sorted(order(self._answers), key=lambda site: site in self._liars)
+        shares = {self._places[site]: shamir.decode(self._answers[site][about].share) for site in revealers}
+        for chosen in _choices(list(shares), self._threshold):
+            secret = shamir.inner(self._weights_of(chosen), (shares[x] for x in chosen))
+            if secret < 1 << 256 and holds(secret.to_bytes(32, "big")):
+                self._blame(about, revealers, shares, chosen)
+                return secret.to_bytes(32, "big")
+        raise Unopenable(about, tuple(order({about, *revealers})))
+
+    def _weights_of(self, chosen: tuple[int, ...]) -> list[int]:
+        if chosen not in self._weights:
+            self._weights = {chosen: shamir.weights_at(0, chosen)}
+        return self._weights[chosen]
+
+    def _blame(self, about: str, revealers: list[str], shares: Mapping[int, int], chosen: tuple[int, ...]) -> None:
+        """t shares that give the committed secret lie on the dealer's polynomial; whoever is off it altered a share.
+
+        Costs time, so it is done only after a first choice that failed: otherwise the rest was not needed.
+        """
+        if chosen == tuple(shares)[: self._threshold]:
+            return
+        known = [shares[x] for x in chosen]
+        wrong = []
+        for site in revealers:
+            x = self._places[site]
+            if x not in chosen and shamir.inner(shamir.weights_at(x, chosen), known) != shares[x]:
+                wrong.append(site)
+        self.altered[about] = tuple(wrong)
+        self._liars.update(wrong)
+
+
+def _commitment_check(ctx: Context, cohort: Cohort, site: str) -> Callable[[bytes], bool]:
+    advertised = cohort.advertisements[site].seed_commitment
+    return lambda seed: hmac.compare_digest(commitment(ctx, site, seed), advertised)
+
+
+def _mask_key_check(cohort: Cohort, site: str) -> Callable[[bytes], bool]:
+    advertised = cohort.advertisements[site].mask_key
+    return lambda secret: hmac.compare_digest(keys.public_key(MaskSecret(secret)), advertised)
+
+
+def _choices(places: list[int], t: int) -> Iterator[tuple[int, ...]]:
+    """Subsets of t places, likely ones first, at most CHOICES_MAX.
+
+    The first t; then windows that slide over the ring of places (one liar, or neighbouring ones, fall into the gap);
+    then every way of leaving out the spare shares, or a seeded sample when there are too many.
+    """
+    yield tuple(places[:t])
+    spare = len(places) - t
+    if spare == 0:
+        return
+    for start in range(1, len(places)):
+        yield tuple((places + places)[start : start + t])
+    if _ways(len(places), spare) <= CHOICES_MAX:
+        for left_out in itertools.combinations(places, spare):
+            yield tuple(x for x in places if x not in left_out)
+        return
+    # The order of trying is no secret; a fixed seed makes a find repeatable.
+    draw = random.Random(len(places))  # noqa: S311
+    for _ in range(CHOICES_MAX):
+        yield tuple(draw.sample(places, t))
+
+
+def _ways(n: int, k: int) -> int:
+    ways = 1
+    for i in range(k):
+        ways = ways * (n - i) // (i + 1)
+    return ways

@@ -1,0 +1,78 @@
+"""Secret bytes: hidden from repr, compared in constant time, wiped on request, refused by pickle and copy.
+
+Each kind of secret has a type of its own, so that mypy refuses a mask seed where a private key belongs.
+
+Limits, honestly: `wipe` overwrites our own buffer. Python and OpenSSL make short-lived copies (a `bytes` for each call
+into a primitive) that nobody can overwrite. What is promised is that after `Member.erase` no *reachable* object holds
+the secret, and that nothing prints it by accident.
+"""
+
+import hmac
+from typing import NoReturn
+
+from federation.secagg.errors import Malformed
+
+SECRET_BYTES = 32
+SHARE_PAIR_BYTES = 66
+
+
+class Secret:
+    """Bytes that do not show themselves: `size_bytes` of them, 32 unless the subclass says otherwise."""
+
+    __slots__ = ("_buffer",)
+    size_bytes = SECRET_BYTES
+
+    def __init__(self, value: bytes) -> None:
+        if len(value) != self.size_bytes:
+            raise Malformed(f"a {type(self).__name__} has {self.size_bytes} bytes, got {len(value)}")
+        self._buffer = bytearray(value)
+
+    def expose(self) -> bytes:
+        """The bytes themselves, for a primitive or the member's own state file. Named to be searched for."""
+        return bytes(self._buffer)
+
+    def wipe(self) -> None:
+        """Overwrite with zeros and empty; the secret is gone and using it again is an error."""
+        self._buffer[:] = bytes(len(self._buffer))
+        self._buffer.clear()
+
+    @property
+    def wiped(self) -> bool:
+        return not self._buffer
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and hmac.compare_digest(self._buffer, other._buffer)
+
+    __hash__ = None  # type: ignore[assignment]  # a secret in a set or as a key is a mistake
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(hidden)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is never pickled or copied")
+
+
+class MaskSecret(Secret):
+    """X25519 private key that agrees pairwise masks. Shamir-shared; opened only if its owner vanished before upload."""
+
+
+class ShareSecret(Secret):
+    """X25519 private key that agrees the keys shares travel under. Never leaves its owner."""
+
+
+class Seed(Secret):
+    """Seed b of the self mask. Shamir-shared; opened only if its owner's upload is in the sum."""
+
+
+class PolynomialSecret(Secret):
+    """From it the coefficients of both Shamir polynomials are derived. Never leaves its owner."""
+
+
+class SharePair(Secret):
+    """Another member's two shares, seed share then mask-key share. At most one of the two is ever revealed."""
+
+    size_bytes = SHARE_PAIR_BYTES
+
+
+class StreamKey(Secret):
+    """AES-256 key of one mask keystream, used for one vector and never again."""

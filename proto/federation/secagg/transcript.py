@@ -1,0 +1,204 @@
+"""Names for everything the members agree on: canonical encodings, domain-separated digests, what a signature covers.
+
+Every digest and every signed or authenticated string starts with its own label and holds length-prefixed fields, so
+two different statements never have the same bytes (no signature can be moved from one phase, round, cohort or
+protocol to another), and the same statement has only one encoding.
+
+    ctx   what the round is about: plan, base model, run, round, attempt, roster epoch, shard. The base model's digest
+          is in it, so members who were handed different models share no key and their sum is noise, not a difference
+          of two models that would show one member alone (Pasquini et al., CCS 2022).
+    uctx  ctx and who takes part with which keys, in one digest. Every later key, ciphertext and signature hangs on it:
+          a server that shows two members different cohorts gets ciphertexts that do not open, masks that do not cancel.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+from federation.secagg.errors import Malformed
+
+Context = NewType("Context", bytes)  # ctx, 32 bytes
+CohortContext = NewType("CohortContext", bytes)  # uctx, 32 bytes
+
+PROTOCOL = b"hemofed secagg 1"
+DIGEST_BYTES = 32
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+SITE_BYTES_MAX = 255
+RUN_ID_BYTES_MAX = 64
+
+
+class ShareKind(Enum):
+    """Which of a member's two secrets a share is of. Values are those of the wire's RevealedShare.Kind."""
+
+    SEED = 1
+    MASK_KEY = 2
+
+
+@dataclass(frozen=True)
+class Advertisement:
+    """What a member shows in the keys phase.
+
+    mask_key, share_key: raw X25519 public keys, 32 bytes. seed_commitment: `commitment(ctx, site, b)`, 32 bytes.
+    signature: Ed25519, 64 bytes, by the roster's key of `site` over `keys_statement`.
+    """
+
+    site: str
+    mask_key: bytes
+    share_key: bytes
+    seed_commitment: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class RevealedShare:
+    """One share in clear, as the reveal phase sends it: 33 bytes, an element of the field, big-endian.
+
+    No longer a secret once sent, but until then it is: the repr hides it.
+    """
+
+    kind: ShareKind
+    share: bytes
+
+    def __repr__(self) -> str:
+        return f"RevealedShare({self.kind.name}, hidden)"
+
+
+def threshold(members: int) -> int:
+    """t = ⌊2n/3⌋ + 1, computed by each site for itself and never taken from a message.
+
+    With fewer than n/3 corrupt members no two different sets can both collect t signatures, because an honest member
+    signs one set only; so the aggregator cannot have seeds opened for one set and mask keys for another.
+    """
+    return 2 * members // 3 + 1
+
+
+def context(
+    plan_digest: bytes,
+    base_digest: bytes,
+    run_id: bytes,
+    round_number: int,
+    attempt: int,
+    roster_epoch: int,
+    shard: int = 0,
+) -> Context:
+    """ctx of one attempt at one round of one run. Digests have 32 bytes, run_id 1 to 64, integers are below 2^63.
+
+    shard: 0 for a cohort that advertises as one, however it is split afterwards (`cohort.split`).
+    """
+    _require_digest("plan digest", plan_digest)
+    _require_digest("base model digest", base_digest)
+    if not 0 < len(run_id) <= RUN_ID_BYTES_MAX:
+        raise Malformed(f"a run id has 1 to {RUN_ID_BYTES_MAX} bytes, got {len(run_id)}")
+    integers = (_u64(value) for value in (round_number, attempt, roster_epoch, shard))
+    return Context(digest("context", plan_digest, base_digest, run_id, *integers))
+
+
+def cohort_context(ctx: Context, advertisements: Mapping[str, Advertisement]) -> CohortContext:
+    """uctx: ctx, t and all advertisements in the order of their sites. Signatures are left out: they are checked, and
+    Ed25519 allows a signer several on one statement."""
+    return CohortContext(digest("cohort", ctx, _u64(threshold(len(advertisements))), *_entries(advertisements)))
+
+
+def shard_seed(ctx: Context, advertisements: Mapping[str, Advertisement]) -> bytes:
+    """What decides who is in which shard: the round and every key and commitment of the whole cohort."""
+    return digest("shard seed", ctx, *_entries(advertisements))
+
+
+def shard_rank(seed: bytes, site: str) -> bytes:
+    """A site's place in the shuffle of its cohort."""
+    return digest("shard rank", seed, _site(site))
+
+
+def shard_context(ctx: Context, seed: bytes, index: int) -> Context:
+    """ctx of one shard: sites that were shown different cohorts share no key, even if their shards look alike."""
+    return Context(digest("shard", ctx, seed, _u64(index)))
+
+
+def order(sites: Iterable[str]) -> list[str]:
+    """The one order of members: by the bytes of the UTF-8 name. A member's place in U1, from 1, is its Shamir point."""
+    return sorted(sites, key=_site)
+
+
+def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
+    """H(b). Binds a member to its self-mask seed before anyone sees a share, so a wrong opening is noticed. b has 256
+    bits of entropy, so the digest hides it."""
+    return digest("seed", ctx, _site(site), seed)
+
+
+def keys_statement(ctx: Context, advertisement: Advertisement) -> bytes:
+    """What a member signs in the keys phase."""
+    a = advertisement
+    return statement("keys", ctx, _site(a.site), a.mask_key, a.share_key, a.seed_commitment)
+
+
+def upload_statement(uctx: CohortContext, site: str, upload_digest: bytes) -> bytes:
+    """What a member signs with its upload."""
+    _require_digest("upload digest", upload_digest)
+    return statement("upload", uctx, _site(site), upload_digest)
+
+
+def confirm_statement(uctx: CohortContext, uploaded: Collection[str]) -> bytes:
+    """What every member of U3 signs in the confirm phase: H(U3). The same bytes for all, so they can be compared."""
+    return statement("confirm", uctx, digest("uploaded", *(_site(site) for site in order(uploaded))))
+
+
+def share_label(uctx: CohortContext, sender: str, receiver: str) -> bytes:
+    """HKDF info and AAD of the ciphertext from sender to receiver: one key a direction, one message a key."""
+    return statement("share", uctx, _site(sender), _site(receiver))
+
+
+def pair_label(uctx: CohortContext, one: str, other: str) -> bytes:
+    """HKDF info of the pairwise mask of two members, the same from both ends."""
+    first, second = order((one, other))
+    return statement("mask", uctx, _site(first), _site(second))
+
+
+def self_label(uctx: CohortContext, site: str) -> bytes:
+    """HKDF info of a member's self mask."""
+    return statement("self", uctx, _site(site))
+
+
+def polynomial_label(uctx: CohortContext, kind: ShareKind) -> bytes:
+    """HKDF info of the coefficients that share one of a member's two secrets in this cohort."""
+    return statement("polynomial", uctx, kind.name.encode())
+
+
+def digest(label: str, *fields: bytes) -> bytes:
+    """SHA-256 of a statement."""
+    return hashlib.sha256(statement(label, *fields)).digest()
+
+
+def statement(label: str, *fields: bytes) -> bytes:
+    """Protocol name, label and fields, framed."""
+    return frame(PROTOCOL, label.encode(), *fields)
+
+
+def frame(*fields: bytes) -> bytes:
+    """Number of fields, then each as length and bytes (integers: 8 bytes, big-endian). Injective."""
+    return _u64(len(fields)) + b"".join(_u64(len(field)) + field for field in fields)
+
+
+def _entries(advertisements: Mapping[str, Advertisement]) -> list[bytes]:
+    named = [(site, advertisements[site]) for site in order(advertisements)]
+    return [frame(_site(site), a.mask_key, a.share_key, a.seed_commitment) for site, a in named]
+
+
+def _u64(value: int) -> bytes:
+    if not 0 <= value < 1 << 63:
+        raise Malformed(f"expected an integer from 0 to 2^63 - 1, got {value}")
+    return value.to_bytes(8, "big")
+
+
+def _site(site: str) -> bytes:
+    name = site.encode()
+    if not 0 < len(name) <= SITE_BYTES_MAX:
+        raise Malformed(f"a site name has 1 to {SITE_BYTES_MAX} bytes, got {len(name)}")
+    return name
+
+
+def _require_digest(what: str, value: bytes) -> None:
+    if len(value) != DIGEST_BYTES:
+        raise Malformed(f"a {what} has {DIGEST_BYTES} bytes, got {len(value)}")
