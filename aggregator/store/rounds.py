@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Update, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
@@ -144,20 +144,15 @@ def add_seat(session: Session, row: Round, site: str) -> None:
     session.flush()
 
 
-def seats(session: Session, round_id: int) -> list[Seat]:
-    """All seats of a round, payloads included, sorted by site."""
-    return list(session.scalars(select(Seat).where(Seat.round_id == round_id).order_by(Seat.site)))
-
-
 def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
     """Site -> state, sorted by site; cheap, for the driver's look at a round."""
-    statement = select(Seat.site, Seat.state).where(Seat.round_id == round_id).order_by(Seat.site)
-    return {site: state for site, state in session.execute(statement)}
+    statement = select(Seat.site, Seat.state).where(Seat.round_id == round_id)
+    return dict(sorted((site, state) for site, state in session.execute(statement)))
 
 
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
-    """The seat of one site, if it has one."""
-    return session.get(Seat, (round_id, site))
+    """The seat of one site, if it has one. Its shares are read only when asked for, within the session."""
+    return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
 
 
 def held_seat(session: Session, round_id: int, site: str) -> Seat:
@@ -180,6 +175,24 @@ def move_seat(
     """One transition of a seat. Raises: LostRace when it is not in `before`."""
     where = (Seat.round_id == row.id) & (Seat.site == site)
     transition(session, Seat.state, where, before, after, change, values)
+
+
+def payload(session: Session, round_id: int, site: str, column: InstrumentedAttribute[bytes | None]) -> bytes | None:
+    """What one site sent in one phase of the current attempt."""
+    return session.scalar(select(column).where(_is_seat(round_id, site)))
+
+
+def payloads(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> dict[str, bytes]:
+    """Site -> what it sent in one phase of the current attempt, sorted by site; only those that sent it."""
+    statement = select(Seat.site, column).where(Seat.round_id == round_id, column.is_not(None))
+    # Sorted here, by code point as secure aggregation does: a database may collate names in another order.
+    rows = sorted((site, payload) for site, payload in session.execute(statement) if payload is not None)
+    return dict(rows)
+
+
+def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
+    """The sites of `payloads`, without reading them: a large cohort's shares are megabytes."""
+    return sorted(session.scalars(select(Seat.site).where(Seat.round_id == round_id, column.is_not(None))))
 
 
 def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:

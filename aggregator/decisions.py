@@ -1,0 +1,124 @@
+"""What a driver does with a round it looks at. Pure: rows and the time in, one decision out.
+
+TRAINING   freeze when `target` are ready, or nobody else can come, or the deadline is past and `minimum` are ready
+a phase    advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS,
+           the threshold t of the keyed members (U1) afterwards
+           otherwise try again with fresh keys, unless shares may have been revealed: then abandon
+OPENING    open; nobody is waited for
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from federation.plan import Cohort as CohortBounds
+from federation.secagg import threshold
+
+from aggregator.states import PHASE_SEATS, RoundState, SeatState
+
+ATTEMPTS_MAX = 5  # a cohort that fails this often is better asked to train again
+
+
+@dataclass(frozen=True)
+class View:
+    """A round that is not over, as a driver sees it."""
+
+    name: str  # names the round; orders surplus candidates, see Freeze
+    state: RoundState
+    attempt: int
+    deadline: datetime
+    seats: Mapping[str, SeatState]
+    advertised: int  # members of U1
+    eligible: Collection[str]  # sites of the roster in force
+    bounds: CohortBounds
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is due."""
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Begin masking with `members`; the round goes on without `left_out`."""
+
+    members: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The phase is over; `missed` did not answer."""
+
+    missed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Start over with fresh keys; `missed` have to come back first."""
+
+    missed: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Abandon:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open the sum."""
+
+
+Decision = Wait | Freeze | Advance | Retry | Abandon | Open
+
+
+def decide(view: View, now: datetime) -> Decision:
+    """What is due. `view.state` is not an end state."""
+    if view.state is RoundState.TRAINING:
+        return _after_training(view, now)
+    if view.state is RoundState.OPENING:
+        return Open() if now < view.deadline else Abandon("the sum could not be opened in time; the log says why")
+    return _after_phase(view, now)
+
+
+def _after_training(view: View, now: datetime) -> Decision:
+    ready = [site for site in _in(view, SeatState.READY) if site in view.eligible]
+    awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
+    late = now >= view.deadline
+    if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not awaited)):
+        return _freeze(view, ready)
+    if late:
+        return Abandon(f"at the deadline {len(ready)} sites were ready, the plan's minimum is {view.bounds.minimum}")
+    declined = len(_in(view, SeatState.DECLINED))
+    if declined and len(ready) + len(awaited) < view.bounds.minimum:
+        return Abandon(f"{declined} sites declined; fewer than the plan's minimum of {view.bounds.minimum} are left")
+    return Wait()
+
+
+def _freeze(view: View, ready: list[str]) -> Freeze:
+    """Members by a hash of round and site, so that a round with too many candidates does not favour the same ones."""
+    drawn = sorted(ready, key=lambda site: hashlib.sha256(f"{view.name}/{site}".encode()).digest())
+    members = sorted(drawn[: view.bounds.maximum])
+    left_out = [site for site in _in(view, SeatState.OFFERED, SeatState.READY) if site not in members]
+    return Freeze(tuple(members), tuple(left_out))
+
+
+def _after_phase(view: View, now: datetime) -> Decision:
+    before, after = PHASE_SEATS[view.state]
+    missing, done = tuple(_in(view, before)), len(_in(view, after))
+    if missing and now < view.deadline:
+        return Wait()
+    need = view.bounds.minimum if view.state is RoundState.KEYS else threshold(view.advertised)
+    if done >= need:
+        return Advance(missing)
+    reason = f"{done} members answered in phase {view.state}, {need} are needed"
+    if view.state is RoundState.REVEAL or view.attempt >= ATTEMPTS_MAX:
+        return Abandon(reason)
+    return Retry(missing, reason)
+
+
+def _in(view: View, *states: SeatState) -> list[str]:
+    return sorted(site for site, state in view.seats.items() if state in states)

@@ -1,0 +1,199 @@
+"""What a Poll is answered. A function of the rows, the request and the clock: the aggregator remembers no conversation.
+
+The same rows give the same step, so a lost answer, a restarted site or a restarted aggregator need no special care:
+the site polls again and is told the same. The order of the questions asked here:
+
+1. Does the site still work on something that is over, or that goes on without it? Then Close.
+2. Is it a seat's turn in the newest round of the active run? Then that step.
+3. Otherwise nothing, and how long to stay away: seconds after a phase began, minutes after an hour of waiting.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from federation.v1 import rounds_pb2 as pb
+from federation.v1.blobs_pb2 import RoundRef
+from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare, SharesMessage
+from sqlalchemy.orm import Session
+
+from aggregator.config import Pacing
+from aggregator.errors import NotFound
+from aggregator.messages import opened_sum, round_ref
+from aggregator.plans import plan_of
+from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
+from aggregator.store import rounds, runs
+from aggregator.tables import Round, Run, Seat
+
+AT_ONCE_MS = 20  # after a step or a close: do it, then ask again
+HOLD_BELOW_MS = 2_000  # an answer is worth holding when the site would be back this soon anyway
+PATIENCE = 8  # a site that has waited for T seconds comes back T / 8 seconds later
+READY_PER_PHASE = 4  # a ready site looks at least this often within one phase's time: it must not miss the first
+CHAIN_LINKS_MAX = 16  # a site further behind takes the whole model
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Settings of pacing, and a number in [0, 1) drawn anew for each answer to spread sites out."""
+
+    settings: Pacing
+    jitter: Callable[[], float]
+
+    def milliseconds(self, seconds: float) -> int:
+        """`seconds`, varied by a quarter up and down."""
+        return max(1, round(1000 * seconds * (0.75 + 0.5 * self.jitter())))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`seat_of`: round (row id) the call's bytes count for. `hold`: whether holding the call back is useful."""
+
+    reply: pb.PollReply
+    seat_of: int | None
+    hold: bool
+
+
+def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: Pace, epoch: int) -> Answer:
+    """The reply to one Poll. Reads rows, changes none. `epoch`: of the newest roster."""
+    if request.HasField("working_on"):
+        close, round_id = _close(session, site, request.working_on)
+        if close is not None:
+            reply = pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close)
+            return Answer(reply, round_id, hold=False)
+    run = runs.active(session)
+    row = rounds.newest(session, run.run_id) if run else None
+    seat = rounds.seat(session, row.id, site) if row else None
+    if run is None or row is None or seat is None or row.state in rounds.OVER:
+        wait_s = pace.settings.paused_s if run and run.state is RunState.PAUSED else _between_rounds_s(run, pace)
+        reply = pb.PollReply(retry_after_ms=pace.milliseconds(wait_s), roster_epoch=epoch)
+        return Answer(reply, row.id if row and seat else None, hold=False)
+    reply = _step(session, run, row, seat, request, now)
+    reply.roster_epoch = epoch
+    waits = reply.WhichOneof("step") is None
+    if row.state is RoundState.TRAINING:
+        reply.retry_after_ms = pace.milliseconds(_training_wait_s(run, row, seat, now, pace))
+        waits = waits and seat.state is SeatState.READY
+    elif waits:
+        reply.retry_after_ms = pace.milliseconds(pace.settings.masking_s)
+        waits = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
+    else:
+        reply.retry_after_ms = AT_ONCE_MS
+    return Answer(reply, row.id, hold=waits and reply.retry_after_ms <= HOLD_BELOW_MS)
+
+
+# --- 1. what is over ---
+
+
+def _close(session: Session, site: str, ref: RoundRef) -> tuple[pb.CloseStep | None, int | None]:
+    """The end of the round the site works on, if it has ended for it; and the round's row id, if it has a seat."""
+    echo = RoundRef(run_id=ref.run_id, round=ref.round, attempt=ref.attempt)
+    try:
+        run = runs.get(session, ref.run_id)
+        row = rounds.get(session, ref.run_id, ref.round)
+    except NotFound:  # of another aggregator, or from before a restored backup
+        return pb.CloseStep(round=echo, outcome=pb.CloseStep.RUN_OVER), None
+    seat = rounds.seat(session, row.id, site)
+    if seat is None:
+        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), None
+    if row.state is RoundState.PUBLISHED and seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED):
+        published = pb.CloseStep(round=echo, outcome=pb.CloseStep.PUBLISHED, opened=opened_sum(row))
+        return published, row.id
+    if seat.state is SeatState.LEFT_OUT:
+        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), row.id
+    if row.state is RoundState.ABANDONED:
+        over = run.state not in runs.ACTIVE
+        outcome = pb.CloseStep.RUN_OVER if over else pb.CloseStep.ABANDONED
+        return pb.CloseStep(round=echo, outcome=outcome), row.id
+    if row.state is RoundState.PUBLISHED:
+        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), row.id
+    return None, row.id
+
+
+# --- 2. whose turn it is ---
+
+
+def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRequest, now: datetime) -> pb.PollReply:
+    """A reply with the step the seat is due, or without one."""
+    reply = pb.PollReply()
+    if row.state is RoundState.TRAINING:
+        # A member that missed a phase of a failed attempt is offered the round again: it still holds its update and
+        # says Ready anew if it is back.
+        if seat.state in (SeatState.OFFERED, SeatState.MISSED):
+            reply.train.CopyFrom(_train(session, run, row, request.model_digest, now))
+        return reply
+    if row.state not in MASKING_PHASES or seat.state is not PHASE_SEATS[row.state][0]:
+        return reply
+    ref = round_ref(row)
+    if row.state is RoundState.KEYS:
+        reply.keys.CopyFrom(pb.KeysStep(round=ref, base_model_digest=row.base_model, roster_epoch=row.roster_epoch))
+        return reply
+    if row.state is RoundState.SHARES:
+        reply.shares.CopyFrom(pb.SharesStep(round=ref, advertisements=_advertisements(session, row)))
+    elif row.state is RoundState.UPLOAD:
+        members = rounds.senders(session, row.id, Seat.shares)
+        reply.upload.CopyFrom(pb.UploadStep(round=ref, members=members, shares=_shares_for(session, row, seat.site)))
+    elif row.state is RoundState.CONFIRM:
+        reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=_uploaded(session, row)))
+    else:
+        confirmations = _confirmations(session, row)
+        reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=_uploaded(session, row), confirmations=confirmations))
+    return reply
+
+
+def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datetime) -> pb.TrainStep:
+    base = runs.model_by_digest(session, run.run_id, row.base_model)
+    return pb.TrainStep(
+        round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
+        plan_digest=run.plan_digest,
+        base_model_digest=row.base_model,
+        evaluation_only=row.number > plan_of(run).rounds,
+        whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
+        chain=_chain(session, run, held_model, base.size_bytes),
+        seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
+    )
+
+
+def _chain(session: Session, run: Run, held_model: bytes, whole_bytes: int) -> list[pb.OpenedSum]:
+    """The sums from the model the site holds to the newest; none when the whole model is the shorter way."""
+    models = runs.models(session, run.run_id)
+    held = [model.round_number for model in models if model.digest == held_model]
+    if not held:
+        return []
+    made_by = {model.round_number for model in models if model.round_number > held[-1]}
+    links = [opened_sum(row) for row in rounds.of_run(session, run.run_id) if row.number in made_by]
+    shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= whole_bytes
+    return links if shorter else []
+
+
+def _advertisements(session: Session, row: Round) -> list[Advertisement]:
+    return [Advertisement.FromString(sent) for sent in rounds.payloads(session, row.id, Seat.advertisement).values()]
+
+
+def _shares_for(session: Session, row: Round, site: str) -> list[EncryptedShare]:
+    messages = (SharesMessage.FromString(sent) for sent in rounds.payloads(session, row.id, Seat.shares).values())
+    return [share for message in messages for share in message.shares if share.to_site == site]
+
+
+def _uploaded(session: Session, row: Round) -> list[str]:
+    return rounds.senders(session, row.id, Seat.upload_claim)
+
+
+def _confirmations(session: Session, row: Round) -> list[Confirmation]:
+    return [Confirmation.FromString(sent) for sent in rounds.payloads(session, row.id, Seat.confirmation).values()]
+
+
+# --- 3. how long to stay away ---
+
+
+def _between_rounds_s(run: Run | None, pace: Pace) -> float:
+    """A running run without an open round opens one within moments; without a run nothing is near."""
+    return pace.settings.idle_s if run is None else min(pace.settings.idle_s, max(1.0, pace.settings.masking_s))
+
+
+def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pace: Pace) -> float:
+    waited_s = max(0.0, (now - row.phase_since).total_seconds())
+    wait_s = min(pace.settings.training_s, max(pace.settings.masking_s, waited_s / PATIENCE))
+    if seat.state is SeatState.READY:
+        return min(wait_s, plan_of(run).deadlines.phase_s / READY_PER_PHASE)
+    return wait_s
