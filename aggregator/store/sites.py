@@ -111,6 +111,11 @@ def certificate_issued_at(session: Session, site: str, issued_at: datetime) -> C
     return session.scalars(chosen.limit(1)).first()
 
 
+def certificate_expiry(session: Session, site: str) -> datetime | None:
+    """When the site's newest certificate expires; None before it has one."""
+    return session.scalar(select(func.max(Certificate.expires_at)).where(Certificate.site == site))
+
+
 def end_certificates(session: Session, site: str, now: datetime) -> None:
     """No certificate of the site is accepted from `now` on."""
     session.execute(

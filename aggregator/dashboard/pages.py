@@ -1,0 +1,61 @@
+"""The pages. Each reads one snapshot of the store and renders one template."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+
+from aggregator.dashboard import contexts
+from aggregator.dashboard.charts import line_chart
+from aggregator.dashboard.rendering import page
+from aggregator.errors import NotFound
+from aggregator.store import people, runs
+
+router = APIRouter()
+AUDIT_ROWS = 100
+
+
+@router.get("/")
+def overview(request: Request) -> Response:
+    hub = request.app.state.hub
+    with hub.store.read() as session:
+        run = contexts.shown_run(session)
+        view = None if run is None else contexts.run_view(hub, session, run)
+        site_views = contexts.site_views(hub, session)
+    return page(request, "overview.html", run=view, sites=site_views, charts=_charts(view), here="overview")
+
+
+@router.get("/runs")
+def run_list(request: Request) -> Response:
+    hub = request.app.state.hub
+    with hub.store.read() as session:
+        rows = [contexts.run_view(hub, session, run) for run in reversed(runs.every(session))]
+    return page(request, "runs.html", runs=rows, here="runs")
+
+
+@router.get("/runs/{hex_id}")
+def one_run(request: Request, hex_id: str) -> Response:
+    hub = request.app.state.hub
+    with hub.store.read() as session:
+        try:
+            run = runs.get(session, bytes.fromhex(hex_id))
+        except (NotFound, ValueError):
+            raise HTTPException(404, "no such run") from None
+        view = contexts.run_view(hub, session, run)
+    return page(request, "run.html", run=view, charts=_charts(view), here="runs")
+
+
+@router.get("/audit")
+def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    with request.app.state.hub.store.read() as session:
+        rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
+    older = rows[-1].id if len(rows) == AUDIT_ROWS else None
+    return page(request, "audit.html", rows=rows, older=older, here="audit")
+
+
+def _charts(run: contexts.RunView | None) -> dict[str, str]:
+    if run is None:
+        return {}
+    return {
+        "auc": line_chart("AUC", "AUC by slice", list(run.auc), low=0.4, high=1.0),
+        "loss": line_chart("Loss", "loss", list(run.losses)),
+    }

@@ -1,0 +1,54 @@
+"""Templates, and how the pages write times, durations, sizes and digests."""
+
+from datetime import datetime
+from pathlib import Path
+
+from fastapi import Request, Response
+from fastapi.templating import Jinja2Templates
+
+TEMPLATES = Jinja2Templates(directory=Path(__file__).resolve().parent / "templates")
+
+
+def page(request: Request, template: str, status_code: int = 200, **context: object) -> Response:
+    """One template, with what every page needs: the time it was made and who is looking."""
+    shared = {"now": request.app.state.hub.clock(), "who": request.session.get("name")}
+    return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 4 s, 2 h 5 min, 3 d 4 h: the two largest units."""
+    whole = max(0, round(seconds))
+    for size, unit, below, below_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {unit} {rest} {below_unit}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def size(count: int) -> str:
+    """Bytes in SI units, as networks count them."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 1000:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def short(digest: bytes | None) -> str:
+    return "–" if not digest else digest.hex()[:12]
+
+
+def clock_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A metric, or a dash where there is none to show."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+for _filter in (duration, size, short, clock_time, figure):
+    TEMPLATES.env.filters[_filter.__name__] = _filter
