@@ -80,8 +80,9 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
     """
     if np.isnan(logits).any():
         raise EncodingRefused("expected logits, got NaN; the model does not score these inputs")
-    inside = np.clip(logits, -_LOGIT_EDGE, np.nextafter(_LOGIT_EDGE, 0.0)).astype(np.float64)
-    return np.clip(np.floor((inside + _LOGIT_EDGE) * _BINS_PER_LOGIT), 0, BINS - 1).astype(np.int64)
+    inside: NDArray[np.float64] = np.clip(logits.astype(np.float64), -_LOGIT_EDGE, _LOGIT_EDGE)
+    bins: NDArray[np.int64] = ((inside + _LOGIT_EDGE) * _BINS_PER_LOGIT).astype(np.int64)
+    return np.minimum(bins, BINS - 1)
 
 
 def write_header(layout: Layout, header: Header) -> NDArray[np.uint64]:

@@ -61,7 +61,7 @@ class Layout:
     @property
     def level_max(self) -> int:
         """Highest level of one site's coordinate; the lowest is 0."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     @property
     def lane_width(self) -> int:

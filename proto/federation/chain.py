@@ -1,0 +1,116 @@
+"""The next model, from this one and an opened sum: the same bits at every site and at the aggregator.
+
+The sum's levels are whole numbers; the inverse rotation of whole numbers is exact in float64 (encoding.rotation). What
+follows is elementwise IEEE 754 arithmetic in a fixed order (+ - * / sqrt, each correctly rounded), so neither the
+number of threads nor the processor changes a bit.
+
+    FedAvg   x + lr * D                                                           McMahan et al., AISTATS 2017
+    FedAvgM  m = beta1 * m + D;  x + lr * m                                       Hsu et al., arXiv 1909.06335
+    FedAdam  m = beta1 * m + (1 - beta1) * D;  v = beta2 * v + (1 - beta2) * D^2;
+             x + lr * m / (sqrt(v) + tau)                                         Reddi et al., ICLR 2021, algorithm 2
+    FedYogi  as FedAdam with v = v - (1 - beta2) * D^2 * sign(v - D^2)            ibid.
+
+D is the mean update, weighted by min(studies, cap). m starts at 0 and v at tau^2.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.encoding import Layout, Opened
+from federation.encoding.rotation import unrotate
+from federation.errors import ChainRefused, ManifestMismatch
+from federation.manifest import Model
+from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
+
+Reals = NDArray[np.float64]
+
+_CHUNK = 1 << 15
+_STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
+
+
+def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
+    """The model that `opened` leads to from `model`. After an evaluation-only round that is `model` itself.
+
+    Errors: ChainRefused when the model is not of this plan, or when the result is not finite: such a round has to be
+    abandoned.
+    """
+    if model.manifest != plan.manifest:
+        raise ChainRefused("expected a model of the plan's manifest, got one of another")
+    if opened.levels.size == 0:
+        return model
+    layout = Layout.of(plan, plan.manifest.size)
+    if opened.levels.size != layout.coordinates:
+        raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
+    state = _state(plan.server, model)
+    mean = mean_update(layout, opened)
+    weights = np.empty(model.weights.size, np.float32)
+    for start in range(0, weights.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        step = _STEPS[plan.server.kind](plan.server, mean[part], [vector[part] for vector in state])
+        # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
+        with np.errstate(over="ignore"):
+            weights[part] = model.weights[part].astype(np.float64) + plan.server.learning_rate * step
+    try:
+        return Model(model.manifest, weights, tuple(state))
+    except ManifestMismatch as error:
+        raise ChainRefused(f"the sum leads to no usable model: {error}") from error
+
+
+def mean_update(layout: Layout, opened: Opened) -> Reals:
+    """The weighted mean of the members' updates, f64[d].
+
+    A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max).
+    """
+    whole = opened.levels.astype(np.float64)
+    whole *= 2.0
+    whole -= opened.members * layout.level_max
+    half_step = layout.range / layout.level_max
+    return unrotate(layout, whole, half_step * layout.weight_cap / opened.header.weight)
+
+
+def _state(server: ServerOptimizer, model: Model) -> list[Reals]:
+    """Writable copies of the server optimizer's vectors, or its first ones."""
+    wanted = _STATES[server.kind]
+    if len(model.server_state) == wanted:
+        return [vector.copy() for vector in model.server_state]
+    if model.server_state:
+        raise ChainRefused(
+            f"expected {wanted} server-optimizer vectors for {server.kind.name}, got {len(model.server_state)}"
+        )
+    first = (0.0, server.tau * server.tau)
+    return [np.full(model.weights.size, value) for value in first[:wanted]]
+
+
+def _fedavg(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
+    return mean
+
+
+def _fedavgm(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
+    (momentum,) = state
+    momentum[...] = server.beta1 * momentum + mean
+    return momentum
+
+
+def _fedadam(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
+    first, second = state
+    first[...] = server.beta1 * first + (1.0 - server.beta1) * mean
+    second[...] = server.beta2 * second + (1.0 - server.beta2) * (mean * mean)
+    return first / (np.sqrt(second) + server.tau)
+
+
+def _fedyogi(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
+    first, second = state
+    first[...] = server.beta1 * first + (1.0 - server.beta1) * mean
+    square = mean * mean
+    second[...] = second - (1.0 - server.beta2) * square * np.sign(second - square)
+    return first / (np.sqrt(second) + server.tau)
+
+
+_STEPS: dict[ServerKind, Callable[[ServerOptimizer, Reals, list[Reals]], Reals]] = {
+    ServerKind.FEDAVG: _fedavg,
+    ServerKind.FEDAVGM: _fedavgm,
+    ServerKind.FEDADAM: _fedadam,
+    ServerKind.FEDYOGI: _fedyogi,
+}

@@ -1,0 +1,110 @@
+"""From a site's update to its words, and from the words of a cohort's sum to numbers. Nothing here masks.
+
+The published sum is the upload's form again (header words, then lanes, uint64 little-endian) with lanes just wide
+enough for the members that are in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.encoding import lanes
+from federation.encoding.header import Header, HeaderSum, read_header, write_header
+from federation.encoding.layout import HEADER_WORDS, Layout
+from federation.encoding.quantize import norm_of, quantize
+from federation.encoding.rotation import rotate
+from federation.errors import EncodingRefused, Malformed
+
+# float32 rounding after clipping may leave an update this much longer than the clip norm.
+_NORM_SLACK = 1 + 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A cohort's sum, opened and in range.
+
+    members: uploads in it. header_words: uint64 [772] as summed. header: the same, read. levels: int32
+    [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty after an evaluation-only
+    round.
+    """
+
+    members: int
+    header_words: NDArray[np.uint64]
+    header: HeaderSum
+    levels: NDArray[np.int32]
+
+
+def encode(
+    layout: Layout, delta: NDArray[np.float32] | None, header: Header, rng: np.random.Generator
+) -> NDArray[np.uint64]:
+    """A site's upload before masking, uint64 [layout.words].
+
+    delta: f32[layout.parameters], already clipped; None in an evaluation-only round. It is weighted here, by
+    min(header.studies, cap) / cap. `rng` rounds the coordinates; its draws need not be secret, only uniform.
+    Errors: EncodingRefused for a delta of another length, longer than the clip norm, or not finite.
+    """
+    words = np.empty(layout.words, np.uint64)
+    words[:HEADER_WORDS] = write_header(layout, header)
+    if layout.parameters == 0:
+        if delta is not None:
+            raise EncodingRefused("expected no update in an evaluation-only round, got one")
+        return words
+    _check_delta(layout, delta)
+    assert delta is not None  # _check_delta refuses None
+    weight = min(header.studies, layout.weight_cap) / layout.weight_cap
+    levels = quantize(layout, rotate(layout, delta, weight), rng)
+    lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
+    return words
+
+
+def open_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> Opened:
+    """Read the unmasked sum of `members` uploads, uint64 [layout.words].
+
+    Errors: EncodingRefused when it is not one that so many honest members can have made: it is then worthless.
+    """
+    layout.check_members(members)
+    if words.dtype != np.uint64 or words.shape != (layout.words,):
+        raise EncodingRefused(f"expected a sum uint64 [{layout.words}], got {words.dtype} {list(words.shape)}")
+    return _read(layout, words, members, layout.lane_width)
+
+
+def pack_sum(layout: Layout, opened: Opened) -> bytes:
+    """The published form, `layout.sum_bytes_for(opened.members)` bytes."""
+    words = np.empty(layout.sum_bytes_for(opened.members) // 8, np.dtype("<u8"))
+    words[:HEADER_WORDS] = opened.header_words
+    if layout.parameters:
+        lanes.pack(opened.levels, layout.width_for(opened.members), words[HEADER_WORDS:])
+    return words.tobytes()
+
+
+def unpack_sum(layout: Layout, data: bytes, members: int) -> Opened:
+    """Read what `pack_sum` gave for a sum of `members` uploads; one byte string per sum.
+
+    Errors: Malformed for another length; EncodingRefused for values out of range.
+    """
+    layout.check_members(members)
+    expected = layout.sum_bytes_for(members)
+    if len(data) != expected:
+        raise Malformed(f"expected a sum of {members} uploads in {expected} bytes, got {len(data)}")
+    return _read(layout, np.frombuffer(data, "<u8").astype(np.uint64), members, layout.width_for(members))
+
+
+def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> Opened:
+    header_words = words[:HEADER_WORDS].copy()
+    header = read_header(layout, header_words, members)
+    levels = np.empty(0, np.int32)
+    if layout.parameters:
+        levels = lanes.unpack(words[HEADER_WORDS:], width, layout.coordinates, members * layout.level_max)
+    return Opened(members, header_words, header, levels)
+
+
+def _check_delta(layout: Layout, delta: NDArray[np.float32] | None) -> None:
+    if delta is None:
+        raise EncodingRefused("expected an update, got none; only an evaluation-only round has none")
+    if delta.dtype != np.float32 or delta.shape != (layout.parameters,):
+        raise EncodingRefused(
+            f"expected an update float32 [{layout.parameters}], got {delta.dtype} {list(delta.shape)}"
+        )
+    if (norm := norm_of(delta)) > layout.clip_norm * _NORM_SLACK:
+        raise EncodingRefused(f"expected an update clipped to norm {layout.clip_norm}, got norm {norm:g}")
