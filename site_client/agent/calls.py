@@ -1,0 +1,53 @@
+"""Every call a site can make: name, what it sends, what comes back. The guard lets nothing else out."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from federation.v1 import blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
+from google.protobuf.message import Message
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Q, R]):
+    """One RPC. `name` is Service/Method; `path` is what HTTP/2 sees."""
+
+    name: str
+    request: type[Q]
+    reply: type[R]
+
+    @property
+    def path(self) -> str:
+        return f"/hemofed.v1.{self.name}"
+
+
+JOIN = Call("Enrolment/Join", enrolment_pb2.JoinRequest, enrolment_pb2.JoinReply)
+CHALLENGE = Call("Enrolment/Challenge", enrolment_pb2.ChallengeRequest, enrolment_pb2.ChallengeReply)
+RECOVER = Call("Enrolment/Recover", enrolment_pb2.RecoverRequest, enrolment_pb2.Credentials)
+RENEW = Call("Enrolment/Renew", enrolment_pb2.RenewRequest, enrolment_pb2.Credentials)
+FETCH_ROSTER = Call("Enrolment/FetchRoster", enrolment_pb2.FetchRosterRequest, enrolment_pb2.SignedRoster)
+
+POLL = Call("Rounds/Poll", rounds_pb2.PollRequest, rounds_pb2.PollReply)
+FETCH_PLAN = Call("Rounds/FetchPlan", rounds_pb2.FetchPlanRequest, plan_pb2.SignedPlan)
+READY = Call("Rounds/Ready", rounds_pb2.ReadyMessage, rounds_pb2.Receipt)
+DECLINE = Call("Rounds/Decline", rounds_pb2.DeclineMessage, rounds_pb2.Receipt)
+SEND_KEYS = Call("Rounds/SendKeys", secagg_pb2.KeysMessage, rounds_pb2.Receipt)
+SEND_SHARES = Call("Rounds/SendShares", secagg_pb2.SharesMessage, rounds_pb2.Receipt)
+SEND_UPLOAD = Call("Rounds/SendUpload", secagg_pb2.UploadMessage, rounds_pb2.Receipt)
+SEND_CONFIRM = Call("Rounds/SendConfirm", secagg_pb2.ConfirmMessage, rounds_pb2.Receipt)
+SEND_REVEAL = Call("Rounds/SendReveal", secagg_pb2.RevealMessage, rounds_pb2.Receipt)
+
+OFFER_BLOB = Call("Blobs/Offer", blobs_pb2.BlobOffer, blobs_pb2.BlobProgress)
+PUT_BLOB = Call("Blobs/Put", blobs_pb2.BlobChunk, blobs_pb2.BlobProgress)  # a stream of chunks goes out
+GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a stream of chunks comes in
+
+CALLS: dict[str, Call[Message, Message]] = {
+    call.name: call  # type: ignore[misc]  # Call is read-only, so a call of a kind of message is a call of a message
+    for call in (
+        *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER),
+        *(POLL, FETCH_PLAN, READY, DECLINE, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),
+        *(OFFER_BLOB, PUT_BLOB, GET_BLOB),
+    )
+}

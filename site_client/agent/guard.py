@@ -1,0 +1,153 @@
+"""What may leave this hospital: an allow-list, and everything else is refused.
+
+Three nets behind one another. Messages: a closed set of calls, each with its one type, known fields only; text fields
+are names of sites and nothing else; no message type has a place for a real number, so a loss or a score cannot travel
+in clear. Updates: the size the signed plan gives, finite, within the clip norm, from enough studies, with metrics only
+where plan and policy both allow them. Uploads: only bytes that sealing has just masked, by their digest.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from federation.errors import Malformed
+from federation.plan import TrainingPlan
+from federation.wire import check_known
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from site_client.agent.calls import CALLS, PUT_BLOB, Call
+from site_client.config import Policy
+from site_client.errors import EgressRefused
+from site_client.records import Update
+
+CHUNK_BYTES_MAX = 1024 * 1024
+# Text and bytes fields that may leave, and the longest value of each. A field that is not here does not leave.
+_NAME = r"[a-z0-9-]{1,32}"
+_TEXT: dict[str, str] = {
+    "JoinRequest.site": _NAME,
+    "ChallengeRequest.site": _NAME,
+    "RecoverRequest.site": _NAME,
+    "PollRequest.version": r"[0-9A-Za-z.+-]{1,32}",
+    "Advertisement.site": _NAME,
+    "EncryptedShare.from_site": _NAME,
+    "EncryptedShare.to_site": _NAME,
+    "UploadClaim.site": _NAME,
+    "Confirmation.site": _NAME,
+    "RevealedShare.about_site": _NAME,
+}
+_BYTES: dict[str, int] = {
+    "JoinRequest.secret": 32,
+    "JoinRequest.csr_der": 2048,
+    "JoinRequest.signing_key": 32,
+    "JoinRequest.sealing_key": 1216,
+    "JoinRequest.possession": 64,
+    "RecoverRequest.nonce": 32,
+    "RecoverRequest.csr_der": 2048,
+    "RecoverRequest.signature": 64,
+    "RenewRequest.csr_der": 2048,
+    "RoundRef.run_id": 16,
+    "PollRequest.model_digest": 32,
+    "PollRequest.ledger_head": 32,
+    "FetchPlanRequest.plan_digest": 32,
+    "Advertisement.mask_key": 32,
+    "Advertisement.share_key": 32,
+    "Advertisement.seed_commitment": 32,
+    "Advertisement.signature": 64,
+    "EncryptedShare.ciphertext": 128,
+    "UploadClaim.digest": 32,
+    "UploadClaim.signature": 64,
+    "Confirmation.signature": 64,
+    "RevealedShare.share": 64,
+    "BlobOffer.digest": 32,
+    "BlobChunk.digest": 32,
+    "BlobChunk.data": CHUNK_BYTES_MAX,
+    "BlobRequest.digest": 32,
+}
+_ITEMS_MAX = 500  # of a repeated field: one a cohort member
+_NUMBERS = {
+    FieldDescriptor.TYPE_UINT32,
+    FieldDescriptor.TYPE_UINT64,
+    FieldDescriptor.TYPE_BOOL,
+    FieldDescriptor.TYPE_ENUM,
+}
+
+
+@dataclass(frozen=True)
+class Permit:
+    """One masked upload that may leave."""
+
+    digest: bytes
+    size_bytes: int
+
+
+class Guard:
+    """Says no by raising EgressRefused."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._permits: dict[bytes, Permit] = {}
+
+    def permit(self, permit: Permit) -> None:
+        """Sealing vouches for these bytes; called only with what it has just masked."""
+        self._permits = {permit.digest: permit}
+
+    def check_message(self, call: Call[Message, Message], message: Message) -> None:
+        """A message of the call's own type, with known fields in their bounds."""
+        if CALLS.get(call.name) is not call or type(message) is not call.request:
+            raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
+        try:
+            check_known(message)
+        except Malformed as error:
+            raise EgressRefused(f"{call.name}: {error}") from error
+        _check_fields(message)
+        if call.name == PUT_BLOB.name:
+            self._check_chunk(message)
+
+    def check_update(self, plan: TrainingPlan, update: Update, clipped: NDArray[np.float32] | None) -> None:
+        """`clipped` f32[d] is the delta after clipping; None in an evaluation-only round."""
+        least = max(self._policy.studies_min, plan.training.studies_min)
+        if update.outcome == "declined" or (update.outcome == "trained") != (clipped is not None):
+            raise EgressRefused(f"an update with outcome {update.outcome!r} does not leave")
+        if clipped is None:
+            return
+        if update.studies < least:
+            raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
+        if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
+            raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
+        norm = float(np.linalg.norm(clipped.astype(np.float64)))
+        if not norm <= plan.encoding.clip_norm * (1 + 1e-6):  # written so that NaN fails
+            raise EgressRefused("the update is not finite and within the plan's clip norm")
+
+    def allowed_metrics(self, plan: TrainingPlan) -> frozenset[str]:
+        """Metrics that the plan asks for and this hospital's policy lets go."""
+        return frozenset(metric.name for metric in plan.metrics) & frozenset(self._policy.metrics)
+
+    def _check_chunk(self, message: Message) -> None:
+        digest, offset, size = message.digest, message.offset, len(message.data)  # type: ignore[attr-defined]  # a BlobChunk
+        permit = self._permits.get(digest)
+        if permit is None or not 0 < size <= CHUNK_BYTES_MAX or offset + size > permit.size_bytes:
+            raise EgressRefused("a chunk that belongs to no upload sealed by this agent does not leave")
+
+
+def _check_fields(message: Message) -> None:
+    for field, value in message.ListFields():
+        name = f"{message.DESCRIPTOR.name}.{field.name}"
+        if field.is_repeated and len(value) > _ITEMS_MAX:
+            raise EgressRefused(f"{name} has {len(value)} items, at most {_ITEMS_MAX} leave")
+        for item in value if field.is_repeated else (value,):
+            _check_value(name, field, item)
+
+
+def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
+    if isinstance(value, Message):
+        _check_fields(value)
+    elif isinstance(value, str):
+        if name not in _TEXT or re.fullmatch(_TEXT[name], value) is None:
+            raise EgressRefused(f"{name} holds text that does not leave")
+    elif isinstance(value, bytes):
+        if len(value) > _BYTES.get(name, -1):
+            raise EgressRefused(f"{name} holds {len(value)} bytes, more than may leave")
+    elif field.type not in _NUMBERS:
+        raise EgressRefused(f"{name} is of a kind that does not leave")

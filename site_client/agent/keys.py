@@ -1,0 +1,117 @@
+"""The three keys of a site, all made on this host. None of them ever leaves it.
+
+tls      P-256, authenticates the connection; a new one with every certificate
+signing  Ed25519, speaks for the site in the roster: secure aggregation, join, recovery
+sealing  X-Wing (ML-KEM-768 with X25519), receives what is encrypted to this site: HPKE with KEM MLKEM768_X25519
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
+from cryptography.x509.oid import NameOID
+
+from site_client.errors import IdentityRefused
+from site_client.files import replace_file
+
+_MLKEM_SEED_BYTES, _X25519_BYTES = 64, 32
+_JOIN_DOMAIN, _RECOVER_DOMAIN = b"hemofed join v1\x00", b"hemofed recover v1\x00"
+
+
+@dataclass(frozen=True)
+class SealingKey:
+    """The two halves of an X-Wing key pair."""
+
+    mlkem: MLKEM768PrivateKey = field(repr=False)
+    x25519: X25519PrivateKey = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> "SealingKey":
+        return cls(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> "SealingKey":
+        """96 bytes: ML-KEM seed, then X25519 key."""
+        if len(raw) != _MLKEM_SEED_BYTES + _X25519_BYTES:
+            raise IdentityRefused("the sealing key file is damaged; restore it from the backup or join again")
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(raw[:_MLKEM_SEED_BYTES])
+        return cls(mlkem, X25519PrivateKey.from_private_bytes(raw[_MLKEM_SEED_BYTES:]))
+
+    def to_bytes(self) -> bytes:
+        return self.mlkem.private_bytes_raw() + self.x25519.private_bytes_raw()
+
+    @property
+    def public_bytes(self) -> bytes:
+        """1216 bytes, as in the roster."""
+        return self.mlkem.public_key().public_bytes_raw() + self.x25519.public_key().public_bytes_raw()
+
+    def private(self) -> MLKEM768X25519PrivateKey:
+        """What hpke.Suite.decrypt takes."""
+        return MLKEM768X25519PrivateKey(self.mlkem, self.x25519)
+
+
+@dataclass(frozen=True)
+class SiteKeys:
+    """The two long-lived keys."""
+
+    signing: Ed25519PrivateKey = field(repr=False)
+    sealing: SealingKey = field(repr=False)
+
+    @property
+    def signing_public(self) -> bytes:
+        """32 bytes, as in the roster."""
+        return self.signing.public_key().public_bytes_raw()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A fresh TLS key and the PKCS#10 request for it."""
+
+    key_pem: bytes = field(repr=False)
+    csr_der: bytes
+
+
+def make_or_load(folder: Path) -> SiteKeys:
+    """The keys in `folder`; each one that is not there yet is made, 0600."""
+    signing, sealing = folder / "signing.key", folder / "sealing.key"
+    if not signing.exists():
+        replace_file(signing, Ed25519PrivateKey.generate().private_bytes_raw())
+    if not sealing.exists():
+        replace_file(sealing, SealingKey.generate().to_bytes())
+    return load(folder)
+
+
+def load(folder: Path) -> SiteKeys:
+    """The keys in `folder`. Errors: IdentityRefused."""
+    try:
+        signing = Ed25519PrivateKey.from_private_bytes((folder / "signing.key").read_bytes())
+        return SiteKeys(signing, SealingKey.from_bytes((folder / "sealing.key").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise IdentityRefused("this host has no usable keys; run `hemofed-site join` or restore the backup") from error
+
+
+def request_certificate(site: str) -> Request:
+    """A new P-256 key and a request for a certificate in this name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Request(pem, csr.public_bytes(serialization.Encoding.DER))
+
+
+def prove_possession(keys: SiteKeys, csr_der: bytes) -> bytes:
+    """Signature of a join request: the signing key speaks for the TLS key and the sealing key."""
+    digests = hashlib.sha256(csr_der).digest() + hashlib.sha256(keys.sealing.public_bytes).digest()
+    return keys.signing.sign(_JOIN_DOMAIN + digests)
+
+
+def answer_challenge(keys: SiteKeys, nonce: bytes, csr_der: bytes) -> bytes:
+    """Signature of a recover request."""
+    return keys.signing.sign(_RECOVER_DOMAIN + nonce + hashlib.sha256(csr_der).digest())

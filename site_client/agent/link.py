@@ -1,0 +1,191 @@
+"""The wire: one long-lived mutual-TLS HTTP/2 connection to the aggregator. The only file of a site that imports grpc.
+
+TLS 1.3 only. gRPC has no switch for the version; the consortium's certificates are ECDSA, so offering TLS 1.2 with
+nothing but an RSA suite leaves TLS 1.2 without a common cipher, while 1.3 has its own.
+
+Proxy: gRPC would take one from the environment, skip an https:// one without a word, and obey no_proxy. We pass ours
+as an argument or switch proxies off, and take no_proxy out of this process's environment: with a proxy configured
+nothing is ever dialled directly.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read once, when grpc starts
+
+import grpc
+
+from site_client.agent.egress import Cleared
+from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+KEEPALIVE_MS = 50_000  # below the shortest idle limit of common NAT (60 s)
+
+_LATER = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Whom to dial and as whom. Without key and certificate (enrolment listener) the client is anonymous."""
+
+    address: str
+    ca_pem: bytes
+    key_pem: bytes | None = field(default=None, repr=False)
+    certificate_pem: bytes | None = None
+    proxy: str = field(default="", repr=False)
+    stall_s: float = 60.0
+
+
+class Link:
+    """A `Transport`. Calls raise Unreachable (try again) or Refused (do not); both say what to do."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._channel = _dial(endpoint)
+
+    def unary(self, path: str, request: Cleared) -> bytes:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+        try:
+            return bytes(call(request.data, timeout=self._endpoint.stall_s))
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
+
+    def put(self, path: str, requests: Iterator[Cleared]) -> bytes:
+        """A stream out. Slow is fine; no chunk taken for `stall_s` seconds ends the call with Unreachable."""
+        watch = _Watch(self._endpoint.stall_s)
+        feed = _Feed(requests, watch)
+        stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = self._channel.stream_unary(path)
+        call = stream.future(feed)
+        try:
+            with watch.over(call):
+                return bytes(call.result())
+        except grpc.RpcError as error:
+            if feed.error is not None:
+                raise feed.error from error
+            raise self._explain(error) from error
+
+    def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+        """A stream in. Slow is fine; nothing received for `stall_s` seconds ends the call with Unreachable."""
+        watch = _Watch(self._endpoint.stall_s)
+        stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
+        call = stream(request.data)
+        try:
+            with watch.over(call):
+                for data in call:
+                    watch.touch()
+                    yield bytes(data)
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _explain(self, error: grpc.RpcError) -> LinkError:
+        # grpc types RpcError without the methods that every instance raised by a call has.
+        call: Any = error
+        code, details = call.code(), (call.details() or "")[:300]
+        if code in _LATER:
+            return Unreachable(_why_unreachable(self._endpoint, code, details))
+        return Refused(f"the aggregator refused the call ({code.name}): {details or 'no reason given'}", code.name)
+
+
+def _dial(endpoint: Endpoint) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(endpoint.ca_pem, endpoint.key_pem, endpoint.certificate_pem)
+    return grpc.secure_channel(endpoint.address, credentials, _options(endpoint.proxy))
+
+
+def _options(proxy: str) -> list[tuple[str, object]]:
+    common: list[tuple[str, object]] = [
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.enable_retries", 0),  # every retry goes through egress again, or the ledger would miss it
+        ("grpc.initial_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", 30_000),
+        ("grpc.use_local_subchannel_pool", 1),  # a new certificate means a new connection
+    ]
+    if not proxy:
+        return [*common, ("grpc.enable_http_proxy", 0)]
+    if urlsplit(proxy).scheme != "http":
+        raise ConfigRefused("the proxy has to begin with http://: gRPC would ignore it and dial directly")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        os.environ.pop(name, None)
+    return [*common, ("grpc.http_proxy", proxy)]
+
+
+def _why_unreachable(endpoint: Endpoint, code: grpc.StatusCode, details: str) -> str:
+    through = " through the proxy" if endpoint.proxy else ""
+    hints = {
+        "407": "the proxy wants a user and password: set them in aggregator.proxy",
+        "403": f"the proxy forbids it: ask IT to allow CONNECT to {endpoint.address}",
+        "CERTIFICATE_VERIFY_FAILED": "its certificate is not the consortium's: is TLS inspected on the way?",
+        "ALPN": "something on the way strips HTTP/2: ask IT to bypass the aggregator's address",
+    }
+    hint = next((text for sign, text in hints.items() if sign in details), "it is tried again")
+    return f"no answer from {endpoint.address}{through} ({code.name}); {hint}"
+
+
+class _Feed:
+    """Hands chunks to gRPC, and keeps an exception of ours that gRPC would only log."""
+
+    def __init__(self, requests: Iterator[Cleared], watch: "_Watch") -> None:
+        self._requests, self._watch = requests, watch
+        self.error: EgressRefused | OSError | None = None
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> bytes:
+        self._watch.touch()
+        try:
+            return next(self._requests).data
+        except (EgressRefused, OSError) as error:
+            self.error = error
+            raise
+
+
+class _Watch:
+    """Cancels a call that has made no progress for a while. Progress counts, not duration."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._last = time.monotonic()
+        self._over = threading.Event()
+        self._call: Any = None
+
+    def touch(self) -> None:
+        self._last = time.monotonic()
+
+    def over(self, call: Any) -> "_Watch":
+        self._call = call
+        return self
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, name="stall-watch", daemon=True).start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(max(0.01, self._last + self._stall_s - time.monotonic())):
+            if time.monotonic() - self._last >= self._stall_s:
+                self._call.cancel()
+                return
