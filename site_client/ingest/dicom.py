@@ -35,15 +35,61 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 
 _NO_AGENT = frozenset(("", "NONE", "NO", "N", "NATIVE", "NATIV", "OHNE", "SANS", "WITHOUT", "W/O", "0"))
 _HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI", "CEREB", "KOPF", "SCHAEDEL", "SCHÄDEL", "TETE", "CABEZA")
-_ELSEWHERE = (
-    "CHEST THORAX ABDOMEN PELVIS SPINE NECK KNEE LEG ARM HAND FOOT ANKLE WRIST ELBOW SHOULDER HIP HEART CARDIAC "
-    "EXTREMITY LIVER KIDNEY LUNG COLON AORTA FEMUR TIBIA HUMERUS WHOLEBODY BREAST"
-).split()
+_ELSEWHERE = [
+    "CHEST",
+    "THORAX",
+    "ABDOMEN",
+    "PELVIS",
+    "SPINE",
+    "NECK",
+    "KNEE",
+    "LEG",
+    "ARM",
+    "HAND",
+    "FOOT",
+    "ANKLE",
+    "WRIST",
+    "ELBOW",
+    "SHOULDER",
+    "HIP",
+    "HEART",
+    "CARDIAC",
+    "EXTREMITY",
+    "LIVER",
+    "KIDNEY",
+    "LUNG",
+    "COLON",
+    "AORTA",
+    "FEMUR",
+    "TIBIA",
+    "HUMERUS",
+    "WHOLEBODY",
+    "BREAST",
+]
 _MAPS = frozenset(
-    "MIP MINIP VOLREN REF_SURVIEW PATIENT_INFO DOSE_INFO SCREENSAVE MONOENERGETIC MONO IODINE VNC OVERLAY RHO_Z ZEFF "
-    "PRESENTATION SUBTRACTION MASK".split()
+    [
+        "MIP",
+        "MINIP",
+        "VOLREN",
+        "REF_SURVIEW",
+        "PATIENT_INFO",
+        "DOSE_INFO",
+        "SCREENSAVE",
+        "MONOENERGETIC",
+        "MONO",
+        "IODINE",
+        "VNC",
+        "OVERLAY",
+        "RHO_Z",
+        "ZEFF",
+        "PRESENTATION",
+        "SUBTRACTION",
+        "MASK",
+    ]
 )
-_PERFUSION = frozenset("PERFUSION RCBF RCBV CBF CBV MTT TTP TMAX TTD TTS RMTT DYNAMIC_PERFUSION".split())
+_PERFUSION = frozenset(
+    ["PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "TTP", "TMAX", "TTD", "TTS", "RMTT", "DYNAMIC_PERFUSION"]
+)
 _REFORMATS = frozenset(("MPR", "REFORMATTED", "REFORMAT", "CURVED"))
 _NOT_HU = frozenset(("OD", "HU_MOD", "PCT", "MGML", "Z_EFF", "ED", "EDW"))
 

@@ -13,11 +13,62 @@ from site_client.errors import IngestError
 from site_client.ingest.quarantine import Reason
 
 _JUNK_SUFFIXES = frozenset(
-    (
-        ".partial .part .tmp .temp .crdownload .filepart .lock .txt .log .ini .inf .xml .html .htm .css .js .json .csv .pdf "
-        ".jpg .jpeg .png .gif .bmp .ico .tif .tiff .exe .dll .msi .bat .cmd .jar .class .so .zip .7z .rar .tar .gz .db "
-        ".md .doc .docx .xls .xlsx .nii .npz .npy .sqlite .lnk .url .chm .ttf"
-    ).split()
+    [
+        ".partial",
+        ".part",
+        ".tmp",
+        ".temp",
+        ".crdownload",
+        ".filepart",
+        ".lock",
+        ".txt",
+        ".log",
+        ".ini",
+        ".inf",
+        ".xml",
+        ".html",
+        ".htm",
+        ".css",
+        ".js",
+        ".json",
+        ".csv",
+        ".pdf",
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".ico",
+        ".tif",
+        ".tiff",
+        ".exe",
+        ".dll",
+        ".msi",
+        ".bat",
+        ".cmd",
+        ".jar",
+        ".class",
+        ".so",
+        ".zip",
+        ".7z",
+        ".rar",
+        ".tar",
+        ".gz",
+        ".db",
+        ".md",
+        ".doc",
+        ".docx",
+        ".xls",
+        ".xlsx",
+        ".nii",
+        ".npz",
+        ".npy",
+        ".sqlite",
+        ".lnk",
+        ".url",
+        ".chm",
+        ".ttf",
+    ]
 )
 _JUNK_NAMES = frozenset(("thumbs.db", "desktop.ini", "autorun.inf", "version", "lockfile"))
 

@@ -41,6 +41,12 @@ RESCALE_TYPE = Tag(0x0028, 0x1054)
 LOSSY = Tag(0x0028, 0x2110)
 
 READ = tuple(value for value in list(globals().values()) if isinstance(value, BaseTag))
+# Needed beside READ to decode: photometric interpretation, planar configuration, bits, padding, the pixels themselves.
+_IMAGE = (0x0004, 0x0006, 0x0101, 0x0102, 0x0103, 0x0120, 0x0121)
+PIXELS = (
+    *(Tag(0x0028, element) for element in _IMAGE),
+    *(Tag(0x7FE0, element) for element in (0x0001, 0x0002, 0x0010)),
+)
 
 _SPREADSHEET_NUMBER = re.compile(r"\d[.,]?\d*E\+\d+", re.IGNORECASE)
 

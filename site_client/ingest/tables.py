@@ -1,0 +1,80 @@
+"""The catalog's rows. A cache of what the export says: it can be dropped and rebuilt, except for `datasets`.
+
+No column holds a name, an identifier, a UID, a date or a readable path: keys are pseudonyms, paths are sealed.
+"""
+
+from sqlalchemy import ForeignKey, LargeBinary, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA_VERSION = 1  # another number in the file: everything is dropped and read again
+
+
+class Base(DeclarativeBase):
+    """All tables of the catalog."""
+
+
+class FileRow(Base):
+    """One file of the export, as it was when last seen with this size and time."""
+
+    __tablename__ = "files"
+    path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="relative to the export, sealed")
+    size_bytes: Mapped[int]
+    mtime_ns: Mapped[int]
+    since_s: Mapped[float] = mapped_column(comment="Unix time at which this size and mtime were first seen")
+    series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
+    code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
+    header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
+
+
+class StackRow(Base):
+    """One stack of a series, judged."""
+
+    __tablename__ = "stacks"
+    stack_key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="pseudonym")
+    series_key: Mapped[str] = mapped_column(String(26), index=True)
+    study_key: Mapped[str] = mapped_column(String(26), index=True)
+    patient_key: Mapped[str] = mapped_column(String(26))
+    state: Mapped[str] = mapped_column(comment="State's name")
+    reasons: Mapped[str] = mapped_column(comment="Reason names, space separated; empty when READY or WAITING for time")
+    warnings: Mapped[str] = mapped_column(comment="Warn names, space separated")
+    sheet: Mapped[str] = mapped_column(comment="JSON list of [criterion, value, points]")
+    score: Mapped[int]
+    slices: Mapped[int]
+    chosen: Mapped[bool] = mapped_column(comment="the one stack of its study that is trained on")
+    content_hash: Mapped[str] = mapped_column(comment="hex; empty unless READY")
+    rules: Mapped[str] = mapped_column(comment="digest of the rules it was judged by")
+
+
+class SliceRow(Base):
+    """A place in a READY stack, counted from its caudal end."""
+
+    __tablename__ = "slices"
+    stack_key: Mapped[str] = mapped_column(ForeignKey("stacks.stack_key", ondelete="CASCADE"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    path: Mapped[bytes] = mapped_column(LargeBinary, comment="sealed")
+    slice_key: Mapped[str] = mapped_column(String(26), index=True)
+
+
+class LabelRow(Base):
+    """Labels of one slice or one study, merged over all label files."""
+
+    __tablename__ = "labels"
+    key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="slice_key or study_key")
+    cells: Mapped[bytes] = mapped_column(LargeBinary, comment="6 bytes in the order of LABELS: 0, 1, 2 conflict, 255")
+
+
+class FactRow(Base):
+    """Single values: which export, which secret, which label files were read last."""
+
+    __tablename__ = "facts"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class DatasetRow(Base):
+    """A dataset that was handed out and that a round may still be pinned to."""
+
+    __tablename__ = "datasets"
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    made_s: Mapped[float] = mapped_column(comment="Unix time")
+    body: Mapped[bytes] = mapped_column(LargeBinary, comment="zlib JSON of the studies, paths sealed")
