@@ -52,6 +52,11 @@ def get(session: Session, run_id: bytes, number: int) -> Round:
     return row
 
 
+def find(session: Session, run_id: bytes, number: int) -> list[Round]:
+    """That round, or nothing."""
+    return list(session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)))
+
+
 def lock(session: Session, run_id: bytes, number: int) -> Round:
     """Like `get`, and no driver can move the round before this transaction ends.
 
@@ -150,6 +155,12 @@ def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
     return dict(sorted((site, state) for site, state in session.execute(statement)))
 
 
+def seats(session: Session, round_id: int) -> list[Seat]:
+    """Every seat of a round, by site, without the shares."""
+    statement = select(Seat).where(Seat.round_id == round_id).order_by(Seat.site).options(defer(Seat.shares))
+    return list(session.scalars(statement))
+
+
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
     """The seat of one site, if it has one. Its shares are read only when asked for, within the session."""
     return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
@@ -193,6 +204,12 @@ def payloads(session: Session, round_id: int, column: InstrumentedAttribute[byte
 def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
     """The sites of `payloads`, without reading them: a large cohort's shares are megabytes."""
     return sorted(session.scalars(select(Seat.site).where(Seat.round_id == round_id, column.is_not(None))))
+
+
+def clear_payloads(session: Session, round_id: int) -> None:
+    """Forget what was sent in an attempt that failed; the digests of blobs stay until those are deleted."""
+    nothing = {"advertisement": None, "shares": None, "upload_claim": None, "confirmation": None, "reveal": None}
+    _rows(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
 
 
 def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
