@@ -1,0 +1,183 @@
+"""./deploy/demo: one aggregator, a few hospitals and a dashboard on this machine, from nothing to a trained model."""
+
+import json
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import click
+from aggregator.states import RunState
+from aggregator.store import runs, sites
+
+from deploy.demonstration import results
+from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
+from deploy.demonstration.hospitals import BadDataFolder
+from deploy.demonstration.processes import RestartedTooOften
+from deploy.demonstration.progress import Progress
+
+MARKER = ".hemofed-demo"  # a folder with this file is the demo's own and may be emptied
+LISTENING_S = 60.0
+AGREEING_S = 60.0
+LOOK_S = 0.5
+
+
+@click.command()
+@click.option("--sites", default=3, show_default=True, type=click.IntRange(3, 16), help="Hospitals.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Training rounds.")
+@click.option("--arm", default="lite", show_default=True, help="Network, a name of the registry.")
+@click.option("--studies", default=40, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
+@click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of patients, scanners and weights.")
+@click.option("--port", default=18443, show_default=True, type=click.IntRange(1024, 65533), help="First of three.")
+@click.option("--state", default=Path(".demo"), show_default=True, type=click.Path(path_type=Path), help="Folder for all it writes.")
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
+@click.option("--learning-rate", default=0.001, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="An RSNA-layout folder instead of synthetic patients."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures there.")
+def main(state: Path, **options: object) -> None:
+    """Bring up a federation on this machine, train it, and show what came of it.
+
+    Exit status 0 only if the run completed and the last model beats the first on held-out patients.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    federation = Federation(Options(state=_own_folder(state), **options))  # type: ignore[arg-type]  # click checked them
+    try:
+        good = _story(federation)
+        if federation.options.keep:
+            _stay(federation)
+    except (StepFailed, BadDataFolder, RestartedTooOften) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\nstopping")
+        sys.exit(130)
+    finally:
+        federation.processes.stop_all()
+    sys.exit(0 if good else 1)
+
+
+def _story(federation: Federation) -> bool:
+    began = time.monotonic()
+    options = federation.options
+    click.echo(f"hemofed demo in {federation.folder}")
+    federation.initialize()
+    what = "synthetic" if options.data is None else "the given"
+    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {what} CT studies")
+    federation.provide_data()
+    federation.start_aggregator()
+    _await_listening(federation)
+    for hospital in federation.sites:
+        federation.enroll(hospital)
+        federation.start_site(hospital)
+        click.echo(f"  {hospital.name} enrolled with a one-time token")
+    federation.start_run()
+    _say_dashboard(federation)
+    completed = _watch(federation)
+    outcome = results.collect(federation.hub(), _agreed_digests(federation) if completed else _site_digests(federation))
+    return _conclude(federation, outcome, time.monotonic() - began)
+
+
+def _watch(federation: Federation) -> bool:
+    """Show progress and restart what dies, until the run is over."""
+    progress = Progress(federation.hub(), federation.sites)
+    while True:
+        for name in federation.processes.restart_the_dead():
+            progress.say(f"  {name} had died and was restarted")
+        progress.show()
+        with progress.hub.store.read() as session:
+            run = runs.every(session)[-1]
+        if run.state is RunState.PAUSED:
+            raise StepFailed(f"the run was paused: {run.reason}; read {federation.processes.folder}")
+        if run.state in (RunState.COMPLETED, RunState.ABORTED):
+            return run.state is RunState.COMPLETED
+        time.sleep(LOOK_S)
+
+
+def _conclude(federation: Federation, outcome: results.Results, seconds: float) -> bool:
+    options = federation.options
+    click.echo("\nThe global model before and after each round, judged on patients no hospital trained on:\n")
+    click.echo(results.table(outcome) + "\n")
+    click.echo(f"  model     {federation.export_model()}")
+    click.echo(f"  digest    {outcome.model_digest}")
+    for site, digest in outcome.site_digests.items():
+        click.echo(f"  {site:<9} {'computed the same' if digest == outcome.model_digest else f'holds {digest or None}'}")
+    _say_dashboard(federation)
+    click.echo(f"  took      {seconds:.0f} s")
+    if options.json_file is not None:
+        results.write_json(outcome, options.json_file)
+    good = outcome.completed and outcome.improved and outcome.agreed
+    if not good:
+        click.echo(f"  {_complaint(outcome)}; logs in {federation.processes.folder}", err=True)
+    return good
+
+
+def _complaint(outcome: results.Results) -> str:
+    if not outcome.completed:
+        return f"the run did not complete: {outcome.reason}"
+    if not outcome.agreed:
+        return "some site does not hold the aggregator's model"
+    return "the last model does not beat the first"
+
+
+def _say_dashboard(federation: Federation) -> None:
+    click.echo(f"  dashboard {federation.dashboard_url}  ({ADMINISTRATOR} / {federation.password})")
+
+
+def _await_listening(federation: Federation) -> None:
+    deadline = time.monotonic() + LISTENING_S
+    for port in federation.ports:
+        while not _listens(port):
+            if time.monotonic() > deadline:
+                raise StepFailed(f"the aggregator does not listen; read {federation.processes.log('aggregator')}")
+            federation.processes.restart_the_dead()
+            time.sleep(LOOK_S)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _agreed_digests(federation: Federation) -> dict[str, str]:
+    """What each site says it holds, once all say the same or time is up."""
+    hub, deadline = federation.hub(), time.monotonic() + AGREEING_S
+    with hub.store.read() as session:
+        newest = runs.newest_model(session, runs.every(session)[-1].run_id).digest.hex()
+    while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
+        federation.processes.restart_the_dead()
+        time.sleep(LOOK_S)
+    return held
+
+
+def _site_digests(federation: Federation) -> dict[str, str]:
+    with federation.hub().store.read() as session:
+        reported = {row.site: row.model_digest.hex() for row in sites.reports(session)}
+    return {hospital.name: reported.get(hospital.name, "") for hospital in federation.sites}
+
+
+def _stay(federation: Federation) -> None:
+    click.echo("  staying up; Ctrl-C ends everything")
+    while True:
+        federation.processes.restart_the_dead()
+        time.sleep(1.0)
+
+
+def _own_folder(folder: Path) -> Path:
+    """An empty folder of the demo's own; what an earlier demo left in it goes."""
+    folder = folder.absolute()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise click.ClickException(f"{folder} is not empty and not a demo's; choose another with --state")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps({"made by": "deploy/demo"}) + "\n")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

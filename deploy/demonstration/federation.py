@@ -1,0 +1,232 @@
+"""The demo's federation, built with the commands an administrator would type, in the order they would type them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from aggregator.config import load_settings
+from aggregator.hub import Hub, open_hub
+
+from deploy.demonstration.hospitals import Hospital, hospitals, split_rsna, write_config
+from deploy.demonstration.processes import Processes
+
+IMAGE_SIZE_PX = 128
+THICKNESS_MM = 6.0
+ADMINISTRATOR = "admin"
+MASKING_PHASE_S = 60  # long enough to restart a process that was killed
+BIN = Path(sys.executable).parent
+
+AGGREGATOR_TOML = """\
+[listen]
+sites = "127.0.0.1:{sites}"
+enrolment = "127.0.0.1:{enrolment}"
+dashboard = "127.0.0.1:{dashboard}"
+
+[state]
+folder = "{folder}"
+
+[pacing]  # a demo is watched; a hospital is asked every minute or so
+idle_s = 1.0
+training_s = 1.0
+masking_s = 0.2
+paused_s = 1.0
+
+[enrolment]
+retry_after_s = 1
+"""
+
+PLAN_TOML = """\
+name = "demo"
+purpose = "Demonstration on synthetic patients; says nothing about real ones."
+arm = "{arm}"
+rounds = {rounds}
+
+[inputs]
+image_size_px = {image_size_px}
+slices_max = 32
+
+[training]
+epochs = {epochs}
+learning_rate = {learning_rate}
+studies_per_step = 1
+studies_min = 4
+
+[cohort]
+minimum = {sites}
+target = {sites}
+maximum = 64
+
+[deadlines]
+training_s = 3600
+phase_s = {phase_s}
+
+[encoding]
+clip_norm = {clip_norm}
+weight_cap = 1000
+"""
+
+
+class StepFailed(RuntimeError):
+    """A command the demo typed did not work; the sentence holds its own last line."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked."""
+
+    sites: int
+    rounds: int
+    arm: str
+    studies: int
+    seed: int
+    port: int
+    state: Path
+    keep: bool
+    data: Path | None
+    json_file: Path | None
+    epochs: int
+    learning_rate: float
+
+
+class Federation:
+    """One aggregator and its hospitals in one folder."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = options.state
+        self.sites: list[Hospital] = hospitals(self.folder, options.sites)
+        self.aggregator_toml = self.folder / "aggregator" / "aggregator.toml"
+        self.processes = Processes(self.folder / "logs", _environment())
+        self.password = ""
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Service, enrolment, dashboard."""
+        return self.options.port, self.options.port + 1, self.options.port + 2
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[2]}/"
+
+    def hub(self) -> Hub:
+        """The aggregator's rows, read by the demo to show them."""
+        return open_hub(load_settings(self.aggregator_toml))
+
+    def initialize(self) -> None:
+        """Folders, settings, CA, an administrator, and a hospital's configuration each."""
+        service, enrolment, dashboard = self.ports
+        for port in self.ports:
+            _require_free(port)
+        self.aggregator_toml.parent.mkdir(parents=True)
+        self.aggregator_toml.write_text(
+            AGGREGATOR_TOML.format(
+                sites=service, enrolment=enrolment, dashboard=dashboard, folder=self.aggregator_toml.parent / "state"
+            )
+        )
+        self.hub_command("init")
+        self.password = os.urandom(9).hex()
+        self.hub_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
+        for hospital in self.sites:
+            export, labels = self._intake(hospital)
+            write_config(hospital, f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}", labels, export)
+
+    def provide_data(self) -> None:
+        """Every hospital's DICOM: synthetic patients from its own scanner, or its part of --data."""
+        if self.options.data is not None:
+            split_rsna(self.options.data, self.sites, self.options.studies)
+            return
+        # Each hospital's patients and scanner follow from the seed; two generators at a time fill two cores.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(self._generate, range(len(self.sites))))
+
+    def start_aggregator(self) -> None:
+        self.processes.start(
+            "aggregator", [str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), "serve"]
+        )
+
+    def enroll(self, hospital: Hospital) -> None:
+        """A one-time token from the coordinator, typed at the hospital."""
+        invited = self.hub_command("site", "invite", hospital.name, "--auto-approve", "--json")
+        token = str(json.loads(invited)["token"])
+        self._run(
+            [str(BIN / "hemofed-site"), "join", f"127.0.0.1:{self.ports[1]}", token, "--config", str(hospital.config)]
+        )
+
+    def start_site(self, hospital: Hospital) -> None:
+        for side in ("agent", "trainer"):
+            command = [str(BIN / "hemofed-site"), side, "--config", str(hospital.config)]
+            self.processes.start(f"{hospital.name}-{side}", command)
+
+    def start_run(self) -> None:
+        model, plan = self.folder / "initial.safetensors", self.folder / "plan.toml"
+        site = str(BIN / "hemofed-site")
+        seed = str(self.options.seed)
+        self._run([site, "init-weights", "--arm", self.options.arm, "--seed", seed, "--out", str(model)])
+        plan.write_text(
+            PLAN_TOML.format(
+                arm=self.options.arm,
+                rounds=self.options.rounds,
+                sites=self.options.sites,
+                epochs=self.options.epochs,
+                learning_rate=self.options.learning_rate,
+                image_size_px=IMAGE_SIZE_PX,
+                phase_s=MASKING_PHASE_S,
+                clip_norm=CLIP_NORM,
+            )
+        )
+        self.hub_command("run", "start", str(plan), "--model", str(model))
+
+    def export_model(self) -> Path:
+        """The last model as a file anybody can open."""
+        path = self.folder / "model.safetensors"
+        self.hub_command("model", "export", str(path))
+        return path
+
+    def hub_command(self, *words: str, stdin: str | None = None) -> str:
+        """Type a command of the coordinator's."""
+        return self._run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words], stdin)
+
+    def _intake(self, hospital: Hospital) -> tuple[str, list[str]]:
+        if self.options.data is not None:
+            return "data/dicom", ["data/labels_slices.csv"]
+        return "data/dicom", ["data"]
+
+    def _generate(self, index: int) -> None:
+        hospital = self.sites[index]
+        words = ["--profile", hospital.profile, "--studies", str(self.options.studies)]
+        words += ["--seed", str(self.options.seed * 1000 + index), "--out", str(hospital.data)]
+        words += ["--size-px", str(IMAGE_SIZE_PX), "--thickness-mm", str(THICKNESS_MM), *PHANTOM_DEMO_OPTIONS]
+        self._run([str(BIN / "hemofed-site"), "phantom", *words])
+
+    def _run(self, command: list[str], stdin: str | None = None) -> str:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, env=dict(self.processes.environment)
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise StepFailed(f"{Path(command[0]).name} {' '.join(command[1:3])}: {last}")
+        return done.stdout
+
+
+CLIP_NORM = 10.0
+PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.5", "--workers", "1")
+
+
+def _environment() -> dict[str, str]:
+    # One thread of arithmetic a process: more would only fight over two cores.
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise StepFailed(f"port {port} on 127.0.0.1 is in use; choose three free ones in a row with --port") from None
