@@ -115,6 +115,15 @@ def plan_refuse(digest: str, config: Path) -> None:
     _decide(config, digest, approved=False)
 
 
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.pass_context
+def phantom(context: click.Context) -> None:
+    """Write synthetic head CT studies with labels, for tests and demonstrations."""
+    from site_client.phantom.command import phantom as command
+
+    command.main(context.args, prog_name=f"{context.find_root().info_name} phantom", standalone_mode=False)
+
+
 def _decide(config: Path, digest: str, *, approved: bool) -> None:
     from site_client.agent.plans import Plans
 

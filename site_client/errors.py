@@ -110,3 +110,7 @@ class LabelsRefused(IngestError):
 
 class DatasetGone(IngestError):
     """The dataset that a round was pinned to is no longer kept; the round has to be declined."""
+
+
+class PhantomRefused(SiteError):
+    """A synthetic set was asked for that cannot be made, or a folder to write it to that is not empty."""

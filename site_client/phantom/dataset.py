@@ -1,0 +1,176 @@
+"""A whole set of studies on disk: the folder a site would export, its label files, and the truth kept apart."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from site_client.errors import PhantomRefused
+from site_client.phantom.delivery import DeliveredStudy, map_rows, noisy, slice_ids, slice_rows, study_rows
+from site_client.phantom.dicom import Identity, write_series
+from site_client.phantom.profiles import PROFILES
+from site_client.phantom.statistics import SUBTYPES
+from site_client.phantom.streams import GENERATOR_VERSION, Streams
+from site_client.phantom.study import Study, Wishes, make_study
+
+SECOND_VISIT = 0.08
+"""Share of patients with two studies, so that splitting by patient can be tested."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The arguments of one set; with the generator's version they determine every byte of it."""
+
+    profile: str
+    studies: int
+    seed: int
+    wishes: Wishes = field(default_factory=Wishes)
+    render_as: str | None = None
+    twins: bool = False
+
+    def check(self) -> None:
+        """Raises PhantomRefused when something cannot be made."""
+        for name in (self.profile, self.render_as or self.profile):
+            if name not in PROFILES:
+                raise PhantomRefused(f"expected a profile of {', '.join(PROFILES)}, got {name!r}")
+        if not 1 <= self.studies <= 1_000_000:
+            raise PhantomRefused(f"expected 1 to 1000000 studies, got {self.studies}")
+        if not 64 <= self.wishes.size_px <= 512:
+            raise PhantomRefused(f"expected 64 to 512 pixels a side, got {self.wishes.size_px}")
+        if self.wishes.thickness_mm is not None and not 1.0 <= self.wishes.thickness_mm <= 10.0:
+            raise PhantomRefused(f"expected slices of 1 to 10 mm, got {self.wishes.thickness_mm}")
+        if not 0.2 <= self.wishes.difficulty <= 3.0:
+            raise PhantomRefused(f"expected a difficulty of 0.2 to 3, got {self.wishes.difficulty}")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One study of the set. `patient`: index of the patient's first study; days: since then."""
+
+    index: int
+    patient: int
+    days: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker hands back of one study."""
+
+    delivered: DeliveredStudy
+    sha256: str
+
+
+def make_set(order: Order, out: Path, workers: int = 1, report: Callable[[int], None] = lambda done: None) -> None:
+    """Write the set to `out`, which must be new or empty. Equal orders give equal bytes, for any number of workers.
+
+    `report` is called with the number of studies done. Raises PhantomRefused.
+    """
+    order.check()
+    if out.exists() and any(out.iterdir()):
+        raise PhantomRefused("the folder to write to is not empty; name a new one, or empty it first")
+    for folder in ("dicom", "hidden"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    made: list[Made] = []
+    for done, studies in enumerate(_made(order, out, workers), start=1):
+        made.extend(studies)
+        report(done)
+    delivered = [study.delivered for study in made]
+    (out / "labels_slices.csv").write_text(slice_rows(delivered))
+    (out / "slice_map.csv").write_text(map_rows(delivered))
+    (out / "labels_studies.csv").write_text(study_rows(delivered))
+    (out / "manifest.json").write_text(_manifest(order, made))
+
+
+def visits(order: Order) -> list[Visit]:
+    """Which study belongs to which patient: after one study in twelve the same patient comes once more."""
+    found: list[Visit] = []
+    for index in range(order.studies):
+        random = Streams.of(order.profile, order.seed, index).generator("visit")
+        again = random.random() < SECOND_VISIT and found and found[-1].patient == found[-1].index
+        patient = found[-1].patient if again else index
+        found.append(Visit(index, patient, int(random.integers(1, 30)) if again else 0))
+    return found
+
+
+def _made(order: Order, out: Path, workers: int) -> Iterator[list[Made]]:
+    jobs = [(order, visit, out) for visit in visits(order)]
+    if workers <= 1:
+        yield from map(_make, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_make, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers))))
+
+
+def _make(job: tuple[Order, Visit, Path]) -> list[Made]:
+    order, visit, out = job
+    profile = PROFILES[order.profile]
+    scanner = PROFILES[order.render_as or order.profile].scanner
+    streams = Streams.of(order.profile, order.seed, visit.index)
+    patient = Streams.of(order.profile, order.seed, visit.patient)
+    study = make_study(streams, patient, profile.patients, scanner, order.wishes, visit.days)
+    made = [_write(order, visit, streams, patient, study, out)]
+    if order.twins and study.truth.slice_labels.any():
+        twin = make_study(streams, patient, profile.patients, scanner, order.wishes, visit.days, lesion_free=True)
+        made.append(_write(order, visit, streams, patient, twin, out, part="twin"))
+    return made
+
+
+def _write(
+    order: Order, visit: Visit, streams: Streams, patient: Streams, study: Study, out: Path, part: str = ""
+) -> Made:
+    profile = PROFILES[order.profile]
+    scanner = PROFILES[order.render_as or order.profile].scanner
+    identity = Identity(f"PH{patient.name(10, 'patient').upper()}", study.age, visit.days, part)
+    series = write_series(streams, identity, scanner, study.scan, study.image, out / "dicom")
+    random = streams.generator("labels")
+    study_only = random.random() < profile.study_labels_only
+    truth = study.truth.slice_labels
+    labels = noisy(random, truth, profile.label_noise)
+    other = streams.uid("study", "" if part else "twin") if order.twins and (part or truth.any()) else ""
+    _hide(out / "hidden" / f"{series.study_uid}.npz", study, series.sop_uids, other)
+    ids = slice_ids(order.seed, 2 * visit.index + bool(part), study.scan.slices)
+    delivered = DeliveredStudy(
+        index=visit.index,
+        patient_id=identity.patient_id,
+        study_uid=series.study_uid,
+        series_uid=series.series_uid,
+        sop_uids=series.sop_uids,
+        slice_ids=ids,
+        slice_labels=None if study_only else labels,
+        study_labels=labels.max(axis=0),
+    )
+    return Made(delivered, series.sha256)
+
+
+def _hide(path: Path, study: Study, sop_uids: tuple[str, ...], twin: str) -> None:
+    truth = study.truth
+    masks = {f"mask_{name}": truth.masks[i] for i, name in enumerate(SUBTYPES) if truth.masks[i].any()}
+    np.savez_compressed(
+        path,
+        **masks,
+        sop_uids=np.array(sop_uids),
+        ml=truth.ml,
+        area_mm2=truth.area_mm2,
+        contrast_hu=truth.contrast_hu,
+        slice_labels=truth.slice_labels,
+        pixel_mm=np.float64(study.scan.pixel_mm),
+        thickness_mm=study.scan.thickness_mm,
+        twin=np.array(twin),
+        lesions=np.array(json.dumps([asdict(lesion) for lesion in study.lesions])),
+    )
+
+
+def _manifest(order: Order, made: list[Made]) -> str:
+    content = {
+        "version": GENERATOR_VERSION,
+        "notice": "Synthetic patients. A result on them is never clinical evidence.",
+        "arguments": asdict(order),
+        "seed": order.seed,
+        "studies": {study.delivered.study_uid: study.sha256 for study in made},
+    }
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

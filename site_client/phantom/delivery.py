@@ -1,0 +1,95 @@
+"""The label files a site would have: RSNA-style rows by slice, rows by study, and the map from one to the other."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from site_client.phantom.statistics import LABELS
+
+Labels = npt.NDArray[np.int8]
+
+SLICE_BITS = 10
+
+
+@dataclass(frozen=True)
+class DeliveredStudy:
+    """What the label files say of one study. slice_labels: int8[T, 6], or None where only the study was read."""
+
+    index: int
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    sop_uids: tuple[str, ...]
+    slice_ids: tuple[str, ...]
+    slice_labels: Labels | None
+    study_labels: Labels
+
+
+def noisy(random: np.random.Generator, truth: Labels, share: float) -> Labels:
+    """Truth int8[T, 6] as a reader delivers it: lesion ends move by a slice, so that about `share` of positives differ.
+
+    No study loses a subtype by it and none gains one: readers miss ends, not bleeds. `any` stays the OR.
+    """
+    labels = truth[:, :-1].copy()
+    for label in range(labels.shape[1]):
+        column = labels[:, label]
+        for start, stop in _runs(truth[:, label]):
+            chance = min(0.9, 0.5 * share * (stop - start))
+            for end, outward in ((start, -1), (stop - 1, 1)):
+                pick = random.random()
+                beyond = end + outward
+                if pick < chance / 2 and stop - start > 2:
+                    column[end] = 0
+                elif pick < chance and 0 <= beyond < len(column):
+                    column[beyond] = 1
+    return np.concatenate([labels, labels.max(axis=1, keepdims=True)], axis=1)
+
+
+def _runs(column: Labels) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], column, [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def slice_ids(seed: int, index: int, slices: int) -> tuple[str, ...]:
+    """`ID_` and nine hexadecimal digits a slice: a bijection of 36 bits, so that no two slices of a set collide."""
+    return tuple(f"ID_{_mixed(seed, (index << SLICE_BITS) + k):09x}" for k in range(slices))
+
+
+def _mixed(seed: int, value: int) -> int:
+    bits = (1 << 36) - 1
+    for turn in range(3):
+        value = (value * (0x5DEECE66D + 2 * (seed % 9973) + 2 * turn) + 0xB0A7 * (seed + turn + 1)) & bits
+        value ^= value >> 17
+    return value
+
+
+def slice_rows(studies: Iterable[DeliveredStudy]) -> str:
+    lines = ["ID,Label"]
+    for study in studies:
+        if study.slice_labels is not None:
+            lines.extend(
+                f"{name}_{label},{int(value)}"
+                for name, row in zip(study.slice_ids, study.slice_labels, strict=True)
+                for label, value in zip(LABELS, row, strict=True)
+            )
+    return "\n".join(lines) + "\n"
+
+
+def map_rows(studies: Iterable[DeliveredStudy]) -> str:
+    lines = ["ID,SOPInstanceUID,SeriesInstanceUID,StudyInstanceUID,PatientID"]
+    for study in studies:
+        lines.extend(
+            f"{name},{sop},{study.series_uid},{study.study_uid},{study.patient_id}"
+            for name, sop in zip(study.slice_ids, study.sop_uids, strict=True)
+        )
+    return "\n".join(lines) + "\n"
+
+
+def study_rows(studies: Iterable[DeliveredStudy]) -> str:
+    lines = ["StudyInstanceUID,PatientID," + ",".join(LABELS)]
+    for study in studies:
+        cells = ("" if value < 0 else str(int(value)) for value in study.study_labels)
+        lines.append(f"{study.study_uid},{study.patient_id}," + ",".join(cells))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,161 @@
+"""A study as CT Image Storage files (PS3.3 A.3), in the header family of its scanner."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from site_client.phantom.lattice import Scan
+from site_client.phantom.noise import Floats
+from site_client.phantom.profiles import Scanner
+from site_client.phantom.streams import GENERATOR_VERSION, Streams
+
+IMPLEMENTATION_UID = "2.25.180150000000000000000000000000000001"
+FIRST_DAY = datetime(2021, 1, 4)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who and when, all synthetic. `part` names what the UIDs are for, so that a twin's differ from its study's."""
+
+    patient_id: str
+    age: float
+    days: int
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class WrittenSeries:
+    study_uid: str
+    series_uid: str
+    sop_uids: tuple[str, ...]
+    folder: Path
+    sha256: str
+
+
+def write_series(
+    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, image: Floats, out: Path
+) -> WrittenSeries:
+    """Write HU f32[T, H, W] below `out`/<PatientID>/<StudyUID>/<SeriesUID>/ under file names that mean nothing."""
+    part = identity.part
+    study_uid, series_uid = streams.uid("study", part), streams.uid("series", part)
+    folder = out / identity.patient_id / study_uid / series_uid
+    folder.mkdir(parents=True)
+    random = streams.generator("header")
+    dataset = _series_header(streams, identity, scanner, scan, random)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
+    stored = store(scanner, scan, image)
+    syntax = ImplicitVRLittleEndian if scanner.implicit else ExplicitVRLittleEndian
+    upward = bool(random.random() < 0.5)
+    digest = hashlib.sha256()
+    sop_uids = tuple(streams.uid("image", part, str(k)) for k in range(scan.slices))
+    for k, sop_uid in enumerate(sop_uids):
+        number = k + 1 if upward else scan.slices - k
+        path = folder / f"{streams.name(16, 'file', part, str(k))}.dcm"
+        _write_slice(dataset, path, sop_uid, syntax, number, scan, k, stored[k])
+        digest.update(path.read_bytes())
+    return WrittenSeries(study_uid, series_uid, sop_uids, folder, digest.hexdigest())
+
+
+def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] | npt.NDArray[np.uint16]:
+    """HU to stored values: intercept, range of the stored bits, padding outside the reconstruction circle."""
+    values = np.round(image) - scanner.intercept
+    low, high = (-32768, 32767) if scanner.signed else (0, 2**scanner.bits_stored - 1)
+    values = np.clip(values, max(low, -1024 - scanner.intercept), min(high, 3071 - scanner.intercept))
+    pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) / scan.size_px
+    outside = np.hypot(pixels[:, None], pixels[None, :]) > 0.5
+    values[:, outside] = scanner.padding if scanner.padding is not None else low
+    return values.astype(np.int16) if scanner.signed else values.astype(np.uint16)
+
+
+def _series_header(
+    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, random: np.random.Generator
+) -> Dataset:
+    ds = Dataset()
+    taken = FIRST_DAY + timedelta(days=int(random.integers(1400)) + identity.days, seconds=int(random.integers(86400)))
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    ds.SOPClassUID = CTImageStorage
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = taken.strftime("%Y%m%d")
+    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = taken.strftime("%H%M%S")
+    ds.AccessionNumber = streams.name(8, "accession", identity.part)
+    ds.Modality = "CT"
+    ds.Manufacturer = scanner.manufacturer
+    ds.StudyDescription = "CT HEAD WITHOUT CONTRAST (SYNTHETIC)"
+    ds.SeriesDescription = "HEAD"
+    ds.PatientName = f"PHANTOM^{identity.patient_id}"
+    ds.PatientID = identity.patient_id
+    ds.PatientBirthDate = f"{taken.year - int(identity.age)}0101"
+    ds.PatientSex = "M" if random.random() < 0.5 else "F"
+    ds.PatientAge = f"{int(identity.age):03d}Y"
+    ds.BodyPartExamined = "HEAD"
+    ds.KVP = str(scanner.kvp)
+    ds.GantryDetectorTilt = f"{np.rad2deg(-scan.tilt_rad):.1f}"
+    ds.ConvolutionKernel = scanner.kernel_name
+    ds.PatientPosition = "HFS"
+    ds.StudyID = "1"
+    ds.SeriesNumber = "2"
+    ds.AcquisitionNumber = "1"
+    ds.FrameOfReferenceUID = streams.uid("frame", identity.part)
+    ds.PositionReferenceIndicator = "OM"
+    ds.ImageOrientationPatient = [_ds(v) for v in (*scan.row_direction, *scan.column_direction)]
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows = ds.Columns = scan.size_px
+    ds.PixelSpacing = [_ds(scan.pixel_mm)] * 2
+    _pixel_module(ds, scanner)
+    return ds
+
+
+def _pixel_module(ds: Dataset, scanner: Scanner) -> None:
+    ds.BitsAllocated = 16
+    ds.BitsStored = scanner.bits_stored
+    ds.HighBit = scanner.bits_stored - 1
+    ds.PixelRepresentation = int(scanner.signed)
+    if scanner.padding is not None and scanner.padding_tag:
+        ds.add_new(0x00280120, "SS" if scanner.signed else "US", scanner.padding)
+    centers, widths = scanner.window
+    ds.WindowCenter = [_ds(v) for v in centers]
+    ds.WindowWidth = [_ds(v) for v in widths]
+    ds.RescaleIntercept = str(scanner.intercept)
+    ds.RescaleSlope = "1"
+    ds.RescaleType = "HU"
+
+
+def _write_slice(
+    series: Dataset,
+    path: Path,
+    sop_uid: str,
+    syntax: UID,
+    number: int,
+    scan: Scan,
+    k: int,
+    stored: npt.NDArray[np.int16] | npt.NDArray[np.uint16],
+) -> None:
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = sop_uid
+    meta.TransferSyntaxUID = syntax
+    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = f"HEMOFED_PHANTOM{GENERATOR_VERSION}"
+    ds = FileDataset(str(path), series, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPInstanceUID = sop_uid
+    ds.InstanceNumber = str(number)
+    position = scan.position_mm(k)
+    ds.ImagePositionPatient = [_ds(v) for v in position]
+    ds.SliceLocation = _ds(float(position[2]))
+    ds.SliceThickness = _ds(float(scan.thickness_mm[k]))
+    ds.PixelData = stored.astype("<u2" if stored.dtype == np.uint16 else "<i2").tobytes()
+    ds["PixelData"].VR = "OW"
+    ds.save_as(path, enforce_file_format=True)
+
+
+def _ds(value: float) -> str:
+    """A decimal string of at most 16 characters (PS3.5 6.2, VR DS)."""
+    return f"{value + 0.0:.6f}".rstrip("0").rstrip(".")

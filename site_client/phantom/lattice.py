@@ -1,0 +1,110 @@
+"""Where a scan's samples lie: slices, tilt, pose of the head, and the way from pixels to head space.
+
+Head space is in mm: x to the patient's left, y to the back, z to the vertex, origin in the middle of the brain.
+Scanner space is the DICOM patient system of a supine patient (LPS). A tilted gantry keeps its table axis, so slices are
+parallel, tilted, and sheared along z, as real ones are.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from site_client.phantom.noise import Floats
+
+HEAD_REACH_MM = (92.0, 118.0)
+"""Half extents of the head across and along the image, pose included."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Geometry of one series. Slices run caudal to cranial; `along_mm` is measured along the slice normal."""
+
+    size_px: int
+    pixel_mm: float
+    tilt_rad: float
+    along_mm: npt.NDArray[np.float64]
+    thickness_mm: npt.NDArray[np.float64]
+    sample_mm: float
+    pose: npt.NDArray[np.float64] = field(repr=False)
+    center_mm: npt.NDArray[np.float64] = field(repr=False)
+
+    @property
+    def slices(self) -> int:
+        return len(self.along_mm)
+
+    @property
+    def row_direction(self) -> npt.NDArray[np.float64]:
+        return np.array([1.0, 0.0, 0.0])
+
+    @property
+    def column_direction(self) -> npt.NDArray[np.float64]:
+        return np.array([0.0, np.cos(self.tilt_rad), np.sin(self.tilt_rad)])
+
+    def position_mm(self, index: int) -> npt.NDArray[np.float64]:
+        """Image Position (Patient) of a slice: the center of its first pixel."""
+        half = (self.size_px - 1) / 2 * self.pixel_mm
+        return self._middle(self.along_mm[index]) - half * (self.row_direction + self.column_direction)
+
+    def _middle(self, along_mm: float) -> npt.NDArray[np.float64]:
+        return np.array([0.0, 0.0, along_mm / np.cos(self.tilt_rad)])
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The sample points of a scan inside the head's box: thin sub-slices that average to the slices.
+
+    x, y, z: head-space coordinates f32[S, H, W]; box: rows and columns of the image the box covers; first: the index of
+    each slice's first sub-slice; voxel_ml: volume of a sub-slice's voxel, one a sub-slice.
+    """
+
+    x: Floats = field(repr=False)
+    y: Floats = field(repr=False)
+    z: Floats = field(repr=False)
+    box: tuple[slice, slice]
+    first: npt.NDArray[np.int64] = field(repr=False)
+    counts: npt.NDArray[np.int64] = field(repr=False)
+    voxel_ml: Floats = field(repr=False)
+
+    @classmethod
+    def of(cls, scan: Scan) -> "Lattice":
+        along, counts = _sub_slices(scan)
+        box = _head_box(scan)
+        pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm
+        middle = np.stack([np.zeros_like(along), np.zeros_like(along), along / np.cos(scan.tilt_rad)], axis=1)
+        to_head = scan.pose.T
+        by_slice = (middle - scan.center_mm) @ to_head.T
+        by_row = np.outer(pixels[box[0]], to_head @ scan.column_direction)
+        by_column = np.outer(pixels[box[1]], to_head @ scan.row_direction)
+        x, y, z = (
+            by_slice[:, axis].astype(np.float32)[:, None, None]
+            + by_row[:, axis].astype(np.float32)[None, :, None]
+            + by_column[:, axis].astype(np.float32)[None, None, :]
+            for axis in (0, 1, 2)
+        )
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        step = np.repeat(scan.thickness_mm / counts, counts)
+        return cls(x, y, z, box, first, counts, (step * scan.pixel_mm**2 / 1000).astype(np.float32))
+
+    def averaged(self, values: Floats) -> Floats:
+        """Sub-slices f32[S, H, W] averaged to slices f32[T, H, W]."""
+        sums = np.add.reduceat(values, self.first, axis=0)
+        return np.asarray(sums / self.counts[:, None, None].astype(np.float32), dtype=np.float32)
+
+
+def _sub_slices(scan: Scan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    counts = np.maximum(1, np.round(scan.thickness_mm / scan.sample_mm)).astype(np.int64)
+    offsets = [((np.arange(n) + 0.5) / n - 0.5) * t for n, t in zip(counts, scan.thickness_mm, strict=True)]
+    return np.concatenate([a + o for a, o in zip(scan.along_mm, offsets, strict=True)]), counts
+
+
+def _head_box(scan: Scan) -> tuple[slice, slice]:
+    middle = (scan.size_px - 1) / 2
+    across, along = (reach / scan.pixel_mm for reach in HEAD_REACH_MM)
+    row = middle + scan.center_mm[1] / scan.pixel_mm
+    column = middle + scan.center_mm[0] / scan.pixel_mm
+    return _clipped(row, along, scan.size_px), _clipped(column, across, scan.size_px)
+
+
+def _clipped(center: float, reach: float, size_px: int) -> slice:
+    return slice(max(0, int(center - reach)), min(size_px, int(center + reach) + 2))
