@@ -5,6 +5,7 @@ The stubs are committed so that neither a hospital nor a build machine needs pro
 
 import argparse
 import sys
+import sysconfig
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -20,11 +21,14 @@ def generate(out: Path) -> None:
     Errors: SystemExit when protoc refuses a file; protoc has printed why.
     """
     sources = sorted(str(path) for path in (ROOT / "federation" / "v1").glob("*.proto"))
+    scripts = Path(sysconfig.get_path("scripts"))
     well_known = str(files("grpc_tools") / "_proto")
     arguments = [
         "protoc",
         f"-I{ROOT}",
         f"-I{well_known}",
+        # Beside this interpreter, so that an environment that is not activated works too.
+        *(f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")),
         f"--python_out={out}",
         f"--grpc_python_out={out}",
         f"--mypy_out={out}",

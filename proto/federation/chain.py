@@ -26,7 +26,7 @@ from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
 Reals = NDArray[np.float64]
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 14
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
 

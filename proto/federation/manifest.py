@@ -181,8 +181,8 @@ def save_model(path: Path, model: Model) -> None:
 def load_model(path: Path) -> Model:
     """Read what `save_model` wrote.
 
-    Errors: Malformed for anything else, a single changed byte included; OSError when it cannot be read. The caller
-    still has to compare the manifest's or the model's digest with the one it expects.
+    Errors: Malformed for anything else, a model with a changed number or name included; OSError when it cannot be
+    read. The caller still has to compare the manifest's or the model's digest with the one it expects.
     """
     try:
         with safe_open(path, framework="numpy") as file:

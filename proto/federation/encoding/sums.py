@@ -87,7 +87,7 @@ def unpack_sum(layout: Layout, data: bytes, members: int) -> Opened:
     expected = layout.sum_bytes_for(members)
     if len(data) != expected:
         raise Malformed(f"expected a sum of {members} uploads in {expected} bytes, got {len(data)}")
-    return _read(layout, np.frombuffer(data, "<u8").astype(np.uint64), members, layout.width_for(members))
+    return _read(layout, np.frombuffer(data, "<u8").astype(np.uint64, copy=False), members, layout.width_for(members))
 
 
 def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> Opened:

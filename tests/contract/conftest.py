@@ -1,0 +1,92 @@
+"""Plans, headers and updates to test the contract with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.encoding import BINS, LABELS, Header
+from federation.manifest import Manifest, TensorSpec
+from federation.plan import (
+    Cohort,
+    Deadlines,
+    Encoding,
+    Inputs,
+    LocalTraining,
+    Metric,
+    ServerKind,
+    ServerOptimizer,
+    TrainingPlan,
+)
+
+PLAN = TrainingPlan(
+    run_id=bytes(range(16)),
+    name="Demo run 1",
+    purpose="Find hemorrhage on head CT, for research.",
+    arm="densenet121-gru",
+    manifest=Manifest((TensorSpec("head.weight", (6, 5)), TensorSpec("head.bias", (6,)), TensorSpec("scale", ()))),
+    initial_model_digest=bytes(32),
+    rounds=5,
+    inputs=Inputs(image_size_px=256, slices_max=40),
+    training=LocalTraining(1, 1e-3, 0.01, 0.0, 2, 32),
+    server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
+    cohort=Cohort(minimum=3, target=8, maximum=64),
+    deadlines=Deadlines(training_s=86_400, phase_s=600),
+    encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32))),
+    metrics=(Metric.LOSS, Metric.HISTOGRAMS),
+)
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., TrainingPlan]:
+    """make_plan(**{"cohort.maximum": 500, "parameters": 1000, ...}): dotted names reach into the parts."""
+
+    def make(**changes: Any) -> TrainingPlan:
+        plan = PLAN
+        if "parameters" in changes:
+            plan = replace(plan, manifest=Manifest((TensorSpec("weights", (changes.pop("parameters"),)),)))
+        parts: dict[str, dict[str, Any]] = {}
+        for name in [name for name in changes if "." in name]:
+            part, field = name.split(".")
+            parts.setdefault(part, {})[field] = changes.pop(name)
+        inner = {part: replace(getattr(plan, part), **fields) for part, fields in parts.items()}
+        return replace(plan, **inner, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_header() -> Callable[..., Header]:
+    """A header with nothing in it but 100 studies, unless told otherwise."""
+
+    def make(**changes: Any) -> Header:
+        empty = {
+            "studies": 100,
+            "loss_sum": 0.0,
+            "example_count": 0,
+            "clipped": False,
+            "histograms": np.zeros((LABELS, 2, BINS), np.int64),
+        }
+        return Header(**(empty | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def heavy_tailed() -> Callable[[int, int], np.ndarray]:
+    """heavy_tailed(d, seed): f32[d] of norm 1, Student t with 3 degrees of freedom, layers of unlike size."""
+
+    def make(parameters: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        delta = rng.standard_t(3, parameters)
+        delta *= np.repeat(np.exp(rng.normal(0, 1, 50)), -(-parameters // 50))[:parameters]
+        return (delta / np.linalg.norm(delta)).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def custodian() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
