@@ -6,6 +6,7 @@ Members of one phase are read when the phase before is over, so the sets used in
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from federation import secagg
 from federation.roster import Roster
@@ -17,6 +18,8 @@ from aggregator import messages
 from aggregator.plans import plan_of
 from aggregator.store import rounds, sites
 from aggregator.tables import Round, Run, Seat
+
+ROSTERS_KEPT = 2  # the one in force and the one a round was frozen with
 
 
 @dataclass(frozen=True)
@@ -45,5 +48,9 @@ def masking_of(session: Session, run: Run, row: Round) -> Masking:
 
 def roster_of(session: Session, epoch: int) -> Roster:
     """The roster of an epoch; the custodian's signature was made, and is kept, in this very database."""
-    signed = SignedRoster.FromString(sites.roster_at(session, epoch).signed)
-    return Roster.from_bytes(signed.roster)
+    return _parsed(sites.roster_at(session, epoch).signed)
+
+
+@lru_cache(ROSTERS_KEPT)
+def _parsed(signed: bytes) -> Roster:
+    return Roster.from_bytes(SignedRoster.FromString(signed).roster)

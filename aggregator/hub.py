@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from aggregator.blobs import Blobs
 from aggregator.config import Settings
 from aggregator.store import Store, open_store
+from aggregator.tally import Tally
 
 Clock = Callable[[], datetime]  # aware UTC
 Random = Callable[[int], bytes]  # that many unpredictable bytes
@@ -54,6 +55,7 @@ class Hub:
     settings: Settings
     clock: Clock = lambda: datetime.now(UTC)
     random: Random = os.urandom
+    tally: Tally = field(default_factory=Tally)
     work: Bell = field(default_factory=Bell)  # the last expected message of a phase arrived: drivers look at once
     phases: Bell = field(default_factory=Bell)  # a round entered another state: held polls look again
 

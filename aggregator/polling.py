@@ -21,15 +21,17 @@ from sqlalchemy.orm import Session
 from aggregator.config import Pacing
 from aggregator.errors import NotFound
 from aggregator.messages import opened_sum, round_ref
-from aggregator.plans import plan_of
+from aggregator.plans import evaluates_only, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
-from aggregator.store import rounds, runs
+from aggregator.store import rounds, runs, sites
 from aggregator.tables import Round, Run, Seat
+from aggregator.tally import SeatKey
 
 AT_ONCE_MS = 20  # after a step or a close: do it, then ask again
 HOLD_BELOW_MS = 2_000  # an answer is worth holding when the site would be back this soon anyway
 PATIENCE = 8  # a site that has waited for T seconds comes back T / 8 seconds later
 READY_PER_PHASE = 4  # a ready site looks at least this often within one phase's time: it must not miss the first
+SEATED_WITHIN_S = 2.0  # a driver looks every half second
 CHAIN_LINKS_MAX = 16  # a site further behind takes the whole model
 
 
@@ -47,67 +49,62 @@ class Pace:
 
 @dataclass(frozen=True)
 class Answer:
-    """`seat_of`: round (row id) the call's bytes count for. `hold`: whether holding the call back is useful."""
+    """`seat`: whose bytes the call's are. `hold`: whether holding the call back is useful."""
 
     reply: pb.PollReply
-    seat_of: int | None
+    seat: SeatKey | None
     hold: bool
 
 
-def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: Pace, epoch: int) -> Answer:
-    """The reply to one Poll. Reads rows, changes none. `epoch`: of the newest roster."""
+def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: Pace) -> Answer:
+    """The reply to one Poll. Reads rows, changes none."""
+    epoch = sites.newest_epoch(session)
     if request.HasField("working_on"):
-        close, round_id = _close(session, site, request.working_on)
+        close, key = _close(session, site, request.working_on)
         if close is not None:
-            reply = pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close)
-            return Answer(reply, round_id, hold=False)
+            return Answer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
     run = runs.active(session)
     row = rounds.newest(session, run.run_id) if run else None
     seat = rounds.seat(session, row.id, site) if row else None
     if run is None or row is None or seat is None or row.state in rounds.OVER:
-        wait_s = pace.settings.paused_s if run and run.state is RunState.PAUSED else _between_rounds_s(run, pace)
-        reply = pb.PollReply(retry_after_ms=pace.milliseconds(wait_s), roster_epoch=epoch)
-        return Answer(reply, row.id if row and seat else None, hold=False)
+        reply = pb.PollReply(retry_after_ms=pace.milliseconds(_idle_wait_s(run, pace)), roster_epoch=epoch)
+        return Answer(reply, None, hold=False)
     reply = _step(session, run, row, seat, request, now)
     reply.roster_epoch = epoch
-    waits = reply.WhichOneof("step") is None
-    if row.state is RoundState.TRAINING:
-        reply.retry_after_ms = pace.milliseconds(_training_wait_s(run, row, seat, now, pace))
-        waits = waits and seat.state is SeatState.READY
-    elif waits:
-        reply.retry_after_ms = pace.milliseconds(pace.settings.masking_s)
-        waits = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
-    else:
-        reply.retry_after_ms = AT_ONCE_MS
-    return Answer(reply, row.id, hold=waits and reply.retry_after_ms <= HOLD_BELOW_MS)
+    reply.retry_after_ms = _retry_after_ms(reply, run, row, seat, now, pace)
+    return Answer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
 
 
 # --- 1. what is over ---
 
 
-def _close(session: Session, site: str, ref: RoundRef) -> tuple[pb.CloseStep | None, int | None]:
-    """The end of the round the site works on, if it has ended for it; and the round's row id, if it has a seat."""
-    echo = RoundRef(run_id=ref.run_id, round=ref.round, attempt=ref.attempt)
+def _close(session: Session, site: str, ref: RoundRef) -> tuple[pb.CloseStep | None, SeatKey | None]:
+    """How the round the site works on has ended for it, if it has; and its seat there, if it has one."""
     try:
         run = runs.get(session, ref.run_id)
         row = rounds.get(session, ref.run_id, ref.round)
     except NotFound:  # of another aggregator, or from before a restored backup
-        return pb.CloseStep(round=echo, outcome=pb.CloseStep.RUN_OVER), None
+        return pb.CloseStep(round=ref, outcome=pb.CloseStep.RUN_OVER), None
     seat = rounds.seat(session, row.id, site)
     if seat is None:
-        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), None
-    if row.state is RoundState.PUBLISHED and seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED):
-        published = pb.CloseStep(round=echo, outcome=pb.CloseStep.PUBLISHED, opened=opened_sum(row))
-        return published, row.id
+        return pb.CloseStep(round=ref, outcome=pb.CloseStep.NOT_IN_COHORT), None
+    key = SeatKey(row.run_id, row.number, site)
+    outcome = _outcome(run, row, seat)
+    if outcome is None:
+        return None, key
+    opened = opened_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
+    return pb.CloseStep(round=ref, outcome=outcome, opened=opened), key
+
+
+def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:
+    """None while the round goes on and may still need this site."""
     if seat.state is SeatState.LEFT_OUT:
-        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), row.id
-    if row.state is RoundState.ABANDONED:
-        over = run.state not in runs.ACTIVE
-        outcome = pb.CloseStep.RUN_OVER if over else pb.CloseStep.ABANDONED
-        return pb.CloseStep(round=echo, outcome=outcome), row.id
+        return pb.CloseStep.NOT_IN_COHORT
     if row.state is RoundState.PUBLISHED:
-        return pb.CloseStep(round=echo, outcome=pb.CloseStep.NOT_IN_COHORT), row.id
-    return None, row.id
+        return pb.CloseStep.NOT_IN_COHORT if seat.state is SeatState.DECLINED else pb.CloseStep.PUBLISHED
+    if row.state is RoundState.ABANDONED:
+        return pb.CloseStep.ABANDONED if run.state in runs.ACTIVE else pb.CloseStep.RUN_OVER
+    return None
 
 
 # --- 2. whose turn it is ---
@@ -147,7 +144,7 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
         plan_digest=run.plan_digest,
         base_model_digest=row.base_model,
-        evaluation_only=row.number > plan_of(run).rounds,
+        evaluation_only=evaluates_only(plan_of(run), row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
         chain=_chain(session, run, held_model, base.size_bytes),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
@@ -186,9 +183,23 @@ def _confirmations(session: Session, row: Round) -> list[Confirmation]:
 # --- 3. how long to stay away ---
 
 
-def _between_rounds_s(run: Run | None, pace: Pace) -> float:
-    """A running run without an open round opens one within moments; without a run nothing is near."""
-    return pace.settings.idle_s if run is None else min(pace.settings.idle_s, max(1.0, pace.settings.masking_s))
+def _retry_after_ms(reply: pb.PollReply, run: Run, row: Round, seat: Seat, now: datetime, pace: Pace) -> int:
+    if row.state is RoundState.TRAINING:
+        return pace.milliseconds(_training_wait_s(run, row, seat, now, pace))
+    return pace.milliseconds(pace.settings.masking_s) if reply.WhichOneof("step") is None else AT_ONCE_MS
+
+
+def _is_worth_holding(reply: pb.PollReply, seat: Seat) -> bool:
+    """Whether the site waits for something that the others may bring about any moment."""
+    concerned = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
+    return concerned and reply.WhichOneof("step") is None and reply.retry_after_ms <= HOLD_BELOW_MS
+
+
+def _idle_wait_s(run: Run | None, pace: Pace) -> float:
+    """Without a run nothing is near; a running one seats a new site, or opens its next round, within moments."""
+    if run is None:
+        return pace.settings.idle_s
+    return pace.settings.paused_s if run.state is RunState.PAUSED else min(pace.settings.idle_s, SEATED_WITHIN_S)
 
 
 def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pace: Pace) -> float:

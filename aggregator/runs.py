@@ -87,7 +87,6 @@ def resume(hub: Hub, run_id: bytes, why: str = "resumed by the coordinator", act
     with hub.store.write() as session:
         run = _in_state(session, run_id, "resume", RunState.PAUSED)
         runs.move(session, run, RunState.RUNNING, Change(ending.at, actor, runs.subject(run_id), why))
-        session.refresh(run)
         carry_on(session, run, ending)
     hub.work.ring()
     log.info("run resumed", run=run_id.hex())
@@ -134,7 +133,6 @@ def give_up_after(session: Session, run: Run, in_a_row_max: int, ending: Ending)
     if run.state is RunState.RUNNING and in_a_row and in_a_row % in_a_row_max == 0:
         why = f"{in_a_row} rounds in a row were abandoned; the last: {ending.why}"
         runs.move(session, run, RunState.PAUSED, Change(ending.at, ending.actor, runs.subject(run.run_id), why))
-        session.refresh(run)
 
 
 def model_row(run_id: bytes, round_number: int, digest: bytes, stored: StoredBlob, now: datetime) -> ModelVersion:

@@ -89,15 +89,17 @@ def move(
 ) -> None:
     """One transition of a round, from the state `row` was read in; the time it spent there is kept.
 
-    Raises: LostRace when it has left that state.
+    A `row` of this session is read anew afterwards. Raises: LostRace when it has left that state.
     """
+    left, attempt = row.state, row.attempt
+    seconds = max(0.0, (change.at - row.phase_since).total_seconds())
     ended = {"ended_at": change.at, "lease_owner": None, "lease_until": None} if after in OVER else {}
     merged = {"phase_since": change.at, **ended, **(values or {})}
     # The attempt is part of the guard: a round that came back to the same state in a later attempt is another matter.
     where = (Round.id == row.id) & (Round.attempt == row.attempt)
-    transition(session, Round.state, where, row.state, after, change, merged)
-    seconds = max(0.0, (change.at - row.phase_since).total_seconds())
-    session.add(PhaseTime(round_id=row.id, attempt=row.attempt, state=row.state, seconds=seconds))
+    transition(session, Round.state, where, left, after, change, merged)
+    session.add(PhaseTime(round_id=row.id, attempt=attempt, state=left, seconds=seconds))
+    session.get(Round, row.id, populate_existing=True)
 
 
 def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
@@ -134,6 +136,12 @@ def lease(session: Session, round_id: int, owner: str, now: datetime, until: dat
     return _rows(session, statement.values(lease_owner=owner, lease_until=until)) == 1
 
 
+def leases(session: Session) -> list[tuple[int, str]]:
+    """(round id, owner) of every lease, run out or not."""
+    rows = session.execute(select(Round.id, Round.lease_owner).where(Round.lease_owner.is_not(None)))
+    return [(round_id, owner) for round_id, owner in rows if owner is not None]
+
+
 def release(session: Session, round_id: int, owner: str) -> None:
     """Give the lease back, if this driver still holds it."""
     statement = update(Round).where(Round.id == round_id, Round.lease_owner == owner)
@@ -164,6 +172,13 @@ def seats(session: Session, round_id: int) -> list[Seat]:
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
     """The seat of one site, if it has one. Its shares are read only when asked for, within the session."""
     return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
+
+
+def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:
+    """Number of the newest round of the run in which the site has a seat."""
+    numbers = select(Round.number).join(Seat, Seat.round_id == Round.id)
+    numbers = numbers.where(Round.run_id == run_id, Seat.site == site)
+    return session.scalars(numbers.order_by(Round.number.desc()).limit(1)).first()
 
 
 def held_seat(session: Session, round_id: int, site: str) -> Seat:
@@ -217,9 +232,10 @@ def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
     _rows(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
 
 
-def forget_upload(session: Session, round_id: int, site: str) -> None:
-    """The member's blob is deleted."""
-    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=None))
+def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
+    """The blob `digest` is deleted; a newer one that the member has offered since stays."""
+    where = _is_seat(round_id, site) & (Seat.upload_digest == digest)
+    _rows(session, update(Seat).where(where).values(upload_digest=None))
 
 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:

@@ -62,10 +62,11 @@ def every(session: Session) -> list[Run]:
 def move(session: Session, run: Run, after: RunState, change: Change, ended_at: datetime | None = None) -> None:
     """One transition of a run, from the state `run` was read in; `change.why` becomes its reason.
 
-    Raises: LostRace when it has left that state.
+    A `run` of this session is read anew afterwards. Raises: LostRace when it has left that state.
     """
     values = {"reason": change.why, "ended_at": ended_at}
     transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
+    session.get(Run, run.run_id, populate_existing=True)
 
 
 def add_model(session: Session, model: ModelVersion) -> None:

@@ -1,0 +1,104 @@
+"""What a cohort's summed score histograms say of the model they judge. Pure.
+
+A site counts, per label, its validation slices by truth and by the bin of the model's logit: 64 equal bins over
+[-8, 8), the outermost ones open. From the sums alone follow, within the width of a bin (a quarter of a logit):
+
+    AUC       P(positive scored above negative), ties inside a bin count half (Mann-Whitney; Hanley & McNeil 1982)
+    log loss  mean of -log p(truth), every case at the middle of its bin
+    ECE       expected calibration error over 15 groups of about equal mass (Naeini et al., AAAI 2015)
+
+A label with fewer than `least` positives or negatives gets none of the three: so small a number says little about the
+model and much about the few. The weighted log loss is RSNA's: mean over the labels, `any` counting twice, that is
+weights of 1/7 and 2/7. It averages all labels at once, so it asks for `least` positives and negatives of `any` only,
+and for `least` cases of each label.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
+CALIBRATION_GROUPS = 15
+
+_EDGE, _BINS = 8.0, 64
+_LOGITS = -_EDGE + (np.arange(_BINS) + 0.5) * (2 * _EDGE / _BINS)  # middles of the bins
+_LOSS_IF_NEGATIVE = np.logaddexp(0.0, _LOGITS)  # -log(1 - sigmoid(x))
+_LOSS_IF_POSITIVE = np.logaddexp(0.0, -_LOGITS)  # -log sigmoid(x)
+_PROBABILITIES = 1.0 / (1.0 + np.exp(-_LOGITS))
+
+
+@dataclass(frozen=True)
+class LabelMetrics:
+    """One label over the cohort's validation slices. None: too few cases, see the module."""
+
+    positives: int
+    negatives: int
+    auc: float | None
+    log_loss: float | None
+    ece: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All labels, by name in the fixed order; empty when the cohort was below the plan's minimum."""
+
+    labels: dict[str, LabelMetrics]
+    weighted_log_loss: float | None
+
+    def to_json(self) -> str:
+        """{"labels": {name: {"positives", "negatives", "auc", "log_loss", "ece"}}, "weighted_log_loss"}"""
+        labels = {name: vars(metrics) for name, metrics in self.labels.items()}
+        return json.dumps({"labels": labels, "weighted_log_loss": self.weighted_log_loss}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The inverse of `to_json`."""
+        table = json.loads(text)
+        labels = {name: LabelMetrics(**values) for name, values in table["labels"].items()}
+        return cls(labels, table["weighted_log_loss"])
+
+
+NOTHING = Report({}, None)
+
+
+def report(histograms: NDArray[np.int64], least: int) -> Report:
+    """histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort. `least`: see the module."""
+    labels = {name: _label(counts[0], counts[1], least) for name, counts in zip(LABELS, histograms, strict=True)}
+    whole = labels["any"]
+    losses = [_log_loss(counts[0], counts[1]) for counts in histograms if counts.sum() >= least]
+    if len(losses) < len(LABELS) or min(whole.positives, whole.negatives) < least:
+        return Report(labels, None)
+    weighted = sum(weight * loss for weight, loss in zip(LABEL_WEIGHTS, losses, strict=True))
+    return Report(labels, float(weighted / sum(LABEL_WEIGHTS)))
+
+
+def _label(negative: NDArray[np.int64], positive: NDArray[np.int64], least: int) -> LabelMetrics:
+    positives, negatives = int(positive.sum()), int(negative.sum())
+    if min(positives, negatives) < least:
+        return LabelMetrics(positives, negatives, None, None, None)
+    return LabelMetrics(
+        positives, negatives, _auc(negative, positive), _log_loss(negative, positive), _ece(negative, positive)
+    )
+
+
+def _auc(negative: NDArray[np.int64], positive: NDArray[np.int64]) -> float:
+    below = np.cumsum(negative) - negative
+    wins = float(np.sum(positive * (below + negative / 2)))
+    return wins / (float(positive.sum()) * float(negative.sum()))
+
+
+def _log_loss(negative: NDArray[np.int64], positive: NDArray[np.int64]) -> float:
+    total = float(negative @ _LOSS_IF_NEGATIVE + positive @ _LOSS_IF_POSITIVE)
+    return total / float(negative.sum() + positive.sum())
+
+
+def _ece(negative: NDArray[np.int64], positive: NDArray[np.int64]) -> float:
+    cases = negative + positive
+    middle_rank = np.cumsum(cases) - cases / 2
+    group = np.minimum((middle_rank * CALIBRATION_GROUPS / cases.sum()).astype(np.int64), CALIBRATION_GROUPS - 1)
+    gap = np.zeros(CALIBRATION_GROUPS)
+    np.add.at(gap, group, positive - cases * _PROBABILITIES)
+    return float(np.abs(gap).sum() / cases.sum())

@@ -1,0 +1,193 @@
+"""From the masked uploads of a round to its published sum and the next model.
+
+    uploads (disk) -> one accumulator -> unmask -> open_sum -> next_model -> blobs -> PUBLISHED, in one transaction
+
+Memory is one accumulator and the arithmetic of one model, however many sites take part: uploads are added while they
+are read. Everything before the last transaction can be done again with the same result (blobs are named by their
+content), so a driver killed anywhere in here is followed by one that begins anew.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+from federation import encoding, secagg
+from federation.chain import next_model
+from federation.encoding import Layout, Opened
+from federation.manifest import Model, load_model, save_model
+from federation.plan import Metric, TrainingPlan
+from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
+from sqlalchemy.orm import Session
+
+from aggregator import messages, metrics
+from aggregator.blobs import Blobs, StoredBlob
+from aggregator.cohort import Masking, masking_of
+from aggregator.hub import Hub
+from aggregator.plans import evaluates_only, layout_of, plan_of
+from aggregator.runs import Ending, carry_on, model_row
+from aggregator.states import RoundState
+from aggregator.store import Change, record, rounds, runs
+from aggregator.tables import ModelMetrics, ModelVersion, Round, Run, Seat
+
+log = structlog.get_logger()
+
+READ_WORDS = 1 << 15  # 256 KiB: the part of the accumulator it is added to stays in the cache
+COPY_BYTES = 1 << 20
+Progress = Callable[[], None]  # called between stages, to renew a lease
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """Everything a round left behind for its opening, as the rows say it."""
+
+    run: Run
+    row: Round
+    plan: TrainingPlan
+    layout: Layout
+    masking: Masking
+    shared: list[str]  # U2
+    uploads: dict[str, bytes]  # U3, and the digest each member claimed
+    answers: Mapping[str, secagg.Answer]  # by revealer
+    base: ModelVersion
+
+
+@dataclass(frozen=True)
+class Result:
+    """The opened sum and where it led, stored as blobs."""
+
+    opened: Opened
+    model_digest: bytes
+    model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
+    sum_blob: StoredBlob
+    altered: Mapping[str, tuple[str, ...]]
+
+
+def open_round(hub: Hub, round_id: int, actor: str, progress: Progress) -> None:
+    """Open a round that is in OPENING, publish it, and open the next one.
+
+    Raises: SecaggError, FederationError, NotFound when the sum cannot be opened however often it is tried; LostRace
+    when another driver, or an abort, was first. Anything else (a full disk) may be tried again.
+    """
+    with hub.store.read() as session:
+        sealed = _sealed(session, round_id)
+    result = _open(hub, sealed, progress)
+    _publish(hub, sealed, result, actor)
+    log.info(
+        "round published",
+        run=sealed.row.run_id.hex(),
+        round=sealed.row.number,
+        members=result.opened.members,
+        model=result.model_digest.hex()[:16],
+    )
+
+
+def sum_uploads(uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: Progress) -> secagg.Words:
+    """uint64 [words], modulo 2^64: the sum of complete blobs, each of that many little-endian words.
+
+    Raises: NotFound for a blob that is gone; secagg.Malformed for one of another size.
+    """
+    total = np.zeros(words, np.uint64)
+    for digest in digests.values():
+        with uploads.open(digest) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            if size_bytes != 8 * words:
+                raise secagg.Malformed(f"expected an upload of {8 * words} bytes, got {size_bytes}")
+            file.seek(0)
+            for start in range(0, words, READ_WORDS):
+                part = np.fromfile(file, "<u8", min(READ_WORDS, words - start))
+                total[start : start + part.size] += part
+        progress()
+    return total
+
+
+def _sealed(session: Session, round_id: int) -> Sealed:
+    row = rounds.by_id(session, round_id)
+    run = runs.get(session, row.run_id)
+    plan = plan_of(run)
+    claims = rounds.payloads(session, row.id, Seat.upload_claim)
+    reveals = rounds.payloads(session, row.id, Seat.reveal)
+    return Sealed(
+        run=run,
+        row=row,
+        plan=plan,
+        layout=layout_of(plan, row.number),
+        masking=masking_of(session, run, row),
+        shared=rounds.senders(session, row.id, Seat.shares),
+        uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
+        answers={site: messages.reveals(RevealMessage.FromString(reveal)) for site, reveal in reveals.items()},
+        base=runs.model_by_digest(session, row.run_id, row.base_model),
+    )
+
+
+def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
+    masking = sealed.masking
+    total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress)
+    opening = secagg.open_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
+    progress()
+    secagg.unmask(total, opening, hub.settings.driver.opening_threads or os.cpu_count() or 1)
+    progress()
+    opened = encoding.open_sum(sealed.layout, total, len(sealed.uploads))
+    del total
+    sum_blob = hub.blobs.add(encoding.pack_sum(sealed.layout, opened))
+    progress()
+    if evaluates_only(sealed.plan, sealed.row.number):
+        return Result(opened, sealed.row.base_model, None, sum_blob, opening.altered)
+    with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
+        model = next_model(sealed.plan, _load_base(hub, sealed, Path(folder)), opened)
+        progress()
+        file = Path(folder) / "next.safetensors"
+        save_model(file, model)
+        return Result(opened, model.digest, hub.blobs.add(file), sum_blob, opening.altered)
+
+
+def _load_base(hub: Hub, sealed: Sealed, folder: Path) -> Model:
+    """The base model out of its blob; `load_model` wants a file of its own."""
+    file = folder / "base.safetensors"
+    with hub.blobs.open(sealed.base.blob) as source, file.open("wb") as target:
+        while chunk := source.read(COPY_BYTES):
+            target.write(chunk)
+    model = load_model(file)
+    file.unlink()
+    return model
+
+
+def _publish(hub: Hub, sealed: Sealed, result: Result, actor: str) -> None:
+    """Everything that says the round is over, and the next round, at once. Raises: LostRace."""
+    row, now = sealed.row, hub.clock()
+    members = result.opened.members
+    change = Change(now, actor, rounds.subject(row), f"opened the sum of {members} uploads")
+    with hub.store.write() as session:
+        published = {
+            "sum_blob": result.sum_blob.digest,
+            "sum_size_bytes": result.sum_blob.size_bytes,
+            "members": members,
+            "next_model": result.model_digest,
+        }
+        rounds.move(session, row, RoundState.PUBLISHED, change, published)
+        for about, liars in result.altered.items():
+            why = f"wrong shares about {about} were revealed by {', '.join(liars)}; the sum is right in spite of them"
+            record(session, Change(now, actor, rounds.subject(row), why), None, "altered shares")
+        if result.model_blob is not None:
+            runs.add_model(session, model_row(row.run_id, row.number, result.model_digest, result.model_blob, now))
+        rounds.add_metrics(session, _metrics_row(sealed, result, hub.settings.metrics.positives_min))
+        carry_on(session, runs.get(session, row.run_id), Ending(now, actor, "the round before was published"))
+
+
+def _metrics_row(sealed: Sealed, result: Result, least: int) -> ModelMetrics:
+    header, members = result.opened.header, result.opened.members
+    trained = not evaluates_only(sealed.plan, sealed.row.number)
+    enough = members >= sealed.plan.cohort.minimum
+    judged = enough and Metric.HISTOGRAMS in sealed.plan.metrics
+    has_loss = enough and trained and header.example_count > 0
+    return ModelMetrics(
+        round_id=sealed.row.id,
+        model_digest=sealed.row.base_model,
+        cohort_size=members,
+        train_loss=header.loss_sum / header.example_count if has_loss else None,
+        studies=header.weight if trained else None,
+        report=(metrics.report(header.histograms, least) if judged else metrics.NOTHING).to_json(),
+    )

@@ -1,0 +1,48 @@
+"""Bytes received from and sent to each site, gathered in memory and written now and then.
+
+Counting is no reason to write to the disk at every call. What a crash loses is a few seconds of a statistic.
+"""
+
+import threading
+from collections import Counter
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from aggregator.store import rounds
+
+
+class SeatKey(NamedTuple):
+    """A site in a round."""
+
+    run_id: bytes
+    number: int
+    site: str
+
+
+class Tally:
+    """Thread-safe. `up`: from the site; `down`: to it; message and blob bytes, without framing and TLS."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._up: Counter[SeatKey] = Counter()
+        self._down: Counter[SeatKey] = Counter()
+
+    def add(self, key: SeatKey, *, up: int = 0, down: int = 0) -> None:
+        with self._lock:
+            self._up[key] += up
+            self._down[key] += down
+
+    def write(self, session: Session) -> None:
+        """Add what gathered since the last time to the seats; counts of sites without that seat are dropped."""
+        with self._lock:
+            up, down = self._up, self._down
+            self._up, self._down = Counter(), Counter()
+        for key in up.keys() | down.keys():
+            for row in rounds.find(session, key.run_id, key.number):
+                rounds.count_bytes(session, row.id, key.site, up[key], down[key])
+
+    @property
+    def empty(self) -> bool:
+        with self._lock:
+            return not self._up and not self._down
