@@ -50,7 +50,7 @@ def measure(hu: NDArray[np.int16], spacing_mm: tuple[float, float]) -> Content:
 
 
 def judge(slices: Sequence[Content]) -> tuple[Reason, ...]:
-    """The verdict over a sample of slices. No slice may decide alone: the vertex has no brain, the base no clean ring."""
+    """The verdict over a sample. No slice decides alone: the vertex has no brain, the base no clean ring."""
     ring = np.median([one.ring for one in slices])
     width = np.median([one.width_mm for one in slices])
     brain = np.median([one.brain for one in slices])

@@ -12,7 +12,7 @@ from site_client.errors import LabelsRefused
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: name without capitals, blanks and signs -> place. `rows`: line number and cells, padded to the header."""
+    """`columns`: name without capitals, blanks and signs -> place. `rows`: line number, cells padded to the header."""
 
     name: str
     columns: Mapping[str, int]
@@ -35,8 +35,18 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Raises LabelsRefused when the file cannot be read or is no table."""
+    return _table(path, -1)
+
+
+def read_columns(path: Path) -> Mapping[str, int]:
+    """Only the column names, from the file's first 64 KiB. Raises like read_table."""
+    return _table(path, 65536).columns
+
+
+def _table(path: Path, limit_bytes: int) -> Table:
     try:
-        text = _decode(path.read_bytes())
+        with path.open("rb") as file:
+            text = _decode(file.read(limit_bytes))
     except OSError as error:
         raise LabelsRefused(f"{path.name} cannot be read ({error.strerror}); correct folders.labels") from None
     first = next((line for line in text.splitlines() if line.strip()), "")

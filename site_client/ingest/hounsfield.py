@@ -27,7 +27,8 @@ def to_hu(stored: NDArray[np.int32], scale: Scale, wrapped: bool = False) -> NDA
     display, not what a value means; a file that means it otherwise fails the plausibility check.
     """
     values, intercept = (unwrap(stored), 0.0) if wrapped else (stored, scale.intercept)
-    hu = np.clip(np.rint(values * scale.slope + intercept), AIR_HU, TOP_HU).astype(np.int16)
+    exact = values.astype(np.float64) * scale.slope + intercept
+    hu: NDArray[np.int16] = np.clip(np.rint(exact), AIR_HU, TOP_HU).astype(np.int16)
     if scale.padding:
         low, high = min(scale.padding), max(scale.padding)
         hu[(stored >= low) & (stored <= high)] = AIR_HU

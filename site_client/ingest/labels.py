@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from site_client.errors import LabelsRefused
-from site_client.ingest.csv_file import Table, read_table
+from site_client.ingest.csv_file import Table, read_columns, read_table
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import LABELS
 from site_client.ingest.tags import is_uid
@@ -75,7 +75,7 @@ class Labels:
 def read_labels(files: Sequence[Path], secret: SiteSecret) -> Labels:
     """Reads all files. One that has to be refused is named in `refused` with the reason; the rest still counts."""
     tables, refused = [], []
-    for path in [*files, *_maps_beside(files)]:
+    for path in [*files, *maps_beside(files)]:
         try:
             tables.append(read_table(path))
         except LabelsRefused as error:
@@ -94,6 +94,25 @@ def read_labels(files: Sequence[Path], secret: SiteSecret) -> Labels:
         slices={key: settle(cells) for key, cells in merged.slices.items()},
         studies={key: settle(cells) for key, cells in merged.studies.items()},
     )
+
+
+def label_files(export: Path, labels: Sequence[Path]) -> list[Path]:
+    """The label files meant by a list of files and folders; an empty list means the top of the export.
+
+    In a folder only files with a known shape count. A file named one by one is taken, and refused if it has none.
+    """
+    found = [path for path in labels if not path.is_dir()]
+    for folder in [path for path in labels if path.is_dir()] or ([] if labels else [export]):
+        found += [path for path in sorted(folder.glob("*.csv")) if path.is_file() and _has_known_shape(path)]
+    return found
+
+
+def _has_known_shape(path: Path) -> bool:
+    try:
+        columns = read_columns(path)
+    except LabelsRefused:
+        return False
+    return ("id" in columns and "label" in columns) or _SOP in columns or _STUDY in columns
 
 
 def settle(cells: Cells) -> Cells:
@@ -120,7 +139,8 @@ def merge(one: Cells, other: Cells) -> Cells:
     )
 
 
-def _maps_beside(files: Sequence[Path]) -> list[Path]:
+def maps_beside(files: Sequence[Path]) -> list[Path]:
+    """The slice maps that lie next to label files."""
     beside = {path.with_name(MAP_NAME) for path in files} - set(files)
     return sorted(path for path in beside if path.is_file())
 

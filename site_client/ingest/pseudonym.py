@@ -7,6 +7,7 @@ key), because folder names in exports are often patients' names, and a database 
 
 import base64
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,9 +74,9 @@ class PathSeal:
         return self._cipher.decrypt(sealed, None).decode("utf-8", "surrogateescape")
 
 
-def load_secret(path: Path, random: bytes) -> SiteSecret:
-    """Reads the site secret, making it out of `random` (32 bytes) when there is none yet. The file is 0600."""
+def load_secret(path: Path, random: Callable[[int], bytes]) -> SiteSecret:
+    """Reads the site secret, making it when there is none yet. The file is 0600; lose it and all pseudonyms change."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(path, random)
+        replace_file(path, random(SECRET_BYTES))
     return SiteSecret(path.read_bytes())
