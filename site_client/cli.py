@@ -83,6 +83,18 @@ def status(config: Path, as_json: bool) -> None:
     click.echo(render_json(facts) if as_json else render_text(facts))
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--series", "with_series", is_flag=True, help="Also every series by pseudonym, with its score sheet.")
+@CONFIG
+def catalog(config: Path, as_json: bool, with_series: bool) -> None:
+    """Read the export and its labels, and count what can be trained on, what cannot, and why."""
+    from site_client.ingest.command import catalog_json, catalog_text
+
+    settings = load(config)
+    click.echo(catalog_json(settings, with_series) if as_json else catalog_text(settings, with_series))
+
+
 @main.group()
 def plan() -> None:
     """Training plans that wait for this hospital's yes or no."""

@@ -77,6 +77,19 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Ingest:
+    """How the export is read. Everything else about what fits is fixed in ingest/rules.py."""
+
+    settle_s: float = 60.0
+    slices_min: int = 12
+    lossy: bool = False
+
+    def __post_init__(self) -> None:
+        _between("ingest.settle_s", self.settle_s, 0, 86_400)
+        _between("ingest.slices_min", self.slices_min, 3, 100)
+
+
+@dataclass(frozen=True)
 class Training:
     """What the trainer may use."""
 
@@ -115,6 +128,7 @@ class Settings:
     aggregator: Aggregator = field(default_factory=Aggregator)
     folders: Folders = field(default_factory=Folders)
     policy: Policy = field(default_factory=Policy)
+    ingest: Ingest = field(default_factory=Ingest)
     training: Training = field(default_factory=Training)
     agent: Agent = field(default_factory=Agent)
 

@@ -18,7 +18,7 @@ from site_client.ingest.labels import CONFLICT, UNKNOWN, Labels
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
 from site_client.ingest.quarantine import Reason, State
 from site_client.ingest.records import Dataset, PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.report import LabelReport, ScanReport
+from site_client.ingest.report import LabelReport, ScanReport, SeriesSummary
 from site_client.ingest.scanning import Fresh
 from site_client.ingest.tables import DatasetRow, FactRow, FileRow, LabelRow, SliceRow, StackRow
 
@@ -106,6 +106,34 @@ def report(session: Session, fresh: Fresh, seconds: float) -> ScanReport:
         warnings=dict(warnings),
         labels=_label_report(session),
     )
+
+
+def summaries(session: Session) -> list[SeriesSummary]:
+    """All stacks, best first within their study."""
+    query = select(StackRow).order_by(StackRow.study_key, StackRow.score.desc(), StackRow.stack_key)
+    return [
+        SeriesSummary(
+            study_key=stack.study_key,
+            series_key=stack.stack_key,
+            state=_state(stack.state, stack.chosen),
+            chosen=stack.chosen,
+            slices=stack.slices,
+            score=stack.score,
+            reasons=_reasons(stack),
+            warnings=tuple(stack.warnings.split()),
+            sheet=tuple((criterion, value, points) for criterion, value, points in json.loads(stack.sheet)),
+        )
+        for stack in session.scalars(query)
+    ]
+
+
+def _state(state: str, chosen: bool) -> str:
+    return State.NOT_SELECTED.name if state == State.READY.name and not chosen else state
+
+
+def _reasons(stack: StackRow) -> tuple[str, ...]:
+    beaten = stack.state == State.READY.name and not stack.chosen
+    return (Reason.R_LOWER_SCORE.name,) if beaten else tuple(stack.reasons.split())
 
 
 def _matched(session: Session) -> Iterator[tuple[StackRow, list[bytes], bytes, list[bytes]]]:

@@ -22,7 +22,7 @@ from site_client.ingest import assembling, scanning
 from site_client.ingest.labels import label_files, read_labels
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
-from site_client.ingest.report import ScanReport
+from site_client.ingest.report import ScanReport, SeriesSummary
 from site_client.ingest.rules import Rules
 from site_client.ingest.tables import SCHEMA_VERSION, Base, FactRow, LabelRow
 
@@ -36,11 +36,13 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def open_catalog(settings: Settings, rules: Rules | None = None, clock: Clock = utc_now) -> "Catalog":
+def open_catalog(settings: Settings, clock: Clock = utc_now) -> "Catalog":
     """The catalog of a site.toml: catalog.sqlite in the trainer's state, keyed by pseudonym.key there (made once)."""
     folder = settings.folders.trainer
     secret = load_secret(folder / "pseudonym.key", os.urandom)
-    return Catalog.open(folder / "catalog.sqlite", secret, rules or Rules(), clock)
+    chosen = settings.ingest
+    rules = Rules(settle_s=chosen.settle_s, slices_min=chosen.slices_min, lossy=chosen.lossy)
+    return Catalog.open(folder / "catalog.sqlite", secret, rules, clock)
 
 
 class Catalog:
@@ -100,6 +102,11 @@ class Catalog:
             assembling.keep(session, dataset, self._secret, self._clock().timestamp())
             session.commit()
             return dataset
+
+    def series(self) -> list[SeriesSummary]:
+        """Every stack as last judged, with its score sheet, ordered by study and score."""
+        with Session(self._engine) as session:
+            return assembling.summaries(session)
 
     def _refresh_labels(self, session: Session, files: Sequence[Path]) -> None:
         stamp = scanning.label_stamp(files, self._secret)

@@ -7,6 +7,21 @@ from site_client.ingest.quarantine import Reason, Warn
 
 
 @dataclass(frozen=True)
+class SeriesSummary:
+    """One stack as judged. `sheet`: criterion, value, points. Keys are pseudonyms: for this site's eyes only."""
+
+    study_key: str
+    series_key: str
+    state: str
+    chosen: bool
+    slices: int
+    score: int
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    sheet: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
 class LabelReport:
     """How labels and images meet. Studies are counted among those with a chosen series."""
 
