@@ -1,6 +1,7 @@
 """What the aggregator's tests start from: a clock that stands, a migrated store, a CA, and hosts that want to join."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -77,11 +78,21 @@ def clock() -> StandingClock:
     return StandingClock()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """SQLite in a file, WAL, every table."""
-    opened = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with every table, made by the migrations once; tests copy it."""
+    path = tmp_path_factory.mktemp("migrated") / "hub.sqlite"
+    opened = open_store(f"sqlite:///{path}")
     upgrade(opened.engine)
+    opened.close()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, migrated: Path) -> Iterator[Store]:
+    """SQLite in a file, WAL, every table."""
+    shutil.copy(migrated, tmp_path / "hub.sqlite")
+    opened = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     yield opened
     opened.close()
 
