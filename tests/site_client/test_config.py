@@ -15,7 +15,7 @@ def test_the_reference_file_holds_every_key_at_its_default() -> None:
     written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
     sections = Settings("x")
     expected = {"name"}
-    for name in ("aggregator", "folders", "policy", "training", "agent"):
+    for name in ("aggregator", "folders", "policy", "ingest", "training", "agent"):
         expected |= set(getattr(sections, name).__dataclass_fields__)
     assert written == expected
 
