@@ -16,7 +16,13 @@ SIDES: dict[str, tuple[list[str], list[str]]] = {  # extra: packages to import w
     "aggregator": (["aggregator", *CONTRACT], ["torch", "pydicom"]),
     "agent": (["site_client.agent", *CONTRACT], ["torch", "pydicom", "fastapi", "sqlalchemy"]),
     "trainer": (
-        ["site_client.ingest", "site_client.model", "site_client.training", "site_client.trainer", "site_client.phantom"],
+        [
+            "site_client.ingest",
+            "site_client.model",
+            "site_client.training",
+            "site_client.trainer",
+            "site_client.phantom",
+        ],
         ["grpc", "fastapi"],
     ),
 }

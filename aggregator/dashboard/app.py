@@ -47,7 +47,7 @@ def create_app(hub: Hub) -> FastAPI:
 
 
 def session_key(folder: Path) -> str:
-    """The key that signs session cookies; made once, readable by the service only, so that a restart logs nobody out."""
+    """The key that signs session cookies; made once, for the service's eyes only. A restart logs nobody out."""
     path = folder / "dashboard.key"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

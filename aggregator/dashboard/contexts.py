@@ -1,6 +1,5 @@
 """What the pages show, read from the store in one snapshot: plain values, no rows, no HTML."""
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,12 +9,12 @@ from sqlalchemy.orm import Session
 from aggregator.dashboard import words
 from aggregator.dashboard.charts import Line
 from aggregator.hub import Hub
+from aggregator.metrics import LABELS, NOTHING, Report
 from aggregator.plans import plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import rounds, runs, sites
 from aggregator.tables import ModelMetrics, Round, Run, Seat, SiteReport
 
-LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 STALE_FACTOR = 3  # a site is stale when it is this many polling intervals late
 
 
@@ -151,7 +150,21 @@ def _site_view(
 ) -> SiteView:
     if report is None:
         return SiteView(
-            name, standing, "never seen", "", (), None, None, False, None, "–", None, False, False, certificate_days, None
+            name,
+            standing,
+            "never seen",
+            "",
+            (),
+            None,
+            None,
+            False,
+            None,
+            "–",
+            None,
+            False,
+            False,
+            certificate_days,
+            None,
         )
     age_s = (now - report.seen_at).total_seconds()
     pacing = hub.settings.pacing
@@ -180,7 +193,7 @@ def _round_view(
 ) -> RoundView:
     seats = rounds.seats(session, row.id)
     over = row.state in rounds.OVER
-    report = json.loads(metrics.report) if metrics is not None else {}
+    report = NOTHING if metrics is None else Report.from_json(metrics.report)
     return RoundView(
         number=row.number,
         attempt=row.attempt,
@@ -197,8 +210,8 @@ def _round_view(
         cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
         members=row.members,
         next_model=row.next_model,
-        auc_any=report.get("labels", {}).get("any", {}).get("auc"),
-        weighted_log_loss=report.get("weighted_log_loss"),
+        auc_any=_auc(report, "any"),
+        weighted_log_loss=report.weighted_log_loss,
         train_loss=metrics.train_loss if metrics is not None else None,
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in rounds.phase_times(session, row.id)),
@@ -230,22 +243,22 @@ def _seat_view(seat: Seat) -> SeatView:
 
 def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Line, ...]:
     """One line a label; x is the model's number: what round r measures is the model after round r - 1."""
-    lines = []
-    for label in reversed(LABELS):
-        points = [
-            (row.number - 1, auc)
-            for row in rows
-            if row.id in metrics
-            and (auc := json.loads(metrics[row.id].report)["labels"].get(label, {}).get("auc")) is not None
-        ]
-        lines.append(Line(label, tuple(points)))
-    return tuple(lines)
+    reports = [(row.number - 1, Report.from_json(metrics[row.id].report)) for row in rows if row.id in metrics]
+    return tuple(
+        Line(label, _known([(number, _auc(report, label)) for number, report in reports])) for label in reversed(LABELS)
+    )
 
 
 def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Line, ...]:
-    judged = [(row.number - 1, json.loads(metrics[row.id].report).get("weighted_log_loss")) for row in rows if row.id in metrics]
-    trained = [(row.number, metrics[row.id].train_loss) for row in rows if row.id in metrics]
-    return (
-        Line("weighted log loss, validation", tuple((n, value) for n, value in judged if value is not None)),
-        Line("training loss", tuple((n, value) for n, value in trained if value is not None)),
-    )
+    found = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
+    judged = [(number - 1, Report.from_json(each.report).weighted_log_loss) for number, each in found]
+    trained = [(number, each.train_loss) for number, each in found]
+    return (Line("weighted log loss, validation", _known(judged)), Line("training loss", _known(trained)))
+
+
+def _auc(report: Report, label: str) -> float | None:
+    return report.labels[label].auc if label in report.labels else None
+
+
+def _known(points: list[tuple[int, float | None]]) -> tuple[tuple[int, float], ...]:
+    return tuple((number, value) for number, value in points if value is not None)

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import click
+
 from aggregator.states import RunState
 from aggregator.store import runs, sites
-
 from deploy.demonstration import results
 from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
 from deploy.demonstration.hospitals import BadDataFolder
@@ -31,12 +31,20 @@ LOOK_S = 0.5
 @click.option("--studies", default=40, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of patients, scanners and weights.")
 @click.option("--port", default=18443, show_default=True, type=click.IntRange(1024, 65533), help="First of three.")
-@click.option("--state", default=Path(".demo"), show_default=True, type=click.Path(path_type=Path), help="Folder for all it writes.")
+@click.option(
+    "--state",
+    default=Path(".demo"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for all it writes.",
+)
 @click.option("--epochs", default=2, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
 @click.option("--learning-rate", default=0.001, show_default=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option(
-    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="An RSNA-layout folder instead of synthetic patients."
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="An RSNA-layout folder instead of synthetic patients.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures there.")
 def main(state: Path, **options: object) -> None:
@@ -104,7 +112,9 @@ def _conclude(federation: Federation, outcome: results.Results, seconds: float) 
     click.echo(f"  model     {federation.export_model()}")
     click.echo(f"  digest    {outcome.model_digest}")
     for site, digest in outcome.site_digests.items():
-        click.echo(f"  {site:<9} {'computed the same' if digest == outcome.model_digest else f'holds {digest or None}'}")
+        click.echo(
+            f"  {site:<9} {'computed the same' if digest == outcome.model_digest else f'holds {digest or None}'}"
+        )
     _say_dashboard(federation)
     click.echo(f"  took      {seconds:.0f} s")
     if options.json_file is not None:

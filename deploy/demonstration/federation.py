@@ -11,7 +11,6 @@ from pathlib import Path
 
 from aggregator.config import load_settings
 from aggregator.hub import Hub, open_hub
-
 from deploy.demonstration.hospitals import Hospital, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
@@ -229,4 +228,4 @@ def _require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise StepFailed(f"port {port} on 127.0.0.1 is in use; choose three free ones in a row with --port") from None
+            raise StepFailed(f"port {port} on 127.0.0.1 is in use; choose three free in a row with --port") from None

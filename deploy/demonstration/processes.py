@@ -4,6 +4,7 @@ Each child leads its own process group and dies with this process (PR_SET_PDEATH
 kill -9 of the demo leaves one behind. Their output goes to one log file each.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -67,10 +68,8 @@ class Processes:
             _signal_group(child.process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
         for child in self.children.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # killed below, with its group
                 child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass  # killed below, with its group
             _signal_group(child.process, signal.SIGKILL)
             child.process.wait()
         self.children.clear()
@@ -102,7 +101,5 @@ def _die_with_parent() -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # the whole group is already gone
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # the whole group is already gone

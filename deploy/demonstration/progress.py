@@ -8,10 +8,9 @@ from typing import TextIO
 from aggregator.hub import Hub
 from aggregator.states import RoundState, SeatState
 from aggregator.store import rounds, runs
+from deploy.demonstration.hospitals import Hospital
 from site_client.config import load
 from site_client.spool import AgentSide
-
-from deploy.demonstration.hospitals import Hospital
 
 BAR = 20
 
@@ -66,9 +65,7 @@ class Progress:
         return [_site_line(hospital) for hospital in self.sites]
 
 
-def _round_line(
-    number: int, attempt: int, state: RoundState, seats: dict[str, SeatState], reason: str | None
-) -> str:
+def _round_line(number: int, attempt: int, state: RoundState, seats: dict[str, SeatState], reason: str | None) -> str:
     again = f", attempt {attempt}" if attempt > 1 else ""
     if state is RoundState.ABANDONED:
         return f"  round {number}{again}: abandoned, {reason}"

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
 from aggregator.hub import Hub
 from aggregator.plans import plan_of
 from aggregator.states import RoundState, RunState
 from aggregator.store import rounds, runs
 from aggregator.tables import Round, Run
-from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def write_json(results: Results, path: Path) -> None:
 
 def table(results: Results) -> str:
     """The global model before and after each round."""
-    head = f"{'round':>5}  {'AUC any':>16}  {'weighted log loss':>18}  {'train loss':>10}  {'up':>9}  {'down':>9}  cohort"
+    head = (
+        f"{'round':>5}  {'AUC any':>16}  {'weighted log loss':>18}  {'train loss':>10}  {'up':>9}  {'down':>9}  cohort"
+    )
     return "\n".join([head, *(_row(figures) for figures in results.rounds)])
 
 
@@ -131,9 +134,8 @@ def _row(figures: RoundFigures) -> str:
     auc = f"{_figure(before.auc_any)} -> {_figure(after.auc_any)}"
     loss = f"{_figure(before.weighted_log_loss)} -> {_figure(after.weighted_log_loss)}"
     size = f"{_megabytes(figures.bytes_up_per_site):>9}  {_megabytes(figures.bytes_down_per_site):>9}"
-    return (
-        f"{figures.round:>5}  {auc:>16}  {loss:>18}  {_figure(figures.train_loss):>10}  {size}  {', '.join(figures.cohort)}"
-    )
+    scores = f"{auc:>16}  {loss:>18}  {_figure(figures.train_loss):>10}"
+    return f"{figures.round:>5}  {scores}  {size}  {', '.join(figures.cohort)}"
 
 
 def _figure(value: float | None) -> str:
@@ -142,5 +144,3 @@ def _figure(value: float | None) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
-
-
