@@ -13,6 +13,7 @@ AggregatorError
 │   ├── SiteRevoked      the certificate is ours, but the coordinator revoked its site
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
+├── Busy                 too many transfers at once (retryable)
 └── BlobRefused          bytes that do not fit what was offered
     ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one (retryable)
     └── DigestRefused    the bytes do not hash to their name; they were discarded (retryable)
@@ -77,6 +78,12 @@ class JoinDenied(Denied):
 
 class MessageRefused(AggregatorError):
     """The message does not fit the round, the phase or the site it names."""
+
+
+class Busy(AggregatorError):
+    """As many calls that last are in progress as may be; the caller comes back shortly, and resumes."""
+
+    retryable = True
 
 
 class BlobRefused(AggregatorError):

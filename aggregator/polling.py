@@ -15,11 +15,13 @@ from datetime import datetime
 
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
+from federation.v1.plan_pb2 import SignedPlan
 from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare, SharesMessage
 from sqlalchemy.orm import Session
 
 from aggregator.config import Pacing
 from aggregator.errors import NotFound
+from aggregator.hub import Hub
 from aggregator.messages import opened_sum, round_ref
 from aggregator.plans import evaluates_only, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
@@ -73,6 +75,16 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
     reply.roster_epoch = epoch
     reply.retry_after_ms = _retry_after_ms(reply, run, row, seat, now, pace)
     return Answer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
+
+
+def plan_for(hub: Hub, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
+    """The signed plan of a run in which the site has a seat. Raises: NotFound."""
+    with hub.store.read() as session:
+        run = runs.by_plan(session, plan_digest)
+        number = rounds.newest_seat(session, run.run_id, site)
+    if number is None:
+        raise NotFound("no plan of that digest in a run of this site")
+    return SignedPlan.FromString(run.signed_plan), SeatKey(run.run_id, number, site)
 
 
 # --- 1. what is over ---
