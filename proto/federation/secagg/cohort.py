@@ -14,7 +14,7 @@ shards, each a complete graph of its own with its own t. Their membership is com
 commitments that all members signed; the aggregator cannot put a victim among colluders by choice. It can still try:
 a corrupt member that speaks last may vary its keys until the shuffle pleases it. The size of a shard answers that. A
 shard is lost when a third of it is corrupt; for 1000 sites, 100 of them corrupt, the chance per shuffle
-(hypergeometric) is 2^-40 at a shard size of 112, the least we allow, and below 2^-100 at 250, the size we aim for,
+(hypergeometric) is 2^-44 at a shard size of 112, the least we allow, and 2^-130 at 250, the size we aim for,
 which leaves nothing to find with 2^60 tries. `tests/contract/test_secagg_shards.py` computes these figures.
 """
 
@@ -78,7 +78,6 @@ def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisemen
         raise AdvertisementRefused(site, "its seed commitment is not a SHA-256 digest")
     for key in (advertisement.mask_key, advertisement.share_key):
         keys.check_public_key(site, key)
-        keys.check_not_weak(site, key)
     if not keys.signature_holds(roster[site], advertisement.signature, keys_statement(ctx, advertisement)):
         raise AdvertisementRefused(site, "its signature does not hold for this round under the roster's key")
 

@@ -29,6 +29,17 @@ from federation.secagg.transcript import (
 )
 
 _CURVE_PRIME = (1 << 255) - 19
+# Coordinates of the points of order 1, 2, 4 and 8 on the curve and its twist. The exchange refuses them too (all-zero
+# result); here they are refused before a share is dealt.
+_SMALL_ORDER = frozenset(
+    (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _CURVE_PRIME - 1,
+    )
+)
 _TAG_BYTES = 16
 CIPHERTEXT_BYTES = 2 * shamir.ELEMENT_BYTES + _TAG_BYTES
 # One key encrypts one message (share_label names the cohort, the sender and the receiver), so a fixed nonce is safe;
@@ -42,18 +53,11 @@ def public_key(secret: MaskSecret | ShareSecret) -> bytes:
 
 
 def check_public_key(site: str, key: bytes) -> None:
-    """Refuse what is not the one encoding of a curve point's coordinate: otherwise two different strings could be one
-    key, and the duplicate check would miss it. Weak points are refused where the key is used (`_agree`)."""
-    if len(key) != KEY_BYTES or int.from_bytes(key, "little") >= _CURVE_PRIME:
-        raise AdvertisementRefused(site, "a mask or share key is not a canonical X25519 public key")
-
-
-def check_not_weak(site: str, key: bytes) -> None:
-    """Refuse points of small order: whatever the peer's secret, the agreed key would be known to everybody.
-
-    Every clamped scalar is a multiple of the cofactor, so one exchange with any private key finds them all.
-    """
-    _agree(X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)), site, key)
+    """Refuse what is not the one encoding of a coordinate (two strings could be one key, and the duplicate check would
+    miss it), and points of small order (whatever the peer's secret, everybody would know the agreed key)."""
+    coordinate = int.from_bytes(key, "little")
+    if len(key) != KEY_BYTES or coordinate >= _CURVE_PRIME or coordinate in _SMALL_ORDER:
+        raise AdvertisementRefused(site, "a mask or share key is not a canonical X25519 key of large order")
 
 
 def seal_shares(

@@ -24,6 +24,7 @@ CHUNK_BYTES = 256 * 1024
 _WORD_BYTES = 8
 _BLOCK_WORDS = 2  # an AES block
 _CHUNK_WORDS = CHUNK_BYTES // _WORD_BYTES
+_STREAMS_AT_ONCE = 1024  # bounds the memory of open ciphers; a pass over the vector is cheap against that many streams
 _ZEROS = bytes(CHUNK_BYTES)
 
 
@@ -71,21 +72,18 @@ def check_words(words: Words) -> None:
 
 def _apply_range(words: Words, offset: int, streams: Streams) -> None:
     """Put the part of every stream that begins at word `offset` (a whole number of blocks) on `words`."""
-    adding = [_keystream(key, offset) for key in streams.add]
-    subtracting = [_keystream(key, offset) for key in streams.subtract]
+    signed = [(np.add, key) for key in streams.add] + [(np.subtract, key) for key in streams.subtract]
     buffer = bytearray(CHUNK_BYTES)
     stream = np.frombuffer(buffer, "<u8")
     zeros = memoryview(_ZEROS)
-    for start in range(0, words.size, _CHUNK_WORDS):
-        part = words[start : start + _CHUNK_WORDS]
-        data = zeros[: part.size * _WORD_BYTES]
-        keystream = stream[: part.size]
-        for cipher in adding:
-            cipher.update_into(data, buffer)
-            np.add(part, keystream, out=part)
-        for cipher in subtracting:
-            cipher.update_into(data, buffer)
-            np.subtract(part, keystream, out=part)
+    for first in range(0, len(signed), _STREAMS_AT_ONCE):
+        group = [(put, _keystream(key, offset)) for put, key in signed[first : first + _STREAMS_AT_ONCE]]
+        for start in range(0, words.size, _CHUNK_WORDS):
+            part = words[start : start + _CHUNK_WORDS]
+            data, keystream = zeros[: part.size * _WORD_BYTES], stream[: part.size]
+            for put, cipher in group:
+                cipher.update_into(data, buffer)
+                put(part, keystream, out=part)
 
 
 def _keystream(key: StreamKey, offset: int) -> CipherContext:

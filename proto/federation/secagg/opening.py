@@ -33,7 +33,8 @@ class Opening:
     """What has to come off the sum, and who answered wrongly.
 
     streams: already with the sign that removes them. altered: for each member about whom a wrong share was noticed,
-    the revealers of wrong ones. The sum is right in spite of them; the coordinator should hear of them.
+    the revealers of wrong ones (none, if there are too many to tell whose are wrong). The sum is right in spite of
+    them; the coordinator should hear of them.
     """
 
     streams: Streams
@@ -96,19 +97,19 @@ def unmask(total: Words, opening: Opening, threads: int = 1) -> None:
 
 
 class _Opener:
-    """Puts secrets together, remembering who lied so that their shares are tried last."""
+    """Puts secrets together, remembering whose shares did not fit so that they are tried last."""
 
     def __init__(self, cohort: Cohort, answers: Mapping[str, Answer]) -> None:
         self._places = cohort.places()
         self._threshold = cohort.threshold
         self._answers = answers
-        self._liars: set[str] = set()
+        self._doubted: set[str] = set()
         self._weights: dict[tuple[int, ...], list[int]] = {}
         self.altered: dict[str, tuple[str, ...]] = {}
 
     def open(self, about: str, holds: Callable[[bytes], bool]) -> bytes:
         """The 32-byte secret that `holds`, from any t shares that give it."""
-        revealers = sorted(order(self._answers), key=lambda site: site in self._liars)
+        revealers = sorted(order(self._answers), key=lambda site: site in self._doubted)
         shares = {self._places[site]: shamir.decode(self._answers[site][about].share) for site in revealers}
         for chosen in _choices(list(shares), self._threshold):
             secret = shamir.inner(self._weights_of(chosen), (shares[x] for x in chosen))
@@ -123,9 +124,14 @@ class _Opener:
         return self._weights[chosen]
 
     def _blame(self, about: str, revealers: list[str], shares: Mapping[int, int], chosen: tuple[int, ...]) -> None:
-        """t shares that give the committed secret lie on the dealer's polynomial; whoever is off it altered a share.
+        """Name those whose shares are off the dealer's polynomial, if that is the smallest explanation.
 
-        Costs time, so it is done only after a first choice that failed: otherwise the rest was not needed.
+        Liars that know each other can let their errors cancel in one choice: it gives the right secret along a wrong
+        polynomial, and honest members seem off it. Two polynomials of degree t - 1 with one value at 0 meet at no more
+        than t - 2 of the m places. So if the one found misses e shares, any other misses at least m - t + 2 - e: with
+        2e <= m - t + 1 that is more than e, and the e are named. A name is evidence for a person to follow, and wrong
+        only if m - t + 2 - e revealers lied together. Done only after a first choice that failed: else the rest was
+        not needed.
         """
         if chosen == tuple(shares)[: self._threshold]:
             return
@@ -135,8 +141,9 @@ class _Opener:
             x = self._places[site]
             if x not in chosen and shamir.inner(shamir.weights_at(x, chosen), known) != shares[x]:
                 wrong.append(site)
-        self.altered[about] = tuple(wrong)
-        self._liars.update(wrong)
+        smallest = 2 * len(wrong) <= len(shares) - self._threshold + 1
+        self.altered[about] = tuple(wrong) if smallest else ()
+        self._doubted.update(wrong)
 
 
 def _commitment_check(ctx: Context, cohort: Cohort, site: str) -> Callable[[bytes], bool]:

@@ -1,0 +1,163 @@
+"""One attempt played in one process: real members, a plain aggregator, and a chosen moment of silence for each member.
+
+Used by the tests of secure aggregation and by its benchmarks. Everything is derived from a seed, so a failing pattern
+can be played again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.secagg import (
+    Advertisement,
+    Cohort,
+    Context,
+    Member,
+    Opening,
+    RevealedShare,
+    Words,
+    context,
+    open_masks,
+    split,
+    unmask,
+    verify_advertisement,
+    verify_claim,
+    verify_confirmation,
+)
+
+BLOB_DIGEST = b"\x0d" * 32
+
+
+class Silent(IntEnum):
+    """The first phase in which a member says nothing any more."""
+
+    SHARES = 1
+    UPLOAD = 2
+    CONFIRM = 3
+    REVEAL = 4
+    NEVER = 5
+
+
+def a_context(**changes: object) -> Context:
+    """ctx of some attempt, with what the test is about changed."""
+    inputs: dict[str, object] = {
+        "plan_digest": b"\x01" * 32,
+        "base_digest": b"\x02" * 32,
+        "run_id": b"run",
+        "round_number": 1,
+        "attempt": 1,
+        "roster_epoch": 1,
+    }
+    return context(**(inputs | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class Session:
+    """Members in one attempt.
+
+    size: members. length: words a member. seed: of everything. ctx: of the attempt.
+    """
+
+    size: int
+    length: int = 5
+    seed: int = 0
+    ctx: Context = field(default_factory=a_context)
+    members: dict[str, Member] = field(init=False)
+    words: dict[str, Words] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._draw = np.random.default_rng(self.seed)
+        self.sites = [f"site-{number:04d}" for number in range(self.size)]
+        self.signing_keys = {site: Ed25519PrivateKey.from_private_bytes(self._draw.bytes(32)) for site in self.sites}
+        self.roster = {site: key.public_key().public_bytes_raw() for site, key in self.signing_keys.items()}
+        self.members = {
+            site: Member.begin(self.ctx, site, self.signing_keys[site], self._draw.bytes) for site in self.sites
+        }
+        self.words = {
+            site: self._draw.integers(0, 1 << 64, self.length, dtype=np.uint64, endpoint=False) for site in self.sites
+        }
+
+    @property
+    def advertisements(self) -> dict[str, Advertisement]:
+        return {site: member.advertisement for site, member in self.members.items()}
+
+    @property
+    def cohort(self) -> Cohort:
+        (only,) = split(self.ctx, self.advertisements)
+        return only
+
+    def share_all(self, sites: list[str] | None = None) -> dict[str, dict[str, bytes]]:
+        """Ciphertexts by dealer, then by receiver."""
+        advertisements = self.advertisements
+        return {site: self.members[site].share(advertisements, self.roster) for site in sites or self.sites}
+
+    def mask_all(self, dealt: Mapping[str, Mapping[str, bytes]], sites: list[str]) -> dict[str, Words]:
+        """Masked words of `sites`, each of whom saw the ciphertexts of everybody in `dealt`."""
+        uploads = {}
+        for site in sites:
+            uploads[site] = self.members[site].mask(self.words[site], addressed_to(site, dealt))
+            self.members[site].claim(BLOB_DIGEST)
+        return uploads
+
+    def confirm_all(self, sites: list[str], uploaded: list[str]) -> dict[str, bytes]:
+        return {site: self.members[site].confirm(uploaded) for site in sites}
+
+    def plain_sum(self, sites: list[str]) -> Words:
+        return np.sum([self.words[site] for site in sites], axis=0, dtype=np.uint64)
+
+    def play(self, silent: Mapping[str, Silent] | None = None) -> "Played":
+        """The whole attempt, with the aggregator verifying whatever it can. Raises what a member or it refuses."""
+        moment = {site: Silent.NEVER for site in self.sites} | dict(silent or {})
+        for advertisement in self.advertisements.values():
+            verify_advertisement(self.ctx, self.roster, advertisement)
+        dealers = [site for site in self.sites if moment[site] > Silent.SHARES]
+        dealt = self.share_all(dealers) if dealers else {}
+        uploaded = [site for site in dealers if moment[site] > Silent.UPLOAD]
+        uploads = self.mask_all(dealt, uploaded)
+        uctx = self.cohort.uctx
+        for site in uploaded:
+            claim = self.members[site].claim(BLOB_DIGEST)
+            verify_claim(uctx, site, BLOB_DIGEST, claim, self.roster[site])
+        confirming = [site for site in uploaded if moment[site] > Silent.CONFIRM]
+        confirmations = self.confirm_all(confirming, uploaded)
+        for site, signature in confirmations.items():
+            verify_confirmation(uctx, site, uploaded, signature, self.roster[site])
+        revealing = [site for site in confirming if moment[site] > Silent.REVEAL]
+        answers = {site: self.members[site].reveal(uploaded, confirmations) for site in revealing}
+        return self.open(dealers, uploads, answers)
+
+    def open(
+        self, dealers: list[str], uploads: Mapping[str, Words], answers: Mapping[str, Mapping[str, RevealedShare]]
+    ) -> "Played":
+        opening = open_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
+        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        unmask(total, opening)
+        return Played(total, dict(uploads), opening)
+
+    def open_shard(
+        self,
+        cohort: Cohort,
+        dealers: list[str],
+        uploads: Mapping[str, Words],
+        answers: Mapping[str, Mapping[str, RevealedShare]],
+    ) -> Words:
+        """Sum of the words of one shard."""
+        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        unmask(total, open_masks(self.ctx, cohort, dealers, list(uploads), answers))
+        return total
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the aggregator holds at the end."""
+
+    total: Words
+    uploads: dict[str, Words]
+    opening: Opening
+
+
+def addressed_to(site: str, dealt: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
+    """The ciphertexts for one member, by dealer."""
+    return {dealer: ciphertexts[site] for dealer, ciphertexts in dealt.items() if dealer != site}
