@@ -45,6 +45,12 @@ class AgentSide:
         self._out = _folder(spool / "to_trainer")
         self._in = spool / "to_agent"
 
+    @staticmethod
+    def peek(spool: Path) -> Status | None:
+        """The trainer's last word, for somebody who only looks."""
+        path = spool / "to_agent" / "status.json"
+        return from_json(Status, path.read_bytes()) if path.exists() else None
+
     def offer_job(self, job: Job, signed_plan: bytes, base_model: Path) -> Job:
         """Makes the job visible, whole. Offering the same job again changes nothing; a different one is refused."""
         target = self._out / _name(_JOB, job.run_id, job.round)
@@ -76,6 +82,10 @@ class AgentSide:
         """What the trainer delivered for this round; None as long as it has not."""
         path = self._in / _name(_UPDATE, run_id, round) / "update.json"
         return from_json(Update, path.read_bytes()) if path.exists() else None
+
+    def delivered(self, run_id: RunId, round: int) -> bool:
+        """Whether the trainer has delivered something for this round, without reading it."""
+        return (self._in / _name(_UPDATE, run_id, round)).exists()
 
     def delta(self, update: Update) -> NDArray[np.float32]:
         """f32[d], read-only, mapped from the spool; refused when its bytes do not have the digest in `update`."""

@@ -93,6 +93,12 @@ class Link:
         finally:
             call.cancel()
 
+    def reconnect(self, endpoint: Endpoint) -> None:
+        """Drops the connection and dials with what a renewed certificate gave."""
+        self._channel.close()
+        self._endpoint = endpoint
+        self._channel = _dial(endpoint)
+
     def close(self) -> None:
         self._channel.close()
 

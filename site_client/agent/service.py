@@ -1,0 +1,237 @@
+"""The agent as a process: one loop that never gives up, and ends when it is told to.
+
+Expected failures wait and go on; unexpected ones are recorded with their traceback (the agent has never seen a patient,
+so none can be in it), wait, and go on. What the hospital may want to know stands in <state>/agent/status.json.
+"""
+
+import fcntl
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import structlog
+from federation.errors import FederationError
+from federation.v1 import enrolment_pb2
+
+from site_client.agent import keys
+from site_client.agent.calls import CHALLENGE, RECOVER, RENEW
+from site_client.agent.egress import Egress
+from site_client.agent.guard import Guard
+from site_client.agent.identity import Identity
+from site_client.agent.ledger import Ledger
+from site_client.agent.link import Endpoint, Link
+from site_client.agent.rounds import SiteRounds
+from site_client.agent.view import AgentView, write_view
+from site_client.config import Settings
+from site_client.errors import ConfigRefused, IdentityRefused, SiteError, Unreachable
+from site_client.spool import AgentSide
+
+_log = structlog.get_logger()
+_NEWS_S = 0.5  # how often files are looked at between two polls
+_GRACE_S = 5.0  # a call in progress may take this long to end after SIGTERM
+
+
+def run(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT; gives the exit status. Errors: IdentityRefused, ConfigRefused, LedgerBroken."""
+    log_to_stderr()
+    identity = Identity(settings.folders.agent / "identity")
+    if identity.site != settings.name:
+        raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
+    if not settings.aggregator.address:
+        raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
+    with _only_one(settings.folders.agent / "lock"):
+        service = Service(settings, identity, lambda: datetime.now(UTC))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        service.run()
+    return 0
+
+
+@dataclass
+class _Health:
+    """What the loop remembers between turns; lost at a restart without harm."""
+
+    failures: int = 0
+    last_contact_at: datetime | None = None
+    last_error: str = ""
+
+
+class Service:
+    """The loop, put together from its parts."""
+
+    def __init__(self, settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> None:
+        self._settings, self._identity, self._clock = settings, identity, clock
+        self._stopping = threading.Event()
+        self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", clock)
+        self._guard = Guard(settings.policy)
+        self._link = Link(self._endpoint())
+        self._egress = Egress(self._guard, self._ledger, self._link)
+        self._rounds = SiteRounds(self._egress, identity, AgentSide(settings.folders.spool), settings, clock)
+        self._health = _Health()
+
+    def stop(self) -> None:
+        """Ends the loop after the turn in progress; a call that takes too long is cut. Safe in a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Turns until `stop`."""
+        threading.Thread(target=self._cut_when_stopping, name="stop", daemon=True).start()
+        _log.info("agent_started", site=self._identity.site, ledger_entries=self._ledger.entries)
+        while not self._stopping.is_set():
+            wait_s = self._turn()
+            self._tell()
+            self._rest(wait_s)
+        self._link.close()
+        self._ledger.close()
+        _log.info("agent_stopped", site=self._identity.site)
+
+    def _turn(self) -> float:
+        try:
+            self._keep_certificate()
+            turn = self._rounds.step()
+        except Unreachable as error:
+            return self._failed("aggregator_unreachable", error)
+        except (SiteError, FederationError) as error:
+            return self._failed("step_failed", error)
+        except Exception as error:
+            _log.error("step_crashed", kind=type(error).__name__, exc_info=True)
+            return self._failed("step_crashed", error)
+        refused = "" if turn.refusal is None else str(turn.refusal)
+        self._health = _Health(0, self._clock(), refused)
+        if refused:
+            _log.warning("step_refused", asked=turn.asked, why=refused)
+        elif turn.asked:
+            _log.info("step_done", asked=turn.asked)
+        return turn.wait_s
+
+    def _failed(self, event: str, error: Exception) -> float:
+        if self._stopping.is_set():
+            return 0.0
+        self._health.failures += 1
+        self._health.last_error = str(error)
+        longest_s = min(self._settings.agent.poll_max_s, 0.5 * 2.0 ** min(self._health.failures, 16))
+        wait_s = longest_s * (0.5 + secrets.randbelow(500) / 1000)
+        _log.warning(event, why=str(error), failures=self._health.failures, wait_s=round(wait_s, 1))
+        return wait_s
+
+    def _rest(self, wait_s: float) -> None:
+        """Waits, but not when something happened here that the aggregator should hear. After a failure it always
+        waits."""
+        left_s = wait_s
+        while left_s > 0 and not self._stopping.wait(min(_NEWS_S, left_s)):
+            left_s -= _NEWS_S
+            if self._health.failures == 0 and self._rounds.has_news():
+                return
+
+    def _cut_when_stopping(self) -> None:
+        self._stopping.wait()
+        threading.Event().wait(_GRACE_S)
+        self._link.close()
+
+    # The certificate.
+
+    def _keep_certificate(self) -> None:
+        now = self._clock()
+        try:
+            if now >= self._identity.expires_at:
+                self._recover()
+            elif now >= self._identity.renewal_due():
+                self._renew()
+        except (SiteError, FederationError) as error:
+            if now >= self._identity.expires_at:
+                raise
+            _log.warning("certificate_not_renewed", why=str(error), expires_at=self._identity.expires_at.isoformat())
+
+    def _renew(self) -> None:
+        request = keys.request_certificate(self._identity.site)
+        credentials = self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
+        self._accept(request, credentials)
+
+    def _recover(self) -> None:
+        """After an outage longer than the certificate: the signing key answers a challenge. Errors: IdentityRefused."""
+        link = Link(self._enrolment_endpoint())
+        try:
+            egress = Egress(self._guard, self._ledger, link)
+            request = keys.request_certificate(self._identity.site)
+            nonce = egress.send(CHALLENGE, enrolment_pb2.ChallengeRequest(site=self._identity.site)).nonce
+            if len(nonce) != 32:
+                raise IdentityRefused(f"expected a challenge of 32 bytes, got {len(nonce)}; nothing was signed")
+            signature = keys.answer_challenge(self._identity.keys, nonce, request.csr_der)
+            message = enrolment_pb2.RecoverRequest(
+                site=self._identity.site, nonce=nonce, csr_der=request.csr_der, signature=signature
+            )
+            credentials = egress.send(RECOVER, message)
+        finally:
+            link.close()
+        self._accept(request, credentials)
+
+    def _accept(self, request: keys.Request, credentials: enrolment_pb2.Credentials) -> None:
+        self._identity.accept_certificate(request, credentials)
+        self._link.reconnect(self._endpoint())
+        _log.info("certificate_renewed", expires_at=self._identity.expires_at.isoformat())
+
+    def _endpoint(self) -> Endpoint:
+        identity, settings = self._identity, self._settings
+        return Endpoint(
+            address=settings.aggregator.address,
+            ca_pem=identity.ca_pem,
+            key_pem=identity.tls_key_pem,
+            certificate_pem=identity.certificate_pem,
+            proxy=settings.aggregator.proxy,
+            stall_s=settings.agent.stall_s,
+        )
+
+    def _enrolment_endpoint(self) -> Endpoint:
+        address = self._settings.aggregator.enrolment_address or self._identity.membership.enrolment_address
+        proxy, stall_s = self._settings.aggregator.proxy, self._settings.agent.stall_s
+        return Endpoint(address, self._identity.ca_pem, proxy=proxy, stall_s=stall_s)
+
+    # What the hospital can see.
+
+    def _tell(self) -> None:
+        situation, current = self._rounds.situation(), self._rounds.book.current
+        view = AgentView(
+            written_at=self._clock(),
+            state=situation.state,
+            reasons=situation.reasons,
+            run_id=current.run_id.hex() if current else None,
+            round=current.number if current else None,
+            model_digest=self._rounds.models.newest.hex() or None,
+            roster_epoch=self._identity.roster.epoch,
+            certificate_expires_at=self._identity.expires_at,
+            last_contact_at=self._health.last_contact_at,
+            last_error=self._health.last_error,
+            ledger_entries=self._ledger.entries,
+        )
+        write_view(self._settings.folders.agent, view)
+
+
+def log_to_stderr() -> None:
+    """One line an event; for people at a terminal, as JSON for everything else."""
+    render = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            render,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _only_one(path: Path) -> IO[bytes]:
+    """Holds a lock as long as it is open. Errors: ConfigRefused when another agent uses this state folder."""
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigRefused("another agent is running with this state folder; stop it first") from error
+    return lock

@@ -1,0 +1,46 @@
+"""What the agent shows the hospital about itself: <state>/agent/status.json, replaced after every turn."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from site_client.files import replace_file
+
+_TIMES = ("written_at", "certificate_expires_at", "last_contact_at")
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """The agent's own facts, as of `written_at`. Digests and ids in hex."""
+
+    written_at: datetime
+    state: str
+    reasons: tuple[str, ...]
+    run_id: str | None
+    round: int | None
+    model_digest: str | None
+    roster_epoch: int
+    certificate_expires_at: datetime
+    last_contact_at: datetime | None  # since this agent was started
+    last_error: str  # one sentence; empty when the last turn went well
+    ledger_entries: int
+
+
+def write_view(folder: Path, view: AgentView) -> None:
+    """Replaces the last one."""
+    plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}
+    replace_file(folder / "status.json", json.dumps(plain, sort_keys=True).encode())
+
+
+def read_view(folder: Path) -> AgentView | None:
+    """The agent's last word; None before its first."""
+    path = folder / "status.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_bytes())
+    for key in _TIMES:
+        record[key] = datetime.fromisoformat(record[key]) if record[key] else None
+    record["reasons"] = tuple(record["reasons"])
+    return AgentView(**record)

@@ -1,0 +1,90 @@
+"""`hemofed-site status`: what agent and trainer last said, and how old each value is."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from site_client.agent.view import read_view
+from site_client.config import Settings
+from site_client.spool import AgentSide
+
+Value: TypeAlias = "str | int | float | list[str] | None"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value and its age. `age_s` None: never said."""
+
+    name: str
+    value: Value
+    age_s: float | None
+
+
+def gather(settings: Settings, now: datetime | None = None) -> list[Fact]:
+    """Everything, in the order a person asks for it."""
+    now = now or datetime.now(UTC)
+    return [*_of_agent(settings, now), *_of_trainer(settings, now)]
+
+
+def render_json(facts: list[Fact]) -> str:
+    """{name: {"value": ..., "age_s": ...}}"""
+    return json.dumps({fact.name: {"value": fact.value, "age_s": fact.age_s} for fact in facts}, indent=2)
+
+
+def render_text(facts: list[Fact]) -> str:
+    """A line a fact."""
+    return "\n".join(f"{fact.name:<22}{_words(fact.value):<44}{_age(fact.age_s)}" for fact in facts)
+
+
+def _of_agent(settings: Settings, now: datetime) -> list[Fact]:
+    view = read_view(settings.folders.agent)
+    if view is None:
+        return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
+    age_s = (now - view.written_at).total_seconds()
+    days_left = round((view.certificate_expires_at - now).total_seconds() / 86_400, 1)
+    contact_s = None if view.last_contact_at is None else (now - view.last_contact_at).total_seconds()
+    return [
+        Fact("state", view.state, age_s),
+        Fact("reasons", list(view.reasons), age_s),
+        Fact("run", view.run_id, age_s),
+        Fact("round", view.round, age_s),
+        Fact("model_digest", view.model_digest, age_s),
+        Fact("roster_epoch", view.roster_epoch, age_s),
+        Fact("certificate_days_left", days_left, 0.0),
+        Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
+        Fact("last_error", view.last_error or None, age_s),
+        Fact("ledger_entries", view.ledger_entries, age_s),
+    ]
+
+
+def _of_trainer(settings: Settings, now: datetime) -> list[Fact]:
+    status = AgentSide.peek(settings.folders.spool)
+    if status is None:
+        return [Fact("trainer_state", "not started yet", None)]
+    age_s = (now - status.written_at).total_seconds()
+    return [
+        Fact("trainer_state", status.state, age_s),
+        Fact("trainer_reasons", list(status.reasons), age_s),
+        Fact("progress_percent", status.progress_percent, age_s),
+        Fact("step", status.step, age_s),
+        Fact("steps", status.steps, age_s),
+        Fact("loss", status.loss, age_s),
+        Fact("eta_s", status.eta_s, age_s),
+        Fact("studies_ready", status.studies_ready, age_s),
+    ]
+
+
+def _words(value: Value) -> str:
+    if value is None or value == []:
+        return "-"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _age(age_s: float | None) -> str:
+    if age_s is None:
+        return "never"
+    for size_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if age_s >= size_s:
+            return f"{age_s / size_s:.0f} {unit} ago"
+    return f"{max(0.0, age_s):.0f} s ago"
