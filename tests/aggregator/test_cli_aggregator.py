@@ -1,0 +1,262 @@
+"""The coordinator's command line, on a real state folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
+from federation.token import Token
+from federation.v1 import enrolment_pb2
+
+from aggregator.ca import Authority
+from aggregator.cli import main
+from aggregator.config import load_settings
+from aggregator.enrolment import Enrolment
+from aggregator.hub import open_hub
+
+PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\n'
+
+
+class Console:
+    """One coordinator at one state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "aggregator.toml"
+        self.config.write_text(f'[state]\nfolder = "{folder / "state"}"\n')
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(main, ["--config", str(self.config), *arguments], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    def json(self, *arguments: str):
+        result = self(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    def refused(self, *arguments: str, stdin: str | None = None) -> str:
+        result = self(*arguments, stdin=stdin)
+        assert result.exit_code == 1, result.output
+        return result.stderr
+
+    def join(self, token: str, host) -> enrolment_pb2.JoinReply:
+        hub = open_hub(load_settings(self.config))
+        authority = Authority(hub.settings.state.folder / "ca", hub.clock)
+        desk = Enrolment(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
+        try:
+            return desk.join(host.join_request(Token.parse(token)))
+        finally:
+            hub.store.close()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Console:
+    return Console(tmp_path)
+
+
+@pytest.fixture
+def console(fresh: Console) -> Console:
+    assert fresh("init").exit_code == 0
+    return fresh
+
+
+@pytest.fixture
+def with_run(console: Console) -> Console:
+    model = Model(Manifest((TensorSpec("w", (5,)),)), np.arange(5, dtype=np.float32))
+    save_model(console.folder / "initial.safetensors", model)
+    (console.folder / "plan.toml").write_text(PLAN)
+    console.json(
+        "run", "start", str(console.folder / "plan.toml"), "--model", str(console.folder / "initial.safetensors")
+    )
+    return console
+
+
+# --- init ---
+
+
+def test_init_makes_the_folder_for_its_owner_only_and_says_what_to_do_next(fresh: Console) -> None:
+    result = fresh("init")
+    assert result.exit_code == 0
+    assert "CA fingerprint" in result.output
+    assert "site invite NAME" in result.output
+    for path in (fresh.folder / "state").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_init_twice_is_refused_and_changes_nothing(fresh: Console) -> None:
+    first = fresh.json("init")
+    assert "already" in fresh.refused("init")
+    token = Token.parse(fresh.json("site", "invite", "st-mary")["token"])
+    assert token.ca_fingerprint.hex() == first["ca_fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "command", [["site", "list"], ["site", "invite", "a"], ["run", "status"], ["admin", "list"], ["audit"], ["serve"]]
+)
+def test_before_init_every_command_says_so(fresh: Console, command: list[str]) -> None:
+    assert "run `hemofed-aggregator init`" in fresh.refused(*command)
+
+
+def test_a_settings_file_with_an_unknown_key_stops_every_command(console: Console) -> None:
+    console.config.write_text("[drivr]\n")
+    assert "did you mean 'driver'?" in console.refused("site", "list")
+
+
+def test_a_missing_settings_file_is_one_sentence(console: Console) -> None:
+    console.config.unlink()
+    assert "copy deploy/aggregator.toml" in console.refused("audit")
+
+
+# --- sites ---
+
+
+def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host) -> None:
+    token = console("site", "invite", "st-mary").stdout.strip()
+    assert [row["standing"] for row in console.json("site", "list")] == ["invited"]
+    assert console.join(token, host).HasField("pending")
+    [row] = console.json("site", "list")
+    assert (row["standing"], len(row["words"].split())) == ("pending", 6)
+    assert console("site", "approve", "st-mary", "--words", row["words"]).exit_code == 0
+    assert console.join(token, host).HasField("credentials")
+    assert "approved" in console("site", "list").stdout
+    assert console("site", "revoke", "st-mary").exit_code == 0
+    assert [row["standing"] for row in console.json("site", "list")] == ["revoked"]
+    told = [(row["before"], row["after"]) for row in console.json("audit", "--subject", "site:st-mary")]
+    assert told == [("approved", "revoked"), ("pending", "approved"), ("invited", "pending"), (None, "invited")]
+
+
+def test_other_words_than_the_sites_do_not_approve_it(console: Console, host) -> None:
+    console.join(console.json("site", "invite", "st-mary")["token"], host)
+    assert "do not approve" in console.refused("site", "approve", "st-mary", "--words", "one two three four five six")
+    [row] = console.json("site", "list")
+    assert row["standing"] == "pending"
+
+
+def test_approving_asks_and_no_means_no(console: Console, host) -> None:
+    console.join(console.json("site", "invite", "st-mary")["token"], host)
+    assert console("site", "approve", "st-mary", stdin="n\n").exit_code == 1
+    assert console.json("site", "list")[0]["standing"] == "pending"
+    assert console("site", "approve", "st-mary", stdin="y\n").exit_code == 0
+    assert console.json("site", "list")[0]["standing"] == "approved"
+
+
+def test_automatic_approval_needs_no_telephone(console: Console, host) -> None:
+    token = console.json("site", "invite", "st-mary", "--auto-approve")["token"]
+    assert console.join(token, host).HasField("credentials")
+
+
+def test_a_site_that_does_not_exist_is_refused_in_one_line(console: Console) -> None:
+    for command in (["site", "approve", "nobody"], ["site", "revoke", "nobody"], ["site", "invite", "No Body"]):
+        told = console.refused(*command)
+        assert told.startswith("Error: ")
+        assert "Traceback" not in told
+
+
+# --- runs and models ---
+
+
+def test_a_run_starts_pauses_resumes_and_aborts(with_run: Console) -> None:
+    states = []
+    for verb in (None, ["pause"], ["resume"], ["abort", "--yes"]):
+        if verb is not None:
+            assert with_run("run", *verb).exit_code == 0
+        states.append(with_run.json("run", "status")["state"])
+    assert states == ["running", "paused", "running", "aborted"]
+    [only] = with_run.json("run", "status")["rounds"]
+    assert (only["round"], only["state"]) == (1, "abandoned")
+    assert "aborted" in with_run("run", "status").stdout
+
+
+def test_the_wrong_state_or_a_second_run_is_refused(with_run: Console) -> None:
+    assert "it is running" in with_run.refused("run", "resume")
+    folder = with_run.folder
+    again = ["run", "start", str(folder / "plan.toml"), "--model", str(folder / "initial.safetensors")]
+    assert "one run at a time" in with_run.refused(*again)
+    with_run("run", "abort", "--yes")
+    assert "it is aborted" in with_run.refused("run", "pause")
+    assert with_run(*again).exit_code == 0
+
+
+def test_a_run_is_chosen_by_the_beginning_of_its_id(with_run: Console) -> None:
+    run_id = with_run.json("run", "status")["run"]
+    assert with_run.json("run", "status", "--run", run_id[:6])["run"] == run_id
+    assert "no run" in with_run.refused("run", "status", "--run", "zz")
+
+
+def test_without_any_run_status_says_how_to_begin_one(console: Console) -> None:
+    assert "run start" in console.refused("run", "status")
+
+
+def test_a_plan_that_cannot_be_is_refused_and_no_run_begins(console: Console, with_run: Console) -> None:
+    with_run("run", "abort", "--yes")
+    (console.folder / "plan.toml").write_text(PLAN + "[cohort]\nminimum = 1\n")
+    command = [
+        "run",
+        "start",
+        str(console.folder / "plan.toml"),
+        "--model",
+        str(console.folder / "initial.safetensors"),
+    ]
+    assert "cohort.minimum" in console.refused(*command)
+
+
+def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run: Console) -> None:
+    [listed] = with_run.json("model", "list")
+    out = with_run.folder / "out.safetensors"
+    exported = with_run.json("model", "export", str(out))
+    assert exported["model_digest"] == listed["model_digest"] == load_model(out).digest.hex()
+    assert out.read_bytes() == (with_run.folder / "initial.safetensors").read_bytes()
+    assert "made no model" in with_run.refused("model", "export", str(out), "--round", "7")
+
+
+def test_a_damaged_model_is_not_exported(with_run: Console) -> None:
+    [stored] = [path for path in (with_run.folder / "state" / "blobs" / "whole").rglob("*") if path.is_file()]
+    stored.write_bytes(stored.read_bytes()[:-1] + b"\xff")
+    out = with_run.folder / "out.safetensors"
+    assert "model file" in with_run.refused("model", "export", str(out))
+    assert sorted(path.name for path in with_run.folder.glob("*out*")) == []
+
+
+def test_another_model_under_a_models_name_is_not_exported(with_run: Console) -> None:
+    """A state folder put together from two backups: the file is a sound model, but not that one."""
+    [stored] = [path for path in (with_run.folder / "state" / "blobs" / "whole").rglob("*") if path.is_file()]
+    save_model(stored, Model(Manifest((TensorSpec("w", (5,)),)), np.zeros(5, np.float32)))
+    out = with_run.folder / "out.safetensors"
+    assert "expected model" in with_run.refused("model", "export", str(out))
+    assert not out.exists()
+
+
+# --- people ---
+
+
+def test_administrators_are_added_listed_and_removed(console: Console) -> None:
+    assert console("admin", "add", "ada", "--password-stdin", stdin="correct horse battery\n").exit_code == 0
+    assert [row["name"] for row in console.json("admin", "list")] == ["ada"]
+    assert "exists" in console.refused("admin", "add", "ada", "--password-stdin", stdin="correct horse battery\n")
+    assert "at least 12" in console.refused("admin", "add", "bob", "--password-stdin", stdin="short\n")
+    assert console("admin", "remove", "ada").exit_code == 0
+    assert "no administrator" in console.refused("admin", "remove", "ada")
+    assert console.json("admin", "list") == []
+
+
+def test_the_installed_command_works_from_another_process_beside_this_one(console: Console, host) -> None:
+    """What a coordinator does while `serve` runs: two processes, one state folder."""
+    environment = {**os.environ, "HEMOFED_AGGREGATOR_CONFIG": str(console.config)}
+    command = [sys.executable, "-c", "from aggregator.cli import main; main()"]
+
+    def other(*arguments: str) -> str:
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    token = json.loads(other("site", "invite", "st-mary", "--auto-approve", "--json"))["token"]
+    assert console.join(token, host).HasField("credentials")
+    other("site", "revoke", "st-mary")
+    assert console.json("site", "list")[0]["standing"] == "revoked"
