@@ -49,6 +49,17 @@ class Brain:
     hu: Floats
 
 
+def joined(parts: list[Brain]) -> Brain:
+    """Parts of one brain, one after another."""
+    return Brain(
+        np.concatenate([part.tissue for part in parts]),
+        np.concatenate([part.gap_mm for part in parts]),
+        np.concatenate([part.fluid_mm for part in parts]),
+        np.concatenate([part.ventricle_mm for part in parts]),
+        np.concatenate([part.hu for part in parts]),
+    )
+
+
 # Lateral ventricle, right and left alike: (point, radius) along horn, body, atrium; then the temporal horn.
 _HORNS = (
     ((9.0, -34.0, 9.0), 3.6),
@@ -82,13 +93,14 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
     tissue[ventricle < 0] = Tissue.VENTRICLE
     _coverings(head, points, gap, tissue)
     hu = np.array([HU[t] for t in Tissue], dtype=np.float32)[tissue]
-    hu += (0.9 * coarse).astype(np.float32)
+    hu += (0.9 * coarse + head.gray_hu).astype(np.float32)
     return Brain(tissue, gap, fluid, ventricle, hu)
 
 
 def tentorium_mm(x: Floats, y: Floats) -> Floats:
     """Height of the tentorium: highest at the incisura, falling to the transverse sinuses."""
-    return np.asarray(7.0 - 0.33 * np.abs(x) - 0.36 * np.maximum(0, y - 24), dtype=np.float32)
+    round_x = np.sqrt(x * x + 120) - 11
+    return np.asarray(8.0 - 0.42 * round_x - 0.004 * np.maximum(0, y - 20) ** 1.75, dtype=np.float32)
 
 
 def _subarachnoid_gap(head: Head, coarse: Floats) -> Floats:
@@ -126,9 +138,8 @@ def _fissures(head: Head, points: Points) -> Floats:
     height = 2 + 0.28 * (y + 12) + 1.5 * wave
     sheet = np.abs(z - height) - (0.6 + 1.9 * a) - 0.04 * np.maximum(0, side - 40)
     sylvian = np.maximum(sheet, np.maximum(np.maximum(36 - side, np.abs(y + 2) - 22), 0) * 0.7 - 0.1)
-    insula = np.maximum(
-        np.abs(side - 37.5 - wave) - (0.5 + 1.4 * a), np.maximum(np.abs(y + 4) - 16, np.abs(z - 2) - 11)
-    )
+    bend = side - 38.5 - 1.8 * wave + 0.012 * (y + 2) ** 2 - 0.02 * z * z
+    insula = np.maximum(np.abs(bend) - (0.4 + 1.3 * a), np.maximum(np.abs(y + 4) - 17, np.abs(z - 2) - 12))
     return np.asarray(np.minimum(between, np.minimum(sylvian, insula)), dtype=np.float32)
 
 
@@ -139,10 +150,12 @@ def _cisterns(head: Head, points: Points) -> Floats:
     side = np.abs(x)
     stellate = np.sqrt((x / 1.25) ** 2 + (y + 7) ** 2 + ((z + 15) * 1.25) ** 2) - (8.5 + 2.5 * a)
     arms = np.maximum(np.abs(y + 9 - 0.35 * side) - (1.4 + a), np.maximum(side - 26, np.abs(z + 14) - 5))
-    around = np.abs(np.sqrt(x * x + (y - 13) ** 2) - 17.2) - (1.0 + 0.9 * a)
+    wave = head.tile.at((side, y, z), 5.0, 15)
+    heart = np.sqrt((x * 0.95) ** 2 + (y - 13 - 0.12 * side) ** 2) + 1.4 * wave
+    around = np.abs(heart - 17.0) - (0.5 + 1.1 * a + 0.35 * wave)
     ambient = np.maximum(around, np.maximum(np.abs(z + 6) - 9, np.abs(y - 19) - 14))
     quad = np.sqrt((x / 1.5) ** 2 + ((y - 31) * 1.2) ** 2 + ((z - 1) / 1.2) ** 2) - (4.6 + 2 * a)
-    pons = np.maximum(np.abs(np.sqrt(x * x + (y - 17) ** 2) - 17) - 2.0, np.maximum(z + 16, y - 12))
+    pons = np.maximum(np.abs(np.sqrt(x * x + (y - 17) ** 2) + wave - 17) - 1.6, np.maximum(z + 16, y - 8))
     magna = np.sqrt((x / 1.5) ** 2 + (y - 62) ** 2 + ((z + 56) * 0.9) ** 2) - (7 + 3 * a)
     cord = np.maximum(9 - np.hypot(x, y - 30), z + 58)
     fluid = np.minimum(np.minimum(np.minimum(stellate, arms), np.minimum(ambient, quad)), np.minimum(pons, magna))
@@ -160,7 +173,8 @@ def ventricles_mm(head: Head, points: Points) -> Floats:
     scale = head.ventricles
     lateral = np.maximum(_tube((side, py, pz), _HORNS, scale), 1.1 - side)
     temporal = _tube((side, py, pz), _TEMPORAL, 0.55 * scale + 0.2)
-    third = np.maximum(np.maximum(np.abs(px) - (1.2 + 1.9 * (scale - 0.6)), np.abs(py - 1) - 13), np.abs(pz + 2) - 10)
+    slit = (0.9 + 1.7 * (scale - 0.6)) * np.clip(1.2 - ((py - 1) / 15) ** 2, 0.1, 1)
+    third = np.maximum(np.maximum(np.abs(px) - slit, np.abs(py - 1) - 13), np.abs(pz + 2) - 10)
     fourth = np.sqrt((px / 1.5) ** 2 + (py - 37) ** 2 + ((pz + 30) / 1.7) ** 2) - 4.6 * (0.7 + 0.3 * scale)
     aqueduct = np.maximum(np.hypot(px, py - 24 - 0.55 * (-8 - pz)) - 1.0, np.abs(pz + 14) - 12)
     joined = np.minimum(np.minimum(lateral + 0.5 * wave, temporal), np.minimum(np.minimum(third, fourth), aqueduct))

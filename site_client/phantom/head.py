@@ -15,6 +15,8 @@ Points = tuple[Floats, Floats, Floats]
 Mask = npt.NDArray[np.bool_]
 
 AIR_HU = -1000.0
+FLOOR_TOP_MM = 12.0
+"""No part of the cranial floor is higher."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Head:
     ventricles: float
     asymmetry: float
     pneumatized: bool
+    frontal_sinus: float
+    gray_hu: float
     tile: NoiseTile
 
     @classmethod
@@ -43,12 +47,14 @@ class Head:
             atrophy=atrophy,
             half_mm=(float(half[0]), float(half[1]), float(half[2])),
             egg=float(random.uniform(0.05, 0.13)),
-            bumps=tuple(float(b) for b in random.normal(0.0, 0.012, 6)),
+            bumps=tuple(float(b) for b in random.normal(0.0, 0.015, 6)),
             skull_mm=float(random.uniform(5.0, 7.5) * (0.55 + 0.45 * min(1.0, age / 16.0))),
             scalp_mm=float(random.uniform(4.5, 7.5)),
-            ventricles=float((0.8 + 0.75 * atrophy) * random.lognormal(0.0, 0.12)),
+            ventricles=float((0.95 + 0.75 * atrophy) * random.lognormal(0.0, 0.12)),
             asymmetry=float(random.normal(0.0, 0.06)),
             pneumatized=bool(random.random() < 0.75),
+            frontal_sinus=float(random.uniform(0, 1) * min(1.0, age / 18.0)),
+            gray_hu=float(random.normal(0.0, 0.8)),
             tile=NoiseTile.draw(random),
         )
 
@@ -84,19 +90,22 @@ def shell_at(head: Head, points: Points) -> Shell:
     rho = np.sqrt(np.maximum(rho2, np.float32(1e-3)))
     slope = np.sqrt(uu / np.float32(a * a) + vv / np.float32(b * b) + ww / (height * height)) / rho
     depth = (1 - rho) / np.maximum(slope, np.float32(0.5 / b))
-    return Shell(depth, z - floor_mm(head, x, y), u, v, w)
+    gap = z - floor_mm(head, points) if float(z.min()) < FLOOR_TOP_MM else z + np.float32(15.0)
+    return Shell(depth, gap, u, v, w)
 
 
-def floor_mm(head: Head, x: Floats, y: Floats) -> Floats:
+def floor_mm(head: Head, points: Points) -> Floats:
     """Height of the cranial floor: orbital roofs, middle and posterior fossae; ridges arise where two cups meet."""
+    x, y, _ = points
     side = np.abs(x)
     s = np.float32(head.half_mm[2] / 71.0)
-    front = np.float32(-15.0) + 5 * np.exp(-(((side - 30) / 13) ** 2)) * (y < -25) + np.maximum(0, -y - 70) * 0.6
-    middle = np.float32(-37.0) + 15 * ((side - 37) / 21) ** 2 + 15 * ((y + 8) / 27) ** 2
-    back = np.float32(-62.0) + 26 * (side / 50) ** 2 + 30 * ((y - 40) / 40) ** 2
-    clivus = np.float32(-16.0) - np.maximum(0, y - 4) * 1.9 + np.maximum(0, side - 10) * 3.0
-    rear = np.where(y > 0, clivus, np.float32(-15.0))
-    floor = np.minimum(np.minimum(front, middle), np.minimum(back, np.maximum(rear, back)))
+    wave = 2.2 * head.tile.at((x, y, x), 11.0, 31)
+    roofs = 6.5 * np.exp(-(((side - 30) / 15) ** 2) - ((y + 52) / 20) ** 2)
+    front = np.float32(-19.0) + roofs + np.maximum(0, -y - 68) * 0.9 + wave
+    middle = np.float32(-37.0) + 15 * ((side - 37) / 21) ** 2 + 15 * ((y + 8) / 27) ** 2 + wave
+    back = np.float32(-62.0) + 26 * (side / 50) ** 2 + 30 * ((y - 40) / 40) ** 2 + 0.6 * wave
+    wings = np.where((np.abs(y + 24) < 5) & (side > 8), np.float32(4.0), np.float32(0.0))
+    floor = np.minimum(np.minimum(front + wings, middle), back)
     hole = (x / 15) ** 2 + ((y - 32) / 17) ** 2 < 1
     return np.asarray(np.where(hole, np.float32(-140.0), floor * s), dtype=np.float32)
 
@@ -106,72 +115,87 @@ def cavity_of(shell: Shell) -> Mask:
     return np.asarray((shell.depth > 0) & (shell.gap > 0))
 
 
-def skull_thickness(head: Head, shell: Shell) -> Floats:
+def skull_mm(head: Head, shell: Shell) -> Floats:
     """Thickness of the vault in mm: thicker at forehead and occiput, thin at the temples."""
-    temple = np.exp(-((shell.v + 0.1) ** 2) / 0.12 - (shell.w + 0.25) ** 2 / 0.1) * (np.abs(shell.u) > 0.5)
-    thickness = 0.8 + 0.45 * shell.v * shell.v + 0.12 * np.sin(5 * shell.u + 3 * shell.w) - 0.4 * temple
-    return np.asarray(head.skull_mm * thickness, dtype=np.float32)
+    temple = np.exp(-((shell.v + 0.1) ** 2) / 0.12 - (shell.w + 0.25) ** 2 / 0.1) * np.clip(np.abs(shell.u), 0, 1)
+    thickness = 0.8 + 0.45 * shell.v * shell.v + 0.12 * np.sin(5 * shell.u + 3 * shell.w) - 0.42 * temple
+    return np.asarray(head.skull_mm * np.maximum(0.3, thickness), dtype=np.float32)
 
 
 def fill_head(head: Head, points: Points, shell: Shell) -> Floats:
     """HU of every point that is not in the cavity (cavity points hold 0 and are the brain's to fill)."""
-    skull = skull_thickness(head, shell)
-    muscle = 9 * np.exp(-((shell.v + 0.15) ** 2) / 0.1 - (shell.w + 0.25) ** 2 / 0.08) * (np.abs(shell.u) > 0.5)
+    skull = skull_mm(head, shell)
+    temple = np.exp(-((shell.v + 0.2) ** 2) / 0.09 - (shell.w + 0.25) ** 2 / 0.06)
+    muscle = 11 * temple * np.clip(2 * np.abs(shell.u) - 0.7, 0, 1)
     scalp = np.asarray(head.scalp_mm * (1 + 0.25 * shell.v) + muscle, dtype=np.float32)
     out = -shell.depth
     hu = np.full(shell.depth.shape, AIR_HU, dtype=np.float32)
     inside = out < skull + scalp
     under = inside & ~cavity_of(shell)
     hu[inside] = 0.0
-    _soft_shell(hu, under & (out > skull), out - skull, scalp)
-    vault = under & (out > 0) & (out <= skull) & (points[2] > _vault_edge(points[1]))
+    _soft_shell(hu, under & (out > skull), out - skull, scalp, muscle)
+    # The vault ends on a slope from the brows to the nape; below it lie the face and the neck.
+    edge = -16.0 - 0.28 * (points[1] + 80.0)
+    vault = under & (out > 0) & (out <= skull) & (points[2] > edge)
     _bone_shell(head, hu, vault, points, out / skull)
     rest = np.flatnonzero((under & (out <= skull) & ~vault).ravel())
-    flat = (points[0].ravel()[rest], points[1].ravel()[rest], points[2].ravel()[rest])
-    hu.ravel()[rest] = _base_and_face(head, flat, shell.gap.ravel()[rest], shell.depth.ravel()[rest])
+    if len(rest):
+        flat = (points[0].ravel()[rest], points[1].ravel()[rest], points[2].ravel()[rest])
+        hu.ravel()[rest] = _base_and_face(head, flat, shell.gap.ravel()[rest], shell.depth.ravel()[rest])
     return hu
 
 
-def _soft_shell(hu: Floats, where: Mask, above: Floats, scalp: Floats) -> None:
-    height = above[where]
-    top = scalp[where]
-    hu[where] = np.where(height > top - 1.8, 45.0, np.where(height < 0.28 * top, 40.0, -95.0))
-    deep = where & (scalp > 11) & (above < scalp - 4.5)
-    hu[deep] = 55.0
+def _soft_shell(hu: Floats, where: Mask, above: Floats, scalp: Floats, muscle: Floats) -> None:
+    """Skin, fat, galea; where the temporal muscle lies, muscle takes the lower part."""
+    height, top, deep = above[where], scalp[where], muscle[where]
+    hu[where] = np.where(height > top - 1.8, 45.0, np.where(height < 0.28 * top + 0.7 * deep, 52.0, -95.0))
 
 
 def _bone_shell(head: Head, hu: Floats, where: Mask, points: Points, share: Floats) -> None:
+    """Two tables and the diploe between them, sutures cut through; a frontal sinus in some."""
     place = share[where]
-    flat = (points[0][where], points[1][where], points[2][where])
+    x, y, z = flat = (points[0][where], points[1][where], points[2][where])
     grain = head.tile.at(flat, 2.2, 3)
     table = np.maximum(0, np.abs(place - 0.5) - 0.22) / 0.28
-    hu[where] = 560 + 110 * grain + 700 * np.minimum(1, 2.2 * table)
-
-
-def _vault_edge(y: Floats) -> Floats:
-    return np.asarray(-16.0 - 0.28 * (y + 80.0), dtype=np.float32)
+    bone = 560 + 110 * grain + 700 * np.minimum(1, 2.2 * table)
+    wiggle = 1.6 * grain + 2.2 * head.tile.at(flat, 5.0, 32)
+    coronal = np.abs(y + 18 + 0.12 * (z - 60) + wiggle) < 0.8
+    lambdoid = np.abs(y - 62 + 0.45 * (z - 20) + 0.25 * np.abs(x) + wiggle) < 0.8
+    bone[(coronal | lambdoid) & (np.abs(z - 30) < 45)] = 250.0
+    sinus = (x / (6 + 20 * head.frontal_sinus)) ** 2 + ((z + 6) / (8 + 14 * head.frontal_sinus)) ** 2 < 1
+    bone[sinus & (y < -60) & (np.abs(place - 0.5) < 0.3) & (np.abs(x - 3) > 0.7)] = -900.0
+    hu[where] = bone
 
 
 def _base_and_face(head: Head, points: Points, gap: Floats, depth: Floats) -> Floats:
     """HU below the floor of the skull, story by story; later assignments lie in front of earlier ones."""
     x, y, z = points
     side = np.abs(x)
-    coarse = head.tile.at(points, 5.0, 5)
+    # Faces are symmetric: fields are read at |x|, with a little that is not.
+    mirrored = (side, y, z)
+    coarse = head.tile.at(mirrored, 6.5, 5)
     fine = head.tile.at(points, 1.8, 6)
-    hu = np.where(coarse > 0.55, -85.0, 52.0).astype(np.float32)
-    plate = 3.2 + 1.2 * coarse
-    hu[(gap > -plate) & (gap <= 0)] = 950.0
+    planes = head.tile.at((side, y, 0.4 * z), 4.0, 7)
+    hu = np.where((np.abs(planes) < 0.3) | (coarse > 1.0), -80.0, 55.0).astype(np.float32)
+    plate = 2.6 + 0.8 * coarse
+    hu[(gap > -plate) & (gap <= 0)] = 850.0
+    jaw = (np.abs(side - 46 - 0.1 * (y + 20)) < 3.0) & (np.abs(y + 22) < 13) & (z < -42)
+    arch = (np.abs(side - 62 + 0.004 * (y + 35) ** 2) < 2.2) & (np.abs(z + 38) < 5) & (y < 0)
+    hu[jaw | arch] = 900.0
     _cells(hu, _ellipsoid(side, y, z, (40, 14, -30), (24, 10, 11), slant=0.45), 1150.0, fine > 1.3, 300.0)
     if head.pneumatized:
         _cells(hu, _ellipsoid(side, y, z, (55, 30, -36), (11, 14, 17)), 700.0, fine > -0.25, -800.0)
-    _cells(hu, (side < 13) & (y < -40) & (z < -18) & (z > -48) & (depth > 4), -900.0, np.abs(fine) < 0.22, 250.0)
-    _cells(hu, (side < 14) & (np.abs(y + 22) < 14) & (z < -20) & (z > -38), -900.0, np.abs(fine) < 0.1, 500.0)
-    _cells(hu, _ellipsoid(side, y, z, (27, -60, -62), (14, 17, 15)), -950.0, np.abs(fine) < 0.0, 0.0)
+    nose = (side < 11) & (y < -44) & (z < -20) & (z > -70) & (depth > 5)
+    _cells(hu, nose, -950.0, (np.abs(fine) < 0.3) | (side < 0.9), 120.0)
+    _cells(hu, _ellipsoid(x - 1.5 * coarse, y, z, (0, -21, -29), (13, 12, 9)), -950.0, np.abs(x - 2) < 0.7, 500.0)
+    _cells(hu, _ellipsoid(side, y, z, (25, -60, -60), (14, 16, 15)), -950.0, np.abs(coarse) < 0.0, 0.0)
+    hu[_ellipsoid(x, y, z, (0, -14, -66), (10, 8, 20))] = -980.0
     _orbits(hu, side, y, z)
     return hu
 
 
 def _cells(hu: Floats, where: Mask, value: float, other: Mask, other_value: float) -> None:
+    """A cavity or a block of bone with cells or septa of something else in it."""
     hu[where] = value
     hu[where & other] = other_value
 
@@ -181,9 +205,9 @@ def _orbits(hu: Floats, side: Floats, y: Floats, z: Floats) -> None:
     off = np.hypot(side - (13 + 18 * along), z + 26.0)
     reach = 5 + 14 * np.minimum(along, 1)
     front = (y < -28) & (y > -88)
-    hu[front & (off < reach + 1.8)] = 800.0
+    hu[front & (off < reach + 1.8)] = 700.0
     hu[front & (off < reach)] = -95.0
-    hu[front & (np.abs(off - 0.62 * reach) < 1.3) & (along < 0.8)] = 50.0
+    hu[front & (np.abs(off - 0.66 * reach) < 1.2) & (along < 0.8)] = 50.0
     hu[front & (off < 2.2) & (along < 0.8)] = 38.0
     globe = np.sqrt((side - 31) ** 2 + (y + 76) ** 2 + (z + 26) ** 2)
     hu[globe < 12.5] = 45.0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from site_client.phantom.noise import Floats
 
+SLAB_POINTS = 100_000
 HEAD_REACH_MM = (92.0, 118.0)
 """Half extents of the head across and along the image, pose included."""
 
@@ -86,10 +87,17 @@ class Lattice:
         step = np.repeat(scan.thickness_mm / counts, counts)
         return cls(x, y, z, box, first, counts, (step * scan.pixel_mm**2 / 1000).astype(np.float32))
 
+    def slabs(self) -> list[slice]:
+        """Sub-slices in runs small enough that a run's arrays stay in the processor's cache."""
+        run = max(1, SLAB_POINTS // (self.x.shape[1] * self.x.shape[2]))
+        return [slice(start, start + run) for start in range(0, len(self.x), run)]
+
     def averaged(self, values: Floats) -> Floats:
         """Sub-slices f32[S, H, W] averaged to slices f32[T, H, W]."""
-        sums = np.add.reduceat(values, self.first, axis=0)
-        return np.asarray(sums / self.counts[:, None, None].astype(np.float32), dtype=np.float32)
+        out = np.empty((len(self.counts), *values.shape[1:]), dtype=np.float32)
+        for k, (first, count) in enumerate(zip(self.first, self.counts, strict=True)):
+            np.mean(values[first : first + count], axis=0, out=out[k])
+        return out
 
 
 def _sub_slices(scan: Scan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

@@ -65,7 +65,7 @@ class Profile:
 def _signed16(
     kernel: Kernel, noise: float, thickness: tuple[float, ...], tilt: tuple[float, float], intercept: int, padding: int
 ) -> Scanner:
-    names = {-1024: ("Alpine Imaging", "H50s"), 0: ("Meridian Medical", "STD+"), -1000: ("Nova CT", "Hr40")}
+    names = {-1024: ("Alpine Imaging", "H41s"), 0: ("Meridian Medical", "STD+"), -1000: ("Nova CT", "Hr40")}
     manufacturer, kernel_name = names[intercept]
     return Scanner(
         kernel=kernel,

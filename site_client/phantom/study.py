@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from site_client.phantom.bleeds import grow, shift_points
-from site_client.phantom.brain import brain_at
+from site_client.phantom.brain import Brain, brain_at, joined
 from site_client.phantom.head import Head, cavity_of, fill_head, shell_at
 from site_client.phantom.lattice import Lattice, Scan
 from site_client.phantom.lesions import Lesion, Prevalence, draw_lesions, percent_of
@@ -87,16 +87,23 @@ def _swollen(head: Head, lesions: tuple[Lesion, ...]) -> Head:
 
 def _tissue(head: Head, lesions: tuple[Lesion, ...], lattice: Lattice) -> tuple[Floats, npt.NDArray[np.uint8], Floats]:
     """HU, lesion subtype and share of cavity of every point of the lattice."""
-    points = (lattice.x, lattice.y, lattice.z)
-    shell = shell_at(head, points)
-    hu = fill_head(head, points, shell)
-    cavity = cavity_of(shell)
+    hu = np.empty(lattice.x.shape, dtype=np.float32)
+    cavity = np.empty(lattice.x.shape, dtype=np.bool_)
+    gaps: list[Floats] = []
+    brains: list[Brain] = []
+    for slab in lattice.slabs():
+        points = (lattice.x[slab], lattice.y[slab], lattice.z[slab])
+        shell = shell_at(head, points)
+        hu[slab] = fill_head(head, points, shell)
+        cavity[slab] = cavity_of(shell)
+        here = cavity[slab]
+        gaps.append(np.minimum(shell.depth[here], 0.85 * shell.gap[here]))
+        x, y, z = (axis[here] for axis in points)
+        brains.append(brain_at(head, shift_points(lesions, (x, y, z), gaps[-1]), gaps[-1]))
     inside = np.flatnonzero(cavity.ravel())
-    gap = np.minimum(shell.depth.ravel()[inside], 0.85 * shell.gap.ravel()[inside])
-    x, y, z = (axis.ravel()[inside] for axis in points)
-    brain = brain_at(head, shift_points(lesions, (x, y, z), gap), gap)
-    plane = lattice.x.shape[1] * lattice.x.shape[2]
-    bleeds = grow(lesions, head, (x, y, z), brain, lattice.voxel_ml[inside // plane])
+    x, y, z = (axis.ravel()[inside] for axis in (lattice.x, lattice.y, lattice.z))
+    plane = hu.shape[1] * hu.shape[2]
+    bleeds = grow(lesions, head, (x, y, z), joined(brains), lattice.voxel_ml[inside // plane])
     subtype = np.zeros(hu.size, dtype=np.uint8)
     subtype[inside] = bleeds.subtype
     hu.ravel()[inside] = bleeds.hu
