@@ -16,7 +16,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
 from site_client.ingest import tags
-from site_client.ingest.decoders import LOSSY_SYNTAXES, has_decoder
+from site_client.ingest.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, has_decoder
 from site_client.ingest.header import Header, Origin
 from site_client.ingest.pixel_length import pixel_reason
 from site_client.ingest.pseudonym import SiteSecret
@@ -31,7 +31,6 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CT = frozenset((CT + ".1", CT + ".2"))
 DIRECTORY = "1.2.840.10008.1.3.10"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 
 _NO_AGENT = frozenset(("", "NONE", "NO", "N", "NATIVE", "NATIV", "OHNE", "SANS", "WITHOUT", "W/O", "0"))
 _HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI", "CEREB", "KOPF", "SCHAEDEL", "SCHÄDEL", "TETE", "CABEZA")
@@ -193,7 +192,7 @@ def _assemble(
         orientation=fields.numbers(tags.ORIENTATION, 6),
         thickness_mm=max(0.0, fields.number(tags.THICKNESS) or 0.0),
         expected=max(0, fields.whole(tags.EXPECTED)),
-        native=not syntax.is_compressed,
+        native=syntax in RAW_SYNTAXES,
         reasons=tuple(dict.fromkeys(reasons)),
         warnings=tuple(warned),
     )

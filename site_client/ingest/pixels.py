@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest import tags
+from site_client.ingest.decoders import RAW_SYNTAXES
 from site_client.ingest.hounsfield import Scale
 from site_client.ingest.quarantine import Reason
 from site_client.ingest.tags import Fields
@@ -77,7 +78,7 @@ def _stored(dataset: FileDataset) -> NDArray[np.int32]:
     _complete(dataset)
     raw = np.asarray(dataset.pixel_array).astype(np.int32)
     bits = int(dataset.BitsStored)
-    if bits >= int(dataset.BitsAllocated) or dataset.file_meta.TransferSyntaxUID.is_compressed:
+    if bits >= int(dataset.BitsAllocated) or dataset.file_meta.TransferSyntaxUID not in RAW_SYNTAXES:
         return raw
     # Unused high bits may hold an old overlay, and a sign may stop at bit `BitsStored` (PS3.5 section 8.1.1).
     raw = (raw >> (int(dataset.HighBit) + 1 - bits)) & ((1 << bits) - 1)

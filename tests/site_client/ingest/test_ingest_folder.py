@@ -1,0 +1,63 @@
+"""The walk: everything is met once, nothing outside is, and no name is trusted."""
+
+from pathlib import Path
+
+import pytest
+
+from site_client.errors import IngestError
+from site_client.ingest.folder import is_junk, walk
+from site_client.ingest.quarantine import Reason
+
+
+def test_every_file_is_met_once_in_a_fixed_order_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in ("b/IM0001", "a/1.2.840.113", "a/deep/er/X", "c.dcm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(200))
+    assert [(seen.path, seen.skip) for seen in walk(tmp_path)] == [
+        ("a/1.2.840.113", None),
+        ("a/deep/er/X", None),
+        ("b/IM0001", None),
+        ("c.dcm", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["Thumbs.db", ".IM1.dcm.Xa3f", "IM1.dcm.partial", "viewer.EXE", "autorun.inf", "~lock", "report.PDF"]
+)
+def test_files_no_scanner_writes_are_skipped_by_name(name: str) -> None:
+    assert is_junk(name, 5000)
+
+
+def test_an_empty_file_is_junk_and_an_image_without_suffix_is_not() -> None:
+    assert is_junk("IM1", 0)
+    assert not is_junk("IM1", 5000)
+
+
+def test_the_hidden_answers_of_a_phantom_are_refused_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "x" / "hidden").mkdir(parents=True)
+    (tmp_path / "x" / "hidden" / "truth").write_bytes(bytes(500))
+    assert [(seen.path, seen.skip) for seen in walk(tmp_path)] == [("x/hidden", Reason.S_HIDDEN_TRUTH)]
+
+
+def test_links_are_counted_and_never_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "a").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "IM1").write_bytes(bytes(500))
+    (root / "a" / "IM2").write_bytes(bytes(500))
+    (root / "loop").symlink_to(root)
+    (root / "again").symlink_to(root / "a")
+    (root / "away").symlink_to(outside)
+    (root / "trick").symlink_to(str(root / "a" / ".." / ".." / "outside" / "IM1"))
+    assert {seen.path: seen.skip for seen in walk(root)} == {
+        "a/IM2": None,
+        "again": Reason.S_DUPLICATE,
+        "away": Reason.S_OUTSIDE_ROOT,
+        "loop": Reason.S_OUTSIDE_ROOT,
+        "trick": Reason.S_OUTSIDE_ROOT,
+    }
+
+
+def test_an_export_that_is_not_there_is_an_error_and_not_an_empty_export(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match="cannot be listed"):
+        list(walk(tmp_path / "unmounted"))
