@@ -223,8 +223,11 @@ class Enrolment:
         return issued
 
     def _next_roster(self, session: Session, now: datetime) -> None:
+        # The epoch before the sites: whatever another process commits in between then collides on the epoch, instead of
+        # being left out of a newer roster.
+        epoch = sites.newest_epoch(session) + 1
         entries = tuple(RosterEntry(site.name, site.signing_key, site.sealing_key) for site in sites.active(session))
-        roster = Roster(sites.newest_epoch(session) + 1, entries)
+        roster = Roster(epoch, entries)
         signed = serialize(sign_roster(roster, self.authority.custodian_key))
         sites.add_roster(session, RosterEpoch(epoch=roster.epoch, signed=signed, created_at=now))
 

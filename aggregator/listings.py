@@ -169,8 +169,14 @@ def _round_line(row: Row) -> Row:
     assert isinstance(seats, list)
     counted = Counter(str(seat["state"]) for seat in seats if isinstance(seat, dict))
     told = " ".join(f"{count} {state}" for state, count in sorted(counted.items()))
-    auc = report.get("auc_any") if isinstance(report, dict) else None
-    return {**row, "seats": told, "auc_any": auc}
+    return {**row, "seats": told, "auc_any": _auc_any(report)}
+
+
+def _auc_any(report: Value) -> Value:
+    """AUC of the label `any` out of a metrics report; None where none was shown."""
+    labels = report.get("labels") if isinstance(report, dict) else None
+    judged = labels.get("any") if isinstance(labels, dict) else None
+    return judged.get("auc") if isinstance(judged, dict) else None
 
 
 def _phase_seconds(session: Session, round_id: int) -> dict[str, Value]:

@@ -64,6 +64,26 @@ def agent(config: Path) -> None:
 
 @main.command()
 @CONFIG
+def trainer(config: Path) -> None:
+    """Run the trainer: it sees patients and has no network."""
+    from site_client.trainer.service import run
+
+    sys.exit(run(load(config), config))
+
+
+@main.command("init-weights")
+@click.option("--arm", required=True, help="Network, a name of the registry.")
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0))
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .safetensors file.")
+def init_weights(arm: str, seed: int, out: Path) -> None:
+    """Write fresh weights of a network, for a coordinator to start a run with."""
+    from site_client.model.fresh import write_fresh
+
+    click.echo(write_fresh(arm, seed, out))
+
+
+@main.command()
+@CONFIG
 def run(config: Path) -> None:
     """Run agent and trainer as two processes; ends when either does. For systemd use the two units instead."""
     from site_client.pair import run_pair

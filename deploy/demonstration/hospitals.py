@@ -34,6 +34,10 @@ plan_approval = "automatic"  # nobody sits at a demo hospital to read the plan
 cohort_min = 3
 studies_min = 4
 
+[ingest]
+settle_s = 0  # nobody is still writing this export
+slices_min = 8
+
 [training]
 threads = 1
 

@@ -143,12 +143,13 @@ def _on_the_square(coarse: NDArray[np.bool_], centre_mm: tuple[float, float], im
 def _area_weights(
     pixels: int, spacing_mm: float, centre_mm: float, size_px: int, pixel_mm: float | None = None
 ) -> NDArray[np.float32]:
-    """f32[size_px, pixels]: what share of output pixel i is covered by input pixel j. Rows sum to 1 inside the image."""
+    """f32[size_px, pixels]: the share of output pixel i that input pixel j covers. Rows sum to 1 inside the image."""
     step = FIELD_MM / size_px if pixel_mm is None else pixel_mm
     start = centre_mm - size_px * step / 2 + np.arange(size_px) * step
     left = np.arange(pixels) * spacing_mm
     overlap = np.minimum(start[:, None] + step, left + spacing_mm) - np.maximum(start[:, None], left)
-    return (overlap.clip(min=0) / step).astype(np.float32)
+    weights: NDArray[np.float32] = (overlap.clip(min=0) / step).astype(np.float32)
+    return weights
 
 
 def _resample(hu: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -159,4 +160,5 @@ def _resample(hu: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArr
 
 def _window(hu: NDArray[np.float32], center_hu: float, width_hu: float) -> NDArray[np.uint8]:
     scaled = (hu - (center_hu - width_hu / 2)) * (255 / width_hu)
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    window: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return window

@@ -88,7 +88,7 @@ class SequenceNet(nn.Module):
 
     def _embed(self, x: Tensor, mask: Tensor) -> Tensor:
         slices = x[mask]  # [N,C,H,W]: padding never reaches the backbone
-        parts = [self._run_backbone(part) for part in slices.split(self.chunk)]
+        parts = [self._run_backbone(part) for part in torch.split(slices, self.chunk)]
         embedding = torch.cat(parts)
         return embedding.new_zeros(*mask.shape, self.features).masked_scatter(mask.unsqueeze(-1), embedding)
 
@@ -124,7 +124,7 @@ class Sequence(nn.Module):
 
 
 def clamp_any(logits: Tensor) -> Tensor:
-    """[...,6] log-odds with `any` raised to the highest subtype, so that p(any) >= max p(subtype). After calibration."""
+    """[...,6] log-odds with `any` raised to the highest subtype: p(any) >= max p(subtype). Comes after calibration."""
     subtypes, any_ = logits[..., :ANY], logits[..., ANY:]
     return torch.cat([subtypes, torch.maximum(any_, subtypes.amax(dim=-1, keepdim=True))], dim=-1)
 
@@ -138,7 +138,7 @@ def _with_neighbours(e: Tensor, mask: Tensor, geom: Tensor) -> Tensor:
 
 
 def _log_mean_exp(slice_logits: Tensor, mask: Tensor) -> Tensor:
-    """Smooth maximum over slices, (1/r) log mean exp(r s) (Pinheiro & Collobert, CVPR 2015, eq. 6): [B,T,6] -> [B,6]."""
+    """[B,T,6] -> [B,6], (1/r) log mean exp(r s): a smooth maximum (Pinheiro & Collobert, CVPR 2015, eq. 6)."""
     scaled = (slice_logits * _SHARPNESS).masked_fill(~mask.unsqueeze(-1), -math.inf)
     count = mask.sum(dim=1, keepdim=True)
     pooled: Tensor = (scaled.logsumexp(dim=1) - count.log()) / _SHARPNESS

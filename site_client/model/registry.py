@@ -135,7 +135,10 @@ def _lite() -> SequenceNet:
 
 def _channels_last(net: SequenceNet) -> SequenceNet:
     """Convolution weights laid out as the CPU's and the GPU's fast kernels want them; values are unchanged."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+    for parameter in net.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return net
 
 
 def _densenet121() -> tuple[nn.Module, int]:

@@ -1,0 +1,82 @@
+"""What physics does to an image besides blur and noise: beam hardening, cupping, motion, metal, overshoot.
+
+Every part acts on HU images f32[T, H, W] in place and draws the same numbers whatever the image holds, so that a twin
+meets the same accidents as its study.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from site_client.phantom.lattice import Scan
+from site_client.phantom.noise import Floats
+from site_client.phantom.profiles import Kernel
+
+VAULT_MM = 15.0
+"""Bone a ray meets on one side of an ordinary vault; only more than that hardens the beam visibly."""
+OVERSHOOT: dict[Kernel, float] = {"smooth": 0.0, "standard": 0.12, "sharp": 0.4, "new": 0.3}
+
+
+def scale_kvp(image: Floats, kvp: int) -> None:
+    """Lower tube voltage raises what calcium, and a little what hemoglobin, absorb."""
+    if kvp != 120:
+        bone, blood = (1.16, 1.04) if kvp < 120 else (0.9, 0.98)
+        np.copyto(image, 100 + (image - 100) * np.float32(bone), where=image > 100)
+        np.copyto(image, 35 + (image - 35) * np.float32(blood), where=(image > 40) & (image < 100))
+
+
+def overshoot(image: Floats, scan: Scan, kernel: Kernel) -> None:
+    """A sharp kernel's ringing beside bone."""
+    gain = OVERSHOOT[kernel]
+    if gain:
+        sigma = max(0.6, 0.9 / scan.pixel_mm)
+        image += np.float32(gain) * (image - ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=2.5))
+
+
+def harden(random: np.random.Generator, image: Floats, scan: Scan) -> None:
+    """Dark bands of 10-20 HU between the petrous bones, and a rim 3-8 HU too bright under the vault."""
+    rim, band = random.uniform(3, 8), random.uniform(0.7, 1.3)
+    step = max(1, round(1.6 / scan.pixel_mm))
+    bone = np.clip(image[:, ::step, ::step] / 900, 0, 1.3)
+    bone[bone < 0.35] = 0
+    grid_mm = scan.pixel_mm * step
+    left = np.cumsum(bone, axis=2, dtype=np.float32) * grid_mm
+    right = left[:, :, -1:] - left
+    dark = -np.clip(band * (np.minimum(left, right) - VAULT_MM), 0, 20)
+    dark = ndimage.gaussian_filter(dark, (0, 3 / grid_mm, 1.5 / grid_mm), truncate=2.5)
+    glow = ndimage.gaussian_filter(np.minimum(bone, 1), (0, 4 / grid_mm, 4 / grid_mm), truncate=2.5)
+    change = _enlarged(dark + 2 * rim * np.minimum(glow, 0.5), step, image.shape)
+    image += np.where((image > -150) & (image < 200), change, np.float32(0))
+
+
+def blur_by_motion(random: np.random.Generator, image: Floats, scan: Scan, chance: float) -> None:
+    """A patient who moves: double contours in a run of slices."""
+    moved = random.random() < chance
+    start, length = random.uniform(0, 0.8), int(random.integers(2, 7))
+    shift = random.normal(0, 2.2, 2) / scan.pixel_mm
+    first = int(start * scan.slices)
+    if moved:
+        for k in range(first, min(scan.slices, first + length)):
+            other = ndimage.shift(image[k], shift, order=1, mode="nearest")
+            image[k] = 0.55 * image[k] + 0.45 * other
+
+
+def streak(
+    random: np.random.Generator, image: Floats, scan: Scan, metal_mm: list[npt.NDArray[np.float64]]
+) -> None:
+    """Streaks around metal at positions given in scanner space (mm)."""
+    phase = random.uniform(0, np.pi)
+    for place in metal_mm:
+        along = place[2] * np.cos(scan.tilt_rad) - place[1] * np.sin(scan.tilt_rad)
+        k = int(np.argmin(np.abs(scan.along_mm - along)))
+        pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm
+        down = place[1] * np.cos(scan.tilt_rad) + place[2] * np.sin(scan.tilt_rad)
+        down -= scan.along_mm[k] * np.tan(scan.tilt_rad)
+        y, x = np.meshgrid(pixels - down, pixels - place[0], indexing="ij")
+        angle, radius = np.arctan2(y, x), np.hypot(x, y)
+        rays = np.cos(9 * angle + phase) * np.cos(4 * angle - 2 * phase)
+        image[k] += np.where(image[k] > -300, 380 * rays / (1 + radius / 6), 0).astype(np.float32)
+
+
+def _enlarged(values: Floats, step: int, shape: tuple[int, ...]) -> Floats:
+    return np.asarray(np.repeat(np.repeat(values, step, axis=1), step, axis=2)[:, : shape[1], : shape[2]])

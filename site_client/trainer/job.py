@@ -1,0 +1,224 @@
+"""One round's job at a site: judge the base model, train from it, hand over the update. The heart of the worker."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+import torch
+from federation.encoding import clip
+from federation.manifest import Model, load_model
+from federation.plan import TrainingPlan
+from federation.v1.plan_pb2 import SignedPlan
+
+from site_client.config import Settings
+from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArm
+from site_client.files import replace_file
+from site_client.ingest.catalog import open_catalog
+from site_client.ingest.records import Dataset, StudyRecord
+from site_client.ingest.volume import read_volume
+from site_client.model.network import SequenceNet
+from site_client.model.registry import build, load_weights, manifest_of, weights_of
+from site_client.records import Histograms
+from site_client.spool import Job, TrainerSide, Update, histograms_of
+from site_client.trainer.notes import Note, Tell, job_folder
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.compute import Compute, choose
+from site_client.training.data import Loader, Split, split_patients
+from site_client.training.evaluate import slice_histograms
+from site_client.training.loop import Progress, train
+from site_client.training.streams import Streams
+
+_log = structlog.get_logger()
+_GIB = 1 << 30
+
+
+def scan(settings: Settings) -> int:
+    """Brings the catalog up to date; the number of studies that could be trained on."""
+    with closing(open_catalog(settings)) as catalog:
+        report = catalog.scan(settings.folders.export, settings.folders.labels)
+        _log.info("export scanned", **{key: value for key, value in report.as_json().items() if isinstance(value, int)})
+        return len(catalog.dataset().studies)
+
+
+def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stopping: Callable[[], bool]) -> Update:
+    """Does the job and delivers its update.
+
+    What this hospital cannot do is declined with its reason, which is an outcome. Raises Stopped after a checkpoint.
+    """
+    plan, base = _read(job)
+    declined = Update(job.run_id, job.round, job.base_model_digest, "declined", None, 0, 0.0, 0, False)
+    try:
+        net = _network(plan, base)
+        dataset = _dataset(settings, job)
+    except (UnknownArm, DatasetGone, TrainingFailed) as error:
+        _log.error("job declined", error=str(error))
+        return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
+    if not dataset.studies:
+        return spool.deliver(replace(declined, reason="NO_LABELS"))
+    work = _prepare(settings, job, plan, dataset, tell)
+    needed = max(settings.policy.studies_min, plan.training.studies_min)
+    if len(work.split.training) < needed:
+        _log.info("job declined", expected_studies=needed, got=len(work.split.training))
+        return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
+    histograms = work.judge(net, tell, stopping)
+    if job.evaluation_only:
+        return spool.deliver(replace(declined, outcome="evaluated", histograms=histograms))
+    return _train(job, plan, base, net, work, histograms, spool, tell, stopping)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What judging and training share."""
+
+    split: Split
+    loader: Loader
+    compute: Compute
+    folder: Path
+    identity: Identity
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.folder, replace(self.identity, stage=stage))
+
+    @property
+    def count(self) -> int:
+        return len(self.split.training) + len(self.split.validation)
+
+    def judge(self, net: SequenceNet, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
+        def report(done: int, of: int) -> None:
+            tell(Note("SITE_PREPARING", 0, done, of, None, self.count))
+
+        stage = self.checkpoints("evaluate")
+        counts = slice_histograms(net, self.split.validation, self.loader, self.compute, stage, report, stopping)
+        return histograms_of(counts)
+
+
+def _train(
+    job: Job,
+    plan: TrainingPlan,
+    base: Model,
+    net: SequenceNet,
+    work: _Work,
+    histograms: Histograms,
+    spool: TrainerSide,
+    tell: Tell,
+    stopping: Callable[[], bool],
+) -> Update:
+    def report(at: Progress) -> None:
+        tell(Note("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
+
+    streams = Streams(plan.run_id, job.round, work.identity.config_hash)
+    place = train(
+        net,
+        plan.training,
+        work.split.training,
+        work.loader,
+        streams,
+        work.compute,
+        work.checkpoints("train"),
+        report,
+        stopping,
+    )
+    trained = base.manifest.flatten(weights_of(net))
+    delta, clipped = clip(trained - base.weights, plan.encoding.clip_norm)
+    update = Update(
+        run_id=job.run_id,
+        round=job.round,
+        base_model_digest=job.base_model_digest,
+        outcome="trained",
+        reason=None,
+        studies=len(work.split.training),
+        loss_sum=place.loss_sum,
+        example_count=place.position,
+        clipped=clipped,
+        histograms=histograms,
+    )
+    return spool.deliver(update, delta)
+
+
+def _read(job: Job) -> tuple[TrainingPlan, Model]:
+    """The agent has verified the plan's signature; that these are the plan and the model it meant is checked here."""
+    plan = TrainingPlan.from_bytes(SignedPlan.FromString(job.plan_file.read_bytes()).plan)
+    base = load_model(job.base_file)
+    if plan.digest != job.plan_digest or base.digest != job.base_model_digest:
+        raise TrainingFailed("expected the plan and base model that job.json names, got others; withdraw the job")
+    return plan, base
+
+
+def _network(plan: TrainingPlan, base: Model) -> SequenceNet:
+    net = build(plan.arm, seed=0)
+    if manifest_of(net) != plan.manifest or base.manifest != plan.manifest:
+        raise TrainingFailed(f"the plan's tensors are not those of {plan.arm!r} in this version; update hemofed")
+    load_weights(net, base.manifest.unflatten(base.weights))
+    return net
+
+
+def _dataset(settings: Settings, job: Job) -> Dataset:
+    """The dataset this job began with, after a crash too; a fresh scan's when it begins."""
+    pin = job_folder(settings, job) / "dataset"
+    with closing(open_catalog(settings)) as catalog:
+        if pin.exists():
+            return catalog.dataset(pin.read_text())
+        catalog.scan(settings.folders.export, settings.folders.labels)
+        dataset = catalog.dataset()
+    pin.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(pin, dataset.hash.encode())
+    return dataset
+
+
+def _prepare(settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell) -> _Work:
+    """Every study once through the image pipeline into the cache; what cannot be read is left out and counted."""
+    compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px)
+    cache = StudyCache(
+        settings.folders.cache,
+        int(settings.training.cache_max_gib * _GIB),
+        plan.inputs.image_size_px,
+        plan.inputs.slices_max,
+        read_volume,
+    )
+    loader = Loader(cache, Augmentation(), compute.device)
+    split = split_patients(dataset.studies, settings.training.validation_fraction)
+    readable = Split(_readable(split.training, loader, tell), _readable(split.validation, loader, tell))
+    identity = Identity(
+        stage="",
+        run_id=job.run_id.hex(),
+        round=job.round,
+        base_model_digest=job.base_model_digest.hex(),
+        dataset_hash=dataset.hash,
+        config_hash=_config_hash(settings, plan, compute, readable),
+    )
+    return _Work(readable, loader, compute, job_folder(settings, job), identity)
+
+
+def _readable(studies: tuple[StudyRecord, ...], loader: Loader, tell: Tell) -> tuple[StudyRecord, ...]:
+    found = []
+    for number, study in enumerate(studies, 1):
+        try:
+            loader.prepare(study)
+            found.append(study)
+        except SeriesUnreadable as error:
+            _log.warning("study left out", study=study.study_key, code=error.code)
+        tell(Note("SITE_PREPARING", 0, number, len(studies), None, len(found)))
+    return tuple(found)
+
+
+def _config_hash(settings: Settings, plan: TrainingPlan, compute: Compute, split: Split) -> str:
+    """Over whatever else decides the numbers, so that a checkpoint of other circumstances is refused."""
+    parts = {
+        "site": settings.name,
+        "plan": plan.digest.hex(),
+        "compute": compute.name,
+        "training": [study.study_key for study in split.training],
+        "validation": [study.study_key for study in split.validation],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def one_thread_at_a_time() -> None:
+    """Inter-operator threads cannot be set twice in a process; the worker sets them once, first thing."""
+    torch.set_num_interop_threads(1)

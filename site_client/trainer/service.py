@@ -1,0 +1,190 @@
+"""The trainer as a process: watches the spool, keeps one worker at work, and writes its status every second.
+
+It neither imports torch nor opens an image: the worker does, and what kills the worker is recorded here and tried
+again. A job whose folder disappears is cancelled; one that fails three times is declined.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from site_client.config import Settings
+from site_client.errors import ConfigRefused, SpoolRefused
+from site_client.spool import Job, Status, TrainerSide, Update
+from site_client.trainer.notes import Note, from_line, job_folder
+from site_client.trainer.worker import STOPPED
+
+_log = structlog.get_logger()
+TURN_S: Final = 0.25
+STATUS_S: Final = 1.0
+TRIES: Final = 3
+STOP_S: Final = 80.0  # a worker decoding a large series looks up between two studies
+
+
+def run(settings: Settings, config: Path) -> int:
+    """Runs until SIGTERM or SIGINT; gives the exit status."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    settings.folders.trainer.mkdir(parents=True, exist_ok=True)
+    with (settings.folders.trainer / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigRefused("another trainer runs on this state folder; stop it first") from None
+        service = Service(settings, config, lambda: datetime.now(UTC))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stopping.set())
+        service.run()
+    return 0
+
+
+@dataclass
+class _Worker:
+    """A worker process and the last thing it said."""
+
+    job: Job | None  # None: it scans
+    process: subprocess.Popen[str]
+    note: Note = field(default_factory=Note)
+    started: float = field(default_factory=time.monotonic)
+
+    def listen(self) -> None:
+        # Popen was given a pipe for standard output.
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.note = from_line(line)
+
+
+class Service:
+    """The loop. One worker at a time."""
+
+    def __init__(self, settings: Settings, config: Path, clock: Callable[[], datetime]) -> None:
+        self.stopping = threading.Event()
+        self._settings, self._config, self._clock = settings, config, clock
+        self._spool = TrainerSide(settings.folders.spool)
+        self._worker: _Worker | None = None
+        self._failures: dict[tuple[bytes, int], int] = {}
+        self._studies = 0
+        self._written = 0.0
+
+    def run(self) -> None:
+        self._write_status(Status(self._clock(), "SITE_PREPARING"))
+        self._start(None)
+        while not self.stopping.is_set():
+            try:
+                self._turn()
+            except (SpoolRefused, OSError) as error:  # one bad record or a full disk must not end the service
+                _log.error("turn failed", error=type(error).__name__)
+            self.stopping.wait(TURN_S)
+        self._stop_worker()
+        _log.info("trainer stopped")
+
+    def _turn(self) -> None:
+        jobs = self._spool.jobs()
+        self._spool.sweep()
+        self._sweep_folders(jobs)
+        self._look_after_worker(jobs)
+        if self._worker is None and (job := self._next(jobs)) is not None:
+            self._start(job)
+        if time.monotonic() - self._written >= STATUS_S:
+            self._write_status(self._status(jobs))
+
+    def _next(self, jobs: list[Job]) -> Job | None:
+        return next((job for job in jobs if not self._spool.delivered(job.run_id, job.round)), None)
+
+    def _start(self, job: Job | None) -> None:
+        what = ["--scan"] if job is None else ["--run", job.run_id.hex(), "--round", str(job.round)]
+        command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(self._config.absolute())]
+        parent = ["--parent", str(os.getpid())]
+        process = subprocess.Popen([*command, *parent, *what], stdout=subprocess.PIPE, text=True)
+        self._worker = _Worker(job, process, Note(studies=self._studies))
+        threading.Thread(target=self._worker.listen, daemon=True).start()
+        _log.info("worker started", task="scan" if job is None else "round", round=None if job is None else job.round)
+
+    def _look_after_worker(self, jobs: list[Job]) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        self._studies = worker.note.studies or self._studies
+        code = worker.process.poll()
+        if code is not None:
+            self._worker = None
+            self._ended(worker.job, code)
+        elif worker.job is not None and not _holds(jobs, worker.job):
+            _log.info("job cancelled", round=worker.job.round)
+            self._stop_worker()
+
+    def _ended(self, job: Job | None, code: int) -> None:
+        _log.info("worker ended", status=code)
+        if job is None or code in (0, STOPPED):
+            return
+        key = (job.run_id, job.round)
+        self._failures[key] = self._failures.get(key, 0) + 1
+        if self._failures[key] >= TRIES and not self._spool.delivered(*key):
+            _log.error("job declined", reason="TRAINING_FAILED", tries=TRIES)
+            outcome = Update(
+                job.run_id, job.round, job.base_model_digest, "declined", "TRAINING_FAILED", 0, 0.0, 0, False
+            )
+            self._spool.deliver(outcome)
+
+    def _status(self, jobs: list[Job]) -> Status:
+        worker, now = self._worker, self._clock()
+        idle = Status(now, "SITE_IDLE", studies_ready=self._studies)
+        if worker is None:
+            return replace(idle, state="SITE_READY") if jobs else idle
+        note = worker.note
+        eta = None
+        if note.state == "SITE_TRAINING" and note.step:
+            spent = time.monotonic() - worker.started
+            eta = round(spent * (note.steps - note.step) / note.step)
+        return replace(
+            idle,
+            state=note.state,
+            run_id=None if worker.job is None else worker.job.run_id,
+            round=None if worker.job is None else worker.job.round,
+            progress_percent=note.percent,
+            step=note.step,
+            steps=note.steps,
+            loss=note.loss,
+            eta_s=eta,
+        )
+
+    def _write_status(self, status: Status) -> None:
+        self._spool.write_status(status)
+        self._written = time.monotonic()
+
+    def _sweep_folders(self, jobs: list[Job]) -> None:
+        """Checkpoints of jobs that are gone go too, once nobody writes there."""
+        kept = {job_folder(self._settings, job).name for job in jobs}
+        if self._worker is not None and self._worker.job is not None:
+            kept.add(job_folder(self._settings, self._worker.job).name)
+        for folder in (self._settings.folders.trainer / "jobs").glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
+    def _stop_worker(self) -> None:
+        """SIGTERM: it writes a checkpoint and ends; SIGKILL for one that does not, the last checkpoint stands."""
+        if self._worker is None:
+            return
+        process, self._worker = self._worker.process, None
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            _log.error("worker killed", after_s=STOP_S)
+            process.kill()
+            process.wait()
+
+
+def _holds(jobs: list[Job], job: Job) -> bool:
+    return any((other.run_id, other.round) == (job.run_id, job.round) for other in jobs)

@@ -1,0 +1,72 @@
+"""The training child process: one scan or one job, then it ends. Only it decodes DICOM and imports torch.
+
+It tells the service what it does in JSON lines on standard output, stops at the next micro-batch with a checkpoint on
+SIGTERM, and dies with its parent, so that a killed service leaves nobody training.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from site_client.config import load
+from site_client.spool import TrainerSide
+from site_client.trainer.notes import Note, as_line
+
+STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--scan", action="store_true")
+    parser.add_argument("--run")
+    parser.add_argument("--round", type=int)
+    arguments = parser.parse_args()
+    _die_with(arguments.parent)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    sys.exit(_work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: asked.append(signum))
+    from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
+    from site_client.training.loop import Stopped
+
+    def tell(note: Note) -> None:
+        print(as_line(note), flush=True)
+
+    settings = load(arguments.config)
+    if arguments.scan:
+        tell(Note(studies=jobs.scan(settings)))
+        return 0
+    spool = TrainerSide(settings.folders.spool)
+    wanted = [job for job in spool.jobs() if (job.run_id.hex(), job.round) == (arguments.run, arguments.round)]
+    if not wanted:  # withdrawn in the meantime
+        return 0
+    jobs.one_thread_at_a_time()
+    try:
+        jobs.carry_out(settings, wanted[0], spool, tell, lambda: bool(asked))
+    except Stopped:
+        return STOPPED
+    return 0
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above took effect
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""From the catalog's studies to what one step of training or judging reads.
+
+Patients are split, not studies: a patient is in training or in validation, in every round, whatever else arrives.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from site_client.ingest.records import PatientKey, StudyRecord
+from site_client.model.inputs import compose_channels, merge_labels
+from site_client.model.labels import ANY, LABELS, MISSING
+from site_client.training.augment import Augmentation, augment
+from site_client.training.cache import StudyCache
+
+_EPIDURAL = LABELS.index("epidural")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One study as a batch of one: x f32[1,T,5,H,W] in [-1,1], mask bool[1,T], geometry f32[1,T,4],
+    slice_labels f32[1,T,6] and study_labels f32[1,6] with 0, 1 or -1 for missing.
+    """
+
+    x: Tensor
+    mask: Tensor
+    geometry: Tensor
+    slice_labels: Tensor
+    study_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """`training` and `validation` share no patient. Studies without any label are in neither."""
+
+    training: tuple[StudyRecord, ...]
+    validation: tuple[StudyRecord, ...]
+
+
+def split_patients(studies: Sequence[StudyRecord], validation_fraction: float) -> Split:
+    """Each patient falls by the hash of the pseudonym alone, hence the same way whatever other patients there are."""
+    labelled = [study for study in studies if has_labels(study)]
+    judged = [_fraction(study.patient_key) < validation_fraction for study in labelled]
+    return Split(
+        training=tuple(study for study, held_out in zip(labelled, judged, strict=True) if not held_out),
+        validation=tuple(study for study, held_out in zip(labelled, judged, strict=True) if held_out),
+    )
+
+
+def has_labels(study: StudyRecord) -> bool:
+    return bool((study.slice_labels != MISSING).any() or (study.study_labels != MISSING).any())
+
+
+def study_labels(study: StudyRecord) -> NDArray[np.int8]:
+    """int8[6]. What the study's own label leaves open, its slices fill: 1 if any is 1, 0 if all are 0."""
+    own, slices = complete(study.study_labels), complete(study.slice_labels)
+    from_slices = np.where((slices == 1).any(axis=0), 1, np.where((slices == 0).all(axis=0), 0, MISSING))
+    return complete(np.where(own != MISSING, own, from_slices).astype(np.int8))
+
+
+def complete(labels: NDArray[np.int8]) -> NDArray[np.int8]:
+    """[...,6] with what follows for certain: a positive subtype makes `any` 1; `any` 0 makes all 0. Nothing else."""
+    labels = labels.copy()
+    labels[(labels[..., :ANY] == 1).any(axis=-1), ANY] = 1
+    labels[labels[..., ANY] == 0] = 0
+    return labels
+
+
+def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> list[int]:
+    """As many indices as there are studies, half of them with hemorrhage, epidural ones (the rarest) twice as often.
+
+    Within each half nothing is drawn again before everything was drawn once. With one kind only: a permutation.
+    """
+    labels = np.stack([study_labels(study) for study in studies])
+    positive = np.flatnonzero(labels[:, ANY] == 1)
+    negative = np.flatnonzero(labels[:, ANY] != 1)
+    if len(positive) == 0 or len(negative) == 0:
+        return [int(index) for index in rng.permutation(len(studies))]
+    epidural = np.flatnonzero(labels[:, _EPIDURAL] == 1)
+    half = (len(studies) + 1) // 2
+    drawn = np.concatenate(
+        [
+            _draw(np.concatenate([positive, epidural]), half, rng),
+            _draw(negative, len(studies) - half, rng),
+        ]
+    )
+    return [int(index) for index in rng.permutation(drawn)]
+
+
+class Loader:
+    """Studies -> samples, through the cache. With a generator the sample is augmented, without it is as it is."""
+
+    def __init__(self, cache: StudyCache, augmentation: Augmentation, device: torch.device) -> None:
+        self._cache = cache
+        self._augmentation = augmentation
+        self._device = device
+
+    def prepare(self, study: StudyRecord) -> int:
+        """Puts the study into the cache; the number of its slices."""
+        return self._cache.get(study.series).slices
+
+    def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
+        prepared = self._cache.get(study.series)
+        slices = merge_labels(complete(study.slice_labels), prepared.source_slices)
+        x = torch.from_numpy(compose_channels(prepared.windows)).to(self._device).float() / 127.5 - 1
+        if rng is not None:
+            x = augment(x, self._augmentation, rng)
+        return Sample(
+            x=x.unsqueeze(0),
+            mask=torch.ones(1, prepared.slices, dtype=torch.bool, device=self._device),
+            geometry=_batch_of_one(prepared.geometry, self._device),
+            slice_labels=_batch_of_one(slices, self._device),
+            study_labels=_batch_of_one(study_labels(study), self._device),
+        )
+
+
+def _fraction(patient: PatientKey) -> float:
+    digest = hashlib.sha256(b"hemofed patient split v1\x00" + patient.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _draw(pool: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
+    return np.concatenate(rounds)[:count]
+
+
+def _batch_of_one(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(array, np.float32)).unsqueeze(0).to(device)

@@ -1,0 +1,100 @@
+"""Judging a model on the validation patients: histograms for the federation, figures for reports."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from federation.encoding.header import bin_of
+from numpy.typing import NDArray
+
+from site_client.ingest.records import StudyRecord
+from site_client.model.labels import LABEL_WEIGHTS, LABELS
+from site_client.model.network import SequenceNet, clamp_any
+from site_client.training.checkpoint import Checkpoints
+from site_client.training.compute import Compute
+from site_client.training.data import Loader
+from site_client.training.loop import Stopped
+
+BINS = 64
+
+
+def slice_histograms(
+    net: SequenceNet,
+    studies: Sequence[StudyRecord],
+    loader: Loader,
+    compute: Compute,
+    checkpoints: Checkpoints,
+    report: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> NDArray[np.int64]:
+    """int64[6,2,64]: of every label, how many negative and positive slices have a logit in each of federation's bins.
+
+    `any` is raised to its highest subtype first, as in every answer the network gives. Slices whose label is missing
+    are in no histogram. Raises Stopped after a checkpoint when `stopping` says so, and goes on from there.
+    """
+    counts, done = _resume(checkpoints)
+    for index in range(done, len(studies)):
+        stop = stopping()
+        if stop or checkpoints.due():
+            checkpoints.save(index, {"done": index}, {"counts": torch.from_numpy(counts)})
+        if stop:
+            raise Stopped
+        logits, labels = slice_scores(net, studies[index], loader, compute)
+        counts += _count(logits, labels)
+        report(index + 1, len(studies))
+    return counts
+
+
+def slice_scores(
+    net: SequenceNet, study: StudyRecord, loader: Loader, compute: Compute
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Clamped logits f32[T,6] and labels int8[T,6] (0, 1, -1 missing) of one study, not augmented."""
+    sample = loader.sample(study, None)
+    net.eval()
+    with torch.inference_mode(), compute.autocast():
+        logits = clamp_any(net(sample.x, sample.mask, sample.geometry).slice_logits[0]).float()
+    return logits.cpu().numpy(), sample.slice_labels[0].cpu().numpy().astype(np.int8)
+
+
+def auc(scores: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
+    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney); nan when either is missing."""
+    order = np.unique(scores, return_inverse=True)[1]
+    positive = np.bincount(order[truth == 1], minlength=order.max(initial=0) + 1).astype(np.float64)
+    negative = np.bincount(order[truth == 0], minlength=order.max(initial=0) + 1).astype(np.float64)
+    return auc_of_histogram(negative, positive)
+
+
+def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number]) -> float:
+    """The same from counts per ascending bin: exact for the binned score."""
+    pairs = float(negative.sum()) * float(positive.sum())
+    if pairs == 0:
+        return float("nan")
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum()) / pairs
+
+
+def weighted_log_loss(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """RSNA 2019: sum over labels of weight x mean cross-entropy, / 7. Labels -1 count nowhere; a label that nobody
+    knows drops out with its weight. Probabilities are clipped at 1e-15.
+    """
+    chance = np.clip(1 / (1 + np.exp(-logits.astype(np.float64))), 1e-15, 1 - 1e-15)
+    each = -np.where(labels == 1, np.log(chance), np.log1p(-chance))
+    known = labels >= 0
+    weights = np.array(LABEL_WEIGHTS) * known.any(axis=0)
+    means = np.where(known, each, 0).sum(axis=0) / known.sum(axis=0).clip(min=1)
+    return float((means * weights).sum() / weights.sum())
+
+
+def _count(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.int64]:
+    counts = np.zeros((len(LABELS), 2, BINS), np.int64)
+    known = labels >= 0
+    where = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
+    np.add.at(counts, (where[known], labels[known], bin_of(logits)[known]), 1)
+    return counts
+
+
+def _resume(checkpoints: Checkpoints) -> tuple[NDArray[np.int64], int]:
+    saved = checkpoints.load()
+    if saved is None:
+        return np.zeros((len(LABELS), 2, BINS), np.int64), 0
+    return saved.tensors["counts"].numpy().copy(), saved.numbers["done"]

@@ -1,0 +1,161 @@
+"""Local training: from the base model to this site's model, one function to be read from top to bottom."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from federation.plan import LocalTraining
+from torch import Tensor
+
+from site_client.errors import TrainingFailed
+from site_client.ingest.records import StudyRecord
+from site_client.model.network import SequenceNet
+from site_client.training.checkpoint import Checkpoints, Saved
+from site_client.training.compute import Compute
+from site_client.training.data import Loader, epoch_order
+from site_client.training.loss import loss_of
+from site_client.training.streams import Streams
+
+WARM_UP_STEPS: Final = 5
+FINAL_SHARE: Final = 0.1  # of the learning rate, at the end of the cosine
+GRADIENT_NORM_MAX: Final = 1.0
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has written its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`loss`: mean over the studies of the epoch so far."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Between two steps: `position` studies of `epoch` are done, with this sum of losses; `step` counts all epochs'."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+
+
+def train(
+    net: SequenceNet,
+    plan: LocalTraining,
+    studies: Sequence[StudyRecord],
+    loader: Loader,
+    streams: Streams,
+    compute: Compute,
+    checkpoints: Checkpoints,
+    report: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Place:
+    """Trains `net`, which holds the base model on entry, in place; gives the last epoch's place at its end.
+
+    The gradient of a step is the mean over its studies, computed study by study: memory holds one study, and a stop
+    waits for one study at most. Raises Stopped after a checkpoint when `stopping` says so, TrainingFailed when the loss
+    is not finite. Going on from a checkpoint is bit-identical to not having stopped (CPU, same number of threads).
+    """
+    base = [parameter.detach().clone() for parameter in net.parameters()]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    at = _resume(checkpoints, net, optimizer)
+    steps = plan.epochs * math.ceil(len(studies) / plan.studies_per_step)
+    net.train()
+    for epoch in range(at.epoch, plan.epochs):
+        order = epoch_order(studies, streams.generator("order", epoch))
+        if at.epoch < epoch:
+            at = Place(epoch=epoch, step=at.step)
+        if at.position == 0:
+            torch.manual_seed(streams.seed("dropout", epoch))
+        while at.position < len(order):
+            random_before = torch.get_rng_state()
+            batch = order[at.position : at.position + plan.studies_per_step]
+            optimizer.zero_grad()
+            losses = []
+            for place, index in enumerate(batch, start=at.position):
+                if stopping():
+                    _save(checkpoints, at, net, optimizer, random_before)
+                    raise Stopped
+                rng = streams.generator("augmentation", epoch, place, studies[index].study_key)
+                sample = loader.sample(studies[index], rng)
+                with compute.autocast():
+                    verdict = net(sample.x, sample.mask, sample.geometry)
+                loss = loss_of(verdict, sample)
+                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+                losses.append(loss.item())
+            _pull_towards(base, net, plan.proximal_mu)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * _rate(at.step, steps)
+            optimizer.step()
+            at = replace(
+                at,
+                position=at.position + len(batch),
+                step=at.step + 1,
+                loss_sum=at.loss_sum + sum(losses),
+            )
+            if not math.isfinite(at.loss_sum):
+                raise TrainingFailed(f"expected a finite loss, got {at.loss_sum} at step {at.step} of {steps}")
+            if checkpoints.due():
+                _save(checkpoints, at, net, optimizer, torch.get_rng_state())
+            report(Progress(at.step, steps, at.loss_sum / at.position))
+    return at
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate: a few steps up, while Adam's second moments are still guesses, then half a cosine."""
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return warm * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+
+
+def _pull_towards(base: list[Tensor], net: SequenceNet, mu: float) -> None:
+    """Adds the gradient of mu/2 ||w - w_base||^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
+    if mu == 0:
+        return
+    for parameter, start in zip(net.parameters(), base, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=mu)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _save(checkpoints: Checkpoints, at: Place, net: SequenceNet, adam: torch.optim.AdamW, random: Tensor) -> None:
+    tensors = {"random": random, "loss_sum": torch.tensor(at.loss_sum, dtype=torch.float64)}
+    for name, parameter in net.named_parameters():
+        tensors[f"weight.{name}"] = parameter
+        for moment, value in adam.state[parameter].items():
+            tensors[f"{moment}.{name}"] = value
+    checkpoints.save(at.step, {"epoch": at.epoch, "position": at.position, "step": at.step}, tensors)
+
+
+def _resume(checkpoints: Checkpoints, net: SequenceNet, adam: torch.optim.AdamW) -> Place:
+    saved = checkpoints.load()
+    if saved is None:
+        return Place()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(saved.tensors[f"weight.{name}"])
+            adam.state[parameter] = _moments(saved, name, parameter)
+    torch.set_rng_state(saved.tensors["random"])
+    return Place(**saved.numbers, loss_sum=saved.tensors["loss_sum"].item())
+
+
+def _moments(saved: Saved, name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """Adam's memory of one parameter, laid out as the parameter is; none before the first step."""
+    found = {moment: saved.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
+    return {
+        moment: value if moment == "step" else torch.empty_like(parameter).copy_(value)
+        for moment, value in found.items()
+        if value is not None
+    }

@@ -1,0 +1,25 @@
+"""The training loss: weighted binary cross-entropy per slice and per study, over the labels that are known."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from site_client.model.labels import LABEL_WEIGHTS, MISSING
+from site_client.model.network import Verdict
+from site_client.training.data import Sample
+
+STUDY_SHARE = 0.5
+
+
+def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
+    """Scalar: slices + half of the study. A part without any known label adds 0."""
+    slices = _known_loss(verdict.slice_logits, sample.slice_labels)
+    return slices + STUDY_SHARE * _known_loss(verdict.study_logits, sample.study_labels)
+
+
+def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """[...,6]: mean cross-entropy over known cells by their weights; missing cells have no gradient and no weight."""
+    weights = torch.tensor(LABEL_WEIGHTS, device=logits.device) * (labels != MISSING)
+    each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
+    # An all-missing part has weight 0 and loss 0: the floor only keeps 0/0 out.
+    return (each * weights).sum() / weights.sum().clamp(min=1)

@@ -1,0 +1,291 @@
+"""The dashboard's pages over real rows: works / not logged in / wrong method, and what it must say and never say."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from federation.manifest import Manifest, Model, TensorSpec, save_model
+from federation.plan import sign_plan
+from federation.v1 import rounds_pb2
+
+from aggregator import config, runs
+from aggregator.ca import Authority
+from aggregator.dashboard import words
+from aggregator.dashboard.app import create_app
+from aggregator.dashboard.charts import Line, line_chart
+from aggregator.dashboard.rendering import duration, size
+from aggregator.hub import Hub, open_hub
+from aggregator.metrics import LabelMetrics, Report
+from aggregator.migrations import upgrade
+from aggregator.plan_file import read_plan
+from aggregator.states import RoundState, RunState, SeatState
+from aggregator.store import Change, people, rounds
+from aggregator.tables import Audit, ModelMetrics, Round, Site, SiteReport
+
+PASSWORD = "correct horse battery"
+SITES = ("north", "south", "east")
+PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\npurpose = "To see whether pages say what rows hold."\n'
+
+
+@pytest.fixture
+def hub(tmp_path: Path, clock) -> Iterator[Hub]:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    opened = replace(open_hub(config.Settings(state=config.State(folder=folder))), clock=clock)
+    upgrade(opened.store.engine)
+    with opened.store.write() as session:
+        change = Change(clock(), "operator", "administrator:ada", "for the test")
+        people.add_administrator(session, "ada", PASSWORD, os.urandom(16), change)
+    yield opened
+    opened.store.close()
+
+
+@pytest.fixture
+def client(hub: Hub) -> TestClient:
+    return TestClient(create_app(hub), follow_redirects=False)
+
+
+@pytest.fixture
+def ada(client: TestClient) -> TestClient:
+    reply = client.post("/login", data={"name": "ada", "password": PASSWORD})
+    assert (reply.status_code, reply.headers["location"]) == (303, "/")
+    return client
+
+
+@pytest.fixture
+def running(hub: Hub, tmp_path: Path, authority: Authority, clock) -> Hub:
+    """Three approved sites, two of which reported; a run in round 1; metrics of its base model."""
+    with hub.store.write() as session:
+        for name in SITES:
+            session.add(
+                Site(
+                    name=name,
+                    csr_der=b"",
+                    signing_key=os.urandom(32),
+                    sealing_key=b"",
+                    fingerprint="six words",
+                    joined_at=clock(),
+                    approved_at=clock(),
+                    revoked_at=None,
+                    recoveries_left=5,
+                )
+            )
+        session.flush()
+        session.add(_report("north", clock(), "SITE_TRAINING", "", 40))
+        session.add(_report("south", clock() - timedelta(hours=2), "SITE_PAUSED", "USER_ACTIVE", 10))
+    model_path, plan_path = tmp_path / "model.safetensors", tmp_path / "plan.toml"
+    save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
+    plan_path.write_text(PLAN)
+    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), authority.custodian_key)
+    runs.start_run(hub, signed, model_path, authority.custodian_key.public_key())
+    with hub.store.write() as session:
+        row = session.query(Round).one()
+        rounds.add_metrics(session, _metrics(row))
+    return hub
+
+
+def _report(site: str, seen_at, state: str, reasons: str, progress: int) -> SiteReport:
+    return SiteReport(
+        site=site,
+        seen_at=seen_at,
+        state=state,
+        reasons=reasons,
+        progress_percent=progress,
+        model_digest=b"",
+        roster_epoch=0,
+        version="0.1.0",
+        ledger_entries=3,
+        ledger_head=bytes(32),
+    )
+
+
+def _metrics(row: Round) -> ModelMetrics:
+    any_label = LabelMetrics(20, 80, 0.8125, 0.4, 0.1)
+    few = LabelMetrics(3, 97, None, None, None)
+    report = Report({"any": any_label, "epidural": few}, 0.3456)
+    return ModelMetrics(
+        round_id=row.id,
+        model_digest=row.base_model,
+        cohort_size=3,
+        train_loss=0.777,
+        studies=90,
+        report=report.to_json(),
+    )
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/runs/00", "/audit"])
+def test_every_page_sends_a_stranger_to_the_log_in(client: TestClient, path: str) -> None:
+    reply = client.get(path)
+    assert (reply.status_code, reply.headers["location"]) == (303, "/login")
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/audit"])
+def test_pages_answer_before_anything_has_happened(ada: TestClient, path: str) -> None:
+    assert ada.get(path).status_code == 200
+
+
+def test_pages_only_read(ada: TestClient) -> None:
+    assert ada.post("/").status_code == 405
+    assert ada.delete("/runs").status_code == 405
+
+
+def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(client: TestClient) -> None:
+    wrong = client.post("/login", data={"name": "ada", "password": "not this one"})
+    unknown = client.post("/login", data={"name": "nobody", "password": PASSWORD})
+    assert wrong.status_code == unknown.status_code == 401
+    assert wrong.text.split("As of")[0] == unknown.text.split("As of")[0]
+
+
+def test_a_name_under_attack_waits_and_is_let_in_afterwards(client: TestClient, clock) -> None:
+    for _ in range(5):
+        assert client.post("/login", data={"name": "ada", "password": "guess"}).status_code == 401
+    assert client.post("/login", data={"name": "ada", "password": PASSWORD}).status_code == 429
+    clock.advance(seconds=301)
+    assert client.post("/login", data={"name": "ada", "password": PASSWORD}).status_code == 303
+
+
+def test_logging_out_ends_the_session(ada: TestClient) -> None:
+    assert ada.get("/").status_code == 200
+    ada.post("/logout")
+    assert ada.get("/").status_code == 303
+
+
+def test_a_restart_logs_nobody_out(hub: Hub, ada: TestClient) -> None:
+    restarted = TestClient(create_app(hub), cookies=dict(ada.cookies), follow_redirects=False)
+    assert restarted.get("/").status_code == 200
+    assert (hub.settings.state.folder / "dashboard.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_forged_session_is_none(client: TestClient) -> None:
+    client.cookies.set("hemofed_session", "eyJuYW1lIjogImFkYSJ9.forged.signature")
+    assert client.get("/").status_code == 303
+
+
+def test_answers_forbid_foreign_content_and_caching(ada: TestClient) -> None:
+    headers = ada.get("/").headers
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert headers["cache-control"] == "no-store"
+    assert "https://" not in ada.get("/").text
+
+
+def test_the_overview_shows_rounds_sites_and_curves(running: Hub, ada: TestClient) -> None:
+    text = _words_of(ada.get("/").text)
+    assert "training at the sites" in text
+    assert "waiting for east, north, south" in text
+    assert re.search(r"in 3 d|in 2 d 23 h", text)  # the deadline
+    assert "0.812" in text
+    assert "0.346" in text
+    assert "AUC of the global model" in text
+
+
+def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestClient) -> None:
+    row = _row_of(ada.get("/").text, "south")
+    assert "unknown; last said" in row
+    assert "2 h ago" in row
+    assert "somebody is working at the machine" in row
+    assert "unknown" not in _row_of(ada.get("/").text, "north")
+
+
+def test_a_site_that_never_reported_is_said_so(running: Hub, ada: TestClient) -> None:
+    assert "never seen" in _row_of(ada.get("/").text, "east")
+
+
+def test_a_label_with_too_few_cases_has_no_curve(running: Hub, ada: TestClient) -> None:
+    chart = re.search(r'aria-label="AUC: ([^"]*)"', ada.get("/").text)
+    assert chart is not None
+    assert chart[1] == "any 0.812 after round 0"
+
+
+def test_every_round_says_what_the_aggregator_could_see(running: Hub, ada: TestClient) -> None:
+    with running.store.read() as session:
+        run_id = session.query(Round).one().run_id
+    text = _words_of(ada.get(f"/runs/{run_id.hex()}").text)
+    assert "Visible to the aggregator" in text
+    assert "no sum was opened" in text
+    assert "any one site's weight, loss, number of studies or scores" in text
+
+
+def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada: TestClient, clock) -> None:
+    with running.store.write() as session:
+        row = session.query(Round).one()
+        row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
+        for seat in rounds.seats(session, row.id):
+            seat.state = SeatState.REVEALED
+    text = _words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
+    assert "the sum over 3 sites" in text
+    assert "east, north, south" in text
+
+
+def test_an_aborted_run_shows_its_reason(running: Hub, ada: TestClient) -> None:
+    with running.store.read() as session:
+        run_id = session.query(Round).one().run_id
+    runs.abort(running, run_id, why="the plan had the wrong clip norm")
+    assert RunState.ABORTED.value in ada.get("/runs").text
+    assert "the plan had the wrong clip norm" in ada.get("/").text
+    assert "the plan had the wrong clip norm" in ada.get("/audit").text
+
+
+@pytest.mark.parametrize("hex_id", ["00" * 16, "nonsense"])
+def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
+    assert ada.get(f"/runs/{hex_id}").status_code == 404
+
+
+def test_the_audit_pages_go_back_to_the_first_row(hub: Hub, ada: TestClient, clock) -> None:
+    with hub.store.write() as session:
+        for number in range(150):
+            session.add(_audit_row(clock(), number))
+    first = ada.get("/audit").text
+    older = re.search(r"/audit\?before=(\d+)", first)
+    assert older is not None
+    assert "administrator:ada" in ada.get(older[0]).text
+    assert ada.get("/audit?before=0").status_code == 422
+
+
+def _audit_row(at, number: int):
+    return Audit(at=at, actor="operator", subject=f"site:{number}", before=None, after="invited", why="t")
+
+
+def test_every_state_and_reason_has_its_words() -> None:
+    assert set(words.SITE_STATES) == set(rounds_pb2.SiteState.keys()) - {"SITE_STATE_UNSPECIFIED"}
+    assert set(words.REASONS) == set(rounds_pb2.StateReason.keys()) - {"STATE_REASON_UNSPECIFIED"}
+    assert set(words.ROUND_STATES) == {state.value for state in RoundState}
+    assert set(words.SEAT_STATES) == {state.value for state in SeatState}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min"), (3700, "1 h 1 min"), (90_000, "1 d 1 h"), (-5, "0 s")]
+)
+def test_durations_have_their_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1000, "1.0 kB"), (13_400_000, "13.4 MB")])
+def test_sizes_are_in_si_units(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_chart_escapes_names_and_draws_constant_values() -> None:
+    chart = line_chart("AUC", "x", [Line("<b>", ((0, 0.5), (1, 0.5))), Line("empty", ())])
+    assert "<b>" not in chart
+    assert "&lt;b&gt; 0.500 after round 0" in chart
+    assert chart.count("<polyline") == 1
+
+
+def test_a_chart_without_points_says_so() -> None:
+    assert "no figures yet" in line_chart("AUC", "x", [])
+
+
+def _words_of(html: str) -> str:
+    """The text a reader sees, in one line."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace(" ;", ";").replace("&#39;", "'")
+
+
+def _row_of(html: str, site: str) -> str:
+    rows = re.findall(r"<tr>.*?</tr>", html, re.S)
+    return next(_words_of(row) for row in rows if re.search(rf"<td>{site}\b", row))

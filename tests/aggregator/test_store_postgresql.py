@@ -1,0 +1,162 @@
+"""The same store on a real PostgreSQL: tables, the guard that decides a race, and two hosts that race for one token."""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+
+from aggregator.enrolment import Enrolment
+from aggregator.errors import JoinDenied, LostRace
+from aggregator.migrations import upgrade
+from aggregator.states import RunState
+from aggregator.store import Change, Store, open_store, sites, transition
+from aggregator.store.people import audit_trail
+from aggregator.tables import Run, Table
+
+pytestmark = pytest.mark.slow
+
+RUN = b"r" * 16
+
+
+def tool(name: str) -> str:
+    """initdb or pg_ctl, on the path or where Debian keeps them."""
+    found = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
+    if found is None:
+        pytest.skip(f"{name} (PostgreSQL) is not installed")
+    return found
+
+
+def as_server_user(*command: str) -> None:
+    """PostgreSQL refuses to run as root; Debian's package brings a user for it."""
+    prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A URL of a server of its own, on a socket in its own folder, without any TCP port."""
+    initdb, pg_ctl = tool("initdb"), tool("pg_ctl")
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("psycopg is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="hemofed-pg-"))
+    if os.geteuid() == 0:
+        try:
+            owner = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("running as root without a user postgres to run the server as")
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+    as_server_user(initdb, "-D", str(folder / "data"), "-A", "trust", "-U", "hub", "--no-sync")
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    as_server_user(pg_ctl, "-D", str(folder / "data"), "-o", options, "-l", str(folder / "log"), "-w", "start")
+    try:
+        yield f"postgresql+psycopg://hub@/postgres?host={folder}"
+    finally:
+        as_server_user(pg_ctl, "-D", str(folder / "data"), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def store(server: str) -> Iterator[Store]:
+    opened = open_store(server)
+    upgrade(opened.engine)
+    yield opened
+    Table.metadata.drop_all(opened.engine)
+    with opened.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    opened.close()
+
+
+def outcomes_of(*acts) -> list[str]:
+    """What acts on threads of their own came to, started together; sorted."""
+    barrier, outcomes = threading.Barrier(len(acts)), []
+
+    def perform(act) -> None:
+        barrier.wait()
+        try:
+            act()
+            outcomes.append("won")
+        except (LostRace, JoinDenied):
+            outcomes.append("lost")
+
+    threads = [threading.Thread(target=perform, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(outcomes)
+
+
+def test_the_migrations_lead_to_the_tables_with_a_comment_on_every_column(store: Store) -> None:
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+        held = inspect(connection)
+        for table in Table.metadata.tables.values():
+            comments = {column["name"]: column["comment"] for column in held.get_columns(table.name)}
+            assert comments == {column.name: column.comment for column in table.columns}
+
+
+def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store, clock) -> None:
+    with store.write() as session:
+        session.add(
+            Run(
+                run_id=RUN,
+                name="pilot",
+                signed_plan=b"plan",
+                plan_digest=b"d" * 32,
+                state=RunState.RUNNING,
+                created_at=clock(),
+            )
+        )
+
+    def pause() -> None:
+        change = Change(clock(), "operator", "run:72", "race")
+        with store.write() as session:
+            transition(session, Run.state, Run.run_id == RUN, RunState.RUNNING, RunState.PAUSED, change)
+
+    assert outcomes_of(*[pause] * 8) == ["lost"] * 7 + ["won"]
+    with store.read() as session:
+        run = session.get(Run, RUN)
+        assert run is not None
+        assert (run.state, run.created_at) == (RunState.PAUSED, clock())
+        assert len(audit_trail(session)) == 1
+
+
+def test_of_two_hosts_racing_for_one_token_one_is_admitted(desk: Enrolment, host, other_host) -> None:
+    for attempt in range(5):
+        token = desk.invite(f"site-{attempt}", auto_approve=True)
+        first, second = host.join_request(token), other_host.join_request(token)
+        outcome = outcomes_of(lambda one=first: desk.join(one), lambda other=second: desk.join(other))
+        assert outcome == ["lost", "won"]
+        desk.revoke(f"site-{attempt}")
+        host, other_host = type(host)(), type(other_host)()
+
+
+def test_two_sites_approved_at_once_end_in_two_epochs(desk: Enrolment, host, other_host) -> None:
+    """Both want the same next epoch; one may have to be done again, and nothing of it was left behind."""
+    requests = {name: one.join_request(desk.invite(name)) for name, one in (("a", host), ("b", other_host))}
+    for request in requests.values():
+        desk.join(request)
+    with desk.store.read() as session:
+        words = {name: sites.get(session, name).fingerprint for name in requests}
+
+    def approve(name: str) -> None:
+        try:
+            desk.approve(name, words[name])
+        except LostRace:
+            desk.approve(name, words[name])
+
+    assert outcomes_of(lambda: approve("a"), lambda: approve("b")) == ["won", "won"]
+    with desk.store.read() as session:
+        assert sites.newest_epoch(session) == 2
+        assert [site.name for site in sites.active(session)] == ["a", "b"]
