@@ -20,10 +20,11 @@ TILTED = (1.0, 0.0, 0.0, 0.0, 0.9483, -0.3173)
 
 def header(index: int, z: float, **changes: object) -> Header:
     plain = Header(
-        study_key=StudyKey("S"), patient_key=PatientKey("P"), series_key=SeriesKey("E"), slice_key=SliceKey(f"I{index:03}"),
-        frame_key="F", kernel_key="K", kernel="soft", origin="original", acquisition=1, instance=index, rows=512,
-        columns=512, spacing_mm=(0.45, 0.45), position=(-115.0, -115.0, z), orientation=(1.0, 0, 0, 0, 1.0, 0),
-        thickness_mm=5.0, expected=0, native=True, reasons=(), warnings=(),
+        study_key=StudyKey("S"), patient_key=PatientKey("P"), series_key=SeriesKey("E"),
+        slice_key=SliceKey(f"I{index:03}"), frame_key="F", kernel_key="K", kernel="soft", origin="original",
+        acquisition=1, instance=index + 1, rows=512, columns=512, spacing_mm=(0.45, 0.45),
+        position=(-115.0, -115.0, z), orientation=(1.0, 0, 0, 0, 1.0, 0), thickness_mm=5.0, expected=0, native=True,
+        reasons=(), warnings=(),
     )  # fmt: skip
     return replace(plain, **changes)
 
@@ -102,7 +103,7 @@ def test_a_lossy_copy_loses_to_its_original_and_refuses_nothing() -> None:
 
 
 def test_a_series_over_time_is_named() -> None:
-    images = [Image(i, header(i, 5.0 * (i % 20))) for i in range(100)]
+    images = [Image(i, header(i, 5.0 * (i % 24))) for i in range(96)]
     assert split(images, Rules())[0].reasons == (Reason.R_PERFUSION,)
 
 
