@@ -34,7 +34,8 @@ for name in absent:
 for name in names:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
-        if not (name == "federation" and module.name.endswith("_pb2_grpc")):
+        acts = module.name.endswith((".__main__", ".migrations.env"))  # when imported
+        if not acts and not (name == "federation" and module.name.endswith("_pb2_grpc")):
             importlib.import_module(module.name)
 print("  imported every module of", ", ".join(names), flush=True)
 """

@@ -138,7 +138,8 @@ sys.meta_path.insert(0, Blocked())
 for name in sys.argv[1].split(","):
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(getattr(package, "__path__", []), name + "."):
-        importlib.import_module(module.name)
+        if not module.name.endswith((".__main__", ".migrations.env")):  # these act when they are imported
+            importlib.import_module(module.name)
 """
 
 

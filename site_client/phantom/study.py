@@ -102,7 +102,7 @@ def _tissue(head: Head, lesions: tuple[Lesion, ...], lattice: Lattice) -> tuple[
         brains.append(brain_at(head, shift_points(lesions, (x, y, z), gaps[-1]), gaps[-1]))
     inside = np.flatnonzero(cavity.ravel())
     x, y, z = (axis.ravel()[inside] for axis in (lattice.x, lattice.y, lattice.z))
-    plane = hu.shape[1] * hu.shape[2]
+    plane = int(np.prod(hu.shape[1:]))
     bleeds = grow(lesions, head, (x, y, z), joined(brains), lattice.voxel_ml[inside // plane])
     subtype = np.zeros(hu.size, dtype=np.uint8)
     subtype[inside] = bleeds.subtype

@@ -68,7 +68,8 @@ def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stop
         return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
     histograms = work.judge(net, tell, stopping)
     if job.evaluation_only:
-        return spool.deliver(replace(declined, outcome="evaluated", histograms=histograms))
+        judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
+        return spool.deliver(judged)
     return _train(job, plan, base, net, work, histograms, spool, tell, stopping)
 
 

@@ -86,6 +86,8 @@ def running(hub: Hub, tmp_path: Path, authority: Authority, clock) -> Hub:
     runs.start_run(hub, signed, model_path, authority.custodian_key.public_key())
     with hub.store.write() as session:
         row = session.query(Round).one()
+        for name in SITES:
+            rounds.add_seat(session, row, name)
         rounds.add_metrics(session, _metrics(row))
     return hub
 

@@ -1,0 +1,414 @@
+"""What a masked round costs, with real processes: one aggregator, N site agents, mutual TLS over the loopback.
+
+    tests/benchmarks/round.py --sites 4|8|16 --params 7978856 --rounds 5 --json FILE
+
+Training is synthetic and takes no time: this process plays every site's trainer and puts an update into its spool as
+soon as a job appears. Everything else is what a hospital runs. Printed, and written to FILE as JSON: wall seconds per
+round and per phase, CPU seconds of the aggregator and of a site, peak memory of each, bytes per site; and beside them
+what this machine's AES-256-CTR and SHA-256 need for the same bytes.
+
+`masking_s` runs from the frozen cohort to the published model. `wall_s` runs from one published model to the next: it
+includes what the sites do in between (recompute and verify the model, take and check an update), which in real life
+happens in the hours of training.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from federation.encoding import Layout
+from federation.manifest import Manifest, Model, TensorSpec, save_model
+
+from aggregator.config import load_settings
+from aggregator.hub import Hub, open_hub
+from aggregator.plans import plan_of
+from aggregator.states import RoundState, RunState
+from aggregator.store import rounds, runs
+from aggregator.tables import Seat
+from site_client.records import Status, Update
+from site_client.spool import TrainerSide
+
+BIN = Path(sys.executable).parent
+TENSORS = 364  # as the peers' measurement of the same vector
+LIMIT_S = 1800.0
+PHASES = ("keys", "shares", "upload", "confirm", "reveal", "opening")
+
+AGGREGATOR_TOML = """\
+[listen]
+sites = "127.0.0.1:{sites}"
+enrolment = "127.0.0.1:{enrolment}"
+threads = 64
+answer_hold_ms = 5000
+
+[state]
+folder = "{folder}"
+
+[pacing]
+idle_s = 0.5
+training_s = 0.5
+masking_s = 0.2
+
+[enrolment]
+retry_after_s = 1
+
+[dashboard]
+enabled = false
+"""
+
+SITE_TOML = """\
+name = "{name}"
+
+[aggregator]
+address = "127.0.0.1:{sites}"
+enrolment_address = "127.0.0.1:{enrolment}"
+
+[folders]
+state = "{folder}/state"
+spool = "{folder}/spool"
+export = "{folder}/export"
+cache = "{folder}/cache"
+
+[policy]
+plan_approval = "automatic"
+studies_min = 1
+
+[agent]
+poll_min_s = 0.01
+trainer_silent_s = 86400.0
+"""
+
+PLAN_TOML = """\
+name = "benchmark"
+arm = "densenet121-gru"
+rounds = {rounds}
+
+[training]
+studies_min = 1
+
+[cohort]
+minimum = {sites}
+target = {sites}
+maximum = 64
+
+[deadlines]
+training_s = 1800
+phase_s = 600
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Everything of one benchmark, in one folder."""
+
+    folder: Path
+    sites: int
+    ports: tuple[int, int]
+
+    @property
+    def aggregator_toml(self) -> Path:
+        return self.folder / "aggregator.toml"
+
+    @property
+    def names(self) -> list[str]:
+        return [f"site-{number:02}" for number in range(self.sites)]
+
+    def site(self, name: str) -> Path:
+        return self.folder / name
+
+    def hub_command(self, *words: str) -> str:
+        return _run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words])
+
+
+class Trainers(threading.Thread):
+    """Every site's trainer: the same update for every job, at once."""
+
+    def __init__(self, place: Place, delta: np.ndarray) -> None:
+        super().__init__(name="trainers", daemon=True)
+        self._sides = [TrainerSide(place.site(name) / "spool") for name in place.names]
+        self._delta = delta
+        self._stopping = threading.Event()
+        for side in self._sides:
+            side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
+
+    def run(self) -> None:
+        while not self._stopping.wait(0.02):
+            for side in self._sides:
+                for job in side.jobs():
+                    if not side.delivered(job.run_id, job.round):
+                        self._deliver(side, job.run_id, job.round, job.base_model_digest, job.evaluation_only)
+                side.sweep()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+    def _deliver(self, side: TrainerSide, run_id: bytes, number: int, base: bytes, evaluates: bool) -> None:
+        outcome = "evaluated" if evaluates else "trained"
+        loss = (0.0, 0) if evaluates else (50.0, 100)
+        update = Update(run_id, number, base, outcome, None, 100, *loss, False)
+        side.deliver(update, None if evaluates else self._delta)
+
+
+@dataclass
+class Usage:
+    """CPU seconds now, peak memory so far."""
+
+    cpu_s: float
+    peak_mb: float
+
+    @classmethod
+    def of(cls, process: subprocess.Popen[bytes]) -> "Usage":
+        times = psutil.Process(process.pid).cpu_times()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        return cls(times.user + times.system, peak_kb / 1024)
+
+
+def main() -> None:
+    options = _options()
+    folder = Path(tempfile.mkdtemp(prefix="hemofed-round-", dir=options.folder))
+    try:
+        result = measure(Place(folder, options.sites, (_free_port(), _free_port())), options.params, options.rounds)
+    finally:
+        shutil.rmtree(folder)
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, object]:
+    """Bring everything up, let it run, take it down, and read what it cost."""
+    _write_settings(place)
+    place.hub_command("init")
+    model, plan = _write_plan(place, parameters, training_rounds)
+    delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
+    hub = open_hub(load_settings(place.aggregator_toml))
+    aggregator_command = [str(BIN / "hemofed-aggregator"), "--config", str(place.aggregator_toml), "serve"]
+    with _running("aggregator", aggregator_command, place.folder) as aggregator:
+        for name in place.names:
+            _enrol(place, name)
+        agents = [_agent_command(place, name) for name in place.names]
+        with _all_running(place.names, agents, place.folder) as sites:
+            trainers = Trainers(place, delta)
+            trainers.start()
+            time.sleep(2.0)  # every agent polls: the run begins with all of them there
+            place.hub_command("run", "start", str(plan), "--model", str(model))
+            watched = _watch(hub, aggregator, sites, training_rounds)
+            trainers.stop()
+            time.sleep(6.0)  # the last byte counts are written every five seconds
+            return _report(hub, place, parameters, training_rounds, watched)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Usage when each round was published, round 0 being the start of the run."""
+
+    aggregator: list[Usage]
+    sites: list[list[Usage]]
+
+
+def _watch(
+    hub: Hub, aggregator: subprocess.Popen[bytes], sites: list[subprocess.Popen[bytes]], training_rounds: int
+) -> Watched:
+    seen = Watched([Usage.of(aggregator)], [[Usage.of(site) for site in sites]])
+    ends_at = time.monotonic() + LIMIT_S
+    while time.monotonic() < ends_at:
+        time.sleep(0.1)
+        with hub.store.read() as session:
+            run = runs.every(session)[-1]
+            over = [row for row in rounds.of_run(session, run.run_id) if row.state in rounds.OVER]
+        for row in over[len(seen.aggregator) - 1 :]:
+            if row.state is RoundState.ABANDONED:
+                raise SystemExit(f"round {row.number} was abandoned: {row.reason}")
+            seen.aggregator.append(Usage.of(aggregator))
+            seen.sites.append([Usage.of(site) for site in sites])
+        if run.state is RunState.COMPLETED:
+            return seen
+        if run.state is not RunState.RUNNING:
+            raise SystemExit(f"the run is {run.state}: {run.reason}")
+    raise SystemExit(f"the run did not end within {LIMIT_S:.0f} s")
+
+
+def _report(hub: Hub, place: Place, parameters: int, training_rounds: int, watched: Watched) -> dict[str, object]:
+    with hub.store.read() as session:
+        run = runs.every(session)[-1]
+        rows = rounds.of_run(session, run.run_id)[:training_rounds]
+        times = [{one.state.value: one.seconds for one in rounds.phase_times(session, row.id)} for row in rows]
+        seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]
+        layout = Layout.of(plan_of(run), parameters)
+    walls = [(row.ended_at - row.opened_at).total_seconds() for row in rows]
+    per_round = [
+        {
+            "round": row.number,
+            "wall_s": round(wall, 3),
+            "masking_s": round(sum(phases[phase] for phase in PHASES), 3),
+            "phase_s": {phase: round(seconds, 3) for phase, seconds in phases.items()},
+        }
+        for row, wall, phases in zip(rows, walls, times, strict=True)
+    ]
+    # The first round has everything to fetch and to warm up; the others are the rule.
+    steady = per_round[1:] or per_round
+    site_cpu = [
+        (last.cpu_s - first.cpu_s) / training_rounds
+        for first, last in zip(watched.sites[0], watched.sites[training_rounds], strict=True)
+    ]
+    result = {
+        "sites": place.sites,
+        "parameters": parameters,
+        "processes": place.sites + 1,
+        "cores": os.cpu_count(),
+        "rounds": per_round,
+        "masking_s": round(float(np.mean([one["masking_s"] for one in steady])), 3),
+        "wall_s": round(float(np.mean([one["wall_s"] for one in steady])), 3),
+        "aggregator_cpu_s_per_round": round(
+            (watched.aggregator[training_rounds].cpu_s - watched.aggregator[0].cpu_s) / training_rounds, 3
+        ),
+        "aggregator_peak_mb": round(watched.aggregator[-1].peak_mb, 1),
+        "site_cpu_s_per_round": round(float(np.mean(site_cpu)), 3),
+        "site_peak_mb": round(max(usage.peak_mb for usage in watched.sites[-1]), 1),
+        "bytes_up_per_site": max(seat.bytes_up for seat in seats if seat),
+        "bytes_down_per_site": max(seat.bytes_down for seat in seats if seat),
+        "machine": _machine_limits(layout.bytes, place.sites),
+    }
+    result["ratio_to_machine"] = round(result["masking_s"] / result["machine"]["masking_floor_s"], 2)
+    return result
+
+
+def _machine_limits(upload_bytes: int, sites: int) -> dict[str, float]:
+    """Seconds this machine's cores need for nothing but the keystreams and the hashing of one round."""
+    data = bytes(1 << 24)
+    encryptor = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
+    target = bytearray(len(data))
+    aes = len(data) / _seconds(lambda: encryptor.update_into(data, target))
+    sha = len(data) / _seconds(lambda: hashlib.sha256(data).digest())
+    # A site draws one mask a peer and its own; the aggregator takes off one a site. Both hash each upload once.
+    streams, hashes = sites * sites + sites, 2 * sites
+    cores = os.cpu_count() or 1
+    return {
+        "aes_ctr_gb_s": round(aes / 1e9, 2),
+        "sha256_gb_s": round(sha / 1e9, 2),
+        "masking_floor_s": round((streams * upload_bytes / aes + hashes * upload_bytes / sha) / cores, 3),
+    }
+
+
+def _seconds(work: object) -> float:
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        work()  # type: ignore[operator]
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+# --- bringing it up ---
+
+
+def _write_settings(place: Place) -> None:
+    sites, enrolment = place.ports
+    folder = place.folder / "hub"
+    place.aggregator_toml.write_text(AGGREGATOR_TOML.format(sites=sites, enrolment=enrolment, folder=folder))
+    for name in place.names:
+        own = place.site(name)
+        (own / "export").mkdir(parents=True)
+        (own / "site.toml").write_text(SITE_TOML.format(name=name, sites=sites, enrolment=enrolment, folder=own))
+
+
+def _write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Path, Path]:
+    """A model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
+    shares = np.geomspace(1.0, 1000.0, TENSORS)
+    sizes = np.maximum(1, (shares / shares.sum() * parameters).astype(int))
+    sizes[-1] += parameters - sizes.sum()
+    manifest = Manifest(tuple(TensorSpec(f"layer{index}.weight", (int(size),)) for index, size in enumerate(sizes)))
+    weights = np.random.default_rng(0).standard_normal(parameters).astype(np.float32)
+    model, plan = place.folder / "initial.safetensors", place.folder / "plan.toml"
+    save_model(model, Model(manifest, weights))
+    plan.write_text(PLAN_TOML.format(rounds=training_rounds, sites=place.sites))
+    return model, plan
+
+
+def _enrol(place: Place, name: str) -> None:
+    token = json.loads(place.hub_command("site", "invite", name, "--auto-approve", "--json"))["token"]
+    address, config = f"127.0.0.1:{place.ports[1]}", place.site(name) / "site.toml"
+    _run([str(BIN / "hemofed-site"), "join", address, token, "--config", str(config)])
+
+
+def _agent_command(place: Place, name: str) -> list[str]:
+    return [str(BIN / "hemofed-site"), "agent", "--config", str(place.site(name) / "site.toml")]
+
+
+@contextmanager
+def _running(name: str, command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            if name == "aggregator":
+                _await_line(folder / f"{name}.log", b"listening", process)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextmanager
+def _all_running(names: list[str], commands: list[list[str]], folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    if not names:
+        yield []
+        return
+    with (
+        _running(names[0], commands[0], folder) as first,
+        _all_running(names[1:], commands[1:], folder) as others,
+    ):
+        yield [first, *others]
+
+
+def _await_line(log: Path, word: bytes, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if word in log.read_bytes():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise SystemExit(f"the aggregator did not come up:\n{log.read_text()}")
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure masked rounds with real processes.")
+    parser.add_argument("--sites", type=int, default=4)
+    parser.add_argument("--params", type=int, default=7_978_856)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the temporary folder is made; default: the system's")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
