@@ -111,9 +111,7 @@ class Hospital:
 
     def keys_message(self, step: pb.KeysStep) -> secagg_pb2.KeysMessage:
         plan, ref = self.federation.plan, step.round
-        ctx = secagg.context(
-            plan.digest, step.base_model_digest, ref.run_id, ref.round, ref.attempt, step.roster_epoch
-        )
+        ctx = secagg.context(plan.digest, step.base_model_digest, ref.run_id, ref.round, ref.attempt, step.roster_epoch)
         self.member = secagg.Member.begin(ctx, self.name, self.signing_key)
         own = secagg_pb2.Advertisement(**vars(self.member.advertisement))
         return secagg_pb2.KeysMessage(round=ref, advertisement=own)
@@ -243,9 +241,7 @@ class Federation:
             sites.add_certificate(
                 session, Certificate(fingerprint=fingerprint, site=hospital.name, issued_at=now, expires_at=now)
             )
-            sites.add_roster(
-                session, RosterEpoch(epoch=self.epoch, signed=signed.SerializeToString(), created_at=now)
-            )
+            sites.add_roster(session, RosterEpoch(epoch=self.epoch, signed=signed.SerializeToString(), created_at=now))
 
     def start(self, **changes: object) -> Run:
         """Begin a run of two training rounds, or as `changes` to the plan say."""

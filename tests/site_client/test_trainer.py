@@ -1,0 +1,261 @@
+"""The trainer as it runs: a worker that does a job from DICOM, and the service that looks after it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.manifest import load_model
+from federation.plan import (
+    Cohort,
+    Deadlines,
+    Encoding,
+    Inputs,
+    LocalTraining,
+    Metric,
+    ServerKind,
+    ServerOptimizer,
+    TrainingPlan,
+    sign_plan,
+)
+
+from site_client.config import load
+from site_client.model.fresh import write_fresh
+from site_client.phantom.dataset import Order, make_set
+from site_client.phantom.study import Wishes
+from site_client.spool import AgentSide, Job, RunId, Update
+from site_client.trainer.worker import STOPPED
+
+SITE_TOML = """
+name = "north"
+[folders]
+state = "state"
+spool = "spool"
+cache = "{cache}"
+export = "{data}/dicom"
+labels = ["{data}"]
+[policy]
+studies_min = {studies_min}
+[ingest]
+settle_s = 0
+slices_min = 8
+[training]
+threads = 1
+validation_fraction = 0.3
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patients") / "data"
+    make_set(Order("S", 12, 5, Wishes(64, 10.0, "balanced", 0.5), None, False), folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "initial.safetensors"
+    write_fresh("lite", 3, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Place:
+    """A hospital's folder with a job in its spool."""
+
+    folder: Path
+    job: Job
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "site.toml"
+
+    @property
+    def spool(self) -> AgentSide:
+        return AgentSide(self.folder / "spool")
+
+    def update(self) -> Update | None:
+        return self.spool.update(self.job.run_id, self.job.round)
+
+    def worker(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(self.config)]
+        command += ["--parent", str(os.getpid()), "--run", self.job.run_id.hex(), "--round", str(self.job.round)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+    def stop_at(self, step: int, number: signal.Signals) -> int:
+        """Start a worker, signal it once it reports training step `step`; its exit status."""
+        process = self.worker()
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                note = json.loads(line)
+                if note["state"] == "SITE_TRAINING" and note["step"] >= step:
+                    process.send_signal(number)
+                    break
+            lines.read()
+        return process.wait(60)
+
+    def finish(self) -> Update:
+        process = self.worker()
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        update = self.update()
+        assert update is not None
+        return update
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
+    def make(name: str, *, evaluation_only: bool = False, studies_min: int = 4) -> Place:
+        folder = tmp_path / name
+        folder.mkdir()
+        text = SITE_TOML.format(data=data, cache=tmp_path / "cache", studies_min=studies_min)
+        (folder / "site.toml").write_text(text)
+        plan = _plan(model)
+        signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
+        job = Job(RunId(plan.run_id), 1, evaluation_only, load_model(model).digest, plan.digest)
+        return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
+
+    return make
+
+
+def _plan(model: Path) -> TrainingPlan:
+    initial = load_model(model)
+    return TrainingPlan(
+        run_id=bytes(16),
+        name="test",
+        purpose="",
+        arm="lite",
+        manifest=initial.manifest,
+        initial_model_digest=initial.digest,
+        rounds=1,
+        inputs=Inputs(64, 16),
+        training=LocalTraining(
+            epochs=2, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
+        ),
+        server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
+        cohort=Cohort(3, 3, 64),
+        deadlines=Deadlines(3600, 60),
+        encoding=Encoding(10.0, 6, 100, bytes(32)),
+        metrics=(Metric.LOSS, Metric.HISTOGRAMS),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_stopped_and_killed_it_ends_with_the_very_bits_of_an_undisturbed_run(place: Callable[..., Place]) -> None:
+    undisturbed = place("undisturbed").finish()
+    disturbed = place("disturbed")
+    assert disturbed.stop_at(3, signal.SIGTERM) == STOPPED
+    assert disturbed.update() is None
+    assert disturbed.stop_at(5, signal.SIGKILL) == -signal.SIGKILL
+    assert disturbed.stop_at(9, signal.SIGTERM) == STOPPED
+    resumed = disturbed.finish()
+    assert resumed == undisturbed
+    assert resumed.delta_sha256 is not None
+
+
+@pytest.mark.timeout(300)
+def test_a_job_yields_a_clipped_delta_and_what_the_sums_need(place: Callable[..., Place]) -> None:
+    at = place("site")
+    update = at.finish()
+    delta = at.spool.delta(update)
+    assert update.outcome == "trained"
+    assert 0 < np.linalg.norm(delta) <= 10.0001
+    assert update.studies == update.example_count >= 4
+    assert update.loss_sum > 0
+    slices = np.array(update.histograms).sum(axis=(1, 2))
+    assert slices[0] > 0
+    assert len(set(slices)) == 1  # every label of every validation slice is known in this set
+
+
+@pytest.mark.timeout(300)
+def test_an_evaluation_only_job_judges_the_same_slices_and_trains_nothing(place: Callable[..., Place]) -> None:
+    trained, judged = place("training").finish(), place("judging", evaluation_only=True).finish()
+    assert judged.outcome == "evaluated"
+    assert judged.delta_sha256 is None
+    assert judged.histograms == trained.histograms
+    assert judged.studies == trained.studies
+
+
+def test_a_hospital_with_too_few_studies_declines(place: Callable[..., Place]) -> None:
+    update = place("small", studies_min=32).finish()
+    assert (update.outcome, update.reason) == ("declined", "TOO_FEW_STUDIES")
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[[Place], "subprocess.Popen[bytes]"]]:
+    started = []
+
+    def start(at: Place) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(at.config)]
+        started.append(subprocess.Popen(command, env=ENVIRONMENT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(300)
+def test_the_service_delivers_tidies_up_after_the_job_and_ends_when_told(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    at = place("served", evaluation_only=True)
+    process = service(at)
+    _wait(lambda: at.update() is not None)
+    status = at.spool.status()
+    assert status is not None
+    assert status.studies_ready == 12
+    at.spool.withdraw_job(at.job.run_id, at.job.round)
+    _wait(lambda: not at.spool.delivered(at.job.run_id, at.job.round))
+    _wait(lambda: list((load(at.config).folders.trainer / "jobs").glob("*")) == [])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_job_that_is_withdrawn_stops_its_worker(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    at = place("cancelled")
+    service(at)
+    _wait(lambda: (status := at.spool.status()) is not None and status.round == 1)
+    at.spool.withdraw_job(at.job.run_id, at.job.round)
+    _wait(lambda: (status := at.spool.status()) is not None and status.state == "SITE_IDLE")
+    assert at.update() is None
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_keeps_failing_is_declined_not_repeated_for_ever(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    at = place("broken")
+    (at.job.base_file).write_bytes(b"not a model")
+    service(at)
+    _wait(lambda: at.update() is not None)
+    update = at.update()
+    assert update is not None
+    assert (update.outcome, update.reason) == ("declined", "TRAINING_FAILED")
+
+
+def test_the_service_starts_without_torch_and_grpc() -> None:
+    source = "import sys, site_client.trainer.service as s; print({'torch', 'grpc', 'pydicom'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def _wait(true: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
