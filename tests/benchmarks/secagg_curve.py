@@ -130,7 +130,7 @@ def draw(rows: list[Row], params: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="24" font-size="15">Secure aggregation of {params / 1e6:g} million parameters, '
+        f'<text x="{LEFT}" y="24" font-size="13">Secure aggregation of {params / 1e6:g} million parameters, '
         f"{DROPPED:.0%} of the members vanish: CPU seconds a round, one core</text>",
     ]
     for power in range(low, high + 1):
