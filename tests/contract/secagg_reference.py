@@ -1,4 +1,4 @@
-"""A second, slow implementation of secure aggregation, written from docs/PROTOCOL.md and not from the first one.
+"""A second, slow implementation of secure aggregation (without shards), to hold the first one against.
 
 It shares nothing with `federation.secagg` but the primitives X25519, Ed25519, AES (block by block) and AES-GCM of
 `cryptography`. HKDF is written out over `hmac`, counter mode over single blocks, sharing over textbook Horner and
