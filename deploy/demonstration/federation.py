@@ -14,8 +14,8 @@ from aggregator.hub import Hub, open_hub
 from deploy.demonstration.hospitals import Hospital, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
-IMAGE_SIZE_PX = 128
-THICKNESS_MM = 6.0
+IMAGE_SIZE_PX = 96
+THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
 BIN = Path(sys.executable).parent

@@ -146,8 +146,12 @@ def _refuse_class(sop_class: str, fields: Fields) -> Reason | None:
 
 
 def _meta(dataset: FileDataset, name: str) -> str:
+    """An element of group 0002 as text; "" when it is absent or damaged beyond conversion."""
     meta = getattr(dataset, "file_meta", None)
-    return str(meta.get(name, "")) if meta is not None else ""
+    try:
+        return str(meta.get(name, "")) if meta is not None else ""
+    except Exception:  # pydicom converts on access, and lets nearly any exception through for a broken element
+        return ""
 
 
 def _syntax(dataset: FileDataset) -> UID:

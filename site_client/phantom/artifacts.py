@@ -61,9 +61,7 @@ def blur_by_motion(random: np.random.Generator, image: Floats, scan: Scan, chanc
             image[k] = 0.55 * image[k] + 0.45 * other
 
 
-def streak(
-    random: np.random.Generator, image: Floats, scan: Scan, metal_mm: list[npt.NDArray[np.float64]]
-) -> None:
+def streak(random: np.random.Generator, image: Floats, scan: Scan, metal_mm: list[npt.NDArray[np.float64]]) -> None:
     """Streaks around metal at positions given in scanner space (mm)."""
     phase = random.uniform(0, np.pi)
     for place in metal_mm:

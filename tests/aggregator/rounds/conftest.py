@@ -6,7 +6,7 @@ functions as the gRPC door. Only the network and the training are missing.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ from aggregator.states import RoundState, SeatState
 from aggregator.store import Store, sites
 from aggregator.store import rounds as round_rows
 from aggregator.store import runs as run_rows
-from aggregator.tables import Certificate, Round, RosterEpoch, Run, Seat, Site
+from aggregator.tables import Certificate, RosterEpoch, Round, Run, Seat, Site
 
 PARAMETERS = 300
 
@@ -338,6 +338,6 @@ class Federation:
 
 
 @pytest.fixture
-def federation(tmp_path: Path, store: Store, clock: Callable[[], datetime]) -> Iterator[Federation]:
+def federation(tmp_path: Path, store: Store, clock: Callable[[], datetime]) -> Federation:
     """Five hospitals with keys and updates of their own; no run yet."""
-    yield Federation(tmp_path, store, clock, [f"site-{letter}" for letter in "abcde"])
+    return Federation(tmp_path, store, clock, [f"site-{letter}" for letter in "abcde"])
