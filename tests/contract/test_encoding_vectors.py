@@ -1,8 +1,8 @@
 """Golden vectors of encoding and chain, checked by a second implementation that shares no code with the first.
 
-The slow one below is plain Python on whole numbers and floats, written from docs/PROTOCOL.md. It makes the files under
-vectors/ (`python tests/contract/test_encoding_vectors.py`); the test holds both implementations against them, so that
-a change of the bytes on the wire, or of one bit of a model, cannot go unnoticed.
+The slow one below is plain Python on whole numbers and floats and does what docs/PROTOCOL.md says. It makes the file
+under vectors/ (`python tests/contract/test_encoding_vectors.py`); the tests hold both implementations against it, so
+that a change of the bytes on the wire, or of one bit of a model, cannot go unnoticed.
 """
 
 import hashlib
