@@ -52,7 +52,7 @@ slices_max = 32
 [training]
 epochs = {epochs}
 learning_rate = {learning_rate}
-studies_per_step = 1
+studies_per_step = 4
 studies_min = 4
 
 [cohort]
@@ -213,7 +213,7 @@ class Federation:
 
 
 CLIP_NORM = 10.0
-PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.5", "--workers", "1")
+PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
 
 
 def _environment() -> dict[str, str]:

@@ -115,7 +115,8 @@ class Service:
         worker = self._worker
         if worker is None:
             return
-        self._studies = worker.note.studies or self._studies
+        if worker.job is None:  # a scan counts what is ready; a job's notes count what it has prepared so far
+            self._studies = worker.note.studies or self._studies
         code = worker.process.poll()
         if code is not None:
             self._worker = None

@@ -30,8 +30,8 @@ class Demo:
     def __post_init__(self) -> None:
         command = [str(ROOT / "deploy" / "demo"), "--state", str(self.folder / "state"), "--port", str(_free_ports())]
         command += ["--json", str(self.folder / "figures.json"), *self.arguments]
-        log = (self.folder / "demo.log").open("w")
-        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        with (self.folder / "demo.log").open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
     @property
     def output(self) -> str:
