@@ -45,6 +45,10 @@ class AgentSide:
         self._out = _folder(spool / "to_trainer")
         self._in = spool / "to_agent"
 
+    def clear_drafts(self) -> None:
+        """Removes what a crash left half built. For the agent at its start: nobody else may know what is in hand."""
+        sweep_drafts(self._out)
+
     @staticmethod
     def peek(spool: Path) -> Status | None:
         """The trainer's last word, for somebody who only looks."""
@@ -104,6 +108,10 @@ class TrainerSide:
         self._out = _folder(spool / "to_agent")
         self._in = spool / "to_trainer"
 
+    def clear_drafts(self) -> None:
+        """Removes what a crash left half built. For the trainer's service at its start, before it has a worker."""
+        sweep_drafts(self._out)
+
     def jobs(self) -> list[Job]:
         """Every job on offer, oldest round first. A job that is gone is cancelled."""
         return _jobs(self._in)
@@ -145,7 +153,6 @@ def _folder(path: Path) -> Path:
     if not path.exists():
         path.mkdir(parents=True)
         path.chmod(_FOLDER_MODE)
-    sweep_drafts(path)
     return path
 
 

@@ -78,7 +78,7 @@ _OUTSIDE = {SeatState.OFFERED, SeatState.READY, SeatState.DECLINED, SeatState.LE
 
 
 def _site_line(hospital: Hospital) -> str:
-    status = AgentSide(load(hospital.config).folders.spool).status()
+    status = AgentSide.peek(load(hospital.config).folders.spool)  # looks only: an AgentSide would sweep the drafts
     if status is None:
         return f"  {hospital.name:<8} starting"
     word = status.state.removeprefix("SITE_").lower().replace("_", " ")

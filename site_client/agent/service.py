@@ -72,7 +72,9 @@ class Service:
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
         self._egress = Egress(self._guard, self._ledger, self._link)
-        self._rounds = SiteRounds(self._egress, identity, AgentSide(settings.folders.spool), settings, clock)
+        spool = AgentSide(settings.folders.spool)
+        spool.clear_drafts()
+        self._rounds = SiteRounds(self._egress, identity, spool, settings, clock)
         self._health = _Health()
 
     def stop(self) -> None:

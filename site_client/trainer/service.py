@@ -78,6 +78,7 @@ class Service:
         self._written = 0.0
 
     def run(self) -> None:
+        self._spool.clear_drafts()
         self._write_status(Status(self._clock(), "SITE_PREPARING"))
         self._start(None)
         while not self.stopping.is_set():
