@@ -11,12 +11,14 @@ from pathlib import Path
 import click
 
 from aggregator.states import RunState
-from aggregator.store import runs, sites
+from aggregator.store import runs
 from deploy.demonstration import results
 from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
 from deploy.demonstration.hospitals import BadDataFolder
 from deploy.demonstration.processes import RestartedTooOften
 from deploy.demonstration.progress import Progress
+from site_client.agent.view import read_view
+from site_client.config import load
 
 MARKER = ".hemofed-demo"  # a folder with this file is the demo's own and may be emptied
 LISTENING_S = 60.0
@@ -154,10 +156,10 @@ def _listens(port: int) -> bool:
 
 
 def _agreed_digests(federation: Federation) -> dict[str, str]:
-    """What each site says it holds, once all say the same or time is up."""
-    hub, deadline = federation.hub(), time.monotonic() + AGREEING_S
-    with hub.store.read() as session:
+    """The digest of the model each site holds by its own word, once all hold the newest or time is up."""
+    with federation.hub().store.read() as session:
         newest = runs.newest_model(session, runs.every(session)[-1].run_id).digest.hex()
+    deadline = time.monotonic() + AGREEING_S
     while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
         federation.processes.restart_the_dead()
         time.sleep(LOOK_S)
@@ -165,9 +167,9 @@ def _agreed_digests(federation: Federation) -> dict[str, str]:
 
 
 def _site_digests(federation: Federation) -> dict[str, str]:
-    with federation.hub().store.read() as session:
-        reported = {row.site: row.model_digest.hex() for row in sites.reports(session)}
-    return {hospital.name: reported.get(hospital.name, "") for hospital in federation.sites}
+    """As `hemofed-site status` at each hospital shows it; empty before the site has verified a model."""
+    views = {site.name: read_view(load(site.config).folders.agent) for site in federation.sites}
+    return {name: (view.model_digest or "") if view else "" for name, view in views.items()}
 
 
 def _stay(federation: Federation) -> None:

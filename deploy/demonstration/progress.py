@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from sqlalchemy.orm import Session
+
 from aggregator.hub import Hub
+from aggregator.metrics import Report
 from aggregator.states import RoundState, SeatState
 from aggregator.store import rounds, runs
+from aggregator.tables import ModelMetrics, Round
 from deploy.demonstration.hospitals import Hospital
 from site_client.config import load
 from site_client.spool import AgentSide
@@ -26,13 +30,14 @@ class Progress:
     _said: set[str] = field(default_factory=set)
 
     def show(self) -> None:
-        lines = [*self._round_lines(), *self._site_lines()]
-        if self.out.isatty():
+        redraws = self.out.isatty()
+        lines = [*self._round_lines(), *(_site_line(hospital, in_full=redraws) for hospital in self.sites)]
+        if redraws:
             self.out.write(f"\x1b[{self._drawn}F\x1b[0J" if self._drawn else "")
             self.out.write("\n".join(lines) + "\n")
             self._drawn = len(lines)
         else:
-            self._print_new([line for line in self._round_lines() if line])
+            self._print_new(lines)
         self.out.flush()
 
     def say(self, text: str) -> None:
@@ -44,46 +49,56 @@ class Progress:
         self.out.flush()
 
     def _print_new(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            if line not in self._said:
-                self._said.add(line)
-                self.out.write(line + "\n")
+        self.out.writelines(line + "\n" for line in lines if line not in self._said)
+        self._said = set(lines)
 
     def _round_lines(self) -> list[str]:
         with self.hub.store.read() as session:
             every = runs.every(session)
             if not every:
                 return []
+            judged = {metrics.round_id: metrics for metrics in rounds.metrics_of_run(session, every[-1].run_id)}
             rows = rounds.of_run(session, every[-1].run_id)
-            lines = []
-            for row in rows:
-                states = rounds.seat_states(session, row.id)
-                lines.append(_round_line(row.number, row.attempt, row.state, states, row.reason))
-        return lines
-
-    def _site_lines(self) -> list[str]:
-        return [_site_line(hospital) for hospital in self.sites]
+            return [_round_line(session, row, judged.get(row.id)) for row in rows]
 
 
-def _round_line(number: int, attempt: int, state: RoundState, seats: dict[str, SeatState], reason: str | None) -> str:
-    again = f", attempt {attempt}" if attempt > 1 else ""
-    if state is RoundState.ABANDONED:
-        return f"  round {number}{again}: abandoned, {reason}"
-    cohort = [site for site, seat in seats.items() if seat not in _OUTSIDE]
-    inside = f"; cohort {', '.join(cohort)}" if cohort else ""
-    return f"  round {number}{again}: {state.value}{inside}"
+def _round_line(session: Session, row: Round, judged: ModelMetrics | None) -> str:
+    again = f", attempt {row.attempt}" if row.attempt > 1 else ""
+    name = f"  round {row.number}{again}: {row.state.value}"
+    if row.state is RoundState.ABANDONED:
+        return f"{name}, {row.reason}"
+    seats = [seat for seat in rounds.seats(session, row.id) if seat.state not in _OUTSIDE]
+    inside = f"; cohort {', '.join(seat.site for seat in seats)}" if seats else ""
+    if row.state is not RoundState.PUBLISHED:
+        return name + inside
+    up = max(seat.bytes_up for seat in seats)  # the aggregator writes it down a few seconds after the last byte
+    sent = f"; a site sent {up / 1e6:.2f} MB" if up else ""
+    return f"{name}{inside}{sent}{_judgement(judged)}"
+
+
+def _judgement(judged: ModelMetrics | None) -> str:
+    """What the round's cohort said of the model it began with."""
+    if judged is None:
+        return ""
+    report = Report.from_json(judged.report)
+    auc = report.labels["any"].auc if report.labels else None
+    loss = report.weighted_log_loss
+    said = [f"AUC any {auc:.3f}"] if auc is not None else []
+    said += [f"log loss {loss:.3f}"] if loss is not None else []
+    return f"; its base model: {', '.join(said)}" if said else ""
 
 
 _OUTSIDE = {SeatState.OFFERED, SeatState.READY, SeatState.DECLINED, SeatState.LEFT_OUT}
 
 
-def _site_line(hospital: Hospital) -> str:
+def _site_line(hospital: Hospital, in_full: bool) -> str:
+    """`in_full`: with the step, which is old at once in a log."""
     status = AgentSide.peek(load(hospital.config).folders.spool)  # looks only: an AgentSide would sweep the drafts
     if status is None:
         return f"  {hospital.name:<8} starting"
     word = status.state.removeprefix("SITE_").lower().replace("_", " ")
     reasons = f" ({', '.join(code.lower().replace('_', ' ') for code in status.reasons)})" if status.reasons else ""
-    if word != "training" or not status.steps:
+    if word != "training" or not status.steps or not in_full:
         return f"  {hospital.name:<8} {word}{reasons}"
     filled = BAR * status.step // status.steps
     loss = "" if status.loss is None else f"  loss {status.loss:.3f}"
