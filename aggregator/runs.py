@@ -3,8 +3,9 @@
     start_run -> round 1 -> ... -> round plan.rounds -> evaluation-only round -> COMPLETED
 
 Round numbers are never used twice. An abandoned round is spent: the next number starts from the same base model, and
-the run ends after number plan.rounds + 1 whatever became of it. Several abandoned in a row pause the run with the
-reason, so that a federation that cannot work asks for a person instead of asking hospitals to train in vain.
+the run ends after number plan.rounds + 1 whatever became of it, or aborted before it when no training round was
+published. Several abandoned in a row pause the run with the reason, so that a federation that cannot work asks for a
+person instead of asking hospitals to train in vain.
 """
 
 from dataclasses import dataclass
@@ -111,14 +112,21 @@ def abort(hub: Hub, run_id: bytes, why: str = "aborted by the coordinator", acto
 
 
 def carry_on(session: Session, run: Run, ending: Ending) -> None:
-    """Open the next round of a RUNNING run whose last one is over, or complete the run. Otherwise do nothing."""
+    """Open the next round of a RUNNING run whose last one is over, or end the run. Otherwise do nothing.
+
+    A run whose every training round was abandoned is not completed: it ends ABORTED, with nothing to evaluate.
+    """
     last = rounds.newest(session, run.run_id)
     if run.state is not RunState.RUNNING or (last is not None and last.state not in rounds.OVER):
         return
-    plan = plan_of(run)
+    plan, who = plan_of(run), runs.subject(run.run_id)
     if last is not None and evaluates_only(plan, last.number):
-        change = Change(ending.at, ending.actor, runs.subject(run.run_id), "every round of the plan is over")
+        change = Change(ending.at, ending.actor, who, "every round of the plan is over")
         runs.move(session, run, RunState.COMPLETED, change, ended_at=ending.at)
+        return
+    if last is not None and last.number >= plan.rounds and len(runs.models(session, run.run_id)) == 1:
+        change = Change(ending.at, ending.actor, who, f"every round of the plan was abandoned; the last: {last.reason}")
+        runs.move(session, run, RunState.ABORTED, change, ended_at=ending.at)
         return
     _open_next(session, run, plan, ending)
 

@@ -138,6 +138,11 @@ def _split_labels(table: Path, sites: Sequence[Hospital], site_of_identifier: di
         site = site_of_identifier.get(row[0].rpartition(SUBTYPE_SEPARATOR)[0])
         if site is not None:
             rows[site].append(row)
+    if not rows:
+        raise BadDataFolder(
+            f"expected rows like <SOPInstanceUID>_any in {table.name}, got none that names one of the "
+            f"{len(site_of_identifier)} images; check that table and images belong together"
+        )
     for hospital in sites:
         hospital.data.mkdir(parents=True, exist_ok=True)
         with (hospital.data / "labels_slices.csv").open("w", newline="") as file:
