@@ -33,18 +33,18 @@ def overshoot(image: Floats, scan: Scan, kernel: Kernel) -> None:
         image += np.float32(gain) * (image - ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=2.5))
 
 
-def harden(random: np.random.Generator, image: Floats, scan: Scan) -> None:
+def harden(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan) -> None:
     """Dark bands of 10-20 HU between the petrous bones, and a rim 3-8 HU too bright under the vault."""
     rim, band = random.uniform(3, 8), random.uniform(0.7, 1.3)
     step = max(1, round(1.6 / scan.pixel_mm))
-    bone = np.clip(image[:, ::step, ::step] / 900, 0, 1.3)
-    bone[bone < 0.35] = 0
+    dense = np.clip(bone[:, ::step, ::step] / 900, 0, 1.3)
+    dense[dense < 0.35] = 0
     grid_mm = scan.pixel_mm * step
-    left = np.cumsum(bone, axis=2, dtype=np.float32) * grid_mm
+    left = np.cumsum(dense, axis=2, dtype=np.float32) * grid_mm
     right = left[:, :, -1:] - left
     dark = -np.clip(band * (np.minimum(left, right) - VAULT_MM), 0, 20)
     dark = ndimage.gaussian_filter(dark, (0, 3 / grid_mm, 1.5 / grid_mm), truncate=2.5)
-    glow = ndimage.gaussian_filter(np.minimum(bone, 1), (0, 4 / grid_mm, 4 / grid_mm), truncate=2.5)
+    glow = ndimage.gaussian_filter(np.minimum(dense, 1), (0, 4 / grid_mm, 4 / grid_mm), truncate=2.5)
     change = _enlarged(dark + 2 * rim * np.minimum(glow, 0.5), step, image.shape)
     image += np.where((image > -150) & (image < 200), change, np.float32(0))
 

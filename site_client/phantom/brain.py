@@ -48,6 +48,16 @@ class Brain:
     ventricle_mm: Floats
     hu: Floats
 
+    def part(self, indices: npt.NDArray[np.intp]) -> "Brain":
+        """A copy of some of the points."""
+        return Brain(
+            self.tissue[indices],
+            self.gap_mm[indices],
+            self.fluid_mm[indices],
+            self.ventricle_mm[indices],
+            self.hu[indices],
+        )
+
 
 def joined(parts: list[Brain]) -> Brain:
     """Parts of one brain, one after another."""

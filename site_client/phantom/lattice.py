@@ -47,6 +47,10 @@ class Scan:
         half = (self.size_px - 1) / 2 * self.pixel_mm
         return self._middle(self.along_mm[index]) - half * (self.row_direction + self.column_direction)
 
+    def seen_at(self, head_mm: tuple[float, float, float]) -> npt.NDArray[np.float64]:
+        """Where a point of the head lies in scanner space (mm)."""
+        return np.asarray(self.pose @ np.array(head_mm) + self.center_mm)
+
     def _middle(self, along_mm: float) -> npt.NDArray[np.float64]:
         return np.array([0.0, 0.0, along_mm / np.cos(self.tilt_rad)])
 

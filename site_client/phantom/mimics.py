@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from site_client.phantom.brain import Brain, Tissue
-from site_client.phantom.head import Head, Points
+from site_client.phantom.head import Head, Mask, Points
 from site_client.phantom.lesions import Lesion
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Patients
@@ -126,8 +126,22 @@ def _operation(random: np.random.Generator, side: float, shunted: bool) -> list[
 def paint_brain(mimics: tuple[Mimic, ...], head: Head, points: Points, brain: Brain) -> None:
     """Change the HU of brain points in place."""
     for mimic in mimics:
-        if mimic.kind in _BRAIN:
-            _BRAIN[mimic.kind](mimic, head, points, brain)
+        if mimic.kind in _LOCAL:
+            near = np.flatnonzero(_near(mimic, points))
+            if len(near):
+                part = brain.part(near)
+                x, y, z = points
+                _LOCAL[mimic.kind](mimic, head, (x[near], y[near], z[near]), part)
+                brain.hu[near] = part.hu
+        elif mimic.kind in _SPREAD:
+            _SPREAD[mimic.kind](mimic, head, points, brain)
+
+
+def _near(mimic: Mimic, points: Points) -> Mask:
+    """Points a local mimic can change, those of its mirror image included."""
+    (x, y, z), (a, b, c) = points, mimic.center_mm
+    reach = 2 * mimic.size_mm + 14
+    return np.asarray((np.abs(np.abs(x) - abs(a)) < reach) & (np.abs(y - b) < reach) & (np.abs(z - c) < reach))
 
 
 def paint_skull(mimics: tuple[Mimic, ...], points: Points, depth: Floats, hu: Floats) -> None:
@@ -178,7 +192,7 @@ def _artery(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
     brain.hu[thread & (along > 7) & (along < 36)] = mimic.hu
 
 
-def _of_tissue(tissue: Tissue) -> Callable[[Mimic, Head, Points, Brain], None]:
+def _of_tissue(tissue: Tissue) -> "_Painter":
     def paint(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
         brain.hu[brain.tissue == tissue] = mimic.hu
 
@@ -231,23 +245,26 @@ def _cyst(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
     brain.hu[_away(mimic, points) < mimic.size_mm] = 6.0
 
 
-_BRAIN: dict[Kind, Callable[[Mimic, Head, Points, Brain], None]] = {
+_Painter = Callable[[Mimic, Head, Points, Brain], None]
+_LOCAL: dict[Kind, _Painter] = {
     "pineal": _spot,
     "colloid": _spot,
     "clip": _spot,
     "choroid": _pair,
     "ganglia": _pair,
     "falx_plaque": _plaque,
+    "meningioma": _meningioma,
+    "infarct": _infarct,
+    "cyst": _cyst,
+}
+_SPREAD: dict[Kind, _Painter] = {
     "dense_artery": _artery,
     "dense_sinus": _of_tissue(Tissue.VEIN),
     "dense_dura": _of_tissue(Tissue.DURA),
     "contrast": _contrast,
-    "meningioma": _meningioma,
-    "infarct": _infarct,
     "shunt": _shunt,
     "gas": _gas,
     "edema": _edema,
-    "cyst": _cyst,
 }
 
 

@@ -66,7 +66,7 @@ def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(turn @ lean @ nod)
 
 
-def full_image(scan: Scan, box: tuple[slice, slice], head: Floats) -> Floats:
+def full_image(scan: Scan, scanner: Scanner, box: tuple[slice, slice], head: Floats) -> Floats:
     """The box of the head set into the field of view, with the headrest under it."""
     image = np.full((scan.slices, scan.size_px, scan.size_px), -1000.0, dtype=np.float32)
     image[:, box[0], box[1]] = head
@@ -90,7 +90,7 @@ def blur(image: Floats, scan: Scan, kernel: Kernel) -> Floats:
     return np.asarray(ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=3.0), dtype=np.float32)
 
 
-def add_noise(random: np.random.Generator, image: Floats, scan: Scan, scanner: Scanner) -> Floats:
+def add_noise(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan, scanner: Scanner) -> Floats:
     """Correlated noise of the scanner's level, rising to the rim, more where bone takes the photons."""
     white = random.standard_normal(image.shape, dtype=np.float32)
     sigma = NOISE_MM[scanner.kernel] / min(scan.pixel_mm, 0.6)
@@ -98,8 +98,8 @@ def add_noise(random: np.random.Generator, image: Floats, scan: Scan, scanner: S
     noise /= noise.std()
     pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm / 100
     radial = 0.9 + 0.2 * (pixels[:, None] ** 2 + pixels[None, :] ** 2)
-    bone = (image[:, ::4, ::4] > 300).mean(axis=(1, 2))
+    dense = (bone[:, ::4, ::4] > 300).mean(axis=(1, 2))
     thin = np.sqrt(5.0 / np.clip(scan.thickness_mm, 2.5, 10))
-    level = scanner.noise_hu * thin * (0.85 + 2.5 * np.minimum(bone, 0.12))
+    level = scanner.noise_hu * thin * (0.85 + 2.5 * np.minimum(dense, 0.12))
     noise *= level[:, None, None].astype(np.float32) * radial[None].astype(np.float32)
     return np.asarray(image + noise, dtype=np.float32)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 
-StreamName = Literal["anatomy", "lesion", "mimics", "physics", "header", "labels", "faults", "visit"]
+StreamName = Literal["anatomy", "lesion", "mimics", "physics", "accidents", "header", "labels", "faults", "visit"]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from site_client.phantom.artifacts import blur_by_motion, harden, overshoot, scale_kvp, streak
 from site_client.phantom.bleeds import grow, shift_points
 from site_client.phantom.brain import Brain, brain_at, joined
 from site_client.phantom.head import Head, cavity_of, fill_head, shell_at
 from site_client.phantom.lattice import Lattice, Scan
 from site_client.phantom.lesions import Lesion, Prevalence, draw_lesions, percent_of
+from site_client.phantom.mimics import Mimic, clips_of, draw_mimics, paint_brain, paint_skull
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Patients, Scanner
 from site_client.phantom.scanner import add_noise, blur, full_image, lay_out
@@ -34,8 +36,23 @@ class Study:
     scan: Scan
     age: float
     lesions: tuple[Lesion, ...]
+    mimics: tuple[Mimic, ...]
     image: Floats = field(repr=False)
     truth: Truth = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Matter:
+    """A scan's slices before any physics, f32[T, h, w] of the lattice's box.
+
+    hu: everything; bone: what hardens a beam, HU above water outside the brain, which no bleed changes; brain: share of
+    a pixel's thickness inside the skull; subtype: lesion map uint8[S, h, w] of the lattice.
+    """
+
+    hu: Floats
+    bone: Floats
+    brain: Floats
+    subtype: npt.NDArray[np.uint8]
 
 
 def make_study(
@@ -47,24 +64,43 @@ def make_study(
     days: int = 0,
     lesion_free: bool = False,
 ) -> Study:
-    """Make one study. Anatomy and lesion come from the patient's streams, all else from the study's own.
+    """Make one study. Anatomy, lesion and mimics come from the patient's streams, all else from the study's own.
 
     `days` ages the bleeds since the patient's first study; `lesion_free` makes the study's twin: the same in everything
-    but the lesion.
+    but the lesion. What a bleed leaves on bone (its fracture) and in the width of the ventricles, the twin keeps.
     """
     anatomy = patient.generator("anatomy")
     age = draw_age(anatomy, patients)
-    head = Head.draw(anatomy, age)
-    percent = percent_of(wishes.prevalence, patients)
-    lesions = draw_lesions(patient.generator("lesion"), percent, patients.chronic_subdural, wishes.difficulty)
-    lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in lesions)
+    drawn = draw_lesions(
+        patient.generator("lesion"),
+        percent_of(wishes.prevalence, patients),
+        patients.chronic_subdural,
+        wishes.difficulty,
+    )
+    head = _swollen(Head.draw(anatomy, age), drawn)
+    mimics = draw_mimics(patient.generator("mimics"), _eased(patients, wishes.difficulty), age, drawn)
+    lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in drawn)
     physics = streams.generator("physics")
     scan = lay_out(physics, scanner, wishes.size_px, wishes.thickness_mm, head.half_mm)
     lattice = Lattice.of(scan)
-    tissue, subtype, brain = _tissue(_swollen(head, lesions), lesions, lattice)
-    image = blur(full_image(scan, lattice.box, lattice.averaged(tissue)), scan, scanner.kernel)
-    truth = judge(scan, lattice, subtype, image, lattice.averaged(brain))
-    return Study(scan, age, lesions, add_noise(physics, image, scan, scanner), truth)
+    matter = _fill(head, lesions, mimics, lattice)
+    image = blur(full_image(scan, scanner, lattice.box, matter.hu), scan, scanner.kernel)
+    truth = judge(scan, lattice, matter.subtype, image, matter.brain)
+    accidents = streams.generator("accidents")
+    bone = np.zeros(image.shape, dtype=np.float32)
+    bone[:, lattice.box[0], lattice.box[1]] = matter.bone
+    scale_kvp(image, scanner.kvp)
+    harden(accidents, image, bone, scan)
+    overshoot(image, scan, scanner.kernel)
+    blur_by_motion(accidents, image, scan, patients.motion)
+    streak(accidents, image, scan, [scan.seen_at(clip.center_mm) for clip in clips_of(mimics)])
+    image = add_noise(physics, image, bone, scan, scanner)
+    return Study(scan, age, lesions, mimics, image, truth)
+
+
+def _eased(patients: Patients, difficulty: float) -> Patients:
+    """Easy sets have fewer look-alikes, as they have larger bleeds."""
+    return replace(patients, mimics=patients.mimics * min(1.0, difficulty))
 
 
 def _aged(lesion: Lesion, days: int) -> Lesion:
@@ -85,21 +121,23 @@ def _swollen(head: Head, lesions: tuple[Lesion, ...]) -> Head:
     return replace(head, ventricles=max(head.ventricles, float(np.sqrt(inside / 16.0))))
 
 
-def _tissue(head: Head, lesions: tuple[Lesion, ...], lattice: Lattice) -> tuple[Floats, npt.NDArray[np.uint8], Floats]:
-    """HU, lesion subtype and share of cavity of every point of the lattice."""
+def _fill(head: Head, lesions: tuple[Lesion, ...], mimics: tuple[Mimic, ...], lattice: Lattice) -> Matter:
+    """Ask the anatomy at every point of the lattice, slab by slab; then let the bleeds grow through the whole brain."""
     hu = np.empty(lattice.x.shape, dtype=np.float32)
     cavity = np.empty(lattice.x.shape, dtype=np.bool_)
-    gaps: list[Floats] = []
     brains: list[Brain] = []
     for slab in lattice.slabs():
         points = (lattice.x[slab], lattice.y[slab], lattice.z[slab])
         shell = shell_at(head, points)
         hu[slab] = fill_head(head, points, shell)
-        cavity[slab] = cavity_of(shell)
-        here = cavity[slab]
-        gaps.append(np.minimum(shell.depth[here], 0.85 * shell.gap[here]))
+        paint_skull(mimics, points, shell.depth, hu[slab])
+        here = cavity[slab] = cavity_of(shell)
+        gap = np.minimum(shell.depth[here], 0.85 * shell.gap[here])
         x, y, z = (axis[here] for axis in points)
-        brains.append(brain_at(head, shift_points(lesions, (x, y, z), gaps[-1]), gaps[-1]))
+        moved = shift_points(lesions, (x, y, z), gap)
+        brains.append(brain_at(head, moved, gap))
+        paint_brain(mimics, head, moved, brains[-1])
+    bone = lattice.averaged(np.where(cavity, np.float32(0), np.maximum(hu, 0)))
     inside = np.flatnonzero(cavity.ravel())
     x, y, z = (axis.ravel()[inside] for axis in (lattice.x, lattice.y, lattice.z))
     plane = int(np.prod(hu.shape[1:]))
@@ -107,4 +145,5 @@ def _tissue(head: Head, lesions: tuple[Lesion, ...], lattice: Lattice) -> tuple[
     subtype = np.zeros(hu.size, dtype=np.uint8)
     subtype[inside] = bleeds.subtype
     hu.ravel()[inside] = bleeds.hu
-    return hu, subtype.reshape(hu.shape), cavity.astype(np.float32)
+    brain = lattice.averaged(cavity.astype(np.float32))
+    return Matter(lattice.averaged(hu), bone, brain, subtype.reshape(hu.shape))
