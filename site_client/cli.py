@@ -147,6 +147,65 @@ def plan_refuse(digest: str, config: Path) -> None:
     _decide(config, digest, approved=False)
 
 
+@main.group()
+def ledger() -> None:
+    """What left this site: every message, one signed line each, chained."""
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+_ANCHOR = click.option("--anchor", metavar="ENTRIES:HEAD", help="A length and head the ledger must have had.")
+
+
+@ledger.command("show")
+@click.argument("entry", required=False, type=click.IntRange(1))
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="How many of the newest.")
+@_JSON
+@CONFIG
+def ledger_show(entry: int | None, last: int, as_json: bool, config: Path) -> None:
+    """Show the newest entries, or open ENTRY with its payload."""
+    from site_client.agent.ledger_view import LedgerView
+
+    view = LedgerView(load(config))
+    click.echo(view.show(last, as_json=as_json) if entry is None else view.open(entry, as_json=as_json))
+
+
+@ledger.command("totals")
+@_JSON
+@CONFIG
+def ledger_totals(as_json: bool, config: Path) -> None:
+    """Messages and bytes by day and address, to hold against a proxy's log."""
+    from site_client.agent.ledger_view import LedgerView
+
+    click.echo(LedgerView(load(config)).totals(as_json=as_json))
+
+
+@ledger.command("verify")
+@click.option("--file", "exported", type=click.Path(path_type=Path, dir_okay=False), help="An exported ledger instead.")
+@click.option("--key", help="With --file: the site's Ed25519 public key, in hex, as the roster has it.")
+@_ANCHOR
+@_JSON
+@CONFIG
+def ledger_verify(exported: Path | None, key: str | None, anchor: str | None, as_json: bool, config: Path) -> None:
+    """Check every line, link, signature and kept payload; the first bad entry is named, with exit status 1."""
+    from site_client.agent.ledger_view import LedgerView, verify_file
+
+    if exported is not None:
+        click.echo(verify_file(exported, key, anchor, as_json=as_json))
+    else:
+        click.echo(LedgerView(load(config)).verify(anchor, as_json=as_json))
+
+
+@ledger.command("export")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@CONFIG
+def ledger_export(out: Path, form: str, config: Path) -> None:
+    """Write the ledger to a file: jsonl can be verified anywhere, csv is for reading."""
+    from site_client.agent.ledger_view import LedgerView
+
+    click.echo(LedgerView(load(config)).export(out, form))
+
+
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.pass_context
 def phantom(context: click.Context) -> None:

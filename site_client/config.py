@@ -9,11 +9,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from federation.names import is_site_name
+
 from site_client.errors import ConfigRefused
+from site_client.windows import WindowRefused, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 _T = TypeVar("_T")
@@ -105,6 +109,46 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """When the trainer may train. Shares are 0..1; 1 switches that gate off, as 0 does for idle times and GiB."""
+
+    foreign_cpu_max: float = 0.25
+    memory_pressure_max: float = 0.1
+    io_pressure_max: float = 0.5
+    memory_free_min_gib: float = 1.0
+    disk_free_min_gib: float = 2.0
+    temperature_max_c: float = 90.0
+    user_idle_min_s: float = 300.0
+    remote_idle_min_s: float = 300.0
+    gpu_others: Literal["compute", "any", "ignore"] = "compute"
+    battery: Literal["pause", "ignore"] = "pause"
+    exclusive_programs: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
+    blackout: tuple[str, ...] = ()
+    start_delay_s: float = 60.0
+    calm_s: float = 600.0
+    release_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("foreign_cpu_max", "memory_pressure_max", "io_pressure_max"):
+            _between(f"idle.{name}", getattr(self, name), 0, 1)
+        for name in ("user_idle_min_s", "remote_idle_min_s", "start_delay_s", "calm_s", "release_s"):
+            _between(f"idle.{name}", getattr(self, name), 0, 86_400)
+        for name in ("memory_free_min_gib", "disk_free_min_gib"):
+            _between(f"idle.{name}", getattr(self, name), 0, 100_000)
+        _between("idle.temperature_max_c", self.temperature_max_c, 30, 150)
+        for window in self.windows:
+            try:
+                parse_window(window)
+            except WindowRefused as error:
+                raise ConfigRefused(f"site.toml: idle.windows: {error}") from error
+        for text in self.blackout:
+            _require(
+                _is_days(text), f"idle.blackout holds days, 2026-12-24..2027-01-01, got {text!r}"
+            )
+
+
+@dataclass(frozen=True)
 class Agent:
     """How the agent paces itself."""
 
@@ -112,12 +156,14 @@ class Agent:
     poll_max_s: float = 600.0
     trainer_silent_s: float = 180.0
     stall_s: float = 60.0
+    payloads_mib: int = 256
 
     def __post_init__(self) -> None:
         _between("agent.poll_min_s", self.poll_min_s, 0.01, 60)
         _between("agent.poll_max_s", self.poll_max_s, self.poll_min_s, 86_400)
         _between("agent.trainer_silent_s", self.trainer_silent_s, 5, 86_400)
         _between("agent.stall_s", self.stall_s, 5, 3_600)
+        _between("agent.payloads_mib", self.payloads_mib, 0, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -130,12 +176,13 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     ingest: Ingest = field(default_factory=Ingest)
     training: Training = field(default_factory=Training)
+    idle: Idle = field(default_factory=Idle)
     agent: Agent = field(default_factory=Agent)
 
     def __post_init__(self) -> None:
         _require(
-            re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", self.name) is not None,
-            f"name is 1..63 of a-z, 0-9 and -, got {self.name[:80]!r}",
+            is_site_name(self.name),
+            f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
 
 
@@ -202,6 +249,14 @@ def _between(name: str, value: float, low: float, high: float) -> None:
 def _is_host_port(value: str) -> bool:
     host, _, port = value.rpartition(":")
     return bool(re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", host)) and port.isdigit() and 0 < int(port) < 65536
+
+
+def _is_days(text: str) -> bool:
+    first, dots, last = text.partition("..")
+    try:
+        return date.fromisoformat(first) <= date.fromisoformat(last if dots else first)
+    except ValueError:
+        return False
 
 
 def _require(holds: bool, sentence: str) -> None:

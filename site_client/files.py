@@ -10,7 +10,8 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Writes a file inside a folder nobody reads yet, durably; `mode` whatever the umask says."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:
-        os.fchmod(file.fileno(), mode)
+        belongs_with_its_folder(handle, path)
+        os.fchmod(handle, mode)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -31,6 +32,25 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
         shutil.copyfileobj(reader, writer)
         writer.flush()
         os.fsync(writer.fileno())
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder that only its owner can enter, and what is missing above it. Nothing happens when it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+        belongs_with_its_folder(path, path)
+    return path
+
+
+def belongs_with_its_folder(file: int | Path, path: Path) -> None:
+    """Gives what root has made at `path` to the owner of the folder it lies in.
+
+    `join` and `plan approve` are typed by root, and what they write is read by the agent's own user.
+    """
+    if os.geteuid() == 0:
+        parent = path.parent.stat()
+        os.chown(file, parent.st_uid, parent.st_gid)
 
 
 def sync_folder(folder: Path) -> None:

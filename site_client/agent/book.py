@@ -18,7 +18,7 @@ from typing import Any
 from federation.v1.blobs_pb2 import RoundRef
 
 from site_client.errors import StepRefused
-from site_client.files import remove, replace_file, sweep_drafts
+from site_client.files import private_folder, remove, replace_file, sweep_drafts
 from site_client.records import RunId
 
 
@@ -48,7 +48,7 @@ class Book:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         sweep_drafts(folder)
         self.current: OpenRound | None = self._read_current()
 

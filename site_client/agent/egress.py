@@ -1,6 +1,7 @@
 """The one way out: guard, then ledger, then the wire, in this order, for every message.
 
-A transport takes only `Cleared` messages, and only `Egress` makes them.
+A transport takes only `Cleared` messages, and only `Egress` makes them. What the guard refuses stands in the ledger as
+well, as refused.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,11 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 from federation.wire import parse, serialize
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from site_client.agent.calls import GET_BLOB, PUT_BLOB, Call
 from site_client.agent.guard import Guard
-from site_client.agent.ledger import Ledger
+from site_client.agent.ledger import Decision, Ledger, Outgoing
+from site_client.agent.payloads import Payloads
+from site_client.errors import EgressRefused
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -28,6 +32,10 @@ class Cleared:
 class Transport(Protocol):
     """Carries cleared bytes to a method and brings bytes back. Errors: Unreachable, Refused."""
 
+    @property
+    def peer(self) -> str:
+        """host:port of whom it talks to."""
+
     def unary(self, path: str, request: Cleared) -> bytes: ...
 
     def put(self, path: str, requests: Iterator[Cleared]) -> bytes: ...
@@ -36,11 +44,11 @@ class Transport(Protocol):
 
 
 class Egress:
-    """Sends. Errors: EgressRefused before anything is written or sent; Malformed when an answer is not one."""
+    """Sends. Errors: EgressRefused before anything is sent; Malformed when an answer is not one."""
 
-    def __init__(self, guard: Guard, ledger: Ledger, transport: Transport) -> None:
+    def __init__(self, guard: Guard, ledger: Ledger, transport: Transport, payloads: Payloads | None = None) -> None:
         self.guard, self.ledger = guard, ledger
-        self._transport = transport
+        self._transport, self._payloads = transport, payloads
 
     def send(self, call: Call[Q, R], message: Q) -> R:
         """One message out, one back."""
@@ -57,8 +65,46 @@ class Egress:
             yield parse(GET_BLOB.reply, data)
 
     def _clear(self, call: Call[Q, R], message: Message) -> Cleared:
-        # The guard looks the call up by name and compares the type itself.
-        self.guard.check_message(cast(Call[Message, Message], call), message)
         data = serialize(message)
-        self.ledger.append(call.name, message, data)
+        try:
+            # The guard looks the call up by name and compares the type itself.
+            rule = self.guard.check_message(cast(Call[Message, Message], call), message)
+        except EgressRefused as refusal:
+            self._record(call, message, data, Decision.REFUSED, str(refusal))
+            raise
+        seq = self._record(call, message, data, Decision.ALLOWED, rule)
+        if self._payloads is not None:
+            self._payloads.keep(seq, data)
         return Cleared(data)
+
+    def _record(self, call: Call[Q, R], message: Message, data: bytes, decision: Decision, rule: str) -> int:
+        outgoing = Outgoing(self._transport.peer, call.name, data, summary(message), decision, rule)
+        return self.ledger.append(outgoing).seq
+
+
+def summary(message: Message, prefix: str = "") -> dict[str, str]:
+    """Which fields are set, and how long: names, types, counts. No value."""
+    found: dict[str, str] = {}
+    for field, value in message.ListFields():
+        name = prefix + field.name
+        if field.is_repeated:
+            found[name] = f"{len(value)} x {_type_name(field)}"
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            found |= summary(value, f"{name}.")
+        else:
+            found[name] = f"{_type_name(field)}[{len(value)}]" if isinstance(value, bytes | str) else _type_name(field)
+    return found
+
+
+def _type_name(field: FieldDescriptor) -> str:
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        return str(field.message_type.name) if field.message_type else "message"
+    return _SCALARS.get(field.type, "number")
+
+
+_SCALARS: dict[int, str] = {
+    FieldDescriptor.TYPE_BYTES: "bytes",
+    FieldDescriptor.TYPE_STRING: "text",
+    FieldDescriptor.TYPE_BOOL: "flag",
+    FieldDescriptor.TYPE_ENUM: "choice",
+}

@@ -2,14 +2,18 @@
 
 Three nets behind one another. Messages: a closed set of calls, each with its one type, known fields only; text fields
 are names of sites and nothing else; no message type has a place for a real number, so a loss or a score cannot travel
-in clear. Updates: the size the signed plan gives, finite, within the clip norm, from enough studies, with metrics only
-where plan and policy both allow them. Uploads: only bytes that sealing has just masked, by their digest.
+in clear. Updates: with the size the signed plan's manifest gives, finite, within its clip norm, from enough studies,
+with metrics only where plan and policy both allow them. Uploads: only the very bytes that sealing has just masked, as
+many as the plan's layout has.
 """
 
+import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+from federation.encoding import Layout
 from federation.errors import Malformed
 from federation.plan import TrainingPlan
 from federation.wire import check_known
@@ -74,27 +78,32 @@ _NUMBERS = {
 }
 
 
-@dataclass(frozen=True)
-class Permit:
-    """One masked upload that may leave."""
-
-    digest: bytes
-    size_bytes: int
-
-
 class Guard:
     """Says no by raising EgressRefused."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._permits: dict[bytes, Permit] = {}
+        self._sealed: tuple[bytes, bytes] | None = None  # digest and bytes of the one upload that may leave now
 
-    def permit(self, permit: Permit) -> None:
-        """Sealing vouches for these bytes; called only with what it has just masked."""
-        self._permits = {permit.digest: permit}
+    @contextmanager
+    def upload_of(self, layout: Layout, masked: bytes) -> Iterator[bytes]:
+        """While it lasts, `masked` may leave; gives its digest. Sealing vouches that these are words under masks.
 
-    def check_message(self, call: Call[Message, Message], message: Message) -> None:
-        """A message of the call's own type, with known fields in their bounds."""
+        Errors: EgressRefused unless it is as long as the plan's layout says.
+        """
+        if len(masked) != layout.bytes:
+            raise EgressRefused(
+                f"an upload of this plan has {layout.bytes} bytes, got {len(masked)}; it does not leave"
+            )
+        digest = hashlib.sha256(masked).digest()
+        self._sealed = (digest, masked)
+        try:
+            yield digest
+        finally:
+            self._sealed = None
+
+    def check_message(self, call: Call[Message, Message], message: Message) -> str:
+        """A message of the call's own type, with known fields in their bounds. Gives the rules it was held against."""
         if CALLS.get(call.name) is not call or type(message) is not call.request:
             raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
         try:
@@ -102,12 +111,17 @@ class Guard:
         except Malformed as error:
             raise EgressRefused(f"{call.name}: {error}") from error
         _check_fields(message)
-        if call.name == PUT_BLOB.name:
-            self._check_chunk(message)
+        if call.name != PUT_BLOB.name:
+            return "call, fields"
+        self._check_chunk(message)
+        return "call, fields, sealed upload"
 
     def check_update(self, plan: TrainingPlan, update: Update, clipped: NDArray[np.float32] | None) -> None:
         """`clipped` f32[d] is the delta after clipping; None in an evaluation-only round."""
         least = max(self._policy.studies_min, plan.training.studies_min)
+        excess = {metric.name for metric in plan.metrics} - set(self._policy.metrics)
+        if excess:
+            raise EgressRefused(f"policy.metrics does not hold {', '.join(sorted(excess))}; the update is withheld")
         if update.outcome == "declined" or (update.outcome == "trained") != (clipped is not None):
             raise EgressRefused(f"an update with outcome {update.outcome!r} does not leave")
         if clipped is None:
@@ -120,15 +134,11 @@ class Guard:
         if not norm <= plan.encoding.clip_norm * (1 + 1e-6):  # written so that NaN fails
             raise EgressRefused("the update is not finite and within the plan's clip norm")
 
-    def allowed_metrics(self, plan: TrainingPlan) -> frozenset[str]:
-        """Metrics that the plan asks for and this hospital's policy lets go."""
-        return frozenset(metric.name for metric in plan.metrics) & frozenset(self._policy.metrics)
-
     def _check_chunk(self, message: Message) -> None:
-        digest, offset, size = message.digest, message.offset, len(message.data)  # type: ignore[attr-defined]  # a BlobChunk
-        permit = self._permits.get(digest)
-        if permit is None or not 0 < size <= CHUNK_BYTES_MAX or offset + size > permit.size_bytes:
-            raise EgressRefused("a chunk that belongs to no upload sealed by this agent does not leave")
+        digest, offset, data = message.digest, message.offset, message.data  # type: ignore[attr-defined]  # a BlobChunk
+        sealed, masked = self._sealed or (b"", b"")
+        if digest != sealed or not data or masked[offset : offset + len(data)] != data:
+            raise EgressRefused("a chunk that is no part of the upload sealed by this agent does not leave")
 
 
 def _check_fields(message: Message) -> None:

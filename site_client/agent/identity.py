@@ -28,7 +28,7 @@ from federation.wire import parse, serialize
 from site_client.agent import keys
 from site_client.agent.keys import Request, SiteKeys
 from site_client.errors import IdentityRefused
-from site_client.files import remove, replace_file
+from site_client.files import private_folder, remove, replace_file
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
@@ -117,7 +117,7 @@ class Joining:
         """Makes what is missing; a second call finds the same keys and request. Errors: IdentityRefused if enrolled."""
         if (folder / "tls.pem").exists():
             raise IdentityRefused("this host is enrolled already; to enrol it anew, move its identity folder away")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         key, csr = folder / "joining.key", folder / "joining.csr"
         if not (key.exists() and csr.exists()):
             fresh = keys.request_certificate(site)

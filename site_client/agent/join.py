@@ -38,7 +38,7 @@ def join(
     joining = Joining.prepare(settings.folders.agent / "identity", token.site)
     ca_pem = fetch_ca(address, settings.aggregator.proxy, token.ca_fingerprint)
     link = Link(Endpoint(address, ca_pem, proxy=settings.aggregator.proxy, stall_s=settings.agent.stall_s))
-    ledger = Ledger(settings.folders.agent / "ledger.jsonl", clock)
+    ledger = Ledger(settings.folders.agent / "ledger.jsonl", joining.keys.signing, clock, joining=True)
     try:
         egress = Egress(Guard(settings.policy), ledger, link)
         credentials = _ask_until_approved(egress, _request(joining, token), say, wait)

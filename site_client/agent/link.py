@@ -57,6 +57,10 @@ class Link:
         self._endpoint = endpoint
         self._channel = _dial(endpoint)
 
+    @property
+    def peer(self) -> str:
+        return self._endpoint.address
+
     def unary(self, path: str, request: Cleared) -> bytes:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
         try:

@@ -5,7 +5,6 @@ comes again finds the state and gives the same bytes; a step that comes again wi
 `federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it says no more in it.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from federation.v1.blobs_pb2 import RoundRef
 from site_client.agent.book import Book, OpenRound, overwrite
 from site_client.agent.calls import SEND_CONFIRM, SEND_KEYS, SEND_REVEAL, SEND_SHARES, SEND_UPLOAD
 from site_client.agent.egress import Egress
-from site_client.agent.guard import Permit
 from site_client.agent.identity import Identity
 from site_client.agent.sealing import Contribution, seal
 from site_client.agent.transfer import upload
@@ -78,11 +76,10 @@ class Masking:
             shares = _shares_for(member.site, step)
             words = self._checked(step.round, lambda: seal(member, contribution, shares))
             replace_file(path, words)
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        signature = self._checked(step.round, lambda: member.claim(digest))
-        self._save(step.round.attempt, member)
-        self.egress.guard.permit(Permit(digest, path.stat().st_size))
-        upload(self.egress, step.round, path, digest)
+        with self.egress.guard.upload_of(contribution.layout, path.read_bytes()) as digest:
+            signature = self._checked(step.round, lambda: member.claim(digest))
+            self._save(step.round.attempt, member)
+            upload(self.egress, step.round, path, digest)
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 

@@ -13,7 +13,7 @@ from federation.v1 import rounds_pb2
 from site_client.agent.egress import Egress
 from site_client.agent.transfer import download
 from site_client.errors import ModelMismatch, StepRefused
-from site_client.files import remove, replace_file, sync_folder
+from site_client.files import private_folder, remove, replace_file, sync_folder
 
 _KEPT = 2
 _HEADER_BYTES_MAX = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
@@ -25,7 +25,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
 
     @property
     def newest(self) -> bytes:

@@ -16,7 +16,7 @@ from federation.v1 import plan_pb2
 from federation.wire import parse, serialize
 
 from site_client.errors import StepRefused
-from site_client.files import replace_file
+from site_client.files import private_folder, replace_file
 
 _PREFIX_MIN = 8
 
@@ -50,7 +50,7 @@ class Plans:
         plan = open_plan(signed, custodian)
         if plan.digest != digest:
             raise StepRefused("expected the plan that the step names, got another one; nothing was kept")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         replace_file(self._path(digest, "plan"), serialize(signed))
         return HeldPlan(plan, serialize(signed), self._decision(digest))
 
@@ -86,7 +86,7 @@ class Plans:
 
     def distrust(self, run_id: bytes) -> None:
         """A model of this run did not verify: takes no further part in it until a person removes the file."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         replace_file(self._distrusted(run_id), b"a published model did not verify; remove this file to go on\n")
 
     def distrusted(self, run_id: bytes) -> bool:

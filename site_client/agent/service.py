@@ -26,6 +26,7 @@ from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
 from site_client.agent.ledger import Ledger
 from site_client.agent.link import Endpoint, Link
+from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
 from site_client.agent.view import AgentView, write_view
 from site_client.config import Settings
@@ -68,10 +69,11 @@ class Service:
     def __init__(self, settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> None:
         self._settings, self._identity, self._clock = settings, identity, clock
         self._stopping = threading.Event()
-        self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", clock)
+        self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
+        payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
-        self._egress = Egress(self._guard, self._ledger, self._link)
+        self._egress = Egress(self._guard, self._ledger, self._link, payloads)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()
         self._rounds = SiteRounds(self._egress, identity, spool, settings, clock)
@@ -85,6 +87,8 @@ class Service:
         """Turns until `stop`."""
         threading.Thread(target=self._cut_when_stopping, name="stop", daemon=True).start()
         _log.info("agent_started", site=self._identity.site, ledger_entries=self._ledger.entries)
+        if self._ledger.repaired_bytes:
+            _log.warning("ledger_repaired", cut_bytes=self._ledger.repaired_bytes, entry=self._ledger.entries)
         while not self._stopping.is_set():
             wait_s = self._turn()
             self._tell()

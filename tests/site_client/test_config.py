@@ -15,7 +15,7 @@ def test_the_reference_file_holds_every_key_at_its_default() -> None:
     written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
     sections = Settings("x")
     expected = {"name"}
-    for name in ("aggregator", "folders", "policy", "ingest", "training", "agent"):
+    for name in ("aggregator", "folders", "policy", "ingest", "training", "idle", "agent"):
         expected |= set(getattr(sections, name).__dataclass_fields__)
     assert written == expected
 
@@ -34,7 +34,7 @@ def test_relative_paths_start_at_the_file() -> None:
     ("text", "sentence"),
     [
         ("", "name is missing"),
-        ('name = "Mercy West"', "name is 1..63"),
+        ('name = "Mercy West"', "name is 1 to 32"),
         ('name = "m"\n[polcy]', "polcy is unknown; nearest is policy"),
         ('name = "m"\n[policy]\ncohort_minimum = 3', "nearest is policy.cohort_min"),
         ('name = "m"\n[policy]\ncohort_min = 2', "policy.cohort_min is from 3 to 500"),
@@ -45,6 +45,9 @@ def test_relative_paths_start_at_the_file() -> None:
         ('name = "m"\n[aggregator]\naddress = "hub"', "aggregator.address is host:port"),
         ('name = "m"\n[aggregator]\nproxy = "https://proxy:3128"', "https:// proxies do not work"),
         ('name = "m"\n[aggregator]\nproxy = "http://proxy"', "aggregator.proxy is http://"),
+        ('name = "m"\n[idle]\nforeign_cpu_max = 25', "idle.foreign_cpu_max is from 0 to 1"),
+        ('name = "m"\n[idle]\nwindows = ["19:00 for ever"]', "idle.windows: expected a length"),
+        ('name = "m"\n[idle]\nblackout = ["2026-12-24..2026-12-01"]', "idle.blackout holds days"),
         ('name = "m', "site.toml is not TOML"),
     ],
 )
