@@ -1,0 +1,140 @@
+"""Federations to start histories from: a run of enrolled sites, made once by the real enrolment and then copied.
+
+Keys and certificates cost more than a round of a small model; what a history is about begins after them.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.manifest import Manifest, Model, TensorSpec, save_model
+from federation.plan import (
+    Cohort,
+    Deadlines,
+    Encoding,
+    Inputs,
+    LocalTraining,
+    Metric,
+    ServerKind,
+    ServerOptimizer,
+    TrainingPlan,
+    sign_plan,
+)
+from federation.v1 import enrolment_pb2
+
+from aggregator import runs
+from aggregator.ca import create_authority
+from aggregator.enrolment import Enrolment
+from aggregator.hub import Hub, open_hub
+from aggregator.migrations import upgrade
+from site_client.agent.identity import Identity, Joining, Membership
+from site_client.agent.keys import prove_possession
+from tests.federation.places import Clock, aggregator_settings
+
+BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+PARAMETERS = 60
+TRAINING_S, PHASE_S = 3600, 60
+PHASES = ("training", "keys", "shares", "upload", "confirm", "reveal")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a federation is like."""
+
+    sites: int
+    rounds: int = 1
+    bits: int = 6
+    server: ServerKind = ServerKind.FEDAVG
+    phase: str = "training"  # the state that its first round is in when the history begins
+
+    @property
+    def names(self) -> list[str]:
+        return [f"site-{letter}" for letter in "abcdefghijkl"[: self.sites]]
+
+
+class Nursery:
+    """A folder of grown federations, by kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self.walked: dict[Kind, object] = {}  # World.begin keeps here what it copies from
+
+    def copy(self, kind: Kind) -> Path:
+        """A folder with hub/ and a folder a site, whose run has just begun; the caller's to remove."""
+        grown = self._folder / f"{kind.sites}-{kind.rounds}-{kind.bits}-{kind.server.name}"
+        if not grown.exists():
+            draft = grown.with_name(f".{grown.name}")
+            _grow(draft, kind)
+            draft.rename(grown)
+        return self.twin(grown)
+
+    def twin(self, folder: Path) -> Path:
+        """Another copy of a folder; the caller's to remove."""
+        self._count += 1
+        return shutil.copytree(folder, self._folder / f"history-{self._count}")
+
+
+def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
+    """Small in everything but the protocol."""
+    adaptive = kind.server in (ServerKind.FEDADAM, ServerKind.FEDYOGI)
+    return TrainingPlan(
+        run_id=bytes(range(16)),
+        name="a history",
+        purpose="to see what it does",
+        arm="lite",
+        manifest=initial.manifest,
+        initial_model_digest=initial.digest,
+        rounds=kind.rounds,
+        inputs=Inputs(64, 8),
+        training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1),
+        server=ServerOptimizer(kind.server, 0.1, 0.9, 0.99, 0.001) if adaptive else ServerOptimizer(kind.server, 1.0),
+        cohort=Cohort(3, kind.sites, kind.sites),
+        deadlines=Deadlines(TRAINING_S, PHASE_S),
+        encoding=Encoding(1.0, kind.bits, 40, bytes(range(32))),
+        metrics=(Metric.LOSS, Metric.HISTOGRAMS),
+    )
+
+
+def _grow(folder: Path, kind: Kind) -> None:
+    clock = Clock(BEGIN)
+    hub_folder = folder / "hub"
+    hub_folder.mkdir(parents=True)
+    authority = create_authority(hub_folder / "ca", clock)
+    hub = replace(open_hub(aggregator_settings(hub_folder)), clock=clock)
+    upgrade(hub.store.engine)
+    desk = Enrolment(hub.store, authority, hub.settings.enrolment, clock, os.urandom)
+    for name in kind.names:
+        _enrol(desk, name, folder / name / "state" / "agent" / "identity")
+    for name in kind.names:  # those that joined first hold an older roster
+        Identity(folder / name / "state" / "agent" / "identity").accept_roster(desk.roster())
+    _begin(hub, kind, authority.custodian_key)
+    hub.store.close()
+
+
+def _enrol(desk: Enrolment, name: str, folder: Path) -> None:
+    token = desk.invite(name, auto_approve=True)
+    joining = Joining.prepare(folder, name)
+    reply = desk.join(
+        enrolment_pb2.JoinRequest(
+            site=name,
+            secret=token.secret,
+            csr_der=joining.request.csr_der,
+            signing_key=joining.keys.signing_public,
+            sealing_key=joining.keys.sealing.public_bytes,
+            possession=prove_possession(joining.keys, joining.request.csr_der),
+        )
+    )
+    joining.accept(reply.credentials, Membership(name, "aggregator.test:444", token.ca_fingerprint))
+
+
+def _begin(hub: Hub, kind: Kind, custodian: Ed25519PrivateKey) -> None:
+    manifest = Manifest((TensorSpec("weight", (PARAMETERS - 4,)), TensorSpec("bias", (4,))))
+    initial = Model(manifest, np.linspace(-1, 1, PARAMETERS, dtype=np.float32))
+    file = hub.settings.state.folder / "initial.safetensors"
+    save_model(file, initial)
+    runs.start_run(hub, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())

@@ -1,0 +1,208 @@
+"""The two kinds of machine in a World: one aggregator and its sites, each with a folder that outlives its process.
+
+`Hub` and `Site` hold the running process; `boot` throws it away and starts another one from the folder alone.
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from federation.secagg import state as member_state
+from federation.secagg.state import MemberState, OwnSecrets
+from numpy.typing import NDArray
+
+from aggregator.ca import Authority
+from aggregator.config import Driver as DriverSettings
+from aggregator.config import Listen, Pacing, Settings, State
+from aggregator.driver import Driver
+from aggregator.enrolment import Enrolment
+from aggregator.hub import Hub as Cupboards
+from aggregator.hub import open_hub
+from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, RoundsDoor
+from site_client.agent.egress import Egress
+from site_client.agent.guard import Guard
+from site_client.agent.identity import Identity
+from site_client.agent.ledger import Ledger
+from site_client.agent.rounds import SiteRounds, Turn
+from site_client.config import Agent, Folders, Policy
+from site_client.config import Settings as SiteSettings
+from site_client.records import Job, Status, Update
+from site_client.spool import AgentSide, TrainerSide
+from tests.federation.wire import Fault, Killed, SiteWire, Wire
+
+
+@dataclass
+class Clock:
+    """Moves only when told to. `kill_in`: the process that asks the time so many times more ends there."""
+
+    now: datetime
+    kill_in: int | None = None
+
+    def __call__(self) -> datetime:
+        if self.kill_in is not None:
+            self.kill_in -= 1
+            if self.kill_in < 0:
+                self.kill_in = None
+                raise Killed
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def seconds(self) -> float:
+        """For whoever wants a monotonic clock."""
+        return self.now.timestamp()
+
+
+def aggregator_settings(folder: Path) -> Settings:
+    """Nothing is held or waited for; one thread opens."""
+    return Settings(
+        listen=Listen(answer_hold_ms=0),
+        state=State(folder=folder),
+        pacing=Pacing(idle_s=60, training_s=60, masking_s=1),
+        driver=DriverSettings(opening_threads=1),
+    )
+
+
+@dataclass
+class Hub:
+    """The aggregator's machine."""
+
+    folder: Path
+    wire: Wire
+    clock: Clock
+    cupboards: Cupboards = field(init=False)
+    driver: Driver = field(init=False)
+    desk: Enrolment = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._up = False
+        self.boot()
+
+    def boot(self) -> None:
+        """End the process, if there is one, and start it from its folder."""
+        self.shut()
+        self.cupboards = replace(open_hub(aggregator_settings(self.folder)), clock=self.clock)
+        gate, settings = Gate(self.cupboards), self.cupboards.settings.enrolment
+        authority = Authority(self.folder / "ca", self.clock)
+        self.desk = Enrolment(self.cupboards.store, authority, settings, self.clock, os.urandom)
+        self.wire.doors = {
+            "Rounds": RoundsDoor(gate),
+            "Blobs": BlobsDoor(gate),
+            "Enrolment": EnrolledDoor(gate, self.desk),
+        }
+        self.driver = self.another_driver()
+        self._up = True
+
+    def shut(self) -> None:
+        self.wire.doors = {}
+        if self._up:
+            self.cupboards.store.close()
+            self._up = False
+
+    def another_driver(self) -> Driver:
+        """A driver of the same process, with leases of its own."""
+        return Driver(self.cupboards, monotonic=self.clock.seconds)
+
+    def settle(self) -> None:
+        """The driver looks until nothing moves."""
+        while self.driver.turn():
+            pass
+
+
+@dataclass
+class Site:
+    """A hospital's machine: the agent's process, and a trainer that is done when it is told to be."""
+
+    name: str
+    folder: Path
+    wire: Wire
+    clock: Clock
+    secrets: dict[bytes, OwnSecrets] = field(default_factory=dict)  # everything it ever drew, by its mask key
+    states: dict[bytes, MemberState] = field(default_factory=dict)  # what its disk last said of each attempt, likewise
+
+    def __post_init__(self) -> None:
+        self._ledger: Ledger | None = None
+        self.boot()
+
+    @property
+    def agent_folder(self) -> Path:
+        return self.settings.folders.agent
+
+    @property
+    def settings(self) -> SiteSettings:
+        return SiteSettings(
+            name=self.name,
+            folders=Folders(self.folder / "state", self.folder / "spool", self.folder / "export", (), self.folder),
+            policy=Policy(plan_approval="automatic", studies_min=1),
+            agent=Agent(poll_min_s=0.01, poll_max_s=86_400, trainer_silent_s=86_400),
+        )
+
+    def boot(self) -> None:
+        """End the agent's process, if there is one, and start it from its folder."""
+        self.shut()
+        self.identity = Identity(self.agent_folder / "identity")
+        self._ledger = Ledger(self.agent_folder / "ledger.jsonl", self.identity.keys.signing, self.clock)
+        self.transport = SiteWire(self.wire, self.name, self.identity.certificate_pem)
+        self.egress = Egress(Guard(self.settings.policy), self._ledger, self.transport)
+        spool = AgentSide(self.settings.folders.spool)
+        spool.clear_drafts()
+        self.rounds = SiteRounds(self.egress, self.identity, spool, self.settings, self.clock)
+        self.trainer = TrainerSide(self.settings.folders.spool)
+
+    def shut(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def step(self, fault: Fault | None = None) -> Turn:
+        """One turn of the agent. Errors: as SiteRounds.step; Killed when the fault says so."""
+        self.transport.arm(fault)
+        try:
+            return self.rounds.step()
+        finally:
+            self._look_at_secrets()
+
+    def jobs(self) -> list[Job]:
+        return [job for job in self.trainer.jobs() if not self.trainer.delivered(job.run_id, job.round)]
+
+    def train(self, job: Job, update: Update, delta: NDArray[np.float32] | None) -> None:
+        """What the trainer does when it has trained."""
+        self.trainer.sweep()
+        self.trainer.write_status(Status(self.clock.now, "SITE_IDLE"))
+        self.trainer.deliver(update, delta)
+
+    def members(self) -> list[MemberState]:
+        """What secure aggregation has on this disk, of any attempt."""
+        files = self.agent_folder.glob("rounds/*/attempt-*/member.bin")
+        return [member_state.from_bytes(file.read_bytes()) for file in files]
+
+    def _look_at_secrets(self) -> None:
+        """Keep what the disk shows, so that a test knows what must not be found elsewhere, or afterwards."""
+        for member in self.members():
+            self.states[member.own.mask_key] = member
+            if member.secrets is not None:
+                self.secrets.setdefault(member.own.mask_key, member.secrets)
+
+
+def an_update(job: Job, seed: int, parameters: int) -> tuple[Update, NDArray[np.float32] | None]:
+    """What some training may have come to: seeded by site and round, so that the same job gives the same update."""
+    rng = np.random.default_rng([seed, job.round, *job.base_model_digest[:4]])
+    histograms = rng.integers(0, 9, (6, 2, 64))
+    trained = not job.evaluation_only
+    update = Update(
+        run_id=job.run_id,
+        round=job.round,
+        base_model_digest=job.base_model_digest,
+        outcome="trained" if trained else "evaluated",
+        reason=None,
+        studies=int(rng.integers(1, 60)),
+        loss_sum=float(rng.integers(1, 1000)) / 8 if trained else 0.0,
+        example_count=int(rng.integers(1, 500)) if trained else 0,
+        clipped=bool(rng.integers(0, 2)),
+        histograms=tuple(tuple(tuple(int(n) for n in side) for side in label) for label in histograms),
+    )
+    delta = (rng.standard_normal(parameters) * 0.1).astype(np.float32) if trained else None
+    return update, delta

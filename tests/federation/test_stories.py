@@ -1,0 +1,27 @@
+"""Histories with a name: what an honest federation comes to."""
+
+from collections.abc import Callable
+
+import pytest
+from federation.plan import ServerKind
+
+from aggregator.states import RunState
+from tests.federation.invariants import check
+from tests.federation.world import World
+
+
+@pytest.mark.parametrize(("bits", "server"), [(4, ServerKind.FEDAVG), (6, ServerKind.FEDADAM), (8, ServerKind.FEDYOGI)])
+def test_with_and_without_masks_the_result_agrees_round_by_round(
+    make_world: Callable[..., World], bits: int, server: ServerKind
+) -> None:
+    """`check` computes every sum from the members' plain encodings, and every model from those sums."""
+    world = make_world(sites=3, rounds=2, bits=bits, server=server)
+    while world.run.state is RunState.RUNNING:
+        world.everybody()
+        check(world)
+    assert world.run.state is RunState.COMPLETED
+    assert [(row.number, row.members) for row in world.rounds()] == [(1, 3), (2, 3), (3, 3)]
+    world.everybody()
+    assert {site.rounds.models.newest for site in world.sites.values()} == {world.round.next_model}
+    assert world.refused == []
+    assert world.wire.refusals == []

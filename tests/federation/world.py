@@ -1,0 +1,191 @@
+"""A federation in one process: the real aggregator, the real agents, a clock that obeys, and operations upon them.
+
+    world = World(nursery.copy(kind), kind)
+    world.apply(EverySite()); world.apply(Trained("site-a")); ...
+
+Nothing of ours is replaced but the network between them (`wire`) and the training (`places.an_update`).
+"""
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from federation.errors import FederationError
+from federation.manifest import Model, load_model
+from federation.plan import TrainingPlan
+from federation.secagg.state import MemberState, OwnSecrets
+
+from aggregator import runs
+from aggregator.errors import WrongState
+from aggregator.plans import plan_of
+from aggregator.store import rounds as round_rows
+from aggregator.store import runs as run_rows
+from aggregator.tables import Round, Run
+from site_client.agent.calls import CALLS
+from site_client.errors import Refused, SiteError, Unreachable
+from tests.federation.nursery import BEGIN, PARAMETERS, Kind, Nursery
+from tests.federation.places import Clock, Hub, Site, an_update
+from tests.federation.wire import Fault, Heard, Killed, Wire
+
+
+@dataclass(frozen=True)
+class Past:
+    """A federation that stands still in the middle of a round, to be copied: its folder, and what had been said."""
+
+    folder: Path
+    heard: tuple[Heard, ...]
+    states: dict[str, dict[bytes, MemberState]]
+    secrets: dict[str, dict[bytes, OwnSecrets]]
+
+
+@dataclass
+class World:
+    """`folder` comes from a Nursery and is removed by `end`."""
+
+    folder: Path
+    kind: Kind
+    wire: Wire = field(default_factory=Wire)
+    clock: Clock = field(default_factory=lambda: Clock(BEGIN))
+    silent: set[str] = field(default_factory=set)
+    corrupt: set[str] = field(default_factory=set)  # sites that work for the aggregator; fewer than a third
+    lied_down: bool = False  # the aggregator has lied to a site
+    refused: list[tuple[str, Exception]] = field(default_factory=list)  # by site: what its turns refused or met
+
+    def __post_init__(self) -> None:
+        self.hub = Hub(self.folder / "hub", self.wire, self.clock)
+        self.sites = {name: Site(name, self.folder / name, self.wire, self.clock) for name in self.kind.names}
+        self.run_id = bytes(range(16))
+
+    @classmethod
+    def begin(cls, nursery: Nursery, kind: Kind) -> "World":
+        """A federation of this kind, its first round in `kind.phase`. The way there is walked once a kind."""
+        if kind.phase == "training":
+            return cls(nursery.copy(kind), kind)
+        if kind not in nursery.walked:
+            nursery.walked[kind] = cls._walked(nursery, kind)
+        past = nursery.walked[kind]
+        assert isinstance(past, Past)
+        world = cls(nursery.twin(past.folder), kind)
+        world.wire.heard.extend(past.heard)
+        for name, site in world.sites.items():
+            site.states.update(past.states[name])
+            site.secrets.update(past.secrets[name])
+        return world
+
+    @classmethod
+    def _walked(cls, nursery: Nursery, kind: Kind) -> "Past":
+        world = cls(nursery.copy(replace(kind, phase="training")), kind)
+        while world.round.state.value != kind.phase:
+            world.everybody()
+        world.hub.shut()
+        for site in world.sites.values():
+            site.shut()
+        states = {name: dict(site.states) for name, site in world.sites.items()}
+        secrets = {name: dict(site.secrets) for name, site in world.sites.items()}
+        return Past(world.folder, tuple(world.wire.heard), states, secrets)
+
+    def end(self) -> None:
+        self.hub.shut()
+        for site in self.sites.values():
+            site.shut()
+        shutil.rmtree(self.folder)
+
+    # What happens.
+
+    def step(self, name: str, fault: Fault | None = None) -> str | None:
+        """One turn of a site's agent, as its service would take it. Gives the step that was asked of it."""
+        site = self.sites[name]
+        try:
+            turn = site.step(fault)
+        except Killed:
+            site.boot()
+            return None
+        except (SiteError, FederationError) as error:
+            self.refused.append((name, error))
+            return None
+        if turn.refusal is not None:
+            self.refused.append((name, turn.refusal))
+        return turn.asked
+
+    def train(self, name: str) -> None:
+        """The trainer finishes whatever job there is."""
+        site = self.sites[name]
+        for job in site.jobs():
+            site.train(job, *an_update(job, self.seed_of(name), PARAMETERS))
+
+    def drive(self, kill_in: int | None = None) -> None:
+        """The driver looks until nothing moves, or dies when it asks the time for the `kill_in`-th time."""
+        self.clock.kill_in = kill_in
+        try:
+            self.hub.settle()
+        except Killed:
+            self.hub.boot()
+        finally:
+            self.clock.kill_in = None
+
+    def everybody(self) -> None:
+        """Every site that is not silent takes a turn and trains what it was given; the driver looks."""
+        for name in self.sites:
+            if name not in self.silent:
+                self.step(name)
+                self.train(name)
+        self.drive()
+
+    def replay(self, name: str, number: int) -> None:
+        """Somebody who recorded a site's messages plays one of them again, over that site's own connection."""
+        said = [one for one in self.wire.heard if one.site == name and one.call != "Blobs/Put"]
+        if not said:
+            return
+        chosen, site = said[number % len(said)], self.sites[name]
+        try:
+            self.wire.call(name, site.identity.certificate_pem, CALLS[chosen.call], [chosen.data])
+        except (Unreachable, Refused):
+            return  # in `wire.refusals`
+
+    def pause(self) -> None:
+        try:
+            runs.pause(self.hub.cupboards, self.run_id)
+        except WrongState:
+            return  # it is paused, or over
+
+    def resume(self) -> None:
+        try:
+            runs.resume(self.hub.cupboards, self.run_id)
+        except WrongState:
+            return  # it is not paused
+
+    # What there is.
+
+    @property
+    def plan(self) -> TrainingPlan:
+        return plan_of(self.run)
+
+    @property
+    def run(self) -> Run:
+        with self.hub.cupboards.store.read() as session:
+            return run_rows.get(session, self.run_id)
+
+    def rounds(self) -> list[Round]:
+        with self.hub.cupboards.store.read() as session:
+            return round_rows.of_run(session, self.run_id)
+
+    @property
+    def round(self) -> Round:
+        return self.rounds()[-1]
+
+    def model(self, blob: bytes) -> Model:
+        """A model out of the aggregator's blobs."""
+        file = self.folder / "looked-at.safetensors"
+        with self.hub.cupboards.blobs.open(blob) as source:
+            file.write_bytes(source.read())
+        return load_model(file)
+
+    @property
+    def states(self) -> dict[bytes, MemberState]:
+        """What the disk of each site last said of each attempt, by the mask key."""
+        return {key: state for site in self.sites.values() for key, state in site.states.items()}
+
+    @staticmethod
+    def seed_of(name: str) -> int:
+        """Of everything a site trains."""
+        return int.from_bytes(name.encode(), "big")
