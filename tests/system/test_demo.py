@@ -1,16 +1,20 @@
 """The demo as a person runs it: it completes, survives kill -9 of every process, and leaves nothing behind."""
 
+import csv
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pydicom
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +29,12 @@ class Demo:
 
     folder: Path
     arguments: tuple[str, ...]
+    port: int = field(init=False)
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        command = [str(ROOT / "deploy" / "demo"), "--state", str(self.folder / "state"), "--port", str(_free_ports())]
+        self.port = _free_ports()
+        command = [str(ROOT / "deploy" / "demo"), "--state", str(self.folder / "state"), "--port", str(self.port)]
         command += ["--json", str(self.folder / "figures.json"), *self.arguments]
         with (self.folder / "demo.log").open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -76,7 +82,29 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     for each in started:
         each.process.send_signal(signal.SIGINT)
         each.process.wait(60)
-        assert _left_behind(tmp_path) == []
+    assert _left_behind(tmp_path) == []
+
+
+@pytest.fixture(scope="session")
+def rsna_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as RSNA 2019 comes: one label table, every slice under its SOP instance UID, no other order."""
+    folder = tmp_path_factory.mktemp("rsna")
+    made = folder / "made"
+    command = [Path(sys.executable).with_name("hemofed-site"), "phantom", "--profile", "T", "--studies", "36"]
+    size = ["--size-px", "96", "--thickness-mm", "8", "--prevalence", "balanced"]
+    subprocess.run([*command, *size, "--seed", "5", "--out", made], check=True)
+    uids = {row["ID"]: row["SOPInstanceUID"] for row in _rows(made / "slice_map.csv")}
+    (folder / "rsna" / "stage_2_train").mkdir(parents=True)
+    for path in (made / "dicom").rglob("*.dcm"):
+        uid = pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID
+        path.rename(folder / "rsna" / "stage_2_train" / f"{uid}.dcm")
+    with (folder / "rsna" / "stage_2_train.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["ID", "Label"])
+        for row in _rows(made / "labels_slices.csv"):
+            identifier, _, label = row["ID"].rpartition("_")
+            table.writerow([f"{uids[identifier]}_{label}", row["Label"]])
+    return folder / "rsna"
 
 
 SMALL = ("--studies", "10", "--rounds", "2", "--epochs", "1")
@@ -115,6 +143,30 @@ def test_ctrl_c_leaves_no_process_behind(demo: Callable[..., Demo], tmp_path: Pa
     assert _left_behind(tmp_path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_second_demo_in_the_same_folder_begins_anew_and_keeps_up_when_asked(demo: Callable[..., Demo]) -> None:
+    first = demo(*SMALL)
+    first.finish()
+    _completed(first)
+    second = demo(*SMALL, "--keep")
+    second.wait_until("it stays up", lambda: "staying up; Ctrl-C ends everything" in second.output, COMPLETED_S)
+    _completed(second)
+    with urllib.request.urlopen(f"http://127.0.0.1:{second.port + 2}/login", timeout=10) as page:
+        assert page.status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_rsna_folder_is_dealt_to_the_hospitals_by_patient(demo: Callable[..., Demo], rsna_folder: Path) -> None:
+    running = demo("--studies", "12", "--rounds", "1", "--epochs", "1", "--data", str(rsna_folder))
+    running.finish()
+    _completed(running)
+    owners = [_patients(site) for site in (running.folder / "state" / "sites").iterdir()]
+    assert all(len(patients) >= 4 for patients in owners)
+    assert sum(map(len, owners)) == len(set.union(*owners))
+
+
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("keep")
     done = subprocess.run(
@@ -132,6 +184,16 @@ def _completed(running: Demo) -> None:
     assert isinstance(sites, dict)
     assert len(sites) == 3
     assert set(sites.values()) == {figures["model_digest"]}, running.output
+
+
+def _patients(site: Path) -> set[str]:
+    files = (site / "data" / "dicom").iterdir()
+    return {str(pydicom.dcmread(path, specific_tags=["PatientID"]).PatientID) for path in files}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _left_behind(folder: Path) -> list[list[str]]:
