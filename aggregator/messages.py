@@ -4,6 +4,7 @@ from federation.secagg import Advertisement, RevealedShare, ShareKind
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
+from aggregator.errors import MessageRefused
 from aggregator.tables import Round
 
 
@@ -31,5 +32,7 @@ def advertisement(message: secagg_pb2.Advertisement) -> Advertisement:
 
 
 def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:
-    """About site -> the share revealed."""
+    """About site -> the share revealed. Raises: MessageRefused for a share that does not say of which secret."""
+    if any(share.kind == secagg_pb2.RevealedShare.KIND_UNSPECIFIED for share in message.shares):
+        raise MessageRefused("expected SEED or MASK_KEY as the kind of every revealed share, got none")
     return {share.about_site: RevealedShare(ShareKind(share.kind), share.share) for share in message.shares}

@@ -5,6 +5,7 @@ fields this version does not know are refused: nothing unexamined is ever kept o
 that last (streams, held polls) share a bounded number of places and the others always find a thread.
 """
 
+import os
 import random
 import threading
 import time
@@ -227,6 +228,9 @@ class BlobsDoor(BlobsServicer):
             check_known(request)
             file, seat = uploads.readable(self._hub, site, request.digest)
             with file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                if request.offset > size_bytes:
+                    raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
                 for chunk in self._rechecked(_chunks_of(file.read, request), context):
                     self._hub.tally.add(seat, down=chunk.ByteSize())

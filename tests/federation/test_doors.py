@@ -1,0 +1,230 @@
+"""The gRPC door, called as gRPC calls it: who is let in, what is refused with which code, and when to come back."""
+
+import itertools
+import os
+from collections.abc import Callable
+
+import grpc
+import pytest
+from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
+from federation.v1.blobs_pb2 import RoundRef
+from google.protobuf.message import DecodeError, Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aggregator.polling import AT_ONCE_MS
+from aggregator.store import runs as run_rows
+from site_client.agent.calls import CALLS
+from site_client.errors import LinkError
+from tests.federation.wire import Aborted, Context
+from tests.federation.world import World
+
+GUARDED = [name for name in sorted(CALLS) if name.startswith(("Rounds/", "Blobs/")) or name == "Enrolment/FetchRoster"]
+TYPED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+}
+REPORT = {"state": rounds_pb2.SITE_IDLE, "version": "0.1.0"}
+
+WRONG_REPORTS: list[dict[str, object]] = [
+    {"state": 0},
+    {"progress_percent": 101},
+    {"reasons": [2, 1]},
+    {"reasons": [1, 1]},
+    {"reasons": [0]},
+    {"model_digest": b"x"},
+    {"ledger_head": b"x"},
+    {"version": "a patient's name"},
+    {"version": "1" * 33},
+]
+
+
+def ask(world: World, name: str, message: Message, certificate_pem: bytes) -> list[Message]:
+    """One call at the door itself. Raises: Aborted."""
+    service, method = name.split("/")
+    door = getattr(world.wire.doors[service], method)
+    if name == "Blobs/Put":
+        return [door(iter([message]), Context(certificate_pem))]
+    reply = door(message, Context(certificate_pem))
+    return list(reply) if name == "Blobs/Get" else [reply]
+
+
+def test_every_call_asks_for_the_certificate_of_an_approved_site(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    stranger = (world.hub.folder / "ca" / "custodian.pem").read_bytes()  # ours, but of no site
+    for name, shown in itertools.product(GUARDED, (b"", b"no certificate", stranger)):
+        with pytest.raises(Aborted) as refused:
+            ask(world, name, CALLS[name].request(), shown)
+        assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_revoked_site_is_refused_from_its_next_call_on(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=4)
+    world.hub.desk.revoke("site-d")
+    for name in GUARDED:
+        with pytest.raises(Aborted) as refused:
+            ask(world, name, CALLS[name].request(), world.sites["site-d"].identity.certificate_pem)
+        assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_site_revoked_in_the_middle_of_masking_is_out_and_the_others_publish(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=4, phase="upload")
+    world.hub.desk.revoke("site-d")
+    for _ in range(6):
+        world.everybody()
+        world.clock.advance(31)
+    assert world.rounds()[0].members == 3
+
+
+def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    world.clock.advance(31 * 86_400)
+    with pytest.raises(Aborted) as refused:
+        ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT), world.sites["site-a"].identity.certificate_pem)
+    assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("field", ["ledger_entries", "roster_epoch"])
+def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
+    make_world: Callable[..., World], field: str
+) -> None:
+    world = make_world(sites=3)
+    shown = world.sites["site-a"].identity.certificate_pem
+    ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: 2**63 - 1}), shown)
+    for number in (2**63, 2**64 - 1):
+        with pytest.raises(Aborted, match=f"PollRequest.{field} is not as rounds.proto says") as refused:
+            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: number}), shown)
+        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_report_outside_what_the_proto_says_is_refused(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    shown = world.sites["site-a"].identity.certificate_pem
+    for report in WRONG_REPORTS:
+        with pytest.raises(Aborted) as refused:
+            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | report)), shown)
+        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_field_of_a_newer_version_is_refused(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    for name in GUARDED:
+        newer = CALLS[name].request.FromString(b"\xf8\x7c\x01")
+        with pytest.raises(Aborted, match="1999") as refused:
+            ask(world, name, newer, world.sites["site-a"].identity.certificate_pem)
+        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_reveal_without_a_kind_and_an_offset_beyond_the_blob_are_refused_and_not_failed(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=3, phase="reveal")
+    shown, row = world.sites["site-a"].identity.certificate_pem, world.round
+    ref = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
+    shares = [secagg_pb2.RevealedShare(about_site=name, share=bytes(33)) for name in world.sites]
+    with pytest.raises(Aborted, match="SEED or MASK_KEY"):
+        ask(world, "Rounds/SendReveal", secagg_pb2.RevealMessage(round=ref, shares=shares), shown)
+    with world.hub.cupboards.store.read() as session:
+        model = run_rows.newest_model(session, row.run_id)
+    for offset in (model.size_bytes + 1, 2**63, 2**64 - 1):
+        with pytest.raises(Aborted, match="expected an offset within") as refused:
+            ask(world, "Blobs/Get", blobs_pb2.BlobRequest(digest=model.blob, offset=offset), shown)
+        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_chunk_over_a_mebibyte_or_of_nothing_is_refused(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3, phase="upload")
+    shown, row = world.sites["site-a"].identity.certificate_pem, world.round
+    ref, digest = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt), os.urandom(32)
+    world.step("site-b")
+    size = next(one.message.size_bytes for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobOffer))
+    ask(world, "Blobs/Offer", blobs_pb2.BlobOffer(round=ref, digest=digest, size_bytes=size), shown)
+    for data in (b"", bytes(2**20 + 1), bytes(size + 1)):
+        with pytest.raises(Aborted) as refused:
+            ask(world, "Blobs/Put", blobs_pb2.BlobChunk(digest=digest, data=data), shown)
+        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    for wrong in (size - 8, size + 8, 2**64 - 1):
+        with pytest.raises(Aborted, match="by the plan"):
+            ask(world, "Blobs/Offer", blobs_pb2.BlobOffer(round=ref, digest=digest, size_bytes=wrong), shown)
+
+
+def test_another_sites_upload_can_be_neither_written_nor_read(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3, phase="upload")
+    world.step("site-b")
+    chunk = next(one.message for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobChunk))
+    offer = next(one.message for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobOffer))
+    shown = world.sites["site-a"].identity.certificate_pem
+    for name, message in (
+        ("Blobs/Put", chunk),
+        ("Blobs/Offer", offer),
+        ("Blobs/Get", blobs_pb2.BlobRequest(digest=chunk.digest)),
+    ):
+        with pytest.raises(Aborted):
+            ask(world, name, message, shown)
+
+
+@pytest.mark.parametrize("phase", ["keys", "reveal"])
+def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
+    make_world: Callable[..., World], phase: str
+) -> None:
+    """Every call, with the round's own reference or without: never an error that nobody foresaw."""
+    world = make_world(sites=3, phase=phase)
+    row = world.round
+    ref = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(name=st.sampled_from(GUARDED), data=st.binary(max_size=60), refers=st.booleans())
+    def fuzz(name: str, data: bytes, refers: bool) -> None:
+        try:
+            message = CALLS[name].request.FromString(data)
+        except DecodeError:
+            message = CALLS[name].request()
+        if refers and "round" in message.DESCRIPTOR.fields_by_name:
+            message.round.CopyFrom(ref)
+        try:
+            world.wire.call(
+                "site-a", world.sites["site-a"].identity.certificate_pem, CALLS[name], [message.SerializeToString()]
+            )
+        except LinkError:
+            assert world.wire.refusals[-1][2] in TYPED, world.wire.refusals[-1]
+
+    fuzz()
+    after = world.round
+    assert (after.state, after.attempt) == (row.state, row.attempt)
+
+
+def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    pacing = world.hub.cupboards.settings.pacing
+    shown = world.sites["site-a"].identity.certificate_pem
+    poll = rounds_pb2.PollRequest(**REPORT)
+
+    def retry_after_ms() -> int:
+        (reply,) = ask(world, "Rounds/Poll", poll, shown)
+        assert isinstance(reply, rounds_pb2.PollReply)
+        return reply.retry_after_ms
+
+    first = retry_after_ms()
+    assert first <= 1250 * pacing.masking_s
+    world.clock.advance(3000)
+    assert 750 * pacing.training_s <= retry_after_ms() <= 1250 * pacing.training_s
+    masking = make_world(sites=3, phase="keys")
+    (reply,) = ask(masking, "Rounds/Poll", poll, masking.sites["site-a"].identity.certificate_pem)
+    assert reply.retry_after_ms == AT_ONCE_MS
+    world.pause()
+    world.clock.advance(4000)
+    world.drive()
+    assert 750 * pacing.paused_s <= retry_after_ms() <= 1250 * pacing.paused_s
+
+
+def test_a_poll_of_a_round_nobody_knows_is_told_that_it_is_over(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    foreign = RoundRef(run_id=os.urandom(16), round=4_000_000_000, attempt=1)
+    poll = rounds_pb2.PollRequest(**REPORT, working_on=foreign)
+    (reply,) = ask(world, "Rounds/Poll", poll, world.sites["site-a"].identity.certificate_pem)
+    assert isinstance(reply, rounds_pb2.PollReply)
+    assert reply.close.outcome == rounds_pb2.CloseStep.RUN_OVER
