@@ -92,6 +92,10 @@ class Plans:
     def distrusted(self, run_id: bytes) -> bool:
         return self._distrusted(run_id).exists()
 
+    def distrusts_any(self) -> bool:
+        """Whether a person is still to look at some run."""
+        return any(self._folder.glob("run-*.mismatch"))
+
     def _distrusted(self, run_id: bytes) -> Path:
         return self._folder / f"run-{run_id.hex()}.mismatch"
 

@@ -106,7 +106,8 @@ class SiteRounds:
 
     def _situation(self) -> Situation:
         current, status = self.book.current, self._spool.status()
-        if current is not None and self.plans.distrusted(current.run_id):
+        distrusts = self.plans.distrusts_any() if current is None else self.plans.distrusted(current.run_id)
+        if distrusts:
             return Situation("SITE_ATTENTION", ("MODEL_MISMATCH",))
         silent = status is None or self._clock() - status.written_at > self._silence
         if current is None or current.declined is not None:
