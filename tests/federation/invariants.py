@@ -182,11 +182,17 @@ def models_are_one(world: World) -> None:
 def secrets_are_gone(world: World) -> None:
     """A site keeps the secrets of the attempt it is in, until it has confirmed, and of no other."""
     for site in world.sites.values():
-        kept = {member.own.mask_key for member in site.members() if member.secrets is not None}
-        for member in site.members():
-            assert member.phase not in (Phase.CONFIRMED, Phase.REVEALED) or member.secrets is None
+        current = site.rounds.book.current
+        now = "" if current is None or current.refused_attempt == current.attempt else f"attempt-{current.attempt}"
+        kept = set()
+        for file, member in site.member_files():
+            assert current is not None, f"{site.name} works on no round and keeps {file}"
+            expected = (f"{current.run_id.hex()}-{current.number}", now)
+            assert (file.parts[-3], file.parts[-2]) == expected, f"{site.name} keeps an attempt that is over: {file}"
+            if member.secrets is not None:
+                assert member.phase not in (Phase.CONFIRMED, Phase.REVEALED)
+                kept.add(member.own.mask_key)
         gone = [of for mask_key, of in site.secrets.items() if mask_key not in kept]
-        assert len(kept) <= 1, f"{site.name} keeps the secrets of {len(kept)} attempts"
         found = find(raw_secrets(gone), site.agent_folder)
         assert not found, f"secrets of a past attempt are still at {site.name}: {found}"
 

@@ -176,7 +176,7 @@ def play(world: World, history: History) -> None:
 
 _MISCHIEF: list[tuple[Callable[[random.Random, str], Operation], float]] = [
     (lambda rng, name: SiteSteps(name), 2),
-    (lambda rng, name: SiteSteps(name, rng.choice(FAULTS), rng.randrange(4)), 6),
+    (lambda rng, name: SiteSteps(name, rng.choice(FAULTS), rng.choice((0, 1, 1, 1, 2, 3))), 6),
     (lambda rng, name: SiteTrained(name), 0.5),
     (lambda rng, name: SiteDrops(name), 2),
     (lambda rng, name: SiteReturns(name), 2),

@@ -174,14 +174,14 @@ class Site:
         self.trainer.write_status(Status(self.clock.now, "SITE_IDLE"))
         self.trainer.deliver(update, delta)
 
-    def members(self) -> list[MemberState]:
+    def member_files(self) -> list[tuple[Path, MemberState]]:
         """What secure aggregation has on this disk, of any attempt."""
         files = self.agent_folder.glob("rounds/*/attempt-*/member.bin")
-        return [member_state.from_bytes(file.read_bytes()) for file in files]
+        return [(file, member_state.from_bytes(file.read_bytes())) for file in files]
 
     def _look_at_secrets(self) -> None:
         """Keep what the disk shows, so that a test knows what must not be found elsewhere, or afterwards."""
-        for member in self.members():
+        for _, member in self.member_files():
             self.states[member.own.mask_key] = member
             if member.secrets is not None:
                 self.secrets.setdefault(member.own.mask_key, member.secrets)

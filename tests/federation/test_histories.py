@@ -13,8 +13,8 @@ from tests.federation.nursery import Nursery
 from tests.federation.operations import History, draw, play
 from tests.federation.world import World
 
-HISTORIES, HISTORIES_ALL = 100, 3000
-BATCHES = 10
+HISTORIES, HISTORIES_ALL = 60, 3000
+BATCHES = 6
 UNFORESEEN = ("call failed", "round step failed", "housekeeping failed")
 TRIES_TO_SHORTEN = 40
 

@@ -23,7 +23,7 @@ from aggregator.store import runs as run_rows
 from aggregator.tables import Round, Run
 from site_client.agent.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
-from tests.federation.nursery import BEGIN, PARAMETERS, Kind, Nursery
+from tests.federation.nursery import BEGIN, PARAMETERS, PHASES, Kind, Nursery
 from tests.federation.places import Clock, Hub, Site, an_update
 from tests.federation.wire import Fault, Heard, Killed, Wire
 
@@ -74,7 +74,8 @@ class World:
 
     @classmethod
     def _walked(cls, nursery: Nursery, kind: Kind) -> "Past":
-        world = cls(nursery.copy(replace(kind, phase="training")), kind)
+        """From the phase before, which is kept as well."""
+        world = cls.begin(nursery, replace(kind, phase=PHASES[PHASES.index(kind.phase) - 1]))
         while world.round.state.value != kind.phase:
             world.everybody()
         world.hub.shut()

@@ -1,0 +1,99 @@
+"""What is due for a round, row by row: no store, no driver."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from federation.plan import Cohort
+
+from aggregator.decisions import ATTEMPTS_MAX, Abandon, Advance, Freeze, Open, Retry, View, Wait, decide
+from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
+
+NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+SITES = ["a", "b", "c", "d", "e"]
+BOUNDS = Cohort(minimum=3, target=4, maximum=4)
+
+
+def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: object) -> View:
+    """A round whose sites a, b, c ... hold these seats."""
+    fields: dict[str, object] = {
+        "name": "round:00/1",
+        "state": state,
+        "attempt": 1,
+        "deadline": NOW - timedelta(seconds=1) if late else NOW + timedelta(seconds=1),
+        "seats": dict(zip(SITES, seats, strict=False)),
+        "advertised": len(seats),
+        "eligible": SITES,
+        "bounds": BOUNDS,
+    }
+    return View(**(fields | changes))  # type: ignore[arg-type]
+
+
+READY, OFFERED, DECLINED, MISSED = SeatState.READY, SeatState.OFFERED, SeatState.DECLINED, SeatState.MISSED
+
+
+def test_masking_begins_as_soon_as_the_target_is_ready() -> None:
+    assert decide(view(RoundState.TRAINING, READY, READY, READY, OFFERED, OFFERED), NOW) == Wait()
+    frozen = decide(view(RoundState.TRAINING, READY, READY, READY, READY, OFFERED), NOW)
+    assert frozen == Freeze(("a", "b", "c", "d"), ("e",))
+
+
+def test_masking_begins_with_the_minimum_when_nobody_else_can_come_or_time_is_up() -> None:
+    assert isinstance(decide(view(RoundState.TRAINING, READY, READY, READY, DECLINED), NOW), Freeze)
+    assert isinstance(decide(view(RoundState.TRAINING, READY, READY, READY, OFFERED, late=True), NOW), Freeze)
+    assert isinstance(decide(view(RoundState.TRAINING, READY, READY, OFFERED, late=True), NOW), Abandon)
+
+
+def test_a_site_that_left_the_roster_is_neither_taken_nor_awaited() -> None:
+    seats = (READY, READY, READY, READY, OFFERED)
+    assert decide(view(RoundState.TRAINING, *seats, eligible=["b", "c", "d"]), NOW) == Freeze(
+        ("b", "c", "d"), ("a", "e")
+    )
+
+
+def test_no_cohort_is_larger_than_the_plan_allows_and_a_surplus_is_left_out() -> None:
+    frozen = decide(view(RoundState.TRAINING, *[READY] * 5), NOW)
+    assert isinstance(frozen, Freeze)
+    assert len(frozen.members) == 4
+    assert {*frozen.members, *frozen.left_out} == set(SITES)
+
+
+def test_nobody_is_waited_for_who_cannot_make_up_the_minimum() -> None:
+    assert isinstance(decide(view(RoundState.TRAINING, READY, OFFERED, DECLINED, DECLINED), NOW), Abandon)
+    assert decide(view(RoundState.TRAINING, READY, OFFERED, MISSED, DECLINED), NOW) == Wait()
+
+
+@pytest.mark.parametrize("phase", MASKING_PHASES)
+def test_a_phase_ends_when_all_have_answered_and_at_the_deadline_when_enough_have(phase: RoundState) -> None:
+    before, after = PHASE_SEATS[phase]
+    assert decide(view(phase, after, after, after, after, before), NOW) == Wait()
+    assert decide(view(phase, *[after] * 5), NOW) == Advance(())
+    assert decide(view(phase, after, after, after, after, before, late=True), NOW) == Advance(("e",))
+
+
+@pytest.mark.parametrize("phase", MASKING_PHASES)
+def test_below_the_threshold_nothing_goes_on(phase: RoundState) -> None:
+    before, after = PHASE_SEATS[phase]
+    few = view(phase, after, after, before, before, before, late=True)
+    decision = decide(few, NOW)
+    if phase is RoundState.REVEAL:  # shares may be out: no update may enter a second sum
+        assert isinstance(decision, Abandon)
+    else:
+        assert isinstance(decision, Retry)
+        assert decision.missed == ("c", "d", "e")
+
+
+def test_the_threshold_counts_who_advertised_and_not_who_is_left() -> None:
+    shared = (SeatState.SHARED, SeatState.SHARED, SeatState.SHARED)
+    assert decide(view(RoundState.SHARES, *shared), NOW) == Advance(())
+    assert isinstance(decide(view(RoundState.SHARES, *shared, advertised=5), NOW), Retry)
+
+
+def test_a_cohort_that_keeps_failing_is_asked_to_train_again() -> None:
+    seats = (SeatState.KEYED, SeatState.KEYED, SeatState.JOINED)
+    assert isinstance(decide(view(RoundState.KEYS, *seats, late=True, attempt=ATTEMPTS_MAX - 1), NOW), Retry)
+    assert isinstance(decide(view(RoundState.KEYS, *seats, late=True, attempt=ATTEMPTS_MAX), NOW), Abandon)
+
+
+def test_a_sum_is_opened_until_it_is_too_late() -> None:
+    assert decide(view(RoundState.OPENING), NOW) == Open()
+    assert isinstance(decide(view(RoundState.OPENING, late=True), NOW), Abandon)
