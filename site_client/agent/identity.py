@@ -68,6 +68,11 @@ class Identity:
         """End of the TLS certificate, aware UTC."""
         return self._certificate.not_valid_after_utc
 
+    @property
+    def valid_from(self) -> datetime:
+        """Beginning of the TLS certificate, aware UTC; the CA dates it back by some minutes."""
+        return self._certificate.not_valid_before_utc
+
     def renewal_due(self) -> datetime:
         """Two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
         starts, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc

@@ -9,7 +9,8 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,8 @@ from typing import IO
 
 import structlog
 from federation.errors import FederationError
-from federation.v1 import enrolment_pb2
 
-from site_client.agent import keys
-from site_client.agent.calls import CHALLENGE, RECOVER, RENEW
+from site_client.agent.certificates import Certificates
 from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
@@ -30,7 +29,7 @@ from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
 from site_client.agent.view import AgentView, write_view
 from site_client.config import Settings
-from site_client.errors import ConfigRefused, IdentityRefused, SiteError, Unreachable
+from site_client.errors import ConfigRefused, SiteError, Unreachable
 from site_client.spool import AgentSide
 
 _log = structlog.get_logger()
@@ -74,6 +73,7 @@ class Service:
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
         self._egress = Egress(self._guard, self._ledger, self._link, payloads)
+        self._certificates = Certificates(identity, self._egress, self._desk, clock)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()
         self._rounds = SiteRounds(self._egress, identity, spool, settings, clock)
@@ -99,7 +99,8 @@ class Service:
 
     def _turn(self) -> float:
         try:
-            self._keep_certificate()
+            if self._certificates.keep():
+                self._link.reconnect(self._endpoint())
             turn = self._rounds.step()
         except Unreachable as error:
             return self._failed("aggregator_unreachable", error)
@@ -109,7 +110,7 @@ class Service:
             _log.error("step_crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step_crashed", error)
         refused = "" if turn.refusal is None else str(turn.refusal)
-        self._health = _Health(0, self._clock(), refused)
+        self._health = _Health(0, self._clock(), refused or self._certificates.notice)
         if refused:
             _log.warning("step_refused", asked=turn.asked, why=refused)
         elif turn.asked:
@@ -140,47 +141,16 @@ class Service:
         threading.Event().wait(_GRACE_S)
         self._link.close()
 
-    # The certificate.
+    # The ways out.
 
-    def _keep_certificate(self) -> None:
-        now = self._clock()
-        try:
-            if now >= self._identity.expires_at:
-                self._recover()
-            elif now >= self._identity.renewal_due():
-                self._renew()
-        except (SiteError, FederationError) as error:
-            if now >= self._identity.expires_at:
-                raise
-            _log.warning("certificate_not_renewed", why=str(error), expires_at=self._identity.expires_at.isoformat())
-
-    def _renew(self) -> None:
-        request = keys.request_certificate(self._identity.site)
-        credentials = self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
-        self._accept(request, credentials)
-
-    def _recover(self) -> None:
-        """After an outage longer than the certificate: the signing key answers a challenge. Errors: IdentityRefused."""
+    @contextmanager
+    def _desk(self) -> Iterator[Egress]:
+        """A way to the enrolment listener, for as long as it takes."""
         link = Link(self._enrolment_endpoint())
         try:
-            egress = Egress(self._guard, self._ledger, link)
-            request = keys.request_certificate(self._identity.site)
-            nonce = egress.send(CHALLENGE, enrolment_pb2.ChallengeRequest(site=self._identity.site)).nonce
-            if len(nonce) != 32:
-                raise IdentityRefused(f"expected a challenge of 32 bytes, got {len(nonce)}; nothing was signed")
-            signature = keys.answer_challenge(self._identity.keys, nonce, request.csr_der)
-            message = enrolment_pb2.RecoverRequest(
-                site=self._identity.site, nonce=nonce, csr_der=request.csr_der, signature=signature
-            )
-            credentials = egress.send(RECOVER, message)
+            yield Egress(self._guard, self._ledger, link)
         finally:
             link.close()
-        self._accept(request, credentials)
-
-    def _accept(self, request: keys.Request, credentials: enrolment_pb2.Credentials) -> None:
-        self._identity.accept_certificate(request, credentials)
-        self._link.reconnect(self._endpoint())
-        _log.info("certificate_renewed", expires_at=self._identity.expires_at.isoformat())
 
     def _endpoint(self) -> Endpoint:
         identity, settings = self._identity, self._settings

@@ -1,0 +1,260 @@
+"""The wire over real TLS on loopback: who is believed, through which proxy, and what a person is told when it fails."""
+
+import base64
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from site_client.agent.link import Endpoint, Link  # before grpc: it sets the cipher suites
+from site_client.agent.pinning import fetch_ca
+
+import grpc  # isort: skip
+
+from site_client.agent.egress import Cleared
+from site_client.agent.identity import Identity
+from site_client.errors import ConfigRefused, EgressRefused, IdentityRefused, Refused, Unreachable
+
+ECHO, REFUSE, PUT, GET = "/test.Echo/Say", "/test.Echo/Refuse", "/test.Echo/Put", "/test.Echo/Get"
+
+
+class Echo(grpc.GenericRpcHandler):
+    """Answers with what came, or who called."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return {
+            ECHO: grpc.unary_unary_rpc_method_handler(lambda data, context: data + self._caller(context)),
+            REFUSE: grpc.unary_unary_rpc_method_handler(self._refuse),
+            PUT: grpc.stream_unary_rpc_method_handler(lambda chunks, context: b"".join(chunks)),
+            GET: grpc.unary_stream_rpc_method_handler(lambda data, context: iter([data, data, data])),
+        }.get(details.method)
+
+    @staticmethod
+    def _caller(context: grpc.ServicerContext) -> bytes:
+        return b" from " + context.auth_context().get("x509_common_name", [b"nobody"])[0]
+
+    @staticmethod
+    def _refuse(data: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "site 'mercy' was revoked; contact the coordinator")
+
+
+def serve(consortium, *, mutual: bool = True, **dates: float) -> tuple[grpc.Server, str]:
+    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Echo()])
+    pair = consortium.server_pair(**dates)
+    credentials = grpc.ssl_server_credentials([pair], consortium.ca_pem if mutual else None, mutual)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+def hub(consortium) -> Iterator[str]:
+    server, address = serve(consortium)
+    yield address
+    server.stop(0).wait()
+
+
+@dataclass
+class Proxy:
+    """An HTTP CONNECT proxy on loopback that keeps what it was asked, and counts what went through."""
+
+    wants: str = ""  # user:password
+    asked: list[bytes] = field(default_factory=list)
+    bytes_up: int = 0
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            piece = client.recv(4096)
+            if not piece:
+                return
+            request += piece
+        self.asked.append(request)
+        token = base64.b64encode(self.wants.encode())
+        if self.wants and token not in request:
+            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            client.close()
+            return
+        host, port = request.split()[1].decode().rsplit(":", 1)
+        upstream = socket.create_connection((host, int(port)))
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        threading.Thread(target=self._pump, args=(upstream, client, False), daemon=True).start()
+        self._pump(client, upstream, True)
+
+    def _pump(self, source: socket.socket, target: socket.socket, up: bool) -> None:
+        try:
+            while data := source.recv(65_536):
+                self.bytes_up += len(data) if up else 0
+                target.sendall(data)
+        except OSError:
+            pass  # the other end went away, which is what ends a tunnel
+        for end in (source, target):
+            end.close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    made = Proxy()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dial(identity: Identity) -> Iterator:
+    links: list[Link] = []
+
+    def make(address: str, **changes: object) -> Link:
+        plain = {"ca_pem": identity.ca_pem, "key_pem": identity.tls_key_pem, "stall_s": 5.0}
+        endpoint = Endpoint(address, **(plain | {"certificate_pem": identity.certificate_pem} | changes))
+        links.append(Link(endpoint))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def test_calls_go_both_ways_and_the_other_end_knows_who_calls(hub: str, dial) -> None:
+    link = dial(hub)
+    assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
+    assert link.put(PUT, iter([Cleared(b"a"), Cleared(b"b")])) == b"ab"
+    assert list(link.get(GET, Cleared(b"x"))) == [b"x"] * 3
+    assert link.peer == hub
+
+
+def test_a_refusal_is_told_with_the_aggregator_s_own_words(hub: str, dial) -> None:
+    with pytest.raises(Refused, match="contact the coordinator") as refusal:
+        dial(hub).unary(REFUSE, Cleared(b""))
+    assert refusal.value.code == "PERMISSION_DENIED"
+
+
+def test_nobody_else_s_server_is_believed(dial, consortium) -> None:
+    impostor = type(consortium)(name="impostor CA")
+    server, address = serve(impostor, mutual=False)
+    with pytest.raises(Unreachable):
+        dial(address).unary(ECHO, Cleared(b"secret"))
+    server.stop(0).wait()
+
+
+def test_without_a_certificate_nobody_gets_in(hub: str, dial) -> None:
+    with pytest.raises(Unreachable):
+        dial(hub, key_pem=None, certificate_pem=None).unary(ECHO, Cleared(b""))
+
+
+def test_tls_1_2_is_not_spoken(hub: str, identity: Identity, tmp_path: Path) -> None:
+    context = ssl.create_default_context(cadata=identity.ca_pem.decode())
+    (tmp_path / "tls.pem").write_bytes(identity.tls_key_pem + identity.certificate_pem)
+    context.load_cert_chain(tmp_path / "tls.pem")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    host, port = hub.rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="localhost")
+
+
+def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(hub: str, dial) -> None:
+    def chunks() -> Iterator[Cleared]:
+        yield Cleared(b"a")
+        raise EgressRefused("no part of the upload")
+
+    with pytest.raises(EgressRefused):
+        dial(hub).put(PUT, chunks())
+
+
+def test_a_new_certificate_is_used_after_reconnecting(hub: str, dial, consortium, tmp_path: Path) -> None:
+    link = dial(hub)
+    assert link.unary(ECHO, Cleared(b"")) == b" from mercy"
+    other = consortium.enrol(tmp_path / "other", "north")
+    link.reconnect(
+        Endpoint(hub, other.ca_pem, key_pem=other.tls_key_pem, certificate_pem=other.certificate_pem, stall_s=5.0)
+    )
+    assert link.unary(ECHO, Cleared(b"")) == b" from north"
+
+
+def test_everything_goes_through_the_proxy_that_is_set(hub: str, dial, proxy: Proxy) -> None:
+    link = dial(hub, proxy=f"http://127.0.0.1:{proxy.port}")
+    assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
+    link.put(PUT, iter([Cleared(bytes(100_000))] * 3))
+    assert proxy.asked[0].startswith(f"CONNECT {hub} ".encode())
+    assert 300_000 < proxy.bytes_up < 300_000 * 1.02 + 8_000  # the overhead that docs/HOSPITAL.md states
+
+
+def test_a_proxy_with_a_password_gets_it(hub: str, dial, proxy: Proxy) -> None:
+    proxy.wants = "site:pass word"
+    link = dial(hub, proxy=f"http://site:pass%20word@127.0.0.1:{proxy.port}")
+    assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
+
+
+def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(hub: str, dial, proxy: Proxy) -> None:
+    proxy.wants = "site:secret"
+    with pytest.raises(Unreachable, match="through the proxy"):
+        dial(hub, proxy=f"http://127.0.0.1:{proxy.port}").unary(ECHO, Cleared(b"hello"))
+    assert proxy.asked
+    assert proxy.bytes_up == 0
+
+
+def test_with_a_dead_proxy_nothing_is_dialled_directly(
+    hub: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")
+    proxy.close()
+    with pytest.raises(Unreachable):
+        dial(hub, proxy=f"http://127.0.0.1:{proxy.port}", stall_s=2.0).unary(ECHO, Cleared(b"hello"))
+
+
+def test_a_proxy_in_the_environment_is_not_asked(hub: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "grpc_proxy", "http_proxy"):
+        monkeypatch.setitem(os.environ, name, f"http://127.0.0.1:{proxy.port}")
+    assert dial(hub).unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
+    assert proxy.asked == []
+
+
+def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(hub: str, dial) -> None:
+    with pytest.raises(ConfigRefused, match="http://"):
+        dial(hub, proxy="https://127.0.0.1:3128")
+
+
+# The first connection of all.
+
+
+def test_the_ca_of_the_token_is_found_directly_and_through_a_proxy(hub: str, consortium, proxy: Proxy) -> None:
+    assert fetch_ca(hub, "", consortium.fingerprint).split() == consortium.ca_pem.split()
+    fetch_ca(hub, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
+    assert len(proxy.asked) == 1
+
+
+def test_tls_inspection_is_named_by_its_issuer(consortium) -> None:
+    inspector = type(consortium)(name="Hospital Web Filter CA")
+    server, address = serve(inspector, mutual=False)
+    with pytest.raises(IdentityRefused, match="CN=Hospital Web Filter CA"):
+        fetch_ca(address, "", consortium.fingerprint)
+    server.stop(0).wait()
+
+
+def test_a_proxy_that_wants_a_password_is_said_at_the_first_contact(hub: str, consortium, proxy: Proxy) -> None:
+    proxy.wants = "site:secret"
+    with pytest.raises(Unreachable, match="407: set user and password"):
+        fetch_ca(hub, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
+    fetch_ca(hub, f"http://site:secret@127.0.0.1:{proxy.port}", consortium.fingerprint)
