@@ -6,22 +6,29 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 
 from aggregator.dashboard import pages, sessions
+from aggregator.dashboard.rendering import page
 from aggregator.hub import Hub
 
 HERE = Path(__file__).resolve().parent
 OPEN_PATHS = ("/login", "/static/")  # everything else asks for a session
 HEADERS = {
-    # No script, style, image or frame from anywhere else: the pages work in a network without internet.
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    # No script, style, image or frame from anywhere else, and none inside a page: it works in a network without
+    # internet, and text that found its way into a page stays text.
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; frame-ancestors 'none'; form-action 'self'; "
+    "base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+Next = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(hub: Hub) -> FastAPI:
@@ -31,9 +38,11 @@ def create_app(hub: Hub) -> FastAPI:
     app.state.logins = sessions.FailedLogins(
         hub.settings.dashboard.failed_logins_max, hub.settings.dashboard.failed_logins_wait_s
     )
+    app.state.sessions = sessions.Sessions(hub)
     app.include_router(sessions.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.exception_handler(HTTPException)(_refused)
     # Middleware added last runs first: the session is read before the guard asks for it.
     app.middleware("http")(_guard)
     app.add_middleware(
@@ -43,6 +52,7 @@ def create_app(hub: Hub) -> FastAPI:
         max_age=hub.settings.dashboard.session_hours * 3600,
         same_site="strict",
     )
+    app.middleware("http")(_harden)
     return app
 
 
@@ -58,14 +68,33 @@ def session_key(folder: Path) -> str:
     return path.read_text()
 
 
-async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Sends whoever has no session to the log-in page; adds the headers to every answer.
+def _refused(request: Request, error: HTTPException) -> Response:
+    return page(request, "error.html", status_code=error.status_code, problem=error.detail)
 
-    The one coroutine here: Starlette's middleware is asynchronous by nature. It reads the cookie and waits for nothing.
-    """
-    if not request.url.path.startswith(OPEN_PATHS) and "name" not in request.session:
-        response: Response = RedirectResponse("/login", status_code=303)
+
+# The coroutines here are Starlette's middleware, asynchronous by nature; the store is asked in a thread.
+
+
+async def _guard(request: Request, call_next: Next) -> Response:
+    """Sends whoever has no session in force to the log-in page."""
+    if request.url.path.startswith(OPEN_PATHS):
+        return await call_next(request)
+    if await run_in_threadpool(request.app.state.sessions.in_force, request.session):
+        return await call_next(request)
+    request.session.clear()
+    return RedirectResponse("/login", status_code=303)
+
+
+async def _harden(request: Request, call_next: Next) -> Response:
+    """Refuses what another site's page makes a browser send; adds the headers to every answer."""
+    if request.method not in ("GET", "HEAD") and not sessions.is_own_form(request):
+        response: Response = PlainTextResponse("This form came from another site.", status_code=403)
     else:
         response = await call_next(request)
     response.headers.update(HEADERS)
+    if request.url.scheme == "https":  # as told by the proxy in front; then the cookie must never travel in clear
+        response.headers["Strict-Transport-Security"] = "max-age=31536000"
+        for index, (name, value) in enumerate(response.raw_headers):
+            if name == b"set-cookie":
+                response.raw_headers[index] = (name, value + b"; secure")
     return response

@@ -1,84 +1,102 @@
 """Line charts as SVG, drawn on the server: no script, readable without color, and as text by a screen reader."""
 
+import math
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
-WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
-DASHES = ("", "6 4", "2 3", "10 3 2 3")
+WIDTH, HEIGHT = 520, 260
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 30, 44
+DASHES = ("", "7 4", "2 3", "10 3 2 3", "4 2", "12 4")
+_NUMBERS_MAX = 9  # labels under the x axis
+
+
+class Point(NamedTuple):
+    """One figure of one model."""
+
+    number: int  # the round that made the model; 0 is the initial one
+    value: float
+    sites: int  # over how many sites it was measured
 
 
 @dataclass(frozen=True)
 class Line:
     name: str
-    points: tuple[tuple[int, float], ...]  # (model number, value); gaps are simply absent
+    points: tuple[Point, ...]  # gaps are simply absent
 
 
 def line_chart(title: str, unit: str, lines: list[Line], low: float | None = None, high: float | None = None) -> str:
-    """An SVG element. x is the model's number, y the value; `low` and `high` fix the axis where it has natural ends.
+    """An SVG element. x is the model's number, y the value; the axis holds at least `low` to `high` where given.
 
-    Lines without a point are left out; with nothing to draw the chart says so.
+    A line's dash and color follow from its place in `lines`. Lines without a point are left out; with nothing to draw
+    the chart says so. Every point carries its figure and its cohort as a tooltip.
     """
-    drawn = [line for line in lines if line.points]
-    label = escape(f"{title}: " + "; ".join(_spoken(line) for line in drawn) if drawn else f"{title}: no figures yet")
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    drawn = [(index, line) for index, line in enumerate(lines) if line.points]
+    spoken = "; ".join(_spoken(line) for _, line in drawn) or "no figures yet"
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {spoken}")}">'
     if not drawn:
         return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="none">no figures yet</text></svg>'
-    values = [value for line in drawn for _, value in line.points]
-    numbers = [number for line in drawn for number, _ in line.points]
-    bottom, top = _ends(values, low, high)
-    scale = _Scale(min(numbers), max(numbers), bottom, top)
-    body = [_grid(scale, unit)] + [_draw(scale, index, line) for index, line in enumerate(drawn)]
-    return head + "".join(body) + "</svg>"
+    values = [point.value for _, line in drawn for point in line.points]
+    numbers = [point.number for _, line in drawn for point in line.points]
+    ends = [end for end in (low, high) if end is not None]
+    scale = _Scale(min(numbers), max(numbers), _ticks(min(values + ends), max(values + ends)))
+    return head + _grid(scale, unit) + "".join(_draw(scale, index, line) for index, line in drawn) + "</svg>"
 
 
 @dataclass(frozen=True)
 class _Scale:
     first: int
     last: int
-    bottom: float
-    top: float
+    ticks: list[float]
 
     def x(self, number: int) -> float:
-        span = max(1, self.last - self.first)
-        return LEFT + (number - self.first) / span * (WIDTH - LEFT - RIGHT)
+        if self.first == self.last:
+            return (LEFT + WIDTH - RIGHT) / 2
+        return LEFT + (number - self.first) / (self.last - self.first) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        inside = min(max(value, self.bottom), self.top)
-        return TOP + (self.top - inside) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM)
+        bottom, top = self.ticks[0], self.ticks[-1]
+        return TOP + (top - value) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
 
-def _ends(values: list[float], low: float | None, high: float | None) -> tuple[float, float]:
-    bottom = min(values) if low is None else low
-    top = max(values) if high is None else high
-    if top - bottom < 1e-9:
-        return bottom - 0.5, top + 0.5
-    margin = 0.08 * (top - bottom)
-    return (bottom - margin if low is None else bottom, top + margin if high is None else top)
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
+    wanted = max(high - low, 1e-3) / 5
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [count * step for count in range(first, max(last, first + 1) + 1)]
 
 
 def _grid(scale: _Scale, unit: str) -> str:
-    parts = []
-    for step in range(5):
-        value = scale.bottom + (scale.top - scale.bottom) * step / 4
+    places = max(1, -math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + 1e-9))
+    parts = [f'<text class="tick" x="6" y="16">{escape(unit)}</text>']
+    for value in scale.ticks:
         y = scale.y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:.2f}</text>')
-    every = max(1, (scale.last - scale.first) // 8)
-    for number in range(scale.first, scale.last + 1, every):
-        parts.append(f'<text class="tick mid" x="{scale.x(number):.1f}" y="{HEIGHT - 16}">{number}</text>')
-    parts.append(f'<text class="tick mid" x="{WIDTH / 2}" y="{HEIGHT - 2}">model after round · {escape(unit)}</text>')
+        parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{value:.{places}f}</text>')
+    for number in range(scale.first, scale.last + 1, math.ceil((scale.last - scale.first + 1) / _NUMBERS_MAX)):
+        parts.append(f'<text class="tick mid" x="{scale.x(number):.1f}" y="{HEIGHT - 26}">{number}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="tick mid" x="{middle}" y="{HEIGHT - 6}">model after round (0: initial model)</text>')
     return "".join(parts)
 
 
 def _draw(scale: _Scale, index: int, line: Line) -> str:
-    places = [(scale.x(number), scale.y(value)) for number, value in line.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    path = " ".join(f"{scale.x(point.number):.1f},{scale.y(point.value):.1f}" for point in line.points)
     dash = DASHES[index % len(DASHES)]
     style = f'class="line c{index % 6}"' + (f' stroke-dasharray="{dash}"' if dash else "")
-    dots = "".join(f'<circle class="dot c{index % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places)
+    dots = "".join(
+        f'<circle class="dot c{index % 6}" cx="{scale.x(point.number):.1f}" cy="{scale.y(point.value):.1f}" r="3.5">'
+        f"<title>{escape(line.name)} {_said(point)}</title></circle>"
+        for point in line.points
+    )
     return f'<polyline {style} points="{path}"/>{dots}'
 
 
 def _spoken(line: Line) -> str:
-    return f"{line.name} " + ", ".join(f"{value:.3f} after round {number}" for number, value in line.points)
+    return f"{line.name} " + ", ".join(_said(point) for point in line.points)
+
+
+def _said(point: Point) -> str:
+    return f"{point.value:.3f} after round {point.number} ({point.sites} sites)"

@@ -7,6 +7,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from aggregator.dashboard import contexts
 from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.rendering import page
+from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.store import people, runs
 
@@ -20,8 +21,9 @@ def overview(request: Request) -> Response:
     with hub.store.read() as session:
         run = contexts.shown_run(session)
         view = None if run is None else contexts.run_view(hub, session, run)
-        site_views = contexts.site_views(hub, session)
-    return page(request, "overview.html", run=view, sites=site_views, charts=_charts(view), here="overview")
+        shown = site_views(hub, session)
+    moving = view is not None and view.moving
+    return page(request, "overview.html", run=view, sites=shown, charts=_charts(view), here="overview", moving=moving)
 
 
 @router.get("/runs")
@@ -39,9 +41,9 @@ def one_run(request: Request, hex_id: str) -> Response:
         try:
             run = runs.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
-            raise HTTPException(404, "no such run") from None
+            raise HTTPException(404, "There is no such run.") from None
         view = contexts.run_view(hub, session, run)
-    return page(request, "run.html", run=view, charts=_charts(view), here="runs")
+    return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
 
 
 @router.get("/audit")
@@ -49,13 +51,13 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
     with request.app.state.hub.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
-    return page(request, "audit.html", rows=rows, older=older, here="audit")
+    return page(request, "audit.html", rows=rows, older=older, newest=before is None, here="audit")
 
 
 def _charts(run: contexts.RunView | None) -> dict[str, str]:
     if run is None:
         return {}
     return {
-        "auc": line_chart("AUC", "AUC by slice", list(run.auc), low=0.4, high=1.0),
-        "loss": line_chart("Loss", "loss", list(run.losses)),
+        "auc": line_chart("AUC", "AUC by slice (0.5: chance)", list(run.auc), low=0.4, high=1.0),
+        "loss": line_chart("Loss", "loss in nats", list(run.losses)),
     }

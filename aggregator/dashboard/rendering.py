@@ -1,5 +1,6 @@
 """Templates, and how the pages write times, durations, sizes and digests."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -50,5 +51,12 @@ def figure(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-for _filter in (duration, size, short, clock_time, figure):
+def short_ids(text: str) -> str:
+    """`text` with every run id and process id in it cut to its first digits; for names the audit writes in full."""
+    return _LONG_HEX.sub(lambda found: found[0][:6] + "…", text)
+
+
+_LONG_HEX = re.compile(r"[0-9a-f]{12,}")
+
+for _filter in (duration, size, short, clock_time, figure, short_ids):
     TEMPLATES.env.filters[_filter.__name__] = _filter

@@ -1,18 +1,28 @@
-"""Logging in and out. Passwords are checked by `store.people`; a name under attack has to wait."""
+"""Logging in and out. Passwords are checked by `store.people`; a name under attack has to wait.
 
+A session is a signed cookie that says who, under which password, and which session. It is in force while that
+administrator exists with that password and has not logged out; so removing somebody ends their sessions at once.
+"""
+
+import hashlib
+import secrets
 import threading
+from collections.abc import MutableMapping
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from aggregator.dashboard.rendering import page
+from aggregator.hub import Hub
 from aggregator.store import people
 
 router = APIRouter()
 WRONG = "Name or password is wrong."
 NAMES_MAX = 10_000
+CHECKED_AT_ONCE = 2  # each check of a password takes 32 MiB and a core for a moment
 
 
 class FailedLogins:
@@ -22,6 +32,7 @@ class FailedLogins:
         self._allowed, self._wait = allowed, timedelta(seconds=wait_s)
         self._lock = threading.Lock()
         self._failures: dict[str, tuple[int, datetime]] = {}
+        self.checking = threading.BoundedSemaphore(CHECKED_AT_ONCE)
 
     def must_wait(self, name: str, now: datetime) -> bool:
         with self._lock:
@@ -41,28 +52,80 @@ class FailedLogins:
             self._failures.pop(name, None)
 
 
+class Sessions:
+    """Which sessions are in force. Those logged out are kept in memory: a restart forgets them, not who may log in."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._lasts = timedelta(hours=hub.settings.dashboard.session_hours)
+        self._lock = threading.Lock()
+        self._ended: dict[str, datetime] = {}
+
+    def begin(self, session: MutableMapping[str, Any], name: str) -> None:
+        """Fill the cookie of somebody whose password fits; whatever it held before is gone."""
+        session.clear()
+        session.update(name=name, id=secrets.token_hex(16), password=self._password_mark(name))
+
+    def in_force(self, session: MutableMapping[str, Any]) -> bool:
+        if "name" not in session or self._password_mark(session["name"]) != session.get("password"):
+            return False
+        with self._lock:
+            return session.get("id") not in self._ended
+
+    def end(self, session: MutableMapping[str, Any]) -> None:
+        """Copies of the cookie are worth nothing from here on."""
+        now = self._hub.clock()
+        with self._lock:
+            self._ended = {each: at for each, at in self._ended.items() if now - at < self._lasts}
+            self._ended[session["id"]] = now
+        session.clear()
+
+    def _password_mark(self, name: str) -> str | None:
+        """Says whether the password is still the one logged in with, and nothing else. None: no such administrator."""
+        with self._hub.store.read() as session:
+            stored = people.password_hash_of(session, name)
+        return None if stored is None else hashlib.sha256(b"session\0" + stored.encode()).hexdigest()[:32]
+
+
+def is_own_form(request: Request) -> bool:
+    """Whether a request that changes something comes from a page of ours (or from no page at all).
+
+    Browsers say so in Sec-Fetch-Site over HTTPS and on the loopback, and in Origin elsewhere. SameSite=strict keeps the
+    cookie back in any case; this also keeps another site from logging somebody in.
+    """
+    fetched = request.headers.get("sec-fetch-site")
+    if fetched is not None:
+        return fetched in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
 @router.get("/login")
 def show_login(request: Request) -> Response:
     return page(request, "login.html", problem=None)
 
 
 @router.post("/login")
-def log_in(request: Request, name: Annotated[str, Form()], password: Annotated[str, Form()]) -> Response:
+def log_in(
+    request: Request,
+    name: Annotated[str, Form(max_length=128)],
+    password: Annotated[str, Form(max_length=1024)],
+) -> Response:
     hub, logins = request.app.state.hub, request.app.state.logins
     now = hub.clock()
     if logins.must_wait(name, now):
         return page(request, "login.html", status_code=429, problem="Too many wrong passwords. Try again later.")
-    with hub.store.read() as session:
+    with logins.checking, hub.store.read() as session:
         fits = people.password_fits(session, name, password)
     if not fits:
         logins.failed(name, now)
         return page(request, "login.html", status_code=401, problem=WRONG)
     logins.succeeded(name)
-    request.session["name"] = name
+    request.app.state.sessions.begin(request.session, name)
     return RedirectResponse("/", status_code=303)
 
 
 @router.post("/logout")
 def log_out(request: Request) -> Response:
-    request.session.clear()
+    request.app.state.sessions.end(request.session)
     return RedirectResponse("/login", status_code=303)

@@ -10,7 +10,17 @@ SITE_STATES: dict[str, str] = {
     "SITE_MASKING": "masking",
     "SITE_ATTENTION": "needs attention at the hospital",
 }
-SITE_TONES: dict[str, str] = {"SITE_ATTENTION": "bad", "SITE_AWAITING_APPROVAL": "warn", "SITE_READY": "good"}
+# Paused is healthy: a hospital's machine trains when nobody needs it.
+SITE_TONES: dict[str, str] = {
+    "SITE_IDLE": "calm",
+    "SITE_PREPARING": "calm",
+    "SITE_TRAINING": "calm",
+    "SITE_PAUSED": "calm",
+    "SITE_READY": "good",
+    "SITE_MASKING": "calm",
+    "SITE_ATTENTION": "bad",
+    "SITE_AWAITING_APPROVAL": "warn",
+}
 
 REASONS: dict[str, str] = {
     "OPERATOR": "paused by the operator",
@@ -20,7 +30,7 @@ REASONS: dict[str, str] = {
     "MEMORY": "memory is short",
     "IO": "the disk is busy",
     "GPU_BUSY": "the GPU is in use",
-    "USER_ACTIVE": "somebody is working at the machine",
+    "USER_ACTIVE": "workstation in use",
     "REMOTE_SESSION": "somebody is logged in remotely",
     "BATTERY": "on battery",
     "UPS": "on emergency power",
@@ -57,6 +67,7 @@ ROUND_STATES: dict[str, str] = {
     "abandoned": "abandoned",
 }
 TONES: dict[str, str] = {
+    "running": "calm",
     "published": "good",
     "completed": "good",
     "approved": "good",

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,8 +13,19 @@ from aggregator.store.engine import Change, record
 from aggregator.tables import Administrator, Audit
 
 PASSWORD_CHARACTERS_MIN = 12
-# scrypt, RFC 7914: 32 MiB and about 50 ms a try.
-_N, _R, _P, _HASH_BYTES = 1 << 15, 8, 1, 32
+HASH_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """scrypt's parameters, RFC 7914. A hash is stored with its own, so that they may grow later."""
+
+    n: int
+    r: int
+    p: int
+
+
+COST = Cost(n=1 << 15, r=8, p=1)  # of new hashes: 32 MiB and about 50 ms a try
 
 
 def add_administrator(session: Session, name: str, password: str, salt: bytes, change: Change) -> None:
@@ -39,23 +51,28 @@ def administrators(session: Session) -> list[Administrator]:
     return list(session.scalars(select(Administrator).order_by(Administrator.name)))
 
 
+def password_hash_of(session: Session, name: str) -> str | None:
+    """The stored hash; None when there is no such administrator."""
+    administrator = session.get(Administrator, name)
+    return None if administrator is None else administrator.password_hash
+
+
 def password_fits(session: Session, name: str, password: str) -> bool:
     """Whether `password` is the one of `name`. Takes as long for a name that does not exist."""
     administrator = session.get(Administrator, name)
-    stored = _NOBODY if administrator is None else administrator.password_hash
+    stored = _nobody() if administrator is None else administrator.password_hash
     return verify_password(password, stored) and administrator is not None
 
 
 def hash_password(password: str, salt: bytes) -> str:
     """scrypt$n$r$p$salt$hash, base64. `salt`: 16 random bytes."""
-    hashed = _scrypt(password, salt, _N, _R, _P)
-    return "$".join(("scrypt", str(_N), str(_R), str(_P), _text(salt), _text(hashed)))
+    return _stored(COST, salt, _scrypt(password, salt, COST))
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Whether `stored` was made from `password`; with its own parameters, so that they may grow later."""
+    """Whether `stored` was made from `password`, at the cost it names."""
     _kind, n, r, p, salt, expected = stored.split("$")
-    hashed = _scrypt(password, base64.b64decode(salt), int(n), int(r), int(p))
+    hashed = _scrypt(password, base64.b64decode(salt), Cost(int(n), int(r), int(p)))
     return hmac.compare_digest(hashed, base64.b64decode(expected))
 
 
@@ -71,13 +88,21 @@ def audit_trail(
     return list(session.scalars(chosen))
 
 
-def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    return hashlib.scrypt(password.encode(), salt=salt, n=n, r=r, p=p, maxmem=256 * n * r, dklen=_HASH_BYTES)
+def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
+    memory = 256 * cost.n * cost.r
+    return hashlib.scrypt(
+        password.encode(), salt=salt, n=cost.n, r=cost.r, p=cost.p, maxmem=max(memory, 1 << 20), dklen=HASH_BYTES
+    )
+
+
+def _stored(cost: Cost, salt: bytes, hashed: bytes) -> str:
+    return "$".join(("scrypt", str(cost.n), str(cost.r), str(cost.p), _text(salt), _text(hashed)))
+
+
+def _nobody() -> str:
+    """A hash that no password has: zeros, not an scrypt output. At the usual cost, so it takes the usual time."""
+    return _stored(COST, bytes(16), bytes(HASH_BYTES))
 
 
 def _text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
-
-
-# A hash that no password has: its last part is zeros, not an scrypt output. Same parameters, so the same time.
-_NOBODY = "$".join(("scrypt", str(_N), str(_R), str(_P), _text(bytes(16)), _text(bytes(_HASH_BYTES))))

@@ -21,7 +21,7 @@ from aggregator import config
 from aggregator.ca import Authority, create_authority
 from aggregator.enrolment import Enrolment
 from aggregator.migrations import upgrade
-from aggregator.store import Store, open_store
+from aggregator.store import Store, open_store, people
 
 
 @dataclass
@@ -86,6 +86,12 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     upgrade(opened.engine)
     opened.close()
     return path
+
+
+@pytest.fixture
+def cheap_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New password hashes at the lowest cost; a hash names its cost, so they verify as any other."""
+    monkeypatch.setattr(people, "COST", people.Cost(n=2, r=1, p=1))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -18,11 +19,11 @@ from aggregator import config, runs
 from aggregator.ca import Authority
 from aggregator.dashboard import words
 from aggregator.dashboard.app import create_app
-from aggregator.dashboard.charts import Line, line_chart
+from aggregator.dashboard.charts import Line, Point, line_chart
 from aggregator.dashboard.rendering import duration, size
+from aggregator.dashboard.visibility import visibility
 from aggregator.hub import Hub, open_hub
-from aggregator.metrics import LabelMetrics, Report
-from aggregator.migrations import upgrade
+from aggregator.metrics import NOTHING, LabelMetrics, Report
 from aggregator.plan_file import read_plan
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import Change, people, rounds
@@ -34,11 +35,11 @@ PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\npurpose = "To see whether page
 
 
 @pytest.fixture
-def hub(tmp_path: Path, clock) -> Iterator[Hub]:
+def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[Hub]:
     folder = tmp_path / "state"
     folder.mkdir()
+    shutil.copy(migrated, folder / "hub.sqlite")
     opened = replace(open_hub(config.Settings(state=config.State(folder=folder))), clock=clock)
-    upgrade(opened.store.engine)
     with opened.store.write() as session:
         change = Change(clock(), "operator", "administrator:ada", "for the test")
         people.add_administrator(session, "ada", PASSWORD, os.urandom(16), change)
@@ -169,6 +170,54 @@ def test_a_forged_session_is_none(client: TestClient) -> None:
     assert client.get("/").status_code == 303
 
 
+def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(hub: Hub, ada: TestClient) -> None:
+    copied = TestClient(ada.app, cookies=dict(ada.cookies), follow_redirects=False)
+    assert copied.get("/").status_code == 200
+    ada.post("/logout")
+    assert copied.get("/").status_code == 303
+
+
+def test_removing_an_administrator_ends_their_sessions(hub: Hub, ada: TestClient, clock) -> None:
+    change = Change(clock(), "operator", "administrator:ada", "for the test")
+    with hub.store.write() as session:
+        people.remove_administrator(session, "ada", change)
+    assert ada.get("/").status_code == 303
+    with hub.store.write() as session:  # somebody else of that name
+        people.add_administrator(session, "ada", "another password", os.urandom(16), change)
+    assert ada.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.test"}])
+def test_another_sites_form_is_refused(ada: TestClient, headers: dict[str, str]) -> None:
+    for path in ("/logout", "/login"):
+        assert ada.post(path, headers=headers, data={"name": "ada", "password": PASSWORD}).status_code == 403
+    assert ada.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://testserver"}])
+def test_our_own_form_is_accepted(ada: TestClient, headers: dict[str, str]) -> None:
+    assert ada.post("/logout", headers=headers).status_code == 303
+
+
+@pytest.mark.parametrize(("address", "is_secure"), [("http://testserver", False), ("https://testserver", True)])
+def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(hub, address: str, is_secure: bool) -> None:
+    visitor = TestClient(create_app(hub), base_url=address, follow_redirects=False)
+    reply = visitor.post("/login", data={"name": "ada", "password": PASSWORD})
+    cookie = reply.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert ("; secure" in cookie) == ("strict-transport-security" in reply.headers) == is_secure
+
+
+def test_a_chart_never_draws_a_value_outside_its_axis() -> None:
+    chart = line_chart("AUC", "x", [Line("any", (Point(0, 0.13, 3), Point(1, 0.9, 3)))], low=0.4, high=1.0)
+    heights = [float(y) for y in re.findall(r'cy="([0-9.]+)"', chart)]
+    ticks = re.findall(r'class="tick end"[^>]*>([0-9.]+)<', chart)
+    assert heights[0] > heights[1]
+    assert float(ticks[0]) <= 0.13
+    assert float(ticks[-1]) == 1.0
+
+
 def test_answers_forbid_foreign_content_and_caching(ada: TestClient) -> None:
     headers = ada.get("/").headers
     assert "default-src 'self'" in headers["content-security-policy"]
@@ -190,7 +239,7 @@ def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestCl
     row = _row_of(ada.get("/").text, "south")
     assert "unknown; last said" in row
     assert "2 h ago" in row
-    assert "somebody is working at the machine" in row
+    assert "paused: workstation in use" in row
     assert "unknown" not in _row_of(ada.get("/").text, "north")
 
 
@@ -201,7 +250,59 @@ def test_a_site_that_never_reported_is_said_so(running: Hub, ada: TestClient) ->
 def test_a_label_with_too_few_cases_has_no_curve(running: Hub, ada: TestClient) -> None:
     chart = re.search(r'aria-label="AUC: ([^"]*)"', ada.get("/").text)
     assert chart is not None
-    assert chart[1] == "any 0.812 after round 0"
+    assert chart[1] == "any 0.812 after round 0 (3 sites)"
+
+
+def test_every_label_shows_its_calibration_beside_the_cohort_it_was_measured_on(running: Hub, ada: TestClient) -> None:
+    text = ada.get("/").text
+    assert _row_of(text, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
+    assert "epidural none: fewer than 10 positive or negative slices" in _row_of(text, "epidural")
+    assert "judged by 3 sites together" in _words_of(text)
+
+
+def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: Hub, ada: TestClient) -> None:
+    with running.store.write() as session:
+        row = session.query(ModelMetrics).one()
+        row.cohort_size, row.report, row.train_loss = 2, NOTHING.to_json(), None
+    text = _words_of(ada.get("/").text)
+    assert "2 sites in the sum, below the plan's minimum of 3" in text
+    assert "0.812" not in text
+
+
+def test_a_paused_workstation_is_shown_as_healthy(running: Hub, ada: TestClient, clock) -> None:
+    with running.store.write() as session:
+        session.query(SiteReport).filter_by(site="south").one().seen_at = clock()
+    page = ada.get("/").text
+    assert "unknown" not in _row_of(page, "south")
+    assert '<span class="tag calm">paused: workstation in use</span>' in page
+
+
+def test_a_paused_run_does_not_make_sites_look_dead(running: Hub, ada: TestClient, clock) -> None:
+    """Sites are told to poll every five minutes then, and that is how old a healthy report may be."""
+    with running.store.read() as session:
+        run_id = session.query(Round).one().run_id
+    runs.pause(running, run_id)
+    clock.advance(minutes=6)
+    assert "unknown" not in _row_of(ada.get("/").text, "north")
+
+
+S = RoundState
+
+
+@pytest.mark.parametrize(
+    ("reached", "members", "said", "unsaid"),
+    [
+        ({S.TRAINING}, None, "none is open yet", "public keys"),
+        ({S.TRAINING, S.KEYS, S.ABANDONED}, None, "none was opened", "under their masks"),
+        ({S.TRAINING, S.KEYS, S.SHARES, S.UPLOAD, S.ABANDONED}, None, "under their masks", "sum of updates"),
+        ({S.OPENING, S.ABANDONED}, None, "enough shares to open the sum", "none was opened"),
+        ({S.OPENING, S.PUBLISHED}, 4, "over 4 sites together", "none was opened"),
+    ],
+)
+def test_what_was_visible_follows_the_phases_a_round_went_through(reached, members, said: str, unsaid: str) -> None:
+    told = " ".join(visibility(reached, members, evaluation_only=False).seen)
+    assert said in told
+    assert unsaid not in told
 
 
 def test_every_round_says_what_the_aggregator_could_see(running: Hub, ada: TestClient) -> None:
@@ -209,8 +310,8 @@ def test_every_round_says_what_the_aggregator_could_see(running: Hub, ada: TestC
         run_id = session.query(Round).one().run_id
     text = _words_of(ada.get(f"/runs/{run_id.hex()}").text)
     assert "Visible to the aggregator" in text
-    assert "no sum was opened" in text
-    assert "any one site's weight, loss, number of studies or scores" in text
+    assert "no sum: none is open yet" in text
+    assert "any one site's update, weight, loss, number of studies or scores" in text
 
 
 def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada: TestClient, clock) -> None:
@@ -220,8 +321,8 @@ def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada:
         for seat in rounds.seats(session, row.id):
             seat.state = SeatState.REVEALED
     text = _words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
-    assert "the sum over 3 sites" in text
-    assert "east, north, south" in text
+    assert "score histograms over 3 sites together" in text
+    assert "3: east, north, south" in text
 
 
 def test_an_aborted_run_shows_its_reason(running: Hub, ada: TestClient) -> None:
@@ -273,9 +374,9 @@ def test_sizes_are_in_si_units(count: int, text: str) -> None:
 
 
 def test_a_chart_escapes_names_and_draws_constant_values() -> None:
-    chart = line_chart("AUC", "x", [Line("<b>", ((0, 0.5), (1, 0.5))), Line("empty", ())])
+    chart = line_chart("AUC", "x", [Line("<b>", (Point(0, 0.5, 3), Point(1, 0.5, 4))), Line("empty", ())])
     assert "<b>" not in chart
-    assert "&lt;b&gt; 0.500 after round 0" in chart
+    assert "&lt;b&gt; 0.500 after round 0 (3 sites), 0.500 after round 1 (4 sites)" in chart
     assert chart.count("<polyline") == 1
 
 
@@ -290,4 +391,4 @@ def _words_of(html: str) -> str:
 
 def _row_of(html: str, site: str) -> str:
     rows = re.findall(r"<tr>.*?</tr>", html, re.S)
-    return next(_words_of(row) for row in rows if re.search(rf"<td>{site}\b", row))
+    return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">{site}\b', row))

@@ -1,11 +1,25 @@
-// Fetches the page again and swaps its <main>: every 2 s while something moves, slower when nothing does or nobody looks.
+// Fetches the page again and swaps its <main>: every 2 s while a round is in progress, slower otherwise or when hidden.
 // When the aggregator does not answer, the page says so and since when; it never shows old figures as if they were new.
 (() => {
   const QUICK_MS = 2000, SLOW_MS = 15000;
   const banner = document.getElementById("connection");
-  let answered = Date.now(), unchanged = 0;
+  const main = () => document.querySelector("main");
+  const delay = () => (document.hidden || !main().dataset.moving ? SLOW_MS : QUICK_MS);
+  const places = (root) => [...root.querySelectorAll("a, button, summary, [tabindex]")];
+  let answered = Date.now();
 
-  const delay = () => (document.hidden || unchanged > 10 ? SLOW_MS : QUICK_MS);
+  // What the reader has done to the page stays done: opened details, scrolled tables, the place of the keyboard.
+  function swap(fresh) {
+    const shown = main();
+    const scrolled = [...shown.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+    const focused = places(shown).indexOf(document.activeElement);
+    for (const each of shown.querySelectorAll("details[open][id]")) {
+      fresh.querySelector(`#${CSS.escape(each.id)}`)?.setAttribute("open", "");
+    }
+    shown.replaceWith(fresh);
+    fresh.querySelectorAll(".scroll").forEach((each, index) => { each.scrollLeft = scrolled[index] ?? 0; });
+    if (focused >= 0) places(fresh)[focused]?.focus({ preventScroll: true });
+  }
 
   async function refresh() {
     try {
@@ -13,12 +27,8 @@
       if (reply.redirected) { location.reload(); return; }
       if (!reply.ok) throw new Error(String(reply.status));
       const fresh = new DOMParser().parseFromString(await reply.text(), "text/html").querySelector("main");
-      const shown = document.querySelector("main");
-      const open = [...shown.querySelectorAll("details[open][id]")].map((each) => each.id);
-      for (const id of open) { fresh.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", ""); }
-      unchanged = fresh.dataset.version === shown.dataset.version ? unchanged + 1 : 0;
-      if (!shown.contains(document.activeElement)) shown.replaceWith(fresh);
-      answered = Date.now();
+      // Somebody marking text to copy it is not interrupted; the banner stays truthful because the page is fresh enough.
+      if (getSelection().isCollapsed) { swap(document.adoptNode(fresh)); answered = Date.now(); }
       banner.hidden = true;
     } catch {
       const seconds = Math.round((Date.now() - answered) / 1000);
@@ -27,5 +37,5 @@
     }
     setTimeout(refresh, delay());
   }
-  setTimeout(refresh, QUICK_MS);
+  setTimeout(refresh, delay());
 })();
