@@ -51,22 +51,57 @@ def load_weights(module: nn.Module, weights: Mapping[str, NDArray[np.float32]]) 
 
 
 class _Pooled(nn.Module):
-    """A convolutional trunk followed by ReLU and the mean over the image: [N,C,H,W] -> [N,F]."""
+    """A convolutional trunk followed by ReLU and the mean over the image: [N,C,H,W] -> [N,F].
 
-    def __init__(self, trunk: nn.Module) -> None:
+    With `peaks` the maximum over the image comes beside the mean, [N,2F]: a bleed of a few pixels moves no mean.
+    """
+
+    def __init__(self, trunk: nn.Module, peaks: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
+        self.peaks = peaks
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = torch.relu(self.trunk(x)).mean(dim=(2, 3))
-        return features
+        maps = torch.relu(self.trunk(x))
+        mean = maps.mean(dim=(2, 3))
+        return torch.cat([mean, maps.amax(dim=(2, 3))], dim=1) if self.peaks else mean
 
 
-def _densenet(kind: type[DenseNet], groups: int, **shape: object) -> tuple[nn.Module, int]:
+class _StandardizedConv2d(nn.Conv2d):
+    """A convolution whose kernels have mean 0 and variance 1/fan-in (Qiao et al., arXiv 1903.10520).
+
+    GroupNorm alone leaves every slice's features almost the same vector, because the mean that ReLU adds in each layer
+    is taken away by nothing; with kernels of mean 0 it cannot build up (Brock et al., ICLR 2021). BatchNorm would do
+    it too, at the price of statistics of patients.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        fan_in = self.weight[0].numel()
+        kernels = (self.weight - mean) * torch.rsqrt(variance * fan_in + 1e-6)
+        out: Tensor = self._conv_forward(x, kernels, self.bias)
+        return out
+
+
+def _standardize(module: nn.Module) -> None:
+    """Every convolution below `module` becomes a standardized one with the same initial weights."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            size = (child.kernel_size[0], child.kernel_size[1])
+            stride = (child.stride[0], child.stride[1])
+            padding = child.padding if isinstance(child.padding, str) else (child.padding[0], child.padding[1])
+            own = _StandardizedConv2d(child.in_channels, child.out_channels, size, stride, padding, bias=False)
+            own.weight = child.weight
+            setattr(module, name, own)
+        else:
+            _standardize(child)
+
+
+def _densenet(kind: type[DenseNet], groups: int, *, peaks: bool = False, **shape: object) -> tuple[nn.Module, int]:
     net = kind(
         spatial_dims=2, in_channels=CHANNELS, out_channels=1, norm=("group", {"num_groups": groups}), act=_RELU, **shape
     )
-    return _Pooled(net.features), net.class_layers.out.in_features
+    return _Pooled(net.features, peaks), net.class_layers.out.in_features
 
 
 class _ResNetTrunk(nn.Module):
@@ -128,8 +163,10 @@ def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName
 
 def _lite() -> SequenceNet:
     # num_groups = 2: its channel counts (32 + 12 k, halved between blocks) are not divisible by 4 or 8.
-    backbone, features = _densenet(DenseNet, 2, growth_rate=12, init_features=32, block_config=(4, 8, 12, 8))
-    net = SequenceNet(backbone, features, width=64, hidden=32, layers=1, recurrence="gru", dropout=0.1, chunk=32)
+    shape = {"growth_rate": 12, "init_features": 32, "block_config": (4, 8, 12, 8)}
+    backbone, features = _densenet(DenseNet, 2, peaks=True, **shape)
+    _standardize(backbone)
+    net = SequenceNet(backbone, 2 * features, width=64, hidden=32, layers=1, recurrence="gru", dropout=0.1, chunk=32)
     return _channels_last(net)
 
 

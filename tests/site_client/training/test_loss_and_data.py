@@ -1,0 +1,102 @@
+"""What a label may teach, what it may not, and who is judged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from site_client.model.labels import ANY, MISSING
+from site_client.model.network import Verdict
+from site_client.training.data import Sample, complete, epoch_order, split_patients, study_labels
+from site_client.training.evaluate import auc, auc_of_histogram, weighted_log_loss
+from site_client.training.loss import loss_of
+
+
+def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:
+    label = MISSING if positive is None else int(positive)
+    series = SeriesRecord(SeriesKey(f"series-{number}"), f"{number:064x}", (Path("unread"),))
+    slices = np.full((2, 6), MISSING, np.int8)
+    slices[:, ANY] = label
+    keys = StudyKey(f"study-{number}"), PatientKey(f"patient-{patient}")
+    return StudyRecord(*keys, series, slices, np.full(6, MISSING, np.int8))
+
+
+def _sample(slice_labels: torch.Tensor, study: torch.Tensor) -> Sample:
+    count = slice_labels.shape[1]
+    return Sample(torch.zeros(1), torch.ones(1, count).bool(), torch.zeros(1, count, 4), slice_labels, study)
+
+
+def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
+    logits = torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([[[0.0, 1, 0, 0, 0, 1], [-1.0] * 6, [1.0, -1, -1, -1, -1, 1]]])
+    study = torch.full((1, 6), float(MISSING))
+    loss = loss_of(Verdict(logits, torch.zeros(1, 6), torch.zeros(1)), _sample(labels, study))
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad != 0, labels != MISSING)
+
+
+def test_without_any_label_the_loss_is_0_and_finite() -> None:
+    unknown = torch.full((1, 2, 6), float(MISSING))
+    verdict = Verdict(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
+    assert loss_of(verdict, _sample(unknown, unknown[:, 0])).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "completed"),
+    [
+        ([1, -1, -1, -1, -1, -1], [1, -1, -1, -1, -1, 1]),
+        ([-1, -1, -1, -1, -1, 0], [0, 0, 0, 0, 0, 0]),
+        ([-1, -1, -1, -1, -1, 1], [-1, -1, -1, -1, -1, 1]),
+        ([0, 0, 0, 0, 0, -1], [0, 0, 0, 0, 0, -1]),
+    ],
+)
+def test_only_what_follows_for_certain_is_filled_in(given: list[int], completed: list[int]) -> None:
+    assert complete(np.array(given, np.int8)).tolist() == completed
+
+
+def test_a_study_takes_from_its_slices_what_its_own_label_leaves_open() -> None:
+    assert study_labels(_record(1, 1, True))[ANY] == 1
+    assert study_labels(_record(1, 1, False)).tolist() == [0] * 6
+
+
+def test_no_patient_is_on_both_sides_and_none_moves_when_others_arrive() -> None:
+    few = [_record(number, number // 2, number % 3 == 0) for number in range(60)]
+    more = few + [_record(number, number // 2, True) for number in range(60, 120)]
+    split, later = split_patients(few, 0.3), split_patients(more, 0.3)
+    patients = [{study.patient_key for study in part} for part in (split.training, split.validation)]
+    assert patients[0]
+    assert patients[1]
+    assert not patients[0] & patients[1]
+    assert patients[1] <= {study.patient_key for study in later.validation}
+    assert patients[0] <= {study.patient_key for study in later.training}
+
+
+def test_a_study_without_labels_is_neither_trained_on_nor_judged() -> None:
+    split = split_patients([_record(number, number, None) for number in range(20)], 0.5)
+    assert split.training == split.validation == ()
+
+
+def test_half_of_an_epoch_is_positive_and_nothing_comes_twice_before_all_came_once() -> None:
+    studies = [_record(number, number, number < 5) for number in range(40)]
+    order = epoch_order(studies, np.random.default_rng(0))
+    positive = [index for index in order if index < 5]
+    assert len(order) == 40
+    assert len(positive) == 20
+    assert {positive.count(index) for index in range(5)} == {4}
+
+
+def test_auc_counts_pairs_and_ties_half() -> None:
+    scores, truth = np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1])
+    assert auc(scores, truth) == pytest.approx(3.5 / 4)
+    assert auc_of_histogram(np.array([1, 1, 0]), np.array([0, 1, 1])) == pytest.approx(3.5 / 4)
+    assert np.isnan(auc(scores, np.zeros(4, int)))
+
+
+def test_log_loss_of_the_prior_is_its_entropy_and_unknown_labels_drop_out() -> None:
+    labels = np.tile(np.array([0, 1], np.int8)[:, None], (1, 6))
+    assert weighted_log_loss(np.zeros((2, 6)), labels) == pytest.approx(np.log(2))
+    labels[:, 0] = MISSING
+    assert weighted_log_loss(np.zeros((2, 6)), labels) == pytest.approx(np.log(2))
