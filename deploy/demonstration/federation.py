@@ -66,7 +66,9 @@ phase_s = {phase_s}
 
 [encoding]
 clip_norm = {clip_norm}
-weight_cap = 1000
+# The step of the quantizer is a share of clip_norm at full weight: a cap far above the studies drowns the update.
+bits = 8
+weight_cap = {studies}
 """
 
 
@@ -176,6 +178,7 @@ class Federation:
                 image_size_px=IMAGE_SIZE_PX,
                 phase_s=MASKING_PHASE_S,
                 clip_norm=CLIP_NORM,
+                studies=self.options.studies,
             )
         )
         self.hub_command("run", "start", str(plan), "--model", str(model))
