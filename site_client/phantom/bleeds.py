@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from site_client.phantom.brain import HU, Brain, Tissue, tentorium_mm
-from site_client.phantom.head import Head, Mask, Points
+from site_client.phantom.head import Head
 from site_client.phantom.lesions import Lesion
-from site_client.phantom.noise import Floats
+from site_client.phantom.noise import Floats, Mask, Points
 from site_client.phantom.statistics import SUBTYPES
 
 FAR = np.float32(1e6)

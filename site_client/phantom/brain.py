@@ -11,8 +11,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from site_client.phantom.head import Head, Mask, Points
-from site_client.phantom.noise import Floats, sheet_distance
+from site_client.phantom.head import Head
+from site_client.phantom.noise import Floats, Mask, Points, sheet_distance
 
 
 class Tissue(IntEnum):
@@ -72,13 +72,14 @@ def joined(parts: list[Brain]) -> Brain:
 
 # Lateral ventricle, right and left alike: (point, radius) along horn, body, atrium; then the temporal horn.
 _HORNS = (
-    ((9.0, -34.0, 9.0), 3.6),
-    ((8.5, -20.0, 16.0), 4.8),
-    ((9.0, 2.0, 21.0), 4.4),
-    ((14.0, 24.0, 20.0), 5.2),
-    ((23.0, 36.0, 9.0), 6.6),
-    ((24.0, 50.0, 5.0), 4.4),
-    ((23.0, 64.0, 4.0), 2.4),
+    ((14.5, -37.0, 9.0), 2.4),
+    ((10.5, -30.0, 12.0), 3.9),
+    ((6.5, -17.0, 16.0), 4.4),
+    ((8.5, 2.0, 21.0), 4.4),
+    ((13.0, 22.0, 20.0), 5.0),
+    ((23.0, 36.0, 9.0), 6.2),
+    ((25.0, 50.0, 5.0), 3.6),
+    ((23.0, 64.0, 4.0), 1.9),
 )
 _TEMPORAL = (((25.0, 35.0, 4.0), 4.4), ((32.0, 20.0, -8.0), 2.0), ((30.0, -4.0, -17.0), 1.6))
 
@@ -104,6 +105,9 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
     _coverings(head, points, gap, tissue)
     hu = np.array([HU[t] for t in Tissue], dtype=np.float32)[tissue]
     hu += (0.9 * coarse + head.gray_hu).astype(np.float32)
+    # Old white matter is darker beside the ventricles.
+    pale = 7.0 * max(0.0, a - 0.35) * np.exp(-np.maximum(ventricle, 0) / 6)
+    hu -= np.where(tissue == Tissue.WHITE, pale, 0).astype(np.float32)
     return Brain(tissue, gap, fluid, ventricle, hu)
 
 
@@ -128,7 +132,7 @@ def _cortical_fluid(head: Head, points: Points, depth: Floats, hind: Mask) -> Fl
     upright = (px * outward, py * outward, pz * outward)
     field = head.tile.at(upright, 3.1, 8)
     reach = 14 + 4 * head.tile.at(upright, 7.0, 9)
-    width = (0.25 + 1.15 * head.atrophy) * np.clip(1.15 - depth[cortex] / reach, -3, 1)
+    width = (0.4 + 1.05 * head.atrophy) * np.clip(1.15 - depth[cortex] / reach, -3, 1)
     fluid[cortex] = sheet_distance(field, 3.1) - width + 2.2 * np.maximum(0, depth[cortex] / reach - 0.9)
     leaf = np.flatnonzero(hind & (depth < 16))
     folia = head.tile.at((x[leaf] * 0.5, y[leaf] * 0.8, z[leaf] * 1.6), 2.6, 10)
@@ -142,11 +146,12 @@ def _fissures(head: Head, points: Points) -> Floats:
     a = head.atrophy
     wave = head.tile.at(points, 6.0, 11)
     over_callosum = np.maximum(0, 26 - z + 0.004 * (y - 5) ** 2 * (np.abs(y) < 45)) * (np.abs(y + 2) < 44)
-    between = np.abs(x + 0.9 * wave) - (0.7 + 1.4 * a) + 0.25 * over_callosum
+    mid = x + 0.9 * head.tile.at(points, 16.0, 14)
+    between = np.abs(mid) - (0.45 + 0.25 * wave + 1.3 * a) + 0.25 * over_callosum
     between = np.where(z < -2 + 0.0 * y, between + 8, between)
     side = np.abs(x)
-    height = 2 + 0.28 * (y + 12) + 1.5 * wave
-    sheet = np.abs(z - height) - (0.6 + 1.9 * a) - 0.04 * np.maximum(0, side - 40)
+    height = 2 + 0.6 * (y + 12) + 2.0 * wave
+    sheet = np.abs(z - height) - (0.4 + 1.2 * a) - 0.02 * np.maximum(0, side - 40)
     sylvian = np.maximum(sheet, np.maximum(np.maximum(36 - side, np.abs(y + 2) - 22), 0) * 0.7 - 0.1)
     bend = side - 38.5 - 1.8 * wave + 0.012 * (y + 2) ** 2 - 0.02 * z * z
     insula = np.maximum(np.abs(bend) - (0.4 + 1.3 * a), np.maximum(np.abs(y + 4) - 17, np.abs(z - 2) - 12))
@@ -158,11 +163,13 @@ def _cisterns(head: Head, points: Points) -> Floats:
     x, y, z = points
     a = head.atrophy
     side = np.abs(x)
-    stellate = np.sqrt((x / 1.25) ** 2 + (y + 7) ** 2 + ((z + 15) * 1.25) ** 2) - (8.5 + 2.5 * a)
+    turn = np.cos(5 * np.arctan2(x, -(y + 7)))
+    stellate = np.sqrt((x / 1.2) ** 2 + (y + 7) ** 2 + ((z + 15) * 1.1) ** 2) - (6.3 + 2.2 * a) * (1 + 0.33 * turn)
     arms = np.maximum(np.abs(y + 9 - 0.35 * side) - (1.4 + a), np.maximum(side - 26, np.abs(z + 14) - 5))
     wave = head.tile.at((side, y, z), 5.0, 15)
     heart = np.sqrt((x * 0.95) ** 2 + (y - 13 - 0.12 * side) ** 2) + 1.4 * wave
-    around = np.abs(heart - 17.0) - (0.5 + 1.1 * a + 0.35 * wave)
+    peduncles = 2.4 * np.exp(-(((side - 9) / 6) ** 2)) * (y < 13) - 3.0 * np.exp(-((x / 4) ** 2)) * (y < 13)
+    around = np.abs(heart - 15.8 - peduncles) - (0.5 + 1.1 * a + 0.35 * wave)
     ambient = np.maximum(around, np.maximum(np.abs(z + 6) - 9, np.abs(y - 19) - 14))
     quad = np.sqrt((x / 1.5) ** 2 + ((y - 31) * 1.2) ** 2 + ((z - 1) / 1.2) ** 2) - (4.6 + 2 * a)
     pons = np.maximum(np.abs(np.sqrt(x * x + (y - 17) ** 2) + wave - 17) - 1.6, np.maximum(z + 16, y - 8))
@@ -181,7 +188,7 @@ def ventricles_mm(head: Head, points: Points) -> Floats:
     side = np.abs(px) * (1 + np.float32(head.asymmetry) * np.sign(px))
     wave = head.tile.at((px, py, pz), 6.0, 13)
     scale = head.ventricles
-    lateral = np.maximum(_tube((side, py, pz), _HORNS, scale), 1.1 - side)
+    lateral = np.maximum(_tube((side, py, pz), _HORNS, scale), 0.6 - side)
     temporal = _tube((side, py, pz), _TEMPORAL, 0.55 * scale + 0.2)
     slit = (0.9 + 1.7 * (scale - 0.6)) * np.clip(1.2 - ((py - 1) / 15) ** 2, 0.1, 1)
     third = np.maximum(np.maximum(np.abs(px) - slit, np.abs(py - 1) - 13), np.abs(pz + 2) - 10)
@@ -229,7 +236,7 @@ def _coverings(head: Head, points: Points, gap: Floats, tissue: npt.NDArray[np.u
     x, y, z = points
     wave = head.tile.at(points, 16.0, 14)
     falx_depth = 26 + 0.12 * (y + 80)
-    falx = (np.abs(x + 0.9 * wave) < 0.8 + 0.25 * head.atrophy) & (gap < falx_depth) & (z > -4 + 0.1 * y)
+    falx = (np.abs(x + 0.9 * wave) < 0.55 + 0.15 * head.atrophy) & (gap < falx_depth) & (z > -4 + 0.1 * y)
     leaf = np.abs(z - tentorium_mm(x, y))
     tent = (leaf < 0.9) & (y > 22) & (np.abs(x) > np.maximum(0, 16 - 0.4 * (y - 22)))
     tissue[falx | (tent & (gap < 60))] = Tissue.DURA

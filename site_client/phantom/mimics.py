@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from site_client.phantom.brain import Brain, Tissue
-from site_client.phantom.head import Head, Mask, Points
+from site_client.phantom.head import Head
 from site_client.phantom.lesions import Lesion
-from site_client.phantom.noise import Floats
+from site_client.phantom.noise import Floats, Mask, Points
 from site_client.phantom.profiles import Patients
 
 Kind = Literal[

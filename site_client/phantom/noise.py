@@ -7,6 +7,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 Floats = npt.NDArray[np.float32]
+Points = tuple[Floats, Floats, Floats]
+Mask = npt.NDArray[np.bool_]
 
 COARSE = 64
 TILE = 2 * COARSE

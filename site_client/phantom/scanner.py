@@ -12,7 +12,7 @@ BLUR_MM: dict[Kernel, float] = {"smooth": 0.75, "standard": 0.6, "sharp": 0.42, 
 NOISE_MM: dict[Kernel, float] = {"smooth": 0.62, "standard": 0.5, "sharp": 0.4, "new": 0.45}
 """Gaussian sigma of the noise filter: CT noise is correlated over 1.5-2 px of 0.45 mm; white noise is a give-away."""
 
-LOWEST_MM, HIGHEST_MM = -60.0, 92.0
+LOWEST_MM, HIGHEST_MM = -60.0, 88.0
 PARTS_MM = 40.0
 """Length of the thin base block where a scanner uses two thicknesses."""
 

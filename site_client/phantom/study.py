@@ -132,7 +132,7 @@ def _fill(head: Head, lesions: tuple[Lesion, ...], mimics: tuple[Mimic, ...], la
         hu[slab] = fill_head(head, points, shell)
         paint_skull(mimics, points, shell.depth, hu[slab])
         here = cavity[slab] = cavity_of(shell)
-        gap = np.minimum(shell.depth[here], 0.85 * shell.gap[here])
+        gap = shell.gap[here]
         x, y, z = (axis[here] for axis in points)
         moved = shift_points(lesions, (x, y, z), gap)
         brains.append(brain_at(head, moved, gap))
