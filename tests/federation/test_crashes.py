@@ -1,6 +1,7 @@
 """Whoever dies, wherever: the same bytes again, and nothing that was not on disk first."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +108,21 @@ def test_the_one_answer_is_synced_to_disk_before_it_leaves(
     for name in world.sites:
         world.step(name)
     assert seen == sorted(world.sites)
+
+
+def test_a_site_that_lost_what_it_knew_of_the_round_draws_no_second_keys_for_the_attempt_that_anybody_takes(
+    make_world: Callable[..., World],
+) -> None:
+    """The one loss that a restart cannot repair: its keys went out, and are gone. The others open their sum without."""
+    world = make_world(sites=4, phase="keys")
+    world.step("site-d")
+    site = world.sites["site-d"]
+    shutil.rmtree(site.agent_folder / "rounds")
+    site.boot()
+    for _ in range(10):
+        world.everybody()
+        world.clock.advance(31)
+    assert (world.rounds()[0].state, world.rounds()[0].members) == (RoundState.PUBLISHED, 3)
+    said = [one.message.round for one in world.wire.heard if (one.site, one.call) == ("site-d", "Rounds/SendKeys")]
+    assert [(ref.round, ref.attempt) for ref in said if ref.round == 1] == [(1, 1)]
+    check(world)

@@ -10,7 +10,14 @@ from tests.federation.invariants import check
 from tests.federation.world import World
 
 
-@pytest.mark.parametrize(("bits", "server"), [(4, ServerKind.FEDAVG), (6, ServerKind.FEDADAM), (8, ServerKind.FEDYOGI)])
+@pytest.mark.parametrize(
+    ("bits", "server"),
+    [
+        (6, ServerKind.FEDADAM),
+        pytest.param(4, ServerKind.FEDAVG, marks=pytest.mark.slow),
+        pytest.param(8, ServerKind.FEDYOGI, marks=pytest.mark.slow),
+    ],
+)
 def test_with_and_without_masks_the_result_agrees_round_by_round(
     make_world: Callable[..., World], bits: int, server: ServerKind
 ) -> None:
