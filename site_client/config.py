@@ -5,6 +5,7 @@ are relative to the folder of the file.
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ METRICS = ("HISTOGRAMS", "LOSS")  # federation.v1 Metric names
 class Aggregator:
     """Where the consortium's aggregator is, and how to get there."""
 
-    address: str = ""  # host:port of the mutual-TLS listener; "": the one learnt at join
+    address: str = ""  # host:port of the mutual-TLS listener; the agent does not start without
     enrolment_address: str = ""  # host:port of the enrolment listener; "": the one given to join
     proxy: str = field(default="", repr=False)  # http://[user:password@]host:port; "": direct
 
@@ -72,12 +73,17 @@ class Policy:
     cohort_min: int = 3
     studies_min: int = 32
     metrics: tuple[str, ...] = METRICS
+    transfer_windows: tuple[str, ...] = ()  # in the syntax of windows.py; none: always
+    bandwidth_kib_s: int = 0  # 0: no limit
 
     def __post_init__(self) -> None:
         _between("policy.cohort_min", self.cohort_min, 3, 500)
         _between("policy.studies_min", self.studies_min, 1, 1_000_000)
         for name in self.metrics:
             _require(name in METRICS, f"policy.metrics holds names of {', '.join(METRICS)}, got {name!r}")
+        for window in self.transfer_windows:
+            _window("policy.transfer_windows", window)
+        _between("policy.bandwidth_kib_s", self.bandwidth_kib_s, 0, 10_000_000)
 
 
 @dataclass(frozen=True)
@@ -138,10 +144,7 @@ class Idle:
             _between(f"idle.{name}", getattr(self, name), 0, 100_000)
         _between("idle.temperature_max_c", self.temperature_max_c, 30, 150)
         for window in self.windows:
-            try:
-                parse_window(window)
-            except WindowRefused as error:
-                raise ConfigRefused(f"site.toml: idle.windows: {error}") from error
+            _window("idle.windows", window)
         for text in self.blackout:
             _require(
                 _is_days(text), f"idle.blackout holds days, 2026-12-24..2027-01-01, got {text!r}"
@@ -183,6 +186,12 @@ class Settings:
         _require(
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
+        )
+        chunk_s = 1024 / (self.policy.bandwidth_kib_s or math.inf)
+        _require(
+            chunk_s <= self.agent.stall_s / 2,
+            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of 1 MiB in {chunk_s:.0f} s, and "
+            "agent.stall_s gives up on it; raise either until a piece takes half of stall_s at most",
         )
 
 
@@ -240,6 +249,13 @@ def _value(kind: Any, value: Any, name: str, base: Path) -> Any:
         return value
     _require(isinstance(value, dict), f"{name} is a table, [{name}]")
     return _section(kind, value, f"{name}.", base)
+
+
+def _window(name: str, text: str) -> None:
+    try:
+        parse_window(text)
+    except WindowRefused as error:
+        raise ConfigRefused(f"site.toml: {name}: {error}") from error
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from site_client.agent.calls import GET_BLOB, PUT_BLOB, Call
 from site_client.agent.guard import Guard
 from site_client.agent.ledger import Decision, Ledger, Outgoing
+from site_client.agent.pace import Pace
 from site_client.agent.payloads import Payloads
 from site_client.errors import EgressRefused
 
@@ -46,9 +47,16 @@ class Transport(Protocol):
 class Egress:
     """Sends. Errors: EgressRefused before anything is sent; Malformed when an answer is not one."""
 
-    def __init__(self, guard: Guard, ledger: Ledger, transport: Transport, payloads: Payloads | None = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        ledger: Ledger,
+        transport: Transport,
+        payloads: Payloads | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.guard, self.ledger = guard, ledger
-        self._transport, self._payloads = transport, payloads
+        self._transport, self._payloads, self._pace = transport, payloads, pace or Pace(0)
 
     def send(self, call: Call[Q, R], message: Q) -> R:
         """One message out, one back."""
@@ -56,13 +64,19 @@ class Egress:
 
     def send_chunks(self, chunks: Iterable[Message]) -> Message:
         """Blobs.Put: each chunk is checked and recorded as the transport asks for it."""
-        cleared = (self._clear(PUT_BLOB, chunk) for chunk in chunks)
-        return parse(PUT_BLOB.reply, self._transport.put(PUT_BLOB.path, cleared))
+        return parse(PUT_BLOB.reply, self._transport.put(PUT_BLOB.path, self._cleared(chunks)))
 
     def fetch_chunks(self, message: Message) -> Iterator[Message]:
         """Blobs.Get: chunks as they come in."""
         for data in self._transport.get(GET_BLOB.path, self._clear(GET_BLOB, message)):
             yield parse(GET_BLOB.reply, data)
+            self._pace.spend(len(data))
+
+    def _cleared(self, chunks: Iterable[Message]) -> Iterator[Cleared]:
+        for chunk in chunks:
+            cleared = self._clear(PUT_BLOB, chunk)
+            yield cleared
+            self._pace.spend(len(cleared.data))
 
     def _clear(self, call: Call[Q, R], message: Message) -> Cleared:
         data = serialize(message)

@@ -28,6 +28,7 @@ from site_client.config import Settings
 from site_client.errors import EgressRefused, ModelMismatch, SpoolRefused, StepRefused
 from site_client.records import Job, RunId, Status, Update
 from site_client.spool import AgentSide
+from site_client.windows import parse_window
 
 _log = structlog.get_logger()
 
@@ -67,6 +68,7 @@ class SiteRounds:
         folder: Path = settings.folders.agent
         self._egress, self._identity, self._spool, self._settings = egress, identity, spool, settings
         self._clock = clock
+        self._windows = [parse_window(text) for text in settings.policy.transfer_windows]
         self._version = version("hemofed")
         self.plans = Plans(folder / "plans")
         self.models = Models(folder / "models")
@@ -114,7 +116,10 @@ class SiteRounds:
             return Situation("SITE_ATTENTION", ("TRAINER_SILENT",)) if silent else _when_idle(status)
         if current.attempt > current.refused_attempt:
             return Situation("SITE_MASKING", progress_percent=100)
-        if self._update(current) is not None:
+        update = self._update(current)
+        if not self._may_transfer() and (update is not None or not self.models.holds(current.base_model_digest)):
+            return Situation("SITE_PAUSED", ("NET_WINDOW",), 0 if update is None else 100)
+        if update is not None:
             return Situation("SITE_READY", progress_percent=100)
         if self._waits_for_approval(current):
             return Situation("SITE_AWAITING_APPROVAL")
@@ -161,7 +166,7 @@ class SiteRounds:
             self._decline(current, "PLAN_REFUSED")
         elif not self._policy_allows(held.plan):
             self._decline(current, "POLICY")
-        elif not self._waits_for_approval(current):
+        elif not self._waits_for_approval(current) and self._may_transfer():
             self._offer(current, held, step)
 
     def _plan(self, step: rounds_pb2.TrainStep) -> HeldPlan:
@@ -322,6 +327,11 @@ class SiteRounds:
     def _waits_for_approval(self, current: OpenRound) -> bool:
         asks = self._settings.policy.plan_approval == "ask"
         return asks and self._current_plan(current).decision is not Decision.APPROVED
+
+    def _may_transfer(self) -> bool:
+        """Whether this hospital lets models and updates move now. A masking that has begun is finished in any case."""
+        now = self._clock().astimezone()
+        return not self._windows or any(window.is_open(now) for window in self._windows)
 
     def _policy_allows(self, plan: TrainingPlan) -> bool:
         policy = self._settings.policy

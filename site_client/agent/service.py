@@ -25,6 +25,7 @@ from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
 from site_client.agent.ledger import Ledger
 from site_client.agent.link import Endpoint, Link
+from site_client.agent.pace import Pace
 from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
 from site_client.agent.view import AgentView, write_view
@@ -72,7 +73,9 @@ class Service:
         payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
-        self._egress = Egress(self._guard, self._ledger, self._link, payloads)
+        self._egress = Egress(
+            self._guard, self._ledger, self._link, payloads, Pace(settings.policy.bandwidth_kib_s * 1024)
+        )
         self._certificates = Certificates(identity, self._egress, self._desk, clock)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()

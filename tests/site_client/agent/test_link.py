@@ -4,6 +4,8 @@ import base64
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -163,14 +165,49 @@ def test_without_a_certificate_nobody_gets_in(hub: str, dial) -> None:
         dial(hub, key_pem=None, certificate_pem=None).unary(ECHO, Cleared(b""))
 
 
-def test_tls_1_2_is_not_spoken(hub: str, identity: Identity, tmp_path: Path) -> None:
-    context = ssl.create_default_context(cadata=identity.ca_pem.decode())
-    (tmp_path / "tls.pem").write_bytes(identity.tls_key_pem + identity.certificate_pem)
-    context.load_cert_chain(tmp_path / "tls.pem")
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    host, port = hub.rsplit(":", 1)
-    with socket.create_connection((host, int(port))) as plain, pytest.raises(ssl.SSLError):
-        context.wrap_socket(plain, server_hostname="localhost")
+DIAL = """
+import sys, pathlib
+from site_client.agent.link import Endpoint, Link
+from site_client.agent.egress import Cleared
+from site_client.agent.identity import Identity
+from site_client.errors import Unreachable
+identity = Identity(pathlib.Path(sys.argv[2]))
+link = Link(Endpoint(sys.argv[1], identity.ca_pem, identity.tls_key_pem, identity.certificate_pem, stall_s=3.0))
+try:
+    link.unary("/test.Echo/Say", Cleared(b""))
+except Unreachable:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_an_agent_speaks_tls_1_3_and_not_1_2(
+    newest: ssl.TLSVersion, identity: Identity, consortium, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
+    context.set_alpn_protocols(["h2"])
+    (tmp_path / "server.pem").write_bytes(b"".join(consortium.server_pair()))
+    context.load_cert_chain(tmp_path / "server.pem")
+    said: list[str] = []
+
+    def answer() -> None:
+        client, _ = listener.accept()
+        try:
+            with context.wrap_socket(client, server_side=True) as secured:
+                said.append(str(secured.version()))
+        except ssl.SSLError as error:
+            said.append(error.reason)
+        client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer)
+        server.start()
+        words = [f"127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "state" / "agent" / "identity")]
+        # A process of its own: grpc reads the cipher suites once, and another test may have started it before.
+        assert subprocess.run([sys.executable, "-c", DIAL, *words], check=False).returncode == 7
+        server.join()
+    assert said == (["TLSv1.3"] if newest is ssl.TLSVersion.TLSv1_3 else ["NO_SHARED_CIPHER"])
 
 
 def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(hub: str, dial) -> None:

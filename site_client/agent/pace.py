@@ -1,0 +1,25 @@
+"""The hospital's own limit on how fast blobs move, in both directions. Small messages do not wait."""
+
+import time
+from collections.abc import Callable
+
+
+class Pace:
+    """Holds transfers to `bytes_per_s` on average, chunk by chunk; 0 is no limit."""
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        now: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._bytes_per_s, self._now, self._wait = bytes_per_s, now, wait
+        self._free_at = now()
+
+    def spend(self, size_bytes: int) -> None:
+        """Accounts for a chunk that has moved; returns when the next one may."""
+        if self._bytes_per_s == 0:
+            return
+        now = self._now()
+        self._free_at = max(self._free_at, now) + size_bytes / self._bytes_per_s
+        self._wait(self._free_at - now)

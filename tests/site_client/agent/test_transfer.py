@@ -1,0 +1,170 @@
+"""Blobs over a wire that breaks: continued where they stopped, hashed at the end, at the pace the hospital sets."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.encoding import Layout
+from federation.plan import TrainingPlan
+from federation.v1 import blobs_pb2, rounds_pb2
+from federation.v1.blobs_pb2 import RoundRef
+from federation.wire import parse, serialize
+from hypothesis import given
+from hypothesis import strategies as st
+
+from site_client.agent.egress import Cleared, Egress
+from site_client.agent.guard import Guard
+from site_client.agent.ledger import Ledger
+from site_client.agent.pace import Pace
+from site_client.agent.transfer import download, upload
+from site_client.config import Policy
+from site_client.errors import ModelMismatch, StepRefused, Unreachable
+
+REF = RoundRef(run_id=bytes(16), round=1, attempt=1)
+
+
+@dataclass
+class Breaking:
+    """The aggregator's blobs behind a wire that breaks after so many bytes, each time."""
+
+    cuts: list[int] = field(default_factory=list)
+    blob: bytes = b""
+    held: bytearray = field(default_factory=bytearray)
+    asked_from: list[int] = field(default_factory=list)
+    piece: int = 1000
+    peer: str = "hub:1"
+
+    def unary(self, path: str, request: Cleared) -> bytes:
+        offer = parse(blobs_pb2.BlobOffer, request.data)
+        return serialize(blobs_pb2.BlobProgress(held_bytes=len(self.held), complete=len(self.held) == offer.size_bytes))
+
+    def put(self, path: str, requests: Iterator[Cleared]) -> bytes:
+        left = self.cuts.pop(0) if self.cuts else 1 << 40
+        for request in requests:
+            chunk = parse(blobs_pb2.BlobChunk, request.data)
+            assert chunk.offset <= len(self.held)
+            self.held[chunk.offset :] = chunk.data[:left]
+            if len(chunk.data) > left:
+                raise Unreachable("the line is cut")
+            left -= len(chunk.data)
+        return serialize(blobs_pb2.BlobProgress(held_bytes=len(self.held), complete=True))
+
+    def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+        at = parse(blobs_pb2.BlobRequest, request.data).offset
+        self.asked_from.append(at)
+        left = self.cuts.pop(0) if self.cuts else 1 << 40
+        digest = hashlib.sha256(self.blob).digest()
+        while at < len(self.blob):
+            data = self.blob[at : at + self.piece]
+            if len(data) > left:
+                raise Unreachable("the line is cut")
+            left -= len(data)
+            yield serialize(blobs_pb2.BlobChunk(digest=digest, offset=at, data=data))
+            at += len(data)
+
+
+def again(act: Callable[[], None], times: int) -> None:
+    """As the agent's loop does."""
+    for _ in range(times):
+        try:
+            act()
+        except Unreachable:
+            continue
+        return
+    raise AssertionError(f"not through after {times} tries")
+
+
+@pytest.mark.parametrize("cuts", [[], [0], [1, 1, 1], [999, 2000, 500, 3]])
+def test_an_upload_is_continued_from_where_the_line_was_cut(
+    plan: TrainingPlan,
+    guard: Guard,
+    ledger: Ledger,
+    tmp_path: Path,
+    random_bytes: Callable[[int], bytes],
+    cuts: list[int],
+) -> None:
+    hub, layout = Breaking(list(cuts)), Layout.of(plan, plan.manifest.size)
+    egress, masked, path = Egress(guard, ledger, hub), random_bytes(layout.bytes), tmp_path / "masked.bin"
+    path.write_bytes(masked)
+    with guard.upload_of(layout, masked) as digest:
+        again(lambda: upload(egress, REF, path, digest), len(cuts) + 1)
+    assert bytes(hub.held) == masked
+
+
+@given(size=st.integers(1, 9_000), cuts=st.lists(st.integers(0, 4_000), max_size=5))
+def test_a_download_is_continued_and_nothing_is_fetched_twice(
+    tmp_path_factory: pytest.TempPathFactory, signer: Ed25519PrivateKey, size: int, cuts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("download")
+    blob = hashlib.shake_256(bytes([size % 251])).digest(size)
+    hub = Breaking(list(cuts), blob)
+    ledger = Ledger(folder / "ledger.jsonl", signer, lambda: datetime(2026, 11, 23, tzinfo=UTC))
+    egress = Egress(Guard(Policy()), ledger, hub)
+    ref = rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=size)
+    again(lambda: download(egress, ref, folder / "model", size), len(cuts) + 1)
+    ledger.close()
+    assert (folder / "model").read_bytes() == blob
+    assert hub.asked_from == sorted(hub.asked_from)
+    assert sorted(path.name for path in folder.iterdir()) == ["ledger.jsonl", "model"]
+
+
+def test_a_download_that_is_not_what_was_announced_is_dropped(ledger: Ledger, guard: Guard, tmp_path: Path) -> None:
+    blob = bytes(3000)
+    hub = Breaking(blob=blob)
+    line = Egress(guard, ledger, hub)
+    wrong = rounds_pb2.BlobRef(digest=bytes(32), size_bytes=3000)
+    with pytest.raises(StepRefused):
+        download(line, wrong, tmp_path / "model", 3000)
+    short = rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=2500)
+    with pytest.raises(StepRefused):
+        download(line, short, tmp_path / "model", 3000)
+    with pytest.raises(StepRefused, match="at most 100 bytes"):
+        download(line, short, tmp_path / "model", 100)
+    part = tmp_path / f".{hashlib.sha256(blob).hexdigest()}.part"
+    part.write_bytes(b"x" * 3000)
+    with pytest.raises(ModelMismatch):
+        download(
+            line, rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=3000), tmp_path / "model", 3000
+        )
+    assert not part.exists()
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_limited_hospital_moves_so_many_bytes_a_second_and_no_more() -> None:
+    now, waited = [0.0], []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        now[0] += seconds
+
+    pace = Pace(1000, lambda: now[0], wait)
+    for _ in range(5):
+        now[0] += 0.1  # the chunk itself took that long
+        pace.spend(500)
+    assert now[0] == pytest.approx(5 * 0.6)
+    now[0] += 100  # a pause is not saved up
+    pace.spend(500)
+    assert waited[-1] == pytest.approx(0.5)
+    Pace(0, lambda: now[0], wait).spend(10**9)
+    assert len(waited) == 6
+
+
+def test_chunks_wait_for_the_pace_in_both_directions(
+    plan: TrainingPlan, guard: Guard, ledger: Ledger, tmp_path: Path
+) -> None:
+    waited: list[float] = []
+    layout = Layout.of(plan, plan.manifest.size)
+    hub = Breaking(blob=bytes(4000))
+    egress = Egress(guard, ledger, hub, pace=Pace(1000, lambda: 0.0, waited.append))
+    ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(4000)).digest(), size_bytes=4000)
+    download(egress, ref, tmp_path / "model", 4000)
+    assert waited[-1] >= 4.0
+    before, path, masked = waited[-1], tmp_path / "masked.bin", bytes(layout.bytes)
+    path.write_bytes(masked)
+    with guard.upload_of(layout, masked) as digest:
+        upload(egress, REF, path, digest)
+    assert waited[-1] - before >= layout.bytes / 1000
