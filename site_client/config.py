@@ -146,9 +146,7 @@ class Idle:
         for window in self.windows:
             _window("idle.windows", window)
         for text in self.blackout:
-            _require(
-                _is_days(text), f"idle.blackout holds days, 2026-12-24..2027-01-01, got {text!r}"
-            )
+            _require(_is_days(text), f"idle.blackout holds days, 2026-12-24..2027-01-01, got {text!r}")
 
 
 @dataclass(frozen=True)
