@@ -13,7 +13,7 @@ from tests.federation.nursery import Nursery
 from tests.federation.operations import History, draw, play
 from tests.federation.world import World
 
-HISTORIES, HISTORIES_ALL = 60, 3000
+HISTORIES, HISTORIES_ALL = 60, 2000
 BATCHES = 6
 UNFORESEEN = ("call failed", "round step failed", "housekeeping failed")
 TRIES_TO_SHORTEN = 40
@@ -26,9 +26,9 @@ def test_drawn_histories_break_nothing(nursery: Nursery, batch: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(HISTORIES_ALL // 100))
+@pytest.mark.parametrize("batch", range(HISTORIES_ALL // 50))
 def test_many_longer_histories_break_nothing(nursery: Nursery, batch: int) -> None:
-    for seed in range(10_000 + 100 * batch, 10_100 + 100 * batch):
+    for seed in range(10_000 + 50 * batch, 10_050 + 50 * batch):
         _expect_unbroken(nursery, draw(seed, length=12))
 
 
