@@ -1,6 +1,7 @@
 """The wire over real TLS on loopback: who is believed, through which proxy, and what a person is told when it fails."""
 
 import base64
+import contextlib
 import os
 import socket
 import ssl
@@ -76,6 +77,8 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which would serve one more caller
         self._listener.close()
 
     def _accept(self) -> None:
