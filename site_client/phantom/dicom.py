@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
@@ -16,6 +24,7 @@ from site_client.phantom.profiles import Scanner
 from site_client.phantom.streams import GENERATOR_VERSION, Streams
 
 IMPLEMENTATION_UID = "2.25.180150000000000000000000000000000001"
+COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
 FIRST_DAY = datetime(2021, 1, 4)
 
 
@@ -50,8 +59,8 @@ def write_series(
     dataset = _series_header(streams, identity, scanner, scan, random)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
     stored = store(scanner, scan, image)
-    syntax = ImplicitVRLittleEndian if scanner.implicit else ExplicitVRLittleEndian
     upward = bool(random.random() < 0.5)
+    syntax = _syntax(random, scanner)
     digest = hashlib.sha256()
     sop_uids = tuple(streams.uid("image", part, str(k)) for k in range(scan.slices))
     for k, sop_uid in enumerate(sop_uids):
@@ -60,6 +69,14 @@ def write_series(
         _write_slice(dataset, path, sop_uid, syntax, number, scan, k, stored[k])
         digest.update(path.read_bytes())
     return WrittenSeries(study_uid, series_uid, sop_uids, folder, digest.hexdigest())
+
+
+def _syntax(random: np.random.Generator, scanner: Scanner) -> UID:
+    """One transfer syntax a series: the scanner's own, or, after an archive's compression, a lossless one."""
+    archived, kind = random.random() < scanner.compressed, int(random.integers(len(COMPRESSED)))
+    if archived:
+        return COMPRESSED[kind]
+    return ImplicitVRLittleEndian if scanner.implicit else ExplicitVRLittleEndian
 
 
 def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] | npt.NDArray[np.uint16]:
@@ -141,7 +158,7 @@ def _write_slice(
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = sop_uid
-    meta.TransferSyntaxUID = syntax
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax in COMPRESSED else syntax
     meta.ImplementationClassUID = IMPLEMENTATION_UID
     meta.ImplementationVersionName = f"HEMOFED_PHANTOM{GENERATOR_VERSION}"
     ds = FileDataset(str(path), series, file_meta=meta, preamble=b"\0" * 128)
@@ -153,6 +170,9 @@ def _write_slice(
     ds.SliceThickness = _ds(float(scan.thickness_mm[k]))
     ds.PixelData = stored.astype("<u2" if stored.dtype == np.uint16 else "<i2").tobytes()
     ds["PixelData"].VR = "OW"
+    if syntax in COMPRESSED:
+        # The UID is ours, derived from the seed: a compressed copy must not get a random one.
+        ds.compress(syntax, generate_instance_uid=False)
     ds.save_as(path, enforce_file_format=True)
 
 

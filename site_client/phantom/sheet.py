@@ -1,0 +1,101 @@
+"""A contact sheet: each kind of bleed and each site, in brain, subdural and bone windows, as one PNG.
+
+python -m site_client.phantom.sheet --out docs/phantom/contact_sheet.png
+
+Rows: the five bleeds in label order, then the sites T, S, N, C, R, U. Columns: three levels or the bleed's largest
+slice and its neighbors, each in the brain window; then the middle one in the subdural and the bone window.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from site_client.phantom.lesions import STUDY_PERCENT, draw_lesions
+from site_client.phantom.noise import Floats
+from site_client.phantom.profiles import PROFILES
+from site_client.phantom.statistics import SUBTYPES
+from site_client.phantom.streams import Streams
+from site_client.phantom.study import Study, Wishes, make_study
+
+Gray = npt.NDArray[np.uint8]
+WINDOWS = {"brain": (40, 80), "subdural": (80, 200), "bone": (600, 2800)}
+WISHES = Wishes(prevalence="balanced")
+SHOWN_ML = 3.0
+LEVELS_MM = (-28.0, 10.0, 42.0)
+
+
+def window(image: Floats, name: str) -> Gray:
+    """HU f32[H, W] to gray uint8[H, W] through one of WINDOWS (center, width)."""
+    center, width = WINDOWS[name]
+    return np.asarray(np.clip((image - center + width / 2) / width * 255, 0, 255).astype(np.uint8))
+
+
+def png_bytes(gray: Gray) -> bytes:
+    """An 8-bit grayscale PNG (ISO/IEC 15948) of uint8[H, W]."""
+    height, width = gray.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in gray)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, body) for kind, body in parts)
+
+
+def contact_sheet(seed: int) -> Gray:
+    """The whole sheet, uint8[11 * 256, 5 * 256]."""
+    rows = [_bleed_row(subtype, index, seed) for index, subtype in enumerate(SUBTYPES)]
+    rows += [_site_row(name, seed) for name in PROFILES]
+    return np.vstack(rows)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _bleed_row(subtype: str, index: int, seed: int) -> Gray:
+    study = _study("S", seed, _first_with(subtype, seed))
+    largest = int(study.truth.ml[:, index].argmax())
+    last = study.scan.slices - 1
+    return _row(study, [max(0, largest - 1), largest, min(last, largest + 1)])
+
+
+def _site_row(name: str, seed: int) -> Gray:
+    study = _study(name, seed, 1)
+    return _row(study, [int(np.abs(study.scan.along_mm - level).argmin()) for level in LEVELS_MM])
+
+
+def _row(study: Study, slices: list[int]) -> Gray:
+    shown = [window(study.image[k], "brain") for k in slices]
+    shown += [window(study.image[slices[1]], name) for name in ("subdural", "bone")]
+    return np.hstack(shown)
+
+
+def _first_with(subtype: str, seed: int) -> int:
+    """The first stroke-hub patient whose bleeds of this kind alone hold enough to be seen."""
+    index = 0
+    while True:
+        random = Streams.of("S", seed, index).generator("lesion")
+        lesions = draw_lesions(random, STUDY_PERCENT["balanced"], PROFILES["S"].patients.chronic_subdural, 1.0)
+        if lesions and all(lesion.subtype == subtype for lesion in lesions) and lesions[0].ml > SHOWN_ML:
+            return index
+        index += 1
+
+
+def _study(name: str, seed: int, index: int) -> Study:
+    streams, profile = Streams.of(name, seed, index), PROFILES[name]
+    return make_study(streams, streams, profile.patients, profile.scanner, WISHES)
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The PNG to write.")
+def main(seed: int, out: Path) -> None:
+    """Write the contact sheet of the phantom."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(png_bytes(contact_sheet(seed)))
+
+
+if __name__ == "__main__":
+    main()
