@@ -93,6 +93,30 @@ def run(config: Path) -> None:
 
 
 @main.command()
+@click.option("--for", "minutes", type=click.IntRange(1), metavar="MINUTES", help="Until then; else until resume.")
+@click.option("--after-round", is_flag=True, help="Let the job at hand end first.")
+@CONFIG
+def pause(minutes: int | None, after_round: bool, config: Path) -> None:
+    """Stop training within a second, whatever the idle gate says. The agent goes on answering."""
+    from datetime import UTC, datetime, timedelta
+
+    from site_client.trainer.idle import operator
+
+    length = None if minutes is None else timedelta(minutes=minutes)
+    operator.pause(load(config).folders.state, datetime.now(UTC), length, after_round=after_round)
+    click.echo("paused" if minutes is None else f"paused for {minutes} minutes")
+
+
+@main.command()
+@CONFIG
+def resume(config: Path) -> None:
+    """Take a pause back: the idle gate decides again."""
+    from site_client.trainer.idle import operator
+
+    click.echo("resumed" if operator.resume(load(config).folders.state) else "there was no pause")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @CONFIG
 def status(config: Path, as_json: bool) -> None:

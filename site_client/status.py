@@ -8,6 +8,7 @@ from typing import TypeAlias
 from site_client.agent.view import read_view
 from site_client.config import Settings
 from site_client.spool import AgentSide
+from site_client.trainer.idle.watch import read_record
 
 Value: TypeAlias = "str | int | float | list[str] | None"
 
@@ -66,6 +67,7 @@ def _of_trainer(settings: Settings, now: datetime) -> list[Fact]:
     return [
         Fact("trainer_state", status.state, age_s),
         Fact("trainer_reasons", list(status.reasons), age_s),
+        *_of_gate(settings, now),
         Fact("progress_percent", status.progress_percent, age_s),
         Fact("step", status.step, age_s),
         Fact("steps", status.steps, age_s),
@@ -73,6 +75,18 @@ def _of_trainer(settings: Settings, now: datetime) -> list[Fact]:
         Fact("eta_s", status.eta_s, age_s),
         Fact("studies_ready", status.studies_ready, age_s),
     ]
+
+
+def _of_gate(settings: Settings, now: datetime) -> list[Fact]:
+    """Why training is not running, in words. Only for who may read the trainer's folder."""
+    try:
+        record = read_record(settings.folders.trainer)
+    except PermissionError:
+        return []
+    if record is None:
+        return []
+    age_s = (now - record.written_at).total_seconds()
+    return [Fact("held_back_by", list(record.words), age_s), Fact("signals_unknown", list(record.unknown), age_s)]
 
 
 def _words(value: Value) -> str:

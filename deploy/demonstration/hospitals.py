@@ -38,6 +38,19 @@ studies_min = 4
 settle_s = 0  # nobody is still writing this export
 slices_min = 8
 
+[idle]  # what a laptop in use satisfies; `hemofed-site pause` still stops it
+foreign_cpu_max = 1.0
+memory_pressure_max = 1.0
+io_pressure_max = 1.0
+memory_free_min_gib = 0.2
+disk_free_min_gib = 0.2
+user_idle_min_s = 0
+remote_idle_min_s = 0
+gpu_others = "ignore"
+battery = "ignore"
+start_delay_s = 0
+calm_s = 2
+
 [training]
 threads = 1
 

@@ -31,7 +31,7 @@ from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.evaluate import slice_histograms
-from site_client.training.loop import Progress, train
+from site_client.training.loop import Progress, Stopped, train
 from site_client.training.streams import Streams
 
 _log = structlog.get_logger()
@@ -61,7 +61,7 @@ def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stop
         return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
     if not dataset.studies:
         return spool.deliver(replace(declined, reason="NO_LABELS"))
-    work = _prepare(settings, job, plan, dataset, tell)
+    work = _prepare(settings, job, plan, dataset, tell, stopping)
     needed = max(settings.policy.studies_min, plan.training.studies_min)
     if len(work.split.training) < needed:
         _log.info("job declined", expected_studies=needed, got=len(work.split.training))
@@ -172,7 +172,9 @@ def _dataset(settings: Settings, job: Job) -> Dataset:
     return dataset
 
 
-def _prepare(settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell) -> _Work:
+def _prepare(
+    settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell, stopping: Callable[[], bool]
+) -> _Work:
     """Every study once through the image pipeline into the cache; what cannot be read is left out and counted."""
     compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px)
     cache = StudyCache(
@@ -184,7 +186,9 @@ def _prepare(settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset,
     )
     loader = Loader(cache, Augmentation(), compute.device)
     split = split_patients(dataset.studies, settings.training.validation_fraction)
-    readable = Split(_readable(split.training, loader, tell), _readable(split.validation, loader, tell))
+    readable = Split(
+        _readable(split.training, loader, tell, stopping), _readable(split.validation, loader, tell, stopping)
+    )
     identity = Identity(
         stage="",
         run_id=job.run_id.hex(),
@@ -196,9 +200,13 @@ def _prepare(settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset,
     return _Work(readable, loader, compute, job_folder(settings, job), identity)
 
 
-def _readable(studies: tuple[StudyRecord, ...], loader: Loader, tell: Tell) -> tuple[StudyRecord, ...]:
+def _readable(
+    studies: tuple[StudyRecord, ...], loader: Loader, tell: Tell, stopping: Callable[[], bool]
+) -> tuple[StudyRecord, ...]:
     found = []
     for number, study in enumerate(studies, 1):
+        if stopping():  # what is prepared stays in the cache
+            raise Stopped
         try:
             loader.prepare(study)
             found.append(study)

@@ -1,7 +1,10 @@
 """The trainer as a process: watches the spool, keeps one worker at work, and writes its status every second.
 
 It neither imports torch nor opens an image: the worker does, and what kills the worker is recorded here and tried
-again. A job whose folder disappears is cancelled; one that fails three times is declined.
+again.
+
+Four times a second it asks the idle gate: the worker runs, stands still, or ends after a checkpoint.
+A job whose folder disappears is cancelled; one that fails three times is declined.
 """
 
 import fcntl
@@ -23,6 +26,9 @@ import structlog
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, SpoolRefused
 from site_client.spool import Job, Status, TrainerSide, Update
+from site_client.trainer.holding import hold, is_held, let_go
+from site_client.trainer.idle.decide import Mode
+from site_client.trainer.idle.watch import Watch, local_zone
 from site_client.trainer.notes import Note, from_line, job_folder
 from site_client.trainer.worker import STOPPED
 
@@ -43,6 +49,7 @@ def run(settings: Settings, config: Path) -> int:
         except BlockingIOError:
             raise ConfigRefused("another trainer runs on this state folder; stop it first") from None
         service = Service(settings, config, lambda: datetime.now(UTC))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: a worker that is asked too early must not die of it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stopping.set())
         service.run()
@@ -72,6 +79,8 @@ class Service:
         self.stopping = threading.Event()
         self._settings, self._config, self._clock = settings, config, clock
         self._spool = TrainerSide(settings.folders.spool)
+        self._watch = Watch(settings, clock, local_zone())
+        self._scanned = False
         self._worker: _Worker | None = None
         self._failures: dict[tuple[bytes, int], int] = {}
         self._studies = 0
@@ -80,7 +89,7 @@ class Service:
     def run(self) -> None:
         self._spool.clear_drafts()
         self._write_status(Status(self._clock(), "SITE_PREPARING"))
-        self._start(None)
+        self._watch.start()
         while not self.stopping.is_set():
             try:
                 self._turn()
@@ -88,17 +97,43 @@ class Service:
                 _log.error("turn failed", error=type(error).__name__)
             self.stopping.wait(TURN_S)
         self._stop_worker()
+        self._watch.stop()
         _log.info("trainer stopped")
 
     def _turn(self) -> None:
+        self._gate()
         jobs = self._spool.jobs()
         self._spool.sweep()
         self._sweep_folders(jobs)
         self._look_after_worker(jobs)
-        if self._worker is None and (job := self._next(jobs)) is not None:
-            self._start(job)
+        if self._worker is None and self._watch.decision.mode is Mode.RUN:
+            self._begin(jobs)
         if time.monotonic() - self._written >= STATUS_S:
             self._write_status(self._status(jobs))
+
+    def _gate(self) -> None:
+        """Looks at the machine and makes the worker do what was decided."""
+        worker, before = self._worker, self._watch.decision
+        own = [os.getpid()] if worker is None else [os.getpid(), worker.process.pid]
+        decision = self._watch.look(own, job_at_hand=worker is not None and worker.job is not None)
+        if (decision.mode, decision.reasons) != (before.mode, before.reasons):
+            _log.info("gate changed", mode=decision.mode.value, reasons=list(decision.reasons))
+        if worker is None:
+            return
+        if decision.mode is Mode.HOLD:
+            if (took_s := hold(worker.process)) > 0:
+                _log.info("worker held", after_ms=round(1000 * took_s))
+        elif decision.mode is Mode.RELEASE:
+            _log.info("worker released")
+            self._stop_worker()
+        elif before.mode is not Mode.RUN or is_held(worker.process):
+            let_go(worker.process)
+
+    def _begin(self, jobs: list[Job]) -> None:
+        if not self._scanned:
+            self._start(None)
+        elif (job := self._next(jobs)) is not None:
+            self._start(job)
 
     def _next(self, jobs: list[Job]) -> Job | None:
         return next((job for job in jobs if not self._spool.delivered(job.run_id, job.round)), None)
@@ -107,7 +142,7 @@ class Service:
         what = ["--scan"] if job is None else ["--run", job.run_id.hex(), "--round", str(job.round)]
         command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(self._config.absolute())]
         parent = ["--parent", str(os.getpid())]
-        process = subprocess.Popen([*command, *parent, *what], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, *parent, *what], stdout=subprocess.PIPE, text=True, process_group=0)
         self._worker = _Worker(job, process, Note(studies=self._studies))
         threading.Thread(target=self._worker.listen, daemon=True).start()
         _log.info("worker started", task="scan" if job is None else "round", round=None if job is None else job.round)
@@ -128,6 +163,8 @@ class Service:
 
     def _ended(self, job: Job | None, code: int) -> None:
         _log.info("worker ended", status=code)
+        if job is None:
+            self._scanned = True
         if job is None or code in (0, STOPPED):
             return
         key = (job.run_id, job.round)
@@ -142,6 +179,9 @@ class Service:
     def _status(self, jobs: list[Job]) -> Status:
         worker, now = self._worker, self._clock()
         idle = Status(now, "SITE_IDLE", studies_ready=self._studies)
+        paused = self._watch.decision.reasons
+        if worker is None and paused and (not self._scanned or self._next(jobs) is not None):
+            return replace(idle, state="SITE_PAUSED", reasons=paused)
         if worker is None:
             return replace(idle, state="SITE_READY") if jobs else idle
         note = worker.note
@@ -151,7 +191,8 @@ class Service:
             eta = round(spent * (note.steps - note.step) / note.step)
         return replace(
             idle,
-            state=note.state,
+            state="SITE_PAUSED" if paused else note.state,
+            reasons=paused,
             run_id=None if worker.job is None else worker.job.run_id,
             round=None if worker.job is None else worker.job.round,
             progress_percent=note.percent,
@@ -163,6 +204,7 @@ class Service:
 
     def _write_status(self, status: Status) -> None:
         self._spool.write_status(status)
+        self._watch.tell()
         self._written = time.monotonic()
 
     def _sweep_folders(self, jobs: list[Job]) -> None:
@@ -178,8 +220,11 @@ class Service:
         """SIGTERM: it writes a checkpoint and ends; SIGKILL for one that does not, the last checkpoint stands."""
         if self._worker is None:
             return
-        process, self._worker = self._worker.process, None
+        worker, process, self._worker = self._worker, self._worker.process, None
+        if worker.job is None:  # a scan has no checkpoint: the catalog's transactions are enough
+            process.kill()
         process.terminate()
+        let_go(process)
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:

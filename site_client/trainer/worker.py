@@ -1,7 +1,8 @@
 """The training child process: one scan or one job, then it ends. Only it decodes DICOM and imports torch.
 
 It tells the service what it does in JSON lines on standard output, stops at the next micro-batch with a checkpoint on
-SIGTERM, and dies with its parent, so that a killed service leaves nobody training.
+SIGTERM, stands still there on SIGUSR1 until SIGCONT, and dies with its parent, so that a killed service leaves nobody
+training.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import structlog
 
 from site_client.config import load
 from site_client.spool import TrainerSide
+from site_client.trainer.holding import PauseBell
 from site_client.trainer.notes import Note, as_line
 
 STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
@@ -38,6 +40,7 @@ def main() -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     asked: list[int] = []
+    bell = PauseBell()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _frame: asked.append(signum))
     from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
@@ -55,8 +58,13 @@ def _work(arguments: argparse.Namespace) -> int:
     if not wanted:  # withdrawn in the meantime
         return 0
     jobs.one_thread_at_a_time()
+
+    def stopping() -> bool:
+        bell.answer()
+        return bool(asked)
+
     try:
-        jobs.carry_out(settings, wanted[0], spool, tell, lambda: bool(asked))
+        jobs.carry_out(settings, wanted[0], spool, tell, stopping)
     except Stopped:
         return STOPPED
     return 0

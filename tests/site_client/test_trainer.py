@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from site_client.model.fresh import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId, Update
+from site_client.trainer.holding import hold, is_held, let_go
+from site_client.trainer.idle import operator
 from site_client.trainer.worker import STOPPED
 
 SITE_TOML = """
@@ -48,6 +51,18 @@ studies_min = {studies_min}
 [ingest]
 settle_s = 0
 slices_min = 8
+[idle]  # a machine shared with other tests
+foreign_cpu_max = 1.0
+memory_pressure_max = 1.0
+io_pressure_max = 1.0
+memory_free_min_gib = 0.2
+disk_free_min_gib = 0.2
+user_idle_min_s = 0
+remote_idle_min_s = 0
+gpu_others = "ignore"
+battery = "ignore"
+start_delay_s = 0
+calm_s = 2
 [training]
 threads = 1
 validation_fraction = 0.3
@@ -235,6 +250,47 @@ def test_a_job_that_is_withdrawn_stops_its_worker(
     at.spool.withdraw_job(at.job.run_id, at.job.round)
     _wait(lambda: (status := at.spool.status()) is not None and status.state == "SITE_IDLE")
     assert at.update() is None
+
+
+@pytest.mark.timeout(900)
+def test_paused_by_hand_it_stands_still_within_a_second_says_why_and_goes_on(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    at = place("paused")
+    service(at)
+    _wait(lambda: (status := at.spool.status()) is not None and status.round == 1)
+    state = load(at.config).folders.state
+    operator.pause(state, datetime.now(UTC), None, after_round=False)
+    began = time.monotonic()
+    _wait(lambda: (status := at.spool.status()) is not None and status.reasons == ("OPERATOR",))
+    assert time.monotonic() - began < 3.0  # the status is written once a second
+    status = at.spool.status()
+    assert status is not None
+    assert status.state == "SITE_PAUSED"
+    assert operator.resume(state)
+    _wait(lambda: at.update() is not None)
+    update = at.update()
+    assert update is not None
+    assert update.outcome == "trained"
+
+
+@pytest.mark.timeout(900)
+def test_a_worker_that_was_held_in_the_middle_ends_with_the_very_bits_of_one_that_was_not(
+    place: Callable[..., Place],
+) -> None:
+    undisturbed = place("free").finish()
+    at = place("held")
+    process = at.worker()
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            note = json.loads(line)
+            if note["state"] == "SITE_TRAINING" and note["step"] in (2, 5):
+                assert hold(process) < 1.0
+                assert is_held(process)
+                let_go(process)
+    assert process.wait(120) == 0
+    assert at.update() == undisturbed
 
 
 @pytest.mark.timeout(900)

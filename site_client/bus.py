@@ -1,0 +1,59 @@
+"""The system's D-Bus, for asking daemons on this machine one property at a time. AF_UNIX only; nothing is changed.
+
+jeepney speaks the protocol (docs/decisions/0006). A connection is made when first needed and again after it broke.
+"""
+
+from typing import Any, Final
+
+from jeepney import DBusAddress, DBusErrorResponse, MessageFlag, new_method_call
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.wrappers import unwrap_msg
+
+_TIMEOUT_S: Final = 2.0
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+
+
+class BusError(Exception):
+    """No bus, no such daemon, or an answer that came too late or was an error. The message is a clause."""
+
+
+class Bus:
+    """One connection to the system bus. Not for several threads."""
+
+    def __init__(self, *, start_daemons: bool = False) -> None:
+        """`start_daemons`: a daemon that is not running may be started by asking it."""
+        self._connection: DBusConnection | None = None
+        self._flags = MessageFlag(0) if start_daemons else MessageFlag.no_auto_start
+
+    def call(
+        self, service: str, path: str, interface: str, method: str, *arguments: tuple[str, Any]
+    ) -> tuple[Any, ...]:
+        """The answer's body. `arguments`: (D-Bus type, value) each. Errors: BusError."""
+        address = DBusAddress(path, bus_name=service, interface=interface)
+        signature = "".join(kind for kind, _ in arguments) or None
+        message = new_method_call(address, method, signature, tuple(value for _, value in arguments))
+        message.header.flags |= self._flags
+        try:
+            if self._connection is None:
+                self._connection = open_dbus_connection("SYSTEM")
+            answer = self._connection.send_and_get_reply(message, timeout=_TIMEOUT_S)
+            return tuple(unwrap_msg(answer))
+        except DBusErrorResponse as error:
+            raise BusError(f"{service} is not there ({str(error.name).rpartition('.')[2]})") from error
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            self.close()
+            raise BusError("the system bus does not answer") from error
+
+    def get(self, service: str, path: str, interface: str, name: str) -> Any:
+        """One property. Errors: BusError."""
+        return self.call(service, path, _PROPERTIES, "Get", ("s", interface), ("s", name))[0][1]
+
+    def get_all(self, service: str, path: str, interface: str) -> dict[str, Any]:
+        """Every property. Errors: BusError."""
+        found = self.call(service, path, _PROPERTIES, "GetAll", ("s", interface))[0]
+        return {name: value for name, (_, value) in found.items()}
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,75 @@
+"""What the gate knows of the machine at one moment. Every signal is a value, or unknown with the reason why."""
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Final, TypeAlias, TypeVar
+
+T = TypeVar("T")
+NEVER_S: Final = float("inf")  # nobody is logged in, so nobody's last touch was ever
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A signal that could not be read; `why` is a clause for a person, without values of anybody's."""
+
+    why: str
+
+
+Reading: TypeAlias = T | Unknown
+_NOT_READ: Final = Unknown("not read yet")
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """Processes of others on the GPUs that training may use."""
+
+    compute: int
+    graphics: int
+
+
+@dataclass(frozen=True)
+class OperatorPause:
+    """Somebody said `hemofed-site pause`. `until` None: until `resume`. `after_round`: the job at hand may end."""
+
+    until: datetime | None
+    after_round: bool = False
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One look at the machine. Shares are 0..1, of the whole machine or of wall time."""
+
+    foreign_cpu: Reading[float] = _NOT_READ  # share of all cores used by everything but hemofed
+    memory_pressure: Reading[float] = _NOT_READ  # share of time in which others' tasks stalled for memory
+    io_pressure: Reading[float] = _NOT_READ  # ... for I/O
+    memory_free_gib: Reading[float] = _NOT_READ
+    gpu: Reading[GpuUse] = _NOT_READ
+    user_idle_s: Reading[float] = _NOT_READ  # since somebody at the console last did something; NEVER_S: nobody there
+    remote_idle_s: Reading[float] = _NOT_READ  # ... in a remote session
+    on_battery: Reading[bool] = _NOT_READ
+    on_ups: Reading[bool] = _NOT_READ
+    temperature_c: Reading[float] = _NOT_READ  # of the hottest thermal zone
+    disk_free_gib: Reading[float] = _NOT_READ  # where state and cache are, the smaller
+    programs: Reading[frozenset[str]] = _NOT_READ  # which of the exclusive programs are running
+    operator: OperatorPause | None = None
+
+    def unknown(self) -> dict[str, Unknown]:
+        """Name of every signal that is unknown."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Unknown)}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """`wall` aware, in the zone whose clock the windows mean; `elapsed_s` monotonic: durations never use the wall."""
+
+    wall: datetime
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason to pause: a StateReason name, and a clause for a person."""
+
+    reason: str
+    words: str = field(compare=False)
