@@ -54,8 +54,8 @@ def main(state: Path, **options: object) -> None:
 
     Exit status 0 only if the run completed and the last model beats the first on held-out patients.
     """
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     federation = Federation(Options(state=_own_folder(state), **options))  # type: ignore[arg-type]  # click checked them
+    _stop_when_told(federation)
     try:
         good = _story(federation)
         if federation.options.keep:
@@ -68,6 +68,27 @@ def main(state: Path, **options: object) -> None:
     finally:
         federation.processes.stop_all()
     sys.exit(0 if good else 1)
+
+
+def _stop_when_told(federation: Federation) -> None:
+    """Ctrl-C or SIGTERM ends the demo wherever it is, and at its next look when Python lost the exception.
+
+    An exception raised while a finalizer runs is printed and dropped.
+    """
+
+    def stop(*_: object) -> None:
+        federation.stopping = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _look_after(federation: Federation) -> list[str]:
+    """Restart what died. Raises KeyboardInterrupt when the demo was told to stop."""
+    if federation.stopping:
+        raise KeyboardInterrupt
+    return federation.processes.restart_the_dead()
 
 
 def _story(federation: Federation) -> bool:
@@ -95,7 +116,7 @@ def _watch(federation: Federation) -> bool:
     """Show progress and restart what dies, until the run is over."""
     progress = Progress(federation.hub(), federation.sites)
     while True:
-        for name in federation.processes.restart_the_dead():
+        for name in _look_after(federation):
             progress.say(f"  {name} had died and was restarted")
         progress.show()
         with progress.hub.store.read() as session:
@@ -145,7 +166,7 @@ def _await_listening(federation: Federation) -> None:
         while not _listens(port):
             if time.monotonic() > deadline:
                 raise StepFailed(f"the aggregator does not listen; read {federation.processes.log('aggregator')}")
-            federation.processes.restart_the_dead()
+            _look_after(federation)
             time.sleep(LOOK_S)
 
 
@@ -161,7 +182,7 @@ def _agreed_digests(federation: Federation) -> dict[str, str]:
         newest = runs.newest_model(session, runs.every(session)[-1].run_id).digest.hex()
     deadline = time.monotonic() + AGREEING_S
     while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
-        federation.processes.restart_the_dead()
+        _look_after(federation)
         time.sleep(LOOK_S)
     return held
 
@@ -175,7 +196,7 @@ def _site_digests(federation: Federation) -> dict[str, str]:
 def _stay(federation: Federation) -> None:
     click.echo("  staying up; Ctrl-C ends everything")
     while True:
-        federation.processes.restart_the_dead()
+        _look_after(federation)
         time.sleep(1.0)
 
 

@@ -104,6 +104,7 @@ class Federation:
         self.aggregator_toml = self.folder / "aggregator" / "aggregator.toml"
         self.processes = Processes(self.folder / "logs", _environment())
         self.password = ""
+        self.stopping = False
 
     @property
     def ports(self) -> tuple[int, int, int]:
