@@ -17,6 +17,7 @@ import click
 import structlog
 from federation.errors import FederationError
 from federation.plan import sign_plan
+from sqlalchemy.exc import OperationalError
 
 from aggregator import listings, model_export, plan_file, runs
 from aggregator.ca import Authority, create_authority
@@ -41,8 +42,17 @@ class _Door(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (AggregatorError, FederationError, PermissionError, FileNotFoundError) as error:
+        except (AggregatorError, FederationError) as error:
             raise click.ClickException(str(error)) from error
+        except OperationalError as error:
+            told = f"the database refused: {error.orig}; is the disk full, or another program holding it?"
+            raise click.ClickException(told) from error
+        except BrokenPipeError:
+            raise  # click ends quietly when whoever read the output has gone
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            told = f"{error.strerror or error}{where}; nothing was changed there, put it right and try again"
+            raise click.ClickException(told) from error
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def open_authority(settings: Settings) -> Authority:
     default=DEFAULT_CONFIG,
     show_default=True,
     envvar="HEMOFED_AGGREGATOR_CONFIG",
-    help="aggregator.toml",
+    help="Settings; deploy/aggregator.toml explains every key.",
 )
 @click.version_option(package_name="hemofed")
 @click.pass_context
@@ -117,7 +127,10 @@ def init(context: Context, as_json: bool) -> None:
 @main.command()
 @click.pass_obj
 def serve(context: Context) -> None:
-    """Listen for sites, step the rounds, show the dashboard, until a signal ends it."""
+    """Listen for sites, run the rounds, show the dashboard.
+
+    Until SIGTERM or Ctrl-C; then calls in progress get a few seconds. Any moment is a good one to stop.
+    """
     from aggregator.serve import serve as serve_forever  # gRPC and the web server, which no other command needs
 
     hub = context.hub()
@@ -198,7 +211,10 @@ def run() -> None:
 @as_json
 @click.pass_obj
 def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
-    """Sign PLAN (a plan.toml) and open its first round."""
+    """Sign PLAN (a plan.toml) and open its first round.
+
+    deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
+    """
     hub = context.hub()
     custodian = open_authority(hub.settings).custodian_key
     made = plan_file.read_plan(plan, model, hub.random)
@@ -207,6 +223,16 @@ def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
         _print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return
     click.echo(f"Run {started.run_id.hex()} ({started.name}) is open; plan {started.plan_digest.hex()}.")
+
+
+@run.command("list")
+@as_json
+@click.pass_obj
+def run_list(context: Context, as_json: bool) -> None:
+    """Every run, oldest first."""
+    with context.hub().store.read() as session:
+        rows = listings.run_rows(session)
+    _print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
 
 
 @run.command("status")
@@ -221,7 +247,7 @@ def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(row)
         return
-    click.echo(f"{row['name']}: {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""))
+    click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(listings.table(listings.round_lines(row), listings.ROUND_COLUMNS))
 
 
@@ -267,7 +293,7 @@ def model_list(context: Context, run_id: str | None, as_json: bool) -> None:
 
 
 @model.command("export")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @of_run
 @click.option("--round", "number", type=int, help="Made by this round, 0 for the initial one; default: the newest.")
 @as_json

@@ -11,6 +11,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound
+from aggregator.states import RoundState
 from aggregator.store import people, rounds, runs, sites
 from aggregator.tables import Audit, Round, Run, Site, SiteReport
 
@@ -35,12 +36,32 @@ def chosen_run(session: Session, beginning: str | None) -> Run:
 
     Raises: NotFound when there is none, or when several begin so.
     """
-    fitting = [run for run in runs.every(session) if run.run_id.hex().startswith(beginning or "")]
+    every = runs.every(session)
+    fitting = [run for run in every if run.run_id.hex().startswith(beginning or "")]
+    if not every:
+        raise NotFound("no run yet; `run start` begins one")
     if not fitting:
-        raise NotFound(f"no run {beginning or ''}".rstrip() + "; `run start` begins one")
+        raise NotFound(f"expected the beginning of a run's id, got {beginning!r}; no run begins so, see `run list`")
     if beginning is not None and len(fitting) > 1:
         raise NotFound(f"{len(fitting)} runs begin with {beginning!r}; give more of the id")
     return fitting[-1]
+
+
+def run_rows(session: Session) -> list[Row]:
+    """Every run in one line, the oldest first; `rounds` counts those published."""
+    published = RoundState.PUBLISHED
+    return [
+        {
+            "run": run.run_id.hex(),
+            "name": run.name,
+            "state": run.state.value,
+            "rounds": sum(row.state is published for row in rounds.of_run(session, run.run_id)),
+            "created_at": _time(run.created_at),
+            "ended_at": _time(run.ended_at),
+            "reason": run.reason,
+        }
+        for run in runs.every(session)
+    ]
 
 
 def run_row(session: Session, run: Run) -> Row:
@@ -194,4 +215,6 @@ def _time(at: datetime | None) -> str | None:
 def _cell(value: Value) -> str:
     if value is None or value == []:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

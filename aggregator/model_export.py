@@ -26,8 +26,11 @@ def export(blobs: Blobs, version: ModelVersion, out: Path) -> None:
     """Write the model's safetensors file to `out`, whole or not at all, once its digest has been computed anew.
 
     Raises: WrongState when the numbers are not those of the recorded digest: the state folder was damaged.
-    federation.errors.Malformed when the file is no model any more. NotFound when its blob is gone.
+    federation.errors.Malformed when the file is no model any more. NotFound when its blob, or the folder
+    of `out`, is not there.
     """
+    if not out.parent.is_dir():
+        raise NotFound(f"no folder {out.parent}; make it, or export to another")
     unfinished = out.with_name(f".{out.name}.unfinished")
     try:
         with blobs.open(version.blob) as stored, unfinished.open("wb") as writer:

@@ -42,7 +42,7 @@ def get(session: Session, run_id: bytes) -> Run:
     """Raises: NotFound."""
     run = session.get(Run, run_id)
     if run is None:
-        raise NotFound(f"no run {run_id.hex()}; `hemofed-aggregator run status` lists them")
+        raise NotFound(f"no run {run_id.hex()}; `hemofed-aggregator run list` shows those there are")
     return run
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +60,7 @@ class Console:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Console:
+def fresh(tmp_path: Path, cheap_scrypt: None) -> Console:
     return Console(tmp_path)
 
 
@@ -187,7 +190,9 @@ def test_the_wrong_state_or_a_second_run_is_refused(with_run: Console) -> None:
 def test_a_run_is_chosen_by_the_beginning_of_its_id(with_run: Console) -> None:
     run_id = with_run.json("run", "status")["run"]
     assert with_run.json("run", "status", "--run", run_id[:6])["run"] == run_id
-    assert "no run" in with_run.refused("run", "status", "--run", "zz")
+    assert "see `run list`" in with_run.refused("run", "status", "--run", "zz")
+    assert [row["run"] for row in with_run.json("run", "list")] == [run_id]
+    assert run_id in with_run("run", "status").stdout
 
 
 def test_without_any_run_status_says_how_to_begin_one(console: Console) -> None:
@@ -214,6 +219,8 @@ def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run:
     assert exported["model_digest"] == listed["model_digest"] == load_model(out).digest.hex()
     assert out.read_bytes() == (with_run.folder / "initial.safetensors").read_bytes()
     assert "made no model" in with_run.refused("model", "export", str(out), "--round", "7")
+    assert "no folder" in with_run.refused("model", "export", str(out.parent / "absent" / "m.safetensors"))
+    assert with_run("model", "export", str(out.parent)).exit_code == 2  # a folder is no file: wrong usage
 
 
 def test_a_damaged_model_is_not_exported(with_run: Console) -> None:
@@ -231,6 +238,25 @@ def test_another_model_under_a_models_name_is_not_exported(with_run: Console) ->
     out = with_run.folder / "out.safetensors"
     assert "expected model" in with_run.refused("model", "export", str(out))
     assert not out.exists()
+
+
+def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(with_run: Console) -> None:
+    out = with_run.folder / "out.safetensors"
+    with file_size_limit(64):
+        told = with_run.refused("model", "export", str(out))
+    assert "File too large" in told
+    assert sorted(path.name for path in with_run.folder.glob("*out*")) == []
+
+
+@contextmanager
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """Writes beyond it fail with EFBIG, as they would with ENOSPC on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- people ---
