@@ -51,7 +51,7 @@ class _Door(click.Group):
             raise  # click ends quietly when whoever read the output has gone
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
-            told = f"{error.strerror or error}{where}; nothing was changed there, put it right and try again"
+            told = f"{error.strerror or error}{where}; put it right and try again"
             raise click.ClickException(told) from error
 
 

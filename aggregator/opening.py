@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from aggregator import messages, metrics
 from aggregator.blobs import Blobs, StoredBlob
 from aggregator.cohort import Masking, masking_of
+from aggregator.errors import NotFound
 from aggregator.hub import Hub
 from aggregator.plans import evaluates_only, layout_of, plan_of
 from aggregator.runs import Ending, carry_on, model_row
@@ -145,13 +146,20 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
 
 
 def _load_base(hub: Hub, sealed: Sealed, folder: Path) -> Model:
-    """The base model out of its blob; `load_model` wants a file of its own."""
+    """The base model out of its blob; `load_model` wants a file of its own.
+
+    Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
+    """
     file = folder / "base.safetensors"
     with hub.blobs.open(sealed.base.blob) as source, file.open("wb") as target:
         while chunk := source.read(COPY_BYTES):
             target.write(chunk)
     model = load_model(file)
     file.unlink()
+    if model.digest != sealed.base.digest:
+        raise NotFound(
+            f"expected model {sealed.base.digest.hex()[:16]} in its blob, got another; restore the state folder"
+        )
     return model
 
 
