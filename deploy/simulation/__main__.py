@@ -1,0 +1,85 @@
+"""./deploy/simulate: what federation costs against one pool of all patients, and what it gains over each site alone."""
+
+import platform
+import shlex
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import torch
+
+from deploy.simulation.arms import Device, Place
+from deploy.simulation.patients import make_sites
+from deploy.simulation.pools import RayMissing, open_pool
+from deploy.simulation.report import Origin, write_report
+from deploy.simulation.seeds import SeedResult, result_of
+from deploy.simulation.settings import Settings
+from deploy.simulation.summary import summarize
+from site_client.model.registry import ARMS
+
+DEFAULTS = Settings()
+MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--arm", default=DEFAULTS.arm, type=click.Choice(sorted(ARMS)), help="Network.")
+@click.option("--studies", default=DEFAULTS.studies, type=click.IntRange(4), help="A site, to train and validate.")
+@click.option("--test-studies", default=DEFAULTS.test_studies, type=click.IntRange(4), help="A site, to judge.")
+@click.option("--rounds", default=DEFAULTS.rounds, type=click.IntRange(1, 1000))
+@click.option("--epochs", default=DEFAULTS.epochs, type=click.IntRange(1, 100), help="Local passes a round.")
+@click.option("--seeds", default=3, type=click.IntRange(1, 100), help="Trainings: seeds 1, 2, ...")
+@click.option("--patients-seed", default=DEFAULTS.patients_seed, type=click.IntRange(0), help="Who the patients are.")
+@click.option("--image-size", "image_size_px", default=DEFAULTS.image_size_px, type=click.IntRange(64, 512))
+@click.option("--slices-max", default=DEFAULTS.slices_max, type=click.IntRange(8, 400))
+@click.option("--learning-rate", default=DEFAULTS.learning_rate, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--studies-per-step", default=DEFAULTS.studies_per_step, type=click.IntRange(1, 64))
+@click.option("--prevalence", default=DEFAULTS.prevalence, type=MIXES, help="Mix of training patients.")
+@click.option("--test-prevalence", default=DEFAULTS.test_prevalence, type=MIXES, help="Mix of test patients.")
+@click.option("--difficulty", default=DEFAULTS.difficulty, type=click.FloatRange(0.2, 3.0), help="Below 1: easier.")
+@click.option("--server", default=DEFAULTS.server, type=click.Choice(["fedavg", "fedavgm"]))
+@click.option("--momentum", default=DEFAULTS.momentum, type=click.FloatRange(0, 1, max_open=True), help="Of fedavgm.")
+@click.option("--bits", default=DEFAULTS.bits, type=int, help="Bits a parameter before masking: 4, 5, 6 or 8.")
+@click.option("--clip-norm", default=DEFAULTS.clip_norm, type=click.FloatRange(0, 1000, min_open=True))
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--workers", default=1, type=click.IntRange(1), help="Processes; never the result.")
+@click.option("--ray", is_flag=True, help="Run the tasks on Ray (RAY_ADDRESS: a cluster).")
+@click.option(
+    "--state", default=Path(".demo/simulation"), type=click.Path(path_type=Path), help="Prepared studies, done seeds."
+)
+@click.option("--out", default=Path("simulation"), type=click.Path(path_type=Path), help="Folder for the report.")
+def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: Path, **options: object) -> None:
+    """Train lite (or another arm) centrally, at each site alone and federated, on synthetic patients of six sites.
+
+    Writes simulation.md, simulation.json and simulation.svg to --out. Stopped, it goes on with the seed it was in.
+    A result on these patients is never clinical evidence.
+    """
+    settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
+    start = time.monotonic()
+    place = Place(settings, state / "cache", device)
+    done = state / settings.digest
+    results: list[SeedResult] = []
+    try:
+        with open_pool(workers, ray) as pool:
+            sites = make_sites(settings, place.cache, pool)
+            click.echo(f"{time.monotonic() - start:7.0f} s  patients are prepared")
+            # Seeds side by side when there are workers for them; one after the other here.
+            with ThreadPoolExecutor(seeds if workers > 1 or ray else 1) as threads:
+                asked = range(1, seeds + 1)
+                for result in threads.map(lambda seed: result_of(place, seed, sites, pool, done), asked):
+                    results.append(result)
+                    found = summarize([result], draws=2).auc["sites"]
+                    figures = ", ".join(f"{arm} {figure.value:.3f}" for arm, figure in found.items())
+                    click.echo(f"{time.monotonic() - start:7.0f} s  seed {result.seed}: {figures}")
+    except RayMissing as error:
+        raise click.ClickException(str(error)) from error
+    summary = summarize(results)
+    command = shlex.join(["./deploy/simulate", *sys.argv[1:]])
+    origin = Origin(torch.__version__, place.compute().name, platform.machine(), workers, command)
+    write_report(out, settings, results, summary, origin, sites)
+    click.echo((out / "simulation.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""One seed: all arms trained and judged, kept in one file, so that an interrupted simulation goes on seed by seed."""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from deploy.simulation.arms import Place, Trained, alone, federate
+from deploy.simulation.judging import Scores, judge
+from deploy.simulation.patients import Site
+from deploy.simulation.settings import SITES, UNSEEN
+
+CENTRAL: Final = "central"
+FEDERATED: Final = "federated"
+
+
+def local(site: str) -> str:
+    return f"local-{site}"
+
+
+LOCALS: Final = tuple(local(site) for site in SITES)
+MODELS: Final = (CENTRAL, FEDERATED, *LOCALS)
+
+
+@dataclass(frozen=True, eq=False)
+class SeedResult:
+    """scores: by model and test site; a local model is judged at home and at the unseen site. curves: see Trained."""
+
+    seed: int
+    scores: dict[tuple[str, str], Scores]
+    curves: dict[str, tuple[float, ...]]
+    clipped: tuple[int, ...]
+    digests: dict[str, str]
+    wall_s: float
+
+
+def result_of(place: Place, seed: int, sites: list[Site], pool: Executor, folder: Path) -> SeedResult:
+    """From `folder` when it is there, else made and left there."""
+    path = folder / f"seed-{seed}.npz"
+    if not path.exists():
+        _save(path, _make(place, seed, sites, pool))
+    return _load(path)
+
+
+def _make(place: Place, seed: int, sites: list[Site], pool: Executor) -> SeedResult:
+    start = time.monotonic()
+    federated_sites = [site for site in sites if site.name != UNSEEN]
+    waiting: dict[str, Future[Trained]] = {
+        CENTRAL: pool.submit(alone, place, seed, CENTRAL, federated_sites),
+        **{local(site.name): pool.submit(alone, place, seed, local(site.name), [site]) for site in federated_sites},
+    }
+    trained = {FEDERATED: federate(place, seed, federated_sites, pool)}
+    trained |= {name: future.result() for name, future in waiting.items()}
+    judged = {
+        (name, site.name): pool.submit(judge, place, trained[name].model, site.test)
+        for name in MODELS
+        for site in sites
+        if not name.startswith("local") or site.name == UNSEEN or name == local(site.name)
+    }
+    return SeedResult(
+        seed,
+        {key: future.result() for key, future in judged.items()},
+        {name: trained[name].curve for name in MODELS},
+        trained[FEDERATED].clipped,
+        {name: trained[name].model.digest.hex() for name in MODELS},
+        time.monotonic() - start,
+    )
+
+
+_ARRAYS: Final[Sequence[str]] = ("logits", "labels", "patient", "study")
+
+
+def _save(path: Path, result: SeedResult) -> None:
+    facts = {
+        "seed": result.seed,
+        "scores": [list(key) for key in result.scores],
+        "curves": result.curves,
+        "clipped": result.clipped,
+        "digests": result.digests,
+        "wall_s": result.wall_s,
+    }
+    arrays = {
+        f"{model}/{site}/{name}": getattr(scores, name)
+        for (model, site), scores in result.scores.items()
+        for name in _ARRAYS
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new.npz")
+    np.savez(draft, facts=np.array(json.dumps(facts)), **arrays)
+    draft.rename(path)
+
+
+def _load(path: Path) -> SeedResult:
+    with np.load(path, allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+        scores = {
+            (model, site): Scores(*(file[f"{model}/{site}/{name}"] for name in _ARRAYS))
+            for model, site in facts["scores"]
+        }
+    curves = {name: tuple(curve) for name, curve in facts["curves"].items()}
+    return SeedResult(facts["seed"], scores, curves, tuple(facts["clipped"]), facts["digests"], facts["wall_s"])

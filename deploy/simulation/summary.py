@@ -1,0 +1,117 @@
+"""From seeds to figures: central, federated and local side by side, with intervals, and the differences between them.
+
+An arm's figure is the mean over seeds. "sites": the mean over the five federated sites of the AUC of `any` on the
+site's own test patients; "worst": the lowest of the five; "unseen": on the site that never trained. A local arm is at
+each site that site's own model; at the unseen site, the mean of the five.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from deploy.simulation.judging import DRAWS, Reals, Scores, draw_patients, interval, pairs_of
+from deploy.simulation.seeds import CENTRAL, FEDERATED, LOCALS, SeedResult, local
+from deploy.simulation.settings import SITES, UNSEEN
+
+ARMS: Final = ("local", FEDERATED, CENTRAL)
+_DRAW_SEED: Final = 20_240_229
+
+
+@dataclass(frozen=True)
+class Figure:
+    """value and 95 % interval; per_seed: the same figure of each seed on the test patients as they are."""
+
+    value: float
+    low: float
+    high: float
+    per_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """auc, study_auc: by measure ("sites", "worst", "unseen") and arm; differences likewise by name. by_site: slice AUC
+    of each site and arm. log_loss: weighted log loss, mean over the sites, by arm. curves: mean over seeds.
+    """
+
+    auc: dict[str, dict[str, Figure]]
+    study_auc: dict[str, dict[str, Figure]]
+    by_site: dict[str, dict[str, Figure]]
+    differences: dict[str, Figure]
+    log_loss: dict[str, tuple[float, ...]]
+    curves: dict[str, tuple[float, ...]]
+    test_patients: dict[str, int]
+    test_positives: dict[str, int]
+
+    @property
+    def in_order(self) -> bool:
+        """local < federated < central, by the mean over the sites."""
+        sites = self.auc["sites"]
+        return sites["local"].value < sites[FEDERATED].value < sites[CENTRAL].value
+
+
+def summarize(results: Sequence[SeedResult], draws: int = DRAWS) -> Summary:
+    slices = _table(results, lambda scores: scores, draws)
+    studies = _table(results, Scores.of_studies, draws)
+    measures = {name: _measure(slices, name) for name in ("sites", "worst", "unseen")}
+    found = measures["sites"]
+    first = {site: results[0].scores[CENTRAL, site] for site in (*SITES, UNSEEN)}
+    return Summary(
+        auc={name: {arm: _figure(table[arm]) for arm in ARMS} for name, table in measures.items()},
+        study_auc={
+            name: {arm: _figure(_measure(studies, name)[arm]) for arm in ARMS} for name in ("sites", "worst", "unseen")
+        },
+        by_site={site: {arm: _figure(slices[arm, site]) for arm in ARMS} for site in (*SITES, UNSEEN)},
+        differences={
+            "central - federated": _figure(found[CENTRAL] - found[FEDERATED]),
+            "federated - local": _figure(found[FEDERATED] - found["local"]),
+            "unseen: central - federated": _figure(measures["unseen"][CENTRAL] - measures["unseen"][FEDERATED]),
+            "unseen: federated - local": _figure(measures["unseen"][FEDERATED] - measures["unseen"]["local"]),
+        },
+        log_loss={arm: tuple(_log_loss(result, arm) for result in results) for arm in ARMS},
+        curves=_curves(results),
+        test_patients={site: int(scores.patient.max()) + 1 for site, scores in first.items()},
+        test_positives={site: int(scores.of_studies().labels[:, -1].sum()) for site, scores in first.items()},
+    )
+
+
+def _table(results: Sequence[SeedResult], view: Callable[[Scores], Scores], draws: int) -> dict[tuple[str, str], Reals]:
+    """AUC of `any` by arm and site: f64[seeds, draws+1]."""
+    sizes = {site: int(results[0].scores[CENTRAL, site].patient.max()) + 1 for site in (*SITES, UNSEEN)}
+    drawn = draw_patients(sizes, draws, _DRAW_SEED)
+
+    def auc(model: str, site: str) -> Reals:
+        return np.stack([pairs_of(view(result.scores[model, site])).auc(drawn[site]) for result in results])
+
+    table = {(arm, site): auc(arm, site) for arm in (CENTRAL, FEDERATED) for site in (*SITES, UNSEEN)}
+    table |= {("local", site): auc(local(site), site) for site in SITES}
+    table["local", UNSEEN] = np.mean([auc(name, UNSEEN) for name in LOCALS], axis=0)
+    return table
+
+
+def _measure(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]:
+    """f64[seeds, draws+1] by arm."""
+    if name == "unseen":
+        return {arm: table[arm, UNSEEN] for arm in ARMS}
+    together = {arm: np.stack([table[arm, site] for site in SITES]) for arm in ARMS}
+    if name == "worst":
+        return {arm: values.min(axis=0) for arm, values in together.items()}
+    return {arm: values.mean(axis=0) for arm, values in together.items()}
+
+
+def _figure(values: Reals) -> Figure:
+    value, low, high = interval(values.mean(axis=0))
+    return Figure(value, low, high, tuple(float(each) for each in values[:, 0]))
+
+
+def _log_loss(result: SeedResult, arm: str) -> float:
+    models = {site: local(site) if arm == "local" else arm for site in SITES}
+    return float(np.mean([result.scores[model, site].log_loss for site, model in models.items()]))
+
+
+def _curves(results: Sequence[SeedResult]) -> dict[str, tuple[float, ...]]:
+    def mean(names: Sequence[str]) -> tuple[float, ...]:
+        return tuple(np.nanmean([result.curves[name] for result in results for name in names], axis=0).tolist())
+
+    return {"local": mean(LOCALS), FEDERATED: mean([FEDERATED]), CENTRAL: mean([CENTRAL])}
