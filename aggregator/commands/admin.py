@@ -1,0 +1,55 @@
+"""hemofed-aggregator admin: who may log in to the dashboard."""
+
+import sys
+
+import click
+
+from aggregator import listings
+from aggregator.commands.base import Context, as_json, print_rows
+from aggregator.store import Change, people
+
+SALT_BYTES = 16
+
+
+@click.group()
+def admin() -> None:
+    """Who may log in to the dashboard."""
+
+
+@admin.command("add")
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.pass_obj
+def admin_add(context: Context, name: str, password_stdin: bool) -> None:
+    """Add NAME; asks for a password of at least 12 characters."""
+    hub = context.hub()
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    change = Change(hub.clock(), "operator", f"administrator:{name}", "added on the command line")
+    with hub.store.write() as session:
+        people.add_administrator(session, name, password, hub.random(SALT_BYTES), change)
+    click.echo(f"{name} may log in.")
+
+
+@admin.command("remove")
+@click.argument("name")
+@click.pass_obj
+def admin_remove(context: Context, name: str) -> None:
+    """Take NAME's access away."""
+    hub = context.hub()
+    change = Change(hub.clock(), "operator", f"administrator:{name}", "removed on the command line")
+    with hub.store.write() as session:
+        people.remove_administrator(session, name, change)
+    click.echo(f"{name} may log in no more.")
+
+
+@admin.command("list")
+@as_json
+@click.pass_obj
+def admin_list(context: Context, as_json: bool) -> None:
+    """Everybody who may log in."""
+    with context.hub().store.read() as session:
+        rows = listings.administrator_rows(session)
+    print_rows(rows, ("name", "created_at"), as_json)

@@ -1,0 +1,42 @@
+"""hemofed-aggregator model: the models of a run are listed and exported."""
+
+from pathlib import Path
+
+import click
+
+from aggregator import listings, model_export
+from aggregator.commands.base import Context, as_json, of_run, print_json, print_rows
+
+
+@click.group()
+def model() -> None:
+    """Models of a run: list, export."""
+
+
+@model.command("list")
+@of_run
+@as_json
+@click.pass_obj
+def model_list(context: Context, run_id: str | None, as_json: bool) -> None:
+    """Every model, and how the federation judged it."""
+    with context.hub().store.read() as session:
+        rows = listings.model_rows(session, listings.chosen_run(session, run_id))
+    print_rows(rows, ("round", "model_digest", "size_bytes", "created_at"), as_json)
+
+
+@model.command("export")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@of_run
+@click.option("--round", "number", type=int, help="Made by this round, 0 for the initial one; default: the newest.")
+@as_json
+@click.pass_obj
+def model_export_(context: Context, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
+    """Write a model to OUT (safetensors), after checking it against its digest."""
+    hub = context.hub()
+    with hub.store.read() as session:
+        chosen = model_export.choose(session, listings.chosen_run(session, run_id), number)
+    model_export.export(hub.blobs, chosen, out)
+    if as_json:
+        print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})
+        return
+    click.echo(f"{out}: model of round {chosen.round_number}, digest {chosen.digest.hex()}")

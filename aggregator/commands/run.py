@@ -1,0 +1,96 @@
+"""hemofed-aggregator run: a run is started, watched, paused, resumed, aborted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from federation.plan import sign_plan
+
+from aggregator import listings, plan_file, runs
+from aggregator.commands.base import Context, as_json, of_run, open_authority, print_json, print_rows
+from aggregator.hub import Hub
+from aggregator.tables import Run
+
+
+@click.group()
+def run() -> None:
+    """Runs: start, watch, pause, resume, abort."""
+
+
+@run.command("start")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
+@as_json
+@click.pass_obj
+def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
+    """Sign PLAN (a plan.toml) and open its first round.
+
+    deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
+    """
+    hub = context.hub()
+    custodian = open_authority(hub.settings).custodian_key
+    made = plan_file.read_plan(plan, model, hub.random)
+    started = runs.start_run(hub, sign_plan(made, custodian), model, custodian.public_key())
+    if as_json:
+        print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
+        return
+    click.echo(f"Run {started.run_id.hex()} ({started.name}) is open; plan {started.plan_digest.hex()}.")
+
+
+@run.command("list")
+@as_json
+@click.pass_obj
+def run_list(context: Context, as_json: bool) -> None:
+    """Every run, oldest first."""
+    with context.hub().store.read() as session:
+        rows = listings.run_rows(session)
+    print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
+
+
+@run.command("status")
+@of_run
+@as_json
+@click.pass_obj
+def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
+    """The run and its rounds."""
+    hub = context.hub()
+    with hub.store.read() as session:
+        row = listings.run_row(session, listings.chosen_run(session, run_id))
+    if as_json:
+        print_json(row)
+        return
+    click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
+    click.echo(listings.table(listings.round_lines(row), listings.ROUND_COLUMNS))
+
+
+@run.command("pause")
+@of_run
+@click.pass_obj
+def run_pause(context: Context, run_id: str | None) -> None:
+    """End the round in progress as usual, then begin no new one."""
+    _change_run(context, run_id, runs.pause, "paused; the round in progress ends as usual")
+
+
+@run.command("resume")
+@of_run
+@click.pass_obj
+def run_resume(context: Context, run_id: str | None) -> None:
+    """Go on after a pause."""
+    _change_run(context, run_id, runs.resume, "running")
+
+
+@run.command("abort")
+@of_run
+@click.confirmation_option("--yes", prompt="Abort for good? Updates in progress are thrown away.")
+@click.pass_obj
+def run_abort(context: Context, run_id: str | None) -> None:
+    """End the run now. The models so far stay."""
+    _change_run(context, run_id, runs.abort, "aborted; its models stay")
+
+
+def _change_run(context: Context, run_id: str | None, verb: Callable[[Hub, bytes], None], outcome: str) -> None:
+    hub = context.hub()
+    with hub.store.read() as session:
+        chosen: Run = listings.chosen_run(session, run_id)
+    verb(hub, chosen.run_id)
+    click.echo(f"Run {chosen.run_id.hex()} ({chosen.name}): {outcome}.")

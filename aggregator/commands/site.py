@@ -1,0 +1,68 @@
+"""hemofed-aggregator site: hospitals are invited, approved, listed, revoked."""
+
+import click
+
+from aggregator import listings
+from aggregator.commands.base import Context, as_json, print_json, print_rows
+from aggregator.store import sites
+
+
+@click.group()
+def site() -> None:
+    """Hospitals: invite, approve, list, revoke."""
+
+
+@site.command("invite")
+@click.argument("name")
+@click.option("--auto-approve", is_flag=True, help="Approve on joining, without comparing words. For demos.")
+@as_json
+@click.pass_obj
+def site_invite(context: Context, name: str, auto_approve: bool, as_json: bool) -> None:
+    """Print a one-time token for the hospital NAME. It is shown once."""
+    enrolment = context.enrolment()
+    token = enrolment.invite(name, auto_approve=auto_approve).text()
+    hours = enrolment.settings.invitation_hours
+    if as_json:
+        print_json({"site": name, "token": token, "valid_hours": hours})
+        return
+    click.echo(token)
+    click.echo(f"Hand it to {name} on a trusted way. It works once, within {hours} hours:", err=True)
+    click.echo("  hemofed-site join ADDRESS TOKEN", err=True)
+
+
+@site.command("list")
+@as_json
+@click.pass_obj
+def site_list(context: Context, as_json: bool) -> None:
+    """Every site, and what it last said of itself."""
+    with context.hub().store.read() as session:
+        rows = listings.site_rows(session)
+    columns = ("site", "standing", "state", "reasons", "progress_percent", "seen_at", "words")
+    print_rows(rows, columns, as_json)
+
+
+@site.command("approve")
+@click.argument("name")
+@click.option("--words", help="The six words as read to you on the telephone; without it you are asked.")
+@click.pass_obj
+def site_approve(context: Context, name: str, words: str | None) -> None:
+    """Let NAME in, after comparing its six words by telephone."""
+    enrolment = context.enrolment()
+    with enrolment.store.read() as session:
+        stated = sites.get(session, name).fingerprint
+    if words is None:
+        click.echo(f"Call {name}. Its screen must show:\n\n  {stated}\n")
+        click.confirm("Are these the words?", abort=True)
+    elif words.split() != stated.split():
+        raise click.ClickException(f"expected the words of {name}, got others; do not approve, find out who joined")
+    enrolment.approve(name, stated)
+    click.echo(f"{name} is approved and stands in the new roster.")
+
+
+@site.command("revoke")
+@click.argument("name")
+@click.pass_obj
+def site_revoke(context: Context, name: str) -> None:
+    """Shut NAME out, from its next call on. Withdraws an invitation, too."""
+    context.enrolment().revoke(name)
+    click.echo(f"{name} is revoked.")
