@@ -6,6 +6,7 @@ but an RSA suite leaves it without a common cipher, while 1.3 has its own list.
 
 import os
 import signal
+import socket
 import threading
 from concurrent import futures
 from types import FrameType
@@ -21,10 +22,11 @@ from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
 from aggregator.blobs import CHUNK_BYTES
 from aggregator.ca import Authority
-from aggregator.config import Settings
+from aggregator.config import Listen, Settings
 from aggregator.dashboard.app import create_app
 from aggregator.driver import Driver
 from aggregator.enrolment import Enrolment
+from aggregator.errors import ConfigRefused
 from aggregator.hub import Hub, open_hub
 from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, JoiningDoor, RoundsDoor
 
@@ -38,13 +40,17 @@ KEEPALIVE_MS = 50_000  # below the shortest idle limit of common NAT (60 s)
 
 
 class Aggregator:
-    """Everything `serve` runs. `start` returns when it listens; `stop` when nothing of it is left."""
+    """Everything `serve` runs. `start` returns when it listens; `stop` when nothing of it is left.
+
+    Raises: ConfigRefused when it cannot listen at one of its addresses.
+    """
 
     def __init__(self, hub: Hub, authority: Authority) -> None:
         self._hub = hub
         self._gate = Gate(hub)
         self._stop = threading.Event()
         listen = hub.settings.listen
+        _require_free(listen)
         enrolment = Enrolment(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
         self._sites = _server(listen.threads, CHUNK_BYTES + FRAMING_BYTES)
         add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
@@ -110,6 +116,27 @@ def serve(settings: Settings) -> None:
     asked_to_stop.wait()
     log.info("aggregator stopping")
     aggregator.stop()
+
+
+def _require_free(listen: Listen) -> None:
+    """Refuse an address that is taken or not ours, by its key, before anything runs.
+
+    gRPC would say so in a page, and uvicorn's thread would end alone and leave the rest without a dashboard.
+    """
+    for key, address in (("sites", listen.sites), ("enrolment", listen.enrolment), ("dashboard", listen.dashboard)):
+        if not address:
+            continue
+        host, _, port = address.rpartition(":")
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+        except OSError as error:
+            raise ConfigRefused(
+                f"cannot listen at {address} ([listen] {key}): {error.strerror}; "
+                f"stop what uses port {port} (`ss -ltnp sport = :{port}` names it) or set another address"
+            ) from error
 
 
 def _server(threads: int, message_bytes_max: int) -> grpc.Server:

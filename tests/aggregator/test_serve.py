@@ -86,6 +86,19 @@ def test_a_kill_is_followed_by_a_start_and_sigterm_ends_it_in_order(service: Ser
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("key", ["sites", "enrolment", "dashboard"])
+def test_a_taken_port_is_one_sentence_that_names_it(service: Service, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        lines = service.config.read_text().splitlines()
+        edited = [f'{key} = "{taken}"' if line.startswith(f"{key} =") else line for line in lines]
+        service.config.write_text("\n".join(edited))
+        done = CliRunner().invoke(cli_main, ["--config", str(service.config), "serve"])
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen at {taken} ([listen] {key}): Address already in use; stop what uses port" in done.stderr
+
+
 def test_a_locked_database_delays_a_page_and_breaks_nothing(service: Service) -> None:
     """WAL: a writer that holds the lock keeps no reader waiting."""
     service.start()
