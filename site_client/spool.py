@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _JOB, _UPDATE = "job", "update"
-_FOLDER_MODE, _FILE_MODE = 0o2750, 0o640  # the group is the pair of service users; the other one reads, never writes
+# The two service users have one primary group: the other one reads, never writes. No setgid bit: RestrictSUIDSGID=.
+_FOLDER_MODE, _FILE_MODE = 0o750, 0o640
 
 
 class AgentSide:

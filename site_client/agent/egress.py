@@ -4,7 +4,7 @@ A transport takes only `Cleared` messages, and only `Egress` makes them. What th
 well, as refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
@@ -54,8 +54,10 @@ class Egress:
         transport: Transport,
         payloads: Payloads | None = None,
         pace: Pace | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
-        self.guard, self.ledger = guard, ledger
+        """`moved` is called for every message and chunk, so that a slow transfer can be told from a hung one."""
+        self.guard, self.ledger, self._moved = guard, ledger, moved
         self._transport, self._payloads, self._pace = transport, payloads, pace or Pace(0)
 
     def send(self, call: Call[Q, R], message: Q) -> R:
@@ -70,6 +72,7 @@ class Egress:
         """Blobs.Get: chunks as they come in."""
         for data in self._transport.get(GET_BLOB.path, self._clear(GET_BLOB, message)):
             yield parse(GET_BLOB.reply, data)
+            self._moved()
             self._pace.spend(len(data))
 
     def _cleared(self, chunks: Iterable[Message]) -> Iterator[Cleared]:
@@ -79,6 +82,7 @@ class Egress:
             self._pace.spend(len(cleared.data))
 
     def _clear(self, call: Call[Q, R], message: Message) -> Cleared:
+        self._moved()
         data = serialize(message)
         try:
             # The guard looks the call up by name and compares the type itself.

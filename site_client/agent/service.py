@@ -28,14 +28,16 @@ from site_client.agent.link import Endpoint, Link
 from site_client.agent.pace import Pace
 from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
-from site_client.agent.view import AgentView, write_view
+from site_client.agent.view import AgentView, in_words, write_view
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, SiteError, Unreachable
+from site_client.notify import Notifier
 from site_client.spool import AgentSide
 
 _log = structlog.get_logger()
 _NEWS_S = 0.5  # how often files are looked at between two polls
 _GRACE_S = 5.0  # a call in progress may take this long to end after SIGTERM
+_QUIET_STALLS = 3.0  # in lengths of agent.stall_s: what a loop at work may take without a message moving
 
 
 def run(settings: Settings) -> int:
@@ -47,7 +49,7 @@ def run(settings: Settings) -> int:
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
     with _only_one(settings.folders.agent / "lock"):
-        service = Service(settings, identity, lambda: datetime.now(UTC))
+        service = Service(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
         service.run()
@@ -66,16 +68,19 @@ class _Health:
 class Service:
     """The loop, put together from its parts."""
 
-    def __init__(self, settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, clock: Callable[[], datetime], notifier: Notifier | None = None
+    ) -> None:
         self._settings, self._identity, self._clock = settings, identity, clock
+        self._notifier = notifier or Notifier()
+        self._notifier.allow(_QUIET_STALLS * settings.agent.stall_s)
         self._stopping = threading.Event()
         self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
         payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
-        self._egress = Egress(
-            self._guard, self._ledger, self._link, payloads, Pace(settings.policy.bandwidth_kib_s * 1024)
-        )
+        pace = Pace(settings.policy.bandwidth_kib_s * 1024)
+        self._egress = Egress(self._guard, self._ledger, self._link, payloads, pace, self._notifier.alive)
         self._certificates = Certificates(identity, self._egress, self._desk, clock)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()
@@ -92,10 +97,13 @@ class Service:
         _log.info("agent_started", site=self._identity.site, ledger_entries=self._ledger.entries)
         if self._ledger.repaired_bytes:
             _log.warning("ledger_repaired", cut_bytes=self._ledger.repaired_bytes, entry=self._ledger.entries)
+        self._notifier.ready()
         while not self._stopping.is_set():
+            self._notifier.alive()
             wait_s = self._turn()
             self._tell()
             self._rest(wait_s)
+        self._notifier.stopping()
         self._link.close()
         self._ledger.close()
         _log.info("agent_stopped", site=self._identity.site)
@@ -136,6 +144,7 @@ class Service:
         left_s = wait_s
         while left_s > 0 and not self._stopping.wait(min(_NEWS_S, left_s)):
             left_s -= _NEWS_S
+            self._notifier.alive()
             if self._health.failures == 0 and self._rounds.has_news():
                 return
 
@@ -151,7 +160,7 @@ class Service:
         """A way to the enrolment listener, for as long as it takes."""
         link = Link(self._enrolment_endpoint())
         try:
-            yield Egress(self._guard, self._ledger, link)
+            yield Egress(self._guard, self._ledger, link, moved=self._notifier.alive)
         finally:
             link.close()
 
@@ -189,6 +198,7 @@ class Service:
             ledger_entries=self._ledger.entries,
         )
         write_view(self._settings.folders.agent, view)
+        self._notifier.status(in_words(view))
 
 
 def log_to_stderr() -> None:

@@ -28,6 +28,16 @@ class AgentView:
     ledger_entries: int
 
 
+def in_words(view: AgentView) -> str:
+    """One line for `systemctl status`: state, reasons, round, and what went wrong last."""
+    line = view.state.removeprefix("SITE_").lower().replace("_", " ")
+    if view.reasons:
+        line += f": {', '.join(view.reasons)}"
+    if view.round is not None:
+        line += f"; round {view.round}"
+    return f"{line}; {view.last_error}" if view.last_error else line
+
+
 def write_view(folder: Path, view: AgentView) -> None:
     """Replaces the last one."""
     plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}

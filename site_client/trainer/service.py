@@ -25,6 +25,7 @@ import structlog
 
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, SpoolRefused
+from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
 from site_client.trainer.holding import hold, is_held, let_go
 from site_client.trainer.idle.decide import Mode
@@ -48,7 +49,7 @@ def run(settings: Settings, config: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigRefused("another trainer runs on this state folder; stop it first") from None
-        service = Service(settings, config, lambda: datetime.now(UTC))
+        service = Service(settings, config, lambda: datetime.now(UTC), Notifier.of_service())
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: a worker that is asked too early must not die of it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stopping.set())
@@ -75,9 +76,12 @@ class _Worker:
 class Service:
     """The loop. One worker at a time."""
 
-    def __init__(self, settings: Settings, config: Path, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, settings: Settings, config: Path, clock: Callable[[], datetime], notifier: Notifier | None = None
+    ) -> None:
         self.stopping = threading.Event()
         self._settings, self._config, self._clock = settings, config, clock
+        self._notifier = notifier or Notifier()
         self._spool = TrainerSide(settings.folders.spool)
         self._watch = Watch(settings, clock, local_zone())
         self._scanned = False
@@ -90,12 +94,15 @@ class Service:
         self._spool.clear_drafts()
         self._write_status(Status(self._clock(), "SITE_PREPARING"))
         self._watch.start()
+        self._notifier.ready()
         while not self.stopping.is_set():
+            self._notifier.alive()
             try:
                 self._turn()
             except (SpoolRefused, OSError) as error:  # one bad record or a full disk must not end the service
                 _log.error("turn failed", error=type(error).__name__)
             self.stopping.wait(TURN_S)
+        self._notifier.stopping()
         self._stop_worker()
         self._watch.stop()
         _log.info("trainer stopped")
@@ -205,6 +212,7 @@ class Service:
     def _write_status(self, status: Status) -> None:
         self._spool.write_status(status)
         self._watch.tell()
+        self._notifier.status(in_words(status, [finding.words for finding in self._watch.decision.findings]))
         self._written = time.monotonic()
 
     def _sweep_folders(self, jobs: list[Job]) -> None:
@@ -225,12 +233,25 @@ class Service:
             process.kill()
         process.terminate()
         let_go(process)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            _log.error("worker killed", after_s=STOP_S)
-            process.kill()
-            process.wait()
+        ends_at = time.monotonic() + STOP_S
+        while time.monotonic() < ends_at:
+            self._notifier.alive()
+            try:
+                process.wait(TURN_S)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+        _log.error("worker killed", after_s=STOP_S)
+        process.kill()
+        process.wait()
+
+
+def in_words(status: Status, against: list[str]) -> str:
+    """One line for `systemctl status`: what the trainer does, and what speaks against training."""
+    line = status.state.removeprefix("SITE_").lower().replace("_", " ")
+    if status.round is not None:
+        line += f", round {status.round}, {status.progress_percent} %"
+    return f"{line}: {'; '.join(against)}" if against else line
 
 
 def _holds(jobs: list[Job], job: Job) -> bool:

@@ -205,7 +205,7 @@ def test_the_other_side_reads_and_cannot_write(
     trainer.deliver(UPDATE, DELTA)
     modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in folder.rglob("*") if path.is_file()}
     assert set(modes.values()) == {"0o640"}
-    assert {oct(path.stat().st_mode & 0o7777) for path in folder.rglob("*") if path.is_dir()} == {"0o2750"}
+    assert {oct(path.stat().st_mode & 0o7777) for path in folder.rglob("*") if path.is_dir()} == {"0o750"}
 
 
 # Records.

@@ -1,0 +1,242 @@
+"""The units, and what the services tell systemd on a real socket; a hung loop's silence, too."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from site_client.agent.view import AgentView, in_words
+from site_client.config import load
+from site_client.notify import Notifier
+from site_client.trainer.service import Service
+
+UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
+needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze not installed")
+
+
+@dataclass
+class Systemd:
+    """The receiving end of sd_notify."""
+
+    path: Path
+    socket: socket.socket
+
+    def next(self, timeout_s: float) -> str | None:
+        """The next datagram; None when none comes."""
+        self.socket.settimeout(timeout_s)
+        try:
+            return self.socket.recv(4096).decode()
+        except TimeoutError:
+            return None
+
+    def until(self, wanted: str, timeout_s: float = 20.0) -> list[str]:
+        """Every datagram up to the first that begins with `wanted`."""
+        heard, ends_at = [], time.monotonic() + timeout_s
+        while time.monotonic() < ends_at:
+            message = self.next(ends_at - time.monotonic())
+            if message is None:
+                break
+            heard.append(message)
+            if message.startswith(wanted):
+                return heard
+        raise AssertionError(f"expected {wanted}, heard {heard}")
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(path))
+        yield Systemd(path, listening)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    folders = '\n[folders]\nstate = "state"\nspool = "spool"\ncache = "cache"\nexport = "export"\n'
+    never = '\n[idle]\nblackout = ["2000-01-01..2999-12-31"]\n'
+    path = tmp_path / "site.toml"
+    path.write_text('name = "north"\n' + folders + never)
+    return path
+
+
+# What is said.
+
+
+def test_each_word_is_one_datagram(systemd: Systemd) -> None:
+    notifier = Notifier(str(systemd.path))
+    notifier.ready()
+    notifier.status("two\nlines  in one")
+    notifier.stopping()
+    assert [systemd.next(1) for _ in range(3)] == ["READY=1", "STATUS=two lines in one", "STOPPING=1"]
+
+
+def test_an_abstract_socket_is_reached() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0hemofed-test-{os.getpid()}")
+        Notifier(f"@hemofed-test-{os.getpid()}").ready()
+        listening.settimeout(1)
+        assert listening.recv(64) == b"READY=1"
+
+
+def test_a_status_is_said_once_until_it_changes_and_never_longer_than_a_line(systemd: Systemd) -> None:
+    notifier = Notifier(str(systemd.path))
+    for words in ("idle", "idle", "x" * 5000, "idle"):
+        notifier.status(words)
+    heard = [systemd.next(0.2) for _ in range(4)]
+    assert heard == ["STATUS=idle", "STATUS=" + "x" * 300, "STATUS=idle", None]
+
+
+def test_alive_is_said_four_times_in_the_time_systemd_waits(systemd: Systemd) -> None:
+    now = [0.0]
+    notifier = Notifier(str(systemd.path), watchdog_s=60, monotonic=lambda: now[0])
+    for second in range(61):
+        now[0] = float(second)
+        notifier.alive()
+    assert [systemd.next(0.2) for _ in range(6)] == ["WATCHDOG=1"] * 5 + [None]
+
+
+def test_without_a_watchdog_or_without_systemd_nothing_is_sent(systemd: Systemd) -> None:
+    Notifier(str(systemd.path)).alive()
+    Notifier().ready()
+    assert systemd.next(0.2) is None
+
+
+def test_a_longer_patience_is_asked_for_only_where_the_unit_has_less(systemd: Systemd) -> None:
+    notifier = Notifier(str(systemd.path), watchdog_s=600)
+    notifier.allow(180)
+    notifier.allow(900)
+    assert systemd.next(1) == "WATCHDOG_USEC=900000000"
+    assert (notifier.watchdog_s, systemd.next(0.2)) == (900, None)
+
+
+def test_a_socket_that_is_gone_ends_no_service(tmp_path: Path) -> None:
+    notifier = Notifier(str(tmp_path / "gone"), watchdog_s=1)
+    notifier.ready()
+    notifier.status("idle")
+    notifier.alive()
+
+
+def test_children_do_not_inherit_the_way_to_systemd(systemd: Systemd) -> None:
+    environment = {"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}
+    assert Notifier.of_service(environment).watchdog_s == 60
+    assert environment == {}
+    assert Notifier.of_service({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}).watchdog_s == 0
+
+
+def test_the_agents_line_holds_state_reasons_round_and_the_last_error() -> None:
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    view = AgentView(now, "SITE_PAUSED", ("NET_WINDOW",), None, 3, None, 1, now, None, "no answer from hub:8443", 7)
+    assert in_words(view) == "paused: NET_WINDOW; round 3; no answer from hub:8443"
+
+
+# The trainer, as it runs.
+
+
+def test_the_trainer_says_ready_why_it_does_not_train_that_it_lives_and_that_it_ends(
+    systemd: Systemd, config: Path
+) -> None:
+    environment = {**os.environ, "NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "1000000"}
+    command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(config)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as trainer:
+        try:
+            systemd.until("READY=1")
+            assert "no training on 2000-01-01..2999-12-31" in systemd.until("STATUS=paused")[-1]
+            for _ in range(3):
+                systemd.until("WATCHDOG=1", 5)
+            trainer.send_signal(signal.SIGTERM)
+            systemd.until("STOPPING=1", 10)
+            assert trainer.wait(20) == 0
+        finally:
+            trainer.kill()
+
+
+class _Hung(Service):
+    """A trainer whose third turn never ends."""
+
+    def __init__(self, config: Path, notifier: Notifier) -> None:
+        super().__init__(load(config), config, lambda: datetime.now(UTC), notifier)
+        self.turns, self.hangs, self.free = 0, threading.Event(), threading.Event()
+
+    def _turn(self) -> None:
+        self.turns += 1
+        if self.turns == 3:
+            self.hangs.set()
+            self.free.wait()
+        super()._turn()
+
+
+def test_a_hung_loop_falls_silent(systemd: Systemd, config: Path) -> None:
+    (config.parent / "state" / "trainer").mkdir(parents=True)
+    service = _Hung(config, Notifier(str(systemd.path), watchdog_s=0.4))
+    running = threading.Thread(target=service.run, daemon=True)
+    running.start()
+    try:
+        assert service.hangs.wait(10)
+        heard = _heard(systemd.next)
+        assert "WATCHDOG=1" in heard
+        assert systemd.next(1.0) is None  # more than twice what systemd waits
+    finally:
+        service.stopping.set()
+        service.free.set()
+        running.join(20)
+
+
+def _heard(next_message: Callable[[float], str | None]) -> list[str]:
+    heard = []
+    while (message := next_message(0.05)) is not None:
+        heard.append(message)
+    return heard
+
+
+# The unit files.
+
+
+@needs_analyze
+@pytest.mark.parametrize(("unit", "tenths"), [("trainer", 6), ("agent", 12)])
+def test_the_hardening_score_holds(unit: str, tenths: int) -> None:
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={tenths}"]
+    done = subprocess.run([*command, UNITS / f"hemofed-{unit}.service"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Overall exposure level" in done.stdout
+
+
+def _directives(unit: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^([A-Za-z]+)=(.*)$", (UNITS / unit).read_text(), re.MULTILINE):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_wall_stands_in_the_units() -> None:
+    agent, trainer = _directives("hemofed-agent.service"), _directives("hemofed-trainer.service")
+    assert (trainer["PrivateNetwork"], trainer["RestrictAddressFamilies"]) == (["yes"], ["AF_UNIX"])
+    hidden = " ".join(agent["InaccessiblePaths"])
+    assert all(path in hidden for path in ("-/srv", "-/var/lib/hemofed/trainer", "-/var/cache/hemofed"))
+    assert agent["MemoryDenyWriteExecute"] == ["yes"]
+    assert trainer["InaccessiblePaths"] == ["-/var/lib/hemofed/agent"]
+    assert agent["User"] != trainer["User"]
+    assert agent["Group"] == trainer["Group"]
+    assert agent["Slice"] == trainer["Slice"] == ["hemofed.slice"]
+
+
+def test_the_defaults_of_site_toml_are_the_folders_of_the_units(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('name = "north"\n')
+    folders = load(path).folders
+    agent, trainer = _directives("hemofed-agent.service"), _directives("hemofed-trainer.service")
+    assert Path("/var/lib", *agent["StateDirectory"]) == folders.agent
+    assert Path("/var/lib", *trainer["StateDirectory"]) == folders.trainer
+    assert Path("/var/cache", *trainer["CacheDirectory"]) == folders.cache
+    assert agent["ReadWritePaths"] == [str(folders.spool / "to_trainer")]
+    assert trainer["ReadWritePaths"] == [str(folders.spool / "to_agent")]
