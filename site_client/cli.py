@@ -151,8 +151,9 @@ def plan_show(digest: str | None, config: Path) -> None:
     """Show the plans this site knows, or one of them in full."""
     from site_client.agent.plans import Plans, describe, summarize
 
-    plans = Plans(load(config).folders.agent / "plans")
-    click.echo(summarize(plans) if digest is None else describe(plans.find(digest)))
+    settings = load(config)
+    plans = Plans(settings.folders.agent / "plans")
+    click.echo(summarize(plans) if digest is None else describe(plans.find(digest), settings.policy))
 
 
 @plan.command("approve")

@@ -75,6 +75,10 @@ class Policy:
     metrics: tuple[str, ...] = METRICS
     transfer_windows: tuple[str, ...] = ()  # in the syntax of windows.py; none: always
     bandwidth_kib_s: int = 0  # 0: no limit
+    metered: Literal["wait", "ignore"] = "wait"
+    metered_unknown: Literal["transfer", "wait"] = "transfer"
+    epsilon_max: float = 0.0  # of the differential privacy a plan must promise; 0: none asked for
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         _between("policy.cohort_min", self.cohort_min, 3, 500)
@@ -84,6 +88,7 @@ class Policy:
         for window in self.transfer_windows:
             _window("policy.transfer_windows", window)
         _between("policy.bandwidth_kib_s", self.bandwidth_kib_s, 0, 10_000_000)
+        _between("policy.epsilon_max", self.epsilon_max, 0, 1_000)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Fact:
 def gather(settings: Settings, now: datetime | None = None) -> list[Fact]:
     """Everything, in the order a person asks for it."""
     now = now or datetime.now(UTC)
-    return [*_of_agent(settings, now), *_of_trainer(settings, now)]
+    dry = [Fact("dry_run", "yes: nothing that was trained leaves (policy.dry_run)", 0.0)]
+    return [*(dry if settings.policy.dry_run else []), *_of_agent(settings, now), *_of_trainer(settings, now)]
 
 
 def render_json(facts: list[Fact]) -> str:

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 from site_client.agent import payloads
-from site_client.agent.ledger import GENESIS, Entry, broken, read
+from site_client.agent.ledger import GENESIS, Decision, Entry, broken, read
 from site_client.errors import LedgerBroken
 
 
@@ -41,6 +41,7 @@ class Verified:
     last_at: datetime | None
     allowed: int
     refused: int
+    dry_run: int  # would have left
     repaired: int
     bytes_out: int  # of the messages that left
     keys: tuple[tuple[int, str], ...]
@@ -86,7 +87,7 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
 def check_payloads(path: Path, folder: Path) -> int:
     """Holds every payload still kept against its entry's SHA-256. Errors: LedgerBroken, with the entry."""
     held = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
-    recorded = {one.seq: one.sha256 for one in read(path) if one.left}
+    recorded = {one.seq: one.sha256 for one in read(path) if one.left or one.decision is Decision.DRY_RUN}
     for seq, digest in held.items():
         # A ledger that was read a moment after its payloads holds all of them.
         if recorded.get(seq) != digest:
@@ -150,6 +151,7 @@ class _Tally:
             last_at=self._last,
             allowed=self._counts["allowed"],
             refused=self._counts["refused"],
+            dry_run=self._counts["dry_run"],
             repaired=self._counts["repaired"],
             bytes_out=self._bytes_out,
             keys=tuple(self.keys),

@@ -55,10 +55,20 @@ class Egress:
         payloads: Payloads | None = None,
         pace: Pace | None = None,
         moved: Callable[[], None] = lambda: None,
+        decision: Decision = Decision.ALLOWED,
     ) -> None:
-        """`moved` is called for every message and chunk, so that a slow transfer can be told from a hung one."""
-        self.guard, self.ledger, self._moved = guard, ledger, moved
-        self._transport, self._payloads, self._pace = transport, payloads, pace or Pace(0)
+        """`decision`: what the ledger says of a message that the guard passes; a rehearsal's is DRY_RUN.
+
+        `moved` is called for every message and chunk, so that a slow transfer can be told from a hung one.
+        """
+        self.guard, self.ledger, self.payloads, self._moved = guard, ledger, payloads, moved
+        self._decision = decision
+        self._transport, self._pace = transport, pace or Pace(0)
+
+    @property
+    def dest(self) -> str:
+        """To whom it sends, host:port."""
+        return self._transport.peer
 
     def send(self, call: Call[Q, R], message: Q) -> R:
         """One message out, one back."""
@@ -90,9 +100,9 @@ class Egress:
         except EgressRefused as refusal:
             self._record(call, message, data, Decision.REFUSED, str(refusal))
             raise
-        seq = self._record(call, message, data, Decision.ALLOWED, rule)
-        if self._payloads is not None:
-            self._payloads.keep(seq, data)
+        seq = self._record(call, message, data, self._decision, rule)
+        if self.payloads is not None:
+            self.payloads.keep(seq, data)
         return Cleared(data)
 
     def _record(self, call: Call[Q, R], message: Message, data: bytes, decision: Decision, rule: str) -> int:

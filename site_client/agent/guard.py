@@ -21,12 +21,26 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from site_client.agent.calls import CALLS, PUT_BLOB, Call
+from site_client.agent.calls import (
+    CALLS,
+    OFFER_BLOB,
+    PUT_BLOB,
+    READY,
+    SEND_CONFIRM,
+    SEND_KEYS,
+    SEND_REVEAL,
+    SEND_SHARES,
+    SEND_UPLOAD,
+    Call,
+)
 from site_client.config import Policy
 from site_client.errors import EgressRefused
 from site_client.records import Update
 
 CHUNK_BYTES_MAX = 1024 * 1024
+_TAKES_PART = frozenset(
+    call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
+)
 # Text and bytes fields that may leave, and the longest value of each. A field that is not here does not leave.
 _NAME = r"[a-z0-9-]{1,32}"
 _TEXT: dict[str, str] = {
@@ -106,6 +120,8 @@ class Guard:
         """A message of the call's own type, with known fields in their bounds. Gives the rules it was held against."""
         if CALLS.get(call.name) is not call or type(message) is not call.request:
             raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
+        if self._policy.dry_run and call.name in _TAKES_PART:
+            raise EgressRefused(f"policy.dry_run is set: {call.name} does not leave")
         try:
             check_known(message)
         except Malformed as error:

@@ -10,7 +10,8 @@ Canonical JSON, one object a line:
     sha256     of the serialized message
     fields     names of what is set, and how long it is; never a value
     decision   "allowed": it left, or was about to when the machine stopped. "refused": the guard kept it here.
-               "repaired": no message; a line that a crash left unfinished was cut
+               "dry_run": the guard passed it, and policy.dry_run kept it here. "repaired": no message; a line that a
+               crash left unfinished was cut
     rule       what the guard checked, or why it refused
     key        Ed25519 public key that signs this line: the site's own, or one it had before it joined anew
     prev_hash  SHA-256 of the line before, signature included, newline not; 64 zeros at the start
@@ -49,6 +50,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 class Decision(StrEnum):
     ALLOWED = "allowed"
     REFUSED = "refused"
+    DRY_RUN = "dry_run"
     REPAIRED = "repaired"
 
 
@@ -71,7 +73,7 @@ class Entry:
 
     @property
     def left(self) -> bool:
-        """Whether the guard let it go."""
+        """Whether it was let go."""
         return self.decision is Decision.ALLOWED
 
     def record(self) -> dict[str, Any]:

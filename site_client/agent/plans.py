@@ -15,6 +15,8 @@ from federation.plan import TrainingPlan, open_plan
 from federation.v1 import plan_pb2
 from federation.wire import parse, serialize
 
+from site_client.agent.objections import objections
+from site_client.config import Policy
 from site_client.errors import StepRefused
 from site_client.files import private_folder, replace_file
 
@@ -113,8 +115,8 @@ def summarize(plans: Plans) -> str:
     return "\n".join(lines) or "no plan has been offered to this site yet"
 
 
-def describe(held: HeldPlan) -> str:
-    """Everything a hospital agrees to, in words."""
+def describe(held: HeldPlan, policy: Policy) -> str:
+    """Everything a hospital agrees to, in words, and what its own policy has against it."""
     plan = held.plan
     metrics = ", ".join(metric.name.lower() for metric in plan.metrics) or "none"
     facts = {
@@ -122,6 +124,7 @@ def describe(held: HeldPlan) -> str:
         "purpose": plan.purpose,
         "digest": held.digest.hex(),
         "decision": held.decision or "waits for you: plan approve / plan refuse",
+        "against it": "; ".join(objections(policy, plan)) or "nothing, by the policy of this site",
         "network": f"{plan.arm}, {plan.manifest.size:,} numbers in {len(plan.manifest.tensors)} tensors",
         "rounds": f"{plan.rounds} of training and one of evaluation",
         "training": f"{plan.training.epochs} passes a round, at least {plan.training.studies_min} studies",

@@ -22,10 +22,13 @@ from site_client.agent.egress import Egress
 from site_client.agent.identity import Identity
 from site_client.agent.masking import Masking
 from site_client.agent.models import Models
+from site_client.agent.objections import objections
 from site_client.agent.plans import Decision, HeldPlan, Plans
+from site_client.agent.rehearsal import Stage, rehearse
 from site_client.agent.sealing import Contribution, examine
 from site_client.config import Settings
 from site_client.errors import EgressRefused, ModelMismatch, SpoolRefused, StepRefused
+from site_client.metered import Meter
 from site_client.records import Job, RunId, Status, Update
 from site_client.spool import AgentSide
 from site_client.windows import parse_window
@@ -64,15 +67,18 @@ class SiteRounds:
         spool: AgentSide,
         settings: Settings,
         clock: Callable[[], datetime],
+        is_metered: Callable[[], bool | None] = lambda: None,
     ) -> None:
         folder: Path = settings.folders.agent
         self._egress, self._identity, self._spool, self._settings = egress, identity, spool, settings
         self._clock = clock
         self._windows = [parse_window(text) for text in settings.policy.transfer_windows]
+        self._meter = Meter(settings.policy, clock, is_metered)
         self._version = version("hemofed")
         self.plans = Plans(folder / "plans")
         self.models = Models(folder / "models")
         self.book = Book(folder / "rounds")
+        self._scratch = folder / "rehearsal"
         self._masking = Masking(egress, identity, self.book, settings.policy.cohort_min)
         self._withdraw_stale_jobs()
         self._seen = self._local_facts()
@@ -117,8 +123,9 @@ class SiteRounds:
         if current.attempt > current.refused_attempt:
             return Situation("SITE_MASKING", progress_percent=100)
         update = self._update(current)
-        if not self._may_transfer() and (update is not None or not self.models.holds(current.base_model_digest)):
-            return Situation("SITE_PAUSED", ("NET_WINDOW",), 0 if update is None else 100)
+        waits = self._transfers_wait_for()
+        if waits and (update is not None or not self.models.holds(current.base_model_digest)):
+            return Situation("SITE_PAUSED", waits, 0 if update is None else 100)
         if update is not None:
             return Situation("SITE_READY", progress_percent=100)
         if self._waits_for_approval(current):
@@ -164,9 +171,10 @@ class SiteRounds:
             self._decline(current, current.declined)
         elif held.decision is Decision.REFUSED:
             self._decline(current, "PLAN_REFUSED")
-        elif not self._policy_allows(held.plan):
+        elif against := list(objections(self._settings.policy, held.plan)):
+            _log.warning("plan_declined", round=current.number, why="; ".join(against))
             self._decline(current, "POLICY")
-        elif not self._waits_for_approval(current) and self._may_transfer():
+        elif not self._waits_for_approval(current) and not self._transfers_wait_for():
             self._offer(current, held, step)
 
     def _plan(self, step: rounds_pb2.TrainStep) -> HeldPlan:
@@ -224,12 +232,22 @@ class SiteRounds:
             if update.studies < max(self._settings.policy.studies_min, plan.training.studies_min):
                 self._decline(current, "TOO_FEW_STUDIES")
                 return
-            self._contribution(current, update)
+            contribution = self._contribution(current, update)
+            if self._settings.policy.dry_run:
+                self._rehearse(current, plan, contribution)
+                return
         except (EgressRefused, SpoolRefused, EncodingRefused) as error:
             _log.warning("update_withheld", round=current.number, why=str(error))
             self._decline(current, "TRAINING_FAILED")
             return
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
+
+    def _rehearse(self, current: OpenRound, plan: TrainingPlan, contribution: Contribution) -> None:
+        """Shows in the ledger what would leave, and takes no part in the round. Errors: EgressRefused."""
+        stage = Stage(self._identity, self._egress.ledger, self._egress.payloads, self._settings.policy, self._scratch)
+        rehearse(stage, plan, current, contribution, self._egress.dest)
+        _log.info("rehearsed", round=current.number, bytes=contribution.layout.bytes)
+        self._decline(current, "POLICY")
 
     def _decline(self, current: OpenRound, reason: str | None) -> None:
         declined = reason if reason in _DECLINABLE else "TRAINING_FAILED"
@@ -328,15 +346,12 @@ class SiteRounds:
         asks = self._settings.policy.plan_approval == "ask"
         return asks and self._current_plan(current).decision is not Decision.APPROVED
 
-    def _may_transfer(self) -> bool:
-        """Whether this hospital lets models and updates move now. A masking that has begun is finished in any case."""
+    def _transfers_wait_for(self) -> tuple[str, ...]:
+        """Why models and updates do not move now; empty when they may. A masking that has begun is finished anyway."""
         now = self._clock().astimezone()
-        return not self._windows or any(window.is_open(now) for window in self._windows)
-
-    def _policy_allows(self, plan: TrainingPlan) -> bool:
-        policy = self._settings.policy
-        wanted = {metric.name for metric in plan.metrics}
-        return wanted <= set(policy.metrics) and plan.cohort.maximum >= policy.cohort_min
+        closed = bool(self._windows) and not any(window.is_open(now) for window in self._windows)
+        costly = self._meter.holds_back()
+        return (*(("METERED",) if costly else ()), *(("NET_WINDOW",) if closed else ()))
 
 
 def _check_step(plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:

@@ -29,8 +29,10 @@ from site_client.agent.pace import Pace
 from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
 from site_client.agent.view import AgentView, in_words, write_view
+from site_client.bus import Bus
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, SiteError, Unreachable
+from site_client.metered import is_metered
 from site_client.notify import Notifier
 from site_client.spool import AgentSide
 
@@ -84,7 +86,8 @@ class Service:
         self._certificates = Certificates(identity, self._egress, self._desk, clock)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()
-        self._rounds = SiteRounds(self._egress, identity, spool, settings, clock)
+        bus = Bus()
+        self._rounds = SiteRounds(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
         self._health = _Health()
 
     def stop(self) -> None:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from federation.encoding import Layout
 from federation.manifest import Model, save_model
 from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
+from site_client.agent import audit, calls
 from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger
+from site_client.agent.ledger import Ledger, read
+from site_client.agent.plans import describe
 from site_client.agent.rounds import SiteRounds
 from site_client.config import Folders, Policy, Settings
+from site_client.errors import EgressRefused
 from site_client.records import RunId, Status, Update
 from site_client.spool import AgentSide, TrainerSide
 
@@ -54,7 +58,7 @@ def offer(tmp_path: Path, identity: Identity, consortium, wire, clock, ledger: L
     data = path.read_bytes()
     blob = rounds_pb2.BlobRef(digest=hashlib.sha256(data).digest(), size_bytes=len(data))
 
-    def make(policy: Policy, **changes: object) -> Site:
+    def make(policy: Policy, is_metered: Callable[[], bool | None] = lambda: None, **changes: object) -> Site:
         offered = replace(plan, initial_model_digest=model.digest, **changes)
         step = rounds_pb2.TrainStep(
             round=RoundRef(run_id=offered.run_id, round=1, attempt=0),
@@ -73,7 +77,7 @@ def offer(tmp_path: Path, identity: Identity, consortium, wire, clock, ledger: L
         folders = Folders(state=tmp_path / "state", spool=tmp_path / "spool")
         settings = Settings("mercy", folders=folders, policy=policy)
         egress = Egress(Guard(policy), ledger, wire)
-        rounds = SiteRounds(egress, identity, AgentSide(folders.spool), settings, clock)
+        rounds = SiteRounds(egress, identity, AgentSide(folders.spool), settings, clock, is_metered)
         return Site(rounds, TrainerSide(folders.spool), wire, clock, offered)
 
     return make
@@ -99,7 +103,14 @@ def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Calla
     assert site.trainer.jobs() == []
 
 
-@pytest.mark.parametrize("policy", [Policy("automatic", metrics=("LOSS",)), Policy("automatic", cohort_min=9)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy("automatic", metrics=("LOSS",)),
+        Policy("automatic", cohort_min=9),
+        Policy("automatic", epsilon_max=8.0),
+    ],
+)
 def test_a_plan_outside_the_policy_is_declined_whoever_signed_it(offer: Callable, policy: Policy) -> None:
     site = offer(policy)
     assert site.step() == ["Poll", "FetchPlan", "Decline"]
@@ -129,3 +140,74 @@ def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_s
     site.clock.advance(hours=12)
     assert site.step() == ["Poll", "Ready"]
     assert site.rounds.situation().state == "SITE_READY"
+
+
+def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Callable) -> None:
+    policy = Policy(metrics=("LOSS",), cohort_min=9, epsilon_max=8.0)
+    site = offer(policy)
+    site.step()
+    against = describe(site.rounds.plans.find(site.plan.digest.hex()), policy)
+    for key in ("policy.metrics", "policy.cohort_min", "policy.epsilon_max is 8"):
+        assert key in against
+    assert "nothing, by the policy" in describe(site.rounds.plans.find(site.plan.digest.hex()), Policy())
+
+
+@pytest.mark.parametrize(
+    ("policy", "answer", "waits"),
+    [
+        (Policy("automatic"), True, True),
+        (Policy("automatic"), False, False),
+        (Policy("automatic"), None, False),
+        (Policy("automatic", metered="ignore", metered_unknown="wait"), True, False),
+        (Policy("automatic", metered_unknown="wait"), None, True),
+        (Policy("automatic", metered_unknown="wait"), False, False),
+    ],
+)
+def test_a_metered_link_holds_models_back_and_the_reason_is_said(
+    offer: Callable, policy: Policy, answer: bool | None, waits: bool
+) -> None:
+    site = offer(policy, lambda: answer)
+    assert site.step() == (["Poll", "FetchPlan"] if waits else ["Poll", "FetchPlan", "Get"])
+    assert (site.rounds.situation().reasons == ("METERED",)) == waits
+
+
+def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_free_one(offer: Callable) -> None:
+    link = {"metered": False}
+    site = offer(Policy("automatic"), lambda: link["metered"])
+    site.step()
+    assert len(site.trainer.jobs()) == 1
+    link["metered"] = True
+    site.train()
+    assert site.step() == ["Poll"]
+    assert len(site.trainer.jobs()) == 1
+    assert (site.rounds.situation().state, site.rounds.situation().reasons) == ("SITE_PAUSED", ("METERED",))
+    link["metered"] = False
+    assert site.step() == ["Poll", "Ready"]
+
+
+def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
+    offer: Callable, ledger: Ledger, tmp_path: Path
+) -> None:
+    site = offer(Policy("automatic", dry_run=True))
+    site.step()
+    site.train()
+    assert site.step() == ["Poll", "Decline"]
+    entries = list(read(tmp_path / "ledger" / "ledger.jsonl"))
+    shown = [one.rpc.rpartition("/")[2] for one in entries if one.decision == "dry_run"]
+    phases = ["SendKeys", "SendShares", "Offer", "Put", "SendUpload", "SendConfirm", "SendReveal"]
+    assert shown == ["Ready", *phases]
+    left = {one.rpc.rpartition("/")[2] for one in entries if one.left}
+    assert left == {"Poll", "FetchPlan", "Get", "Decline"}
+    put = next(one for one in entries if one.rpc == "Blobs/Put")
+    assert put.size_bytes > Layout.of(site.plan, site.plan.manifest.size).bytes
+    assert put.dest == "hub.example:8443"
+    assert not (tmp_path / "state" / "agent" / "rehearsal").exists()
+    assert audit.verify(tmp_path / "ledger" / "ledger.jsonl").dry_run == len(shown)
+
+
+@pytest.mark.parametrize(
+    "call", [calls.READY, calls.SEND_KEYS, calls.SEND_SHARES, calls.SEND_UPLOAD, calls.SEND_CONFIRM, calls.SEND_REVEAL]
+)
+def test_in_a_dry_run_the_guard_lets_nothing_of_a_round_out(call: calls.Call) -> None:
+    with pytest.raises(EgressRefused, match="dry_run"):
+        Guard(Policy(dry_run=True)).check_message(call, call.request())
