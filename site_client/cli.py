@@ -139,6 +139,25 @@ def catalog(config: Path, as_json: bool, with_series: bool) -> None:
     click.echo(catalog_json(settings, with_series) if as_json else catalog_text(settings, with_series))
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
+@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Also write a redacted support file.")
+@CONFIG
+def doctor(as_json: bool, bundle: Path | None, config: Path) -> None:
+    """Look at everything this site needs; each red line says how to mend it. Exit status 0, or 2 with a red line."""
+    from site_client.doctor.command import examine, exit_status, render_json, render_text
+
+    lines = examine(config)
+    click.echo(render_json(lines) if as_json else render_text(lines, colors=sys.stdout.isatty()))
+    if bundle is not None:
+        from site_client.doctor.bundle import bundle as make
+        from site_client.files import replace_file
+
+        replace_file(bundle, make(load(config), lines))
+        click.echo(f"support bundle, redacted: {bundle}", err=True)
+    sys.exit(exit_status(lines))
+
+
 @main.group()
 def plan() -> None:
     """Training plans that wait for this hospital's yes or no."""

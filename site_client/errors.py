@@ -6,6 +6,7 @@ SiteError
 ├── IdentityRefused    keys, certificates or a roster that must not be used
 ├── LinkError
 │   ├── Unreachable    no answer; trying again later may help (retryable)
+│   │   └── ProxyRefused   the proxy answered CONNECT with something else than 200; carries its status
 │   └── Refused        the aggregator said no, and will say no again
 ├── EgressRefused      the guard did not let a message leave
 ├── LedgerBroken       the egress ledger's chain does not verify; nothing leaves until a person has looked
@@ -50,6 +51,14 @@ class Unreachable(LinkError):
     """No answer, or one that asks to come back later."""
 
     retryable = True
+
+
+class ProxyRefused(Unreachable):
+    """The proxy did not open a way. `status` is its HTTP status, 0 when it gave none."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Refused(LinkError):

@@ -22,6 +22,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/agent": {"torch", "monai", "pydicom", "sqlalchemy", "scipy", "sklearn"},
     "site_client/trainer": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/training": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
+    "site_client/doctor/network": {"torch", "monai", "pydicom", "sqlalchemy", "scipy", "sklearn"},
+    "site_client/doctor/data": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/ingest": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/model": {"grpc", "pydicom"},
     "site_client/phantom": {"grpc", "torch", "monai"},
@@ -38,6 +40,13 @@ CLOSED: dict[str, set[str]] = {
     "site_client/model": {"site_client.agent", "site_client.training", "site_client.trainer"},
     "site_client/training": {"site_client.agent", "site_client.trainer"},
     "site_client/trainer": {"site_client.agent"},
+    "site_client/doctor/network": {
+        "site_client.ingest",
+        "site_client.model",
+        "site_client.training",
+        "site_client.trainer",
+    },
+    "site_client/doctor/data": {"site_client.agent"},
     "site_client/phantom": {"site_client.agent", "site_client.training", "site_client.trainer", "site_client.model"},
     "proto/federation/secagg": {
         f"federation.{name}" for name in ("v1", "plan", "errors", "wire", "manifest", "encoding", "chain", "roster")
@@ -147,9 +156,13 @@ for name in sys.argv[1].split(","):
     ("modules", "blocked"),
     [
         ("aggregator", "torch,monai,pydicom,site_client"),
-        ("site_client.agent,site_client.spool,site_client.config,site_client.cli", "torch,monai,pydicom,sqlalchemy"),
         (
-            "site_client.trainer,site_client.training,site_client.ingest,site_client.model,site_client.phantom",
+            "site_client.agent,site_client.spool,site_client.config,site_client.cli,site_client.doctor.network",
+            "torch,monai,pydicom,sqlalchemy",
+        ),
+        (
+            "site_client.trainer,site_client.training,site_client.ingest,site_client.model,site_client.phantom,"
+            "site_client.doctor.data",
             "grpc,fastapi",
         ),
     ],

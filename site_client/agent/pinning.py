@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryptography import x509
 
-from site_client.errors import IdentityRefused, Unreachable
+from site_client.errors import IdentityRefused, ProxyRefused, Unreachable
 
 TIMEOUT_S = 20.0
 _HEADERS_MAX = 64 * 1024
@@ -26,10 +26,10 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
 
     Errors: Unreachable; IdentityRefused when the chain has no such certificate, naming who issued it instead.
     """
-    host, port = _split(address)
+    host, port = host_and_port(address)
     try:
-        with _connect(host, port, proxy) as plain, _context().wrap_socket(plain, server_hostname=host) as secured:
-            chain = _chain(secured)
+        with connect(host, port, proxy) as plain, _context().wrap_socket(plain, server_hostname=host) as secured:
+            chain = presented_chain(secured)
     except (OSError, ssl.SSLError) as error:
         raise Unreachable(
             f"{address} does not answer with TLS 1.3 ({error}); check address, firewall and proxy"
@@ -44,7 +44,8 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
     )
 
 
-def _connect(host: str, port: int, proxy: str) -> socket.socket:
+def connect(host: str, port: int, proxy: str) -> socket.socket:
+    """A TCP connection to host:port, through the proxy if there is one. Errors: OSError, ProxyRefused, Unreachable."""
     if not proxy:
         return socket.create_connection((host, port), TIMEOUT_S)
     parts = urlsplit(proxy)
@@ -66,7 +67,7 @@ def _ask_proxy(plain: socket.socket, target: str, user: str | None, password: st
     status = _status(plain)
     if status != 200:
         advice = {407: "set user and password of aggregator.proxy", 403: f"ask IT to allow CONNECT to {target}"}
-        raise Unreachable(f"the proxy answered {status}: {advice.get(status, 'ask IT what it wants')}")
+        raise ProxyRefused(f"the proxy answered {status}: {advice.get(status, 'ask IT what it wants')}", status)
 
 
 def _status(plain: socket.socket) -> int:
@@ -89,7 +90,7 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _chain(secured: ssl.SSLSocket) -> list[bytes]:
+def presented_chain(secured: ssl.SSLSocket) -> list[bytes]:
     """The presented chain, leaf first, DER. Public from Python 3.13 on; the same method has its own home before."""
     if hasattr(secured, "get_unverified_chain"):
         return [bytes(der) for der in secured.get_unverified_chain()]
@@ -97,6 +98,7 @@ def _chain(secured: ssl.SSLSocket) -> list[bytes]:
     return [certificate.public_bytes(_DER) for certificate in inner.get_unverified_chain() or ()]
 
 
-def _split(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two parts of host:port, which Settings has checked."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,7 @@ from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
 from site_client.ingest.report import ScanReport, SeriesSummary
 from site_client.ingest.rules import Rules
-from site_client.ingest.tables import SCHEMA_VERSION, Base, FactRow, LabelRow
+from site_client.ingest.tables import SCHEMA_VERSION, Base, FactRow, FileRow, LabelRow
 
 __all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
 
@@ -88,6 +88,12 @@ class Catalog:
             session.commit()
             seconds = (self._clock() - started).total_seconds()
             return assembling.report(session, fresh, seconds)
+
+    def last_report(self) -> ScanReport:
+        """What the catalog holds now, without a scan: counts of the last one, none read anew."""
+        with Session(self._engine) as session:
+            seen = session.scalar(select(func.count()).select_from(FileRow)) or 0
+            return assembling.report(session, scanning.Fresh(seen, 0, frozenset()), 0.0)
 
     def dataset(self, pinned: str | None = None) -> Dataset:
         """All studies with a ready series and at least one label, none in conflict, ordered by study_key.

@@ -1,0 +1,102 @@
+"""Runs the checks and says what they found.
+
+The halves are processes of their own. When root asks, each runs as the user of its unit and with the groups that the
+unit's drop-ins give it, so that "readable" means readable by the service.
+"""
+
+import grp
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from site_client.config import load
+from site_client.doctor.line import Color, Line, from_json_line, green, grey, red
+from site_client.doctor.units import check_units, supplementary_groups
+from site_client.errors import ConfigRefused
+
+CLEAN: Final = 0
+SOMETHING_RED: Final = 2  # 1 is what every command says for an expected failure
+_HALVES: Final = {"network": "hemofed-agent", "data": "hemofed-trainer"}
+_HALF_S: Final = 180.0
+_SIGNS: Final = {Color.GREEN: "\033[32m+\033[0m", Color.RED: "\033[31mx\033[0m", Color.GREY: "\033[90m-\033[0m"}
+_PLAIN: Final = {Color.GREEN: "ok  ", Color.RED: "FIX ", Color.GREY: "--  "}
+
+
+def examine(config: Path) -> list[Line]:
+    """Every line. A site.toml that cannot be used is one red line, and nothing else is looked at."""
+    try:
+        load(config)
+    except ConfigRefused as error:
+        fix = "Use http://, not https://" if "proxies do not work" in str(error) else "Correct site.toml"
+        return [red("configuration", str(error), fix, local=True)]
+    lines = [green("configuration", "site.toml is understood")]
+    for half, user in _HALVES.items():
+        lines += _half(half, user, config)
+    return [*lines, *check_units()]
+
+
+def render_text(lines: list[Line], *, colors: bool) -> str:
+    """A line a check, the fix under it; then the count."""
+    signs = _SIGNS if colors else _PLAIN
+    told = []
+    for line in lines:
+        told.append(f"{signs[line.color]} {line.check:<20}{line.found}")
+        if line.fix:
+            told.append(f"{'':<{5 if not colors else 2}}{'':<20}-> {line.fix}")
+    count = {color: sum(line.color is color for line in lines) for color in Color}
+    return "\n".join([*told, f"{count[Color.GREEN]} green, {count[Color.RED]} red, {count[Color.GREY]} not looked at"])
+
+
+def render_json(lines: list[Line]) -> str:
+    """[{check, color, found, fix, local}]"""
+    return json.dumps([asdict(line) for line in lines], indent=2)
+
+
+def exit_status(lines: list[Line]) -> int:
+    """0 with nothing red, 2 otherwise. Grey is neither."""
+    return SOMETHING_RED if any(line.color is Color.RED for line in lines) else CLEAN
+
+
+def _half(half: str, user: str, config: Path) -> Iterator[Line]:
+    command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute())]
+    try:
+        try:
+            done = _run(command, **_as_service(user))
+        except PermissionError:
+            yield grey(half, f"{user} may not run this Python; looked at as root instead, who may read everything")
+            done = _run(command)
+    except subprocess.TimeoutExpired:
+        yield red(half, f"its checks did not end within {_HALF_S:.0f} s", "Is the export's file server answering?")
+        return
+    try:
+        yield from [from_json_line(line) for line in done.stdout.splitlines()]
+    except (ValueError, TypeError, KeyError):
+        done.returncode = done.returncode or 1
+    if done.returncode:  # its words stay there: they may hold anything
+        yield red(half, f"its checks ended with status {done.returncode}", f"{user} must be able to read site.toml")
+
+
+def _run(command: list[str], **service: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=_HALF_S, cwd="/", umask=0o077, **service
+    )
+
+
+def _as_service(user: str) -> dict[str, Any]:
+    """Arguments of subprocess for running as that user, if root asks and there is such a user."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return {}
+    if os.geteuid() != 0:
+        return {}
+    known = {group.gr_name: group.gr_gid for group in grp.getgrall()}
+    extra = [known[name] for name in supplementary_groups(user) if name in known]
+    member = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem]
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": sorted({*extra, *member})}

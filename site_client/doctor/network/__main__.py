@@ -1,0 +1,12 @@
+"""python -m site_client.doctor.network FILE: one JSON line a check, on standard output."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from site_client.config import load
+from site_client.doctor.line import carry_out, to_json_line
+from site_client.doctor.network.checks import checks
+
+for line in carry_out(checks(load(Path(sys.argv[1])), lambda: datetime.now(UTC))):
+    print(to_json_line(line), flush=True)

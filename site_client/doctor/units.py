@@ -1,0 +1,137 @@
+"""The two units as this machine has them: installed, running, how confined, and which drop-ins weaken that."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from site_client.doctor.line import Line, green, grey, red
+
+UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the exposure each may have, of systemd-analyze's 10
+_ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")
+UNIT_FOLDERS: Final = tuple(Path(root, "systemd", "system") for root in _ROOTS)
+_TIMEOUT_S = 30.0
+_YES: Final = (
+    *(
+        "PrivateNetwork",
+        "PrivateUsers",
+        "PrivateTmp",
+        "PrivateMounts",
+        "ProtectHome",
+        "ProtectClock",
+        "ProtectHostname",
+    ),
+    *("NoNewPrivileges", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups"),
+    *("RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "MemoryDenyWriteExecute"),
+)
+_EXACT: Final = {
+    "ProtectSystem": "strict",
+    "CapabilityBoundingSet": "",
+    "AmbientCapabilities": "",
+    "DevicePolicy": "closed",
+    "KeyringMode": "private",
+    "SystemCallArchitectures": "native",
+    "LimitCORE": "0",
+}
+_NEVER_EMPTY: Final = (
+    "InaccessiblePaths",
+    "SystemCallFilter",
+    "RestrictAddressFamilies",
+    "IPAddressDeny",
+    "ReadOnlyPaths",
+)
+_NEVER: Final = {  # a drop-in that sets these opens a door
+    "hemofed-agent": ("BindPaths", "BindReadOnlyPaths"),
+    "hemofed-trainer": ("IPAddressAllow", "JoinsNamespaceOf", "NetworkNamespacePath"),
+}
+
+
+def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[Line]:
+    """Every unit: its state, its score, its drop-ins."""
+    for unit, most in UNITS.items():
+        file = find(unit, folders)
+        if file is None:
+            yield grey("units", f"{unit}.service is not installed; without units the kernel holds no wall",
+                       "Install the package, or deploy/systemd")  # fmt: skip
+            continue
+        yield from _state(unit)
+        yield from _score(unit, file, most)
+        for path in drop_ins(unit, folders):
+            weakened = list(weakens(unit, path.read_text(errors="replace")))
+            for directive in weakened:
+                yield red("drop-ins", f"{unit}: {path.name} weakens {directive}", f"Remove {directive} from {path}")
+            if not weakened:
+                yield green("drop-ins", f"{unit}: {path.name} weakens nothing")
+
+
+def find(unit: str, folders: tuple[Path, ...] = UNIT_FOLDERS) -> Path | None:
+    """The unit file that counts: the first one in systemd's own order."""
+    return next((folder / f"{unit}.service" for folder in folders if (folder / f"{unit}.service").exists()), None)
+
+
+def drop_ins(unit: str, folders: tuple[Path, ...] = UNIT_FOLDERS) -> list[Path]:
+    """Its drop-ins in the order in which they are read; of two with one name the first folder's counts."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.glob(f"{unit}.service.d/*.conf"):
+            found.setdefault(path.name, path)
+    return [found[name] for name in sorted(found)]
+
+
+def weakens(unit: str, text: str) -> Iterator[str]:
+    """Directives of a drop-in that take something away from the wall. Made of what the shipped units set."""
+    for key, value in re.findall(r"^[ \t]*([A-Za-z]+)[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE):
+        # The trainer never had MemoryDenyWriteExecute: PyTorch compiles.
+        needed = key in _YES and not (key == "MemoryDenyWriteExecute" and unit == "hemofed-trainer")
+        off = needed and value.lower() not in ("yes", "true", "on", "1", "invisible")
+        other = key in _EXACT and value != _EXACT[key]
+        emptied = key in _NEVER_EMPTY and not value
+        families = key == "RestrictAddressFamilies" and unit == "hemofed-trainer" and value not in ("", "AF_UNIX")
+        root = key in ("User", "Group") and value in ("root", "0", "")
+        calls = key == "SystemCallFilter" and "@privileged" in value and not value.startswith("~")
+        if off or other or emptied or families or root or calls or key in _NEVER[unit]:
+            yield key
+
+
+def _state(unit: str) -> Iterator[Line]:
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        yield grey("units", f"{unit}: systemd does not run here, so its state cannot be told")
+        return
+    command = ["systemctl", "show", f"{unit}.service", "-p", "ActiveState,Result,NRestarts"]
+    shown = _run(command).stdout
+    facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    if facts.get("ActiveState") == "active":
+        yield green("units", f"{unit} is active, restarted {facts.get('NRestarts', '?')} times")
+    else:
+        state = f"{facts.get('ActiveState', 'unknown')} ({facts.get('Result', 'unknown')})"
+        yield red("units", f"{unit} is {state}", f"systemctl start {unit}; journalctl -u {unit} says why it ended")
+
+
+def _score(unit: str, file: Path, most: float) -> Iterator[Line]:
+    if shutil.which("systemd-analyze") is None:
+        yield grey("hardening", f"{unit}: systemd-analyze is not installed")
+        return
+    done = _run(["systemd-analyze", "security", "--offline=yes", "--no-pager", str(file)])
+    match = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    if match is None:
+        yield grey("hardening", f"{unit}: systemd-analyze gives no score")
+    elif float(match[1]) > most:
+        yield red("hardening", f"{unit}: exposure {match[1]}, at most {most}", f"See: systemd-analyze security {unit}")
+    else:
+        yield green("hardening", f"{unit}: exposure {match[1]} of 10, at most {most}")
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+
+
+def supplementary_groups(unit: str) -> list[str]:
+    """What drop-ins add, so that a check sees what the service would see."""
+    text = "\n".join(path.read_text(errors="replace") for path in drop_ins(unit))
+    return [
+        name
+        for value in re.findall(r"^[ \t]*SupplementaryGroups[ \t]*=(.*)$", text, re.MULTILINE)
+        for name in value.split()
+    ]
