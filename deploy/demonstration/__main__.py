@@ -1,12 +1,16 @@
 """./deploy/demo: one aggregator, a few hospitals and a dashboard on this machine, from nothing to a trained model."""
 
-import json
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -54,20 +58,29 @@ def main(state: Path, **options: object) -> None:
 
     Exit status 0 only if the run completed and the last model beats the first on held-out patients.
     """
-    federation = Federation(Options(state=_own_folder(state), **options))  # type: ignore[arg-type]  # click checked them
+    federation = Federation(Options(state=state.absolute(), **options))  # type: ignore[arg-type]  # click checked them
     _stop_when_told(federation)
     try:
-        good = _story(federation)
-        if federation.options.keep:
-            _stay(federation)
+        _check_json_file(federation.options.json_file)
+        federation.require_ports()
+        with _own_folder(federation.folder), _everything_stopped(federation):
+            good = _story(federation)
+            if federation.options.keep:
+                _stay(federation)
     except (StepFailed, BadDataFolder, RestartedTooOften) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:  # no room, no right to write, a folder that went away
+        raise click.ClickException(f"{error.filename or federation.folder}: {error.strerror or error}") from error
     except KeyboardInterrupt:
         click.echo("\nstopping")
         sys.exit(130)
-    finally:
-        federation.processes.stop_all()
     sys.exit(0 if good else 1)
+
+
+def _check_json_file(path: Path | None) -> None:
+    """Before the minutes of work, not after them."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        raise StepFailed(f"cannot write {path}; --json needs a folder that exists and may be written to")
 
 
 def _stop_when_told(federation: Federation) -> None:
@@ -84,6 +97,17 @@ def _stop_when_told(federation: Federation) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+@contextlib.contextmanager
+def _everything_stopped(federation: Federation) -> Iterator[None]:
+    """Afterwards no process of the demo's is left, however it ended and whoever presses Ctrl-C again."""
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        federation.processes.stop_all()
+
+
 def _look_after(federation: Federation) -> list[str]:
     """Restart what died. Raises KeyboardInterrupt when the demo was told to stop."""
     if federation.stopping:
@@ -96,6 +120,7 @@ def _story(federation: Federation) -> bool:
     options = federation.options
     click.echo(f"hemofed demo in {federation.folder}")
     federation.initialize()
+    federation.make_initial_model()
     what = "synthetic" if options.data is None else "the given"
     click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {what} CT studies")
     federation.provide_data()
@@ -200,16 +225,29 @@ def _stay(federation: Federation) -> None:
         time.sleep(1.0)
 
 
-def _own_folder(folder: Path) -> Path:
-    """An empty folder of the demo's own; what an earlier demo left in it goes."""
-    folder = folder.absolute()
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """Make it an empty folder of the demo's own; what an earlier demo left in it goes, one still running is refused."""
+    marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise click.ClickException(f"{folder} is not empty and not a demo's; choose another with --state")
-        shutil.rmtree(folder)
+        if not marker.exists():
+            raise StepFailed(f"{folder} is not empty and not a demo's; choose another with --state")
+        with marker.open("a") as held:
+            _lock(held, folder)
+            shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps({"made by": "deploy/demo"}) + "\n")
-    return folder
+    with marker.open("w") as held:
+        _lock(held, folder)
+        yield
+
+
+def _lock(marker: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StepFailed(
+            f"a demo is running in {folder}; stop it with Ctrl-C, or choose another with --state"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from deploy.demonstration.processes import Processes
 IMAGE_SIZE_PX = 96
 THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
+JOIN_TRIES = 4
+JOIN_AGAIN_S = 3.0  # what an aggregator needs to be back
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
 BIN = Path(sys.executable).parent
 
@@ -103,6 +106,7 @@ class Federation:
         self.sites: list[Hospital] = hospitals(self.folder, options.sites)
         self.aggregator_toml = self.folder / "aggregator" / "aggregator.toml"
         self.processes = Processes(self.folder / "logs", _environment())
+        self.initial_model = self.folder / "initial.safetensors"
         self.password = ""
         self.stopping = False
 
@@ -119,11 +123,14 @@ class Federation:
         """The aggregator's rows, read by the demo to show them."""
         return open_hub(load_settings(self.aggregator_toml))
 
+    def require_ports(self) -> None:
+        """Raises: StepFailed, naming the first port that is taken."""
+        for port in self.ports:
+            _require_free(port)
+
     def initialize(self) -> None:
         """Folders, settings, CA, an administrator, and a hospital's configuration each."""
         service, enrolment, dashboard = self.ports
-        for port in self.ports:
-            _require_free(port)
         self.aggregator_toml.parent.mkdir(parents=True)
         self.aggregator_toml.write_text(
             AGGREGATOR_TOML.format(
@@ -155,20 +162,30 @@ class Federation:
         """A one-time token from the coordinator, typed at the hospital."""
         invited = self.hub_command("site", "invite", hospital.name, "--auto-approve", "--json")
         token = str(json.loads(invited)["token"])
-        self._run(
-            [str(BIN / "hemofed-site"), "join", f"127.0.0.1:{self.ports[1]}", token, "--config", str(hospital.config)]
-        )
+        address = f"127.0.0.1:{self.ports[1]}"
+        join = [str(BIN / "hemofed-site"), "join", address, token, "--config", str(hospital.config)]
+        for left in reversed(range(JOIN_TRIES)):
+            try:
+                self._run(join)
+                return
+            except StepFailed:  # the aggregator may have died; the same token goes on where it stopped
+                if not left:
+                    raise
+            self.processes.restart_the_dead()
+            time.sleep(JOIN_AGAIN_S)
 
     def start_site(self, hospital: Hospital) -> None:
         for side in ("agent", "trainer"):
             command = [str(BIN / "hemofed-site"), side, "--config", str(hospital.config)]
             self.processes.start(f"{hospital.name}-{side}", command)
 
-    def start_run(self) -> None:
-        model, plan = self.folder / "initial.safetensors", self.folder / "plan.toml"
+    def make_initial_model(self) -> None:
+        arm, seed = self.options.arm, str(self.options.seed)
         site = str(BIN / "hemofed-site")
-        seed = str(self.options.seed)
-        self._run([site, "init-weights", "--arm", self.options.arm, "--seed", seed, "--out", str(model)])
+        self._run([site, "init-weights", "--arm", arm, "--seed", seed, "--out", str(self.initial_model)])
+
+    def start_run(self) -> None:
+        plan = self.folder / "plan.toml"
         plan.write_text(
             PLAN_TOML.format(
                 arm=self.options.arm,
@@ -182,7 +199,7 @@ class Federation:
                 studies=self.options.studies,
             )
         )
-        self.hub_command("run", "start", str(plan), "--model", str(model))
+        self.hub_command("run", "start", str(plan), "--model", str(self.initial_model))
 
     def export_model(self) -> Path:
         """The last model as a file anybody can open."""

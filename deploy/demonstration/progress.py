@@ -1,5 +1,6 @@
 """Live progress in the terminal: one line a site, one a round. On a terminal it redraws; in a log it prints changes."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from site_client.config import load
 from site_client.spool import AgentSide
 
 BAR = 20
+ROUNDS_REDRAWN = 2  # the running one, and the last, whose bytes come a little later
 
 
 @dataclass
@@ -26,30 +28,38 @@ class Progress:
     hub: Hub
     sites: Sequence[Hospital]
     out: TextIO = sys.stdout
-    _drawn: int = 0
+    _drawn: int = 0  # rows of the screen that the next look redraws
+    _settled: int = 0  # rounds whose line stays as it is
     _said: set[str] = field(default_factory=set)
 
     def show(self) -> None:
         redraws = self.out.isatty()
-        lines = [*self._round_lines(), *(_site_line(hospital, in_full=redraws) for hospital in self.sites)]
-        if redraws:
-            self.out.write(f"\x1b[{self._drawn}F\x1b[0J" if self._drawn else "")
-            self.out.write("\n".join(lines) + "\n")
-            self._drawn = len(lines)
-        else:
-            self._print_new(lines)
-        self.out.flush()
+        rounds_said = self._round_lines()
+        sites_said = [_site_line(hospital, in_full=redraws) for hospital in self.sites]
+        if not redraws:
+            self._print_new([*rounds_said, *sites_said])
+            return
+        while self._settled < len(rounds_said) - ROUNDS_REDRAWN:
+            self.say(rounds_said[self._settled])
+            self._settled += 1
+        self._redraw([*rounds_said[self._settled :], *sites_said])
 
     def say(self, text: str) -> None:
         """A line that stays, above what is redrawn."""
+        self._redraw([text])
+        self._drawn = 0
+
+    def _redraw(self, lines: Sequence[str]) -> None:
         if self._drawn:
             self.out.write(f"\x1b[{self._drawn}F\x1b[0J")
-            self._drawn = 0
-        self.out.write(text + "\n")
+        self.out.write("\n".join(lines) + "\n")
+        width = shutil.get_terminal_size().columns
+        self._drawn = sum(max(1, -(-len(line) // width)) for line in lines)  # a long line takes several rows
         self.out.flush()
 
     def _print_new(self, lines: Sequence[str]) -> None:
         self.out.writelines(line + "\n" for line in lines if line not in self._said)
+        self.out.flush()
         self._said = set(lines)
 
     def _round_lines(self) -> list[str]:

@@ -26,7 +26,6 @@ class Judgement:
 class RoundFigures:
     round: int
     cohort: tuple[str, ...]
-    attempts: int
     before: Judgement
     after: Judgement
     train_loss: float | None
@@ -70,7 +69,6 @@ def collect(hub: Hub, site_digests: Mapping[str, str]) -> Results:
 def write_json(results: Results, path: Path) -> None:
     """The figures as one JSON object; `round` N's metrics are those of the model that round N published."""
     document = {
-        "completed": results.completed,
         "rounds": [_as_json(figures) for figures in results.rounds],
         "model_digest": results.model_digest,
         "site_digests": dict(results.site_digests),
@@ -103,7 +101,6 @@ def _figures(session: Session, row: Round, judged: Mapping[bytes, Judgement]) ->
     return RoundFigures(
         round=row.number,
         cohort=tuple(seat.site for seat in seats),
-        attempts=row.attempt,
         before=judged.get(row.base_model, nothing),
         after=judged.get(row.next_model or b"", nothing),
         train_loss=None if metrics is None else metrics.train_loss,
@@ -117,12 +114,8 @@ def _as_json(figures: RoundFigures) -> dict[str, object]:
     return {
         "round": figures.round,
         "cohort": list(figures.cohort),
-        "attempts": figures.attempts,
         "auc_any": figures.after.auc_any,
         "weighted_log_loss": figures.after.weighted_log_loss,
-        "auc_any_before": figures.before.auc_any,
-        "weighted_log_loss_before": figures.before.weighted_log_loss,
-        "train_loss": figures.train_loss,
         "bytes_up_per_site": figures.bytes_up_per_site,
         "bytes_down_per_site": figures.bytes_down_per_site,
         "phase_s": dict(figures.phase_s),

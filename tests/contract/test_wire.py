@@ -9,6 +9,8 @@ from federation.errors import Malformed
 from federation.v1 import blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
 from federation.wire import MESSAGE_BYTES_MAX, check_known, parse, serialize
 from google.protobuf import message_factory
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +29,38 @@ EXAMPLE = rounds_pb2.PollRequest(
     model_digest=bytes(32),
     version="0.1.0",
 )
+
+
+def filled(message_type: type[Message]) -> Message:
+    """With something in every field, lists with two items; of a oneof, its last field."""
+    message = message_type()
+    for field in message_type.DESCRIPTOR.fields:
+        number = field.number
+        if field.message_type is not None:
+            inner = filled(message_factory.GetMessageClass(field.message_type))
+            values = [inner, inner]
+        elif field.enum_type is not None:
+            values = [field.enum_type.values[-1].number, field.enum_type.values[-1].number]
+        else:
+            values = [_VALUES[field.type](number), _VALUES[field.type](number + 1)]
+        if field.is_repeated:
+            getattr(message, field.name).extend(values)
+        elif field.message_type is not None:
+            getattr(message, field.name).CopyFrom(values[0])
+        else:
+            setattr(message, field.name, values[0])
+    return message
+
+
+_VALUES = {
+    FieldDescriptor.TYPE_UINT32: lambda number: number * 300,
+    FieldDescriptor.TYPE_UINT64: lambda number: number * 2**40,
+    FieldDescriptor.TYPE_DOUBLE: lambda number: number / 3,
+    FieldDescriptor.TYPE_BOOL: lambda _number: True,
+    FieldDescriptor.TYPE_STRING: lambda number: f"text {number}",
+    FieldDescriptor.TYPE_BYTES: lambda number: bytes([number]) * 5,
+}
+FILLABLE = [each for each in MESSAGES if each.DESCRIPTOR.fields]
 
 
 def test_a_message_comes_back_as_it_was() -> None:
@@ -51,24 +85,47 @@ def test_a_field_of_a_newer_version_is_refused(message_type: type) -> None:
         parse(message_type, field_1999)
 
 
-@given(position=st.integers(0, len(serialize(EXAMPLE)) - 1), bit=st.integers(0, 7))
-def test_a_flipped_bit_never_passes_for_the_same_message(position: int, bit: int) -> None:
-    data = bytearray(serialize(EXAMPLE))
-    data[position] ^= 1 << bit
+@pytest.mark.parametrize("message_type", FILLABLE, ids=lambda one: one.DESCRIPTOR.name)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_never_passes_for_the_same_message(message_type: type[Message], data: st.DataObject) -> None:
+    whole = serialize(filled(message_type))
+    changed = bytearray(whole)
+    changed[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        message = parse(rounds_pb2.PollRequest, bytes(data))
+        message = parse(message_type, bytes(changed))
     except Malformed:
         return
-    assert message != EXAMPLE
+    assert message != filled(message_type)
+    assert serialize(message) == bytes(changed)
 
 
-@given(length=st.integers(0, len(serialize(EXAMPLE)) - 1))
-def test_a_truncated_message_never_passes_for_the_same_message(length: int) -> None:
+@pytest.mark.parametrize("message_type", FILLABLE, ids=lambda one: one.DESCRIPTOR.name)
+def test_a_truncated_message_never_passes_for_the_same_message(message_type: type[Message]) -> None:
+    whole = serialize(filled(message_type))
+    assert parse(message_type, whole) == filled(message_type)
+    for length in range(len(whole)):
+        try:
+            message = parse(message_type, whole[:length])
+        except Malformed:
+            continue
+        assert message != filled(message_type)
+
+
+@pytest.mark.parametrize("message_type", MESSAGES, ids=lambda one: one.DESCRIPTOR.name)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_message_spliced_into_another_is_refused_or_says_openly_something_else(
+    message_type: type[Message], data: st.DataObject
+) -> None:
+    whole, other = serialize(filled(message_type)), serialize(filled(data.draw(st.sampled_from(MESSAGES))))
+    at, end = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, len(whole)))
+    spliced = whole[:at] + other + whole[end:]
     try:
-        message = parse(rounds_pb2.PollRequest, serialize(EXAMPLE)[:length])
+        message = parse(message_type, spliced)
     except Malformed:
         return
-    assert message != EXAMPLE
+    assert serialize(message) == spliced
 
 
 @pytest.mark.parametrize(
