@@ -25,7 +25,7 @@ from deploy.simulation.patients import Site, open_cache
 from deploy.simulation.settings import Settings, initial_model, plan_of
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import ANY
-from site_client.model.network import SequenceNet
+from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, weights_of
 from site_client.training.augment import Augmentation
 from site_client.training.checkpoint import Checkpoints, Identity
@@ -127,18 +127,18 @@ def alone(place: Place, seed: int, name: str, sites: list[Site]) -> Trained:
     return Trained(Model(model.manifest, model.manifest.flatten(weights_of(net)), ()), tuple(curve))
 
 
-def network_of(place: Place, model: Model) -> SequenceNet:
+def network_of(place: Place, model: Model) -> Network:
     net = build(place.settings.arm, seed=0)
     load_weights(net, model.manifest.unflatten(model.weights))
     return net.to(place.compute().device)
 
 
-def _auc(place: Place, net: SequenceNet, validation: list[StudyRecord], loader: Loader) -> float:
+def _auc(place: Place, net: Network, validation: list[StudyRecord], loader: Loader) -> float:
     negative, positive = _histograms(place, net, validation, loader)[ANY]
     return auc_of_histogram(negative, positive)
 
 
-def _histograms(place: Place, net: SequenceNet, validation: Sequence[StudyRecord], loader: Loader) -> NDArray[np.int64]:
+def _histograms(place: Place, net: Network, validation: Sequence[StudyRecord], loader: Loader) -> NDArray[np.int64]:
     with _no_checkpoints() as none:
         return slice_histograms(net, validation, loader, place.compute(), none, lambda done, of: None, _never)
 

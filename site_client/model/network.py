@@ -25,72 +25,55 @@ GEOMETRY: Final = 4  # log spacing to both neighbours, relative position, thickn
 # Starting log-odds of the heads: near RSNA's slice prevalences, with the rarest raised so that the bias of epidural
 # need not travel for hundreds of steps before its weights learn anything.
 _PRIOR_SLICE: Final = (0.02, 0.05, 0.05, 0.05, 0.05, 0.15)
-_PRIOR_STUDY: Final = (0.05, 0.15, 0.12, 0.15, 0.15, 0.4)
+PRIOR_STUDY: Final = (0.05, 0.15, 0.12, 0.15, 0.15, 0.4)
 _SHARPNESS: Final = 4.0  # of the log-mean-exp: 0 is the mean over slices, infinity the maximum
 
 
 class Verdict(NamedTuple):
-    slice_logits: Tensor  # [B,T,6], zero where masked
+    slice_logits: Tensor  # [B,T,6], zero where masked; [B,0,6] of a network that answers for studies only
     study_logits: Tensor  # [B,6]
-    embedding: Tensor  # [B,T,F], the backbone's pooled features, zero where masked
+    embedding: Tensor  # [B,T,F], the backbone's pooled features, zero where masked; [B,1,F] of a whole volume
 
 
-class SequenceNet(nn.Module):
-    """A study's slices in, log-odds of six labels per slice and per study out.
+class Network(nn.Module):
+    """What every arm is: x f32[B,T,C,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] -> Verdict.
 
-    backbone: [N,C,H,W] -> [N,features]. `width` is E of the drawing, `hidden` half of R (both directions). Without a
-    recurrence the arm is slice-wise: R = E, and no slice sees its neighbours' features.
-    `chunk`: slices per pass through the backbone, which bounds memory and changes no result beyond rounding;
-    `recompute` drops the backbone's activations and computes them again in the backward pass: about a third more time
-    for memory of one chunk instead of a whole study.
+    mask is true for slices, all of them before any padding; every study has at least one. What stands under a false
+    mask is never read.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        features: int,
-        *,
-        width: int,
-        hidden: int,
-        layers: int,
-        recurrence: RecurrenceName | None,
-        dropout: float,
-        chunk: int = 16,
-        recompute: bool = False,
-    ) -> None:
+    answers_slices = True
+
+
+class SequenceNet(Network):
+    """A study's slices in, log-odds of six labels per slice and per study out.
+
+    backbone: [N,C,H,W] -> [N,features]; `reader` takes it from there. `chunk`: slices per pass through the backbone,
+    which bounds memory and changes no result beyond rounding; `recompute` drops its activations and computes them again
+    in the backward pass: about a third more time for memory of one chunk instead of a whole study.
+    """
+
+    def __init__(self, backbone: nn.Module, reader: "Reader", *, chunk: int = 16, recompute: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.features = features
+        self.reader = reader
         self.chunk = chunk
         self.recompute = recompute
-        self.project = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.Dropout(dropout))
-        self.sequence = Sequence(recurrence, width, hidden, layers) if recurrence is not None else None
-        context = width if self.sequence is None else self.sequence.out_features
-        self.slice_head = nn.Linear(width, len(LABELS))
-        self.attention = nn.Linear(context, len(LABELS))
-        self.study_head = nn.Parameter(torch.zeros(len(LABELS), context))
-        self.study_bias = nn.Parameter(torch.zeros(len(LABELS)))
-        _start_at_the_prior(self)
+
+    def slicewise(self) -> "SequenceNet":
+        """This network without its recurrence, on the same weights: training one trains what both have."""
+        return SequenceNet(self.backbone, self.reader.slicewise(), chunk=self.chunk, recompute=self.recompute)
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
-        """x f32[B,T,C,H,W] in [-1,1]; mask bool[B,T], true for slices, all of them before any padding; geom f32[B,T,4].
+        verdict: Verdict = self.reader(self.embed(x, mask), mask, geom)
+        return verdict
 
-        Every study has at least one slice. What stands under a false mask is never read.
-        """
-        embedding = self._embed(x, mask)
-        projected = self.project(embedding) * mask.unsqueeze(-1)
-        states, slice_logits = projected, self.slice_head(projected)
-        if self.sequence is not None:
-            states, correction = self.sequence(projected, mask, geom)
-            slice_logits = slice_logits + correction
-        slice_logits = slice_logits * mask.unsqueeze(-1)
-        return Verdict(slice_logits, self._study_logits(states, slice_logits, mask), embedding)
-
-    def _embed(self, x: Tensor, mask: Tensor) -> Tensor:
+    def embed(self, x: Tensor, mask: Tensor) -> Tensor:
+        """f32[B,T,F]: the backbone's features of every slice, whatever the neighbours; zero where masked."""
         slices = x[mask]  # [N,C,H,W]: padding never reaches the backbone
         parts = [self._run_backbone(part) for part in torch.split(slices, self.chunk)]
         embedding = torch.cat(parts)
-        return embedding.new_zeros(*mask.shape, self.features).masked_scatter(mask.unsqueeze(-1), embedding)
+        return embedding.new_zeros(*mask.shape, embedding.shape[1]).masked_scatter(mask.unsqueeze(-1), embedding)
 
     def _run_backbone(self, part: Tensor) -> Tensor:
         part = part.contiguous(memory_format=torch.channels_last)
@@ -101,12 +84,64 @@ class SequenceNet(nn.Module):
         features: Tensor = self.backbone(part)
         return features.float()
 
+
+class Reader(Network):
+    """Everything behind the backbone: x is f32[B,T,F], its features. It can be trained alone on features kept on disk.
+
+    `width` is E of the drawing, `hidden` half of R (both directions). Without a recurrence R = E, and no slice sees its
+    neighbours' features.
+    """
+
+    def __init__(
+        self, features: int, width: int, hidden: int, layers: int, recurrence: RecurrenceName | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self._shape = (features, width, hidden, layers)
+        self._dropout = dropout
+        self.project = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.Dropout(dropout))
+        self.sequence = Sequence(recurrence, width, hidden, layers) if recurrence is not None else None
+        context = width if self.sequence is None else self.sequence.out_features
+        self.slice_head = nn.Linear(width, len(LABELS))
+        self.attention = nn.Linear(context, len(LABELS))
+        self.study_head = nn.Parameter(torch.zeros(len(LABELS), context))
+        self.study_bias = nn.Parameter(torch.zeros(len(LABELS)))
+        self._start_at_the_prior()
+
+    def slicewise(self) -> "Reader":
+        """A reader without a recurrence that shares projection and slice head with this one."""
+        twin = Reader(*self._shape, None, self._dropout)
+        twin.project, twin.slice_head = self.project, self.slice_head
+        return twin
+
+    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
+        projected = self.project(x) * mask.unsqueeze(-1)
+        states, slice_logits = projected, self.slice_head(projected)
+        if self.sequence is not None:
+            states, correction = self.sequence(projected, mask, geom)
+            slice_logits = slice_logits + correction
+        slice_logits = slice_logits * mask.unsqueeze(-1)
+        return Verdict(slice_logits, self._study_logits(states, slice_logits, mask), x)
+
     def _study_logits(self, states: Tensor, slice_logits: Tensor, mask: Tensor) -> Tensor:
         padding = ~mask.unsqueeze(-1)
         attention = self.attention(states).masked_fill(padding, -math.inf).softmax(dim=1)  # [B,T,6], own for each label
         pooled = torch.einsum("btk,btr->bkr", attention, states)
         attended = (pooled * self.study_head).sum(dim=-1) + self.study_bias
         return attended + _log_mean_exp(slice_logits, mask)
+
+    def _start_at_the_prior(self) -> None:
+        """Small head weights: every answer starts at the prior, and the first steps move features, not offsets."""
+        with torch.no_grad():
+            nn.init.normal_(self.slice_head.weight, std=0.01)
+            nn.init.zeros_(self.attention.weight)
+            nn.init.zeros_(self.attention.bias)
+            slice_prior = torch.logit(torch.tensor(_PRIOR_SLICE))
+            self.slice_head.bias.copy_(slice_prior)
+            if self.sequence is not None:
+                last = self.sequence.last_layer
+                nn.init.normal_(last.weight, std=0.01)
+                nn.init.zeros_(last.bias)
+            self.study_bias.copy_(torch.logit(torch.tensor(PRIOR_STUDY)) - slice_prior)
 
 
 class Sequence(nn.Module):
@@ -116,11 +151,24 @@ class Sequence(nn.Module):
         super().__init__()
         self.recurrence = Recurrence(recurrence, 3 * width + GEOMETRY, hidden, layers)
         self.out_features = self.recurrence.out_features
-        self.head = nn.Linear(self.out_features, len(LABELS))
+        self.head = _head(recurrence, self.out_features, hidden)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
+        # _head ends in a linear layer, whatever the recurrence
+        assert isinstance(last, nn.Linear)
+        return last
 
     def forward(self, projected: Tensor, mask: Tensor, geom: Tensor) -> tuple[Tensor, Tensor]:
         states = self.recurrence(_with_neighbours(projected, mask, geom), mask)
         return states, self.head(states)
+
+
+def _head(recurrence: RecurrenceName, features: int, hidden: int) -> nn.Module:
+    if recurrence == "gru-sep":
+        return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, len(LABELS)))
+    return nn.Linear(features, len(LABELS))
 
 
 def clamp_any(logits: Tensor) -> Tensor:
@@ -143,17 +191,3 @@ def _log_mean_exp(slice_logits: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum(dim=1, keepdim=True)
     pooled: Tensor = (scaled.logsumexp(dim=1) - count.log()) / _SHARPNESS
     return pooled
-
-
-def _start_at_the_prior(net: SequenceNet) -> None:
-    """Small head weights, so that every answer starts at the prior and the first steps move features, not offsets."""
-    with torch.no_grad():
-        nn.init.normal_(net.slice_head.weight, std=0.01)
-        nn.init.zeros_(net.attention.weight)
-        nn.init.zeros_(net.attention.bias)
-        slice_prior = torch.logit(torch.tensor(_PRIOR_SLICE))
-        net.slice_head.bias.copy_(slice_prior)
-        if net.sequence is not None:
-            nn.init.normal_(net.sequence.head.weight, std=0.01)
-            nn.init.zeros_(net.sequence.head.bias)
-        net.study_bias.copy_(torch.logit(torch.tensor(_PRIOR_STUDY)) - slice_prior)

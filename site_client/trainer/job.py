@@ -20,7 +20,7 @@ from site_client.files import replace_file
 from site_client.ingest.catalog import open_catalog
 from site_client.ingest.records import Dataset, StudyRecord
 from site_client.ingest.volume import read_volume
-from site_client.model.network import SequenceNet
+from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
 from site_client.records import Histograms
 from site_client.spool import Job, TrainerSide, Update, histograms_of
@@ -90,7 +90,7 @@ class _Work:
     def count(self) -> int:
         return len(self.split.training) + len(self.split.validation)
 
-    def judge(self, net: SequenceNet, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
+    def judge(self, net: Network, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
         def report(done: int, of: int) -> None:
             tell(Note("SITE_PREPARING", 0, done, of, None, self.count))
 
@@ -103,7 +103,7 @@ def _train(
     job: Job,
     plan: TrainingPlan,
     base: Model,
-    net: SequenceNet,
+    net: Network,
     work: _Work,
     histograms: Histograms,
     spool: TrainerSide,
@@ -151,7 +151,7 @@ def _read(job: Job) -> tuple[TrainingPlan, Model]:
     return plan, base
 
 
-def _network(plan: TrainingPlan, base: Model) -> SequenceNet:
+def _network(plan: TrainingPlan, base: Model) -> Network:
     net = build(plan.arm, seed=0)
     if manifest_of(net) != plan.manifest or base.manifest != plan.manifest:
         raise TrainingFailed(f"the plan's tensors are not those of {plan.arm!r} in this version; update hemofed")

@@ -6,6 +6,7 @@ Patients are split, not studies: a patient is in training or in validation, in e
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ _EPIDURAL = LABELS.index("epidural")
 
 @dataclass(frozen=True)
 class Sample:
-    """One study as a batch of one: x f32[1,T,5,H,W] in [-1,1], mask bool[1,T], geometry f32[1,T,4],
-    slice_labels f32[1,T,6] and study_labels f32[1,6] with 0, 1 or -1 for missing.
+    """One study as a batch of one: x f32[1,T,5,H,W] in [-1,1] or embeddings f32[1,T,F], mask bool[1,T], geometry
+    f32[1,T,4], slice_labels f32[1,T,6] and study_labels f32[1,6] with 0, 1 or -1 for missing.
     """
 
     x: Tensor
@@ -76,24 +77,38 @@ def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> lis
 
     Within each half nothing is drawn again before everything was drawn once. With one kind only: a permutation.
     """
+    drawn = [_draw(pool, count, rng) for pool, count in _pools(studies)]
+    return [int(index) for index in rng.permutation(np.concatenate(drawn))]
+
+
+def expected_looks(studies: Sequence[StudyRecord]) -> NDArray[np.float64]:
+    """f64[N]: how often epoch_order shows each study in the mean over epochs."""
+    looks = np.zeros(len(studies))
+    for pool, count in _pools(studies):
+        np.add.at(looks, pool, count / len(pool))
+    return looks
+
+
+def _pools(studies: Sequence[StudyRecord]) -> list[tuple[NDArray[np.int64], int]]:
+    """What an epoch is drawn from, and how many from each."""
     labels = np.stack([study_labels(study) for study in studies])
     positive = np.flatnonzero(labels[:, ANY] == 1)
     negative = np.flatnonzero(labels[:, ANY] != 1)
     if len(positive) == 0 or len(negative) == 0:
-        return [int(index) for index in rng.permutation(len(studies))]
+        return [(np.arange(len(studies)), len(studies))]
     epidural = np.flatnonzero(labels[:, _EPIDURAL] == 1)
     half = (len(studies) + 1) // 2
-    drawn = np.concatenate(
-        [
-            _draw(np.concatenate([positive, epidural]), half, rng),
-            _draw(negative, len(studies) - half, rng),
-        ]
-    )
-    return [int(index) for index in rng.permutation(drawn)]
+    return [(np.concatenate([positive, epidural]), half), (negative, len(studies) - half)]
+
+
+class Source(Protocol):
+    """Where the loop gets its samples. Without a generator a sample is as it is, with one it is augmented."""
+
+    def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample: ...
 
 
 class Loader:
-    """Studies -> samples, through the cache. With a generator the sample is augmented, without it is as it is."""
+    """Studies -> samples of pixels, through the cache."""
 
     def __init__(self, cache: StudyCache, augmentation: Augmentation, device: torch.device) -> None:
         self._cache = cache
@@ -104,19 +119,33 @@ class Loader:
         """Puts the study into the cache; the number of its slices."""
         return self._cache.get(study.series).slices
 
+    def name_of(self, study: StudyRecord) -> str:
+        """The same for two studies only if their samples hold the same pixels."""
+        return self._cache.name_of(study.series)
+
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        prepared = self._cache.get(study.series)
-        slices = merge_labels(complete(study.slice_labels), prepared.source_slices)
-        x = torch.from_numpy(compose_channels(prepared.windows)).to(self._device).float() / 127.5 - 1
+        x, geometry, source_slices = self.pixels(study)
         if rng is not None:
             x = augment(x, self._augmentation, rng)
-        return Sample(
-            x=x.unsqueeze(0),
-            mask=torch.ones(1, prepared.slices, dtype=torch.bool, device=self._device),
-            geometry=_batch_of_one(prepared.geometry, self._device),
-            slice_labels=_batch_of_one(slices, self._device),
-            study_labels=_batch_of_one(study_labels(study), self._device),
-        )
+        return sample_of(study, x, geometry, source_slices)
+
+    def pixels(self, study: StudyRecord) -> tuple[Tensor, NDArray[np.float32], tuple[range, ...]]:
+        """x f32[T,5,H,W] on the device, geometry f32[T,4], and the series' slices in each."""
+        prepared = self._cache.get(study.series)
+        x = torch.from_numpy(compose_channels(prepared.windows)).to(self._device).float() / 127.5 - 1
+        return x, prepared.geometry, prepared.source_slices
+
+
+def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], source_slices: tuple[range, ...]) -> Sample:
+    """x f32[T,...] with the study's labels, on the device of x."""
+    slices = merge_labels(complete(study.slice_labels), source_slices)
+    return Sample(
+        x=x.unsqueeze(0),
+        mask=torch.ones(1, len(x), dtype=torch.bool, device=x.device),
+        geometry=_batch_of_one(geometry, x.device),
+        slice_labels=_batch_of_one(slices, x.device),
+        study_labels=_batch_of_one(study_labels(study), x.device),
+    )
 
 
 def _fraction(patient: PatientKey) -> float:

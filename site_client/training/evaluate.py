@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import LABEL_WEIGHTS, LABELS
-from site_client.model.network import SequenceNet, clamp_any
+from site_client.model.network import Network, clamp_any
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
@@ -19,7 +19,7 @@ BINS = 64
 
 
 def slice_histograms(
-    net: SequenceNet,
+    net: Network,
     studies: Sequence[StudyRecord],
     loader: Loader,
     compute: Compute,
@@ -46,14 +46,19 @@ def slice_histograms(
 
 
 def slice_scores(
-    net: SequenceNet, study: StudyRecord, loader: Loader, compute: Compute
+    net: Network, study: StudyRecord, loader: Loader, compute: Compute
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Clamped logits f32[T,6] and labels int8[T,6] (0, 1, -1 missing) of one study, not augmented."""
+    """Clamped logits f32[T,6] and labels int8[T,6] (0, 1, -1 missing) of one study, not augmented.
+
+    A network that answers for studies only gives one row: the study's.
+    """
     sample = loader.sample(study, None)
     net.eval()
     with torch.inference_mode(), compute.autocast():
-        logits = clamp_any(net(sample.x, sample.mask, sample.geometry).slice_logits[0]).float()
-    return logits.cpu().numpy(), sample.slice_labels[0].cpu().numpy().astype(np.int8)
+        verdict = net(sample.x, sample.mask, sample.geometry)
+    logits = verdict.slice_logits[0] if net.answers_slices else verdict.study_logits
+    labels = sample.slice_labels[0] if net.answers_slices else sample.study_labels
+    return clamp_any(logits).float().cpu().numpy(), labels.cpu().numpy().astype(np.int8)
 
 
 def auc(scores: NDArray[np.floating], truth: NDArray[np.integer]) -> float:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from site_client.errors import TrainingFailed
 from site_client.ingest.records import StudyRecord
-from site_client.model.network import SequenceNet
+from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints, Saved
 from site_client.training.compute import Compute
-from site_client.training.data import Loader, epoch_order
+from site_client.training.data import Source, epoch_order
 from site_client.training.loss import loss_of
 from site_client.training.streams import Streams
 
@@ -47,10 +47,10 @@ class Place:
 
 
 def train(
-    net: SequenceNet,
+    net: Network,
     plan: LocalTraining,
     studies: Sequence[StudyRecord],
-    loader: Loader,
+    source: Source,
     streams: Streams,
     compute: Compute,
     checkpoints: Checkpoints,
@@ -61,7 +61,8 @@ def train(
 
     The gradient of a step is the mean over its studies, computed study by study: memory holds one study, and a stop
     waits for one study at most. Raises Stopped after a checkpoint when `stopping` says so, TrainingFailed when the loss
-    is not finite. Going on from a checkpoint is bit-identical to not having stopped (CPU, same number of threads).
+    is not finite. Going on from a checkpoint is bit-identical to not having stopped (CPU, same number of threads);
+    from that of its end it does nothing but load it.
     """
     base = [parameter.detach().clone() for parameter in net.parameters()]
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
@@ -84,7 +85,7 @@ def train(
                     _save(checkpoints, at, net, optimizer, random_before)
                     raise Stopped
                 rng = streams.generator("augmentation", epoch, place, studies[index].study_key)
-                sample = loader.sample(studies[index], rng)
+                sample = source.sample(studies[index], rng)
                 with compute.autocast():
                     verdict = net(sample.x, sample.mask, sample.geometry)
                 loss = loss_of(verdict, sample)
@@ -106,6 +107,7 @@ def train(
             if checkpoints.due():
                 _save(checkpoints, at, net, optimizer, torch.get_rng_state())
             report(Progress(at.step, steps, at.loss_sum / at.position))
+    _save(checkpoints, at, net, optimizer, torch.get_rng_state())
     return at
 
 
@@ -116,7 +118,7 @@ def _rate(step: int, steps: int) -> float:
     return warm * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
 
 
-def _pull_towards(base: list[Tensor], net: SequenceNet, mu: float) -> None:
+def _pull_towards(base: list[Tensor], net: Network, mu: float) -> None:
     """Adds the gradient of mu/2 ||w - w_base||^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
     if mu == 0:
         return
@@ -130,7 +132,7 @@ def _pull_towards(base: list[Tensor], net: SequenceNet, mu: float) -> None:
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def _save(checkpoints: Checkpoints, at: Place, net: SequenceNet, adam: torch.optim.AdamW, random: Tensor) -> None:
+def _save(checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.AdamW, random: Tensor) -> None:
     tensors = {"random": random, "loss_sum": torch.tensor(at.loss_sum, dtype=torch.float64)}
     for name, parameter in net.named_parameters():
         tensors[f"weight.{name}"] = parameter
@@ -139,7 +141,7 @@ def _save(checkpoints: Checkpoints, at: Place, net: SequenceNet, adam: torch.opt
     checkpoints.save(at.step, {"epoch": at.epoch, "position": at.position, "step": at.step}, tensors)
 
 
-def _resume(checkpoints: Checkpoints, net: SequenceNet, adam: torch.optim.AdamW) -> Place:
+def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> Place:
     saved = checkpoints.load()
     if saved is None:
         return Place()

@@ -12,9 +12,14 @@ STUDY_SHARE = 0.5
 
 
 def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
-    """Scalar: slices + half of the study. A part without any known label adds 0."""
-    slices = _known_loss(verdict.slice_logits, sample.slice_labels)
-    return slices + STUDY_SHARE * _known_loss(verdict.study_logits, sample.study_labels)
+    """Scalar: slices + half of the study. A part without any known label adds 0.
+
+    A network that answers for studies only learns from the study's labels, whatever is known about slices.
+    """
+    study = _known_loss(verdict.study_logits, sample.study_labels)
+    if verdict.slice_logits.shape[1] == 0:
+        return study
+    return _known_loss(verdict.slice_logits, sample.slice_labels) + STUDY_SHARE * study
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from site_client.model.calibration import Calibrations
 from site_client.model.labels import ANY, MISSING
 from site_client.model.network import Verdict
-from site_client.training.data import Sample, complete, epoch_order, split_patients, study_labels
+from site_client.training.calibrate import prior_offsets
+from site_client.training.data import Sample, complete, epoch_order, expected_looks, split_patients, study_labels
 from site_client.training.evaluate import auc, auc_of_histogram, weighted_log_loss
 from site_client.training.loss import loss_of
 
@@ -86,6 +88,27 @@ def test_half_of_an_epoch_is_positive_and_nothing_comes_twice_before_all_came_on
     assert len(order) == 40
     assert len(positive) == 20
     assert {positive.count(index) for index in range(5)} == {4}
+
+
+def test_expected_looks_are_what_many_epochs_show_in_the_mean() -> None:
+    studies = [_record(number, number, number < 5) for number in range(17)]
+    studies[0].slice_labels[0] = 1  # epidural too: shown twice as often
+    rng = np.random.default_rng(0)
+    shown = [np.bincount(epoch_order(studies, rng), minlength=17) for _ in range(400)]
+    looks = expected_looks(studies)
+    assert looks.sum() == pytest.approx(17)
+    assert looks[0] == pytest.approx(2 * looks[1])
+    assert np.mean(shown, axis=0) == pytest.approx(looks, abs=0.15)
+
+
+def test_offsets_undo_the_sampling_of_labels_that_are_known_and_leave_others_alone() -> None:
+    studies = [_record(number, number, number < 4) for number in range(40)]
+    offsets = prior_offsets(studies)
+    wanted = np.log(0.1 / 0.9)  # a tenth of the patients bleeds, half of what training shows
+    assert offsets.slices.offset[ANY] == pytest.approx(wanted)
+    assert offsets.studies.offset[ANY] == pytest.approx(wanted)
+    assert offsets.slices.temperature == (1.0,) * 6
+    assert prior_offsets([_record(number, number, None) for number in range(3)]) == Calibrations()
 
 
 def test_auc_counts_pairs_and_ties_half() -> None:

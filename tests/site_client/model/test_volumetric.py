@@ -1,0 +1,69 @@
+"""The 3D arm: its size, what it answers, and what its answer may not depend on."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from site_client.model.labels import MISSING
+from site_client.model.network import CHANNELS, GEOMETRY, Network
+from site_client.model.registry import build, manifest_of
+from site_client.training.data import Sample
+from site_client.training.loss import loss_of
+
+PUBLISHED = 11_248_774  # MONAI's 3D DenseNet121 of one channel with six outputs, its classifier included
+ONE_KERNEL = 64 * 7**3
+
+
+@pytest.fixture(scope="module")
+def net() -> Network:
+    return build("densenet121-3d", 3).eval()
+
+
+def _study(slices: int, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(slices)
+    x = torch.rand(1, slices, CHANNELS, 32, 32, generator=source) * 2 - 1
+    geometry = torch.rand(1, slices, GEOMETRY, generator=source)
+    x = torch.cat([x, torch.full((1, padding, CHANNELS, 32, 32), float("nan"))], dim=1)
+    geometry = torch.cat([geometry, torch.full((1, padding, GEOMETRY), float("nan"))], dim=1)
+    return x, (torch.arange(slices + padding) < slices).unsqueeze(0), geometry
+
+
+def test_it_has_the_published_networks_size_but_for_two_windows_more_and_the_geometry(net: Network) -> None:
+    assert sum(parameter.numel() for parameter in net.parameters()) == PUBLISHED + 2 * ONE_KERNEL + 6 * GEOMETRY
+    assert manifest_of(net).size == PUBLISHED + 2 * ONE_KERNEL + 6 * GEOMETRY
+    assert list(net.buffers()) == []
+
+
+@pytest.mark.parametrize("slices", [1, 15, 20])
+def test_it_answers_for_the_study_and_claims_nothing_about_slices(net: Network, slices: int) -> None:
+    with torch.inference_mode():
+        verdict = net(*_study(slices))
+    assert verdict.study_logits.isfinite().all()
+    assert [tuple(part.shape) for part in verdict] == [(1, 0, 6), (1, 6), (1, 1, 1024)]
+    assert not net.answers_slices
+
+
+def test_neither_padding_nor_the_company_of_other_studies_changes_its_answer(net: Network) -> None:
+    one, other = _study(17, padding=3), _study(20)
+    with torch.inference_mode():
+        together = net(*(torch.cat(pair) for pair in zip(one, other, strict=True))).study_logits
+        alone = torch.cat([net(*_study(17)).study_logits, net(*other).study_logits])
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_order_of_slices_matters_to_it(net: Network) -> None:
+    x, mask, geometry = _study(20)
+    with torch.inference_mode():
+        assert not torch.allclose(net(x, mask, geometry).study_logits, net(x.flip(1), mask, geometry).study_logits)
+
+
+def test_it_learns_from_the_studys_label_in_every_layer_and_from_no_slices_label() -> None:
+    net = build("densenet121-3d", 0)
+    x, mask, geometry = _study(16)
+    study = torch.tensor([[0.0, 1, 0, 0, 0, 1]])
+    known, unknown = (torch.full((1, 16, 6), value) for value in (1.0, float(MISSING)))
+    verdict = net(x, mask, geometry)
+    loss = loss_of(verdict, Sample(x, mask, geometry, known, study))
+    assert loss == loss_of(verdict, Sample(x, mask, geometry, unknown, study))
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
