@@ -284,10 +284,17 @@ def _report(hub: Hub, place: Place, parameters: int, training_rounds: int, watch
         "site_peak_mb": round(max(usage.peak_mb for usage in watched.sites[-1]), 1),
         "bytes_up_per_site": max(seat.bytes_up for seat in seats if seat),
         "bytes_down_per_site": max(seat.bytes_down for seat in seats if seat),
+        "largest_message_up_bytes": max(_largest_message(place.site(name)) for name in place.names),
         "machine": _machine_limits(layout.bytes, place.sites),
     }
     result["ratio_to_machine"] = round(result["masking_s"] / result["machine"]["masking_floor_s"], 2)
     return result
+
+
+def _largest_message(site: Path) -> int:
+    """Of all that left the site, by its own ledger."""
+    with (site / "state" / "agent" / "ledger.jsonl").open() as ledger:
+        return max(int(json.loads(line)["bytes"]) for line in ledger)
 
 
 def _machine_limits(upload_bytes: int, sites: int) -> dict[str, float]:

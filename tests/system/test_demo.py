@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = ("aggregator", *(f"{site}-{side}" for site in ("north", "south", "east") for side in ("agent", "trainer")))
-STARTED_S = 400
+STARTED_S = 800
 COMPLETED_S = 800  # a minute or two, unless the machine is busy with much else
 
 
@@ -199,12 +200,30 @@ def test_an_rsna_folder_is_dealt_to_the_hospitals_by_patient(demo: Callable[...,
 
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("keep")
-    done = subprocess.run(
-        [ROOT / "deploy" / "demo", "--state", tmp_path], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 1
-    assert "choose another with --state" in done.stderr
+    assert "choose another with --state" in _refused("--state", tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "keep"
+
+
+def test_a_second_demo_in_the_folder_of_a_running_one_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / ".hemofed-demo").open("w") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        assert "a demo is running" in _refused("--state", tmp_path, "--port", _free_ports())
+    assert [path.name for path in tmp_path.iterdir()] == [".hemofed-demo"]
+
+
+def test_a_taken_port_or_a_json_file_that_cannot_be_written_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    state, port = tmp_path / "state", _free_ports()
+    with socket.create_server(("127.0.0.1", port + 2)):
+        assert f"port {port + 2} on 127.0.0.1 is in use" in _refused("--state", state, "--port", port)
+    assert "--json needs a folder" in _refused("--state", state, "--json", tmp_path / "nowhere" / "figures.json")
+    assert not state.exists()
+
+
+def _refused(*arguments: object) -> str:
+    command = [str(ROOT / "deploy" / "demo"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1, done.stdout
+    return done.stderr
 
 
 def _completed(running: Demo) -> None:
