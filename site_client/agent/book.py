@@ -35,6 +35,9 @@ class OpenRound:
     attempt: int = 0  # the newest attempt this site has keys in; an older one is dead
     refused_attempt: int = 0  # an attempt this site has left, and erased
     revealed_attempt: int = 0  # the one attempt in which it answered reveal; then no other can follow
+    # The cohort of the last attempt that an upload of this site left in. Others may have opened it without a word to
+    # this site; it joins a later attempt only with a cohort that proves that they have not, and cannot any more.
+    uploaded_to: tuple[str, ...] = ()
 
     def ref(self, attempt: int | None = None) -> RoundRef:
         return RoundRef(run_id=self.run_id, round=self.number, attempt=self.attempt if attempt is None else attempt)
@@ -121,7 +124,7 @@ class Book:
 
     @staticmethod
     def _require_same(held: OpenRound, offered: OpenRound) -> None:
-        blank = {"declined": None, "attempt": 0, "refused_attempt": 0, "revealed_attempt": 0}
+        blank = {"declined": None, "attempt": 0, "refused_attempt": 0, "revealed_attempt": 0, "uploaded_to": ()}
         if replace(held, **blank) != offered:  # type: ignore[arg-type]  # the keys and values are OpenRound's
             raise StepRefused(f"round {held.number} was offered before with another plan or base model; refused")
 
@@ -145,4 +148,5 @@ def _of_json(data: bytes) -> OpenRound:
     record: dict[str, Any] = json.loads(data)
     for key in ("run_id", "plan_digest", "base_model_digest"):
         record[key] = bytes.fromhex(record[key])
+    record["uploaded_to"] = tuple(record.get("uploaded_to", ()))  # a round opened by version 0.1.0 has none
     return OpenRound(**record)

@@ -54,13 +54,15 @@ class Masking:
 
     def shares(self, plan: TrainingPlan, step: rounds_pb2.SharesStep) -> None:
         """Checks the cohort against the stored roster and deals shares. Errors: StepRefused."""
-        member = self._member(step.round)
+        member, current = self._member(step.round), self._enter(step.round)
         advertisements = {one.site: _advertisement(one) for one in step.advertisements}
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
         minimum = max(self.cohort_min, plan.cohort.minimum)
         roster = self.identity.roster.signing_keys
-        ciphertexts = self._checked(step.round, lambda: member.share(advertisements, roster, minimum))
+        ciphertexts = self._checked(
+            step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
+        )
         self._save(step.round.attempt, member)
         shares = [
             secagg_pb2.EncryptedShare(from_site=member.site, to_site=peer, ciphertext=ciphertexts[peer])
@@ -79,6 +81,9 @@ class Masking:
         with self.egress.guard.upload_of(contribution.layout, path.read_bytes()) as digest:
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
+            current = self._enter(step.round)
+            if current.uploaded_to != member.cohort:
+                self.book.save(replace(current, uploaded_to=member.cohort))
             upload(self.egress, step.round, path, digest)
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))

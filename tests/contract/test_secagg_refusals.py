@@ -25,7 +25,7 @@ from federation.secagg import (
     verify_claim,
     verify_confirmation,
 )
-from federation.secagg.keys import _SMALL_ORDER, pair_key
+from federation.secagg.keys import _SMALL_ORDER, pair_keys
 from federation.secagg.secret import MaskSecret
 from federation.secagg.transcript import keys_statement
 
@@ -374,6 +374,5 @@ def test_different_base_models_make_masks_that_do_not_cancel() -> None:
     secret_of_one = MaskSecret(b"\x11" * 32)
     uctx = session.cohort.uctx
     elsewhere = split(a_context(base_digest=b"\x07" * 32), session.advertisements)[0].uctx
-    assert pair_key(secret_of_one, other.site, other.mask_key, uctx, one.site) != pair_key(
-        secret_of_one, other.site, other.mask_key, elsewhere, one.site
-    )
+    peers = {other.site: other.mask_key}
+    assert pair_keys(secret_of_one, peers, uctx, one.site) != pair_keys(secret_of_one, peers, elsewhere, one.site)

@@ -5,7 +5,7 @@ Each check reads what crossed the wire, the folders and the rows; none asks the 
 
 import hashlib
 from base64 import b64encode, urlsafe_b64encode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -107,6 +107,8 @@ def nothing_openable_alone(world: World) -> None:
                 sums[attempt[:2]].append(part)
     for parts in sums.values():
         assert not alone(parts), f"an update follows from the sums over {parts}"
+        several = Counter(site for part in parts for site in part)
+        assert max(several.values()) == 1, f"a site is in two sums of one round that can be opened: {parts}"
         if not world.lied_down:
             assert len(parts) == 1, f"an honest aggregator could open {len(parts)} sums in one round: {parts}"
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import pytest
+from federation import secagg
 from federation.v1 import rounds_pb2, secagg_pb2
+from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
 from aggregator.states import RoundState
@@ -174,6 +176,41 @@ def test_a_second_question_after_the_answer_gets_the_same_answer_or_none(make_wo
     check(world)
 
 
+def test_who_was_left_out_of_an_opening_is_in_no_second_sum_of_that_round(make_world: Callable[..., World]) -> None:
+    """Five of seven open the sum over seven; the other two are told that it failed. Nothing tells them otherwise but
+    who else comes to the second attempt: one accomplice, too few to prove the first one out of reach."""
+    world = make_world(sites=7, phase="upload")
+    world.corrupt, world.lied_down = {"site-e"}, True
+    victims = {"site-f", "site-g"}
+    for name in world.sites:
+        world.step(name)
+    world.silent |= victims
+    _drive_to_the_end(world)
+    assert (world.rounds()[0].state, world.rounds()[0].members) == (RoundState.PUBLISHED, 7)
+
+    ref = RoundRef(run_id=world.run_id, round=1, attempt=2)
+    keys = rounds_pb2.KeysStep(round=ref, base_model_digest=world.rounds()[0].base_model, roster_epoch=7)
+    ctx = secagg.context(world.plan.digest, keys.base_model_digest, ref.run_id, 1, 2, 7)
+    accomplice = secagg.Member.begin(ctx, "site-e", world.sites["site-e"].identity.keys.signing)
+    advertised = [secagg_pb2.Advertisement(**vars(accomplice.advertisement))]
+    for step in (rounds_pb2.PollReply(keys=keys), rounds_pb2.PollReply(shares=rounds_pb2.SharesStep(round=ref))):
+        step.shares.advertisements.extend(advertised) if step.HasField("shares") else None
+        world.wire.lies_down[:] = [lambda site, call, reply, request, step=step: step if _is_poll(reply) else reply]
+        for name in victims:
+            world.step(name)
+        advertised += [
+            one.message.advertisement
+            for one in world.wire.heard
+            if isinstance(one.message, secagg_pb2.KeysMessage) and one.message.round == ref
+        ]
+    assert {one.site for one in advertised} == {"site-e", *victims}
+    assert all("could still be opened" in str(refusal) for _, refusal in world.refused[-2:])
+    assert not any(
+        isinstance(one.message, secagg_pb2.SharesMessage) and one.message.round == ref for one in world.wire.heard
+    )
+    check(world)
+
+
 @pytest.mark.parametrize(("about", "how"), _ways(LIES_UP, "SendKeys", "SendUpload", "SendConfirm", "Put"))
 def test_what_a_corrupt_site_sends_is_refused_with_a_sentence_and_the_others_publish(
     make_world: Callable[..., World], about: str, how: int
@@ -261,6 +298,10 @@ def _drive_to_the_end(world: World) -> None:
             return
         world.everybody()
         world.clock.advance(31)
+
+
+def _is_poll(message: Message) -> bool:
+    return isinstance(message, rounds_pb2.PollReply)
 
 
 def _is_ready(message: Message) -> bool:

@@ -26,6 +26,7 @@ Not promised: that the sum is meaningful (a member can add anything), or that a 
 from federation.secagg.cohort import (
     Cohort,
     check_distinct,
+    out_of_reach,
     split,
     verify_advertisement,
     verify_claim,
@@ -88,6 +89,7 @@ __all__ = [
     "cohort_context",
     "context",
     "open_masks",
+    "out_of_reach",
     "split",
     "threshold",
     "unmask",

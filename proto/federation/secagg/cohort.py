@@ -8,6 +8,8 @@ What each check stops:
     no duplicates                  a member that echoes another's key to have its shares, or masks, cancel or open twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
+    earlier attempt out of reach   a member that uploaded, and was told that the attempt failed while it was opened, in
+                                   a second sum of the same round
 
 Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
 shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
@@ -18,7 +20,7 @@ shard is lost when a third of it is corrupt; for 1000 sites, 100 of them corrupt
 which leaves nothing to find with 2^60 tries. `tests/contract/test_secagg_shards.py` computes these figures.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from federation.secagg import keys
@@ -99,6 +101,18 @@ def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Map
             raise AdvertisementRefused(site, f"it is filed under another name than its own, {advertisement.site!r}")
         verify_advertisement(ctx, roster, advertisement)
     check_distinct(advertisements.values())
+
+
+def out_of_reach(earlier: Collection[str], later: Collection[str]) -> bool:
+    """Whether an attempt can be opened no more, because enough of its members have signed keys for a later one.
+
+    earlier: U1 of the attempt (of one complete graph). later: those who signed. An honest member signs keys for its
+    newest attempt only, and for none after it has revealed: it will not reveal in an earlier one. Fewer than a third
+    of `earlier` may sign and reveal all the same; so with `certain` honest ones gone at most n - certain can reveal.
+    """
+    n = len(earlier)
+    certain = len(set(earlier) & set(later)) - (n - 1) // 3
+    return n - certain < threshold(n)
 
 
 def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size: int = SHARD_SIZE) -> list[Cohort]:

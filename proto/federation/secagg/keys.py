@@ -6,6 +6,8 @@
 All primitives are `cryptography`'s. RFC 7748 (X25519, with its all-zero check), RFC 5869, NIST SP 800-38D, RFC 8032.
 """
 
+from collections.abc import Mapping
+
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -95,10 +97,18 @@ def check_share(site: str, share: bytes) -> None:
         raise ShareRefused(site, str(error)) from None
 
 
-def pair_key(secret: MaskSecret, peer: str, peer_key: bytes, uctx: CohortContext, site: str) -> StreamKey:
-    """Key of the mask that site and peer share; the same from both ends."""
-    agreed = _agree(_private(secret), peer, peer_key)
-    return StreamKey(_derive(agreed, pair_label(uctx, site, peer)))
+def pair_keys(
+    secret: MaskSecret, peer_keys: Mapping[str, bytes], uctx: CohortContext, site: str
+) -> dict[str, StreamKey]:
+    """Key of the mask that site shares with each peer; the same from both ends.
+
+    peer_keys: mask key by peer. One call for all of them: unpacking the private key costs as much as an exchange.
+    """
+    private = _private(secret)
+    return {
+        peer: StreamKey(_derive(_agree(private, peer, peer_key), pair_label(uctx, site, peer)))
+        for peer, peer_key in peer_keys.items()
+    }
 
 
 def self_key(seed: Seed, uctx: CohortContext, site: str) -> StreamKey:

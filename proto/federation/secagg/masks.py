@@ -2,8 +2,9 @@
 
     words[k] ± little-endian uint64 at bytes 8k..8k+7 of AES-256-CTR(key, first counter block 0)
 
-A key makes one stream and is used for one vector (zero nonce, NIST SP 800-38A section 6.5). Chunks of 256 KiB stay in
-the core's cache: the vector passes through memory once, however many streams are put on it, and AES is the limit.
+A key makes one stream and is used for one vector (zero nonce, NIST SP 800-38A section 6.5). Chunks of 64 KiB, with the
+zeros and the keystream beside them, stay in the core's own cache: the vector passes through memory once, however many
+streams are put on it, and AES is the limit. (Smaller ones pay for the calls, larger ones for the shared cache.)
 CTR can start anywhere, so threads take ranges of the vector, never streams, and need no locks.
 """
 
@@ -20,7 +21,7 @@ from federation.secagg.secret import StreamKey
 
 Words = npt.NDArray[np.uint64]
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
 _WORD_BYTES = 8
 _BLOCK_WORDS = 2  # an AES block
 _CHUNK_WORDS = CHUNK_BYTES // _WORD_BYTES

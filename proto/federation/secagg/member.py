@@ -24,7 +24,7 @@ from dataclasses import replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.secagg import keys, masks, shamir, state
-from federation.secagg.cohort import Cohort, split, verify_cohort, verify_confirmation
+from federation.secagg.cohort import Cohort, out_of_reach, split, verify_cohort, verify_confirmation
 from federation.secagg.errors import (
     BelowThreshold,
     CohortRefused,
@@ -103,17 +103,31 @@ class Member:
         self._require(Phase.SHARED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
         return self._state.uctx
 
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """U1 of this member's complete graph, in order; OutOfOrder before `share`."""
+        self._require(Phase.SHARED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
+        return tuple(order(self._state.cohort))
+
     def share(
-        self, advertisements: Mapping[str, Advertisement], roster: Mapping[str, bytes], minimum: int = MEMBERS_MIN
+        self,
+        advertisements: Mapping[str, Advertisement],
+        roster: Mapping[str, bytes],
+        minimum: int = MEMBERS_MIN,
+        uploaded_to: Collection[str] = (),
     ) -> dict[str, bytes]:
         """Check the cohort and deal both secrets: an 82-byte ciphertext for every other member of U1 (of its shard).
 
         advertisements: by site, of the whole cohort, this member's included. roster: raw Ed25519 key by site, from the
         custodian's signed roster that this site *stores*; never from the aggregator's round messages. minimum: the
-        site's own, at least 3. Raises AdvertisementRefused, CohortRefused; CohortRefused too for a second cohort.
+        site's own, at least 3. uploaded_to: `cohort` of the last attempt at this round that this site's upload left
+        in; the cohort shown has to put that attempt `out_of_reach`. Raises AdvertisementRefused, CohortRefused;
+        CohortRefused too for a second cohort.
         """
         secrets = self._secrets(Phase.ADVERTISED, Phase.SHARED, Phase.MASKED)
         cohort = self._accept_cohort(advertisements, roster, minimum)
+        if uploaded_to and not out_of_reach(uploaded_to, advertisements):
+            raise CohortRefused("an earlier attempt, which holds this member's upload, could still be opened beside it")
         pairs = _deal(secrets, cohort)
         ciphertexts = {
             peer: keys.seal_shares(
@@ -265,10 +279,9 @@ class Member:
         uctx = self._state.uctx
         add: list[StreamKey] = [keys.self_key(secrets.seed, uctx, self.site)]
         subtract: list[StreamKey] = []
-        for peer in order(self._state.held):
-            if peer != self.site:
-                key = keys.pair_key(secrets.mask, peer, self._state.cohort[peer].mask_key, uctx, self.site)
-                (add if order((self.site, peer))[0] == self.site else subtract).append(key)
+        peers = {peer: self._state.cohort[peer].mask_key for peer in order(self._state.held) if peer != self.site}
+        for peer, key in keys.pair_keys(secrets.mask, peers, uctx, self.site).items():
+            (add if order((self.site, peer))[0] == self.site else subtract).append(key)
         return Streams(tuple(add), tuple(subtract))
 
     def _accept_uploaded(self, uploaded: Collection[str]) -> tuple[str, ...]:

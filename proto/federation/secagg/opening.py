@@ -82,10 +82,10 @@ def open_masks(
     for site in order(uploaded):
         seed = Seed(opener.open(site, _commitment_check(ctx, cohort, site)))
         subtract.append(keys.self_key(seed, cohort.uctx, site))
+    peers = {peer: cohort.advertisements[peer].mask_key for peer in order(uploaded)}
     for site in order(set(shared) - set(uploaded)):
         secret = MaskSecret(opener.open(site, _mask_key_check(cohort, site)))
-        for peer in order(uploaded):
-            key = keys.pair_key(secret, peer, cohort.advertisements[peer].mask_key, cohort.uctx, site)
+        for peer, key in keys.pair_keys(secret, peers, cohort.uctx, site).items():
             # peer had added this mask if it comes first of the two, subtracted it otherwise.
             (subtract if order((site, peer))[0] == peer else add).append(key)
     return Opening(Streams(tuple(add), tuple(subtract)), opener.altered)
