@@ -25,6 +25,28 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def refresh_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces a file that is written anew all the time: no reader finds half of it, but a power cut may empty it."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_bytes(data)
+    belongs_with_its_folder(draft, path)
+    draft.chmod(mode)
+    draft.rename(path)
+
+
+def lend_file(source: Path, target: Path, mode: int) -> None:
+    """A second name for a durable file that nobody writes to any more, or a copy where there can be none.
+
+    The mode is the file's: it holds for the first name too.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or another mount of the same one
+        copy_file(source, target, mode)
+    else:
+        target.chmod(mode)
+
+
 def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
     """Copies into a new file, durably."""
     with source.open("rb") as reader, target.open("xb") as writer:

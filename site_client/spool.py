@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from site_client.errors import SpoolRefused
-from site_client.files import Building, copy_file, remove, replace_file, sha256_of, sweep_drafts, write_file
+from site_client.files import Building, lend_file, remove, replace_file, sha256_of, sweep_drafts, write_file
 from site_client.records import Histograms, Job, Outcome, RunId, Status, Update, from_json, histograms_of, to_json
 
 __all__ = [
@@ -66,7 +66,7 @@ class AgentSide:
             return held
         with Building(target, _FOLDER_MODE) as draft:
             write_file(draft / "plan.bin", signed_plan, _FILE_MODE)
-            copy_file(base_model, draft / "base.safetensors", _FILE_MODE)
+            lend_file(base_model, draft / "base.safetensors", _FILE_MODE)
             write_file(draft / "job.json", to_json(job), _FILE_MODE)
         return replace(job, folder=target)
 

@@ -43,12 +43,14 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
     layout = Layout.of(plan, plan.manifest.size)
     if opened.levels.size != layout.coordinates:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
-    state = _state(plan.server, model)
+    before = _state(plan.server, model)
+    state = [np.empty_like(vector) for vector in before]
     mean = mean_update(layout, opened)
     weights = np.empty(model.weights.size, np.float32)
     for start in range(0, weights.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        step = _STEPS[plan.server.kind](plan.server, mean[part], [vector[part] for vector in state])
+        old, new = [vector[part] for vector in before], [vector[part] for vector in state]
+        step = _STEPS[plan.server.kind](plan.server, mean[part], old, new)
         # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
         with np.errstate(over="ignore"):
             weights[part] = model.weights[part].astype(np.float64) + plan.server.learning_rate * step
@@ -63,18 +65,19 @@ def mean_update(layout: Layout, opened: Opened) -> Reals:
 
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max).
     """
-    whole = opened.levels.astype(np.float64)
-    whole *= 2.0
+    # Exact: a lane has fewer than 24 bits, since a cohort has at most 500 members of 8 bits.
+    whole = opened.levels.astype(np.float32)
+    whole *= 2
     whole -= opened.members * layout.level_max
     half_step = layout.range / layout.level_max
     return unrotate(layout, whole, half_step * layout.weight_cap / opened.header.weight)
 
 
 def _state(server: ServerOptimizer, model: Model) -> list[Reals]:
-    """Writable copies of the server optimizer's vectors, or its first ones."""
+    """The server optimizer's vectors, or its first ones; only to be read."""
     wanted = _STATES[server.kind]
     if len(model.server_state) == wanted:
-        return [vector.copy() for vector in model.server_state]
+        return list(model.server_state)
     if model.server_state:
         raise ChainRefused(
             f"expected {wanted} server-optimizer vectors for {server.kind.name}, got {len(model.server_state)}"
@@ -83,32 +86,38 @@ def _state(server: ServerOptimizer, model: Model) -> list[Reals]:
     return [np.full(model.weights.size, value) for value in first[:wanted]]
 
 
-def _fedavg(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
+# One step each: writes the new vectors, from the old ones and the mean, and returns the direction.
+
+
+def _fedavg(server: ServerOptimizer, mean: Reals, old: list[Reals], new: list[Reals]) -> Reals:
     return mean
 
 
-def _fedavgm(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
-    (momentum,) = state
-    momentum[...] = server.beta1 * momentum + mean
-    return momentum
+def _fedavgm(server: ServerOptimizer, mean: Reals, old: list[Reals], new: list[Reals]) -> Reals:
+    np.add(server.beta1 * old[0], mean, out=new[0])
+    return new[0]
 
 
-def _fedadam(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
-    first, second = state
-    first[...] = server.beta1 * first + (1.0 - server.beta1) * mean
-    second[...] = server.beta2 * second + (1.0 - server.beta2) * (mean * mean)
-    return first / (np.sqrt(second) + server.tau)
+def _fedadam(server: ServerOptimizer, mean: Reals, old: list[Reals], new: list[Reals]) -> Reals:
+    np.add(server.beta1 * old[0], (1.0 - server.beta1) * mean, out=new[0])
+    np.add(server.beta2 * old[1], (1.0 - server.beta2) * (mean * mean), out=new[1])
+    return _adapted(server, new)
 
 
-def _fedyogi(server: ServerOptimizer, mean: Reals, state: list[Reals]) -> Reals:
-    first, second = state
-    first[...] = server.beta1 * first + (1.0 - server.beta1) * mean
+def _fedyogi(server: ServerOptimizer, mean: Reals, old: list[Reals], new: list[Reals]) -> Reals:
+    np.add(server.beta1 * old[0], (1.0 - server.beta1) * mean, out=new[0])
     square = mean * mean
-    second[...] = second - (1.0 - server.beta2) * square * np.sign(second - square)
-    return first / (np.sqrt(second) + server.tau)
+    np.subtract(old[1], (1.0 - server.beta2) * square * np.sign(old[1] - square), out=new[1])
+    return _adapted(server, new)
 
 
-_STEPS: dict[ServerKind, Callable[[ServerOptimizer, Reals, list[Reals]], Reals]] = {
+def _adapted(server: ServerOptimizer, new: list[Reals]) -> Reals:
+    first, second = new
+    direction: Reals = first / (np.sqrt(second) + server.tau)
+    return direction
+
+
+_STEPS: dict[ServerKind, Callable[[ServerOptimizer, Reals, list[Reals], list[Reals]], Reals]] = {
     ServerKind.FEDAVG: _fedavg,
     ServerKind.FEDAVGM: _fedavgm,
     ServerKind.FEDADAM: _fedadam,

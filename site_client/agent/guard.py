@@ -8,13 +8,15 @@ many as the plan's layout has.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from federation.encoding import Layout
-from federation.errors import Malformed
+from federation.encoding.quantize import norm_of
+from federation.errors import EncodingRefused, Malformed
 from federation.plan import TrainingPlan
 from federation.wire import check_known
 from google.protobuf.descriptor import FieldDescriptor
@@ -146,7 +148,10 @@ class Guard:
             raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
         if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
             raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
-        norm = float(np.linalg.norm(clipped.astype(np.float64)))
+        try:
+            norm = norm_of(clipped)
+        except EncodingRefused:
+            norm = math.nan
         if not norm <= plan.encoding.clip_norm * (1 + 1e-6):  # written so that NaN fails
             raise EgressRefused("the update is not finite and within the plan's clip norm")
 

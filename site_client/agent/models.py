@@ -26,6 +26,8 @@ class Models:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         private_folder(folder)
+        # Reading and hashing it anew each round would cost more than everything else that is done with it.
+        self._in_hand: Model | None = None
 
     @property
     def newest(self) -> bytes:
@@ -41,7 +43,9 @@ class Models:
 
     def load(self, plan: TrainingPlan, digest: bytes) -> Model:
         """Errors: ModelMismatch when the file was altered or is of another manifest."""
-        return _checked(plan, load_model(self.path(digest)), digest)
+        if self._in_hand is None or self._in_hand.digest != digest:
+            self._in_hand = load_model(self.path(digest))
+        return _checked(plan, self._in_hand, digest)
 
     def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         """Makes sure the step's base model is here: held, computed from a held one, or fetched whole.
@@ -93,6 +97,7 @@ class Models:
         draft.chmod(0o600)
         draft.rename(self.path(model.digest))
         sync_folder(self._folder)
+        self._in_hand = model
         history = [*(one for one in self._history() if one != model.digest.hex()), model.digest.hex()]
         replace_file(self._folder / "history.json", json.dumps(history[-_KEPT:]).encode())
         for path in self._folder.glob("*.safetensors"):

@@ -46,6 +46,7 @@ class Plans:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._read: dict[bytes, tuple[TrainingPlan, bytes]] = {}  # a plan never changes; it is asked for at every poll
 
     def keep(self, signed: plan_pb2.SignedPlan, digest: bytes, custodian: Ed25519PublicKey) -> HeldPlan:
         """Verifies, then keeps. Errors: BadSignature, Malformed, PlanRefused; StepRefused when it is another plan."""
@@ -61,9 +62,10 @@ class Plans:
         path = self._path(digest, "plan")
         if not path.exists():
             return None
-        data = path.read_bytes()
-        plan = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan)
-        return HeldPlan(plan, data, self._decision(digest))
+        if digest not in self._read:
+            data = path.read_bytes()
+            self._read[digest] = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan), data
+        return HeldPlan(*self._read[digest], self._decision(digest))
 
     def all(self) -> list[HeldPlan]:
         """Every plan kept, the newest first."""

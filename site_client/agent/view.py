@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from site_client.files import replace_file
+from site_client.files import refresh_file
 
 _TIMES = ("written_at", "certificate_expires_at", "last_contact_at")
 
@@ -41,15 +41,16 @@ def in_words(view: AgentView) -> str:
 def write_view(folder: Path, view: AgentView) -> None:
     """Replaces the last one."""
     plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}
-    replace_file(folder / "status.json", json.dumps(plain, sort_keys=True).encode())
+    refresh_file(folder / "status.json", json.dumps(plain, sort_keys=True).encode())
 
 
 def read_view(folder: Path) -> AgentView | None:
-    """The agent's last word; None before its first."""
+    """The agent's last word; None before its first, and after a power cut until its next."""
     path = folder / "status.json"
-    if not path.exists():
+    data = path.read_bytes() if path.exists() else b""
+    if not data:
         return None
-    record: dict[str, Any] = json.loads(path.read_bytes())
+    record: dict[str, Any] = json.loads(data)
     for key in _TIMES:
         record[key] = datetime.fromisoformat(record[key]) if record[key] else None
     record["reasons"] = tuple(record["reasons"])

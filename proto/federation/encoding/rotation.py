@@ -10,6 +10,7 @@ Source: Suresh et al., "Distributed Mean Estimation with Limited Communication",
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import shake_256
 
 import numpy as np
@@ -27,7 +28,7 @@ _RADIX_BITS = 4
 _BLOCK = 16
 _SINGLES_MAX = 1 << 18
 _NUMBER = np.uint64(2**24 - 1)
-_EXACT_MAX = 2.0**53
+_EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 
 def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
@@ -37,40 +38,48 @@ def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> NDArra
     flip_signs(layout.rotation_seed, rotated)
     if len(layout.pieces) > 1:
         blocks = rotated.reshape(-1, _block(layout))
-        rotated = np.take(blocks, _order(layout), axis=0).reshape(-1)
+        rotated = np.take(blocks, _orders(layout.rotation_seed, len(blocks))[0], axis=0).reshape(-1)
     for piece in _split(layout, rotated):
         piece *= np.float32(factor / math.sqrt(piece.size))
         hadamard(piece)
     return rotated
 
 
-def unrotate(layout: Layout, numbers: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """factor * the inverse of `rotate`: f64[coordinates] whole numbers -> f64[d].
+def unrotate(layout: Layout, whole: Vector, factor: float) -> NDArray[np.float64]:
+    """factor * the inverse of `rotate`: whole numbers [coordinates], f32 or f64 -> f64[d].
 
     Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
-    Overwrites `numbers`. Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
+    Overwrites `whole`. Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
     """
-    largest = max(float(numbers.max(initial=0.0)), -float(numbers.min(initial=0.0)))
+    largest = max(float(whole.max(initial=0.0)), -float(whole.min(initial=0.0)))
     if largest * max(layout.pieces, default=1) >= _EXACT_MAX:
         raise EncodingRefused(f"expected coordinates small enough for exact sums, got one of {largest:g}")
+    # As long as sums stay below 2^24, float32 is exact as well, and half the work.
+    narrow = 1
+    while whole.dtype == np.float32 and (narrow << _RADIX_BITS) * max(largest, 1.0) < _EXACT_MAX_32:
+        narrow <<= _RADIX_BITS
+    for piece in _split(layout, whole):
+        hadamard(piece, end=narrow)
+    numbers = whole.astype(np.float64, copy=False)
     for piece in _split(layout, numbers):
-        hadamard(piece)
+        hadamard(piece, begin=narrow)
         piece *= factor / math.sqrt(piece.size)
     if len(layout.pieces) > 1:
         shuffled = numbers.reshape(-1, _block(layout))
-        numbers = np.empty_like(numbers)
-        numbers.reshape(shuffled.shape)[_order(layout)] = shuffled
+        numbers = np.take(shuffled, _orders(layout.rotation_seed, len(shuffled))[1], axis=0).reshape(-1)
     flip_signs(layout.rotation_seed, numbers)
     return numbers[: layout.parameters]
 
 
-def hadamard(vector: Vector) -> None:
+def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
     """Multiply by the Walsh-Hadamard matrix in place, no normalization. The length must be a power of two.
+
+    begin, end: only the factors that join coordinates `begin` to `end` / 2 apart, powers of two.
 
     H of order 2^k is a Kronecker product of smaller ones. Up to 2^4 at a time are one matrix product, on blocks that
     stay in the cache: a quarter of the passes over memory that butterflies take.
     """
-    length, stride = vector.size, 1
+    length, stride = min(vector.size, end or vector.size), begin
     while stride < length:
         radix = min(1 << _RADIX_BITS, length // stride)
         matrix = _matrix(radix, vector.dtype)
@@ -129,14 +138,19 @@ def _block(layout: Layout) -> int:
     return 1 if layout.coordinates <= _SINGLES_MAX else _BLOCK
 
 
-def _order(layout: Layout) -> NDArray[np.intp]:
-    """Which block comes where: block numbers in the order of 40 random bits each, then of the numbers themselves."""
-    blocks = layout.coordinates // _block(layout)
-    draws = np.frombuffer(_stream(b"shuffle", layout.rotation_seed, 8 * blocks), "<u8")
+@lru_cache(maxsize=1)  # the same in every round of a plan; a quarter of what a float32 vector of its length takes
+def _orders(seed: bytes, blocks: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which block comes where: block numbers in the order of 40 random bits each, then of the numbers themselves.
+    And the way back: where each block went."""
+    draws = np.frombuffer(_stream(b"shuffle", seed, 8 * blocks), "<u8")
     # One sort of plain words, with the number in the low 24 bits, is ten times as fast as argsort; blocks < 2^24 as
     # a manifest has at most 2^28 parameters.
     numbered = np.sort((draws & ~_NUMBER) | np.arange(blocks, dtype=np.uint64))
-    return (numbered & _NUMBER).astype(np.intp)
+    order = (numbered & _NUMBER).astype(np.intp)
+    back = np.empty_like(order)
+    back[order] = np.arange(blocks)
+    order.flags.writeable = back.flags.writeable = False
+    return order, back
 
 
 def _stream(purpose: bytes, seed: bytes, length: int) -> bytes:
