@@ -53,6 +53,7 @@ def _of_agent(settings: Settings, now: datetime) -> list[Fact]:
         Fact("round", view.round, age_s),
         Fact("model_digest", view.model_digest, age_s),
         Fact("roster_epoch", view.roster_epoch, age_s),
+        Fact("roster", list(view.roster), age_s),
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
         Fact("last_error", view.last_error or None, age_s),

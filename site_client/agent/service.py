@@ -199,6 +199,7 @@ class Service:
             last_contact_at=self._health.last_contact_at,
             last_error=self._health.last_error,
             ledger_entries=self._ledger.entries,
+            roster=tuple(sorted(self._identity.roster.signing_keys)),
         )
         write_view(self._settings.folders.agent, view)
         self._notifier.status(in_words(view))

@@ -26,6 +26,7 @@ class AgentView:
     last_contact_at: datetime | None  # since this agent was started
     last_error: str  # one sentence; empty when the last turn went well
     ledger_entries: int
+    roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
 
 
 def in_words(view: AgentView) -> str:
@@ -54,4 +55,5 @@ def read_view(folder: Path) -> AgentView | None:
     for key in _TIMES:
         record[key] = datetime.fromisoformat(record[key]) if record[key] else None
     record["reasons"] = tuple(record["reasons"])
+    record["roster"] = tuple(record.get("roster", ()))
     return AgentView(**record)

@@ -2,13 +2,22 @@
 
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from site_client import files
-from site_client.files import Building, belongs_with_its_folder, private_folder, remove, replace_file, sweep_drafts
+from site_client.files import (
+    Building,
+    belongs_with_its_folder,
+    lend_file,
+    private_folder,
+    remove,
+    replace_file,
+    sweep_drafts,
+)
 
 
 class Crash(BaseException):
@@ -50,6 +59,29 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (draft / "whole").write_bytes(b"x")
         assert not target.exists()
     assert [one.name for one in target.iterdir()] == ["whole"]
+
+
+def test_a_lent_file_is_the_same_file_and_outlives_the_first_name(tmp_path: Path) -> None:
+    source, target = tmp_path / "model", tmp_path / "job" / "base"
+    target.parent.mkdir()
+    replace_file(source, b"weights")
+    lend_file(source, target, 0o640)
+    assert source.samefile(target)
+    assert target.stat().st_mode & 0o777 == 0o640
+    source.unlink()
+    assert target.read_bytes() == b"weights"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_file_is_copied_to_where_it_can_have_no_second_name(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        source, target = Path(elsewhere) / "model", tmp_path / "base"
+        if source.parent.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("the temporary folder is on the same file system")
+        replace_file(source, b"weights")
+        lend_file(source, target, 0o640)
+        assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"weights", 0o640)
+        assert source.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_draft_left_by_a_crash_is_no_obstacle_and_is_swept_on_request(tmp_path: Path) -> None:
