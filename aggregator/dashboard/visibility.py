@@ -18,7 +18,7 @@ class Visibility:
 
 def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only: bool) -> Visibility:
     """`reached`: every state the round has been in. `members`: uploads in its opened sum, None while none is open."""
-    seen = ["which sites were asked, which took part, when, and how many bytes each sent"]
+    seen = ["which sites were asked, which took part or why not, when, and how many bytes each sent"]
     if RoundState.KEYS in reached:
         seen.append("the members' public keys and signatures")
     if RoundState.SHARES in reached:

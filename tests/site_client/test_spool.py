@@ -110,7 +110,7 @@ def test_jobs_come_in_the_order_of_their_rounds(agent: AgentSide, trainer: Train
     assert [job.round for job in trainer.jobs()] == [2, 9, 10]
 
 
-@pytest.mark.parametrize("call", ["write_file", "copy_file"])
+@pytest.mark.parametrize("call", ["write_file", "lend_file"])
 def test_a_crash_while_a_job_is_built_shows_the_trainer_nothing(
     agent: AgentSide, trainer: TrainerSide, base: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
