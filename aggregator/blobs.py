@@ -1,10 +1,11 @@
 """Content-addressed files: masked uploads, opened sums, models. A blob is named by its SHA-256 and nothing else.
 
-Five verbs, so that an object store can stand behind the same ones later:
+Six verbs, so that an object store can stand behind the same ones later:
 
     offer(digest, size)              how much of it is here already
     put(digest, size, offset, data)  one chunk of an upload, in order; the last one completes it
     add(bytes or file)               a whole blob of our own making
+    take(file)                       the same, and the file is gone: it may have become the blob
     open(digest)                     a complete blob, for reading
     drop(digest)                     forget it, complete or not
 
@@ -93,7 +94,6 @@ class Blobs:
                 f"expected a chunk of 1..{CHUNK_BYTES} bytes within {size_bytes}, got {len(data)} bytes at {offset}"
             )
         whole = self._whole_path(digest)
-        whole = self._whole_path(digest)
         with self._locked_partial(digest) as file:
             if whole.exists():  # finished before, or by a call this one waited for
                 self._partial_path(digest).unlink()
@@ -128,6 +128,19 @@ class Blobs:
             os.close(file)
             temporary.unlink(missing_ok=True)
         return StoredBlob(hasher.digest(), size_bytes)
+
+    def take(self, path: Path) -> StoredBlob:
+        """Make a file of our own a blob without copying it; it has to lie on the disk of this folder.
+
+        Raises: BlobRefused when it is empty or above the limit, and leaves it.
+        """
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            self._check_size(size_bytes)
+            os.fchmod(file.fileno(), 0o600)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            self._publish(file.fileno(), path, digest)
+        return StoredBlob(digest, size_bytes)
 
     def open(self, digest: bytes) -> BinaryIO:
         """A complete blob, opened for reading at its start; seekable, a real file (numpy may map it).

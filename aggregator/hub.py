@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from aggregator.blobs import Blobs
 from aggregator.config import Settings
 from aggregator.store import Store, open_store
+from aggregator.tables import SiteReport
 from aggregator.tally import Tally
 
 Clock = Callable[[], datetime]  # aware UTC
@@ -45,6 +47,13 @@ class Bell:
             return self._condition.wait_for(lambda: self._rings != heard, timeout_s)
 
 
+class Heard(NamedTuple):
+    """A site's last report, and when one of its reports was last written down."""
+
+    report: SiteReport
+    written_at: datetime
+
+
 @dataclass(frozen=True)
 class Hub:
     """One per process; immutable, thread-safe."""
@@ -56,6 +65,7 @@ class Hub:
     clock: Clock = lambda: datetime.now(UTC)
     random: Random = os.urandom
     tally: Tally = field(default_factory=Tally)
+    heard: dict[str, Heard] = field(default_factory=dict)  # by site; `reports` says what for
     work: Bell = field(default_factory=Bell)  # the last expected message of a phase arrived: drivers look at once
     phases: Bell = field(default_factory=Bell)  # a round entered another state: held polls look again
 

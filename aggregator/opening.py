@@ -23,7 +23,7 @@ from federation.plan import Metric, TrainingPlan
 from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
 from sqlalchemy.orm import Session
 
-from aggregator import messages, metrics
+from aggregator import memory, messages, metrics
 from aggregator.blobs import Blobs, StoredBlob
 from aggregator.cohort import Masking, masking_of
 from aggregator.errors import NotFound
@@ -37,7 +37,6 @@ from aggregator.tables import ModelMetrics, ModelVersion, Round, Run, Seat
 log = structlog.get_logger()
 
 READ_WORDS = 1 << 15  # 256 KiB: the part of the accumulator it is added to stays in the cache
-COPY_BYTES = 1 << 20
 Progress = Callable[[], None]  # called between stages, to renew a lease
 
 
@@ -75,6 +74,7 @@ def open_round(hub: Hub, round_id: int, actor: str, progress: Progress) -> None:
     """
     with hub.store.read() as session:
         sealed = _sealed(session, round_id)
+    memory.trim()  # the uploads have just come in
     result = _open(hub, sealed, progress)
     _publish(hub, sealed, result, actor)
     log.info(
@@ -138,24 +138,20 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     if evaluates_only(sealed.plan, sealed.row.number):
         return Result(opened, sealed.row.base_model, None, sum_blob, opening.altered)
     with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
-        model = next_model(sealed.plan, _load_base(hub, sealed, Path(folder)), opened)
+        model = next_model(sealed.plan, _load_base(hub, sealed), opened)
         progress()
         file = Path(folder) / "next.safetensors"
         save_model(file, model)
-        return Result(opened, model.digest, hub.blobs.add(file), sum_blob, opening.altered)
+        return Result(opened, model.digest, hub.blobs.take(file), sum_blob, opening.altered)
 
 
-def _load_base(hub: Hub, sealed: Sealed, folder: Path) -> Model:
-    """The base model out of its blob; `load_model` wants a file of its own.
+def _load_base(hub: Hub, sealed: Sealed) -> Model:
+    """The base model out of its blob.
 
     Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
     """
-    file = folder / "base.safetensors"
-    with hub.blobs.open(sealed.base.blob) as source, file.open("wb") as target:
-        while chunk := source.read(COPY_BYTES):
-            target.write(chunk)
-    model = load_model(file)
-    file.unlink()
+    with hub.blobs.open(sealed.base.blob) as source:
+        model = load_model(Path(f"/dev/fd/{source.fileno()}"))
     if model.digest != sealed.base.digest:
         raise NotFound(
             f"expected model {sealed.base.digest.hex()[:16]} in its blob, got another; restore the state folder"

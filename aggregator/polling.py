@@ -25,7 +25,7 @@ from aggregator.hub import Hub
 from aggregator.messages import opened_sum, round_ref
 from aggregator.plans import evaluates_only, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
-from aggregator.store import rounds, runs, sites
+from aggregator.store import rounds, runs
 from aggregator.tables import Round, Run, Seat
 from aggregator.tally import SeatKey
 
@@ -60,14 +60,12 @@ class Answer:
 
 def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: Pace) -> Answer:
     """The reply to one Poll. Reads rows, changes none."""
-    epoch = sites.newest_epoch(session)
+    here = rounds.standing(session, site)
+    epoch, run, row, seat = here.epoch, here.run, here.row, here.seat
     if request.HasField("working_on"):
-        close, key = _close(session, site, request.working_on)
+        close, key = _close(session, site, request.working_on, here)
         if close is not None:
             return Answer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
-    run = runs.active(session)
-    row = rounds.newest(session, run.run_id) if run else None
-    seat = rounds.seat(session, row.id, site) if row else None
     if run is None or row is None or seat is None or row.state in rounds.OVER:
         reply = pb.PollReply(retry_after_ms=pace.milliseconds(_idle_wait_s(run, pace)), roster_epoch=epoch)
         return Answer(reply, None, hold=False)
@@ -90,14 +88,18 @@ def plan_for(hub: Hub, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatK
 # --- 1. what is over ---
 
 
-def _close(session: Session, site: str, ref: RoundRef) -> tuple[pb.CloseStep | None, SeatKey | None]:
+def _close(
+    session: Session, site: str, ref: RoundRef, here: rounds.Standing
+) -> tuple[pb.CloseStep | None, SeatKey | None]:
     """How the round the site works on has ended for it, if it has; and its seat there, if it has one."""
-    try:
-        run = runs.get(session, ref.run_id)
-        row = rounds.get(session, ref.run_id, ref.round)
-    except NotFound:  # of another aggregator, or from before a restored backup
-        return pb.CloseStep(round=ref, outcome=pb.CloseStep.RUN_OVER), None
-    seat = rounds.seat(session, row.id, site)
+    run, row, seat = here.run, here.row, here.seat
+    if run is None or row is None or (row.run_id, row.number) != (ref.run_id, ref.round):
+        try:
+            run = runs.get(session, ref.run_id)
+            row = rounds.get(session, ref.run_id, ref.round)
+        except NotFound:  # of another aggregator, or from before a restored backup
+            return pb.CloseStep(round=ref, outcome=pb.CloseStep.RUN_OVER), None
+        seat = rounds.seat(session, row.id, site)
     if seat is None:
         return pb.CloseStep(round=ref, outcome=pb.CloseStep.NOT_IN_COHORT), None
     key = SeatKey(row.run_id, row.number, site)

@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator import messages
 from aggregator.cohort import Masking, masking_of
-from aggregator.errors import MessageRefused, NotFound
+from aggregator.errors import MessageRefused
 from aggregator.hub import Hub
 from aggregator.plans import layout_of, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
@@ -37,7 +37,7 @@ _HOLDS_UPDATE = frozenset({SeatState.READY, *(state for pair in PHASE_SEATS.valu
 def accept_ready(hub: Hub, site: str, message: pb.ReadyMessage) -> Verdict:
     """The site holds a trained update for the round."""
     with hub.store.write() as session:
-        row, seat = _locked(session, site, message.round)
+        run, row, seat = rounds.lock(session, message.round.run_id, message.round.round, site)
         if seat.state in _HOLDS_UPDATE and row.state not in rounds.OVER:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.MISSED):
@@ -45,7 +45,7 @@ def accept_ready(hub: Hub, site: str, message: pb.ReadyMessage) -> Verdict:
         change = _change(hub, row, site, "holds an update")
         rounds.move_seat(session, row, site, seat.state, SeatState.READY, change)
         states = rounds.seat_states(session, row.id)
-        enough = plan_of(runs.get(session, row.run_id)).cohort.target
+        enough = plan_of(run).cohort.target
     if len(rounds.with_state(states, {SeatState.READY})) >= enough:
         hub.work.ring()
     return "accepted"
@@ -57,7 +57,7 @@ def decline(hub: Hub, site: str, message: pb.DeclineMessage) -> Verdict:
         allowed = ", ".join(sorted(pb.StateReason.Name(reason) for reason in DECLINE_REASONS))
         raise MessageRefused(f"expected one of {allowed} as the reason to decline")
     with hub.store.write() as session:
-        row, seat = _locked(session, site, message.round)
+        _run, row, seat = rounds.lock(session, message.round.run_id, message.round.round, site)
         if seat.state is SeatState.DECLINED:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.READY):
@@ -153,12 +153,12 @@ def _accept(
     data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
     with hub.store.write() as session:
-        row, seat = _locked(session, site, ref)
+        run, row, seat = rounds.lock(session, ref.run_id, ref.round, site)
         if ref.attempt > row.attempt:
             raise MessageRefused(f"expected attempt {row.attempt} of the round, got {ref.attempt}")
         if ref.attempt < row.attempt:
             return "late"
-        kept = rounds.payload(session, row.id, site, column)
+        kept: bytes | None = getattr(seat, column.key)
         if kept is not None:
             if kept != data:
                 raise MessageRefused(f"another message of this member was accepted in phase {phase}; it cannot change")
@@ -168,21 +168,12 @@ def _accept(
             return "late"
         if seat.state is not before:
             return "late"
-        check(session, row, masking_of(session, runs.get(session, row.run_id), row))
+        check(session, row, masking_of(session, run, row))
         rounds.move_seat(session, row, site, before, after, _change(hub, row, site, phase.value), {column.key: data})
         waiting = rounds.with_state(rounds.seat_states(session, row.id), {before})
     if not waiting:
         hub.work.ring()
     return "accepted"
-
-
-def _locked(session: Session, site: str, ref: RoundRef) -> tuple[Round, Seat]:
-    """The round, held in its state until the transaction ends, and the site's seat in it. Raises: NotFound."""
-    try:
-        row = rounds.lock(session, ref.run_id, ref.round)
-    except NotFound:
-        raise NotFound("no such round; poll for what to do") from None
-    return row, rounds.held_seat(session, row.id, site)
 
 
 def _refuse_early(row: Round, phase: RoundState) -> None:

@@ -27,13 +27,13 @@ from google.protobuf.message import Message
 
 from aggregator import errors, polling, reports, rounds, uploads
 from aggregator.auth import authenticate
-from aggregator.blobs import CHUNK_BYTES
 from aggregator.enrolment import Enrolment
 from aggregator.hub import Hub
 from aggregator.tally import SeatKey
 
 log = structlog.get_logger()
 
+SENT_BYTES = 512 * 1024  # a chunk of a download: gRPC holds several of each site's, and larger ones save no time
 RECHECK_S = 5.0  # a stream's caller is authenticated anew this often
 THREADS_KEPT_FREE = 4  # for calls that do not last
 
@@ -335,6 +335,6 @@ def _other_listener(context: grpc.ServicerContext) -> NoReturn:
 
 def _chunks_of(read: Callable[[int], bytes], request: blobs_pb2.BlobRequest) -> Iterator[blobs_pb2.BlobChunk]:
     offset = request.offset
-    while data := read(CHUNK_BYTES):
+    while data := read(SENT_BYTES):
         yield blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
         offset += len(data)

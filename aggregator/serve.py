@@ -20,6 +20,7 @@ from federation.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from federation.v1.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
 from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
+from aggregator import memory
 from aggregator.blobs import CHUNK_BYTES
 from aggregator.ca import Authority
 from aggregator.config import Listen, Settings
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 FRAMING_BYTES = 64 * 1024  # what a message may have beside a full chunk of data
 JOINING_BYTES_MAX = 64 * 1024
+WINDOW_BYTES = 512 * 1024  # what a stream may have under way: 10 MB/s at a round trip of 50 ms
 QUEUED_PER_THREAD = 16  # calls that may wait for a thread before new ones are refused
 GRACE_S = 5.0  # for calls in progress when stopping
 KEEPALIVE_MS = 50_000  # below the shortest idle limit of common NAT (60 s)
@@ -103,6 +105,7 @@ class Aggregator:
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date."""
+    memory.share_heaps()
     hub = open_hub(settings)
     aggregator = Aggregator(hub, Authority(settings.state.folder / "ca", hub.clock))
     asked_to_stop = threading.Event()
@@ -144,6 +147,9 @@ def _server(threads: int, message_bytes_max: int) -> grpc.Server:
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", CHUNK_BYTES + FRAMING_BYTES),
         ("grpc.so_reuseport", 0),  # a second aggregator on the same port is a mistake, not a helper
+        # Windows grown by probing hold megabytes a site, and cost a third of the CPU time of an upload.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from federation.v1.blobs_pb2 import BlobOffer
-from sqlalchemy.orm import Session
 
 from aggregator.blobs import DIGEST_BYTES, Progress
 from aggregator.errors import MessageRefused, NotFound, WrongState
@@ -16,7 +15,7 @@ from aggregator.hub import Hub
 from aggregator.plans import layout_of, plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import rounds, runs
-from aggregator.tables import Round, Seat
+from aggregator.tables import Round, Run, Seat
 from aggregator.tally import SeatKey
 
 _SENDS = (SeatState.SHARED, SeatState.UPLOADED)
@@ -40,10 +39,9 @@ def offer(hub: Hub, site: str, message: BlobOffer) -> Progress:
     if len(message.digest) != DIGEST_BYTES:
         raise MessageRefused(f"expected a digest of {DIGEST_BYTES} bytes, got {len(message.digest)}")
     with hub.store.write() as session:
-        row = rounds.lock(session, ref.run_id, ref.round)
-        seat = rounds.held_seat(session, row.id, site)
+        run, row, seat = rounds.lock(session, ref.run_id, ref.round, site)
         _expect_turn(row, seat, ref.attempt)
-        size = _size_of(session, row)
+        size = _size_of(run, row)
         if message.size_bytes != size:
             raise MessageRefused(
                 f"expected an upload of {size} bytes by the plan, got an offer of {message.size_bytes}"
@@ -69,7 +67,8 @@ def expected(hub: Hub, site: str, digest: bytes) -> Expected:
             if seat.site == site:
                 row = rounds.by_id(session, seat.round_id)
                 _expect_turn(row, seat, row.attempt)
-                return Expected(digest, _size_of(session, row), SeatKey(row.run_id, row.number, site))
+                size = _size_of(runs.get(session, row.run_id), row)
+                return Expected(digest, size, SeatKey(row.run_id, row.number, site))
     raise MessageRefused("expected chunks of an offered upload; offer it first")
 
 
@@ -93,5 +92,5 @@ def _expect_turn(row: Round, seat: Seat, attempt: int) -> None:
         raise WrongState(f"no upload of this site is expected in attempt {row.attempt}, {row.state}; poll")
 
 
-def _size_of(session: Session, row: Round) -> int:
-    return layout_of(plan_of(runs.get(session, row.run_id)), row.number).bytes
+def _size_of(run: Run, row: Round) -> int:
+    return layout_of(plan_of(run), row.number).bytes

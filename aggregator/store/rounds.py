@@ -1,17 +1,30 @@
 """Rows of rounds and seats: leases, transitions, payloads, byte counts."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Update, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
 from aggregator.store.engine import Change, record, transition
-from aggregator.tables import ModelMetrics, PhaseTime, Round, Seat
+from aggregator.store.runs import ACTIVE
+from aggregator.tables import ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
 
 OVER = (RoundState.PUBLISHED, RoundState.ABANDONED)
+_NO_SEAT = "this site has no seat in that round; poll for what to do"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one site stands: the active run, its newest round, the site's seat in it. None for what there is not."""
+
+    epoch: int  # of the newest roster; 0 before the first
+    run: Run | None
+    row: Round | None
+    seat: Seat | None
 
 
 def subject(row: Round) -> str:
@@ -57,21 +70,54 @@ def find(session: Session, run_id: bytes, number: int) -> list[Round]:
     return list(session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)))
 
 
-def lock(session: Session, run_id: bytes, number: int) -> Round:
-    """Like `get`, and no driver can move the round before this transaction ends.
+def lock(session: Session, run_id: bytes, number: int, site: str) -> tuple[Run, Round, Seat]:
+    """A round and the site's seat in it, and no driver can move the round before this transaction ends.
 
-    SQLite's writers exclude each other anyway; elsewhere this takes a shared lock on the row.
+    SQLite's writers exclude each other anyway; elsewhere this takes a shared lock on the row. Raises: NotFound.
     """
-    statement = select(Round).where(Round.run_id == run_id, Round.number == number).with_for_update(read=True)
-    row = session.scalars(statement).first()
-    if row is None:
-        raise NotFound(f"no round {number} in run {run_id.hex()}")
-    return row
+    found = session.execute(_LOCK, {"run": run_id, "number": number, "seated": site}).first()
+    if found is None:
+        raise NotFound("no such round; poll for what to do")
+    if found[2] is None:
+        raise NotFound(_NO_SEAT)
+    return found[0], found[1], found[2]
 
 
 def newest(session: Session, run_id: bytes) -> Round | None:
     """The round with the highest number, over or not."""
     return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)).first()
+
+
+def standing(session: Session, site: str) -> Standing:
+    """All that the answer to a site's Poll begins with, in one question: it is asked more often than all others."""
+    found = session.execute(_STANDING, {"seated": site}).first()
+    if found is not None:
+        return Standing(found[0] or 0, found[1], found[2], found[3])
+    return Standing(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+
+
+# Made once, because making a statement costs as much as carrying it out.
+_SEATED = and_(Seat.round_id == Round.id, Seat.site == bindparam("seated"))
+_LOCK = (
+    select(Run, Round, Seat)
+    .join(Round, Round.run_id == Run.run_id)
+    .outerjoin(Seat, _SEATED)
+    .where(Run.run_id == bindparam("run"), Round.number == bindparam("number"))
+    .options(defer(Seat.shares))
+    .with_for_update(read=True, of=Round)
+)
+_SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
+_NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
+_STANDING = (
+    select(_NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
+    .select_from(Run)
+    .outerjoin(Round, Round.run_id == Run.run_id)
+    .outerjoin(Seat, _SEATED)
+    .where(Run.state.in_(ACTIVE))
+    .order_by(Run.created_at, Round.number.desc())
+    .limit(1)
+    .options(defer(Seat.shares))
+)
 
 
 def of_run(session: Session, run_id: bytes) -> list[Round]:
@@ -159,8 +205,8 @@ def add_seat(session: Session, row: Round, site: str) -> None:
 
 def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
     """Site -> state, sorted by site; cheap, for the driver's look at a round."""
-    statement = select(Seat.site, Seat.state).where(Seat.round_id == round_id)
-    return dict(sorted((site, state) for site, state in session.execute(statement)))
+    found = session.execute(_SEAT_STATES, {"round": round_id})
+    return dict(sorted((site, state) for site, state in found))
 
 
 def seats(session: Session, round_id: int) -> list[Seat]:
@@ -185,7 +231,7 @@ def held_seat(session: Session, round_id: int, site: str) -> Seat:
     """Like `seat`. Raises: NotFound."""
     row = seat(session, round_id, site)
     if row is None:
-        raise NotFound("this site has no seat in that round; poll for what to do")
+        raise NotFound(_NO_SEAT)
     return row
 
 

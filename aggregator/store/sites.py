@@ -7,7 +7,7 @@ changed by `guarded`, so the loser gets LostRace.
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, func, select, update
+from sqlalchemy import CursorResult, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -125,9 +125,16 @@ def end_certificates(session: Session, site: str, now: datetime) -> None:
 
 def holder(session: Session, fingerprint: bytes) -> tuple[Certificate, Site] | None:
     """A certificate we issued and the site it was issued to, by the SHA-256 of its DER."""
-    chosen = select(Certificate, Site).join(Site, Site.name == Certificate.site)
-    row = session.execute(chosen.where(Certificate.fingerprint == fingerprint)).first()
+    row = session.execute(_HOLDER, {"fingerprint": fingerprint}).first()
     return None if row is None else (row[0], row[1])
+
+
+# Asked at every call: made once, because making a statement costs as much as carrying it out.
+_HOLDER = (
+    select(Certificate, Site)
+    .join(Site, Site.name == Certificate.site)
+    .where(Certificate.fingerprint == bindparam("fingerprint"))
+)
 
 
 def add_challenge(session: Session, row: Challenge, now: datetime, outstanding_max: int) -> None:

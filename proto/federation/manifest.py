@@ -218,7 +218,11 @@ def _read_tensors(file: safe_open, manifest: Manifest) -> Model:
         if (found := (tensor.get_dtype(), tensor.get_shape())) != form:
             raise ManifestMismatch(f"tensor {name}: expected {form}, got {found}")
     read: Callable[[str], NDArray[Any]] = file.get_tensor
-    weights = manifest.flatten({tensor.name: read(tensor.name) for tensor in manifest.tensors})
+    weights = np.empty(manifest.size, np.float32)
+    start = 0
+    for tensor in manifest.tensors:  # one at a time: a second copy of the whole model would be a peak of memory
+        weights[start : start + tensor.size] = read(tensor.name).reshape(-1)
+        start += tensor.size
     return Model(manifest, weights, tuple(read(name) for name in states))
 
 

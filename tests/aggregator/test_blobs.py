@@ -173,6 +173,23 @@ def test_a_file_added_is_the_same_blob_as_its_bytes(blobs: Blobs, tmp_path: Path
     assert read(blobs, digest(data)) == data
 
 
+def test_a_file_taken_becomes_the_blob_and_is_gone(blobs: Blobs, tmp_path: Path) -> None:
+    data = os.urandom(CHUNK_BYTES + 3)
+    (tmp_path / "model").write_bytes(data)
+    (tmp_path / "again").write_bytes(data)
+    assert blobs.take(tmp_path / "model") == blobs.take(tmp_path / "again") == blobs.add(data)
+    assert read(blobs, digest(data)) == data
+    (blob,) = files_in(tmp_path)
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o600
+
+
+def test_a_file_too_large_to_be_taken_is_left_where_it_is(blobs: Blobs, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(bytes(LIMIT + 1))
+    with pytest.raises(BlobRefused):
+        blobs.take(tmp_path / "model")
+    assert files_in(tmp_path) == [tmp_path / "model"]
+
+
 def test_nothing_stays_behind_when_adding_is_refused(blobs: Blobs, tmp_path: Path) -> None:
     with pytest.raises(BlobRefused):
         blobs.add(bytes(LIMIT + 1))

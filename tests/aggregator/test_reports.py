@@ -1,0 +1,101 @@
+"""What sites say of themselves with each Poll: seldom written, never left unread."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from federation.v1 import rounds_pb2 as pb
+from sqlalchemy import select
+
+from aggregator import reports
+from aggregator.config import Settings, State
+from aggregator.hub import Hub, open_hub
+from aggregator.migrations import upgrade
+from aggregator.store import sites
+from aggregator.tables import Audit, Site, SiteReport
+
+BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+
+
+class Now:
+    at = BEGIN
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    opened = replace(open_hub(Settings(state=State(folder=tmp_path))), clock=Now())
+    upgrade(opened.store.engine)
+    with opened.store.write() as session:
+        session.add(
+            Site(
+                name="north",
+                csr_der=b"",
+                signing_key=b"",
+                sealing_key=b"",
+                fingerprint="",
+                joined_at=BEGIN,
+                recoveries_left=1,
+            )
+        )
+    yield opened
+    opened.store.close()
+
+
+def say(hub: Hub, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
+    request = pb.PollRequest(state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head)
+    reports.keep(hub, "north", request)
+
+
+def row(hub: Hub) -> SiteReport:
+    with hub.store.read() as session:
+        found = sites.report(session, "north")
+    assert found is not None
+    return found
+
+
+def cuts(hub: Hub) -> list[str]:
+    with hub.store.read() as session:
+        return list(session.scalars(select(Audit.why).where(Audit.after == "ledger rewritten")))
+
+
+def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(hub: Hub) -> None:
+    say(hub, 10)
+    say(hub, 11)
+    assert row(hub).ledger_entries == 10
+    hub.clock.at = BEGIN + timedelta(seconds=5)  # type: ignore[attr-defined]  # it is a Now
+    say(hub, 12)
+    assert (row(hub).ledger_entries, row(hub).seen_at) == (12, hub.clock())
+    assert cuts(hub) == []
+
+
+def test_a_site_that_changes_its_state_is_written_down_at_once(hub: Hub) -> None:
+    say(hub, 10)
+    say(hub, 11, "SITE_READY")
+    assert (row(hub).state, row(hub).ledger_entries) == ("SITE_READY", 11)
+
+
+def test_a_ledger_cut_between_two_writes_is_in_the_audit(hub: Hub) -> None:
+    say(hub, 10)
+    say(hub, 15)
+    say(hub, 14)
+    say(hub, 15)
+    assert cuts(hub) == ["egress ledger had 15 entries, now says 14"]
+
+
+def test_a_ledger_rewritten_at_the_same_length_is_in_the_audit(hub: Hub) -> None:
+    say(hub, 10)
+    say(hub, 11)
+    say(hub, 11, head=bytes([1]) * 32)
+    assert cuts(hub) == ["egress ledger had 11 entries, now says 11"]
+
+
+def test_a_ledger_cut_while_the_aggregator_was_down_is_in_the_audit(hub: Hub) -> None:
+    say(hub, 10)
+    hub.heard.clear()
+    say(hub, 9)
+    assert cuts(hub) == ["egress ledger had 10 entries, now says 9"]
