@@ -21,6 +21,27 @@ class Note:
     studies: int = 0
 
 
+@dataclass
+class Pace:
+    """How fast this worker trains, from its own steps: those before a checkpoint and the time of preparing are not."""
+
+    first: tuple[int, float] | None = None  # the step of its first note of training, and when
+    last: tuple[int, float] | None = None
+
+    def hear(self, note: Note, now_s: float) -> None:
+        """`now_s`: of a monotonic clock."""
+        if note.state == "SITE_TRAINING":
+            self.last = (note.step, now_s)
+            self.first = self.first or self.last
+
+    def seconds_left(self, note: Note) -> int | None:
+        """None before the second step, and outside training."""
+        first, last = self.first, self.last
+        if note.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
+            return None
+        return round((last[1] - first[1]) / (last[0] - first[0]) * (note.steps - note.step))
+
+
 Tell = Callable[[Note], None]
 
 

@@ -30,7 +30,7 @@ from site_client.spool import Job, Status, TrainerSide, Update
 from site_client.trainer.holding import hold, is_held, let_go
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.watch import Watch, local_zone
-from site_client.trainer.notes import Note, from_line, job_folder
+from site_client.trainer.notes import Note, Pace, from_line, job_folder
 from site_client.trainer.worker import STOPPED
 
 _log = structlog.get_logger()
@@ -64,13 +64,14 @@ class _Worker:
     job: Job | None  # None: it scans
     process: subprocess.Popen[str]
     note: Note = field(default_factory=Note)
-    started: float = field(default_factory=time.monotonic)
+    pace: Pace = field(default_factory=Pace)
 
     def listen(self) -> None:
         # Popen was given a pipe for standard output.
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.note = from_line(line)
+            self.pace.hear(self.note, time.monotonic())
 
 
 class Service:
@@ -192,10 +193,6 @@ class Service:
         if worker is None:
             return replace(idle, state="SITE_READY") if jobs else idle
         note = worker.note
-        eta = None
-        if note.state == "SITE_TRAINING" and note.step:
-            spent = time.monotonic() - worker.started
-            eta = round(spent * (note.steps - note.step) / note.step)
         return replace(
             idle,
             state="SITE_PAUSED" if paused else note.state,
@@ -206,7 +203,7 @@ class Service:
             step=note.step,
             steps=note.steps,
             loss=note.loss,
-            eta_s=eta,
+            eta_s=worker.pace.seconds_left(note),
         )
 
     def _write_status(self, status: Status) -> None:
