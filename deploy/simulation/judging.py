@@ -103,7 +103,9 @@ def draw_patients(sizes: Mapping[str, int], draws: int, seed: int) -> dict[str, 
 
 
 def interval(draws: Reals) -> tuple[float, float, float]:
-    """The set's own figure and the middle 95 % of the draws."""
+    """The set's own figure and the middle 95 % of the draws that have one; nan when none has."""
+    if np.isnan(draws[1:]).all():
+        return float(draws[0]), float("nan"), float("nan")
     low, high = np.nanquantile(draws[1:], [0.025, 0.975])
     return float(draws[0]), float(low), float(high)
 

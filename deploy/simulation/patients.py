@@ -18,18 +18,18 @@ from deploy.simulation.settings import SITES, UNSEEN, VALIDATION_FRACTION, Setti
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.volume import Volume
 from site_client.model.labels import MISSING
+from site_client.phantom.arrays import volume_of
 from site_client.phantom.dataset import Order, Visit, visits
 from site_client.phantom.delivery import noisy
 from site_client.phantom.profiles import PROFILES
 from site_client.phantom.streams import GENERATOR_VERSION, Streams
-from site_client.phantom.study import Study, Wishes, make_study
+from site_client.phantom.study import Wishes, make_study
 from site_client.training.cache import StudyCache
 from site_client.training.data import split_patients
 
 Purpose = Literal["training", "test"]
 # Pixels the scanner delivers; the pipeline averages them to the image size asked for.
 _SCANNED_PX: Final = 128
-_HU_RANGE: Final = (-1024, 3071)
 _CACHE_MAX_BYTES: Final = 1 << 38  # all of it: what is made once is shared by every arm and seed
 
 
@@ -57,9 +57,9 @@ def make_sites(settings: Settings, cache: Path, pool: Executor) -> list[Site]:
     cache.mkdir(parents=True, exist_ok=True)
     sites = []
     for profile in (*SITES, UNSEEN):
-        mine = _records(settings, _set(settings, profile, "training"), cache, pool) if profile != UNSEEN else ()
+        mine = records_of(settings, wanted_set(settings, profile, "training"), cache, pool) if profile != UNSEEN else ()
         split = split_patients(mine, VALIDATION_FRACTION)
-        test = _records(settings, _set(settings, profile, "test"), cache, pool)
+        test = records_of(settings, wanted_set(settings, profile, "test"), cache, pool)
         sites.append(Site(profile, split.training, split.validation, test))
     return sites
 
@@ -72,7 +72,7 @@ def _not_prepared(series: SeriesRecord) -> Volume:
     raise FileNotFoundError(f"expected {series.series_key} in the cache, got none; remove the label files beside it")
 
 
-def _set(settings: Settings, profile: str, purpose: Purpose) -> _Set:
+def wanted_set(settings: Settings, profile: str, purpose: Purpose) -> _Set:
     training = purpose == "training"
     wishes = Wishes(
         size_px=_SCANNED_PX,
@@ -83,7 +83,7 @@ def _set(settings: Settings, profile: str, purpose: Purpose) -> _Set:
     return _Set(profile, purpose, Order(profile, count, 2 * settings.patients_seed + (not training), wishes))
 
 
-def _records(settings: Settings, wanted: _Set, cache: Path, pool: Executor) -> tuple[StudyRecord, ...]:
+def records_of(settings: Settings, wanted: _Set, cache: Path, pool: Executor) -> tuple[StudyRecord, ...]:
     """The labels are kept beside the cache in one file a set, written when all of its studies are in the cache."""
     found = visits(wanted.order)
     path = cache / f"labels-{_digest(settings, wanted)}.npz"
@@ -104,7 +104,7 @@ def _prepare(job: tuple[Settings, _Set, Visit, Path]) -> NDArray[np.int8]:
     streams = Streams.of(order.profile, order.seed, visit.index)
     patient = Streams.of(order.profile, order.seed, visit.patient)
     study = make_study(streams, patient, profile.patients, profile.scanner, order.wishes, visit.days)
-    volume = _volume_of(study)
+    volume = volume_of(study)
     size = (settings.image_size_px, settings.slices_max)
     StudyCache(cache, _CACHE_MAX_BYTES, *size, lambda _: volume).get(_series(wanted, visit))
     slices = study.truth.slice_labels
@@ -115,13 +115,6 @@ def _prepare(job: tuple[Settings, _Set, Visit, Path]) -> NDArray[np.int8]:
     slices = noisy(random, slices, profile.label_noise)
     whole = slices.max(axis=0, keepdims=True)
     return np.concatenate([np.full_like(slices, MISSING) if study_only else slices, whole]).astype(np.int8)
-
-
-def _volume_of(study: Study) -> Volume:
-    """What reading the study's files would give."""
-    hu = np.clip(np.rint(study.image), *_HU_RANGE).astype(np.int16)
-    spacing = (study.scan.pixel_mm, study.scan.pixel_mm)
-    return Volume(hu, spacing, study.scan.along_mm.astype(np.float64), study.scan.thickness_mm.astype(np.float64))
 
 
 def _record(wanted: _Set, visit: Visit, labels: NDArray[np.int8]) -> StudyRecord:

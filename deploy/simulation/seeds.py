@@ -43,7 +43,7 @@ def result_of(place: Place, seed: int, sites: list[Site], pool: Executor, folder
     """From `folder` when it is there, else made and left there."""
     path = folder / f"seed-{seed}.npz"
     if not path.exists():
-        _save(path, _make(place, seed, sites, pool))
+        save(path, _make(place, seed, sites, pool))
     return _load(path)
 
 
@@ -75,7 +75,7 @@ def _make(place: Place, seed: int, sites: list[Site], pool: Executor) -> SeedRes
 _ARRAYS: Final[Sequence[str]] = ("logits", "labels", "patient", "study")
 
 
-def _save(path: Path, result: SeedResult) -> None:
+def save(path: Path, result: SeedResult) -> None:
     facts = {
         "seed": result.seed,
         "scores": [list(key) for key in result.scores],

@@ -112,6 +112,8 @@ def _log_loss(result: SeedResult, arm: str) -> float:
 
 def _curves(results: Sequence[SeedResult]) -> dict[str, tuple[float, ...]]:
     def mean(names: Sequence[str]) -> tuple[float, ...]:
-        return tuple(np.nanmean([result.curves[name] for result in results for name in names], axis=0).tolist())
+        curves = np.array([result.curves[name] for result in results for name in names])
+        defined = curves[~np.isnan(curves).any(axis=1)]  # validation slices of one kind only have no AUC
+        return tuple(defined.mean(axis=0).tolist()) if len(defined) else (float("nan"),) * curves.shape[1]
 
     return {"local": mean(LOCALS), FEDERATED: mean([FEDERATED]), CENTRAL: mean([CENTRAL])}

@@ -1,10 +1,12 @@
 """`hemofed-site phantom`: synthetic patients on disk."""
 
+import math
 from pathlib import Path
 
 import click
 
-from site_client.phantom.dataset import Order, make_set
+from site_client.phantom.dataset import Format, Order, make_set
+from site_client.phantom.faults import NO_FAULTS, Rates
 from site_client.phantom.lesions import Prevalence
 from site_client.phantom.study import Wishes
 
@@ -33,6 +35,22 @@ PROFILE_NAMES = click.Choice(["T", "S", "N", "C", "R", "U"])
     show_default=True,
     help="Below 1: larger, brighter bleeds.",
 )
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0.01),
+    default=math.inf,
+    show_default=True,
+    help="Label skew: the site's mix is drawn from a Dirichlet distribution around what was asked; small is far away.",
+)
+@click.option("--faults", is_flag=True, help="Inject what real archives get wrong, at the rates in the manifest.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["dicom", "npz"]),
+    default="dicom",
+    show_default=True,
+    help="npz: int16 arrays for training, a fraction of the time and size.",
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes; never the result.")
 @click.option("--twins", is_flag=True, help="Add a lesion-free twin of each positive study.")
 def phantom(
@@ -45,10 +63,14 @@ def phantom(
     size_px: int,
     thickness_mm: float | None,
     difficulty: float,
+    alpha: float,
+    faults: bool,
+    format_: Format,
     workers: int,
     twins: bool,
 ) -> None:
     """Write synthetic head CT studies with labels. A result on them is never clinical evidence."""
     wishes = Wishes(size_px, thickness_mm, prevalence, difficulty)
-    make_set(Order(profile, studies, seed, wishes, render_as, twins), out, workers)
+    rates = Rates() if faults else NO_FAULTS
+    make_set(Order(profile, studies, seed, wishes, render_as, twins, alpha, rates, format_), out, workers)
     click.echo(f"{studies} synthetic studies of profile {profile}, seed {seed}, are written.")

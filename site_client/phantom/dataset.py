@@ -1,21 +1,30 @@
 """A whole set of studies on disk: the folder a site would export, its label files, and the truth kept apart."""
 
 import json
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from site_client.errors import PhantomRefused
+from site_client.phantom.arrays import write_arrays
 from site_client.phantom.delivery import DeliveredStudy, map_rows, noisy, slice_ids, slice_rows, study_rows
-from site_client.phantom.dicom import Identity, write_series
-from site_client.phantom.profiles import PROFILES
+from site_client.phantom.dicom import Identity, WrittenSeries
+from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults, write_study
+from site_client.phantom.lesions import percent_of
+from site_client.phantom.profiles import PROFILES, Patients, Scanner
+from site_client.phantom.skew import skewed
 from site_client.phantom.statistics import SUBTYPES
 from site_client.phantom.streams import GENERATOR_VERSION, Streams
 from site_client.phantom.study import Study, Wishes, make_study
+
+Format = Literal["dicom", "npz"]
 
 SECOND_VISIT = 0.08
 """Share of patients with two studies, so that splitting by patient can be tested."""
@@ -23,7 +32,10 @@ SECOND_VISIT = 0.08
 
 @dataclass(frozen=True)
 class Order:
-    """The arguments of one set; with the generator's version they determine every byte of it."""
+    """The arguments of one set; with the generator's version they determine every byte of it.
+
+    `alpha`: label skew of the site, see `skew`. `faults`: how often what real archives get wrong is injected.
+    """
 
     profile: str
     studies: int
@@ -31,6 +43,20 @@ class Order:
     wishes: Wishes = field(default_factory=Wishes)
     render_as: str | None = None
     twins: bool = False
+    alpha: float = math.inf
+    faults: Rates = NO_FAULTS
+    format: Format = "dicom"
+
+    @property
+    def patients(self) -> Patients:
+        """Whose patients come, with the percentages that hold for this set."""
+        patients = PROFILES[self.profile].patients
+        random = Streams.of(self.profile, self.seed, -1).generator("skew")
+        return replace(patients, percent=skewed(random, percent_of(self.wishes.prevalence, patients), self.alpha))
+
+    @property
+    def scanner(self) -> Scanner:
+        return PROFILES[self.render_as or self.profile].scanner
 
     def check(self) -> None:
         """Raises PhantomRefused when something cannot be made."""
@@ -45,6 +71,12 @@ class Order:
             raise PhantomRefused(f"expected slices of 1 to 10 mm, got {self.wishes.thickness_mm}")
         if not 0.2 <= self.wishes.difficulty <= 3.0:
             raise PhantomRefused(f"expected a difficulty of 0.2 to 3, got {self.wishes.difficulty}")
+        if not self.alpha >= 0.01:
+            raise PhantomRefused(f"expected a label skew alpha of 0.01 or more, or inf for none, got {self.alpha}")
+        if not all(0 <= rate <= 1 for rate in vars(self.faults).values()):
+            raise PhantomRefused("expected fault rates of 0 to 1, got another")
+        if self.format == "npz" and self.faults != NO_FAULTS:
+            raise PhantomRefused("expected no faults in the npz format, got some; faults are of DICOM files")
 
 
 @dataclass(frozen=True)
@@ -72,7 +104,7 @@ def make_set(order: Order, out: Path, workers: int = 1, report: Callable[[int], 
     order.check()
     if out.exists() and any(out.iterdir()):
         raise PhantomRefused("the folder to write to is not empty; name a new one, or empty it first")
-    for folder in ("dicom", "hidden"):
+    for folder in (order.format, "hidden"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     made: list[Made] = []
     for done, studies in enumerate(_made(order, out, workers), start=1):
@@ -108,14 +140,14 @@ def _made(order: Order, out: Path, workers: int) -> Iterator[list[Made]]:
 
 def _make(job: tuple[Order, Visit, Path]) -> list[Made]:
     order, visit, out = job
-    profile = PROFILES[order.profile]
-    scanner = PROFILES[order.render_as or order.profile].scanner
     streams = Streams.of(order.profile, order.seed, visit.index)
     patient = Streams.of(order.profile, order.seed, visit.patient)
-    study = make_study(streams, patient, profile.patients, scanner, order.wishes, visit.days)
+    wishes = replace(order.wishes, prevalence="profile")  # the mix is in order.patients
+    whose = (streams, patient, order.patients, order.scanner, wishes, visit.days)
+    study = make_study(*whose)
     made = [_write(order, visit, streams, patient, study, out)]
     if order.twins and study.truth.slice_labels.any():
-        twin = make_study(streams, patient, profile.patients, scanner, order.wishes, visit.days, lesion_free=True)
+        twin = make_study(*whose, lesion_free=True)
         made.append(_write(order, visit, streams, patient, twin, out, part="twin"))
     return made
 
@@ -124,15 +156,16 @@ def _write(
     order: Order, visit: Visit, streams: Streams, patient: Streams, study: Study, out: Path, part: str = ""
 ) -> Made:
     profile = PROFILES[order.profile]
-    scanner = PROFILES[order.render_as or order.profile].scanner
     identity = Identity(f"PH{patient.name(10, 'patient').upper()}", study.age, visit.days, part)
-    series = write_series(streams, identity, scanner, study.scan, study.image, out / "dicom")
+    faults = draw_faults(streams.generator("faults"), order.faults, order.scanner, study.scan.slices)
+    series = _files(order, identity, streams, study, out, faults)
     random = streams.generator("labels")
     study_only = random.random() < profile.study_labels_only
     truth = study.truth.slice_labels
     labels = noisy(random, truth, profile.label_noise)
     other = streams.uid("study", "" if part else "twin") if order.twins and (part or truth.any()) else ""
-    _hide(out / "hidden" / f"{series.study_uid}.npz", study, series.sop_uids, other)
+    kept = np.array([k for k in range(study.scan.slices) if k != faults.missing])
+    _hide(out / "hidden" / f"{series.study_uid}.npz", study, kept, series.sop_uids, other, faults)
     ids = slice_ids(order.seed, 2 * visit.index + bool(part), study.scan.slices)
     delivered = DeliveredStudy(
         index=visit.index,
@@ -140,28 +173,41 @@ def _write(
         study_uid=series.study_uid,
         series_uid=series.series_uid,
         sop_uids=series.sop_uids,
-        slice_ids=ids,
-        slice_labels=None if study_only else labels,
-        study_labels=labels.max(axis=0),
+        slice_ids=tuple(ids[k] for k in kept),
+        slice_labels=None if study_only else labels[kept],
+        study_labels=labels[kept].max(axis=0),
     )
     return Made(delivered, series.sha256)
 
 
-def _hide(path: Path, study: Study, sop_uids: tuple[str, ...], twin: str) -> None:
+def _files(
+    order: Order, identity: Identity, streams: Streams, study: Study, out: Path, faults: Faults
+) -> WrittenSeries:
+    if order.format == "npz":
+        return write_arrays(streams, identity, study, out / "npz")
+    return write_study(streams, identity, order.scanner, study.scan, study.image, out / "dicom", faults)
+
+
+def _hide(
+    path: Path, study: Study, kept: npt.NDArray[np.int64], sop_uids: tuple[str, ...], twin: str, faults: Faults
+) -> None:
+    """The truth of the slices that are delivered; a bleed seen on a lost slice only is in nobody's hands."""
     truth = study.truth
-    masks = {f"mask_{name}": truth.masks[i] for i, name in enumerate(SUBTYPES) if truth.masks[i].any()}
+    masks = {f"mask_{name}": truth.masks[i][kept] for i, name in enumerate(SUBTYPES) if truth.masks[i].any()}
     np.savez_compressed(
         path,
         **masks,
         sop_uids=np.array(sop_uids),
-        ml=truth.ml,
-        area_mm2=truth.area_mm2,
-        contrast_hu=truth.contrast_hu,
-        slice_labels=truth.slice_labels,
+        ml=truth.ml[kept],
+        area_mm2=truth.area_mm2[kept],
+        contrast_hu=truth.contrast_hu[kept],
+        slice_labels=truth.slice_labels[kept],
         pixel_mm=np.float64(study.scan.pixel_mm),
-        thickness_mm=study.scan.thickness_mm,
+        thickness_mm=study.scan.thickness_mm[kept],
         twin=np.array(twin),
         lesions=np.array(json.dumps([asdict(lesion) for lesion in study.lesions])),
+        mimics=np.array(json.dumps([mimic.kind for mimic in study.mimics])),
+        faults=np.array(json.dumps(faults.names)),
     )
 
 
@@ -169,7 +215,7 @@ def _manifest(order: Order, made: list[Made]) -> str:
     content = {
         "version": GENERATOR_VERSION,
         "notice": "Synthetic patients. A result on them is never clinical evidence.",
-        "arguments": asdict(order),
+        "arguments": asdict(order) | {"alpha": str(order.alpha)},  # JSON has no infinity
         "seed": order.seed,
         "studies": {study.delivered.study_uid: study.sha256 for study in made},
     }

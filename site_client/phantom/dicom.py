@@ -1,6 +1,7 @@
 """A study as CT Image Storage files (PS3.3 A.3), in the header family of its scanner."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -43,32 +44,87 @@ class WrittenSeries:
     study_uid: str
     series_uid: str
     sop_uids: tuple[str, ...]
-    folder: Path
+    files: tuple[Path, ...]
     sha256: str
 
 
 def write_series(
-    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, image: Floats, out: Path
+    streams: Streams,
+    identity: Identity,
+    scanner: Scanner,
+    scan: Scan,
+    image: Floats,
+    out: Path,
+    *,
+    second: bool = False,
+    wrapped: bool = False,
 ) -> WrittenSeries:
-    """Write HU f32[T, H, W] below `out`/<PatientID>/<StudyUID>/<SeriesUID>/ under file names that mean nothing."""
-    part = identity.part
-    study_uid, series_uid = streams.uid("study", part), streams.uid("series", part)
-    folder = out / identity.patient_id / study_uid / series_uid
-    folder.mkdir(parents=True)
-    random = streams.generator("header")
-    dataset = _series_header(streams, identity, scanner, scan, random)
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
+    """Write HU f32[T, H, W] below `out`/<PatientID>/<StudyUID>/<SeriesUID>/ under file names that mean nothing.
+
+    `second`: another reconstruction of the study's scan, a series of its own. `wrapped`: 12-bit values modulo 4096.
+    """
+    names = (identity.part, "second") if second else (identity.part,)
+    dataset, random = _series_header(streams, identity, scanner, scan)
+    dataset.SeriesInstanceUID = streams.uid("series", *names)
+    dataset.SeriesNumber = "3" if second else "2"
     stored = store(scanner, scan, image)
+    if wrapped:
+        stored = np.asarray(np.maximum(stored.astype(np.int32) + scanner.intercept, -1000) % 4096, dtype=np.uint16)
+        dataset.RescaleIntercept = "0"
     upward = bool(random.random() < 0.5)
     syntax = _syntax(random, scanner)
-    digest = hashlib.sha256()
-    sop_uids = tuple(streams.uid("image", part, str(k)) for k in range(scan.slices))
-    for k, sop_uid in enumerate(sop_uids):
+    folder = _folder(dataset, out)
+    sop_uids = tuple(streams.uid("image", *names, str(k)) for k in range(scan.slices))
+    files = tuple(folder / f"{streams.name(16, 'file', *names, str(k))}.dcm" for k in range(scan.slices))
+    for k, (sop_uid, path) in enumerate(zip(sop_uids, files, strict=True)):
         number = k + 1 if upward else scan.slices - k
-        path = folder / f"{streams.name(16, 'file', part, str(k))}.dcm"
         _write_slice(dataset, path, sop_uid, syntax, number, scan, k, stored[k])
+    return WrittenSeries(
+        str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID), sop_uids, files, digest_of(files)
+    )
+
+
+def write_localizer(
+    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, image: Floats, out: Path
+) -> Path:
+    """The lateral scout of HU f32[T, H, W]: one image of the mean along the way through the head, 1 mm a row."""
+    ds, _ = _series_header(streams, identity, scanner, scan)
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    ds.SeriesDescription, ds.SeriesNumber = "SCOUT", "1"
+    ds.SeriesInstanceUID = streams.uid("series", identity.part, "localizer")
+    seen = np.repeat(image.mean(axis=2), np.maximum(1, np.round(scan.thickness_mm)).astype(int), axis=0)[::-1]
+    values = np.round(np.clip(seen, -1000, 3000)) - scanner.intercept
+    stored = values.astype(np.int16) if scanner.signed else values.astype(np.uint16)
+    ds.Rows, ds.Columns = stored.shape
+    ds.PixelSpacing = ["1", _ds(scan.pixel_mm)]
+    ds.ImageOrientationPatient = ["0", "1", "0", "0", "0", "-1"]
+    first, top = scan.position_mm(0), scan.position_mm(scan.slices - 1)
+    ds.ImagePositionPatient = ["0", _ds(float(first[1])), _ds(float(top[2]))]
+    ds.InstanceNumber, ds.SliceThickness = "1", ""
+    path = _folder(ds, out) / f"{streams.name(16, 'file', identity.part, 'localizer')}.dcm"
+    syntax = ImplicitVRLittleEndian if scanner.implicit else ExplicitVRLittleEndian
+    _save(
+        ds,
+        path,
+        streams.uid("image", identity.part, "localizer"),
+        syntax,
+        stored.astype(np.int16) if scanner.signed else stored.astype(np.uint16),
+    )
+    return path
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Hex SHA-256 over the bytes of the files in order."""
+    digest = hashlib.sha256()
+    for path in files:
         digest.update(path.read_bytes())
-    return WrittenSeries(study_uid, series_uid, sop_uids, folder, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _folder(dataset: Dataset, out: Path) -> Path:
+    folder = out / str(dataset.PatientID) / str(dataset.StudyInstanceUID) / str(dataset.SeriesInstanceUID)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _syntax(random: np.random.Generator, scanner: Scanner) -> UID:
@@ -91,13 +147,16 @@ def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] 
 
 
 def _series_header(
-    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, random: np.random.Generator
-) -> Dataset:
+    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan
+) -> tuple[Dataset, np.random.Generator]:
+    """What all series of the study share, and the header stream after it."""
+    random = streams.generator("header")
     ds = Dataset()
     taken = FIRST_DAY + timedelta(days=int(random.integers(1400)) + identity.days, seconds=int(random.integers(86400)))
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     ds.SOPClassUID = CTImageStorage
+    ds.StudyInstanceUID = streams.uid("study", identity.part)
     ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = taken.strftime("%Y%m%d")
     ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = taken.strftime("%H%M%S")
     ds.AccessionNumber = streams.name(8, "accession", identity.part)
@@ -116,7 +175,6 @@ def _series_header(
     ds.ConvolutionKernel = scanner.kernel_name
     ds.PatientPosition = "HFS"
     ds.StudyID = "1"
-    ds.SeriesNumber = "2"
     ds.AcquisitionNumber = "1"
     ds.FrameOfReferenceUID = streams.uid("frame", identity.part)
     ds.PositionReferenceIndicator = "OM"
@@ -126,7 +184,7 @@ def _series_header(
     ds.Rows = ds.Columns = scan.size_px
     ds.PixelSpacing = [_ds(scan.pixel_mm)] * 2
     _pixel_module(ds, scanner)
-    return ds
+    return ds, random
 
 
 def _pixel_module(ds: Dataset, scanner: Scanner) -> None:
@@ -154,6 +212,18 @@ def _write_slice(
     k: int,
     stored: npt.NDArray[np.int16] | npt.NDArray[np.uint16],
 ) -> None:
+    ds = Dataset(series)
+    ds.InstanceNumber = str(number)
+    position = scan.position_mm(k)
+    ds.ImagePositionPatient = [_ds(v) for v in position]
+    ds.SliceLocation = _ds(float(position[2]))
+    ds.SliceThickness = _ds(float(scan.thickness_mm[k]))
+    _save(ds, path, sop_uid, syntax, stored)
+
+
+def _save(
+    dataset: Dataset, path: Path, sop_uid: str, syntax: UID, stored: npt.NDArray[np.int16] | npt.NDArray[np.uint16]
+) -> None:
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -161,13 +231,8 @@ def _write_slice(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax in COMPRESSED else syntax
     meta.ImplementationClassUID = IMPLEMENTATION_UID
     meta.ImplementationVersionName = f"HEMOFED_PHANTOM{GENERATOR_VERSION}"
-    ds = FileDataset(str(path), series, file_meta=meta, preamble=b"\0" * 128)
+    ds = FileDataset(str(path), dataset, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPInstanceUID = sop_uid
-    ds.InstanceNumber = str(number)
-    position = scan.position_mm(k)
-    ds.ImagePositionPatient = [_ds(v) for v in position]
-    ds.SliceLocation = _ds(float(position[2]))
-    ds.SliceThickness = _ds(float(scan.thickness_mm[k]))
     ds.PixelData = stored.astype("<u2" if stored.dtype == np.uint16 else "<i2").tobytes()
     ds["PixelData"].VR = "OW"
     if syntax in COMPRESSED:

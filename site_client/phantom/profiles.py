@@ -15,7 +15,7 @@ ProfileName = Literal["T", "S", "N", "C", "R", "U"]
 class Patients:
     """Who comes. `percent` of studies by subtype (RSNA order, `any` last); age as (share, median, spread) groups."""
 
-    percent: tuple[float, float, float, float, float, float]
+    percent: tuple[float, ...]
     ages: tuple[tuple[float, float, float], ...]
     mimics: float
     fracture: float = 0.02

@@ -13,7 +13,9 @@ import numpy as np
 
 GENERATOR_VERSION = "2"
 
-StreamName = Literal["anatomy", "lesion", "mimics", "physics", "accidents", "header", "labels", "faults", "visit"]
+StreamName = Literal[
+    "anatomy", "lesion", "mimics", "physics", "accidents", "header", "labels", "faults", "visit", "skew"
+]
 
 
 @dataclass(frozen=True)
