@@ -15,6 +15,7 @@ SiteError
 ├── UnknownArm         the plan names a network this version does not have
 ├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
 ├── TrainingFailed     the training diverged, or a job could not be done
+├── EvaluationRefused  a model, a split or answers that cannot be judged as they are
 └── IngestError        the export, its labels or the catalog cannot be used as they are
     ├── SeriesUnreadable   a series that was ready is no longer what it was; carries the reason's code
     ├── LabelsRefused      a label file that cannot be understood without guessing
@@ -99,6 +100,10 @@ class CheckpointRefused(SiteError):
 
 class TrainingFailed(SiteError):
     """The training did not end with finite numbers, or its inputs do not fit the plan."""
+
+
+class EvaluationRefused(SiteError):
+    """A model, a split of patients, or a set of answers and labels cannot be judged as it is."""
 
 
 class IngestError(SiteError):
