@@ -259,6 +259,41 @@ def phantom(context: click.Context) -> None:
     command.main(context.args, prog_name=f"{context.find_root().info_name} phantom", standalone_mode=False)
 
 
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+@click.pass_context
+def predict(context: click.Context) -> None:
+    """Ask a model about every head CT in a folder. Research only."""
+    from site_client.inference.command import predict_command
+
+    _pass_on(context, predict_command)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+@click.pass_context
+def evaluate(context: click.Context) -> None:
+    """Judge a model on studies with labels: JSON and a page of HTML."""
+    from site_client.inference.command import evaluate_command
+
+    _pass_on(context, evaluate_command)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+@click.pass_context
+def benchmark(context: click.Context) -> None:
+    """Train every network on the same patients and write the paper's table."""
+    from site_client.benchmark.command import benchmark as command
+
+    _pass_on(context, command)
+
+
+def _pass_on(context: click.Context, command: click.Command) -> None:
+    name = f"{context.find_root().info_name} {context.info_name}"
+    context.exit(command.main(context.args, prog_name=name, standalone_mode=False, obj=tuple(context.args)) or 0)
+
+
 def _decide(config: Path, digest: str, *, approved: bool) -> None:
     from site_client.agent.plans import Plans
 

@@ -29,6 +29,7 @@ from site_client.ingest.records import LABELS, MISSING, StudyRecord
 from site_client.model.labels import LABEL_WEIGHTS
 
 DRAWS: Final = 2000
+PATIENTS_MIN: Final = 10  # for an interval
 ECE_BINS: Final = 15
 _CLIP: Final = 1e-15
 _CELLS_AT_ONCE: Final = 1 << 22  # of a table draws x rows: 32 MiB
@@ -50,7 +51,9 @@ _NEEDS_BOTH: Final = frozenset({Measure.AUC, Measure.SENSITIVITY_90, Measure.SEN
 
 @dataclass(frozen=True)
 class Figure:
-    """`value` None: `reason` says why there is none. low, high: the middle 95 % of the draws, None when not drawn."""
+    """`value` None: `reason` says why there is none. low, high: the middle 95 % of the draws; None when not drawn, or
+    with fewer than PATIENTS_MIN patients, whose draws would pretend to know.
+    """
 
     value: float | None
     low: float | None = None
@@ -60,7 +63,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = first model - second. p: two-sided, of the draws on the other side of 0, never below 1 / draws."""
+    """`value` = first model - second. p: two-sided, of the draws on the other side of 0, never below 1 / draws.
+
+    low, high and p are None with fewer than PATIENTS_MIN patients.
+    """
 
     value: float | None
     low: float | None = None
@@ -129,10 +135,10 @@ def measure(column: Column, which: Measure, draws: Reals | None = None) -> Figur
     reason = _why_not(column, which)
     if reason is not None:
         return Figure(None, reason=reason)
-    value = float(_weighted(column, which, np.ones((1, column.patients_count)))[0])
-    if draws is None:
+    value = float(of_draws(column, which, np.ones((1, column.patients_count)))[0])
+    if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN:
         return Figure(value)
-    low, high = _interval(_weighted(column, which, draws))
+    low, high = _interval(of_draws(column, which, draws))
     return Figure(value, low, high)
 
 
@@ -144,10 +150,10 @@ def compare(first: Column, second: Column, which: Measure, draws: Reals) -> Diff
     if reason is not None:
         return Difference(None, reason=reason)
     whole = np.ones((1, first.patients_count))
-    return _difference(
-        _weighted(first, which, whole) - _weighted(second, which, whole),
-        _weighted(first, which, draws) - _weighted(second, which, draws),
-    )
+    value = of_draws(first, which, whole) - of_draws(second, which, whole)
+    if len(np.unique(first.patients)) < PATIENTS_MIN:
+        return Difference(float(value[0]))
+    return _difference(value, of_draws(first, which, draws) - of_draws(second, which, draws))
 
 
 def weighted_log_loss(scored: Scored, draws: Reals | None = None) -> Figure:
@@ -157,7 +163,7 @@ def weighted_log_loss(scored: Scored, draws: Reals | None = None) -> Figure:
     if not (scored.labels != MISSING).any():
         return Figure(None, reason="no row has a label")
     value = float(_rsna(scored, np.ones((1, scored.patients_count)))[0])
-    if draws is None:
+    if draws is None or scored.patients_count < PATIENTS_MIN:
         return Figure(value)
     return Figure(value, *_interval(_rsna(scored, draws)))
 
@@ -169,7 +175,10 @@ def compare_log_loss(first: Scored, second: Scored, draws: Reals) -> Difference:
     if not (first.labels != MISSING).any():
         return Difference(None, reason="no row has a label")
     whole = np.ones((1, first.patients_count))
-    return _difference(_rsna(first, whole) - _rsna(second, whole), _rsna(first, draws) - _rsna(second, draws))
+    value = _rsna(first, whole) - _rsna(second, whole)
+    if first.patients_count < PATIENTS_MIN:
+        return Difference(float(value[0]))
+    return _difference(value, _rsna(first, draws) - _rsna(second, draws))
 
 
 def accuracy(scored: Scored) -> tuple[Figure, Figure]:
@@ -209,7 +218,8 @@ _ORDER: Final[Mapping[Measure, Callable[[Reals, Reals], Reals]]] = MappingProxyT
 )
 
 
-def _weighted(column: Column, which: Measure, draws: Reals) -> Reals:
+def of_draws(column: Column, which: Measure, draws: Reals) -> Reals:
+    """f64[D]: the measure in each draw f64[D,patients]; nan where a draw lacks what the measure needs."""
     if which is Measure.ECE:
         return _calibration_error(column, draws)
     if which is Measure.BRIER:

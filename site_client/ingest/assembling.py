@@ -41,6 +41,18 @@ def assemble(session: Session, secret: SiteSecret) -> Dataset:
     return Dataset(_hash(studies), tuple(studies))
 
 
+def chosen(session: Session, secret: SiteSecret) -> tuple[StudyRecord, ...]:
+    """All chosen stacks, ordered by study key, without any label: what a model may be asked about."""
+    root, seal = _export(session, secret), secret.path_seal()
+    found = []
+    for stack, paths, _, _ in _matched(session):
+        files = tuple(root / seal.open(path) for path in paths)
+        series = SeriesRecord(SeriesKey(stack.stack_key), stack.content_hash, files)
+        keys = StudyKey(stack.study_key), PatientKey(stack.patient_key)
+        found.append(StudyRecord(*keys, series, _array([_NO_CELLS] * len(files)), _array([_NO_CELLS])[0]))
+    return tuple(found)
+
+
 def keep(session: Session, dataset: Dataset, secret: SiteSecret, now_s: float) -> None:
     """Stores a dataset under its hash, and drops all but the newest few."""
     seal = secret.path_seal()

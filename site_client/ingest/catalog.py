@@ -109,6 +109,11 @@ class Catalog:
             session.commit()
             return dataset
 
+    def chosen(self) -> tuple[StudyRecord, ...]:
+        """All studies with a ready series, labelled or not, with every label MISSING: for prediction."""
+        with Session(self._engine) as session:
+            return assembling.chosen(session, self._secret)
+
     def series(self) -> list[SeriesSummary]:
         """Every stack as last judged, with its score sheet, ordered by study and score."""
         with Session(self._engine) as session:

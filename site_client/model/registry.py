@@ -58,12 +58,12 @@ def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName
     return construct
 
 
-def _lite() -> Network:
+def _lite(recurrence: RecurrenceName | None = "gru") -> Network:
     # num_groups = 2: its channel counts (32 + 12 k, halved between blocks) are not divisible by 4 or 8.
     shape = {"growth_rate": 12, "init_features": 32, "block_config": (4, 8, 12, 8)}
     backbone, features = densenet(DenseNet, CHANNELS, 2, peaks=True, **shape)
     standardize(backbone)
-    reader = Reader(2 * features, width=64, hidden=32, layers=1, recurrence="gru", dropout=0.1)
+    reader = Reader(2 * features, width=64, hidden=32, layers=1, recurrence=recurrence, dropout=0.1)
     return _channels_last(SequenceNet(backbone, reader, chunk=32))
 
 
@@ -86,6 +86,7 @@ def _densenet121() -> tuple[nn.Module, int]:
 ARMS: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
     {
         "lite": _lite,
+        "lite-slices": lambda: _lite(None),
         "densenet121-gru": _full(_densenet121, "gru"),
         "densenet121-lstm": _full(_densenet121, "lstm"),
         "densenet121-mingru": _full(_densenet121, "mingru"),

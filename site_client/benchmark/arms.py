@@ -1,0 +1,206 @@
+"""One arm: trained by the production loop, judged after every epoch, kept on disk when it is finished."""
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from federation.manifest import Model, save_model
+
+from site_client.benchmark.settings import Settings
+from site_client.files import replace_file
+from site_client.inference.answers import Answers, answer, clock_of
+from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
+from site_client.model.labels import ANY
+from site_client.model.network import Network
+from site_client.model.registry import build, manifest_of, weights_of
+from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.compute import Compute
+from site_client.training.data import Loader, Split
+from site_client.training.loop import Progress, train
+from site_client.training.streams import Streams
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Judged on the validation patients after `number` passes. train_loss: mean over the pass, augmented and with half
+    of the studies positive; validation_loss: the same loss, unaugmented, on the patients as they come. accuracy, auc
+    (of `any`) and log_loss (weighted): per slice, or per study where the arm answers for nothing else; None where the
+    labels do not allow it.
+    """
+
+    number: int
+    train_loss: float
+    validation_loss: float
+    accuracy: float | None
+    auc: float | None
+    log_loss: float | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished arm. training_slices_per_s, inference_ms_per_slice: processor seconds per thread on a CPU."""
+
+    arm: str
+    parameters: int
+    epochs: tuple[Epoch, ...]
+    training_slices_per_s: float
+    inference_ms_per_slice: float
+    digest: str
+    slices: Scored = field(repr=False)
+    studies: Scored = field(repr=False)
+
+    @property
+    def rows(self) -> Scored:
+        """What it is judged by: slices, or studies where it answers for nothing else."""
+        return self.slices if len(self.slices.patients) else self.studies
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An arm that could not be trained here; the others go on."""
+
+    arm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share. `digest`: of settings and patients; `training_slices`: of one pass over the studies."""
+
+    settings: Settings
+    digest: str
+    split: Split
+    loader: Loader
+    compute: Compute
+    folder: Path
+    training_slices: int
+
+    def path(self, arm: str, ending: str) -> Path:
+        return self.folder / self.digest / f"{arm}{ending}"
+
+
+def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callable[[], bool]) -> Done:
+    """From disk when it is finished there, else trained; what was begun goes on. Raises Stopped after a checkpoint."""
+    found = load(bench, arm)
+    if found is not None:
+        say(f"{arm}: finished before")
+        return found
+    settings, plan = bench.settings, bench.settings.training()
+    net = build(arm, settings.seed).to(bench.compute.device)
+    steps_an_epoch = math.ceil(len(bench.split.training) / plan.studies_per_step)
+    begun = _Begun(bench.path(arm, ".begun.json"))
+    clock = clock_of(bench.compute)
+    since, steps = clock(), 0
+
+    def look(at: Progress) -> None:
+        nonlocal since, steps
+        steps += 1
+        if at.step % steps_an_epoch:
+            return
+        seconds = (clock() - since) * steps_an_epoch / steps  # fewer steps than an epoch has: going on after a stop
+        epoch = _epoch(
+            at.step // steps_an_epoch, at.loss, answer(net, bench.split.validation, bench.loader, bench.compute)
+        )
+        net.train()
+        begun.add(epoch, seconds)
+        left = (plan.epochs - epoch.number) * seconds
+        say(
+            f"{arm}: epoch {epoch.number} of {plan.epochs}, training loss {epoch.train_loss:.4f}, "
+            f"validation loss {epoch.validation_loss:.4f}; about {left:.0f} processor seconds to go"
+        )
+        since, steps = clock(), 0
+
+    config = hashlib.sha256(f"{bench.digest}|{bench.compute.name}".encode()).hexdigest()
+    checkpoints = Checkpoints(bench.path(arm, ".checkpoints"), Identity("train", "", 0, arm, bench.digest, config))
+    streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
+    train(net, plan, bench.split.training, bench.loader, streams, bench.compute, checkpoints, look, stopping)
+    done = _finished(bench, arm, net, begun, answer(net, bench.split.validation, bench.loader, bench.compute))
+    _save(bench, done, net)
+    checkpoints.clear()
+    begun.path.unlink(missing_ok=True)
+    return done
+
+
+class _Begun:
+    """Epochs judged so far, in a file: an arm that goes on from a checkpoint keeps its curve.
+
+    A stop between a checkpoint at an epoch's end and that epoch's judgement loses the one point, never the arm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else []
+        self.epochs = {entry["epoch"]["number"]: (Epoch(**entry["epoch"]), float(entry["seconds"])) for entry in known}
+
+    def add(self, epoch: Epoch, seconds: float) -> None:
+        self.epochs[epoch.number] = (epoch, seconds)
+        known = [{"epoch": asdict(epoch), "seconds": seconds} for epoch, seconds in self.epochs.values()]
+        replace_file(self.path, json.dumps(known).encode())
+
+
+def _epoch(number: int, train_loss: float, found: Answers) -> Epoch:
+    rows = found.slices if len(found.slices.patients) else found.studies
+    return Epoch(
+        number,
+        train_loss,
+        found.loss,
+        accuracy(rows)[0].value,
+        measure(rows.column(ANY), Measure.AUC).value,
+        weighted_log_loss(rows).value,
+    )
+
+
+def _finished(bench: Bench, arm: str, net: Network, begun: _Begun, last: Answers) -> Done:
+    epochs = [epoch for _, (epoch, _) in sorted(begun.epochs.items())]
+    seconds = sorted(seconds for _, seconds in begun.epochs.values())
+    manifest = manifest_of(net)
+    return Done(
+        arm,
+        manifest.size,
+        tuple(epochs),
+        bench.training_slices / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
+        last.ms_per_slice,
+        Model(manifest, manifest.flatten(weights_of(net))).digest.hex(),
+        last.slices,
+        last.studies,
+    )
+
+
+# --- on disk ------------------------------------------------------------------------------------------------------
+
+_ARRAYS = ("chances", "labels", "patients")
+
+
+def _save(bench: Bench, done: Done, net: Network) -> None:
+    """The model first, the answers last: where they are, everything is."""
+    manifest = manifest_of(net)
+    save_model(bench.path(done.arm, ".safetensors"), Model(manifest, manifest.flatten(weights_of(net))))
+    facts = {key: value for key, value in vars(done).items() if key not in ("epochs", "slices", "studies")}
+    facts["epochs"] = [asdict(epoch) for epoch in done.epochs]
+    arrays = {
+        f"{level}/{name}": getattr(getattr(done, level), name) for level in ("slices", "studies") for name in _ARRAYS
+    }
+    draft = bench.path(done.arm, ".unfinished.npz")
+    np.savez(draft, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
+    draft.rename(bench.path(done.arm, ".npz"))
+
+
+def load(bench: Bench, arm: str) -> Done | None:
+    """A finished arm; None when it is not, or when its file is damaged."""
+    try:
+        # Opened here: numpy leaves a file that it cannot read open.
+        with bench.path(arm, ".npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            facts = json.loads(str(file["facts"]))
+            slices, studies = (
+                Scored(*(file[f"{level}/{name}"] for name in _ARRAYS)) for level in ("slices", "studies")
+            )
+    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError):
+        return None
+    facts["epochs"] = tuple(Epoch(**epoch) for epoch in facts["epochs"])
+    return Done(**facts, slices=slices, studies=studies)

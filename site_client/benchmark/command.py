@@ -1,0 +1,185 @@
+"""`hemofed-site benchmark`: every arm trained by the production loop on the same patients, in the paper's table."""
+
+import hashlib
+import json
+import platform
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import click
+import torch
+
+from site_client.benchmark.arms import Bench, Done, Failed, run_arm
+from site_client.benchmark.settings import Settings, phantom_folder
+from site_client.benchmark.table import Origin, write_table
+from site_client.errors import SiteError, UnknownArm
+from site_client.inference.evaluation import evaluate
+from site_client.inference.metrics import refuse_shared_patients
+from site_client.inference.patients import at_most, by_content, is_synthetic, prepare_all, read_folder, split_stratified
+from site_client.inference.report import Heading, page
+from site_client.ingest.records import StudyRecord
+from site_client.ingest.volume import read_volume
+from site_client.model.registry import ARMS
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.compute import choose
+from site_client.training.data import Loader, Split
+from site_client.training.loop import Stopped
+
+DEFAULTS = Settings()
+_GIB = 1 << 30
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--data", type=_FOLDER, help="DICOM with label tables at its top, RSNA's or ours. Without it: phantom.")
+@click.option("--arms", "wanted", default="all", help="all, or names of the registry separated by commas.")
+@click.option("--out", required=True, type=_FOLDER, help="The table goes here; work in progress to .state below it.")
+@click.option("--epochs", default=DEFAULTS.epochs, type=click.IntRange(1, 1000))
+@click.option(
+    "--batch", "studies_per_step", default=DEFAULTS.studies_per_step, type=click.IntRange(1, 64), help="Studies."
+)
+@click.option(
+    "--slices", default=DEFAULTS.slices, type=click.IntRange(0), help="Data set size, whole patients; 0: all."
+)
+@click.option("--image-size", "image_size_px", default=DEFAULTS.image_size_px, type=click.IntRange(32, 512))
+@click.option(
+    "--slices-max", default=DEFAULTS.slices_max, type=click.IntRange(4, 400), help="A study; more are averaged."
+)
+@click.option("--learning-rate", default=DEFAULTS.learning_rate, type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--validation", "validation_fraction", default=DEFAULTS.validation_fraction, type=click.FloatRange(0.05, 0.5)
+)
+@click.option("--seed", default=DEFAULTS.seed, type=click.IntRange(0), help="Of weights, split, order and phantom.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
+@click.option("--cache-gib", default=64.0, type=click.FloatRange(0.01), help="Bound of the cache of prepared studies.")
+@click.option("--phantom-studies", default=60, type=click.IntRange(4), help="Without --data.")
+@click.option(
+    "--phantom-profile", default="C", type=click.Choice(["T", "S", "N", "C", "R", "U"]), help="Without --data."
+)
+@click.option("--phantom-difficulty", default=1.0, type=click.FloatRange(0.2, 3.0), help="Without --data.")
+@click.pass_context
+def benchmark(
+    context: click.Context,
+    /,
+    data: Path | None,
+    wanted: str,
+    out: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int,
+    cache_gib: float,
+    phantom_studies: int,
+    phantom_profile: str,
+    phantom_difficulty: float,
+    **options: object,
+) -> None:
+    """Train every arm on the same patients and write the paper's table with what it lacks.
+
+    Stopped, it goes on where it was; finished arms are kept. An arm that fails loses none of the others.
+    """
+    settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
+    arms = _arms(wanted)
+    state = out / ".state"
+    if data is None:
+        click.echo(f"phantom: {phantom_studies} studies of profile {phantom_profile}")
+        data = phantom_folder(state, phantom_studies, phantom_profile, phantom_difficulty, settings)
+    bench, validation_slices = _bench(settings, data, state, choose_device=(device, threads), cache_gib=cache_gib)
+    with _stop_signals() as stopping:
+        found = _run_all(bench, arms, stopping)
+    command = shlex.join(["hemofed-site", "benchmark", *context.obj]) if context.obj else "hemofed-site benchmark"
+    origin = Origin(command, is_synthetic(data), validation_slices, torch.__version__, platform.machine())
+    click.echo(write_table(out, bench, found, origin))
+    _write_pages(out / "evaluations", found, origin)
+    if any(isinstance(arm, Failed) for arm in found):
+        context.exit(1)
+
+
+def _arms(wanted: str) -> list[str]:
+    names = list(ARMS) if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ARMS]
+    if unknown or not names:
+        raise UnknownArm(f"expected arms of {', '.join(ARMS)}, got {', '.join(unknown) or 'none'}")
+    return list(dict.fromkeys(names))
+
+
+def _bench(
+    settings: Settings,
+    data: Path,
+    state: Path,
+    choose_device: tuple[Literal["auto", "cpu", "cuda"], int],
+    cache_gib: float,
+) -> tuple[Bench, int]:
+    """The bench, and the slices of its validation patients."""
+    compute = choose(*choose_device, settings.image_size_px)
+    studies = by_content(read_folder(data, state))
+    if settings.slices:
+        studies = at_most(studies, settings.slices, settings.seed)
+    split = split_stratified(studies, settings.validation_fraction, settings.seed)
+    size = (settings.image_size_px, settings.slices_max)
+    loader = Loader(
+        StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume), Augmentation(), compute.device
+    )
+    click.echo(f"preparing {len(studies)} studies")
+    training, slices = prepare_all(split.training, loader, click.echo)
+    validation, validation_slices = prepare_all(split.validation, loader, click.echo)
+    split = Split(training, validation)
+    refuse_shared_patients(split.training, split.validation)
+    digest = settings.digest(_data_hash(split))
+    return Bench(settings, digest, split, loader, compute, state, slices), validation_slices
+
+
+def _data_hash(split: Split) -> str:
+    def lines(studies: Sequence[StudyRecord]) -> list[list[str]]:
+        return [[s.study_key, s.slice_labels.tobytes().hex(), s.study_labels.tobytes().hex()] for s in studies]
+
+    text = json.dumps([lines(split.training), lines(split.validation)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run_all(bench: Bench, arms: Sequence[str], stopping: Callable[[], bool]) -> list[Done | Failed]:
+    found: list[Done | Failed] = []
+    for arm in arms:
+        try:
+            found.append(run_arm(bench, arm, click.echo, stopping))
+        except Stopped:
+            raise click.ClickException("stopped; the same command goes on from here") from None
+        except (SiteError, RuntimeError, MemoryError, ValueError) as error:
+            # torch reports a lack of memory and an impossible shape as RuntimeError; none of it is another arm's fault.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            click.echo(f"{arm}: failed: {reason}", err=True)
+            found.append(Failed(arm, reason))
+    return found
+
+
+def _write_pages(out: Path, arms: Sequence[Done | Failed], origin: Origin) -> None:
+    """One evaluation page an arm, of the validation patients."""
+    out.mkdir(parents=True, exist_ok=True)
+    for arm in arms:
+        if isinstance(arm, Done):
+            losses = [
+                ("training", [(epoch.number, epoch.train_loss) for epoch in arm.epochs]),
+                ("validation", [(epoch.number, epoch.validation_loss) for epoch in arm.epochs]),
+            ]
+            evaluation = evaluate(arm.slices, arm.studies)
+            patients = f"{evaluation.studies.rows} validation studies of {evaluation.patients} patients."
+            heading = Heading(arm.arm, arm.digest, patients, origin.synthetic, losses)
+            (out / f"{arm.arm}.html").write_text(page(heading, evaluation))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda signum, _: asked.append(signum))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,99 @@
+"""`hemofed-site predict` and `hemofed-site evaluate`: a model file over folders of DICOM."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from site_client.files import replace_file
+from site_client.inference.answers import answer
+from site_client.inference.evaluation import as_json, evaluate
+from site_client.inference.metrics import refuse_shared_patients
+from site_client.inference.patients import is_synthetic, prepare_all, read_folder
+from site_client.inference.predict import as_json as prediction_json
+from site_client.inference.predict import as_text, load_network, predict
+from site_client.inference.report import REAL, SYNTHETIC, Heading, page
+from site_client.ingest.records import StudyRecord
+from site_client.ingest.volume import read_volume
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.compute import choose
+from site_client.training.data import Loader
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_MODEL = click.option("--model", "model_file", required=True, type=_FILE, help="As the aggregator exports it.")
+_SIZE = click.option(
+    "--image-size", "size_px", default=256, type=click.IntRange(32, 512), help="That of the model's plan."
+)
+_SLICES = click.option("--slices-max", default=64, type=click.IntRange(4, 400), help="That of the model's plan.")
+_DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+_CACHE_BYTES = 64 << 30
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@click.command("predict", context_settings={"show_default": True})
+@click.argument("folder", type=_FOLDER)
+@_MODEL
+@_SIZE
+@_SLICES
+@_DEVICE
+@click.option("--out", type=_FILE, help="Also every slice as JSON, with the names of its files below FOLDER.")
+def predict_command(
+    folder: Path, model_file: Path, size_px: int, slices_max: int, device: Device, out: Path | None
+) -> None:
+    """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
+    arm, model, net = load_network(model_file)
+    compute = choose(device, 0, size_px)
+    asked = predict(net.to(compute.device), folder, size_px, slices_max, compute)
+    click.echo(as_text(asked))
+    if out is not None:
+        document = prediction_json(asked, folder, arm, model.digest.hex(), size_px, slices_max)
+        replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
+
+
+@click.command("evaluate", context_settings={"show_default": True})
+@click.option("--data", required=True, type=_FOLDER, help="DICOM with label tables at its top.")
+@click.option("--training-data", multiple=True, type=_FOLDER, help="Refuse when a patient is in there too.")
+@click.option("--out", required=True, type=_FOLDER, help="evaluation.json and evaluation.html go here.")
+@_MODEL
+@_SIZE
+@_SLICES
+@_DEVICE
+def evaluate_command(
+    data: Path,
+    training_data: Sequence[Path],
+    out: Path,
+    model_file: Path,
+    size_px: int,
+    slices_max: int,
+    device: Device,
+) -> None:
+    """Judge a model on studies with labels, by label, slice and study, with intervals over patients."""
+    arm, model, net = load_network(model_file)
+    compute = choose(device, 0, size_px)
+    state = out / ".state"
+    studies = read_folder(data, state)
+    for folder in training_data:
+        refuse_shared_patients(read_folder(folder, state), studies)
+    cache = StudyCache(state / "cache", _CACHE_BYTES, size_px, slices_max, read_volume)
+    loader = Loader(cache, Augmentation(), compute.device)
+    usable, _ = prepare_all(studies, loader, click.echo)
+    found = answer(net.to(compute.device), usable, loader, compute)
+    evaluation = evaluate(found.slices, found.studies)
+    heading = Heading(arm, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
+    document = {
+        "notice": SYNTHETIC if heading.synthetic else REAL,
+        "model": {"arm": arm, "digest": heading.digest, "image_size_px": size_px, "slices_max": slices_max},
+        **as_json(evaluation),
+    }
+    (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
+    (out / "evaluation.html").write_text(page(heading, evaluation))
+    click.echo(f"{heading.patients} Written: evaluation.json and evaluation.html in {out}")
+
+
+def _patients(studies: Sequence[StudyRecord], size_px: int) -> str:
+    patients = len({study.patient_key for study in studies})
+    return f"{len(studies)} studies of {patients} patients, {size_px} px."

@@ -1,0 +1,154 @@
+"""The benchmark keeps what it has, goes on where it was, loses no arm to another, and splits by patient."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from site_client.benchmark.arms import Bench, Done, Failed, load, run_arm
+from site_client.benchmark.command import _run_all
+from site_client.benchmark.settings import TWINS, Settings
+from site_client.benchmark.table import Origin, write_table
+from site_client.errors import EvaluationRefused
+from site_client.inference.patients import at_most, by_content, split_stratified
+from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from site_client.ingest.volume import Volume
+from site_client.model import registry
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.compute import choose
+from site_client.training.data import Loader, Split
+from site_client.training.loop import Stopped
+
+SLICES = 3
+
+
+def _read(series: SeriesRecord) -> Volume:
+    random = np.random.default_rng(int(series.content_hash, 16))
+    hu = random.integers(-100, 200, (SLICES, 64, 64)).astype(np.int16)
+    return Volume(hu, (3.0, 3.0), np.arange(SLICES) * 5.0, np.full(SLICES, 5.0))
+
+
+def _study(number: int, patient: int | None = None, positive: int | None = None) -> StudyRecord:
+    """positive: a label's place; None: every second study has the first label."""
+    place = (0 if number % 2 else None) if positive is None else positive
+    labels = np.zeros((SLICES, 6), np.int8)
+    if place is not None and place >= 0:
+        labels[0, [place, 5]] = 1
+    series = SeriesRecord(SeriesKey(f"x{number}"), f"{number + 1:02x}" * 32, (Path("unread"),) * SLICES)
+    keys = StudyKey(f"s{number}"), PatientKey(f"p{number if patient is None else patient}")
+    return StudyRecord(*keys, series, labels, labels.max(axis=0))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[[str], Bench]:
+    def make(name: str) -> Bench:
+        split = Split(tuple(_study(n) for n in range(4)), tuple(_study(n) for n in range(4, 14)))
+        compute = choose("cpu", 1, 64)
+        loader = Loader(StudyCache(tmp_path / "cache", 1 << 30, 64, 8, _read), Augmentation(), torch.device("cpu"))
+        settings = Settings(epochs=2, image_size_px=64, slices_max=8)
+        return Bench(settings, "00ff" * 4, split, loader, compute, tmp_path / name, 4 * SLICES)
+
+    return make
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def test_an_arm_stopped_anywhere_goes_on_to_the_model_and_the_curve_of_an_undisturbed_one(
+    bench: Callable[[str], Bench],
+) -> None:
+    whole = run_arm(bench("whole"), "lite-slices", _silent, lambda: False)
+    pieces = bench("pieces")
+    for budget in (1, 3):
+        asked = iter(range(100))
+        with pytest.raises(Stopped):
+            run_arm(pieces, "lite-slices", _silent, lambda b=budget, a=asked: next(a) >= b)
+    done = run_arm(pieces, "lite-slices", _silent, lambda: False)
+    assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
+    assert [epoch.number for epoch in done.epochs] == [1, 2]
+    assert all(np.isfinite([epoch.train_loss, epoch.validation_loss]).all() for epoch in done.epochs)
+
+
+def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Bench]) -> None:
+    def never() -> bool:
+        raise AssertionError("training was entered")
+
+    first = run_arm(bench("one"), "lite-slices", _silent, lambda: False)
+    again = run_arm(bench("one"), "lite-slices", _silent, never)
+    assert again.digest == first.digest
+    assert np.array_equal(again.slices.chances, first.slices.chances)
+    path = bench("one").path("lite-slices", ".npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert load(bench("one"), "lite-slices") is None
+
+
+def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
+    bench: Callable[[str], Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large() -> None:
+        raise RuntimeError("not enough memory:\n64 GiB")
+
+    arms = {**registry.ARMS, "huge": too_large}
+    monkeypatch.setattr(registry, "ARMS", arms)
+    made = bench("some")
+    found = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
+    assert [type(arm) for arm in found] == [Failed, Done, Done]
+    text = write_table(tmp_path / "out", made, found, Origin("the command", True, 30, "2", "x"))
+    assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
+    assert "never clinical evidence" in text
+    lines = [line for line in text.splitlines() if line.startswith(("| model", "| `lite` | 42"))]
+    row = dict(zip(*[[cell.strip() for cell in line.strip("|").split("|")] for line in lines], strict=True))
+    assert row["all negative"] == f"{1 - 10 / 180:.3f}"  # 5 of 10 studies have one slice with two positive labels
+    assert row["train"] == "12"
+    assert row["parameters"] == "467,212"
+    report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    (pair,) = report["pairs"]
+    assert (pair["arm"], pair["twin"]) == ("lite", "lite-slices")
+    losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}
+    assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses["lite-slices"])
+    assert (tmp_path / "out" / "benchmark.svg").read_text().count("<polyline") > 2 * 3
+
+
+def test_every_twin_is_an_arm_and_has_fewer_parameters() -> None:
+    for arm, twin in {"lite": TWINS["lite"]}.items():
+        sizes = [registry.manifest_of(registry.build(name, 1)).size for name in (arm, twin)]
+        assert sizes[0] > sizes[1]
+    assert {*TWINS, *TWINS.values()} <= {*registry.ARMS}
+
+
+def test_a_split_shares_no_patient_and_holds_out_the_same_part_of_each_finding() -> None:
+    studies = [_study(n, patient=n // 2, positive=(n // 2) % 3 - 1) for n in range(120)]  # three kinds, two visits each
+    split = split_stratified(studies, 0.25, 3)
+    sides = [{study.patient_key for study in side} for side in (split.training, split.validation)]
+    assert not sides[0] & sides[1]
+    assert len(split.training) + len(split.validation) == 120
+    for place in (0, 1):
+        held_out = sum(int(study.study_labels[place]) for study in split.validation)
+        assert held_out in (8, 10, 12)  # of 40 studies, a quarter
+    assert split == split_stratified(list(studies), 0.25, 3)
+    assert split != split_stratified(studies, 0.25, 4)
+
+
+def test_a_split_that_leaves_nobody_to_judge_is_refused() -> None:
+    with pytest.raises(EvaluationRefused, match="give more studies"):
+        split_stratified([_study(1), _study(2, patient=1)], 0.3, 1)
+
+
+def test_a_data_set_of_a_given_size_is_made_of_whole_patients() -> None:
+    studies = [_study(n, patient=n // 2) for n in range(40)]
+    some = at_most(studies, 5 * SLICES, 1)
+    assert len(some) == 6
+    assert len({study.patient_key for study in some}) == 3
+
+
+def test_the_same_images_have_the_same_names_under_any_secret() -> None:
+    one = [_study(n, patient=n // 2) for n in range(6)]
+    other = [_study(n, patient=100 - n // 2) for n in reversed(range(6))]
+    for a, b in zip(by_content(one), by_content(other), strict=True):
+        assert (a.study_key, a.patient_key) == (b.study_key, b.patient_key)
+    assert len({study.patient_key for study in by_content(one)}) == 3

@@ -1,0 +1,66 @@
+"""The report shows what is known, says what is not, and fetches nothing."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from site_client.inference.evaluation import Evaluation, as_json, evaluate
+from site_client.inference.metrics import Measure, Scored
+from site_client.inference.report import Heading, page
+
+LOSSES = [("training", ((1.0, 0.5), (2.0, 0.4)))]
+
+
+def _evaluation(epidural: int) -> Evaluation:
+    """40 patients with two slices each; `any` is positive for half of them, epidural for so many slices."""
+    rng = np.random.default_rng(1)
+    patients = np.repeat(np.arange(40), 2)
+    labels = np.zeros((80, 6), np.int8)
+    labels[:epidural, 0] = 1
+    labels[:40, 5] = 1
+    chances = np.clip(labels * 0.3 + rng.random((80, 6)) * 0.6, 0, 1)
+    studies = Scored(chances[::2], labels[::2], np.arange(40))
+    return evaluate(Scored(chances, labels, patients), studies, draws=200)
+
+
+@pytest.mark.parametrize(("positives", "shown"), [(9, False), (10, True)])
+def test_below_ten_positives_there_is_a_count_and_no_figure(positives: int, shown: bool) -> None:
+    row = _evaluation(positives).slices.labels["epidural"]
+    assert row.positives == positives
+    assert all((figure.value is not None) is shown for figure in row.figures.values())
+    assert bool(row.roc) is bool(row.calibration) is shown
+
+
+def test_what_is_drawn_is_what_is_measured() -> None:
+    row = _evaluation(20).slices.labels["any"]
+    false, true = np.array(row.roc).T
+    assert np.trapezoid(true, false) == pytest.approx(row.figures[Measure.AUC].value)
+    assert row.roc[0] == (0, 0)
+    assert row.roc[-1] == (1, 1)
+    assert row.figures[Measure.AUC].low is not None
+
+
+def test_the_page_fetches_nothing_runs_nothing_and_says_what_it_is() -> None:
+    text = page(
+        Heading("lite", "ab" * 32, "40 patients <i>", True, [("training", [(1, 0.5), (2, 0.4)])]), _evaluation(9)
+    )
+    links = re.findall(r"(?:src|href)\s*=|url\(|@import|<script|https?://[^\s\"]+", text)
+    assert set(links) == {"http://www.w3.org/2000/svg"}
+    assert "Synthetic patients" in text
+    assert "fewer than 10 positives: no figure" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    assert "<i>" not in text
+    assert text.count("<svg") == 3  # slices, studies, losses
+    real = page(Heading("lite", "ab" * 32, "", False), _evaluation(9))
+    assert "Synthetic" not in real
+    assert "not for diagnosis" in real
+
+
+def test_the_json_holds_every_figure_and_is_strict() -> None:
+    document = json.loads(json.dumps(as_json(_evaluation(9)), allow_nan=False))
+    figures = document["slices"]["labels"]["any"]["figures"]
+    assert set(figures) == {which.value for which in Measure}
+    assert document["studies"]["labels"]["subdural"]["figures"]["AUC"]["reason"] == "fewer than 10 positives"

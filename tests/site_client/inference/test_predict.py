@@ -1,0 +1,105 @@
+"""From DICOM files and a model file to an answer, as a hospital types it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from click.testing import CliRunner, Result
+from federation.manifest import Manifest, Model, TensorSpec, save_model
+
+from site_client.cli import main
+from site_client.model.fresh import write_fresh
+from site_client.model.labels import LABELS
+from site_client.phantom.dataset import Order, make_set
+from site_client.phantom.study import Wishes
+
+SIZE = ("--image-size", "64", "--slices-max", "12", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set") / "phantom"
+    make_set(Order("C", 2, 5, Wishes(size_px=128, prevalence="balanced", difficulty=0.4)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "lite.safetensors"
+    write_fresh("lite", 1, path)
+    return path
+
+
+def _site(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_every_study_and_slice_has_an_answer_beside_its_files(patients: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answer.json"
+    result = _site("predict", patients, "--model", model, *SIZE, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Research only.")
+    assert "study 2: epidural 0." in result.output
+    assert str(patients) not in result.output
+    document = json.loads(out.read_text())
+    named = [name for study in document["studies"] for entry in study["slices"] for name in entry["files"]]
+    assert sorted(named) == sorted(str(path.relative_to(patients)) for path in (patients / "dicom").rglob("*.dcm"))
+    for study in document["studies"]:
+        for chances in (study["study"], *study["slices"]):
+            assert all(0 <= chances[label] <= chances["any"] <= 1 for label in LABELS)
+    assert out.stat().st_mode & 0o077 == 0
+
+
+def _another_visit(patients: Path, folder: Path) -> Path:
+    """The same patients' other studies: every UID is new, and so every byte that could be compared."""
+    folder.mkdir()
+    studies = set()
+    for path in sorted((patients / "dicom").rglob("*.dcm")):
+        file = pydicom.dcmread(path)
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(file, name, getattr(file, name)[:60] + ".9.9")
+        file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+        file.save_as(folder / f"{file.SOPInstanceUID}.dcm")
+        studies.add(file.StudyInstanceUID)
+    (folder / "labels.csv").write_text("StudyInstanceUID,any\n" + "".join(f"{uid},0\n" for uid in studies))
+    return folder
+
+
+def test_an_evaluation_set_that_shares_a_patient_with_training_is_refused(
+    patients: Path, model: Path, tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--data", patients, "--model", model, "--out", tmp_path, *SIZE)
+    shared = _site(*asked, "--training-data", _another_visit(patients, tmp_path / "trained-on"))
+    assert shared.exit_code == 1
+    assert "expected no patient both in training and in validation, got 2" in shared.output
+    assert not (tmp_path / "evaluation.html").exists()
+    alone = _site(*asked)
+    assert alone.exit_code == 0, alone.output
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["studies"]["rows"] == 2
+    assert "Synthetic" in report["notice"]
+    assert "Synthetic patients" in (tmp_path / "evaluation.html").read_text()
+
+
+def test_a_model_of_other_tensors_is_refused_in_a_sentence(patients: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_model(path, Model(Manifest((TensorSpec("x", (3,)),)), np.zeros(3, np.float32)))
+    result = _site("predict", patients, "--model", path, *SIZE)
+    assert result.exit_code == 1
+    assert "expected a model of one of" in result.output
+
+
+@pytest.mark.real_data
+def test_a_real_head_passes_through_the_whole_path(model: Path, tmp_path: Path) -> None:
+    root = os.environ.get("HEMOFED_REAL_DATA")
+    if root is None:
+        pytest.skip("HEMOFED_REAL_DATA names no folder of real DICOM")
+    out = tmp_path / "answer.json"
+    result = _site("predict", Path(root) / "dcm_qa_ct" / "In" / "GE", "--model", model, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    (study,) = json.loads(out.read_text())["studies"]
+    assert len(study["slices"]) == 28  # 4 and 7 mm slices, 1.08 mm apart where the blocks meet
+    assert all(0 <= entry[label] <= entry["any"] <= 1 for entry in study["slices"] for label in LABELS)
