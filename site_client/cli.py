@@ -158,6 +158,29 @@ def doctor(as_json: bool, bundle: Path | None, config: Path) -> None:
     sys.exit(exit_status(lines))
 
 
+@main.command()
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write one HTML page to file.")
+@click.option("--no-canary", is_flag=True, help="Leave the drill out, a round on synthetic studies (minutes of CPU).")
+@CONFIG
+def prove(report: Path | None, no_canary: bool, config: Path) -> None:
+    """Show the wall on this machine: what each side tries and the kernel refuses. As root, under systemd.
+
+    Exit status 0 when all was shown, 2 when something is broken, 3 when something could not be shown here.
+    """
+    from datetime import UTC, datetime
+
+    from site_client.files import replace_file
+    from site_client.prove.command import prove as show
+    from site_client.prove.report import exit_status, render_html, render_text
+
+    findings = list(show(config, with_drill=not no_canary))
+    click.echo(render_text(findings))
+    if report is not None:
+        replace_file(report, render_html(findings, load(config).name, datetime.now(UTC)).encode(), 0o644)
+        click.echo(f"report: {report}", err=True)
+    sys.exit(exit_status(findings))
+
+
 @main.group()
 def plan() -> None:
     """Training plans that wait for this hospital's yes or no."""

@@ -1,4 +1,7 @@
-"""Looking for values that must not be anywhere: in every spelling a program may have given them."""
+"""Looking for values that must not be anywhere: in every spelling a program may have given them.
+
+Values are of four characters or more.
+"""
 
 import base64
 import hashlib
@@ -6,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+
+_START = 3  # bytes; every spelling is longer
 DIGESTS = ("md5", "sha1", "sha256")
 
 
@@ -28,13 +34,37 @@ def spellings(values: Iterable[str]) -> dict[bytes, str]:
 
 def findings(wanted: dict[bytes, str], places: Iterable[Path]) -> list[str]:
     """ "<value> in <file>" for every hit in these files, or below these folders; names of files count, too."""
-    hits = []
+    search = _Search(wanted)
+    hits = set()
     for path in _files(places):
-        data = path.read_bytes()
-        for text, value in wanted.items():
-            if text in data or text in str(path.name).encode():
-                hits.append(f"{value} in {path}")
-    return sorted(set(hits))
+        for value in (*search.in_bytes(path.read_bytes()), *search.in_bytes(str(path.name).encode())):
+            hits.add(f"{value} in {path}")
+    return sorted(hits)
+
+
+class _Search:
+    """Many texts at once: a bitmap of their first three bytes leaves few places where any of them can begin."""
+
+    def __init__(self, wanted: dict[bytes, str]) -> None:
+        self._by_start: dict[bytes, list[bytes]] = {}
+        self._wanted = wanted
+        self._begins = np.zeros(1 << 24, bool)
+        for text in wanted:
+            self._by_start.setdefault(text[:_START], []).append(text)
+            self._begins[int.from_bytes(text[:_START], "big")] = True
+
+    def in_bytes(self, data: bytes) -> set[str]:
+        """The values whose spellings stand in `data`."""
+        raw = np.frombuffer(data, np.uint8).astype(np.uint32)
+        if len(raw) < _START:
+            return set()
+        starts = np.flatnonzero(self._begins[(raw[:-2] << 16) | (raw[1:-1] << 8) | raw[2:]])
+        return {
+            self._wanted[text]
+            for at in starts.tolist()
+            for text in self._by_start[data[at : at + _START]]
+            if data.startswith(text, at)
+        }
 
 
 def _files(places: Iterable[Path]) -> Iterable[Path]:

@@ -16,8 +16,8 @@ from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
 from site_client.doctor.data import checks as data
 from site_client.doctor.line import Color, Line, from_json_line, green, red, to_json_line
+from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
-from tests.canaries import findings, spellings
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 

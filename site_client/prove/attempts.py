@@ -1,0 +1,126 @@
+"""What a service tries from within its confinement: python -m site_client.prove.attempts SIDE FILE.
+
+Prints one JSON object a line: attempt, whether it must be refused, and the kernel's answer (an errno's name, or null
+where the attempt succeeded). Attempts that must succeed are made as well: a probe that can do nothing proves nothing.
+Reads directory entries and opens files, never a byte of an image; writes nothing that stays.
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from site_client.config import Settings, load
+
+_TEST_NET = ("192.0.2.1", 443)  # RFC 5737: an address that nobody has
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try. `answer`: an errno's name, None when it succeeded."""
+
+    what: str
+    must_fail: bool
+    answer: str | None
+
+    @property
+    def as_it_must(self) -> bool:
+        return self.must_fail == (self.answer is not None)
+
+
+def of_trainer(settings: Settings) -> Iterator[Attempt]:
+    """No socket but AF_UNIX, nothing written to the export, no key of the agent."""
+    export = settings.folders.export
+    yield _try("open a socket of the Internet (AF_INET)", True, lambda: _connect(socket.AF_INET))
+    yield _try("open a socket of the Internet (AF_INET6)", True, lambda: _close(socket.socket(socket.AF_INET6)))
+    yield _try("open a socket to the kernel's network (AF_NETLINK)", True, lambda: _close(_raw(socket.AF_NETLINK)))
+    yield _try("open a raw socket (AF_PACKET)", True, lambda: _close(_raw(socket.AF_PACKET)))
+    yield _try("write into the export", True, lambda: _write(export))
+    yield _try("read the agent's keys", True, lambda: _look_into(settings.folders.agent / "identity"))
+    yield _try("read the export", False, lambda: _look_into(export))
+    yield _try("open a socket on this machine (AF_UNIX)", False, lambda: _close(socket.socket(socket.AF_UNIX)))
+
+
+def of_agent(settings: Settings) -> Iterator[Attempt]:
+    """No image, nothing made of one, no memory that is written and run."""
+    yield _try("read the export", True, lambda: _look_into(settings.folders.export))
+    for number, path in enumerate(settings.folders.labels, 1):
+        yield _try(f"read the labels ({number})", True, lambda path=path: _look_into(path))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+    yield _try("read the catalog", True, lambda: _look_into(settings.folders.trainer))
+    yield _try("read the prepared images", True, lambda: _look_into(settings.folders.cache))
+    yield _try("make memory that can be written and run", True, _writable_code)
+    yield _try("read its own state", False, lambda: _look_into(settings.folders.agent))
+    yield _try("open a socket of the Internet (AF_INET)", False, lambda: _close(socket.socket(socket.AF_INET)))
+
+
+SIDES: dict[str, Callable[[Settings], Iterator[Attempt]]] = {"trainer": of_trainer, "agent": of_agent}
+
+
+def main() -> None:
+    """Makes the attempts of one side."""
+    side, config = sys.argv[1], Path(sys.argv[2])
+    for attempt in SIDES[side](load(config)):
+        print(json.dumps(asdict(attempt)), flush=True)
+
+
+def _try(what: str, must_fail: bool, act: Callable[[], None]) -> Attempt:
+    try:
+        act()
+    except OSError as error:
+        return Attempt(what, must_fail, errno.errorcode.get(error.errno or 0, type(error).__name__))
+    return Attempt(what, must_fail, None)
+
+
+def _connect(family: socket.AddressFamily) -> None:
+    with socket.socket(family) as tried:
+        tried.settimeout(2)
+        try:
+            tried.connect(_TEST_NET)
+        except TimeoutError:  # packets left; nobody answered
+            return
+
+
+def _raw(family: socket.AddressFamily) -> socket.socket:
+    return socket.socket(family, socket.SOCK_RAW)
+
+
+def _close(made: socket.socket) -> None:
+    made.close()
+
+
+def _look_into(path: Path) -> None:
+    """Lists a folder, or opens a file for reading."""
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            next(entries, None)
+        return
+    os.close(os.open(path, os.O_RDONLY))
+
+
+def _write(folder: Path) -> None:
+    path = folder / f".hemofed-prove-{os.getpid()}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    path.unlink()
+
+
+def _writable_code() -> None:
+    """mmap(2) with PROT_WRITE and PROT_EXEC, past Python's own checks."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    address = libc.mmap(None, mmap.PAGESIZE, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    libc.munmap(ctypes.c_void_p(address), mmap.PAGESIZE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""All that can be shown here, in the order in which a reviewer asks for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from site_client.agent import audit, keys
+from site_client.config import Settings, load
+from site_client.errors import IdentityRefused, LedgerBroken
+from site_client.prove.confined import show_running, show_walls
+from site_client.prove.drill import CLAIM as CANARY_CLAIM
+from site_client.prove.drill import show_no_canary
+from site_client.prove.finding import Finding, Verdict
+
+_LEDGER_CLAIM = "the ledger of what left is unbroken, and every line is signed by this site"
+
+
+def prove(config: Path, *, with_drill: bool) -> Iterator[Finding]:
+    """Every finding, as it comes. Errors: ConfigRefused."""
+    settings = load(config)
+    yield from show_walls(config)
+    yield from show_running(settings)
+    yield show_ledger(settings)
+    if with_drill:
+        yield show_no_canary()
+    else:
+        yield Finding(CANARY_CLAIM, Verdict.NOT_SHOWN, ("left out at your word (--no-canary)",))
+
+
+def show_ledger(settings: Settings) -> Finding:
+    """Chain, signatures, kept payloads, and what left in all."""
+    folder = settings.folders.agent
+    path = folder / "ledger.jsonl"
+    try:
+        found = audit.verify(path, keys.load(folder / "identity").signing_public.hex())
+        payloads = audit.check_payloads(path, folder / "payloads")
+    except LedgerBroken as error:
+        return Finding(_LEDGER_CLAIM, Verdict.BROKEN, (str(error),))
+    except (IdentityRefused, PermissionError):
+        return Finding(_LEDGER_CLAIM, Verdict.NOT_SHOWN, ("this host has not joined, or its keys may not be read",))
+    if found.entries == 0:
+        return Finding(_LEDGER_CLAIM, Verdict.NOT_SHOWN, ("nothing has left this site yet",))
+    evidence = (
+        f"{found.entries} entries; {found.allowed} messages of {found.bytes_out:,} bytes left; {found.refused} refused",
+        f"head {found.head}",
+        f"{payloads} payloads are kept, each with the SHA-256 that stands in its entry",
+    )
+    return Finding(_LEDGER_CLAIM, Verdict.SHOWN, evidence)

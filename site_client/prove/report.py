@@ -1,0 +1,78 @@
+"""The findings as text, and as one HTML page that needs nothing else: to print, sign and file."""
+
+import platform
+from datetime import datetime
+from html import escape
+from importlib.metadata import version
+
+from site_client.prove.finding import Finding, Verdict
+
+SOMETHING_BROKEN = 2
+SOMETHING_NOT_SHOWN = 3
+_MARKS = {Verdict.SHOWN: "SHOWN    ", Verdict.BROKEN: "BROKEN   ", Verdict.NOT_SHOWN: "not shown"}
+_STYLE = """
+:root{color-scheme:light}
+body{font:10.5pt/1.4 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:46rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:16pt;margin:0 0 .2rem}h2{font-size:11pt;margin:1rem 0 .2rem;display:flex;gap:.6rem;align-items:baseline}
+p{margin:.2rem 0}ul{margin:.2rem 0 0;padding:0;list-style:none}
+li{font:9pt/1.45 ui-monospace,monospace;overflow-wrap:anywhere}
+.v{flex:none;width:5.6rem;text-align:center;font-size:9pt;border-radius:.2rem;padding:.05rem 0;border:1px solid}
+.shown{color:#14532d;border-color:#14532d}.broken{color:#fff;background:#991b1b;border-color:#991b1b}
+.notshown{color:#444;border-color:#888}
+footer{margin-top:1.5rem;border-top:1px solid #999;padding-top:.5rem;font-size:9pt}
+.sign{display:grid;grid-template-columns:2fr 1fr;gap:2rem;margin-top:2.2rem}
+.sign div{border-top:1px solid #333;padding-top:.2rem}
+@media print{body{margin:0;max-width:none}h2{break-after:avoid}}
+"""
+
+
+def render_text(findings: list[Finding]) -> str:
+    """A claim, its verdict, and under it what was seen."""
+    told = []
+    for finding in findings:
+        told.append(f"{_MARKS[finding.verdict]}  {finding.claim}")
+        told += [f"             {line}" for line in finding.evidence]
+    return "\n".join([*told, summary(findings)])
+
+
+def summary(findings: list[Finding]) -> str:
+    """One sentence."""
+    count = {verdict: sum(one.verdict is verdict for one in findings) for verdict in Verdict}
+    return (
+        f"{count[Verdict.SHOWN]} shown, {count[Verdict.BROKEN]} broken, "
+        f"{count[Verdict.NOT_SHOWN]} could not be shown on this machine"
+    )
+
+
+def exit_status(findings: list[Finding]) -> int:
+    """0 when all was shown, 2 when something is broken, 3 when something could not be shown."""
+    verdicts = {one.verdict for one in findings}
+    if Verdict.BROKEN in verdicts:
+        return SOMETHING_BROKEN
+    return SOMETHING_NOT_SHOWN if Verdict.NOT_SHOWN in verdicts else 0
+
+
+def render_html(findings: list[Finding], site: str, now: datetime) -> str:
+    """The page. Everything that is not ours is escaped; it loads nothing."""
+    sections = "\n".join(_section(one) for one in findings)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>hemofed: what was shown at {escape(site)}</title><style>{_STYLE}</style></head><body>
+<h1>What was shown at {escape(site)}</h1>
+<p>{now:%Y-%m-%d %H:%M:%S} UTC, hemofed {escape(version("hemofed"))}, Linux {escape(platform.release())}.
+{escape(summary(findings))}.</p>
+<p>Each line was tried on this machine when this page was made: by processes under the units' own confinement, by
+looking at the services that run, and by a whole round on a synthetic export full of canaries. "Refused by the kernel"
+is followed by the kernel's error. What could not be tried is said to be not shown.</p>
+{sections}
+<footer>Made by <code>hemofed-site prove --report</code>. The threat model is docs/SECURITY.md. Research use; not a
+medical device.<div class="sign"><div>Reviewed by</div><div>Date</div></div></footer>
+</body></html>
+"""
+
+
+def _section(finding: Finding) -> str:
+    style = finding.verdict.value.replace(" ", "")
+    lines = "".join(f"<li>{escape(line)}</li>" for line in finding.evidence)
+    head = f'<span class="v {style}">{finding.verdict.value}</span><span>{escape(finding.claim)}</span>'
+    return f"<section><h2>{head}</h2><ul>{lines}</ul></section>"
