@@ -147,7 +147,7 @@ def _server(threads: int, message_bytes_max: int) -> grpc.Server:
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", CHUNK_BYTES + FRAMING_BYTES),
         ("grpc.so_reuseport", 0),  # a second aggregator on the same port is a mistake, not a helper
-        # Windows grown by probing hold megabytes a site, and cost a third of the CPU time of an upload.
+        # Windows grown by probing hold megabytes a site.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
