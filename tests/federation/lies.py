@@ -158,8 +158,9 @@ def _altered_ciphertext(site: str, reply: rounds_pb2.PollReply) -> None:
 
 
 def _exchanged_ciphertexts(site: str, reply: rounds_pb2.PollReply) -> None:
-    one, other = reply.upload.shares[0], reply.upload.shares[-1]
-    one.ciphertext, other.ciphertext = other.ciphertext, one.ciphertext
+    shares = reply.upload.shares
+    if shares:  # a reply that closes the round may answer this poll, and has none
+        shares[0].ciphertext, shares[-1].ciphertext = shares[-1].ciphertext, shares[0].ciphertext
 
 
 def _another_list_of_dealers(site: str, reply: rounds_pb2.PollReply) -> None:

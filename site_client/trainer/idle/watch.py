@@ -89,6 +89,7 @@ class SlowProbes:
         while not self.stopping.is_set():
             self._answer = (self.read(), time.monotonic())
             self.stopping.wait(SLOW_S)
+        self._bus.close()
 
     def latest(self, now_s: float) -> Signals:
         """The last answers, all unknown when they are older than STALE_S."""

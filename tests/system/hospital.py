@@ -1,0 +1,153 @@
+"""A hospital with the package installed, in a federation with two others that run as plain processes on this host."""
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from aggregator.states import RoundState
+from aggregator.store import rounds, runs
+from deploy.demonstration.federation import Federation, Options
+from tests.system.machine import Machine
+
+STUDIES = 12
+UNITS = TRAINER, AGENT = "hemofed-trainer.service", "hemofed-agent.service"
+STATUS = "/var/lib/hemofed/spool/to_agent/status.json"
+ROUND_S = 900.0
+# Two other hospitals and an aggregator work on the same cores: only what somebody types may hold this one ...
+LIVELY = """\
+name = "{name}"
+[aggregator]
+address = "{address}"
+enrolment_address = "{enrolment_address}"
+[policy]
+studies_min = 4
+[ingest]
+settle_s = 0
+slices_min = 8
+[training]
+threads = 1
+[idle]
+foreign_cpu_max = 1.0
+memory_pressure_max = 1.0
+io_pressure_max = 1.0
+memory_free_min_gib = 0.2
+disk_free_min_gib = 0.2
+user_idle_min_s = 0
+remote_idle_min_s = 0
+gpu_others = "ignore"
+battery = "ignore"
+start_delay_s = 0
+calm_s = 2
+[agent]
+poll_min_s = 0.1
+poll_max_s = 2.0
+"""
+
+# ... and at idle priority it would never get a turn. Nothing else of the units is changed.
+PRIORITY = "[Service]\nNice=0\nCPUSchedulingPolicy=other\n"
+SHARE = "[Slice]\nCPUWeight=100\n"
+
+
+def free_ports() -> int:
+    """The first of three free ports in a row."""
+    for first in range(20443, 30000, 3):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            try:
+                for offset, each in enumerate((one, two, three)):
+                    each.bind(("127.0.0.1", first + offset))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no three free ports in a row")
+
+
+def options(folder: Path, port: int) -> Options:
+    """Three hospitals and more rounds than any test waits for."""
+    return Options(3, 200, "lite", STUDIES, 7, port, folder, False, None, None, 8, 0.003)
+
+
+class Hospital:
+    """The machine, and its part in the federation."""
+
+    def __init__(self, machine: Machine, federation: Federation) -> None:
+        self.machine, self.federation = machine, federation
+        self.name = federation.sites[0].name
+
+    def prepare(self) -> None:
+        """Everything but this hospital: patients for all three, the aggregator, two sites that have joined, a run."""
+        federation = self.federation
+        federation.initialize()
+        federation.provide_data()
+        federation.start_aggregator()
+        self._await_port(federation.ports[1])
+        for other in federation.sites[1:]:
+            federation.enroll(other)
+            federation.start_site(other)
+
+    def fill_export(self) -> None:
+        """DICOM and labels, as a mount that only the group may read."""
+        export = self.machine.file("/srv/hemofed/export")
+        shutil.copytree(self.federation.sites[0].data, export, dirs_exist_ok=True)
+        self.machine.run("chown", "-R", "root:hemofed-export", "/srv/hemofed/export")
+        self.machine.run("chmod", "-R", "u=rwX,g=rX,o=", "/srv/hemofed/export")
+
+    def configure(self) -> None:
+        """Settings in the conffile, whose owner and mode stay as the package made them."""
+        service, enrolment, _ = self.federation.ports
+        text = LIVELY.format(name=self.name, address=f"127.0.0.1:{service}", enrolment_address=f"127.0.0.1:{enrolment}")
+        self.machine.file("/etc/hemofed/site.toml").write_text(text)
+        for unit, words in ((TRAINER, PRIORITY), (AGENT, PRIORITY), ("hemofed.slice", SHARE)):
+            folder = self.machine.file(f"/etc/systemd/system/{unit}.d")
+            folder.mkdir(parents=True)
+            (folder / "test.conf").write_text(words)
+        self.machine.run("systemctl", "daemon-reload")
+
+    def invite(self) -> str:
+        """The word of the coordinator: an address and a token."""
+        said = self.federation.hub_command("site", "invite", self.name, "--auto-approve", "--json")
+        return str(json.loads(said)["token"])
+
+    def published(self) -> int:
+        """Rounds of the run that ended well, with this hospital in the cohort."""
+        with self.federation.hub().store.read() as session:
+            rows = rounds.of_run(session, runs.every(session)[-1].run_id)
+            done = [row for row in rows if row.state is RoundState.PUBLISHED]
+            return sum(any(seat.site == self.name for seat in rounds.seats(session, row.id)) for row in done)
+
+    def complete_a_round(self) -> None:
+        before = self.published()
+        self.machine.wait("another round", lambda: self._go_on() and self.published() > before, ROUND_S)
+
+    def await_training(self) -> None:
+        """In the middle of a round: some steps are done, and the update is not."""
+        self.machine.wait("training", lambda: self._go_on() and self._trains(), ROUND_S)
+
+    def await_active(self) -> None:
+        """Both services say that they are ready, whoever started them."""
+        states = ["active"] * len(UNITS)
+        self.machine.wait("both", lambda: [self.machine.show(unit, "ActiveState") for unit in UNITS] == states, 120)
+
+    def status_text(self, unit: str) -> str:
+        return self.machine.show(unit, "StatusText")
+
+    def _trains(self) -> bool:
+        try:
+            status = self.machine.json(STATUS)
+        except FileNotFoundError:
+            return False
+        return status["state"] == "SITE_TRAINING" and bool(status["step"])
+
+    def _go_on(self) -> bool:
+        self.federation.processes.restart_the_dead()
+        return True
+
+    def _await_port(self, port: int) -> None:
+        ends_at = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            assert time.monotonic() < ends_at, f"nobody listens on port {port}"
+            time.sleep(0.2)
