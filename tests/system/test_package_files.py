@@ -48,6 +48,14 @@ def test_a_script_run_by_root_can_be_parsed(script: str) -> None:
     subprocess.run(["sh", "-n", DEB / script], check=True)
 
 
+def test_every_file_that_the_build_takes_from_the_repository_is_there() -> None:
+    script = (DEB / "build.sh").read_text()
+    wanted = re.findall(r'"\$root/((?:docs|deploy|LICENSE)[\w./-]*)"', script)
+    wanted += [f"deploy/deb/{name}" for name in re.findall(r'"\$here/([\w.-]+)"', script)]
+    assert len(wanted) > 8
+    assert [name for name in wanted if not (ROOT / name).exists()] == []
+
+
 def test_the_manual_names_every_command() -> None:
     page = (DEB / "hemofed-site.1").read_text()
     not_for_hospitals = {"phantom", "init-weights", "run"}
