@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from federation import secagg
+from federation.advertisement import advertisement_of
 from federation.roster import Roster
 from federation.v1 import secagg_pb2
 from federation.v1.enrolment_pb2 import SignedRoster
 from sqlalchemy.orm import Session
 
-from aggregator import messages
 from aggregator.plans import plan_of
 from aggregator.store import rounds, sites
 from aggregator.tables import Round, Run, Seat
@@ -39,9 +39,7 @@ def masking_of(session: Session, run: Run, row: Round) -> Masking:
     plan = plan_of(run)
     ctx = secagg.context(plan.digest, row.base_model, row.run_id, row.number, row.attempt, row.roster_epoch)
     sent = rounds.payloads(session, row.id, Seat.advertisement)
-    advertised = {
-        site: messages.advertisement(secagg_pb2.Advertisement.FromString(data)) for site, data in sent.items()
-    }
+    advertised = {site: advertisement_of(secagg_pb2.Advertisement.FromString(data)) for site, data in sent.items()}
     cohort = secagg.Cohort(secagg.cohort_context(ctx, advertised), advertised)
     return Masking(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
 

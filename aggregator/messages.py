@@ -1,6 +1,6 @@
 """Rows to messages, and the messages of secure aggregation to the values `federation.secagg` works on. One place."""
 
-from federation.secagg import Advertisement, RevealedShare, ShareKind
+from federation.secagg import RevealedShare, ShareKind
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
@@ -19,16 +19,6 @@ def opened_sum(row: Round) -> rounds_pb2.OpenedSum:
         raise ValueError(f"round {row.number} is {row.state}: only a published round has an opened sum")
     blob = rounds_pb2.BlobRef(digest=row.sum_blob, size_bytes=row.sum_size_bytes)
     return rounds_pb2.OpenedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model)
-
-
-def advertisement(message: secagg_pb2.Advertisement) -> Advertisement:
-    return Advertisement(
-        site=message.site,
-        mask_key=message.mask_key,
-        share_key=message.share_key,
-        seed_commitment=message.seed_commitment,
-        signature=message.signature,
-    )
 
 
 def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:

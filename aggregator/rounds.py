@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from federation import secagg
+from federation.advertisement import advertisement_of
 from federation.secagg.keys import CIPHERTEXT_BYTES
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
@@ -74,7 +75,7 @@ def accept_keys(hub: Hub, site: str, message: KeysMessage) -> Verdict:
 
     def check(_session: Session, _row: Round, masking: Masking) -> None:
         _expect_site(message.advertisement.site, site)
-        sent = messages.advertisement(message.advertisement)
+        sent = advertisement_of(message.advertisement)
         secagg.verify_advertisement(masking.ctx, masking.signing_keys, sent)
         secagg.check_distinct([*masking.cohort.advertisements.values(), sent])
 

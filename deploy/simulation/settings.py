@@ -19,7 +19,7 @@ from federation.plan import (
 )
 
 from site_client.model.inputs import PIPELINE_VERSION
-from site_client.model.registry import build, manifest_of, weights_of
+from site_client.model.registry import build, model_of
 from site_client.phantom.lesions import Prevalence
 from site_client.phantom.streams import GENERATOR_VERSION
 
@@ -76,9 +76,7 @@ class Settings:
 
 def initial_model(settings: Settings, seed: int) -> Model:
     """Every arm of the comparison starts from these weights."""
-    net = build(settings.arm, seed)
-    manifest = manifest_of(net)
-    return Model(manifest, manifest.flatten(weights_of(net)), ())
+    return model_of(build(settings.arm, seed))
 
 
 def plan_of(settings: Settings, seed: int, weight_cap: int) -> TrainingPlan:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from federation.advertisement import advertisement_of, message_of
 from federation.plan import TrainingPlan
-from federation.secagg import Advertisement, Member, Phase, RevealedShare, SecaggError, ShareKind, context
+from federation.secagg import Member, Phase, RevealedShare, SecaggError, ShareKind, context
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
@@ -50,12 +51,13 @@ class Masking:
                 f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
             )
         member = self._load(step.round.attempt) or self._begin(plan, current, step)
-        self.egress.send(SEND_KEYS, _keys_message(step.round, member.advertisement))
+        own = message_of(member.advertisement)
+        self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
 
     def shares(self, plan: TrainingPlan, step: rounds_pb2.SharesStep) -> None:
         """Checks the cohort against the stored roster and deals shares. Errors: StepRefused."""
         member, current = self._member(step.round), self._enter(step.round)
-        advertisements = {one.site: _advertisement(one) for one in step.advertisements}
+        advertisements = {one.site: advertisement_of(one) for one in step.advertisements}
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
         minimum = max(self.cohort_min, plan.cohort.minimum)
@@ -179,27 +181,6 @@ def _shares_for(site: str, step: rounds_pb2.UploadStep) -> dict[str, bytes]:
     if len(shares) != len(step.shares) or sorted([*shares, site]) != sorted(step.members):
         raise StepRefused("expected one share from every other member that dealt shares, got others; polling again")
     return shares
-
-
-def _advertisement(message: secagg_pb2.Advertisement) -> Advertisement:
-    return Advertisement(
-        site=message.site,
-        mask_key=message.mask_key,
-        share_key=message.share_key,
-        seed_commitment=message.seed_commitment,
-        signature=message.signature,
-    )
-
-
-def _keys_message(ref: RoundRef, own: Advertisement) -> secagg_pb2.KeysMessage:
-    advertisement = secagg_pb2.Advertisement(
-        site=own.site,
-        mask_key=own.mask_key,
-        share_key=own.share_key,
-        seed_commitment=own.seed_commitment,
-        signature=own.signature,
-    )
-    return secagg_pb2.KeysMessage(round=ref, advertisement=advertisement)
 
 
 def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secagg_pb2.RevealMessage:

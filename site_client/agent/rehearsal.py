@@ -13,9 +13,10 @@ from typing import cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.advertisement import advertisement_of, message_of
 from federation.plan import TrainingPlan
 from federation.roster import SEALING_KEY_BYTES, Roster, RosterEntry
-from federation.secagg import Advertisement, Member, context
+from federation.secagg import Member, context
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from federation.wire import parse, serialize
@@ -129,7 +130,7 @@ class _Play:
         others = [Member.begin(ctx, name, key) for name, key in signers.items()]
         masking.keys(self.plan, rounds_pb2.KeysStep(round=ref, base_model_digest=base, roster_epoch=epoch))
         own = cast(secagg_pb2.KeysMessage, self.ear.last(SEND_KEYS.name)).advertisement
-        shown = [own, *(_message(one.advertisement) for one in others)]
+        shown = [own, *(message_of(one.advertisement) for one in others)]
         masking.shares(self.plan, rounds_pb2.SharesStep(round=ref, advertisements=shown))
         self._upload_and_open(masking, ref, others, shown, member, contribution)
 
@@ -142,7 +143,7 @@ class _Play:
         member: _Member,
         contribution: Contribution,
     ) -> None:
-        advertisements = {one.site: _advertisement(one) for one in shown}
+        advertisements = {one.site: advertisement_of(one) for one in shown}
         dealt = {one.site: one.share(advertisements, member.roster.signing_keys) for one in others}
         for share in cast(secagg_pb2.SharesMessage, self.ear.last(SEND_SHARES.name)).shares:
             dealt.setdefault(member.site, {})[share.to_site] = share.ciphertext
@@ -170,23 +171,3 @@ def _cast(identity: Identity, signers: dict[str, Ed25519PrivateKey]) -> _Member:
         for name, key in signers.items()
     ]
     return _Member(identity.site, identity.keys, Roster(1, tuple(sorted([own, *imagined], key=lambda one: one.site))))
-
-
-def _message(one: Advertisement) -> secagg_pb2.Advertisement:
-    return secagg_pb2.Advertisement(
-        site=one.site,
-        mask_key=one.mask_key,
-        share_key=one.share_key,
-        seed_commitment=one.seed_commitment,
-        signature=one.signature,
-    )
-
-
-def _advertisement(message: secagg_pb2.Advertisement) -> Advertisement:
-    return Advertisement(
-        site=message.site,
-        mask_key=message.mask_key,
-        share_key=message.share_key,
-        seed_commitment=message.seed_commitment,
-        signature=message.signature,
-    )

@@ -16,8 +16,7 @@ from site_client.files import replace_file
 from site_client.inference.answers import Answers, answer, clock_of
 from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
 from site_client.model.labels import ANY
-from site_client.model.network import Network
-from site_client.model.registry import build, manifest_of, weights_of
+from site_client.model.registry import build, model_of
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
@@ -96,16 +95,16 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     begun = _Begun(bench.path(arm, ".begun.json"))
     clock = clock_of(bench.compute)
     since, steps = clock(), 0
+    last: Answers | None = None
 
     def look(at: Progress) -> None:
-        nonlocal since, steps
+        nonlocal since, steps, last
         steps += 1
         if at.step % steps_an_epoch:
             return
         seconds = (clock() - since) * steps_an_epoch / steps  # fewer steps than an epoch has: going on after a stop
-        epoch = _epoch(
-            at.step // steps_an_epoch, at.loss, answer(net, bench.split.validation, bench.loader, bench.compute)
-        )
+        last = answer(net, bench.split.validation, bench.loader, bench.compute)
+        epoch = _epoch(at.step // steps_an_epoch, at.loss, last)
         net.train()
         begun.add(epoch, seconds)
         left = (plan.epochs - epoch.number) * seconds
@@ -119,8 +118,10 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     checkpoints = Checkpoints(bench.path(arm, ".checkpoints"), Identity("train", "", 0, arm, bench.digest, config))
     streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
     train(net, plan, bench.split.training, bench.loader, streams, bench.compute, checkpoints, look, stopping)
-    done = _finished(bench, arm, net, begun, answer(net, bench.split.validation, bench.loader, bench.compute))
-    _save(bench, done, net)
+    model = model_of(net)
+    # Judged just now, unless a stop came between the last step and its judgement.
+    done = _finished(bench, arm, model, begun, last or answer(net, bench.split.validation, bench.loader, bench.compute))
+    _save(bench, done, model)
     checkpoints.clear()
     begun.path.unlink(missing_ok=True)
     return done
@@ -156,17 +157,16 @@ def _epoch(number: int, train_loss: float, found: Answers) -> Epoch:
     )
 
 
-def _finished(bench: Bench, arm: str, net: Network, begun: _Begun, last: Answers) -> Done:
+def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers) -> Done:
     epochs = [epoch for _, (epoch, _) in sorted(begun.epochs.items())]
     seconds = sorted(seconds for _, seconds in begun.epochs.values())
-    manifest = manifest_of(net)
     return Done(
         arm,
-        manifest.size,
+        model.manifest.size,
         tuple(epochs),
         bench.training_slices / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
         last.ms_per_slice,
-        Model(manifest, manifest.flatten(weights_of(net))).digest.hex(),
+        model.digest.hex(),
         last.slices,
         last.studies,
     )
@@ -177,10 +177,9 @@ def _finished(bench: Bench, arm: str, net: Network, begun: _Begun, last: Answers
 _ARRAYS = ("chances", "labels", "patients")
 
 
-def _save(bench: Bench, done: Done, net: Network) -> None:
+def _save(bench: Bench, done: Done, model: Model) -> None:
     """The model first, the answers last: where they are, everything is."""
-    manifest = manifest_of(net)
-    save_model(bench.path(done.arm, ".safetensors"), Model(manifest, manifest.flatten(weights_of(net))))
+    save_model(bench.path(done.arm, ".safetensors"), model)
     facts = {key: value for key, value in vars(done).items() if key not in ("epochs", "slices", "studies")}
     facts["epochs"] = [asdict(epoch) for epoch in done.epochs]
     arrays = {

@@ -22,6 +22,7 @@ TWINS: Final = MappingProxyType(
         "densenet121-gru": "densenet121",
         "densenet121-lstm": "densenet121",
         "densenet121-mingru": "densenet121",
+        "densenet121-gru-sep": "densenet121",
     }
 )
 

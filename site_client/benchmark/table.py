@@ -60,6 +60,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Training or validation."""
+
+    patients: int
+    studies: int
+    positive_studies: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Judged:
     """A finished arm's last model on the validation slices, with 95 % intervals over patients."""
 
@@ -134,8 +143,8 @@ def _as_json(
         "settings": asdict(bench.settings),
         "digest": bench.digest,
         "compute": bench.compute.name,
-        "training": _side(bench, "training"),
-        "validation": _side(bench, "validation"),
+        "training": asdict(_side(bench, "training")),
+        "validation": asdict(_side(bench, "validation")),
         "training_slices": bench.training_slices,
         "bootstrap_draws": DRAWS,
         "arms": [_arm(each) for each in judged],
@@ -144,10 +153,9 @@ def _as_json(
     }
 
 
-def _side(bench: Bench, name: str) -> dict[str, object]:
+def _side(bench: Bench, name: str) -> Side:
     studies = getattr(bench.split, name)
-    patients = len({study.patient_key for study in studies})
-    return {"patients": patients, "studies": len(studies), "positive_studies": positives(studies)}
+    return Side(len({study.patient_key for study in studies}), len(studies), positives(studies))
 
 
 def _arm(each: Judged) -> dict[str, object]:
@@ -222,10 +230,9 @@ def _row(bench: Bench, each: Judged, origin: Origin) -> str:
 def _circumstances(bench: Bench, origin: Origin) -> str:
     sides = []
     for name in ("training", "validation"):
-        studies = getattr(bench.split, name)
-        patients = len({study.patient_key for study in studies})
-        counts = ", ".join(f"{label} {count}" for label, count in positives(studies).items())
-        sides.append(f"{name}: {len(studies)} studies of {patients} patients (positive: {counts})")
+        side = _side(bench, name)
+        counts = ", ".join(f"{label} {count}" for label, count in side.positive_studies.items())
+        sides.append(f"{name}: {side.studies} studies of {side.patients} patients (positive: {counts})")
     settings = bench.settings
     return (
         f"{settings.image_size_px} px, at most {settings.slices_max} slices a study, seed {settings.seed}. "

@@ -17,11 +17,12 @@ from site_client.ingest.records import SeriesRecord
 from site_client.ingest.report import ScanReport
 from site_client.ingest.rules import Rules
 from site_client.ingest.volume import read_volume
-from site_client.model.inputs import compose_channels, prepare
+from site_client.model.inputs import prepare
 from site_client.model.labels import ANY, LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.model.registry import ARMS, build, load_weights, manifest_of
 from site_client.training.compute import Compute
+from site_client.training.data import input_of
 
 NOTICE = "Research only. Not a medical device; not for diagnosis or treatment."
 
@@ -80,7 +81,7 @@ def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, com
 
 def _ask(net: Network, series: SeriesRecord, image_size_px: int, slices_max: int, compute: Compute) -> Prediction:
     prepared = prepare(read_volume(series), image_size_px, slices_max)
-    x = torch.from_numpy(compose_channels(prepared.windows)).to(compute.device).float().unsqueeze(0) / 127.5 - 1
+    x = input_of(prepared, compute.device).unsqueeze(0)
     mask = torch.ones(1, prepared.slices, dtype=torch.bool, device=compute.device)
     geometry = torch.from_numpy(prepared.geometry).unsqueeze(0).to(compute.device)
     net.eval()

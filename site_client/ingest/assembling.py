@@ -34,10 +34,7 @@ def assemble(session: Session, secret: SiteSecret) -> Dataset:
         study = study_cells(stated, rows)
         if _standing(study, rows) != "labelled":
             continue
-        files = tuple(root / seal.open(path) for path in paths)
-        series = SeriesRecord(SeriesKey(stack.stack_key), stack.content_hash, files)
-        keys = StudyKey(stack.study_key), PatientKey(stack.patient_key)
-        studies.append(StudyRecord(*keys, series, _array(rows), _array([study])[0]))
+        studies.append(_record(stack, tuple(root / seal.open(path) for path in paths), rows, study))
     return Dataset(_hash(studies), tuple(studies))
 
 
@@ -47,9 +44,7 @@ def chosen(session: Session, secret: SiteSecret) -> tuple[StudyRecord, ...]:
     found = []
     for stack, paths, _, _ in _matched(session):
         files = tuple(root / seal.open(path) for path in paths)
-        series = SeriesRecord(SeriesKey(stack.stack_key), stack.content_hash, files)
-        keys = StudyKey(stack.study_key), PatientKey(stack.patient_key)
-        found.append(StudyRecord(*keys, series, _array([_NO_CELLS] * len(files)), _array([_NO_CELLS])[0]))
+        found.append(_record(stack, files, [_NO_CELLS] * len(files), _NO_CELLS))
     return tuple(found)
 
 
@@ -198,6 +193,13 @@ def _export(session: Session, secret: SiteSecret) -> Path:
     if row is None:
         raise IngestError("expected a catalog that has scanned an export, got an empty one; scan first")
     return Path(secret.path_seal().open(row.value))
+
+
+def _record(stack: StackRow, files: tuple[Path, ...], rows: Sequence[bytes], study: bytes) -> StudyRecord:
+    series = SeriesRecord(SeriesKey(stack.stack_key), stack.content_hash, files)
+    return StudyRecord(
+        StudyKey(stack.study_key), PatientKey(stack.patient_key), series, _array(rows), _array([study])[0]
+    )
 
 
 def _recalled(entry: Mapping[str, Any], seal: PathSeal) -> StudyRecord:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from federation.manifest import Manifest, TensorSpec
+from federation.manifest import Manifest, Model, TensorSpec
 from monai.networks.nets import DenseNet, DenseNet121, DenseNet169
 from numpy.typing import NDArray
 from torch import nn
@@ -42,6 +42,12 @@ def manifest_of(module: nn.Module) -> Manifest:
 def weights_of(module: nn.Module) -> dict[str, NDArray[np.float32]]:
     """Copies of all parameters by name."""
     return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in module.named_parameters()}
+
+
+def model_of(module: nn.Module) -> Model:
+    """All parameters as a model that a federation can start from; without a server optimizer's state."""
+    manifest = manifest_of(module)
+    return Model(manifest, manifest.flatten(weights_of(module)))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:

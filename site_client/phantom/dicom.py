@@ -108,7 +108,7 @@ def write_localizer(
         path,
         streams.uid("image", identity.part, "localizer"),
         syntax,
-        stored.astype(np.int16) if scanner.signed else stored.astype(np.uint16),
+        stored,
     )
     return path
 

@@ -103,7 +103,8 @@ def drill(folder: Path) -> Drilled:
     config.write_text(_SITE_TOML)
     logs = folder / "logs"
     logs.mkdir()
-    canaries = _run(["-m", "site_client.prove.stain", str(folder)], logs / "stain.txt").read_text().splitlines()
+    stained = _run(["-m", "site_client.prove.stain", str(folder)], logs / "stain.txt", errors=None)  # prints canaries
+    canaries = stained.read_text().splitlines()
     (logs / "stain.txt").unlink()
     _run(
         ["-m", "site_client.cli", "init-weights", "--arm", _ARM, "--out", str(folder / "m.safetensors")], logs / "w.txt"
@@ -213,14 +214,17 @@ def _keep(ear: Ear, folder: Path) -> None:
         (folder / f"{number:06d}").write_bytes(data)
 
 
-def _run(arguments: list[str], log: Path) -> Path:
-    """A process of ours; both its outputs go to `log`. Errors: SubprocessError."""
+def _run(arguments: list[str], log: Path, errors: int | None = subprocess.STDOUT) -> Path:
+    """A process of ours. Its output goes to `log`, and what it says of errors too, unless `errors` says otherwise.
+
+    Errors: SubprocessError.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as out:
         subprocess.run(
             [sys.executable, *arguments],
             stdout=out,
-            stderr=subprocess.STDOUT if "stain" not in log.name else None,
+            stderr=errors,
             env=environment,
             check=True,
             timeout=_STEP_S,

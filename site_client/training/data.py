@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from site_client.ingest.records import PatientKey, StudyRecord
-from site_client.model.inputs import compose_channels, merge_labels
+from site_client.model.inputs import PreparedStudy, compose_channels, merge_labels
 from site_client.model.labels import ANY, LABELS, MISSING
 from site_client.training.augment import Augmentation, augment
 from site_client.training.cache import StudyCache
@@ -132,8 +132,12 @@ class Loader:
     def pixels(self, study: StudyRecord) -> tuple[Tensor, NDArray[np.float32], tuple[range, ...]]:
         """x f32[T,5,H,W] on the device, geometry f32[T,4], and the series' slices in each."""
         prepared = self._cache.get(study.series)
-        x = torch.from_numpy(compose_channels(prepared.windows)).to(self._device).float() / 127.5 - 1
-        return x, prepared.geometry, prepared.source_slices
+        return input_of(prepared, self._device), prepared.geometry, prepared.source_slices
+
+
+def input_of(prepared: PreparedStudy, device: torch.device) -> Tensor:
+    """f32[T,5,H,W] in [-1,1], what a network reads of a study."""
+    return torch.from_numpy(compose_channels(prepared.windows)).to(device).float() / 127.5 - 1
 
 
 def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], source_slices: tuple[range, ...]) -> Sample:

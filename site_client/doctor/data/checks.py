@@ -80,7 +80,7 @@ def check_export(export: Path) -> Iterator[Line]:
         yield green("export is read-only", "nothing in it can be written from here")
     elif os.geteuid() == 0 and not _on_read_only_disk(export):
         yield red("export is read-only", "root may write there", "Mount it read-only (ro)")
-    elif open_:
+    else:
         yield red("export is read-only", f"{open_} files or folders can be written", "Mount it read-only (ro)")
 
 

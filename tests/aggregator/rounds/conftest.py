@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation import encoding, secagg
+from federation.advertisement import advertisement_of
 from federation.chain import next_model
 from federation.encoding import Header, Layout
 from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
@@ -35,7 +36,7 @@ from federation.v1 import rounds_pb2 as pb
 from federation.v1 import secagg_pb2
 from federation.v1.blobs_pb2 import BlobOffer, RoundRef
 
-from aggregator import messages, polling, rounds, runs, uploads
+from aggregator import polling, rounds, runs, uploads
 from aggregator.blobs import Blobs
 from aggregator.config import Pacing, Settings, State
 from aggregator.driver import Driver
@@ -117,7 +118,7 @@ class Hospital:
         return secagg_pb2.KeysMessage(round=ref, advertisement=own)
 
     def shares_message(self, step: pb.SharesStep) -> secagg_pb2.SharesMessage:
-        shown = {one.site: messages.advertisement(one) for one in step.advertisements}
+        shown = {one.site: advertisement_of(one) for one in step.advertisements}
         sealed = self._member.share(shown, self.federation.signing_keys)
         shares = [
             secagg_pb2.EncryptedShare(from_site=self.name, to_site=peer, ciphertext=sealed[peer])
