@@ -9,6 +9,7 @@ from site_client.inference.drawing import Axis, Line, chart, legend, picture
 
 _WIDTH: Final = 1020
 _PANEL: Final = (340, 270)
+_SAMPLE, _LETTER = 48, 7  # px of the legend: a line with its margins, a letter at the most
 
 
 def draw(arms: Sequence[Done], all_negative: float | None) -> str:
@@ -22,7 +23,8 @@ def draw(arms: Sequence[Done], all_negative: float | None) -> str:
     ]
     names = [(arm.arm, place) for place, arm in enumerate(arms)]
     names += [("all negative", len(arms))] if all_negative is not None else []
-    key, height = legend(names, _WIDTH - 40)
+    longest = max(len(name) for name, _ in names) if names else 0
+    key, height = legend(names, _WIDTH - 40, step=_SAMPLE + _LETTER * longest)
     parts = [(_PANEL[0] * place, 4, panel) for place, panel in enumerate(panels)]
     spoken = "Accuracy, training loss and validation loss over epochs, by arm; the figures are in the table"
     return picture([*parts, (46, _PANEL[1] + 10, key)], _WIDTH, _PANEL[1] + height + 14, spoken, alone=True) + "\n"
