@@ -79,6 +79,7 @@ class Hospital:
         """Everything but this hospital: patients for all three, the aggregator, two sites that have joined, a run."""
         federation = self.federation
         federation.initialize()
+        federation.make_initial_model()
         federation.provide_data()
         federation.start_aggregator()
         self._await_port(federation.ports[1])

@@ -177,11 +177,11 @@ def test_an_upgrade_keeps_state_and_can_be_taken_back(hospital: Hospital, packag
     settings = machine.file("/etc/hemofed/site.toml").read_text()
     _install(machine, packages.newer)
     assert "0.1.1" in machine.run("hemofed-site", "--version")
-    _holds(machine, keys, entries, settings)
+    _holds(hospital, keys, entries, settings)
     hospital.complete_a_round()
     machine.run("hemofed-rollback")
     assert "0.1.0" in machine.run("hemofed-site", "--version")
-    _holds(machine, keys, entries, settings)
+    _holds(hospital, keys, entries, settings)
     hospital.complete_a_round()
 
 
@@ -215,7 +215,8 @@ def _keys(machine: Machine) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in machine.file(IDENTITY).glob("*.key")}
 
 
-def _holds(machine: Machine, keys: dict[str, bytes], entries: int, settings: str) -> None:
+def _holds(hospital: Hospital, keys: dict[str, bytes], entries: int, settings: str) -> None:
+    machine = hospital.machine
     assert keys == _keys(machine)
     assert len(machine.file(LEDGER).read_bytes().splitlines()) >= entries
     assert machine.file("/etc/hemofed/site.toml").read_text() == settings
