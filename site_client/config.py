@@ -190,10 +190,10 @@ class Settings:
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
-        chunk_s = 1024 / (self.policy.bandwidth_kib_s or math.inf)
+        chunk_s = 256 / (self.policy.bandwidth_kib_s or math.inf)
         _require(
             chunk_s <= self.agent.stall_s / 2,
-            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of 1 MiB in {chunk_s:.0f} s, and "
+            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of 256 KiB in {chunk_s:.0f} s, and "
             "agent.stall_s gives up on it; raise either until a piece takes half of stall_s at most",
         )
 

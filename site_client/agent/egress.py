@@ -63,6 +63,8 @@ class Egress:
         """
         self.guard, self.ledger, self.payloads, self._moved = guard, ledger, payloads, moved
         self._decision = decision
+        self._held: dict[bytes, int] = {}
+        self.progress = 0  # grows whenever a blob got on, in either direction
         self._transport, self._pace = transport, pace or Pace(0)
 
     @property
@@ -74,6 +76,12 @@ class Egress:
         """One message out, one back."""
         return parse(call.reply, self._transport.unary(call.path, self._clear(call, message)))
 
+    def note_held(self, digest: bytes, held_bytes: int) -> None:
+        """What the other side says it holds of an upload."""
+        if held_bytes > self._held.get(digest, 0):
+            self.progress += 1
+            self._held = {digest: held_bytes}
+
     def send_chunks(self, chunks: Iterable[Message]) -> Message:
         """Blobs.Put: each chunk is checked and recorded as the transport asks for it."""
         return parse(PUT_BLOB.reply, self._transport.put(PUT_BLOB.path, self._cleared(chunks)))
@@ -81,6 +89,7 @@ class Egress:
     def fetch_chunks(self, message: Message) -> Iterator[Message]:
         """Blobs.Get: chunks as they come in."""
         for data in self._transport.get(GET_BLOB.path, self._clear(GET_BLOB, message)):
+            self.progress += 1
             yield parse(GET_BLOB.reply, data)
             self._moved()
             self._pace.spend(len(data))

@@ -25,7 +25,10 @@ from site_client.agent.egress import Cleared
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
-KEEPALIVE_MS = 50_000  # below the shortest idle limit of common NAT (60 s)
+# When the line is cut and comes back under another address, a download waits in silence until a ping finds that out.
+# Below the shortest idle limit of common NAT (60 s), and not below what the aggregator allows (10 s).
+KEEPALIVE_MS = 15_000
+ANSWER_MS = 20_000  # a shorter silence breaks nothing
 
 _LATER = {
     grpc.StatusCode.UNAVAILABLE,
@@ -123,8 +126,11 @@ def _dial(endpoint: Endpoint) -> grpc.Channel:
 def _options(proxy: str) -> list[tuple[str, object]]:
     common: list[tuple[str, object]] = [
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", ANSWER_MS),
+        # gRPC also pings to measure a download, has one ping under way at a time, and would wait a minute for this one.
+        ("grpc.http2.ping_timeout_ms", ANSWER_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # else gRPC makes it one a minute on an idle connection
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.enable_retries", 0),  # every retry goes through egress again, or the ledger would miss it

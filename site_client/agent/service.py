@@ -5,7 +5,6 @@ so none can be in it), wait, and go on. What the hospital may want to know stand
 """
 
 import fcntl
-import secrets
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import IO
 import structlog
 from federation.errors import FederationError
 
+from site_client.agent.backoff import LONGEST_S, Backoff
 from site_client.agent.certificates import Certificates
 from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
@@ -62,7 +62,6 @@ def run(settings: Settings) -> int:
 class _Health:
     """What the loop remembers between turns; lost at a restart without harm."""
 
-    failures: int = 0
     last_contact_at: datetime | None = None
     last_error: str = ""
 
@@ -89,6 +88,7 @@ class Service:
         bus = Bus()
         self._rounds = SiteRounds(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
         self._health = _Health()
+        self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
 
     def stop(self) -> None:
         """Ends the loop after the turn in progress; a call that takes too long is cut. Safe in a signal handler."""
@@ -124,7 +124,8 @@ class Service:
             _log.error("step_crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step_crashed", error)
         refused = "" if turn.refusal is None else str(turn.refusal)
-        self._health = _Health(0, self._clock(), refused or self._certificates.notice)
+        self._backoff.succeeded()
+        self._health = _Health(self._clock(), refused or self._certificates.notice)
         if refused:
             _log.warning("step_refused", asked=turn.asked, why=refused)
         elif turn.asked:
@@ -134,11 +135,9 @@ class Service:
     def _failed(self, event: str, error: Exception) -> float:
         if self._stopping.is_set():
             return 0.0
-        self._health.failures += 1
         self._health.last_error = str(error)
-        longest_s = min(self._settings.agent.poll_max_s, 0.5 * 2.0 ** min(self._health.failures, 16))
-        wait_s = longest_s * (0.5 + secrets.randbelow(500) / 1000)
-        _log.warning(event, why=str(error), failures=self._health.failures, wait_s=round(wait_s, 1))
+        wait_s = self._backoff.failed(self._egress.progress)
+        _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
         return wait_s
 
     def _rest(self, wait_s: float) -> None:
@@ -148,7 +147,7 @@ class Service:
         while left_s > 0 and not self._stopping.wait(min(_NEWS_S, left_s)):
             left_s -= _NEWS_S
             self._notifier.alive()
-            if self._health.failures == 0 and self._rounds.has_news():
+            if self._backoff.failures == 0 and self._rounds.has_news():
                 return
 
     def _cut_when_stopping(self) -> None:

@@ -17,23 +17,16 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import psutil
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
-from federation.manifest import Manifest, Model, TensorSpec, save_model
 
 from aggregator.config import load_settings
 from aggregator.hub import Hub, open_hub
@@ -41,128 +34,19 @@ from aggregator.plans import plan_of
 from aggregator.states import RoundState, RunState
 from aggregator.store import rounds, runs
 from aggregator.tables import Seat
-from site_client.records import Status, Update
-from site_client.spool import TrainerSide
+from tests.system.processes import (
+    Place,
+    Trainers,
+    all_running,
+    enrol,
+    free_port,
+    running,
+    write_plan,
+    write_settings,
+)
 
-BIN = Path(sys.executable).parent
-TENSORS = 364  # as the peers' measurement of the same vector
 LIMIT_S = 1800.0
 PHASES = ("keys", "shares", "upload", "confirm", "reveal", "opening")
-
-AGGREGATOR_TOML = """\
-[listen]
-sites = "127.0.0.1:{sites}"
-enrolment = "127.0.0.1:{enrolment}"
-threads = 64
-answer_hold_ms = 5000
-
-[state]
-folder = "{folder}"
-
-[pacing]
-idle_s = 0.5
-training_s = 0.5
-masking_s = 0.2
-
-[enrolment]
-retry_after_s = 1
-
-[dashboard]
-enabled = false
-"""
-
-SITE_TOML = """\
-name = "{name}"
-
-[aggregator]
-address = "127.0.0.1:{sites}"
-enrolment_address = "127.0.0.1:{enrolment}"
-
-[folders]
-state = "{folder}/state"
-spool = "{folder}/spool"
-export = "{folder}/export"
-cache = "{folder}/cache"
-
-[policy]
-plan_approval = "automatic"
-studies_min = 1
-
-[agent]
-poll_min_s = 0.01
-trainer_silent_s = 86400.0
-"""
-
-PLAN_TOML = """\
-name = "benchmark"
-arm = "densenet121-gru"
-rounds = {rounds}
-
-[training]
-studies_min = 1
-
-[cohort]
-minimum = {sites}
-target = {sites}
-maximum = 64
-
-[deadlines]
-training_s = 1800
-phase_s = 600
-"""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Everything of one benchmark, in one folder."""
-
-    folder: Path
-    sites: int
-    ports: tuple[int, int]
-
-    @property
-    def aggregator_toml(self) -> Path:
-        return self.folder / "aggregator.toml"
-
-    @property
-    def names(self) -> list[str]:
-        return [f"site-{number:02}" for number in range(self.sites)]
-
-    def site(self, name: str) -> Path:
-        return self.folder / name
-
-    def hub_command(self, *words: str) -> str:
-        return _run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words])
-
-
-class Trainers(threading.Thread):
-    """Every site's trainer: the same update for every job, at once."""
-
-    def __init__(self, place: Place, delta: np.ndarray) -> None:
-        super().__init__(name="trainers", daemon=True)
-        self._sides = [TrainerSide(place.site(name) / "spool") for name in place.names]
-        self._delta = delta
-        self._stopping = threading.Event()
-        for side in self._sides:
-            side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
-
-    def run(self) -> None:
-        while not self._stopping.wait(0.02):
-            for side in self._sides:
-                for job in side.jobs():
-                    if not side.delivered(job.run_id, job.round):
-                        self._deliver(side, job.run_id, job.round, job.base_model_digest, job.evaluation_only)
-                side.sweep()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join()
-
-    def _deliver(self, side: TrainerSide, run_id: bytes, number: int, base: bytes, evaluates: bool) -> None:
-        outcome = "evaluated" if evaluates else "trained"
-        loss = (0.0, 0) if evaluates else (50.0, 100)
-        update = Update(run_id, number, base, outcome, None, 100, *loss, False)
-        side.deliver(update, None if evaluates else self._delta)
 
 
 @dataclass
@@ -184,7 +68,7 @@ def main() -> None:
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="hemofed-round-", dir=options.folder))
     try:
-        result = measure(Place(folder, options.sites, (_free_port(), _free_port())), options.params, options.rounds)
+        result = measure(Place(folder, options.sites, (free_port(), free_port())), options.params, options.rounds)
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result, indent=2))
@@ -194,17 +78,16 @@ def main() -> None:
 
 def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, object]:
     """Bring everything up, let it run, take it down, and read what it cost."""
-    _write_settings(place)
+    write_settings(place)
     place.hub_command("init")
-    model, plan = _write_plan(place, parameters, training_rounds)
+    model, plan = write_plan(place, parameters, training_rounds)
     delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
     hub = open_hub(load_settings(place.aggregator_toml))
-    aggregator_command = [str(BIN / "hemofed-aggregator"), "--config", str(place.aggregator_toml), "serve"]
-    with _running("aggregator", aggregator_command, place.folder) as aggregator:
+    with running("aggregator", place.serve_command, place.folder) as aggregator:
         for name in place.names:
-            _enrol(place, name)
-        agents = [_agent_command(place, name) for name in place.names]
-        with _all_running(place.names, agents, place.folder) as sites:
+            enrol(place, name)
+        agents = [place.site_command(name, "agent") for name in place.names]
+        with all_running(place.names, agents, place.folder) as sites:
             trainers = Trainers(place, delta)
             trainers.start()
             time.sleep(2.0)  # every agent polls: the run begins with all of them there
@@ -321,90 +204,6 @@ def _seconds(work: object) -> float:
         work()  # type: ignore[operator]
         best = min(best, time.perf_counter() - started)
     return best
-
-
-# --- bringing it up ---
-
-
-def _write_settings(place: Place) -> None:
-    sites, enrolment = place.ports
-    folder = place.folder / "hub"
-    place.aggregator_toml.write_text(AGGREGATOR_TOML.format(sites=sites, enrolment=enrolment, folder=folder))
-    for name in place.names:
-        own = place.site(name)
-        (own / "export").mkdir(parents=True)
-        (own / "site.toml").write_text(SITE_TOML.format(name=name, sites=sites, enrolment=enrolment, folder=own))
-
-
-def _write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Path, Path]:
-    """A model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
-    shares = np.geomspace(1.0, 1000.0, TENSORS)
-    sizes = np.maximum(1, (shares / shares.sum() * parameters).astype(int))
-    sizes[-1] += parameters - sizes.sum()
-    manifest = Manifest(tuple(TensorSpec(f"layer{index}.weight", (int(size),)) for index, size in enumerate(sizes)))
-    weights = np.random.default_rng(0).standard_normal(parameters).astype(np.float32)
-    model, plan = place.folder / "initial.safetensors", place.folder / "plan.toml"
-    save_model(model, Model(manifest, weights))
-    plan.write_text(PLAN_TOML.format(rounds=training_rounds, sites=place.sites))
-    return model, plan
-
-
-def _enrol(place: Place, name: str) -> None:
-    token = json.loads(place.hub_command("site", "invite", name, "--auto-approve", "--json"))["token"]
-    address, config = f"127.0.0.1:{place.ports[1]}", place.site(name) / "site.toml"
-    _run([str(BIN / "hemofed-site"), "join", address, token, "--config", str(config)])
-
-
-def _agent_command(place: Place, name: str) -> list[str]:
-    return [str(BIN / "hemofed-site"), "agent", "--config", str(place.site(name) / "site.toml")]
-
-
-@contextmanager
-def _running(name: str, command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            if name == "aggregator":
-                _await_line(folder / f"{name}.log", b"listening", process)
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-@contextmanager
-def _all_running(names: list[str], commands: list[list[str]], folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    if not names:
-        yield []
-        return
-    with (
-        _running(names[0], commands[0], folder) as first,
-        _all_running(names[1:], commands[1:], folder) as others,
-    ):
-        yield [first, *others]
-
-
-def _await_line(log: Path, word: bytes, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if word in log.read_bytes():
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise SystemExit(f"the aggregator did not come up:\n{log.read_text()}")
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stderr}")
-    return done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _options() -> argparse.Namespace:

@@ -49,7 +49,7 @@ def test_relative_paths_start_at_the_file() -> None:
         ('name = "m"\n[idle]\nwindows = ["19:00 for ever"]', "idle.windows: expected a length"),
         ('name = "m"\n[idle]\nblackout = ["2026-12-24..2026-12-01"]', "idle.blackout holds days"),
         ('name = "m"\n[policy]\ntransfer_windows = ["at night"]', "policy.transfer_windows: "),
-        ('name = "m"\n[policy]\nbandwidth_kib_s = 20', "agent.stall_s gives up on it"),
+        ('name = "m"\n[policy]\nbandwidth_kib_s = 5', "agent.stall_s gives up on it"),
         ('name = "m', "site.toml is not TOML"),
     ],
 )

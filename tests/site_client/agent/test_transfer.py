@@ -168,3 +168,24 @@ def test_chunks_wait_for_the_pace_in_both_directions(
     with guard.upload_of(layout, masked) as digest:
         upload(egress, REF, path, digest)
     assert waited[-1] - before >= layout.bytes / 1000
+
+
+def test_progress_grows_when_something_arrived_and_only_then(
+    plan: TrainingPlan, guard: Guard, ledger: Ledger, tmp_path: Path, random_bytes: Callable[[int], bytes]
+) -> None:
+    layout = Layout.of(plan, plan.manifest.size)
+    hub, masked, path = Breaking([0, 0, 700, 0]), random_bytes(layout.bytes), tmp_path / "masked.bin"
+    egress, seen = Egress(guard, ledger, hub), []
+    path.write_bytes(masked)
+    with guard.upload_of(layout, masked) as digest:
+        for _ in range(4):
+            with pytest.raises(Unreachable):
+                upload(egress, REF, path, digest)
+            seen.append(egress.progress)
+    assert seen == [0, 0, 0, 1]  # what the third try moved is known when the fourth asks where to go on
+    egress = Egress(guard, ledger, Breaking([2000, 0], bytes(4000)))
+    ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(4000)).digest(), size_bytes=4000)
+    for moved in (2, 2):
+        with pytest.raises(Unreachable):
+            download(egress, ref, tmp_path / "model", 4000)
+        assert egress.progress == moved

@@ -1,0 +1,232 @@
+"""A federation of real processes on this machine, whose training takes no time: one aggregator, N site agents.
+
+This process plays every site's trainer and puts an update into its spool as soon as a job appears. Everything else is
+what a coordinator and a hospital run. Used by benchmarks and by tests of the wire.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from federation.manifest import Manifest, Model, TensorSpec, save_model
+
+from site_client.records import Status, Update
+from site_client.spool import TrainerSide
+
+BIN = Path(sys.executable).parent
+TENSORS = 364  # as the peers' measurement of the same vector
+
+AGGREGATOR_TOML = """\
+[listen]
+sites = "{host}:{sites}"
+enrolment = "{host}:{enrolment}"
+host_names = ["{host}"]
+threads = 64
+answer_hold_ms = 5000
+
+[state]
+folder = "{folder}"
+
+[pacing]
+idle_s = 0.5
+training_s = 0.5
+masking_s = 0.2
+
+[enrolment]
+retry_after_s = 1
+
+[dashboard]
+enabled = false
+"""
+
+SITE_TOML = """\
+name = "{name}"
+
+[aggregator]
+address = "{host}:{sites}"
+enrolment_address = "{host}:{enrolment}"
+
+[folders]
+state = "{folder}/state"
+spool = "{folder}/spool"
+export = "{folder}/export"
+cache = "{folder}/cache"
+
+[policy]
+plan_approval = "automatic"
+studies_min = 1
+
+[agent]
+poll_min_s = 0.01
+trainer_silent_s = 86400.0
+"""
+
+PLAN_TOML = """\
+name = "benchmark"
+arm = "densenet121-gru"
+rounds = {rounds}
+
+[training]
+studies_min = 1
+
+[cohort]
+minimum = {sites}
+target = {sites}
+maximum = 64
+
+[deadlines]
+training_s = 1800
+phase_s = 600
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Everything of one federation, in one folder. `namespaces`: in which network a program runs, where not in ours."""
+
+    folder: Path
+    sites: int
+    ports: tuple[int, int]
+    host: str = "127.0.0.1"
+    namespaces: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def aggregator_toml(self) -> Path:
+        return self.folder / "aggregator.toml"
+
+    @property
+    def names(self) -> list[str]:
+        return [f"site-{number:02}" for number in range(self.sites)]
+
+    @property
+    def serve_command(self) -> list[str]:
+        command = [str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), "serve"]
+        return self._in_its_network("aggregator", command)
+
+    def site_command(self, name: str, *words: str) -> list[str]:
+        command = [str(BIN / "hemofed-site"), *words, "--config", str(self.site(name) / "site.toml")]
+        return self._in_its_network(name, command)
+
+    def site(self, name: str) -> Path:
+        return self.folder / name
+
+    def hub_command(self, *words: str) -> str:
+        return _run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words])
+
+    def _in_its_network(self, program: str, command: list[str]) -> list[str]:
+        space = self.namespaces.get(program)
+        return command if space is None else ["ip", "netns", "exec", space, *command]
+
+
+class Trainers(threading.Thread):
+    """Every site's trainer: the same update for every job, at once."""
+
+    def __init__(self, place: Place, delta: np.ndarray) -> None:
+        super().__init__(name="trainers", daemon=True)
+        self._sides = [TrainerSide(place.site(name) / "spool") for name in place.names]
+        self._delta = delta
+        self._stopping = threading.Event()
+        for side in self._sides:
+            side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
+
+    def run(self) -> None:
+        while not self._stopping.wait(0.02):
+            for side in self._sides:
+                for job in side.jobs():
+                    if not side.delivered(job.run_id, job.round):
+                        self._deliver(side, job.run_id, job.round, job.base_model_digest, job.evaluation_only)
+                side.sweep()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+    def _deliver(self, side: TrainerSide, run_id: bytes, number: int, base: bytes, evaluates: bool) -> None:
+        outcome = "evaluated" if evaluates else "trained"
+        loss = (0.0, 0) if evaluates else (50.0, 100)
+        update = Update(run_id, number, base, outcome, None, 100, *loss, False)
+        side.deliver(update, None if evaluates else self._delta)
+
+
+def write_settings(place: Place) -> None:
+    where = {"host": place.host, "sites": place.ports[0], "enrolment": place.ports[1]}
+    place.aggregator_toml.write_text(AGGREGATOR_TOML.format(**where, folder=place.folder / "hub"))
+    for name in place.names:
+        own = place.site(name)
+        (own / "export").mkdir(parents=True)
+        (own / "site.toml").write_text(SITE_TOML.format(name=name, **where, folder=own))
+
+
+def write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Path, Path]:
+    """A model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
+    shares = np.geomspace(1.0, 1000.0, TENSORS)
+    sizes = np.maximum(1, (shares / shares.sum() * parameters).astype(int))
+    sizes[-1] += parameters - sizes.sum()
+    manifest = Manifest(tuple(TensorSpec(f"layer{index}.weight", (int(size),)) for index, size in enumerate(sizes)))
+    weights = np.random.default_rng(0).standard_normal(parameters).astype(np.float32)
+    model, plan = place.folder / "initial.safetensors", place.folder / "plan.toml"
+    save_model(model, Model(manifest, weights))
+    plan.write_text(PLAN_TOML.format(rounds=training_rounds, sites=place.sites))
+    return model, plan
+
+
+def enrol(place: Place, name: str) -> None:
+    token = json.loads(place.hub_command("site", "invite", name, "--auto-approve", "--json"))["token"]
+    _run(place.site_command(name, "join", f"{place.host}:{place.ports[1]}", token))
+
+
+@contextmanager
+def running(name: str, command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            if name == "aggregator":
+                _await_line(folder / f"{name}.log", b"listening", process)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextmanager
+def all_running(names: list[str], commands: list[list[str]], folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    if not names:
+        yield []
+        return
+    with (
+        running(names[0], commands[0], folder) as first,
+        all_running(names[1:], commands[1:], folder) as others,
+    ):
+        yield [first, *others]
+
+
+def _await_line(log: Path, word: bytes, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if word in log.read_bytes():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise SystemExit(f"the aggregator did not come up:\n{log.read_text()}")
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
