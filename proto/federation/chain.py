@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.encoding import Layout, Opened
-from federation.encoding.rotation import unrotate
+from federation.encoding.rotation import unrotate, unrotated
 from federation.errors import ChainRefused, ManifestMismatch
 from federation.manifest import Model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
 Reals = NDArray[np.float64]
 
-_CHUNK = 1 << 14
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
 
@@ -45,12 +44,12 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
     before = _state(plan.server, model)
     state = [np.empty_like(vector) for vector in before]
-    mean = mean_update(layout, opened)
     weights = np.empty(model.weights.size, np.float32)
-    for start in range(0, weights.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
+    # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at every site.
+    for start, mean in unrotated(layout, opened.levels, *_affine(layout, opened)):
+        part = slice(start, start + mean.size)
         old, new = [vector[part] for vector in before], [vector[part] for vector in state]
-        step = _STEPS[plan.server.kind](plan.server, mean[part], old, new)
+        step = _STEPS[plan.server.kind](plan.server, mean, old, new)
         # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
         with np.errstate(over="ignore"):
             weights[part] = model.weights[part].astype(np.float64) + plan.server.learning_rate * step
@@ -65,12 +64,13 @@ def mean_update(layout: Layout, opened: Opened) -> Reals:
 
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max).
     """
-    # Exact: a lane has fewer than 24 bits, since a cohort has at most 500 members of 8 bits.
-    whole = opened.levels.astype(np.float32)
-    whole *= 2
-    whole -= opened.members * layout.level_max
+    return unrotate(layout, opened.levels, *_affine(layout, opened))
+
+
+def _affine(layout: Layout, opened: Opened) -> tuple[int, float]:
+    """`center` and `factor` of the mean update."""
     half_step = layout.range / layout.level_max
-    return unrotate(layout, whole, half_step * layout.weight_cap / opened.header.weight)
+    return opened.members * layout.level_max, half_step * layout.weight_cap / opened.header.weight
 
 
 def _state(server: ServerOptimizer, model: Model) -> list[Reals]:

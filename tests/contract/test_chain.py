@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import chain
 from federation.chain import mean_update, next_model
 from federation.encoding import Header, Layout, Opened, encode, open_sum, pack_sum, unpack_sum
 from federation.encoding import rotation as rotation_module
@@ -67,7 +66,7 @@ def test_the_result_does_not_depend_on_chunks_or_on_how_the_transform_is_split(
 ) -> None:
     plan, opened = played(server)
     expected = next_model(plan, _base(plan), opened).digest
-    monkeypatch.setattr(chain, "_CHUNK", 777)
+    monkeypatch.setattr(rotation_module, "_PART", 1 << 7)
     monkeypatch.setattr(rotation_module, "_CHUNK", 1 << 10)
     monkeypatch.setattr(rotation_module, "_RADIX_BITS", 1)
     assert next_model(plan, _base(plan), opened).digest == expected

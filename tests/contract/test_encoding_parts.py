@@ -91,9 +91,9 @@ def test_rotation_keeps_the_norm_and_is_undone_by_its_inverse(
     delta = heavy_tailed(parameters, 2)
     rotated = rotate(layout, delta, 0.5)
     assert np.linalg.norm(rotated) == pytest.approx(0.5, rel=1e-5)
-    # Whole numbers at a scale of 2^20, as the inverse wants them.
-    whole = np.round(rotated.astype(np.float64) * 2**20)
-    restored = unrotate(layout, whole, 2.0**-19)
+    # Whole numbers at a scale of 2^20, as the inverse wants them: twice the level, less 10.
+    levels = np.round(rotated.astype(np.float64) * 2**20).astype(np.int64) + 5
+    restored = unrotate(layout, levels, 10, 2.0**-20)
     assert restored.shape == (parameters,)
     assert np.abs(restored - delta).max() <= 5e-6
 
@@ -123,8 +123,8 @@ def test_another_seed_gives_another_rotation(layout_of: Callable[..., Layout], h
 def test_the_inverse_refuses_numbers_too_large_to_be_exact(layout_of: Callable[..., Layout]) -> None:
     layout = layout_of(4096)
     with pytest.raises(EncodingRefused):
-        unrotate(layout, np.full(4096, 2.0**41), 1.0)
-    unrotate(layout, np.full(4096, 2.0**41 - 1), 1.0)
+        unrotate(layout, np.full(4096, 2**40), 0, 1.0)
+    unrotate(layout, np.full(4096, 2**40), 1, 1.0)
 
 
 # Quantizer

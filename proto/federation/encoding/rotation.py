@@ -22,7 +22,8 @@ from federation.errors import EncodingRefused
 Vector = NDArray[np.float32] | NDArray[np.float64]
 
 _DOMAIN = b"hemofed rotation v1\x00"
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # coordinates, a power of two: a quarter of a MiB in float32, that stays in a core's own cache
+_PART = 1 << 14
 _RADIX_BITS = 4
 # Longer vectors are shuffled in blocks of one cache line of float32; single coordinates would take ten times as long.
 _BLOCK = 16
@@ -33,42 +34,76 @@ _EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     """factor * R(vector): f32[d] -> f32[coordinates], of the same L2 norm times `factor` up to rounding."""
-    rotated = np.zeros(layout.coordinates, np.float32)
-    rotated[: layout.parameters] = vector
-    flip_signs(layout.rotation_seed, rotated)
-    if len(layout.pieces) > 1:
-        blocks = rotated.reshape(-1, _block(layout))
-        rotated = np.take(blocks, _orders(layout.rotation_seed, len(blocks))[0], axis=0).reshape(-1)
-    for piece in _split(layout, rotated):
-        piece *= np.float32(factor / math.sqrt(piece.size))
-        hadamard(piece)
+    padded = np.zeros(layout.coordinates, np.float32)
+    padded[: layout.parameters] = vector
+    flip_signs(layout.rotation_seed, padded)
+    rotated = np.empty_like(padded) if len(layout.pieces) > 1 else padded
+    for begin, end in _bounds(layout):
+        scale = np.float32(factor / math.sqrt(end - begin))
+        for start in range(begin, end, _CHUNK):
+            part = rotated[start : min(end, start + _CHUNK)]
+            if len(layout.pieces) > 1:
+                _shuffle(layout, padded, start, part)
+            part *= scale
+            hadamard(part)
+        hadamard(rotated[begin:end], begin=min(_CHUNK, end - begin))
     return rotated
 
 
-def unrotate(layout: Layout, whole: Vector, factor: float) -> NDArray[np.float64]:
-    """factor * the inverse of `rotate`: whole numbers [coordinates], f32 or f64 -> f64[d].
+def unrotate(layout: Layout, levels: NDArray[np.signedinteger], center: int, factor: float) -> NDArray[np.float64]:
+    """factor * the inverse of `rotate`, of the whole numbers 2 levels - center: int[coordinates] -> f64[d].
 
     Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
-    Overwrites `whole`. Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
+    Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
     """
-    largest = max(float(whole.max(initial=0.0)), -float(whole.min(initial=0.0)))
+    result = np.empty(layout.parameters)
+    for start, part in unrotated(layout, levels, center, factor):
+        result[start : start + part.size] = part
+    return result
+
+
+def unrotated(
+    layout: Layout, levels: NDArray[np.signedinteger], center: int, factor: float
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """What `unrotate` gives, in parts: where each begins, and its f64, which is overwritten by the next one."""
+    blocks = _transformed(layout, levels, center).reshape(-1, _block(layout))
+    many, size = blocks.shape
+    back = _orders(layout.rotation_seed, many)[1] if len(layout.pieces) > 1 else np.arange(many)
+    scales = np.concatenate(
+        [np.full((end - begin) // size, factor / math.sqrt(end - begin)) for begin, end in _bounds(layout)]
+    )
+    signs = _signs(layout.rotation_seed, blocks.size)
+    buffer = np.empty((min(many, _PART // size), size))
+    for first in range(0, -(-layout.parameters // size), len(buffer)):
+        chosen = back[first : first + len(buffer)]
+        # "clip" only because "raise" would go through a buffer: every number is in range.
+        part = np.take(blocks, chosen, axis=0, out=buffer[: len(chosen)], mode="clip")
+        part *= np.take(scales, chosen)[:, np.newaxis]
+        numbers = part.reshape(-1)[: layout.parameters - first * size]
+        _flip(signs, first * size, numbers)
+        yield first * size, numbers
+
+
+def _transformed(layout: Layout, levels: NDArray[np.signedinteger], center: int) -> NDArray[np.float64]:
+    """H times the whole numbers 2 levels - center, piece by piece; exact."""
+    largest = max(2 * float(levels.max(initial=0)) - center, center - 2 * float(levels.min(initial=0)), 1.0)
     if largest * max(layout.pieces, default=1) >= _EXACT_MAX:
         raise EncodingRefused(f"expected coordinates small enough for exact sums, got one of {largest:g}")
     # As long as sums stay below 2^24, float32 is exact as well, and half the work.
     narrow = 1
-    while whole.dtype == np.float32 and (narrow << _RADIX_BITS) * max(largest, 1.0) < _EXACT_MAX_32:
-        narrow <<= _RADIX_BITS
-    for piece in _split(layout, whole):
-        hadamard(piece, end=narrow)
-    numbers = whole.astype(np.float64, copy=False)
-    for piece in _split(layout, numbers):
-        hadamard(piece, begin=narrow)
-        piece *= factor / math.sqrt(piece.size)
-    if len(layout.pieces) > 1:
-        shuffled = numbers.reshape(-1, _block(layout))
-        numbers = np.take(shuffled, _orders(layout.rotation_seed, len(shuffled))[1], axis=0).reshape(-1)
-    flip_signs(layout.rotation_seed, numbers)
-    return numbers[: layout.parameters]
+    while 2 * narrow * largest < _EXACT_MAX_32 and narrow < _CHUNK:
+        narrow *= 2
+    numbers = np.empty(layout.coordinates)
+    for begin, end in _bounds(layout):
+        for start in range(begin, end, _CHUNK):
+            part = slice(start, min(end, start + _CHUNK))
+            whole: Vector = levels[part].astype(np.float32) if narrow > 1 else levels[part].astype(np.float64)
+            whole *= 2
+            whole -= center
+            hadamard(whole, end=narrow)
+            numbers[part] = whole
+        hadamard(numbers[begin:end], begin=narrow)
+    return numbers
 
 
 def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
@@ -92,14 +127,25 @@ def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
 
 def flip_signs(seed: bytes, vector: Vector) -> None:
     """Change the sign of every coordinate whose bit in the seed's stream is 1, in place; its own inverse."""
-    stream = np.frombuffer(_stream(b"signs", seed, -(-vector.size // 8)), np.uint8)
-    # The sign is the highest bit of a float; flipping it as a bit is exact, for 0 too, and four times as fast.
-    patterns = vector.view(np.uint32 if vector.dtype == np.float32 else np.uint64)
-    highest = patterns.dtype.type(8 * patterns.itemsize - 1)
+    signs = _signs(seed, vector.size)
     for start in range(0, vector.size, _CHUNK):
-        part = patterns[start : start + _CHUNK]
-        bits = np.unpackbits(stream[start // 8 : (start + _CHUNK) // 8], count=part.size, bitorder="little")
-        np.bitwise_xor(part, bits.astype(part.dtype) << highest, out=part)
+        _flip(signs, start, vector[start : start + _CHUNK])
+
+
+def _flip(signs: NDArray[np.uint8], start: int, part: Vector) -> None:
+    """`part` begins at coordinate `start`, a multiple of 8."""
+    # The sign is the highest bit of a float; flipping it as a bit is exact, for 0 too, and four times as fast.
+    patterns = part.view(np.uint32 if part.dtype == np.float32 else np.uint64)
+    bits = np.unpackbits(signs[start // 8 :], count=part.size, bitorder="little").astype(patterns.dtype)
+    bits <<= patterns.dtype.type(8 * patterns.itemsize - 1)
+    np.bitwise_xor(patterns, bits, out=patterns)
+
+
+def _shuffle(layout: Layout, vector: NDArray[np.float32], start: int, part: NDArray[np.float32]) -> None:
+    """Fill `part` with what the shuffle brings to coordinates `start` and on."""
+    blocks = vector.reshape(-1, _block(layout))
+    order = _orders(layout.rotation_seed, len(blocks))[0][start // _block(layout) :][: part.size // _block(layout)]
+    np.take(blocks, order, axis=0, out=part.reshape(len(order), -1), mode="clip")
 
 
 def _multiply_rows(rows: Vector, matrix: Vector) -> None:
@@ -120,18 +166,22 @@ def _multiply_columns(blocks: Vector, matrix: Vector) -> None:
             part[...] = matrix @ part
 
 
+@lru_cache
 def _matrix(order: int, dtype: np.dtype[np.floating]) -> Vector:
     matrix = np.ones((1, 1))
     while len(matrix) < order:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix.astype(dtype)
+    matrix = matrix.astype(dtype)
+    matrix.flags.writeable = False
+    return matrix
 
 
-def _split(layout: Layout, vector: Vector) -> Iterator[Vector]:
-    start = 0
+def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Where each piece begins and ends."""
+    begin = 0
     for length in layout.pieces:
-        yield vector[start : start + length]
-        start += length
+        yield begin, begin + length
+        begin += length
 
 
 def _block(layout: Layout) -> int:
@@ -151,6 +201,11 @@ def _orders(seed: bytes, blocks: int) -> tuple[NDArray[np.intp], NDArray[np.intp
     back[order] = np.arange(blocks)
     order.flags.writeable = back.flags.writeable = False
     return order, back
+
+
+@lru_cache(maxsize=1)  # as above, and a thirty-second of such a vector
+def _signs(seed: bytes, coordinates: int) -> NDArray[np.uint8]:
+    return np.frombuffer(_stream(b"signs", seed, -(-coordinates // 8)), np.uint8)
 
 
 def _stream(purpose: bytes, seed: bytes, length: int) -> bytes:
