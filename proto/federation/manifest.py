@@ -2,13 +2,14 @@
 
 The manifest fixes names, shapes and order; a plan carries it, so nothing but these tensors can ever move. Files are
 safetensors, data only, no code: one tensor per name of the manifest, so that any tool can read the weights, and beside
-them the server optimizer's vectors ("hemofed.server_state.0" and ".1", float64). safetensors sorts tensors, so the
-file's metadata holds the manifest and with it their order. A model's digest is over its numbers, not over the file; it
-stands in the metadata and is checked on reading.
+them the server optimizer's vectors ("hemofed.server_state.0" and ".1", float64). safetensors keeps tensors in no order
+of ours, so the file's metadata holds the manifest and with it their order. A model's digest is over its numbers, not
+over the file; it stands in the metadata and is checked on reading.
 """
 
 import base64
 import binascii
+import json
 import math
 import os
 import re
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from federation.errors import Malformed, ManifestMismatch
 from federation.v1 import plan_pb2
@@ -160,21 +160,19 @@ class Model:
 
 
 def save_model(path: Path, model: Model) -> None:
-    """Write `model` to `path`, whole or not at all: to a name beside it, synced, then renamed.
+    """Write `model` to `path`, whole or not at all: to a name beside it, synced, then renamed. Equal models give
+    equal bytes.
 
     Not for two writers of one path at once. Errors: OSError from the disk.
     """
-    tensors: dict[str, NDArray[np.generic]] = dict(model.named())
-    tensors |= {f"{_STATE}{index}": vector for index, vector in enumerate(model.server_state)}
-    metadata = {
-        "format": _FORMAT,
-        "manifest": base64.b64encode(serialize(model.manifest.to_message())).decode(),
-        "digest": model.digest.hex(),
-    }
     unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata)
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
+    with unfinished.open("wb") as file:
+        file.write(_header(model))
+        for vector in model.server_state:  # first, so that they are aligned
+            file.write(vector.data)
+        file.write(model.weights.data)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
 
 
@@ -193,6 +191,29 @@ def load_model(path: Path) -> Model:
     if model.digest != digest:
         raise Malformed("expected a model file whose digest fits its content, got a changed one; fetch it again")
     return model
+
+
+def _header(model: Model) -> bytes:
+    """The length of what follows (u64 LE), then JSON, padded with spaces to whole words: safetensors' own format.
+
+    Its writer puts metadata in an order drawn anew by each process, and copies every tensor once more.
+    """
+    metadata = {
+        "format": _FORMAT,
+        "manifest": base64.b64encode(serialize(model.manifest.to_message())).decode(),
+        "digest": model.digest.hex(),
+    }
+    entries: dict[str, object] = {"__metadata__": metadata}
+    size = model.manifest.size
+    states = [(f"{_STATE}{index}", "F64", (size,), 8 * size) for index in range(len(model.server_state))]
+    tensors = [(tensor.name, "F32", tensor.shape, 4 * tensor.size) for tensor in model.manifest.tensors]
+    end = 0
+    for name, dtype, shape, size_bytes in (*states, *tensors):
+        begin, end = end, end + size_bytes
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_metadata(metadata: Mapping[str, str]) -> tuple[Manifest, bytes]:

@@ -1,6 +1,8 @@
 """federation.manifest: flat vector <-> named tensors, digests over numbers, model files that refuse any change."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,6 +247,19 @@ def test_a_well_formed_file_of_another_content_is_refused(
     _rewrite(path, change)
     with pytest.raises(Malformed):
         load_model(path)
+
+
+def test_equal_models_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from federation.manifest import *\n"
+        "made = Manifest((TensorSpec('b', (3,)), TensorSpec('a', ())))\n"
+        "save_model(Path(sys.argv[1]), Model(made, np.arange(4, dtype=np.float32), (np.arange(4.0),)))"
+    )
+    paths = [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert load_file(paths[0])["b"].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_a_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
