@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     """Writes a file inside a folder nobody reads yet, durably; `mode` whatever the umask says."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:

@@ -129,7 +129,7 @@ class TrainerSide:
         if (delta is not None) != (update.outcome == "trained"):
             raise SpoolRefused(f'a delta goes with "trained" and with nothing else, got outcome "{update.outcome}"')
         target = self._out / _name(_UPDATE, update.run_id, update.round)
-        raw = None if delta is None else np.ascontiguousarray(delta, dtype="<f4").tobytes()
+        raw = None if delta is None else np.ascontiguousarray(delta, dtype="<f4").data.cast("B")
         whole = replace(update, delta_sha256=None if raw is None else hashlib.sha256(raw).digest())
         record = to_json(whole)
         remove(target)

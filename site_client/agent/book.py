@@ -3,7 +3,6 @@
     <state>/agent/rounds/<run hex>-<round>/
       round.json                       what was offered, and what was answered to it
       attempt-<n>/member.bin           secure aggregation's own state, secrets included; overwritten before removal
-      attempt-<n>/masked.bin           the upload
     <state>/agent/rounds/closed.json   per run, the last round that is over for this site
 
 At most one round is open. A round that was closed is never opened again: its update may already be in a sum.

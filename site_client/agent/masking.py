@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from federation.advertisement import advertisement_of, message_of
 from federation.plan import TrainingPlan
-from federation.secagg import Member, Phase, RevealedShare, SecaggError, ShareKind, context
+from federation.secagg import Member, RevealedShare, SecaggError, ShareKind, context
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
@@ -73,20 +73,18 @@ class Masking:
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
 
     def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
-        """Masks once, then brings the same bytes as often as it takes."""
+        """Seals and brings the upload. Sealing again gives the same bytes, and the member refuses any others, so they
+        need no file: a try that ended in the middle goes on where it stopped."""
         member = self._member(step.round)
-        path = self.book.attempt_folder(step.round.attempt) / "masked.bin"
-        if member.phase is Phase.SHARED or not path.exists():
-            shares = _shares_for(member.site, step)
-            words = self._checked(step.round, lambda: seal(member, contribution, shares))
-            replace_file(path, words)
-        with self.egress.guard.upload_of(contribution.layout, path.read_bytes()) as digest:
+        shares = _shares_for(member.site, step)
+        masked = self._checked(step.round, lambda: seal(member, contribution, shares))
+        with self.egress.guard.upload_of(contribution.layout, masked) as digest:
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
             current = self._enter(step.round)
             if current.uploaded_to != member.cohort:
                 self.book.save(replace(current, uploaded_to=member.cohort))
-            upload(self.egress, step.round, path, digest)
+            upload(self.egress, step.round, masked, digest)
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 

@@ -80,6 +80,8 @@ class SiteRounds:
         self.book = Book(folder / "rounds")
         self._scratch = folder / "rehearsal"
         self._masking = Masking(egress, identity, self.book, settings.policy.cohort_min)
+        # The update in hand, and what came of examining it: nothing but a saving, made anew after a start.
+        self._examined: tuple[Update, Contribution] | None = None
         self._withdraw_stale_jobs()
         self._seen = self._local_facts()
 
@@ -261,6 +263,12 @@ class SiteRounds:
         return update if update is not None and update.base_model_digest == current.base_model_digest else None
 
     def _contribution(self, current: OpenRound, update: Update) -> Contribution:
+        """`update` as it goes into the sum; read, hashed and examined once, and kept until the round is over."""
+        if self._examined is None or self._examined[0] != update:
+            self._examined = update, self._examine(current, update)
+        return self._examined[1]
+
+    def _examine(self, current: OpenRound, update: Update) -> Contribution:
         delta = self._spool.delta(update) if update.outcome == "trained" else None
         if (delta is None) != current.evaluation_only:
             raise EgressRefused("expected a trained update in a training round, and none in the evaluation-only one")
@@ -314,6 +322,7 @@ class SiteRounds:
 
     def _erase(self, current: OpenRound) -> None:
         """The job goes first: the trainer sees that it is over, and removes the update."""
+        self._examined = None
         self._spool.withdraw_job(current.run_id, current.number)
         self.book.close()
 

@@ -1,7 +1,7 @@
 """From a trained update to masked words: clip, check, encode, mask. After this nobody can tell what was in it.
 
-The rounding noise of the encoder is drawn from a generator seeded by the cohort and the update, so that sealing again
-after a crash gives the very same bytes and no mask ever lies on two different vectors.
+The rounding noise of the encoder is drawn from a generator seeded by the cohort and the update, so that sealing again,
+after a crash too, gives the very same bytes and no mask ever lies on two different vectors.
 """
 
 import hashlib
@@ -21,11 +21,15 @@ from site_client.records import Update
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What this site puts into the sum. `delta` f32[d] within the clip norm; None in an evaluation-only round."""
+    """What this site puts into the sum. `delta` f32[d] within the clip norm; None in an evaluation-only round.
+
+    delta_sha256: of the delta as the trainer gave it; empty in an evaluation-only round.
+    """
 
     layout: Layout
     delta: NDArray[np.float32] | None
     header: Header
+    delta_sha256: bytes
 
     def __repr__(self) -> str:
         return "Contribution(hidden)"
@@ -42,7 +46,8 @@ def examine(guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.
         clipped=was_clipped or update.clipped,
         histograms=np.array(update.histograms, np.int64),
     )
-    return Contribution(Layout.of(plan, 0 if clipped is None else plan.manifest.size), clipped, header)
+    layout = Layout.of(plan, 0 if clipped is None else plan.manifest.size)
+    return Contribution(layout, clipped, header, update.delta_sha256 or b"")
 
 
 def seal(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> bytes:
@@ -61,7 +66,6 @@ def _clip(plan: TrainingPlan, delta: NDArray[np.float32]) -> tuple[NDArray[np.fl
 
 
 def _rounding(member: Member, contribution: Contribution) -> np.random.Generator:
-    digest = hashlib.sha256(b"hemofed rounding v1\x00" + member.uctx + member.site.encode() + b"\x00")
-    if contribution.delta is not None:
-        digest.update(np.ascontiguousarray(contribution.delta).data)
-    return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
+    # The cohort's name holds the plan, and with it how the update was clipped.
+    named = member.uctx + member.site.encode() + b"\x00" + contribution.delta_sha256
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(b"hemofed rounding v2\x00" + named).digest(), "big"))

@@ -14,14 +14,14 @@ from site_client.files import sha256_of, sync_folder
 CHUNK_BYTES = 256 * 1024
 
 
-def upload(egress: Egress, round: blobs_pb2.RoundRef, path: Path, digest: bytes) -> None:
-    """Brings a file to the aggregator, from wherever an earlier try stopped. Errors: Unreachable, Refused."""
-    offer = blobs_pb2.BlobOffer(round=round, digest=digest, size_bytes=path.stat().st_size)
+def upload(egress: Egress, round: blobs_pb2.RoundRef, data: bytes, digest: bytes) -> None:
+    """Brings a blob to the aggregator, from wherever an earlier try stopped. Errors: Unreachable, Refused."""
+    offer = blobs_pb2.BlobOffer(round=round, digest=digest, size_bytes=len(data))
     progress = egress.send(OFFER_BLOB, offer)
     egress.note_held(digest, progress.held_bytes)
     if progress.complete:
         return
-    done = egress.send_chunks(_chunks(path, digest, progress.held_bytes))
+    done = egress.send_chunks(_chunks(data, digest, progress.held_bytes))
     if not done.complete:  # type: ignore[attr-defined]  # Put answers with BlobProgress
         raise Unreachable("the aggregator does not hold the whole upload yet; it is continued at the next try")
 
@@ -57,8 +57,6 @@ def _append(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> N
         raise StepRefused(f"expected the bytes from {held} on of the file asked for, got others; it is asked for again")
 
 
-def _chunks(path: Path, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while data := file.read(CHUNK_BYTES):
-            yield blobs_pb2.BlobChunk(digest=digest, offset=file.tell() - len(data), data=data)
+def _chunks(data: bytes, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
+    for start in range(offset, len(data), CHUNK_BYTES):
+        yield blobs_pb2.BlobChunk(digest=digest, offset=start, data=data[start : start + CHUNK_BYTES])

@@ -7,6 +7,7 @@ import hashlib
 from base64 import b64encode, urlsafe_b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,14 +162,14 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
     plan = world.plan
     job = Job(world.run_id, row.number, row.number > plan.rounds, row.base_model, plan.digest)  # type: ignore[arg-type]
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
+    if delta is not None:
+        update = replace(update, delta_sha256=hashlib.sha256(delta.tobytes()).digest())
     return examine(Guard(world.sites[site].settings.policy), plan, update, delta)
 
 
 def _rounding(uctx: bytes, site: str, contribution: Contribution) -> np.random.Generator:
     """The encoder's rounding noise hangs on cohort, site and update alone: `site_client.agent.sealing`."""
-    seed = hashlib.sha256(b"hemofed rounding v1\x00" + uctx + site.encode() + b"\x00")
-    if contribution.delta is not None:
-        seed.update(contribution.delta.tobytes())
+    seed = hashlib.sha256(b"hemofed rounding v2\x00" + uctx + site.encode() + b"\x00" + contribution.delta_sha256)
     return np.random.default_rng(int.from_bytes(seed.digest(), "big"))
 
 
