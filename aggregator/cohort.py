@@ -38,10 +38,14 @@ def masking_of(session: Session, run: Run, row: Round) -> Masking:
     """
     plan = plan_of(run)
     ctx = secagg.context(plan.digest, row.base_model, row.run_id, row.number, row.attempt, row.roster_epoch)
-    sent = rounds.payloads(session, row.id, Seat.advertisement)
-    advertised = {site: advertisement_of(secagg_pb2.Advertisement.FromString(data)) for site, data in sent.items()}
-    cohort = secagg.Cohort(secagg.cohort_context(ctx, advertised), advertised)
+    cohort = _cohort(ctx, tuple(rounds.payloads(session, row.id, Seat.advertisement).items()))
     return Masking(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
+
+
+@lru_cache(2)  # after the keys phase it is the same for every message of the attempt
+def _cohort(ctx: secagg.Context, sent: tuple[tuple[str, bytes], ...]) -> secagg.Cohort:
+    advertised = {site: advertisement_of(secagg_pb2.Advertisement.FromString(data)) for site, data in sent}
+    return secagg.Cohort(secagg.cohort_context(ctx, advertised), advertised)
 
 
 def roster_of(session: Session, epoch: int) -> Roster:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -27,7 +28,7 @@ from aggregator.errors import LostRace, NotFound
 from aggregator.hub import Hub
 from aggregator.plans import plan_of
 from aggregator.runs import Ending, carry_on, eligible
-from aggregator.states import RoundState, RunState
+from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import rounds, runs
 from aggregator.tables import Round, Seat
 
@@ -65,7 +66,7 @@ class Driver:
         with self._hub.store.read() as session:
             ids = rounds.open_ids(session)
         moved = [self._outlive(round_id) for round_id in ids if not self._is_left_alone(round_id)]
-        self._housekeeping()
+        self._housekeeping(idle=not ids)
         return any(moved)
 
     def _outlive(self, round_id: int) -> bool:
@@ -84,7 +85,8 @@ class Driver:
         """What is due for one round, if anything. Looks without a lock first: most looks find nothing to do."""
         with self._hub.store.read() as session:
             row = rounds.by_id(session, round_id)
-            if not self._newcomers(session, row) and isinstance(self._decide(session, row), Wait):
+            look = self._look(session, row)
+            if not look.newcomers and isinstance(self._decide(session, row, look), Wait):
                 return False
         decision = self._act(round_id)
         if isinstance(decision, Open):
@@ -101,9 +103,9 @@ class Driver:
             if not rounds.lease(session, round_id, self._owner, now, self._lease_until(now)):
                 return None
             row = rounds.by_id(session, round_id)
-            for site in self._newcomers(session, row):
+            for site in self._look(session, row).newcomers:
                 rounds.add_seat(session, row, site)
-            decision = self._decide(session, row)
+            decision = self._decide(session, row, self._look(session, row))
             step = steps.Step(session, runs.get(session, row.run_id), row, Ending(now, self._actor, ""))
             match decision:
                 case Freeze():
@@ -136,7 +138,11 @@ class Driver:
 
     # --- looking ---
 
-    def _decide(self, session: Session, row: Round) -> Decision:
+    def _look(self, session: Session, row: Round) -> "_Look":
+        asked = eligible(session) if row.state is RoundState.TRAINING else []
+        return _Look(rounds.seat_states(session, row.id), asked)
+
+    def _decide(self, session: Session, row: Round, look: "_Look") -> Decision:
         if row.state in rounds.OVER:
             return Wait()
         view = View(
@@ -144,19 +150,12 @@ class Driver:
             state=row.state,
             attempt=row.attempt,
             deadline=row.deadline,
-            seats=rounds.seat_states(session, row.id),
+            seats=look.seats,
             advertised=len(rounds.senders(session, row.id, Seat.advertisement)),
-            eligible=frozenset(eligible(session)) if row.state is RoundState.TRAINING else frozenset(),
+            eligible=frozenset(look.eligible),
             bounds=plan_of(runs.get(session, row.run_id)).cohort,
         )
         return decide(view, self._hub.clock())
-
-    def _newcomers(self, session: Session, row: Round) -> list[str]:
-        """Sites approved since the round was opened; they may still take part while it is TRAINING."""
-        if row.state is not RoundState.TRAINING:
-            return []
-        seated = rounds.seat_states(session, row.id)
-        return [site for site in eligible(session) if site not in seated]
 
     # --- leases ---
 
@@ -185,10 +184,11 @@ class Driver:
     def _is_left_alone(self, round_id: int) -> bool:
         return self._monotonic() < self._left_alone.get(round_id, 0.0)
 
-    def _housekeeping(self) -> None:
+    def _housekeeping(self, idle: bool) -> None:
         """Things no round waits for: runs to carry on after a crash, waste to delete, bytes to write down."""
         try:
-            self._carry_on()
+            if idle:
+                self._carry_on()
             self._drop_leftovers()
             if not self._hub.tally.empty and self._monotonic() >= self._tally_at:
                 self._write_tally()
@@ -222,6 +222,19 @@ class Driver:
         self._tally_at = self._monotonic() + TALLY_EVERY_S
         with self._hub.store.write() as session:
             self._hub.tally.write(session)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The seats of a round, and who may take part in it: read once a look."""
+
+    seats: dict[str, SeatState]
+    eligible: list[str]  # while it is TRAINING
+
+    @property
+    def newcomers(self) -> list[str]:
+        """Sites approved since the round was opened."""
+        return [site for site in self.eligible if site not in self.seats]
 
 
 def own_name() -> str:

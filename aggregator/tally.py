@@ -38,9 +38,11 @@ class Tally:
         with self._lock:
             up, down = self._up, self._down
             self._up, self._down = Counter(), Counter()
-        for key in up.keys() | down.keys():
-            for row in rounds.find(session, key.run_id, key.number):
-                rounds.count_bytes(session, row.id, key.site, up[key], down[key])
+        keys = up.keys() | down.keys()
+        for run_id, number in {(key.run_id, key.number) for key in keys}:
+            counts = [(key.site, up[key], down[key]) for key in keys if (key.run_id, key.number) == (run_id, number)]
+            for row in rounds.find(session, run_id, number):
+                rounds.count_bytes(session, row.id, counts)
 
     @property
     def empty(self) -> bool:

@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, Update, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from aggregator.errors import NotFound
@@ -106,7 +108,18 @@ _LOCK = (
     .options(defer(Seat.shares))
     .with_for_update(read=True, of=Round)
 )
+_OPEN_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
+_LEFTOVERS = (
+    select(Seat.round_id, Seat.site, Seat.upload_digest)
+    .join(Round, Round.id == Seat.round_id)
+    .where(Seat.upload_digest.is_not(None), Round.state.in_((RoundState.TRAINING, *OVER)))
+)
 _SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
+_COUNT_BYTES = (
+    update(Seat)
+    .where(Seat.round_id == bindparam("round"), Seat.site == bindparam("seated"))
+    .values(bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down"))
+)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _STANDING = (
     select(_NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
@@ -127,7 +140,7 @@ def of_run(session: Session, run_id: bytes) -> list[Round]:
 
 def open_ids(session: Session) -> list[int]:
     """Rounds that are not over, oldest first: what drivers look after."""
-    return list(session.scalars(select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)))
+    return list(session.scalars(_OPEN_IDS))
 
 
 def move(
@@ -256,15 +269,21 @@ def payload(session: Session, round_id: int, site: str, column: InstrumentedAttr
 
 def payloads(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> dict[str, bytes]:
     """Site -> what it sent in one phase of the current attempt, sorted by site; only those that sent it."""
-    statement = select(Seat.site, column).where(Seat.round_id == round_id, column.is_not(None))
+    found = session.execute(_sent(column, with_payload=True), {"round": round_id})
     # Sorted here, by code point as secure aggregation does: a database may collate names in another order.
-    rows = sorted((site, payload) for site, payload in session.execute(statement) if payload is not None)
-    return dict(rows)
+    return dict(sorted((site, payload) for site, payload in found))
 
 
 def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
     """The sites of `payloads`, without reading them: a large cohort's shares are megabytes."""
-    return sorted(session.scalars(select(Seat.site).where(Seat.round_id == round_id, column.is_not(None))))
+    return sorted(session.scalars(_sent(column, with_payload=False), {"round": round_id}))
+
+
+@cache
+def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) -> Select[Any]:
+    """Made once for each of the few columns."""
+    wanted = (Seat.site, column) if with_payload else (Seat.site,)
+    return select(*wanted).where(Seat.round_id == bindparam("round"), column.is_not(None))
 
 
 def clear_payloads(session: Session, round_id: int) -> None:
@@ -291,16 +310,13 @@ def upload_seats(session: Session, digest: bytes) -> list[Seat]:
 
 def leftovers(session: Session) -> list[tuple[int, str, bytes]]:
     """(round id, site, digest) of every upload whose attempt is over, so that its blob is waste."""
-    past = (RoundState.TRAINING, *OVER)
-    statement = select(Seat.round_id, Seat.site, Seat.upload_digest).join(Round, Round.id == Seat.round_id)
-    rows = session.execute(statement.where(Seat.upload_digest.is_not(None), Round.state.in_(past)))
-    return [(round_id, site, digest) for round_id, site, digest in rows if digest is not None]
+    return [(round_id, site, digest) for round_id, site, digest in session.execute(_LEFTOVERS) if digest is not None]
 
 
-def count_bytes(session: Session, round_id: int, site: str, up: int, down: int) -> None:
-    """Add to what the site sent and received in this round."""
-    values = {"bytes_up": Seat.bytes_up + up, "bytes_down": Seat.bytes_down + down}
-    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(values))
+def count_bytes(session: Session, round_id: int, counts: Iterable[tuple[str, int, int]]) -> None:
+    """Add to what sites sent and received in this round: (site, up, down)."""
+    rows = [{"round": round_id, "seated": site, "up": up, "down": down} for site, up, down in counts]
+    session.connection().execute(_COUNT_BYTES, rows)
 
 
 def with_state(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:

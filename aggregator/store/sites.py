@@ -44,8 +44,7 @@ def everyone(session: Session) -> list[Site]:
 
 def active(session: Session) -> list[Site]:
     """Approved and not revoked, by name: those a roster holds and a round may invite."""
-    chosen = select(Site).where(Site.approved_at.is_not(None), Site.revoked_at.is_(None))
-    return list(session.scalars(chosen.order_by(Site.name)))
+    return list(session.scalars(_ACTIVE))
 
 
 def invitation(session: Session, site: str) -> Invitation | None:
@@ -129,7 +128,9 @@ def holder(session: Session, fingerprint: bytes) -> tuple[Certificate, Site] | N
     return None if row is None else (row[0], row[1])
 
 
-# Asked at every call: made once, because making a statement costs as much as carrying it out.
+# Asked at every call or look: made once, because making a statement costs as much as carrying it out.
+_ACTIVE = select(Site).where(Site.approved_at.is_not(None), Site.revoked_at.is_(None)).order_by(Site.name)
+_NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _HOLDER = (
     select(Certificate, Site)
     .join(Site, Site.name == Certificate.site)
@@ -165,7 +166,7 @@ def newest_roster(session: Session) -> RosterEpoch | None:
 
 def newest_epoch(session: Session) -> int:
     """0 before the first roster."""
-    return session.scalar(select(func.max(RosterEpoch.epoch))) or 0
+    return session.scalar(_NEWEST_EPOCH) or 0
 
 
 def roster_at(session: Session, epoch: int) -> RosterEpoch:
