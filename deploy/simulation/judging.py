@@ -1,26 +1,17 @@
-"""Judging last models on test patients, and how sure the figures are.
+"""Judging last models on test patients: answers beside the truth, to be measured by site_client.inference.metrics."""
 
-The unit of chance is the patient: a bootstrap draw takes each site's test patients with replacement, all slices of a
-patient together, and every arm and seed is judged on the same draw, so that differences are paired. With K[p, q] = how
-many (positive slice of p, negative slice of q) pairs a model orders rightly, the AUC of a draw in which patient p comes
-m[p] times is m'Km / (m'n+)(m'n-): exact, and cheap for thousands of draws.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from federation.manifest import Model
 from numpy.typing import NDArray
 
 from deploy.simulation.arms import Place, network_of
+from site_client.inference.metrics import Column, Scored, weighted_log_loss
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import ANY
-from site_client.training.evaluate import slice_scores, weighted_log_loss
-
-DRAWS: Final = 2000
-Reals = NDArray[np.float64]
+from site_client.training.evaluate import slice_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +26,18 @@ class Scores:
     study: NDArray[np.int64]
 
     @property
+    def patients(self) -> int:
+        return int(self.patient.max()) + 1
+
+    @property
     def log_loss(self) -> float:
-        return weighted_log_loss(self.logits, self.labels)
+        chances = 1 / (1 + np.exp(-self.logits.astype(np.float64)))
+        value = weighted_log_loss(Scored(chances, self.labels, self.patient)).value
+        return float("nan") if value is None else value
+
+    def column(self, label: int = ANY) -> Column:
+        """For measures of order, to which log-odds are as good as chances."""
+        return Column(self.logits[:, label].astype(np.float64), self.labels[:, label], self.patient, self.patients)
 
     def of_studies(self) -> "Scores":
         """A study's score is its highest slice's; it is positive when a slice is."""
@@ -48,23 +49,6 @@ class Scores:
             np.array([self.patient[row][0] for row in rows]),
             np.arange(len(rows)),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """`wins` f64[P,P], ties a half; `positive`, `negative` f64[P]: slices of patient p."""
-
-    wins: Reals
-    positive: Reals
-    negative: Reals
-
-    def auc(self, multiplicity: Reals) -> Reals:
-        """AUC of each draw: multiplicity f64[draws,P] -> f64[draws]; nan when a draw lacks one kind."""
-        above = np.einsum("dp,pq,dq->d", multiplicity, self.wins, multiplicity, optimize=True)
-        pairs = (multiplicity @ self.positive) * (multiplicity @ self.negative)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            auc: Reals = above / pairs
-        return auc
 
 
 def judge(place: Place, model: Model, studies: Sequence[StudyRecord]) -> Scores:
@@ -79,38 +63,3 @@ def judge(place: Place, model: Model, studies: Sequence[StudyRecord]) -> Scores:
         np.repeat([patients[study.patient_key] for study in studies], lengths),
         np.repeat(np.arange(len(studies)), lengths),
     )
-
-
-def pairs_of(scores: Scores, label: int = ANY) -> Pairs:
-    """Every positive slice against every negative one, counted by the patients they belong to."""
-    truth, score = scores.labels[:, label], scores.logits[:, label]
-    count = int(scores.patient.max()) + 1
-    up, down = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
-    better = (score[up, None] > score[down]) + 0.5 * (score[up, None] == score[down])
-    rows = _by_patient(scores.patient[up], count)
-    columns = _by_patient(scores.patient[down], count)
-    return Pairs(rows @ better @ columns.T, rows.sum(axis=1), columns.sum(axis=1))
-
-
-def draw_patients(sizes: Mapping[str, int], draws: int, seed: int) -> dict[str, Reals]:
-    """For each site how often each test patient comes in each draw: f64[draws+1, P]. Row 0 is the set itself."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for site, size in sizes.items():
-        drawn = rng.multinomial(size, np.full(size, 1 / size), size=draws)
-        found[site] = np.concatenate([np.ones((1, size)), drawn])
-    return found
-
-
-def interval(draws: Reals) -> tuple[float, float, float]:
-    """The set's own figure and the middle 95 % of the draws that have one; nan when none has."""
-    if np.isnan(draws[1:]).all():
-        return float(draws[0]), float("nan"), float("nan")
-    low, high = np.nanquantile(draws[1:], [0.025, 0.975])
-    return float(draws[0]), float(low), float(high)
-
-
-def _by_patient(patient: NDArray[np.int64], count: int) -> Reals:
-    table = np.zeros((count, len(patient)))
-    table[patient, np.arange(len(patient))] = 1.0
-    return table

@@ -1,19 +1,25 @@
 """From seeds to figures: central, federated and local side by side, with intervals, and the differences between them.
 
+The unit of chance is the patient: a draw takes each site's test patients with replacement, and every arm and seed is
+judged on the same draw, so that differences are paired.
+
 An arm's figure is the mean over seeds. "sites": the mean over the five federated sites of the AUC of `any` on the
 site's own test patients; "worst": the lowest of the five; "unseen": on the site that never trained. A local arm is at
 each site that site's own model; at the unseen site, the mean of the five.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from deploy.simulation.judging import DRAWS, Reals, Scores, draw_patients, interval, pairs_of
+from deploy.simulation.judging import Scores
 from deploy.simulation.seeds import CENTRAL, FEDERATED, LOCALS, SeedResult, local
 from deploy.simulation.settings import SITES, UNSEEN
+from site_client.inference.metrics import DRAWS, Measure, draw_patients, interval, of_draws
+from site_client.inference.ranked import Reals
 
 ARMS: Final = ("local", FEDERATED, CENTRAL)
 _DRAW_SEED: Final = 20_240_229
@@ -71,18 +77,21 @@ def summarize(results: Sequence[SeedResult], draws: int = DRAWS) -> Summary:
         },
         log_loss={arm: tuple(_log_loss(result, arm) for result in results) for arm in ARMS},
         curves=_curves(results),
-        test_patients={site: int(scores.patient.max()) + 1 for site, scores in first.items()},
+        test_patients={site: scores.patients for site, scores in first.items()},
         test_positives={site: int(scores.of_studies().labels[:, -1].sum()) for site, scores in first.items()},
     )
 
 
 def _table(results: Sequence[SeedResult], view: Callable[[Scores], Scores], draws: int) -> dict[tuple[str, str], Reals]:
     """AUC of `any` by arm and site: f64[seeds, draws+1]."""
-    sizes = {site: int(results[0].scores[CENTRAL, site].patient.max()) + 1 for site in (*SITES, UNSEEN)}
-    drawn = draw_patients(sizes, draws, _DRAW_SEED)
+    rng = np.random.default_rng(_DRAW_SEED)
+    sizes = {site: results[0].scores[CENTRAL, site].patients for site in (*SITES, UNSEEN)}
+    # Row 0 is the set itself.
+    drawn = {site: np.vstack([np.ones(size), draw_patients(size, draws, rng)]) for site, size in sizes.items()}
 
     def auc(model: str, site: str) -> Reals:
-        return np.stack([pairs_of(view(result.scores[model, site])).auc(drawn[site]) for result in results])
+        columns = [view(result.scores[model, site]).column() for result in results]
+        return np.stack([of_draws(column, Measure.AUC, drawn[site]) for column in columns])
 
     table = {(arm, site): auc(arm, site) for arm in (CENTRAL, FEDERATED) for site in (*SITES, UNSEEN)}
     table |= {("local", site): auc(local(site), site) for site in SITES}
@@ -101,8 +110,9 @@ def _measure(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]
 
 
 def _figure(values: Reals) -> Figure:
-    value, low, high = interval(values.mean(axis=0))
-    return Figure(value, low, high, tuple(float(each) for each in values[:, 0]))
+    draws = values.mean(axis=0)
+    low, high = (math.nan if end is None else end for end in interval(draws[1:]))
+    return Figure(float(draws[0]), low, high, tuple(float(each) for each in values[:, 0]))
 
 
 def _log_loss(result: SeedResult, arm: str) -> float:

@@ -138,7 +138,7 @@ def measure(column: Column, which: Measure, draws: Reals | None = None) -> Figur
     value = float(of_draws(column, which, np.ones((1, column.patients_count)))[0])
     if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN:
         return Figure(value)
-    low, high = _interval(of_draws(column, which, draws))
+    low, high = interval(of_draws(column, which, draws))
     return Figure(value, low, high)
 
 
@@ -165,7 +165,7 @@ def weighted_log_loss(scored: Scored, draws: Reals | None = None) -> Figure:
     value = float(_rsna(scored, np.ones((1, scored.patients_count)))[0])
     if draws is None or scored.patients_count < PATIENTS_MIN:
         return Figure(value)
-    return Figure(value, *_interval(_rsna(scored, draws)))
+    return Figure(value, *interval(_rsna(scored, draws)))
 
 
 def compare_log_loss(first: Scored, second: Scored, draws: Reals) -> Difference:
@@ -196,6 +196,15 @@ def accuracy(scored: Scored) -> tuple[Figure, Figure]:
 def draw_patients(patients: int, draws: int, rng: np.random.Generator) -> Reals:
     """f64[draws, patients]: how often each patient comes in each draw."""
     return rng.multinomial(patients, np.full(patients, 1 / max(1, patients)), size=draws).astype(np.float64)
+
+
+def interval(values: Reals) -> tuple[float | None, float | None]:
+    """The middle 95 % of draws f64[D]; those that lack a kind say nothing and are left out. None when all do."""
+    usable = values[np.isfinite(values)]
+    if not len(usable):
+        return None, None
+    low, high = np.quantile(usable, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def reliability(column: Column, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
@@ -291,17 +300,8 @@ def _why_not(column: Column, which: Measure) -> str | None:
     return None
 
 
-def _interval(values: Reals) -> tuple[float | None, float | None]:
-    """Draws that lack a kind say nothing and are left out."""
-    usable = values[np.isfinite(values)]
-    if not len(usable):
-        return None, None
-    low, high = np.quantile(usable, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _difference(value: Reals, draws: Reals) -> Difference:
-    low, high = _interval(draws)
+    low, high = interval(draws)
     usable = draws[np.isfinite(draws)]
     sides = [(np.sum(usable <= 0) + 1) / (len(usable) + 1), (np.sum(usable >= 0) + 1) / (len(usable) + 1)]
     return Difference(float(value[0]), low, high, min(1.0, 2 * float(min(sides))))

@@ -1,4 +1,4 @@
-"""Judging a model on the validation patients: histograms for the federation, figures for reports."""
+"""Judging a model on the validation patients: scores, and the histograms that the federation adds up."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from federation.encoding.header import bin_of
 from numpy.typing import NDArray
 
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import LABEL_WEIGHTS, LABELS
+from site_client.model.labels import LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
@@ -61,33 +61,16 @@ def slice_scores(
     return clamp_any(logits).float().cpu().numpy(), labels.cpu().numpy().astype(np.int8)
 
 
-def auc(scores: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
-    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney); nan when either is missing."""
-    order = np.unique(scores, return_inverse=True)[1]
-    positive = np.bincount(order[truth == 1], minlength=order.max(initial=0) + 1).astype(np.float64)
-    negative = np.bincount(order[truth == 0], minlength=order.max(initial=0) + 1).astype(np.float64)
-    return auc_of_histogram(negative, positive)
-
-
 def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number]) -> float:
-    """The same from counts per ascending bin: exact for the binned score."""
+    """Chance that a positive scores above a negative, ties counting half; nan when either is missing.
+
+    From counts per ascending bin: exact for the binned score.
+    """
     pairs = float(negative.sum()) * float(positive.sum())
     if pairs == 0:
         return float("nan")
     below = np.cumsum(negative) - negative
     return float((positive * (below + negative / 2)).sum()) / pairs
-
-
-def weighted_log_loss(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """RSNA 2019: sum over labels of weight x mean cross-entropy, / 7. Labels -1 count nowhere; a label that nobody
-    knows drops out with its weight. Probabilities are clipped at 1e-15.
-    """
-    chance = np.clip(1 / (1 + np.exp(-logits.astype(np.float64))), 1e-15, 1 - 1e-15)
-    each = -np.where(labels == 1, np.log(chance), np.log1p(-chance))
-    known = labels >= 0
-    weights = np.array(LABEL_WEIGHTS) * known.any(axis=0)
-    means = np.where(known, each, 0).sum(axis=0) / known.sum(axis=0).clip(min=1)
-    return float((means * weights).sum() / weights.sum())
 
 
 def _count(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.int64]:

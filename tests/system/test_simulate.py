@@ -10,12 +10,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from deploy.simulation.arms import Place, Trained, alone, federate
-from deploy.simulation.judging import Scores, draw_patients, pairs_of
+from deploy.simulation.judging import Scores
 from deploy.simulation.patients import Site, records_of, wanted_set
 from deploy.simulation.pools import open_pool
 from deploy.simulation.seeds import CENTRAL, FEDERATED, MODELS, SeedResult, local, result_of, save
 from deploy.simulation.settings import SITES, UNSEEN, Settings
 from deploy.simulation.summary import summarize
+from site_client.inference.metrics import Measure, draw_patients, of_draws
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.volume import Volume
 from site_client.training.cache import StudyCache
@@ -59,8 +60,8 @@ def sites(cache: Path) -> list[Site]:
     return [Site(name, some(name, "t", 3), some(name, "v", 2), some(name, "e", 2)) for name in names]
 
 
-def federated(place: Place, seed: int, sites: list[Site]) -> Trained:
-    with open_pool(workers=1, ray=False) as pool:
+def federated(place: Place, seed: int, sites: list[Site], *, ray: bool = False) -> Trained:
+    with open_pool(workers=1, ray=ray) as pool:
         return federate(place, seed, [site for site in sites if site.name != UNSEEN], pool)
 
 
@@ -70,6 +71,15 @@ def test_a_seed_gives_the_same_bits_and_another_seed_gives_others(place: Place, 
     assert once.curve == again.curve
     assert once.model.digest != other.model.digest
     assert alone(place, 1, "T", sites[:1]).model.digest == alone(place, 1, "T", sites[:1]).model.digest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_gives_the_same_bits_as_one_process(place: Place, sites: list[Site]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: .venv/bin/pip install 'hemofed[ray]'")
+    here, there = federated(place, 1, sites), federated(place, 1, sites, ray=True)
+    assert here.model.digest == there.model.digest
+    assert here.curve == there.curve
 
 
 def test_every_arm_starts_from_the_same_weights_and_is_judged_after_every_pass(place: Place, sites: list[Site]) -> None:
@@ -113,11 +123,11 @@ def made_up(seed: int) -> SeedResult:
 
 def test_the_bootstrap_draws_whole_patients_and_gives_the_exact_auc_of_each_draw() -> None:
     scores = scores_of(np.random.default_rng(5), 1.0)
-    drawn = draw_patients({"T": 8}, 20, seed=1)["T"]
+    drawn = draw_patients(8, 20, np.random.default_rng(1))
     whole = [np.flatnonzero(scores.patient == patient) for patient in range(8)]
     rows = [np.concatenate([np.tile(whole[p], int(times)) for p, times in enumerate(m)]) for m in drawn]
     expected = [roc_auc_score(scores.labels[row, 5], scores.logits[row, 5]) for row in rows]
-    np.testing.assert_allclose(pairs_of(scores).auc(drawn), expected, rtol=1e-12)
+    np.testing.assert_allclose(of_draws(scores.column(), Measure.AUC, drawn), expected, rtol=1e-12)
     assert (drawn.sum(axis=1) == 8).all()
 
 

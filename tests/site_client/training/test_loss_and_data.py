@@ -12,7 +12,7 @@ from site_client.model.labels import ANY, MISSING
 from site_client.model.network import Verdict
 from site_client.training.calibrate import prior_offsets
 from site_client.training.data import Sample, complete, epoch_order, expected_looks, split_patients, study_labels
-from site_client.training.evaluate import auc, auc_of_histogram, weighted_log_loss
+from site_client.training.evaluate import auc_of_histogram
 from site_client.training.loss import loss_of
 
 
@@ -111,15 +111,6 @@ def test_offsets_undo_the_sampling_of_labels_that_are_known_and_leave_others_alo
     assert prior_offsets([_record(number, number, None) for number in range(3)]) == Calibrations()
 
 
-def test_auc_counts_pairs_and_ties_half() -> None:
-    scores, truth = np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1])
-    assert auc(scores, truth) == pytest.approx(3.5 / 4)
+def test_auc_of_a_histogram_counts_pairs_and_ties_half() -> None:
     assert auc_of_histogram(np.array([1, 1, 0]), np.array([0, 1, 1])) == pytest.approx(3.5 / 4)
-    assert np.isnan(auc(scores, np.zeros(4, int)))
-
-
-def test_log_loss_of_the_prior_is_its_entropy_and_unknown_labels_drop_out() -> None:
-    labels = np.tile(np.array([0, 1], np.int8)[:, None], (1, 6))
-    assert weighted_log_loss(np.zeros((2, 6)), labels) == pytest.approx(np.log(2))
-    labels[:, 0] = MISSING
-    assert weighted_log_loss(np.zeros((2, 6)), labels) == pytest.approx(np.log(2))
+    assert np.isnan(auc_of_histogram(np.array([1, 2]), np.zeros(2)))
