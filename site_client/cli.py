@@ -305,6 +305,15 @@ def evaluate(context: click.Context) -> None:
 
 @main.command(add_help_option=False, context_settings=_PASSED_ON)
 @click.pass_context
+def calibrate(context: click.Context) -> None:
+    """Fit a model's chances to this site's patients, for predict and evaluate."""
+    from site_client.inference.calibrating import calibrate_command
+
+    _pass_on(context, calibrate_command)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+@click.pass_context
 def benchmark(context: click.Context) -> None:
     """Train every network on the same patients and write the paper's table."""
     from site_client.benchmark.command import benchmark as command

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from federation.manifest import Model
 
 from site_client.files import replace_file
 from site_client.inference.answers import answer
+from site_client.inference.calibrating import load_calibration
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import is_synthetic, prepare_all, read_folder
@@ -17,6 +19,8 @@ from site_client.inference.predict import as_text, load_network, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.volume import read_volume
+from site_client.model.calibration import CalibratedNet
+from site_client.model.network import Network
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.compute import choose
@@ -29,6 +33,7 @@ _SIZE = click.option(
     "--image-size", "size_px", default=256, type=click.IntRange(32, 512), help="That of the model's plan."
 )
 _SLICES = click.option("--slices-max", default=64, type=click.IntRange(4, 400), help="That of the model's plan.")
+_CALIBRATION = click.option("--calibration", type=_FILE, help="From `hemofed-site calibrate`, for this model.")
 _DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 _CACHE_BYTES = 64 << 30
 Device = Literal["auto", "cpu", "cuda"]
@@ -40,17 +45,24 @@ Device = Literal["auto", "cpu", "cuda"]
 @_SIZE
 @_SLICES
 @_DEVICE
+@_CALIBRATION
 @click.option("--out", type=_FILE, help="Also every slice as JSON, with the names of its files below FOLDER.")
 def predict_command(
-    folder: Path, model_file: Path, size_px: int, slices_max: int, device: Device, out: Path | None
+    folder: Path,
+    model_file: Path,
+    size_px: int,
+    slices_max: int,
+    device: Device,
+    calibration: Path | None,
+    out: Path | None,
 ) -> None:
     """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
-    arm, model, net = load_network(model_file)
+    arm, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
     asked = predict(net.to(compute.device), folder, size_px, slices_max, compute)
     click.echo(as_text(asked))
     if out is not None:
-        document = prediction_json(asked, folder, arm, model.digest.hex(), size_px, slices_max)
+        document = prediction_json(asked, folder, _about(arm, model, size_px, slices_max, calibration))
         replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -62,6 +74,7 @@ def predict_command(
 @_SIZE
 @_SLICES
 @_DEVICE
+@_CALIBRATION
 def evaluate_command(
     data: Path,
     training_data: Sequence[Path],
@@ -70,9 +83,10 @@ def evaluate_command(
     size_px: int,
     slices_max: int,
     device: Device,
+    calibration: Path | None,
 ) -> None:
     """Judge a model on studies with labels, by label, slice and study, with intervals over patients."""
-    arm, model, net = load_network(model_file)
+    arm, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
     state = out / ".state"
     studies = read_folder(data, state)
@@ -86,12 +100,29 @@ def evaluate_command(
     heading = Heading(arm, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
     document = {
         "notice": SYNTHETIC if heading.synthetic else REAL,
-        "model": {"arm": arm, "digest": heading.digest, "image_size_px": size_px, "slices_max": slices_max},
+        "model": _about(arm, model, size_px, slices_max, calibration),
         **as_json(evaluation),
     }
     (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "evaluation.html").write_text(page(heading, evaluation))
     click.echo(f"{heading.patients} Written: evaluation.json and evaluation.html in {out}")
+
+
+def _network(model_file: Path, calibration: Path | None) -> tuple[str, Model, Network]:
+    arm, model, net = load_network(model_file)
+    if calibration is not None:
+        net = CalibratedNet(net, load_calibration(calibration, model.digest.hex()))
+    return arm, model, net
+
+
+def _about(arm: str, model: Model, size_px: int, slices_max: int, calibration: Path | None) -> dict[str, object]:
+    return {
+        "arm": arm,
+        "digest": model.digest.hex(),
+        "image_size_px": size_px,
+        "slices_max": slices_max,
+        "calibrated": calibration is not None,
+    }
 
 
 def _patients(studies: Sequence[StudyRecord], size_px: int) -> str:

@@ -113,10 +113,8 @@ def as_text(asked: Asked) -> str:
     return "\n".join(lines)
 
 
-def as_json(
-    asked: Asked, folder: Path, arm: str, digest: str, image_size_px: int, slices_max: int
-) -> dict[str, object]:
-    """Plain values; file names relative to the folder, so that each answer can be laid beside its image."""
+def as_json(asked: Asked, folder: Path, about: dict[str, object]) -> dict[str, object]:
+    """Plain values; `about` the model; file names relative to the folder, so that each answer lies beside its image."""
     top = folder.resolve()
 
     def named(chances: NDArray[np.float64]) -> dict[str, float]:
@@ -124,7 +122,7 @@ def as_json(
 
     return {
         "notice": NOTICE,
-        "model": {"arm": arm, "digest": digest, "image_size_px": image_size_px, "slices_max": slices_max},
+        "model": about,
         "not_used": {
             "files": dict(asked.report.files),
             "series": dict(asked.report.series),

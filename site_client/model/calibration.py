@@ -9,7 +9,7 @@ labels within a slice may, which is why `any` is raised last.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
@@ -83,25 +83,20 @@ def _logit(chance: Reals) -> Reals:
 
 @dataclass(frozen=True)
 class Calibrations:
-    """What belongs to one model's weights and one site's patients."""
+    """What belongs to one model's weights and one site's patients. model: digest of the weights, in hex."""
 
     slices: Calibration = Calibration()
     studies: Calibration = Calibration()
+    model: str = ""
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                name: {"offset": part.offset, "temperature": part.temperature}
-                for name, part in (("slices", self.slices), ("studies", self.studies))
-            },
-            indent=1,
-        )
+        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Calibrations":
         """Raises ValueError, KeyError or TypeError when the text is not what to_json writes."""
         parts = json.loads(text)
-        return cls(*(_part_of(parts[name]) for name in ("slices", "studies")))
+        return cls(_part_of(parts["slices"]), _part_of(parts["studies"]), str(parts["model"]))
 
 
 class CalibratedNet(Network):

@@ -32,7 +32,7 @@ def prior_offsets(training: Sequence[StudyRecord]) -> Calibrations:
     once, looks = np.ones(len(training)), expected_looks(training)
     slices = [complete(study.slice_labels) for study in training]
     studies = [study_labels(study)[None] for study in training]
-    return Calibrations(*(_offset(labels, once, looks) for labels in (slices, studies)))
+    return Calibrations(_offset(slices, once, looks), _offset(studies, once, looks))
 
 
 def _offset(labels: list[NDArray[np.int8]], once: Reals, looks: Reals) -> Calibration:

@@ -84,6 +84,60 @@ def test_an_evaluation_set_that_shares_a_patient_with_training_is_refused(
     assert "Synthetic patients" in (tmp_path / "evaluation.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def own_patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site.toml whose export and labels are a phantom's, with a catalog of them."""
+    folder = tmp_path_factory.mktemp("site")
+    make_set(Order("C", 8, 3, Wishes(size_px=96, thickness_mm=7.0, prevalence="balanced")), folder / "export")
+    folders = "".join(f'{name} = "{name}"\n' for name in ("state", "spool", "export", "cache"))
+    config = folder / "site.toml"
+    config.write_text(f'name = "mercy"\n[folders]\n{folders}[ingest]\nsettle_s = 0\n[training]\nthreads = 1\n')
+    scanned = _site("catalog", "--config", config)
+    assert scanned.exit_code == 0, scanned.output
+    return config
+
+
+def test_calibrated_chances_are_the_network_s_log_odds_moved_and_divided(
+    own_patients: Path, patients: Path, model: Path, tmp_path: Path
+) -> None:
+    by, plain, moved = (tmp_path / name for name in ("by.json", "plain.json", "moved.json"))
+    made = _site("calibrate", "--model", model, "--out", by, "--config", own_patients, *SIZE)
+    assert made.exit_code == 0, made.output
+    # Eight patients fit no temperature, and half of them bleed as in training: a rule that moves something is put in.
+    written = json.loads(by.read_text())
+    rule = written["studies"] | {
+        "offset": [0.5, -1.0, 2.0, 0.0, 1.0, 0.1],
+        "temperature": [2.0, 0.5, 1.0, 1.5, 1.0, 3.0],
+    }
+    by.write_text(json.dumps(written | {"studies": rule}))
+    assert _site("predict", patients, "--model", model, *SIZE, "--out", plain).exit_code == 0
+    asked = _site("predict", patients, "--model", model, *SIZE, "--out", moved, "--calibration", by)
+    assert asked.exit_code == 0, asked.output
+    before, after = (json.loads(path.read_text()) for path in (plain, moved))
+    assert (before["model"]["calibrated"], after["model"]["calibrated"]) == (False, True)
+    for one, other in zip(before["studies"], after["studies"], strict=True):
+        for label, offset, temperature in zip(LABELS[:-1], rule["offset"], rule["temperature"], strict=False):
+            expected = (_log_odds(one["study"][label]) + offset) / temperature
+            assert _log_odds(other["study"][label]) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_calibration_of_other_weights_or_of_nothing_is_refused_in_a_sentence(
+    own_patients: Path, patients: Path, model: Path, tmp_path: Path
+) -> None:
+    other, by, odd = tmp_path / "other.safetensors", tmp_path / "by.json", tmp_path / "odd.json"
+    write_fresh("lite", 2, other)
+    assert _site("calibrate", "--model", other, "--out", by, "--config", own_patients, *SIZE).exit_code == 0
+    odd.write_text("{}")
+    for wrong, sentence in ((by, "expected a calibration of model"), (odd, "got something else in 'odd.json'")):
+        result = _site("predict", patients, "--model", model, *SIZE, "--calibration", wrong)
+        assert result.exit_code == 1
+        assert sentence in result.output
+
+
+def _log_odds(chance: float) -> float:
+    return float(np.log(chance / (1 - chance)))
+
+
 def test_a_model_of_other_tensors_is_refused_in_a_sentence(patients: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     save_model(path, Model(Manifest((TensorSpec("x", (3,)),)), np.zeros(3, np.float32)))

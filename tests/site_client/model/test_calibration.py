@@ -104,7 +104,9 @@ def test_a_calibrated_network_is_the_network_and_then_the_calibration(arm: str) 
 
 
 def test_a_calibration_comes_back_from_its_file_as_it_was() -> None:
-    by = Calibrations(Calibration((0.1, -2.5, 0.0, 1 / 3, 4.0, 5.0), (1.0, 0.7, 1.0, 2.0, 3.0, 1e-1)), Calibration())
+    by = Calibrations(
+        Calibration((0.1, -2.5, 0.0, 1 / 3, 4.0, 5.0), (1.0, 0.7, 1.0, 2.0, 3.0, 1e-1)), Calibration(), "5a"
+    )
     assert Calibrations.from_json(by.to_json()) == by
 
 
@@ -112,4 +114,4 @@ def test_a_calibration_comes_back_from_its_file_as_it_was() -> None:
 def test_a_calibration_that_divides_by_nothing_or_lacks_a_label_is_refused(temperature: list[float]) -> None:
     part = f'{{"offset": [0, 0, 0, 0, 0, 0], "temperature": {temperature}}}'
     with pytest.raises(ValueError, match="temperatures above 0"):
-        Calibrations.from_json(f'{{"slices": {part}, "studies": {part}}}')
+        Calibrations.from_json(f'{{"slices": {part}, "studies": {part}, "model": ""}}')
