@@ -34,7 +34,7 @@ LOOK_S = 0.5
 @click.option("--sites", default=3, show_default=True, type=click.IntRange(3, 16), help="Hospitals.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Training rounds.")
 @click.option("--arm", default="lite", show_default=True, help="Network, a name of the registry.")
-@click.option("--studies", default=24, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
+@click.option("--studies", default=32, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of patients, scanners and weights.")
 @click.option("--port", default=18443, show_default=True, type=click.IntRange(1024, 65533), help="First of three.")
 @click.option(
@@ -45,7 +45,7 @@ LOOK_S = 0.5
     help="Folder for all it writes.",
 )
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
-@click.option("--learning-rate", default=0.003, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--learning-rate", default=0.002, show_default=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option(
     "--data",

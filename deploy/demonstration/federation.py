@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aggregator.config import load_settings
 from aggregator.hub import Hub, open_hub
-from deploy.demonstration.hospitals import Hospital, hospitals, split_rsna, write_config
+from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
 IMAGE_SIZE_PX = 96
@@ -55,7 +55,7 @@ slices_max = 32
 [training]
 epochs = {epochs}
 learning_rate = {learning_rate}
-studies_per_step = 4
+studies_per_step = 2
 studies_min = 4
 
 [cohort]
@@ -218,6 +218,7 @@ class Federation:
 
     def _generate(self, index: int) -> None:
         hospital = self.sites[index]
+        fix_held_out(hospital, self.options.seed)
         words = ["--profile", hospital.profile, "--studies", str(self.options.studies)]
         words += ["--seed", str(self.options.seed * 1000 + index), "--out", str(hospital.data)]
         words += ["--size-px", str(IMAGE_SIZE_PX), "--thickness-mm", str(THICKNESS_MM), *PHANTOM_DEMO_OPTIONS]

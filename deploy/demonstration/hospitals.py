@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pydicom
 
+from site_client.config import load
+from site_client.ingest.pseudonym import load_secret
+
 NAMES = ("north", "south", "east", "west", "harbor", "hill", "lake", "valley")
 PROFILES = ("T", "S", "N", "C", "R")  # site profiles of the phantom, by turns
 SUBTYPE_SEPARATOR = "_"
@@ -98,6 +101,15 @@ def write_config(hospital: Hospital, address: str, enrolment_address: str, label
             labels=", ".join(f'"{path}"' for path in labels),
         )
     )
+
+
+def fix_held_out(hospital: Hospital, seed: int) -> None:
+    """Let the seed decide which synthetic patients are held out: the split follows the site's secret of pseudonyms.
+
+    Never for patients who exist: a secret that anybody can compute hides nobody.
+    """
+    key = hashlib.sha256(f"hemofed demo|{seed}|{hospital.name}".encode()).digest()
+    load_secret(load(hospital.config).folders.trainer / "pseudonym.key", lambda count: key[:count])
 
 
 def split_rsna(source: Path, sites: Sequence[Hospital], studies_max: int) -> None:

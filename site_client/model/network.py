@@ -6,6 +6,9 @@
                                                                                        |
                      attention pooling of [B,T,R]  +  log-mean-exp of slice_logits      -> study_logits [B,6]
 
+The backbone learns from what its own slice head says alone, never through the recurrence or the study head: both find
+out sooner who a patient is than where the blood is, and leave the backbone nothing to learn (docs/MODEL.md).
+
 after Srivastava, Singh, Sree Kumar (arXiv 2005.08644), with deltas, geometry and the study head added.
 """
 
@@ -29,10 +32,18 @@ PRIOR_STUDY: Final = (0.05, 0.15, 0.12, 0.15, 0.15, 0.4)
 _SHARPNESS: Final = 4.0  # of the log-mean-exp: 0 is the mean over slices, infinity the maximum
 
 
+class Alone(NamedTuple):
+    """What the slices say without their neighbours: the only answer through which a backbone is taught."""
+
+    slice_logits: Tensor  # [B,T,6], zero where masked
+    study_logits: Tensor  # [B,6], their smooth maximum
+
+
 class Verdict(NamedTuple):
     slice_logits: Tensor  # [B,T,6], zero where masked; [B,0,6] of a network that answers for studies only
     study_logits: Tensor  # [B,6]
     embedding: Tensor  # [B,T,F], the backbone's pooled features, zero where masked; [B,1,F] of a whole volume
+    alone: Alone | None = None  # None of a network that is taught by the answers above
 
 
 class Network(nn.Module):
@@ -115,12 +126,13 @@ class Reader(Network):
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
         projected = self.project(x) * mask.unsqueeze(-1)
-        states, slice_logits = projected, self.slice_head(projected)
+        own = self.slice_head(projected) * mask.unsqueeze(-1)
+        alone = Alone(own, _log_mean_exp(own, mask) + self.study_bias.detach())
+        states, slice_logits = projected.detach(), own.detach()
         if self.sequence is not None:
-            states, correction = self.sequence(projected, mask, geom)
-            slice_logits = slice_logits + correction
-        slice_logits = slice_logits * mask.unsqueeze(-1)
-        return Verdict(slice_logits, self._study_logits(states, slice_logits, mask), x)
+            states, correction = self.sequence(states, mask, geom)
+            slice_logits = slice_logits + correction * mask.unsqueeze(-1)
+        return Verdict(slice_logits, self._study_logits(states, slice_logits, mask), x, alone)
 
     def _study_logits(self, states: Tensor, slice_logits: Tensor, mask: Tensor) -> Tensor:
         padding = ~mask.unsqueeze(-1)

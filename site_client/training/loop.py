@@ -15,7 +15,7 @@ from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints, Saved
 from site_client.training.compute import Compute
 from site_client.training.data import Source, epoch_order
-from site_client.training.loss import loss_of
+from site_client.training.loss import lesson_of, loss_of
 from site_client.training.streams import Streams
 
 WARM_UP_STEPS: Final = 5
@@ -88,9 +88,9 @@ def train(
                 sample = source.sample(studies[index], rng)
                 with compute.autocast():
                     verdict = net(sample.x, sample.mask, sample.geometry)
-                loss = loss_of(verdict, sample)
-                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-                losses.append(loss.item())
+                lesson = lesson_of(verdict, sample) / len(batch)
+                lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+                losses.append(loss_of(verdict, sample).item())
             _pull_towards(base, net, plan.proximal_mu)
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
             for group in optimizer.param_groups:

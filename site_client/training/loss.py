@@ -1,4 +1,4 @@
-"""The training loss: weighted binary cross-entropy per slice and per study, over the labels that are known."""
+"""The losses: weighted binary cross-entropy per slice and per study, over the labels that are known."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ STUDY_SHARE = 0.5
 
 
 def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
-    """Scalar: slices + half of the study. A part without any known label adds 0.
+    """Scalar, what is reported: slices + half of the study. A part without any known label adds 0.
 
     A network that answers for studies only learns from the study's labels, whatever is known about slices.
     """
@@ -20,6 +20,19 @@ def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
     if verdict.slice_logits.shape[1] == 0:
         return study
     return _known_loss(verdict.slice_logits, sample.slice_labels) + STUDY_SHARE * study
+
+
+def lesson_of(verdict: Verdict, sample: Sample) -> Tensor:
+    """Scalar to minimize: loss_of, and for the backbone the loss of what its slices say alone.
+
+    Where no slice has a label the study's own teaches it, through the slices' smooth maximum.
+    """
+    loss = loss_of(verdict, sample)
+    if verdict.alone is None:
+        return loss
+    if (sample.slice_labels != MISSING).any():
+        return loss + _known_loss(verdict.alone.slice_logits, sample.slice_labels)
+    return loss + _known_loss(verdict.alone.study_logits, sample.study_labels)
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ def test_every_arm_answers_for_slices_and_study_and_learns_from_both(arm: str) -
     net = build(arm, 0)
     verdict = net(*_study(2))
     assert (verdict.slice_logits.shape, verdict.study_logits.shape) == ((1, 2, 6), (1, 6))
-    (verdict.slice_logits.sum() + verdict.study_logits.sum()).backward()
+    said = [verdict.slice_logits, verdict.study_logits, verdict.alone.slice_logits]
+    torch.cat([each.flatten() for each in said]).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 

@@ -9,11 +9,12 @@ import torch
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.model.calibration import Calibrations
 from site_client.model.labels import ANY, MISSING
-from site_client.model.network import Verdict
+from site_client.model.network import CHANNELS, Network, Verdict
+from site_client.model.registry import build
 from site_client.training.calibrate import prior_offsets
 from site_client.training.data import Sample, complete, epoch_order, expected_looks, split_patients, study_labels
 from site_client.training.evaluate import auc_of_histogram
-from site_client.training.loss import loss_of
+from site_client.training.loss import lesson_of, loss_of
 
 
 def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:
@@ -44,6 +45,28 @@ def test_without_any_label_the_loss_is_0_and_finite() -> None:
     unknown = torch.full((1, 2, 6), float(MISSING))
     verdict = Verdict(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
     assert loss_of(verdict, _sample(unknown, unknown[:, 0])).item() == 0
+
+
+def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str, bool]:
+    """Which parts of `net` one study teaches: every slice with one label, the study with another."""
+    x = torch.rand(1, 3, CHANNELS, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
+    net.zero_grad()
+    lesson_of(net(x, sample.mask, sample.geometry), sample).backward()
+    return {
+        part: any(bool((value.grad != 0).any()) for value in module.parameters() if value.grad is not None)
+        for part, module in [("backbone", net.backbone), ("recurrence", net.reader.sequence)]
+    }
+
+
+def test_a_studys_label_teaches_the_backbone_only_where_no_slice_has_one() -> None:
+    net = build("lite", 1)
+    assert _gradients(net, float(MISSING), 1.0) == {"backbone": True, "recurrence": True}
+    assert _gradients(net, float(MISSING), float(MISSING)) == {"backbone": False, "recurrence": False}
+    verdict = net(torch.zeros(1, 2, CHANNELS, 64, 64), torch.ones(1, 2).bool(), torch.zeros(1, 2, 4))
+    net.zero_grad()
+    (verdict.slice_logits.sum() + verdict.study_logits.sum()).backward()
+    assert all(value.grad is None for value in net.backbone.parameters())  # neither recurrence nor study head reach it
 
 
 @pytest.mark.parametrize(
