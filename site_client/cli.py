@@ -23,8 +23,12 @@ CONFIG = click.option(
 )
 
 
+_FAILED, _NEEDS_SOMEBODY = 1, 78  # the second, EX_CONFIG of sysexits.h, tells the units not to try again
+_SERVICES = ("agent", "trainer")
+
+
 class _Commands(click.Group):
-    """Turns an expected failure into its one sentence and exit status 1; anything else keeps its traceback."""
+    """Turns an expected failure into its one sentence and its exit status; anything else keeps its traceback."""
 
     def invoke(self, context: click.Context) -> object:
         from federation.errors import FederationError
@@ -33,7 +37,8 @@ class _Commands(click.Group):
             return super().invoke(context)
         except (SiteError, FederationError) as error:
             click.echo(f"hemofed-site: {error}", err=True)
-            context.exit(1)
+            again = isinstance(error, SiteError) and error.retryable
+            context.exit(_NEEDS_SOMEBODY if context.invoked_subcommand in _SERVICES and not again else _FAILED)
 
 
 @click.group(cls=_Commands)

@@ -21,6 +21,8 @@ from site_client.errors import ConfigRefused
 from site_client.windows import WindowRefused, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
+_EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
+NOT_CONFIGURED = "not configured yet: edit site.toml"
 _T = TypeVar("_T")
 _WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 METRICS = ("HISTOGRAMS", "LOSS")  # federation.v1 Metric names
@@ -184,6 +186,11 @@ class Settings:
     training: Training = field(default_factory=Training)
     idle: Idle = field(default_factory=Idle)
     agent: Agent = field(default_factory=Agent)
+
+    @property
+    def is_example(self) -> bool:
+        """Nobody has edited the site.toml that the package installs."""
+        return self.name == _EXAMPLE_NAME
 
     def __post_init__(self) -> None:
         _require(

@@ -2,6 +2,7 @@
 
 SiteError
 ├── ConfigRefused      site.toml is not what it has to be; the start stops
+├── InUse              another process has what one alone may have; it may let go of it (retryable)
 ├── SpoolRefused       a record in the spool is not what its schema says
 ├── IdentityRefused    keys, certificates or a roster that must not be used
 ├── LinkError
@@ -34,6 +35,12 @@ class SiteError(Exception):
 
 class ConfigRefused(SiteError):
     """site.toml has an unknown key, a missing one, or a value out of range."""
+
+
+class InUse(SiteError):
+    """A state folder or the egress ledger belongs to another process for as long as that runs."""
+
+    retryable = True
 
 
 class SpoolRefused(SiteError):

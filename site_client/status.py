@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TypeAlias
 
 from site_client.agent.view import read_view
-from site_client.config import Settings
+from site_client.config import NOT_CONFIGURED, Settings
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
@@ -25,6 +25,8 @@ class Fact:
 def gather(settings: Settings, now: datetime | None = None) -> list[Fact]:
     """Everything, in the order a person asks for it."""
     now = now or datetime.now(UTC)
+    if settings.is_example:
+        return [Fact("state", NOT_CONFIGURED, None)]
     dry = [Fact("dry_run", "yes: nothing that was trained leaves (policy.dry_run)", 0.0)]
     return [*(dry if settings.policy.dry_run else []), *_of_agent(settings, now), *_of_trainer(settings, now)]
 

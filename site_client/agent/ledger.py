@@ -36,7 +36,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from site_client.errors import ConfigRefused, LedgerBroken
+from site_client.errors import InUse, LedgerBroken
 from site_client.files import belongs_with_its_folder, private_folder
 
 GENESIS = "0" * 64
@@ -139,7 +139,7 @@ class Ledger:
         """A last line without its newline never belonged to a message that left: it is cut, and an entry says so.
 
         joining: the ledger may end with another key's signature, of the identity this host had before.
-        Errors: LedgerBroken; ConfigRefused when another process has it open.
+        Errors: LedgerBroken; InUse when another process has it open.
         """
         self._signer, self._clock = signer, clock
         self._key = signer.public_key().public_bytes_raw().hex()
@@ -267,7 +267,7 @@ def _lock(handle: int) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigRefused("another process of this site has the egress ledger open; stop it first") from error
+        raise InUse("another process of this site has the egress ledger open; stop it first") from error
 
 
 def _cut_unfinished_line(handle: int) -> bytes:

@@ -31,7 +31,7 @@ from site_client.agent.rounds import SiteRounds
 from site_client.agent.view import AgentView, in_words, write_view
 from site_client.bus import Bus
 from site_client.config import Settings
-from site_client.errors import ConfigRefused, SiteError, Unreachable
+from site_client.errors import ConfigRefused, InUse, SiteError, Unreachable
 from site_client.metered import is_metered
 from site_client.notify import Notifier
 from site_client.spool import AgentSide
@@ -43,7 +43,10 @@ _QUIET_STALLS = 3.0  # in lengths of agent.stall_s: what a loop at work may take
 
 
 def run(settings: Settings) -> int:
-    """Runs until SIGTERM or SIGINT; gives the exit status. Errors: IdentityRefused, ConfigRefused, LedgerBroken."""
+    """Runs until SIGTERM or SIGINT; gives the exit status.
+
+    Errors: IdentityRefused, ConfigRefused, LedgerBroken, InUse.
+    """
     log_to_stderr()
     identity = Identity(settings.folders.agent / "identity")
     if identity.site != settings.name:
@@ -64,6 +67,7 @@ class _Health:
 
     last_contact_at: datetime | None = None
     last_error: str = ""
+    logged: tuple[str | None, str] = (None, "")  # what was asked of this site and refused by it, as last logged
 
 
 class Service:
@@ -124,13 +128,19 @@ class Service:
             _log.error("step_crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step_crashed", error)
         refused = "" if turn.refusal is None else str(turn.refusal)
+        if self._backoff.failures:
+            _log.info("went_on", failures=self._backoff.failures)
         self._backoff.succeeded()
-        self._health = _Health(self._clock(), refused or self._certificates.notice)
-        if refused:
-            _log.warning("step_refused", asked=turn.asked, why=refused)
-        elif turn.asked:
-            _log.info("step_done", asked=turn.asked)
+        if (turn.asked, refused) != self._health.logged:  # every poll asks the same until it is done
+            self._log_step(turn.asked, refused)
+        self._health = _Health(self._clock(), refused or self._certificates.notice, (turn.asked, refused))
         return turn.wait_s
+
+    def _log_step(self, asked: str | None, refused: str) -> None:
+        if refused:
+            _log.warning("step_refused", asked=asked, why=refused)
+        elif asked:
+            _log.info("step_done", asked=asked)
 
     def _failed(self, event: str, error: Exception) -> float:
         if self._stopping.is_set():
@@ -219,11 +229,11 @@ def log_to_stderr() -> None:
 
 
 def _only_one(path: Path) -> IO[bytes]:
-    """Holds a lock as long as it is open. Errors: ConfigRefused when another agent uses this state folder."""
+    """Holds a lock as long as it is open. Errors: InUse when another agent uses this state folder."""
     lock = path.open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise ConfigRefused("another agent is running with this state folder; stop it first") from error
+        raise InUse("another agent is running with this state folder; stop it first") from error
     return lock

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -57,8 +58,9 @@ def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[Line]:
                        "Install the package, or deploy/systemd")  # fmt: skip
             continue
         yield from _state(unit)
-        yield from _score(unit, file, most)
-        for path in drop_ins(unit, folders):
+        added = drop_ins(unit, folders)
+        yield from _score(unit, file, added, most)
+        for path in added:
             weakened = list(weakens(unit, path.read_text(errors="replace")))
             for directive in weakened:
                 yield red("drop-ins", f"{unit}: {path.name} weakens {directive}", f"Remove {directive} from {path}")
@@ -109,11 +111,19 @@ def _state(unit: str) -> Iterator[Line]:
         yield red("units", f"{unit} is {state}", f"systemctl start {unit}; journalctl -u {unit} says why it ended")
 
 
-def _score(unit: str, file: Path, most: float) -> Iterator[Line]:
+def _score(unit: str, file: Path, added: list[Path], most: float) -> Iterator[Line]:
+    """Of the unit with its drop-ins, which systemd-analyze reads where they lie beside it."""
     if shutil.which("systemd-analyze") is None:
         yield grey("hardening", f"{unit}: systemd-analyze is not installed")
         return
-    done = _run(["systemd-analyze", "security", "--offline=yes", "--no-pager", str(file)])
+    with tempfile.TemporaryDirectory(prefix="hemofed-") as folder:
+        copy = Path(folder) / f"{unit}.service"
+        copy.write_bytes(file.read_bytes())
+        beside = copy.with_suffix(".service.d")
+        beside.mkdir()
+        for path in added:
+            (beside / path.name).write_bytes(path.read_bytes())
+        done = _run(["systemd-analyze", "security", "--offline=yes", "--no-pager", str(copy)])
     match = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
     if match is None:
         yield grey("hardening", f"{unit}: systemd-analyze gives no score")

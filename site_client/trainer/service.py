@@ -23,8 +23,8 @@ from typing import Final
 
 import structlog
 
-from site_client.config import Settings
-from site_client.errors import ConfigRefused, SpoolRefused
+from site_client.config import NOT_CONFIGURED, Settings
+from site_client.errors import InUse, SpoolRefused
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
 from site_client.trainer.holding import hold, is_held, let_go
@@ -43,18 +43,41 @@ STOP_S: Final = 80.0  # a worker decoding a large series looks up between two st
 def run(settings: Settings, config: Path) -> int:
     """Runs until SIGTERM or SIGINT; gives the exit status."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    notifier = Notifier.of_service()
+    if settings.is_example:
+        _stand_by(notifier)
+        return 0
     settings.folders.trainer.mkdir(parents=True, exist_ok=True)
     with (settings.folders.trainer / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigRefused("another trainer runs on this state folder; stop it first") from None
-        service = Service(settings, config, lambda: datetime.now(UTC), Notifier.of_service())
+            raise InUse("another trainer runs on this state folder; stop it first") from None
+        service = Service(settings, config, lambda: datetime.now(UTC), notifier)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: a worker that is asked too early must not die of it
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stopping.set())
+        _set_when_told(service.stopping)
         service.run()
     return 0
+
+
+def _stand_by(notifier: Notifier) -> None:
+    """Until told to end. With the settings of the example nothing is read, not even an export that happens to be there.
+
+    Not a failure: systemd would try again for ever.
+    """
+    stopping = threading.Event()
+    _set_when_told(stopping)
+    _log.warning("not configured", fix="edit site.toml, then restart")
+    notifier.ready()
+    notifier.status(f"{NOT_CONFIGURED}, then systemctl restart hemofed-trainer")
+    while not stopping.wait(TURN_S):
+        notifier.alive()
+    notifier.stopping()
+
+
+def _set_when_told(stopping: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
 
 
 @dataclass
@@ -121,6 +144,7 @@ class Service:
 
     def _gate(self) -> None:
         """Looks at the machine and makes the worker do what was decided."""
+        looked_at = time.monotonic()
         worker, before = self._worker, self._watch.decision
         own = [os.getpid()] if worker is None else [os.getpid(), worker.process.pid]
         decision = self._watch.look(own, job_at_hand=worker is not None and worker.job is not None)
@@ -129,8 +153,8 @@ class Service:
         if worker is None:
             return
         if decision.mode is Mode.HOLD:
-            if (took_s := hold(worker.process)) > 0:
-                _log.info("worker held", after_ms=round(1000 * took_s))
+            if hold(worker.process) > 0:
+                _log.info("worker held", after_ms=round(1000 * (time.monotonic() - looked_at)))
         elif decision.mode is Mode.RELEASE:
             _log.info("worker released")
             self._stop_worker()

@@ -12,6 +12,7 @@ REFERENCE = Path(__file__).parents[2] / "deploy" / "site.toml"
 
 def test_the_reference_file_holds_every_key_at_its_default() -> None:
     assert load(REFERENCE) == Settings("example-hospital")
+    assert load(REFERENCE).is_example
     written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
     sections = Settings("x")
     expected = {"name"}

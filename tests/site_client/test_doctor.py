@@ -158,7 +158,10 @@ def test_installed_units_have_a_score_and_their_drop_ins_are_looked_at(tmp_path:
     folder = etc / "hemofed-trainer.service.d"
     folder.mkdir(parents=True)
     (folder / "pacs.conf").write_text("[Service]\nPrivateNetwork=no\n")
-    (line,) = [one for one in units.check_units((etc, lib)) if one.check == "drop-ins"]
+    lines = list(units.check_units((etc, lib)))
+    (line,) = [one for one in lines if one.check == "drop-ins"]
+    worse = [one for one in lines if one.check == "hardening"][1]
+    assert worse.color is Color.RED  # the drop-in counts
     assert (line.color, line.fix) == (Color.RED, f"Remove PrivateNetwork from {folder / 'pacs.conf'}")
 
 

@@ -1,5 +1,6 @@
 """The units, and what the services tell systemd on a real socket; a hung loop's silence, too."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from site_client.agent.view import AgentView, in_words
 from site_client.config import load
 from site_client.notify import Notifier
+from site_client.status import gather, render_text
 from site_client.trainer.service import Service
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -159,6 +161,45 @@ def test_the_trainer_says_ready_why_it_does_not_train_that_it_lives_and_that_it_
             assert trainer.wait(20) == 0
         finally:
             trainer.kill()
+
+
+def test_a_trainer_with_the_example_s_settings_stands_by_reads_nothing_and_says_what_to_edit(
+    systemd: Systemd, tmp_path: Path
+) -> None:
+    config = tmp_path / "site.toml"
+    folders = '\n[folders]\nstate = "state"\nspool = "spool"\ncache = "cache"\nexport = "export"\n'
+    config.write_text('name = "example-hospital"\n' + folders)
+    environment = {**os.environ, "NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": "1000000"}
+    command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(config)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as trainer:
+        try:
+            assert systemd.until("STATUS=")[0] == "READY=1"
+            systemd.until("WATCHDOG=1", 5)
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["notify", "site.toml"]
+            trainer.send_signal(signal.SIGTERM)
+            assert trainer.wait(20) == 0
+        finally:
+            trainer.kill()
+    assert "not configured yet: edit" in render_text(gather(load(config)))
+
+
+@pytest.mark.parametrize("service", ["agent", "trainer"])
+def test_settings_that_somebody_has_to_mend_end_a_service_for_good(service: str, config: Path) -> None:
+    command = [sys.executable, "-m", "site_client.cli", service, "--config", str(config)]
+    unit = (UNITS / f"hemofed-{service}.service").read_text()
+    for_good = int(re.findall(r"^RestartPreventExitStatus=(\d+)$", unit, re.MULTILINE)[0])
+    config.write_text(config.read_text().replace("name =", "nmae ="))
+    mistyped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (mistyped.returncode, "unknown" in mistyped.stderr) == (for_good, True)
+
+
+def test_a_trainer_whose_folder_is_taken_may_try_again(config: Path) -> None:
+    state = load(config).folders.trainer
+    state.mkdir(parents=True)
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(config)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
 class _Hung(Service):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from site_client.agent import audit
 from site_client.agent.ledger import GENESIS, Decision, Ledger, Outgoing, read
-from site_client.errors import ConfigRefused, LedgerBroken
+from site_client.errors import InUse, LedgerBroken
 
 
 def message(number: int, decision: Decision = Decision.ALLOWED) -> Outgoing:
@@ -69,7 +69,7 @@ def test_only_the_agent_can_read_it(open_ledger: Callable[..., Ledger], path: Pa
 
 def test_a_second_writer_is_refused(open_ledger: Callable[..., Ledger]) -> None:
     ledger = open_ledger()
-    with pytest.raises(ConfigRefused, match="another process"):
+    with pytest.raises(InUse, match="another process"):
         open_ledger()
     ledger.close()
     open_ledger().close()
