@@ -1,9 +1,12 @@
 """The gate on simulated days: what it promises, whatever the machine does."""
 
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +71,49 @@ def test_a_busy_sample_pauses_at_once_and_only_sustained_calm_ends_it(day: list[
             assert index * STEP_S - last_busy_s >= POLICY.calm_s
         if signals.operator is not None:
             assert decision.mode is not Mode.RUN
+
+
+# A whole day, as a list of what changes and when; between two changes nothing does.
+
+DAY_S = 86_400
+changes = st.lists(
+    st.tuples(st.integers(0, DAY_S), st.sampled_from(sorted(BUSY)), st.sampled_from(["busy", "calm", "gone"])),
+    max_size=40,
+)
+
+
+def whole_day(events: list[tuple[int, str, str]], look_s: float) -> Iterator[tuple[float, dict[str, str], Decision]]:
+    """Elapsed seconds, what each signal is, and the decision, of every look of a day."""
+    gate, state, signals = Gate(), dict.fromkeys(BUSY, "calm"), CALM
+    due = sorted(events, key=lambda event: event[0])
+    for look in range(int(DAY_S / look_s)):
+        elapsed_s = look * look_s
+        while due and due[0][0] <= elapsed_s:
+            _, name, what = due.pop(0)
+            state = {**state, name: what}
+            value = {"busy": BUSY[name][0], "calm": getattr(CALM, name), "gone": GONE}[what]
+            signals = replace(signals, **{name: value})
+        decision = decide(signals, POLICY, gate, Moment(START + timedelta(seconds=elapsed_s), elapsed_s))
+        yield elapsed_s, state, decision
+        gate = decision.gate
+
+
+@pytest.mark.parametrize("look_s", [10.0, pytest.param(0.25, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@settings(max_examples=6, deadline=None)
+@given(events=changes)
+def test_on_a_whole_day_no_look_that_found_somebody_trains_and_none_sooner_than_calm_after_it(
+    look_s: float, events: list[tuple[int, str, str]]
+) -> None:
+    busy_at_s, known_s = -math.inf, dict.fromkeys(NEEDED, -math.inf)
+    for elapsed_s, state, decision in whole_day(events, look_s):
+        for name in NEEDED:
+            known_s[name] = elapsed_s if state[name] != "gone" else known_s[name]
+        if "busy" in state.values():
+            busy_at_s = elapsed_s
+        if decision.mode is Mode.RUN:
+            assert elapsed_s - busy_at_s >= POLICY.calm_s
+            assert all(elapsed_s - seen_s <= UNKNOWN_GRACE_S for seen_s in known_s.values())
+            assert elapsed_s >= POLICY.start_delay_s
 
 
 @settings(max_examples=12, deadline=None)
