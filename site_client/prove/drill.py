@@ -61,6 +61,7 @@ settle_s = 0
 slices_min = 8
 [training]
 threads = 1
+priority = "normal"
 device = "cpu"
 validation_fraction = 0.3
 """

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-ASK_S: Final = 0.5
+ASK_S: Final = 0.25
 _LOOK_S: Final = 0.01
 
 
