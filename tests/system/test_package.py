@@ -3,9 +3,11 @@
 One machine goes through all of it; the tests follow its life, and each needs those before it.
 """
 
+import itertools
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,22 @@ def test_installing_makes_users_and_folders_and_starts_nothing(hospital: Hospita
     assert "coordinator" in machine.run("man", "hemofed-site")
 
 
+def test_before_anybody_edits_site_toml_the_trainer_stands_by_and_a_mistake_in_it_is_not_retried(
+    hospital: Hospital,
+) -> None:
+    machine, settings = hospital.machine, hospital.machine.file("/etc/hemofed/site.toml")
+    shipped = settings.read_text()
+    machine.run("systemctl", "start", TRAINER)
+    assert "not configured yet: edit" in hospital.status_text(TRAINER)
+    settings.write_text(shipped.replace("name =", "nmae ="))
+    machine.fails("systemctl", "restart", TRAINER)
+    time.sleep(2 * int(machine.show(TRAINER, "RestartUSec").removesuffix("s")))
+    assert (machine.show(TRAINER, "ActiveState"), machine.show(TRAINER, "NRestarts")) == ("failed", "0")
+    assert "nmae is unknown" in machine.run("journalctl", "--no-pager", "-u", TRAINER)
+    settings.write_text(shipped)
+    machine.run("systemctl", "reset-failed", TRAINER)
+
+
 def test_a_round_is_trained_under_the_units(hospital: Hospital) -> None:
     machine = hospital.machine
     hospital.prepare()
@@ -99,6 +117,27 @@ def test_a_round_is_trained_under_the_units(hospital: Hospital) -> None:
     assert re.match(r"training, round \d+, \d+ %", hospital.status_text(TRAINER))
     hospital.complete_a_round()
     assert "unbroken" in machine.run("hemofed-site", "ledger", "verify")
+
+
+def test_the_journal_names_each_step_of_a_round_once_not_at_every_poll(hospital: Hospital) -> None:
+    lines = hospital.machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT).splitlines()
+    asked = [json.loads(line)["asked"] for line in lines if '"step_done"' in line]
+    assert "train" in asked
+    assert all(one != other for one, other in itertools.pairwise(asked))
+
+
+def test_prove_shows_everything_on_a_host_that_has_joined_and_trains(hospital: Hospital) -> None:
+    machine = hospital.machine
+    said = machine.run("hemofed-site", "prove", "--report", "/var/tmp/proof.html", timeout_s=1800)
+    assert "6 shown, 0 broken, 0 could not be shown" in said
+    entries = re.search(r"(\d+) entries; (\d+) messages", said)
+    assert entries is not None
+    assert int(entries[2]) > 0
+    assert re.search(r"a round trained on \d+ synthetic studies", said)
+    assert re.search(r"^ +0 hits$", said, re.MULTILINE)
+    assert "6 shown, 0 broken" in machine.file("/var/tmp/proof.html").read_text()
+    assert "hemofed-prove" not in machine.run("systemctl", "list-units", "--all", "--no-legend", "hemofed-*")
+    hospital.await_active()  # the twins took nobody's place
 
 
 def test_the_trainer_has_no_network_and_the_agent_no_images(hospital: Hospital) -> None:

@@ -1,0 +1,303 @@
+"""How soon training stands still when somebody else needs the machine: a real trainer, stress-ng as the radiologist.
+
+    python tests/benchmarks/pause.py --json pause.json --svg docs/pause_latency.svg
+
+The trainer is `hemofed-site trainer` with its own worker, threads, idle gate, sample interval and limits; only the
+waits before and after a pause are short, or the trials would take days. With --cgroup it has no more weight on the
+processor than hemofed.slice. In every trial stress-ng takes some cores,
+as another user, at a random moment of the gate's interval. Two latencies:
+
+from_start: from before stress-ng is executed to the last growth of the worker's CPU time (of all its threads, looked at
+every few ms).
+from_sample: from the gate's look that found the machine busy to the worker standing still, as the trainer logs it.
+
+Needs stress-ng and a calm machine: what others run would hold the trainer, as it should.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.manifest import load_model
+from federation.plan import (
+    Cohort,
+    Deadlines,
+    Encoding,
+    Inputs,
+    LocalTraining,
+    Metric,
+    ServerKind,
+    ServerOptimizer,
+    TrainingPlan,
+    sign_plan,
+)
+
+from site_client.inference.drawing import Axis, Line, chart, legend, picture
+from site_client.model.fresh import write_fresh
+from site_client.phantom.dataset import Order, make_set
+from site_client.phantom.study import Wishes
+from site_client.spool import AgentSide, Job, RunId
+
+SLICE = Path(__file__).parents[2] / "deploy" / "systemd" / "hemofed.slice"
+LIMIT_S = 1.0  # docs/HOSPITAL.md promises it, from the first busy sample
+LOOK_S = 0.004
+STILL_S = 1.0  # without growth this long, it stands still
+GIVE_UP_S = 60.0
+CALM_S = 120.0  # to be found calm enough to train
+SITE_TOML = """
+name = "pause"
+[folders]
+state = "state"
+spool = "spool"
+cache = "cache"
+export = "data/dicom"
+labels = ["data"]
+[policy]
+studies_min = 4
+[ingest]
+settle_s = 0
+slices_min = 8
+[training]
+device = "cpu"
+[idle]
+start_delay_s = 1
+calm_s = 2
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds. `stress`: how many cores were wanted."""
+
+    stress: int
+    from_start_s: float
+    from_sample_s: float
+
+
+class Trainer:
+    """The service as its unit would schedule it, and the worker it has."""
+
+    def __init__(self, folder: Path, cgroup: Path | None) -> None:
+        def into_the_group() -> None:
+            if cgroup is not None:
+                (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+        command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(folder / "site.toml")]
+        self.service = subprocess.Popen(command, preexec_fn=into_the_group, stderr=subprocess.PIPE, text=True)
+        self.held_s: list[float] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._spool = AgentSide(folder / "spool")
+
+    def _listen(self) -> None:
+        # Popen was given a pipe for standard error.
+        assert self.service.stderr is not None
+        for line in self.service.stderr:
+            if found := re.search(r"worker held .*after_ms\D*?(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", line)):
+                self.held_s.append(int(found[1]) / 1000)
+
+    def training_worker(self) -> int:
+        """Waits until it is in the middle of a round for a while, any part of the gate's interval more or less."""
+        ends_at = time.monotonic() + CALM_S
+        while time.monotonic() < ends_at:
+            if self._trains():
+                time.sleep(1.5 + random.random())
+                if self._trains():
+                    pid = self.service.pid
+                    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+            time.sleep(0.1)
+        raise TimeoutError(f"the trainer did not train within {CALM_S:.0f} s; does something else use this machine?")
+
+    def _trains(self) -> bool:
+        """By its status, at most a second old."""
+        status = self._spool.status()
+        return status is not None and status.state == "SITE_TRAINING" and bool(status.step)
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of all threads of a process, which the kernel counts in nanoseconds (Documentation/scheduler)."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def trial(trainer: Trainer, cores: int) -> Trial:
+    """One arrival of the radiologist, from calm to the next calm."""
+    worker = trainer.training_worker()
+    pauses = len(trainer.held_s)
+    began = last = time.monotonic()
+    with stress(cores) as radiologist:
+        used_ns = cpu_ns(worker)
+        while (now := time.monotonic()) - last < STILL_S or len(trainer.held_s) == pauses:
+            if now - began > GIVE_UP_S or radiologist.poll() is not None:
+                raise TimeoutError(f"training did not stop within {GIVE_UP_S:.0f} s, or stress-ng ended by itself")
+            if (current_ns := cpu_ns(worker)) > used_ns:
+                used_ns, last = current_ns, now
+            time.sleep(LOOK_S)
+    return Trial(cores, last - began, trainer.held_s[-1])
+
+
+@contextmanager
+def light_group(folder: Path | None) -> Iterator[None]:
+    """A cgroup with the CPUWeight= of hemofed.slice, where others have 100."""
+    if folder is not None:
+        folder.mkdir()
+        weight = int(re.findall(r"^CPUWeight=(\d+)$", SLICE.read_text(), re.MULTILINE)[0])
+        if (folder / "cpu.weight").exists():
+            (folder / "cpu.weight").write_text(str(weight))
+        else:  # cgroup v1: 1024 for systemd's 100
+            (folder / "cpu.shares").write_text(str(round(weight * 10.24)))
+    try:
+        yield
+    finally:
+        if folder is not None:
+            folder.rmdir()
+
+
+@contextmanager
+def stress(cores: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """So many busy loops of another user, if root asks; ends them."""
+    other = {"user": "nobody"} if os.geteuid() == 0 else {}
+    command = ["stress-ng", "--cpu", str(cores), "--quiet", "--temp-path", tempfile.gettempdir()]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/", **other) as process:  # type: ignore[call-overload]  # mypy cannot follow a dict of keywords
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def prepare(folder: Path, size_px: int) -> None:
+    """A hospital with a job that lasts longer than all trials."""
+    make_set(Order("C", 8, 5, Wishes(size_px, 5.0, "balanced"), None, False), folder / "data")
+    (folder / "site.toml").write_text(SITE_TOML)
+    model = folder / "initial.safetensors"
+    write_fresh("lite", 1, model)
+    initial = load_model(model)
+    plan = TrainingPlan(
+        run_id=bytes(16),
+        name="pause",
+        purpose="",
+        arm="lite",
+        manifest=initial.manifest,
+        initial_model_digest=initial.digest,
+        rounds=1,
+        inputs=Inputs(size_px, 40),
+        training=LocalTraining(100, 0.001, 0.0, 0.0, 1, 2),
+        server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
+        cohort=Cohort(3, 3, 64),
+        deadlines=Deadlines(36_000, 60),
+        encoding=Encoding(10.0, 6, 100, bytes(32)),
+        metrics=(Metric.LOSS, Metric.HISTOGRAMS),
+    )
+    signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
+    AgentSide(folder / "spool").offer_job(Job(RunId(bytes(16)), 1, False, initial.digest, plan.digest), signed, model)
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+LATENCIES = (("from_start_s", "from the start of stress-ng"), ("from_sample_s", "from the first busy sample"))
+
+
+def summary(trials: list[Trial]) -> dict[str, dict[str, dict[str, float]]]:
+    """By cores wanted and latency: the distribution, and the slowest as a share of the limit."""
+    return {
+        str(cores): {
+            name: distribution([getattr(one, name) for one in trials if one.stress == cores]) for name, _ in LATENCIES
+        }
+        for cores in sorted({one.stress for one in trials})
+    }
+
+
+def distribution(values: list[float]) -> dict[str, float]:
+    """Of at least two values; p90 and p95 are interpolated between order statistics."""
+    parts = statistics.quantiles(values, n=100, method="inclusive")
+    found = {"min": min(values), "median": parts[49], "p90": parts[89], "p95": parts[94], "max": max(values)}
+    return {
+        "trials": len(values),
+        **{name: round(value, 3) for name, value in found.items()},
+        "max_to_limit": round(max(values) / LIMIT_S, 3),
+        "within_limit": round(sum(value <= LIMIT_S for value in values) / len(values), 3),
+    }
+
+
+PANEL = (420, 280)
+
+
+def draw(trials: list[Trial]) -> str:
+    """Share of the trials in which training stood still by then: a panel a latency, a line a number of cores."""
+    amounts = sorted({one.stress for one in trials})
+    longest = max(LIMIT_S, *(getattr(one, name) for one in trials for name, _ in LATENCIES))
+    panels = []
+    for place, (name, title) in enumerate(LATENCIES):
+        lines = [
+            Line("", steps([getattr(one, name) for one in trials if one.stress == cores]), style)
+            for style, cores in enumerate(amounts)
+        ]
+        lines.append(Line("", [(LIMIT_S, 0), (LIMIT_S, 1)], len(amounts)))
+        axes = Axis(f"seconds {title}", 0, longest), Axis("share of trials", 0, 1)
+        panels.append((PANEL[0] * place, 4.0, chart("Training stands still", *axes, lines, PANEL)))
+    names = [(f"{cores} of {os.cpu_count()} cores wanted", style) for style, cores in enumerate(amounts)]
+    key, height = legend([*names, (f"limit, {LIMIT_S:g} s", len(amounts))], 2 * PANEL[0], step=190)
+    spoken = "Cumulative distribution of the seconds until training stands still; the figures are in docs/HOSPITAL.md"
+    return picture([*panels, (46, PANEL[1] + 10, key)], 2 * PANEL[0], PANEL[1] + height + 14, spoken, alone=True) + "\n"
+
+
+def steps(values: list[float]) -> list[tuple[float, float]]:
+    """The empirical distribution function."""
+    points = [(0.0, 0.0)]
+    for number, value in enumerate(sorted(values), 1):
+        points += [(value, points[-1][1]), (value, number / len(values))]
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cores = os.cpu_count() or 1
+    parser.add_argument("--trials", type=int, default=50, help="for each number of cores, at least 2")
+    parser.add_argument("--stress", type=int, nargs="+", default=sorted({1, cores}), help="cores that are wanted")
+    parser.add_argument("--size-px", type=int, default=256)
+    parser.add_argument("--cgroup", type=Path, help="folder of the CPU controller to make for the trainer")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--svg", type=Path, help="draw them here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hemofed-benchmark-") as name, light_group(options.cgroup):
+        prepare(Path(name), options.size_px)
+        trials = measure(Trainer(Path(name), options.cgroup), options.trials, options.stress)
+    figures = {
+        "cores": cores,
+        "kernel": platform.release(),
+        "size_px": options.size_px,
+        "in_cgroup": options.cgroup is not None,
+        "limit_s": LIMIT_S,
+        "latency_s": summary(trials),
+        "trials": [asdict(one) for one in trials],
+    }
+    print(json.dumps(figures["latency_s"], indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.svg:
+        options.svg.write_text(draw(trials))
+
+
+def measure(trainer: Trainer, trials: int, amounts: list[int]) -> list[Trial]:
+    """Every amount in turn, so that all meet the same weather; the trainer is ended afterwards."""
+    try:
+        return [trial(trainer, cores) for _ in range(trials) for cores in amounts]
+    finally:
+        trainer.service.terminate()
+        trainer.service.wait()
+
+
+if __name__ == "__main__":
+    main()
