@@ -112,7 +112,6 @@ class Training:
 
     threads: int = 0  # 0: as many as there are cores
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    priority: Literal["last", "normal"] = "last"
     validation_fraction: float = 0.2
     cache_max_gib: float = 50.0
 

@@ -56,7 +56,6 @@ calm_s = 2
 
 [training]
 threads = 1
-priority = "normal"  # somebody is waiting to see it
 
 [agent]
 poll_min_s = 0.1

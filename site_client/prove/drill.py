@@ -61,7 +61,6 @@ settle_s = 0
 slices_min = 8
 [training]
 threads = 1
-priority = "normal"
 device = "cpu"
 validation_fraction = 0.3
 """

@@ -21,7 +21,6 @@ from site_client.trainer.holding import PauseBell
 from site_client.trainer.notes import Note, as_line
 
 STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
-_NICE_LAST: Final = 19
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -44,15 +43,13 @@ def _work(arguments: argparse.Namespace) -> int:
     bell = PauseBell()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _frame: asked.append(signum))
-    settings = load(arguments.config)
-    if settings.training.priority == "last":
-        _come_last()  # before any thread is made: each inherits it
     from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
     from site_client.training.loop import Stopped
 
     def tell(note: Note) -> None:
         print(as_line(note), flush=True)
 
+    settings = load(arguments.config)
     if arguments.scan:
         tell(Note(studies=jobs.scan(settings)))
         return 0
@@ -71,12 +68,6 @@ def _work(arguments: argparse.Namespace) -> int:
     except Stopped:
         return STOPPED
     return 0
-
-
-def _come_last() -> None:
-    """Scheduled when nobody else wants the processor. Not so the service: to pause, it needs its turn."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    os.nice(_NICE_LAST)
 
 
 def _die_with(parent: int) -> None:

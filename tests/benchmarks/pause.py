@@ -3,8 +3,7 @@
     python tests/benchmarks/pause.py --json pause.json --svg docs/pause_latency.svg
 
 The trainer is `hemofed-site trainer` with its own worker, threads, idle gate, sample interval and limits; only the
-waits before and after a pause are short, or the trials would take days. With --cgroup it has no more weight on the
-processor than hemofed.slice. In every trial stress-ng takes some cores,
+waits before and after a pause are short, or the trials would take days. In every trial stress-ng takes some cores,
 as another user, at a random moment of the gate's interval. Two latencies:
 
 from_start: from before stress-ng is executed to the last growth of the worker's CPU time (of all its threads, looked at
@@ -52,7 +51,6 @@ from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId
 
-SLICE = Path(__file__).parents[2] / "deploy" / "systemd" / "hemofed.slice"
 LIMIT_S = 1.0  # docs/HOSPITAL.md promises it, from the first busy sample
 LOOK_S = 0.004
 STILL_S = 1.0  # without growth this long, it stands still
@@ -89,15 +87,11 @@ class Trial:
 
 
 class Trainer:
-    """The service as its unit would schedule it, and the worker it has."""
+    """The service, and the worker it has."""
 
-    def __init__(self, folder: Path, cgroup: Path | None) -> None:
-        def into_the_group() -> None:
-            if cgroup is not None:
-                (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-
+    def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(folder / "site.toml")]
-        self.service = subprocess.Popen(command, preexec_fn=into_the_group, stderr=subprocess.PIPE, text=True)
+        self.service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.held_s: list[float] = []
         threading.Thread(target=self._listen, daemon=True).start()
         self._spool = AgentSide(folder / "spool")
@@ -146,23 +140,6 @@ def trial(trainer: Trainer, cores: int) -> Trial:
                 used_ns, last = current_ns, now
             time.sleep(LOOK_S)
     return Trial(cores, last - began, trainer.held_s[-1])
-
-
-@contextmanager
-def light_group(folder: Path | None) -> Iterator[None]:
-    """A cgroup with the CPUWeight= of hemofed.slice, where others have 100."""
-    if folder is not None:
-        folder.mkdir()
-        weight = int(re.findall(r"^CPUWeight=(\d+)$", SLICE.read_text(), re.MULTILINE)[0])
-        if (folder / "cpu.weight").exists():
-            (folder / "cpu.weight").write_text(str(weight))
-        else:  # cgroup v1: 1024 for systemd's 100
-            (folder / "cpu.shares").write_text(str(round(weight * 10.24)))
-    try:
-        yield
-    finally:
-        if folder is not None:
-            folder.rmdir()
 
 
 @contextmanager
@@ -267,18 +244,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50, help="for each number of cores, at least 2")
     parser.add_argument("--stress", type=int, nargs="+", default=sorted({1, cores}), help="cores that are wanted")
     parser.add_argument("--size-px", type=int, default=256)
-    parser.add_argument("--cgroup", type=Path, help="folder of the CPU controller to make for the trainer")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--svg", type=Path, help="draw them here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="hemofed-benchmark-") as name, light_group(options.cgroup):
+    with tempfile.TemporaryDirectory(prefix="hemofed-benchmark-") as name:
         prepare(Path(name), options.size_px)
-        trials = measure(Trainer(Path(name), options.cgroup), options.trials, options.stress)
+        trials = measure(Trainer(Path(name)), options.trials, options.stress)
     figures = {
         "cores": cores,
         "kernel": platform.release(),
         "size_px": options.size_px,
-        "in_cgroup": options.cgroup is not None,
         "limit_s": LIMIT_S,
         "latency_s": summary(trials),
         "trials": [asdict(one) for one in trials],

@@ -65,7 +65,6 @@ start_delay_s = 0
 calm_s = 2
 [training]
 threads = 1
-priority = "normal"
 validation_fraction = 0.3
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -292,18 +291,6 @@ def test_a_worker_that_was_held_in_the_middle_ends_with_the_very_bits_of_one_tha
                 let_go(process)
     assert process.wait(120) == 0
     assert at.update() == undisturbed
-
-
-@pytest.mark.parametrize(("priority", "policy"), [("last", os.SCHED_IDLE), ("normal", os.SCHED_OTHER)])
-def test_a_worker_comes_last_on_the_processor_unless_the_hospital_says_otherwise(
-    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"], priority: str, policy: int
-) -> None:
-    at = place("patient")
-    at.config.write_text(at.config.read_text().replace('priority = "normal"', f'priority = "{priority}"'))
-    trainer = service(at)
-    children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children")
-    _wait(lambda: [os.sched_getscheduler(int(pid)) for pid in children.read_text().split()] == [policy])
-    assert os.sched_getscheduler(trainer.pid) == os.SCHED_OTHER  # it must get its turn to pause
 
 
 @pytest.mark.timeout(900)

@@ -15,8 +15,7 @@ STUDIES = 12
 UNITS = TRAINER, AGENT = "hemofed-trainer.service", "hemofed-agent.service"
 STATUS = "/var/lib/hemofed/spool/to_agent/status.json"
 ROUND_S = 900.0
-# Two other hospitals and an aggregator work on the same cores: only what somebody types may hold this one, and where
-# training comes last it would never get a turn.
+# Two other hospitals and an aggregator work on the same cores: only what somebody types may hold this one ...
 LIVELY = """\
 name = "{name}"
 [aggregator]
@@ -29,7 +28,6 @@ settle_s = 0
 slices_min = 8
 [training]
 threads = 1
-priority = "normal"
 [idle]
 foreign_cpu_max = 1.0
 memory_pressure_max = 1.0
@@ -47,9 +45,8 @@ poll_min_s = 0.1
 poll_max_s = 2.0
 """
 
-# For the same reason. Nothing else of the units is changed.
+# ... and its agent gets its turn as theirs do. Nothing else of the units is changed.
 PRIORITY = "[Service]\nNice=0\n"
-SHARE = "[Slice]\nCPUWeight=100\n"
 
 
 def free_ports() -> int:
@@ -101,10 +98,9 @@ class Hospital:
         service, enrolment, _ = self.federation.ports
         text = LIVELY.format(name=self.name, address=f"127.0.0.1:{service}", enrolment_address=f"127.0.0.1:{enrolment}")
         self.machine.file("/etc/hemofed/site.toml").write_text(text)
-        for unit, words in ((AGENT, PRIORITY), ("hemofed.slice", SHARE)):
-            folder = self.machine.file(f"/etc/systemd/system/{unit}.d")
-            folder.mkdir(parents=True)
-            (folder / "test.conf").write_text(words)
+        folder = self.machine.file(f"/etc/systemd/system/{AGENT}.d")
+        folder.mkdir(parents=True)
+        (folder / "test.conf").write_text(PRIORITY)
         self.machine.run("systemctl", "daemon-reload")
 
     def invite(self) -> str:
