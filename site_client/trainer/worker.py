@@ -21,6 +21,7 @@ from site_client.trainer.holding import PauseBell
 from site_client.trainer.notes import Note, as_line
 
 STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
+_NICE_LAST: Final = 19  # behind the service too, which on a busy machine must get its turn to pause this process
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -43,6 +44,7 @@ def _work(arguments: argparse.Namespace) -> int:
     bell = PauseBell()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _frame: asked.append(signum))
+    os.nice(_NICE_LAST)  # before any thread is made: each inherits it
     from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
     from site_client.training.loop import Stopped
 

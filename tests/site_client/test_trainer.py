@@ -293,6 +293,16 @@ def test_a_worker_that_was_held_in_the_middle_ends_with_the_very_bits_of_one_tha
     assert at.update() == undisturbed
 
 
+def test_training_comes_last_on_the_processor_and_the_service_that_pauses_it_does_not(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    trainer = service(place("patient"))
+    children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children")
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    _wait(lambda: [os.getpriority(os.PRIO_PROCESS, int(pid)) for pid in children.read_text().split()] == [19])
+    assert os.getpriority(os.PRIO_PROCESS, trainer.pid) == mine
+
+
 @pytest.mark.timeout(900)
 def test_a_worker_that_keeps_failing_is_declined_not_repeated_for_ever(
     place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
