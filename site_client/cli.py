@@ -312,7 +312,7 @@ def evaluate(context: click.Context) -> None:
 @click.pass_context
 def calibrate(context: click.Context) -> None:
     """Fit a model's chances to this site's patients, for predict and evaluate."""
-    from site_client.inference.calibrating import calibrate_command
+    from site_client.inference.command import calibrate_command
 
     _pass_on(context, calibrate_command)
 

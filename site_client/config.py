@@ -22,6 +22,8 @@ from site_client.windows import WindowRefused, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 _EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
+# Of a transfer: what a cut costs, and a line in the ledger. Two seconds at 1 Mbit/s; the contract allows a mebibyte.
+PIECE_KIB = 256
 NOT_CONFIGURED = "not configured yet: edit site.toml"
 _T = TypeVar("_T")
 _WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -120,6 +122,10 @@ class Training:
         _between("training.validation_fraction", self.validation_fraction, 0.05, 0.5)
         _between("training.cache_max_gib", self.cache_max_gib, 0.1, 100_000)
 
+    @property
+    def cache_max_bytes(self) -> int:
+        return int(self.cache_max_gib * (1 << 30))
+
 
 @dataclass(frozen=True)
 class Idle:
@@ -197,11 +203,11 @@ class Settings:
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
-        chunk_s = 256 / (self.policy.bandwidth_kib_s or math.inf)
+        chunk_s = PIECE_KIB / (self.policy.bandwidth_kib_s or math.inf)
         _require(
             chunk_s <= self.agent.stall_s / 2,
-            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of 256 KiB in {chunk_s:.0f} s, and "
-            "agent.stall_s gives up on it; raise either until a piece takes half of stall_s at most",
+            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of {PIECE_KIB} KiB in "
+            f"{chunk_s:.0f} s, and agent.stall_s gives up on it; raise either until a piece takes half of stall_s at most",
         )
 
 

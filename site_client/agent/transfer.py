@@ -7,11 +7,11 @@ from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.calls import OFFER_BLOB
 from site_client.agent.egress import Egress
+from site_client.config import PIECE_KIB
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
 
-# Of an upload: what a cut costs, and a line in the ledger. Two seconds at 1 Mbit/s; the contract allows a mebibyte.
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = PIECE_KIB * 1024
 
 
 def upload(egress: Egress, round: blobs_pb2.RoundRef, data: bytes, digest: bytes) -> None:

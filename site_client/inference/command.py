@@ -1,4 +1,4 @@
-"""`hemofed-site predict` and `hemofed-site evaluate`: a model file over folders of DICOM."""
+"""`hemofed-site predict` and `evaluate`: a model file over folders of DICOM; `calibrate`: over the site's catalog."""
 
 import json
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from typing import Literal
 import click
 from federation.manifest import Model
 
+from site_client.config import DEFAULT_FILE, load
 from site_client.files import replace_file
 from site_client.inference.answers import answer
-from site_client.inference.calibrating import load_calibration
+from site_client.inference.calibrating import fit, load_calibration
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import is_synthetic, prepare_all, read_folder
@@ -106,6 +107,26 @@ def evaluate_command(
     (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "evaluation.html").write_text(page(heading, evaluation))
     click.echo(f"{heading.patients} Written: evaluation.json and evaluation.html in {out}")
+
+
+@click.command("calibrate", context_settings={"show_default": True})
+@_MODEL
+@click.option("--out", required=True, type=_FILE, help="For --calibration of predict and evaluate.")
+@_SIZE
+@_SLICES
+@_DEVICE
+@click.option("--config", default=DEFAULT_FILE, type=_FILE, envvar="HEMOFED_SITE_CONFIG", help="The site.toml.")
+def calibrate_command(model_file: Path, out: Path, size_px: int, slices_max: int, device: Device, config: Path) -> None:
+    """Fit a model's chances to this site's patients: the catalog's, split as the trainer splits them.
+
+    Offsets come from the patients that are trained on, temperatures from those that never are.
+    """
+    settings = load(config)
+    _, model, net = load_network(model_file)
+    compute = choose(device, settings.training.threads, size_px)
+    found, split = fit(settings, net, model.digest.hex(), size_px, slices_max, compute)
+    replace_file(out, (found.to_json() + "\n").encode())
+    click.echo(f"Written: {out}, from {len(split.training)} studies, temperatures from {len(split.validation)} others")
 
 
 def _network(model_file: Path, calibration: Path | None) -> tuple[str, Model, Network]:

@@ -35,7 +35,6 @@ from site_client.training.loop import Progress, Stopped, train
 from site_client.training.streams import Streams
 
 _log = structlog.get_logger()
-_GIB = 1 << 30
 
 
 def scan(settings: Settings) -> int:
@@ -179,7 +178,7 @@ def _prepare(
     compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px)
     cache = StudyCache(
         settings.folders.cache,
-        int(settings.training.cache_max_gib * _GIB),
+        settings.training.cache_max_bytes,
         plan.inputs.image_size_px,
         plan.inputs.slices_max,
         read_volume,

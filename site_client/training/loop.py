@@ -88,9 +88,10 @@ def train(
                 sample = source.sample(studies[index], rng)
                 with compute.autocast():
                     verdict = net(sample.x, sample.mask, sample.geometry)
-                lesson = lesson_of(verdict, sample) / len(batch)
+                loss = loss_of(verdict, sample)
+                lesson = (loss + lesson_of(verdict, sample)) / len(batch)
                 lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-                losses.append(loss_of(verdict, sample).item())
+                losses.append(loss.item())
             _pull_towards(base, net, plan.proximal_mu)
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
             for group in optimizer.param_groups:

@@ -23,16 +23,16 @@ def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
 
 
 def lesson_of(verdict: Verdict, sample: Sample) -> Tensor:
-    """Scalar to minimize: loss_of, and for the backbone the loss of what its slices say alone.
+    """Scalar to minimize beside loss_of: for the backbone, the loss of what its slices say alone.
 
-    Where no slice has a label the study's own teaches it, through the slices' smooth maximum.
+    Where no slice has a label the study's own teaches it, through the slices' smooth maximum. 0 of a network whose
+    answers teach all of it.
     """
-    loss = loss_of(verdict, sample)
     if verdict.alone is None:
-        return loss
+        return verdict.study_logits.new_zeros(())
     if (sample.slice_labels != MISSING).any():
-        return loss + _known_loss(verdict.alone.slice_logits, sample.slice_labels)
-    return loss + _known_loss(verdict.alone.study_logits, sample.study_labels)
+        return _known_loss(verdict.alone.slice_logits, sample.slice_labels)
+    return _known_loss(verdict.alone.study_logits, sample.study_labels)
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Sample, Source, epoch_order
 from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import GRADIENT_NORM_MAX, train
-from site_client.training.loss import lesson_of
+from site_client.training.loss import lesson_of, loss_of
 from site_client.training.shelf import Shelf
 from site_client.training.streams import Streams
 
@@ -159,7 +159,7 @@ def bare_epoch(net: torch.nn.Module, samples: list[Sample], compute: Compute) ->
         optimizer.zero_grad()
         with compute.autocast():
             verdict = net(sample.x, sample.mask, sample.geometry)
-        lesson_of(verdict, sample).backward()
+        (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
         optimizer.step()
 

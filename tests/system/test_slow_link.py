@@ -28,6 +28,7 @@ from site_client.agent.transfer import CHUNK_BYTES
 from tests.system import slow_link
 from tests.system.processes import Place, Trainers, all_running, enrol, running, write_plan, write_settings
 
+MISSING = slow_link.missing()
 PARAMETERS = 1_000_000
 FAR = "site-00"
 LIMIT_S = 900.0
@@ -51,7 +52,7 @@ class Moved:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(bool(slow_link.missing()), reason=slow_link.missing() or "a line can be laid")
+@pytest.mark.skipif(bool(MISSING), reason=MISSING or "a line can be laid")
 def test_a_run_over_a_slow_and_breaking_line_moves_little_more_than_it_has_to(tmp_path: Path) -> None:
     moved = run_over(slow_link.Quality(), tmp_path)
     print(moved)

@@ -52,7 +52,8 @@ def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str
     x = torch.rand(1, 3, CHANNELS, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
     net.zero_grad()
-    lesson_of(net(x, sample.mask, sample.geometry), sample).backward()
+    verdict = net(x, sample.mask, sample.geometry)
+    (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()
     return {
         part: any(bool((value.grad != 0).any()) for value in module.parameters() if value.grad is not None)
         for part, module in [("backbone", net.backbone), ("recurrence", net.reader.sequence)]
