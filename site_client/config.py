@@ -207,7 +207,8 @@ class Settings:
         _require(
             chunk_s <= self.agent.stall_s / 2,
             f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of {PIECE_KIB} KiB in "
-            f"{chunk_s:.0f} s, and agent.stall_s gives up on it; raise either until a piece takes half of stall_s at most",
+            f"{chunk_s:.0f} s, and agent.stall_s gives up on it; raise either until a piece takes half of stall_s at "
+            "most",
         )
 
 
