@@ -1,4 +1,4 @@
-"""Who calls: a peer certificate becomes an enrolled, approved, unrevoked site. Asked of the database on every call.
+"""Who calls: a peer certificate becomes an approved site that is still in. Asked of the database on every call.
 
 TLS has already proved that the caller holds the certificate's key and that our CA signed it. That is not enough: a
 revocation must count from the very next call on, and only a row can say so.
@@ -8,7 +8,7 @@ import hashlib
 import ssl
 from datetime import datetime
 
-from aggregator.errors import NotEnrolled, SiteRevoked
+from aggregator.errors import NotEnrolled, SiteLeft, SiteRevoked
 from aggregator.store import Store, sites
 
 
@@ -16,7 +16,7 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
     """The name of the site whose certificate this is.
 
     Args: `certificate_pem` as gRPC's `x509_pem_cert` gives it; None when the caller showed none.
-    Raises: SiteRevoked; NotEnrolled for everything else, in one sentence that does not tell the cases apart.
+    Raises: SiteRevoked; SiteLeft; NotEnrolled for everything else, in one sentence that does not tell the cases apart.
     """
     fingerprint = certificate_fingerprint(certificate_pem)
     with store.read() as session:
@@ -26,6 +26,8 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
     certificate, site = held
     if site.revoked_at is not None:
         raise SiteRevoked(f"site {site.name!r} was revoked; contact the coordinator")
+    if site.left_at is not None:
+        raise SiteLeft(f"site {site.name!r} has left; to come back, ask the coordinator for a new invitation")
     if site.approved_at is None or certificate.expires_at <= now:
         raise NotEnrolled(_NOT_ENROLLED)
     return site.name

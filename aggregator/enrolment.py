@@ -6,22 +6,20 @@
     renew     at two thirds of a certificate's life, over mutual TLS
     challenge, recover   after weeks offline: the signing key answers for the certificate that ran out
     revoke    a row; counts from the next call on; a roster with one site less
+    leave     the same, by the site's own word
 
 Every use case is one transaction with its audit row. Refusals to an unauthenticated caller say little: they must not
 tell which names exist.
 """
 
-import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.names import check_site_name
-from federation.roster import SEALING_KEY_BYTES, SIGNING_KEY_BYTES, Roster, RosterEntry, sign_roster
-from federation.token import SECRET_BYTES, Token, six_words
+from federation.roster import Roster, RosterEntry, sign_roster
+from federation.token import Token, six_words
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 from sqlalchemy.orm import Session
@@ -29,11 +27,11 @@ from sqlalchemy.orm import Session
 from aggregator import config
 from aggregator.ca import Authority, SiteCertificate, read_csr
 from aggregator.errors import JoinDenied, LostRace, NotFound, WrongState
+from aggregator.proofs import check_join, check_recovery, hashed
+from aggregator.states import SITE_TRANSITIONS, SiteStanding
 from aggregator.store import Change, Store, record, sites
 from aggregator.tables import Certificate, Challenge, Invitation, RosterEpoch, Site
 
-JOIN_DOMAIN = b"hemofed join v1\x00"
-RECOVER_DOMAIN = b"hemofed recover v1\x00"
 CHALLENGE_LIFE = timedelta(minutes=5)
 CHALLENGES_OUTSTANDING_MAX = 64
 NONCE_BYTES = 32
@@ -63,7 +61,7 @@ class Enrolment:
                 raise WrongState(f"site {site!r} is approved already; `site revoke {site}` before inviting it anew")
             row = Invitation(
                 site=site,
-                secret_hash=_hash(token.secret),
+                secret_hash=hashed(token.secret),
                 expires_at=now + timedelta(hours=self.settings.invitation_hours),
                 used_by=None,
                 auto_approve=auto_approve,
@@ -81,11 +79,11 @@ class Enrolment:
         Raises: JoinDenied for a token that is wrong, expired, or was used by another request, and for keys that do not
         prove possession.
         """
-        _check_join(request)
-        digest, now = _hash(serialize(request)), self.clock()
+        check_join(request)
+        digest, now = hashed(serialize(request)), self.clock()
         with self.store.write() as session:
             invitation = sites.invitation(session, request.site)
-            if invitation is None or not hmac.compare_digest(invitation.secret_hash, _hash(request.secret)):
+            if invitation is None or not hmac.compare_digest(invitation.secret_hash, hashed(request.secret)):
                 raise JoinDenied(_UNKNOWN)
             if invitation.used_by is None:
                 if invitation.expires_at <= now:
@@ -107,13 +105,13 @@ class Enrolment:
         with self.store.write() as session:
             row = sites.get(session, site)
             if sites.standing(row) != sites.PENDING:
-                raise WrongState(f"site {site!r} is {sites.standing(row)}, not pending")
+                raise WrongState(f"expected a pending site, got {site!r}: {sites.standing(row)}")
             self._approve(session, row, fingerprint, Change(now, "operator", f"site:{site}", "six words compared"))
 
     def revoke(self, site: str) -> None:
         """Shut a site out from its next call on; also withdraws an invitation and refuses a pending host.
 
-        Raises: NotFound when there is neither site nor invitation; WrongState when it is revoked already.
+        Raises: NotFound when there is neither site nor invitation; WrongState when it is out already.
         """
         now = self.clock()
         change = Change(now, "operator", f"site:{site}", "revoked by the coordinator")
@@ -122,17 +120,28 @@ class Enrolment:
             row = sites.find(session, site)
             if row is None and not withdrawn:
                 raise NotFound(f"no site and no invitation {site!r}; `site list` shows those there are")
-            if row is None:
+            before = None if row is None else sites.standing(row)
+            if before is not None and sites.REVOKED in SITE_TRANSITIONS[before]:
+                sites.revoke(session, site, before, change)
+                self._shut_out(session, site, before, now)
+            elif withdrawn:
                 record(session, change, "invited", sites.REVOKED)
+            else:
+                raise WrongState(f"site {site!r} {'has left' if before is sites.LEFT else 'is revoked'} already")
+
+    def leave(self, site: str) -> None:
+        """`site`, whom `auth` has just authenticated, is gone for good; again, after a lost answer, changes nothing.
+
+        Raises: LostRace when the coordinator revoked it a moment ago.
+        """
+        now = self.clock()
+        with self.store.write() as session:
+            before = sites.standing(sites.get(session, site))
+            if before is sites.LEFT:
                 return
-            before = sites.standing(row)
-            if before == sites.REVOKED:
-                raise WrongState(f"site {site!r} is revoked already")
-            sites.revoke(session, site, before, change)
-            sites.drop_challenges(session, site)
-            sites.end_certificates(session, site, now)
-            if before == sites.APPROVED:
-                self._next_roster(session, now)
+            sites.leave(session, site, Change(now, f"site:{site}", f"site:{site}", "left for good"))
+            sites.withdraw_invitation(session, site)
+            self._shut_out(session, site, before, now)
 
     def challenge(self, request: enrolment_pb2.ChallengeRequest) -> enrolment_pb2.ChallengeReply:
         """A nonce for a site whose certificate has run out. Raises: JoinDenied when no active site has that name."""
@@ -155,7 +164,7 @@ class Enrolment:
             nonce = sites.challenge(session, request.nonce)
             if nonce is None or nonce.site != site.name or nonce.expires_at <= now:
                 raise JoinDenied("this challenge is unknown, used or older than 5 minutes; ask for another")
-            _verify(site.signing_key, request.signature, RECOVER_DOMAIN + request.nonce + _hash(request.csr_der))
+            check_recovery(site.signing_key, request)
             if not sites.use_challenge(session, request.nonce):
                 raise JoinDenied("this challenge was used a moment ago; ask for another")
             change = Change(now, f"site:{site.name}", f"site:{site.name}", "answered a challenge")
@@ -199,6 +208,7 @@ class Enrolment:
             joined_at=now,
             approved_at=None,
             revoked_at=None,
+            left_at=None,
             recoveries_left=self.settings.recoveries,
         )
         sites.put_site(session, row)
@@ -221,6 +231,13 @@ class Enrolment:
         row = Certificate(fingerprint=issued.fingerprint, site=site, issued_at=now, expires_at=expires_at)
         sites.add_certificate(session, row)
         return issued
+
+    def _shut_out(self, session: Session, site: str, before: SiteStanding, now: datetime) -> None:
+        """Nothing that it holds opens a door any more, and no later roster names it."""
+        sites.drop_challenges(session, site)
+        sites.end_certificates(session, site, now)
+        if before is sites.APPROVED:
+            self._next_roster(session, now)
 
     def _next_roster(self, session: Session, now: datetime) -> None:
         # The epoch before the sites: whatever another process commits in between then collides on the epoch, instead of
@@ -259,27 +276,6 @@ class Enrolment:
         )
 
 
-def _check_join(request: enrolment_pb2.JoinRequest) -> None:
-    """Shape and proof of possession; nothing here depends on what the aggregator knows."""
-    check_site_name(request.site)
-    for what, value, size in (
-        ("secret", request.secret, SECRET_BYTES),
-        ("signing key", request.signing_key, SIGNING_KEY_BYTES),
-        ("sealing key", request.sealing_key, SEALING_KEY_BYTES),
-    ):
-        if len(value) != size:
-            raise JoinDenied(f"expected a {what} of {size} bytes, got {len(value)}")
-    read_csr(request.csr_der)
-    _verify(request.signing_key, request.possession, JOIN_DOMAIN + _hash(request.csr_der) + _hash(request.sealing_key))
-
-
-def _verify(signing_key: bytes, signature: bytes, message: bytes) -> None:
-    try:
-        Ed25519PublicKey.from_public_bytes(signing_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        raise JoinDenied("the signature is not one of the signing key over these bytes") from None
-
-
 def _active_site(session: Session, name: str) -> Site:
     site = sites.find(session, name)
     if site is None or sites.standing(site) != sites.APPROVED:
@@ -292,10 +288,6 @@ def _newest_roster(session: Session) -> enrolment_pb2.SignedRoster:
     if row is None:
         raise NotFound("no roster yet: no site has been approved")
     return parse(enrolment_pb2.SignedRoster, row.signed)
-
-
-def _hash(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 _UNKNOWN = "no such invitation: the token is unknown, withdrawn or replaced; ask the coordinator for a new one"

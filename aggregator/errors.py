@@ -11,6 +11,7 @@ AggregatorError
 ├── Denied               the caller may not do this; the answer says no more than it must
 │   ├── NotEnrolled      certificate unknown or expired, or its site not approved
 │   ├── SiteRevoked      the certificate is ours, but the coordinator revoked its site
+│   ├── SiteLeft         the certificate is ours, but its site has left for good
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
 ├── Busy                 too many transfers at once (retryable)
@@ -70,6 +71,10 @@ class NotEnrolled(Denied):
 
 class SiteRevoked(Denied):
     """The coordinator revoked the site; only the coordinator can invite it again."""
+
+
+class SiteLeft(Denied):
+    """The site said farewell; only a new invitation brings it back."""
 
 
 class JoinDenied(Denied):

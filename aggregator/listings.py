@@ -137,11 +137,12 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def _site_row(site: Site, report: SiteReport | None) -> Row:
     row: Row = {
         "site": site.name,
-        "standing": sites.standing(site),
+        "standing": sites.standing(site).value,
         "words": site.fingerprint,
         "joined_at": _time(site.joined_at),
         "approved_at": _time(site.approved_at),
         "revoked_at": _time(site.revoked_at),
+        "left_at": _time(site.left_at),
         "recoveries_left": site.recoveries_left,
     }
     if report is not None:

@@ -55,6 +55,7 @@ _VERDICTS = {"accepted": rounds_pb2.Receipt.ACCEPTED, "late": rounds_pb2.Receipt
 # The first class that fits counts, so subclasses stand before their bases.
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.SiteRevoked, grpc.StatusCode.PERMISSION_DENIED),
+    (errors.SiteLeft, grpc.StatusCode.PERMISSION_DENIED),
     (errors.JoinDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.Denied, grpc.StatusCode.UNAUTHENTICATED),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
@@ -91,7 +92,7 @@ class Gate:
             return reply
 
     def caller(self, context: grpc.ServicerContext) -> str:
-        """The enrolled, unrevoked site at the other end. Raises: Denied."""
+        """The approved site at the other end, still in. Raises: Denied."""
         # grpc's stub leaves the values' type open; x509_pem_cert holds PEM bytes, one entry a peer.
         shown: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
         return authenticate(self.hub.store, shown[0] if shown else None, self.hub.clock())
@@ -264,6 +265,16 @@ class EnrolledDoor(EnrolmentServicer):
     ) -> enrolment_pb2.SignedRoster:
         return self._gate.call(request, context, lambda _site: self._enrolment.roster())
 
+    def Leave(self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext) -> enrolment_pb2.LeaveReply:
+        with translated(context):
+            try:
+                site = self._gate.caller(context)
+                check_known(request)
+                self._enrolment.leave(site)
+            except errors.SiteLeft:  # it has; the answer to its first call was lost
+                check_known(request)
+            return enrolment_pb2.LeaveReply()
+
     def Join(self, request: enrolment_pb2.JoinRequest, context: grpc.ServicerContext) -> enrolment_pb2.JoinReply:
         _other_listener(context)
 
@@ -309,6 +320,9 @@ class JoiningDoor(EnrolmentServicer):
     def FetchRoster(
         self, request: enrolment_pb2.FetchRosterRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.SignedRoster:
+        _other_listener(context)
+
+    def Leave(self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext) -> enrolment_pb2.LeaveReply:
         _other_listener(context)
 
 

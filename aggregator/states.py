@@ -1,10 +1,19 @@
-"""What a run, a round and a seat can be, and what may follow what. Pure tables: no I/O, no clock.
+"""What a site, a run, a round and a seat can be, and what may follow what. Pure tables: no I/O, no clock.
 
 `docs/DATA_MODEL.md` says the same in prose and as diagrams; a test holds the two against each other. `store` turns
 every transition into an UPDATE guarded by the old state, so that of two drivers only one can make it.
 """
 
 from enum import StrEnum
+
+
+class SiteStanding(StrEnum):
+    """A hospital with the consortium. No column holds it: the times in its row amount to it."""
+
+    PENDING = "pending"  # joined with its token; six words are still to be compared
+    APPROVED = "approved"  # in the roster
+    REVOKED = "revoked"  # shut out by the coordinator
+    LEFT = "left"  # for good, by its own word
 
 
 class RunState(StrEnum):
@@ -45,6 +54,14 @@ class SeatState(StrEnum):
     MISSED = "missed"  # was in the cohort and missed a phase
     LEFT_OUT = "left_out"  # the cohort was frozen without it
 
+
+SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
+    SiteStanding.PENDING: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED}),
+    SiteStanding.APPROVED: frozenset({SiteStanding.REVOKED, SiteStanding.LEFT}),
+    # Back to PENDING: invited anew, and joined with that token.
+    SiteStanding.REVOKED: frozenset({SiteStanding.PENDING}),
+    SiteStanding.LEFT: frozenset({SiteStanding.PENDING}),
+}
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.RUNNING: frozenset({RunState.PAUSED, RunState.COMPLETED, RunState.ABORTED}),

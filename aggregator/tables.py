@@ -72,6 +72,7 @@ class Site(Table):
     joined_at: Mapped[datetime] = mapped_column(UtcDateTime)
     approved_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="null: pending")
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: every call is refused")
+    left_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: the site left for good, likewise")
     recoveries_left: Mapped[int] = mapped_column(comment="challenge recoveries still allowed after long outages")
 
 

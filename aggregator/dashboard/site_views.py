@@ -83,7 +83,7 @@ def _reported(
         reasons=tuple(words.REASONS.get(code, code) for code in report.reasons.split(",") if code),
         seen_at=report.seen_at,
         age_s=age_s,
-        stale=age_s > silence_s.get(report.state, silence_s[""]),
+        stale=standing != sites.LEFT and age_s > silence_s.get(report.state, silence_s[""]),
         progress_percent=report.progress_percent if report.state in ("SITE_TRAINING", "SITE_PAUSED") else None,
         version=report.version,
         model=report.model_digest or None,

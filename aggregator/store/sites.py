@@ -7,21 +7,25 @@ changed by `guarded`, so the loser gets LostRace.
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, bindparam, delete, func, select, update
+from sqlalchemy import CursorResult, Update, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from aggregator.errors import LostRace, NotFound
+from aggregator.states import SiteStanding
 from aggregator.store.engine import Change, guarded
 from aggregator.tables import Certificate, Challenge, Invitation, RosterEpoch, Site, SiteReport
 
-PENDING, APPROVED, REVOKED = "pending", "approved", "revoked"
+PENDING, APPROVED = SiteStanding.PENDING, SiteStanding.APPROVED
+REVOKED, LEFT = SiteStanding.REVOKED, SiteStanding.LEFT
 
 
-def standing(site: Site) -> str:
-    """pending, approved or revoked: what the three times of the row amount to."""
+def standing(site: Site) -> SiteStanding:
+    """What the times of the row amount to."""
     if site.revoked_at is not None:
         return REVOKED
+    if site.left_at is not None:
+        return LEFT
     return PENDING if site.approved_at is None else APPROVED
 
 
@@ -43,7 +47,7 @@ def everyone(session: Session) -> list[Site]:
 
 
 def active(session: Session) -> list[Site]:
-    """Approved and not revoked, by name: those a roster holds and a round may invite."""
+    """Approved, and neither revoked nor gone, by name: those a roster holds and a round may invite."""
     return list(session.scalars(_ACTIVE))
 
 
@@ -72,7 +76,7 @@ def claim_invitation(session: Session, site: str, secret_hash: bytes, request_di
 
 
 def put_site(session: Session, row: Site) -> None:
-    """A site that joins again, after a revocation or with a second invitation, replaces its row."""
+    """A site that joins again, after it was out or with a second invitation, replaces its row."""
     session.merge(row)
 
 
@@ -88,9 +92,14 @@ def approve(session: Session, name: str, fingerprint: str, change: Change) -> No
 
 
 def revoke(session: Session, name: str, before: str, change: Change) -> None:
-    """Raises: LostRace when it was revoked already."""
-    unrevoked = Site.name == name, Site.revoked_at.is_(None)
-    guarded(session, update(Site).where(*unrevoked).values(revoked_at=change.at), change, before, REVOKED)
+    """Raises: LostRace when it is out already."""
+    guarded(session, _still_in(name).values(revoked_at=change.at), change, before, REVOKED)
+
+
+def leave(session: Session, name: str, change: Change) -> None:
+    """Raises: LostRace when it is not approved, or out already."""
+    approved = _still_in(name).where(Site.approved_at.is_not(None))
+    guarded(session, approved.values(left_at=change.at), change, APPROVED, LEFT)
 
 
 def spend_recovery(session: Session, name: str, change: Change) -> None:
@@ -106,8 +115,9 @@ def add_certificate(session: Session, row: Certificate) -> None:
 
 
 def certificate_issued_at(session: Session, site: str, issued_at: datetime) -> Certificate | None:
+    """The one that is good the longest, should the site have been out and in again within that second."""
     chosen = select(Certificate).where(Certificate.site == site, Certificate.issued_at == issued_at)
-    return session.scalars(chosen.limit(1)).first()
+    return session.scalars(chosen.order_by(Certificate.expires_at.desc()).limit(1)).first()
 
 
 def certificate_expiry(session: Session, site: str) -> datetime | None:
@@ -129,7 +139,8 @@ def holder(session: Session, fingerprint: bytes) -> tuple[Certificate, Site] | N
 
 
 # Asked at every call or look: made once, because making a statement costs as much as carrying it out.
-_ACTIVE = select(Site).where(Site.approved_at.is_not(None), Site.revoked_at.is_(None)).order_by(Site.name)
+_IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
+_ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _HOLDER = (
     select(Certificate, Site)
@@ -197,6 +208,10 @@ def report(session: Session, site: str) -> SiteReport | None:
 
 def reports(session: Session) -> list[SiteReport]:
     return list(session.scalars(select(SiteReport).order_by(SiteReport.site)))
+
+
+def _still_in(name: str) -> Update:
+    return update(Site).where(Site.name == name, *_IN)
 
 
 def _rows(session: Session, statement: Any) -> int:

@@ -26,7 +26,7 @@ from aggregator.hub import Hub, open_hub
 from aggregator.metrics import NOTHING, LabelMetrics, Report
 from aggregator.plan_file import read_plan
 from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Change, people, rounds
+from aggregator.store import Change, people, rounds, sites
 from aggregator.tables import Audit, ModelMetrics, Round, Site, SiteReport
 
 PASSWORD = "correct horse battery"
@@ -74,6 +74,7 @@ def running(hub: Hub, tmp_path: Path, authority: Authority, clock) -> Hub:
                     joined_at=clock(),
                     approved_at=clock(),
                     revoked_at=None,
+                    left_at=None,
                     recoveries_left=5,
                 )
             )
@@ -241,6 +242,14 @@ def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestCl
     assert "2 h ago" in row
     assert "paused: workstation in use" in row
     assert "unknown" not in _row_of(ada.get("/").text, "north")
+
+
+def test_a_site_that_left_is_said_so_and_not_to_be_late(running: Hub, ada: TestClient, clock) -> None:
+    with running.store.write() as session:
+        sites.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
+    row = _row_of(ada.get("/").text, "south")
+    assert "left" in row
+    assert "unknown" not in row
 
 
 def test_a_site_that_never_reported_is_said_so(running: Hub, ada: TestClient) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS
+from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, SITE_TRANSITIONS
 from aggregator.tables import Table
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "DATA_MODEL.md").read_text()
@@ -13,7 +13,12 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "DATA_MODEL.md").read_tex
 
 @pytest.mark.parametrize(
     ("heading", "transitions"),
-    [("A run", RUN_TRANSITIONS), ("A round", ROUND_TRANSITIONS), ("A seat", SEAT_TRANSITIONS)],
+    [
+        ("A site", SITE_TRANSITIONS),
+        ("A run", RUN_TRANSITIONS),
+        ("A round", ROUND_TRANSITIONS),
+        ("A seat", SEAT_TRANSITIONS),
+    ],
 )
 def test_a_diagram_draws_exactly_the_transitions_of_the_code(heading: str, transitions) -> None:
     diagram = PAGE.split(f"## {heading}\n")[1].split("```")[1]

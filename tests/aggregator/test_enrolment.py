@@ -18,7 +18,7 @@ from aggregator import config
 from aggregator.auth import authenticate
 from aggregator.ca import create_authority
 from aggregator.enrolment import Enrolment
-from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, SiteRevoked, WrongState
+from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, SiteLeft, SiteRevoked, WrongState
 from aggregator.store import open_store, sites
 from aggregator.store.people import audit_trail
 from aggregator.tables import Invitation
@@ -330,6 +330,74 @@ def test_revoking_twice_or_nobody_is_refused(desk: Enrolment, host) -> None:
     desk.revoke("st-mary")
     with pytest.raises(WrongState, match="revoked already"):
         desk.revoke("st-mary")
+
+
+# --- leave ---
+
+
+def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
+    desk: Enrolment, host, other_host, clock
+) -> None:
+    token = desk.invite("st-mary", auto_approve=True)
+    credentials = desk.join(host.join_request(token)).credentials
+    enroll(desk, other_host, "charite")
+    nonce = desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
+    desk.leave("st-mary")
+    with pytest.raises(SiteLeft, match="new invitation"):
+        authenticate(desk.store, credentials.certificate_pem, clock())
+    roster = roster_of(desk, desk.roster())
+    assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
+    for way in (
+        lambda: desk.join(host.join_request(token)),
+        lambda: desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")),
+        lambda: desk.recover(host.recover_request("st-mary", nonce)),
+        lambda: desk.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr())),
+    ):
+        with pytest.raises(JoinDenied):
+            way()
+    assert audit_of(desk)[-1] == ("approved", "left")
+
+
+def test_a_farewell_said_twice_changes_nothing_more(desk: Enrolment, host) -> None:
+    enroll(desk, host)
+    desk.leave("st-mary")
+    before = audit_of(desk), roster_of(desk, desk.roster()).epoch
+    desk.leave("st-mary")
+    assert (audit_of(desk), roster_of(desk, desk.roster()).epoch) == before
+
+
+def test_neither_a_revoked_nor_a_pending_site_leaves(desk: Enrolment, host, other_host) -> None:
+    enroll(desk, host)
+    desk.revoke("st-mary")
+    desk.join(other_host.join_request(desk.invite("charite")))
+    for name in ("st-mary", "charite"):
+        with pytest.raises(LostRace):
+            desk.leave(name)
+
+
+def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_second(
+    desk: Enrolment, host, other_host, clock
+) -> None:
+    old = enroll(desk, host).certificate_pem
+    desk.leave("st-mary")
+    with pytest.raises(WrongState, match="has left already"):
+        desk.revoke("st-mary")
+    new = enroll(desk, replace(host, tls_key=other_host.tls_key)).certificate_pem
+    assert authenticate(desk.store, new, clock()) == "st-mary"
+    with pytest.raises(NotEnrolled):
+        authenticate(desk.store, old, clock())
+    told = [(None, "invited"), ("invited", "pending"), ("pending", "approved")]
+    assert audit_of(desk) == [*told, ("approved", "left"), *told]
+
+
+def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(desk: Enrolment, host) -> None:
+    enroll(desk, host)
+    desk.leave("st-mary")
+    token = desk.invite("st-mary")
+    desk.revoke("st-mary")
+    with pytest.raises(JoinDenied, match="no such invitation"):
+        desk.join(host.join_request(token))
+    assert audit_of(desk)[-1] == ("invited", "revoked")
 
 
 def test_a_certificate_that_is_none_foreign_or_expired_is_refused_in_the_same_words(

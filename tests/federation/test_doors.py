@@ -6,20 +6,25 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
+from federation.v1 import blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.polling import AT_ONCE_MS
+from aggregator.states import SeatState
+from aggregator.store import rounds as round_rows
 from aggregator.store import runs as run_rows
 from site_client.agent.calls import CALLS
 from site_client.errors import LinkError
 from tests.federation.wire import Aborted, Context
 from tests.federation.world import World
 
-GUARDED = [name for name in sorted(CALLS) if name.startswith(("Rounds/", "Blobs/")) or name == "Enrolment/FetchRoster"]
+GUARDED = [
+    *(name for name in sorted(CALLS) if name.startswith(("Rounds/", "Blobs/"))),
+    *("Enrolment/FetchRoster", "Enrolment/Leave"),
+]
 TYPED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -78,6 +83,36 @@ def test_a_site_revoked_in_the_middle_of_masking_is_out_and_the_others_publish(
         world.everybody()
         world.clock.advance(31)
     assert world.rounds()[0].members == 3
+
+
+def test_a_site_that_leaves_in_the_middle_of_masking_is_out_and_the_others_publish(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=4, phase="upload")
+    shown = world.sites["site-d"].identity.certificate_pem
+    for _ in range(2):  # the first answer may get lost
+        assert ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest(), shown) == [enrolment_pb2.LeaveReply()]
+    for name in GUARDED:
+        if name != "Enrolment/Leave":
+            with pytest.raises(Aborted, match="has left") as refused:
+                ask(world, name, CALLS[name].request(), shown)
+            assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+    for _ in range(6):
+        world.everybody()
+        world.clock.advance(31)
+    first, after = world.rounds()[0], world.rounds()[-1]
+    assert first.members == 3
+    with world.hub.cupboards.store.read() as session:
+        states = [round_rows.seat_states(session, row.id) for row in (first, after)]
+    assert (states[0]["site-d"], "site-d" in states[1]) == (SeatState.MISSED, False)
+
+
+def test_a_farewell_with_a_field_of_a_newer_version_is_refused_twice_too(make_world: Callable[..., World]) -> None:
+    world = make_world(sites=3)
+    shown = world.sites["site-a"].identity.certificate_pem
+    ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest(), shown)
+    with pytest.raises(Aborted, match="1999"):
+        ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest.FromString(b"\xf8\x7c\x01"), shown)
 
 
 def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> None:
@@ -177,7 +212,11 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
     ref = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(name=st.sampled_from(GUARDED), data=st.binary(max_size=60), refers=st.booleans())
+    @given(
+        name=st.sampled_from([name for name in GUARDED if name != "Enrolment/Leave"]),
+        data=st.binary(max_size=60),
+        refers=st.booleans(),
+    )
     def fuzz(name: str, data: bytes, refers: bool) -> None:
         try:
             message = CALLS[name].request.FromString(data)

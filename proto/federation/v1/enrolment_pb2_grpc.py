@@ -59,6 +59,11 @@ class EnrolmentStub:
                 request_serializer=federation_dot_v1_dot_enrolment__pb2.FetchRosterRequest.SerializeToString,
                 response_deserializer=federation_dot_v1_dot_enrolment__pb2.SignedRoster.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/hemofed.v1.Enrolment/Leave',
+                request_serializer=federation_dot_v1_dot_enrolment__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=federation_dot_v1_dot_enrolment__pb2.LeaveReply.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer:
@@ -99,6 +104,13 @@ class EnrolmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """mutual TLS; for good, and again after a lost answer
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     servicer.FetchRoster,
                     request_deserializer=federation_dot_v1_dot_enrolment__pb2.FetchRosterRequest.FromString,
                     response_serializer=federation_dot_v1_dot_enrolment__pb2.SignedRoster.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=federation_dot_v1_dot_enrolment__pb2.LeaveRequest.FromString,
+                    response_serializer=federation_dot_v1_dot_enrolment__pb2.LeaveReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Enrolment:
             '/hemofed.v1.Enrolment/FetchRoster',
             federation_dot_v1_dot_enrolment__pb2.FetchRosterRequest.SerializeToString,
             federation_dot_v1_dot_enrolment__pb2.SignedRoster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hemofed.v1.Enrolment/Leave',
+            federation_dot_v1_dot_enrolment__pb2.LeaveRequest.SerializeToString,
+            federation_dot_v1_dot_enrolment__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class EnrolmentStub:
     """mutual TLS; at two thirds of a certificate's life"""
     FetchRoster: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.FetchRosterRequest, _enrolment_pb2.SignedRoster]
     """mutual TLS"""
+    Leave: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveRequest, _enrolment_pb2.LeaveReply]
+    """mutual TLS; for good, and again after a lost answer"""
 
 @_typing.type_check_only
 class EnrolmentAsyncStub(EnrolmentStub):
@@ -61,6 +63,8 @@ class EnrolmentAsyncStub(EnrolmentStub):
     """mutual TLS; at two thirds of a certificate's life"""
     FetchRoster: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.FetchRosterRequest, _enrolment_pb2.SignedRoster]  # type: ignore[assignment]
     """mutual TLS"""
+    Leave: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveRequest, _enrolment_pb2.LeaveReply]  # type: ignore[assignment]
+    """mutual TLS; for good, and again after a lost answer"""
 
 class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -102,5 +106,13 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.SignedRoster, _abc.Awaitable[_enrolment_pb2.SignedRoster]]:
         """mutual TLS"""
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _enrolment_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.LeaveReply, _abc.Awaitable[_enrolment_pb2.LeaveReply]]:
+        """mutual TLS; for good, and again after a lost answer"""
 
 def add_EnrolmentServicer_to_server(servicer: EnrolmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -234,6 +234,7 @@ class Federation:
                     joined_at=now,
                     approved_at=now,
                     revoked_at=None,
+                    left_at=None,
                     recoveries_left=5,
                 ),
             )
