@@ -59,6 +59,16 @@ def join(address: str, token: str, config: Path) -> None:
 
 
 @main.command()
+@click.confirmation_option(prompt="Leave for good? Only a new invitation by the coordinator brings this site back")
+@CONFIG
+def leave(config: Path) -> None:
+    """Tell the coordinator that this site goes for good. Stop the agent first; then the package may be purged."""
+    from site_client.agent.leave import leave as run
+
+    click.echo(run(load(config)))
+
+
+@main.command()
 @CONFIG
 def agent(config: Path) -> None:
     """Run the agent: it has the network and never sees a patient."""

@@ -28,6 +28,7 @@ CHALLENGE = Call("Enrolment/Challenge", enrolment_pb2.ChallengeRequest, enrolmen
 RECOVER = Call("Enrolment/Recover", enrolment_pb2.RecoverRequest, enrolment_pb2.Credentials)
 RENEW = Call("Enrolment/Renew", enrolment_pb2.RenewRequest, enrolment_pb2.Credentials)
 FETCH_ROSTER = Call("Enrolment/FetchRoster", enrolment_pb2.FetchRosterRequest, enrolment_pb2.SignedRoster)
+LEAVE = Call("Enrolment/Leave", enrolment_pb2.LeaveRequest, enrolment_pb2.LeaveReply)
 
 POLL = Call("Rounds/Poll", rounds_pb2.PollRequest, rounds_pb2.PollReply)
 FETCH_PLAN = Call("Rounds/FetchPlan", rounds_pb2.FetchPlanRequest, plan_pb2.SignedPlan)
@@ -46,7 +47,7 @@ GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a st
 CALLS: dict[str, Call[Message, Message]] = {
     call.name: call  # type: ignore[misc]  # Call is read-only, so a call of a kind of message is a call of a message
     for call in (
-        *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER),
+        *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER, LEAVE),
         *(POLL, FETCH_PLAN, READY, DECLINE, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),
         *(OFFER_BLOB, PUT_BLOB, GET_BLOB),
     )

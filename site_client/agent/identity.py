@@ -6,6 +6,7 @@
       ca.pem  custodian.pem  roster.bin  membership.json
       tls.pem                    key and certificate in one file, so that no crash can pair the wrong two; written
                                  last: a site is enrolled when it is there
+      left                       the day this host said farewell, until it joins again
 
 Trust starts at the CA fingerprint in the token. The CA vouches for the custodian, the custodian signs rosters.
 """
@@ -28,7 +29,7 @@ from federation.wire import parse, serialize
 from site_client.agent import keys
 from site_client.agent.keys import Request, SiteKeys
 from site_client.errors import IdentityRefused
-from site_client.files import private_folder, remove, replace_file
+from site_client.files import private_folder, remove, replace_file, sync_folder
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
@@ -49,7 +50,7 @@ class Identity:
         """Errors: IdentityRefused when this host has not joined, or a file does not verify."""
         self._folder = folder
         if not (folder / "tls.pem").exists():
-            raise IdentityRefused("this host is not enrolled; run `hemofed-site join ADDRESS TOKEN` first")
+            raise IdentityRefused(_not_enrolled(folder))
         self.keys: SiteKeys = keys.load(folder)
         self.membership = _read_membership(folder / "membership.json")
         self.ca_pem = (folder / "ca.pem").read_bytes()
@@ -143,7 +144,28 @@ class Joining:
         replace_file(self.folder / "tls.pem", self.request.key_pem + credentials.certificate_pem)
         remove(self.folder / "joining.key")
         remove(self.folder / "joining.csr")
+        remove(self.folder / "left")
         return Identity(self.folder)
+
+
+def forget(folder: Path, now: datetime) -> None:
+    """This host has left: TLS key and certificate go. The signing key stays, or nobody could verify the ledger."""
+    replace_file(folder / "left", f"{now:%Y-%m-%d}".encode())
+    remove(folder / "tls.pem")
+    sync_folder(folder)
+
+
+def left_on(folder: Path) -> str | None:
+    """The day on which this host left; None when it has not, or has joined again."""
+    gone = (folder / "left").exists() and not (folder / "tls.pem").exists()
+    return (folder / "left").read_text() if gone else None
+
+
+def _not_enrolled(folder: Path) -> str:
+    when = left_on(folder)
+    if when is None:
+        return "this host is not enrolled; run `hemofed-site join ADDRESS TOKEN` first"
+    return f"this host left on {when}; to come back, ask for an invitation and run `hemofed-site join ADDRESS TOKEN`"
 
 
 def days_left(identity: Identity, now: datetime) -> float:

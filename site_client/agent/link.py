@@ -8,6 +8,7 @@ as an argument or switch proxies off, and take no_proxy out of this process's en
 nothing is ever dialled directly.
 """
 
+import math
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read onc
 import grpc
 
 from site_client.agent.egress import Cleared
+from site_client.agent.identity import Identity
+from site_client.config import Settings
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -51,6 +54,18 @@ class Endpoint:
     certificate_pem: bytes | None = None
     proxy: str = field(default="", repr=False)
     stall_s: float = 60.0
+
+
+def enrolled(settings: Settings, identity: Identity, patience_s: float = math.inf) -> Endpoint:
+    """The aggregator's listener for sites, as this one. `patience_s`: of who waits, if that is less than the stall."""
+    return Endpoint(
+        address=settings.aggregator.address,
+        ca_pem=identity.ca_pem,
+        key_pem=identity.tls_key_pem,
+        certificate_pem=identity.certificate_pem,
+        proxy=settings.aggregator.proxy,
+        stall_s=min(patience_s, settings.agent.stall_s),
+    )
 
 
 class Link:

@@ -24,7 +24,7 @@ from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
 from site_client.agent.ledger import Ledger
-from site_client.agent.link import Endpoint, Link
+from site_client.agent.link import Endpoint, Link, enrolled
 from site_client.agent.pace import Pace
 from site_client.agent.payloads import Payloads
 from site_client.agent.rounds import SiteRounds
@@ -177,15 +177,7 @@ class Service:
             link.close()
 
     def _endpoint(self) -> Endpoint:
-        identity, settings = self._identity, self._settings
-        return Endpoint(
-            address=settings.aggregator.address,
-            ca_pem=identity.ca_pem,
-            key_pem=identity.tls_key_pem,
-            certificate_pem=identity.certificate_pem,
-            proxy=settings.aggregator.proxy,
-            stall_s=settings.agent.stall_s,
-        )
+        return enrolled(self._settings, self._identity)
 
     def _enrolment_endpoint(self) -> Endpoint:
         address = self._settings.aggregator.enrolment_address or self._identity.membership.enrolment_address

@@ -224,12 +224,26 @@ def test_an_upgrade_keeps_state_and_can_be_taken_back(hospital: Hospital, packag
     hospital.complete_a_round()
 
 
+def test_a_farewell_is_heard_by_the_coordinator_and_the_agent_does_not_come_back(hospital: Hospital) -> None:
+    machine = hospital.machine
+    assert "stop it first" in machine.fails("hemofed-site", "leave", "--yes")
+    machine.run("systemctl", "stop", *UNITS)
+    machine.run("cp", "-a", f"{IDENTITY}/tls.pem", "/var/tmp/tls.pem")
+    assert "has left" in machine.run("hemofed-site", "leave", "--yes")
+    listed = json.loads(hospital.federation.hub_command("site", "list", "--json"))
+    assert [row["standing"] for row in listed if row["site"] == hospital.name] == ["left"]
+    machine.fails("systemctl", "start", AGENT)
+    assert "ask for an invitation" in machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT)
+
+
 def test_removal_keeps_state_and_purge_leaves_nothing(hospital: Hospital) -> None:
     machine = hospital.machine
     machine.run("dpkg", "--remove", "hemofed-site")
     assert machine.file(IDENTITY).exists()
     assert not machine.file("/opt/hemofed").exists()
-    machine.run("dpkg", "--purge", "hemofed-site")
+    machine.run("mv", "/var/tmp/tls.pem", IDENTITY)  # as on a host that has not said farewell
+    said = machine.run("bash", "-c", "dpkg --purge hemofed-site 2>&1")
+    assert "this site had not left the consortium" in said
     left = machine.run("find", "/", "-xdev", "-not", "-path", "/proc/*", "-iname", "*hemofed*").split()
     assert sorted(path for path in left if not path.startswith(("/srv/hemofed", "/var/tmp"))) == []
     assert machine.file("/srv/hemofed/export/dicom").exists()  # the images are the hospital's

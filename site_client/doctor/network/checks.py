@@ -7,7 +7,7 @@ from cryptography import x509
 from federation.encoding import Layout
 from federation.errors import FederationError
 
-from site_client.agent.identity import Identity
+from site_client.agent.identity import Identity, left_on
 from site_client.agent.plans import Plans
 from site_client.config import Settings
 from site_client.doctor.line import Check, Line, green, grey, red
@@ -50,6 +50,9 @@ def _identity(settings: Settings) -> Identity | str:
 
 
 def _enrolment(settings: Settings, identity: Identity | str) -> Line:
+    when = left_on(settings.folders.agent / "identity") if identity == "" else None
+    if when is not None:
+        return grey("enrolment", f"this host left on {when}", "To come back, ask for an invitation and join")
     if identity == "":
         return grey("enrolment", "this host has not joined", "Run hemofed-site join ADDRESS TOKEN")
     if isinstance(identity, str):

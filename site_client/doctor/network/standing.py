@@ -14,12 +14,13 @@ from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity, days_left
 from site_client.agent.ledger import Entry, Ledger, read
-from site_client.agent.link import Endpoint, Link
+from site_client.agent.link import Link, enrolled
 from site_client.agent.view import read_view
 from site_client.config import Settings
 from site_client.doctor.line import Line, green, grey, red
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
+PATIENCE_S = 20.0  # for one answer: somebody waits at a terminal
 _DAYS_LOW = 3.0
 _TIME_ERROR = 5  # sys/timex.h: the clock is not synchronized
 
@@ -148,16 +149,7 @@ def _last_word(settings: Settings, now: datetime) -> Line:
 
 
 def _ask(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
-    link = Link(
-        Endpoint(
-            address=settings.aggregator.address,
-            ca_pem=identity.ca_pem,
-            key_pem=identity.tls_key_pem,
-            certificate_pem=identity.certificate_pem,
-            proxy=settings.aggregator.proxy,
-            stall_s=min(20.0, settings.agent.stall_s),
-        )
-    )
+    link = Link(enrolled(settings, identity, PATIENCE_S))
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
     try:
         began = clock()

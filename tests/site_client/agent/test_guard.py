@@ -30,6 +30,7 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
     (calls.RECOVER, enrolment_pb2.RecoverRequest(site="mercy", nonce=bytes(32), csr_der=bytes(400))),
     (calls.RENEW, enrolment_pb2.RenewRequest(csr_der=bytes(400))),
     (calls.FETCH_ROSTER, enrolment_pb2.FetchRosterRequest()),
+    (calls.LEAVE, enrolment_pb2.LeaveRequest()),
     (calls.POLL, rounds_pb2.PollRequest(state=4, reasons=[2, 10], working_on=REF, version="0.1.0", ledger_entries=9)),
     (calls.FETCH_PLAN, rounds_pb2.FetchPlanRequest(plan_digest=bytes(32))),
     (calls.READY, rounds_pb2.ReadyMessage(round=REF)),

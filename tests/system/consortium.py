@@ -1,0 +1,64 @@
+"""A coordinator with real listeners in this process, and hospitals that join it over real TLS."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from site_client.agent.join import join  # before the aggregator: grpc reads its cipher suites once
+from site_client.config import Agent, Folders
+from site_client.config import Aggregator as Address
+from site_client.config import Settings as SiteSettings
+
+from aggregator import config  # isort: skip
+from aggregator.ca import create_authority  # isort: skip
+from aggregator.enrolment import Enrolment  # isort: skip
+from aggregator.hub import Hub, open_hub  # isort: skip
+from aggregator.migrations import upgrade  # isort: skip
+from aggregator.serve import Aggregator  # isort: skip
+
+
+@dataclass
+class Consortium:
+    """What runs at the coordinator's, and how a hospital gets in."""
+
+    hub: Hub
+    desk: Enrolment
+    aggregator: Aggregator
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.aggregator.sites_port}"
+
+    def hospital(self, name: str) -> SiteSettings:
+        """site.toml of a hospital that has not joined."""
+        state = self.folder / name / "state"
+        folders = Folders(state, self.folder / name / "spool", self.folder / name / "export")
+        return SiteSettings(name, Address(self.address), folders, agent=Agent(stall_s=5))
+
+    def joined(self, name: str) -> SiteSettings:
+        """A hospital that has joined with a fresh invitation."""
+        settings = self.hospital(name)
+        token = self.desk.invite(name, auto_approve=True).text()
+        join(settings, f"127.0.0.1:{self.aggregator.enrolment_port}", token, say=lambda _: None)
+        return settings
+
+
+@contextmanager
+def consortium(folder: Path) -> Iterator[Consortium]:
+    listen = config.Listen("127.0.0.1:0", "127.0.0.1:0", "", ("127.0.0.1",), threads=8)
+    dashboard = config.Dashboard(enabled=False)
+    settings = config.Settings(listen, config.State(folder / "hub"), dashboard=dashboard)
+    (folder / "hub").mkdir(parents=True)
+    authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
+    hub = open_hub(settings)
+    upgrade(hub.store.engine)
+    aggregator = Aggregator(hub, authority)
+    aggregator.start()
+    try:
+        desk = Enrolment(hub.store, authority, settings.enrolment, hub.clock, hub.random)
+        yield Consortium(hub, desk, aggregator, folder)
+    finally:
+        aggregator.stop()
