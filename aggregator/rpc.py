@@ -17,9 +17,10 @@ import grpc
 import structlog
 from federation.errors import FederationError
 from federation.secagg import SecaggError
-from federation.v1 import blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
+from federation.v1 import blobs_pb2, enrolment_pb2, line_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2_grpc import BlobsServicer
 from federation.v1.enrolment_pb2_grpc import EnrolmentServicer
+from federation.v1.line_pb2_grpc import LineServicer
 from federation.v1.plan_pb2 import SignedPlan
 from federation.v1.rounds_pb2_grpc import RoundsServicer
 from federation.wire import check_known
@@ -27,6 +28,7 @@ from google.protobuf.message import Message
 
 from aggregator import errors, polling, reports, rounds, uploads
 from aggregator.auth import authenticate
+from aggregator.echo import Echoes
 from aggregator.enrolment import Enrolment
 from aggregator.hub import Hub
 from aggregator.tally import SeatKey
@@ -248,6 +250,21 @@ class BlobsDoor(BlobsServicer):
                 self._gate.caller(context)
                 checked = time.monotonic()
             yield chunk
+
+
+class LineDoor(LineServicer):
+    """A site measures how fast its line is. Such calls are large: they share the places of those that last."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._echoes = Echoes()
+
+    def Echo(self, request: line_pb2.EchoRequest, context: grpc.ServicerContext) -> line_pb2.EchoReply:
+        def echo(site: str) -> line_pb2.EchoReply:
+            with self._gate.place():
+                return self._echoes.answer(site, request)
+
+        return self._gate.call(request, context, echo)
 
 
 class EnrolledDoor(EnrolmentServicer):

@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from federation.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from federation.v1.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
+from federation.v1.line_pb2_grpc import add_LineServicer_to_server
 from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
 from aggregator import memory
@@ -29,7 +30,7 @@ from aggregator.driver import Driver
 from aggregator.enrolment import Enrolment
 from aggregator.errors import ConfigRefused
 from aggregator.hub import Hub, open_hub
-from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, JoiningDoor, RoundsDoor
+from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, JoiningDoor, LineDoor, RoundsDoor
 
 log = structlog.get_logger()
 
@@ -57,6 +58,7 @@ class Aggregator:
         self._sites = _server(listen.threads, CHUNK_BYTES + FRAMING_BYTES)
         add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
         add_BlobsServicer_to_server(BlobsDoor(self._gate), self._sites)
+        add_LineServicer_to_server(LineDoor(self._gate), self._sites)
         add_EnrolmentServicer_to_server(EnrolledDoor(self._gate, enrolment), self._sites)
         self.sites_port = self._sites.add_secure_port(listen.sites, _mutual_tls(authority, listen.host_names))
         self._joining = _server(max(4, listen.threads // 4), JOINING_BYTES_MAX) if listen.enrolment else None

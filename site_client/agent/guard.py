@@ -4,7 +4,7 @@ Three nets behind one another. Messages: a closed set of calls, each with its on
 are names of sites and nothing else; no message type has a place for a real number, so a loss or a score cannot travel
 in clear. Updates: with the size the signed plan's manifest gives, finite, within its clip norm, from enough studies,
 with metrics only where plan and policy both allow them. Uploads: only the very bytes that sealing has just masked, as
-many as the plan's layout has.
+many as the plan's layout has. The one other message with room for anything, an echo, takes only a fixed sequence.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from federation import echo
 from federation.encoding import Layout
 from federation.encoding.quantize import norm_of
 from federation.errors import EncodingRefused, Malformed
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from site_client.agent.calls import (
     CALLS,
+    ECHO,
     OFFER_BLOB,
     PUT_BLOB,
     READY,
@@ -84,6 +86,7 @@ _BYTES: dict[str, int] = {
     "BlobChunk.digest": 32,
     "BlobChunk.data": CHUNK_BYTES_MAX,
     "BlobRequest.digest": 32,
+    "EchoRequest.data": echo.BYTES_MAX,
 }
 _ITEMS_MAX = 500  # of a repeated field: one a cohort member
 _NUMBERS = {
@@ -129,10 +132,13 @@ class Guard:
         except Malformed as error:
             raise EgressRefused(f"{call.name}: {error}") from error
         _check_fields(message)
-        if call.name != PUT_BLOB.name:
-            return "call, fields"
-        self._check_chunk(message)
-        return "call, fields, sealed upload"
+        if call.name == PUT_BLOB.name:
+            self._check_chunk(message)
+            return "call, fields, sealed upload"
+        if call.name == ECHO.name:
+            _check_echo(message)
+            return "call, fields, fixed sequence"
+        return "call, fields"
 
     def check_update(self, plan: TrainingPlan, update: Update, clipped: NDArray[np.float32] | None) -> None:
         """`clipped` f32[d] is the delta after clipping; None in an evaluation-only round."""
@@ -160,6 +166,12 @@ class Guard:
         sealed, masked = self._sealed or (b"", b"")
         if digest != sealed or not data or masked[offset : offset + len(data)] != data:
             raise EgressRefused("a chunk that is no part of the upload sealed by this agent does not leave")
+
+
+def _check_echo(message: Message) -> None:
+    data: bytes = message.data  # type: ignore[attr-defined]  # an EchoRequest
+    if data != echo.sequence(len(data)):
+        raise EgressRefused("an echo with other bytes than the fixed sequence does not leave")
 
 
 def _check_fields(message: Message) -> None:

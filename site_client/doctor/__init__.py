@@ -6,6 +6,6 @@
     command    runs the halves in processes of their own, as the units' users when root asks
     bundle     everything above and the settings, redacted, in one file for whoever helps
 
-Nothing is changed. One message may leave, and only while no agent runs: a request for the roster, in the ledger like
-every other.
+Nothing is changed. Six messages may leave, and only while no agent runs: a request for the roster, and five that
+measure the line with bytes everybody can compute; in the ledger like every other.
 """

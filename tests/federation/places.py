@@ -20,7 +20,7 @@ from aggregator.driver import Driver
 from aggregator.enrolment import Enrolment
 from aggregator.hub import Hub as Cupboards
 from aggregator.hub import open_hub
-from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, RoundsDoor
+from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, LineDoor, RoundsDoor
 from site_client.agent.egress import Egress
 from site_client.agent.guard import Guard
 from site_client.agent.identity import Identity
@@ -91,6 +91,7 @@ class Hub:
         self.wire.doors = {
             "Rounds": RoundsDoor(gate),
             "Blobs": BlobsDoor(gate),
+            "Line": LineDoor(gate),
             "Enrolment": EnrolledDoor(gate, self.desk),
         }
         self.driver = self.another_driver()

@@ -22,7 +22,7 @@ from tests.federation.wire import Aborted, Context
 from tests.federation.world import World
 
 GUARDED = [
-    *(name for name in sorted(CALLS) if name.startswith(("Rounds/", "Blobs/"))),
+    *(name for name in sorted(CALLS) if name.startswith(("Rounds/", "Blobs/", "Line/"))),
     *("Enrolment/FetchRoster", "Enrolment/Leave"),
 ]
 TYPED = {

@@ -32,7 +32,10 @@ def callers(name: str, *folders: str) -> set[str]:
     [
         ("seal", {"site_client/agent/masking.py"}),  # encodes and masks, in two lines
         ("upload_of", {"site_client/agent/masking.py"}),  # tells the guard which bytes may leave: what `seal` gave
-        ("send_chunks", {"site_client/agent/transfer.py"}),  # the only call with room for an update
+        (
+            "send_chunks",
+            {"site_client/agent/transfer.py"},
+        ),  # the only call with room for an update; an echo takes fixed bytes
     ],
 )
 def test_one_place_encodes_masks_and_sends(name: str, only: set[str]) -> None:

@@ -11,7 +11,7 @@ from site_client.agent.identity import Identity, left_on
 from site_client.agent.plans import Plans
 from site_client.config import Settings
 from site_client.doctor.line import Check, Line, green, grey, red
-from site_client.doctor.network import standing, way
+from site_client.doctor.network import echo, standing, way
 from site_client.errors import SiteError
 
 
@@ -30,6 +30,7 @@ def checks(settings: Settings, clock: Callable[[], datetime]) -> dict[str, Check
         found["certificate"] = lambda: standing.check_certificate(identity, clock())
         if settings.aggregator.address:
             found["aggregator"] = lambda: standing.check_standing(settings, identity, clock)
+            found["echo"] = lambda: echo.check_echo(settings, identity, clock)
         found["ledger"] = lambda: standing.check_ledger(settings.folders.agent)
         found["speed"] = lambda: standing.check_speed(settings.folders.agent, _update_bytes(settings))
     found["files"] = lambda: standing.check_modes(settings)

@@ -55,7 +55,7 @@ def check_certificate(identity: Identity, now: datetime) -> Iterator[Line]:
 
 def check_standing(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Iterator[Line]:
     """What the aggregator says. From the running agent's last word; without an agent, one call asks for the roster."""
-    if _agent_runs(settings.folders.agent):
+    if agent_runs(settings.folders.agent):
         yield _last_word(settings, clock())
     elif settings.policy.dry_run:
         yield grey("aggregator", "policy.dry_run is set and no agent runs: nothing was sent")
@@ -119,7 +119,8 @@ def check_modes(settings: Settings) -> Iterator[Line]:
             yield green("spool", f"{street} is closed to others")
 
 
-def _agent_runs(folder: Path) -> bool:
+def agent_runs(folder: Path) -> bool:
+    """Whether an agent has this state folder in hand."""
     try:
         with (folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

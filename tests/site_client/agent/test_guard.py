@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from federation.echo import BYTES_MAX, sequence
 from federation.encoding import Layout
 from federation.plan import TrainingPlan
-from federation.v1 import blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
+from federation.v1 import blobs_pb2, enrolment_pb2, line_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -59,6 +60,7 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
             round=REF, shares=[secagg_pb2.RevealedShare(about_site="north", kind=1, share=bytes(33))]
         ),
     ),
+    (calls.ECHO, line_pb2.EchoRequest(data=sequence(1000), wanted_bytes=1000)),
     (calls.OFFER_BLOB, blobs_pb2.BlobOffer(round=REF, digest=bytes(32), size_bytes=10)),
     (calls.GET_BLOB, blobs_pb2.BlobRequest(digest=bytes(32), offset=5)),
 ]
@@ -99,7 +101,8 @@ BYTES = [(c, p) for c in CALLS.values() for p in paths(c.request.DESCRIPTOR, Fie
 
 @pytest.mark.parametrize(("call", "message"), GOOD, ids=[call.name for call, _ in GOOD])
 def test_every_message_of_the_protocol_may_leave(guard: Guard, call: Call[Any, Any], message: Message) -> None:
-    assert guard.check_message(call, message) == "call, fields"
+    rule = "call, fields, fixed sequence" if call is calls.ECHO else "call, fields"
+    assert guard.check_message(call, message) == rule
 
 
 def test_every_call_was_tried() -> None:
@@ -175,6 +178,24 @@ def test_a_message_leaves_only_with_its_own_call(guard: Guard) -> None:
         guard.check_message(
             Call("Rounds/Ready", rounds_pb2.ReadyMessage, rounds_pb2.Receipt), rounds_pb2.ReadyMessage()
         )
+
+
+@given(data=st.binary(min_size=1), at=st.integers(0), keep=st.booleans())
+def test_an_echo_takes_the_fixed_sequence_and_not_one_other_byte(data: bytes, at: int, keep: bool) -> None:
+    fixed = sequence(1000)
+    at %= len(fixed)
+    other = fixed[:at] + data + (fixed[at + len(data) :] if keep else b"")
+    if other == sequence(len(other)):
+        return
+    with pytest.raises(EgressRefused, match="other bytes than the fixed sequence"):
+        Guard(Policy()).check_message(calls.ECHO, line_pb2.EchoRequest(data=other))
+
+
+def test_an_echo_leaves_up_to_its_measure(guard: Guard) -> None:
+    for size in (0, 1, 65_536, BYTES_MAX):
+        guard.check_message(calls.ECHO, line_pb2.EchoRequest(data=sequence(size)))
+    with pytest.raises(EgressRefused, match="more than may leave"):
+        guard.check_message(calls.ECHO, line_pb2.EchoRequest(data=sequence(BYTES_MAX + 1)))
 
 
 # Uploads.

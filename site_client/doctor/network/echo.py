@@ -1,0 +1,155 @@
+"""How fast the line is, by what really moves over it, and how long a round takes at that speed.
+
+At most five messages of a fixed sequence, no more than 1.2 MB each way, over the agent's own mutual-TLS way. A large
+one follows only a small one that took less than a second, so that a slow line is not kept busy for long.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from federation.echo import BYTES_MAX, sequence
+from federation.encoding import Layout
+from federation.errors import FederationError, Malformed
+from federation.plan import TrainingPlan
+from federation.v1 import line_pb2
+
+from site_client.agent.calls import ECHO
+from site_client.agent.egress import Egress
+from site_client.agent.guard import Guard
+from site_client.agent.identity import Identity
+from site_client.agent.ledger import Ledger
+from site_client.agent.link import Link, enrolled
+from site_client.agent.plans import Plans
+from site_client.bus import Bus
+from site_client.config import Policy, Settings
+from site_client.doctor.line import Line, green, grey, red
+from site_client.doctor.network.standing import PATIENCE_S, agent_runs
+from site_client.errors import Refused, SiteError, Unreachable
+from site_client.metered import Meter, is_metered
+
+FIRST_BYTES = 64 * 1024
+_QUICK_S = 1.0
+# densenet121-gru, 8 218 392 parameters: its upload at 6 bits for cohorts of up to 64, and its file of weights.
+FULL_UPLOAD_BYTES, FULL_MODEL_BYTES = 13_427_952, 32_873_568
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Bytes a second."""
+
+    up: float
+    down: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round moves. `phase_s`: how long the upload may take by the plan; None without a plan."""
+
+    whose: str
+    upload_bytes: int
+    sum_bytes: int  # the largest there can be
+    model_bytes: int
+    phase_s: int | None = None
+
+
+def check_echo(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Iterator[Line]:
+    """Nothing is sent while an agent runs, in a dry run, or on a line that costs by the byte."""
+    bus = Bus()
+    if agent_runs(settings.folders.agent):
+        yield grey("echo", "the agent runs, and the line is its own; not measured", "Stop the agent to measure")
+    elif settings.policy.dry_run:
+        yield grey("echo", "policy.dry_run is set: nothing was sent")
+    elif Meter(settings.policy, clock, lambda: is_metered(bus)).holds_back():
+        yield grey("echo", "the line costs by the byte (policy.metered); not measured")
+    else:
+        yield _measured(settings, identity, clock)
+
+
+def measure(egress: Egress, largest: int, monotonic: Callable[[], float] = time.monotonic) -> Speed:
+    """Up, then down. The first, empty message makes the connection, whose cost is no speed.
+
+    Errors: Unreachable, Refused; Malformed when other bytes come back than were asked for.
+    """
+    egress.send(ECHO, line_pb2.EchoRequest())
+    up = _rate(lambda size: line_pb2.EchoRequest(data=sequence(size)), egress, largest, monotonic)
+    return Speed(up, _rate(lambda size: line_pb2.EchoRequest(wanted_bytes=size), egress, largest, monotonic))
+
+
+def judge(speed: Speed, needs: Round, policy: Policy) -> Line:
+    """The line in words; red where the plan's phase is too short for the upload."""
+    cap = policy.bandwidth_kib_s * 1024 or math.inf
+    up, down = min(speed.up, cap), min(speed.down, cap)
+    held = f", held to {policy.bandwidth_kib_s} by policy.bandwidth_kib_s" if cap < max(speed.up, speed.down) else ""
+    upload_s = needs.upload_bytes / up
+    found = (
+        f"{speed.up / 1024:.0f} KiB/s up, {speed.down / 1024:.0f} down{held}: {needs.whose} sends "
+        f"{_megabytes(needs.upload_bytes)}, fetches at most {_megabytes(needs.sum_bytes)} and needs "
+        f"{_duration(upload_s + needs.sum_bytes / down)}; the whole model, {_megabytes(needs.model_bytes)}, "
+        f"{_duration(needs.model_bytes / down)}"
+    )
+    if needs.phase_s is not None and upload_s > needs.phase_s:
+        found += f"; the plan gives the upload {_duration(needs.phase_s)}"
+        return red("echo", found, "Raise the bandwidth, or ask the coordinator for a longer phase_s")
+    return green("echo", found)
+
+
+def needs_of(plan: TrainingPlan | None) -> Round:
+    """Of this plan; without one, of the full network."""
+    if plan is None:
+        return Round("a round of the full network", FULL_UPLOAD_BYTES, FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
+    layout = Layout.of(plan, plan.manifest.size)
+    sum_bytes = layout.sum_bytes_for(plan.cohort.maximum)
+    model_bytes = 4 * plan.manifest.size
+    return Round("a round of the newest plan", layout.bytes, sum_bytes, model_bytes, plan.deadlines.phase_s)
+
+
+def _measured(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
+    # A site that holds its transfers to a speed is not tried beyond the first small piece.
+    largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else BYTES_MAX
+    ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
+    link = Link(enrolled(settings, identity, PATIENCE_S))
+    try:
+        speed = measure(Egress(Guard(settings.policy), ledger, link), largest)
+    except Unreachable:
+        words = f"no answer within {PATIENCE_S:.0f} s: not reached, slower than 3 KiB/s, or asked too often"
+        return grey("echo", words, "See the lines above; else run doctor again in a minute")
+    except Refused as error:
+        if error.code == "UNIMPLEMENTED":
+            return grey("echo", "this aggregator is older than this check, and does not answer it")
+        return red("echo", str(error), "See the lines above", local=True)
+    except (FederationError, SiteError) as error:
+        return red("echo", str(error), "See the lines above", local=True)
+    finally:
+        ledger.close()
+        link.close()
+    plans = [held.plan for held in Plans(settings.folders.agent / "plans").all()]
+    return judge(speed, needs_of(plans[0] if plans else None), settings.policy)
+
+
+def _rate(
+    message: Callable[[int], line_pb2.EchoRequest], egress: Egress, largest: int, monotonic: Callable[[], float]
+) -> float:
+    size, took_s = FIRST_BYTES, _timed(message(FIRST_BYTES), egress, monotonic)
+    if took_s < _QUICK_S and largest > FIRST_BYTES:
+        size, took_s = largest, _timed(message(largest), egress, monotonic)
+    return size / max(took_s, 1e-6)
+
+
+def _timed(message: line_pb2.EchoRequest, egress: Egress, monotonic: Callable[[], float]) -> float:
+    began = monotonic()
+    reply = egress.send(ECHO, message)
+    took_s = monotonic() - began
+    if reply.data != sequence(message.wanted_bytes):
+        raise Malformed(f"expected {message.wanted_bytes} bytes of the sequence back, got others; tell the coordinator")
+    return took_s
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(1, math.ceil(seconds))} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"
