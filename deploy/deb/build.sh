@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
-# Build the package for a hospital: deploy/deb/build.sh --out DIR [--version V] [--compression zstd|xz|none]
+# Build the package for a hospital: deploy/deb/build.sh --out DIR [--version V] [--compression zstd|xz|none] [--sign KEY]
 #
 # One .deb with its own virtual environment under /opt/hemofed/<version>, everything in it that Debian 12 itself does
 # not have, and beside it a CycloneDX SBOM and SHA256SUMS. Only the download of the wheels needs a network, and each
 # must have the SHA-256 in requirements.lock. Same commit, same dpkg: the same bytes (SOURCE_DATE_EPOCH, or the time of
-# the last commit). Needs Python 3.11 with pip, dpkg-deb and 2 GB of disk; no root.
+# the last commit). Needs Python 3.11 with pip, dpkg-deb and 2 GB of disk; no root. --sign: sign.sh says with what.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-out='' version='' compression=zstd
+out='' version='' compression=zstd sign=''
 while (($#)); do
   case $1 in
     --out) out=$2 ;;
     --version) version=$2 ;;
     --compression) compression=$2 ;;
-    *) echo "usage: deploy/deb/build.sh --out DIR [--version V] [--compression zstd|xz|none]" >&2; exit 2 ;;
+    --sign) sign=$2 ;;
+    *) echo "usage: deploy/deb/build.sh --out DIR [--version V] [--compression zstd|xz|none] [--sign KEY]" >&2; exit 2 ;;
   esac
   shift 2
 done
 [[ -n $out ]] || { echo "expected --out DIR, the folder to write the package into" >&2; exit 2; }
+# Minutes before it is needed:
+if [[ -n $sign ]] && ! gpg --batch --list-secret-keys "$sign" >/dev/null 2>&1; then
+  echo "expected --sign a key that gpg can sign with here, got '$sign'; \`gpg --list-secret-keys\` shows those there are" >&2
+  exit 1
+fi
 version=${version:-$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")}
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -123,5 +129,6 @@ find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 package=hemofed-site_${version}_amd64.deb
 dpkg-deb --root-owner-group -Z"$compression" --build "$tree" "$work/$package" >/dev/null
 mv "$work/$package" "$work/hemofed_$version.cdx.json" "$out/"
-(cd "$out" && sha256sum "$package" "hemofed_$version.cdx.json" >SHA256SUMS)
+(cd "$out" && rm -f SHA256SUMS.sig && sha256sum "$package" "hemofed_$version.cdx.json" >SHA256SUMS)
+[[ -z $sign ]] || "$here/sign.sh" "$out" "$sign"
 echo "$out/$package"
