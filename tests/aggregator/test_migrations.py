@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
-from aggregator.migrations import revision_of, upgrade
-from aggregator.store import open_store
+from aggregator.migrations import _config, revision_of, upgrade
+from aggregator.states import SiteStanding
+from aggregator.store import open_store, sites
 from aggregator.tables import Table
 
 
@@ -23,12 +25,28 @@ def test_a_migrated_database_has_the_tables_of_tables_py(tmp_path: Path) -> None
 def test_the_migrations_keep_every_comment() -> None:
     """SQLite stores no comments, so the migrations' own text is what can be compared."""
     versions = sorted((Path(upgrade.__code__.co_filename).parent / "versions").glob("*.py"))
-    text = "".join(path.read_text() for path in versions)
-    joined = "".join(text.replace('"\n            "', "").split())
+    written = "".join(path.read_text() for path in versions)
+    joined = "".join(written.replace('"\n            "', "").split())
     for table in Table.metadata.tables.values():
         for column in table.columns:
             if column.comment is not None:
                 assert "".join(column.comment.split()) in joined, f"{table.name}.{column.name}"
+
+
+def test_a_database_of_version_0_1_keeps_its_sites_and_nobody_has_left(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+    with store.engine.connect() as connection, connection.begin():
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        columns = "name, csr_der, signing_key, sealing_key, fingerprint, joined_at, approved_at, recoveries_left"
+        values = "'mercy', x'', x'', x'', 'six words', '2026-11-23 09:00:00', '2026-11-23 09:00:00', 5"
+        connection.execute(text(f"INSERT INTO sites ({columns}) VALUES ({values})"))
+    upgrade(store.engine)
+    with store.read() as session:
+        (site,) = sites.everyone(session)
+        assert (site.name, sites.standing(site)) == ("mercy", SiteStanding.APPROVED)
+    store.close()
 
 
 def test_upgrading_twice_changes_nothing(tmp_path: Path) -> None:
