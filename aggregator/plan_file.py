@@ -47,6 +47,7 @@ class TrainingTable:
     proximal_mu: float = 0.0
     studies_per_step: int = 1
     studies_min: int = 32
+    slices_per_study: int = 0
 
 
 @dataclass(frozen=True)

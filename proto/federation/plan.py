@@ -61,6 +61,7 @@ class LocalTraining:
     proximal_mu: float
     studies_per_step: int
     studies_min: int
+    slices_per_study: int = 0
 
     def __post_init__(self) -> None:
         _whole("training.epochs", self.epochs, 1, 100)
@@ -69,6 +70,7 @@ class LocalTraining:
         _real("training.proximal_mu", self.proximal_mu, 0.0, 10.0, "[]")
         _whole("training.studies_per_step", self.studies_per_step, 1, 64)
         _whole("training.studies_min", self.studies_min, 1, 1_000_000)
+        _whole("training.slices_per_study", self.slices_per_study, 0, 400)
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,7 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
             proximal_mu=plan.training.proximal_mu,
             studies_per_step=plan.training.studies_per_step,
             studies_min=plan.training.studies_min,
+            slices_per_study=plan.training.slices_per_study,
         ),
         server=plan_pb2.ServerOptimizer(
             kind=server.kind.value,

@@ -69,7 +69,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms share. `digest`: of settings and patients; `training_slices`: of one pass over the studies."""
+    """What all arms share. `digest`: of settings and patients; `training_slices`: of all its studies."""
 
     settings: Settings
     digest: str
@@ -78,6 +78,12 @@ class Bench:
     compute: Compute
     folder: Path
     training_slices: int
+
+    @property
+    def slices_a_pass(self) -> int:
+        """What training reads in one, if every study is longer than a piece and has all labels."""
+        piece = self.settings.slices_per_study
+        return min(self.training_slices, piece * len(self.split.training)) if piece else self.training_slices
 
     def path(self, arm: str, ending: str) -> Path:
         return self.folder / self.digest / f"{arm}{ending}"
@@ -164,7 +170,7 @@ def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers
         arm,
         model.manifest.size,
         tuple(epochs),
-        bench.training_slices / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
+        bench.slices_a_pass / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
         last.ms_per_slice,
         model.digest.hex(),
         last.slices,

@@ -44,6 +44,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--batch", "studies_per_step", default=DEFAULTS.studies_per_step, type=click.IntRange(1, 64), help="Studies."
 )
 @click.option(
+    "--slices-per-study", default=DEFAULTS.slices_per_study, type=click.IntRange(0, 400), help="In a step; 0: all."
+)
+@click.option(
     "--slices", default=DEFAULTS.slices, type=click.IntRange(0), help="Data set size, whole patients; 0: all."
 )
 @click.option("--image-size", "image_size_px", default=DEFAULTS.image_size_px, type=click.IntRange(32, 512))
@@ -121,9 +124,8 @@ def _bench(
         studies = at_most(studies, settings.slices, settings.seed)
     split = split_stratified(studies, settings.validation_fraction, settings.seed)
     size = (settings.image_size_px, settings.slices_max)
-    loader = Loader(
-        StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume), Augmentation(), compute.device
-    )
+    cache = StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume)
+    loader = Loader(cache, Augmentation(), compute.device, settings.slices_per_study)
     click.echo(f"preparing {len(studies)} studies")
     training, slices = prepare_all(split.training, loader, click.echo)
     validation, validation_slices = prepare_all(split.validation, loader, click.echo)

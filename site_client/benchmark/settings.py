@@ -32,6 +32,7 @@ class Settings:
     """Equal settings on equal patients give equal figures (one kind of machine, one version of torch).
 
     slices: of the data set, training and validation together; 0 takes all. studies_per_step: the batch.
+    slices_per_study: of each study in a step; 0 takes all.
     """
 
     epochs: int = 5
@@ -41,6 +42,7 @@ class Settings:
     slices: int = 0
     learning_rate: float = 0.001
     studies_per_step: int = 2
+    slices_per_study: int = 0
     validation_fraction: float = 0.2
 
     def digest(self, data_hash: str) -> str:
@@ -56,6 +58,7 @@ class Settings:
             proximal_mu=0.0,
             studies_per_step=self.studies_per_step,
             studies_min=1,
+            slices_per_study=self.slices_per_study,
         )
 
 

@@ -268,7 +268,8 @@ def _chance(difference: Difference) -> str:
 
 
 _NOTES = """\
-- Data set size, train and validation count slices, as in the paper; the batch counts studies, each with all its slices.
+- Data set size, train and validation count slices, as in the paper; the batch counts studies, each with all \
+its slices or with as many as `--slices-per-study` says.
 - The losses are the training loss (slices plus half of the study). The training loss is a mean over the last pass, \
 augmented and with half of the studies positive; the validation loss is on the patients as they come.
 - Accuracy is the share of slice labels that a threshold of .5 gets right. Beside it stands what answering "no \

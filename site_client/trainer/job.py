@@ -183,7 +183,7 @@ def _prepare(
         plan.inputs.slices_max,
         read_volume,
     )
-    loader = Loader(cache, Augmentation(), compute.device)
+    loader = Loader(cache, Augmentation(), compute.device, plan.training.slices_per_study)
     split = split_patients(dataset.studies, settings.training.validation_fraction)
     readable = Split(
         _readable(split.training, loader, tell, stopping), _readable(split.validation, loader, tell, stopping)

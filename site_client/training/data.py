@@ -5,7 +5,7 @@ Patients are split, not studies: a patient is in training or in validation, in e
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -108,12 +108,15 @@ class Source(Protocol):
 
 
 class Loader:
-    """Studies -> samples of pixels, through the cache."""
+    """Studies -> samples of pixels, through the cache. `slices_per_study`: so many in training; 0: all."""
 
-    def __init__(self, cache: StudyCache, augmentation: Augmentation, device: torch.device) -> None:
+    def __init__(
+        self, cache: StudyCache, augmentation: Augmentation, device: torch.device, slices_per_study: int = 0
+    ) -> None:
         self._cache = cache
         self._augmentation = augmentation
         self._device = device
+        self._slices_per_study = slices_per_study
 
     def prepare(self, study: StudyRecord) -> int:
         """Puts the study into the cache; the number of its slices."""
@@ -125,9 +128,21 @@ class Loader:
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
         x, geometry, source_slices = self.pixels(study)
-        if rng is not None:
-            x = augment(x, self._augmentation, rng)
-        return sample_of(study, x, geometry, source_slices)
+        if rng is None:
+            return sample_of(study, x, geometry, source_slices)
+        piece = self._piece(study, len(x), rng)
+        sample = sample_of(study, augment(x[piece], self._augmentation, rng), geometry[piece], source_slices[piece])
+        if len(sample.x[0]) == len(x):
+            return sample
+        return replace(sample, study_labels=sample.slice_labels.amax(dim=1))  # what this piece shows
+
+    def _piece(self, study: StudyRecord, slices: int, rng: np.random.Generator) -> slice:
+        """Neighbouring slices to train on. All of them unless each has its labels: nobody knows what a part shows."""
+        wanted = self._slices_per_study
+        if wanted == 0 or wanted >= slices or (complete(study.slice_labels) == MISSING).any():
+            return slice(None)
+        start = int(rng.integers(slices - wanted + 1))
+        return slice(start, start + wanted)
 
     def pixels(self, study: StudyRecord) -> tuple[Tensor, NDArray[np.float32], tuple[range, ...]]:
         """x f32[T,5,H,W] on the device, geometry f32[T,4], and the series' slices in each."""

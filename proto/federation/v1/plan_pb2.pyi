@@ -234,6 +234,7 @@ class LocalTraining(_message.Message):
     PROXIMAL_MU_FIELD_NUMBER: _builtins.int
     STUDIES_PER_STEP_FIELD_NUMBER: _builtins.int
     STUDIES_MIN_FIELD_NUMBER: _builtins.int
+    SLICES_PER_STUDY_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """1..100"""
     learning_rate: _builtins.float
@@ -246,6 +247,8 @@ class LocalTraining(_message.Message):
     """1..64"""
     studies_min: _builtins.int
     """a site with fewer training studies takes no part; 1..1000000"""
+    slices_per_study: _builtins.int
+    """a step reads a piece of so many neighbouring slices; 0 means all; 0..400"""
     def __init__(
         self,
         *,
@@ -255,10 +258,11 @@ class LocalTraining(_message.Message):
         proximal_mu: _builtins.float = ...,
         studies_per_step: _builtins.int = ...,
         studies_min: _builtins.int = ...,
+        slices_per_study: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "learning_rate", b"learning_rate", "proximal_mu", b"proximal_mu", "studies_min", b"studies_min", "studies_per_step", b"studies_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "learning_rate", b"learning_rate", "proximal_mu", b"proximal_mu", "slices_per_study", b"slices_per_study", "studies_min", b"studies_min", "studies_per_step", b"studies_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

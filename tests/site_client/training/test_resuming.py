@@ -59,7 +59,7 @@ def _cache(folder: Path, reader: Reader, max_bytes: int = 1 << 30) -> StudyCache
 def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, Place]]:
     """Trains from the same start; `stops` are the numbers of studies after which each attempt is told to stop."""
     compute = choose("cpu", 1, 64)
-    loader = Loader(_cache(tmp_path / "cache", Reader()), Augmentation(), torch.device("cpu"))
+    loader = Loader(_cache(tmp_path / "cache", Reader()), Augmentation(), torch.device("cpu"), slices_per_study=2)
 
     def go(name: str, stops: tuple[int, ...] = (), every_s: float = 1e9) -> tuple[SequenceNet, Place]:
         for budget in (*stops, None):

@@ -1,0 +1,79 @@
+"""Training on a few neighbouring slices of each study: which slices, and what a piece is told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from site_client.ingest.volume import Volume
+from site_client.model.labels import ANY, MISSING
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.data import Loader
+
+SLICES, PIECE = 9, 3
+STILL = Augmentation(0, 0, 0, 0, 0, 0, 0)
+
+
+def _read(series: SeriesRecord) -> Volume:
+    """A head whose slices can be told apart: 0, 4, 8 ... HU."""
+    hu = np.full((SLICES, 64, 64), -1000, np.int16)
+    hu[:, 12:52, 12:52] = 4 * np.arange(SLICES)[:, None, None]
+    return Volume(hu, (3.6, 3.6), np.arange(SLICES) * 5.0, np.full(SLICES, 5.0))
+
+
+def _study(slice_labels: NDArray[np.int8]) -> StudyRecord:
+    series = SeriesRecord(SeriesKey("s"), "0" * 64, (Path("unread"),))
+    whole = np.full(6, MISSING, np.int8)
+    whole[ANY] = 1
+    return StudyRecord(StudyKey("s"), PatientKey("p"), series, slice_labels, whole)
+
+
+def _labels(*positive: int) -> NDArray[np.int8]:
+    labels = np.zeros((SLICES, 6), np.int8)
+    labels[list(positive)] = 1
+    return labels
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Loader:
+    return Loader(StudyCache(tmp_path, 1 << 30, 64, 16, _read), STILL, torch.device("cpu"), PIECE)
+
+
+def test_a_piece_is_neighbours_with_their_own_labels_pixels_and_geometry(loader: Loader) -> None:
+    study = _study(_labels(2))
+    whole = loader.sample(study, None)
+    assert whole.x.shape[1] == SLICES
+    starts = set()
+    for seed in range(60):
+        piece = loader.sample(study, np.random.default_rng(seed))
+        start = round(float(piece.geometry[0, 0, 2]) * (SLICES - 1))
+        there = slice(start, start + PIECE)
+        starts.add(start)
+        torch.testing.assert_close(piece.x, whole.x[:, there], atol=1e-5, rtol=0)  # through augmentation's resampling
+        assert torch.equal(piece.geometry, whole.geometry[:, there])
+        assert torch.equal(piece.slice_labels, whole.slice_labels[:, there])
+        assert piece.mask.shape == (1, PIECE)
+    assert starts == set(range(SLICES - PIECE + 1))
+
+
+def test_a_pieces_study_label_is_what_the_piece_shows(loader: Loader) -> None:
+    study = _study(_labels(2))
+    said = {
+        (bool(piece.slice_labels.any()), bool(piece.study_labels[0, ANY]))
+        for piece in (loader.sample(study, np.random.default_rng(seed)) for seed in range(40))
+    }
+    assert said == {(True, True), (False, False)}
+    assert loader.sample(study, None).study_labels[0, ANY] == 1
+
+
+@pytest.mark.parametrize("unknown", [slice(None), slice(0, 1)], ids=["all", "one"])
+def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown: slice) -> None:
+    labels = _labels(2)
+    labels[unknown] = MISSING
+    sample = loader.sample(_study(labels), np.random.default_rng(0))
+    assert sample.x.shape[1] == SLICES
+    assert sample.study_labels[0, ANY] == 1
