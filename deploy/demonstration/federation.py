@@ -55,7 +55,8 @@ slices_max = 32
 [training]
 epochs = {epochs}
 learning_rate = {learning_rate}
-studies_per_step = 2
+studies_per_step = 4
+slices_per_study = 4
 studies_min = 4
 
 [cohort]

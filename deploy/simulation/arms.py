@@ -50,7 +50,8 @@ class Place:
         return choose(self.device, 1, self.settings.image_size_px)
 
     def loader(self) -> Loader:
-        return Loader(open_cache(self.settings, self.cache), Augmentation(), self.compute().device)
+        cache = open_cache(self.settings, self.cache)
+        return Loader(cache, Augmentation(), self.compute().device, self.settings.slices_per_study)
 
 
 @dataclass(frozen=True, eq=False)

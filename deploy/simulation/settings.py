@@ -43,7 +43,8 @@ class Settings:
     image_size_px: int = 64
     slices_max: int = 40
     learning_rate: float = 0.001
-    studies_per_step: int = 1
+    studies_per_step: int = 8
+    slices_per_study: int = 4
     prevalence: Prevalence = "profile"
     test_prevalence: Prevalence = "rsna"
     difficulty: float = 1.0
@@ -71,6 +72,7 @@ class Settings:
             proximal_mu=0.0,
             studies_per_step=self.studies_per_step,
             studies_min=1,
+            slices_per_study=self.slices_per_study,
         )
 
 

@@ -13,13 +13,9 @@ from torch import Tensor, nn
 _RELU: Final = ("relu", {"inplace": False})
 
 
-def densenet(
-    kind: type[DenseNet], channels: int, groups: int, *, peaks: bool = False, **shape: object
-) -> tuple[nn.Module, int]:
-    net = kind(
-        spatial_dims=2, in_channels=channels, out_channels=1, norm=("group", {"num_groups": groups}), act=_RELU, **shape
-    )
-    return Pooled(net.features, peaks), net.class_layers.out.in_features
+def densenet(kind: type[DenseNet], channels: int) -> tuple[nn.Module, int]:
+    net = kind(spatial_dims=2, in_channels=channels, out_channels=1, norm=("group", {"num_groups": 8}), act=_RELU)
+    return Pooled(net.features), net.class_layers.out.in_features
 
 
 def densenet121_3d(channels: int) -> tuple[nn.Module, int]:
@@ -47,20 +43,6 @@ def resnet(layers: tuple[int, int, int, int], channels: int) -> tuple[nn.Module,
     return Pooled(_ResNetTrunk(net)), net.fc.in_features
 
 
-def standardize(module: nn.Module) -> None:
-    """Every convolution below `module` becomes a standardized one with the same initial weights."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
-            size = (child.kernel_size[0], child.kernel_size[1])
-            stride = (child.stride[0], child.stride[1])
-            padding = child.padding if isinstance(child.padding, str) else (child.padding[0], child.padding[1])
-            own = _StandardizedConv2d(child.in_channels, child.out_channels, size, stride, padding, bias=False)
-            own.weight = child.weight
-            setattr(module, name, own)
-        else:
-            standardize(child)
-
-
 class Pooled(nn.Module):
     """A convolutional trunk followed by ReLU and the mean over the image: [N,C,H,W] -> [N,F], or [N,C,T,H,W] -> [N,F].
 
@@ -77,22 +59,6 @@ class Pooled(nn.Module):
         everywhere = tuple(range(2, maps.dim()))
         mean = maps.mean(dim=everywhere)
         return torch.cat([mean, maps.amax(dim=everywhere)], dim=1) if self.peaks else mean
-
-
-class _StandardizedConv2d(nn.Conv2d):
-    """A convolution whose kernels have mean 0 and variance 1/fan-in (Qiao et al., arXiv 1903.10520).
-
-    GroupNorm alone leaves every slice's features almost the same vector, because the mean that ReLU adds in each layer
-    is taken away by nothing; with kernels of mean 0 it cannot build up (Brock et al., ICLR 2021). BatchNorm would do
-    it too, at the price of statistics of patients.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        fan_in = self.weight[0].numel()
-        kernels = (self.weight - mean) * torch.rsqrt(variance * fan_in + 1e-6)
-        out: Tensor = self._conv_forward(x, kernels, self.bias)
-        return out
 
 
 class _ResNetTrunk(nn.Module):

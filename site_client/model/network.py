@@ -1,8 +1,8 @@
 """The hemorrhage network: one 2D backbone on every slice, a recurrence along the head, two heads.
 
     x[B,T,C,H,W] -> backbone -> [B,T,F] -> project [B,T,E] -> + deltas, geometry -> recurrence [B,T,R]
-                                              |                                        |
-                                        slice head  ------------ + ----------- recurrent head  -> slice_logits [B,T,6]
+                                   |                                                   |
+                              slice head  ------------------- + --------------- recurrent head  -> slice_logits [B,T,6]
                                                                                        |
                      attention pooling of [B,T,R]  +  log-mean-exp of slice_logits      -> study_logits [B,6]
 
@@ -112,7 +112,7 @@ class Reader(Network):
         self.project = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.Dropout(dropout))
         self.sequence = Sequence(recurrence, width, hidden, layers) if recurrence is not None else None
         context = width if self.sequence is None else self.sequence.out_features
-        self.slice_head = nn.Linear(width, len(LABELS))
+        self.slice_head = nn.Linear(features, len(LABELS))
         self.attention = nn.Linear(context, len(LABELS))
         self.study_head = nn.Parameter(torch.zeros(len(LABELS), context))
         self.study_bias = nn.Parameter(torch.zeros(len(LABELS)))
@@ -125,10 +125,9 @@ class Reader(Network):
         return twin
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
-        projected = self.project(x) * mask.unsqueeze(-1)
-        own = self.slice_head(projected) * mask.unsqueeze(-1)
+        own = self.slice_head(x) * mask.unsqueeze(-1)
         alone = Alone(own, _log_mean_exp(own, mask) + self.study_bias.detach())
-        states, slice_logits = projected.detach(), own.detach()
+        states, slice_logits = self.project(x.detach()) * mask.unsqueeze(-1), own.detach()
         if self.sequence is not None:
             states, correction = self.sequence(states, mask, geom)
             slice_logits = slice_logits + correction * mask.unsqueeze(-1)

@@ -1,7 +1,7 @@
 """The arms a plan may name. A plan picks from this table and nowhere else: never a path to code.
 
-An arm's parameters, in the order of `named_parameters`, are what a federation moves. No arm has buffers: GroupNorm
-keeps no statistics, so nothing about a hospital's patients rides along with the weights.
+An arm's parameters, in the order of `named_parameters`, are what a federation moves. No arm has buffers: none keeps
+statistics, so nothing about a hospital's patients rides along with the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +11,13 @@ from typing import Final
 import numpy as np
 import torch
 from federation.manifest import Manifest, Model, TensorSpec
-from monai.networks.nets import DenseNet, DenseNet121, DenseNet169
+from monai.networks.nets import DenseNet121, DenseNet169
 from numpy.typing import NDArray
 from torch import nn
 
 from site_client.errors import UnknownArm
-from site_client.model.backbones import densenet, densenet121_3d, resnet, standardize
+from site_client.model.backbones import Pooled, densenet, densenet121_3d, resnet
+from site_client.model.compact import compact
 from site_client.model.network import CHANNELS, Network, Reader, SequenceNet
 from site_client.model.recurrence import RecurrenceName
 from site_client.model.volumetric import WINDOWS, VolumeNet
@@ -65,12 +66,9 @@ def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName
 
 
 def _lite(recurrence: RecurrenceName | None = "gru") -> Network:
-    # num_groups = 2: its channel counts (32 + 12 k, halved between blocks) are not divisible by 4 or 8.
-    shape = {"growth_rate": 12, "init_features": 32, "block_config": (4, 8, 12, 8)}
-    backbone, features = densenet(DenseNet, CHANNELS, 2, peaks=True, **shape)
-    standardize(backbone)
+    trunk, features = compact(CHANNELS)
     reader = Reader(2 * features, width=64, hidden=32, layers=1, recurrence=recurrence, dropout=0.1)
-    return _channels_last(SequenceNet(backbone, reader, chunk=32))
+    return _channels_last(SequenceNet(Pooled(trunk, peaks=True), reader, chunk=32))
 
 
 def _volume() -> Network:
@@ -86,7 +84,7 @@ def _channels_last(net: Network) -> Network:
 
 
 def _densenet121() -> tuple[nn.Module, int]:
-    return densenet(DenseNet121, CHANNELS, 8)
+    return densenet(DenseNet121, CHANNELS)
 
 
 ARMS: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
@@ -99,7 +97,7 @@ ARMS: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
         "densenet121-gru-sep": _full(_densenet121, "gru-sep"),
         "densenet121-3d": _volume,
         "densenet121": _full(_densenet121, None),
-        "densenet169": _full(lambda: densenet(DenseNet169, CHANNELS, 8), None),
+        "densenet169": _full(lambda: densenet(DenseNet169, CHANNELS), None),
         "resnet50": _full(lambda: resnet((3, 4, 6, 3), CHANNELS), None),
         "resnet101": _full(lambda: resnet((3, 4, 23, 3), CHANNELS), None),
     }

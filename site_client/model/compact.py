@@ -1,0 +1,75 @@
+"""The convolutional part of `lite`: a few layers without normalization, which see a small bleed at full resolution.
+
+after Brock et al. (ICLR 2021 and arXiv 2102.06171): standardized kernels, a ReLU that keeps the variance, and
+squeeze-excitation (Hu et al., CVPR 2018; Zhou et al., arXiv 2410.02006, for federated networks). GroupNorm takes away
+what tells one slice's features from another's, and BatchNorm keeps statistics of patients: docs/decisions/0009.
+"""
+
+import math
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS: Final = (16, 32, 64, 96)  # of the stages; between two of them the image is halved
+_KEEPS_VARIANCE: Final = math.sqrt(2 / (1 - 1 / math.pi))  # of the ReLU of a standard normal variable
+
+
+def compact(channels: int) -> tuple[nn.Module, int]:
+    """[N,C,H,W] -> maps [N,F,H/8,W/8], not negative; and F."""
+    stages: list[nn.Module] = []
+    for before, width in zip((channels, *WIDTHS), WIDTHS, strict=False):
+        if stages:
+            stages.append(nn.MaxPool2d(2))
+        stages.append(_Stage(before, width))
+    return nn.Sequential(*stages), WIDTHS[-1]
+
+
+class _Stage(nn.Module):
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.first = _StandardizedConv2d(before, width)
+        self.second = _StandardizedConv2d(width, width)
+        self.excitation = _Excitation(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.excitation(_relu(self.second(_relu(self.first(x)))))
+        return out
+
+
+class _StandardizedConv2d(nn.Conv2d):
+    """3x3, with kernels of mean 0 and variance 1/fan-in times a learned gain (Qiao et al., arXiv 1903.10520)."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__(before, width, kernel_size=3, padding=1)
+        self.gain = nn.Parameter(torch.ones(width, 1, 1, 1))
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self._bias())
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        scale = self.gain * torch.rsqrt(variance * self.weight[0].numel() + 1e-4)
+        out: Tensor = self._conv_forward(x, (self.weight - mean) * scale, self.bias)
+        return out
+
+    def _bias(self) -> Tensor:
+        assert self.bias is not None  # nn.Conv2d was asked for one
+        return self.bias
+
+
+class _Excitation(nn.Module):
+    """Each channel times 0 to 2, decided by all channels' means over the image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(width, width // 4)
+        self.excite = nn.Linear(width // 4, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
+        return x * (2 * gate)[:, :, None, None]
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(x) * _KEEPS_VARIANCE
