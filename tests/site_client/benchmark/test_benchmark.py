@@ -105,7 +105,7 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     row = dict(zip(*[[cell.strip() for cell in line.strip("|").split("|")] for line in lines], strict=True))
     assert row["all negative"] == f"{1 - 10 / 180:.3f}"  # 5 of 10 studies have one slice with two positive labels
     assert row["train"] == "12"
-    assert row["parameters"] == "467,212"
+    assert row["parameters"] == "277,740"
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     (pair,) = report["pairs"]
     assert (pair["arm"], pair["twin"]) == ("lite", "lite-slices")
