@@ -159,7 +159,7 @@ def _plan(model: Path) -> TrainingPlan:
         rounds=1,
         inputs=Inputs(64, 16),
         training=LocalTraining(
-            epochs=2, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
+            epochs=3, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
         ),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
         cohort=Cohort(3, 3, 64),
@@ -176,7 +176,7 @@ def test_stopped_and_killed_it_ends_with_the_very_bits_of_an_undisturbed_run(pla
     assert disturbed.stop_at(3, signal.SIGTERM) == STOPPED
     assert disturbed.update() is None
     assert disturbed.stop_at(5, signal.SIGKILL) == -signal.SIGKILL
-    assert disturbed.stop_at(9, signal.SIGTERM) == STOPPED
+    assert disturbed.stop_at(8, signal.SIGTERM) == STOPPED
     resumed = disturbed.finish()
     assert resumed == undisturbed
     assert resumed.delta_sha256 is not None
