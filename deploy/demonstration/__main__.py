@@ -45,7 +45,7 @@ LOOK_S = 0.5
     help="Folder for all it writes.",
 )
 @click.option("--epochs", default=12, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
-@click.option("--learning-rate", default=0.002, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--learning-rate", default=0.001, show_default=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option(
     "--data",
