@@ -9,11 +9,8 @@ from datetime import UTC, datetime
 
 from site_client.agent.book import Book
 from site_client.agent.calls import LEAVE
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
+from site_client.agent.errand import errand
 from site_client.agent.identity import Identity, forget, left_on
-from site_client.agent.ledger import Ledger
-from site_client.agent.link import Link, enrolled
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, IdentityRefused, Unreachable
 from site_client.files import remove
@@ -51,18 +48,14 @@ def _check(settings: Settings, identity: Identity, now: datetime) -> None:
 
 
 def _say_farewell(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> None:
-    ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
-    link = Link(enrolled(settings, identity, _PATIENCE_S))
-    try:
-        Egress(Guard(settings.policy), ledger, link).send(LEAVE, LEAVE.request())
-    except Unreachable as error:
-        raise Unreachable(
-            f"no answer from {link.peer}: this site has not left, and nothing here was changed; `hemofed-site doctor` "
-            "says what is in the way, then leave again, or ask the coordinator to revoke this site"
-        ) from error
-    finally:
-        link.close()
-        ledger.close()
+    with errand(settings, identity, clock, _PATIENCE_S) as egress:
+        try:
+            egress.send(LEAVE, LEAVE.request())
+        except Unreachable as error:
+            raise Unreachable(
+                f"no answer from {egress.dest}: this site has not left, and nothing here was changed; `hemofed-site "
+                "doctor` says what is in the way, then leave again, or ask the coordinator to revoke this site"
+            ) from error
 
 
 def _close_round(settings: Settings) -> None:

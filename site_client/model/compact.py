@@ -45,17 +45,13 @@ class _StandardizedConv2d(nn.Conv2d):
         super().__init__(before, width, kernel_size=3, padding=1)
         self.gain = nn.Parameter(torch.ones(width, 1, 1, 1))
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
-        nn.init.zeros_(self._bias())
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
         scale = self.gain * torch.rsqrt(variance * self.weight[0].numel() + 1e-4)
         out: Tensor = self._conv_forward(x, (self.weight - mean) * scale, self.bias)
         return out
-
-    def _bias(self) -> Tensor:
-        assert self.bias is not None  # nn.Conv2d was asked for one
-        return self.bias
 
 
 class _Excitation(nn.Module):

@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,10 +12,9 @@ from federation.v1 import line_pb2
 
 from site_client.agent.calls import ECHO
 from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
+from site_client.agent.errand import errand
 from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger, read
-from site_client.agent.link import Link, enrolled
+from site_client.agent.ledger import read
 from site_client.config import Aggregator, Policy, Settings
 from site_client.doctor.line import Color, Line
 from site_client.doctor.network.checks import checks
@@ -44,21 +44,9 @@ def echoes(settings: Settings) -> list[int]:
     return [entry.size_bytes for entry in entries if entry.rpc == ECHO.name and entry.left]
 
 
-class Way:
-    """The doctor's way, for who wants to say something else on it."""
-
-    def __init__(self, settings: Settings) -> None:
-        identity = Identity(settings.folders.agent / "identity")
-        self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, now)
-        self._link = Link(enrolled(settings, identity))
-        self.egress = Egress(Guard(settings.policy), self._ledger, self._link)
-
-    def __enter__(self) -> Egress:
-        return self.egress
-
-    def __exit__(self, *_: object) -> None:
-        self._link.close()
-        self._ledger.close()
+def way(settings: Settings) -> AbstractContextManager[Egress]:
+    """The doctor's, for who wants to say something else on it."""
+    return errand(settings, Identity(settings.folders.agent / "identity"), now)
 
 
 def test_a_line_is_measured_both_ways_with_five_messages_that_stand_in_the_ledger(coordinator: Consortium) -> None:
@@ -88,7 +76,7 @@ def test_the_speed_is_what_moved_in_the_time_it_took(coordinator: Consortium) ->
             at[0] += step_s
             return at[0]
 
-        with Way(settings) as egress:
+        with way(settings) as egress:
             speed = measure(egress, BYTES_MAX, monotonic)
         assert speed.up == speed.down == size / step_s
 
@@ -123,10 +111,10 @@ def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: 
 
 def test_the_aggregator_refuses_more_than_a_mebibyte_and_a_site_that_left(coordinator: Consortium) -> None:
     settings = coordinator.joined("greedy")
-    with Way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
+    with way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
         egress.send(ECHO, line_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1))
     coordinator.desk.leave("greedy")
-    with Way(settings) as egress, pytest.raises(Refused, match="has left"):
+    with way(settings) as egress, pytest.raises(Refused, match="has left"):
         egress.send(ECHO, line_pb2.EchoRequest(data=sequence(10)))
 
 

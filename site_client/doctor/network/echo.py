@@ -18,10 +18,8 @@ from federation.v1 import line_pb2
 
 from site_client.agent.calls import ECHO
 from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
+from site_client.agent.errand import errand
 from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger
-from site_client.agent.link import Link, enrolled
 from site_client.agent.plans import Plans
 from site_client.bus import Bus
 from site_client.config import Policy, Settings
@@ -109,22 +107,18 @@ def needs_of(plan: TrainingPlan | None) -> Round:
 def _measured(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
     # A site that holds its transfers to a speed is not tried beyond the first small piece.
     largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else BYTES_MAX
-    ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
-    link = Link(enrolled(settings, identity, PATIENCE_S))
-    try:
-        speed = measure(Egress(Guard(settings.policy), ledger, link), largest)
-    except Unreachable:
-        words = f"no answer within {PATIENCE_S:.0f} s: not reached, slower than 3 KiB/s, or asked too often"
-        return grey("echo", words, "See the lines above; else run doctor again in a minute")
-    except Refused as error:
-        if error.code == "UNIMPLEMENTED":
-            return grey("echo", "this aggregator is older than this check, and does not answer it")
-        return red("echo", str(error), "See the lines above", local=True)
-    except (FederationError, SiteError) as error:
-        return red("echo", str(error), "See the lines above", local=True)
-    finally:
-        ledger.close()
-        link.close()
+    with errand(settings, identity, clock, PATIENCE_S) as egress:
+        try:
+            speed = measure(egress, largest)
+        except Unreachable:
+            words = f"no answer within {PATIENCE_S:.0f} s: not reached, slower than 3 KiB/s, or asked too often"
+            return grey("echo", words, "See the lines above; else run doctor again in a minute")
+        except Refused as error:
+            if error.code == "UNIMPLEMENTED":
+                return grey("echo", "this aggregator is older than this check, and does not answer it")
+            return red("echo", str(error), "See the lines above", local=True)
+        except (FederationError, SiteError) as error:
+            return red("echo", str(error), "See the lines above", local=True)
     plans = [held.plan for held in Plans(settings.folders.agent / "plans").all()]
     return judge(speed, needs_of(plans[0] if plans else None), settings.policy)
 

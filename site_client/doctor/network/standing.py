@@ -10,11 +10,9 @@ from federation.errors import FederationError
 
 from site_client.agent import audit, keys
 from site_client.agent.calls import FETCH_ROSTER, PUT_BLOB
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
+from site_client.agent.errand import errand
 from site_client.agent.identity import Identity, days_left
-from site_client.agent.ledger import Entry, Ledger, read
-from site_client.agent.link import Link, enrolled
+from site_client.agent.ledger import Entry, read
 from site_client.agent.view import read_view
 from site_client.config import Settings
 from site_client.doctor.line import Line, green, grey, red
@@ -150,21 +148,17 @@ def _last_word(settings: Settings, now: datetime) -> Line:
 
 
 def _ask(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
-    link = Link(enrolled(settings, identity, PATIENCE_S))
-    ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
-    try:
-        began = clock()
-        Egress(Guard(settings.policy), ledger, link).send(FETCH_ROSTER, FETCH_ROSTER.request())
-        return green("aggregator", f"it answered this site in {1000 * (clock() - began).total_seconds():.0f} ms")
-    except Refused as error:
-        if "revoked" in str(error):
-            return red("aggregator", "this site was revoked", "Contact the coordinator")
-        return red("aggregator", str(error), "Contact the coordinator", local=True)
-    except (LinkError, FederationError, SiteError) as error:
-        return red("aggregator", str(error), "See the lines above", local=True)
-    finally:
-        ledger.close()
-        link.close()
+    with errand(settings, identity, clock, PATIENCE_S) as egress:
+        try:
+            began = clock()
+            egress.send(FETCH_ROSTER, FETCH_ROSTER.request())
+            return green("aggregator", f"it answered this site in {1000 * (clock() - began).total_seconds():.0f} ms")
+        except Refused as error:
+            if "revoked" in str(error):
+                return red("aggregator", "this site was revoked", "Contact the coordinator")
+            return red("aggregator", str(error), "Contact the coordinator", local=True)
+        except (LinkError, FederationError, SiteError) as error:
+            return red("aggregator", str(error), "See the lines above", local=True)
 
 
 def _clock_state() -> int:
