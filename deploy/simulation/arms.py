@@ -100,7 +100,8 @@ def _upload(
     if layout.parameters == 0:
         return encode(layout, None, header, rng)
     with _no_checkpoints() as checkpoints:
-        end = train(net, plan.training, site.training, loader, streams, compute, checkpoints, lambda _: None, _never)
+        lessons = loader.teaching(net)
+        end = train(net, plan.training, site.training, lessons, streams, compute, checkpoints, lambda _: None, _never)
     delta, clipped = clip(model.manifest.flatten(weights_of(net)) - model.weights, plan.encoding.clip_norm)
     header = replace(header, loss_sum=end.loss_sum, example_count=end.position, clipped=clipped)
     return encode(layout, delta, header, rng)
@@ -124,7 +125,7 @@ def alone(place: Place, seed: int, name: str, sites: list[Site]) -> Trained:
 
     streams = Streams(plan_of(settings, seed, 1).run_id, 0, name)
     with _no_checkpoints() as checkpoints:
-        train(net, plan, training, loader, streams, place.compute(), checkpoints, look, _never)
+        train(net, plan, training, loader.teaching(net), streams, place.compute(), checkpoints, look, _never)
     return Trained(Model(model.manifest, model.manifest.flatten(weights_of(net)), ()), tuple(curve))
 
 

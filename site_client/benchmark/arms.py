@@ -15,8 +15,10 @@ from site_client.benchmark.settings import Settings
 from site_client.files import replace_file
 from site_client.inference.answers import Answers, answer, clock_of
 from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
+from site_client.model.calibration import CalibratedNet
 from site_client.model.labels import ANY
 from site_client.model.registry import build, model_of
+from site_client.training.calibrate import prior_offsets
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
@@ -27,9 +29,9 @@ from site_client.training.streams import Streams
 @dataclass(frozen=True)
 class Epoch:
     """Judged on the validation patients after `number` passes. train_loss: mean over the pass, augmented and with half
-    of the studies positive; validation_loss: the same loss, unaugmented, on the patients as they come. accuracy, auc
-    (of `any`) and log_loss (weighted): per slice, or per study where the arm answers for nothing else; None where the
-    labels do not allow it.
+    of the studies positive; validation_loss: the same loss, unaugmented, on the patients as they come, of answers
+    corrected for that share. accuracy, auc (of `any`) and log_loss (weighted): per slice, or per study where the arm
+    answers for nothing else; None where the labels do not allow it.
     """
 
     number: int
@@ -79,10 +81,9 @@ class Bench:
     folder: Path
     training_slices: int
 
-    @property
-    def slices_a_pass(self) -> int:
+    def slices_a_pass(self, in_pieces: bool) -> int:
         """What training reads in one, if every study is longer than a piece and has all labels."""
-        piece = self.settings.slices_per_study
+        piece = self.settings.slices_per_study if in_pieces else 0
         return min(self.training_slices, piece * len(self.split.training)) if piece else self.training_slices
 
     def path(self, arm: str, ending: str) -> Path:
@@ -97,6 +98,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
         return found
     settings, plan = bench.settings, bench.settings.training()
     net = build(arm, settings.seed).to(bench.compute.device)
+    judged = CalibratedNet(net, prior_offsets(bench.split.training))
     steps_an_epoch = math.ceil(len(bench.split.training) / plan.studies_per_step)
     begun = _Begun(bench.path(arm, ".begun.json"))
     clock = clock_of(bench.compute)
@@ -109,7 +111,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
         if at.step % steps_an_epoch:
             return
         seconds = (clock() - since) * steps_an_epoch / steps  # fewer steps than an epoch has: going on after a stop
-        last = answer(net, bench.split.validation, bench.loader, bench.compute)
+        last = answer(judged, bench.split.validation, bench.loader, bench.compute)
         epoch = _epoch(at.step // steps_an_epoch, at.loss, last)
         net.train()
         begun.add(epoch, seconds)
@@ -123,10 +125,13 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     config = hashlib.sha256(f"{bench.digest}|{bench.compute.name}".encode()).hexdigest()
     checkpoints = Checkpoints(bench.path(arm, ".checkpoints"), Identity("train", "", 0, arm, bench.digest, config))
     streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
-    train(net, plan, bench.split.training, bench.loader, streams, bench.compute, checkpoints, look, stopping)
+    loader = bench.loader.teaching(net)
+    train(net, plan, bench.split.training, loader, streams, bench.compute, checkpoints, look, stopping)
     model = model_of(net)
     # Judged just now, unless a stop came between the last step and its judgement.
-    done = _finished(bench, arm, model, begun, last or answer(net, bench.split.validation, bench.loader, bench.compute))
+    done = _finished(
+        bench, arm, model, begun, last or answer(judged, bench.split.validation, bench.loader, bench.compute)
+    )
     _save(bench, done, model)
     checkpoints.clear()
     begun.path.unlink(missing_ok=True)
@@ -166,11 +171,12 @@ def _epoch(number: int, train_loss: float, found: Answers) -> Epoch:
 def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers) -> Done:
     epochs = [epoch for _, (epoch, _) in sorted(begun.epochs.items())]
     seconds = sorted(seconds for _, seconds in begun.epochs.values())
+    slices = bench.slices_a_pass(in_pieces=len(last.slices.patients) > 0)
     return Done(
         arm,
         model.manifest.size,
         tuple(epochs),
-        bench.slices_a_pass / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
+        slices / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
         last.ms_per_slice,
         model.digest.hex(),
         last.slices,

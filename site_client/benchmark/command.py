@@ -60,6 +60,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--seed", default=DEFAULTS.seed, type=click.IntRange(0), help="Of weights, split, order and phantom.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
+@click.option("--workers", default=1, type=click.IntRange(1), help="Processes that prepare studies; never the result.")
 @click.option("--cache-gib", default=64.0, type=click.FloatRange(0.01), help="Bound of the cache of prepared studies.")
 @click.option("--phantom-studies", default=60, type=click.IntRange(4), help="Without --data.")
 @click.option(
@@ -75,6 +76,7 @@ def benchmark(
     out: Path,
     device: Literal["auto", "cpu", "cuda"],
     threads: int,
+    workers: int,
     cache_gib: float,
     phantom_studies: int,
     phantom_profile: str,
@@ -90,8 +92,8 @@ def benchmark(
     state = out / ".state"
     if data is None:
         click.echo(f"phantom: {phantom_studies} studies of profile {phantom_profile}")
-        data = phantom_folder(state, phantom_studies, phantom_profile, phantom_difficulty, settings)
-    bench, validation_slices = _bench(settings, data, state, choose_device=(device, threads), cache_gib=cache_gib)
+        data = phantom_folder(state, phantom_studies, phantom_profile, phantom_difficulty, settings, workers)
+    bench, validation_slices = _bench(settings, data, state, (device, threads), workers, cache_gib)
     with _stop_signals() as stopping:
         found = _run_all(bench, arms, stopping)
     command = shlex.join(["hemofed-site", "benchmark", *context.obj]) if context.obj else "hemofed-site benchmark"
@@ -115,6 +117,7 @@ def _bench(
     data: Path,
     state: Path,
     choose_device: tuple[Literal["auto", "cpu", "cuda"], int],
+    workers: int,
     cache_gib: float,
 ) -> tuple[Bench, int]:
     """The bench, and the slices of its validation patients."""
@@ -127,8 +130,8 @@ def _bench(
     cache = StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume)
     loader = Loader(cache, Augmentation(), compute.device, settings.slices_per_study)
     click.echo(f"preparing {len(studies)} studies")
-    training, slices = prepare_all(split.training, loader, click.echo)
-    validation, validation_slices = prepare_all(split.validation, loader, click.echo)
+    training, slices = prepare_all(split.training, loader, click.echo, workers)
+    validation, validation_slices = prepare_all(split.validation, loader, click.echo, workers)
     split = Split(training, validation)
     refuse_shared_patients(split.training, split.validation)
     digest = settings.digest(_data_hash(split))

@@ -62,7 +62,9 @@ class Settings:
         )
 
 
-def phantom_folder(state: Path, studies: int, profile: str, difficulty: float, settings: Settings) -> Path:
+def phantom_folder(
+    state: Path, studies: int, profile: str, difficulty: float, settings: Settings, workers: int = 1
+) -> Path:
     """A phantom set in `state`, made when it is not there. One that a stop cut short is made again."""
     size_px = 128 if settings.image_size_px <= 128 else 256
     order = Order(profile, studies, settings.seed, Wishes(size_px, prevalence="balanced", difficulty=difficulty))
@@ -73,6 +75,6 @@ def phantom_folder(state: Path, studies: int, profile: str, difficulty: float, s
         draft = folder.with_suffix(".unfinished")
         if draft.exists():
             shutil.rmtree(draft)
-        make_set(order, draft)
+        make_set(order, draft, workers)
         draft.rename(folder)
     return folder

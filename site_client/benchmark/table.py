@@ -277,5 +277,6 @@ hemorrhage" everywhere gets: an accuracy near that figure is no evidence of anyt
 - AUC, AP and log loss (weighted as in RSNA 2019) are per slice, with 95 % intervals: 2000 bootstrap draws of \
 validation patients, all slices of a patient together. They hold the chance of patients, not that of training. An arm \
 marked "per study" answers for studies only and is judged by them.
-- Chances are not corrected for the training's share of positive studies, which costs log loss, for all arms alike.
-- On a CPU, times are processor seconds per thread; other programs on the machine slow them down somewhat."""
+- Chances are corrected for what training showed against what its patients have; no temperature was fitted.
+- On a CPU, times are processor seconds per thread. On a GPU they are seconds of a clock, and say little of a card \
+that others used at the same time: `tests/benchmarks/arms.py` measures each arm alone."""

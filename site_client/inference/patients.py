@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,19 +121,36 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
 
 
 def prepare_all(
-    studies: Sequence[StudyRecord], loader: Loader, say: Callable[[str], None]
+    studies: Sequence[StudyRecord], loader: Loader, say: Callable[[str], None], workers: int = 1
 ) -> tuple[tuple[StudyRecord, ...], int]:
     """Every study into the cache; those that can be read, and the number of their prepared slices."""
     found, slices = [], 0
-    for study in studies:
-        try:
-            slices += loader.prepare(study)
-            found.append(study)
-        except SeriesUnreadable as error:
-            say(f"one study is left out: {error.code}")
+    for study, prepared in zip(studies, _prepared(studies, loader, workers), strict=True):
+        if isinstance(prepared, str):
+            say(f"one study is left out: {prepared}")
+            continue
+        slices += prepared
+        found.append(study)
     if not found:
         raise EvaluationRefused("expected studies that can be read, got none; `hemofed-site catalog` says why")
     return tuple(found), slices
+
+
+def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> Iterator[int | str]:
+    """For each study the number of its slices, or the code of why there are none."""
+    prepare = partial(_prepare, loader)
+    if workers == 1:
+        yield from map(prepare, studies)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(prepare, studies, chunksize=4)
+
+
+def _prepare(loader: Loader, study: StudyRecord) -> int | str:
+    try:
+        return loader.prepare(study)
+    except SeriesUnreadable as error:
+        return error.code
 
 
 def positives(studies: Sequence[StudyRecord]) -> dict[str, int]:

@@ -117,7 +117,7 @@ def _train(
         net,
         plan.training,
         work.split.training,
-        work.loader,
+        work.loader.teaching(net),
         streams,
         work.compute,
         work.checkpoints("train"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from site_client.ingest.records import PatientKey, StudyRecord
 from site_client.model.inputs import PreparedStudy, compose_channels, merge_labels
 from site_client.model.labels import ANY, LABELS, MISSING
+from site_client.model.network import Network
 from site_client.training.augment import Augmentation, augment
 from site_client.training.cache import StudyCache
 
@@ -117,6 +118,10 @@ class Loader:
         self._augmentation = augmentation
         self._device = device
         self._slices_per_study = slices_per_study
+
+    def teaching(self, net: Network) -> "Loader":
+        """What this network learns from: whole studies when it answers for nothing less."""
+        return self if net.answers_slices else Loader(self._cache, self._augmentation, self._device)
 
     def prepare(self, study: StudyRecord) -> int:
         """Puts the study into the cache; the number of its slices."""

@@ -91,7 +91,7 @@ def train(
                 loss = loss_of(verdict, sample)
                 lesson = (loss + lesson_of(verdict, sample)) / len(batch)
                 lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-                losses.append(loss.item())
+                losses.append(loss.detach())
             _pull_towards(base, net, plan.proximal_mu)
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
             for group in optimizer.param_groups:
@@ -101,7 +101,8 @@ def train(
                 at,
                 position=at.position + len(batch),
                 step=at.step + 1,
-                loss_sum=at.loss_sum + sum(losses),
+                # Not read before: a GPU works on one study while the next is prepared.
+                loss_sum=at.loss_sum + sum(loss.item() for loss in losses),
             )
             if not math.isfinite(at.loss_sum):
                 raise TrainingFailed(f"expected a finite loss, got {at.loss_sum} at step {at.step} of {steps}")

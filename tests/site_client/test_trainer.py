@@ -67,6 +67,7 @@ calm_s = 2
 threads = 1
 validation_fraction = 0.3
 """
+Instead = tuple[tuple[str, str], ...]  # parts of SITE_TOML, each with what stands there instead
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -131,15 +132,20 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
-    def make(name: str, *, evaluation_only: bool = False, studies_min: int = 4) -> Place:
+    def make(
+        name: str, *, evaluation_only: bool = False, studies_min: int = 4, epochs: int = 3, instead: Instead = ()
+    ) -> Place:
         folder = tmp_path / name
         folder.mkdir()
         text = SITE_TOML.format(data=data, cache=tmp_path / "cache", studies_min=studies_min)
+        for old, new in instead:
+            assert old in text
+            text = text.replace(old, new)
         (folder / "site.toml").write_text(text)
         # One hospital, told twice: with the same pseudonyms its patients are split the same way.
         (folder / "state" / "trainer").mkdir(parents=True)
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
-        plan = _plan(model)
+        plan = _plan(model, epochs)
         signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
         job = Job(RunId(plan.run_id), 1, evaluation_only, load_model(model).digest, plan.digest)
         return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
@@ -147,7 +153,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
     return make
 
 
-def _plan(model: Path) -> TrainingPlan:
+def _plan(model: Path, epochs: int) -> TrainingPlan:
     initial = load_model(model)
     return TrainingPlan(
         run_id=bytes(16),
@@ -159,7 +165,7 @@ def _plan(model: Path) -> TrainingPlan:
         rounds=1,
         inputs=Inputs(64, 16),
         training=LocalTraining(
-            epochs=3, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
+            epochs=epochs, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
         ),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
         cohort=Cohort(3, 3, 64),

@@ -12,8 +12,8 @@ from site_client.benchmark.arms import Bench, Done, Failed, load, run_arm
 from site_client.benchmark.command import _run_all
 from site_client.benchmark.settings import TWINS, Settings
 from site_client.benchmark.table import Origin, write_table
-from site_client.errors import EvaluationRefused
-from site_client.inference.patients import at_most, by_content, split_stratified
+from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.inference.patients import at_most, by_content, prepare_all, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.volume import Volume
 from site_client.model import registry
@@ -137,6 +137,25 @@ def test_a_split_shares_no_patient_and_holds_out_the_same_part_of_each_finding()
 def test_a_split_that_leaves_nobody_to_judge_is_refused() -> None:
     with pytest.raises(EvaluationRefused, match="give more studies"):
         split_stratified([_study(1), _study(2, patient=1)], 0.3, 1)
+
+
+def _read_most(series: SeriesRecord) -> Volume:
+    if series.series_key == "x1":
+        raise SeriesUnreadable("expected pixels, got none", "no_pixels")
+    return _read(series)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_studies_are_prepared_alike_by_any_number_of_workers_and_one_that_cannot_be_read_is_left_out(
+    tmp_path: Path, workers: int
+) -> None:
+    loader = Loader(StudyCache(tmp_path, 1 << 30, 64, 8, _read_most), Augmentation(), torch.device("cpu"))
+    said: list[str] = []
+    studies = [_study(n) for n in range(4)]
+    found, slices = prepare_all(studies, loader, said.append, workers)
+    assert found == (studies[0], studies[2], studies[3])
+    assert slices == 3 * SLICES
+    assert said == ["one study is left out: no_pixels"]
 
 
 def test_a_data_set_of_a_given_size_is_made_of_whole_patients() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.volume import Volume
 from site_client.model.labels import ANY, MISSING
+from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.data import Loader
@@ -75,5 +76,13 @@ def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown:
     labels = _labels(2)
     labels[unknown] = MISSING
     sample = loader.sample(_study(labels), np.random.default_rng(0))
+    assert sample.x.shape[1] == SLICES
+    assert sample.study_labels[0, ANY] == 1
+
+
+def test_a_network_that_answers_for_studies_only_is_taught_whole_ones(loader: Loader) -> None:
+    study, rng = _study(_labels(2)), np.random.default_rng(0)
+    assert loader.teaching(build("lite", 0)).sample(study, rng).x.shape[1] == PIECE
+    sample = loader.teaching(build("densenet121-3d", 0)).sample(study, rng)
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1

@@ -1,0 +1,114 @@
+"""What each arm costs on this machine, alone: training slices a second, inference per slice, memory. Printed as JSON.
+
+    python tests/benchmarks/arms.py [--device cuda] [--arms lite densenet121] [--size-px 256] [--slices 32] [--piece 8]
+
+Random pixels already on the device: the network, its loss and AdamW, nothing else. A step reads a piece of one study,
+as the loop's gradient does; an answer is given to a whole one. On a GPU `plain_times_slower` is the same step without
+bf16 and without channels_last. The median of the repeats counts.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from site_client.inference.answers import clock_of
+from site_client.model.network import CHANNELS, GEOMETRY, Network
+from site_client.model.registry import ARMS, build
+from site_client.training.compute import Compute, choose
+from site_client.training.data import Sample
+from site_client.training.loss import lesson_of, loss_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--size-px", type=int, default=256)
+    parser.add_argument("--slices", type=int, default=32)
+    parser.add_argument("--piece", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=10)
+    options = parser.parse_args()
+    compute = choose(options.device, options.threads, options.size_px)
+    found = {arm: measure(arm, compute, options) for arm in options.arms}
+    print(json.dumps({"machine": machine(compute), "compute": compute.name, **vars(options), "arms": found}, indent=1))
+
+
+def machine(compute: Compute) -> str:
+    if compute.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return str(torch.cpu.get_capabilities().get("cpu_name", platform.machine()))
+
+
+def measure(arm: str, compute: Compute, options: argparse.Namespace) -> dict[str, float]:
+    net = build(arm, 0).to(compute.device)
+    whole = sample_of(options.slices, options.size_px, compute.device)
+    piece = sample_of(options.piece, options.size_px, compute.device) if net.answers_slices else whole
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    clock = clock_of(compute)
+    step_s = median_s(stepping(net, piece, compute), clock, options.repeats)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if compute.device.type == "cuda" else 0.0
+    answer_s = median_s(lambda: answer(net, whole, compute), clock, options.repeats)
+    found = {
+        "parameters": sum(value.numel() for value in net.parameters()),
+        "training_slices_per_s": piece.mask.shape[1] / step_s,
+        "inference_ms_per_slice": 1000 * answer_s / options.slices,
+    }
+    if compute.device.type == "cuda":
+        plain = build(arm, 0).to(compute.device)
+        for parameter in plain.parameters():
+            parameter.data = parameter.data.contiguous()
+        slow_s = median_s(stepping(plain, piece, Compute(compute.device, False)), clock, options.repeats)
+        found |= {"peak_mib": peak, "plain_times_slower": slow_s / step_s}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def sample_of(slices: int, size_px: int, device: torch.device) -> Sample:
+    random = torch.Generator().manual_seed(1)
+    x = torch.rand(1, slices, CHANNELS, size_px, size_px, generator=random).mul(2).sub(1)
+    labels = torch.randint(0, 2, (1, slices, 6), generator=random).float()
+    return Sample(
+        x.to(device),
+        torch.ones(1, slices, dtype=torch.bool, device=device),
+        torch.zeros(1, slices, GEOMETRY, device=device),
+        labels.to(device),
+        labels.amax(dim=1).to(device),
+    )
+
+
+def stepping(net: Network, sample: Sample, compute: Compute) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+    def step() -> None:
+        net.train()
+        optimizer.zero_grad()
+        with compute.autocast():
+            verdict = net(sample.x, sample.mask, sample.geometry)
+        (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def answer(net: Network, sample: Sample, compute: Compute) -> None:
+    net.eval()
+    with torch.inference_mode(), compute.autocast():
+        net(sample.x, sample.mask, sample.geometry)
+
+
+def median_s(work: Callable[[], None], clock: Callable[[], float], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 2):  # the first two also warm up
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return statistics.median(seconds[2:])
+
+
+if __name__ == "__main__":
+    main()
