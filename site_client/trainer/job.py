@@ -65,6 +65,7 @@ def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stop
     if len(work.split.training) < needed:
         _log.info("job declined", expected_studies=needed, got=len(work.split.training))
         return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
+    net.to(work.compute.device)
     histograms = work.judge(net, tell, stopping)
     if job.evaluation_only:
         judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
