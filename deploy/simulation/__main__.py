@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import torch
+from federation.errors import PlanRefused
 
 from deploy.simulation.arms import Device, Place
 from deploy.simulation.patients import make_sites
@@ -57,6 +58,10 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
     A result on these patients is never clinical evidence.
     """
     settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
+    try:
+        settings.check()
+    except PlanRefused as error:
+        raise click.ClickException(str(error)) from None
     start = time.monotonic()
     place = Place(settings, state / "cache", device)
     done = state / settings.digest

@@ -64,6 +64,11 @@ class Settings:
         parts = {**asdict(self), "generator": GENERATOR_VERSION, "pipeline": PIPELINE_VERSION}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def check(self) -> None:
+        """Raises PlanRefused when an arm cannot be trained so; the central arm's passes are all in one plan."""
+        plan_of(self, seed=1, weight_cap=1)
+        self.training(self.passes)
+
     def training(self, epochs: int) -> LocalTraining:
         return LocalTraining(
             epochs=epochs,

@@ -174,3 +174,11 @@ def test_the_command_writes_its_report_and_goes_on_where_it_was(tmp_path: Path) 
     }
     second = subprocess.run(command, check=True, capture_output=True, text=True)
     assert first.stdout.split("# Federated")[1] == second.stdout.split("# Federated")[1]
+
+
+def test_more_passes_than_a_plan_may_have_are_refused_before_any_work(tmp_path: Path) -> None:
+    command = ["./deploy/simulate", "--rounds", "26", "--epochs", "4", "--state", str(tmp_path / "state")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: plan.training.epochs: expected a whole number from 1 to 100, got 104\n"
+    assert not (tmp_path / "state").exists()
