@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from federation.manifest import save_model
 
 from deploy.simulation.arms import Place, Trained, alone, federate
 from deploy.simulation.judging import Scores, judge
@@ -40,22 +41,31 @@ class SeedResult:
 
 
 def result_of(place: Place, seed: int, sites: list[Site], pool: Executor, folder: Path) -> SeedResult:
-    """From `folder` when it is there, else made and left there."""
+    """From `folder` when it is there, else made and left there, beside the two models that hospitals would share."""
     path = folder / f"seed-{seed}.npz"
     if not path.exists():
-        save(path, _make(place, seed, sites, pool))
+        start = time.monotonic()
+        trained = _train(place, seed, sites, pool)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CENTRAL, FEDERATED):
+            save_model(folder / f"seed-{seed}-{name}.safetensors", trained[name].model)
+        save(path, _judge(place, seed, sites, trained, pool, start))
     return _load(path)
 
 
-def _make(place: Place, seed: int, sites: list[Site], pool: Executor) -> SeedResult:
-    start = time.monotonic()
+def _train(place: Place, seed: int, sites: list[Site], pool: Executor) -> dict[str, Trained]:
     federated_sites = [site for site in sites if site.name != UNSEEN]
     waiting: dict[str, Future[Trained]] = {
         CENTRAL: pool.submit(alone, place, seed, CENTRAL, federated_sites),
         **{local(site.name): pool.submit(alone, place, seed, local(site.name), [site]) for site in federated_sites},
     }
     trained = {FEDERATED: federate(place, seed, federated_sites, pool)}
-    trained |= {name: future.result() for name, future in waiting.items()}
+    return trained | {name: future.result() for name, future in waiting.items()}
+
+
+def _judge(
+    place: Place, seed: int, sites: list[Site], trained: dict[str, Trained], pool: Executor, start: float
+) -> SeedResult:
     judged = {
         (name, site.name): pool.submit(judge, place, trained[name].model, site.test)
         for name in MODELS
