@@ -114,11 +114,13 @@ class Training:
 
     threads: int = 0  # 0: as many as there are cores
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int = 1
     validation_fraction: float = 0.2
     cache_max_gib: float = 50.0
 
     def __post_init__(self) -> None:
         _between("training.threads", self.threads, 0, 1024)
+        _between("training.processes", self.processes, 1, 16)
         _between("training.validation_fraction", self.validation_fraction, 0.05, 0.5)
         _between("training.cache_max_gib", self.cache_max_gib, 0.1, 100_000)
 

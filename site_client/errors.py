@@ -15,6 +15,7 @@ SiteError
 ├── ModelMismatch      a model does not have the digest it was announced with
 ├── UnknownArm         the plan names a network this version does not have
 ├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
+├── RanksApart         the processes of one training are not at the same place; it has to be started anew
 ├── TrainingFailed     the training diverged, or a job could not be done
 ├── EvaluationRefused  a model, a split or answers that cannot be judged as they are
 └── IngestError        the export, its labels or the catalog cannot be used as they are
@@ -103,6 +104,10 @@ class UnknownArm(SiteError):
 
 class CheckpointRefused(SiteError):
     """A checkpoint cannot be read, or belongs to another round, base model, data set or configuration."""
+
+
+class RanksApart(SiteError):
+    """One of several processes that train together has failed, or is elsewhere than the others."""
 
 
 class TrainingFailed(SiteError):

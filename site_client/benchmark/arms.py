@@ -127,15 +127,19 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
     loader = bench.loader.teaching(net)
     train(net, plan, bench.split.training, loader, streams, bench.compute, checkpoints, look, stopping)
-    model = model_of(net)
-    # Judged just now, unless a stop came between the last step and its judgement.
-    done = _finished(
-        bench, arm, model, begun, last or answer(judged, bench.split.validation, bench.loader, bench.compute)
-    )
-    _save(bench, done, model)
-    checkpoints.clear()
-    begun.path.unlink(missing_ok=True)
-    return done
+
+    def finish() -> Done:
+        model = model_of(net)
+        # Judged just now, unless a stop came between the last step and its judgement.
+        done = _finished(
+            bench, arm, model, begun, last or answer(judged, bench.split.validation, bench.loader, bench.compute)
+        )
+        _save(bench, done, model)
+        checkpoints.clear()
+        begun.path.unlink(missing_ok=True)
+        return done
+
+    return bench.compute.ranks.first(finish)
 
 
 class _Begun:

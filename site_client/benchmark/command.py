@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 from site_client.benchmark.arms import Bench, Done, Failed, run_arm
 from site_client.benchmark.settings import Settings, phantom_folder
 from site_client.benchmark.table import Origin, write_table
-from site_client.errors import SiteError, UnknownArm
+from site_client.errors import SiteError, TrainingFailed, UnknownArm
 from site_client.inference.evaluation import evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import at_most, by_content, is_synthetic, prepare_all, read_folder, split_stratified
@@ -26,9 +27,10 @@ from site_client.ingest.volume import read_volume
 from site_client.model.registry import ARMS
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.compute import choose
+from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
+from site_client.training.ranks import Ranks, of_torchrun
 
 DEFAULTS = Settings()
 _GIB = 1 << 30
@@ -85,18 +87,25 @@ def benchmark(
 ) -> None:
     """Train every arm on the same patients and write the paper's table with what it lacks.
 
-    Stopped, it goes on where it was; finished arms are kept. An arm that fails loses none of the others.
+    Stopped, it goes on where it was; finished arms are kept. An arm that fails loses none of the others. Under torchrun
+    the processes share each step.
     """
     settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
     arms = _arms(wanted)
     state = out / ".state"
-    if data is None:
-        click.echo(f"phantom: {phantom_studies} studies of profile {phantom_profile}")
-        data = phantom_folder(state, phantom_studies, phantom_profile, phantom_difficulty, settings, workers)
-    bench, validation_slices = _bench(settings, data, state, (device, threads), workers, cache_gib)
-    with _stop_signals() as stopping:
-        found = _run_all(bench, arms, stopping)
-    command = shlex.join(["hemofed-site", "benchmark", *context.obj]) if context.obj else "hemofed-site benchmark"
+    with of_torchrun(device) as ranks:
+        if data is None:
+            phantom = phantom_studies, phantom_profile, phantom_difficulty, settings, workers
+            _say_of(ranks)(f"phantom: {phantom_studies} studies of profile {phantom_profile}")
+            data = ranks.first(lambda: phantom_folder(state, *phantom))
+        compute = choose(device, threads, settings.image_size_px, ranks)
+        bench, validation_slices = _bench(settings, data, state, compute, workers, cache_gib)
+        with _stop_signals() as stopping:
+            found = _run_all(bench, arms, stopping)
+    if not ranks.leads:
+        return
+    starter = ["torchrun", "--nproc-per-node", str(ranks.world), "--no-python"] if ranks.world > 1 else []
+    command = shlex.join([*starter, "hemofed-site", "benchmark", *(context.obj or [])])
     origin = Origin(command, is_synthetic(data), validation_slices, torch.__version__, platform.machine())
     click.echo(write_table(out, bench, found, origin))
     _write_pages(out / "evaluations", found, origin)
@@ -116,23 +125,26 @@ def _bench(
     settings: Settings,
     data: Path,
     state: Path,
-    choose_device: tuple[Literal["auto", "cpu", "cuda"], int],
+    compute: Compute,
     workers: int,
     cache_gib: float,
 ) -> tuple[Bench, int]:
     """The bench, and the slices of its validation patients."""
-    compute = choose(*choose_device, settings.image_size_px)
-    studies = by_content(read_folder(data, state))
-    if settings.slices:
-        studies = at_most(studies, settings.slices, settings.seed)
-    split = split_stratified(studies, settings.validation_fraction, settings.seed)
     size = (settings.image_size_px, settings.slices_max)
     cache = StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume)
     loader = Loader(cache, Augmentation(), compute.device, settings.slices_per_study)
-    click.echo(f"preparing {len(studies)} studies")
-    training, slices = prepare_all(split.training, loader, click.echo, workers)
-    validation, validation_slices = prepare_all(split.validation, loader, click.echo, workers)
-    split = Split(training, validation)
+
+    def prepare() -> tuple[Split, int, int]:
+        studies = by_content(read_folder(data, state))
+        if settings.slices:
+            studies = at_most(studies, settings.slices, settings.seed)
+        split = split_stratified(studies, settings.validation_fraction, settings.seed)
+        click.echo(f"preparing {len(studies)} studies")
+        training, slices = prepare_all(split.training, loader, click.echo, workers)
+        validation, validation_slices = prepare_all(split.validation, loader, click.echo, workers)
+        return Split(training, validation), slices, validation_slices
+
+    split, slices, validation_slices = compute.ranks.first(prepare)
     refuse_shared_patients(split.training, split.validation)
     digest = settings.digest(_data_hash(split))
     return Bench(settings, digest, split, loader, compute, state, slices), validation_slices
@@ -148,17 +160,27 @@ def _data_hash(split: Split) -> str:
 
 def _run_all(bench: Bench, arms: Sequence[str], stopping: Callable[[], bool]) -> list[Done | Failed]:
     found: list[Done | Failed] = []
+    ranks = bench.compute.ranks
     for arm in arms:
         try:
-            found.append(run_arm(bench, arm, click.echo, stopping))
+            found.append(run_arm(bench, arm, _say_of(ranks), stopping))
         except Stopped:
+            if not ranks.leads:
+                raise click.exceptions.Exit(1) from None
             raise click.ClickException("stopped; the same command goes on from here") from None
         except (SiteError, RuntimeError, MemoryError, ValueError) as error:
+            if ranks.world > 1 and not isinstance(error, TrainingFailed):
+                raise  # the other processes know nothing of it: all have to end
             # torch reports a lack of memory and an impossible shape as RuntimeError; none of it is another arm's fault.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            click.echo(f"{arm}: failed: {reason}", err=True)
+            _say_of(ranks, err=True)(f"{arm}: failed: {reason}")
             found.append(Failed(arm, reason))
     return found
+
+
+def _say_of(ranks: Ranks, *, err: bool = False) -> Callable[[str], None]:
+    """One process speaks for all."""
+    return partial(click.echo, err=err) if ranks.leads else lambda _: None
 
 
 def _write_pages(out: Path, arms: Sequence[Done | Failed], origin: Origin) -> None:

@@ -2,13 +2,15 @@
 
 First it is asked (SIGUSR1): it stops itself between two micro-batches, holding nothing. One that has not done so after
 ASK_S is stopped by the kernel (SIGSTOP), with whatever it has in hand. SIGCONT ends both. A worker that is to be ended
-is told so first (SIGTERM) and then let go on, so that it can write its checkpoint.
+is told so first (SIGTERM) and then let go on, so that it can write its checkpoint. Processes that help a worker train
+stand still and go on with it.
 """
 
 import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +23,11 @@ def hold(process: "subprocess.Popen[Any]") -> float:
     began = time.monotonic()
     if process.poll() is not None or is_held(process):
         return 0.0
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR1)  # not to its helpers: what they have in hand ends when it waits, or by SIGSTOP
     while not is_held(process) and time.monotonic() - began < ASK_S:
         time.sleep(_LOOK_S)
     if not is_held(process):
-        process.send_signal(signal.SIGSTOP)
+        _tell(process, signal.SIGSTOP)
         while not is_held(process):  # the kernel needs no consent
             time.sleep(_LOOK_S)
     return time.monotonic() - began
@@ -33,13 +35,35 @@ def hold(process: "subprocess.Popen[Any]") -> float:
 
 def let_go(process: "subprocess.Popen[Any]") -> None:
     """Lets a worker go on, and makes it forget that it was asked to stop. Harmless when it was not."""
-    process.send_signal(signal.SIGCONT)
+    _tell(process, signal.SIGCONT)
 
 
 def is_held(process: "subprocess.Popen[Any]") -> bool:
-    """Whether it stands still or has ended: state T (stopped), Z or X in /proc/<pid>/stat, or no such process."""
+    """Whether all of it stands still or has ended."""
+    return all(_is_still(number) for number in family(process))
+
+
+def family(process: "subprocess.Popen[Any]") -> list[int]:
+    """The process ids of a worker and of those that help it train: its children (proc(5), task/tid/children)."""
     try:
-        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        helpers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:  # ended
+        helpers = []
+    return [process.pid, *map(int, helpers)]
+
+
+def _tell(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
+    if process.poll() is not None:  # its number may be somebody else's by now
+        return
+    for one in family(process):
+        with suppress(ProcessLookupError):
+            os.kill(one, number)
+
+
+def _is_still(number: int) -> bool:
+    """State T (stopped), Z or X in /proc/<pid>/stat, or no such process."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return True
     return state in "TtZX"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.evaluate import slice_histograms
-from site_client.training.loop import Progress, Stopped, train
+from site_client.training.loop import Place, Progress, Stopped, train
+from site_client.training.ranks import Ranks
 from site_client.training.streams import Streams
 
 _log = structlog.get_logger()
@@ -45,8 +46,15 @@ def scan(settings: Settings) -> int:
         return len(catalog.dataset().studies)
 
 
-def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stopping: Callable[[], bool]) -> Update:
-    """Does the job and delivers its update.
+def carry_out(
+    settings: Settings,
+    job: Job,
+    spool: TrainerSide,
+    tell: Tell,
+    stopping: Callable[[], bool],
+    gather: Callable[[], AbstractContextManager[None]],
+) -> Update:
+    """Does the job and delivers its update; `gather` has the other processes that `training.processes` asks for.
 
     What this hospital cannot do is declined with its reason, which is an outcome. Raises Stopped after a checkpoint.
     """
@@ -70,7 +78,21 @@ def carry_out(settings: Settings, job: Job, spool: TrainerSide, tell: Tell, stop
     if job.evaluation_only:
         judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
         return spool.deliver(judged)
-    return _train(job, plan, base, net, work, histograms, spool, tell, stopping)
+    return _train(job, plan, base, net, work, histograms, spool, tell, stopping, gather)
+
+
+def help_out(settings: Settings, job: Job, ranks: Ranks, stopping: Callable[[], bool]) -> None:
+    """What a process beside the first does: its share of the job's training, of studies that the first has prepared."""
+    plan, base = _read(job)
+    net = _network(plan, base)
+    compute, loader = _tools(settings, plan, ranks)
+    split, identity = ranks.first(_made_elsewhere)
+    work = _Work(split, loader, compute, job_folder(settings, job), identity)
+    work.train(net.to(compute.device), plan, lambda at: None, stopping)
+
+
+def _made_elsewhere() -> tuple[Split, Identity]:
+    raise AssertionError("only the first process makes it")
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,14 @@ class _Work:
         counts = slice_histograms(net, self.split.validation, self.loader, self.compute, stage, report, stopping)
         return histograms_of(counts)
 
+    def train(
+        self, net: Network, plan: TrainingPlan, report: Callable[[Progress], None], stopping: Callable[[], bool]
+    ) -> Place:
+        streams = Streams(plan.run_id, self.identity.round, self.identity.config_hash)
+        loader, checkpoints = self.loader.teaching(net), self.checkpoints("train")
+        studies = self.split.training
+        return train(net, plan.training, studies, loader, streams, self.compute, checkpoints, report, stopping)
+
 
 def _train(
     job: Job,
@@ -109,22 +139,14 @@ def _train(
     spool: TrainerSide,
     tell: Tell,
     stopping: Callable[[], bool],
+    gather: Callable[[], AbstractContextManager[None]],
 ) -> Update:
     def report(at: Progress) -> None:
         tell(Note("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
 
-    streams = Streams(plan.run_id, job.round, work.identity.config_hash)
-    place = train(
-        net,
-        plan.training,
-        work.split.training,
-        work.loader.teaching(net),
-        streams,
-        work.compute,
-        work.checkpoints("train"),
-        report,
-        stopping,
-    )
+    with gather():
+        work.compute.ranks.first(lambda: (work.split, work.identity))
+        place = work.train(net, plan, report, stopping)
     trained = base.manifest.flatten(weights_of(net))
     delta, clipped = clip(trained - base.weights, plan.encoding.clip_norm)
     update = Update(
@@ -176,15 +198,7 @@ def _prepare(
     settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell, stopping: Callable[[], bool]
 ) -> _Work:
     """Every study once through the image pipeline into the cache; what cannot be read is left out and counted."""
-    compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px)
-    cache = StudyCache(
-        settings.folders.cache,
-        settings.training.cache_max_bytes,
-        plan.inputs.image_size_px,
-        plan.inputs.slices_max,
-        read_volume,
-    )
-    loader = Loader(cache, Augmentation(), compute.device, plan.training.slices_per_study)
+    compute, loader = _tools(settings, plan, Ranks(0, settings.training.processes))
     split = split_patients(dataset.studies, settings.training.validation_fraction)
     readable = Split(
         _readable(split.training, loader, tell, stopping), _readable(split.validation, loader, tell, stopping)
@@ -198,6 +212,18 @@ def _prepare(
         config_hash=_config_hash(settings, plan, compute, readable),
     )
     return _Work(readable, loader, compute, job_folder(settings, job), identity)
+
+
+def _tools(settings: Settings, plan: TrainingPlan, ranks: Ranks) -> tuple[Compute, Loader]:
+    compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px, ranks)
+    cache = StudyCache(
+        settings.folders.cache,
+        settings.training.cache_max_bytes,
+        plan.inputs.image_size_px,
+        plan.inputs.slices_max,
+        read_volume,
+    )
+    return compute, Loader(cache, Augmentation(), compute.device, plan.training.slices_per_study)
 
 
 def _readable(

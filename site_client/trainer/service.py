@@ -27,7 +27,7 @@ from site_client.config import NOT_CONFIGURED, Settings
 from site_client.errors import InUse, SpoolRefused
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
-from site_client.trainer.holding import hold, is_held, let_go
+from site_client.trainer.holding import family, hold, is_held, let_go
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.watch import Watch, local_zone
 from site_client.trainer.notes import Note, Pace, from_line, job_folder
@@ -146,7 +146,7 @@ class Service:
         """Looks at the machine and makes the worker do what was decided."""
         looked_at = time.monotonic()
         worker, before = self._worker, self._watch.decision
-        own = [os.getpid()] if worker is None else [os.getpid(), worker.process.pid]
+        own = [os.getpid(), *([] if worker is None else family(worker.process))]
         decision = self._watch.look(own, job_at_hand=worker is not None and worker.job is not None)
         if (decision.mode, decision.reasons) != (before.mode, before.reasons):
             _log.info("gate changed", mode=decision.mode.value, reasons=list(decision.reasons))

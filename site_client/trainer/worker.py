@@ -2,7 +2,7 @@
 
 It tells the service what it does in JSON lines on standard output, stops at the next micro-batch with a checkpoint on
 SIGTERM, stands still there on SIGUSR1 until SIGCONT, and dies with its parent, so that a killed service leaves nobody
-training.
+training. With `training.processes` it starts others like itself, which help it train and say nothing.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,13 +27,14 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N)."""
+    """python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N [--rank N])."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--scan", action="store_true")
     parser.add_argument("--run")
     parser.add_argument("--round", type=int)
+    parser.add_argument("--rank", type=int, default=0)  # 1 and up: helps the worker that is its parent
     arguments = parser.parse_args()
     _die_with(arguments.parent)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -46,7 +48,9 @@ def _work(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda signum, _frame: asked.append(signum))
     os.nice(_NICE_LAST)  # before any thread is made: each inherits it
     from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
+    from site_client.trainer.helpers import connected, helpers
     from site_client.training.loop import Stopped
+    from site_client.training.ranks import Ranks
 
     def tell(note: Note) -> None:
         print(as_line(note), flush=True)
@@ -66,7 +70,13 @@ def _work(arguments: argparse.Namespace) -> int:
         return bool(asked)
 
     try:
-        jobs.carry_out(settings, wanted[0], spool, tell, stopping)
+        if arguments.rank:
+            ranks = Ranks(arguments.rank, settings.training.processes)
+            with connected(settings, wanted[0], ranks, arguments.parent):
+                jobs.help_out(settings, wanted[0], ranks, stopping)
+        else:
+            gather = partial(helpers, settings, arguments.config, wanted[0], STOPPED)
+            jobs.carry_out(settings, wanted[0], spool, tell, stopping, gather)
     except Stopped:
         return STOPPED
     return 0

@@ -1,10 +1,12 @@
-"""Where the numbers are crunched: device, threads, precision."""
+"""Where the numbers are crunched: device, threads, precision, processes."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from site_client.training.ranks import ONE, Ranks
 
 # bf16 pays on large images only: at 256 px a third faster, at 128 px slower (casting costs more than it saves).
 _BF16_FROM_PX = 192
@@ -14,6 +16,7 @@ _BF16_FROM_PX = 192
 class Compute:
     device: torch.device
     bf16: bool
+    ranks: Ranks = ONE
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -21,16 +24,20 @@ class Compute:
     @property
     def name(self) -> str:
         """Part of what a checkpoint must agree on: numbers of another device or precision differ in the last bits."""
-        return f"{self.device.type}-{'bf16' if self.bf16 else 'fp32'}-{torch.get_num_threads()}-{torch.__version__}"
+        many = "" if self.ranks.world == 1 else f"{self.ranks.world}x"
+        precision = "bf16" if self.bf16 else "fp32"
+        return f"{many}{self.device.type}-{precision}-{torch.get_num_threads()}-{torch.__version__}"
 
 
-def choose(device: Literal["auto", "cpu", "cuda"], threads: int, image_size_px: int) -> Compute:
-    """Sets torch's threads (0: one a core) and decides the rest."""
-    if threads:
-        torch.set_num_threads(threads)
+def choose(device: Literal["auto", "cpu", "cuda"], threads: int, image_size_px: int, ranks: Ranks = ONE) -> Compute:
+    """Sets torch's threads (0: one a core, among all processes) and decides the rest."""
+    if threads or ranks.world > 1:
+        torch.set_num_threads(threads or max(1, torch.get_num_threads() // ranks.world))
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if cuda and ranks.world > 1:
+        torch.cuda.set_device(ranks.rank)  # what "cuda" means in this process
     fast_bf16 = cuda or _cpu_has_bf16()
-    return Compute(torch.device("cuda" if cuda else "cpu"), fast_bf16 and image_size_px >= _BF16_FROM_PX)
+    return Compute(torch.device("cuda" if cuda else "cpu"), fast_bf16 and image_size_px >= _BF16_FROM_PX, ranks)
 
 
 def _cpu_has_bf16() -> bool:

@@ -16,6 +16,7 @@ from site_client.training.checkpoint import Checkpoints, Saved
 from site_client.training.compute import Compute
 from site_client.training.data import Source, epoch_order
 from site_client.training.loss import lesson_of, loss_of
+from site_client.training.ranks import Ranks
 from site_client.training.streams import Streams
 
 WARM_UP_STEPS: Final = 5
@@ -63,10 +64,15 @@ def train(
     waits for one study at most. Raises Stopped after a checkpoint when `stopping` says so, TrainingFailed when the loss
     is not finite. Going on from a checkpoint is bit-identical to not having stopped (CPU, same number of threads);
     from that of its end it does nothing but load it.
+
+    Several processes (`compute.ranks`), each with the same arguments, train as one does but for rounding and for what
+    dropout draws. The leading one writes and reports; if any is told to stop, all do, at the same step.
     """
+    ranks = compute.ranks
     base = [parameter.detach().clone() for parameter in net.parameters()]
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
     at = _resume(checkpoints, net, optimizer)
+    ranks.meet(at.step, len(studies))
     steps = plan.epochs * math.ceil(len(studies) / plan.studies_per_step)
     net.train()
     for epoch in range(at.epoch, plan.epochs):
@@ -79,11 +85,14 @@ def train(
             random_before = torch.get_rng_state()
             batch = order[at.position : at.position + plan.studies_per_step]
             optimizer.zero_grad()
-            losses = []
-            for place, index in enumerate(batch, start=at.position):
-                if stopping():
-                    _save(checkpoints, at, net, optimizer, random_before)
-                    raise Stopped
+            losses: list[Tensor] = []
+            stop = False
+            for place, index in ranks.share(enumerate(batch, start=at.position)):
+                stop = stopping()
+                if stop:
+                    break
+                if ranks.world > 1:  # the same for a study whoever computes it
+                    torch.manual_seed(streams.seed("dropout", epoch, place))
                 rng = streams.generator("augmentation", epoch, place, studies[index].study_key)
                 sample = source.sample(studies[index], rng)
                 with compute.autocast():
@@ -92,6 +101,13 @@ def train(
                 lesson = (loss + lesson_of(verdict, sample)) / len(batch)
                 lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
                 losses.append(loss.detach())
+            if ranks.world > 1:  # also where nothing was to be done
+                stop = stop or stopping()
+            # Not read before: a GPU works on one study while the next is prepared.
+            loss_sum, stops = ranks.add_up(net, sum(loss.item() for loss in losses), stop)
+            if stops:
+                _save_together(ranks, checkpoints, at, net, optimizer, random_before)
+                raise Stopped
             _pull_towards(base, net, plan.proximal_mu)
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
             for group in optimizer.param_groups:
@@ -101,15 +117,15 @@ def train(
                 at,
                 position=at.position + len(batch),
                 step=at.step + 1,
-                # Not read before: a GPU works on one study while the next is prepared.
-                loss_sum=at.loss_sum + sum(loss.item() for loss in losses),
+                loss_sum=at.loss_sum + loss_sum,
             )
             if not math.isfinite(at.loss_sum):
                 raise TrainingFailed(f"expected a finite loss, got {at.loss_sum} at step {at.step} of {steps}")
-            if checkpoints.due():
-                _save(checkpoints, at, net, optimizer, torch.get_rng_state())
-            report(Progress(at.step, steps, at.loss_sum / at.position))
-    _save(checkpoints, at, net, optimizer, torch.get_rng_state())
+            if ranks.leads:
+                if checkpoints.due():
+                    _save(checkpoints, at, net, optimizer, torch.get_rng_state())
+                report(Progress(at.step, steps, at.loss_sum / at.position))
+    _save_together(ranks, checkpoints, at, net, optimizer, torch.get_rng_state())
     return at
 
 
@@ -141,6 +157,15 @@ def _save(checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.A
         for moment, value in adam.state[parameter].items():
             tensors[f"{moment}.{name}"] = value
     checkpoints.save(at.step, {"epoch": at.epoch, "position": at.position, "step": at.step}, tensors)
+
+
+def _save_together(
+    ranks: Ranks, checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.AdamW, random: Tensor
+) -> None:
+    """For all of them it is durable when this returns."""
+    if ranks.leads:
+        _save(checkpoints, at, net, adam, random)
+    ranks.meet(at.step)
 
 
 def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> Place:

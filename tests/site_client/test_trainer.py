@@ -133,7 +133,13 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
     def make(
-        name: str, *, evaluation_only: bool = False, studies_min: int = 4, epochs: int = 3, instead: Instead = ()
+        name: str,
+        *,
+        evaluation_only: bool = False,
+        studies_min: int = 4,
+        epochs: int = 3,
+        per_step: int = 1,
+        instead: Instead = (),
     ) -> Place:
         folder = tmp_path / name
         folder.mkdir()
@@ -145,7 +151,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         # One hospital, told twice: with the same pseudonyms its patients are split the same way.
         (folder / "state" / "trainer").mkdir(parents=True)
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
-        plan = _plan(model, epochs)
+        plan = _plan(model, epochs, per_step)
         signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
         job = Job(RunId(plan.run_id), 1, evaluation_only, load_model(model).digest, plan.digest)
         return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
@@ -153,7 +159,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
     return make
 
 
-def _plan(model: Path, epochs: int) -> TrainingPlan:
+def _plan(model: Path, epochs: int, per_step: int) -> TrainingPlan:
     initial = load_model(model)
     return TrainingPlan(
         run_id=bytes(16),
@@ -165,7 +171,12 @@ def _plan(model: Path, epochs: int) -> TrainingPlan:
         rounds=1,
         inputs=Inputs(64, 16),
         training=LocalTraining(
-            epochs=epochs, learning_rate=0.001, weight_decay=0.0, proximal_mu=0.01, studies_per_step=1, studies_min=2
+            epochs=epochs,
+            learning_rate=0.001,
+            weight_decay=0.0,
+            proximal_mu=0.01,
+            studies_per_step=per_step,
+            studies_min=2,
         ),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
         cohort=Cohort(3, 3, 64),
