@@ -22,7 +22,7 @@ from site_client.ingest.volume import Volume
 from site_client.training.cache import StudyCache
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = Settings(studies=3, test_studies=2, rounds=2, image_size_px=64, slices_max=8, learning_rate=0.003)
+TINY = Settings(studies=3, test_studies=2, rounds=2, epochs=1, image_size_px=64, slices_max=8, learning_rate=0.003)
 
 
 def square_study(name: str, cache: Path, rng: np.random.Generator, bleeds: bool) -> StudyRecord:
@@ -167,7 +167,7 @@ def test_training_and_test_patients_are_others_and_are_prepared_once(cache: Path
 @pytest.mark.slow
 def test_the_command_writes_its_report_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [ROOT / "deploy" / "simulate", "--studies", "6", "--test-studies", "4", "--rounds", "1", "--seeds", "1"]
-    command += ["--slices-max", "8", "--state", tmp_path / "state", "--out", tmp_path / "out"]
+    command += ["--epochs", "1", "--slices-max", "8", "--state", tmp_path / "state", "--out", tmp_path / "out"]
     first = subprocess.run(command, check=True, capture_output=True, text=True)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"simulation.{kind}" for kind in ("md", "json", "svg")
