@@ -38,7 +38,11 @@ def main() -> None:
     arguments = parser.parse_args()
     _die_with(arguments.parent)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    sys.exit(_work(arguments))
+    status = _work(arguments)
+    if arguments.rank:  # whose end the worker watches: gloo's threads have been seen to abort an ordinary exit
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _work(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ step's studies is the same whoever computed it, so that many processes equal one
 loopback only.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -118,4 +119,7 @@ def joined(ranks: Ranks, device: Literal["auto", "cpu", "cuda"], meeting_point: 
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     distributed.init_process_group(backend, meeting_point, _PATIENCE, ranks.world, ranks.rank)
     yield ranks
-    distributed.destroy_process_group()  # not after an error: whoever is waited for may be dead
+    # Not after an error: whoever is waited for may be dead.
+    distributed.barrier()
+    distributed.destroy_process_group()
+    gc.collect()  # what an error's traceback still holds of the group would abort the process when it exits

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_two_processes_make_one_table_and_speak_once(tmp_path: Path) -> None:
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--arms", "lite-slices", "--epochs", "2", "--batch", "3", "--image-size", "48", "--slices-max", "4"]
