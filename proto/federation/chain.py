@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.encoding import Layout, Opened
-from federation.encoding.rotation import unrotate, unrotated
+from federation.encoding.rotation import block_of, put, take, unrotate, unrotated
 from federation.errors import ChainRefused, ManifestMismatch
 from federation.manifest import Model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
@@ -43,18 +43,24 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
     if opened.levels.size != layout.coordinates:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
     before = _state(plan.server, model)
-    state = [np.empty_like(vector) for vector in before]
-    weights = np.empty(model.weights.size, np.float32)
+    size = block_of(layout)
+    # A block more than the vector has may be written, and is cut off in the end.
+    weights = np.empty((layout.coordinates // size, size), np.float32)
+    state = [np.empty(weights.shape) for _ in before]
     # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at every site.
-    for start, mean in unrotated(layout, opened.levels, *_affine(layout, opened)):
-        part = slice(start, start + mean.size)
-        old, new = [vector[part] for vector in before], [vector[part] for vector in state]
+    for numbers, mean in unrotated(layout, opened.levels, *_affine(layout, opened)):
+        old = [take(vector, numbers, size) for vector in before]
+        new = [np.empty_like(mean) for _ in before]
         step = _STEPS[plan.server.kind](plan.server, mean, old, new)
+        for vector, part in zip(state, new, strict=True):
+            put(vector, numbers, part)
         # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
         with np.errstate(over="ignore"):
-            weights[part] = model.weights[part].astype(np.float64) + plan.server.learning_rate * step
+            moved = take(model.weights, numbers, size).astype(np.float64) + plan.server.learning_rate * step
+            put(weights, numbers, moved.astype(np.float32))
+    end = model.weights.size
     try:
-        return Model(model.manifest, weights, tuple(state))
+        return Model(model.manifest, weights.reshape(-1)[:end], tuple(vector.reshape(-1)[:end] for vector in state))
     except ManifestMismatch as error:
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import shake_256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ Vector = NDArray[np.float32] | NDArray[np.float64]
 
 _DOMAIN = b"hemofed rotation v1\x00"
 _CHUNK = 1 << 16  # coordinates, a power of two: a quarter of a MiB in float32, that stays in a core's own cache
-_PART = 1 << 14
+_PART = 1 << 15  # and of float64
+_RUN = 1 << 13  # shorter ones cost more passes, longer ones leave no float32
 _RADIX_BITS = 4
 # Longer vectors are shuffled in blocks of one cache line of float32; single coordinates would take ten times as long.
 _BLOCK = 16
@@ -34,16 +36,16 @@ _EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     """factor * R(vector): f32[d] -> f32[coordinates], of the same L2 norm times `factor` up to rounding."""
-    padded = np.zeros(layout.coordinates, np.float32)
-    padded[: layout.parameters] = vector
-    flip_signs(layout.rotation_seed, padded)
-    rotated = np.empty_like(padded) if len(layout.pieces) > 1 else padded
+    order, signs, size = _order(layout), _signs(layout), block_of(layout)
+    rotated = np.empty(layout.coordinates, np.float32)
     for begin, end in _bounds(layout):
         scale = np.float32(factor / math.sqrt(end - begin))
         for start in range(begin, end, _CHUNK):
             part = rotated[start : min(end, start + _CHUNK)]
-            if len(layout.pieces) > 1:
-                _shuffle(layout, padded, start, part)
+            numbers = order[start // size : (start + part.size) // size]
+            blocks = part.reshape(-1, size)
+            blocks[...] = take(vector, numbers, size)
+            _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
             part *= scale
             hadamard(part)
         hadamard(rotated[begin:end], begin=min(_CHUNK, end - begin))
@@ -56,54 +58,75 @@ def unrotate(layout: Layout, levels: NDArray[np.signedinteger], center: int, fac
     Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
     Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
     """
-    result = np.empty(layout.parameters)
-    for start, part in unrotated(layout, levels, center, factor):
-        result[start : start + part.size] = part
-    return result
+    result = np.empty(layout.coordinates)
+    for numbers, blocks in unrotated(layout, levels, center, factor):
+        put(result.reshape(-1, block_of(layout)), numbers, blocks)
+    return result[: layout.parameters]
 
 
 def unrotated(
     layout: Layout, levels: NDArray[np.signedinteger], center: int, factor: float
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """What `unrotate` gives, in parts: where each begins, and its f64, which is overwritten by the next one."""
-    blocks = _transformed(layout, levels, center).reshape(-1, _block(layout))
-    many, size = blocks.shape
-    back = _orders(layout.rotation_seed, many)[1] if len(layout.pieces) > 1 else np.arange(many)
-    scales = np.concatenate(
-        [np.full((end - begin) // size, factor / math.sqrt(end - begin)) for begin, end in _bounds(layout)]
-    )
-    signs = _signs(layout.rotation_seed, blocks.size)
-    buffer = np.empty((min(many, _PART // size), size))
-    for first in range(0, -(-layout.parameters // size), len(buffer)):
-        chosen = back[first : first + len(buffer)]
-        # "clip" only because "raise" would go through a buffer: every number is in range.
-        part = np.take(blocks, chosen, axis=0, out=buffer[: len(chosen)], mode="clip")
-        part *= np.take(scales, chosen)[:, np.newaxis]
-        numbers = part.reshape(-1)[: layout.parameters - first * size]
-        _flip(signs, first * size, numbers)
-        yield first * size, numbers
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """What `unrotate` gives, block by block: numbers of some blocks [k] and their coordinates f64 [k, size].
+
+    Each block comes once, in no particular order; past the end of the vector there are some as well. A part stays in
+    the cache, and the whole vector never exists in float64.
+    """
+    order, signs, size = _order(layout), _signs(layout), block_of(layout)
+    sums, run = _summed_in_runs(layout, levels, center)
+    for begin, end in _bounds(layout):
+        rows = sums[begin:end].reshape(-1, min(run, end - begin))
+        places = order[begin // size : end // size].reshape(len(rows), -1)
+        scale = factor / math.sqrt(end - begin)
+        width = min(rows.shape[1], max(size, _PART // len(rows)))
+        for column in range(0, rows.shape[1], width):
+            part = rows[:, column : column + width].astype(np.float64, order="C")
+            hadamard(part.reshape(-1), begin=width)
+            part *= scale
+            numbers = places[:, column // size : (column + width) // size].reshape(-1)
+            blocks = part.reshape(-1, size)
+            _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
+            yield numbers, blocks
 
 
-def _transformed(layout: Layout, levels: NDArray[np.signedinteger], center: int) -> NDArray[np.float64]:
-    """H times the whole numbers 2 levels - center, piece by piece; exact."""
+def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[Any]:
+    """The blocks [k, size] of a vector that have these numbers; 0 past its end."""
+    whole, left = divmod(vector.size, size)
+    # "clip" because "raise" would look at every number first; those out of range are mended below.
+    blocks = np.take(vector[: whole * size].reshape(-1, size), numbers, axis=0, mode="clip")
+    blocks[numbers >= whole] = 0
+    if left:
+        blocks[numbers == whole, :left] = vector[-left:]
+    return blocks
+
+
+def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -> None:
+    """Write blocks [k, size] to where these numbers are in a vector of whole blocks [many, size]."""
+    whole = np.dtype((np.void, blocks.shape[1] * blocks.itemsize))  # each block one thing: three times as fast
+    np.put(vector.view(whole), numbers, np.ascontiguousarray(blocks).view(whole), mode="clip")
+
+
+def _summed_in_runs(layout: Layout, levels: NDArray[np.signedinteger], center: int) -> tuple[Vector, int]:
+    """The whole numbers 2 levels - center, multiplied by H in runs of some length; the length, a power of two.
+
+    A piece that is shorter is one run. As long as sums stay below 2^24 float32 is exact, and half the memory.
+    """
     largest = max(2 * float(levels.max(initial=0)) - center, center - 2 * float(levels.min(initial=0)), 1.0)
     if largest * max(layout.pieces, default=1) >= _EXACT_MAX:
         raise EncodingRefused(f"expected coordinates small enough for exact sums, got one of {largest:g}")
-    # As long as sums stay below 2^24, float32 is exact as well, and half the work.
-    narrow = 1
-    while 2 * narrow * largest < _EXACT_MAX_32 and narrow < _CHUNK:
-        narrow *= 2
-    numbers = np.empty(layout.coordinates)
+    run = min(_RUN, _CHUNK)
+    while run * largest >= _EXACT_MAX_32 and run > _BLOCK:
+        run //= 2
+    is_narrow = run * largest < _EXACT_MAX_32
+    sums: Vector = np.empty(layout.coordinates, np.float32) if is_narrow else np.empty(layout.coordinates)
     for begin, end in _bounds(layout):
         for start in range(begin, end, _CHUNK):
-            part = slice(start, min(end, start + _CHUNK))
-            whole: Vector = levels[part].astype(np.float32) if narrow > 1 else levels[part].astype(np.float64)
-            whole *= 2
-            whole -= center
-            hadamard(whole, end=narrow)
-            numbers[part] = whole
-        hadamard(numbers[begin:end], begin=narrow)
-    return numbers
+            part = sums[start : min(end, start + _CHUNK)]
+            part[...] = levels[start : start + part.size]
+            part *= 2
+            part -= center
+            hadamard(part, end=run)
+    return sums, run
 
 
 def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
@@ -125,27 +148,13 @@ def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
         stride *= radix
 
 
-def flip_signs(seed: bytes, vector: Vector) -> None:
-    """Change the sign of every coordinate whose bit in the seed's stream is 1, in place; its own inverse."""
-    signs = _signs(seed, vector.size)
-    for start in range(0, vector.size, _CHUNK):
-        _flip(signs, start, vector[start : start + _CHUNK])
-
-
-def _flip(signs: NDArray[np.uint8], start: int, part: Vector) -> None:
-    """`part` begins at coordinate `start`, a multiple of 8."""
+def _flip(blocks: Vector, signs: NDArray[np.uint8]) -> None:
+    """Change the sign where `signs` [k, size] is 1, in place."""
     # The sign is the highest bit of a float; flipping it as a bit is exact, for 0 too, and four times as fast.
-    patterns = part.view(np.uint32 if part.dtype == np.float32 else np.uint64)
-    bits = np.unpackbits(signs[start // 8 :], count=part.size, bitorder="little").astype(patterns.dtype)
+    patterns = blocks.view(np.uint32 if blocks.dtype == np.float32 else np.uint64)
+    bits = signs.astype(patterns.dtype)
     bits <<= patterns.dtype.type(8 * patterns.itemsize - 1)
     np.bitwise_xor(patterns, bits, out=patterns)
-
-
-def _shuffle(layout: Layout, vector: NDArray[np.float32], start: int, part: NDArray[np.float32]) -> None:
-    """Fill `part` with what the shuffle brings to coordinates `start` and on."""
-    blocks = vector.reshape(-1, _block(layout))
-    order = _orders(layout.rotation_seed, len(blocks))[0][start // _block(layout) :][: part.size // _block(layout)]
-    np.take(blocks, order, axis=0, out=part.reshape(len(order), -1), mode="clip")
 
 
 def _multiply_rows(rows: Vector, matrix: Vector) -> None:
@@ -184,28 +193,38 @@ def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
         begin += length
 
 
-def _block(layout: Layout) -> int:
+def block_of(layout: Layout) -> int:
+    """How many coordinates the shuffle moves together."""
     return 1 if layout.coordinates <= _SINGLES_MAX else _BLOCK
 
 
-@lru_cache(maxsize=1)  # the same in every round of a plan; a quarter of what a float32 vector of its length takes
-def _orders(seed: bytes, blocks: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which block comes where: block numbers in the order of 40 random bits each, then of the numbers themselves.
-    And the way back: where each block went."""
+def _order(layout: Layout) -> NDArray[np.intp]:
+    """Which block of the vector comes where."""
+    many = layout.coordinates // block_of(layout)
+    return _shuffled(layout.rotation_seed, many) if len(layout.pieces) > 1 else np.arange(many)
+
+
+@lru_cache(maxsize=1)  # the same in every round of a plan; an eighth of what a float32 vector of its length takes
+def _shuffled(seed: bytes, blocks: int) -> NDArray[np.intp]:
+    """Block numbers in the order of 40 random bits each, then of the numbers themselves."""
     draws = np.frombuffer(_stream(b"shuffle", seed, 8 * blocks), "<u8")
     # One sort of plain words, with the number in the low 24 bits, is ten times as fast as argsort; blocks < 2^24 as
     # a manifest has at most 2^28 parameters.
     numbered = np.sort((draws & ~_NUMBER) | np.arange(blocks, dtype=np.uint64))
     order = (numbered & _NUMBER).astype(np.intp)
-    back = np.empty_like(order)
-    back[order] = np.arange(blocks)
-    order.flags.writeable = back.flags.writeable = False
-    return order, back
+    order.flags.writeable = False
+    return order
+
+
+def _signs(layout: Layout) -> NDArray[np.uint8]:
+    """uint8 [blocks, size]: 1 where the sign of a coordinate of the vector changes."""
+    bits = np.frombuffer(_sign_bits(layout.rotation_seed, layout.coordinates), np.uint8)
+    return np.unpackbits(bits, count=layout.coordinates, bitorder="little").reshape(-1, block_of(layout))
 
 
 @lru_cache(maxsize=1)  # as above, and a thirty-second of such a vector
-def _signs(seed: bytes, coordinates: int) -> NDArray[np.uint8]:
-    return np.frombuffer(_stream(b"signs", seed, -(-coordinates // 8)), np.uint8)
+def _sign_bits(seed: bytes, coordinates: int) -> bytes:
+    return _stream(b"signs", seed, -(-coordinates // 8))
 
 
 def _stream(purpose: bytes, seed: bytes, length: int) -> bytes:
