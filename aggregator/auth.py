@@ -23,14 +23,13 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
         held = sites.holder(session, fingerprint)
     if held is None:
         raise NotEnrolled(_NOT_ENROLLED)
-    certificate, site = held
-    if site.revoked_at is not None:
-        raise SiteRevoked(f"site {site.name!r} was revoked; contact the coordinator")
-    if site.left_at is not None:
-        raise SiteLeft(f"site {site.name!r} has left; to come back, ask the coordinator for a new invitation")
-    if site.approved_at is None or certificate.expires_at <= now:
+    if held.revoked_at is not None:
+        raise SiteRevoked(f"site {held.site!r} was revoked; contact the coordinator")
+    if held.left_at is not None:
+        raise SiteLeft(f"site {held.site!r} has left; to come back, ask the coordinator for a new invitation")
+    if held.approved_at is None or held.expires_at <= now:
         raise NotEnrolled(_NOT_ENROLLED)
-    return site.name
+    return held.site
 
 
 def certificate_fingerprint(certificate_pem: bytes | None) -> bytes:

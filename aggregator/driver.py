@@ -49,6 +49,7 @@ class Driver:
         self._monotonic = monotonic
         self._left_alone: dict[int, float] = {}  # round id -> monotonic time until which it is left alone
         self._tally_at = monotonic()
+        self._leased_at = monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; ring `hub.work` afterwards to be heard at once."""
@@ -102,6 +103,7 @@ class Driver:
         with self._hub.store.write() as session:
             if not rounds.lease(session, round_id, self._owner, now, self._lease_until(now)):
                 return None
+            self._leased_at = self._monotonic()
             row = rounds.by_id(session, round_id)
             for site in self._look(session, row).newcomers:
                 rounds.add_seat(session, row, site)
@@ -167,10 +169,14 @@ class Driver:
         return now + timedelta(seconds=self._hub.settings.driver.lease_s)
 
     def _renew(self, round_id: int) -> None:
+        """Once a quarter of the lease is over: opening asks after each of its many small stages."""
+        if self._monotonic() - self._leased_at < self._hub.settings.driver.lease_s / 4:
+            return
         now = self._hub.clock()
         with self._hub.store.write() as session:
             if not rounds.lease(session, round_id, self._owner, now, self._lease_until(now)):
                 raise LostRace(f"round {round_id}: the lease went to another driver, or the round is over")
+        self._leased_at = self._monotonic()
 
     def _free_leases_of_the_dead(self) -> None:
         """A process of this machine that was killed cannot give back its leases; why wait for them to run out."""

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, CursorResult, Engine, Update, create_engine, event, update
+from sqlalchemy import ColumnElement, Connection, Engine, Update, create_engine, event, insert, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -100,9 +100,8 @@ def guarded(session: Session, statement: Update, change: Change, before: str | N
 
     Raises: LostRace when no row matched. RuntimeError when several did: the WHERE named more than one row.
     """
-    # An UPDATE executed by a Session always yields a CursorResult (SQLAlchemy 2, "ORM-enabled UPDATE").
-    statement = statement.execution_options(synchronize_session=False)
-    result = cast("CursorResult[Any]", session.execute(statement))
+    session.flush()
+    result = session.connection().execute(statement)
     if result.rowcount == 0:
         raise LostRace(
             f"{change.subject}: expected {before or 'the state just read'} before {after}, but it has changed"
@@ -114,9 +113,8 @@ def guarded(session: Session, statement: Update, change: Change, before: str | N
 
 def record(session: Session, change: Change, before: str | None, after: str) -> None:
     """Append one audit row to the transaction in hand: for a row that begins, or for what has no state."""
-    session.add(
-        Audit(at=change.at, actor=change.actor, subject=change.subject, before=before, after=after, why=change.why)
-    )
+    row = {"at": change.at, "actor": change.actor, "subject": change.subject}
+    session.connection().execute(_APPEND, row | {"before": before, "after": after, "why": change.why})
 
 
 def allowed_after(
@@ -130,6 +128,9 @@ def allowed_after(
             return ROUND_TRANSITIONS[before]
         case SeatState():
             return SEAT_TRANSITIONS[before]
+
+
+_APPEND = insert(Audit)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

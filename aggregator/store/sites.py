@@ -5,7 +5,7 @@ changed by `guarded`, so the loser gets LostRace.
 """
 
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import CursorResult, Update, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -132,10 +132,20 @@ def end_certificates(session: Session, site: str, now: datetime) -> None:
     )
 
 
-def holder(session: Session, fingerprint: bytes) -> tuple[Certificate, Site] | None:
-    """A certificate we issued and the site it was issued to, by the SHA-256 of its DER."""
+class Holder(NamedTuple):
+    """Whom a certificate we issued was issued to, until when it is good, and how that site stands."""
+
+    site: str
+    expires_at: datetime
+    approved_at: datetime | None
+    revoked_at: datetime | None
+    left_at: datetime | None
+
+
+def holder(session: Session, fingerprint: bytes) -> Holder | None:
+    """By the SHA-256 of the certificate's DER."""
     row = session.execute(_HOLDER, {"fingerprint": fingerprint}).first()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else Holder(*row)
 
 
 # Asked at every call or look: made once, because making a statement costs as much as carrying it out.
@@ -143,8 +153,8 @@ _IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
 _ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _HOLDER = (
-    select(Certificate, Site)
-    .join(Site, Site.name == Certificate.site)
+    select(Site.name, Certificate.expires_at, Site.approved_at, Site.revoked_at, Site.left_at)
+    .join(Certificate, Certificate.site == Site.name)
     .where(Certificate.fingerprint == bindparam("fingerprint"))
 )
 

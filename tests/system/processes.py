@@ -14,14 +14,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 
-from site_client.records import Status, Update
+from site_client.files import Building, lend_file, sha256_of, write_file
+from site_client.records import Status, Update, to_json
 from site_client.spool import TrainerSide
 
 BIN = Path(sys.executable).parent
@@ -130,12 +131,19 @@ class Place:
 
 
 class Trainers(threading.Thread):
-    """Every site's trainer: the same update for every job, at once."""
+    """Every site's trainer: the same update for every job, at once.
+
+    Its bytes are written and hashed once, and each delivery is a further name for them: what a trainer's disk costs
+    belongs to the hours of training, and is not measured here.
+    """
 
     def __init__(self, place: Place, delta: np.ndarray) -> None:
         super().__init__(name="trainers", daemon=True)
-        self._sides = [TrainerSide(place.site(name) / "spool") for name in place.names]
-        self._delta = delta
+        self._spools = [place.site(name) / "spool" for name in place.names]
+        self._sides = [TrainerSide(spool) for spool in self._spools]
+        self._delta = place.folder / "delta.f32"
+        self._delta.write_bytes(delta.astype("<f4").tobytes())
+        self._digest = sha256_of(self._delta)
         self._stopping = threading.Event()
         for side in self._sides:
             side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
@@ -143,23 +151,30 @@ class Trainers(threading.Thread):
     def run(self) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each hospital has its own: none waits for another's disk
             while not self._stopping.wait(0.05):
-                list(pool.map(self._look_after, self._sides))
+                list(pool.map(self._look_after, self._sides, self._spools))
 
     def stop(self) -> None:
         self._stopping.set()
         self.join()
 
-    def _look_after(self, side: TrainerSide) -> None:
+    def _look_after(self, side: TrainerSide, spool: Path) -> None:
         for job in side.jobs():
-            if not side.delivered(job.run_id, job.round):
-                self._deliver(side, job.run_id, job.round, job.base_model_digest, job.evaluation_only)
+            if side.delivered(job.run_id, job.round):
+                continue
+            update = Update(job.run_id, job.round, job.base_model_digest, "evaluated", None, 100, 0.0, 0, False)
+            if job.evaluation_only:
+                side.deliver(update)
+            else:
+                trained = replace(
+                    update, outcome="trained", delta_sha256=self._digest, loss_sum=50.0, example_count=100
+                )
+                self._lend(spool / "to_agent" / f"update-{job.run_id.hex()}-{job.round}", trained)
         side.sweep()
 
-    def _deliver(self, side: TrainerSide, run_id: bytes, number: int, base: bytes, evaluates: bool) -> None:
-        outcome = "evaluated" if evaluates else "trained"
-        loss = (0.0, 0) if evaluates else (50.0, 100)
-        update = Update(run_id, number, base, outcome, None, 100, *loss, False)
-        side.deliver(update, None if evaluates else self._delta)
+    def _lend(self, folder: Path, update: Update) -> None:
+        with Building(folder, 0o750) as draft:
+            lend_file(self._delta, draft / "delta.f32", 0o640)
+            write_file(draft / "update.json", to_json(update), 0o640)
 
 
 def write_settings(place: Place) -> None:
