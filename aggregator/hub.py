@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from federation.manifest import Model
+
 from aggregator.blobs import Blobs
 from aggregator.config import Settings
 from aggregator.store import Store, open_store
@@ -66,6 +68,7 @@ class Hub:
     random: Random = os.urandom
     tally: Tally = field(default_factory=Tally)
     heard: dict[str, Heard] = field(default_factory=dict)  # by site; `reports` says what for
+    models: dict[bytes, Model] = field(default_factory=dict)  # by digest: the last one opened here, if any
     work: Bell = field(default_factory=Bell)  # the last expected message of a phase arrived: drivers look at once
     phases: Bell = field(default_factory=Bell)  # a round entered another state: held polls look again
 

@@ -142,14 +142,20 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
         progress()
         file = Path(folder) / "next.safetensors"
         save_model(file, model)
-        return Result(opened, model.digest, hub.blobs.take(file), sum_blob, opening.altered)
+        blob = hub.blobs.take(file)
+    hub.models.clear()
+    hub.models[model.digest] = model  # the next round's base
+    return Result(opened, model.digest, blob, sum_blob, opening.altered)
 
 
 def _load_base(hub: Hub, sealed: Sealed) -> Model:
-    """The base model out of its blob.
+    """The base model: still in hand, or out of its blob.
 
     Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
     """
+    kept = hub.models.get(sealed.base.digest)
+    if kept is not None:
+        return kept
     with hub.blobs.open(sealed.base.blob) as source:
         model = load_model(Path(f"/dev/fd/{source.fileno()}"))
     if model.digest != sealed.base.digest:
