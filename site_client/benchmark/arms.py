@@ -87,7 +87,7 @@ class Bench:
         return min(self.training_slices, piece * len(self.split.training)) if piece else self.training_slices
 
     def path(self, arm: str, ending: str) -> Path:
-        return self.folder / self.digest / f"{arm}{ending}"
+        return self.folder / f"{self.digest}-{self.compute.kind}" / f"{arm}{ending}"
 
 
 def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callable[[], bool]) -> Done:

@@ -61,6 +61,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--seed", default=DEFAULTS.seed, type=click.IntRange(0), help="Of weights, split, order and phantom.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--precision", default="auto", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: the faster one.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes that prepare studies; never the result.")
 @click.option("--cache-gib", default=64.0, type=click.FloatRange(0.01), help="Bound of the cache of prepared studies.")
@@ -77,6 +78,7 @@ def benchmark(
     wanted: str,
     out: Path,
     device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "fp32", "bf16"],
     threads: int,
     workers: int,
     cache_gib: float,
@@ -98,7 +100,7 @@ def benchmark(
             phantom = phantom_studies, phantom_profile, phantom_difficulty, settings, workers
             _say_of(ranks)(f"phantom: {phantom_studies} studies of profile {phantom_profile}")
             data = ranks.first(lambda: phantom_folder(state, *phantom))
-        compute = choose(device, threads, settings.image_size_px, ranks)
+        compute = choose(device, threads, settings.image_size_px, ranks, precision)
         bench, validation_slices = _bench(settings, data, state, compute, workers, cache_gib)
         with _stop_signals() as stopping:
             found = _run_all(bench, arms, stopping)

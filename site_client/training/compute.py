@@ -25,19 +25,29 @@ class Compute:
     def name(self) -> str:
         """Part of what a checkpoint must agree on: numbers of another device or precision differ in the last bits."""
         many = "" if self.ranks.world == 1 else f"{self.ranks.world}x"
-        precision = "bf16" if self.bf16 else "fp32"
-        return f"{many}{self.device.type}-{precision}-{torch.get_num_threads()}-{torch.__version__}"
+        return f"{many}{self.kind}-{torch.get_num_threads()}-{torch.__version__}"
+
+    @property
+    def kind(self) -> str:
+        """Device and precision."""
+        return f"{self.device.type}-{'bf16' if self.bf16 else 'fp32'}"
 
 
-def choose(device: Literal["auto", "cpu", "cuda"], threads: int, image_size_px: int, ranks: Ranks = ONE) -> Compute:
+def choose(
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int,
+    image_size_px: int,
+    ranks: Ranks = ONE,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+) -> Compute:
     """Sets torch's threads (0: one a core, among all processes) and decides the rest."""
     if threads or ranks.world > 1:
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // ranks.world))
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda and ranks.world > 1:
         torch.cuda.set_device(ranks.rank)  # what "cuda" means in this process
-    fast_bf16 = cuda or _cpu_has_bf16()
-    return Compute(torch.device("cuda" if cuda else "cpu"), fast_bf16 and image_size_px >= _BF16_FROM_PX, ranks)
+    pays = (cuda or _cpu_has_bf16()) and image_size_px >= _BF16_FROM_PX
+    return Compute(torch.device("cuda" if cuda else "cpu"), pays if precision == "auto" else precision == "bf16", ranks)
 
 
 def _cpu_has_bf16() -> bool:

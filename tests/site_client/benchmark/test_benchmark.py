@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Ben
     path = bench("one").path("lite-slices", ".npz")
     path.write_bytes(path.read_bytes()[:-100])
     assert load(bench("one"), "lite-slices") is None
+
+
+def test_another_precision_is_another_result_of_the_same_draws(bench: Callable[[str], Bench]) -> None:
+    full = bench("one")
+    half = replace(full, compute=choose("cpu", 1, 64, precision="bf16"))
+    first, other = (run_arm(each, "lite-slices", _silent, lambda: False) for each in (full, half))
+    assert first.digest != other.digest
+    assert other.epochs[0].train_loss == pytest.approx(first.epochs[0].train_loss, rel=0.05)
 
 
 def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
