@@ -10,6 +10,7 @@ from site_client.inference import ranked
 from site_client.inference.metrics import (
     DRAWS,
     ECE_BINS,
+    PREVALENCES,
     Column,
     Figure,
     Measure,
@@ -17,6 +18,7 @@ from site_client.inference.metrics import (
     accuracy,
     draw_patients,
     measure,
+    predictive,
     reliability,
     weighted_log_loss,
 )
@@ -34,14 +36,15 @@ Points = tuple[tuple[float, float], ...]
 @dataclass(frozen=True)
 class Row:
     """One label. `figures` has a reason instead of a value where there are fewer than POSITIVES_MIN positives, and then
-    both curves are empty. roc: false and true positive rate. calibration: mean chance and share of positives of bins of
-    equally many rows.
+    `predictive` (PPV and NPV by prevalence) and both curves are empty. roc: false and true positive rate. calibration:
+    mean chance and share of positives of bins of equally many rows.
     """
 
     positives: int
     rows: int
     patients_with: int
     figures: Mapping[Measure, Figure]
+    predictive: Mapping[float, tuple[Figure, Figure]]
     roc: Points
     calibration: Points
 
@@ -86,9 +89,10 @@ def _row(column: Column, draws: ranked.Reals) -> Row:
     positives = int((column.truth == 1).sum())
     counts = positives, len(column.truth), column.patients_with(1)
     if positives < POSITIVES_MIN:
-        return Row(*counts, {which: Figure(None, reason=_TOO_FEW) for which in Measure}, (), ())
+        return Row(*counts, {which: Figure(None, reason=_TOO_FEW) for which in Measure}, {}, (), ())
     figures = {which: measure(column, which, draws) for which in Measure}
-    return Row(*counts, figures, _roc(column), _calibration(column))
+    values = {prevalence: predictive(column, prevalence, draws) for prevalence in PREVALENCES}
+    return Row(*counts, figures, values, _roc(column), _calibration(column))
 
 
 def _roc(column: Column) -> Points:
@@ -111,6 +115,10 @@ def _level_json(level: Level) -> dict[str, object]:
             "rows": row.rows,
             "patients_with": row.patients_with,
             "figures": {which.value: asdict(figure) for which, figure in row.figures.items()},
+            "predictive": {
+                f"{prevalence:.2f}": {"ppv": asdict(ppv), "npv": asdict(npv)}
+                for prevalence, (ppv, npv) in row.predictive.items()
+            },
             "roc": row.roc,
             "calibration": row.calibration,
         }

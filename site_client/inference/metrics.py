@@ -11,9 +11,11 @@ of weights per row: the set itself is the draw in which each weight is 1, so the
     LOG_LOSS       mean cross-entropy, chances clipped at 1e-15
     SENSITIVITY_90 at a specificity of at least .90; SENSITIVITY_95 likewise
     SPECIFICITY_95 at a sensitivity of at least .95
+
+PPV and NPV are what the threshold behind SPECIFICITY_95 would mean where a finding is as common as said.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -30,6 +32,7 @@ from site_client.model.labels import LABEL_WEIGHTS
 
 DRAWS: Final = 2000
 PATIENTS_MIN: Final = 10  # for an interval
+PREVALENCES: Final = (0.05, 0.10, 0.15, 0.40)  # from emergency rooms to a collection made for training
 ECE_BINS: Final = 15
 _CLIP: Final = 1e-15
 _CELLS_AT_ONCE: Final = 1 << 22  # of a table draws x rows: 32 MiB
@@ -142,6 +145,27 @@ def measure(column: Column, which: Measure, draws: Reals | None = None) -> Figur
     return Figure(value, low, high)
 
 
+def predictive(column: Column, prevalence: float, draws: Reals | None = None) -> tuple[Figure, Figure]:
+    """PPV and NPV: the share of true answers among all "yes", and among all "no", where this share of rows is positive.
+
+    By Bayes' rule from sensitivity and specificity, which do not depend on how many of these very rows are positive.
+    """
+    reason = _why_not(column, Measure.SPECIFICITY_95)
+    if reason is not None:
+        return Figure(None, reason=reason), Figure(None, reason=reason)
+    own = _predictive_of_draws(column, prevalence, np.ones((1, column.patients_count)))
+    values = [float(value[0]) if np.isfinite(value[0]) else None for value in own]
+    if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN:
+        ranges: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
+    else:
+        ranges = [interval(value) for value in _predictive_of_draws(column, prevalence, draws)]
+    ppv, npv = (
+        Figure(None, reason="nothing is called negative") if value is None else Figure(value, *limits)
+        for value, limits in zip(values, ranges, strict=True)
+    )
+    return ppv, npv
+
+
 def compare(first: Column, second: Column, which: Measure, draws: Reals) -> Difference:
     """Paired: both models on the same rows and the same draws. Raises EvaluationRefused when the rows differ."""
     if not (np.array_equal(first.truth, second.truth) and np.array_equal(first.patients, second.patients)):
@@ -235,10 +259,23 @@ def of_draws(column: Column, which: Measure, draws: Reals) -> Reals:
         return _mean((column.chances - column.truth) ** 2, column.patients, draws)
     if which is Measure.LOG_LOSS:
         return _mean(_cross_entropy(column.chances, column.truth), column.patients, draws)
+    return np.concatenate([_ORDER[which](*counts) for counts in _counts(column, draws)])
+
+
+def _counts(column: Column, draws: Reals) -> Iterator[tuple[Reals, Reals]]:
+    """What `ranked` works on, for a part of the draws at a time."""
     order = Ranked.of(column.chances, column.truth)
     at_once = max(1, _CELLS_AT_ONCE // max(1, len(column.truth)))
-    parts = [draws[start : start + at_once] for start in range(0, len(draws), at_once)]
-    return np.concatenate([_ORDER[which](*order.counts(part[:, column.patients])) for part in parts])
+    for start in range(0, len(draws), at_once):
+        yield order.counts(draws[start : start + at_once, column.patients])
+
+
+def _predictive_of_draws(column: Column, prevalence: float, draws: Reals) -> tuple[Reals, Reals]:
+    rates = [ranked.rates_at(0.95, *counts) for counts in _counts(column, draws)]
+    sensitivity, specificity = (np.concatenate(part) for part in zip(*rates, strict=True))
+    found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    spared, alarmed = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
+    return _divided(found, found + alarmed), _divided(spared, spared + missed)
 
 
 def _calibration_error(column: Column, draws: Reals) -> Reals:

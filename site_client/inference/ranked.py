@@ -65,7 +65,19 @@ def sensitivity_at(specificity: float, negative: Reals, positive: Reals) -> Real
 
 def specificity_at(sensitivity: float, negative: Reals, positive: Reals) -> Reals:
     """f64[D]: the highest specificity of a threshold whose sensitivity is at least this."""
-    return _best(allowed=positive[:, ::-1], gained=negative[:, ::-1], share=1 - sensitivity)
+    return rates_at(sensitivity, negative, positive)[1]
+
+
+def rates_at(sensitivity: float, negative: Reals, positive: Reals) -> tuple[Reals, Reals]:
+    """f64[D] each: sensitivity and specificity of the highest threshold whose sensitivity is at least this; nan when a
+    draw lacks a kind.
+    """
+    found = np.cumsum(positive, axis=1)
+    total, negatives = found[:, -1:], negative.sum(axis=1)
+    first = np.argmax(found >= sensitivity * total - 1e-9 * np.maximum(total, 1), axis=1)[:, None]  # as in _best
+    taken = np.take_along_axis(np.cumsum(negative, axis=1), first, axis=1)[:, 0]
+    true = _ratio(np.take_along_axis(found, first, axis=1)[:, 0], np.where(negatives > 0, total[:, 0], 0))
+    return true, np.where(np.isfinite(true), _ratio(negatives - taken, negatives), np.nan)
 
 
 def roc(negative: Reals, positive: Reals) -> tuple[Reals, Reals]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from site_client.inference.drawing import COLORS, Axis, Line, Points, chart, legend, picture
 from site_client.inference.evaluation import POSITIVES_MIN, Evaluation, Level, Row
-from site_client.inference.metrics import DRAWS, PATIENTS_MIN, Figure, Measure
+from site_client.inference.metrics import DRAWS, PATIENTS_MIN, PREVALENCES, Figure, Measure
 
 SYNTHETIC: Final = "Research. Synthetic patients: nothing here is clinical evidence."
 REAL: Final = "Research. Not a medical device; not for diagnosis or treatment."
@@ -63,7 +63,7 @@ def _level(name: str, level: Level) -> str:
     head = "".join(f"<th scope=col>{words}</th>" for words in ("", "n⁺", *_COLUMNS.values()))
     rows = "".join(_row(label, row) for label, row in reversed([*level.labels.items()]))
     table = f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    return f"<section><h2>{name}</h2>{whole}{table}{_curves(name, level)}</section>"
+    return f"<section><h2>{name}</h2>{whole}{table}{_predictive(level)}{_curves(name, level)}</section>"
 
 
 def _row(label: str, row: Row) -> str:
@@ -73,6 +73,25 @@ def _row(label: str, row: Row) -> str:
         return f"<tr><th scope=row>{label}</th><td>{count}</td><td colspan=8 class=soft>{reason}: no figure</td></tr>"
     cells = "".join(f"<td>{_cell(row.figures[which])}</td>" for which in _COLUMNS)
     return f"<tr><th scope=row>{label}</th><td>{count}</td>{cells}</tr>"
+
+
+def _predictive(level: Level) -> str:
+    """PPV and NPV of the labels that have figures; nothing when none has."""
+    shown = [(label, row.predictive) for label, row in reversed([*level.labels.items()]) if row.predictive]
+    if not shown:
+        return ""
+    cells = {
+        label: "".join(f"<td>{_cell(ppv)}</td><td>{_cell(npv)}</td>" for ppv, npv in values.values())
+        for label, values in shown
+    }
+    rows = "".join(f"<tr><th scope=row>{label}</th>{text}</tr>" for label, text in cells.items())
+    over = "".join(f"<th colspan=2 scope=colgroup>at {prevalence:.0%}</th>" for prevalence in PREVALENCES)
+    under = "<th scope=col>PPV</th><th scope=col>NPV</th>" * len(PREVALENCES)
+    return (
+        "<p>Predictive values of the threshold with sensitivity .95, where the finding is as common as said:</p>"
+        f"<div class=scroll><table><thead><tr><th></th>{over}</tr><tr><th></th>{under}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _curves(name: str, level: Level) -> str:

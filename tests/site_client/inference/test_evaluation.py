@@ -30,7 +30,7 @@ def test_below_ten_positives_there_is_a_count_and_no_figure(positives: int, show
     row = _evaluation(positives).slices.labels["epidural"]
     assert row.positives == positives
     assert all((figure.value is not None) is shown for figure in row.figures.values())
-    assert bool(row.roc) is bool(row.calibration) is shown
+    assert bool(row.roc) is bool(row.calibration) is bool(row.predictive) is shown
 
 
 def test_what_is_drawn_is_what_is_measured() -> None:
@@ -52,6 +52,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_says_what_it_is() -> None:
     assert "fewer than 10 positives: no figure" in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+    assert text.count(">at 40%<") == 2  # slices, studies
     assert "<i>" not in text
     assert text.count("<svg") == 3  # slices, studies, losses
     real = page(Heading("lite", "ab" * 32, "", False), _evaluation(9))
@@ -64,3 +65,7 @@ def test_the_json_holds_every_figure_and_is_strict() -> None:
     figures = document["slices"]["labels"]["any"]["figures"]
     assert set(figures) == {which.value for which in Measure}
     assert document["studies"]["labels"]["subdural"]["figures"]["AUC"]["reason"] == "fewer than 10 positives"
+    predictive = document["slices"]["labels"]["any"]["predictive"]
+    assert set(predictive) == {"0.05", "0.10", "0.15", "0.40"}
+    assert 0 < predictive["0.05"]["ppv"]["value"] < predictive["0.40"]["ppv"]["value"] < 1
+    assert document["slices"]["labels"]["epidural"]["predictive"] == {}

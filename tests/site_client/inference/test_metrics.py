@@ -17,6 +17,7 @@ from site_client.inference.metrics import (
     draw_patients,
     measure,
     of_draws,
+    predictive,
     refuse_shared_patients,
     reliability,
     weighted_log_loss,
@@ -70,6 +71,33 @@ def test_measures_of_order_agree_with_their_definitions(rows: list[tuple[int, in
     }
     for which, value in expected.items():
         assert measure(column, which).value == pytest.approx(value, abs=1e-12), which
+
+
+@given(ROWS)
+@EXAMPLES
+def test_predictive_values_at_the_sets_own_prevalence_are_what_one_counts(rows: list[tuple[int, int, int]]) -> None:
+    column = _column(rows)
+    if len(set(column.truth)) < 2:
+        return
+    threshold = max(t for t in column.chances if (column.chances >= t)[column.truth == 1].mean() >= 0.95 - 1e-9)
+    called = column.chances >= threshold
+    ppv, npv = predictive(column, float(column.truth.mean()))
+    assert ppv.value == pytest.approx((column.truth[called] == 1).mean())
+    if called.all():
+        assert (npv.value, npv.reason) == (None, "nothing is called negative")
+    else:
+        assert npv.value == pytest.approx((column.truth[~called] == 0).mean())
+
+
+def test_the_rarer_a_finding_the_less_a_yes_says_and_the_more_a_no() -> None:
+    rng = np.random.default_rng(2)
+    truth = (rng.random(400) < 0.3).astype(np.int8)
+    column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
+    found = [predictive(column, prevalence, draw_patients(200, 200, rng)) for prevalence in (0.05, 0.10, 0.40)]
+    ppv, npv = ([pair[place].value for pair in found] for place in (0, 1))
+    assert ppv == sorted(ppv)
+    assert npv == sorted(npv, reverse=True)
+    assert all(figure.low < figure.value < figure.high for pair in found for figure in pair)
 
 
 @given(ROWS)
