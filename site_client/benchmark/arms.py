@@ -7,23 +7,29 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from federation.manifest import Model, save_model
 
 from site_client.benchmark.settings import Settings
-from site_client.files import replace_file
+from site_client.files import remove, replace_file
 from site_client.inference.answers import Answers, answer, clock_of
 from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
 from site_client.model.calibration import CalibratedNet
 from site_client.model.labels import ANY
+from site_client.model.network import Network, SequenceNet
 from site_client.model.registry import build, model_of
 from site_client.training.calibrate import prior_offsets
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Progress, train
+from site_client.training.shelf import Shelf
+from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import Streams
+
+_EMBEDDINGS_BYTES = 16 << 30  # far beyond what a million slices of 1024 features take in float32
 
 
 @dataclass(frozen=True)
@@ -96,50 +102,83 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     if found is not None:
         say(f"{arm}: finished before")
         return found
-    settings, plan = bench.settings, bench.settings.training()
-    net = build(arm, settings.seed).to(bench.compute.device)
-    judged = CalibratedNet(net, prior_offsets(bench.split.training))
-    steps_an_epoch = math.ceil(len(bench.split.training) / plan.studies_per_step)
-    begun = _Begun(bench.path(arm, ".begun.json"))
-    clock = clock_of(bench.compute)
-    since, steps = clock(), 0
-    last: Answers | None = None
-
-    def look(at: Progress) -> None:
-        nonlocal since, steps, last
-        steps += 1
-        if at.step % steps_an_epoch:
-            return
-        seconds = (clock() - since) * steps_an_epoch / steps  # fewer steps than an epoch has: going on after a stop
-        last = answer(judged, bench.split.validation, bench.loader, bench.compute)
-        epoch = _epoch(at.step // steps_an_epoch, at.loss, last)
-        net.train()
-        begun.add(epoch, seconds)
-        left = (plan.epochs - epoch.number) * seconds
-        say(
-            f"{arm}: epoch {epoch.number} of {plan.epochs}, training loss {epoch.train_loss:.4f}, "
-            f"validation loss {epoch.validation_loss:.4f}; about {left:.0f} processor seconds to go"
-        )
-        since, steps = clock(), 0
-
-    config = hashlib.sha256(f"{bench.digest}|{bench.compute.name}".encode()).hexdigest()
-    checkpoints = Checkpoints(bench.path(arm, ".checkpoints"), Identity("train", "", 0, arm, bench.digest, config))
-    streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
-    loader = bench.loader.teaching(net)
-    train(net, plan, bench.split.training, loader, streams, bench.compute, checkpoints, look, stopping)
+    net = build(arm, bench.settings.seed).to(bench.compute.device)
+    stages = bench.settings.stages_of(net)
+    judge = _Judge(bench, arm, net, bench.settings.epochs if stages is None else stages.epochs, say)
+    _teach(bench, arm, net, stages, judge, stopping)
 
     def finish() -> Done:
         model = model_of(net)
-        # Judged just now, unless a stop came between the last step and its judgement.
-        done = _finished(
-            bench, arm, model, begun, last or answer(judged, bench.split.validation, bench.loader, bench.compute)
-        )
+        done = _finished(bench, arm, model, judge.begun, judge.last_answers(), alike=stages is None)
         _save(bench, done, model)
-        checkpoints.clear()
-        begun.path.unlink(missing_ok=True)
+        for left in bench.path(arm, "").parent.glob(f"{arm}.*"):
+            if left.suffix in (".checkpoints", ".embeddings"):
+                remove(left)
+        judge.begun.path.unlink(missing_ok=True)
         return done
 
     return bench.compute.ranks.first(finish)
+
+
+def _teach(
+    bench: Bench, arm: str, net: Network, stages: Stages | None, judge: "_Judge", stopping: Callable[[], bool]
+) -> None:
+    plan, studies, compute = bench.settings.training(), bench.split.training, bench.compute
+    config = hashlib.sha256(f"{bench.digest}|{compute.name}".encode()).hexdigest()
+    streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
+    loader = bench.loader.teaching(net)
+
+    def checkpoints(stage: str) -> Checkpoints:
+        folder = bench.path(arm, f".{stage}.checkpoints")
+        return Checkpoints(folder, Identity("train", "", 0, arm, bench.digest, config))
+
+    if stages is None or not isinstance(net, SequenceNet):
+        train(net, plan, studies, loader, streams, compute, checkpoints("whole"), judge.look, stopping)
+        return
+    shelf = Shelf(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
+    before = {"backbone": 0, "reader": stages.backbone, "end-to-end": stages.backbone + stages.reader}
+
+    def look(stage: str, at: Progress) -> None:
+        judge.look(at, before[stage])
+
+    train_in_stages(net, plan, stages, studies, loader, shelf, streams, compute, checkpoints, look, stopping)
+
+
+class _Judge:
+    """Looks at an arm after every step, judges it after every epoch, and says how it stands."""
+
+    def __init__(self, bench: Bench, arm: str, net: Network, epochs: int, say: Callable[[str], None]) -> None:
+        self._bench, self._arm, self._net, self._epochs, self._say = bench, arm, net, epochs, say
+        self._judged = CalibratedNet(net, prior_offsets(bench.split.training))
+        self._steps_an_epoch = math.ceil(len(bench.split.training) / bench.settings.studies_per_step)
+        self._clock = clock_of(bench.compute)
+        self._since, self._steps = self._clock(), 0
+        self._last: Answers | None = None
+        self.begun = _Begun(bench.path(arm, ".begun.json"))
+
+    def look(self, at: Progress, epochs_before: int = 0) -> None:
+        self._steps += 1
+        if at.step % self._steps_an_epoch:
+            return
+        # Fewer steps than an epoch has: going on after a stop.
+        seconds = (self._clock() - self._since) * self._steps_an_epoch / self._steps
+        self._last = self._answers()
+        epoch = _epoch(epochs_before + at.step // self._steps_an_epoch, at.loss, self._last)
+        self._net.train()
+        self.begun.add(epoch, seconds)
+        left = (self._epochs - epoch.number) * seconds
+        self._say(
+            f"{self._arm}: epoch {epoch.number} of {self._epochs}, training loss {epoch.train_loss:.4f}, "
+            f"validation loss {epoch.validation_loss:.4f}; about {left:.0f} processor seconds to go"
+        )
+        self._since, self._steps = self._clock(), 0
+
+    def last_answers(self) -> Answers:
+        """Those of the end: given just now, unless a stop came between the last step and its judgement."""
+        return self._last or self._answers()
+
+    def _answers(self) -> Answers:
+        return answer(self._judged, self._bench.split.validation, self._bench.loader, self._bench.compute)
 
 
 class _Begun:
@@ -172,7 +211,8 @@ def _epoch(number: int, train_loss: float, found: Answers) -> Epoch:
     )
 
 
-def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers) -> Done:
+def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers, *, alike: bool) -> Done:
+    """`alike`: every epoch did the same."""
     epochs = [epoch for _, (epoch, _) in sorted(begun.epochs.items())]
     seconds = sorted(seconds for _, seconds in begun.epochs.values())
     slices = bench.slices_a_pass(in_pieces=len(last.slices.patients) > 0)
@@ -180,7 +220,7 @@ def _finished(bench: Bench, arm: str, model: Model, begun: _Begun, last: Answers
         arm,
         model.manifest.size,
         tuple(epochs),
-        slices / seconds[len(seconds) // 2],  # the median pass; the first one also warms up
+        slices / (seconds[len(seconds) // 2] if alike else fmean(seconds)),  # the first pass also warms up
         last.ms_per_slice,
         model.digest.hex(),
         last.slices,

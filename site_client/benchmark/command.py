@@ -31,6 +31,7 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
 from site_client.training.ranks import Ranks, of_torchrun
+from site_client.training.stages import Stages
 
 DEFAULTS = Settings()
 _GIB = 1 << 30
@@ -42,6 +43,12 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--arms", "wanted", default="all", help="all, or names of the registry separated by commas.")
 @click.option("--out", required=True, type=_FOLDER, help="The table goes here; work in progress to .state below it.")
 @click.option("--epochs", default=DEFAULTS.epochs, type=click.IntRange(1, 1000))
+@click.option(
+    "--stages",
+    callback=lambda _context, _option, text: _stages(text),
+    help="A,B,C: epochs of the backbone, of the recurrence on kept embeddings, and of both; instead of --epochs, for "
+    "arms that have a recurrence.",
+)
 @click.option(
     "--batch", "studies_per_step", default=DEFAULTS.studies_per_step, type=click.IntRange(1, 64), help="Studies."
 )
@@ -113,6 +120,15 @@ def benchmark(
     _write_pages(out / "evaluations", found, origin)
     if any(isinstance(arm, Failed) for arm in found):
         context.exit(1)
+
+
+def _stages(text: str | None) -> Stages | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and 1 <= int(part) <= 1000 for part in parts):
+        raise click.BadParameter(f"expected three numbers of epochs, 1 to 1000, as in 3,10,2, got {text!r}")
+    return Stages(*(int(part) for part in parts))
 
 
 def _arms(wanted: str) -> list[str]:

@@ -11,9 +11,11 @@ from typing import Final
 from federation.plan import LocalTraining
 
 from site_client.model.inputs import PIPELINE_VERSION
+from site_client.model.network import Network, SequenceNet
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.streams import GENERATOR_VERSION
 from site_client.phantom.study import Wishes
+from site_client.training.stages import Stages
 
 # A sequence arm and the same backbone without its recurrence.
 TWINS: Final = MappingProxyType(
@@ -32,7 +34,7 @@ class Settings:
     """Equal settings on equal patients give equal figures (one kind of machine, one version of torch).
 
     slices: of the data set, training and validation together; 0 takes all. studies_per_step: the batch.
-    slices_per_study: of each study in a step; 0 takes all.
+    slices_per_study: of each study in a step; 0 takes all. stages: of arms with a recurrence, instead of `epochs`.
     """
 
     epochs: int = 5
@@ -44,11 +46,17 @@ class Settings:
     studies_per_step: int = 2
     slices_per_study: int = 0
     validation_fraction: float = 0.2
+    stages: Stages | None = None
 
     def digest(self, data_hash: str) -> str:
         """Names the results of these settings on these patients: 16 hex digits."""
         parts = {**asdict(self), "data": data_hash, "pipeline": PIPELINE_VERSION}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def stages_of(self, net: Network) -> Stages | None:
+        """In which stages this network is trained; None in one."""
+        has_recurrence = isinstance(net, SequenceNet) and net.reader.sequence is not None
+        return self.stages if has_recurrence else None
 
     def training(self) -> LocalTraining:
         return LocalTraining(

@@ -212,7 +212,7 @@ def _row(bench: Bench, each: Judged, origin: Origin) -> str:
         str(bench.settings.studies_per_step),
         f"{bench.training_slices:,}",
         f"{origin.validation_slices:,}",
-        str(bench.settings.epochs),
+        str(len(done.epochs)),
         f"{last.train_loss:.4f}",
         f"{last.validation_loss:.4f}",
         _text(each.accuracy),

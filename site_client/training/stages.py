@@ -31,6 +31,10 @@ class Stages:
     reader: int
     end_to_end: int
 
+    @property
+    def epochs(self) -> int:
+        return self.backbone + self.reader + self.end_to_end
+
 
 def train_in_stages(
     net: SequenceNet,

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from site_client.benchmark.arms import Bench, Done, Failed, load, run_arm
-from site_client.benchmark.command import _run_all
+from site_client.benchmark.command import _run_all, benchmark
 from site_client.benchmark.settings import TWINS, Settings
 from site_client.benchmark.table import Origin, write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
@@ -23,6 +24,7 @@ from site_client.training.cache import StudyCache
 from site_client.training.compute import choose
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
+from site_client.training.stages import Stages
 
 SLICES = 3
 
@@ -73,6 +75,33 @@ def test_an_arm_stopped_anywhere_goes_on_to_the_model_and_the_curve_of_an_undist
     assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
     assert [epoch.number for epoch in done.epochs] == [1, 2]
     assert all(np.isfinite([epoch.train_loss, epoch.validation_loss]).all() for epoch in done.epochs)
+
+
+def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped(bench: Callable[[str], Bench]) -> None:
+    def staged(name: str) -> Bench:
+        made = bench(name)
+        return replace(made, settings=replace(made.settings, stages=Stages(1, 2, 1)))
+
+    whole = run_arm(staged("whole"), "lite", _silent, lambda: False)
+    pieces = staged("pieces")
+    for budget in (3, 6, 3):  # studies: in the backbone's epoch, in the reader's first and in its second
+        asked = iter(range(100))
+        with pytest.raises(Stopped):
+            run_arm(pieces, "lite", _silent, lambda b=budget, a=asked: next(a) >= b)
+    done = run_arm(pieces, "lite", _silent, lambda: False)
+    assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
+    assert [epoch.number for epoch in done.epochs] == [1, 2, 3, 4]
+    left = {path.suffix for path in pieces.path("lite", "").parent.iterdir()}
+    assert left == {".npz", ".safetensors"}
+    assert done.digest != run_arm(bench("at once"), "lite", _silent, lambda: False).digest
+    assert [epoch.number for epoch in run_arm(pieces, "lite-slices", _silent, lambda: False).epochs] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "0,1,1", "a,1,1", "1,1,1001", ""])
+def test_stages_that_are_not_three_numbers_are_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+    said = CliRunner().invoke(benchmark, ["--out", str(tmp_path), "--stages", text])
+    assert said.exit_code == 2
+    assert "expected three numbers of epochs" in said.output
 
 
 def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Bench]) -> None:
