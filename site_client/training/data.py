@@ -157,7 +157,7 @@ class Loader:
 
 def input_of(prepared: PreparedStudy, device: torch.device) -> Tensor:
     """f32[T,5,H,W] in [-1,1], what a network reads of a study."""
-    return torch.from_numpy(compose_channels(prepared.windows)).to(device).float() / 127.5 - 1
+    return torch.from_numpy(compose_channels(prepared.windows)).to(device).float().div_(127.5).sub_(1)
 
 
 def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], source_slices: tuple[range, ...]) -> Sample:
