@@ -23,31 +23,34 @@ class Payloads:
     def __init__(self, folder: Path, limit_bytes: int, pack_bytes: int = PACK_BYTES) -> None:
         self._folder, self._limit_bytes, self._pack_bytes = folder, limit_bytes, pack_bytes
         private_folder(folder)
-        for pack in _packs(folder)[-1:]:
+        packs = _packs(folder)
+        for pack in packs[-1:]:
             os.truncate(pack, _whole_bytes(pack))  # a crash may have left half a record
+        # Oldest first, and known here: a look at the folder for every message would cost more than the writing.
+        self._sizes = {pack: pack.stat().st_size for pack in packs}
 
     def keep(self, seq: int, data: bytes) -> None:
         """Keeps what the entry `seq` is about, and forgets the oldest beyond the limit. Errors: OSError."""
         if self._limit_bytes == 0:
             return
         record = _RECORD.pack(seq, len(data)) + data
-        packs = _packs(self._folder)
-        fits = packs and packs[-1].stat().st_size + len(record) <= self._pack_bytes
-        path = packs[-1] if fits else self._folder / f"{seq:012d}.pack"
+        newest = next(reversed(self._sizes), None)
+        fits = newest is not None and self._sizes[newest] + len(record) <= self._pack_bytes
+        path = newest if newest is not None and fits else self._folder / f"{seq:012d}.pack"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(handle, "wb") as file:
             belongs_with_its_folder(handle, path)
             file.write(record)
+        self._sizes[path] = self._sizes.get(path, 0) + len(record)
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        packs = _packs(self._folder)
-        held = sum(pack.stat().st_size for pack in packs)
-        for pack in packs[:-1]:
+        held = sum(self._sizes.values())
+        for pack in list(self._sizes)[:-1]:
             if held <= self._limit_bytes:
                 return
-            held -= pack.stat().st_size
-            pack.unlink()
+            held -= self._sizes.pop(pack)
+            pack.unlink(missing_ok=True)
 
 
 def kept(folder: Path) -> Iterator[tuple[int, bytes]]:
