@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Update, create_engine, event, insert, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, create_engine, event, insert, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -100,15 +100,20 @@ def guarded(session: Session, statement: Update, change: Change, before: str | N
 
     Raises: LostRace when no row matched. RuntimeError when several did: the WHERE named more than one row.
     """
-    session.flush()
-    result = session.connection().execute(statement)
-    if result.rowcount == 0:
+    rows = rows_changed(session, statement)
+    if rows == 0:
         raise LostRace(
             f"{change.subject}: expected {before or 'the state just read'} before {after}, but it has changed"
         )
-    if result.rowcount > 1:
-        raise RuntimeError(f"{change.subject}: {result.rowcount} rows for one transition")
+    if rows > 1:
+        raise RuntimeError(f"{change.subject}: {rows} rows for one transition")
     record(session, change, before, after)
+
+
+def rows_changed(session: Session, statement: Update | Delete) -> int:
+    """Run it, after what was added to the session, and past the session's objects: who needs one reads it anew."""
+    session.flush()
+    return session.connection().execute(statement).rowcount
 
 
 def record(session: Session, change: Change, before: str | None, after: str) -> None:
@@ -130,7 +135,7 @@ def allowed_after(
             return SEAT_TRANSITIONS[before]
 
 
-_APPEND = insert(Audit)
+_APPEND = insert(Audit)  # made once, because making a statement costs as much as carrying it out
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

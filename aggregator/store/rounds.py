@@ -6,12 +6,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, and_, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
-from aggregator.store.engine import Change, record, transition
+from aggregator.store.engine import Change, record, rows_changed, transition
 from aggregator.store.runs import ACTIVE
 from aggregator.tables import ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
 
@@ -192,7 +192,7 @@ def lease(session: Session, round_id: int, owner: str, now: datetime, until: dat
     """
     free = or_(Round.lease_until.is_(None), Round.lease_until <= now, Round.lease_owner == owner)
     statement = update(Round).where(Round.id == round_id, free, Round.state.not_in(OVER))
-    return _rows(session, statement.values(lease_owner=owner, lease_until=until)) == 1
+    return rows_changed(session, statement.values(lease_owner=owner, lease_until=until)) == 1
 
 
 def leases(session: Session) -> list[tuple[int, str]]:
@@ -204,7 +204,7 @@ def leases(session: Session) -> list[tuple[int, str]]:
 def release(session: Session, round_id: int, owner: str) -> None:
     """Give the lease back, if this driver still holds it."""
     statement = update(Round).where(Round.id == round_id, Round.lease_owner == owner)
-    _rows(session, statement.values(lease_owner=None, lease_until=None))
+    rows_changed(session, statement.values(lease_owner=None, lease_until=None))
 
 
 # --- seats ---
@@ -289,18 +289,18 @@ def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) ->
 def clear_payloads(session: Session, round_id: int) -> None:
     """Forget what was sent in an attempt that failed; the digests of blobs stay until those are deleted."""
     nothing = {"advertisement": None, "shares": None, "upload_claim": None, "confirmation": None, "reveal": None}
-    _rows(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
+    rows_changed(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
 
 
 def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
     """Remember which blob the member is about to send."""
-    _rows(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
+    rows_changed(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
 
 
 def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
     """The blob `digest` is deleted; a newer one that the member has offered since stays."""
     where = _is_seat(round_id, site) & (Seat.upload_digest == digest)
-    _rows(session, update(Seat).where(where).values(upload_digest=None))
+    rows_changed(session, update(Seat).where(where).values(upload_digest=None))
 
 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:
@@ -326,8 +326,3 @@ def with_state(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -
 
 def _is_seat(round_id: int, site: str) -> ColumnElement[bool]:
     return (Seat.round_id == round_id) & (Seat.site == site)
-
-
-def _rows(session: Session, statement: Update) -> int:
-    result = session.connection().execute(statement.execution_options(synchronize_session=False))
-    return result.rowcount

@@ -5,15 +5,15 @@ changed by `guarded`, so the loser gets LostRace.
 """
 
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from sqlalchemy import CursorResult, Update, bindparam, delete, func, select, update
+from sqlalchemy import Update, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from aggregator.errors import LostRace, NotFound
 from aggregator.states import SiteStanding
-from aggregator.store.engine import Change, guarded
+from aggregator.store.engine import Change, guarded, rows_changed
 from aggregator.tables import Certificate, Challenge, Invitation, RosterEpoch, Site, SiteReport
 
 PENDING, APPROVED = SiteStanding.PENDING, SiteStanding.APPROVED
@@ -66,13 +66,13 @@ def put_invitation(session: Session, row: Invitation) -> None:
 
 def withdraw_invitation(session: Session, site: str) -> bool:
     """Whether there was one."""
-    return _rows(session, delete(Invitation).where(Invitation.site == site)) == 1
+    return rows_changed(session, delete(Invitation).where(Invitation.site == site)) == 1
 
 
 def claim_invitation(session: Session, site: str, secret_hash: bytes, request_digest: bytes) -> bool:
     """Bind an unused invitation to one JoinRequest; False when another request was first."""
     unused = Invitation.site == site, Invitation.secret_hash == secret_hash, Invitation.used_by.is_(None)
-    return _rows(session, update(Invitation).where(*unused).values(used_by=request_digest)) == 1
+    return rows_changed(session, update(Invitation).where(*unused).values(used_by=request_digest)) == 1
 
 
 def put_site(session: Session, row: Site) -> None:
@@ -174,7 +174,7 @@ def challenge(session: Session, nonce: bytes) -> Challenge | None:
 
 def use_challenge(session: Session, nonce: bytes) -> bool:
     """Delete it; False when another call was first."""
-    return _rows(session, delete(Challenge).where(Challenge.nonce == nonce)) == 1
+    return rows_changed(session, delete(Challenge).where(Challenge.nonce == nonce)) == 1
 
 
 def drop_challenges(session: Session, site: str) -> None:
@@ -222,9 +222,3 @@ def reports(session: Session) -> list[SiteReport]:
 
 def _still_in(name: str) -> Update:
     return update(Site).where(Site.name == name, *_IN)
-
-
-def _rows(session: Session, statement: Any) -> int:
-    # UPDATE and DELETE executed by a Session yield a CursorResult.
-    result = cast("CursorResult[Any]", session.execute(statement.execution_options(synchronize_session=False)))
-    return result.rowcount

@@ -34,9 +34,9 @@ class Payloads:
         if self._limit_bytes == 0:
             return
         record = _RECORD.pack(seq, len(data)) + data
-        newest = next(reversed(self._sizes), None)
-        fits = newest is not None and self._sizes[newest] + len(record) <= self._pack_bytes
-        path = newest if newest is not None and fits else self._folder / f"{seq:012d}.pack"
+        path = next(reversed(self._sizes), None)
+        if path is None or self._sizes[path] + len(record) > self._pack_bytes:
+            path = self._folder / f"{seq:012d}.pack"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(handle, "wb") as file:
             belongs_with_its_folder(handle, path)

@@ -91,8 +91,7 @@ def _row(column: Column, draws: ranked.Reals) -> Row:
     if positives < POSITIVES_MIN:
         return Row(*counts, {which: Figure(None, reason=_TOO_FEW) for which in Measure}, {}, (), ())
     figures = {which: measure(column, which, draws) for which in Measure}
-    values = {prevalence: predictive(column, prevalence, draws) for prevalence in PREVALENCES}
-    return Row(*counts, figures, values, _roc(column), _calibration(column))
+    return Row(*counts, figures, predictive(column, PREVALENCES, draws), _roc(column), _calibration(column))
 
 
 def _roc(column: Column) -> Points:

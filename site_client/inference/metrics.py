@@ -15,6 +15,7 @@ of weights per row: the set itself is the draw in which each weight is 1, so the
 PPV and NPV are what the threshold behind SPECIFICITY_95 would mean where a finding is as common as said.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -145,25 +146,27 @@ def measure(column: Column, which: Measure, draws: Reals | None = None) -> Figur
     return Figure(value, low, high)
 
 
-def predictive(column: Column, prevalence: float, draws: Reals | None = None) -> tuple[Figure, Figure]:
-    """PPV and NPV: the share of true answers among all "yes", and among all "no", where this share of rows is positive.
+def predictive(
+    column: Column, prevalences: Sequence[float], draws: Reals | None = None
+) -> dict[float, tuple[Figure, Figure]]:
+    """PPV and NPV by prevalence: the share of true answers among all "yes", and among all "no", where so many rows are
+    positive.
 
     By Bayes' rule from sensitivity and specificity, which do not depend on how many of these very rows are positive.
     """
     reason = _why_not(column, Measure.SPECIFICITY_95)
     if reason is not None:
-        return Figure(None, reason=reason), Figure(None, reason=reason)
-    own = _predictive_of_draws(column, prevalence, np.ones((1, column.patients_count)))
-    values = [float(value[0]) if np.isfinite(value[0]) else None for value in own]
-    if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN:
-        ranges: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
-    else:
-        ranges = [interval(value) for value in _predictive_of_draws(column, prevalence, draws)]
-    ppv, npv = (
-        Figure(None, reason="nothing is called negative") if value is None else Figure(value, *limits)
-        for value, limits in zip(values, ranges, strict=True)
-    )
-    return ppv, npv
+        return dict.fromkeys(prevalences, (Figure(None, reason=reason), Figure(None, reason=reason)))
+    own = _rates(column, np.ones((1, column.patients_count)))
+    drawn = None if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN else _rates(column, draws)
+
+    def figure(of: Callable[[float, Reals, Reals], Reals], prevalence: float) -> Figure:
+        value = float(of(prevalence, *own)[0])
+        if math.isnan(value):
+            return Figure(None, reason="nothing is called negative")
+        return Figure(value) if drawn is None else Figure(value, *interval(of(prevalence, *drawn)))
+
+    return {prevalence: (figure(_ppv, prevalence), figure(_npv, prevalence)) for prevalence in prevalences}
 
 
 def compare(first: Column, second: Column, which: Measure, draws: Reals) -> Difference:
@@ -270,12 +273,21 @@ def _counts(column: Column, draws: Reals) -> Iterator[tuple[Reals, Reals]]:
         yield order.counts(draws[start : start + at_once, column.patients])
 
 
-def _predictive_of_draws(column: Column, prevalence: float, draws: Reals) -> tuple[Reals, Reals]:
+def _rates(column: Column, draws: Reals) -> tuple[Reals, Reals]:
+    """f64[D] each: sensitivity and specificity of the threshold behind SPECIFICITY_95."""
     rates = [ranked.rates_at(0.95, *counts) for counts in _counts(column, draws)]
     sensitivity, specificity = (np.concatenate(part) for part in zip(*rates, strict=True))
-    found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
-    spared, alarmed = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
-    return _divided(found, found + alarmed), _divided(spared, spared + missed)
+    return sensitivity, specificity
+
+
+def _ppv(prevalence: float, sensitivity: Reals, specificity: Reals) -> Reals:
+    found = sensitivity * prevalence
+    return _divided(found, found + (1 - specificity) * (1 - prevalence))
+
+
+def _npv(prevalence: float, sensitivity: Reals, specificity: Reals) -> Reals:
+    spared = specificity * (1 - prevalence)
+    return _divided(spared, spared + (1 - sensitivity) * prevalence)
 
 
 def _calibration_error(column: Column, draws: Reals) -> Reals:

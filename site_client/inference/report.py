@@ -77,14 +77,12 @@ def _row(label: str, row: Row) -> str:
 
 def _predictive(level: Level) -> str:
     """PPV and NPV of the labels that have figures; nothing when none has."""
-    shown = [(label, row.predictive) for label, row in reversed([*level.labels.items()]) if row.predictive]
-    if not shown:
+    rows = ""
+    for label, row in reversed([*level.labels.items()]):
+        cells = "".join(f"<td>{_cell(ppv)}</td><td>{_cell(npv)}</td>" for ppv, npv in row.predictive.values())
+        rows += f"<tr><th scope=row>{label}</th>{cells}</tr>" if cells else ""
+    if not rows:
         return ""
-    cells = {
-        label: "".join(f"<td>{_cell(ppv)}</td><td>{_cell(npv)}</td>" for ppv, npv in values.values())
-        for label, values in shown
-    }
-    rows = "".join(f"<tr><th scope=row>{label}</th>{text}</tr>" for label, text in cells.items())
     over = "".join(f"<th colspan=2 scope=colgroup>at {prevalence:.0%}</th>" for prevalence in PREVALENCES)
     under = "<th scope=col>PPV</th><th scope=col>NPV</th>" * len(PREVALENCES)
     return (

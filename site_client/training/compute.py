@@ -40,7 +40,7 @@ def choose(
     ranks: Ranks = ONE,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> Compute:
-    """Sets torch's threads (0: one a core, among all processes) and decides the rest."""
+    """Sets torch's threads (0: one a core, among all processes) and decides the rest. "auto": bf16 where it pays."""
     if threads or ranks.world > 1:
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // ranks.world))
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())

@@ -24,7 +24,7 @@ Vector = NDArray[np.float32] | NDArray[np.float64]
 
 _DOMAIN = b"hemofed rotation v1\x00"
 _CHUNK = 1 << 16  # coordinates, a power of two: a quarter of a MiB in float32, that stays in a core's own cache
-_PART = 1 << 15  # and of float64
+_PART = 1 << 15  # the same of float64
 _RUN = 1 << 13  # shorter ones cost more passes, longer ones leave no float32
 _RADIX_BITS = 4
 # Longer vectors are shuffled in blocks of one cache line of float32; single coordinates would take ten times as long.
@@ -103,7 +103,7 @@ def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[
 def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -> None:
     """Write blocks [k, size] to where these numbers are in a vector of whole blocks [many, size]."""
     whole = np.dtype((np.void, blocks.shape[1] * blocks.itemsize))  # each block one thing: three times as fast
-    np.put(vector.view(whole), numbers, np.ascontiguousarray(blocks).view(whole), mode="clip")
+    np.put(vector.view(whole), numbers, blocks.view(whole), mode="clip")
 
 
 def _summed_in_runs(layout: Layout, levels: NDArray[np.signedinteger], center: int) -> tuple[Vector, int]:

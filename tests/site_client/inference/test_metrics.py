@@ -81,7 +81,7 @@ def test_predictive_values_at_the_sets_own_prevalence_are_what_one_counts(rows: 
         return
     threshold = max(t for t in column.chances if (column.chances >= t)[column.truth == 1].mean() >= 0.95 - 1e-9)
     called = column.chances >= threshold
-    ppv, npv = predictive(column, float(column.truth.mean()))
+    ((ppv, npv),) = predictive(column, [float(column.truth.mean())]).values()
     assert ppv.value == pytest.approx((column.truth[called] == 1).mean())
     if called.all():
         assert (npv.value, npv.reason) == (None, "nothing is called negative")
@@ -93,7 +93,7 @@ def test_the_rarer_a_finding_the_less_a_yes_says_and_the_more_a_no() -> None:
     rng = np.random.default_rng(2)
     truth = (rng.random(400) < 0.3).astype(np.int8)
     column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
-    found = [predictive(column, prevalence, draw_patients(200, 200, rng)) for prevalence in (0.05, 0.10, 0.40)]
+    found = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
     ppv, npv = ([pair[place].value for pair in found] for place in (0, 1))
     assert ppv == sorted(ppv)
     assert npv == sorted(npv, reverse=True)
