@@ -5,7 +5,9 @@ One machine goes through all of it; the tests follow its life, and each needs th
 
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demonstration.federation import Federation
-from tests.system.hospital import UNITS, Hospital, free_ports, options
+from tests.system.hospital import STATUS, UNITS, Hospital, free_ports, options
 from tests.system.machine import CannotBoot, Machine, debian, missing, system_bus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +172,35 @@ def test_what_somebody_types_pauses_and_systemctl_says_so(hospital: Hospital) ->
     machine.wait("the agent's word", lambda: "paused: OPERATOR" in hospital.status_text(AGENT), 30)
     machine.run("hemofed-site", "resume")
     machine.wait("its end", lambda: not hospital.status_text(TRAINER).startswith("paused"), 30)
+
+
+@pytest.mark.skipif(shutil.which("stress-ng") is None, reason="stress-ng is not installed")
+def test_somebody_who_wants_every_core_finds_training_standing_still(hospital: Hospital) -> None:
+    """How soon, on a machine without two more hospitals and an aggregator, stands in docs/HOSPITAL.md."""
+    machine, settings = hospital.machine, hospital.machine.file("/etc/hemofed/site.toml")
+    lively = settings.read_text()
+    settings.write_text(lively.replace("foreign_cpu_max = 1.0", "foreign_cpu_max = 0.5"))
+    machine.run("systemctl", "restart", TRAINER)
+    hospital.await_training()
+    children = f"/proc/{machine.show(TRAINER, 'MainPID')}/task/{machine.show(TRAINER, 'MainPID')}/children"
+    (worker,) = machine.run("cat", children).split()
+    with subprocess.Popen(["stress-ng", "--cpu", str(os.cpu_count()), "--quiet", "--temp-path", "/tmp"]) as others:
+        began = time.monotonic()
+        try:
+            machine.wait("a stop", lambda: machine.run("cat", f"/proc/{worker}/stat").split()[2] == "T", 30)
+            print(f"training stood still after {time.monotonic() - began:.2f} s")
+            machine.wait("its reason", lambda: "FOREIGN_CPU" in machine.json(STATUS)["reasons"], 10)
+            assert hospital.status_text(TRAINER).startswith("paused")
+            used = machine.run("cat", f"/proc/{worker}/schedstat")
+            time.sleep(3)
+            assert machine.run("cat", f"/proc/{worker}/schedstat") == used
+            machine.wait("the agent's word", lambda: "paused" in hospital.status_text(AGENT), 30)
+        finally:
+            others.terminate()
+    machine.wait("its end", lambda: not hospital.status_text(TRAINER).startswith("paused"), 60)
+    settings.write_text(lively)
+    machine.run("systemctl", "restart", TRAINER)
+    hospital.complete_a_round()
 
 
 def test_stopped_killed_and_restarted_it_completes_the_round(hospital: Hospital) -> None:
