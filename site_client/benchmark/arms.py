@@ -102,7 +102,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     if found is not None:
         say(f"{arm}: finished before")
         return found
-    net = build(arm, bench.settings.seed).to(bench.compute.device)
+    net = bench.compute.place(build(arm, bench.settings.seed))
     stages = bench.settings.stages_of(net)
     judge = _Judge(bench, arm, net, bench.settings.epochs if stages is None else stages.epochs, say)
     _teach(bench, arm, net, stages, judge, stopping)

@@ -34,7 +34,7 @@ def fit(
     split = split_patients(usable, settings.training.validation_fraction)
     if not split.training:
         raise EvaluationRefused("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
-    return replace(calibrate(net.to(compute.device), split, loader, compute), model=model), split
+    return replace(calibrate(compute.place(net), split, loader, compute), model=model), split
 
 
 def load_calibration(path: Path, model: str) -> Calibrations:

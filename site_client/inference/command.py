@@ -60,7 +60,7 @@ def predict_command(
     """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
     arm, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
-    asked = predict(net.to(compute.device), folder, size_px, slices_max, compute)
+    asked = predict(compute.place(net), folder, size_px, slices_max, compute)
     click.echo(as_text(asked))
     if out is not None:
         document = prediction_json(asked, folder, _about(arm, model, size_px, slices_max, calibration))
@@ -96,7 +96,7 @@ def evaluate_command(
     cache = StudyCache(state / "cache", _CACHE_BYTES, size_px, slices_max, read_volume)
     loader = Loader(cache, Augmentation(), compute.device)
     usable, _ = prepare_all(studies, loader, click.echo)
-    found = answer(net.to(compute.device), usable, loader, compute)
+    found = answer(compute.place(net), usable, loader, compute)
     evaluation = evaluate(found.slices, found.studies)
     heading = Heading(arm, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
     document = {

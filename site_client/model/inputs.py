@@ -20,6 +20,8 @@ FIELD_MM: Final = 230.4  # the square that holds a head: 0.9 mm/px at 256 px, an
 AIR_HU: Final = -1024.0
 WINDOWS_HU: Final = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))  # center, width: brain, subdural, bone
 
+WHOLE: Final = slice(None)  # of a study: all its slices
+
 _THIN_MM, _TARGET_MM = 2.5, 5.0  # stacks spaced closer than the first are averaged to about the second
 _COARSE_MM = 4.0  # grid on which the head is found
 _TISSUE_HU = -300.0
@@ -54,13 +56,14 @@ def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStud
     return PreparedStudy(windows, _geometry(volume, groups), tuple(groups))
 
 
-def compose_channels(windows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8[T,3,H,W] -> uint8[T,5,H,W]: brain of the slices below, here and above (repeated at the ends), then
-    subdural and bone of the slice itself.
+def compose_channels(windows: NDArray[np.uint8], piece: slice = WHOLE) -> NDArray[np.uint8]:
+    """uint8[T,3,H,W] -> uint8[T,5,H,W] or a piece of that: brain of the slices below, here and above (repeated at the
+    ends), then subdural and bone of the slice itself.
     """
-    brain = windows[:, 0]
-    below, above = np.concatenate([brain[:1], brain[:-1]]), np.concatenate([brain[1:], brain[-1:]])
-    return np.stack([below, brain, above, windows[:, 1], windows[:, 2]], axis=1)
+    here = np.arange(len(windows))[piece]
+    below, above = (here - 1).clip(min=0), (here + 1).clip(max=len(windows) - 1)
+    brain, subdural, bone = windows.swapaxes(0, 1)
+    return np.stack([brain[below], brain[here], brain[above], subdural[here], bone[here]], axis=1)
 
 
 def merge_labels(slice_labels: NDArray[np.int8], groups: tuple[range, ...]) -> NDArray[np.int8]:

@@ -60,8 +60,8 @@ class SequenceNet(Network):
     """A study's slices in, log-odds of six labels per slice and per study out.
 
     backbone: [N,C,H,W] -> [N,features]; `reader` takes it from there. `chunk`: slices per pass through the backbone,
-    which bounds memory and changes no result beyond rounding; `recompute` drops its activations and computes them again
-    in the backward pass: about a third more time for memory of one chunk instead of a whole study.
+    which bounds memory and changes no result beyond rounding; `recompute` drops the activations of what needs several
+    passes and computes them again in the backward pass: about a third more time for memory of one chunk instead of all.
     """
 
     def __init__(self, backbone: nn.Module, reader: "Reader", *, chunk: int = 16, recompute: bool = False) -> None:
@@ -82,13 +82,14 @@ class SequenceNet(Network):
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """f32[B,T,F]: the backbone's features of every slice, whatever the neighbours; zero where masked."""
         slices = x[mask]  # [N,C,H,W]: padding never reaches the backbone
-        parts = [self._run_backbone(part) for part in torch.split(slices, self.chunk)]
-        embedding = torch.cat(parts)
+        parts = torch.split(slices, self.chunk)
+        again = self.recompute and len(parts) > 1 and self.training and torch.is_grad_enabled()
+        embedding = torch.cat([self._run_backbone(part, again) for part in parts])
         return embedding.new_zeros(*mask.shape, embedding.shape[1]).masked_scatter(mask.unsqueeze(-1), embedding)
 
-    def _run_backbone(self, part: Tensor) -> Tensor:
+    def _run_backbone(self, part: Tensor, again: bool) -> Tensor:
         part = part.contiguous(memory_format=torch.channels_last)
-        if self.recompute and self.training and torch.is_grad_enabled():
+        if again:
             # The backbone draws no random numbers, so there is no state to preserve.
             recomputed: Tensor = checkpoint(self.backbone, part, use_reentrant=False, preserve_rng_state=False)
             return recomputed.float()

@@ -73,7 +73,7 @@ def carry_out(
     if len(work.split.training) < needed:
         _log.info("job declined", expected_studies=needed, got=len(work.split.training))
         return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
-    net.to(work.compute.device)
+    work.compute.place(net)
     histograms = work.judge(net, tell, stopping)
     if job.evaluation_only:
         judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
@@ -88,7 +88,7 @@ def help_out(settings: Settings, job: Job, ranks: Ranks, stopping: Callable[[], 
     compute, loader = _tools(settings, plan, ranks)
     split, identity = ranks.first(_made_elsewhere)
     work = _Work(split, loader, compute, job_folder(settings, job), identity)
-    work.train(net.to(compute.device), plan, lambda at: None, stopping)
+    work.train(compute.place(net), plan, lambda at: None, stopping)
 
 
 def _made_elsewhere() -> tuple[Split, Identity]:

@@ -26,8 +26,13 @@ def augment(x: Tensor, by: Augmentation, rng: np.random.Generator) -> Tensor:
     """x f32[T,C,H,W] in [-1,1] -> the same, moved, turned and shifted in brightness; what moves in is air (-1)."""
     moved = F.grid_sample(x + 1, _grid(x, by, rng), align_corners=False) - 1
     shade = moved * (1 + by.gain * rng.uniform(-1, 1)) + by.offset * rng.uniform(-1, 1)
-    grain = torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x.device)
+    grain = torch.randn(x.shape, generator=_generator(rng, x.device), device=x.device)
     return (shade + grain * (by.noise * rng.uniform())).clamp(-1, 1)
+
+
+def _generator(rng: np.random.Generator, device: torch.device) -> torch.Generator:
+    """Seeded by the next number of `rng`. Noise is drawn where it is used: other noise on a GPU than on a CPU."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**63)))
 
 
 def _grid(x: Tensor, by: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -6,17 +6,31 @@ from typing import Literal
 
 import torch
 
+from site_client.model.network import Network, SequenceNet
 from site_client.training.ranks import ONE, Ranks
 
-# bf16 pays on large images only: at 256 px a third faster, at 128 px slower (casting costs more than it saves).
+# bf16 pays on a CPU with large images: at 256 px a third faster, at 128 px slower (casting costs more than it saves).
+# On a GPU the casts are so many kernels more to launch, for arithmetic that takes as long as in TF32.
 _BF16_FROM_PX = 192
+# The hungriest arm's activations take about .3 GiB a slice of 256 px: a third of the card, which others may use too.
+_SLICES_A_GIB = 1.0
+_CHUNK_MIN = 16
 
 
 @dataclass(frozen=True)
 class Compute:
+    """`slices_a_pass`: a step's studies go through the network together until they hold so many; 1: each goes alone."""
+
     device: torch.device
     bf16: bool
     ranks: Ranks = ONE
+    slices_a_pass: int = 1
+
+    def place(self, net: Network) -> Network:
+        """Moves `net` to the device, in place, and lets it use what memory a GPU has."""
+        if isinstance(net, SequenceNet) and self.device.type == "cuda":
+            net.chunk = max(_CHUNK_MIN, self.slices_a_pass)
+        return net.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -46,8 +60,17 @@ def choose(
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda and ranks.world > 1:
         torch.cuda.set_device(ranks.rank)  # what "cuda" means in this process
-    pays = (cuda or _cpu_has_bf16()) and image_size_px >= _BF16_FROM_PX
-    return Compute(torch.device("cuda" if cuda else "cpu"), pays if precision == "auto" else precision == "bf16", ranks)
+    pays = not cuda and _cpu_has_bf16() and image_size_px >= _BF16_FROM_PX
+    bf16 = pays if precision == "auto" else precision == "bf16"
+    if not cuda:
+        return Compute(torch.device("cpu"), bf16, ranks)
+    return Compute(torch.device("cuda"), bf16, ranks, _slices_a_pass(image_size_px))
+
+
+def _slices_a_pass(image_size_px: int) -> int:
+    """A GPU waits for its kernels to be launched unless each has much to do; its memory says how much."""
+    gib = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+    return max(1, int(gib * _SLICES_A_GIB * (256 / image_size_px) ** 2))
 
 
 def _cpu_has_bf16() -> bool:

@@ -4,7 +4,7 @@ Patients are split, not studies: a patient is in training or in validation, in e
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from site_client.ingest.records import PatientKey, StudyRecord
-from site_client.model.inputs import PreparedStudy, compose_channels, merge_labels
+from site_client.model.inputs import WHOLE, PreparedStudy, compose_channels, merge_labels
 from site_client.model.labels import ANY, LABELS, MISSING
 from site_client.model.network import Network
 from site_client.training.augment import Augmentation, augment
@@ -25,8 +26,9 @@ _EPIDURAL = LABELS.index("epidural")
 
 @dataclass(frozen=True)
 class Sample:
-    """One study as a batch of one: x f32[1,T,5,H,W] in [-1,1] or embeddings f32[1,T,F], mask bool[1,T], geometry
-    f32[1,T,4], slice_labels f32[1,T,6] and study_labels f32[1,6] with 0, 1 or -1 for missing.
+    """B studies, one where nothing else is said, padded to the longest: x f32[B,T,5,H,W] in [-1,1] or embeddings
+    f32[B,T,F], mask bool[B,T], geometry f32[B,T,4], slice_labels f32[B,T,6] and study_labels f32[B,6] with 0, 1 or -1
+    for missing.
     """
 
     x: Tensor
@@ -132,12 +134,14 @@ class Loader:
         return self._cache.name_of(study.series)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        x, geometry, source_slices = self.pixels(study)
+        prepared = self._cache.get(study.series)
         if rng is None:
-            return sample_of(study, x, geometry, source_slices)
-        piece = self._piece(study, len(x), rng)
-        sample = sample_of(study, augment(x[piece], self._augmentation, rng), geometry[piece], source_slices[piece])
-        if len(sample.x[0]) == len(x):
+            x = input_of(prepared, self._device)
+            return sample_of(study, x, prepared.geometry, prepared.source_slices)
+        piece = self._piece(study, prepared.slices, rng)
+        x = augment(input_of(prepared, self._device, piece), self._augmentation, rng)
+        sample = sample_of(study, x, prepared.geometry[piece], prepared.source_slices[piece])
+        if len(x) == prepared.slices:
             return sample
         return replace(sample, study_labels=sample.slice_labels.amax(dim=1))  # what this piece shows
 
@@ -145,7 +149,7 @@ class Loader:
         """Neighbouring slices to train on. All of them unless each has its labels: nobody knows what a part shows."""
         wanted = self._slices_per_study
         if wanted == 0 or wanted >= slices or (complete(study.slice_labels) == MISSING).any():
-            return slice(None)
+            return WHOLE
         start = int(rng.integers(slices - wanted + 1))
         return slice(start, start + wanted)
 
@@ -155,9 +159,9 @@ class Loader:
         return input_of(prepared, self._device), prepared.geometry, prepared.source_slices
 
 
-def input_of(prepared: PreparedStudy, device: torch.device) -> Tensor:
-    """f32[T,5,H,W] in [-1,1], what a network reads of a study."""
-    return torch.from_numpy(compose_channels(prepared.windows)).to(device).float().div_(127.5).sub_(1)
+def input_of(prepared: PreparedStudy, device: torch.device, piece: slice = WHOLE) -> Tensor:
+    """f32[T,5,H,W] in [-1,1], what a network reads of a study, or of a piece of it."""
+    return torch.from_numpy(compose_channels(prepared.windows, piece)).to(device).float().div_(127.5).sub_(1)
 
 
 def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], source_slices: tuple[range, ...]) -> Sample:
@@ -169,6 +173,35 @@ def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], sour
         geometry=_batch_of_one(geometry, x.device),
         slice_labels=_batch_of_one(slices, x.device),
         study_labels=_batch_of_one(study_labels(study), x.device),
+    )
+
+
+def passes(samples: Iterable[Sample], slices: int) -> Iterator[Sample]:
+    """The same studies in fewer samples: each takes so many that it holds `slices` slices or more, but for the last."""
+    held: list[Sample] = []
+    for sample in samples:
+        held.append(sample)
+        if sum(one.mask.shape[1] for one in held) >= slices:
+            yield _together(held)
+            held = []
+    if held:
+        yield _together(held)
+
+
+def _together(samples: Sequence[Sample]) -> Sample:
+    """Samples of one study each as one of all of them."""
+    if len(samples) == 1:
+        return samples[0]
+
+    def padded(parts: Iterable[Tensor], padding: float) -> Tensor:
+        return pad_sequence([part[0] for part in parts], batch_first=True, padding_value=padding)
+
+    return Sample(
+        x=padded((one.x for one in samples), 0),
+        mask=padded((one.mask for one in samples), False),
+        geometry=padded((one.geometry for one in samples), 0),
+        slice_labels=padded((one.slice_labels for one in samples), MISSING),
+        study_labels=torch.cat([one.study_labels for one in samples]),
     )
 
 

@@ -1,7 +1,7 @@
 """Local training: from the base model to this site's model, one function to be read from top to bottom."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from site_client.ingest.records import StudyRecord
 from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints, Saved
 from site_client.training.compute import Compute
-from site_client.training.data import Source, epoch_order
+from site_client.training.data import Sample, Source, epoch_order, passes
 from site_client.training.loss import lesson_of, loss_of
 from site_client.training.ranks import Ranks
 from site_client.training.streams import Streams
@@ -61,9 +61,9 @@ def train(
     """Trains `net`, which holds the base model on entry, in place; gives the last epoch's place at its end.
 
     The gradient of a step is the mean over its studies, computed study by study: memory holds one study, and a stop
-    waits for one study at most. Raises Stopped after a checkpoint when `stopping` says so, TrainingFailed when the loss
-    is not finite. Going on from a checkpoint is bit-identical to not having stopped (CPU, same number of threads);
-    from that of its end it does nothing but load it.
+    waits for one study at most; on a GPU, for those that go through it together. Raises Stopped after a checkpoint when
+    `stopping` says so, TrainingFailed when the loss is not finite. Going on from a checkpoint is bit-identical to not
+    having stopped (CPU, same number of threads); from that of its end it does nothing but load it.
 
     Several processes (`compute.ranks`), each with the same arguments, train as one does but for rounding and for what
     dropout draws. The leading one writes and reports; if any is told to stop, all do, at the same step.
@@ -83,26 +83,17 @@ def train(
             torch.manual_seed(streams.seed("dropout", epoch))
         while at.position < len(order):
             random_before = torch.get_rng_state()
-            batch = order[at.position : at.position + plan.studies_per_step]
+            batch = range(at.position, min(at.position + plan.studies_per_step, len(order)))
+            drawn = (
+                _draw(studies[order[place]], source, streams, ranks, epoch, place)
+                for place in _unless(stopping, ranks.share(batch))
+            )
             optimizer.zero_grad()
-            losses: list[Tensor] = []
-            stop = False
-            for place, index in ranks.share(enumerate(batch, start=at.position)):
-                stop = stopping()
-                if stop:
-                    break
-                if ranks.world > 1:  # the same for a study whoever computes it
-                    torch.manual_seed(streams.seed("dropout", epoch, place))
-                rng = streams.generator("augmentation", epoch, place, studies[index].study_key)
-                sample = source.sample(studies[index], rng)
-                with compute.autocast():
-                    verdict = net(sample.x, sample.mask, sample.geometry)
-                loss = loss_of(verdict, sample)
-                lesson = (loss + lesson_of(verdict, sample)) / len(batch)
-                lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-                losses.append(loss.detach())
-            if ranks.world > 1:  # also where nothing was to be done
-                stop = stop or stopping()
+            try:
+                losses = _add_gradients(net, drawn, compute, len(batch))
+                stop = ranks.world > 1 and stopping()  # also where nothing was to be done
+            except Stopped:
+                losses, stop = [], True
             # Not read before: a GPU works on one study while the next is prepared.
             loss_sum, stops = ranks.add_up(net, sum(loss.item() for loss in losses), stop)
             if stops:
@@ -127,6 +118,33 @@ def train(
                 report(Progress(at.step, steps, at.loss_sum / at.position))
     _save_together(ranks, checkpoints, at, net, optimizer, torch.get_rng_state())
     return at
+
+
+def _unless(stopping: Callable[[], bool], places: Iterable[int]) -> Iterator[int]:
+    """The same places. Raises Stopped instead of the next when `stopping` says so."""
+    for place in places:
+        if stopping():
+            raise Stopped
+        yield place
+
+
+def _draw(study: StudyRecord, source: Source, streams: Streams, ranks: Ranks, epoch: int, place: int) -> Sample:
+    if ranks.world > 1:  # the same for a study whoever computes it
+        torch.manual_seed(streams.seed("dropout", epoch, place))
+    return source.sample(study, streams.generator("augmentation", epoch, place, study.study_key))
+
+
+def _add_gradients(net: Network, samples: Iterable[Sample], compute: Compute, studies: int) -> list[Tensor]:
+    """Backward passes over all samples, each study's share of the gradient one of `studies`; their losses, scalars."""
+    losses = []
+    for sample in passes(samples, compute.slices_a_pass):
+        with compute.autocast():
+            verdict = net(sample.x, sample.mask, sample.geometry)
+        loss = loss_of(verdict, sample)
+        lesson = (loss + lesson_of(verdict, sample)).sum() / studies
+        lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        losses.append(loss.detach().sum())
+    return losses
 
 
 def _rate(step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ STUDY_SHARE = 0.5
 
 
 def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
-    """Scalar, what is reported: slices + half of the study. A part without any known label adds 0.
+    """f32[B], what is reported of each study: slices + half of the study. A part without any known label adds 0.
 
     A network that answers for studies only learns from the study's labels, whatever is known about slices.
     """
@@ -23,21 +23,24 @@ def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
 
 
 def lesson_of(verdict: Verdict, sample: Sample) -> Tensor:
-    """Scalar to minimize beside loss_of: for the backbone, the loss of what its slices say alone.
+    """f32[B] to minimize beside loss_of: for the backbone, the loss of what its slices say alone.
 
     Where no slice has a label the study's own teaches it, through the slices' smooth maximum. 0 of a network whose
     answers teach all of it.
     """
     if verdict.alone is None:
-        return verdict.study_logits.new_zeros(())
-    if (sample.slice_labels != MISSING).any():
-        return _known_loss(verdict.alone.slice_logits, sample.slice_labels)
-    return _known_loss(verdict.alone.study_logits, sample.study_labels)
+        return verdict.study_logits.new_zeros(len(verdict.study_logits))
+    by_slices = _known_loss(verdict.alone.slice_logits, sample.slice_labels)
+    by_study = _known_loss(verdict.alone.study_logits, sample.study_labels)
+    # A choice on the device: a GPU is not waited for to know which.
+    return torch.where((sample.slice_labels != MISSING).flatten(1).any(dim=1), by_slices, by_study)
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """[...,6]: mean cross-entropy over known cells by their weights; missing cells have no gradient and no weight."""
+    """[B,...,6] -> f32[B]: mean cross-entropy over known cells by their weights; missing cells have no gradient and no
+    weight.
+    """
     weights = torch.tensor(LABEL_WEIGHTS, device=logits.device) * (labels != MISSING)
     each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
     # An all-missing part has weight 0 and loss 0: the floor only keeps 0/0 out.
-    return (each * weights).sum() / weights.sum().clamp(min=1)
+    return (each * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)

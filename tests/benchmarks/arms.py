@@ -2,9 +2,10 @@
 
     python tests/benchmarks/arms.py [--device cuda] [--arms lite densenet121] [--size-px 256] [--slices 32] [--piece 8]
 
-Random pixels already on the device: the network, its loss and AdamW, nothing else. A step reads a piece of one study,
-as the loop's gradient does; an answer is given to a whole one. On a GPU `plain_times_slower` is the same step without
-bf16 and without channels_last. The median of the repeats counts.
+Random pixels already on the device: the network, its loss and AdamW, nothing else. A step reads a piece of each of its
+studies, in as many passes as the loop would make; an answer is given to a whole one. On a GPU `alone_times_slower` is
+the same step with each study in a pass of its own, `fp32_times_slower` without bf16 and `plain_times_slower` without
+bf16 and channels_last. The median of the repeats counts.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -19,7 +21,7 @@ from site_client.inference.answers import clock_of
 from site_client.model.network import CHANNELS, GEOMETRY, Network
 from site_client.model.registry import ARMS, build
 from site_client.training.compute import Compute, choose
-from site_client.training.data import Sample
+from site_client.training.data import Sample, passes
 from site_client.training.loss import lesson_of, loss_of
 
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--slices", type=int, default=32)
     parser.add_argument("--piece", type=int, default=8)
+    parser.add_argument("--studies", type=int, default=4, help="of a step")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     compute = choose(options.device, options.threads, options.size_px)
@@ -45,26 +48,34 @@ def machine(compute: Compute) -> str:
 
 
 def measure(arm: str, compute: Compute, options: argparse.Namespace) -> dict[str, float]:
-    net = build(arm, 0).to(compute.device)
+    net = compute.place(build(arm, 0))
     whole = sample_of(options.slices, options.size_px, compute.device)
     piece = sample_of(options.piece, options.size_px, compute.device) if net.answers_slices else whole
+    batch = [piece] * options.studies
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     clock = clock_of(compute)
-    step_s = median_s(stepping(net, piece, compute), clock, options.repeats)
+    step_s = median_s(stepping(net, batch, compute), clock, options.repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if compute.device.type == "cuda" else 0.0
     answer_s = median_s(lambda: answer(net, whole, compute), clock, options.repeats)
     found = {
         "parameters": sum(value.numel() for value in net.parameters()),
-        "training_slices_per_s": piece.mask.shape[1] / step_s,
+        "training_slices_per_s": len(batch) * piece.mask.shape[1] / step_s,
         "inference_ms_per_slice": 1000 * answer_s / options.slices,
     }
     if compute.device.type == "cuda":
-        plain = build(arm, 0).to(compute.device)
+        fp32 = replace(compute, bf16=False)
+        plain = compute.place(build(arm, 0))
         for parameter in plain.parameters():
             parameter.data = parameter.data.contiguous()
-        slow_s = median_s(stepping(plain, piece, Compute(compute.device, False)), clock, options.repeats)
-        found |= {"peak_mib": peak, "plain_times_slower": slow_s / step_s}
+        others = {
+            "alone": stepping(net, batch, replace(compute, slices_a_pass=1)),
+            "fp32": stepping(net, batch, fp32),
+            "plain": stepping(plain, batch, fp32),
+        }
+        found["peak_mib"] = peak
+        for name, step in others.items():
+            found[f"{name}_times_slower"] = median_s(step, clock, options.repeats) / step_s
     return {name: round(value, 3) for name, value in found.items()}
 
 
@@ -81,15 +92,17 @@ def sample_of(slices: int, size_px: int, device: torch.device) -> Sample:
     )
 
 
-def stepping(net: Network, sample: Sample, compute: Compute) -> Callable[[], None]:
+def stepping(net: Network, batch: list[Sample], compute: Compute) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
     def step() -> None:
         net.train()
         optimizer.zero_grad()
-        with compute.autocast():
-            verdict = net(sample.x, sample.mask, sample.geometry)
-        (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()  # type: ignore[no-untyped-call]
+        for sample in passes(batch, compute.slices_a_pass):
+            with compute.autocast():
+                verdict = net(sample.x, sample.mask, sample.geometry)
+            lesson = (loss_of(verdict, sample) + lesson_of(verdict, sample)).sum()
+            lesson.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

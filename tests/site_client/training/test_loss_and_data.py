@@ -12,7 +12,15 @@ from site_client.model.labels import ANY, MISSING
 from site_client.model.network import CHANNELS, Network, Verdict
 from site_client.model.registry import build
 from site_client.training.calibrate import prior_offsets
-from site_client.training.data import Sample, complete, epoch_order, expected_looks, split_patients, study_labels
+from site_client.training.data import (
+    Sample,
+    complete,
+    epoch_order,
+    expected_looks,
+    passes,
+    split_patients,
+    study_labels,
+)
 from site_client.training.evaluate import auc_of_histogram
 from site_client.training.loss import lesson_of, loss_of
 
@@ -68,6 +76,44 @@ def test_a_studys_label_teaches_the_backbone_only_where_no_slice_has_one() -> No
     net.zero_grad()
     (verdict.slice_logits.sum() + verdict.study_logits.sum()).backward()
     assert all(value.grad is None for value in net.backbone.parameters())  # neither recurrence nor study head reach it
+
+
+def _whole_sample(slices: int, seed: int, label: float) -> Sample:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.full((1, slices, 6), label)
+    return Sample(
+        torch.rand(1, slices, CHANNELS, 64, 64, generator=random) * 2 - 1,
+        torch.ones(1, slices).bool(),
+        torch.rand(1, slices, 4, generator=random),
+        labels,
+        torch.ones(1, 6),
+    )
+
+
+@pytest.mark.parametrize("arm", ["lite", "densenet121-3d"])
+def test_studies_that_go_through_a_network_together_teach_what_they_teach_alone(arm: str) -> None:
+    samples = [_whole_sample(3, 1, 1.0), _whole_sample(5, 2, float(MISSING)), _whole_sample(2, 3, 0.0)]
+    found = []
+    for slices in (1, 100):
+        net = build(arm, 1).eval()  # without dropout, which is drawn in another order
+        losses = []
+        for sample in passes(samples, slices):
+            verdict = net(sample.x, sample.mask, sample.geometry)
+            loss = loss_of(verdict, sample)
+            (loss + lesson_of(verdict, sample)).sum().backward()
+            losses.append(loss.detach())
+        found.append((torch.cat(losses), [parameter.grad for parameter in net.parameters()]))
+    (alone, gradients), (together, others) = found
+    assert alone.shape == together.shape == (3,)
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(others, gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_a_pass_takes_studies_until_it_holds_its_slices() -> None:
+    samples = [_whole_sample(slices, 1, 1.0) for slices in (3, 5, 2, 4)]
+    assert [tuple(sample.mask.sum(dim=1)) for sample in passes(samples, 1)] == [(3,), (5,), (2,), (4,)]
+    assert [tuple(sample.mask.sum(dim=1)) for sample in passes(samples, 7)] == [(3, 5), (2, 4)]
+    assert [tuple(sample.mask.sum(dim=1)) for sample in passes(samples, 99)] == [(3, 5, 2, 4)]
 
 
 @pytest.mark.parametrize(
