@@ -132,7 +132,7 @@ def alone(place: Place, seed: int, name: str, sites: list[Site]) -> Trained:
 def network_of(place: Place, model: Model) -> Network:
     net = build(place.settings.arm, seed=0)
     load_weights(net, model.manifest.unflatten(model.weights))
-    return net.to(place.compute().device)
+    return place.compute().place(net)
 
 
 def _auc(place: Place, net: Network, validation: list[StudyRecord], loader: Loader) -> float:
