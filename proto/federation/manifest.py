@@ -159,18 +159,24 @@ class Model:
         return self.manifest.unflatten(self.weights)
 
 
-def save_model(path: Path, model: Model) -> None:
+def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
     """Write `model` to `path`, whole or not at all: to a name beside it, synced, then renamed. Equal models give
     equal bytes.
+
+    spare: a file on the same disk that nobody needs or reads any more; it is written over and becomes the new one.
+    A new file of its length takes several times as long, most of it the system's search for memory and blocks.
 
     Not for two writers of one path at once. Errors: OSError from the disk.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
+    if spare is not None:
+        spare.replace(unfinished)
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
         file.write(_header(model))
         for vector in model.server_state:  # first, so that they are aligned
             file.write(vector.data)
         file.write(model.weights.data)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -93,7 +93,7 @@ class Models:
 
     def _keep(self, model: Model) -> None:
         draft = self._folder / ".model.new"
-        save_model(draft, model)
+        save_model(draft, model, self._spare())
         draft.chmod(0o600)
         draft.rename(self.path(model.digest))
         sync_folder(self._folder)
@@ -103,6 +103,14 @@ class Models:
         for path in self._folder.glob("*.safetensors"):
             if path.stem not in history[-_KEPT:]:
                 remove(path)
+
+    def _spare(self) -> Path | None:
+        """The file that the next model pushes out, if there is one and it has no other name: a job's has two."""
+        for digest in self._history()[: 1 - _KEPT]:
+            path = self.path(bytes.fromhex(digest))
+            if path.exists() and path.stat().st_nlink == 1:
+                return path
+        return None
 
     def _history(self) -> list[str]:
         path = self._folder / "history.json"

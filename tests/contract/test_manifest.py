@@ -209,6 +209,17 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: bytes) -> None:
         load_model(path)
 
 
+@pytest.mark.parametrize("length", [0, 10, 100_000])
+def test_a_spare_file_is_written_over_and_leaves_nothing_of_itself(tmp_path: Path, saved: bytes, length: int) -> None:
+    path, spare = tmp_path / "model.safetensors", tmp_path / "older"
+    spare.write_bytes(b"x" * length)
+    inode = spare.stat().st_ino
+    save_model(path, MODEL, spare)
+    assert path.read_bytes() == saved
+    assert path.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def _rewrite(path: Path, change: Callable[[dict[str, np.ndarray], dict[str, str]], object]) -> None:
     save_model(path, MODEL)
     tensors = {name: array.copy() for name, array in load_file(path).items()}

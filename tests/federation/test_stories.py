@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from federation.manifest import load_model
 from federation.plan import ServerKind
 
 from aggregator.states import RunState
@@ -32,3 +33,20 @@ def test_with_and_without_masks_the_result_agrees_round_by_round(
     assert {site.rounds.models.newest for site in world.sites.values()} == {world.round.next_model}
     assert world.refused == []
     assert world.wire.refusals == []
+
+
+def test_a_model_s_file_that_somebody_else_still_holds_is_never_written_over(make_world: Callable[..., World]) -> None:
+    """An agent writes a new model over the file of the one it pushes out, but not while that has another name."""
+    world = make_world(sites=3, rounds=4)
+    models = next(iter(world.sites.values())).rounds.models
+    held = models.path(b"").parent / "held"
+    held.mkdir()
+    while world.run.state is RunState.RUNNING:
+        world.everybody()
+        newest = models.path(models.newest)
+        if models.newest and not (held / newest.name).exists():
+            (held / newest.name).hardlink_to(newest)
+    assert len(list(held.iterdir())) == 5
+    for path in held.iterdir():
+        assert load_model(path).digest.hex() == path.stem
+    assert len(list(held.parent.glob("*.safetensors"))) == 2

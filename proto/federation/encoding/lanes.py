@@ -23,12 +23,14 @@ def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) ->
             part[: run.size] |= run.astype(np.uint64) << np.uint64(lane * width)
 
 
-def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> NDArray[np.int32]:
-    """The `count` numbers in `words` [W], int32.
+def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> NDArray[np.integer]:
+    """The `count` numbers in `words` [W]; uint16 where lanes are no wider, or else int32.
 
     Errors: EncodingRefused when a number is over `largest`, or when bits that belong to no number are set.
     """
-    numbers = np.zeros(words.size * (64 // width), np.int32)
+    # As narrow as they come: a vector of them is held beside those of the next model.
+    dtype: type[np.uint16 | np.int32] = np.uint16 if width <= 16 else np.int32
+    numbers: NDArray[np.integer] = np.zeros(words.size * (64 // width), dtype)
     mask = np.uint64((1 << width) - 1)
     for start in range(0, words.size, _CHUNK):
         part = words[start : start + _CHUNK].copy()

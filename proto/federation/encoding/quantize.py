@@ -40,7 +40,7 @@ def norm_of(delta: NDArray[np.float32]) -> float:
 
 
 def quantize(layout: Layout, rotated: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Levels uint8 [coordinates], 0 to level_max, of coordinates f32[coordinates]. Overwrites `rotated`."""
+    """Levels uint8 [k], 0 to level_max, of some coordinates f32[k]. Overwrites `rotated`."""
     levels = np.empty(rotated.size, np.uint8)
     draws = np.empty(_CHUNK, np.float32)
     top = np.float32(layout.level_max)

@@ -34,25 +34,27 @@ _NUMBER = np.uint64(2**24 - 1)
 _EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 
-def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """factor * R(vector): f32[d] -> f32[coordinates], of the same L2 norm times `factor` up to rounding."""
+def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterator[NDArray[np.float32]]:
+    """factor * R(vector), piece by piece: f32[d] -> f32 [coordinates] in all, of the same L2 norm times `factor` up to
+    rounding.
+    """
     order, signs, size = _order(layout), _signs(layout), block_of(layout)
-    rotated = np.empty(layout.coordinates, np.float32)
     for begin, end in _bounds(layout):
-        scale = np.float32(factor / math.sqrt(end - begin))
-        for start in range(begin, end, _CHUNK):
-            part = rotated[start : min(end, start + _CHUNK)]
-            numbers = order[start // size : (start + part.size) // size]
+        rotated = np.empty(end - begin, np.float32)
+        scale = np.float32(factor / math.sqrt(rotated.size))
+        for start in range(0, rotated.size, _CHUNK):
+            part = rotated[start : start + _CHUNK]
+            numbers = order[(begin + start) // size : (begin + start + part.size) // size]
             blocks = part.reshape(-1, size)
             blocks[...] = take(vector, numbers, size)
             _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
             part *= scale
             hadamard(part)
-        hadamard(rotated[begin:end], begin=min(_CHUNK, end - begin))
-    return rotated
+        hadamard(rotated, begin=min(_CHUNK, rotated.size))
+        yield rotated
 
 
-def unrotate(layout: Layout, levels: NDArray[np.signedinteger], center: int, factor: float) -> NDArray[np.float64]:
+def unrotate(layout: Layout, levels: NDArray[np.integer], center: int, factor: float) -> NDArray[np.float64]:
     """factor * the inverse of `rotate`, of the whole numbers 2 levels - center: int[coordinates] -> f64[d].
 
     Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
@@ -65,7 +67,7 @@ def unrotate(layout: Layout, levels: NDArray[np.signedinteger], center: int, fac
 
 
 def unrotated(
-    layout: Layout, levels: NDArray[np.signedinteger], center: int, factor: float
+    layout: Layout, levels: NDArray[np.integer], center: int, factor: float
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
     """What `unrotate` gives, block by block: numbers of some blocks [k] and their coordinates f64 [k, size].
 
@@ -73,9 +75,9 @@ def unrotated(
     the cache, and the whole vector never exists in float64.
     """
     order, signs, size = _order(layout), _signs(layout), block_of(layout)
-    sums, run = _summed_in_runs(layout, levels, center)
+    run = _run_of(layout, levels, center)
     for begin, end in _bounds(layout):
-        rows = sums[begin:end].reshape(-1, min(run, end - begin))
+        rows = _summed_in_runs(levels[begin:end], center, run)
         places = order[begin // size : end // size].reshape(len(rows), -1)
         scale = factor / math.sqrt(end - begin)
         width = min(rows.shape[1], max(size, _PART // len(rows)))
@@ -106,10 +108,10 @@ def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -
     np.put(vector.view(whole), numbers, blocks.view(whole), mode="clip")
 
 
-def _summed_in_runs(layout: Layout, levels: NDArray[np.signedinteger], center: int) -> tuple[Vector, int]:
-    """The whole numbers 2 levels - center, multiplied by H in runs of some length; the length, a power of two.
+def _run_of(layout: Layout, levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
+    """How far the whole numbers 2 levels - center are summed at first, a power of two, and as what.
 
-    A piece that is shorter is one run. As long as sums stay below 2^24 float32 is exact, and half the memory.
+    As long as sums stay below 2^24 float32 is exact, and half the memory.
     """
     largest = max(2 * float(levels.max(initial=0)) - center, center - 2 * float(levels.min(initial=0)), 1.0)
     if largest * max(layout.pieces, default=1) >= _EXACT_MAX:
@@ -117,16 +119,23 @@ def _summed_in_runs(layout: Layout, levels: NDArray[np.signedinteger], center: i
     run = min(_RUN, _CHUNK)
     while run * largest >= _EXACT_MAX_32 and run > _BLOCK:
         run //= 2
-    is_narrow = run * largest < _EXACT_MAX_32
-    sums: Vector = np.empty(layout.coordinates, np.float32) if is_narrow else np.empty(layout.coordinates)
-    for begin, end in _bounds(layout):
-        for start in range(begin, end, _CHUNK):
-            part = sums[start : min(end, start + _CHUNK)]
-            part[...] = levels[start : start + part.size]
-            part *= 2
-            part -= center
-            hadamard(part, end=run)
-    return sums, run
+    return run, np.float32 if run * largest < _EXACT_MAX_32 else np.float64
+
+
+def _summed_in_runs(levels: NDArray[np.integer], center: int, run_and_type: tuple[int, type[np.floating]]) -> Vector:
+    """The whole numbers 2 levels - center of one piece, multiplied by H in runs; one run a row.
+
+    A piece that is shorter is one run.
+    """
+    run, dtype = run_and_type
+    sums: Vector = np.empty(levels.size, dtype)
+    for start in range(0, levels.size, _CHUNK):
+        part = sums[start : start + _CHUNK]
+        part[...] = levels[start : start + part.size]
+        part *= 2
+        part -= center
+        hadamard(part, end=run)
+    return sums.reshape(-1, min(run, levels.size))
 
 
 def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:

@@ -24,7 +24,7 @@ _NORM_SLACK = 1 + 1e-4
 class Opened:
     """A cohort's sum, opened and in range.
 
-    members: uploads in it. header_words: uint64 [772] as summed. header: the same, read. levels: int32
+    members: uploads in it. header_words: uint64 [772] as summed. header: the same, read. levels: uint16 or int32
     [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty after an evaluation-only
     round.
     """
@@ -32,7 +32,7 @@ class Opened:
     members: int
     header_words: NDArray[np.uint64]
     header: HeaderSum
-    levels: NDArray[np.int32]
+    levels: NDArray[np.integer]
 
 
 def encode(
@@ -53,7 +53,7 @@ def encode(
     _check_delta(layout, delta)
     assert delta is not None  # _check_delta refuses None
     weight = min(header.studies, layout.weight_cap) / layout.weight_cap
-    levels = quantize(layout, rotate(layout, delta, weight), rng)
+    levels = np.concatenate([quantize(layout, piece, rng) for piece in rotate(layout, delta, weight)])
     lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
     return words
 
@@ -93,7 +93,7 @@ def unpack_sum(layout: Layout, data: bytes, members: int) -> Opened:
 def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> Opened:
     header_words = words[:HEADER_WORDS].copy()
     header = read_header(layout, header_words, members)
-    levels = np.empty(0, np.int32)
+    levels: NDArray[np.integer] = np.empty(0, np.int32)
     if layout.parameters:
         levels = lanes.unpack(words[HEADER_WORDS:], width, layout.coordinates, members * layout.level_max)
     return Opened(members, header_words, header, levels)
