@@ -9,9 +9,10 @@ transaction that has read cannot fail halfway for a lock. A postgresql URL works
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, create_engine, event, insert, update
@@ -32,6 +33,9 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # SQLite lets one write at a time and has the others sleep longer and longer, long after it is free again; here
+        # the next one of this process begins at once. Others, and PostgreSQL, decide by their own locks.
+        self._turn: AbstractContextManager[object] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._writer = engine.execution_options(hemofed_write=True)
 
     @contextmanager
@@ -43,7 +47,7 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from aggregator.errors import LostRace
 from aggregator.states import RunState
@@ -162,3 +162,22 @@ def test_the_audit_trail_is_newest_first_filtered_and_paged(store: Store, clock)
         assert [row.after for row in audit_trail(session, limit=2, before_id=oldest)] == ["2", "1"]
         # An underscore is a letter of the name here, not SQL's wildcard.
         assert [row.after for row in audit_trail(session, subject="site:b_")] == ["3"]
+
+
+def test_a_second_writer_asks_the_database_only_when_the_first_is_done(store: Store) -> None:
+    """SQLite would have it sleep longer and longer, and wake long after the lock is free."""
+    begun: list[int] = []
+    event.listen(store.engine, "begin", lambda _connection: begun.append(threading.get_ident()))
+
+    def write() -> None:
+        with store.write() as session:
+            session.execute(text("SELECT 1"))
+
+    second = threading.Thread(target=write)
+    with store.write() as session:
+        session.execute(text("SELECT 1"))
+        second.start()
+        second.join(0.3)
+        assert begun == [threading.get_ident()]
+    second.join(10)
+    assert len(begun) == 2
