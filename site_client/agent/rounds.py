@@ -98,10 +98,11 @@ class SiteRounds:
         agent = self._settings.agent
         wait_s = min(agent.poll_max_s, max(agent.poll_min_s, reply.retry_after_ms / 1000))
         try:
-            self._act(reply)
+            is_ready = self._act(reply)
         except (StepRefused, ModelMismatch) as refusal:
             return Turn(wait_s, reply.WhichOneof("step"), refusal)
-        return Turn(wait_s, reply.WhichOneof("step"))
+        # The wait that came with an offer is a trainer's; a site that has just said Ready may be the one waited for.
+        return Turn(agent.poll_min_s if is_ready else wait_s, reply.WhichOneof("step"))
 
     def has_news(self) -> bool:
         """Whether something happened here since the last step: an update came, or a word on a plan."""
@@ -152,18 +153,20 @@ class SiteRounds:
             request.working_on.CopyFrom(current.ref())
         return request
 
-    def _act(self, reply: rounds_pb2.PollReply) -> None:
+    def _act(self, reply: rounds_pb2.PollReply) -> bool:
+        """Whether it made this site Ready."""
         name = reply.WhichOneof("step")
         if name == "train":
-            self._train(reply.train)
-        elif name == "close":
+            return self._train(reply.train)
+        if name == "close":
             self._close(reply.close)
         elif name is not None:
             self._mask(name, reply)
+        return False
 
     # Train: plan, approval, base model, job.
 
-    def _train(self, step: rounds_pb2.TrainStep) -> None:
+    def _train(self, step: rounds_pb2.TrainStep) -> bool:
         if self.plans.distrusted(step.round.run_id):
             raise StepRefused("a model of this run did not verify here; `hemofed-site status` says what to do")
         held = self._plan(step)
@@ -177,7 +180,8 @@ class SiteRounds:
             _log.warning("plan_declined", round=current.number, why="; ".join(against))
             self._decline(current, "POLICY")
         elif not self._waits_for_approval(current) and not self._transfers_wait_for():
-            self._offer(current, held, step)
+            return self._offer(current, held, step)
+        return False
 
     def _plan(self, step: rounds_pb2.TrainStep) -> HeldPlan:
         held = self.plans.get(step.plan_digest)
@@ -201,7 +205,7 @@ class SiteRounds:
             self._spool.withdraw_job(before.run_id, before.number)
         return current
 
-    def _offer(self, current: OpenRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> None:
+    def _offer(self, current: OpenRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> bool:
         """Fetches or computes the base model and hands the round to the trainer; says Ready if it is done already."""
         try:
             self.models.obtain(self._egress, held.plan, step)
@@ -217,32 +221,33 @@ class SiteRounds:
         )
         self._spool.offer_job(job, held.signed, self.models.path(current.base_model_digest))
         # Also when the round is offered again because an attempt failed without us: we still hold the update.
-        self._tell_outcome(current)
+        return self._tell_outcome(current)
 
     # The update: ready or declined.
 
-    def _tell_outcome(self, current: OpenRound) -> None:
-        """Says Ready, or why not, once the trainer is done. Errors: Unreachable, Refused."""
+    def _tell_outcome(self, current: OpenRound) -> bool:
+        """Says Ready, or why not, once the trainer is done; whether it said Ready. Errors: Unreachable, Refused."""
         try:
             update = self._update(current)
             if update is None:
-                return
+                return False
             if update.outcome == "declined":
                 self._decline(current, update.reason)
-                return
+                return False
             plan = self._current_plan(current).plan
             if update.studies < max(self._settings.policy.studies_min, plan.training.studies_min):
                 self._decline(current, "TOO_FEW_STUDIES")
-                return
+                return False
             contribution = self._contribution(current, update)
             if self._settings.policy.dry_run:
                 self._rehearse(current, plan, contribution)
-                return
+                return False
         except (EgressRefused, SpoolRefused, EncodingRefused) as error:
             _log.warning("update_withheld", round=current.number, why=str(error))
             self._decline(current, "TRAINING_FAILED")
-            return
+            return False
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
+        return True
 
     def _rehearse(self, current: OpenRound, plan: TrainingPlan, contribution: Contribution) -> None:
         """Shows in the ledger what would leave, and takes no part in the round. Errors: EgressRefused."""

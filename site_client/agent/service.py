@@ -37,7 +37,7 @@ from site_client.notify import Notifier
 from site_client.spool import AgentSide
 
 _log = structlog.get_logger()
-_NEWS_S = 0.5  # how often files are looked at between two polls
+_NEWS_S = 0.1  # how often files are looked at between two polls: others may wait for what came
 _GRACE_S = 5.0  # a call in progress may take this long to end after SIGTERM
 _QUIET_STALLS = 3.0  # in lengths of agent.stall_s: what a loop at work may take without a message moving
 

@@ -35,6 +35,19 @@ def test_with_and_without_masks_the_result_agrees_round_by_round(
     assert world.wire.refusals == []
 
 
+def test_a_site_that_has_said_ready_comes_back_at_once(make_world: Callable[..., World]) -> None:
+    """It may be the one that the others wait for. Before, it comes back when its trainer may be done."""
+    world = make_world(sites=3, rounds=1)
+    name = next(iter(world.sites))
+    site = world.sites[name]
+    world.drive()
+    before = site.step()
+    world.train(name)
+    ready = site.step()
+    assert (before.asked, ready.asked) == ("train", "train")
+    assert before.wait_s > ready.wait_s == site.settings.agent.poll_min_s
+
+
 def test_a_model_s_file_that_somebody_else_still_holds_is_never_written_over(make_world: Callable[..., World]) -> None:
     """An agent writes a new model over the file of the one it pushes out, but not while that has another name."""
     world = make_world(sites=3, rounds=4)
