@@ -129,7 +129,8 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress)
     opening = secagg.open_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
     progress()
-    secagg.unmask(total, opening, hub.settings.driver.opening_threads or os.cpu_count() or 1)
+    threads = hub.settings.driver.opening_threads or os.cpu_count() or 1
+    secagg.unmask(total, opening, threads)
     progress()
     opened = encoding.open_sum(sealed.layout, total, len(sealed.uploads))
     del total
@@ -138,7 +139,7 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     if evaluates_only(sealed.plan, sealed.row.number):
         return Result(opened, sealed.row.base_model, None, sum_blob, opening.altered)
     with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
-        model = next_model(sealed.plan, _load_base(hub, sealed), opened)
+        model = next_model(sealed.plan, _load_base(hub, sealed), opened, threads)
         progress()
         file = Path(folder) / "next.safetensors"
         save_model(file, model)

@@ -14,6 +14,7 @@ D is the mean update, weighted by min(studies, cap). m starts at 0 and v at tau^
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ Reals = NDArray[np.float64]
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
 
-def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
+def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 1) -> Model:
     """The model that `opened` leads to from `model`. After an evaluation-only round that is `model` itself.
+
+    threads: among which the rotation's pieces are shared out; the largest is half of all or more.
 
     Errors: ChainRefused when the model is not of this plan, or when the result is not finite: such a round has to be
     abandoned.
@@ -47,17 +50,26 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened) -> Model:
     # A block more than the vector has may be written, and is cut off in the end.
     weights = np.empty((layout.coordinates // size, size), np.float32)
     state = [np.empty(weights.shape) for _ in before]
-    # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at every site.
-    for numbers, mean in unrotated(layout, opened.levels, *_affine(layout, opened)):
-        old = [take(vector, numbers, size) for vector in before]
-        new = [np.empty_like(mean) for _ in before]
-        step = _STEPS[plan.server.kind](plan.server, mean, old, new)
-        for vector, part in zip(state, new, strict=True):
-            put(vector, numbers, part)
-        # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
-        with np.errstate(over="ignore"):
-            moved = take(model.weights, numbers, size).astype(np.float64) + plan.server.learning_rate * step
-            put(weights, numbers, moved.astype(np.float32))
+
+    def move(piece: int) -> None:
+        # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at a site.
+        for numbers, mean in unrotated(layout, opened.levels, *_affine(layout, opened), piece):
+            old = [take(vector, numbers, size) for vector in before]
+            new = [np.empty_like(mean) for _ in before]
+            step = _STEPS[plan.server.kind](plan.server, mean, old, new)
+            for vector, part in zip(state, new, strict=True):
+                put(vector, numbers, part)
+            # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
+            with np.errstate(over="ignore"):
+                moved = take(model.weights, numbers, size).astype(np.float64) + plan.server.learning_rate * step
+                put(weights, numbers, moved.astype(np.float32))
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(move, range(len(layout.pieces))))
+    else:
+        for piece in range(len(layout.pieces)):
+            move(piece)
     end = model.weights.size
     try:
         return Model(model.manifest, weights.reshape(-1)[:end], tuple(vector.reshape(-1)[:end] for vector in state))

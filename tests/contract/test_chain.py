@@ -73,6 +73,16 @@ def test_the_result_does_not_depend_on_chunks_or_on_how_the_transform_is_split(
 
 
 @EVERY_SERVER
+def test_the_result_does_not_depend_on_how_many_threads_share_the_pieces(
+    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+) -> None:
+    plan, opened = played(server)
+    assert len(Layout.of(plan, PARAMETERS).pieces) == 2
+    expected = next_model(plan, _base(plan), opened).digest
+    assert next_model(plan, _base(plan), opened, threads=2).digest == expected
+
+
+@EVERY_SERVER
 def test_three_rounds_follow_the_published_formulas(
     played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
 ) -> None:

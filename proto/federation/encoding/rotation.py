@@ -61,34 +61,34 @@ def unrotate(layout: Layout, levels: NDArray[np.integer], center: int, factor: f
     Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
     """
     result = np.empty(layout.coordinates)
-    for numbers, blocks in unrotated(layout, levels, center, factor):
-        put(result.reshape(-1, block_of(layout)), numbers, blocks)
+    for piece in range(len(layout.pieces)):
+        for numbers, blocks in unrotated(layout, levels, center, factor, piece):
+            put(result.reshape(-1, block_of(layout)), numbers, blocks)
     return result[: layout.parameters]
 
 
 def unrotated(
-    layout: Layout, levels: NDArray[np.integer], center: int, factor: float
+    layout: Layout, levels: NDArray[np.integer], center: int, factor: float, piece: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
-    """What `unrotate` gives, block by block: numbers of some blocks [k] and their coordinates f64 [k, size].
+    """What one piece adds to `unrotate`, block by block: numbers of some blocks [k], their coordinates f64 [k, size].
 
-    Each block comes once, in no particular order; past the end of the vector there are some as well. A part stays in
-    the cache, and the whole vector never exists in float64.
+    Each block comes once, of one piece, in no particular order; past the end of the vector there are some as well. A
+    part stays in the cache, and the whole vector never exists in float64. Pieces may be taken by several threads.
     """
     order, signs, size = _order(layout), _signs(layout), block_of(layout)
-    run = _run_of(layout, levels, center)
-    for begin, end in _bounds(layout):
-        rows = _summed_in_runs(levels[begin:end], center, run)
-        places = order[begin // size : end // size].reshape(len(rows), -1)
-        scale = factor / math.sqrt(end - begin)
-        width = min(rows.shape[1], max(size, _PART // len(rows)))
-        for column in range(0, rows.shape[1], width):
-            part = rows[:, column : column + width].astype(np.float64, order="C")
-            hadamard(part.reshape(-1), begin=width)
-            part *= scale
-            numbers = places[:, column // size : (column + width) // size].reshape(-1)
-            blocks = part.reshape(-1, size)
-            _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
-            yield numbers, blocks
+    begin, end = list(_bounds(layout))[piece]
+    rows = _summed_in_runs(levels[begin:end], center)
+    places = order[begin // size : end // size].reshape(len(rows), -1)
+    scale = factor / math.sqrt(end - begin)
+    width = min(rows.shape[1], max(size, _PART // len(rows)))
+    for column in range(0, rows.shape[1], width):
+        part = rows[:, column : column + width].astype(np.float64, order="C")
+        hadamard(part.reshape(-1), begin=width)
+        part *= scale
+        numbers = places[:, column // size : (column + width) // size].reshape(-1)
+        blocks = part.reshape(-1, size)
+        _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
+        yield numbers, blocks
 
 
 def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[Any]:
@@ -108,13 +108,13 @@ def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -
     np.put(vector.view(whole), numbers, blocks.view(whole), mode="clip")
 
 
-def _run_of(layout: Layout, levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
-    """How far the whole numbers 2 levels - center are summed at first, a power of two, and as what.
+def _run_of(levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
+    """How far the whole numbers 2 levels - center of a piece are summed at first, a power of two, and as what.
 
     As long as sums stay below 2^24 float32 is exact, and half the memory.
     """
     largest = max(2 * float(levels.max(initial=0)) - center, center - 2 * float(levels.min(initial=0)), 1.0)
-    if largest * max(layout.pieces, default=1) >= _EXACT_MAX:
+    if largest * levels.size >= _EXACT_MAX:
         raise EncodingRefused(f"expected coordinates small enough for exact sums, got one of {largest:g}")
     run = min(_RUN, _CHUNK)
     while run * largest >= _EXACT_MAX_32 and run > _BLOCK:
@@ -122,12 +122,12 @@ def _run_of(layout: Layout, levels: NDArray[np.integer], center: int) -> tuple[i
     return run, np.float32 if run * largest < _EXACT_MAX_32 else np.float64
 
 
-def _summed_in_runs(levels: NDArray[np.integer], center: int, run_and_type: tuple[int, type[np.floating]]) -> Vector:
+def _summed_in_runs(levels: NDArray[np.integer], center: int) -> Vector:
     """The whole numbers 2 levels - center of one piece, multiplied by H in runs; one run a row.
 
     A piece that is shorter is one run.
     """
-    run, dtype = run_and_type
+    run, dtype = _run_of(levels, center)
     sums: Vector = np.empty(levels.size, dtype)
     for start in range(0, levels.size, _CHUNK):
         part = sums[start : start + _CHUNK]
