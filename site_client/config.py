@@ -22,8 +22,8 @@ from site_client.windows import WindowRefused, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 _EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
-# Of a transfer: what a cut costs, and a line in the ledger. Four seconds at 1 Mbit/s; the contract allows a mebibyte.
-PIECE_KIB = 512
+# Of a transfer: what a cut costs, and a line in the ledger. Two seconds at 1 Mbit/s; the contract allows a mebibyte.
+PIECE_KIB = 256
 NOT_CONFIGURED = "not configured yet: edit site.toml"
 _T = TypeVar("_T")
 _WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
