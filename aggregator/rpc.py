@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 import grpc
 import structlog
 from federation.errors import FederationError
+from federation.pieces import piece_sizes
 from federation.secagg import SecaggError
 from federation.v1 import blobs_pb2, enrolment_pb2, line_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2_grpc import BlobsServicer
@@ -35,8 +36,6 @@ from aggregator.tally import SeatKey
 
 log = structlog.get_logger()
 
-# A chunk of a download: what a cut costs, and gRPC holds several of each site's. Larger ones save no time.
-SENT_BYTES = 256 * 1024
 RECHECK_S = 5.0  # a stream's caller is authenticated anew this often
 THREADS_KEPT_FREE = 4  # for calls that do not last
 
@@ -367,6 +366,7 @@ def _other_listener(context: grpc.ServicerContext) -> NoReturn:
 
 def _chunks_of(read: Callable[[int], bytes], request: blobs_pb2.BlobRequest) -> Iterator[blobs_pb2.BlobChunk]:
     offset = request.offset
-    while data := read(SENT_BYTES):
+    sizes = piece_sizes()
+    while data := read(next(sizes)):
         yield blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
         offset += len(data)

@@ -16,14 +16,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from federation.names import is_site_name
+from federation.pieces import SMALL_BYTES
 
 from site_client.errors import ConfigRefused
 from site_client.windows import WindowRefused, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 _EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
-# Of a transfer: what a cut costs, and a line in the ledger. Two seconds at 1 Mbit/s; the contract allows a mebibyte.
-PIECE_KIB = 256
 NOT_CONFIGURED = "not configured yet: edit site.toml"
 _T = TypeVar("_T")
 _WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -205,10 +204,11 @@ class Settings:
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
-        chunk_s = PIECE_KIB / (self.policy.bandwidth_kib_s or math.inf)
+        piece_kib = SMALL_BYTES // 1024  # no larger one leaves or comes at such a pace
+        chunk_s = piece_kib / (self.policy.bandwidth_kib_s or math.inf)
         _require(
             chunk_s <= self.agent.stall_s / 2,
-            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of {PIECE_KIB} KiB in "
+            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of {piece_kib} KiB in "
             f"{chunk_s:.0f} s, and agent.stall_s gives up on it; raise either until a piece takes half of stall_s at "
             "most",
         )

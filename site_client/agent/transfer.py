@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from federation.pieces import piece_sizes
 from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.calls import OFFER_BLOB
 from site_client.agent.egress import Egress
-from site_client.config import PIECE_KIB
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
-
-CHUNK_BYTES = PIECE_KIB * 1024
 
 
 def upload(egress: Egress, round: blobs_pb2.RoundRef, data: bytes, digest: bytes) -> None:
@@ -58,5 +56,8 @@ def _append(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> N
 
 
 def _chunks(data: bytes, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
-    for start in range(offset, len(data), CHUNK_BYTES):
-        yield blobs_pb2.BlobChunk(digest=digest, offset=start, data=data[start : start + CHUNK_BYTES])
+    sizes = piece_sizes()
+    while offset < len(data):
+        piece = data[offset : offset + next(sizes)]
+        yield blobs_pb2.BlobChunk(digest=digest, offset=offset, data=piece)
+        offset += len(piece)
