@@ -134,10 +134,9 @@ class Loader:
         return self._cache.name_of(study.series)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        prepared = self._cache.get(study.series)
         if rng is None:
-            x = input_of(prepared, self._device)
-            return sample_of(study, x, prepared.geometry, prepared.source_slices)
+            return sample_of(study, *self.pixels(study))
+        prepared = self._cache.get(study.series)
         piece = self._piece(study, prepared.slices, rng)
         x = augment(input_of(prepared, self._device, piece), self._augmentation, rng)
         sample = sample_of(study, x, prepared.geometry[piece], prepared.source_slices[piece])
