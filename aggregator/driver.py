@@ -35,7 +35,7 @@ from aggregator.tables import Round, Seat
 log = structlog.get_logger()
 
 LEFT_ALONE_S = 5.0  # a row whose step failed
-TALLY_EVERY_S = 5.0
+HOUSEKEEPING_EVERY_S = 5.0
 
 _PROCESS = secrets.token_hex(8)
 
@@ -48,7 +48,7 @@ class Driver:
         self._owner = owner or own_name()
         self._monotonic = monotonic
         self._left_alone: dict[int, float] = {}  # round id -> monotonic time until which it is left alone
-        self._tally_at = monotonic()
+        self._due_at = monotonic()
         self._leased_at = monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -66,9 +66,9 @@ class Driver:
         """Look once at every round that is not over. True when one moved, so that more may be due."""
         with self._hub.store.read() as session:
             ids = rounds.open_ids(session)
-        moved = [self._outlive(round_id) for round_id in ids if not self._is_left_alone(round_id)]
-        self._housekeeping(idle=not ids)
-        return any(moved)
+        moved = any([self._outlive(round_id) for round_id in ids if not self._is_left_alone(round_id)])
+        self._housekeeping(idle=not ids, moved=moved)
+        return moved
 
     def _outlive(self, round_id: int) -> bool:
         """Step one round; whatever is wrong with it must not stop the others."""
@@ -190,13 +190,16 @@ class Driver:
     def _is_left_alone(self, round_id: int) -> bool:
         return self._monotonic() < self._left_alone.get(round_id, 0.0)
 
-    def _housekeeping(self, idle: bool) -> None:
+    def _housekeeping(self, idle: bool, moved: bool) -> None:
         """Things no round waits for: runs to carry on after a crash, waste to delete, bytes to write down."""
+        due = self._monotonic() >= self._due_at
         try:
             if idle:
                 self._carry_on()
-            self._drop_leftovers()
-            if not self._hub.tally.empty and self._monotonic() >= self._tally_at:
+            if moved or due:  # what becomes waste in another way (an abort, another driver) can wait for seconds
+                self._drop_leftovers()
+            if due:
+                self._due_at = self._monotonic() + HOUSEKEEPING_EVERY_S
                 self._write_tally()
         except Exception:
             log.exception("housekeeping failed")
@@ -225,7 +228,8 @@ class Driver:
                 rounds.forget_upload(session, round_id, site, digest)
 
     def _write_tally(self) -> None:
-        self._tally_at = self._monotonic() + TALLY_EVERY_S
+        if self._hub.tally.empty:
+            return
         with self._hub.store.write() as session:
             self._hub.tally.write(session)
 

@@ -139,22 +139,22 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     if evaluates_only(sealed.plan, sealed.row.number):
         return Result(opened, sealed.row.base_model, None, sum_blob, opening.altered)
     with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
-        model = next_model(sealed.plan, _load_base(hub, sealed), opened, threads)
+        model = next_model(sealed.plan, _take_base(hub, sealed), opened, threads, uses_up=True)
         progress()
         file = Path(folder) / "next.safetensors"
         save_model(file, model)
         blob = hub.blobs.take(file)
-    hub.models.clear()
     hub.models[model.digest] = model  # the next round's base
     return Result(opened, model.digest, blob, sum_blob, opening.altered)
 
 
-def _load_base(hub: Hub, sealed: Sealed) -> Model:
-    """The base model: still in hand, or out of its blob.
+def _take_base(hub: Hub, sealed: Sealed) -> Model:
+    """The base model, to be used up: out of hand if it still is there, or out of its blob.
 
     Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
     """
-    kept = hub.models.get(sealed.base.digest)
+    kept = hub.models.pop(sealed.base.digest, None)
+    hub.models.clear()
     if kept is not None:
         return kept
     with hub.blobs.open(sealed.base.blob) as source:

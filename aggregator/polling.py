@@ -160,13 +160,15 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         base_model_digest=row.base_model,
         evaluation_only=evaluates_only(plan_of(run), row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
-        chain=_chain(session, run, held_model, base.size_bytes),
+        chain=_chain(session, run, held_model, row.base_model, base.size_bytes),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
     )
 
 
-def _chain(session: Session, run: Run, held_model: bytes, whole_bytes: int) -> list[pb.OpenedSum]:
+def _chain(session: Session, run: Run, held_model: bytes, newest: bytes, whole_bytes: int) -> list[pb.OpenedSum]:
     """The sums from the model the site holds to the newest; none when the whole model is the shorter way."""
+    if held_model == newest:
+        return []
     models = runs.models(session, run.run_id)
     held = [model.round_number for model in models if model.digest == held_model]
     if not held:

@@ -15,6 +15,7 @@ D is the mean update, weighted by min(studies, cap). m starts at 0 and v at tau^
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,12 @@ Reals = NDArray[np.float64]
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
 
-def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 1) -> Model:
+def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 1, *, uses_up: bool = False) -> Model:
     """The model that `opened` leads to from `model`. After an evaluation-only round that is `model` itself.
 
     threads: among which the rotation's pieces are shared out; the largest is half of all or more.
+    uses_up: the next model is written over this one, which is worth nothing afterwards, after an error neither. It
+    saves the memory of a model, and finding that takes longer than filling it.
 
     Errors: ChainRefused when the model is not of this plan, or when the result is not finite: such a round has to be
     abandoned.
@@ -45,23 +48,21 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 
     layout = Layout.of(plan, plan.manifest.size)
     if opened.levels.size != layout.coordinates:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
-    before = _state(plan.server, model)
     size = block_of(layout)
-    # A block more than the vector has may be written, and is cut off in the end.
-    weights = np.empty((layout.coordinates // size, size), np.float32)
-    state = [np.empty(weights.shape) for _ in before]
+    weights = _writable(model.weights, copied=not uses_up)
+    state = [_writable(vector, copied=not uses_up) for vector in _state(plan.server, model)]
 
     def move(piece: int) -> None:
         # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at a site.
         for numbers, mean in unrotated(layout, opened.levels, *_affine(layout, opened), piece):
-            old = [take(vector, numbers, size) for vector in before]
-            new = [np.empty_like(mean) for _ in before]
+            old = [take(vector, numbers, size) for vector in state]
+            new = [np.empty_like(mean) for _ in state]
             step = _STEPS[plan.server.kind](plan.server, mean, old, new)
             for vector, part in zip(state, new, strict=True):
                 put(vector, numbers, part)
             # A weight that overflows float32 is refused below, with a reason, rather than warned about here.
             with np.errstate(over="ignore"):
-                moved = take(model.weights, numbers, size).astype(np.float64) + plan.server.learning_rate * step
+                moved = take(weights, numbers, size) + plan.server.learning_rate * step  # float64, as the step is
                 put(weights, numbers, moved.astype(np.float32))
 
     if threads > 1:
@@ -70,9 +71,8 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 
     else:
         for piece in range(len(layout.pieces)):
             move(piece)
-    end = model.weights.size
     try:
-        return Model(model.manifest, weights.reshape(-1)[:end], tuple(vector.reshape(-1)[:end] for vector in state))
+        return Model(model.manifest, weights, tuple(state))
     except ManifestMismatch as error:
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
 
@@ -89,6 +89,13 @@ def _affine(layout: Layout, opened: Opened) -> tuple[int, float]:
     """`center` and `factor` of the mean update."""
     half_step = layout.range / layout.level_max
     return opened.members * layout.level_max, half_step * layout.weight_cap / opened.header.weight
+
+
+def _writable(vector: NDArray[Any], *, copied: bool) -> NDArray[Any]:
+    """The numbers of a model, which are read-only to everybody else."""
+    own = vector.copy() if copied else vector.view()
+    own.flags.writeable = True
+    return own
 
 
 def _state(server: ServerOptimizer, model: Model) -> list[Reals]:

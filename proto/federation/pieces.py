@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 SMALL_BYTES: Final = 256 * 1024  # what a cut costs: two seconds at 1 Mbit/s
-LARGE_BYTES: Final = 512 * 1024  # half as many calls, checks and lines in a ledger
+LARGE_BYTES: Final = 512 * 1024  # half as many calls, checks and lines in a ledger; larger ones gained nothing
 _FAST_BYTES_S: Final = 1 << 20  # a line that moves a large piece in half a second
 _UNDER_WAY_BYTES: Final = 2 << 20  # handed over and perhaps not moved yet: they say nothing about the line
 

@@ -102,10 +102,10 @@ class Guard:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._sealed: tuple[bytes, bytes] | None = None  # digest and bytes of the one upload that may leave now
+        self._sealed: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
 
     @contextmanager
-    def upload_of(self, layout: Layout, masked: bytes) -> Iterator[bytes]:
+    def upload_of(self, layout: Layout, masked: memoryview) -> Iterator[bytes]:
         """While it lasts, `masked` may leave; gives its digest. Sealing vouches that these are words under masks.
 
         Errors: EgressRefused unless it is as long as the plan's layout says.
@@ -163,8 +163,9 @@ class Guard:
 
     def _check_chunk(self, message: Message) -> None:
         digest, offset, data = message.digest, message.offset, message.data  # type: ignore[attr-defined]  # a BlobChunk
-        sealed, masked = self._sealed or (b"", b"")
-        if digest != sealed or not data or masked[offset : offset + len(data)] != data:
+        sealed, masked = self._sealed or (b"", memoryview(b""))
+        # A view would be compared byte by byte.
+        if digest != sealed or not data or bytes(masked[offset : offset + len(data)]) != data:
             raise EgressRefused("a chunk that is no part of the upload sealed by this agent does not leave")
 
 

@@ -173,8 +173,9 @@ class Ledger:
             key=self._key,
             prev_hash=self.head,
         ).signed_by(self._signer)
-        self._write(entry.line() + b"\n")
-        self.entries, self.head = entry.seq, entry.hash()
+        line = entry.line()
+        self._write(line + b"\n")
+        self.entries, self.head = entry.seq, hashlib.sha256(line).hexdigest()
         return entry
 
     def close(self) -> None:

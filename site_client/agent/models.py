@@ -4,6 +4,7 @@ recomputed here from an opened sum, or came whole with the digest that its cohor
 import json
 from pathlib import Path
 
+import numpy as np
 from federation.chain import next_model
 from federation.encoding import Layout, unpack_sum
 from federation.manifest import Model, load_model, save_model
@@ -24,7 +25,7 @@ class Models:
     """<state>/agent/models/<digest hex>.safetensors and history.json, the digests in the order of verification."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._arrived = folder, folder / "arrived"
         private_folder(folder)
         # Reading and hashing it anew each round would cost more than everything else that is done with it.
         self._in_hand: Model | None = None
@@ -71,16 +72,20 @@ class Models:
             return
         layout = Layout.of(plan, plan.manifest.size)
         layout.check_members(link.members)
+        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
+            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
         arrived = self._folder / f"sum-{link.sum.digest.hex()}"
-        download(egress, link.sum, arrived, layout.sum_bytes_for(link.members))
-        computed = next_model(plan, self.load(plan, base), unpack_sum(layout, arrived.read_bytes(), link.members))
+        download(egress, link.sum, arrived, expected)
+        opened = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+        held, self._in_hand = self.load(plan, base), None
+        computed = next_model(plan, held, opened, uses_up=True)
         remove(arrived)
         if computed.digest != link.model_digest:
             raise ModelMismatch(
                 f"the model published after round {link.round} is not the one its opened sum leads to; "
                 "this site takes no further part in the run until the coordinator has explained it"
             )
-        self._keep(computed)
+        self._keep(computed, self._spare())
 
     def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         if not step.HasField("whole_model"):
@@ -88,12 +93,12 @@ class Models:
         arrived = self._folder / f"whole-{step.whole_model.digest.hex()}"
         download(egress, step.whole_model, arrived, plan.manifest.size * _BYTES_A_NUMBER + _HEADER_BYTES_MAX)
         model = load_model(arrived)
-        remove(arrived)
+        arrived.replace(self._arrived)
         self._keep(_checked(plan, model, step.base_model_digest))
 
-    def _keep(self, model: Model) -> None:
+    def _keep(self, model: Model, spare: Path | None = None) -> None:
         draft = self._folder / ".model.new"
-        save_model(draft, model, self._spare())
+        save_model(draft, model, spare)
         draft.chmod(0o600)
         draft.rename(self.path(model.digest))
         sync_folder(self._folder)
@@ -105,7 +110,10 @@ class Models:
                 remove(path)
 
     def _spare(self) -> Path | None:
-        """The file that the next model pushes out, if there is one and it has no other name: a job's has two."""
+        """A file to write the next model over: the one that a whole model came in, which was kept for this, or the one
+        that the next pushes out, if there is one and it has no other name: a job's has two."""
+        if self._arrived.exists():
+            return self._arrived
         for digest in self._history()[: 1 - _KEPT]:
             path = self.path(bytes.fromhex(digest))
             if path.exists() and path.stat().st_nlink == 1:

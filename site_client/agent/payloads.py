@@ -6,6 +6,7 @@ Append-only files of a few MiB; the oldest file goes when the limit is reached. 
 ledger does not need them. The join request is not kept, because the one-time token is in it.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -30,18 +31,27 @@ class Payloads:
         self._sizes = {pack: pack.stat().st_size for pack in packs}
 
     def keep(self, seq: int, data: bytes) -> None:
-        """Keeps what the entry `seq` is about, and forgets the oldest beyond the limit. Errors: OSError."""
+        """Keeps what the entry `seq` is about, whole or not at all, and forgets the oldest beyond the limit.
+
+        Errors: OSError.
+        """
         if self._limit_bytes == 0:
             return
-        record = _RECORD.pack(seq, len(data)) + data
+        size_bytes = _RECORD.size + len(data)
         path = next(reversed(self._sizes), None)
-        if path is None or self._sizes[path] + len(record) > self._pack_bytes:
+        if path is None or self._sizes[path] + size_bytes > self._pack_bytes:
             path = self._folder / f"{seq:012d}.pack"
+        held = self._sizes.get(path, 0)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(handle, "wb") as file:
+        try:
             belongs_with_its_folder(handle, path)
-            file.write(record)
-        self._sizes[path] = self._sizes.get(path, 0) + len(record)
+            written = os.writev(handle, (_RECORD.pack(seq, len(data)), data))
+            if written != size_bytes:  # half a record would hide all that come after it
+                os.ftruncate(handle, held)
+                raise OSError(errno.ENOSPC, f"only {written} of {size_bytes} bytes could be kept", path)
+        finally:
+            os.close(handle)
+        self._sizes[path] = held + size_bytes
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:

@@ -50,13 +50,13 @@ def examine(guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.
     return Contribution(layout, clipped, header, update.delta_sha256 or b"")
 
 
-def seal(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> bytes:
+def seal(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> memoryview:
     """The upload: masked words, uint64 little-endian, layout.bytes long.
 
     shares: ciphertext by peer, from every other member of U2. Errors: whatever `Member.mask` refuses.
     """
     words = encode(contribution.layout, contribution.delta, contribution.header, _rounding(member, contribution))
-    return member.mask(words, shares).astype("<u8", copy=False).tobytes()
+    return member.mask(words, shares, in_place=True).astype("<u8", copy=False).data.cast("B")
 
 
 def _clip(plan: TrainingPlan, delta: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:

@@ -12,7 +12,7 @@ from site_client.errors import ModelMismatch, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
 
 
-def upload(egress: Egress, round: blobs_pb2.RoundRef, data: bytes, digest: bytes) -> None:
+def upload(egress: Egress, round: blobs_pb2.RoundRef, data: memoryview, digest: bytes) -> None:
     """Brings a blob to the aggregator, from wherever an earlier try stopped. Errors: Unreachable, Refused."""
     offer = blobs_pb2.BlobOffer(round=round, digest=digest, size_bytes=len(data))
     progress = egress.send(OFFER_BLOB, offer)
@@ -55,9 +55,9 @@ def _append(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> N
         raise StepRefused(f"expected the bytes from {held} on of the file asked for, got others; it is asked for again")
 
 
-def _chunks(data: bytes, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
+def _chunks(data: memoryview, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
     sizes = piece_sizes()
     while offset < len(data):
-        piece = data[offset : offset + next(sizes)]
+        piece = bytes(data[offset : offset + next(sizes)])
         yield blobs_pb2.BlobChunk(digest=digest, offset=offset, data=piece)
         offset += len(piece)

@@ -244,7 +244,8 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(wit
     out = with_run.folder / "out.safetensors"
     with file_size_limit(64):
         told = with_run.refused("model", "export", str(out))
-    assert "File too large" in told
+    # The database may need a file of its own to be read, and be the first to have no room for it.
+    assert "File too large" in told or "is the disk full" in told
     assert sorted(path.name for path in with_run.folder.glob("*out*")) == []
 
 

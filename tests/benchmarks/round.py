@@ -112,7 +112,7 @@ def _watch(
     seen = Watched([Usage.of(aggregator)], [[Usage.of(site) for site in sites]])
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
-        time.sleep(0.1)
+        time.sleep(0.2)
         with hub.store.read() as session:
             run = runs.every(session)[-1]
             over = [row for row in rounds.of_run(session, run.run_id) if row.state in rounds.OVER]

@@ -12,7 +12,7 @@ from federation.chain import mean_update, next_model
 from federation.encoding import Header, Layout, Opened, encode, open_sum, pack_sum, unpack_sum
 from federation.encoding import rotation as rotation_module
 from federation.errors import ChainRefused
-from federation.manifest import Manifest, Model, TensorSpec
+from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
 Make = Callable[..., TrainingPlan]
@@ -66,7 +66,6 @@ def test_the_result_does_not_depend_on_chunks_or_on_how_the_transform_is_split(
 ) -> None:
     plan, opened = played(server)
     expected = next_model(plan, _base(plan), opened).digest
-    monkeypatch.setattr(rotation_module, "_PART", 1 << 7)
     monkeypatch.setattr(rotation_module, "_CHUNK", 1 << 10)
     monkeypatch.setattr(rotation_module, "_RADIX_BITS", 1)
     assert next_model(plan, _base(plan), opened).digest == expected
@@ -130,6 +129,56 @@ def test_the_base_model_and_its_memory_are_left_as_they_were(
     before = base.digest
     next_model(plan, base, opened)
     assert Model(base.manifest, base.weights, base.server_state).digest == before
+
+
+@EVERY_SERVER
+def test_a_base_model_that_is_used_up_leads_to_the_same_one_and_gives_it_its_place(
+    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+) -> None:
+    plan, opened = played(server)
+    base = next_model(plan, _base(plan), opened)
+    expected = next_model(plan, base, opened)
+    place = base.weights.__array_interface__["data"]
+    followed = next_model(plan, base, opened, uses_up=True)
+    assert followed.digest == expected.digest
+    assert followed.weights.__array_interface__["data"] == place
+    with pytest.raises(ValueError, match="read-only"):
+        followed.weights[0] = 0
+
+
+@EVERY_SERVER
+def test_a_model_read_from_its_file_can_be_used_up(
+    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer, tmp_path: Path
+) -> None:
+    plan, opened = played(server)
+    base = next_model(plan, _base(plan), opened)
+    save_model(tmp_path / "base.safetensors", base)
+    before = (tmp_path / "base.safetensors").read_bytes()
+    followed = next_model(plan, load_model(tmp_path / "base.safetensors"), opened, uses_up=True)
+    assert followed.digest == next_model(plan, base, opened).digest
+    assert (tmp_path / "base.safetensors").read_bytes() == before
+
+
+def test_sums_too_large_for_float32_are_exact(make_plan: Make, make_header: MakeHeader) -> None:
+    """Levels that are nearly alike lie in nearly one coordinate after the transform, the largest there can be."""
+    size = 1 << 14
+    plan = make_plan(parameters=size, server=ServerOptimizer(ServerKind.FEDAVG, 1.0))
+    layout = Layout.of(plan, size)
+    words = encode(layout, np.zeros(size, np.float32), make_header(), np.random.default_rng(0))
+    opened = open_sum(layout, words * np.uint64(60), 60)
+    levels = np.full(size, 60 * layout.level_max, opened.levels.dtype)
+    levels[5] -= 1
+    whole = 2 * levels.astype(np.int64) - 60 * layout.level_max
+    stride = 1
+    while stride < size:
+        left, right = np.moveaxis(whole.reshape(-1, 2, stride), 1, 0)
+        whole = np.stack([left + right, left - right], axis=1).reshape(-1)
+        stride *= 2
+    assert whole.max() > 2**24
+    assert int(np.float32(whole.max())) != whole.max()
+    factor = layout.range / layout.level_max * layout.weight_cap / opened.header.weight / np.sqrt(size)
+    found = mean_update(layout, replace(opened, levels=levels))
+    assert np.array_equal(np.sort(np.abs(found)), np.sort(np.abs(whole * factor)))
 
 
 def test_after_an_evaluation_only_round_the_model_is_the_same(make_plan: Make, make_header: MakeHeader) -> None:

@@ -209,6 +209,19 @@ def test_other_words_under_the_same_mask_are_refused_and_the_same_words_give_ide
     assert np.array_equal(member.mask(session.words["site-0000"], shares), first)
 
 
+def test_words_are_masked_in_their_own_place_if_asked_and_left_alone_when_refused() -> None:
+    session = Session(4)
+    member, shares = session.members["site-0000"], addressed_to("site-0000", session.share_all())
+    words = session.words["site-0000"].copy()
+    masked = member.mask(session.words["site-0000"], shares)
+    assert member.mask(words, shares, in_place=True) is words
+    assert np.array_equal(words, masked)
+    other = words.copy()
+    with pytest.raises(UploadRefused, match="other words"):
+        member.mask(other, shares, in_place=True)
+    assert np.array_equal(other, words)
+
+
 def test_the_same_words_for_another_set_of_members_are_refused() -> None:
     session = Session(7)
     member, shares = session.members["site-0000"], addressed_to("site-0000", session.share_all())

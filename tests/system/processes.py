@@ -144,6 +144,7 @@ class Trainers(threading.Thread):
         self._delta = place.folder / "delta.f32"
         self._delta.write_bytes(delta.astype("<f4").tobytes())
         self._digest = sha256_of(self._delta)
+        self._seen: dict[Path, list[str]] = {}
         self._stopping = threading.Event()
         for side in self._sides:
             side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
@@ -158,6 +159,11 @@ class Trainers(threading.Thread):
         self.join()
 
     def _look_after(self, side: TrainerSide, spool: Path) -> None:
+        to_trainer = spool / "to_trainer"
+        names = os.listdir(to_trainer) if to_trainer.exists() else []
+        if self._seen.get(spool) == names:  # a look takes time of the cores that are measured
+            return
+        self._seen[spool] = names
         for job in side.jobs():
             if side.delivered(job.run_id, job.round):
                 continue

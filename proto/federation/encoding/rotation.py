@@ -24,7 +24,6 @@ Vector = NDArray[np.float32] | NDArray[np.float64]
 
 _DOMAIN = b"hemofed rotation v1\x00"
 _CHUNK = 1 << 16  # coordinates, a power of two: a quarter of a MiB in float32, that stays in a core's own cache
-_PART = 1 << 15  # the same of float64
 _RUN = 1 << 13  # shorter ones cost more passes, longer ones leave no float32
 _RADIX_BITS = 4
 # Longer vectors are shuffled in blocks of one cache line of float32; single coordinates would take ten times as long.
@@ -38,7 +37,7 @@ def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterat
     """factor * R(vector), piece by piece: f32[d] -> f32 [coordinates] in all, of the same L2 norm times `factor` up to
     rounding.
     """
-    order, signs, size = _order(layout), _signs(layout), block_of(layout)
+    order, size = _order(layout), block_of(layout)
     for begin, end in _bounds(layout):
         rotated = np.empty(end - begin, np.float32)
         scale = np.float32(factor / math.sqrt(rotated.size))
@@ -47,7 +46,7 @@ def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterat
             numbers = order[(begin + start) // size : (begin + start + part.size) // size]
             blocks = part.reshape(-1, size)
             blocks[...] = take(vector, numbers, size)
-            _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
+            _flip(blocks, _signs(layout, numbers))
             part *= scale
             hadamard(part)
         hadamard(rotated, begin=min(_CHUNK, rotated.size))
@@ -60,11 +59,11 @@ def unrotate(layout: Layout, levels: NDArray[np.integer], center: int, factor: f
     Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
     Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
     """
-    result = np.empty(layout.coordinates)
+    result = np.empty(layout.parameters)
     for piece in range(len(layout.pieces)):
         for numbers, blocks in unrotated(layout, levels, center, factor, piece):
-            put(result.reshape(-1, block_of(layout)), numbers, blocks)
-    return result[: layout.parameters]
+            put(result, numbers, blocks)
+    return result
 
 
 def unrotated(
@@ -75,20 +74,19 @@ def unrotated(
     Each block comes once, of one piece, in no particular order; past the end of the vector there are some as well. A
     part stays in the cache, and the whole vector never exists in float64. Pieces may be taken by several threads.
     """
-    order, signs, size = _order(layout), _signs(layout), block_of(layout)
+    order, size = _order(layout), block_of(layout)
     begin, end = list(_bounds(layout))[piece]
     rows = _summed_in_runs(levels[begin:end], center)
     places = order[begin // size : end // size].reshape(len(rows), -1)
     scale = factor / math.sqrt(end - begin)
-    width = min(rows.shape[1], max(size, _PART // len(rows)))
+    width = min(rows.shape[1], max(size, _CHUNK // len(rows)))
     for column in range(0, rows.shape[1], width):
-        part = rows[:, column : column + width].astype(np.float64, order="C")
+        part = _wide_enough(rows[:, column : column + width])
         hadamard(part.reshape(-1), begin=width)
-        part *= scale
         numbers = places[:, column // size : (column + width) // size].reshape(-1)
         blocks = part.reshape(-1, size)
-        _flip(blocks, np.take(signs, numbers, axis=0, mode="clip"))
-        yield numbers, blocks
+        _flip(blocks, _signs(layout, numbers))
+        yield numbers, np.multiply(blocks, scale, dtype=np.float64)
 
 
 def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[Any]:
@@ -103,9 +101,22 @@ def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[
 
 
 def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -> None:
-    """Write blocks [k, size] to where these numbers are in a vector of whole blocks [many, size]."""
-    whole = np.dtype((np.void, blocks.shape[1] * blocks.itemsize))  # each block one thing: three times as fast
-    np.put(vector.view(whole), numbers, blocks.view(whole), mode="clip")
+    """Write blocks [k, size] to where these numbers are in a vector; what would lie past its end is left out."""
+    size = blocks.shape[1]
+    whole, left = divmod(vector.size, size)
+    if left and (last := numbers == whole).any():
+        vector[-left:] = blocks[last][0, :left]
+    inside = numbers < whole
+    block = np.dtype((np.void, size * blocks.itemsize))  # each block one thing: three times as fast
+    np.put(vector[: whole * size].view(block), numbers[inside], blocks.view(block)[inside], mode="clip")
+
+
+def _wide_enough(rows: Vector) -> Vector:
+    """rows [runs, width] as floats in which each column sums up exactly, in any order and with any signs."""
+    part = rows.copy()
+    if part.dtype == np.float32 and np.abs(part).sum(axis=0).max() >= _EXACT_MAX_32:
+        part = part.astype(np.float64)
+    return part
 
 
 def _run_of(levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
@@ -225,10 +236,13 @@ def _shuffled(seed: bytes, blocks: int) -> NDArray[np.intp]:
     return order
 
 
-def _signs(layout: Layout) -> NDArray[np.uint8]:
-    """uint8 [blocks, size]: 1 where the sign of a coordinate of the vector changes."""
-    bits = np.frombuffer(_sign_bits(layout.rotation_seed, layout.coordinates), np.uint8)
-    return np.unpackbits(bits, count=layout.coordinates, bitorder="little").reshape(-1, block_of(layout))
+def _signs(layout: Layout, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """uint8 [k, size] for the blocks with these numbers: 1 where the sign of a coordinate of the vector changes."""
+    size, bits = block_of(layout), _sign_bits(layout.rotation_seed, layout.coordinates)
+    if size == 1:
+        return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[numbers].reshape(-1, 1)
+    taken = np.take(np.frombuffer(bits, "<u2"), numbers, mode="clip")  # a block's bits are one such word
+    return np.unpackbits(taken.view(np.uint8), bitorder="little").reshape(-1, size)
 
 
 @lru_cache(maxsize=1)  # as above, and a thirty-second of such a vector

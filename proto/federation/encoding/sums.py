@@ -78,7 +78,7 @@ def pack_sum(layout: Layout, opened: Opened) -> bytes:
     return words.tobytes()
 
 
-def unpack_sum(layout: Layout, data: bytes, members: int) -> Opened:
+def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Opened:
     """Read what `pack_sum` gave for a sum of `members` uploads; one byte string per sum.
 
     Errors: Malformed for another length; EncodingRefused for values out of range.

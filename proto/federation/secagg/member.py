@@ -148,8 +148,8 @@ class Member:
             )
         return ciphertexts
 
-    def mask(self, words: Words, shares: Mapping[str, bytes]) -> Words:
-        """A masked copy of `words` (uint64 [m]); the caller may then forget the words' meaning.
+    def mask(self, words: Words, shares: Mapping[str, bytes], *, in_place: bool = False) -> Words:
+        """A masked copy of `words` (uint64 [m]), or the words themselves, masked; nothing is, when this raises.
 
         shares: ciphertext for this member from every other member of U2. With this member they are U2, whose masks go
         on the words. Raises ShareRefused (one does not open), BelowThreshold (|U2| < t), UploadRefused (a second vector
@@ -163,7 +163,7 @@ class Member:
         else:
             held = self._open_shares(secrets, shares)
             self._state = replace(self._state, phase=Phase.MASKED, held=held, words_digest=words_digest)
-        masked = words.copy()
+        masked = words if in_place else words.copy()
         streams = self._streams(secrets)
         masks.apply(masked, streams)
         streams.wipe()

@@ -1,6 +1,7 @@
 """What left stays openable, within its limit, and survives a crash in the middle of a record."""
 
 import hashlib
+import resource
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_half_a_record_left_by_a_crash_is_cut(tmp_path: Path, torn: int) -> None
         file.truncate(whole + torn)
     assert [seq for seq, _ in payloads.kept(tmp_path)] == [1]
     Payloads(tmp_path, 1_000).keep(3, b"third")
+    assert list(payloads.kept(tmp_path)) == [(1, b"first"), (3, b"third")]
+
+
+def test_a_disk_that_fills_up_spoils_nothing_that_is_kept_later(tmp_path: Path) -> None:
+    keeper = Payloads(tmp_path, 1_000)
+    keeper.keep(1, b"first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))  # a write beyond it ends early, as on a full disk
+    try:
+        with pytest.raises(OSError, match="could be kept"):
+            keeper.keep(2, bytes(60))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    keeper.keep(3, b"third")
     assert list(payloads.kept(tmp_path)) == [(1, b"first"), (3, b"third")]
 
 
