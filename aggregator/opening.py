@@ -10,7 +10,9 @@ content), so a driver killed anywhere in here is followed by one that begins ane
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,22 +88,30 @@ def open_round(hub: Hub, round_id: int, actor: str, progress: Progress) -> None:
     )
 
 
-def sum_uploads(uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: Progress) -> secagg.Words:
+def sum_uploads(
+    uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: Progress, threads: int = 1
+) -> secagg.Words:
     """uint64 [words], modulo 2^64: the sum of complete blobs, each of that many little-endian words.
 
     Raises: NotFound for a blob that is gone; secagg.Malformed for one of another size.
     """
     total = np.zeros(words, np.uint64)
-    for digest in digests.values():
+
+    def add(digest: bytes, first: int, end: int) -> None:
         with uploads.open(digest) as file:
             size_bytes = file.seek(0, os.SEEK_END)
             if size_bytes != 8 * words:
                 raise secagg.Malformed(f"expected an upload of {8 * words} bytes, got {size_bytes}")
-            file.seek(0)
-            for start in range(0, words, READ_WORDS):
-                part = np.fromfile(file, "<u8", min(READ_WORDS, words - start))
+            file.seek(8 * first)
+            for start in range(first, end, READ_WORDS):
+                part = np.fromfile(file, "<u8", min(READ_WORDS, end - start))
                 total[start : start + part.size] += part
-        progress()
+
+    bounds = [words * part // threads for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for digest in digests.values():
+            list(pool.map(partial(add, digest), bounds, bounds[1:]))
+            progress()
     return total
 
 
@@ -126,10 +136,10 @@ def _sealed(session: Session, round_id: int) -> Sealed:
 
 def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     masking = sealed.masking
-    total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress)
+    threads = hub.settings.driver.opening_threads or os.cpu_count() or 1
+    total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress, threads)
     opening = secagg.open_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
     progress()
-    threads = hub.settings.driver.opening_threads or os.cpu_count() or 1
     secagg.unmask(total, opening, threads)
     progress()
     opened = encoding.open_sum(sealed.layout, total, len(sealed.uploads))

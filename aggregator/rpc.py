@@ -32,13 +32,14 @@ from aggregator.auth import authenticate
 from aggregator.echo import Echoes
 from aggregator.enrolment import Enrolment
 from aggregator.hub import Hub
-from aggregator.tally import SeatKey
+from aggregator.tally import SeatKey, size_of_chunk
 
 log = structlog.get_logger()
 
 RECHECK_S = 5.0  # a stream's caller is authenticated anew this often
 THREADS_KEPT_FREE = 4  # for calls that do not last
 
+Chunk = TypeVar("Chunk")
 Reply = TypeVar("Reply", bound=Message)
 Said = TypeVar(
     "Said",
@@ -218,9 +219,10 @@ class BlobsDoor(BlobsServicer):
                     upload = uploads.expected(self._hub, site, chunk.digest)
                 if chunk.digest != upload.digest:
                     raise errors.MessageRefused("expected chunks of one blob in a stream, got a second one")
-                held = self._hub.uploads.put(upload.digest, upload.size_bytes, chunk.offset, chunk.data)
+                data = chunk.data
+                held = self._hub.uploads.put(upload.digest, upload.size_bytes, chunk.offset, data)
                 progress = blobs_pb2.BlobProgress(held_bytes=held.held_bytes, complete=held.complete)
-                self._hub.tally.add(upload.seat, up=chunk.ByteSize())
+                self._hub.tally.add(upload.seat, up=size_of_chunk(chunk, len(data)))
             if upload is None:
                 raise errors.MessageRefused("expected at least one chunk, got none")
             return progress
@@ -235,13 +237,11 @@ class BlobsDoor(BlobsServicer):
                 if request.offset > size_bytes:
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
-                for chunk in self._rechecked(_chunks_of(file.read, request), context):
-                    self._hub.tally.add(seat, down=chunk.ByteSize())
+                for chunk, size_bytes in self._rechecked(_chunks_of(file.read, request), context):
+                    self._hub.tally.add(seat, down=size_bytes)
                     yield chunk
 
-    def _rechecked(
-        self, chunks: Iterator[blobs_pb2.BlobChunk], context: grpc.ServicerContext
-    ) -> Iterator[blobs_pb2.BlobChunk]:
+    def _rechecked(self, chunks: Iterator[Chunk], context: grpc.ServicerContext) -> Iterator[Chunk]:
         """The chunks, as long as their caller is let in. A revocation ends a transfer within seconds."""
         checked = time.monotonic()
         for chunk in chunks:
@@ -364,9 +364,13 @@ def _other_listener(context: grpc.ServicerContext) -> NoReturn:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "this call belongs to the aggregator's other listener")
 
 
-def _chunks_of(read: Callable[[int], bytes], request: blobs_pb2.BlobRequest) -> Iterator[blobs_pb2.BlobChunk]:
+def _chunks_of(
+    read: Callable[[int], bytes], request: blobs_pb2.BlobRequest
+) -> Iterator[tuple[blobs_pb2.BlobChunk, int]]:
+    """Each chunk and its size as a message."""
     offset = request.offset
     sizes = piece_sizes()
     while data := read(next(sizes)):
-        yield blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
+        chunk = blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
+        yield chunk, size_of_chunk(chunk, len(data))
         offset += len(data)

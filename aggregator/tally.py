@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from typing import NamedTuple
 
+from federation.v1.blobs_pb2 import BlobChunk
 from sqlalchemy.orm import Session
 
 from aggregator.store import rounds
@@ -48,3 +49,10 @@ class Tally:
     def empty(self) -> bool:
         with self._lock:
             return not self._up and not self._down
+
+
+def size_of_chunk(chunk: BlobChunk, data_bytes: int) -> int:
+    """What its ByteSize says, who writes all of it out to count it."""
+    bare = BlobChunk(digest=chunk.digest, offset=chunk.offset).ByteSize()
+    length_bytes = -(-data_bytes.bit_length() // 7)
+    return bare + 1 + length_bytes + data_bytes if data_bytes else bare

@@ -5,9 +5,10 @@ buffers alone are lenient: they skip fields they do not know, let a later value 
 overlong numbers. `parse` refuses whatever does not serialize to the very same bytes again.
 """
 
+from functools import cache
 from typing import TypeVar
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -63,11 +64,24 @@ def check_known(message: Message) -> None:
             f"expected only known fields in {name}, got field {unknown[0].field_number}; "
             "the other side may run a newer version"
         )
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner in value if field.is_repeated else (value,):
-                check_known(inner)
-        elif field.enum_type is not None:
+    for field in _looked_into(message.DESCRIPTOR):
+        if field.enum_type is not None:
+            value = getattr(message, field.name)
             for number in value if field.is_repeated else (value,):
                 if number not in field.enum_type.values_by_number:
                     raise Malformed(f"expected a known value of {name}.{field.name}, got {number}")
+        elif field.is_repeated:
+            for inner in getattr(message, field.name):
+                check_known(inner)
+        elif message.HasField(field.name):
+            check_known(getattr(message, field.name))
+
+
+@cache
+def _looked_into(message_type: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """The fields with enum values or messages in them. To read a field of bytes is to copy it, so nobody does."""
+    return tuple(
+        field
+        for field in message_type.fields
+        if field.type == FieldDescriptor.TYPE_MESSAGE or field.enum_type is not None
+    )

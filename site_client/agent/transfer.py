@@ -37,8 +37,7 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
     with part.open("ab") as file:
         if file.tell() < ref.size_bytes:
             for chunk in egress.fetch_chunks(blobs_pb2.BlobRequest(digest=ref.digest, offset=file.tell())):
-                _append(file.tell(), ref, chunk)  # type: ignore[arg-type]  # Get answers with BlobChunk
-                file.write(chunk.data)  # type: ignore[attr-defined]  # same
+                file.write(_next_bytes(file.tell(), ref, chunk))  # type: ignore[arg-type]  # Get answers with BlobChunk
                 file.flush()
         held = file.tell()
     if held < ref.size_bytes:
@@ -50,9 +49,11 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
     sync_folder(target.parent)
 
 
-def _append(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> None:
-    if chunk.offset != held or chunk.digest != ref.digest or held + len(chunk.data) > ref.size_bytes:
+def _next_bytes(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> bytes:
+    data = chunk.data
+    if chunk.offset != held or chunk.digest != ref.digest or held + len(data) > ref.size_bytes:
         raise StepRefused(f"expected the bytes from {held} on of the file asked for, got others; it is asked for again")
+    return data
 
 
 def _chunks(data: memoryview, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
