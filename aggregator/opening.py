@@ -144,18 +144,25 @@ def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
     progress()
     opened = encoding.open_sum(sealed.layout, total, len(sealed.uploads))
     del total
-    sum_blob = hub.blobs.add(encoding.pack_sum(sealed.layout, opened))
     progress()
-    if evaluates_only(sealed.plan, sealed.row.number):
-        return Result(opened, sealed.row.base_model, None, sum_blob, opening.altered)
+    with ThreadPoolExecutor(1) as beside:  # the disk takes its time
+        sum_blob = beside.submit(lambda: hub.blobs.add(encoding.pack_sum(sealed.layout, opened)))
+        digest, model_blob = sealed.row.base_model, None
+        if not evaluates_only(sealed.plan, sealed.row.number):
+            digest, model_blob = _follow(hub, sealed, opened, threads)
+    progress()
+    return Result(opened, digest, model_blob, sum_blob.result(), opening.altered)
+
+
+def _follow(hub: Hub, sealed: Sealed, opened: Opened, threads: int) -> tuple[bytes, StoredBlob]:
+    """The model that the sum leads to: its digest, and the blob it is now."""
+    model = next_model(sealed.plan, _take_base(hub, sealed), opened, threads, uses_up=True)
     with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
-        model = next_model(sealed.plan, _take_base(hub, sealed), opened, threads, uses_up=True)
-        progress()
         file = Path(folder) / "next.safetensors"
         save_model(file, model)
         blob = hub.blobs.take(file)
     hub.models[model.digest] = model  # the next round's base
-    return Result(opened, model.digest, blob, sum_blob, opening.altered)
+    return model.digest, blob
 
 
 def _take_base(hub: Hub, sealed: Sealed) -> Model:

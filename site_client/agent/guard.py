@@ -7,7 +7,6 @@ with metrics only where plan and policy both allow them. Uploads: only the very 
 many as the plan's layout has. The one other message with room for anything, an echo, takes only a fixed sequence.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -105,8 +104,8 @@ class Guard:
         self._sealed: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
 
     @contextmanager
-    def upload_of(self, layout: Layout, masked: memoryview) -> Iterator[bytes]:
-        """While it lasts, `masked` may leave; gives its digest. Sealing vouches that these are words under masks.
+    def upload_of(self, layout: Layout, masked: memoryview, digest: bytes) -> Iterator[None]:
+        """While it lasts, `masked` may leave, under this digest. Sealing vouches that these are words under masks.
 
         Errors: EgressRefused unless it is as long as the plan's layout says.
         """
@@ -114,10 +113,9 @@ class Guard:
             raise EgressRefused(
                 f"an upload of this plan has {layout.bytes} bytes, got {len(masked)}; it does not leave"
             )
-        digest = hashlib.sha256(masked).digest()
         self._sealed = (digest, masked)
         try:
-            yield digest
+            yield
         finally:
             self._sealed = None
 

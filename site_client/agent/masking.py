@@ -78,7 +78,8 @@ class Masking:
         member = self._member(step.round)
         shares = _shares_for(member.site, step)
         masked = self._checked(step.round, lambda: seal(member, contribution, shares))
-        with self.egress.guard.upload_of(contribution.layout, masked) as digest:
+        digest = member.masked_digest
+        with self.egress.guard.upload_of(contribution.layout, masked, digest):
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
             current = self._enter(step.round)

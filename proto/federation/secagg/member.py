@@ -157,17 +157,30 @@ class Member:
         """
         secrets = self._secrets(Phase.SHARED, Phase.MASKED)
         masks.check_words(words)
-        words_digest = hashlib.sha256(words.data).digest()
-        if self.phase is Phase.MASKED:
-            self._require_same_upload(words_digest, shares)
-        else:
-            held = self._open_shares(secrets, shares)
-            self._state = replace(self._state, phase=Phase.MASKED, held=held, words_digest=words_digest)
+        before = self._state
+        if self.phase is Phase.SHARED:
+            self._state = replace(before, phase=Phase.MASKED, held=self._open_shares(secrets, shares))
+        elif {*shares, self.site} != set(before.held):
+            raise UploadRefused(f"{self.site!r} already masked its words for another set of members")
         masked = words if in_place else words.copy()
         streams = self._streams(secrets)
         masks.apply(masked, streams)
+        digest = hashlib.sha256(masked.astype("<u8", copy=False).data).digest()
+        is_another = before.phase is Phase.MASKED and digest != before.masked_digest
+        if is_another:
+            masks.apply(masked, streams.inverse())
         streams.wipe()
+        if is_another:
+            # The difference of two vectors under one mask is a difference of two updates, in clear.
+            raise UploadRefused(f"{self.site!r} already masked other words in this attempt; resend those")
+        self._state = replace(self._state, masked_digest=digest)
         return masked
+
+    @property
+    def masked_digest(self) -> bytes:
+        """SHA-256 of the masked words as they travel, little-endian. OutOfOrder before there are any."""
+        self._require(Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
+        return self._state.masked_digest
 
     def claim(self, digest: bytes) -> bytes:
         """Signature that binds the uploaded blob (its SHA-256) to this member. UploadRefused for a second digest."""
@@ -266,13 +279,6 @@ class Member:
             seed_share, key_share = keys.open_shares(secrets.share, peer_key, cohort.uctx, peer, self.site, ciphertext)
             held[peer] = SharePair(seed_share + key_share)
         return held
-
-    def _require_same_upload(self, words_digest: bytes, shares: Mapping[str, bytes]) -> None:
-        """The difference of two vectors under one mask is a difference of two updates, in clear."""
-        if words_digest != self._state.words_digest:
-            raise UploadRefused(f"{self.site!r} already masked other words in this attempt; resend those")
-        if {*shares, self.site} != set(self._state.held):
-            raise UploadRefused(f"{self.site!r} already masked its words for another set of members")
 
     def _streams(self, secrets: OwnSecrets) -> Streams:
         """PRG(b) and every pairwise mask with U2: added towards later members, subtracted towards earlier ones."""

@@ -28,7 +28,7 @@ from federation.secagg.errors import Malformed, SnapshotRefused
 from federation.secagg.secret import MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret
 from federation.secagg.transcript import Advertisement, CohortContext, Context, RevealedShare, ShareKind, frame, order
 
-_FORMAT = b"hemofed secagg member 1"
+_FORMAT = b"hemofed secagg member 2"
 
 
 _NO_COHORT = CohortContext(b"")
@@ -64,8 +64,8 @@ class MemberState:
     """See the table above.
 
     own: this member's advertisement. uctx: of the member's own shard, empty before SHARED. cohort: U1 of that shard.
-    signing_keys: the roster's, of U1. held: shares about others (and itself) by dealer. words_digest: SHA-256 of the
-    vector that was masked. upload_digest: what the claim signs. uploaded: U3, in order. answer: by whom it is about.
+    signing_keys: the roster's, of U1. held: shares about others (and itself) by dealer. masked_digest: SHA-256 of the
+    masked words. upload_digest: what the claim signs. uploaded: U3, in order. answer: by whom it is about.
     """
 
     phase: Phase
@@ -76,7 +76,7 @@ class MemberState:
     cohort: Mapping[str, Advertisement] = field(default_factory=dict)
     signing_keys: Mapping[str, bytes] = field(default_factory=dict)
     held: Mapping[str, SharePair] = field(default_factory=dict)
-    words_digest: bytes = b""
+    masked_digest: bytes = b""
     upload_digest: bytes = b""
     uploaded: tuple[str, ...] = ()
     answer: Mapping[str, RevealedShare] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def to_bytes(state: MemberState) -> bytes:
         frame(*(_advertisement_bytes(state.cohort[site]) for site in order(state.cohort))),
         frame(*(state.signing_keys[site] for site in order(state.cohort))),
         frame(*(frame(site.encode(), state.held[site].expose()) for site in order(state.held))),
-        state.words_digest,
+        state.masked_digest,
         state.upload_digest,
         frame(*(site.encode() for site in state.uploaded)),
         frame(*(_answer_bytes(site, state.answer[site]) for site in order(state.answer))),
@@ -138,7 +138,7 @@ def _parse(body: bytes) -> MemberState:
         cohort={a.site: a for a in cohort},
         signing_keys=dict(signing_keys),
         held={site.decode(): SharePair(pair) for site, pair in map(_pair, unframe(fields[8]))},
-        words_digest=fields[9],
+        masked_digest=fields[9],
         upload_digest=fields[10],
         uploaded=tuple(site.decode() for site in unframe(fields[11])),
         answer=dict(_answer(entry) for entry in unframe(fields[12])),

@@ -1,5 +1,6 @@
 """What the guard lets out, and that it lets nothing else out."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -212,7 +213,8 @@ def masked(layout: Layout, random_bytes: Callable[[int], bytes]) -> bytes:
 
 
 def test_any_part_of_the_sealed_upload_leaves_while_it_is_uploaded(guard: Guard, layout: Layout, masked: bytes) -> None:
-    with guard.upload_of(layout, masked) as digest:
+    digest = hashlib.sha256(masked).digest()
+    with guard.upload_of(layout, masked, digest):
         for start, end in ((0, 10), (10, len(masked)), (0, len(masked))):
             chunk = blobs_pb2.BlobChunk(digest=digest, offset=start, data=masked[start:end])
             assert guard.check_message(calls.PUT_BLOB, chunk) == "call, fields, sealed upload"
@@ -226,7 +228,8 @@ def test_other_bytes_do_not_leave_under_its_digest(plan: TrainingPlan, at: int, 
     masked = np.random.default_rng(1).bytes(layout.bytes)
     changed = bytearray(masked[200:300])
     changed[at] ^= flip
-    with guard.upload_of(layout, masked) as digest:
+    digest = hashlib.sha256(masked).digest()
+    with guard.upload_of(layout, masked, digest):
         for offset, data in ((200, bytes(changed)), (200 + (shift or 1), masked[200:300]), (layout.bytes, b"x")):
             with pytest.raises(EgressRefused, match="no part of the upload"):
                 guard.check_message(calls.PUT_BLOB, blobs_pb2.BlobChunk(digest=digest, offset=offset, data=data))
@@ -235,7 +238,8 @@ def test_other_bytes_do_not_leave_under_its_digest(plan: TrainingPlan, at: int, 
 def test_a_chunk_beyond_the_end_or_without_bytes_or_of_no_upload_does_not_leave(
     guard: Guard, layout: Layout, masked: bytes
 ) -> None:
-    with guard.upload_of(layout, masked) as digest:
+    digest = hashlib.sha256(masked).digest()
+    with guard.upload_of(layout, masked, digest):
         for chunk in (
             blobs_pb2.BlobChunk(digest=digest, offset=len(masked) - 5, data=masked[-5:] + b"x"),
             blobs_pb2.BlobChunk(digest=digest, offset=5),
@@ -252,7 +256,7 @@ def test_an_upload_of_another_size_than_the_plan_gives_does_not_leave(
     guard: Guard, layout: Layout, masked: bytes, change: int
 ) -> None:
     wrong = masked[:change] if change < 0 else masked + bytes(change)
-    with pytest.raises(EgressRefused, match=f"has {layout.bytes} bytes"), guard.upload_of(layout, wrong):
+    with pytest.raises(EgressRefused, match=f"has {layout.bytes} bytes"), guard.upload_of(layout, wrong, bytes(32)):
         pass
 
 
