@@ -1,8 +1,9 @@
 """The randomized Walsh-Hadamard rotation that spreads a vector evenly over its coordinates before quantizing.
 
 Forward: pad with zeros, flip signs by a public seed, shuffle (only when there are several pieces, so that each holds
-its share of the energy), then H / sqrt(n) on every piece. The inverse runs on *whole numbers* in float64 and scales
-last: every partial sum is whole and below 2^53, so it is exact on any machine, in any order of summation.
+its share of the energy), then H / sqrt(n) on every piece. The inverse runs on *whole numbers* and scales last: every
+partial sum is whole and below 2^53 in float64, or below 2^24 where float32 holds it, so it is exact on any machine, in
+any order of summation.
 
 Randomness is SHAKE-256(domain || purpose || seed), because every party must draw the same in any library version.
 Source: Suresh et al., "Distributed Mean Estimation with Limited Communication", ICML 2017, section 3.
