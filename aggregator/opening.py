@@ -93,6 +93,8 @@ def sum_uploads(
 ) -> secagg.Words:
     """uint64 [words], modulo 2^64: the sum of complete blobs, each of that many little-endian words.
 
+    threads: among which the words of each blob are shared out.
+
     Raises: NotFound for a blob that is gone; secagg.Malformed for one of another size.
     """
     total = np.zeros(words, np.uint64)

@@ -26,7 +26,7 @@ from aggregator.messages import opened_sum, round_ref
 from aggregator.plans import evaluates_only, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
 from aggregator.store import rounds, runs
-from aggregator.tables import Round, Run, Seat
+from aggregator.tables import ModelVersion, Round, Run, Seat
 from aggregator.tally import SeatKey
 
 AT_ONCE_MS = 20  # after a step or a close: do it, then ask again
@@ -160,14 +160,14 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         base_model_digest=row.base_model,
         evaluation_only=evaluates_only(plan_of(run), row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
-        chain=_chain(session, run, held_model, row.base_model, base.size_bytes),
+        chain=_chain(session, run, held_model, base),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
     )
 
 
-def _chain(session: Session, run: Run, held_model: bytes, newest: bytes, whole_bytes: int) -> list[pb.OpenedSum]:
+def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.OpenedSum]:
     """The sums from the model the site holds to the newest; none when the whole model is the shorter way."""
-    if held_model == newest:
+    if held_model == newest.digest:
         return []
     models = runs.models(session, run.run_id)
     held = [model.round_number for model in models if model.digest == held_model]
@@ -175,7 +175,7 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: bytes, whole_b
         return []
     made_by = {model.round_number for model in models if model.round_number > held[-1]}
     links = [opened_sum(row) for row in rounds.of_run(session, run.run_id) if row.number in made_by]
-    shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= whole_bytes
+    shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     return links if shorter else []
 
 

@@ -25,6 +25,23 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -> None:
+    """Appends all of it or nothing: half of `what` in the middle of a file would spoil everything after it.
+
+    Errors: OSError when the disk is full or, `durably`, does not keep it; the file is then as long as it was.
+    """
+    before, size_bytes = os.fstat(handle).st_size, sum(map(len, parts))
+    try:
+        written = os.writev(handle, parts)
+        if written != size_bytes:
+            raise OSError(f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?")
+        if durably:
+            os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, before)
+        raise
+
+
 def refresh_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replaces a file that is written anew all the time: no reader finds half of it, but a power cut may empty it."""
     draft = path.with_name(f".{path.name}.new")

@@ -97,8 +97,8 @@ class AgentSide:
         path = self._in / _name(_UPDATE, update.run_id, update.round) / "delta.f32"
         if update.delta_sha256 is None:
             raise SpoolRefused(f"expected a trained update for round {update.round}, got one without a delta")
-        are_numbers = path.stat().st_size > 0 and path.stat().st_size % 4 == 0  # nothing else can be mapped as such
-        delta = np.memmap(path, dtype="<f4", mode="r") if are_numbers else np.empty(0, "<f4")
+        size_bytes = path.stat().st_size  # only whole numbers can be mapped
+        delta = np.empty(0, "<f4") if not size_bytes or size_bytes % 4 else np.memmap(path, dtype="<f4", mode="r")
         if hashlib.sha256(delta.data).digest() != update.delta_sha256:
             raise SpoolRefused(f"delta.f32 of round {update.round} does not have the digest its update names; retrain")
         return delta

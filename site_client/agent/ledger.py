@@ -37,7 +37,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from site_client.errors import InUse, LedgerBroken
-from site_client.files import belongs_with_its_folder, private_folder
+from site_client.files import append_whole, belongs_with_its_folder, private_folder
 
 GENESIS = "0" * 64
 _DOMAIN = b"hemofed ledger v1\x00"
@@ -174,26 +174,12 @@ class Ledger:
             prev_hash=self.head,
         ).signed_by(self._signer)
         line = entry.line()
-        self._write(line + b"\n")
+        append_whole(self._handle, "ledger line", line, b"\n", durably=True)
         self.entries, self.head = entry.seq, hashlib.sha256(line).hexdigest()
         return entry
 
     def close(self) -> None:
         os.close(self._handle)
-
-    def _write(self, line: bytes) -> None:
-        """All of it or nothing: half a line in the middle of the file would break the chain for good."""
-        before = os.fstat(self._handle).st_size
-        try:
-            written = os.write(self._handle, line)
-            if written != len(line):
-                raise OSError(
-                    f"only {written} of {len(line)} bytes of a ledger line could be written; is the disk full?"
-                )
-            os.fsync(self._handle)
-        except OSError:
-            os.ftruncate(self._handle, before)
-            raise
 
     def _check(self, path: Path, joining: bool) -> tuple[int, str]:
         last: Entry | None = None

@@ -6,13 +6,12 @@ Append-only files of a few MiB; the oldest file goes when the limit is reached. 
 ledger does not need them. The join request is not kept, because the one-time token is in it.
 """
 
-import errno
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from site_client.files import belongs_with_its_folder, private_folder
+from site_client.files import append_whole, belongs_with_its_folder, private_folder
 
 PACK_BYTES = 8 * 1024 * 1024
 _RECORD = struct.Struct("<QI")
@@ -41,17 +40,13 @@ class Payloads:
         path = next(reversed(self._sizes), None)
         if path is None or self._sizes[path] + size_bytes > self._pack_bytes:
             path = self._folder / f"{seq:012d}.pack"
-        held = self._sizes.get(path, 0)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             belongs_with_its_folder(handle, path)
-            written = os.writev(handle, (_RECORD.pack(seq, len(data)), data))
-            if written != size_bytes:  # half a record would hide all that come after it
-                os.ftruncate(handle, held)
-                raise OSError(errno.ENOSPC, f"only {written} of {size_bytes} bytes could be kept", path)
+            append_whole(handle, "payload", _RECORD.pack(seq, len(data)), data)
         finally:
             os.close(handle)
-        self._sizes[path] = held + size_bytes
+        self._sizes[path] = self._sizes.get(path, 0) + size_bytes
         self._forget_oldest()
 
     def _forget_oldest(self) -> None:
