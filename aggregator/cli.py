@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
-from aggregator import listings
-from aggregator.ca import create_authority
+from aggregator.commands import listings
 from aggregator.commands.admin import admin
 from aggregator.commands.base import Context, Door, as_json, now, print_json, print_rows
 from aggregator.commands.model import model
@@ -21,6 +20,7 @@ from aggregator.commands.site import site
 from aggregator.config import load_settings
 from aggregator.errors import StateFolderRefused
 from aggregator.migrations import upgrade
+from aggregator.sites.authority import create_authority
 from aggregator.store import open_store, people
 
 DEFAULT_CONFIG = Path("/etc/hemofed/aggregator.toml")

@@ -22,15 +22,19 @@ from federation.v1.line_pb2_grpc import add_LineServicer_to_server
 from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
 from aggregator import memory
-from aggregator.blobs import CHUNK_BYTES
-from aggregator.ca import Authority
 from aggregator.config import Listen, Settings
+from aggregator.context import Hub, open_hub
 from aggregator.dashboard.app import create_app
-from aggregator.driver import Driver
-from aggregator.enrolment import Enrolment
 from aggregator.errors import ConfigRefused
-from aggregator.hub import Hub, open_hub
-from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, JoiningDoor, LineDoor, RoundsDoor
+from aggregator.rounds.driver import Driver
+from aggregator.rpc.bandwidth import LineDoor
+from aggregator.rpc.blobs import BlobsDoor
+from aggregator.rpc.call_guard import Gate
+from aggregator.rpc.enrolment import EnrolledDoor, JoiningDoor
+from aggregator.rpc.rounds import RoundsDoor
+from aggregator.sites.authority import Authority
+from aggregator.sites.enrolment import Enrolment
+from aggregator.store.blobs import CHUNK_BYTES
 
 log = structlog.get_logger()
 

@@ -53,7 +53,7 @@ def main() -> None:
 @CONFIG
 def join(address: str, token: str, config: Path) -> None:
     """Enrol this host with the consortium, at ADDRESS (host:port) with the TOKEN the coordinator gave you."""
-    from site_client.agent.join import join as run
+    from site_client.agent.commands.join import join as run
 
     run(load(config), address, token, say=click.echo)
 
@@ -63,7 +63,7 @@ def join(address: str, token: str, config: Path) -> None:
 @CONFIG
 def leave(config: Path) -> None:
     """Tell the coordinator that this site goes for good. Stop the agent first; then the package may be purged."""
-    from site_client.agent.leave import leave as run
+    from site_client.agent.commands.leave import leave as run
 
     click.echo(run(load(config)))
 
@@ -92,7 +92,7 @@ def trainer(config: Path) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .safetensors file.")
 def init_weights(arm: str, seed: int, out: Path) -> None:
     """Write fresh weights of a network, for a coordinator to start a run with."""
-    from site_client.model.fresh import write_fresh
+    from site_client.model.initial_weights import write_fresh
 
     click.echo(write_fresh(arm, seed, out))
 
@@ -101,7 +101,7 @@ def init_weights(arm: str, seed: int, out: Path) -> None:
 @CONFIG
 def run(config: Path) -> None:
     """Run agent and trainer as two processes; ends when either does. For systemd use the two units instead."""
-    from site_client.pair import run_pair
+    from site_client.foreground import run_pair
 
     load(config)
     sys.exit(run_pair(config))
@@ -148,7 +148,7 @@ def status(config: Path, as_json: bool) -> None:
 @CONFIG
 def catalog(config: Path, as_json: bool, with_series: bool) -> None:
     """Read the export and its labels, and count what can be trained on, what cannot, and why."""
-    from site_client.ingest.command import catalog_json, catalog_text
+    from site_client.ingest.catalog.command import catalog_json, catalog_text
 
     settings = load(config)
     click.echo(catalog_json(settings, with_series) if as_json else catalog_text(settings, with_series))
@@ -206,7 +206,7 @@ def plan() -> None:
 @CONFIG
 def plan_show(digest: str | None, config: Path) -> None:
     """Show the plans this site knows, or one of them in full."""
-    from site_client.agent.plans import Plans, describe, summarize
+    from site_client.agent.rounds.plans import Plans, describe, summarize
 
     settings = load(config)
     plans = Plans(settings.folders.agent / "plans")
@@ -245,7 +245,7 @@ _ANCHOR = click.option("--anchor", metavar="ENTRIES:HEAD", help="A length and he
 @CONFIG
 def ledger_show(entry: int | None, last: int, as_json: bool, config: Path) -> None:
     """Show the newest entries, or open ENTRY with its payload."""
-    from site_client.agent.ledger_view import LedgerView
+    from site_client.agent.commands.ledger import LedgerView
 
     view = LedgerView(load(config))
     click.echo(view.show(last, as_json=as_json) if entry is None else view.open(entry, as_json=as_json))
@@ -256,7 +256,7 @@ def ledger_show(entry: int | None, last: int, as_json: bool, config: Path) -> No
 @CONFIG
 def ledger_totals(as_json: bool, config: Path) -> None:
     """Messages and bytes by day and address, to hold against a proxy's log."""
-    from site_client.agent.ledger_view import LedgerView
+    from site_client.agent.commands.ledger import LedgerView
 
     click.echo(LedgerView(load(config)).totals(as_json=as_json))
 
@@ -269,7 +269,7 @@ def ledger_totals(as_json: bool, config: Path) -> None:
 @CONFIG
 def ledger_verify(exported: Path | None, key: str | None, anchor: str | None, as_json: bool, config: Path) -> None:
     """Check every line, link, signature and kept payload; the first bad entry is named, with exit status 1."""
-    from site_client.agent.ledger_view import LedgerView, verify_file
+    from site_client.agent.commands.ledger import LedgerView, verify_file
 
     if exported is not None:
         click.echo(verify_file(exported, key, anchor, as_json=as_json))
@@ -283,7 +283,7 @@ def ledger_verify(exported: Path | None, key: str | None, anchor: str | None, as
 @CONFIG
 def ledger_export(out: Path, form: str, config: Path) -> None:
     """Write the ledger to a file: jsonl can be verified anywhere, csv is for reading."""
-    from site_client.agent.ledger_view import LedgerView
+    from site_client.agent.commands.ledger import LedgerView
 
     click.echo(LedgerView(load(config)).export(out, form))
 
@@ -342,7 +342,7 @@ def _pass_on(context: click.Context, command: click.Command) -> None:
 
 
 def _decide(config: Path, digest: str, *, approved: bool) -> None:
-    from site_client.agent.plans import Plans
+    from site_client.agent.rounds.plans import Plans
 
     plans = Plans(load(config).folders.agent / "plans")
     held = plans.find(digest)

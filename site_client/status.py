@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-from site_client.agent.view import read_view
+from site_client.agent.status_file import read_view
 from site_client.config import NOT_CONFIGURED, Settings
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("package", ["site_client.agent.sealing", "aggregator.opening"])
+@pytest.mark.parametrize("package", ["site_client.agent.rounds.contribution", "aggregator.rounds.aggregation"])
 @pytest.mark.parametrize(("set_to", "is_then"), [(None, "1"), ("3", "3")])
 def test_one_thread_is_the_default_before_numpy_is_imported(package: str, set_to: str | None, is_then: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}

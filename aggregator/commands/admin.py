@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from aggregator import listings
+from aggregator.commands import listings
 from aggregator.commands.base import Context, as_json, print_rows
 from aggregator.store import Change, people
 
@@ -51,5 +51,5 @@ def admin_remove(context: Context, name: str) -> None:
 def admin_list(context: Context, as_json: bool) -> None:
     """Everybody who may log in."""
     with context.hub().store.read() as session:
-        rows = listings.administrator_rows(session)
+        rows = listings.list_administrators(session)
     print_rows(rows, ("name", "created_at"), as_json)

@@ -10,13 +10,13 @@ import click
 from federation.errors import FederationError
 from sqlalchemy.exc import OperationalError
 
-from aggregator import listings
-from aggregator.ca import Authority
+from aggregator.commands import listings
 from aggregator.config import Settings
-from aggregator.enrolment import Enrolment
+from aggregator.context import Hub, open_hub
 from aggregator.errors import AggregatorError, StateFolderRefused
-from aggregator.hub import Hub, open_hub
 from aggregator.migrations import revision_of
+from aggregator.sites.authority import Authority
+from aggregator.sites.enrolment import Enrolment
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_run = click.option("--run", "run_id", metavar="RUN", help="Run id or the beginning of one; default: the newest.")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from aggregator import listings, model_export
+from aggregator.commands import listings
 from aggregator.commands.base import Context, as_json, of_run, print_json, print_rows
+from aggregator.runs import export
 
 
 @click.group()
@@ -20,7 +21,7 @@ def model() -> None:
 def model_list(context: Context, run_id: str | None, as_json: bool) -> None:
     """Every model, and how the federation judged it."""
     with context.hub().store.read() as session:
-        rows = listings.model_rows(session, listings.chosen_run(session, run_id))
+        rows = listings.list_models(session, listings.chosen_run(session, run_id))
     print_rows(rows, ("round", "model_digest", "size_bytes", "created_at"), as_json)
 
 
@@ -34,8 +35,8 @@ def model_export_(context: Context, out: Path, run_id: str | None, number: int |
     """Write a model to OUT (safetensors), after checking it against its digest."""
     hub = context.hub()
     with hub.store.read() as session:
-        chosen = model_export.choose(session, listings.chosen_run(session, run_id), number)
-    model_export.export(hub.blobs, chosen, out)
+        chosen = export.choose(session, listings.chosen_run(session, run_id), number)
+    export.export(hub.blobs, chosen, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})
         return

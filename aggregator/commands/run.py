@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 from federation.plan import sign_plan
 
-from aggregator import listings, plan_file, runs
+from aggregator.commands import listings
 from aggregator.commands.base import Context, as_json, of_run, open_authority, print_json, print_rows
-from aggregator.hub import Hub
-from aggregator.tables import Run
+from aggregator.context import Hub
+from aggregator.runs import lifecycle, plan_file
+from aggregator.store.tables import Run
 
 
 @click.group()
@@ -30,7 +31,7 @@ def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
     hub = context.hub()
     custodian = open_authority(hub.settings).custodian_key
     made = plan_file.read_plan(plan, model, hub.random)
-    started = runs.start_run(hub, sign_plan(made, custodian), model, custodian.public_key())
+    started = lifecycle.start_run(hub, sign_plan(made, custodian), model, custodian.public_key())
     if as_json:
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return
@@ -43,7 +44,7 @@ def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
 def run_list(context: Context, as_json: bool) -> None:
     """Every run, oldest first."""
     with context.hub().store.read() as session:
-        rows = listings.run_rows(session)
+        rows = listings.list_runs(session)
     print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
 
 
@@ -55,7 +56,7 @@ def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
     """The run and its rounds."""
     hub = context.hub()
     with hub.store.read() as session:
-        row = listings.run_row(session, listings.chosen_run(session, run_id))
+        row = listings.describe_run(session, listings.chosen_run(session, run_id))
     if as_json:
         print_json(row)
         return
@@ -68,7 +69,7 @@ def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
 @click.pass_obj
 def run_pause(context: Context, run_id: str | None) -> None:
     """End the round in progress as usual, then begin no new one."""
-    _change_run(context, run_id, runs.pause, "paused; the round in progress ends as usual")
+    _change_run(context, run_id, lifecycle.pause, "paused; the round in progress ends as usual")
 
 
 @run.command("resume")
@@ -76,7 +77,7 @@ def run_pause(context: Context, run_id: str | None) -> None:
 @click.pass_obj
 def run_resume(context: Context, run_id: str | None) -> None:
     """Go on after a pause."""
-    _change_run(context, run_id, runs.resume, "running")
+    _change_run(context, run_id, lifecycle.resume, "running")
 
 
 @run.command("abort")
@@ -85,7 +86,7 @@ def run_resume(context: Context, run_id: str | None) -> None:
 @click.pass_obj
 def run_abort(context: Context, run_id: str | None) -> None:
     """End the run now. The models so far stay."""
-    _change_run(context, run_id, runs.abort, "aborted; its models stay")
+    _change_run(context, run_id, lifecycle.abort, "aborted; its models stay")
 
 
 def _change_run(context: Context, run_id: str | None, verb: Callable[[Hub, bytes], None], outcome: str) -> None:

@@ -2,9 +2,9 @@
 
 import click
 
-from aggregator import listings
+from aggregator.commands import listings
 from aggregator.commands.base import Context, as_json, print_json, print_rows
-from aggregator.store import sites
+from aggregator.store import site_rows
 
 
 @click.group()
@@ -36,7 +36,7 @@ def site_invite(context: Context, name: str, auto_approve: bool, as_json: bool) 
 def site_list(context: Context, as_json: bool) -> None:
     """Every site, and what it last said of itself."""
     with context.hub().store.read() as session:
-        rows = listings.site_rows(session)
+        rows = listings.list_sites(session)
     columns = ("site", "standing", "state", "reasons", "progress_percent", "seen_at", "words")
     print_rows(rows, columns, as_json)
 
@@ -49,7 +49,7 @@ def site_approve(context: Context, name: str, words: str | None) -> None:
     """Let NAME in, after comparing its six words by telephone."""
     enrolment = context.enrolment()
     with enrolment.store.read() as session:
-        stated = sites.get(session, name).fingerprint
+        stated = site_rows.get(session, name).fingerprint
     if words is None:
         click.echo(f"Call {name}. Its screen must show:\n\n  {stated}\n")
         click.confirm("Are these the words?", abort=True)

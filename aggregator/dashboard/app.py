@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 
+from aggregator.context import Hub
 from aggregator.dashboard import pages, sessions
 from aggregator.dashboard.rendering import page
-from aggregator.hub import Hub
 
 HERE = Path(__file__).resolve().parent
 OPEN_PATHS = ("/login", "/static/")  # everything else asks for a session

@@ -7,15 +7,15 @@ from datetime import datetime
 from federation.plan import Metric, TrainingPlan
 from sqlalchemy.orm import Session
 
-from aggregator.dashboard import words
+from aggregator.context import Hub
+from aggregator.dashboard import wording
 from aggregator.dashboard.charts import Line, Point
 from aggregator.dashboard.visibility import Visibility, visibility
-from aggregator.hub import Hub
-from aggregator.metrics import LABELS, NOTHING, LabelMetrics, Report
-from aggregator.plans import plan_of
+from aggregator.runs.metrics import LABELS, NOTHING, LabelMetrics, Report
+from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, SeatState
-from aggregator.store import rounds, runs
-from aggregator.tables import ModelMetrics, Round, Run, Seat
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import ModelMetrics, Round, Run, Seat
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class RunView:
 
 def shown_run(session: Session) -> Run | None:
     """The run in progress, else the last one."""
-    every = runs.every(session)
-    return runs.active(session) or (every[-1] if every else None)
+    every = run_rows.every(session)
+    return run_rows.active(session) or (every[-1] if every else None)
 
 
 def run_view(hub: Hub, session: Session, run: Run) -> RunView:
     plan = plan_of(run)
-    rows = rounds.of_run(session, run.run_id)
-    metrics = {row.round_id: row for row in rounds.metrics_of_run(session, run.run_id)}
+    rows = round_rows.of_run(session, run.run_id)
+    metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
     views = [_round_view(hub, session, plan, row, metrics.get(row.id)) for row in reversed(rows)]
     return RunView(
         hex_id=run.run_id.hex(),
@@ -108,14 +108,14 @@ def run_view(hub: Hub, session: Session, run: Run) -> RunView:
         purpose=plan.purpose,
         arm=plan.arm,
         state=run.state.value,
-        tone=words.TONES.get(run.state.value, ""),
+        tone=wording.TONES.get(run.state.value, ""),
         reason=run.reason,
         created_at=run.created_at,
         ended_at=run.ended_at,
         rounds_planned=plan.rounds,
         cohort=f"{plan.cohort.minimum} to {plan.cohort.maximum}, {plan.cohort.target} wanted",
         plan_digest=run.plan_digest,
-        newest_model=runs.newest_model(session, run.run_id).digest,
+        newest_model=run_rows.newest_model(session, run.run_id).digest,
         rounds=tuple(views),
         auc=_auc_lines(rows, metrics),
         losses=_loss_lines(rows, metrics),
@@ -124,17 +124,17 @@ def run_view(hub: Hub, session: Session, run: Run) -> RunView:
 
 
 def _round_view(hub: Hub, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> RoundView:
-    now, seats = hub.clock(), rounds.seats(session, row.id)
-    over = row.state in rounds.OVER
-    spent = rounds.phase_times(session, row.id)
+    now, seats = hub.clock(), round_rows.seats(session, row.id)
+    over = row.state in round_rows.OVER
+    spent = round_rows.phase_times(session, row.id)
     reached = frozenset(time.state for time in spent) | {row.state}
     return RoundView(
         number=row.number,
         attempt=row.attempt,
         evaluation_only=row.number > plan.rounds,
         state=row.state.value,
-        words=words.ROUND_STATES[row.state.value],
-        tone=words.TONES.get(row.state.value, ""),
+        words=wording.ROUND_STATES[row.state.value],
+        tone=wording.TONES.get(row.state.value, ""),
         reason=row.reason,
         over=over,
         phase_s=(now - row.phase_since).total_seconds(),
@@ -167,7 +167,7 @@ def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cas
 
 def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> str:
     if metrics is None:
-        return "no sum was opened" if row.state in rounds.OVER else "the round is not over"
+        return "no sum was opened" if row.state in round_rows.OVER else "the round is not over"
     if metrics.cohort_size < plan.cohort.minimum:
         return f"{metrics.cohort_size} sites in the sum, below the plan's minimum of {plan.cohort.minimum}"
     if Metric.HISTOGRAMS not in plan.metrics:
@@ -191,10 +191,10 @@ def _missing(row: Round, seats: list[Seat]) -> list[str]:
 
 
 def _seat_view(seat: Seat) -> SeatView:
-    reason = None if seat.decline_reason is None else words.REASONS.get(seat.decline_reason, seat.decline_reason)
+    reason = None if seat.decline_reason is None else wording.REASONS.get(seat.decline_reason, seat.decline_reason)
     state = seat.state.value
     return SeatView(
-        seat.site, words.SEAT_STATES[state], words.TONES.get(state, ""), reason, seat.bytes_up, seat.bytes_down
+        seat.site, wording.SEAT_STATES[state], wording.TONES.get(state, ""), reason, seat.bytes_up, seat.bytes_down
     )
 
 

@@ -9,7 +9,7 @@ from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
-from aggregator.store import people, runs
+from aggregator.store import people, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
@@ -30,7 +30,7 @@ def overview(request: Request) -> Response:
 def run_list(request: Request) -> Response:
     hub = request.app.state.hub
     with hub.store.read() as session:
-        rows = [contexts.run_view(hub, session, run) for run in reversed(runs.every(session))]
+        rows = [contexts.run_view(hub, session, run) for run in reversed(run_rows.every(session))]
     return page(request, "runs.html", runs=rows, here="runs")
 
 
@@ -39,7 +39,7 @@ def one_run(request: Request, hex_id: str) -> Response:
     hub = request.app.state.hub
     with hub.store.read() as session:
         try:
-            run = runs.get(session, bytes.fromhex(hex_id))
+            run = run_rows.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
         view = contexts.run_view(hub, session, run)

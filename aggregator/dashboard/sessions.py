@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
+from aggregator.context import Hub
 from aggregator.dashboard.rendering import page
-from aggregator.hub import Hub
 from aggregator.store import people
 
 router = APIRouter()

@@ -6,12 +6,12 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from aggregator.config import Pacing
-from aggregator.dashboard import words
+from aggregator.context import Hub
+from aggregator.dashboard import wording
 from aggregator.dashboard.contexts import shown_run
-from aggregator.hub import Hub
 from aggregator.states import RunState
-from aggregator.store import runs, sites
-from aggregator.tables import SiteReport
+from aggregator.store import run_rows, site_rows
+from aggregator.store.tables import SiteReport
 
 STALE_FACTOR = 3  # a site is stale when it is this many polling intervals late
 STALE_LEAST_S = 15.0  # below this a late poll says nothing: reports are written every few seconds only
@@ -40,19 +40,19 @@ class SiteView:
 
 def site_views(hub: Hub, session: Session) -> tuple[SiteView, ...]:
     """Every site that ever joined, by name."""
-    now, epoch = hub.clock(), sites.newest_epoch(session)
-    reports = {row.site: row for row in sites.reports(session)}
+    now, epoch = hub.clock(), site_rows.newest_epoch(session)
+    reports = {row.site: row for row in site_rows.reports(session)}
     run = shown_run(session)
-    newest = runs.newest_model(session, run.run_id).digest if run is not None else b""
+    newest = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
     silence_s = _silence_s(hub.settings.pacing, paused=run is not None and run.state is RunState.PAUSED)
     views = []
-    for site in sites.everyone(session):
-        expires, report = sites.certificate_expiry(session, site.name), reports.get(site.name)
+    for site in site_rows.everyone(session):
+        expires, report = site_rows.certificate_expiry(session, site.name), reports.get(site.name)
         days = None if expires is None else (expires - now).total_seconds() / 86_400
         if report is None:
-            views.append(SiteView(site.name, sites.standing(site), days))
+            views.append(SiteView(site.name, site_rows.standing(site), days))
         else:
-            views.append(_reported(site.name, sites.standing(site), days, report, silence_s, now, newest, epoch))
+            views.append(_reported(site.name, site_rows.standing(site), days, report, silence_s, now, newest, epoch))
     return tuple(views)
 
 
@@ -78,12 +78,12 @@ def _reported(
         name=name,
         standing=standing,
         certificate_days=certificate_days,
-        state=words.SITE_STATES.get(report.state, report.state),
-        tone=words.SITE_TONES.get(report.state, ""),
-        reasons=tuple(words.REASONS.get(code, code) for code in report.reasons.split(",") if code),
+        state=wording.SITE_STATES.get(report.state, report.state),
+        tone=wording.SITE_TONES.get(report.state, ""),
+        reasons=tuple(wording.REASONS.get(code, code) for code in report.reasons.split(",") if code),
         seen_at=report.seen_at,
         age_s=age_s,
-        stale=standing != sites.LEFT and age_s > silence_s.get(report.state, silence_s[""]),
+        stale=standing != site_rows.LEFT and age_s > silence_s.get(report.state, silence_s[""]),
         progress_percent=report.progress_percent if report.state in ("SITE_TRAINING", "SITE_PAUSED") else None,
         version=report.version,
         model=report.model_digest or None,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from alembic import context
 
-from aggregator.tables import Table, UtcDateTime
+from aggregator.store.tables import Table, UtcDateTime
 
 
 def run() -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator.errors import LostRace
 from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, RoundState, RunState, SeatState
-from aggregator.tables import Audit
+from aggregator.store.tables import Audit
 
 BUSY_TIMEOUT_MS = 30_000
 

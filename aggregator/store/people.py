@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
 from aggregator.store.engine import Change, record
-from aggregator.tables import Administrator, Audit
+from aggregator.store.tables import Administrator, Audit
 
 PASSWORD_CHARACTERS_MIN = 12
 HASH_BYTES = 32

@@ -80,7 +80,7 @@ strip_packages() { # what only developers of these libraries need
   find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete # without that one, torch cannot be imported
   chmod -R u=rwX,go=rX "$packages" # whatever the umask of the checkout was
   # What is left must still start, with nothing but itself: -S hides every other site-packages.
-  PYTHONPATH=$packages "$python" -S -c 'import site_client.agent.service, site_client.trainer.job, site_client.ingest.catalog'
+  PYTHONPATH=$packages "$python" -S -c 'import site_client.agent.service, site_client.trainer.job, site_client.ingest.catalog.catalog'
 }
 
 lay_out() {

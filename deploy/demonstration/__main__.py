@@ -15,13 +15,13 @@ from typing import TextIO
 import click
 
 from aggregator.states import RunState
-from aggregator.store import runs
+from aggregator.store import run_rows
 from deploy.demonstration import results
 from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
 from deploy.demonstration.hospitals import BadDataFolder
 from deploy.demonstration.processes import RestartedTooOften
 from deploy.demonstration.progress import Progress
-from site_client.agent.view import read_view
+from site_client.agent.status_file import read_view
 from site_client.config import load
 
 MARKER = ".hemofed-demo"  # a folder with this file is the demo's own and may be emptied
@@ -145,7 +145,7 @@ def _watch(federation: Federation) -> bool:
             progress.say(f"  {name} had died and was restarted")
         progress.show()
         with progress.hub.store.read() as session:
-            run = runs.every(session)[-1]
+            run = run_rows.every(session)[-1]
         if run.state is RunState.PAUSED:
             raise StepFailed(f"the run was paused: {run.reason}; read {federation.processes.folder}")
         if run.state in (RunState.COMPLETED, RunState.ABORTED):
@@ -204,7 +204,7 @@ def _listens(port: int) -> bool:
 def _agreed_digests(federation: Federation) -> dict[str, str]:
     """The digest of the model each site holds by its own word, once all hold the newest or time is up."""
     with federation.hub().store.read() as session:
-        newest = runs.newest_model(session, runs.every(session)[-1].run_id).digest.hex()
+        newest = run_rows.newest_model(session, run_rows.every(session)[-1].run_id).digest.hex()
     deadline = time.monotonic() + AGREEING_S
     while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
         _look_after(federation)

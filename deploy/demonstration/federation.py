@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.config import load_settings
-from aggregator.hub import Hub, open_hub
+from aggregator.context import Hub, open_hub
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 

@@ -8,11 +8,11 @@ from typing import TextIO
 
 from sqlalchemy.orm import Session
 
-from aggregator.hub import Hub
-from aggregator.metrics import Report
+from aggregator.context import Hub
+from aggregator.runs.metrics import Report
 from aggregator.states import RoundState, SeatState
-from aggregator.store import rounds, runs
-from aggregator.tables import ModelMetrics, Round
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import ModelMetrics, Round
 from deploy.demonstration.hospitals import Hospital
 from site_client.config import load
 from site_client.spool import AgentSide
@@ -64,11 +64,11 @@ class Progress:
 
     def _round_lines(self) -> list[str]:
         with self.hub.store.read() as session:
-            every = runs.every(session)
+            every = run_rows.every(session)
             if not every:
                 return []
-            judged = {metrics.round_id: metrics for metrics in rounds.metrics_of_run(session, every[-1].run_id)}
-            rows = rounds.of_run(session, every[-1].run_id)
+            judged = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, every[-1].run_id)}
+            rows = round_rows.of_run(session, every[-1].run_id)
             return [_round_line(session, row, judged.get(row.id)) for row in rows]
 
 
@@ -77,7 +77,7 @@ def _round_line(session: Session, row: Round, judged: ModelMetrics | None) -> st
     name = f"  round {row.number}{again}: {row.state.value}"
     if row.state is RoundState.ABANDONED:
         return f"{name}, {row.reason}"
-    seats = [seat for seat in rounds.seats(session, row.id) if seat.state not in _OUTSIDE]
+    seats = [seat for seat in round_rows.seats(session, row.id) if seat.state not in _OUTSIDE]
     inside = f"; cohort {', '.join(seat.site for seat in seats)}" if seats else ""
     if row.state is not RoundState.PUBLISHED:
         return name + inside

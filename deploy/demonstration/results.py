@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from aggregator.hub import Hub
-from aggregator.plans import plan_of
+from aggregator.context import Hub
+from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState
-from aggregator.store import rounds, runs
-from aggregator.tables import Round, Run
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import Round, Run
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Results:
 
 def collect(hub: Hub, site_digests: Mapping[str, str]) -> Results:
     with hub.store.read() as session:
-        run = runs.every(session)[-1]
-        training = [row for row in rounds.of_run(session, run.run_id) if row.number <= plan_of(run).rounds]
+        run = run_rows.every(session)[-1]
+        training = [row for row in round_rows.of_run(session, run.run_id) if row.number <= plan_of(run).rounds]
         judged = _judgements(session, run)
         figures = [_figures(session, row, judged) for row in training if row.state is RoundState.PUBLISHED]
-        digest = runs.newest_model(session, run.run_id).digest.hex()
+        digest = run_rows.newest_model(session, run.run_id).digest.hex()
     return Results(run.state is RunState.COMPLETED, run.reason, tuple(figures), digest, dict(site_digests))
 
 
@@ -87,7 +87,7 @@ def table(results: Results) -> str:
 def _judgements(session: Session, run: Run) -> dict[bytes, Judgement]:
     """By model digest. A model judged twice, after an abandoned round, keeps the later judgement."""
     judged = {}
-    for row in rounds.metrics_of_run(session, run.run_id):
+    for row in round_rows.metrics_of_run(session, run.run_id):
         report = json.loads(row.report)
         auc = report["labels"].get("any", {}).get("auc")
         judged[row.model_digest] = Judgement(auc, report.get("weighted_log_loss"))
@@ -95,9 +95,9 @@ def _judgements(session: Session, run: Run) -> dict[bytes, Judgement]:
 
 
 def _figures(session: Session, row: Round, judged: Mapping[bytes, Judgement]) -> RoundFigures:
-    seats = [seat for seat in rounds.seats(session, row.id) if seat.upload_claim is not None]
+    seats = [seat for seat in round_rows.seats(session, row.id) if seat.upload_claim is not None]
     nothing = Judgement(None, None)
-    metrics = {each.round_id: each for each in rounds.metrics_of_run(session, row.run_id)}.get(row.id)
+    metrics = {each.round_id: each for each in round_rows.metrics_of_run(session, row.run_id)}.get(row.id)
     return RoundFigures(
         round=row.number,
         cohort=tuple(seat.site for seat in seats),
@@ -106,7 +106,7 @@ def _figures(session: Session, row: Round, judged: Mapping[bytes, Judgement]) ->
         train_loss=None if metrics is None else metrics.train_loss,
         bytes_up_per_site=max((seat.bytes_up for seat in seats), default=0),
         bytes_down_per_site=max((seat.bytes_down for seat in seats), default=0),
-        phase_s={time.state.value: round(time.seconds, 3) for time in rounds.phase_times(session, row.id)},
+        phase_s={time.state.value: round(time.seconds, 3) for time in round_rows.phase_times(session, row.id)},
     )
 
 

@@ -31,8 +31,8 @@ from site_client.training.augment import Augmentation
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader
-from site_client.training.evaluate import auc_of_histogram, slice_histograms
 from site_client.training.loop import Progress, train
+from site_client.training.score_histograms import auc_of_histogram, slice_histograms
 from site_client.training.streams import Streams
 
 Device = Literal["auto", "cpu", "cuda"]

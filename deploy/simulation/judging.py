@@ -11,7 +11,7 @@ from deploy.simulation.arms import Place, network_of
 from site_client.inference.metrics import Column, Scored, weighted_log_loss
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import ANY
-from site_client.training.evaluate import slice_scores
+from site_client.training.score_histograms import slice_scores
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deploy.simulation.settings import SITES, UNSEEN, VALIDATION_FRACTION, Settings
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.labels import MISSING
 from site_client.phantom.arrays import volume_of
 from site_client.phantom.dataset import Order, Visit, visits

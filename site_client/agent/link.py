@@ -22,8 +22,8 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read onc
 
 import grpc
 
-from site_client.agent.egress import Cleared
-from site_client.agent.identity import Identity
+from site_client.agent.egress.egress import Cleared
+from site_client.agent.identity.identity import Identity
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 

@@ -19,16 +19,16 @@ import structlog
 from federation.errors import FederationError
 
 from site_client.agent.backoff import LONGEST_S, Backoff
-from site_client.agent.certificates import Certificates
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.egress.payloads import Payloads
+from site_client.agent.egress.rate_limit import Pace
+from site_client.agent.identity.certificates import Certificates
+from site_client.agent.identity.identity import Identity
 from site_client.agent.link import Endpoint, Link, enrolled
-from site_client.agent.pace import Pace
-from site_client.agent.payloads import Payloads
-from site_client.agent.rounds import SiteRounds
-from site_client.agent.view import AgentView, in_words, write_view
+from site_client.agent.rounds.participant import SiteRounds
+from site_client.agent.status_file import AgentView, in_words, write_view
 from site_client.bus import Bus
 from site_client.config import Settings
 from site_client.errors import ConfigRefused, InUse, SiteError, Unreachable

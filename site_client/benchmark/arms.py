@@ -13,19 +13,19 @@ import numpy as np
 from federation.manifest import Model, save_model
 
 from site_client.benchmark.settings import Settings
+from site_client.calibration.fit import prior_offsets
+from site_client.calibration.model import CalibratedNet
 from site_client.files import remove, replace_file
 from site_client.inference.answers import Answers, answer, clock_of
 from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
-from site_client.model.calibration import CalibratedNet
 from site_client.model.labels import ANY
 from site_client.model.network import Network, SequenceNet
 from site_client.model.registry import build, model_of
-from site_client.training.calibrate import prior_offsets
+from site_client.training.array_cache import Shelf
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Progress, train
-from site_client.training.shelf import Shelf
 from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import Streams
 

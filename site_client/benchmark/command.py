@@ -23,7 +23,7 @@ from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import at_most, by_content, is_synthetic, prepare_all, read_folder, split_stratified
 from site_client.inference.report import Heading, page
 from site_client.ingest.records import StudyRecord
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.volume import read_volume
 from site_client.model.registry import ARMS
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache

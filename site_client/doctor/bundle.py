@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
-from site_client.agent.audit import totals
-from site_client.agent.ledger import read
-from site_client.agent.view import read_view
+from site_client.agent.egress.ledger import read
+from site_client.agent.egress.verify import totals
+from site_client.agent.status_file import read_view
 from site_client.config import Settings
-from site_client.doctor.line import Line
+from site_client.doctor.result import Line
 from site_client.errors import LedgerBroken
 from site_client.spool import AgentSide
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from site_client.config import load
-from site_client.doctor.line import Color, Line, from_json_line, green, grey, red
+from site_client.doctor.result import Color, Line, from_json_line, green, grey, red
 from site_client.doctor.units import check_units, supplementary_groups
 from site_client.errors import ConfigRefused
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from site_client.doctor.line import Line, green, grey, red
+from site_client.doctor.result import Line, green, grey, red
 
 UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the exposure each may have, of systemd-analyze's 10
 _ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")

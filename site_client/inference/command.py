@@ -8,10 +8,11 @@ from typing import Literal
 import click
 from federation.manifest import Model
 
+from site_client.calibration.command import fit, load_calibration
+from site_client.calibration.model import CalibratedNet
 from site_client.config import DEFAULT_FILE, load
 from site_client.files import replace_file
 from site_client.inference.answers import answer
-from site_client.inference.calibrating import fit, load_calibration
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import is_synthetic, prepare_all, read_folder
@@ -19,8 +20,7 @@ from site_client.inference.predict import as_json as prediction_json
 from site_client.inference.predict import as_text, load_network, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
 from site_client.ingest.records import StudyRecord
-from site_client.ingest.volume import read_volume
-from site_client.model.calibration import CalibratedNet
+from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache

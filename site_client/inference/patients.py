@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from site_client.errors import EvaluationRefused, SeriesUnreadable
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
 from site_client.ingest.records import LABELS, PatientKey, StudyKey, StudyRecord
 from site_client.ingest.rules import Rules

@@ -11,12 +11,12 @@ from federation.manifest import Model, load_model
 from numpy.typing import NDArray
 
 from site_client.errors import EvaluationRefused, SeriesUnreadable
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
+from site_client.ingest.catalog.report import ScanReport
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import SeriesRecord
-from site_client.ingest.report import ScanReport
 from site_client.ingest.rules import Rules
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
 from site_client.model.labels import ANY, LABELS
 from site_client.model.network import Network, clamp_any

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 
 PIPELINE_VERSION: Final = 1  # part of every cache key: raise it when anything below changes what comes out
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.hounsfield import AIR_HU, TOP_HU
-from site_client.ingest.volume import Volume
+from site_client.ingest.files.hounsfield import AIR_HU, TOP_HU
+from site_client.ingest.series.volume import Volume
 from site_client.phantom.dicom import Identity, WrittenSeries, digest_of
 from site_client.phantom.streams import Streams
 from site_client.phantom.study import Study

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from site_client.agent import audit, keys
+from site_client.agent.egress import verify
+from site_client.agent.identity import keys
 from site_client.config import Settings, load
 from site_client.errors import IdentityRefused, LedgerBroken
 from site_client.prove.confined import show_running, show_walls
-from site_client.prove.drill import CLAIM as CANARY_CLAIM
-from site_client.prove.drill import show_no_canary
 from site_client.prove.finding import Finding, Verdict
+from site_client.prove.round_check import CLAIM as CANARY_CLAIM
+from site_client.prove.round_check import show_no_canary
 
 _LEDGER_CLAIM = "the ledger of what left is unbroken, and every line is signed by this site"
 
@@ -31,8 +32,8 @@ def show_ledger(settings: Settings) -> Finding:
     folder = settings.folders.agent
     path = folder / "ledger.jsonl"
     try:
-        found = audit.verify(path, keys.load(folder / "identity").signing_public.hex())
-        payloads = audit.check_payloads(path, folder / "payloads")
+        found = verify.verify(path, keys.load(folder / "identity").signing_public.hex())
+        payloads = verify.check_payloads(path, folder / "payloads")
     except LedgerBroken as error:
         return Finding(_LEDGER_CLAIM, Verdict.BROKEN, (str(error),))
     except (IdentityRefused, PermissionError):

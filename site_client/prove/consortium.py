@@ -25,7 +25,7 @@ from federation.plan import (
 from federation.roster import Roster, RosterEntry, sign_roster
 from federation.v1 import enrolment_pb2
 
-from site_client.agent.identity import Identity, Joining, Membership
+from site_client.agent.identity.identity import Identity, Joining, Membership
 
 
 @dataclass

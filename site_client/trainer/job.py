@@ -17,22 +17,22 @@ from federation.v1.plan_pb2 import SignedPlan
 from site_client.config import Settings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArm
 from site_client.files import replace_file
-from site_client.ingest.catalog import open_catalog
+from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.records import Dataset, StudyRecord
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
 from site_client.records import Histograms
 from site_client.spool import Job, TrainerSide, Update, histograms_of
-from site_client.trainer.notes import Note, Tell, job_folder
+from site_client.trainer.worker_messages import Note, Tell, job_folder
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import Checkpoints, Identity
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
-from site_client.training.evaluate import slice_histograms
 from site_client.training.loop import Place, Progress, Stopped, train
 from site_client.training.ranks import Ranks
+from site_client.training.score_histograms import slice_histograms
 from site_client.training.streams import Streams
 
 _log = structlog.get_logger()

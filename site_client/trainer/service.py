@@ -27,11 +27,11 @@ from site_client.config import NOT_CONFIGURED, Settings
 from site_client.errors import InUse, SpoolRefused
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
-from site_client.trainer.holding import family, hold, is_held, let_go
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.watch import Watch, local_zone
-from site_client.trainer.notes import Note, Pace, from_line, job_folder
+from site_client.trainer.suspend import family, hold, is_held, let_go
 from site_client.trainer.worker import STOPPED
+from site_client.trainer.worker_messages import Note, Pace, from_line, job_folder
 
 _log = structlog.get_logger()
 TURN_S: Final = 0.25

@@ -18,8 +18,8 @@ import structlog
 
 from site_client.config import load
 from site_client.spool import TrainerSide
-from site_client.trainer.holding import PauseBell
-from site_client.trainer.notes import Note, as_line
+from site_client.trainer.suspend import PauseBell
+from site_client.trainer.worker_messages import Note, as_line
 
 STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
 _NICE_LAST: Final = 19  # behind the service too, which on a busy machine must get its turn to pause this process
@@ -52,7 +52,7 @@ def _work(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda signum, _frame: asked.append(signum))
     os.nice(_NICE_LAST)  # before any thread is made: each inherits it
     from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
-    from site_client.trainer.helpers import connected, helpers
+    from site_client.trainer.rank_processes import connected, helpers
     from site_client.training.loop import Stopped
     from site_client.training.ranks import Ranks
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from site_client.ingest.records import SeriesRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.inputs import PIPELINE_VERSION, PreparedStudy, prepare
-from site_client.training.shelf import Arrays, Shelf
+from site_client.training.array_cache import Arrays, Shelf
 
 _PARTS: Final = frozenset({"windows", "geometry", "source_slices"})
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from site_client.ingest.records import StudyRecord
 from site_client.model.network import SequenceNet
+from site_client.training.array_cache import Arrays, Shelf
 from site_client.training.cache import array_of, ranges_of
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Sample, sample_of
-from site_client.training.shelf import Arrays, Shelf
 
 _PARTS: Final = frozenset({"embedding", "geometry", "source_slices"})
 

@@ -12,12 +12,12 @@ from federation.plan import LocalTraining
 
 from site_client.ingest.records import StudyRecord
 from site_client.model.network import Reader, SequenceNet
+from site_client.training.array_cache import Shelf
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Source
 from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import Place, Progress, train
-from site_client.training.shelf import Shelf
 from site_client.training.streams import Streams
 
 END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage mends, it does not start over

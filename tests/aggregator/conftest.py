@@ -18,9 +18,9 @@ from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator import config
-from aggregator.ca import Authority, create_authority
-from aggregator.enrolment import Enrolment
 from aggregator.migrations import upgrade
+from aggregator.sites.authority import Authority, create_authority
+from aggregator.sites.enrolment import Enrolment
 from aggregator.store import Store, open_store, people
 
 

@@ -3,8 +3,8 @@
 from federation.roster import Roster, open_roster
 from federation.v1 import enrolment_pb2
 
-from aggregator.enrolment import Enrolment
-from aggregator.store import sites
+from aggregator.sites.enrolment import Enrolment
+from aggregator.store import site_rows
 from aggregator.store.people import audit_trail
 
 
@@ -19,7 +19,7 @@ def roster_of(desk: Enrolment, signed: enrolment_pb2.SignedRoster) -> Roster:
 
 def words_of(desk: Enrolment, name: str = "st-mary") -> str:
     with desk.store.read() as session:
-        return sites.get(session, name).fingerprint
+        return site_rows.get(session, name).fingerprint
 
 
 def audit_of(desk: Enrolment, name: str = "st-mary") -> list[tuple[str | None, str]]:

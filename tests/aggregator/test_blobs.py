@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.blobs import CHUNK_BYTES, Blobs, Progress
 from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
+from aggregator.store.blobs import CHUNK_BYTES, Blobs, Progress
 
 LIMIT = 8 << 20
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from aggregator.ca import Authority, create_authority, read_csr
 from aggregator.errors import JoinDenied, StateFolderRefused
+from aggregator.sites.authority import Authority, create_authority, read_csr
 
 
 def issue(authority: Authority, host, clock, days: int = 30):

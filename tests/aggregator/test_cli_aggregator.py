@@ -16,12 +16,12 @@ from federation.manifest import Manifest, Model, TensorSpec, load_model, save_mo
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 
-from aggregator.ca import Authority
 from aggregator.cli import main
 from aggregator.config import load_settings
-from aggregator.enrolment import Enrolment
-from aggregator.hub import open_hub
-from aggregator.store import runs
+from aggregator.context import open_hub
+from aggregator.sites.authority import Authority
+from aggregator.sites.enrolment import Enrolment
+from aggregator.store import run_rows
 
 PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\n'
 
@@ -245,7 +245,7 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(wit
     out = with_run.folder / "out.safetensors"
     hub = open_hub(load_settings(with_run.config))
     with hub.store.read() as session:
-        assert runs.every(session)  # as long as somebody reads it, the database needs no new file to be read
+        assert run_rows.every(session)  # as long as somebody reads it, the database needs no new file to be read
         with file_size_limit(64):
             told = with_run.refused("model", "export", str(out))
     hub.store.close()

@@ -14,7 +14,7 @@ from federation.plan import Metric, ServerKind, TrainingPlan
 
 from aggregator.config import Settings, from_table, load_settings
 from aggregator.errors import ConfigRefused, PlanFileRefused
-from aggregator.plan_file import PlanFile, read_plan
+from aggregator.runs.plan_file import PlanFile, read_plan
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

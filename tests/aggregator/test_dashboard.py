@@ -15,19 +15,20 @@ from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import sign_plan
 from federation.v1 import rounds_pb2
 
-from aggregator import config, runs
-from aggregator.ca import Authority
-from aggregator.dashboard import words
+from aggregator import config
+from aggregator.context import Hub, open_hub
+from aggregator.dashboard import wording
 from aggregator.dashboard.app import create_app
 from aggregator.dashboard.charts import Line, Point, line_chart
 from aggregator.dashboard.rendering import duration, size
 from aggregator.dashboard.visibility import visibility
-from aggregator.hub import Hub, open_hub
-from aggregator.metrics import NOTHING, LabelMetrics, Report
-from aggregator.plan_file import read_plan
+from aggregator.runs import lifecycle
+from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
+from aggregator.runs.plan_file import read_plan
+from aggregator.sites.authority import Authority
 from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Change, people, rounds, sites
-from aggregator.tables import Audit, ModelMetrics, Round, Site, SiteReport
+from aggregator.store import Change, people, round_rows, site_rows
+from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
@@ -85,12 +86,12 @@ def running(hub: Hub, tmp_path: Path, authority: Authority, clock) -> Hub:
     save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
     plan_path.write_text(PLAN)
     signed = sign_plan(read_plan(plan_path, model_path, os.urandom), authority.custodian_key)
-    runs.start_run(hub, signed, model_path, authority.custodian_key.public_key())
+    lifecycle.start_run(hub, signed, model_path, authority.custodian_key.public_key())
     with hub.store.write() as session:
         row = session.query(Round).one()
         for name in SITES:
-            rounds.add_seat(session, row, name)
-        rounds.add_metrics(session, _metrics(row))
+            round_rows.add_seat(session, row, name)
+        round_rows.add_metrics(session, _metrics(row))
     return hub
 
 
@@ -246,7 +247,7 @@ def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestCl
 
 def test_a_site_that_left_is_said_so_and_not_to_be_late(running: Hub, ada: TestClient, clock) -> None:
     with running.store.write() as session:
-        sites.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
+        site_rows.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
     row = _row_of(ada.get("/").text, "south")
     assert "left" in row
     assert "unknown" not in row
@@ -290,7 +291,7 @@ def test_a_paused_run_does_not_make_sites_look_dead(running: Hub, ada: TestClien
     """Sites are told to poll every five minutes then, and that is how old a healthy report may be."""
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
-    runs.pause(running, run_id)
+    lifecycle.pause(running, run_id)
     clock.advance(minutes=6)
     assert "unknown" not in _row_of(ada.get("/").text, "north")
 
@@ -327,7 +328,7 @@ def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada:
     with running.store.write() as session:
         row = session.query(Round).one()
         row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
-        for seat in rounds.seats(session, row.id):
+        for seat in round_rows.seats(session, row.id):
             seat.state = SeatState.REVEALED
     text = _words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
     assert "score histograms over 3 sites together" in text
@@ -337,7 +338,7 @@ def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada:
 def test_an_aborted_run_shows_its_reason(running: Hub, ada: TestClient) -> None:
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
-    runs.abort(running, run_id, why="the plan had the wrong clip norm")
+    lifecycle.abort(running, run_id, why="the plan had the wrong clip norm")
     assert RunState.ABORTED.value in ada.get("/runs").text
     assert "the plan had the wrong clip norm" in ada.get("/").text
     assert "the plan had the wrong clip norm" in ada.get("/audit").text
@@ -364,10 +365,10 @@ def _audit_row(at, number: int):
 
 
 def test_every_state_and_reason_has_its_words() -> None:
-    assert set(words.SITE_STATES) == set(rounds_pb2.SiteState.keys()) - {"SITE_STATE_UNSPECIFIED"}
-    assert set(words.REASONS) == set(rounds_pb2.StateReason.keys()) - {"STATE_REASON_UNSPECIFIED"}
-    assert set(words.ROUND_STATES) == {state.value for state in RoundState}
-    assert set(words.SEAT_STATES) == {state.value for state in SeatState}
+    assert set(wording.SITE_STATES) == set(rounds_pb2.SiteState.keys()) - {"SITE_STATE_UNSPECIFIED"}
+    assert set(wording.REASONS) == set(rounds_pb2.StateReason.keys()) - {"STATE_REASON_UNSPECIFIED"}
+    assert set(wording.ROUND_STATES) == {state.value for state in RoundState}
+    assert set(wording.SEAT_STATES) == {state.value for state in SeatState}
 
 
 @pytest.mark.parametrize(

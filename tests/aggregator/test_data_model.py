@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, SITE_TRANSITIONS
-from aggregator.tables import Table
+from aggregator.store.tables import Table
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "DATA_MODEL.md").read_text()
 

@@ -6,8 +6,8 @@ import pytest
 from federation.echo import BYTES_MAX, sequence
 from federation.v1 import line_pb2
 
-from aggregator.echo import CALL_BYTES, WINDOW_BYTES_MAX, WINDOW_S, Echoes
 from aggregator.errors import Busy, MessageRefused
+from aggregator.sites.bandwidth import CALL_BYTES, WINDOW_BYTES_MAX, WINDOW_S, Echoes
 
 
 class Seconds:

@@ -13,12 +13,12 @@ from federation.token import Token, six_words
 from federation.v1 import enrolment_pb2
 
 from aggregator import config
-from aggregator.auth import authenticate
-from aggregator.ca import create_authority
-from aggregator.enrolment import Enrolment
 from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
-from aggregator.store import open_store, sites
-from aggregator.tables import Invitation
+from aggregator.sites.authentication import authenticate
+from aggregator.sites.authority import create_authority
+from aggregator.sites.enrolment import Enrolment
+from aggregator.store import open_store, site_rows
+from aggregator.store.tables import Invitation
 from tests.aggregator.desk import audit_of, enroll, roster_of, words_of
 
 # --- invite ---
@@ -116,7 +116,7 @@ def test_a_token_expires_after_a_day_unused(desk: Enrolment, host, clock) -> Non
     with pytest.raises(JoinDenied, match="expired"):
         desk.join(host.join_request(token))
     with desk.store.read() as session:
-        assert sites.find(session, "st-mary") is None
+        assert site_rows.find(session, "st-mary") is None
 
 
 def test_a_token_is_good_until_its_last_second(desk: Enrolment, host, clock) -> None:
@@ -320,7 +320,7 @@ def test_a_wrong_signature_spends_neither_challenge_nor_recovery(desk: Enrolment
         desk.recover(moved)
     assert desk.recover(host.recover_request("st-mary", nonce)).certificate_pem
     with desk.store.read() as session:
-        assert sites.get(session, "st-mary").recoveries_left == desk.settings.recoveries - 1
+        assert site_rows.get(session, "st-mary").recoveries_left == desk.settings.recoveries - 1
 
 
 def test_recoveries_are_limited(desk: Enrolment, host) -> None:
@@ -345,5 +345,5 @@ def test_a_flood_of_challenges_leaves_few_rows_and_the_newest_good(desk: Enrolme
     enroll(desk, host)
     nonces = [desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(70)]
     with desk.store.read() as session:
-        assert sum(sites.challenge(session, nonce) is not None for nonce in nonces) == 64
+        assert sum(site_rows.challenge(session, nonce) is not None for nonce in nonces) == 64
     assert desk.recover(host.recover_request("st-mary", nonces[-1])).certificate_pem

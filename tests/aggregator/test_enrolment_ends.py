@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from federation.v1 import enrolment_pb2
 
-from aggregator.auth import authenticate
-from aggregator.ca import create_authority
-from aggregator.enrolment import Enrolment
 from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, SiteLeft, SiteRevoked, WrongState
+from aggregator.sites.authentication import authenticate
+from aggregator.sites.authority import create_authority
+from aggregator.sites.enrolment import Enrolment
 from tests.aggregator.desk import audit_of, enroll, roster_of
 
 # --- revoke, and authentication on every call ---

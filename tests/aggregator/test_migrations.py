@@ -9,8 +9,8 @@ from sqlalchemy import inspect, text
 
 from aggregator.migrations import _config, revision_of, upgrade
 from aggregator.states import SiteStanding
-from aggregator.store import open_store, sites
-from aggregator.tables import Table
+from aggregator.store import open_store, site_rows
+from aggregator.store.tables import Table
 
 
 def test_a_migrated_database_has_the_tables_of_tables_py(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_a_database_of_version_0_1_keeps_its_sites_and_nobody_has_left(tmp_path:
         connection.execute(text(f"INSERT INTO sites ({columns}) VALUES ({values})"))
     upgrade(store.engine)
     with store.read() as session:
-        (site,) = sites.everyone(session)
-        assert (site.name, sites.standing(site)) == ("mercy", SiteStanding.APPROVED)
+        (site,) = site_rows.everyone(session)
+        assert (site.name, site_rows.standing(site)) == ("mercy", SiteStanding.APPROVED)
     store.close()
 
 

@@ -9,12 +9,12 @@ import pytest
 from federation.v1 import rounds_pb2 as pb
 from sqlalchemy import select
 
-from aggregator import reports
 from aggregator.config import Settings, State
-from aggregator.hub import Hub, open_hub
+from aggregator.context import Hub, open_hub
 from aggregator.migrations import upgrade
-from aggregator.store import sites
-from aggregator.tables import Audit, Site, SiteReport
+from aggregator.sites import reports
+from aggregator.store import site_rows
+from aggregator.store.tables import Audit, Site, SiteReport
 
 BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 
@@ -53,7 +53,7 @@ def say(hub: Hub, entries: int, state: str = "SITE_TRAINING", head: bytes = byte
 
 def row(hub: Hub) -> SiteReport:
     with hub.store.read() as session:
-        found = sites.report(session, "north")
+        found = site_rows.report(session, "north")
     assert found is not None
     return found
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aggregator.blobs import Blobs
 from aggregator.cli import main as cli_main
+from aggregator.store.blobs import Blobs
 
 STARTED_S = 30.0
 

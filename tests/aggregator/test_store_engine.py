@@ -10,7 +10,7 @@ from aggregator.errors import LostRace
 from aggregator.states import RunState
 from aggregator.store import Change, Store, guarded, open_store, transition
 from aggregator.store.people import audit_trail
-from aggregator.tables import Audit, Run
+from aggregator.store.tables import Audit, Run
 
 RUN = b"r" * 16
 

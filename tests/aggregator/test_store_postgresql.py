@@ -15,13 +15,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
-from aggregator.enrolment import Enrolment
 from aggregator.errors import JoinDenied, LostRace
 from aggregator.migrations import upgrade
+from aggregator.sites.enrolment import Enrolment
 from aggregator.states import RunState
-from aggregator.store import Change, Store, open_store, sites, transition
+from aggregator.store import Change, Store, open_store, site_rows, transition
 from aggregator.store.people import audit_trail
-from aggregator.tables import Run, Table
+from aggregator.store.tables import Run, Table
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +148,7 @@ def test_two_sites_approved_at_once_end_in_two_epochs(desk: Enrolment, host, oth
     for request in requests.values():
         desk.join(request)
     with desk.store.read() as session:
-        words = {name: sites.get(session, name).fingerprint for name in requests}
+        words = {name: site_rows.get(session, name).fingerprint for name in requests}
 
     def approve(name: str) -> None:
         try:
@@ -158,5 +158,5 @@ def test_two_sites_approved_at_once_end_in_two_epochs(desk: Enrolment, host, oth
 
     assert outcomes_of(lambda: approve("a"), lambda: approve("b")) == ["won", "won"]
     with desk.store.read() as session:
-        assert sites.newest_epoch(session) == 2
-        assert [site.name for site in sites.active(session)] == ["a", "b"]
+        assert site_rows.newest_epoch(session) == 2
+        assert [site.name for site in site_rows.active(session)] == ["a", "b"]

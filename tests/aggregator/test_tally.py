@@ -3,7 +3,7 @@
 import pytest
 from federation.v1.blobs_pb2 import BlobChunk
 
-from aggregator.tally import size_of_chunk
+from aggregator.store.traffic import size_of_chunk
 
 
 @pytest.mark.parametrize("offset", [0, 1, 1 << 40])

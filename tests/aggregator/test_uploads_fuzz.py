@@ -11,9 +11,9 @@ from federation.plan import Metric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.blobs import Blobs
 from aggregator.errors import NotFound
-from aggregator.opening import sum_uploads
+from aggregator.rounds.aggregation import sum_uploads
+from aggregator.store.blobs import Blobs
 
 LAYOUT = Layout(100, 6, 8, 1.0, 1000, bytes(32), frozenset(Metric))
 

@@ -46,7 +46,7 @@ from federation.plan import (
 )
 
 from site_client.inference.drawing import Axis, Line, chart, legend, picture
-from site_client.model.fresh import write_fresh
+from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId

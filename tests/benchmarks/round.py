@@ -29,11 +29,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
 
 from aggregator.config import load_settings
-from aggregator.hub import Hub, open_hub
-from aggregator.plans import plan_of
+from aggregator.context import Hub, open_hub
+from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState
-from aggregator.store import rounds, runs
-from aggregator.tables import Seat
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import Seat
 from tests.system.processes import (
     Place,
     Trainers,
@@ -114,8 +114,8 @@ def _watch(
     while time.monotonic() < ends_at:
         time.sleep(0.2)
         with hub.store.read() as session:
-            run = runs.every(session)[-1]
-            over = [row for row in rounds.of_run(session, run.run_id) if row.state in rounds.OVER]
+            run = run_rows.every(session)[-1]
+            over = [row for row in round_rows.of_run(session, run.run_id) if row.state in round_rows.OVER]
         for row in over[len(seen.aggregator) - 1 :]:
             if row.state is RoundState.ABANDONED:
                 raise SystemExit(f"round {row.number} was abandoned: {row.reason}")
@@ -130,9 +130,9 @@ def _watch(
 
 def _report(hub: Hub, place: Place, parameters: int, training_rounds: int, watched: Watched) -> dict[str, object]:
     with hub.store.read() as session:
-        run = runs.every(session)[-1]
-        rows = rounds.of_run(session, run.run_id)[:training_rounds]
-        times = [{one.state.value: one.seconds for one in rounds.phase_times(session, row.id)} for row in rows]
+        run = run_rows.every(session)[-1]
+        rows = round_rows.of_run(session, run.run_id)[:training_rounds]
+        times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]
         seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]
         layout = Layout.of(plan_of(run), parameters)
     walls = [(row.ended_at - row.opened_at).total_seconds() for row in rows]

@@ -25,15 +25,16 @@ import pydicom
 import torch
 from federation.plan import LocalTraining
 
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import StudyRecord
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
 from site_client.model.network import CHANNELS, GEOMETRY, SequenceNet
 from site_client.model.registry import build
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
+from site_client.training.array_cache import Shelf
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import Checkpoints, Identity
@@ -42,7 +43,6 @@ from site_client.training.data import Loader, Sample, Source, epoch_order
 from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import GRADIENT_NORM_MAX, train
 from site_client.training.loss import lesson_of, loss_of
-from site_client.training.shelf import Shelf
 from site_client.training.streams import Streams
 
 PLAN = LocalTraining(

@@ -19,11 +19,10 @@ from federation.secagg.state import OwnSecrets, Phase
 from federation.v1 import blobs_pb2, secagg_pb2
 
 from aggregator.states import RoundState
-from aggregator.store import rounds as round_rows
-from aggregator.store import runs as run_rows
-from aggregator.tables import Round, Seat
-from site_client.agent.guard import Guard
-from site_client.agent.sealing import Contribution, examine
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import Round, Seat
+from site_client.agent.egress.guard import Guard
+from site_client.agent.rounds.contribution import Contribution, examine
 from site_client.records import Job
 from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
@@ -168,7 +167,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
 
 
 def _rounding(uctx: bytes, site: str, contribution: Contribution) -> np.random.Generator:
-    """The encoder's rounding noise hangs on cohort, site and update alone: `site_client.agent.sealing`."""
+    """The encoder's rounding noise hangs on cohort, site and update alone: `site_client.agent.rounds.contribution`."""
     seed = hashlib.sha256(b"hemofed rounding v2\x00" + uctx + site.encode() + b"\x00" + contribution.delta_sha256)
     return np.random.default_rng(int.from_bytes(seed.digest(), "big"))
 

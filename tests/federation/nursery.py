@@ -26,13 +26,13 @@ from federation.plan import (
 )
 from federation.v1 import enrolment_pb2
 
-from aggregator import runs
-from aggregator.ca import create_authority
-from aggregator.enrolment import Enrolment
-from aggregator.hub import Hub, open_hub
+from aggregator.context import Hub, open_hub
 from aggregator.migrations import upgrade
-from site_client.agent.identity import Identity, Joining, Membership
-from site_client.agent.keys import prove_possession
+from aggregator.runs import lifecycle
+from aggregator.sites.authority import create_authority
+from aggregator.sites.enrolment import Enrolment
+from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.keys import prove_possession
 from tests.federation.places import Clock, aggregator_settings
 
 BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -137,4 +137,4 @@ def _begin(hub: Hub, kind: Kind, custodian: Ed25519PrivateKey) -> None:
     initial = Model(manifest, np.linspace(-1, 1, PARAMETERS, dtype=np.float32))
     file = hub.settings.state.folder / "initial.safetensors"
     save_model(file, initial)
-    runs.start_run(hub, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())
+    lifecycle.start_run(hub, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())

@@ -13,19 +13,23 @@ from federation.secagg import state as member_state
 from federation.secagg.state import MemberState, OwnSecrets
 from numpy.typing import NDArray
 
-from aggregator.ca import Authority
 from aggregator.config import Driver as DriverSettings
 from aggregator.config import Listen, Pacing, Settings, State
-from aggregator.driver import Driver
-from aggregator.enrolment import Enrolment
-from aggregator.hub import Hub as Cupboards
-from aggregator.hub import open_hub
-from aggregator.rpc import BlobsDoor, EnrolledDoor, Gate, LineDoor, RoundsDoor
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger
-from site_client.agent.rounds import SiteRounds, Turn
+from aggregator.context import Hub as Cupboards
+from aggregator.context import open_hub
+from aggregator.rounds.driver import Driver
+from aggregator.rpc.bandwidth import LineDoor
+from aggregator.rpc.blobs import BlobsDoor
+from aggregator.rpc.call_guard import Gate
+from aggregator.rpc.enrolment import EnrolledDoor
+from aggregator.rpc.rounds import RoundsDoor
+from aggregator.sites.authority import Authority
+from aggregator.sites.enrolment import Enrolment
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.identity.identity import Identity
+from site_client.agent.rounds.participant import SiteRounds, Turn
 from site_client.config import Agent, Folders, Policy
 from site_client.config import Settings as SiteSettings
 from site_client.records import Job, Status, Update

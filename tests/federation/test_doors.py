@@ -12,11 +12,10 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aggregator.polling import AT_ONCE_MS
+from aggregator.rounds.polling import AT_ONCE_MS
 from aggregator.states import SeatState
-from aggregator.store import rounds as round_rows
-from aggregator.store import runs as run_rows
-from site_client.agent.calls import CALLS
+from aggregator.store import round_rows, run_rows
+from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError
 from tests.federation.wire import Aborted, Context
 from tests.federation.world import World

@@ -30,11 +30,14 @@ def callers(name: str, *folders: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "only"),
     [
-        ("seal", {"site_client/agent/masking.py"}),  # encodes and masks, in two lines
-        ("upload_of", {"site_client/agent/masking.py"}),  # tells the guard which bytes may leave: what `seal` gave
+        ("seal", {"site_client/agent/rounds/masking.py"}),  # encodes and masks, in two lines
+        (
+            "upload_of",
+            {"site_client/agent/rounds/masking.py"},
+        ),  # tells the guard which bytes may leave: what `seal` gave
         (
             "send_chunks",
-            {"site_client/agent/transfer.py"},
+            {"site_client/agent/egress/transfer.py"},
         ),  # the only call with room for an update; an echo takes fixed bytes
     ],
 )
@@ -51,7 +54,7 @@ def test_only_sealing_encodes_an_update_in_any_program_that_has_a_network() -> N
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("federation.encoding")
         if "encode" in {alias.name for alias in node.names}
     }
-    assert importing == {"site_client/agent/sealing.py"}
+    assert importing == {"site_client/agent/rounds/contribution.py"}
 
 
 @pytest.mark.parametrize("evaluation_only", [False, True])

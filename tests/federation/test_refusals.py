@@ -9,7 +9,7 @@ from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
 from aggregator.states import RoundState
-from site_client.agent.calls import CALLS
+from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, StepRefused
 from tests.federation.invariants import check
 from tests.federation.lies import LIES_DOWN, LIES_UP, Lies, flipped

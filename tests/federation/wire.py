@@ -14,8 +14,8 @@ from typing import NoReturn, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from site_client.agent.calls import CALLS, Call
-from site_client.agent.egress import Cleared
+from site_client.agent.egress.calls import CALLS, Call
+from site_client.agent.egress.egress import Cleared
 from site_client.errors import Refused, Unreachable
 
 # As site_client.agent.link sorts them: these mean "come back later".

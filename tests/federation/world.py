@@ -15,13 +15,12 @@ from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.secagg.state import MemberState, OwnSecrets
 
-from aggregator import runs
 from aggregator.errors import WrongState
-from aggregator.plans import plan_of
-from aggregator.store import rounds as round_rows
-from aggregator.store import runs as run_rows
-from aggregator.tables import Round, Run
-from site_client.agent.calls import CALLS
+from aggregator.runs import lifecycle
+from aggregator.runs.plans import plan_of
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import Round, Run
+from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
 from tests.federation.nursery import BEGIN, PARAMETERS, PHASES, Kind, Nursery
 from tests.federation.places import Clock, Hub, Site, an_update
@@ -145,13 +144,13 @@ class World:
 
     def pause(self) -> None:
         try:
-            runs.pause(self.hub.cupboards, self.run_id)
+            lifecycle.pause(self.hub.cupboards, self.run_id)
         except WrongState:
             return  # it is paused, or over
 
     def resume(self) -> None:
         try:
-            runs.resume(self.hub.cupboards, self.run_id)
+            lifecycle.resume(self.hub.cupboards, self.run_id)
         except WrongState:
             return  # it is not paused
 

@@ -15,7 +15,7 @@ from site_client.config import Folders, Idle, Settings, Training, load
 from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
 from site_client.doctor.data import checks as data
-from site_client.doctor.line import Color, Line, from_json_line, green, red, to_json_line
+from site_client.doctor.result import Color, Line, from_json_line, green, red, to_json_line
 from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
 

@@ -8,8 +8,8 @@ from federation.encoding import Layout
 from federation.plan import Deadlines, TrainingPlan
 
 from site_client.config import Policy
-from site_client.doctor.line import Color
 from site_client.doctor.network.echo import FULL_MODEL_BYTES, FULL_UPLOAD_BYTES, Round, Speed, judge, needs_of
+from site_client.doctor.result import Color
 from site_client.model.registry import build, manifest_of
 from tests.site_client.agent.conftest import plan as plan  # a fixture
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from site_client.agent.identity import Identity
-from site_client.agent.view import AgentView, write_view
+from site_client.agent.identity.identity import Identity
+from site_client.agent.status_file import AgentView, write_view
 from site_client.config import Agent, Aggregator, Folders, Policy, Settings
-from site_client.doctor.line import Color, Line, carry_out
-from site_client.doctor.network import standing, way
+from site_client.doctor.network import connection, enrolment
 from site_client.doctor.network.checks import checks
+from site_client.doctor.result import Color, Line, carry_out
 from tests.site_client.agent.conftest import Consortium, StandingClock
 
 needs_tinyproxy = pytest.mark.skipif(shutil.which("tinyproxy") is None, reason="tinyproxy not installed")
@@ -101,7 +101,7 @@ def by_name(lines: Iterator[Line]) -> dict[str, Line]:
 
 
 def ask(consortium: Consortium, address: str, proxy: str = "", now: datetime | None = None) -> dict[str, Line]:
-    return by_name(way.check_way(Aggregator(address, proxy=proxy), consortium.ca, now or datetime.now(UTC)))
+    return by_name(connection.check_way(Aggregator(address, proxy=proxy), consortium.ca, now or datetime.now(UTC)))
 
 
 def test_an_aggregator_s_front_is_green_in_every_line(consortium: Consortium, tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_what_is_no_tls_and_what_does_not_answer_are_told_apart(consortium: Cons
 
 
 def test_a_name_nobody_knows_is_told() -> None:
-    (line,) = way.check_name(Aggregator("hub.invalid:443"))
+    (line,) = connection.check_name(Aggregator("hub.invalid:443"))
     assert (line.color, line.fix) == (Color.RED, "Ask IT to resolve hub.invalid")
-    (line,) = way.check_name(Aggregator("hub.invalid:443", proxy="http://localhost:3128"))
+    (line,) = connection.check_name(Aggregator("hub.invalid:443", proxy="http://localhost:3128"))
     assert line.color is Color.GREEN  # only the proxy has to be known here
 
 
@@ -237,28 +237,28 @@ def identity(settings: Settings, consortium: Consortium) -> Identity:
     ],
 )
 def test_the_certificate_is_held_against_the_clock(identity: Identity, days: int, color: Color, fix: str) -> None:
-    (line,) = standing.check_certificate(identity, datetime.now(UTC) + timedelta(days=days))
+    (line,) = enrolment.check_certificate(identity, datetime.now(UTC) + timedelta(days=days))
     assert line.color is color
     assert line.fix.startswith(fix)
 
 
 def test_an_unkept_clock_is_red() -> None:
-    assert [next(standing.check_clock(state)).color for state in (0, 5, -1)] == [Color.GREEN, Color.RED, Color.GREY]
+    assert [next(enrolment.check_clock(state)).color for state in (0, 5, -1)] == [Color.GREEN, Color.RED, Color.GREY]
 
 
 def test_a_broken_ledger_is_named_by_its_entry(
     settings: Settings, identity: Identity, small_ledger: Callable[[Identity], Path]
 ) -> None:
     path = small_ledger(identity)
-    assert next(standing.check_ledger(settings.folders.agent)).color is Color.GREEN
+    assert next(enrolment.check_ledger(settings.folders.agent)).color is Color.GREEN
     path.write_bytes(path.read_bytes().replace(b'"bytes":1,', b'"bytes":2,', 1))
-    (line,) = standing.check_ledger(settings.folders.agent)
+    (line,) = enrolment.check_ledger(settings.folders.agent)
     assert (line.color, line.found) == (Color.RED, "the chain is broken at entry 1")
 
 
 @pytest.fixture
 def small_ledger(settings: Settings) -> Callable[[Identity], Path]:
-    from site_client.agent.ledger import Decision, Ledger, Outgoing
+    from site_client.agent.egress.ledger import Decision, Ledger, Outgoing
 
     def make(identity: Identity) -> Path:
         clock = StandingClock()
@@ -276,9 +276,9 @@ def small_ledger(settings: Settings) -> Callable[[Identity], Path]:
 def test_the_speed_of_the_last_upload_is_read_from_the_ledger(
     settings: Settings, identity: Identity, small_ledger: Callable[[Identity], Path]
 ) -> None:
-    assert next(standing.check_speed(settings.folders.agent, None)).color is Color.GREY
+    assert next(enrolment.check_speed(settings.folders.agent, None)).color is Color.GREY
     small_ledger(identity)
-    (line,) = standing.check_speed(settings.folders.agent, 1_000_000)
+    (line,) = enrolment.check_speed(settings.folders.agent, 1_000_000)
     assert line.found == "the last upload moved at 0 KiB/s; a round's update needs about 2000 s"
 
 
@@ -287,11 +287,11 @@ def test_open_keys_and_an_open_spool_are_red_with_the_command_that_closes_them(
 ) -> None:
     (settings.folders.spool / "to_trainer").mkdir(parents=True, mode=0o750)
     (settings.folders.spool / "to_trainer").chmod(0o750)
-    assert Color.RED not in {line.color for line in standing.check_modes(settings)}
+    assert Color.RED not in {line.color for line in enrolment.check_modes(settings)}
     (settings.folders.spool / "to_trainer").chmod(0o777)
     key = settings.folders.agent / "identity" / "signing.key"
     key.chmod(0o644)
-    fixes = [line.fix for line in standing.check_modes(settings) if line.color is Color.RED]
+    fixes = [line.fix for line in enrolment.check_modes(settings) if line.color is Color.RED]
     assert fixes == [f"chmod 0600 {key.parent}/*", f"chmod 0750 {settings.folders.spool / 'to_trainer'}"]
 
 
@@ -312,18 +312,18 @@ def test_a_running_agent_s_last_word_is_taken_and_nothing_is_sent(
     write_view(settings.folders.agent, AgentView(now, "SITE_IDLE", (), None, None, None, 1, now, now, error, 0))
     with (settings.folders.agent / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (line,) = standing.check_standing(settings, identity, lambda: now)
+        (line,) = enrolment.check_standing(settings, identity, lambda: now)
     assert (line.color, line.fix) == (color, fix)
     assert not (settings.folders.agent / "ledger.jsonl").exists()
 
 
 def test_without_an_agent_one_call_is_made_and_stands_in_the_ledger(settings: Settings, identity: Identity) -> None:
     quick = replace(settings, agent=Agent(stall_s=5))
-    (line,) = standing.check_standing(quick, identity, lambda: datetime.now(UTC))
+    (line,) = enrolment.check_standing(quick, identity, lambda: datetime.now(UTC))
     assert line.color is Color.RED  # nobody listens there
     assert (settings.folders.agent / "ledger.jsonl").read_text().count("Enrolment/FetchRoster") == 1
     dry = replace(settings, policy=Policy(dry_run=True))
-    (line,) = standing.check_standing(dry, identity, lambda: datetime.now(UTC))
+    (line,) = enrolment.check_standing(dry, identity, lambda: datetime.now(UTC))
     assert line.color is Color.GREY
 
 
@@ -339,7 +339,7 @@ def test_a_check_that_breaks_is_red_without_its_words_and_stops_no_other() -> No
     def broken() -> list[Line]:
         raise ValueError("DOE^JOHN")
 
-    lines = list(carry_out({"one": broken, "two": lambda: standing.check_clock(0)}))
+    lines = list(carry_out({"one": broken, "two": lambda: enrolment.check_clock(0)}))
     assert [line.color for line in lines] == [Color.RED, Color.GREEN]
     assert "DOE" not in lines[0].found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.profiles import PROFILES

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from pydicom.dataset import FileDataset
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.content import judge, measure
+from site_client.ingest.series.content import judge, measure
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set, visits
 from site_client.phantom.profiles import PROFILES

@@ -15,9 +15,9 @@ from site_client.config import Folders, Settings
 from site_client.prove import attempts, confined
 from site_client.prove.attempts import Attempt
 from site_client.prove.command import show_ledger
-from site_client.prove.drill import Drilled, drill
 from site_client.prove.finding import Finding, Verdict
 from site_client.prove.report import exit_status, render_html, render_text
+from site_client.prove.round_check import Drilled, drill
 from site_client.prove.search import findings, spellings
 
 

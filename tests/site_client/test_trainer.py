@@ -30,12 +30,12 @@ from federation.plan import (
 
 from site_client.config import load
 from site_client.ingest.pseudonym import load_secret
-from site_client.model.fresh import write_fresh
+from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId, Update
-from site_client.trainer.holding import hold, is_held, let_go
 from site_client.trainer.idle import operator
+from site_client.trainer.suspend import hold, is_held, let_go
 from site_client.trainer.worker import STOPPED
 
 SITE_TOML = """

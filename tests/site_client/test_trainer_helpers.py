@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from site_client.trainer.holding import family, hold, is_held, let_go
+from site_client.trainer.suspend import family, hold, is_held, let_go
 from site_client.trainer.worker import STOPPED
 from tests.site_client.test_trainer import Place, data, model, place
 

@@ -1,6 +1,6 @@
 """What the worker says of its progress."""
 
-from site_client.trainer.notes import Note, Pace, as_line, from_line
+from site_client.trainer.worker_messages import Note, Pace, as_line, from_line
 
 
 def _training(step: int) -> Note:

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from site_client.agent.join import join  # before the aggregator: grpc reads its cipher suites once
+from site_client.agent.commands.join import join  # before the aggregator: grpc reads its cipher suites once
 from site_client.config import Agent, Folders
 from site_client.config import Aggregator as Address
 from site_client.config import Settings as SiteSettings
 
 from aggregator import config  # isort: skip
-from aggregator.ca import create_authority  # isort: skip
-from aggregator.enrolment import Enrolment  # isort: skip
-from aggregator.hub import Hub, open_hub  # isort: skip
+from aggregator.sites.authority import create_authority  # isort: skip
+from aggregator.sites.enrolment import Enrolment  # isort: skip
+from aggregator.context import Hub, open_hub  # isort: skip
 from aggregator.migrations import upgrade  # isort: skip
 from aggregator.serve import Aggregator  # isort: skip
 

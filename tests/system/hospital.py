@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from aggregator.states import RoundState
-from aggregator.store import rounds, runs
+from aggregator.store import round_rows, run_rows
 from deploy.demonstration.federation import Federation, Options
 from tests.system.machine import Machine
 
@@ -111,9 +111,9 @@ class Hospital:
     def published(self) -> int:
         """Rounds of the run that ended well, with this hospital in the cohort."""
         with self.federation.hub().store.read() as session:
-            rows = rounds.of_run(session, runs.every(session)[-1].run_id)
+            rows = round_rows.of_run(session, run_rows.every(session)[-1].run_id)
             done = [row for row in rows if row.state is RoundState.PUBLISHED]
-            return sum(any(seat.site == self.name for seat in rounds.seats(session, row.id)) for row in done)
+            return sum(any(seat.site == self.name for seat in round_rows.seats(session, row.id)) for row in done)
 
     def complete_a_round(self) -> None:
         before = self.published()

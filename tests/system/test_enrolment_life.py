@@ -18,18 +18,18 @@ from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 
 from aggregator import config
-from aggregator.auth import authenticate
-from aggregator.ca import create_authority
-from aggregator.enrolment import Enrolment
 from aggregator.errors import AggregatorError
 from aggregator.migrations import upgrade
-from aggregator.store import open_store, sites
-from site_client.agent.certificates import Certificates
-from site_client.agent.egress import Cleared, Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity, Joining, Membership
-from site_client.agent.keys import prove_possession
-from site_client.agent.ledger import Ledger
+from aggregator.sites.authentication import authenticate
+from aggregator.sites.authority import create_authority
+from aggregator.sites.enrolment import Enrolment
+from aggregator.store import open_store, site_rows
+from site_client.agent.egress.egress import Cleared, Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.identity.certificates import Certificates
+from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.keys import prove_possession
 from site_client.config import Policy
 from site_client.errors import IdentityRefused, Refused
 
@@ -211,7 +211,7 @@ def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place)
     assert place.calls == ["Challenge", "Recover"]
     assert place.is_let_in(identity)
     with place.desk.store.read() as session:
-        assert sites.get(session, "mercy").recoveries_left == config.Enrolment().recoveries - 1
+        assert site_rows.get(session, "mercy").recoveries_left == config.Enrolment().recoveries - 1
 
 
 @pytest.mark.parametrize("minutes", [-5, 5])

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 from federation.roster import open_roster
 
-from site_client.agent import audit
-from site_client.agent.book import Book, OpenRound
-from site_client.agent.calls import FETCH_ROSTER, LEAVE
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity
-from site_client.agent.leave import leave
-from site_client.agent.ledger import Ledger, read
+from site_client.agent.commands.leave import leave
+from site_client.agent.egress import verify
+from site_client.agent.egress.calls import FETCH_ROSTER, LEAVE
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger, read
+from site_client.agent.identity.identity import Identity
 from site_client.agent.link import Link, enrolled
+from site_client.agent.rounds.journal import Book, OpenRound
 from site_client.cli import main
 from site_client.config import Aggregator, Policy, Settings
 from site_client.errors import IdentityRefused, InUse, Refused, StepRefused, Unreachable
@@ -27,7 +27,7 @@ from site_client.records import RunId
 from tests.system.consortium import Consortium, consortium
 
 from aggregator.errors import WrongState  # isort: skip
-from aggregator.listings import site_rows  # isort: skip
+from aggregator.commands.listings import site_rows  # isort: skip
 from aggregator.store.people import audit_trail  # isort: skip
 
 
@@ -79,7 +79,7 @@ def test_a_farewell_is_heard_recorded_on_both_sides_and_for_good(coordinator: Co
     with pytest.raises(Refused, match="has left; to come back, ask the coordinator"):
         ask_for_roster(settings, copy)
     assert sent(settings) == ["Enrolment/Join", "Enrolment/Leave"]
-    assert audit.verify(settings.folders.agent / "ledger.jsonl", copy.keys.signing_public.hex()).entries == 2
+    assert verify.verify(settings.folders.agent / "ledger.jsonl", copy.keys.signing_public.hex()).entries == 2
 
 
 def test_the_key_of_the_certificate_goes_and_what_verifies_the_ledger_stays(coordinator: Consortium) -> None:

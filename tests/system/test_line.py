@@ -10,15 +10,15 @@ import pytest
 from federation.echo import BYTES_MAX, sequence
 from federation.v1 import line_pb2
 
-from site_client.agent.calls import ECHO
-from site_client.agent.egress import Egress
-from site_client.agent.errand import errand
-from site_client.agent.identity import Identity
-from site_client.agent.ledger import read
+from site_client.agent.commands.session import errand
+from site_client.agent.egress.calls import ECHO
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.ledger import read
+from site_client.agent.identity.identity import Identity
 from site_client.config import Aggregator, Policy, Settings
-from site_client.doctor.line import Color, Line
 from site_client.doctor.network.checks import checks
 from site_client.doctor.network.echo import FIRST_BYTES, check_echo, measure
+from site_client.doctor.result import Color, Line
 from site_client.errors import Refused
 from tests.system.consortium import Consortium, consortium
 

@@ -18,7 +18,7 @@ from deploy.simulation.settings import SITES, UNSEEN, Settings
 from deploy.simulation.summary import summarize
 from site_client.inference.metrics import Measure, draw_patients, of_draws
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.training.cache import StudyCache
 
 ROOT = Path(__file__).resolve().parents[2]

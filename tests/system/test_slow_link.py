@@ -19,12 +19,12 @@ from federation.pieces import SMALL_BYTES
 from federation.v1 import blobs_pb2
 
 from aggregator.config import load_settings
-from aggregator.hub import Hub, open_hub
-from aggregator.plans import plan_of
+from aggregator.context import Hub, open_hub
+from aggregator.runs.plans import plan_of
 from aggregator.serve import WINDOW_BYTES
 from aggregator.states import RunState
-from aggregator.store import rounds, runs
-from site_client.agent.payloads import kept
+from aggregator.store import round_rows, run_rows
+from site_client.agent.egress.payloads import kept
 from tests.system import slow_link
 from tests.system.processes import Place, Trainers, all_running, enrol, running, write_plan, write_settings
 
@@ -95,7 +95,7 @@ def await_end(hub: Hub) -> None:
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
         with hub.store.read() as session:
-            run = runs.every(session)[-1]
+            run = run_rows.every(session)[-1]
         if run.state is RunState.COMPLETED:
             return
         assert run.state is RunState.RUNNING, run.reason
@@ -106,10 +106,10 @@ def await_end(hub: Hub) -> None:
 def count(place: Place, hub: Hub, line: slow_link.Line, model: Path) -> Moved:
     """After everything has stopped, so that the aggregator's last counts are written."""
     with hub.store.read() as session:
-        run = runs.every(session)[-1]
-        for row in rounds.of_run(session, run.run_id):
-            print({one.state.value: round(one.seconds, 1) for one in rounds.phase_times(session, row.id)})
-        seats = [seat for row in rounds.of_run(session, run.run_id) for seat in rounds.seats(session, row.id)]
+        run = run_rows.every(session)[-1]
+        for row in round_rows.of_run(session, run.run_id):
+            print({one.state.value: round(one.seconds, 1) for one in round_rows.phase_times(session, row.id)})
+        seats = [seat for row in round_rows.of_run(session, run.run_id) for seat in round_rows.seats(session, row.id)]
         layout = Layout.of(plan_of(run), PARAMETERS)
     far = place.site(FAR)
     return Moved(

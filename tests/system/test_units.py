@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from site_client.agent.view import AgentView, in_words
+from site_client.agent.status_file import AgentView, in_words
 from site_client.config import load
 from site_client.notify import Notifier
 from site_client.status import gather, render_text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from site_client.config import load
 from site_client.doctor.data.checks import checks
-from site_client.doctor.line import carry_out, to_json_line
+from site_client.doctor.result import carry_out, to_json_line
 
 for line in carry_out(checks(load(Path(sys.argv[1])))):
     print(to_json_line(line), flush=True)

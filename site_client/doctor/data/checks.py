@@ -13,12 +13,12 @@ from typing import Final
 from pydicom.uid import UID
 
 from site_client.config import Settings
-from site_client.doctor.line import Check, Line, green, grey, red
+from site_client.doctor.result import Check, Line, green, grey, red
 from site_client.errors import SiteError
-from site_client.ingest.catalog import open_catalog
-from site_client.ingest.decoders import has_decoder
-from site_client.ingest.folder import walk
-from site_client.ingest.labels import label_files
+from site_client.ingest.catalog.catalog import open_catalog
+from site_client.ingest.files.decoders import has_decoder
+from site_client.ingest.files.export import walk
+from site_client.ingest.labels.labels import label_files
 from site_client.trainer.idle import machine
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Signals

@@ -7,33 +7,33 @@ from cryptography import x509
 from federation.encoding import Layout
 from federation.errors import FederationError
 
-from site_client.agent.identity import Identity, left_on
-from site_client.agent.plans import Plans
+from site_client.agent.identity.identity import Identity, left_on
+from site_client.agent.rounds.plans import Plans
 from site_client.config import Settings
-from site_client.doctor.line import Check, Line, green, grey, red
-from site_client.doctor.network import echo, standing, way
+from site_client.doctor.network import connection, echo, enrolment
+from site_client.doctor.result import Check, Line, green, grey, red
 from site_client.errors import SiteError
 
 
 def checks(settings: Settings, clock: Callable[[], datetime]) -> dict[str, Check]:
     """By name. Nothing is read before the check runs."""
     identity = _identity(settings)
-    found: dict[str, Check] = {"enrolment": lambda: [_enrolment(settings, identity)], "ntp": standing.check_clock}
+    found: dict[str, Check] = {"enrolment": lambda: [_enrolment(settings, identity)], "ntp": enrolment.check_clock}
     if settings.aggregator.address:
         ca = None if isinstance(identity, str) else x509.load_pem_x509_certificate(identity.ca_pem)
-        found["dns"] = lambda: way.check_name(settings.aggregator)
-        found["way"] = lambda: way.check_way(settings.aggregator, ca, clock())
+        found["dns"] = lambda: connection.check_name(settings.aggregator)
+        found["way"] = lambda: connection.check_way(settings.aggregator, ca, clock())
     else:
         missing = red("address", "aggregator.address is empty", "Set aggregator.address; the coordinator knows it")
         found["address"] = lambda: [missing]
     if not isinstance(identity, str):
-        found["certificate"] = lambda: standing.check_certificate(identity, clock())
+        found["certificate"] = lambda: enrolment.check_certificate(identity, clock())
         if settings.aggregator.address:
-            found["aggregator"] = lambda: standing.check_standing(settings, identity, clock)
+            found["aggregator"] = lambda: enrolment.check_standing(settings, identity, clock)
             found["echo"] = lambda: echo.check_echo(settings, identity, clock)
-        found["ledger"] = lambda: standing.check_ledger(settings.folders.agent)
-        found["speed"] = lambda: standing.check_speed(settings.folders.agent, _update_bytes(settings))
-    found["files"] = lambda: standing.check_modes(settings)
+        found["ledger"] = lambda: enrolment.check_ledger(settings.folders.agent)
+        found["speed"] = lambda: enrolment.check_speed(settings.folders.agent, _update_bytes(settings))
+    found["files"] = lambda: enrolment.check_modes(settings)
     return found
 
 

@@ -16,15 +16,15 @@ from federation.errors import FederationError, Malformed
 from federation.plan import TrainingPlan
 from federation.v1 import line_pb2
 
-from site_client.agent.calls import ECHO
-from site_client.agent.egress import Egress
-from site_client.agent.errand import errand
-from site_client.agent.identity import Identity
-from site_client.agent.plans import Plans
+from site_client.agent.commands.session import errand
+from site_client.agent.egress.calls import ECHO
+from site_client.agent.egress.egress import Egress
+from site_client.agent.identity.identity import Identity
+from site_client.agent.rounds.plans import Plans
 from site_client.bus import Bus
 from site_client.config import Policy, Settings
-from site_client.doctor.line import Line, green, grey, red
-from site_client.doctor.network.standing import PATIENCE_S, agent_runs
+from site_client.doctor.network.enrolment import PATIENCE_S, agent_runs
+from site_client.doctor.result import Line, green, grey, red
 from site_client.errors import Refused, SiteError, Unreachable
 from site_client.metered import Meter, is_metered
 

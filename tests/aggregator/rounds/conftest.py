@@ -36,16 +36,15 @@ from federation.v1 import rounds_pb2 as pb
 from federation.v1 import secagg_pb2
 from federation.v1.blobs_pb2 import BlobOffer, RoundRef
 
-from aggregator import polling, rounds, runs, uploads
-from aggregator.blobs import Blobs
 from aggregator.config import Pacing, Settings, State
-from aggregator.driver import Driver
-from aggregator.hub import Hub
+from aggregator.context import Hub
+from aggregator.rounds import polling, submissions, uploads
+from aggregator.rounds.driver import Driver
+from aggregator.runs import lifecycle
 from aggregator.states import RoundState, SeatState
-from aggregator.store import Store, sites
-from aggregator.store import rounds as round_rows
-from aggregator.store import runs as run_rows
-from aggregator.tables import Certificate, RosterEpoch, Round, Run, Seat, Site
+from aggregator.store import Store, round_rows, run_rows, site_rows
+from aggregator.store.blobs import Blobs
+from aggregator.store.tables import Certificate, RosterEpoch, Round, Run, Seat, Site
 
 PARAMETERS = 300
 
@@ -87,22 +86,22 @@ class Hospital:
     def on_train(self, step: pb.TrainStep) -> None:
         self.working_on = step.round
         self._fetch_base(step)
-        rounds.accept_ready(self.federation.hub, self.name, pb.ReadyMessage(round=step.round))
+        submissions.accept_ready(self.federation.hub, self.name, pb.ReadyMessage(round=step.round))
 
     def on_keys(self, step: pb.KeysStep) -> str:
-        return rounds.accept_keys(self.federation.hub, self.name, self.keys_message(step))
+        return submissions.accept_keys(self.federation.hub, self.name, self.keys_message(step))
 
     def on_shares(self, step: pb.SharesStep) -> str:
-        return rounds.accept_shares(self.federation.hub, self.name, self.shares_message(step))
+        return submissions.accept_shares(self.federation.hub, self.name, self.shares_message(step))
 
     def on_upload(self, step: pb.UploadStep) -> str:
-        return rounds.accept_upload(self.federation.hub, self.name, self.send(step))
+        return submissions.accept_upload(self.federation.hub, self.name, self.send(step))
 
     def on_confirm(self, step: pb.ConfirmStep) -> str:
-        return rounds.accept_confirm(self.federation.hub, self.name, self.confirm_message(step))
+        return submissions.accept_confirm(self.federation.hub, self.name, self.confirm_message(step))
 
     def on_reveal(self, step: pb.RevealStep) -> str:
-        return rounds.accept_reveal(self.federation.hub, self.name, self.reveal_message(step))
+        return submissions.accept_reveal(self.federation.hub, self.name, self.reveal_message(step))
 
     def on_close(self, step: pb.CloseStep) -> None:
         self.closes.append(step)
@@ -223,7 +222,7 @@ class Federation:
         entries = tuple(RosterEntry(name, keys[name], sealing[name]) for name in listed)
         signed = sign_roster(Roster(self.epoch, entries), self.custodian)
         with self.hub.store.write() as session:
-            sites.put_site(
+            site_rows.put_site(
                 session,
                 Site(
                     name=hospital.name,
@@ -240,10 +239,12 @@ class Federation:
             )
             session.flush()
             fingerprint = hashlib.sha256(hospital.name.encode()).digest()
-            sites.add_certificate(
+            site_rows.add_certificate(
                 session, Certificate(fingerprint=fingerprint, site=hospital.name, issued_at=now, expires_at=now)
             )
-            sites.add_roster(session, RosterEpoch(epoch=self.epoch, signed=signed.SerializeToString(), created_at=now))
+            site_rows.add_roster(
+                session, RosterEpoch(epoch=self.epoch, signed=signed.SerializeToString(), created_at=now)
+            )
 
     def start(self, **changes: object) -> Run:
         """Begin a run of two training rounds, or as `changes` to the plan say."""
@@ -270,7 +271,7 @@ class Federation:
         self.initial = initial
         file = self.folder / "initial.safetensors"
         save_model(file, initial)
-        return runs.start_run(self.hub, sign_plan(self.plan, self.custodian), file, self.custodian.public_key())
+        return lifecycle.start_run(self.hub, sign_plan(self.plan, self.custodian), file, self.custodian.public_key())
 
     def turn(self, *silent: str) -> dict[str, str | None]:
         """Every hospital that is not silent acts once, then the driver looks until nothing moves."""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from federation.plan import Cohort
 
-from aggregator.decisions import ATTEMPTS_MAX, Abandon, Advance, Freeze, Open, Retry, View, Wait, decide
+from aggregator.rounds.decisions import ATTEMPTS_MAX, Abandon, Advance, Freeze, Open, Retry, View, Wait, decide
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)

@@ -2,12 +2,13 @@
 
 from federation.v1 import rounds_pb2 as pb
 
-from aggregator import opening, runs
-from aggregator.driver import Driver, is_dead, own_name
-from aggregator.hub import Hub
+from aggregator.context import Hub
+from aggregator.rounds import aggregation
+from aggregator.rounds.driver import Driver, is_dead, own_name
+from aggregator.runs import lifecycle
 from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import rounds as round_rows
-from aggregator.tables import Audit
+from aggregator.store import round_rows
+from aggregator.store.tables import Audit
 
 PHASE_S, TRAINING_S = 61, 3601
 
@@ -46,9 +47,9 @@ def test_two_drivers_that_both_open_publish_once(federation, monkeypatch) -> Non
     federation.until(RoundState.REVEAL)
     for hospital in federation.hospitals.values():
         hospital.act()
-    other, real, stolen = Driver(federation.hub), opening._publish, []
+    other, real, stolen = Driver(federation.hub), aggregation._publish, []
 
-    def stolen_first(hub: Hub, sealed: opening.Sealed, result: opening.Result, actor: str) -> None:
+    def stolen_first(hub: Hub, sealed: aggregation.Sealed, result: aggregation.Result, actor: str) -> None:
         if not stolen:
             stolen.append(True)
             federation.clock.advance(minutes=10)  # past the lease
@@ -56,7 +57,7 @@ def test_two_drivers_that_both_open_publish_once(federation, monkeypatch) -> Non
                 pass
         real(hub, sealed, result, actor)
 
-    monkeypatch.setattr(opening, "_publish", stolen_first)
+    monkeypatch.setattr(aggregation, "_publish", stolen_first)
     federation.settle()
     with federation.hub.store.read() as session:
         published = session.query(Audit).filter(Audit.after == "published").count()
@@ -131,25 +132,25 @@ def test_three_abandoned_rounds_in_a_row_pause_the_run_and_say_why_and_a_person_
     federation.clock.advance(seconds=TRAINING_S)
     federation.settle()
     assert federation.round().number == 3
-    runs.resume(federation.hub, run.run_id)
+    lifecycle.resume(federation.hub, run.run_id)
     assert (federation.round().number, federation.round().state) == (4, RoundState.TRAINING)
 
 
 def test_a_paused_run_ends_its_round_and_begins_no_other(federation) -> None:
     run = federation.start()
     federation.until(RoundState.KEYS)
-    runs.pause(federation.hub, run.run_id)
+    lifecycle.pause(federation.hub, run.run_id)
     for _ in range(8):
         federation.turn()
     assert (federation.round().number, federation.round().state) == (1, RoundState.PUBLISHED)
-    runs.resume(federation.hub, run.run_id)
+    lifecycle.resume(federation.hub, run.run_id)
     assert federation.complete().state is RunState.COMPLETED
 
 
 def test_an_aborted_run_tells_every_site_to_erase_wherever_its_round_is(federation) -> None:
     run = federation.start()
     federation.until(RoundState.UPLOAD)
-    runs.abort(federation.hub, run.run_id)
+    lifecycle.abort(federation.hub, run.run_id)
     federation.turn()
     outcomes = {hospital.closes[-1].outcome for hospital in federation.hospitals.values()}
     assert outcomes == {pb.CloseStep.RUN_OVER}

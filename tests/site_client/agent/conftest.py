@@ -31,10 +31,10 @@ from federation.v1 import enrolment_pb2
 from federation.wire import serialize
 from google.protobuf.message import Message
 
-from site_client.agent.egress import Cleared, Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity, Joining, Membership
-from site_client.agent.ledger import Ledger
+from site_client.agent.egress.egress import Cleared, Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.identity.identity import Identity, Joining, Membership
 from site_client.config import Policy
 
 PEM, DER = serialization.Encoding.PEM, serialization.Encoding.DER

@@ -6,7 +6,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from site_client.agent.identity import Identity
+from site_client.agent.identity.identity import Identity
 from site_client.agent.service import Service
 from site_client.config import Settings, parse
 from site_client.notify import Notifier

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from site_client.agent import audit
-from site_client.agent.audit import Anchor
-from site_client.agent.ledger import Decision, Ledger, Outgoing, read
+from site_client.agent.egress import verify
+from site_client.agent.egress.ledger import Decision, Ledger, Outgoing, read
+from site_client.agent.egress.verify import Anchor
 from site_client.errors import LedgerBroken
 
 ENTRIES = 6
@@ -39,12 +39,12 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def anchor(lines: list[bytes], path: Path) -> Anchor:
     path.write_bytes(b"".join(lines))
-    found = audit.verify(path)
+    found = verify.verify(path)
     return Anchor(found.entries, found.head)
 
 
 def test_an_untouched_ledger_verifies(lines: list[bytes], path: Path, anchor: Anchor) -> None:
-    found = audit.verify(path, anchor=anchor)
+    found = verify.verify(path, anchor=anchor)
     assert (found.entries, found.allowed, found.refused, found.repaired) == (ENTRIES, ENTRIES - 1, 1, 0)
     assert found.bytes_out == 100 + 101 + 102 + 104 + 105
     assert found.last_at is not None
@@ -62,7 +62,7 @@ def test_any_changed_byte_is_found_and_its_entry_named(
     whole[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(whole))
     with pytest.raises(LedgerBroken) as refusal:
-        audit.verify(path, anchor=anchor)
+        verify.verify(path, anchor=anchor)
     assert refusal.value.seq == bytes(b"".join(lines)[:at]).count(b"\n") + 1
 
 
@@ -74,10 +74,10 @@ def test_any_other_sequence_of_the_same_lines_is_found(
     path.write_bytes(b"".join(lines[index] for index in kept))
     right = list(range(ENTRIES))
     if kept == right:
-        audit.verify(path, anchor=anchor)
+        verify.verify(path, anchor=anchor)
         return
     with pytest.raises(LedgerBroken) as refusal:
-        audit.verify(path, anchor=anchor)
+        verify.verify(path, anchor=anchor)
     wrong = [n for n, (one, other) in enumerate(zip(kept, right, strict=False), 1) if one != other]
     assert refusal.value.seq == (wrong[0] if wrong else min(len(kept), ENTRIES) + 1)
 
@@ -87,9 +87,9 @@ def test_a_cut_end_is_found_by_the_head_that_the_aggregator_wrote_down(
     lines: list[bytes], path: Path, anchor: Anchor, kept: int
 ) -> None:
     path.write_bytes(b"".join(lines[:kept]))
-    assert audit.verify(path).entries == kept  # the chain alone cannot tell
+    assert verify.verify(path).entries == kept  # the chain alone cannot tell
     with pytest.raises(LedgerBroken, match="its end was cut off"):
-        audit.verify(path, anchor=anchor)
+        verify.verify(path, anchor=anchor)
 
 
 def test_a_ledger_written_anew_with_another_key_is_found(lines: list[bytes], path: Path, anchor: Anchor) -> None:
@@ -103,25 +103,25 @@ def test_a_ledger_written_anew_with_another_key_is_found(lines: list[bytes], pat
         forged.append(entry.line() + b"\n")
     path.write_bytes(b"".join(forged))
     with pytest.raises(LedgerBroken) as refusal:
-        audit.verify(path, anchor=anchor)
+        verify.verify(path, anchor=anchor)
     assert refusal.value.seq == ENTRIES
     with pytest.raises(LedgerBroken, match="not this site's"):
-        audit.verify(path, key="00" * 32)
+        verify.verify(path, key="00" * 32)
 
 
 def test_an_anchor_in_the_middle_holds(lines: list[bytes], path: Path) -> None:
     path.write_bytes(b"".join(lines[:3]))
-    middle = audit.verify(path)
+    middle = verify.verify(path)
     path.write_bytes(b"".join(lines))
-    audit.verify(path, anchor=Anchor(middle.entries, middle.head))
+    verify.verify(path, anchor=Anchor(middle.entries, middle.head))
     with pytest.raises(LedgerBroken) as refusal:
-        audit.verify(path, anchor=Anchor(2, middle.head))
+        verify.verify(path, anchor=Anchor(2, middle.head))
     assert refusal.value.seq == 2
 
 
 def test_totals_count_what_left_by_day_and_address(lines: list[bytes], path: Path) -> None:
     path.write_bytes(b"".join(lines))
-    found = {(f"{one.day}", one.dest): (one.messages, one.bytes_out) for one in audit.totals(read(path))}
+    found = {(f"{one.day}", one.dest): (one.messages, one.bytes_out) for one in verify.totals(read(path))}
     assert found == {
         ("2026-11-23", "hub:8443"): (1, 100),
         ("2026-11-23", "hub:8444"): (1, 101),

@@ -13,12 +13,12 @@ from federation.v1.blobs_pb2 import RoundRef
 from federation.wire import serialize
 
 import site_client
-from site_client.agent import payloads
-from site_client.agent.calls import POLL, READY, SEND_KEYS
-from site_client.agent.egress import Egress, summary
-from site_client.agent.guard import Guard
-from site_client.agent.ledger import Decision, Ledger, read
-from site_client.agent.payloads import Payloads
+from site_client.agent.egress import payloads
+from site_client.agent.egress.calls import POLL, READY, SEND_KEYS
+from site_client.agent.egress.egress import Egress, summary
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Decision, Ledger, read
+from site_client.agent.egress.payloads import Payloads
 from site_client.errors import EgressRefused
 
 REF = RoundRef(run_id=bytes(16), round=1)

@@ -18,9 +18,9 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from site_client.agent import calls
-from site_client.agent.calls import CALLS, Call
-from site_client.agent.guard import CHUNK_BYTES_MAX, Guard
+from site_client.agent.egress import calls
+from site_client.agent.egress.calls import CALLS, Call
+from site_client.agent.egress.guard import CHUNK_BYTES_MAX, Guard
 from site_client.config import Policy
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Update

@@ -13,9 +13,9 @@ from federation.errors import BadSignature, RosterRefused
 from federation.roster import RosterEntry
 from federation.v1 import enrolment_pb2
 
-from site_client.agent import keys
-from site_client.agent.identity import Identity, Joining, Membership
-from site_client.agent.keys import SealingKey
+from site_client.agent.identity import keys
+from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.keys import SealingKey
 from site_client.errors import IdentityRefused
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from site_client.agent import audit
-from site_client.agent.ledger import GENESIS, Decision, Ledger, Outgoing, read
+from site_client.agent.egress import verify
+from site_client.agent.egress.ledger import GENESIS, Decision, Ledger, Outgoing, read
 from site_client.errors import InUse, LedgerBroken
 
 
@@ -57,7 +57,7 @@ def test_a_ledger_goes_on_where_it_stopped(open_ledger: Callable[..., Ledger], p
         ledger = open_ledger()
         ledger.append(message(size))
         ledger.close()
-    assert (ledger.entries, ledger.head) == (3, audit.verify(path).head)
+    assert (ledger.entries, ledger.head) == (3, verify.verify(path).head)
     assert [entry.seq for entry in read(path)] == [1, 2, 3]
 
 
@@ -85,15 +85,15 @@ def test_a_line_torn_by_a_crash_is_cut_and_an_entry_says_so(
     ledger.close()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:-cut])
-    assert audit.verify(path).unfinished
+    assert verify.verify(path).unfinished
     repaired = open_ledger()
     repaired.close()
     assert repaired.repaired_bytes == len(lines[2]) - cut
     *kept, said = read(path)
     assert [entry.seq for entry in kept] == [1, 2]
     assert (said.decision, said.size_bytes, said.left) == (Decision.REPAIRED, len(lines[2]) - cut, False)
-    assert audit.verify(path).repaired == 1
-    assert not audit.verify(path).unfinished
+    assert verify.verify(path).repaired == 1
+    assert not verify.verify(path).unfinished
 
 
 def test_a_ledger_of_nothing_but_a_torn_line_starts_anew(open_ledger: Callable[..., Ledger], path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_no_half_line_behind(open_ledger: Callable[..., Ledge
     ledger.append(message(3))
     ledger.close()
     assert [entry.size_bytes for entry in read(path)] == [1, 3]
-    assert audit.verify(path).entries == 2
+    assert verify.verify(path).entries == 2
 
 
 def test_a_changed_ledger_stops_the_agent(open_ledger: Callable[..., Ledger], path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_changed_ledger_stops_the_agent(open_ledger: Callable[..., Ledger], pa
         open_ledger()
     assert refusal.value.seq == 3  # the link from 3 to 2; `audit.verify` checks every signature and names 2
     with pytest.raises(LedgerBroken) as named:
-        audit.verify(path)
+        verify.verify(path)
     assert named.value.seq == 2
 
 
@@ -150,6 +150,6 @@ def test_another_key_may_go_on_only_when_the_host_joins_anew(
     joining.close()
     open_ledger(fresh).close()
     public = [key.public_key().public_bytes_raw().hex() for key in (signer, fresh)]
-    assert audit.verify(path, public[1]).keys == ((1, public[0]), (2, public[1]))
+    assert verify.verify(path, public[1]).keys == ((1, public[0]), (2, public[1]))
     with pytest.raises(LedgerBroken, match="not this site's"):
-        audit.verify(path, public[0])
+        verify.verify(path, public[0])

@@ -11,13 +11,13 @@ from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
-from site_client.agent.calls import READY
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger
-from site_client.agent.payloads import Payloads
-from site_client.agent.plans import Decision, Plans
+from site_client.agent.egress.calls import READY
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.egress.payloads import Payloads
+from site_client.agent.identity.identity import Identity
+from site_client.agent.rounds.plans import Decision, Plans
 from site_client.cli import main
 
 Type = Callable[..., Result]

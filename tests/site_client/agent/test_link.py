@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link  # before grpc: it sets the cipher suites
-from site_client.agent.pinning import fetch_ca
 
 import grpc  # isort: skip
 
-from site_client.agent.egress import Cleared
-from site_client.agent.identity import Identity
+from site_client.agent.egress.egress import Cleared
+from site_client.agent.identity.identity import Identity
 from site_client.errors import ConfigRefused, EgressRefused, IdentityRefused, Refused, Unreachable
 
 ECHO, REFUSE, PUT, GET = "/test.Echo/Say", "/test.Echo/Refuse", "/test.Echo/Put", "/test.Echo/Get"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from site_client.agent import audit, payloads
-from site_client.agent.ledger import Decision, Ledger, Outgoing
-from site_client.agent.payloads import Payloads
+from site_client.agent.egress import payloads, verify
+from site_client.agent.egress.ledger import Decision, Ledger, Outgoing
+from site_client.agent.egress.payloads import Payloads
 from site_client.errors import LedgerBroken
 
 
@@ -78,9 +78,9 @@ def test_a_changed_payload_is_found(tmp_path: Path, ledger: Ledger) -> None:
         assert entry.sha256 == hashlib.sha256(data).hexdigest()
         keeper.keep(entry.seq, data)
     path = tmp_path / "ledger" / "ledger.jsonl"
-    assert audit.check_payloads(path, tmp_path / "payloads") == 2
+    assert verify.check_payloads(path, tmp_path / "payloads") == 2
     pack = next((tmp_path / "payloads").iterdir())
     pack.write_bytes(pack.read_bytes().replace(b"two", b"2wo"))
     with pytest.raises(LedgerBroken) as refusal:
-        audit.check_payloads(path, tmp_path / "payloads")
+        verify.check_payloads(path, tmp_path / "payloads")
     assert refusal.value.seq == 2

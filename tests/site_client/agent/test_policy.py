@@ -14,13 +14,13 @@ from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
-from site_client.agent import audit, calls
-from site_client.agent.egress import Egress
-from site_client.agent.guard import Guard
-from site_client.agent.identity import Identity
-from site_client.agent.ledger import Ledger, read
-from site_client.agent.plans import describe
-from site_client.agent.rounds import SiteRounds
+from site_client.agent.egress import calls, verify
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger, read
+from site_client.agent.identity.identity import Identity
+from site_client.agent.rounds.participant import SiteRounds
+from site_client.agent.rounds.plans import describe
 from site_client.config import Folders, Policy, Settings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Status, Update
@@ -202,7 +202,7 @@ def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
     assert put.size_bytes > Layout.of(site.plan, site.plan.manifest.size).bytes
     assert put.dest == "hub.example:8443"
     assert not (tmp_path / "state" / "agent" / "rehearsal").exists()
-    assert audit.verify(tmp_path / "ledger" / "ledger.jsonl").dry_run == len(shown)
+    assert verify.verify(tmp_path / "ledger" / "ledger.jsonl").dry_run == len(shown)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from federation.wire import parse, serialize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from site_client.agent.egress import Cleared, Egress
-from site_client.agent.guard import Guard
-from site_client.agent.ledger import Ledger
-from site_client.agent.pace import Pace
-from site_client.agent.transfer import download, upload
+from site_client.agent.egress.egress import Cleared, Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.egress.rate_limit import Pace
+from site_client.agent.egress.transfer import download, upload
 from site_client.config import Policy
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 

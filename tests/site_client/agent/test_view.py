@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from site_client.agent.view import AgentView, read_view, write_view
+from site_client.agent.status_file import AgentView, read_view, write_view
 
 VIEW = AgentView(
     written_at=datetime(2026, 3, 1, tzinfo=UTC),

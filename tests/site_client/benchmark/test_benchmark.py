@@ -17,7 +17,7 @@ from site_client.benchmark.table import Origin, write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
 from site_client.inference.patients import at_most, by_content, prepare_all, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model import registry
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache

@@ -14,11 +14,11 @@ from pydicom.dataset import Dataset
 
 from site_client.cli import main
 from site_client.errors import DatasetGone, IngestError, SeriesUnreadable
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import LABELS
 from site_client.ingest.rules import Rules
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.volume import read_volume
 
 HEADER = "StudyInstanceUID," + ",".join(LABELS) + "\n"
 

@@ -20,11 +20,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from site_client.ingest.dicom import read_header
-from site_client.ingest.header import Header
-from site_client.ingest.pixels import read_slice
+from site_client.ingest.files.header import Header
+from site_client.ingest.files.header_pass import read_header
+from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.quarantine import Reason, Warn
+from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from site_client.errors import IngestError
-from site_client.ingest.folder import is_junk, walk
-from site_client.ingest.quarantine import Reason
+from site_client.ingest.files.export import is_junk, walk
+from site_client.ingest.reasons import Reason
 
 
 def test_every_file_is_met_once_in_a_fixed_order_whatever_it_is_called(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from site_client.ingest import content
-from site_client.ingest.hounsfield import Scale, has_wrapped, may_have_wrapped, to_hu, unwrap
-from site_client.ingest.quarantine import Reason
+from site_client.ingest.files.hounsfield import Scale, has_wrapped, may_have_wrapped, to_hu, unwrap
+from site_client.ingest.reasons import Reason
+from site_client.ingest.series import content
 
 
 @given(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from site_client.ingest.labels import CONFLICT, UNKNOWN, Labels, label_files, merge, read_labels, settle
+from site_client.ingest.labels.labels import CONFLICT, UNKNOWN, Labels, label_files, merge, read_labels, settle
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import LABELS
 

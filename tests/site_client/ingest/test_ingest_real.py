@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from site_client.ingest.catalog import Catalog
-from site_client.ingest.dicom import read_header
-from site_client.ingest.folder import walk
-from site_client.ingest.header import Header
-from site_client.ingest.hounsfield import to_hu
-from site_client.ingest.pixels import read_slice
-from site_client.ingest.quarantine import Reason
+from site_client.ingest.catalog.catalog import Catalog
+from site_client.ingest.files.export import walk
+from site_client.ingest.files.header import Header
+from site_client.ingest.files.header_pass import read_header
+from site_client.ingest.files.hounsfield import to_hu
+from site_client.ingest.files.pixels import read_slice
+from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
-from site_client.ingest.series import Image
-from site_client.ingest.verdict import Judged, judge_series
-from site_client.ingest.volume import read_volume
+from site_client.ingest.series.assess import Judged, judge_series
+from site_client.ingest.series.stacks import Image
+from site_client.ingest.series.volume import read_volume
 
 pytestmark = pytest.mark.real_data
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from site_client.ingest.header import Header
-from site_client.ingest.quarantine import Reason, Warn
+from site_client.ingest.files.header import Header
+from site_client.ingest.files.tags import kernel_class
+from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.records import PatientKey, SeriesKey, SliceKey, StudyKey
 from site_client.ingest.rules import Rules
-from site_client.ingest.series import Image, along_normal, gaps, split
-from site_client.ingest.tags import kernel_class
+from site_client.ingest.series.stacks import Image, along_normal, gaps, split
 
 TILTED = (1.0, 0.0, 0.0, 0.0, 0.9483, -0.3173)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from site_client.model.calibration import (
+from site_client.calibration.model import (
     TEMPERATURES,
     CalibratedNet,
     Calibration,

@@ -10,11 +10,11 @@ import pydicom
 import pytest
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog
+from site_client.ingest.catalog.report import ScanReport
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.quarantine import Reason, Warn
-from site_client.ingest.report import ScanReport
-from site_client.ingest.volume import Volume, read_volume
+from site_client.ingest.reasons import Reason, Warn
+from site_client.ingest.series.volume import Volume, read_volume
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults
 from site_client.phantom.profiles import PROFILES

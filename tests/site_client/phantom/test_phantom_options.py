@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.content import judge, measure
+from site_client.ingest.series.content import judge, measure
 from site_client.phantom.arrays import read_arrays
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from site_client.calibration.fit import prior_offsets
+from site_client.calibration.model import Calibrations
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.model.calibration import Calibrations
 from site_client.model.labels import ANY, MISSING
 from site_client.model.network import CHANNELS, Network, Verdict
 from site_client.model.registry import build
-from site_client.training.calibrate import prior_offsets
 from site_client.training.data import (
     Sample,
     complete,
@@ -21,8 +21,8 @@ from site_client.training.data import (
     split_patients,
     study_labels,
 )
-from site_client.training.evaluate import auc_of_histogram
 from site_client.training.loss import lesson_of, loss_of
+from site_client.training.score_histograms import auc_of_histogram
 
 
 def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.labels import ANY, MISSING
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation

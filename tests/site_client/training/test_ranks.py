@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from site_client.errors import RanksApart
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache

@@ -10,7 +10,7 @@ from federation.plan import LocalTraining
 
 from site_client.errors import CheckpointRefused
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.network import SequenceNet
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation

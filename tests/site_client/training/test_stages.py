@@ -9,9 +9,10 @@ from federation.plan import LocalTraining
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.ingest.volume import Volume
+from site_client.ingest.series.volume import Volume
 from site_client.model.network import SequenceNet
 from site_client.model.registry import build
+from site_client.training.array_cache import Shelf
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import Checkpoints, Identity
@@ -19,7 +20,6 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Sample
 from site_client.training.embeddings import EmbeddingLoader, hash_of
 from site_client.training.loop import Stopped
-from site_client.training.shelf import Shelf
 from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import Streams
 

@@ -1,0 +1,45 @@
+"""The cohort of one attempt as secure aggregation sees it, read from the seats.
+
+The sets of the protocol are what has arrived, not what a state says: a member that missed a later phase keeps its place
+in the earlier sets. U1 advertised keys, U2 sent shares, U3 uploaded, U4 confirmed, U5 revealed; each within the last.
+Members of one phase are read when the phase before is over, so the sets used in a check do not change any more.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from federation import secagg
+from federation.advertisement import advertisement_of
+from federation.v1 import secagg_pb2
+from sqlalchemy.orm import Session
+
+from aggregator.runs.plans import plan_of
+from aggregator.sites.roster import roster_of
+from aggregator.store import round_rows
+from aggregator.store.tables import Round, Run, Seat
+
+
+@dataclass(frozen=True)
+class Masking:
+    """One attempt: what it is about, who signs with which key, and U1 with its advertisements."""
+
+    ctx: secagg.Context
+    signing_keys: dict[str, bytes]  # Ed25519 public key by site, of the frozen roster
+    cohort: secagg.Cohort
+
+
+def masking_of(session: Session, run: Run, row: Round) -> Masking:
+    """The attempt frozen in `row`; only for rounds past TRAINING, which have a roster epoch.
+
+    A plan admits at most 500 members, so the whole cohort is one complete graph (`secagg.split`).
+    """
+    plan = plan_of(run)
+    ctx = secagg.context(plan.digest, row.base_model, row.run_id, row.number, row.attempt, row.roster_epoch)
+    cohort = _cohort(ctx, tuple(round_rows.payloads(session, row.id, Seat.advertisement).items()))
+    return Masking(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
+
+
+@lru_cache(2)  # after the keys phase it is the same for every message of the attempt
+def _cohort(ctx: secagg.Context, sent: tuple[tuple[str, bytes], ...]) -> secagg.Cohort:
+    advertised = {site: advertisement_of(secagg_pb2.Advertisement.FromString(data)) for site, data in sent}
+    return secagg.Cohort(secagg.cohort_context(ctx, advertised), advertised)

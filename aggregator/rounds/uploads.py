@@ -1,0 +1,96 @@
+"""Which blobs a site may send and which it may read. `blobs` moves the bytes.
+
+Sent: the one upload that a cohort member owes the current attempt, of exactly the size the plan implies. Read: models
+and opened sums of runs in which the site has a seat. Uploads lie in a folder of their own and are never read out.
+"""
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from federation.v1.blobs_pb2 import BlobOffer
+
+from aggregator.context import Hub
+from aggregator.errors import MessageRefused, NotFound, WrongState
+from aggregator.runs.plans import layout_of, plan_of
+from aggregator.states import RoundState, SeatState
+from aggregator.store import round_rows, run_rows
+from aggregator.store.blobs import DIGEST_BYTES, Progress
+from aggregator.store.tables import Round, Run, Seat
+from aggregator.store.traffic import SeatKey
+
+_SENDS = (SeatState.SHARED, SeatState.UPLOADED)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An upload that may be sent now."""
+
+    digest: bytes
+    size_bytes: int
+    seat: SeatKey
+
+
+def offer(hub: Hub, site: str, message: BlobOffer) -> Progress:
+    """How much of the member's upload is here; the first offer in an attempt names the digest to expect.
+
+    Raises: MessageRefused, WrongState, NotFound, BlobRefused.
+    """
+    ref = message.round
+    if len(message.digest) != DIGEST_BYTES:
+        raise MessageRefused(f"expected a digest of {DIGEST_BYTES} bytes, got {len(message.digest)}")
+    with hub.store.write() as session:
+        run, row, seat = round_rows.lock(session, ref.run_id, ref.round, site)
+        _expect_turn(row, seat, ref.attempt)
+        size = _size_of(run, row)
+        if message.size_bytes != size:
+            raise MessageRefused(
+                f"expected an upload of {size} bytes by the plan, got an offer of {message.size_bytes}"
+            )
+        if any(
+            (other.round_id, other.site) != (row.id, site) for other in round_rows.upload_seats(session, message.digest)
+        ):
+            raise MessageRefused("another upload has this digest; masked words are never the same twice")
+        before = seat.upload_digest
+        if before != message.digest:
+            if seat.state is SeatState.UPLOADED:
+                raise MessageRefused("this member's upload was accepted already; it cannot change")
+            round_rows.expect_upload(session, row.id, site, message.digest)
+    if before not in (None, message.digest):  # of an attempt that failed
+        hub.uploads.drop(before)
+    return hub.uploads.offer(message.digest, size)
+
+
+def expected(hub: Hub, site: str, digest: bytes) -> Expected:
+    """The upload of that digest, if `site` offered it and may send it now. Raises: MessageRefused, WrongState."""
+    with hub.store.read() as session:
+        for seat in round_rows.upload_seats(session, digest):
+            if seat.site == site:
+                row = round_rows.by_id(session, seat.round_id)
+                _expect_turn(row, seat, row.attempt)
+                size = _size_of(run_rows.get(session, row.run_id), row)
+                return Expected(digest, size, SeatKey(row.run_id, row.number, site))
+    raise MessageRefused("expected chunks of an offered upload; offer it first")
+
+
+def readable(hub: Hub, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
+    """A model or opened sum, open for reading, and the seat its bytes count for.
+
+    Raises: NotFound, whether there is no such blob or it is none of this site's business.
+    """
+    with hub.store.read() as session:
+        run_ids = {model.run_id for model in run_rows.model_blobs(session, digest)}
+        run_ids |= {row.run_id for row in round_rows.publishes_sum(session, digest)}
+        for run_id in run_ids:
+            number = round_rows.newest_seat(session, run_id, site)
+            if number is not None:
+                return hub.blobs.open(digest), SeatKey(run_id, number, site)
+    raise NotFound("no model or opened sum of that digest in a run of this site")
+
+
+def _expect_turn(row: Round, seat: Seat, attempt: int) -> None:
+    if row.state is not RoundState.UPLOAD or attempt != row.attempt or seat.state not in _SENDS:
+        raise WrongState(f"no upload of this site is expected in attempt {row.attempt}, {row.state}; poll")
+
+
+def _size_of(run: Run, row: Round) -> int:
+    return layout_of(plan_of(run), row.number).bytes

@@ -1,0 +1,328 @@
+"""Rows of rounds and seats: leases, transitions, payloads, byte counts."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
+
+from aggregator.errors import NotFound
+from aggregator.states import RoundState, SeatState
+from aggregator.store.engine import Change, record, rows_changed, transition
+from aggregator.store.run_rows import ACTIVE
+from aggregator.store.tables import ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
+
+OVER = (RoundState.PUBLISHED, RoundState.ABANDONED)
+_NO_SEAT = "this site has no seat in that round; poll for what to do"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one site stands: the active run, its newest round, the site's seat in it. None for what there is not."""
+
+    epoch: int  # of the newest roster; 0 before the first
+    run: Run | None
+    row: Round | None
+    seat: Seat | None
+
+
+def subject(row: Round) -> str:
+    """How the audit names a round."""
+    return f"round:{row.run_id.hex()}/{row.number}"
+
+
+def seat_subject(row: Round, site: str) -> str:
+    """How the audit names a seat."""
+    return f"seat:{row.run_id.hex()}/{row.number}/{site}"
+
+
+# --- rounds ---
+
+
+def open_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
+    """Begin a round in TRAINING with an OFFERED seat for every site."""
+    session.add(row)
+    session.flush()
+    record(session, change, None, row.state.value)
+    for site in sorted(sites):
+        add_seat(session, row, site)
+
+
+def by_id(session: Session, round_id: int) -> Round:
+    """Raises: NotFound."""
+    row = session.get(Round, round_id)
+    if row is None:
+        raise NotFound(f"no round with id {round_id}")
+    return row
+
+
+def get(session: Session, run_id: bytes, number: int) -> Round:
+    """Raises: NotFound."""
+    row = session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)).first()
+    if row is None:
+        raise NotFound(f"no round {number} in run {run_id.hex()}")
+    return row
+
+
+def find(session: Session, run_id: bytes, number: int) -> list[Round]:
+    """That round, or nothing."""
+    return list(session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)))
+
+
+def lock(session: Session, run_id: bytes, number: int, site: str) -> tuple[Run, Round, Seat]:
+    """A round and the site's seat in it, and no driver can move the round before this transaction ends.
+
+    SQLite's writers exclude each other anyway; elsewhere this takes a shared lock on the row. Raises: NotFound.
+    """
+    found = session.execute(_LOCK, {"run": run_id, "number": number, "seated": site}).first()
+    if found is None:
+        raise NotFound("no such round; poll for what to do")
+    if found[2] is None:
+        raise NotFound(_NO_SEAT)
+    return found[0], found[1], found[2]
+
+
+def newest(session: Session, run_id: bytes) -> Round | None:
+    """The round with the highest number, over or not."""
+    return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)).first()
+
+
+def standing(session: Session, site: str) -> Standing:
+    """All that the answer to a site's Poll begins with, in one question: it is asked more often than all others."""
+    found = session.execute(_STANDING, {"seated": site}).first()
+    if found is not None:
+        return Standing(found[0] or 0, found[1], found[2], found[3])
+    return Standing(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+
+
+# Made once, because making a statement costs as much as carrying it out.
+_SEATED = and_(Seat.round_id == Round.id, Seat.site == bindparam("seated"))
+_LOCK = (
+    select(Run, Round, Seat)
+    .join(Round, Round.run_id == Run.run_id)
+    .outerjoin(Seat, _SEATED)
+    .where(Run.run_id == bindparam("run"), Round.number == bindparam("number"))
+    .options(defer(Seat.shares))
+    .with_for_update(read=True, of=Round)
+)
+_OPEN_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
+_LEFTOVERS = (
+    select(Seat.round_id, Seat.site, Seat.upload_digest)
+    .join(Round, Round.id == Seat.round_id)
+    .where(Seat.upload_digest.is_not(None), Round.state.in_((RoundState.TRAINING, *OVER)))
+)
+_SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
+_COUNT_BYTES = (
+    update(Seat)
+    .where(Seat.round_id == bindparam("round"), Seat.site == bindparam("seated"))
+    .values(bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down"))
+)
+_NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
+_STANDING = (
+    select(_NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
+    .select_from(Run)
+    .outerjoin(Round, Round.run_id == Run.run_id)
+    .outerjoin(Seat, _SEATED)
+    .where(Run.state.in_(ACTIVE))
+    .order_by(Run.created_at, Round.number.desc())
+    .limit(1)
+    .options(defer(Seat.shares))
+)
+
+
+def of_run(session: Session, run_id: bytes) -> list[Round]:
+    """All rounds by number."""
+    return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
+
+
+def open_ids(session: Session) -> list[int]:
+    """Rounds that are not over, oldest first: what drivers look after."""
+    return list(session.scalars(_OPEN_IDS))
+
+
+def move(
+    session: Session, row: Round, after: RoundState, change: Change, values: Mapping[str, object] | None = None
+) -> None:
+    """One transition of a round, from the state `row` was read in; the time it spent there is kept.
+
+    A `row` of this session is read anew afterwards. Raises: LostRace when it has left that state.
+    """
+    left, attempt = row.state, row.attempt
+    seconds = max(0.0, (change.at - row.phase_since).total_seconds())
+    ended = {"ended_at": change.at, "lease_owner": None, "lease_until": None} if after in OVER else {}
+    merged = {"phase_since": change.at, **ended, **(values or {})}
+    # The attempt is part of the guard: a round that came back to the same state in a later attempt is another matter.
+    where = (Round.id == row.id) & (Round.attempt == row.attempt)
+    transition(session, Round.state, where, left, after, change, merged)
+    session.add(PhaseTime(round_id=row.id, attempt=attempt, state=left, seconds=seconds))
+    session.get(Round, row.id, populate_existing=True)
+
+
+def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
+    """In the order they were spent."""
+    return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
+
+
+def publishes_sum(session: Session, digest: bytes) -> list[Round]:
+    """The rounds whose opened sum is the blob `digest`; usually one or none."""
+    return list(session.scalars(select(Round).where(Round.sum_blob == digest)))
+
+
+def add_metrics(session: Session, metrics: ModelMetrics) -> None:
+    session.add(metrics)
+    session.flush()
+
+
+def metrics_of_run(session: Session, run_id: bytes) -> list[ModelMetrics]:
+    """By round number."""
+    joined = select(ModelMetrics).join(Round, Round.id == ModelMetrics.round_id)
+    return list(session.scalars(joined.where(Round.run_id == run_id).order_by(Round.number)))
+
+
+# --- leases ---
+
+
+def lease(session: Session, round_id: int, owner: str, now: datetime, until: datetime) -> bool:
+    """Take or renew the lease; False when another driver holds it or the round is over.
+
+    No audit row: a lease changes nothing that anybody but drivers can see.
+    """
+    free = or_(Round.lease_until.is_(None), Round.lease_until <= now, Round.lease_owner == owner)
+    statement = update(Round).where(Round.id == round_id, free, Round.state.not_in(OVER))
+    return rows_changed(session, statement.values(lease_owner=owner, lease_until=until)) == 1
+
+
+def leases(session: Session) -> list[tuple[int, str]]:
+    """(round id, owner) of every lease, run out or not."""
+    rows = session.execute(select(Round.id, Round.lease_owner).where(Round.lease_owner.is_not(None)))
+    return [(round_id, owner) for round_id, owner in rows if owner is not None]
+
+
+def release(session: Session, round_id: int, owner: str) -> None:
+    """Give the lease back, if this driver still holds it."""
+    statement = update(Round).where(Round.id == round_id, Round.lease_owner == owner)
+    rows_changed(session, statement.values(lease_owner=None, lease_until=None))
+
+
+# --- seats ---
+
+
+def add_seat(session: Session, row: Round, site: str) -> None:
+    """Offer the round to one more site; the unique key refuses a second seat of one site."""
+    session.add(Seat(round_id=row.id, site=site, state=SeatState.OFFERED, bytes_up=0, bytes_down=0))
+    session.flush()
+
+
+def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
+    """Site -> state, sorted by site; cheap, for the driver's look at a round."""
+    found = session.execute(_SEAT_STATES, {"round": round_id})
+    return dict(sorted((site, state) for site, state in found))
+
+
+def seats(session: Session, round_id: int) -> list[Seat]:
+    """Every seat of a round, by site, without the shares."""
+    statement = select(Seat).where(Seat.round_id == round_id).order_by(Seat.site).options(defer(Seat.shares))
+    return list(session.scalars(statement))
+
+
+def seat(session: Session, round_id: int, site: str) -> Seat | None:
+    """The seat of one site, if it has one. Its shares are read only when asked for, within the session."""
+    return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
+
+
+def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:
+    """Number of the newest round of the run in which the site has a seat."""
+    numbers = select(Round.number).join(Seat, Seat.round_id == Round.id)
+    numbers = numbers.where(Round.run_id == run_id, Seat.site == site)
+    return session.scalars(numbers.order_by(Round.number.desc()).limit(1)).first()
+
+
+def held_seat(session: Session, round_id: int, site: str) -> Seat:
+    """Like `seat`. Raises: NotFound."""
+    row = seat(session, round_id, site)
+    if row is None:
+        raise NotFound(_NO_SEAT)
+    return row
+
+
+def move_seat(
+    session: Session,
+    row: Round,
+    site: str,
+    before: SeatState,
+    after: SeatState,
+    change: Change,
+    values: Mapping[str, object] | None = None,
+) -> None:
+    """One transition of a seat. Raises: LostRace when it is not in `before`."""
+    where = (Seat.round_id == row.id) & (Seat.site == site)
+    transition(session, Seat.state, where, before, after, change, values)
+
+
+def payload(session: Session, round_id: int, site: str, column: InstrumentedAttribute[bytes | None]) -> bytes | None:
+    """What one site sent in one phase of the current attempt."""
+    return session.scalar(select(column).where(_is_seat(round_id, site)))
+
+
+def payloads(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> dict[str, bytes]:
+    """Site -> what it sent in one phase of the current attempt, sorted by site; only those that sent it."""
+    found = session.execute(_sent(column, with_payload=True), {"round": round_id})
+    # Sorted here, by code point as secure aggregation does: a database may collate names in another order.
+    return dict(sorted((site, payload) for site, payload in found))
+
+
+def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
+    """The sites of `payloads`, without reading them: a large cohort's shares are megabytes."""
+    return sorted(session.scalars(_sent(column, with_payload=False), {"round": round_id}))
+
+
+@cache
+def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) -> Select[Any]:
+    """Made once for each of the few columns."""
+    wanted = (Seat.site, column) if with_payload else (Seat.site,)
+    return select(*wanted).where(Seat.round_id == bindparam("round"), column.is_not(None))
+
+
+def clear_payloads(session: Session, round_id: int) -> None:
+    """Forget what was sent in an attempt that failed; the digests of blobs stay until those are deleted."""
+    nothing = {"advertisement": None, "shares": None, "upload_claim": None, "confirmation": None, "reveal": None}
+    rows_changed(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
+
+
+def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
+    """Remember which blob the member is about to send."""
+    rows_changed(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
+
+
+def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
+    """The blob `digest` is deleted; a newer one that the member has offered since stays."""
+    where = _is_seat(round_id, site) & (Seat.upload_digest == digest)
+    rows_changed(session, update(Seat).where(where).values(upload_digest=None))
+
+
+def upload_seats(session: Session, digest: bytes) -> list[Seat]:
+    """The seats that expect the blob `digest`; never more than one while the doors do their work."""
+    return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
+
+
+def leftovers(session: Session) -> list[tuple[int, str, bytes]]:
+    """(round id, site, digest) of every upload whose attempt is over, so that its blob is waste."""
+    return [(round_id, site, digest) for round_id, site, digest in session.execute(_LEFTOVERS) if digest is not None]
+
+
+def count_bytes(session: Session, round_id: int, counts: Iterable[tuple[str, int, int]]) -> None:
+    """Add to what sites sent and received in this round: (site, up, down)."""
+    rows = [{"round": round_id, "seated": site, "up": up, "down": down} for site, up, down in counts]
+    session.connection().execute(_COUNT_BYTES, rows)
+
+
+def with_state(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:
+    """Sites, sorted, whose seat is in one of the wanted states."""
+    return sorted(site for site, state in states.items() if state in wanted)
+
+
+def _is_seat(round_id: int, site: str) -> ColumnElement[bool]:
+    return (Seat.round_id == round_id) & (Seat.site == site)

@@ -1,0 +1,102 @@
+"""Rows of runs and of the models they lead to."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from aggregator.errors import NotFound, RunInProgress
+from aggregator.states import RunState
+from aggregator.store.engine import Change, record, transition
+from aggregator.store.tables import ModelVersion, Run
+
+ACTIVE = (RunState.RUNNING, RunState.PAUSED)
+
+
+def subject(run_id: bytes) -> str:
+    """How the audit names a run."""
+    return f"run:{run_id.hex()}"
+
+
+def add(session: Session, run: Run, change: Change) -> None:
+    """Begin a run.
+
+    Raises: RunInProgress while another is running or paused, or when this very plan was carried out before.
+    """
+    running = active(session)
+    if running is not None:
+        raise RunInProgress(f"one run at a time: {running.name} is {running.state}; abort it or let it end first")
+    if session.get(Run, run.run_id) is not None:
+        raise RunInProgress(f"run {run.run_id.hex()} was begun before; sign a new plan (it gets a new run id)")
+    session.add(run)
+    session.flush()
+    record(session, change, None, run.state.value)
+
+
+def active(session: Session) -> Run | None:
+    """The run that is RUNNING or PAUSED, if any."""
+    return session.scalars(select(Run).where(Run.state.in_(ACTIVE)).order_by(Run.created_at)).first()
+
+
+def get(session: Session, run_id: bytes) -> Run:
+    """Raises: NotFound."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFound(f"no run {run_id.hex()}; `hemofed-aggregator run list` shows those there are")
+    return run
+
+
+def by_plan(session: Session, plan_digest: bytes) -> Run:
+    """Raises: NotFound."""
+    run = session.scalars(select(Run).where(Run.plan_digest == plan_digest)).first()
+    if run is None:
+        raise NotFound(f"no run with plan {plan_digest.hex()[:16]}")
+    return run
+
+
+def every(session: Session) -> list[Run]:
+    """Oldest first."""
+    return list(session.scalars(select(Run).order_by(Run.created_at)))
+
+
+def move(session: Session, run: Run, after: RunState, change: Change, ended_at: datetime | None = None) -> None:
+    """One transition of a run, from the state `run` was read in; `change.why` becomes its reason.
+
+    A `run` of this session is read anew afterwards. Raises: LostRace when it has left that state.
+    """
+    values = {"reason": change.why, "ended_at": ended_at}
+    transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
+    session.get(Run, run.run_id, populate_existing=True)
+
+
+def add_model(session: Session, model: ModelVersion) -> None:
+    """Keep a model of a run; the caller has put its file into blobs."""
+    session.add(model)
+    session.flush()
+
+
+def models(session: Session, run_id: bytes) -> list[ModelVersion]:
+    """Every model of the run, the initial one first."""
+    return list(session.scalars(select(ModelVersion).where(ModelVersion.run_id == run_id).order_by(ModelVersion.id)))
+
+
+def newest_model(session: Session, run_id: bytes) -> ModelVersion:
+    """The one the next round starts from. Raises: NotFound for a run without models, that is, an unknown run."""
+    kept = models(session, run_id)
+    if not kept:
+        raise NotFound(f"no model of run {run_id.hex()}")
+    return kept[-1]
+
+
+def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVersion:
+    """Raises: NotFound."""
+    where = (ModelVersion.run_id == run_id) & (ModelVersion.digest == digest)
+    model = session.scalars(select(ModelVersion).where(where).order_by(ModelVersion.id)).first()
+    if model is None:
+        raise NotFound(f"no model {digest.hex()[:16]} in run {run_id.hex()}")
+    return model
+
+
+def model_blobs(session: Session, digest: bytes) -> list[ModelVersion]:
+    """The models whose file is the blob `digest`; usually one or none."""
+    return list(session.scalars(select(ModelVersion).where(ModelVersion.blob == digest)))

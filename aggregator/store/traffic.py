@@ -1,0 +1,58 @@
+"""Bytes received from and sent to each site, gathered in memory and written now and then.
+
+Counting is no reason to write to the disk at every call. What a crash loses is a few seconds of a statistic.
+"""
+
+import threading
+from collections import Counter
+from typing import NamedTuple
+
+from federation.v1.blobs_pb2 import BlobChunk
+from sqlalchemy.orm import Session
+
+from aggregator.store import round_rows
+
+
+class SeatKey(NamedTuple):
+    """A site in a round."""
+
+    run_id: bytes
+    number: int
+    site: str
+
+
+class Tally:
+    """Thread-safe. `up`: from the site; `down`: to it; message and blob bytes, without framing and TLS."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._up: Counter[SeatKey] = Counter()
+        self._down: Counter[SeatKey] = Counter()
+
+    def add(self, key: SeatKey, *, up: int = 0, down: int = 0) -> None:
+        with self._lock:
+            self._up[key] += up
+            self._down[key] += down
+
+    def write(self, session: Session) -> None:
+        """Add what gathered since the last time to the seats; counts of sites without that seat are dropped."""
+        with self._lock:
+            up, down = self._up, self._down
+            self._up, self._down = Counter(), Counter()
+        keys = up.keys() | down.keys()
+        for run_id, number in {(key.run_id, key.number) for key in keys}:
+            counts = [(key.site, up[key], down[key]) for key in keys if (key.run_id, key.number) == (run_id, number)]
+            for row in round_rows.find(session, run_id, number):
+                round_rows.count_bytes(session, row.id, counts)
+
+    @property
+    def empty(self) -> bool:
+        with self._lock:
+            return not self._up and not self._down
+
+
+def size_of_chunk(chunk: BlobChunk, data_bytes: int) -> int:
+    """What its ByteSize says, who writes all of it out to count it."""
+    bare = BlobChunk(digest=chunk.digest, offset=chunk.offset).ByteSize()
+    length_bytes = -(-data_bytes.bit_length() // 7)
+    return bare + 1 + length_bytes + data_bytes if data_bytes else bare

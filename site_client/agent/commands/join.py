@@ -1,0 +1,78 @@
+"""`hemofed-site join`: from a token to an enrolled host."""
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from federation.token import Token, six_words
+from federation.v1 import enrolment_pb2
+
+from site_client.agent.egress.calls import JOIN
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.guard import Guard
+from site_client.agent.egress.ledger import Ledger
+from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.keys import prove_possession
+from site_client.agent.identity.pinning import fetch_ca
+from site_client.agent.link import Endpoint, Link
+from site_client.config import Settings
+from site_client.errors import ConfigRefused, Unreachable
+
+
+def join(
+    settings: Settings,
+    address: str,
+    token_text: str,
+    say: Callable[[str], None],
+    wait: Callable[[float], None] = time.sleep,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Identity:
+    """Enrols this host; polls until the coordinator approves. A second run after an interruption continues.
+
+    Errors: TokenRefused, ConfigRefused, IdentityRefused, Refused, and Unreachable when the first contact fails.
+    """
+    token = Token.parse(token_text)
+    if token.site != settings.name:
+        raise ConfigRefused(f"the token is for {token.site!r}, but site.toml says name = {settings.name!r}")
+    joining = Joining.prepare(settings.folders.agent / "identity", token.site)
+    ca_pem = fetch_ca(address, settings.aggregator.proxy, token.ca_fingerprint)
+    link = Link(Endpoint(address, ca_pem, proxy=settings.aggregator.proxy, stall_s=settings.agent.stall_s))
+    ledger = Ledger(settings.folders.agent / "ledger.jsonl", joining.keys.signing, clock, joining=True)
+    try:
+        egress = Egress(Guard(settings.policy), ledger, link)
+        credentials = _ask_until_approved(egress, _request(joining, token), say, wait)
+    finally:
+        ledger.close()
+        link.close()
+    identity = joining.accept(credentials, Membership(token.site, address, token.ca_fingerprint))
+    say(f"enrolled as {identity.site}; certificate until {identity.expires_at:%Y-%m-%d}, renewed by the agent")
+    return identity
+
+
+def _request(joining: Joining, token: Token) -> enrolment_pb2.JoinRequest:
+    return enrolment_pb2.JoinRequest(
+        site=joining.site,
+        secret=token.secret,
+        csr_der=joining.request.csr_der,
+        signing_key=joining.keys.signing_public,
+        sealing_key=joining.keys.sealing.public_bytes,
+        possession=prove_possession(joining.keys, joining.request.csr_der),
+    )
+
+
+def _ask_until_approved(
+    egress: Egress, request: enrolment_pb2.JoinRequest, say: Callable[[str], None], wait: Callable[[float], None]
+) -> enrolment_pb2.Credentials:
+    reply = egress.send(JOIN, request)
+    if reply.WhichOneof("outcome") == "pending":
+        say("waiting for the coordinator; read these six words to them on the telephone:")
+        say(f"    {six_words(request.csr_der, request.signing_key, request.sealing_key)}")
+    while reply.WhichOneof("outcome") != "credentials":
+        pause_s = max(1, reply.pending.retry_after_s)
+        wait(pause_s * (1 + secrets.randbelow(256) / 1024))
+        try:
+            reply = egress.send(JOIN, request)
+        except Unreachable as error:
+            say(f"{error}; still waiting")
+    return reply.credentials

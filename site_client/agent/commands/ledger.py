@@ -1,0 +1,154 @@
+"""`hemofed-site ledger show | totals | verify | export`: the egress ledger in words, and as JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from federation.wire import parse
+from google.protobuf.json_format import MessageToDict
+
+from site_client.agent.egress import payloads, verify
+from site_client.agent.egress.calls import CALLS
+from site_client.agent.egress.ledger import Entry, read
+from site_client.agent.egress.verify import Anchor, DayTotal
+from site_client.agent.identity import keys
+from site_client.config import Settings
+from site_client.errors import ConfigRefused
+from site_client.files import replace_file
+
+_SHOWN_BYTES = 64  # of a bytes field of a payload; the rest is counted
+
+
+class LedgerView:
+    """The ledger of this site, or an exported one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._agent = settings.folders.agent
+        self._path = self._agent / "ledger.jsonl"
+        self._payloads = self._agent / "payloads"
+
+    def show(self, count: int, *, as_json: bool) -> str:
+        """The newest `count` entries. Errors: LedgerBroken."""
+        entries = verify.newest(self._path, count)
+        if as_json:
+            return _json([entry.record() for entry in entries])
+        return _table(_HEADINGS, [_row(entry) for entry in entries], "nothing has been sent from this site yet")
+
+    def open(self, seq: int, *, as_json: bool) -> str:
+        """One entry, and its payload decoded when it is still kept. Errors: ConfigRefused, LedgerBroken."""
+        entry = verify.entry(self._path, seq)
+        if entry is None:
+            raise ConfigRefused(f"the egress ledger has no entry {seq}; `hemofed-site ledger show` lists the newest")
+        data = payloads.find(self._payloads, seq)
+        facts = entry.record() | {"payload": None if data is None else _decoded(entry, data)}
+        if as_json:
+            return _json(facts)
+        told = "no longer kept (agent.payloads_mib)" if data is None else "\n" + _json(facts["payload"])
+        return _facts({name: value for name, value in facts.items() if name != "payload"} | {"payload": told})
+
+    def totals(self, *, as_json: bool) -> str:
+        """What left, by day and address. Errors: LedgerBroken."""
+        days = verify.totals(read(self._path))
+        if as_json:
+            return _json([asdict(day) for day in days])
+        return _table(("day (UTC)", "to", "messages", "bytes"), [_day(day) for day in days], "nothing has left yet")
+
+    def verify(self, anchor: str | None, *, as_json: bool) -> str:
+        """Errors: LedgerBroken with the first bad entry, ConfigRefused for an anchor that is none, IdentityRefused."""
+        key = keys.load(self._agent / "identity").signing_public.hex()
+        found = verify.verify(self._path, key, _anchor(anchor))
+        facts = asdict(found) | {"payloads_checked": verify.check_payloads(self._path, self._payloads)}
+        return _json(facts) if as_json else _facts({"verdict": "unbroken, every line signed"} | facts)
+
+    def export(self, target: Path, form: str) -> str:
+        """Writes the ledger to `target`: "jsonl", byte for byte, or "csv". Errors: LedgerBroken, OSError."""
+        if form == "jsonl":
+            replace_file(target, b"".join(verify.lines(self._path)))
+        else:
+            replace_file(target, _csv(read(self._path)))
+        found = verify.verify(self._path)
+        return f"{found.entries} entries, head {found.head}, to {target}"
+
+
+def verify_file(path: Path, key: str | None, anchor: str | None, *, as_json: bool) -> str:
+    """An exported ledger, on any machine. Errors: LedgerBroken, ConfigRefused."""
+    if not path.exists():
+        raise ConfigRefused(f"expected an exported ledger, got no file at {path}")
+    facts = asdict(verify.verify(path, key, _anchor(anchor)))
+    return _json(facts) if as_json else _facts({"verdict": "unbroken, every line signed"} | facts)
+
+
+_HEADINGS = ("entry", "when (UTC)", "to", "call", "bytes", "decision", "sha256")
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    when = f"{entry.utc:%Y-%m-%d %H:%M:%S}"
+    return (str(entry.seq), when, entry.dest, entry.rpc, str(entry.size_bytes), entry.decision, entry.sha256[:16])
+
+
+def _day(total: DayTotal) -> tuple[str, ...]:
+    return (total.day.isoformat(), total.dest, str(total.messages), str(total.bytes_out))
+
+
+def _decoded(entry: Entry, data: bytes) -> dict[str, Any]:
+    call = CALLS[entry.rpc]
+    return {call.request.DESCRIPTOR.name: _readable(MessageToDict(parse(call.request, data)))}
+
+
+def _readable(value: Any) -> Any:
+    """Long texts cut: JSON writes bytes as base64, and a megabyte of masked words is no reading."""
+    if isinstance(value, dict):
+        return {name: _readable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_readable(inner) for inner in value]
+    if isinstance(value, str) and len(value) > _SHOWN_BYTES:
+        return f"{value[:_SHOWN_BYTES]}... ({len(value)} characters)"
+    return value
+
+
+def _anchor(text: str | None) -> Anchor | None:
+    try:
+        return None if text is None else Anchor.parse(text)
+    except ValueError as error:
+        raise ConfigRefused("expected --anchor ENTRIES:HEAD, the head in 64 hex digits, as the report says") from error
+
+
+def _csv(entries: Iterable[Entry]) -> bytes:
+    text = io.StringIO()
+    names = ("seq", "utc", "dest", "rpc", "bytes", "decision", "rule", "sha256")
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entry.record() for entry in entries)
+    return text.getvalue().encode()
+
+
+def _json(value: object) -> str:
+    def plain(odd: object) -> str:
+        return odd.isoformat() if isinstance(odd, datetime) else str(odd)
+
+    return json.dumps(value, indent=2, default=plain)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "\n".join(f"{name:<18}{_words(value)}" for name, value in facts.items())
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {kind}" for name, kind in value.items()) or "-"
+    if isinstance(value, tuple):
+        return ", ".join(f"{key} from entry {seq}" for seq, key in value) or "-"
+    return "-" if value is None else str(value)
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> str:
+    if not rows:
+        return empty
+    widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows))
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,195 @@
+"""What may leave this hospital: an allow-list, and everything else is refused.
+
+Three nets behind one another. Messages: a closed set of calls, each with its one type, known fields only; text fields
+are names of sites and nothing else; no message type has a place for a real number, so a loss or a score cannot travel
+in clear. Updates: with the size the signed plan's manifest gives, finite, within its clip norm, from enough studies,
+with metrics only where plan and policy both allow them. Uploads: only the very bytes that sealing has just masked, as
+many as the plan's layout has. The one other message with room for anything, an echo, takes only a fixed sequence.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from federation import echo
+from federation.encoding import Layout
+from federation.encoding.quantize import norm_of
+from federation.errors import EncodingRefused, Malformed
+from federation.plan import TrainingPlan
+from federation.wire import check_known
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from site_client.agent.egress.calls import (
+    CALLS,
+    ECHO,
+    OFFER_BLOB,
+    PUT_BLOB,
+    READY,
+    SEND_CONFIRM,
+    SEND_KEYS,
+    SEND_REVEAL,
+    SEND_SHARES,
+    SEND_UPLOAD,
+    Call,
+)
+from site_client.config import Policy
+from site_client.errors import EgressRefused
+from site_client.records import Update
+
+CHUNK_BYTES_MAX = 1024 * 1024
+_TAKES_PART = frozenset(
+    call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
+)
+# Text and bytes fields that may leave, and the longest value of each. A field that is not here does not leave.
+_NAME = r"[a-z0-9-]{1,32}"
+_TEXT: dict[str, str] = {
+    "JoinRequest.site": _NAME,
+    "ChallengeRequest.site": _NAME,
+    "RecoverRequest.site": _NAME,
+    "PollRequest.version": r"[0-9A-Za-z.+-]{1,32}",
+    "Advertisement.site": _NAME,
+    "EncryptedShare.from_site": _NAME,
+    "EncryptedShare.to_site": _NAME,
+    "UploadClaim.site": _NAME,
+    "Confirmation.site": _NAME,
+    "RevealedShare.about_site": _NAME,
+}
+_BYTES: dict[str, int] = {
+    "JoinRequest.secret": 32,
+    "JoinRequest.csr_der": 2048,
+    "JoinRequest.signing_key": 32,
+    "JoinRequest.sealing_key": 1216,
+    "JoinRequest.possession": 64,
+    "RecoverRequest.nonce": 32,
+    "RecoverRequest.csr_der": 2048,
+    "RecoverRequest.signature": 64,
+    "RenewRequest.csr_der": 2048,
+    "RoundRef.run_id": 16,
+    "PollRequest.model_digest": 32,
+    "PollRequest.ledger_head": 32,
+    "FetchPlanRequest.plan_digest": 32,
+    "Advertisement.mask_key": 32,
+    "Advertisement.share_key": 32,
+    "Advertisement.seed_commitment": 32,
+    "Advertisement.signature": 64,
+    "EncryptedShare.ciphertext": 128,
+    "UploadClaim.digest": 32,
+    "UploadClaim.signature": 64,
+    "Confirmation.signature": 64,
+    "RevealedShare.share": 64,
+    "BlobOffer.digest": 32,
+    "BlobChunk.digest": 32,
+    "BlobChunk.data": CHUNK_BYTES_MAX,
+    "BlobRequest.digest": 32,
+    "EchoRequest.data": echo.BYTES_MAX,
+}
+_ITEMS_MAX = 500  # of a repeated field: one a cohort member
+_NUMBERS = {
+    FieldDescriptor.TYPE_UINT32,
+    FieldDescriptor.TYPE_UINT64,
+    FieldDescriptor.TYPE_BOOL,
+    FieldDescriptor.TYPE_ENUM,
+}
+
+
+class Guard:
+    """Says no by raising EgressRefused."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._sealed: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
+
+    @contextmanager
+    def upload_of(self, layout: Layout, masked: memoryview, digest: bytes) -> Iterator[None]:
+        """While it lasts, `masked` may leave, under this digest. Sealing vouches that these are words under masks.
+
+        Errors: EgressRefused unless it is as long as the plan's layout says.
+        """
+        if len(masked) != layout.bytes:
+            raise EgressRefused(
+                f"an upload of this plan has {layout.bytes} bytes, got {len(masked)}; it does not leave"
+            )
+        self._sealed = (digest, masked)
+        try:
+            yield
+        finally:
+            self._sealed = None
+
+    def check_message(self, call: Call[Message, Message], message: Message) -> str:
+        """A message of the call's own type, with known fields in their bounds. Gives the rules it was held against."""
+        if CALLS.get(call.name) is not call or type(message) is not call.request:
+            raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
+        if self._policy.dry_run and call.name in _TAKES_PART:
+            raise EgressRefused(f"policy.dry_run is set: {call.name} does not leave")
+        try:
+            check_known(message)
+        except Malformed as error:
+            raise EgressRefused(f"{call.name}: {error}") from error
+        _check_fields(message)
+        if call.name == PUT_BLOB.name:
+            self._check_chunk(message)
+            return "call, fields, sealed upload"
+        if call.name == ECHO.name:
+            _check_echo(message)
+            return "call, fields, fixed sequence"
+        return "call, fields"
+
+    def check_update(self, plan: TrainingPlan, update: Update, clipped: NDArray[np.float32] | None) -> None:
+        """`clipped` f32[d] is the delta after clipping; None in an evaluation-only round."""
+        least = max(self._policy.studies_min, plan.training.studies_min)
+        excess = {metric.name for metric in plan.metrics} - set(self._policy.metrics)
+        if excess:
+            raise EgressRefused(f"policy.metrics does not hold {', '.join(sorted(excess))}; the update is withheld")
+        if update.outcome == "declined" or (update.outcome == "trained") != (clipped is not None):
+            raise EgressRefused(f"an update with outcome {update.outcome!r} does not leave")
+        if clipped is None:
+            return
+        if update.studies < least:
+            raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
+        if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
+            raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
+        try:
+            norm = norm_of(clipped)
+        except EncodingRefused:
+            norm = math.nan
+        if not norm <= plan.encoding.clip_norm * (1 + 1e-6):  # written so that NaN fails
+            raise EgressRefused("the update is not finite and within the plan's clip norm")
+
+    def _check_chunk(self, message: Message) -> None:
+        digest, offset, data = message.digest, message.offset, message.data  # type: ignore[attr-defined]  # a BlobChunk
+        sealed, masked = self._sealed or (b"", memoryview(b""))
+        # A view would be compared byte by byte.
+        if digest != sealed or not data or bytes(masked[offset : offset + len(data)]) != data:
+            raise EgressRefused("a chunk that is no part of the upload sealed by this agent does not leave")
+
+
+def _check_echo(message: Message) -> None:
+    data: bytes = message.data  # type: ignore[attr-defined]  # an EchoRequest
+    if data != echo.sequence(len(data)):
+        raise EgressRefused("an echo with other bytes than the fixed sequence does not leave")
+
+
+def _check_fields(message: Message) -> None:
+    for field, value in message.ListFields():
+        name = f"{message.DESCRIPTOR.name}.{field.name}"
+        if field.is_repeated and len(value) > _ITEMS_MAX:
+            raise EgressRefused(f"{name} has {len(value)} items, at most {_ITEMS_MAX} leave")
+        for item in value if field.is_repeated else (value,):
+            _check_value(name, field, item)
+
+
+def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
+    if isinstance(value, Message):
+        _check_fields(value)
+    elif isinstance(value, str):
+        if name not in _TEXT or re.fullmatch(_TEXT[name], value) is None:
+            raise EgressRefused(f"{name} holds text that does not leave")
+    elif isinstance(value, bytes):
+        if len(value) > _BYTES.get(name, -1):
+            raise EgressRefused(f"{name} holds {len(value)} bytes, more than may leave")
+    elif field.type not in _NUMBERS:
+        raise EgressRefused(f"{name} is of a kind that does not leave")

@@ -1,0 +1,236 @@
+"""Who this site is, and whom it believes: keys, certificate, the consortium's CA, the custodian, the roster.
+
+    <state>/agent/identity/
+      signing.key  sealing.key   made here, never leave
+      joining.key  joining.csr   from the first join call until it is answered: a repeated call sends the same bytes
+      ca.pem  custodian.pem  roster.bin  membership.json
+      tls.pem                    key and certificate in one file, so that no crash can pair the wrong two; written
+                                 last: a site is enrolled when it is there
+      left                       the day this host said farewell, until it joins again
+
+Trust starts at the CA fingerprint in the token. The CA vouches for the custodian, the custodian signs rosters.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import NameOID
+from federation.roster import Roster, open_roster
+from federation.v1 import enrolment_pb2
+from federation.wire import parse, serialize
+
+from site_client.agent.identity import keys
+from site_client.agent.identity.keys import Request, SiteKeys
+from site_client.errors import IdentityRefused
+from site_client.files import private_folder, remove, replace_file, sync_folder
+
+_CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What was agreed at join."""
+
+    site: str
+    enrolment_address: str
+    ca_fingerprint: bytes
+
+
+class Identity:
+    """An enrolled site. Reads everything once; roster and certificate are replaced on disk and here together."""
+
+    def __init__(self, folder: Path) -> None:
+        """Errors: IdentityRefused when this host has not joined, or a file does not verify."""
+        self._folder = folder
+        if not (folder / "tls.pem").exists():
+            raise IdentityRefused(_not_enrolled(folder))
+        self.keys: SiteKeys = keys.load(folder)
+        self.membership = _read_membership(folder / "membership.json")
+        self.ca_pem = (folder / "ca.pem").read_bytes()
+        self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
+        self.custodian = _custodian_key((folder / "custodian.pem").read_bytes(), self._ca)
+        signed = parse(enrolment_pb2.SignedRoster, (folder / "roster.bin").read_bytes())
+        self.roster: Roster = open_roster(signed, self.custodian)
+        self._load_tls()
+
+    @property
+    def site(self) -> str:
+        return self.membership.site
+
+    @property
+    def expires_at(self) -> datetime:
+        """End of the TLS certificate, aware UTC."""
+        return self._certificate.not_valid_after_utc
+
+    @property
+    def valid_from(self) -> datetime:
+        """Beginning of the TLS certificate, aware UTC; the CA dates it back by some minutes."""
+        return self._certificate.not_valid_before_utc
+
+    def renewal_due(self) -> datetime:
+        """Two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
+        starts, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        spread = int.from_bytes(self._certificate.fingerprint(hashes.SHA256())[:4], "big") / 2**32
+        return starts + (ends - starts) * (2 / 3 + spread / 20)
+
+    def accept_roster(self, signed: enrolment_pb2.SignedRoster) -> Roster:
+        """Keeps a roster of a higher epoch that the custodian signed; the one already held changes nothing.
+
+        Errors: BadSignature, RosterRefused (older), IdentityRefused when our own entry is not ours.
+        """
+        roster = open_roster(signed, self.custodian, epoch_held=self.roster.epoch)
+        if roster.epoch == self.roster.epoch:
+            if roster != self.roster:
+                raise IdentityRefused(f"expected one roster of epoch {roster.epoch}, got a second; call the custodian")
+            return self.roster
+        _check_own_entry(roster, self.site, self.keys)
+        replace_file(self._folder / "roster.bin", serialize(signed))
+        self.roster = roster
+        return roster
+
+    def accept_certificate(self, request: Request, credentials: enrolment_pb2.Credentials) -> None:
+        """Switches to a renewed certificate for the key in `request`. Errors: IdentityRefused."""
+        _check_certificate(credentials.certificate_pem, request, self.site, self._ca)
+        replace_file(self._folder / "tls.pem", request.key_pem + credentials.certificate_pem)
+        self._load_tls()
+        if credentials.HasField("roster"):
+            self.accept_roster(credentials.roster)
+
+    def _load_tls(self) -> None:
+        key, begins, rest = (self._folder / "tls.pem").read_bytes().partition(_CERTIFICATE_BEGINS)
+        self.tls_key_pem, self.certificate_pem = key, begins + rest
+        self._certificate = x509.load_pem_x509_certificate(self.certificate_pem)
+
+
+@dataclass(frozen=True)
+class Joining:
+    """A site that has keys and no certificate yet."""
+
+    folder: Path
+    site: str
+    keys: SiteKeys
+    request: Request
+
+    @classmethod
+    def prepare(cls, folder: Path, site: str) -> "Joining":
+        """Makes what is missing; a second call finds the same keys and request. Errors: IdentityRefused if enrolled."""
+        if (folder / "tls.pem").exists():
+            raise IdentityRefused("this host is enrolled already; to enrol it anew, move its identity folder away")
+        private_folder(folder)
+        key, csr = folder / "joining.key", folder / "joining.csr"
+        if not (key.exists() and csr.exists()):
+            fresh = keys.request_certificate(site)
+            replace_file(key, fresh.key_pem)
+            replace_file(csr, fresh.csr_der)
+        return cls(folder, site, keys.make_or_load(folder), Request(key.read_bytes(), csr.read_bytes()))
+
+    def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> Identity:
+        """Verifies everything against the token's CA, then keeps it. Errors: IdentityRefused, BadSignature."""
+        ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
+        _check_certificate(credentials.certificate_pem, self.request, self.site, ca)
+        custodian = _custodian_key(credentials.custodian_certificate_pem, ca)
+        _check_own_entry(open_roster(credentials.roster, custodian), self.site, self.keys)
+        replace_file(self.folder / "ca.pem", credentials.ca_certificate_pem)
+        replace_file(self.folder / "custodian.pem", credentials.custodian_certificate_pem)
+        replace_file(self.folder / "roster.bin", serialize(credentials.roster))
+        replace_file(self.folder / "membership.json", _membership_json(membership))
+        replace_file(self.folder / "tls.pem", self.request.key_pem + credentials.certificate_pem)
+        remove(self.folder / "joining.key")
+        remove(self.folder / "joining.csr")
+        remove(self.folder / "left")
+        return Identity(self.folder)
+
+
+def forget(folder: Path, now: datetime) -> None:
+    """This host has left: TLS key and certificate go. The signing key stays, or nobody could verify the ledger."""
+    replace_file(folder / "left", f"{now:%Y-%m-%d}".encode())
+    remove(folder / "tls.pem")
+    sync_folder(folder)
+
+
+def left_on(folder: Path) -> str | None:
+    """The day on which this host left; None when it has not, or has joined again."""
+    gone = (folder / "left").exists() and not (folder / "tls.pem").exists()
+    return (folder / "left").read_text() if gone else None
+
+
+def _not_enrolled(folder: Path) -> str:
+    when = left_on(folder)
+    if when is None:
+        return "this host is not enrolled; run `hemofed-site join ADDRESS TOKEN` first"
+    return f"this host left on {when}; to come back, ask for an invitation and run `hemofed-site join ADDRESS TOKEN`"
+
+
+def days_left(identity: Identity, now: datetime) -> float:
+    """Days until the certificate ends; negative afterwards."""
+    return (identity.expires_at - now) / timedelta(days=1)
+
+
+def _pinned_ca(pem: bytes, fingerprint: bytes) -> x509.Certificate:
+    ca = _certificate(pem, "CA")
+    if hashlib.sha256(ca.public_bytes(serialization.Encoding.DER)).digest() != fingerprint:
+        raise IdentityRefused("the CA certificate is not the one the token names; ask the coordinator for a new token")
+    return ca
+
+
+def _custodian_key(pem: bytes, ca: x509.Certificate) -> Ed25519PublicKey:
+    certificate = _certificate(pem, "custodian")
+    _check_issued(certificate, ca, "custodian")
+    key = certificate.public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise IdentityRefused("the custodian's certificate has no Ed25519 key; ask the coordinator")
+    return key
+
+
+def _check_certificate(pem: bytes, request: Request, site: str, ca: x509.Certificate) -> None:
+    certificate = _certificate(pem, "site")
+    _check_issued(certificate, ca, "site")
+    wanted = x509.load_der_x509_csr(request.csr_der).public_key()
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if certificate.public_key() != wanted or [name.value for name in names] != [site]:
+        raise IdentityRefused("the certificate is not for this host's name and key; ask the coordinator")
+
+
+def _check_issued(certificate: x509.Certificate, ca: x509.Certificate, whose: str) -> None:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise IdentityRefused(f"the {whose} certificate was not issued by the consortium's CA") from error
+
+
+def _check_own_entry(roster: Roster, site: str, own: SiteKeys) -> None:
+    entries = [entry for entry in roster.entries if entry.site == site]
+    ours = [(entry.signing_key, entry.sealing_key) for entry in entries]
+    if ours != [(own.signing_public, own.sealing.public_bytes)]:
+        raise IdentityRefused(f"the roster does not hold this site's own keys under {site!r}; call the custodian")
+
+
+def _certificate(pem: bytes, whose: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise IdentityRefused(f"the {whose} certificate is not a PEM certificate; ask the coordinator") from error
+
+
+def _membership_json(membership: Membership) -> bytes:
+    record = {
+        "site": membership.site,
+        "enrolment_address": membership.enrolment_address,
+        "ca_fingerprint": membership.ca_fingerprint.hex(),
+    }
+    return json.dumps(record, indent=2).encode()
+
+
+def _read_membership(path: Path) -> Membership:
+    try:
+        record = json.loads(path.read_bytes())
+        return Membership(record["site"], record["enrolment_address"], bytes.fromhex(record["ca_fingerprint"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IdentityRefused("membership.json is damaged; restore it from the backup or join again") from error

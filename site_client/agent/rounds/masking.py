@@ -1,0 +1,194 @@
+"""The five phases at a site: keys, shares, upload, confirm, reveal. One method a phase; each may be repeated.
+
+The order within each is what makes a crash harmless: compute, write the member's state durably, then speak. A step that
+comes again finds the state and gives the same bytes; a step that comes again with anything different is refused by
+`federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it says no more in it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from federation.advertisement import advertisement_of, message_of
+from federation.plan import TrainingPlan
+from federation.secagg import Member, RevealedShare, SecaggError, ShareKind, context
+from federation.v1 import rounds_pb2, secagg_pb2
+from federation.v1.blobs_pb2 import RoundRef
+
+from site_client.agent.egress.calls import SEND_CONFIRM, SEND_KEYS, SEND_REVEAL, SEND_SHARES, SEND_UPLOAD
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.transfer import upload
+from site_client.agent.identity.identity import Identity
+from site_client.agent.rounds.contribution import Contribution, seal
+from site_client.agent.rounds.journal import Book, OpenRound, overwrite
+from site_client.errors import StepRefused
+from site_client.files import replace_file
+
+_T = TypeVar("_T")
+_KINDS = {
+    ShareKind.SEED: secagg_pb2.RevealedShare.SEED,
+    ShareKind.MASK_KEY: secagg_pb2.RevealedShare.MASK_KEY,
+}
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What the phases need. `cohort_min` is the hospital's own."""
+
+    egress: Egress
+    identity: Identity
+    book: Book
+    cohort_min: int
+
+    def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
+        """Fresh keys for a new attempt. Errors: StepRefused."""
+        current = self._enter(step.round)
+        if step.base_model_digest != current.base_model_digest:
+            raise StepRefused("the masking keys would hang on another base model than ours; no keys were made")
+        if not 1 <= step.roster_epoch <= self.identity.roster.epoch:
+            raise StepRefused(
+                f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
+            )
+        member = self._load(step.round.attempt) or self._begin(plan, current, step)
+        own = message_of(member.advertisement)
+        self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
+
+    def shares(self, plan: TrainingPlan, step: rounds_pb2.SharesStep) -> None:
+        """Checks the cohort against the stored roster and deals shares. Errors: StepRefused."""
+        member, current = self._member(step.round), self._enter(step.round)
+        advertisements = {one.site: advertisement_of(one) for one in step.advertisements}
+        if len(advertisements) != len(step.advertisements):
+            raise StepRefused("a site stands in the cohort twice; the attempt is left")
+        minimum = max(self.cohort_min, plan.cohort.minimum)
+        roster = self.identity.roster.signing_keys
+        ciphertexts = self._checked(
+            step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
+        )
+        self._save(step.round.attempt, member)
+        shares = [
+            secagg_pb2.EncryptedShare(from_site=member.site, to_site=peer, ciphertext=ciphertexts[peer])
+            for peer in sorted(ciphertexts)
+        ]
+        self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
+
+    def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
+        """Seals and brings the upload. Sealing again gives the same bytes, and the member refuses any others, so they
+        need no file: a try that ended in the middle goes on where it stopped."""
+        member = self._member(step.round)
+        shares = _shares_for(member.site, step)
+        masked = self._checked(step.round, lambda: seal(member, contribution, shares))
+        digest = member.masked_digest
+        with self.egress.guard.upload_of(contribution.layout, masked, digest):
+            signature = self._checked(step.round, lambda: member.claim(digest))
+            self._save(step.round.attempt, member)
+            current = self._enter(step.round)
+            if current.uploaded_to != member.cohort:
+                self.book.save(replace(current, uploaded_to=member.cohort))
+            upload(self.egress, step.round, masked, digest)
+        claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
+        self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
+
+    def confirm(self, step: rounds_pb2.ConfirmStep) -> None:
+        """Signs the one set whose sum this site helps to open."""
+        member = self._member(step.round)
+        signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
+        self._save(step.round.attempt, member)
+        confirmation = secagg_pb2.Confirmation(site=member.site, signature=signature)
+        self.egress.send(SEND_CONFIRM, secagg_pb2.ConfirmMessage(round=step.round, confirmation=confirmation))
+
+    def reveal(self, step: rounds_pb2.RevealStep) -> None:
+        """The one answer of the round: written down, and that it was given, before it is."""
+        member = self._member(step.round)
+        confirmations = {one.site: one.signature for one in step.confirmations}
+        answer = self._checked(step.round, lambda: member.reveal(list(step.uploaded), confirmations))
+        current = self._enter(step.round)
+        if current.revealed_attempt != step.round.attempt:
+            self.book.save(replace(current, revealed_attempt=step.round.attempt))
+        self._save(step.round.attempt, member)
+        self.egress.send(SEND_REVEAL, _reveal_message(step.round, answer))
+
+    def _begin(self, plan: TrainingPlan, current: OpenRound, step: rounds_pb2.KeysStep) -> Member:
+        attempt = step.round.attempt
+        for earlier in range(1, attempt):
+            self.book.erase_attempt(earlier)
+        self.book.save(replace(current, attempt=attempt))
+        ctx = context(
+            plan.digest, current.base_model_digest, current.run_id, current.number, attempt, step.roster_epoch
+        )
+        member = Member.begin(ctx, self.identity.site, self.identity.keys.signing)
+        self._save(attempt, member)
+        return member
+
+    def _enter(self, ref: RoundRef) -> OpenRound:
+        """The open round, if this step may concern it. Errors: StepRefused."""
+        current = self.book.current
+        if current is None or not current.is_of(ref):
+            raise StepRefused(f"round {ref.round} is not the one this site works on; polling again")
+        if current.revealed_attempt not in (0, ref.attempt):
+            raise StepRefused("this site has already revealed in another attempt of this round; it joins no second one")
+        if ref.attempt == 0 or ref.attempt < current.attempt or ref.attempt == current.refused_attempt:
+            raise StepRefused(f"attempt {ref.attempt} is over for this site; polling again")
+        return current
+
+    def _member(self, ref: RoundRef) -> Member:
+        self._enter(ref)
+        member = self._load(ref.attempt)
+        if member is None:
+            raise StepRefused(f"this site has no keys in attempt {ref.attempt}; polling again")
+        return member
+
+    def _load(self, attempt: int) -> Member | None:
+        path = self.book.attempt_folder(attempt) / "member.bin"
+        return Member.from_bytes(path.read_bytes(), self.identity.keys.signing) if path.exists() else None
+
+    def _save(self, attempt: int, member: Member) -> None:
+        path = self.book.attempt_folder(attempt) / "member.bin"
+        data = member.to_bytes()
+        if path.exists() and path.read_bytes() == data:
+            return
+        before = path.with_name(".member.bin.old")
+        _forget(before, path)
+        if path.exists():
+            before.hardlink_to(path)  # so that the secrets in the replaced file can still be overwritten
+        replace_file(path, data)
+        _forget(before, path)
+
+    def _checked(self, ref: RoundRef, act: Callable[[], _T]) -> _T:
+        """Runs a step of the member; its refusal ends the attempt here. Errors: StepRefused."""
+        try:
+            return act()
+        except SecaggError as error:
+            current = self._enter(ref)
+            self.book.save(replace(current, refused_attempt=ref.attempt))
+            self.book.erase_attempt(ref.attempt)
+            raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error
+
+
+def _forget(before: Path, current: Path) -> None:
+    """Overwrites and removes a replaced state file; one that is still the current file only loses this name."""
+    if not before.exists():
+        return
+    if not (current.exists() and before.samefile(current)):
+        overwrite(before)
+    before.unlink()
+
+
+def _shares_for(site: str, step: rounds_pb2.UploadStep) -> dict[str, bytes]:
+    """Ciphertexts addressed to this site, by sender; together with it they are U2. Errors: StepRefused."""
+    shares = {one.from_site: one.ciphertext for one in step.shares if one.to_site == site}
+    if len(shares) != len(step.shares) or sorted([*shares, site]) != sorted(step.members):
+        raise StepRefused("expected one share from every other member that dealt shares, got others; polling again")
+    return shares
+
+
+def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secagg_pb2.RevealMessage:
+    shares = [
+        secagg_pb2.RevealedShare(
+            about_site=about,
+            kind=_KINDS[answer[about].kind],
+            share=answer[about].share,
+        )
+        for about in sorted(answer)
+    ]
+    return secagg_pb2.RevealMessage(round=ref, shares=shares)

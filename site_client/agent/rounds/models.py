@@ -1,0 +1,131 @@
+"""Models this site has verified: the newest, and the one before it. Every one after the first signed one was either
+recomputed here from an opened sum, or came whole with the digest that its cohort's mask keys hang on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from federation.chain import next_model
+from federation.encoding import Layout, unpack_sum
+from federation.manifest import Model, load_model, save_model
+from federation.plan import TrainingPlan
+from federation.v1 import rounds_pb2
+
+from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.transfer import download
+from site_client.errors import ModelMismatch, StepRefused
+from site_client.files import private_folder, remove, replace_file, sync_folder
+
+_KEPT = 2
+_HEADER_BYTES_MAX = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
+_BYTES_A_NUMBER = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
+
+
+class Models:
+    """<state>/agent/models/<digest hex>.safetensors and history.json, the digests in the order of verification."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._arrived = folder, folder / "arrived"
+        private_folder(folder)
+        # Reading and hashing it anew each round would cost more than everything else that is done with it.
+        self._in_hand: Model | None = None
+
+    @property
+    def newest(self) -> bytes:
+        """Digest of the newest verified model; empty before the first."""
+        history = self._history()
+        return bytes.fromhex(history[-1]) if history else b""
+
+    def path(self, digest: bytes) -> Path:
+        return self._folder / f"{digest.hex()}.safetensors"
+
+    def holds(self, digest: bytes) -> bool:
+        return digest.hex() in self._history() and self.path(digest).exists()
+
+    def load(self, plan: TrainingPlan, digest: bytes) -> Model:
+        """Errors: ModelMismatch when the file was altered or is of another manifest."""
+        if self._in_hand is None or self._in_hand.digest != digest:
+            self._in_hand = load_model(self.path(digest))
+        return _checked(plan, self._in_hand, digest)
+
+    def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+        """Makes sure the step's base model is here: held, computed from a held one, or fetched whole.
+
+        Errors: ModelMismatch, StepRefused, Unreachable, and whatever the chain refuses.
+        """
+        if self.holds(step.base_model_digest):
+            return
+        if step.chain and self.newest:
+            for link in step.chain:
+                self.follow(egress, plan, self.newest, link)
+            if self.newest != step.base_model_digest:
+                raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
+            return
+        self._fetch_whole(egress, plan, step)
+
+    def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.OpenedSum) -> None:
+        """Recomputes the model that `link` leads to from `base`, and keeps it.
+
+        Errors: ModelMismatch when the digest differs from the published one: then somebody published another model.
+        """
+        if self.holds(link.model_digest):
+            return
+        layout = Layout.of(plan, plan.manifest.size)
+        layout.check_members(link.members)
+        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
+            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
+        arrived = self._folder / f"sum-{link.sum.digest.hex()}"
+        download(egress, link.sum, arrived, expected)
+        opened = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+        held, self._in_hand = self.load(plan, base), None
+        computed = next_model(plan, held, opened, uses_up=True)
+        remove(arrived)
+        if computed.digest != link.model_digest:
+            raise ModelMismatch(
+                f"the model published after round {link.round} is not the one its opened sum leads to; "
+                "this site takes no further part in the run until the coordinator has explained it"
+            )
+        self._keep(computed, self._spare())
+
+    def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+        if not step.HasField("whole_model"):
+            raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
+        arrived = self._folder / f"whole-{step.whole_model.digest.hex()}"
+        download(egress, step.whole_model, arrived, plan.manifest.size * _BYTES_A_NUMBER + _HEADER_BYTES_MAX)
+        model = load_model(arrived)
+        arrived.replace(self._arrived)
+        self._keep(_checked(plan, model, step.base_model_digest))
+
+    def _keep(self, model: Model, spare: Path | None = None) -> None:
+        draft = self._folder / ".model.new"
+        save_model(draft, model, spare)
+        draft.chmod(0o600)
+        draft.rename(self.path(model.digest))
+        sync_folder(self._folder)
+        self._in_hand = model
+        history = [*(one for one in self._history() if one != model.digest.hex()), model.digest.hex()]
+        replace_file(self._folder / "history.json", json.dumps(history[-_KEPT:]).encode())
+        for path in self._folder.glob("*.safetensors"):
+            if path.stem not in history[-_KEPT:]:
+                remove(path)
+
+    def _spare(self) -> Path | None:
+        """A file to write the next model over: the one that a whole model came in, which was kept for this, or the one
+        that the next pushes out, if there is one and it has no other name: a job's has two."""
+        if self._arrived.exists():
+            return self._arrived
+        for digest in self._history()[: 1 - _KEPT]:
+            path = self.path(bytes.fromhex(digest))
+            if path.exists() and path.stat().st_nlink == 1:
+                return path
+        return None
+
+    def _history(self) -> list[str]:
+        path = self._folder / "history.json"
+        return [str(digest) for digest in json.loads(path.read_bytes())] if path.exists() else []
+
+
+def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:
+    if model.manifest != plan.manifest or model.digest != digest:
+        raise ModelMismatch("expected the plan's tensors with the announced digest, got another model")
+    return model

@@ -1,0 +1,52 @@
+"""A model's chances, fitted to this site's own patients: made from the catalog, kept in a file, read for a model."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from site_client.calibration.fit import calibrate
+from site_client.calibration.model import Calibrations
+from site_client.config import Settings
+from site_client.errors import EvaluationRefused
+from site_client.inference.patients import prepare_all
+from site_client.ingest.catalog.catalog import open_catalog
+from site_client.ingest.series.volume import read_volume
+from site_client.model.network import Network
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.compute import Compute
+from site_client.training.data import Loader, Split, split_patients
+
+
+def fit(
+    settings: Settings, net: Network, model: str, size_px: int, slices_max: int, compute: Compute
+) -> tuple[Calibrations, Split]:
+    """To the catalog's patients, split as the trainer splits them: offsets from those that are trained on, temperatures
+    from those that never are. `model`: digest in hex of the weights of `net`. Raises EvaluationRefused.
+    """
+    with closing(open_catalog(settings)) as catalog:
+        studies = catalog.dataset().studies
+    cache = StudyCache(settings.folders.cache, settings.training.cache_max_bytes, size_px, slices_max, read_volume)
+    loader = Loader(cache, Augmentation(), compute.device)
+    usable, _ = prepare_all(studies, loader, click.echo)
+    split = split_patients(usable, settings.training.validation_fraction)
+    if not split.training:
+        raise EvaluationRefused("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
+    return replace(calibrate(compute.place(net), split, loader, compute), model=model), split
+
+
+def load_calibration(path: Path, model: str) -> Calibrations:
+    """`model`: digest in hex of the weights it has to belong to. Raises EvaluationRefused."""
+    try:
+        found = Calibrations.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationRefused(
+            f"expected what `hemofed-site calibrate` writes, got something else in {path.name!r}; write it anew"
+        ) from error
+    if found.model != model:
+        raise EvaluationRefused(
+            f"expected a calibration of model {model[:16]}, got one of {found.model[:16]}; run `hemofed-site calibrate`"
+        )
+    return found

@@ -1,0 +1,171 @@
+"""Where this site stands: certificate, clock, what the aggregator says to a call, ledger, files, speed of uploads."""
+
+import ctypes
+import fcntl
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from federation.errors import FederationError
+
+from site_client.agent.commands.session import errand
+from site_client.agent.egress import verify
+from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
+from site_client.agent.egress.ledger import Entry, read
+from site_client.agent.identity import keys
+from site_client.agent.identity.identity import Identity, days_left
+from site_client.agent.status_file import read_view
+from site_client.config import Settings
+from site_client.doctor.result import Line, green, grey, red
+from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
+
+PATIENCE_S = 20.0  # for one answer: somebody waits at a terminal
+_DAYS_LOW = 3.0
+_TIME_ERROR = 5  # sys/timex.h: the clock is not synchronized
+
+
+def check_clock(state: int | None = None) -> Iterator[Line]:
+    """Whether the kernel's clock is kept by somebody. `state`: what ntp_gettime(3) returns; None: asks."""
+    state = _clock_state() if state is None else state
+    if state == _TIME_ERROR:
+        yield red("ntp", "nothing keeps this machine's clock", "Enable NTP (systemd-timesyncd, chrony)")
+    elif state < 0:
+        yield grey("ntp", "the kernel does not tell whether its clock is kept")
+    else:
+        yield green("ntp", "the clock is synchronized")
+
+
+def check_certificate(identity: Identity, now: datetime) -> Iterator[Line]:
+    """The site's own certificate against this clock."""
+    days = days_left(identity, now)
+    if now < identity.valid_from:
+        behind_s = (identity.valid_from - now).total_seconds()
+        yield red("certificate", f"not valid before {behind_s:.0f} s from now, by this clock",
+                  f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")  # fmt: skip
+    elif days <= 0:
+        yield red(
+            "certificate", f"ended {-days:.1f} days ago", "Start the agent: it asks for a new one; else join anew"
+        )
+    elif days < _DAYS_LOW and now > identity.renewal_due():
+        yield red("certificate", f"ends in {days:.1f} days and was to be renewed", "Start the agent: it renews")
+    else:
+        yield green("certificate", f"of {identity.site}, {days:.1f} days left; renewed by the agent")
+
+
+def check_standing(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Iterator[Line]:
+    """What the aggregator says. From the running agent's last word; without an agent, one call asks for the roster."""
+    if agent_runs(settings.folders.agent):
+        yield _last_word(settings, clock())
+    elif settings.policy.dry_run:
+        yield grey("aggregator", "policy.dry_run is set and no agent runs: nothing was sent")
+    else:
+        yield _ask(settings, identity, clock)
+
+
+def check_ledger(folder: Path) -> Iterator[Line]:
+    """Every line, link, signature and kept payload."""
+    try:
+        found = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
+        payloads = verify.check_payloads(folder / "ledger.jsonl", folder / "payloads")
+    except LedgerBroken as error:
+        yield red("ledger", f"the chain is broken at entry {error.seq}",
+                  "Keep the file for who has to look into it, and restore it from the backup")  # fmt: skip
+        return
+    yield green("ledger", f"{found.entries} entries unbroken and signed, {payloads} payloads as recorded")
+
+
+def check_speed(folder: Path, update_bytes: int | None) -> Iterator[Line]:
+    """From the times of the newest upload's pieces in the ledger; no message is sent for it."""
+    try:
+        rate = upload_rate(list(read(folder / "ledger.jsonl")))
+    except LedgerBroken:
+        rate = None
+    if rate is None:
+        yield grey("speed", "no upload of several pieces stands in the ledger yet")
+        return
+    needs = "" if update_bytes is None else f"; a round's update needs about {update_bytes / rate:.0f} s"
+    yield green("speed", f"the last upload moved at {rate / 1024:.0f} KiB/s{needs}")
+
+
+def upload_rate(entries: list[Entry]) -> float | None:
+    """Bytes a second of the newest run of upload pieces: each is recorded when the one before it has been taken."""
+    newest: list[Entry] = []
+    for entry in reversed([one for one in entries if one.left]):
+        if entry.rpc == PUT_BLOB.name:
+            newest.append(entry)
+        elif newest:
+            break
+    took_s = (newest[0].utc - newest[-1].utc).total_seconds() if newest else 0.0
+    return sum(one.size_bytes for one in newest[1:]) / took_s if took_s > 0 else None
+
+
+def check_modes(settings: Settings) -> Iterator[Line]:
+    """Keys for their owner alone; the spool for the two services and nobody else."""
+    identity = settings.folders.agent / "identity"
+    open_ = sorted(path.name for path in identity.glob("*") if path.is_file() and path.stat().st_mode & 0o077)
+    if open_:
+        yield red("key files", f"others may read {', '.join(open_)}", f"chmod 0600 {identity}/*")
+    elif identity.is_dir():
+        yield green("key files", "readable by their owner alone")
+    spool = settings.folders.spool
+    for street in ("to_trainer", "to_agent"):
+        path = spool / street
+        if not path.is_dir():
+            yield grey("spool", f"{street} is not there yet; the services make it")
+        elif path.stat().st_mode & 0o027:
+            yield red("spool", f"{street} is open to others", f"chmod 0750 {path}")
+        else:
+            yield green("spool", f"{street} is closed to others")
+
+
+def agent_runs(folder: Path) -> bool:
+    """Whether an agent has this state folder in hand."""
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _last_word(settings: Settings, now: datetime) -> Line:
+    view = read_view(settings.folders.agent)
+    if view is None:
+        return grey("aggregator", "the agent has only just started")
+    if "revoked" in view.last_error:
+        return red("aggregator", "this site was revoked", "Contact the coordinator")
+    if view.last_error:
+        return red(
+            "aggregator",
+            f"the agent says: {view.last_error}",
+            "See the lines above, and hemofed-site status",
+            local=True,
+        )
+    if view.last_contact_at is None:
+        return grey("aggregator", "the agent has not reached it since it started")
+    return green("aggregator", f"the agent reached it {(now - view.last_contact_at).total_seconds():.0f} s ago")
+
+
+def _ask(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
+    with errand(settings, identity, clock, PATIENCE_S) as egress:
+        try:
+            began = clock()
+            egress.send(FETCH_ROSTER, FETCH_ROSTER.request())
+            return green("aggregator", f"it answered this site in {1000 * (clock() - began).total_seconds():.0f} ms")
+        except Refused as error:
+            if "revoked" in str(error):
+                return red("aggregator", "this site was revoked", "Contact the coordinator")
+            return red("aggregator", str(error), "Contact the coordinator", local=True)
+        except (LinkError, FederationError, SiteError) as error:
+            return red("aggregator", str(error), "See the lines above", local=True)
+
+
+def _clock_state() -> int:
+    """ntp_gettime(3): reads, changes nothing, needs no privilege."""
+    room = ctypes.create_string_buffer(256)  # struct ntptimeval, 72 bytes on 64-bit Linux
+    try:
+        return int(ctypes.CDLL(None).ntp_gettime(room))
+    except AttributeError:  # another C library
+        return -1

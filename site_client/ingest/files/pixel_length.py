@@ -1,0 +1,73 @@
+"""Is all the pixel data there? Answered from lengths alone, without reading it (DICOM PS3.5 section 8, annex A.4).
+
+A parser accepts a file cut in half: its last element just is short. So the length the element states is held against
+what rows, columns and bits need and against the file's end; encapsulated data has to reach its delimiter.
+"""
+
+import struct
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import FileDataset
+from pydicom.uid import UID
+
+from site_client.ingest.files import tags
+from site_client.ingest.files.tags import Fields
+from site_client.ingest.reasons import Reason
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_PIXELS = (0x7FE0, 0x0010)
+_ITEM, _DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+_UNDEFINED = 0xFFFFFFFF
+
+
+def pixel_reason(
+    file: BinaryIO, dataset: FileDataset, syntax: UID, fields: Fields, size_bytes: int, limit_bytes: int
+) -> Reason | None:
+    """Reads on where the header ended. `file` stands at the pixel data element, as pydicom leaves it."""
+    needed = fields.whole(tags.ROWS) * fields.whole(tags.COLUMNS) * max(1, fields.whole(tags.SAMPLES))
+    needed *= max(1, fields.whole(tags.FRAMES)) * fields.whole(tags.BITS_ALLOCATED) // 8
+    if needed > limit_bytes:
+        return Reason.Q_DECODE_LIMIT
+    if syntax == _DEFLATED:
+        return _deflated(file, needed)
+    implicit, little = dataset.original_encoding
+    order = "<" if little else ">"
+    start = file.read(8)
+    if len(start) < 8 or struct.unpack(order + "HH", start[:4]) != _PIXELS:
+        return Reason.Q_NO_PIXELS
+    length_bytes = start[4:] if implicit else file.read(4)
+    if len(length_bytes) < 4:
+        return Reason.Q_TRUNCATED
+    length = int(struct.unpack(order + "I", length_bytes)[0])
+    if length == _UNDEFINED:
+        return None if _reaches_delimiter(file, size_bytes) else Reason.Q_TRUNCATED
+    if length == 0:
+        return Reason.Q_NO_PIXELS
+    whole = file.tell() + length <= size_bytes
+    return None if whole and length >= needed else Reason.Q_TRUNCATED
+
+
+def _reaches_delimiter(file: BinaryIO, size_bytes: int) -> bool:
+    fragments = 0
+    while len(start := file.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", start)
+        if (group, element) == _DELIMITER:
+            return fragments >= 2  # the offset table and at least one fragment
+        if (group, element) != _ITEM or file.tell() + length > size_bytes:
+            return False
+        file.seek(length, 1)
+        fragments += 1
+    return False
+
+
+def _deflated(file: BinaryIO, needed: int) -> Reason | None:
+    # The stream has to be inflated as a whole either way; it is small and rare.
+    file.seek(0)
+    try:
+        dataset = pydicom.dcmread(file, specific_tags=["PixelData"])
+    except Exception:  # a stream cut short raises what zlib or pydicom happens to run into
+        return Reason.Q_TRUNCATED
+    if "PixelData" not in dataset:
+        return Reason.Q_NO_PIXELS
+    return None if len(dataset.PixelData) >= needed else Reason.Q_TRUNCATED
