@@ -20,7 +20,7 @@ from site_client.benchmark.table import Origin, write_table
 from site_client.errors import SiteError, TrainingFailed, UnknownArm
 from site_client.inference.evaluation import evaluate
 from site_client.inference.metrics import refuse_shared_patients
-from site_client.inference.patients import at_most, by_content, is_synthetic, prepare_all, read_folder, split_stratified
+from site_client.inference.patients import at_most, by_content, is_synthetic, read_folder, split_stratified
 from site_client.inference.report import Heading, page
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume
@@ -30,6 +30,7 @@ from site_client.training.cache import StudyCache
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
+from site_client.training.prepare import prepare_all
 from site_client.training.ranks import Ranks, of_torchrun
 from site_client.training.stages import Stages
 

@@ -10,7 +10,6 @@ from site_client.calibration.fit import calibrate
 from site_client.calibration.model import Calibrations
 from site_client.config import Settings
 from site_client.errors import EvaluationRefused
-from site_client.inference.patients import prepare_all
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
@@ -18,6 +17,7 @@ from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split, split_patients
+from site_client.training.prepare import prepare_all
 
 
 def fit(

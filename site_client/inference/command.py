@@ -15,7 +15,7 @@ from site_client.files import replace_file
 from site_client.inference.answers import answer
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.metrics import refuse_shared_patients
-from site_client.inference.patients import is_synthetic, prepare_all, read_folder
+from site_client.inference.patients import is_synthetic, read_folder
 from site_client.inference.predict import as_json as prediction_json
 from site_client.inference.predict import as_text, load_network, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
@@ -26,6 +26,7 @@ from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.compute import choose
 from site_client.training.data import Loader
+from site_client.training.prepare import prepare_all
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)

@@ -2,24 +2,21 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.errors import EvaluationRefused
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
 from site_client.ingest.records import LABELS, PatientKey, StudyKey, StudyRecord
 from site_client.ingest.rules import Rules
-from site_client.training.data import Loader, Split, study_labels
+from site_client.training.data import Split, study_labels
 
 
 def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
@@ -118,39 +115,6 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
             f"{len(split.validation)} studies; give more studies"
         )
     return split
-
-
-def prepare_all(
-    studies: Sequence[StudyRecord], loader: Loader, say: Callable[[str], None], workers: int = 1
-) -> tuple[tuple[StudyRecord, ...], int]:
-    """Every study into the cache; those that can be read, and the number of their prepared slices."""
-    found, slices = [], 0
-    for study, prepared in zip(studies, _prepared(studies, loader, workers), strict=True):
-        if isinstance(prepared, str):
-            say(f"one study is left out: {prepared}")
-            continue
-        slices += prepared
-        found.append(study)
-    if not found:
-        raise EvaluationRefused("expected studies that can be read, got none; `hemofed-site catalog` says why")
-    return tuple(found), slices
-
-
-def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> Iterator[int | str]:
-    """For each study the number of its slices, or the code of why there are none."""
-    prepare = partial(_prepare, loader)
-    if workers == 1:
-        yield from map(prepare, studies)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(prepare, studies, chunksize=4)
-
-
-def _prepare(loader: Loader, study: StudyRecord) -> int | str:
-    try:
-        return loader.prepare(study)
-    except SeriesUnreadable as error:
-        return error.code
 
 
 def positives(studies: Sequence[StudyRecord]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from site_client.benchmark.command import _run_all, benchmark
 from site_client.benchmark.settings import TWINS, Settings
 from site_client.benchmark.table import Origin, write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
-from site_client.inference.patients import at_most, by_content, prepare_all, split_stratified
+from site_client.inference.patients import at_most, by_content, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model import registry
@@ -24,6 +24,7 @@ from site_client.training.cache import StudyCache
 from site_client.training.compute import choose
 from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
+from site_client.training.prepare import prepare_all
 from site_client.training.stages import Stages
 
 SLICES = 3

@@ -1,0 +1,43 @@
+"""Every study of a set into the cache, by several processes where there are cores for it."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.ingest.records import StudyRecord
+from site_client.training.data import Loader
+
+
+def prepare_all(
+    studies: Sequence[StudyRecord], loader: Loader, say: Callable[[str], None], workers: int = 1
+) -> tuple[tuple[StudyRecord, ...], int]:
+    """Every study into the cache; those that can be read, and the number of their prepared slices."""
+    found, slices = [], 0
+    for study, prepared in zip(studies, _prepared(studies, loader, workers), strict=True):
+        if isinstance(prepared, str):
+            say(f"one study is left out: {prepared}")
+            continue
+        slices += prepared
+        found.append(study)
+    if not found:
+        raise EvaluationRefused("expected studies that can be read, got none; `hemofed-site catalog` says why")
+    return tuple(found), slices
+
+
+def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> Iterator[int | str]:
+    """For each study the number of its slices, or the code of why there are none."""
+    prepare = partial(_prepare, loader)
+    if workers == 1:
+        yield from map(prepare, studies)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(prepare, studies, chunksize=4)
+
+
+def _prepare(loader: Loader, study: StudyRecord) -> int | str:
+    try:
+        return loader.prepare(study)
+    except SeriesUnreadable as error:
+        return error.code
