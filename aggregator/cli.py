@@ -13,7 +13,7 @@ import structlog
 
 from aggregator.commands import listings
 from aggregator.commands.admin import admin
-from aggregator.commands.base import Context, Door, as_json, now, print_json, print_rows
+from aggregator.commands.base import CommandContext, CommandGroup, as_json, now, print_json, print_rows
 from aggregator.commands.model import model
 from aggregator.commands.run import run
 from aggregator.commands.site import site
@@ -26,7 +26,7 @@ from aggregator.store import open_store, people
 DEFAULT_CONFIG = Path("/etc/hemofed/aggregator.toml")
 
 
-@click.group(cls=Door)
+@click.group(cls=CommandGroup)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -41,13 +41,13 @@ def main(ctx: click.Context, config: Path) -> None:
     """Coordinate a federation of hospitals."""
     os.umask(0o077)  # nothing in the state folder is for other users of this machine
     _log_to_stderr()
-    ctx.obj = Context(lambda: load_settings(config))
+    ctx.obj = CommandContext(lambda: load_settings(config))
 
 
 @main.command()
 @as_json
 @click.pass_obj
-def init(context: Context, as_json: bool) -> None:
+def init(context: CommandContext, as_json: bool) -> None:
     """Make the consortium CA, the custodian's key and the database."""
     settings = context.settings()
     folder = settings.state.folder
@@ -71,7 +71,7 @@ def init(context: Context, as_json: bool) -> None:
 
 @main.command()
 @click.pass_obj
-def serve(context: Context) -> None:
+def serve(context: CommandContext) -> None:
     """Listen for sites, run the rounds, show the dashboard.
 
     Until SIGTERM or Ctrl-C; then calls in progress get a few seconds. Any moment is a good one to stop.
@@ -89,7 +89,7 @@ def serve(context: Context) -> None:
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @as_json
 @click.pass_obj
-def audit(context: Context, subject: str | None, limit: int, as_json: bool) -> None:
+def audit(context: CommandContext, subject: str | None, limit: int, as_json: bool) -> None:
     """Who changed what and why, newest first."""
     with context.hub().store.read() as session:
         rows = [listings.audit_row(row) for row in people.audit_trail(session, subject, limit)]

@@ -18,7 +18,7 @@ Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
-class Listen:
+class ListenSettings:
     """Where the aggregator can be reached. An address is host:port; port 0 lets the system choose."""
 
     sites: str = "0.0.0.0:8443"  # mutual TLS; sites dial in from outside, so every interface
@@ -30,7 +30,7 @@ class Listen:
 
 
 @dataclass(frozen=True)
-class State:
+class StateSettings:
     """What must survive a restart."""
 
     folder: Path = Path("/var/lib/hemofed-aggregator")  # CA, custodian key, blobs, and the database unless below
@@ -39,7 +39,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Enrolment:
+class EnrolmentSettings:
     """How hospitals become sites and stay ones."""
 
     invitation_hours: int = 24
@@ -49,7 +49,7 @@ class Enrolment:
 
 
 @dataclass(frozen=True)
-class Pacing:
+class PacingSettings:
     """When a site is told to poll again. Jittered by a quarter up and down."""
 
     idle_s: float = 300.0
@@ -59,7 +59,7 @@ class Pacing:
 
 
 @dataclass(frozen=True)
-class Driver:
+class DriverSettings:
     """The loop that steps due rounds."""
 
     threads: int = 1
@@ -70,14 +70,14 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsSettings:
     """What the opened histograms are turned into."""
 
     positives_min: int = 10  # fewer positives or negatives than this: AUC and calibration of that label are not shown
 
 
 @dataclass(frozen=True)
-class Dashboard:
+class DashboardSettings:
     """The web pages."""
 
     enabled: bool = True
@@ -87,21 +87,21 @@ class Dashboard:
 
 
 @dataclass(frozen=True)
-class Settings:
-    listen: Listen = field(default_factory=Listen)
-    state: State = field(default_factory=State)
-    enrolment: Enrolment = field(default_factory=Enrolment)
-    pacing: Pacing = field(default_factory=Pacing)
-    driver: Driver = field(default_factory=Driver)
-    metrics: Metrics = field(default_factory=Metrics)
-    dashboard: Dashboard = field(default_factory=Dashboard)
+class AggregatorSettings:
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    state: StateSettings = field(default_factory=StateSettings)
+    enrolment: EnrolmentSettings = field(default_factory=EnrolmentSettings)
+    pacing: PacingSettings = field(default_factory=PacingSettings)
+    driver: DriverSettings = field(default_factory=DriverSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
 
     @property
     def database_url(self) -> str:
         return self.state.database or f"sqlite:///{self.state.folder.absolute() / 'hub.sqlite'}"
 
 
-def load_settings(path: Path) -> Settings:
+def load_settings(path: Path) -> AggregatorSettings:
     """Read aggregator.toml.
 
     Raises: ConfigRefused for a file that is missing or no TOML, an unknown key, a wrong type or a value out of range.
@@ -112,7 +112,7 @@ def load_settings(path: Path) -> Settings:
         raise ConfigRefused(f"no settings at {path}; copy deploy/aggregator.toml there or pass --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigRefused(f"{path} is no TOML: {error}") from None
-    settings = from_table(Settings, table, str(path), ConfigRefused)
+    settings = from_table(AggregatorSettings, table, str(path), ConfigRefused)
     _check_ranges(settings)
     return settings
 
@@ -164,7 +164,7 @@ def _typed(kind: type[object], value: object, where: str, refusal: type[Aggregat
     return value
 
 
-def _check_ranges(settings: Settings) -> None:
+def _check_ranges(settings: AggregatorSettings) -> None:
     bounds: tuple[tuple[str, float, float, float], ...] = (
         ("listen.threads", settings.listen.threads, 4, 1024),
         ("listen.answer_hold_ms", settings.listen.answer_hold_ms, 0, 10_000),

@@ -22,18 +22,18 @@ from federation.v1.line_pb2_grpc import add_LineServicer_to_server
 from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
 from aggregator import memory
-from aggregator.config import Listen, Settings
-from aggregator.context import Hub, open_hub
+from aggregator.config import AggregatorSettings, ListenSettings
+from aggregator.context import AppContext, open_context
 from aggregator.dashboard.app import create_app
 from aggregator.errors import ConfigRefused
 from aggregator.rounds.driver import Driver
 from aggregator.rpc.bandwidth import LineDoor
 from aggregator.rpc.blobs import BlobsDoor
-from aggregator.rpc.call_guard import Gate
+from aggregator.rpc.call_guard import CallGuard
 from aggregator.rpc.enrolment import EnrolledDoor, JoiningDoor
 from aggregator.rpc.rounds import RoundsDoor
 from aggregator.sites.authority import Authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store.blobs import CHUNK_BYTES
 
 log = structlog.get_logger()
@@ -46,19 +46,19 @@ GRACE_S = 5.0  # for calls in progress when stopping
 KEEPALIVE_MS = 15_000  # a stream whose site is gone holds a thread until a ping finds it out
 
 
-class Aggregator:
+class AggregatorServer:
     """Everything `serve` runs. `start` returns when it listens; `stop` when nothing of it is left.
 
     Raises: ConfigRefused when it cannot listen at one of its addresses.
     """
 
-    def __init__(self, hub: Hub, authority: Authority) -> None:
+    def __init__(self, hub: AppContext, authority: Authority) -> None:
         self._hub = hub
-        self._gate = Gate(hub)
+        self._gate = CallGuard(hub)
         self._stop = threading.Event()
         listen = hub.settings.listen
         _require_free(listen)
-        enrolment = Enrolment(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
+        enrolment = EnrolmentService(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
         self._sites = _server(listen.threads, CHUNK_BYTES + FRAMING_BYTES)
         add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
         add_BlobsServicer_to_server(BlobsDoor(self._gate), self._sites)
@@ -95,8 +95,8 @@ class Aggregator:
         """No new calls; those in progress get a moment; drivers finish the step in hand."""
         self._stop.set()
         self._gate.stopping.set()
-        self._hub.phases.ring()
-        self._hub.work.ring()
+        self._hub.phase_changed.notify()
+        self._hub.work_due.notify()
         stopped = [server.stop(GRACE_S) for server in (self._sites, self._joining) if server is not None]
         for event in stopped:
             event.wait()
@@ -109,11 +109,11 @@ class Aggregator:
         log.info("aggregator stopped")
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: AggregatorSettings) -> None:
     """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date."""
     memory.share_heaps()
-    hub = open_hub(settings)
-    aggregator = Aggregator(hub, Authority(settings.state.folder / "ca", hub.clock))
+    hub = open_context(settings)
+    aggregator = AggregatorServer(hub, Authority(settings.state.folder / "ca", hub.clock))
     asked_to_stop = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -127,7 +127,7 @@ def serve(settings: Settings) -> None:
     aggregator.stop()
 
 
-def _require_free(listen: Listen) -> None:
+def _require_free(listen: ListenSettings) -> None:
     """Refuse an address that is taken or not ours, by its key, before anything runs.
 
     gRPC would say so in a page, and uvicorn's thread would end alone and leave the rest without a dashboard.
@@ -183,7 +183,7 @@ def _server_tls(authority: Authority, host_names: tuple[str, ...]) -> grpc.Serve
     return grpc.dynamic_ssl_server_credentials(certificates(), certificates, require_client_authentication=False)
 
 
-def _dashboard(hub: Hub) -> uvicorn.Server:
+def _dashboard(hub: AppContext) -> uvicorn.Server:
     host, _, port = hub.settings.listen.dashboard.rpartition(":")
     config = uvicorn.Config(
         create_app(hub), host=host, port=int(port), log_config=None, access_log=False, ws="none", lifespan="off"

@@ -30,7 +30,7 @@ METRICS = ("HISTOGRAMS", "LOSS")  # federation.v1 Metric names
 
 
 @dataclass(frozen=True)
-class Aggregator:
+class AggregatorSettings:
     """Where the consortium's aggregator is, and how to get there."""
 
     address: str = ""  # host:port of the mutual-TLS listener; the agent does not start without
@@ -48,7 +48,7 @@ class Aggregator:
 
 
 @dataclass(frozen=True)
-class Folders:
+class FoldersSettings:
     """Where things are. The agent uses <state>/agent and the spool; the trainer everything else."""
 
     state: Path = Path("/var/lib/hemofed")
@@ -69,7 +69,7 @@ class Folders:
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicySettings:
     """What this hospital allows. It can only tighten what a plan says."""
 
     plan_approval: Literal["ask", "automatic"] = "ask"
@@ -95,7 +95,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Ingest:
+class IngestSettings:
     """How the export is read. Everything else about what fits is fixed in ingest/rules.py."""
 
     settle_s: float = 60.0
@@ -108,7 +108,7 @@ class Ingest:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """What the trainer may use."""
 
     threads: int = 0  # 0: as many as there are cores
@@ -129,7 +129,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Idle:
+class IdleSettings:
     """When the trainer may train. Shares are 0..1; 1 switches that gate off, as 0 does for idle times and GiB."""
 
     foreign_cpu_max: float = 0.25
@@ -164,7 +164,7 @@ class Idle:
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentSettings:
     """How the agent paces itself."""
 
     poll_min_s: float = 0.2
@@ -182,17 +182,17 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SiteSettings:
     """A whole site.toml."""
 
     name: str
-    aggregator: Aggregator = field(default_factory=Aggregator)
-    folders: Folders = field(default_factory=Folders)
-    policy: Policy = field(default_factory=Policy)
-    ingest: Ingest = field(default_factory=Ingest)
-    training: Training = field(default_factory=Training)
-    idle: Idle = field(default_factory=Idle)
-    agent: Agent = field(default_factory=Agent)
+    aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
+    folders: FoldersSettings = field(default_factory=FoldersSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    idle: IdleSettings = field(default_factory=IdleSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
 
     @property
     def is_example(self) -> bool:
@@ -214,7 +214,7 @@ class Settings:
         )
 
 
-def load(path: Path) -> Settings:
+def load(path: Path) -> SiteSettings:
     """Reads and checks a site.toml."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -223,13 +223,13 @@ def load(path: Path) -> Settings:
     return parse(text, path.parent)
 
 
-def parse(text: str, base: Path) -> Settings:
+def parse(text: str, base: Path) -> SiteSettings:
     """Checks the text of a site.toml; `base` is the folder its relative paths start from."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigRefused(f"site.toml is not TOML: {error}") from error
-    return _section(Settings, table, "", base)
+    return _section(SiteSettings, table, "", base)
 
 
 def _section(cls: type[_T], table: Mapping[str, Any], prefix: str, base: Path) -> _T:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from site_client.bus import Bus, BusError
-from site_client.config import Policy
+from site_client.config import PolicySettings
 
 _NETWORK: Final = "org.freedesktop.NetworkManager"
 _METERED: Final = {1: True, 2: False, 3: True, 4: False}  # NMMetered: yes, no, guessed yes, guessed no; 0 unknown
@@ -23,7 +23,7 @@ def is_metered(bus: Bus) -> bool | None:
 class Meter:
     """Whether the policy holds transfers back because of what they cost. Asks the bus at most every 15 s."""
 
-    def __init__(self, policy: Policy, clock: Callable[[], datetime], ask: Callable[[], bool | None]) -> None:
+    def __init__(self, policy: PolicySettings, clock: Callable[[], datetime], ask: Callable[[], bool | None]) -> None:
         self._policy, self._clock, self._ask = policy, clock, ask
         self._asked_at: datetime | None = None
         self._answer: bool | None = None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-from site_client.agent.status_file import read_view
-from site_client.config import NOT_CONFIGURED, Settings
+from site_client.agent.status_file import read_status
+from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
@@ -22,7 +22,7 @@ class Fact:
     age_s: float | None
 
 
-def gather(settings: Settings, now: datetime | None = None) -> list[Fact]:
+def gather(settings: SiteSettings, now: datetime | None = None) -> list[Fact]:
     """Everything, in the order a person asks for it."""
     now = now or datetime.now(UTC)
     if settings.is_example:
@@ -41,8 +41,8 @@ def render_text(facts: list[Fact]) -> str:
     return "\n".join(f"{fact.name:<22}{_words(fact.value):<44}{_age(fact.age_s)}" for fact in facts)
 
 
-def _of_agent(settings: Settings, now: datetime) -> list[Fact]:
-    view = read_view(settings.folders.agent)
+def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
+    view = read_status(settings.folders.agent)
     if view is None:
         return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
     age_s = (now - view.written_at).total_seconds()
@@ -63,7 +63,7 @@ def _of_agent(settings: Settings, now: datetime) -> list[Fact]:
     ]
 
 
-def _of_trainer(settings: Settings, now: datetime) -> list[Fact]:
+def _of_trainer(settings: SiteSettings, now: datetime) -> list[Fact]:
     status = AgentSide.peek(settings.folders.spool)
     if status is None:
         return [Fact("trainer_state", "not started yet", None)]
@@ -81,7 +81,7 @@ def _of_trainer(settings: Settings, now: datetime) -> list[Fact]:
     ]
 
 
-def _of_gate(settings: Settings, now: datetime) -> list[Fact]:
+def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
     """Why training is not running, in words. Only for who may read the trainer's folder."""
     try:
         record = read_record(settings.folders.trainer)

@@ -5,7 +5,7 @@ import sys
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import Context, as_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, print_rows
 from aggregator.store import Change, people
 
 SALT_BYTES = 16
@@ -20,7 +20,7 @@ def admin() -> None:
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.pass_obj
-def admin_add(context: Context, name: str, password_stdin: bool) -> None:
+def admin_add(context: CommandContext, name: str, password_stdin: bool) -> None:
     """Add NAME; asks for a password of at least 12 characters."""
     hub = context.hub()
     if password_stdin:
@@ -36,7 +36,7 @@ def admin_add(context: Context, name: str, password_stdin: bool) -> None:
 @admin.command("remove")
 @click.argument("name")
 @click.pass_obj
-def admin_remove(context: Context, name: str) -> None:
+def admin_remove(context: CommandContext, name: str) -> None:
     """Take NAME's access away."""
     hub = context.hub()
     change = Change(hub.clock(), "operator", f"administrator:{name}", "removed on the command line")
@@ -48,7 +48,7 @@ def admin_remove(context: Context, name: str) -> None:
 @admin.command("list")
 @as_json
 @click.pass_obj
-def admin_list(context: Context, as_json: bool) -> None:
+def admin_list(context: CommandContext, as_json: bool) -> None:
     """Everybody who may log in."""
     with context.hub().store.read() as session:
         rows = listings.list_administrators(session)

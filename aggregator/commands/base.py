@@ -11,18 +11,18 @@ from federation.errors import FederationError
 from sqlalchemy.exc import OperationalError
 
 from aggregator.commands import listings
-from aggregator.config import Settings
-from aggregator.context import Hub, open_hub
+from aggregator.config import AggregatorSettings
+from aggregator.context import AppContext, open_context
 from aggregator.errors import AggregatorError, StateFolderRefused
 from aggregator.migrations import revision_of
 from aggregator.sites.authority import Authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_run = click.option("--run", "run_id", metavar="RUN", help="Run id or the beginning of one; default: the newest.")
 
 
-class Door(click.Group):
+class CommandGroup(click.Group):
     """Turns our refusals into one line and exit code 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -42,27 +42,27 @@ class Door(click.Group):
 
 
 @dataclass(frozen=True)
-class Context:
+class CommandContext:
     """What every command starts from."""
 
-    settings: Callable[[], Settings]
+    settings: Callable[[], AggregatorSettings]
 
-    def hub(self) -> Hub:
+    def hub(self) -> AppContext:
         """Raises: StateFolderRefused before `init`, or when the tables are another version's."""
         settings = self.settings()
         if not (settings.state.folder / "ca" / "ca.key").exists():
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
-        hub = open_hub(settings)
+        hub = open_context(settings)
         if revision_of(hub.store.engine) is None:
             raise StateFolderRefused(f"{settings.state.folder} holds no tables; run `hemofed-aggregator init` again")
         return hub
 
-    def enrolment(self) -> Enrolment:
+    def enrolment(self) -> EnrolmentService:
         hub = self.hub()
-        return Enrolment(hub.store, open_authority(hub.settings), hub.settings.enrolment, hub.clock, hub.random)
+        return EnrolmentService(hub.store, load_authority(hub.settings), hub.settings.enrolment, hub.clock, hub.random)
 
 
-def open_authority(settings: Settings) -> Authority:
+def load_authority(settings: AggregatorSettings) -> Authority:
     """The CA of a state folder. Raises: StateFolderRefused."""
     return Authority(settings.state.folder / "ca", now)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import Context, as_json, of_run, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, of_run, print_json, print_rows
 from aggregator.runs import export
 
 
@@ -18,7 +18,7 @@ def model() -> None:
 @of_run
 @as_json
 @click.pass_obj
-def model_list(context: Context, run_id: str | None, as_json: bool) -> None:
+def model_list(context: CommandContext, run_id: str | None, as_json: bool) -> None:
     """Every model, and how the federation judged it."""
     with context.hub().store.read() as session:
         rows = listings.list_models(session, listings.chosen_run(session, run_id))
@@ -31,7 +31,7 @@ def model_list(context: Context, run_id: str | None, as_json: bool) -> None:
 @click.option("--round", "number", type=int, help="Made by this round, 0 for the initial one; default: the newest.")
 @as_json
 @click.pass_obj
-def model_export_(context: Context, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
+def model_export_(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
     """Write a model to OUT (safetensors), after checking it against its digest."""
     hub = context.hub()
     with hub.store.read() as session:

@@ -7,8 +7,8 @@ import click
 from federation.plan import sign_plan
 
 from aggregator.commands import listings
-from aggregator.commands.base import Context, as_json, of_run, open_authority, print_json, print_rows
-from aggregator.context import Hub
+from aggregator.commands.base import CommandContext, as_json, load_authority, of_run, print_json, print_rows
+from aggregator.context import AppContext
 from aggregator.runs import lifecycle, plan_file
 from aggregator.store.tables import Run
 
@@ -23,13 +23,13 @@ def run() -> None:
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
 @as_json
 @click.pass_obj
-def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
+def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -> None:
     """Sign PLAN (a plan.toml) and open its first round.
 
     deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
     """
     hub = context.hub()
-    custodian = open_authority(hub.settings).custodian_key
+    custodian = load_authority(hub.settings).custodian_key
     made = plan_file.read_plan(plan, model, hub.random)
     started = lifecycle.start_run(hub, sign_plan(made, custodian), model, custodian.public_key())
     if as_json:
@@ -41,7 +41,7 @@ def run_start(context: Context, plan: Path, model: Path, as_json: bool) -> None:
 @run.command("list")
 @as_json
 @click.pass_obj
-def run_list(context: Context, as_json: bool) -> None:
+def run_list(context: CommandContext, as_json: bool) -> None:
     """Every run, oldest first."""
     with context.hub().store.read() as session:
         rows = listings.list_runs(session)
@@ -52,7 +52,7 @@ def run_list(context: Context, as_json: bool) -> None:
 @of_run
 @as_json
 @click.pass_obj
-def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
+def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> None:
     """The run and its rounds."""
     hub = context.hub()
     with hub.store.read() as session:
@@ -67,7 +67,7 @@ def run_status(context: Context, run_id: str | None, as_json: bool) -> None:
 @run.command("pause")
 @of_run
 @click.pass_obj
-def run_pause(context: Context, run_id: str | None) -> None:
+def run_pause(context: CommandContext, run_id: str | None) -> None:
     """End the round in progress as usual, then begin no new one."""
     _change_run(context, run_id, lifecycle.pause, "paused; the round in progress ends as usual")
 
@@ -75,7 +75,7 @@ def run_pause(context: Context, run_id: str | None) -> None:
 @run.command("resume")
 @of_run
 @click.pass_obj
-def run_resume(context: Context, run_id: str | None) -> None:
+def run_resume(context: CommandContext, run_id: str | None) -> None:
     """Go on after a pause."""
     _change_run(context, run_id, lifecycle.resume, "running")
 
@@ -84,12 +84,14 @@ def run_resume(context: Context, run_id: str | None) -> None:
 @of_run
 @click.confirmation_option("--yes", prompt="Abort for good? Updates in progress are thrown away.")
 @click.pass_obj
-def run_abort(context: Context, run_id: str | None) -> None:
+def run_abort(context: CommandContext, run_id: str | None) -> None:
     """End the run now. The models so far stay."""
     _change_run(context, run_id, lifecycle.abort, "aborted; its models stay")
 
 
-def _change_run(context: Context, run_id: str | None, verb: Callable[[Hub, bytes], None], outcome: str) -> None:
+def _change_run(
+    context: CommandContext, run_id: str | None, verb: Callable[[AppContext, bytes], None], outcome: str
+) -> None:
     hub = context.hub()
     with hub.store.read() as session:
         chosen: Run = listings.chosen_run(session, run_id)

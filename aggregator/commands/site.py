@@ -3,7 +3,7 @@
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import Context, as_json, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, print_json, print_rows
 from aggregator.store import site_rows
 
 
@@ -17,7 +17,7 @@ def site() -> None:
 @click.option("--auto-approve", is_flag=True, help="Approve on joining, without comparing words. For demos.")
 @as_json
 @click.pass_obj
-def site_invite(context: Context, name: str, auto_approve: bool, as_json: bool) -> None:
+def site_invite(context: CommandContext, name: str, auto_approve: bool, as_json: bool) -> None:
     """Print a one-time token for the hospital NAME. It is shown once."""
     enrolment = context.enrolment()
     token = enrolment.invite(name, auto_approve=auto_approve).text()
@@ -33,7 +33,7 @@ def site_invite(context: Context, name: str, auto_approve: bool, as_json: bool) 
 @site.command("list")
 @as_json
 @click.pass_obj
-def site_list(context: Context, as_json: bool) -> None:
+def site_list(context: CommandContext, as_json: bool) -> None:
     """Every site, and what it last said of itself."""
     with context.hub().store.read() as session:
         rows = listings.list_sites(session)
@@ -45,7 +45,7 @@ def site_list(context: Context, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--words", help="The six words as read to you on the telephone; without it you are asked.")
 @click.pass_obj
-def site_approve(context: Context, name: str, words: str | None) -> None:
+def site_approve(context: CommandContext, name: str, words: str | None) -> None:
     """Let NAME in, after comparing its six words by telephone."""
     enrolment = context.enrolment()
     with enrolment.store.read() as session:
@@ -62,7 +62,7 @@ def site_approve(context: Context, name: str, words: str | None) -> None:
 @site.command("revoke")
 @click.argument("name")
 @click.pass_obj
-def site_revoke(context: Context, name: str) -> None:
+def site_revoke(context: CommandContext, name: str) -> None:
     """Shut NAME out, from its next call on. Withdraws an invitation, too."""
     context.enrolment().revoke(name)
     click.echo(f"{name} is revoked.")

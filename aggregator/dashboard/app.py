@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.dashboard import pages, sessions
 from aggregator.dashboard.rendering import page
 
@@ -31,7 +31,7 @@ HEADERS = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(hub: Hub) -> FastAPI:
+def create_app(hub: AppContext) -> FastAPI:
     """The pages over this hub's rows. Plain HTTP: a reverse proxy of the coordinator's speaks HTTPS."""
     app = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.hub = hub

@@ -20,12 +20,12 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     name: str
     points: tuple[Point, ...]  # gaps are simply absent
 
 
-def line_chart(title: str, unit: str, lines: list[Line], low: float | None = None, high: float | None = None) -> str:
+def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = None, high: float | None = None) -> str:
     """An SVG element. x is the model's number, y the value; the axis holds at least `low` to `high` where given.
 
     A line's dash and color follow from its place in `lines`. Lines without a point are left out; with nothing to draw
@@ -82,7 +82,7 @@ def _grid(scale: _Scale, unit: str) -> str:
     return "".join(parts)
 
 
-def _draw(scale: _Scale, index: int, line: Line) -> str:
+def _draw(scale: _Scale, index: int, line: Curve) -> str:
     path = " ".join(f"{scale.x(point.number):.1f},{scale.y(point.value):.1f}" for point in line.points)
     dash = DASHES[index % len(DASHES)]
     style = f'class="line c{index % 6}"' + (f' stroke-dasharray="{dash}"' if dash else "")
@@ -94,7 +94,7 @@ def _draw(scale: _Scale, index: int, line: Line) -> str:
     return f'<polyline {style} points="{path}"/>{dots}'
 
 
-def _spoken(line: Line) -> str:
+def _spoken(line: Curve) -> str:
     return f"{line.name} " + ", ".join(_said(point) for point in line.points)
 
 

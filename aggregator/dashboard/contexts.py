@@ -7,9 +7,9 @@ from datetime import datetime
 from federation.plan import Metric, TrainingPlan
 from sqlalchemy.orm import Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.dashboard import wording
-from aggregator.dashboard.charts import Line, Point
+from aggregator.dashboard.charts import Curve, Point
 from aggregator.dashboard.visibility import Visibility, visibility
 from aggregator.runs.metrics import LABELS, NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
@@ -29,7 +29,7 @@ class SeatView:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ModelJudgement:
     """What a cohort's opened sum says of the round's base model, or in words why it says nothing."""
 
     model_number: int  # the round that made the model; 0 is the initial one
@@ -59,7 +59,7 @@ class RoundView:
     cohort: tuple[str, ...]
     members: int | None
     next_model: bytes | None
-    judged: Judgement
+    judged: ModelJudgement
     bytes_up: int
     phases: tuple[tuple[str, float], ...]
     visibility: Visibility
@@ -81,9 +81,9 @@ class RunView:
     plan_digest: bytes
     newest_model: bytes
     rounds: tuple[RoundView, ...]
-    auc: tuple[Line, ...]
-    losses: tuple[Line, ...]
-    newest_judgement: Judgement | None
+    auc: tuple[Curve, ...]
+    losses: tuple[Curve, ...]
+    newest_judgement: ModelJudgement | None
 
     @property
     def moving(self) -> bool:
@@ -97,7 +97,7 @@ def shown_run(session: Session) -> Run | None:
     return run_rows.active(session) or (every[-1] if every else None)
 
 
-def run_view(hub: Hub, session: Session, run: Run) -> RunView:
+def run_view(hub: AppContext, session: Session, run: Run) -> RunView:
     plan = plan_of(run)
     rows = round_rows.of_run(session, run.run_id)
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
@@ -106,7 +106,7 @@ def run_view(hub: Hub, session: Session, run: Run) -> RunView:
         hex_id=run.run_id.hex(),
         name=run.name,
         purpose=plan.purpose,
-        arm=plan.arm,
+        arm=plan.architecture,
         state=run.state.value,
         tone=wording.TONES.get(run.state.value, ""),
         reason=run.reason,
@@ -123,7 +123,9 @@ def run_view(hub: Hub, session: Session, run: Run) -> RunView:
     )
 
 
-def _round_view(hub: Hub, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> RoundView:
+def _round_view(
+    hub: AppContext, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None
+) -> RoundView:
     now, seats = hub.clock(), round_rows.seats(session, row.id)
     over = row.state in round_rows.OVER
     spent = round_rows.phase_times(session, row.id)
@@ -152,9 +154,9 @@ def _round_view(hub: Hub, session: Session, plan: TrainingPlan, row: Round, metr
     )
 
 
-def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cases_min: int) -> Judgement:
+def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cases_min: int) -> ModelJudgement:
     report = NOTHING if metrics is None else Report.from_json(metrics.report)
-    return Judgement(
+    return ModelJudgement(
         model_number=row.number - 1,
         cohort_size=None if metrics is None else metrics.cohort_size,
         cases_min=cases_min,
@@ -198,21 +200,21 @@ def _seat_view(seat: Seat) -> SeatView:
     )
 
 
-def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Line, ...]:
+def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
     """One line a label; x is the model's number: what round r measures is the model after round r - 1."""
     found = [(row.number - 1, metrics[row.id]) for row in rows if row.id in metrics]
     reports = [(number, each.cohort_size, Report.from_json(each.report)) for number, each in found]
     return tuple(
-        Line(label, _known((number, _auc(report, label), size) for number, size, report in reports))
+        Curve(label, _known((number, _auc(report, label), size) for number, size, report in reports))
         for label in reversed(LABELS)
     )
 
 
-def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Line, ...]:
+def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
     found = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
     judged = ((number - 1, Report.from_json(each.report).weighted_log_loss, each.cohort_size) for number, each in found)
     trained = ((number, each.train_loss, each.cohort_size) for number, each in found)
-    return (Line("weighted log loss, validation", _known(judged)), Line("training loss", _known(trained)))
+    return (Curve("weighted log loss, validation", _known(judged)), Curve("training loss", _known(trained)))
 
 
 def _auc(report: Report, label: str) -> float | None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.dashboard.rendering import page
 from aggregator.store import people
 
@@ -55,7 +55,7 @@ class FailedLogins:
 class Sessions:
     """Which sessions are in force. Those logged out are kept in memory: a restart forgets them, not who may log in."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: AppContext) -> None:
         self._hub = hub
         self._lasts = timedelta(hours=hub.settings.dashboard.session_hours)
         self._lock = threading.Lock()

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from aggregator.config import Pacing
-from aggregator.context import Hub
+from aggregator.config import PacingSettings
+from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.dashboard.contexts import shown_run
 from aggregator.states import RunState
@@ -38,7 +38,7 @@ class SiteView:
     ledger_entries: int | None = None
 
 
-def site_views(hub: Hub, session: Session) -> tuple[SiteView, ...]:
+def site_views(hub: AppContext, session: Session) -> tuple[SiteView, ...]:
     """Every site that ever joined, by name."""
     now, epoch = hub.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
@@ -56,7 +56,7 @@ def site_views(hub: Hub, session: Session) -> tuple[SiteView, ...]:
     return tuple(views)
 
 
-def _silence_s(pacing: Pacing, *, paused: bool) -> dict[str, float]:
+def _silence_s(pacing: PacingSettings, *, paused: bool) -> dict[str, float]:
     """By state, the seconds of silence after which a site is late: several of the intervals it was told to keep."""
     busy = max(pacing.training_s, pacing.paused_s if paused else 0.0)
     idle = max(pacing.idle_s, busy)

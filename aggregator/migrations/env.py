@@ -4,14 +4,14 @@ from typing import Literal
 
 from alembic import context
 
-from aggregator.store.tables import Table, UtcDateTime
+from aggregator.store.tables import Base, UtcDateTime
 
 
 def run() -> None:
     # Batch mode: SQLite cannot alter a column, so Alembic copies the table.
     context.configure(
         connection=context.config.attributes["connection"],
-        target_metadata=Table.metadata,
+        target_metadata=Base.metadata,
         render_as_batch=True,
         compare_type=True,
         render_item=_render,

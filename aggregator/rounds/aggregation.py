@@ -19,19 +19,19 @@ import numpy as np
 import structlog
 from federation import encoding, secagg
 from federation.chain import next_model
-from federation.encoding import Layout, Opened
+from federation.encoding import DecodedSum, Layout
 from federation.manifest import Model, load_model, save_model
 from federation.plan import Metric, TrainingPlan
 from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
 from sqlalchemy.orm import Session
 
 from aggregator import memory
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds import messages
-from aggregator.rounds.cohort import Masking, masking_of
+from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs import metrics
-from aggregator.runs.lifecycle import Ending, carry_on, model_row
+from aggregator.runs.lifecycle import Cause, continue_run, model_row
 from aggregator.runs.plans import evaluates_only, layout_of, plan_of
 from aggregator.states import RoundState
 from aggregator.store import Change, record, round_rows, run_rows
@@ -41,18 +41,18 @@ from aggregator.store.tables import ModelMetrics, ModelVersion, Round, Run, Seat
 log = structlog.get_logger()
 
 READ_WORDS = 1 << 15  # 256 KiB: the part of the accumulator it is added to stays in the cache
-Progress = Callable[[], None]  # called between stages, to renew a lease
+OnProgress = Callable[[], None]  # called between stages, to renew a lease
 
 
 @dataclass(frozen=True)
-class Sealed:
+class AggregationInput:
     """Everything a round left behind for its opening, as the rows say it."""
 
     run: Run
     row: Round
     plan: TrainingPlan
     layout: Layout
-    masking: Masking
+    masking: MaskingAttempt
     shared: list[str]  # U2
     uploads: dict[str, bytes]  # U3, and the digest each member claimed
     answers: Mapping[str, secagg.Answer]  # by revealer
@@ -60,26 +60,26 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Result:
+class AggregationResult:
     """The opened sum and where it led, stored as blobs."""
 
-    opened: Opened
+    opened: DecodedSum
     model_digest: bytes
     model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
     sum_blob: StoredBlob
     altered: Mapping[str, tuple[str, ...]]
 
 
-def open_round(hub: Hub, round_id: int, actor: str, progress: Progress) -> None:
+def aggregate_round(hub: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
     """Open a round that is in OPENING, publish it, and open the next one.
 
     Raises: SecaggError, FederationError, NotFound when the sum cannot be opened however often it is tried; LostRace
     when another driver, or an abort, was first. Anything else (a full disk) may be tried again.
     """
     with hub.store.read() as session:
-        sealed = _sealed(session, round_id)
+        sealed = _read_input(session, round_id)
     memory.trim()  # the uploads have just come in
-    result = _open(hub, sealed, progress)
+    result = _aggregate(hub, sealed, progress)
     _publish(hub, sealed, result, actor)
     log.info(
         "round published",
@@ -91,7 +91,7 @@ def open_round(hub: Hub, round_id: int, actor: str, progress: Progress) -> None:
 
 
 def sum_uploads(
-    uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: Progress, threads: int = 1
+    uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: OnProgress, threads: int = 1
 ) -> secagg.Words:
     """uint64 [words], modulo 2^64: the sum of complete blobs, each of that many little-endian words.
 
@@ -105,7 +105,7 @@ def sum_uploads(
         with uploads.open(digest) as file:
             size_bytes = file.seek(0, os.SEEK_END)
             if size_bytes != 8 * words:
-                raise secagg.Malformed(f"expected an upload of {8 * words} bytes, got {size_bytes}")
+                raise secagg.MalformedValue(f"expected an upload of {8 * words} bytes, got {size_bytes}")
             file.seek(8 * first)
             for start in range(first, end, READ_WORDS):
                 part = np.fromfile(file, "<u8", min(READ_WORDS, end - start))
@@ -119,18 +119,18 @@ def sum_uploads(
     return total
 
 
-def _sealed(session: Session, round_id: int) -> Sealed:
+def _read_input(session: Session, round_id: int) -> AggregationInput:
     row = round_rows.by_id(session, round_id)
     run = run_rows.get(session, row.run_id)
     plan = plan_of(run)
     claims = round_rows.payloads(session, row.id, Seat.upload_claim)
     reveals = round_rows.payloads(session, row.id, Seat.reveal)
-    return Sealed(
+    return AggregationInput(
         run=run,
         row=row,
         plan=plan,
         layout=layout_of(plan, row.number),
-        masking=masking_of(session, run, row),
+        masking=attempt_of(session, run, row),
         shared=round_rows.senders(session, row.id, Seat.shares),
         uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
         answers={site: messages.reveals(RevealMessage.FromString(reveal)) for site, reveal in reveals.items()},
@@ -138,27 +138,29 @@ def _sealed(session: Session, round_id: int) -> Sealed:
     )
 
 
-def _open(hub: Hub, sealed: Sealed, progress: Progress) -> Result:
+def _aggregate(hub: AppContext, sealed: AggregationInput, progress: OnProgress) -> AggregationResult:
     masking = sealed.masking
     threads = hub.settings.driver.opening_threads or os.cpu_count() or 1
     total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress, threads)
-    opening = secagg.open_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
+    opening = secagg.recover_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
     progress()
     secagg.unmask(total, opening, threads)
     progress()
-    opened = encoding.open_sum(sealed.layout, total, len(sealed.uploads))
+    opened = encoding.decode_sum(sealed.layout, total, len(sealed.uploads))
     del total
     progress()
     with ThreadPoolExecutor(1) as beside:  # the disk takes its time
         sum_blob = beside.submit(lambda: hub.blobs.add(encoding.pack_sum(sealed.layout, opened)))
         digest, model_blob = sealed.row.base_model, None
         if not evaluates_only(sealed.plan, sealed.row.number):
-            digest, model_blob = _follow(hub, sealed, opened, threads)
+            digest, model_blob = _compute_next(hub, sealed, opened, threads)
     progress()
-    return Result(opened, digest, model_blob, sum_blob.result(), opening.altered)
+    return AggregationResult(opened, digest, model_blob, sum_blob.result(), opening.altered)
 
 
-def _follow(hub: Hub, sealed: Sealed, opened: Opened, threads: int) -> tuple[bytes, StoredBlob]:
+def _compute_next(
+    hub: AppContext, sealed: AggregationInput, opened: DecodedSum, threads: int
+) -> tuple[bytes, StoredBlob]:
     """The model that the sum leads to: its digest, and the blob it is now."""
     model = next_model(sealed.plan, _take_base(hub, sealed), opened, threads, uses_up=True)
     with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
@@ -169,7 +171,7 @@ def _follow(hub: Hub, sealed: Sealed, opened: Opened, threads: int) -> tuple[byt
     return model.digest, blob
 
 
-def _take_base(hub: Hub, sealed: Sealed) -> Model:
+def _take_base(hub: AppContext, sealed: AggregationInput) -> Model:
     """The base model, to be used up: out of hand if it still is there, or out of its blob.
 
     Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
@@ -187,7 +189,7 @@ def _take_base(hub: Hub, sealed: Sealed) -> Model:
     return model
 
 
-def _publish(hub: Hub, sealed: Sealed, result: Result, actor: str) -> None:
+def _publish(hub: AppContext, sealed: AggregationInput, result: AggregationResult, actor: str) -> None:
     """Everything that says the round is over, and the next round, at once. Raises: LostRace."""
     row, now = sealed.row, hub.clock()
     members = result.opened.members
@@ -206,10 +208,10 @@ def _publish(hub: Hub, sealed: Sealed, result: Result, actor: str) -> None:
         if result.model_blob is not None:
             run_rows.add_model(session, model_row(row.run_id, row.number, result.model_digest, result.model_blob, now))
         round_rows.add_metrics(session, _metrics_row(sealed, result, hub.settings.metrics.positives_min))
-        carry_on(session, run_rows.get(session, row.run_id), Ending(now, actor, "the round before was published"))
+        continue_run(session, run_rows.get(session, row.run_id), Cause(now, actor, "the round before was published"))
 
 
-def _metrics_row(sealed: Sealed, result: Result, least: int) -> ModelMetrics:
+def _metrics_row(sealed: AggregationInput, result: AggregationResult, least: int) -> ModelMetrics:
     header, members = result.opened.header, result.opened.members
     trained = not evaluates_only(sealed.plan, sealed.row.number)
     enough = members >= sealed.plan.cohort.minimum

@@ -20,7 +20,7 @@ from aggregator.store.tables import Round, Run, Seat
 
 
 @dataclass(frozen=True)
-class Masking:
+class MaskingAttempt:
     """One attempt: what it is about, who signs with which key, and U1 with its advertisements."""
 
     ctx: secagg.Context
@@ -28,7 +28,7 @@ class Masking:
     cohort: secagg.Cohort
 
 
-def masking_of(session: Session, run: Run, row: Round) -> Masking:
+def attempt_of(session: Session, run: Run, row: Round) -> MaskingAttempt:
     """The attempt frozen in `row`; only for rounds past TRAINING, which have a roster epoch.
 
     A plan admits at most 500 members, so the whole cohort is one complete graph (`secagg.split`).
@@ -36,7 +36,7 @@ def masking_of(session: Session, run: Run, row: Round) -> Masking:
     plan = plan_of(run)
     ctx = secagg.context(plan.digest, row.base_model, row.run_id, row.number, row.attempt, row.roster_epoch)
     cohort = _cohort(ctx, tuple(round_rows.payloads(session, row.id, Seat.advertisement).items()))
-    return Masking(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
+    return MaskingAttempt(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
 
 
 @lru_cache(2)  # after the keys phase it is the same for every message of the attempt

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from federation.plan import Cohort as CohortBounds
+from federation.plan import CohortBounds as CohortBounds
 from federation.secagg import threshold
 
 from aggregator.states import PHASE_SEATS, RoundState, SeatState
@@ -21,7 +21,7 @@ ATTEMPTS_MAX = 5  # a cohort that fails this often is better asked to train agai
 
 
 @dataclass(frozen=True)
-class View:
+class RoundSnapshot:
     """A round that is not over, as a driver sees it."""
 
     name: str  # names the round; orders surplus candidates, see Freeze
@@ -68,23 +68,23 @@ class Abandon:
 
 
 @dataclass(frozen=True)
-class Open:
+class Aggregate:
     """Open the sum."""
 
 
-Decision = Wait | Freeze | Advance | Retry | Abandon | Open
+RoundDecision = Wait | Freeze | Advance | Retry | Abandon | Aggregate
 
 
-def decide(view: View, now: datetime) -> Decision:
+def decide(view: RoundSnapshot, now: datetime) -> RoundDecision:
     """What is due. `view.state` is not an end state."""
     if view.state is RoundState.TRAINING:
         return _after_training(view, now)
     if view.state is RoundState.OPENING:
-        return Open() if now < view.deadline else Abandon("the sum could not be opened in time; the log says why")
+        return Aggregate() if now < view.deadline else Abandon("the sum could not be opened in time; the log says why")
     return _after_phase(view, now)
 
 
-def _after_training(view: View, now: datetime) -> Decision:
+def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     ready = [site for site in _in(view, SeatState.READY) if site in view.eligible]
     awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
     late = now >= view.deadline
@@ -98,7 +98,7 @@ def _after_training(view: View, now: datetime) -> Decision:
     return Wait()
 
 
-def _freeze(view: View, ready: list[str]) -> Freeze:
+def _freeze(view: RoundSnapshot, ready: list[str]) -> Freeze:
     """Members by a hash of round and site, so that a round with too many candidates does not favour the same ones."""
     drawn = sorted(ready, key=lambda site: hashlib.sha256(f"{view.name}/{site}".encode()).digest())
     members = sorted(drawn[: view.bounds.maximum])
@@ -106,7 +106,7 @@ def _freeze(view: View, ready: list[str]) -> Freeze:
     return Freeze(tuple(members), tuple(left_out))
 
 
-def _after_phase(view: View, now: datetime) -> Decision:
+def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     before, after = PHASE_SEATS[view.state]
     missing, done = tuple(_in(view, before)), len(_in(view, after))
     if missing and now < view.deadline:
@@ -120,5 +120,5 @@ def _after_phase(view: View, now: datetime) -> Decision:
     return Retry(missing, reason)
 
 
-def _in(view: View, *states: SeatState) -> list[str]:
+def _in(view: RoundSnapshot, *states: SeatState) -> list[str]:
     return sorted(site for site, state in view.seats.items() if state in states)

@@ -22,11 +22,21 @@ from federation.errors import FederationError
 from federation.secagg import SecaggError
 from sqlalchemy.orm import Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound
 from aggregator.rounds import aggregation, transitions
-from aggregator.rounds.decisions import Abandon, Advance, Decision, Freeze, Open, Retry, View, Wait, decide
-from aggregator.runs.lifecycle import Ending, carry_on
+from aggregator.rounds.decisions import (
+    Abandon,
+    Advance,
+    Aggregate,
+    Freeze,
+    Retry,
+    RoundDecision,
+    RoundSnapshot,
+    Wait,
+    decide,
+)
+from aggregator.runs.lifecycle import Cause, continue_run
 from aggregator.runs.plans import plan_of
 from aggregator.sites.roster import eligible
 from aggregator.states import RoundState, RunState, SeatState
@@ -44,7 +54,9 @@ _PROCESS = secrets.token_hex(8)
 class Driver:
     """One driver; `run` belongs to one thread."""
 
-    def __init__(self, hub: Hub, owner: str | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, hub: AppContext, owner: str | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._hub = hub
         self._owner = owner or own_name()
         self._monotonic = monotonic
@@ -57,16 +69,16 @@ class Driver:
         log.info("driver started", owner=self._owner)
         self._free_leases_of_the_dead()
         while not stop.is_set():
-            heard = self._hub.work.rings
+            heard = self._hub.work_due.count
             if not self.turn():
-                self._hub.work.wait(heard, self._hub.settings.driver.interval_s)
+                self._hub.work_due.wait(heard, self._hub.settings.driver.interval_s)
         self._write_tally()
         log.info("driver stopped", owner=self._owner)
 
     def turn(self) -> bool:
         """Look once at every round that is not over. True when one moved, so that more may be due."""
         with self._hub.store.read() as session:
-            ids = round_rows.open_ids(session)
+            ids = round_rows.unfinished_ids(session)
         moved = any([self._outlive(round_id) for round_id in ids if not self._is_left_alone(round_id)])
         self._housekeeping(idle=not ids, moved=moved)
         return moved
@@ -91,14 +103,14 @@ class Driver:
             if not look.newcomers and isinstance(self._decide(session, row, look), Wait):
                 return False
         decision = self._act(round_id)
-        if isinstance(decision, Open):
+        if isinstance(decision, Aggregate):
             self._open(round_id)
         if decision is None or isinstance(decision, Wait):
             return False
-        self._hub.phases.ring()
+        self._hub.phase_changed.notify()
         return True
 
-    def _act(self, round_id: int) -> Decision | None:
+    def _act(self, round_id: int) -> RoundDecision | None:
         """Decide again, now holding the lease, and carry it out; opening is left to the caller. None: not ours."""
         now = self._hub.clock()
         with self._hub.store.write() as session:
@@ -109,7 +121,7 @@ class Driver:
             for site in self._look(session, row).newcomers:
                 round_rows.add_seat(session, row, site)
             decision = self._decide(session, row, self._look(session, row))
-            step = transitions.Step(session, run_rows.get(session, row.run_id), row, Ending(now, self._actor, ""))
+            step = transitions.Step(session, run_rows.get(session, row.run_id), row, Cause(now, self._actor, ""))
             match decision:
                 case Freeze():
                     transitions.freeze(step, decision)
@@ -119,7 +131,7 @@ class Driver:
                     transitions.retry(step, decision)
                 case Abandon():
                     transitions.abandon(step, decision, self._hub.settings.driver.abandoned_in_a_row_max)
-            if not isinstance(decision, Open):
+            if not isinstance(decision, Aggregate):
                 round_rows.release(session, round_id, self._owner)
         log.info("round stepped", round_id=round_id, decision=type(decision).__name__)
         return decision
@@ -127,13 +139,13 @@ class Driver:
     def _open(self, round_id: int) -> None:
         """Open the sum under the lease. What can never succeed abandons the round; anything else is tried again."""
         try:
-            aggregation.open_round(self._hub, round_id, self._actor, lambda: self._renew(round_id))
+            aggregation.aggregate_round(self._hub, round_id, self._actor, lambda: self._renew(round_id))
         except (SecaggError, FederationError, NotFound) as error:
             log.warning("sum refused", round_id=round_id, why=str(error))
             self._abandon(round_id, f"the sum could not be opened: {error}")
 
     def _abandon(self, round_id: int, reason: str) -> None:
-        ending = Ending(self._hub.clock(), self._actor, reason)
+        ending = Cause(self._hub.clock(), self._actor, reason)
         with self._hub.store.write() as session:
             row = round_rows.by_id(session, round_id)
             step = transitions.Step(session, run_rows.get(session, row.run_id), row, ending)
@@ -145,10 +157,10 @@ class Driver:
         asked = eligible(session) if row.state is RoundState.TRAINING else []
         return _Look(round_rows.seat_states(session, row.id), asked)
 
-    def _decide(self, session: Session, row: Round, look: "_Look") -> Decision:
+    def _decide(self, session: Session, row: Round, look: "_Look") -> RoundDecision:
         if row.state in round_rows.OVER:
             return Wait()
-        view = View(
+        view = RoundSnapshot(
             name=round_rows.subject(row),
             state=row.state,
             attempt=row.attempt,
@@ -213,8 +225,8 @@ class Driver:
         if run is None or not idle:
             return
         with self._hub.store.write() as session:
-            ending = Ending(self._hub.clock(), self._actor, "no round was open")
-            carry_on(session, run_rows.get(session, run.run_id), ending)
+            ending = Cause(self._hub.clock(), self._actor, "no round was open")
+            continue_run(session, run_rows.get(session, run.run_id), ending)
 
     def _drop_leftovers(self) -> None:
         """Uploads whose attempt is over: opened, or never to be. First the blob, then the note of it."""
@@ -229,10 +241,10 @@ class Driver:
                 round_rows.forget_upload(session, round_id, site, digest)
 
     def _write_tally(self) -> None:
-        if self._hub.tally.empty:
+        if self._hub.traffic.empty:
             return
         with self._hub.store.write() as session:
-            self._hub.tally.write(session)
+            self._hub.traffic.write(session)
 
 
 @dataclass(frozen=True)

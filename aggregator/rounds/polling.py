@@ -19,8 +19,8 @@ from federation.v1.plan_pb2 import SignedPlan
 from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare, SharesMessage
 from sqlalchemy.orm import Session
 
-from aggregator.config import Pacing
-from aggregator.context import Hub
+from aggregator.config import PacingSettings
+from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds.messages import opened_sum, round_ref
 from aggregator.runs.plans import evaluates_only, plan_of
@@ -38,10 +38,10 @@ CHAIN_LINKS_MAX = 16  # a site further behind takes the whole model
 
 
 @dataclass(frozen=True)
-class Pace:
+class PollPacing:
     """Settings of pacing, and a number in [0, 1) drawn anew for each answer to spread sites out."""
 
-    settings: Pacing
+    settings: PacingSettings
     jitter: Callable[[], float]
 
     def milliseconds(self, seconds: float) -> int:
@@ -50,7 +50,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PollAnswer:
     """`seat`: whose bytes the call's are. `hold`: whether holding the call back is useful."""
 
     reply: pb.PollReply
@@ -58,24 +58,24 @@ class Answer:
     hold: bool
 
 
-def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: Pace) -> Answer:
+def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: PollPacing) -> PollAnswer:
     """The reply to one Poll. Reads rows, changes none."""
-    here = round_rows.standing(session, site)
+    here = round_rows.position(session, site)
     epoch, run, row, seat = here.epoch, here.run, here.row, here.seat
     if request.HasField("working_on"):
         close, key = _close(session, site, request.working_on, here)
         if close is not None:
-            return Answer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
+            return PollAnswer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
     if run is None or row is None or seat is None or row.state in round_rows.OVER:
         reply = pb.PollReply(retry_after_ms=pace.milliseconds(_idle_wait_s(run, pace)), roster_epoch=epoch)
-        return Answer(reply, None, hold=False)
+        return PollAnswer(reply, None, hold=False)
     reply = _step(session, run, row, seat, request, now)
     reply.roster_epoch = epoch
     reply.retry_after_ms = _retry_after_ms(reply, run, row, seat, now, pace)
-    return Answer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
+    return PollAnswer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
 
 
-def plan_for(hub: Hub, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
+def plan_for(hub: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
     """The signed plan of a run in which the site has a seat. Raises: NotFound."""
     with hub.store.read() as session:
         run = run_rows.by_plan(session, plan_digest)
@@ -89,7 +89,7 @@ def plan_for(hub: Hub, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatK
 
 
 def _close(
-    session: Session, site: str, ref: RoundRef, here: round_rows.Standing
+    session: Session, site: str, ref: RoundRef, here: round_rows.SitePosition
 ) -> tuple[pb.CloseStep | None, SeatKey | None]:
     """How the round the site works on has ended for it, if it has; and its seat there, if it has one."""
     run, row, seat = here.run, here.row, here.seat
@@ -201,7 +201,7 @@ def _confirmations(session: Session, row: Round) -> list[Confirmation]:
 # --- 3. how long to stay away ---
 
 
-def _retry_after_ms(reply: pb.PollReply, run: Run, row: Round, seat: Seat, now: datetime, pace: Pace) -> int:
+def _retry_after_ms(reply: pb.PollReply, run: Run, row: Round, seat: Seat, now: datetime, pace: PollPacing) -> int:
     if row.state is RoundState.TRAINING:
         return pace.milliseconds(_training_wait_s(run, row, seat, now, pace))
     return pace.milliseconds(pace.settings.masking_s) if reply.WhichOneof("step") is None else AT_ONCE_MS
@@ -213,14 +213,14 @@ def _is_worth_holding(reply: pb.PollReply, seat: Seat) -> bool:
     return concerned and reply.WhichOneof("step") is None and reply.retry_after_ms <= HOLD_BELOW_MS
 
 
-def _idle_wait_s(run: Run | None, pace: Pace) -> float:
+def _idle_wait_s(run: Run | None, pace: PollPacing) -> float:
     """Without a run nothing is near; a running one seats a new site, or opens its next round, within moments."""
     if run is None:
         return pace.settings.idle_s
     return pace.settings.paused_s if run.state is RunState.PAUSED else min(pace.settings.idle_s, SEATED_WITHIN_S)
 
 
-def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pace: Pace) -> float:
+def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pace: PollPacing) -> float:
     waited_s = max(0.0, (now - row.phase_since).total_seconds())
     wait_s = min(pace.settings.training_s, max(pace.settings.masking_s, waited_s / PATIENCE))
     if seat.state is SeatState.READY:

@@ -19,23 +19,23 @@ from federation.v1.secagg_pb2 import ConfirmMessage, KeysMessage, RevealMessage,
 from google.protobuf.message import Message
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.errors import MessageRefused
 from aggregator.rounds import messages
-from aggregator.rounds.cohort import Masking, masking_of
+from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs.plans import layout_of, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 from aggregator.store import Change, round_rows, run_rows
 from aggregator.store.tables import Round, Seat
 
-Verdict = Literal["accepted", "late"]
-Check = Callable[[Session, Round, Masking], None]
+Receipt = Literal["accepted", "late"]
+Check = Callable[[Session, Round, MaskingAttempt], None]
 
 DECLINE_REASONS = frozenset({pb.PLAN_REFUSED, pb.POLICY, pb.TOO_FEW_STUDIES, pb.NO_LABELS, pb.TRAINING_FAILED})
 _HOLDS_UPDATE = frozenset({SeatState.READY, *(state for pair in PHASE_SEATS.values() for state in pair)})
 
 
-def accept_ready(hub: Hub, site: str, message: pb.ReadyMessage) -> Verdict:
+def accept_ready(hub: AppContext, site: str, message: pb.ReadyMessage) -> Receipt:
     """The site holds a trained update for the round."""
     with hub.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
@@ -47,12 +47,12 @@ def accept_ready(hub: Hub, site: str, message: pb.ReadyMessage) -> Verdict:
         round_rows.move_seat(session, row, site, seat.state, SeatState.READY, change)
         states = round_rows.seat_states(session, row.id)
         enough = plan_of(run).cohort.target
-    if len(round_rows.with_state(states, {SeatState.READY})) >= enough:
-        hub.work.ring()
+    if len(round_rows.sites_in(states, {SeatState.READY})) >= enough:
+        hub.work_due.notify()
     return "accepted"
 
 
-def decline(hub: Hub, site: str, message: pb.DeclineMessage) -> Verdict:
+def accept_decline(hub: AppContext, site: str, message: pb.DeclineMessage) -> Receipt:
     """The site takes no part in the round. A cohort member that has masked already cannot step back: LATE."""
     if message.reason not in DECLINE_REASONS:
         allowed = ", ".join(sorted(pb.StateReason.Name(reason) for reason in DECLINE_REASONS))
@@ -66,14 +66,14 @@ def decline(hub: Hub, site: str, message: pb.DeclineMessage) -> Verdict:
         reason = pb.StateReason.Name(message.reason)
         change = _change(hub, row, site, reason)
         round_rows.move_seat(session, row, site, seat.state, SeatState.DECLINED, change, {"decline_reason": reason})
-    hub.work.ring()  # with everybody else ready, nobody has to wait for the deadline
+    hub.work_due.notify()  # with everybody else ready, nobody has to wait for the deadline
     return "accepted"
 
 
-def accept_keys(hub: Hub, site: str, message: KeysMessage) -> Verdict:
+def accept_keys(hub: AppContext, site: str, message: KeysMessage) -> Receipt:
     """The member's fresh public keys, signed with its roster key."""
 
-    def check(_session: Session, _row: Round, masking: Masking) -> None:
+    def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.advertisement.site, site)
         sent = advertisement_of(message.advertisement)
         secagg.verify_advertisement(masking.ctx, masking.signing_keys, sent)
@@ -82,10 +82,10 @@ def accept_keys(hub: Hub, site: str, message: KeysMessage) -> Verdict:
     return _accept(hub, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
 
 
-def accept_shares(hub: Hub, site: str, message: SharesMessage) -> Verdict:
+def accept_shares(hub: AppContext, site: str, message: SharesMessage) -> Receipt:
     """One ciphertext for every other member of U1, sorted."""
 
-    def check(_session: Session, _row: Round, masking: Masking) -> None:
+    def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
         expected = [(site, other) for other in masking.cohort.members if other != site]
         if [(share.from_site, share.to_site) for share in message.shares] != expected:
             raise MessageRefused(f"expected one share for each of {len(expected)} peers, sorted by site")
@@ -95,10 +95,10 @@ def accept_shares(hub: Hub, site: str, message: SharesMessage) -> Verdict:
     return _accept(hub, site, message.round, RoundState.SHARES, Seat.shares, message, check)
 
 
-def accept_upload(hub: Hub, site: str, message: UploadMessage) -> Verdict:
+def accept_upload(hub: AppContext, site: str, message: UploadMessage) -> Receipt:
     """The signed digest of the masked words; their blob must be complete."""
 
-    def check(session: Session, row: Round, masking: Masking) -> None:
+    def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.claim.site, site)
         run = run_rows.get(session, row.run_id)
         seat = round_rows.held_seat(session, row.id, site)
@@ -113,10 +113,10 @@ def accept_upload(hub: Hub, site: str, message: UploadMessage) -> Verdict:
     return _accept(hub, site, message.round, RoundState.UPLOAD, Seat.upload_claim, message.claim, check)
 
 
-def accept_confirm(hub: Hub, site: str, message: ConfirmMessage) -> Verdict:
+def accept_confirm(hub: AppContext, site: str, message: ConfirmMessage) -> Receipt:
     """The member's signature over the set of members whose uploads arrived."""
 
-    def check(session: Session, row: Round, masking: Masking) -> None:
+    def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.confirmation.site, site)
         uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
         signature, key = message.confirmation.signature, masking.signing_keys[site]
@@ -125,10 +125,10 @@ def accept_confirm(hub: Hub, site: str, message: ConfirmMessage) -> Verdict:
     return _accept(hub, site, message.round, RoundState.CONFIRM, Seat.confirmation, message.confirmation, check)
 
 
-def accept_reveal(hub: Hub, site: str, message: RevealMessage) -> Verdict:
+def accept_reveal(hub: AppContext, site: str, message: RevealMessage) -> Receipt:
     """One share a member of U2: of the seed if it uploaded, of the mask key if it did not."""
 
-    def check(session: Session, row: Round, masking: Masking) -> None:
+    def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         shared = round_rows.senders(session, row.id, Seat.shares)
         uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
         if [share.about_site for share in message.shares] != shared:
@@ -142,14 +142,14 @@ def accept_reveal(hub: Hub, site: str, message: RevealMessage) -> Verdict:
 
 
 def _accept(
-    hub: Hub,
+    hub: AppContext,
     site: str,
     ref: RoundRef,
     phase: RoundState,
     column: InstrumentedAttribute[bytes | None],
     payload: Message,
     check: Check,
-) -> Verdict:
+) -> Receipt:
     """Keep `payload` in the seat's `column` and move the seat on, if it is this member's turn in `phase`."""
     data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
@@ -169,13 +169,13 @@ def _accept(
             return "late"
         if seat.state is not before:
             return "late"
-        check(session, row, masking_of(session, run, row))
+        check(session, row, attempt_of(session, run, row))
         round_rows.move_seat(
             session, row, site, before, after, _change(hub, row, site, phase.value), {column.key: data}
         )
-        waiting = round_rows.with_state(round_rows.seat_states(session, row.id), {before})
+        waiting = round_rows.sites_in(round_rows.seat_states(session, row.id), {before})
     if not waiting:
-        hub.work.ring()
+        hub.work_due.notify()
     return "accepted"
 
 
@@ -191,5 +191,5 @@ def _expect_site(named: str, caller: str) -> None:
         raise MessageRefused(f"expected a message of {caller}, got one in another site's name")
 
 
-def _change(hub: Hub, row: Round, site: str, why: str) -> Change:
+def _change(hub: AppContext, row: Round, site: str, why: str) -> Change:
     return Change(hub.clock(), f"site:{site}", round_rows.seat_subject(row, site), why)

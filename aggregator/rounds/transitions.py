@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from aggregator.rounds.decisions import Abandon, Advance, Freeze, Retry
-from aggregator.runs.lifecycle import Ending, carry_on, give_up_after
+from aggregator.runs.lifecycle import Cause, continue_run, pause_after
 from aggregator.runs.plans import plan_of
 from aggregator.states import PHASE_SEATS, RoundState, SeatState
 from aggregator.store import Change, round_rows, site_rows
@@ -30,7 +30,7 @@ class Step:
     session: Session
     run: Run
     row: Round
-    ending: Ending
+    ending: Cause
 
 
 def freeze(step: Step, decision: Freeze) -> None:
@@ -66,7 +66,7 @@ def retry(step: Step, decision: Retry) -> None:
     row, phase_s = step.row, plan_of(step.run).deadlines.phase_s
     before, done = PHASE_SEATS[row.state]
     states = round_rows.seat_states(step.session, row.id)
-    ready = round_rows.with_state(states, {done})
+    ready = round_rows.sites_in(states, {done})
     deadline = step.ending.at + timedelta(seconds=phase_s)
     if len(ready) < plan_of(step.run).cohort.minimum:
         training_s = plan_of(step.run).deadlines.training_s
@@ -83,9 +83,9 @@ def retry(step: Step, decision: Retry) -> None:
 def abandon(step: Step, decision: Abandon, in_a_row_max: int) -> None:
     """The round is spent; the next number starts from the same model, unless too many in a row were abandoned."""
     _move(step, RoundState.ABANDONED, decision.reason, {"reason": decision.reason})
-    ending = Ending(step.ending.at, step.ending.actor, decision.reason)
-    give_up_after(step.session, step.run, in_a_row_max, ending)
-    carry_on(step.session, step.run, ending)
+    ending = Cause(step.ending.at, step.ending.actor, decision.reason)
+    pause_after(step.session, step.run, in_a_row_max, ending)
+    continue_run(step.session, step.run, ending)
 
 
 def _move(step: Step, after: RoundState, why: str, values: dict[str, object]) -> None:

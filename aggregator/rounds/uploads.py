@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 from federation.v1.blobs_pb2 import BlobOffer
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.errors import MessageRefused, NotFound, WrongState
 from aggregator.runs.plans import layout_of, plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
-from aggregator.store.blobs import DIGEST_BYTES, Progress
+from aggregator.store.blobs import DIGEST_BYTES, UploadProgress
 from aggregator.store.tables import Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
@@ -22,7 +22,7 @@ _SENDS = (SeatState.SHARED, SeatState.UPLOADED)
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedUpload:
     """An upload that may be sent now."""
 
     digest: bytes
@@ -30,7 +30,7 @@ class Expected:
     seat: SeatKey
 
 
-def offer(hub: Hub, site: str, message: BlobOffer) -> Progress:
+def offer(hub: AppContext, site: str, message: BlobOffer) -> UploadProgress:
     """How much of the member's upload is here; the first offer in an attempt names the digest to expect.
 
     Raises: MessageRefused, WrongState, NotFound, BlobRefused.
@@ -60,7 +60,7 @@ def offer(hub: Hub, site: str, message: BlobOffer) -> Progress:
     return hub.uploads.offer(message.digest, size)
 
 
-def expected(hub: Hub, site: str, digest: bytes) -> Expected:
+def expected(hub: AppContext, site: str, digest: bytes) -> ExpectedUpload:
     """The upload of that digest, if `site` offered it and may send it now. Raises: MessageRefused, WrongState."""
     with hub.store.read() as session:
         for seat in round_rows.upload_seats(session, digest):
@@ -68,11 +68,11 @@ def expected(hub: Hub, site: str, digest: bytes) -> Expected:
                 row = round_rows.by_id(session, seat.round_id)
                 _expect_turn(row, seat, row.attempt)
                 size = _size_of(run_rows.get(session, row.run_id), row)
-                return Expected(digest, size, SeatKey(row.run_id, row.number, site))
+                return ExpectedUpload(digest, size, SeatKey(row.run_id, row.number, site))
     raise MessageRefused("expected chunks of an offered upload; offer it first")
 
 
-def readable(hub: Hub, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
+def readable(hub: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
     """A model or opened sum, open for reading, and the seat its bytes count for.
 
     Raises: NotFound, whether there is no such blob or it is none of this site's business.

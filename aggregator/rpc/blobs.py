@@ -13,7 +13,7 @@ from federation.wire import check_known
 
 from aggregator import errors
 from aggregator.rounds import uploads
-from aggregator.rpc.call_guard import Gate, translated
+from aggregator.rpc.call_guard import CallGuard, translated
 from aggregator.store.traffic import SeatKey, size_of_chunk
 
 RECHECK_S = 5.0  # a stream's caller is authenticated anew this often
@@ -24,7 +24,7 @@ Chunk = TypeVar("Chunk")
 class BlobsDoor(BlobsServicer):
     """Uploads in, models and opened sums out."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: CallGuard) -> None:
         self._gate = gate
         self._hub = gate.hub
 
@@ -38,9 +38,9 @@ class BlobsDoor(BlobsServicer):
     def Put(
         self, request_iterator: Iterator[blobs_pb2.BlobChunk], context: grpc.ServicerContext
     ) -> blobs_pb2.BlobProgress:
-        with translated(context), self._gate.place():
+        with translated(context), self._gate.slot():
             site = self._gate.caller(context)
-            upload: uploads.Expected | None = None
+            upload: uploads.ExpectedUpload | None = None
             progress = blobs_pb2.BlobProgress()
             for chunk in self._rechecked(request_iterator, context):
                 check_known(chunk)
@@ -51,13 +51,13 @@ class BlobsDoor(BlobsServicer):
                 data = chunk.data
                 held = self._hub.uploads.put(upload.digest, upload.size_bytes, chunk.offset, data)
                 progress = blobs_pb2.BlobProgress(held_bytes=held.held_bytes, complete=held.complete)
-                self._hub.tally.add(upload.seat, up=size_of_chunk(chunk, len(data)))
+                self._hub.traffic.add(upload.seat, up=size_of_chunk(chunk, len(data)))
             if upload is None:
                 raise errors.MessageRefused("expected at least one chunk, got none")
             return progress
 
     def Get(self, request: blobs_pb2.BlobRequest, context: grpc.ServicerContext) -> Iterator[blobs_pb2.BlobChunk]:
-        with translated(context), self._gate.place():
+        with translated(context), self._gate.slot():
             site = self._gate.caller(context)
             check_known(request)
             file, seat = uploads.readable(self._hub, site, request.digest)
@@ -67,7 +67,7 @@ class BlobsDoor(BlobsServicer):
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
                 for chunk, size_bytes in self._rechecked(_chunks_of(file.read, request), context):
-                    self._hub.tally.add(seat, down=size_bytes)
+                    self._hub.traffic.add(seat, down=size_bytes)
                     yield chunk
 
     def _rechecked(self, chunks: Iterator[Chunk], context: grpc.ServicerContext) -> Iterator[Chunk]:

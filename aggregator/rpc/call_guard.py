@@ -13,7 +13,7 @@ from federation.wire import check_known
 from google.protobuf.message import Message
 
 from aggregator import errors
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.sites.authentication import authenticate
 from aggregator.store.traffic import SeatKey
 
@@ -42,10 +42,10 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
-class Gate:
+class CallGuard:
     """What every call goes through."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: AppContext) -> None:
         self.hub = hub
         self.stopping = threading.Event()
         self._places = threading.BoundedSemaphore(max(1, hub.settings.listen.threads - THREADS_KEPT_FREE))
@@ -59,7 +59,7 @@ class Gate:
             check_known(request)
             reply = act(site)
             if seat is not None:
-                self.hub.tally.add(seat._replace(site=site), up=request.ByteSize(), down=reply.ByteSize())
+                self.hub.traffic.add(seat._replace(site=site), up=request.ByteSize(), down=reply.ByteSize())
             return reply
 
     def caller(self, context: grpc.ServicerContext) -> str:
@@ -68,22 +68,22 @@ class Gate:
         shown: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
         return authenticate(self.hub.store, shown[0] if shown else None, self.hub.clock())
 
-    def take_place(self) -> bool:
+    def acquire_slot(self) -> bool:
         """A place for a call that lasts; to be given back. Never waits."""
         return self._places.acquire(blocking=False)
 
-    def give_back_place(self) -> None:
+    def release_slot(self) -> None:
         self._places.release()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """A place for a stream. Raises: Busy; the site tries again shortly, and resumes."""
-        if not self.take_place():
+        if not self.acquire_slot():
             raise errors.Busy("too many transfers at once; try again in a few seconds")
         try:
             yield
         finally:
-            self.give_back_place()
+            self.release_slot()
 
 
 @contextmanager

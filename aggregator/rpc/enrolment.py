@@ -8,14 +8,14 @@ from federation.v1.enrolment_pb2_grpc import EnrolmentServicer
 from federation.wire import check_known
 
 from aggregator import errors
-from aggregator.rpc.call_guard import Gate, translated
-from aggregator.sites.enrolment import Enrolment
+from aggregator.rpc.call_guard import CallGuard, translated
+from aggregator.sites.enrolment import EnrolmentService
 
 
 class EnrolledDoor(EnrolmentServicer):
     """The part of enrolment that asks for a certificate; on the mutual-TLS listener."""
 
-    def __init__(self, gate: Gate, enrolment: Enrolment) -> None:
+    def __init__(self, gate: CallGuard, enrolment: EnrolmentService) -> None:
         self._gate = gate
         self._enrolment = enrolment
 
@@ -54,7 +54,7 @@ class EnrolledDoor(EnrolmentServicer):
 class JoiningDoor(EnrolmentServicer):
     """The part of enrolment for hosts without a certificate; on the enrolment listener, which has nothing else."""
 
-    def __init__(self, enrolment: Enrolment) -> None:
+    def __init__(self, enrolment: EnrolmentService) -> None:
         self._enrolment = enrolment
 
     def Join(self, request: enrolment_pb2.JoinRequest, context: grpc.ServicerContext) -> enrolment_pb2.JoinReply:

@@ -10,9 +10,9 @@ from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.plan_pb2 import SignedPlan
 from federation.v1.rounds_pb2_grpc import RoundsServicer
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.rounds import polling, submissions
-from aggregator.rpc.call_guard import Gate
+from aggregator.rpc.call_guard import CallGuard
 from aggregator.sites import reports
 from aggregator.store.traffic import SeatKey
 
@@ -33,11 +33,11 @@ _VERDICTS = {"accepted": rounds_pb2.Receipt.ACCEPTED, "late": rounds_pb2.Receipt
 class RoundsDoor(RoundsServicer):
     """Sites' side of a round: poll, say one thing a phase."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: CallGuard) -> None:
         self._gate = gate
         self._hub = gate.hub
         # Jitter spreads sites out; nobody gains by predicting it.
-        self._pace = polling.Pace(gate.hub.settings.pacing, random.random)
+        self._pace = polling.PollPacing(gate.hub.settings.pacing, random.random)
 
     def Poll(self, request: rounds_pb2.PollRequest, context: grpc.ServicerContext) -> rounds_pb2.PollReply:
         return self._gate.call(request, context, lambda site: self._poll(site, request))
@@ -45,7 +45,7 @@ class RoundsDoor(RoundsServicer):
     def FetchPlan(self, request: rounds_pb2.FetchPlanRequest, context: grpc.ServicerContext) -> SignedPlan:
         def fetch(site: str) -> SignedPlan:
             signed, seat = polling.plan_for(self._hub, site, request.plan_digest)
-            self._hub.tally.add(seat, up=request.ByteSize(), down=signed.ByteSize())
+            self._hub.traffic.add(seat, up=request.ByteSize(), down=signed.ByteSize())
             return signed
 
         return self._gate.call(request, context, fetch)
@@ -54,7 +54,7 @@ class RoundsDoor(RoundsServicer):
         return self._receipt(request, context, submissions.accept_ready)
 
     def Decline(self, request: rounds_pb2.DeclineMessage, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
-        return self._receipt(request, context, submissions.decline)
+        return self._receipt(request, context, submissions.accept_decline)
 
     def SendKeys(self, request: secagg_pb2.KeysMessage, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
         return self._receipt(request, context, submissions.accept_keys)
@@ -72,7 +72,10 @@ class RoundsDoor(RoundsServicer):
         return self._receipt(request, context, submissions.accept_reveal)
 
     def _receipt(
-        self, request: Said, context: grpc.ServicerContext, accept: Callable[[Hub, str, Said], submissions.Verdict]
+        self,
+        request: Said,
+        context: grpc.ServicerContext,
+        accept: Callable[[AppContext, str, Said], submissions.Receipt],
     ) -> rounds_pb2.Receipt:
         seat = SeatKey(request.round.run_id, request.round.round, "")
 
@@ -86,20 +89,20 @@ class RoundsDoor(RoundsServicer):
         reports.keep(self._hub, site, request)
         ends_at = time.monotonic() + self._hub.settings.listen.answer_hold_ms / 1000
         heard, answer = self._look(site, request)
-        if answer.hold and self._gate.take_place():
+        if answer.hold and self._gate.acquire_slot():
             try:
                 while answer.hold and not self._gate.stopping.is_set() and (left_s := ends_at - time.monotonic()) > 0:
-                    self._hub.phases.wait(heard, left_s)
+                    self._hub.phase_changed.wait(heard, left_s)
                     heard, answer = self._look(site, request)
             finally:
-                self._gate.give_back_place()
+                self._gate.release_slot()
             if answer.hold:  # it was held for as long as its place lasts: come back for another
                 answer.reply.retry_after_ms = polling.AT_ONCE_MS
         if answer.seat is not None:
-            self._hub.tally.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
+            self._hub.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
         return answer.reply
 
-    def _look(self, site: str, request: rounds_pb2.PollRequest) -> tuple[int, polling.Answer]:
-        heard = self._hub.phases.rings
+    def _look(self, site: str, request: rounds_pb2.PollRequest) -> tuple[int, polling.PollAnswer]:
+        heard = self._hub.phase_changed.count
         with self._hub.store.read() as session:
             return heard, polling.answer(session, site, request, self._hub.clock(), self._pace)

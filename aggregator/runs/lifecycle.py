@@ -15,11 +15,11 @@ from pathlib import Path
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.manifest import Model, load_model
-from federation.plan import TrainingPlan, open_plan
+from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
 from aggregator.runs.plans import evaluates_only, plan_of
 from aggregator.sites.roster import eligible
@@ -34,7 +34,7 @@ OPERATOR = "operator"
 
 
 @dataclass(frozen=True)
-class Ending:
+class Cause:
     """Who ends or changes something, when, and why."""
 
     at: datetime
@@ -43,14 +43,14 @@ class Ending:
 
 
 def start_run(
-    hub: Hub, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
+    hub: AppContext, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
 ) -> Run:
     """Begin the run of a signed plan with the model file that the plan names; its first round opens at once.
 
     Raises: FederationError (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse; PlanFileRefused
     when the file holds another model than the plan's; RunInProgress.
     """
-    plan = open_plan(signed, custodian)
+    plan = verify_plan(signed, custodian)
     model = load_model(initial_model)
     _expect_initial(plan, model)
     stored = hub.blobs.add(initial_model)
@@ -69,12 +69,12 @@ def start_run(
         change = Change(now, actor, run_rows.subject(run.run_id), f"plan {plan.digest.hex()[:16]}")
         run_rows.add(session, run, change)
         run_rows.add_model(session, model_row(run.run_id, 0, model.digest, stored, now))
-        _open_next(session, run, plan, Ending(now, actor, "first round"))
+        _begin_next(session, run, plan, Cause(now, actor, "first round"))
     log.info("run started", run=run.run_id.hex(), name=run.name, parameters=plan.manifest.size, rounds=plan.rounds)
     return run
 
 
-def pause(hub: Hub, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:
+def pause(hub: AppContext, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:
     """The round in progress ends as it would; no new one begins. Raises: NotFound; WrongState unless RUNNING."""
     with hub.store.write() as session:
         run = _in_state(session, run_id, "pause", RunState.RUNNING)
@@ -82,18 +82,18 @@ def pause(hub: Hub, run_id: bytes, why: str = "paused by the coordinator", actor
     log.info("run paused", run=run_id.hex())
 
 
-def resume(hub: Hub, run_id: bytes, why: str = "resumed by the coordinator", actor: str = OPERATOR) -> None:
+def resume(hub: AppContext, run_id: bytes, why: str = "resumed by the coordinator", actor: str = OPERATOR) -> None:
     """Go on where it paused. Raises: NotFound; WrongState unless PAUSED."""
-    ending = Ending(hub.clock(), actor, why)
+    ending = Cause(hub.clock(), actor, why)
     with hub.store.write() as session:
         run = _in_state(session, run_id, "resume", RunState.PAUSED)
         run_rows.move(session, run, RunState.RUNNING, Change(ending.at, actor, run_rows.subject(run_id), why))
-        carry_on(session, run, ending)
-    hub.work.ring()
+        continue_run(session, run, ending)
+    hub.work_due.notify()
     log.info("run resumed", run=run_id.hex())
 
 
-def abort(hub: Hub, run_id: bytes, why: str = "aborted by the coordinator", actor: str = OPERATOR) -> None:
+def abort(hub: AppContext, run_id: bytes, why: str = "aborted by the coordinator", actor: str = OPERATOR) -> None:
     """End the run now; its open round is abandoned, and every site is told to stop and erase.
 
     Raises: NotFound; WrongState when the run is over.
@@ -106,12 +106,12 @@ def abort(hub: Hub, run_id: bytes, why: str = "aborted by the coordinator", acto
         if row is not None and row.state not in round_rows.OVER:
             change = Change(now, actor, round_rows.subject(row), why)
             round_rows.move(session, row, RoundState.ABANDONED, change, {"reason": why})
-    hub.phases.ring()
-    hub.work.ring()
+    hub.phase_changed.notify()
+    hub.work_due.notify()
     log.info("run aborted", run=run_id.hex())
 
 
-def carry_on(session: Session, run: Run, ending: Ending) -> None:
+def continue_run(session: Session, run: Run, ending: Cause) -> None:
     """Open the next round of a RUNNING run whose last one is over, or end the run. Otherwise do nothing.
 
     A run whose every training round was abandoned is not completed: it ends ABORTED, with nothing to evaluate.
@@ -128,10 +128,10 @@ def carry_on(session: Session, run: Run, ending: Ending) -> None:
         change = Change(ending.at, ending.actor, who, f"every round of the plan was abandoned; the last: {last.reason}")
         run_rows.move(session, run, RunState.ABORTED, change, ended_at=ending.at)
         return
-    _open_next(session, run, plan, ending)
+    _begin_next(session, run, plan, ending)
 
 
-def give_up_after(session: Session, run: Run, in_a_row_max: int, ending: Ending) -> None:
+def pause_after(session: Session, run: Run, in_a_row_max: int, ending: Cause) -> None:
     """Pause a RUNNING run when its last `in_a_row_max` rounds were abandoned (and again after as many more)."""
     in_a_row = 0
     for row in reversed(round_rows.of_run(session, run.run_id)):
@@ -154,7 +154,7 @@ def model_row(run_id: bytes, round_number: int, digest: bytes, stored: StoredBlo
     )
 
 
-def _open_next(session: Session, run: Run, plan: TrainingPlan, ending: Ending) -> None:
+def _begin_next(session: Session, run: Run, plan: TrainingPlan, ending: Cause) -> None:
     last = round_rows.newest(session, run.run_id)
     row = Round(
         run_id=run.run_id,
@@ -168,7 +168,7 @@ def _open_next(session: Session, run: Run, plan: TrainingPlan, ending: Ending) -
         deadline=ending.at + timedelta(seconds=plan.deadlines.training_s),
     )
     change = Change(ending.at, ending.actor, round_rows.subject(row), "offered to every enrolled site")
-    round_rows.open_round(session, row, eligible(session), change)
+    round_rows.begin_round(session, row, eligible(session), change)
 
 
 def _expect_initial(plan: TrainingPlan, model: Model) -> None:

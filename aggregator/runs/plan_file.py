@@ -13,7 +13,7 @@ from typing import TypeVar
 from federation.errors import FederationError, PlanRefused
 from federation.manifest import Model, load_model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -140,14 +140,14 @@ def _plan(file: PlanFile, model: Model, random: Callable[[int], bytes]) -> Train
         run_id=random(RUN_ID_BYTES),
         name=file.name,
         purpose=file.purpose,
-        arm=file.arm,
+        architecture=file.arm,
         manifest=model.manifest,
         initial_model_digest=model.digest,
         rounds=file.rounds,
         inputs=Inputs(**asdict(file.inputs)),
         training=LocalTraining(**asdict(file.training)),
         server=server,
-        cohort=Cohort(**asdict(file.cohort)),
+        cohort=CohortBounds(**asdict(file.cohort)),
         deadlines=Deadlines(**asdict(file.deadlines)),
         encoding=Encoding(**asdict(file.encoding), rotation_seed=random(ROTATION_SEED_BYTES)),
         metrics=tuple(sorted(metrics, key=lambda metric: metric.value)),

@@ -14,7 +14,7 @@ WINDOW_BYTES_MAX = 8 * BYTES_MAX  # a measurement moves a quarter of it
 CALL_BYTES = 64 * 1024  # what the smallest call counts for, so that their number is bounded too
 
 
-class Echoes:
+class BandwidthTest:
     """Answers a site until it has moved enough for a minute. Thread-safe; in memory: a restart forgives."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:

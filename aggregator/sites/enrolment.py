@@ -38,12 +38,12 @@ NONCE_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Enrolment:
+class EnrolmentService:
     """The enrolment desk: everything it needs, nothing it remembers."""
 
     store: Store
     authority: Authority
-    settings: config.Enrolment
+    settings: config.EnrolmentSettings
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from federation.v1 import rounds_pb2 as pb
 
-from aggregator.context import Heard, Hub
+from aggregator.context import AppContext, LastReport
 from aggregator.errors import MessageRefused
 from aggregator.store import Change, record, site_rows
 from aggregator.store.blobs import DIGEST_BYTES
@@ -18,7 +18,7 @@ _VERSION = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _SQL_INTEGER_MAX = 2**63 - 1
 
 
-def keep(hub: Hub, site: str, request: pb.PollRequest) -> None:
+def keep(hub: AppContext, site: str, request: pb.PollRequest) -> None:
     """What the site says of itself, for the dashboard. Written when its state changes, else every few seconds.
 
     A ledger that got shorter, or has another head at the same length, was cut or rewritten: the audit says so. Each
@@ -41,9 +41,9 @@ def keep(hub: Hub, site: str, request: pb.PollRequest) -> None:
         ledger_entries=request.ledger_entries,
         ledger_head=request.ledger_head,
     )
-    last = hub.heard.get(site)
+    last = hub.last_reports.get(site)
     if last is not None and _can_wait(last, report):
-        hub.heard[site] = last._replace(report=report)
+        hub.last_reports[site] = last._replace(report=report)
         return
     with hub.store.write() as session:
         known = [site_rows.report(session, site), None if last is None else last.report]
@@ -53,7 +53,7 @@ def keep(hub: Hub, site: str, request: pb.PollRequest) -> None:
                 record(session, Change(now, f"site:{site}", f"site:{site}", why), None, "ledger rewritten")
                 break
         site_rows.put_report(session, report)
-    hub.heard[site] = Heard(report, now)
+    hub.last_reports[site] = LastReport(report, now)
 
 
 def _check_report(request: pb.PollRequest) -> None:
@@ -75,7 +75,7 @@ def _check_report(request: pb.PollRequest) -> None:
             raise MessageRefused(f"PollRequest.{field} is not as rounds.proto says; update the site's software")
 
 
-def _can_wait(last: Heard, report: SiteReport) -> bool:
+def _can_wait(last: LastReport, report: SiteReport) -> bool:
     """Whether nothing is in `report` that somebody should see before the next one is written anyway."""
     told = ("state", "reasons", "model_digest", "roster_epoch", "version")
     same = all(getattr(last.report, field) == getattr(report, field) for field in told)

@@ -32,7 +32,7 @@ DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Progress:
+class UploadProgress:
     """How far an upload is."""
 
     held_bytes: int
@@ -58,7 +58,7 @@ class Blobs:
         for made in (folder, self._whole, self._partial):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def offer(self, digest: bytes, size_bytes: int) -> Progress:
+    def offer(self, digest: bytes, size_bytes: int) -> UploadProgress:
         """Say where an upload should go on. Asking twice changes nothing.
 
         A crash may have come between the last chunk and its hashing; then the hashing happens here.
@@ -71,18 +71,18 @@ class Blobs:
         if whole.exists():
             return _finished(whole, size_bytes)
         if not partial.exists():
-            return Progress(0, complete=False)
+            return UploadProgress(0, complete=False)
         with self._locked_partial(digest) as file:
             held = os.fstat(file).st_size
             if held < size_bytes:
-                return Progress(held, complete=False)
+                return UploadProgress(held, complete=False)
             try:
                 self._complete(file, digest)
             except DigestRefused:
-                return Progress(0, complete=False)
-            return Progress(size_bytes, complete=True)
+                return UploadProgress(0, complete=False)
+            return UploadProgress(size_bytes, complete=True)
 
-    def put(self, digest: bytes, size_bytes: int, offset: int, data: bytes) -> Progress:
+    def put(self, digest: bytes, size_bytes: int, offset: int, data: bytes) -> UploadProgress:
         """Append one chunk. A chunk that is here already is accepted and changes nothing.
 
         Raises: OffsetRefused when it leaves a gap or straddles the end of what is held; BlobRefused for a chunk that
@@ -105,9 +105,9 @@ class Blobs:
                 _write_all(file, data)
                 held += len(data)
             if held < size_bytes:
-                return Progress(held, complete=False)
+                return UploadProgress(held, complete=False)
             self._complete(file, digest)
-            return Progress(size_bytes, complete=True)
+            return UploadProgress(size_bytes, complete=True)
 
     def add(self, source: bytes | Path) -> StoredBlob:
         """Store a whole blob from memory or from a file. The same content twice is one blob.
@@ -205,11 +205,11 @@ def _name(digest: bytes) -> str:
     return digest.hex()
 
 
-def _finished(whole: Path, size_bytes: int) -> Progress:
+def _finished(whole: Path, size_bytes: int) -> UploadProgress:
     actual = whole.stat().st_size
     if actual != size_bytes:
         raise BlobRefused(f"expected size {actual} of the blob already here, got {size_bytes}")
-    return Progress(actual, complete=True)
+    return UploadProgress(actual, complete=True)
 
 
 def _still_at(path: Path, file: int) -> bool:

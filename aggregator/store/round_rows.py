@@ -20,7 +20,7 @@ _NO_SEAT = "this site has no seat in that round; poll for what to do"
 
 
 @dataclass(frozen=True)
-class Standing:
+class SitePosition:
     """Where one site stands: the active run, its newest round, the site's seat in it. None for what there is not."""
 
     epoch: int  # of the newest roster; 0 before the first
@@ -42,7 +42,7 @@ def seat_subject(row: Round, site: str) -> str:
 # --- rounds ---
 
 
-def open_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
+def begin_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
     """Begin a round in TRAINING with an OFFERED seat for every site."""
     session.add(row)
     session.flush()
@@ -90,12 +90,12 @@ def newest(session: Session, run_id: bytes) -> Round | None:
     return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)).first()
 
 
-def standing(session: Session, site: str) -> Standing:
+def position(session: Session, site: str) -> SitePosition:
     """All that the answer to a site's Poll begins with, in one question: it is asked more often than all others."""
     found = session.execute(_STANDING, {"seated": site}).first()
     if found is not None:
-        return Standing(found[0] or 0, found[1], found[2], found[3])
-    return Standing(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+        return SitePosition(found[0] or 0, found[1], found[2], found[3])
+    return SitePosition(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
 
 
 # Made once, because making a statement costs as much as carrying it out.
@@ -138,7 +138,7 @@ def of_run(session: Session, run_id: bytes) -> list[Round]:
     return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
 
 
-def open_ids(session: Session) -> list[int]:
+def unfinished_ids(session: Session) -> list[int]:
     """Rounds that are not over, oldest first: what drivers look after."""
     return list(session.scalars(_OPEN_IDS))
 
@@ -319,7 +319,7 @@ def count_bytes(session: Session, round_id: int, counts: Iterable[tuple[str, int
     session.connection().execute(_COUNT_BYTES, rows)
 
 
-def with_state(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:
+def sites_in(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:
     """Sites, sorted, whose seat is in one of the wanted states."""
     return sorted(site for site, state in states.items() if state in wanted)
 

@@ -32,7 +32,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-class Table(DeclarativeBase):
+class Base(DeclarativeBase):
     # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
     type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
     metadata = MetaData(
@@ -45,7 +45,7 @@ class Table(DeclarativeBase):
     )
 
 
-class Invitation(Table):
+class Invitation(Base):
     """A one-time token, known here only by its hash."""
 
     __tablename__ = "invitations"
@@ -59,7 +59,7 @@ class Invitation(Table):
     auto_approve: Mapped[bool] = mapped_column(comment="demo only: no telephone, approved on joining")
 
 
-class Site(Table):
+class Site(Base):
     """A hospital that has joined, approved or not."""
 
     __tablename__ = "sites"
@@ -76,7 +76,7 @@ class Site(Table):
     recoveries_left: Mapped[int] = mapped_column(comment="challenge recoveries still allowed after long outages")
 
 
-class Certificate(Table):
+class Certificate(Base):
     """Every certificate issued; a call is accepted only with one that stands here, unexpired, of an active site."""
 
     __tablename__ = "certificates"
@@ -87,7 +87,7 @@ class Certificate(Table):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Challenge(Table):
+class Challenge(Base):
     """A nonce handed to a site whose certificate has expired."""
 
     __tablename__ = "challenges"
@@ -97,7 +97,7 @@ class Challenge(Table):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="5 minutes; deleted when used")
 
 
-class RosterEpoch(Table):
+class RosterEpoch(Base):
     """Every roster ever signed; the newest is in force."""
 
     __tablename__ = "rosters"
@@ -107,7 +107,7 @@ class RosterEpoch(Table):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class SiteReport(Table):
+class SiteReport(Base):
     """What a site said of itself in its last Poll; one row a site, overwritten."""
 
     __tablename__ = "site_reports"
@@ -124,7 +124,7 @@ class SiteReport(Table):
     ledger_head: Mapped[bytes] = mapped_column(LargeBinary, comment="its head hash")
 
 
-class Run(Table):
+class Run(Base):
     """A signed plan being carried out."""
 
     __tablename__ = "runs"
@@ -139,7 +139,7 @@ class Run(Table):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class Round(Table):
+class Round(Base):
     """One round; the driver leases the rows that are not over and steps each."""
 
     __tablename__ = "rounds"
@@ -168,7 +168,7 @@ class Round(Table):
     next_model: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the model it led to")
 
 
-class PhaseTime(Table):
+class PhaseTime(Base):
     """How long a round stayed in each state; for the dashboard and the benchmark."""
 
     __tablename__ = "phase_times"
@@ -180,7 +180,7 @@ class PhaseTime(Table):
     seconds: Mapped[float] = mapped_column()
 
 
-class Seat(Table):
+class Seat(Base):
     """One site in one round. Payloads belong to the current attempt and are cleared when a new one begins."""
 
     __tablename__ = "seats"
@@ -201,7 +201,7 @@ class Seat(Table):
     bytes_down: Mapped[int] = mapped_column(default=0, comment="message and blob bytes sent to it this round")
 
 
-class ModelVersion(Table):
+class ModelVersion(Base):
     """A model of a run: the initial one, and one a published round."""
 
     __tablename__ = "models"
@@ -216,7 +216,7 @@ class ModelVersion(Table):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class ModelMetrics(Table):
+class ModelMetrics(Base):
     """What the opened header words of a round say of that round's base model, over the whole cohort."""
 
     __tablename__ = "model_metrics"
@@ -231,7 +231,7 @@ class ModelMetrics(Table):
     )
 
 
-class Audit(Table):
+class Audit(Base):
     """Append-only: who changed what, from what, to what, why. One row a transition, in its transaction."""
 
     __tablename__ = "audit"
@@ -245,7 +245,7 @@ class Audit(Table):
     why: Mapped[str] = mapped_column(comment="one sentence or a closed code; never free text from a site")
 
 
-class Administrator(Table):
+class Administrator(Base):
     """Somebody who may log in to the dashboard."""
 
     __tablename__ = "administrators"

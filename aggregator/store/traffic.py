@@ -17,11 +17,11 @@ class SeatKey(NamedTuple):
     """A site in a round."""
 
     run_id: bytes
-    number: int
+    round_number: int
     site: str
 
 
-class Tally:
+class Traffic:
     """Thread-safe. `up`: from the site; `down`: to it; message and blob bytes, without framing and TLS."""
 
     def __init__(self) -> None:
@@ -40,8 +40,10 @@ class Tally:
             up, down = self._up, self._down
             self._up, self._down = Counter(), Counter()
         keys = up.keys() | down.keys()
-        for run_id, number in {(key.run_id, key.number) for key in keys}:
-            counts = [(key.site, up[key], down[key]) for key in keys if (key.run_id, key.number) == (run_id, number)]
+        for run_id, number in {(key.run_id, key.round_number) for key in keys}:
+            counts = [
+                (key.site, up[key], down[key]) for key in keys if (key.run_id, key.round_number) == (run_id, number)
+            ]
             for row in round_rows.find(session, run_id, number):
                 round_rows.count_bytes(session, row.id, counts)
 

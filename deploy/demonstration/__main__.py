@@ -20,8 +20,8 @@ from deploy.demonstration import results
 from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
 from deploy.demonstration.hospitals import BadDataFolder
 from deploy.demonstration.processes import RestartedTooOften
-from deploy.demonstration.progress import Progress
-from site_client.agent.status_file import read_view
+from deploy.demonstration.progress import DemoProgress
+from site_client.agent.status_file import read_status
 from site_client.config import load
 
 MARKER = ".hemofed-demo"  # a folder with this file is the demo's own and may be emptied
@@ -139,7 +139,7 @@ def _story(federation: Federation) -> bool:
 
 def _watch(federation: Federation) -> bool:
     """Show progress and restart what dies, until the run is over."""
-    progress = Progress(federation.hub(), federation.sites)
+    progress = DemoProgress(federation.hub(), federation.sites)
     while True:
         for name in _look_after(federation):
             progress.say(f"  {name} had died and was restarted")
@@ -214,7 +214,7 @@ def _agreed_digests(federation: Federation) -> dict[str, str]:
 
 def _site_digests(federation: Federation) -> dict[str, str]:
     """As `hemofed-site status` at each hospital shows it; empty before the site has verified a model."""
-    views = {site.name: read_view(load(site.config).folders.agent) for site in federation.sites}
+    views = {site.name: read_status(load(site.config).folders.agent) for site in federation.sites}
     return {name: (view.model_digest or "") if view else "" for name, view in views.items()}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.config import load_settings
-from aggregator.context import Hub, open_hub
+from aggregator.context import AppContext, open_context
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
@@ -120,9 +120,9 @@ class Federation:
     def dashboard_url(self) -> str:
         return f"http://127.0.0.1:{self.ports[2]}/"
 
-    def hub(self) -> Hub:
+    def hub(self) -> AppContext:
         """The aggregator's rows, read by the demo to show them."""
-        return open_hub(load_settings(self.aggregator_toml))
+        return open_context(load_settings(self.aggregator_toml))
 
     def require_ports(self) -> None:
         """Raises: StepFailed, naming the first port that is taken."""

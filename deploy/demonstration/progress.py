@@ -8,7 +8,7 @@ from typing import TextIO
 
 from sqlalchemy.orm import Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.runs.metrics import Report
 from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
@@ -22,10 +22,10 @@ ROUNDS_REDRAWN = 2  # the running one, and the last, whose bytes come a little l
 
 
 @dataclass
-class Progress:
+class DemoProgress:
     """Shows what `hub` and the hospitals' own spools say."""
 
-    hub: Hub
+    hub: AppContext
     sites: Sequence[Hospital]
     out: TextIO = sys.stdout
     _drawn: int = 0  # rows of the screen that the next look redraws

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState
 from aggregator.store import round_rows, run_rows
@@ -15,7 +15,7 @@ from aggregator.store.tables import Round, Run
 
 
 @dataclass(frozen=True)
-class Judgement:
+class DemoJudgement:
     """What the cohort's validation patients say of one model."""
 
     auc_any: float | None
@@ -26,8 +26,8 @@ class Judgement:
 class RoundFigures:
     round: int
     cohort: tuple[str, ...]
-    before: Judgement
-    after: Judgement
+    before: DemoJudgement
+    after: DemoJudgement
     train_loss: float | None
     bytes_up_per_site: int
     bytes_down_per_site: int
@@ -56,7 +56,7 @@ class Results:
         return set(self.site_digests.values()) == {self.model_digest}
 
 
-def collect(hub: Hub, site_digests: Mapping[str, str]) -> Results:
+def collect(hub: AppContext, site_digests: Mapping[str, str]) -> Results:
     with hub.store.read() as session:
         run = run_rows.every(session)[-1]
         training = [row for row in round_rows.of_run(session, run.run_id) if row.number <= plan_of(run).rounds]
@@ -84,19 +84,19 @@ def table(results: Results) -> str:
     return "\n".join([head, *(_row(figures) for figures in results.rounds)])
 
 
-def _judgements(session: Session, run: Run) -> dict[bytes, Judgement]:
+def _judgements(session: Session, run: Run) -> dict[bytes, DemoJudgement]:
     """By model digest. A model judged twice, after an abandoned round, keeps the later judgement."""
     judged = {}
     for row in round_rows.metrics_of_run(session, run.run_id):
         report = json.loads(row.report)
         auc = report["labels"].get("any", {}).get("auc")
-        judged[row.model_digest] = Judgement(auc, report.get("weighted_log_loss"))
+        judged[row.model_digest] = DemoJudgement(auc, report.get("weighted_log_loss"))
     return judged
 
 
-def _figures(session: Session, row: Round, judged: Mapping[bytes, Judgement]) -> RoundFigures:
+def _figures(session: Session, row: Round, judged: Mapping[bytes, DemoJudgement]) -> RoundFigures:
     seats = [seat for seat in round_rows.seats(session, row.id) if seat.upload_claim is not None]
-    nothing = Judgement(None, None)
+    nothing = DemoJudgement(None, None)
     metrics = {each.round_id: each for each in round_rows.metrics_of_run(session, row.run_id)}.get(row.id)
     return RoundFigures(
         round=row.number,

@@ -11,16 +11,16 @@ import click
 import torch
 from federation.errors import PlanRefused
 
-from deploy.simulation.arms import Device, Place
+from deploy.simulation.arms import ArmPosition, Device
 from deploy.simulation.patients import make_sites
 from deploy.simulation.pools import RayMissing, open_pool
-from deploy.simulation.report import Origin, write_report
+from deploy.simulation.report import SimulationOrigin, write_report
 from deploy.simulation.seeds import SeedResult, result_of
-from deploy.simulation.settings import Settings
+from deploy.simulation.settings import SimulationSettings
 from deploy.simulation.summary import summarize
 from site_client.model.registry import ARMS
 
-DEFAULTS = Settings()
+DEFAULTS = SimulationSettings()
 MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
 
 
@@ -57,13 +57,13 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
     Writes simulation.md, simulation.json and simulation.svg to --out. Stopped, it goes on with the seed it was in.
     A result on these patients is never clinical evidence.
     """
-    settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
+    settings = SimulationSettings(**options)  # type: ignore[arg-type]  # click checked them against the fields
     try:
         settings.check()
     except PlanRefused as error:
         raise click.ClickException(str(error)) from None
     start = time.monotonic()
-    place = Place(settings, state / "cache", device)
+    place = ArmPosition(settings, state / "cache", device)
     done = state / settings.digest
     results: list[SeedResult] = []
     try:
@@ -82,7 +82,7 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
         raise click.ClickException(str(error)) from error
     summary = summarize(results)
     command = shlex.join(["./deploy/simulate", *sys.argv[1:]])
-    origin = Origin(torch.__version__, place.compute().name, platform.machine(), workers, command)
+    origin = SimulationOrigin(torch.__version__, place.compute().name, platform.machine(), workers, command)
     write_report(out, settings, results, summary, origin, sites)
     click.echo((out / "simulation.md").read_text())
 

@@ -7,7 +7,7 @@ import numpy as np
 from federation.manifest import Model
 from numpy.typing import NDArray
 
-from deploy.simulation.arms import Place, network_of
+from deploy.simulation.arms import ArmPosition, network_of
 from site_client.inference.metrics import Column, Scored, weighted_log_loss
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import ANY
@@ -51,7 +51,7 @@ class Scores:
         )
 
 
-def judge(place: Place, model: Model, studies: Sequence[StudyRecord]) -> Scores:
+def judge(place: ArmPosition, model: Model, studies: Sequence[StudyRecord]) -> Scores:
     """Test labels are the truth; see simulation.patients."""
     net, loader, compute = network_of(place, model), place.loader(), place.compute()
     found = [slice_scores(net, study, loader, compute) for study in studies]

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.simulation.settings import SITES, UNSEEN, VALIDATION_FRACTION, Settings
+from deploy.simulation.settings import SITES, UNSEEN, VALIDATION_FRACTION, SimulationSettings
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model.labels import MISSING
@@ -22,7 +22,7 @@ from site_client.phantom.arrays import volume_of
 from site_client.phantom.dataset import Order, Visit, visits
 from site_client.phantom.delivery import noisy
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.streams import GENERATOR_VERSION, Streams
+from site_client.phantom.streams import GENERATOR_VERSION, PhantomStreams
 from site_client.phantom.study import Wishes, make_study
 from site_client.training.cache import StudyCache
 from site_client.training.data import split_patients
@@ -34,7 +34,7 @@ _CACHE_MAX_BYTES: Final = 1 << 38  # all of it: what is made once is shared by e
 
 
 @dataclass(frozen=True)
-class Site:
+class SimulatedSite:
     """training and validation share no patient; test shares none with either. The unseen site has test studies only."""
 
     name: str
@@ -52,7 +52,7 @@ class _Set:
     order: Order
 
 
-def make_sites(settings: Settings, cache: Path, pool: Executor) -> list[Site]:
+def make_sites(settings: SimulationSettings, cache: Path, pool: Executor) -> list[SimulatedSite]:
     """The federated sites and then the unseen one, every study prepared in `cache`. What is there is not made again."""
     cache.mkdir(parents=True, exist_ok=True)
     sites = []
@@ -60,11 +60,11 @@ def make_sites(settings: Settings, cache: Path, pool: Executor) -> list[Site]:
         mine = records_of(settings, wanted_set(settings, profile, "training"), cache, pool) if profile != UNSEEN else ()
         split = split_patients(mine, VALIDATION_FRACTION)
         test = records_of(settings, wanted_set(settings, profile, "test"), cache, pool)
-        sites.append(Site(profile, split.training, split.validation, test))
+        sites.append(SimulatedSite(profile, split.training, split.validation, test))
     return sites
 
 
-def open_cache(settings: Settings, cache: Path) -> StudyCache:
+def open_cache(settings: SimulationSettings, cache: Path) -> StudyCache:
     return StudyCache(cache, _CACHE_MAX_BYTES, settings.image_size_px, settings.slices_max, _not_prepared)
 
 
@@ -72,7 +72,7 @@ def _not_prepared(series: SeriesRecord) -> Volume:
     raise FileNotFoundError(f"expected {series.series_key} in the cache, got none; remove the label files beside it")
 
 
-def wanted_set(settings: Settings, profile: str, purpose: Purpose) -> _Set:
+def wanted_set(settings: SimulationSettings, profile: str, purpose: Purpose) -> _Set:
     training = purpose == "training"
     wishes = Wishes(
         size_px=_SCANNED_PX,
@@ -83,7 +83,7 @@ def wanted_set(settings: Settings, profile: str, purpose: Purpose) -> _Set:
     return _Set(profile, purpose, Order(profile, count, 2 * settings.patients_seed + (not training), wishes))
 
 
-def records_of(settings: Settings, wanted: _Set, cache: Path, pool: Executor) -> tuple[StudyRecord, ...]:
+def records_of(settings: SimulationSettings, wanted: _Set, cache: Path, pool: Executor) -> tuple[StudyRecord, ...]:
     """The labels are kept beside the cache in one file a set, written when all of its studies are in the cache."""
     found = visits(wanted.order)
     path = cache / f"labels-{_digest(settings, wanted)}.npz"
@@ -97,12 +97,12 @@ def records_of(settings: Settings, wanted: _Set, cache: Path, pool: Executor) ->
         return tuple(_record(wanted, visit, labels[str(visit.index)]) for visit in found)
 
 
-def _prepare(job: tuple[Settings, _Set, Visit, Path]) -> NDArray[np.int8]:
+def _prepare(job: tuple[SimulationSettings, _Set, Visit, Path]) -> NDArray[np.int8]:
     """Puts one study into the cache; its labels int8[T+1, 6], the last row for the study."""
     settings, wanted, visit, cache = job
     order, profile = wanted.order, PROFILES[wanted.profile]
-    streams = Streams.of(order.profile, order.seed, visit.index)
-    patient = Streams.of(order.profile, order.seed, visit.patient)
+    streams = PhantomStreams.of(order.profile, order.seed, visit.index)
+    patient = PhantomStreams.of(order.profile, order.seed, visit.patient)
     study = make_study(streams, patient, profile.patients, profile.scanner, order.wishes, visit.days)
     volume = volume_of(study)
     size = (settings.image_size_px, settings.slices_max)
@@ -136,6 +136,6 @@ def _series(wanted: _Set, visit: Visit) -> SeriesRecord:
     return SeriesRecord(SeriesKey(f"{wanted.profile}-{wanted.purpose}-{visit.index}"), content, ())
 
 
-def _digest(settings: Settings, wanted: _Set) -> str:
+def _digest(settings: SimulationSettings, wanted: _Set) -> str:
     what = [GENERATOR_VERSION, settings.image_size_px, settings.slices_max, wanted.purpose, asdict(wanted.order)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]

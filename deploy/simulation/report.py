@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deploy.simulation.figure import draw
-from deploy.simulation.patients import Site
+from deploy.simulation.patients import SimulatedSite
 from deploy.simulation.seeds import SeedResult
-from deploy.simulation.settings import SITES, UNSEEN, Settings
-from deploy.simulation.summary import ARMS, Figure, Summary
+from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
+from deploy.simulation.summary import ARMS, SeedSummary, Summary
 from site_client.model.inputs import PIPELINE_VERSION
 from site_client.phantom.streams import GENERATOR_VERSION
 
@@ -18,7 +18,7 @@ NOTICE = "Synthetic patients: a result on them is never clinical evidence."
 
 
 @dataclass(frozen=True)
-class Origin:
+class SimulationOrigin:
     """Where the figures come from."""
 
     torch: str
@@ -29,7 +29,12 @@ class Origin:
 
 
 def write_report(
-    out: Path, settings: Settings, results: Sequence[SeedResult], summary: Summary, origin: Origin, sites: list[Site]
+    out: Path,
+    settings: SimulationSettings,
+    results: Sequence[SeedResult],
+    summary: Summary,
+    origin: SimulationOrigin,
+    sites: list[SimulatedSite],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content = {
@@ -54,7 +59,11 @@ def write_report(
 
 
 def _markdown(
-    settings: Settings, results: Sequence[SeedResult], summary: Summary, origin: Origin, sites: list[Site]
+    settings: SimulationSettings,
+    results: Sequence[SeedResult],
+    summary: Summary,
+    origin: SimulationOrigin,
+    sites: list[SimulatedSite],
 ) -> str:
     parts = [
         "# Federated against central against alone",
@@ -77,7 +86,9 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _circumstances(settings: Settings, results: Sequence[SeedResult], origin: Origin, sites: list[Site]) -> str:
+def _circumstances(
+    settings: SimulationSettings, results: Sequence[SeedResult], origin: SimulationOrigin, sites: list[SimulatedSite]
+) -> str:
     training = ", ".join(f"{site.name} {len(site.training)}" for site in sites if site.name in SITES)
     clipped = sum(sum(result.clipped) for result in results)
     updates = len(results) * settings.rounds * len(SITES)
@@ -99,12 +110,12 @@ def _verdict(summary: Summary) -> str:
     return f"Order by the mean of the five sites: **{names}**; gap to central {gap:.3f}."
 
 
-def _table(rows: dict[str, dict[str, Figure]]) -> str:
+def _table(rows: dict[str, dict[str, SeedSummary]]) -> str:
     head = f"| | {' | '.join(ARMS)} |\n|---|{'---|' * len(ARMS)}\n"
     return head + "\n".join(f"| {name} | {' | '.join(_text(row[arm]) for arm in ARMS)} |" for name, row in rows.items())
 
 
-def _text(figure: Figure) -> str:
+def _text(figure: SeedSummary) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from federation.manifest import save_model
 
-from deploy.simulation.arms import Place, Trained, alone, federate
+from deploy.simulation.arms import ArmPosition, Trained, alone, federate
 from deploy.simulation.judging import Scores, judge
-from deploy.simulation.patients import Site
+from deploy.simulation.patients import SimulatedSite
 from deploy.simulation.settings import SITES, UNSEEN
 
 CENTRAL: Final = "central"
@@ -40,7 +40,7 @@ class SeedResult:
     wall_s: float
 
 
-def result_of(place: Place, seed: int, sites: list[Site], pool: Executor, folder: Path) -> SeedResult:
+def result_of(place: ArmPosition, seed: int, sites: list[SimulatedSite], pool: Executor, folder: Path) -> SeedResult:
     """From `folder` when it is there, else made and left there, beside the two models that hospitals would share."""
     path = folder / f"seed-{seed}.npz"
     if not path.exists():
@@ -53,7 +53,7 @@ def result_of(place: Place, seed: int, sites: list[Site], pool: Executor, folder
     return _load(path)
 
 
-def _train(place: Place, seed: int, sites: list[Site], pool: Executor) -> dict[str, Trained]:
+def _train(place: ArmPosition, seed: int, sites: list[SimulatedSite], pool: Executor) -> dict[str, Trained]:
     federated_sites = [site for site in sites if site.name != UNSEEN]
     waiting: dict[str, Future[Trained]] = {
         CENTRAL: pool.submit(alone, place, seed, CENTRAL, federated_sites),
@@ -64,7 +64,7 @@ def _train(place: Place, seed: int, sites: list[Site], pool: Executor) -> dict[s
 
 
 def _judge(
-    place: Place, seed: int, sites: list[Site], trained: dict[str, Trained], pool: Executor, start: float
+    place: ArmPosition, seed: int, sites: list[SimulatedSite], trained: dict[str, Trained], pool: Executor, start: float
 ) -> SeedResult:
     judged = {
         (name, site.name): pool.submit(judge, place, trained[name].model, site.test)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from federation.manifest import Model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -29,7 +29,7 @@ VALIDATION_FRACTION: Final = 0.2
 
 
 @dataclass(frozen=True)
-class Settings:
+class SimulationSettings:
     """Equal settings and an equal seed give equal figures (on one kind of machine, one version of torch). As they stand
     here they are those of docs/simulation.
 
@@ -82,12 +82,12 @@ class Settings:
         )
 
 
-def initial_model(settings: Settings, seed: int) -> Model:
+def initial_model(settings: SimulationSettings, seed: int) -> Model:
     """Every arm of the comparison starts from these weights."""
     return model_of(build(settings.arm, seed))
 
 
-def plan_of(settings: Settings, seed: int, weight_cap: int) -> TrainingPlan:
+def plan_of(settings: SimulationSettings, seed: int, weight_cap: int) -> TrainingPlan:
     """The plan of the federated arm. `weight_cap`: the largest site's number of training studies."""
     model = initial_model(settings, seed)
     key = hashlib.sha256(f"hemofed simulation|{settings.digest}|{seed}".encode()).digest()
@@ -96,14 +96,14 @@ def plan_of(settings: Settings, seed: int, weight_cap: int) -> TrainingPlan:
         run_id=key[:16],
         name="simulation",
         purpose="",
-        arm=settings.arm,
+        architecture=settings.arm,
         manifest=model.manifest,
         initial_model_digest=model.digest,
         rounds=settings.rounds,
         inputs=Inputs(settings.image_size_px, settings.slices_max),
         training=settings.training(settings.epochs),
         server=ServerOptimizer(kind, 1.0, settings.momentum),
-        cohort=Cohort(minimum=len(SITES), target=len(SITES), maximum=len(SITES)),
+        cohort=CohortBounds(minimum=len(SITES), target=len(SITES), maximum=len(SITES)),
         deadlines=Deadlines(training_s=3600, phase_s=60),
         encoding=Encoding(settings.clip_norm, settings.bits, weight_cap, rotation_seed=key),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),

@@ -26,7 +26,7 @@ _DRAW_SEED: Final = 20_240_229
 
 
 @dataclass(frozen=True)
-class Figure:
+class SeedSummary:
     """value and 95 % interval; per_seed: the same figure of each seed on the test patients as they are."""
 
     value: float
@@ -41,10 +41,10 @@ class Summary:
     of each site and arm. log_loss: weighted log loss, mean over the sites, by arm. curves: mean over seeds.
     """
 
-    auc: dict[str, dict[str, Figure]]
-    study_auc: dict[str, dict[str, Figure]]
-    by_site: dict[str, dict[str, Figure]]
-    differences: dict[str, Figure]
+    auc: dict[str, dict[str, SeedSummary]]
+    study_auc: dict[str, dict[str, SeedSummary]]
+    by_site: dict[str, dict[str, SeedSummary]]
+    differences: dict[str, SeedSummary]
     log_loss: dict[str, tuple[float, ...]]
     curves: dict[str, tuple[float, ...]]
     test_patients: dict[str, int]
@@ -109,10 +109,10 @@ def _measure(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]
     return {arm: values.mean(axis=0) for arm, values in together.items()}
 
 
-def _figure(values: Reals) -> Figure:
+def _figure(values: Reals) -> SeedSummary:
     draws = values.mean(axis=0)
     low, high = (math.nan if end is None else end for end in interval(draws[1:]))
-    return Figure(float(draws[0]), low, high, tuple(float(each) for each in values[:, 0]))
+    return SeedSummary(float(draws[0]), low, high, tuple(float(each) for each in values[:, 0]))
 
 
 def _log_loss(result: SeedResult, arm: str) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.encoding import Layout, Opened
+from federation.encoding import DecodedSum, Layout
 from federation.encoding.rotation import block_of, put, take, unrotate, unrotated
 from federation.errors import ChainRefused, ManifestMismatch
 from federation.manifest import Model
@@ -31,7 +31,9 @@ Reals = NDArray[np.float64]
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
 
-def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 1, *, uses_up: bool = False) -> Model:
+def next_model(
+    plan: TrainingPlan, model: Model, opened: DecodedSum, threads: int = 1, *, uses_up: bool = False
+) -> Model:
     """The model that `opened` leads to from `model`. After an evaluation-only round that is `model` itself.
 
     threads: among which the rotation's pieces are shared out; the largest is half of all or more.
@@ -77,7 +79,7 @@ def next_model(plan: TrainingPlan, model: Model, opened: Opened, threads: int = 
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
 
 
-def mean_update(layout: Layout, opened: Opened) -> Reals:
+def mean_update(layout: Layout, opened: DecodedSum) -> Reals:
     """The weighted mean of the members' updates, f64[d].
 
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max).
@@ -85,7 +87,7 @@ def mean_update(layout: Layout, opened: Opened) -> Reals:
     return unrotate(layout, opened.levels, *_affine(layout, opened))
 
 
-def _affine(layout: Layout, opened: Opened) -> tuple[int, float]:
+def _affine(layout: Layout, opened: DecodedSum) -> tuple[int, float]:
     """`center` and `factor` of the mean update."""
     half_step = layout.range / layout.level_max
     return opened.members * layout.level_max, half_step * layout.weight_cap / opened.header.weight

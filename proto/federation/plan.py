@@ -92,7 +92,7 @@ class ServerOptimizer:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortBounds:
     minimum: int
     target: int
     maximum: int
@@ -135,14 +135,14 @@ class TrainingPlan:
     run_id: bytes
     name: str
     purpose: str
-    arm: str
+    architecture: str
     manifest: Manifest
     initial_model_digest: bytes
     rounds: int
     inputs: Inputs
     training: LocalTraining
     server: ServerOptimizer
-    cohort: Cohort
+    cohort: CohortBounds
     deadlines: Deadlines
     encoding: Encoding
     metrics: tuple[Metric, ...]
@@ -153,8 +153,10 @@ class TrainingPlan:
             raise PlanRefused("name", f"expected 1 to 64 of A-Z a-z 0-9 space . _ -, got {self.name[:80]!r}")
         if len(self.purpose) > 500 or not self.purpose.isprintable():
             raise PlanRefused("purpose", f"expected up to 500 printable characters, got {len(self.purpose)}")
-        if not _ARM.fullmatch(self.arm):
-            raise PlanRefused("arm", f"expected a registry name such as 'densenet121-gru', got {self.arm[:80]!r}")
+        if not _ARM.fullmatch(self.architecture):
+            raise PlanRefused(
+                "arm", f"expected a registry name such as 'densenet121-gru', got {self.architecture[:80]!r}"
+            )
         _length("initial_model_digest", self.initial_model_digest, 32)
         _whole("rounds", self.rounds, 1, 1000)
         if [metric.value for metric in self.metrics] != sorted({metric.value for metric in self.metrics}):
@@ -186,7 +188,7 @@ def sign_plan(plan: TrainingPlan, custodian: Ed25519PrivateKey) -> plan_pb2.Sign
     return plan_pb2.SignedPlan(plan=data, signature=sign(custodian, _DOMAIN, data))
 
 
-def open_plan(signed: plan_pb2.SignedPlan, custodian: Ed25519PublicKey) -> TrainingPlan:
+def verify_plan(signed: plan_pb2.SignedPlan, custodian: Ed25519PublicKey) -> TrainingPlan:
     """The plan inside, its signature checked before a byte of it is parsed.
 
     Errors: BadSignature; Malformed; PlanRefused.
@@ -208,14 +210,14 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         run_id=message.run_id,
         name=message.name,
         purpose=message.purpose,
-        arm=message.arm,
+        architecture=message.arm,
         manifest=manifest,
         initial_model_digest=message.initial_model_digest,
         rounds=message.rounds,
         inputs=Inputs(message.inputs.image_size_px, message.inputs.slices_max),
         training=_training(message.training),
         server=ServerOptimizer(_kind(server.kind), server.learning_rate, server.beta1, server.beta2, server.tau),
-        cohort=Cohort(message.cohort.minimum, message.cohort.target, message.cohort.maximum),
+        cohort=CohortBounds(message.cohort.minimum, message.cohort.target, message.cohort.maximum),
         deadlines=Deadlines(message.deadlines.training_s, message.deadlines.phase_s),
         encoding=Encoding(encoding.clip_norm, encoding.bits, encoding.weight_cap, encoding.rotation_seed),
         metrics=tuple(_metric(number) for number in message.metrics),
@@ -255,7 +257,7 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
         run_id=plan.run_id,
         name=plan.name,
         purpose=plan.purpose,
-        arm=plan.arm,
+        arm=plan.architecture,
         manifest=plan.manifest.to_message(),
         initial_model_digest=plan.initial_model_digest,
         rounds=plan.rounds,

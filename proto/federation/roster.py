@@ -85,7 +85,7 @@ def sign_roster(roster: Roster, custodian: Ed25519PrivateKey) -> enrolment_pb2.S
     return enrolment_pb2.SignedRoster(roster=data, signature=sign(custodian, _DOMAIN, data))
 
 
-def open_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKey, epoch_held: int = 0) -> Roster:
+def verify_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKey, epoch_held: int = 0) -> Roster:
     """The roster inside, its signature checked before a byte of it is parsed.
 
     `epoch_held` is the epoch the site holds; an older one is refused, or an aggregator could bring back a site that

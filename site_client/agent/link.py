@@ -23,8 +23,8 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read onc
 import grpc
 
 from site_client.agent.egress.egress import Cleared
-from site_client.agent.identity.identity import Identity
-from site_client.config import Settings
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -56,7 +56,7 @@ class Endpoint:
     stall_s: float = 60.0
 
 
-def enrolled(settings: Settings, identity: Identity, patience_s: float = math.inf) -> Endpoint:
+def enrolled(settings: SiteSettings, identity: SiteIdentity, patience_s: float = math.inf) -> Endpoint:
     """The aggregator's listener for sites, as this one. `patience_s`: of who waits, if that is less than the stall."""
     return Endpoint(
         address=settings.aggregator.address,

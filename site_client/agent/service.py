@@ -23,14 +23,14 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.payloads import Payloads
-from site_client.agent.egress.rate_limit import Pace
+from site_client.agent.egress.rate_limit import RateLimit
 from site_client.agent.identity.certificates import Certificates
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Endpoint, Link, enrolled
-from site_client.agent.rounds.participant import SiteRounds
-from site_client.agent.status_file import AgentView, in_words, write_view
+from site_client.agent.rounds.participant import Participant
+from site_client.agent.status_file import AgentStatus, in_words, write_status
 from site_client.bus import Bus
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, InUse, SiteError, Unreachable
 from site_client.metered import is_metered
 from site_client.notify import Notifier
@@ -42,19 +42,19 @@ _GRACE_S = 5.0  # a call in progress may take this long to end after SIGTERM
 _QUIET_STALLS = 3.0  # in lengths of agent.stall_s: what a loop at work may take without a message moving
 
 
-def run(settings: Settings) -> int:
+def run(settings: SiteSettings) -> int:
     """Runs until SIGTERM or SIGINT; gives the exit status.
 
     Errors: IdentityRefused, ConfigRefused, LedgerBroken, InUse.
     """
     log_to_stderr()
-    identity = Identity(settings.folders.agent / "identity")
+    identity = SiteIdentity(settings.folders.agent / "identity")
     if identity.site != settings.name:
         raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
     with _only_one(settings.folders.agent / "lock"):
-        service = Service(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
+        service = AgentService(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
         service.run()
@@ -70,11 +70,15 @@ class _Health:
     logged: tuple[str | None, str] = (None, "")  # what was asked of this site and refused by it, as last logged
 
 
-class Service:
+class AgentService:
     """The loop, put together from its parts."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, clock: Callable[[], datetime], notifier: Notifier | None = None
+        self,
+        settings: SiteSettings,
+        identity: SiteIdentity,
+        clock: Callable[[], datetime],
+        notifier: Notifier | None = None,
     ) -> None:
         self._settings, self._identity, self._clock = settings, identity, clock
         self._notifier = notifier or Notifier()
@@ -84,13 +88,13 @@ class Service:
         payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
         self._guard = Guard(settings.policy)
         self._link = Link(self._endpoint())
-        pace = Pace(settings.policy.bandwidth_kib_s * 1024)
+        pace = RateLimit(settings.policy.bandwidth_kib_s * 1024)
         self._egress = Egress(self._guard, self._ledger, self._link, payloads, pace, self._notifier.alive)
         self._certificates = Certificates(identity, self._egress, self._desk, clock)
         spool = AgentSide(settings.folders.spool)
         spool.clear_drafts()
         bus = Bus()
-        self._rounds = SiteRounds(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
+        self._rounds = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
         self._health = _Health()
         self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
 
@@ -188,7 +192,7 @@ class Service:
 
     def _tell(self) -> None:
         situation, current = self._rounds.situation(), self._rounds.book.current
-        view = AgentView(
+        view = AgentStatus(
             written_at=self._clock(),
             state=situation.state,
             reasons=situation.reasons,
@@ -202,7 +206,7 @@ class Service:
             ledger_entries=self._ledger.entries,
             roster=tuple(sorted(self._identity.roster.signing_keys)),
         )
-        write_view(self._settings.folders.agent, view)
+        write_status(self._settings.folders.agent, view)
         self._notifier.status(in_words(view))
 
 

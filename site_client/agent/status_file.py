@@ -12,7 +12,7 @@ _TIMES = ("written_at", "certificate_expires_at", "last_contact_at")
 
 
 @dataclass(frozen=True)
-class AgentView:
+class AgentStatus:
     """The agent's own facts, as of `written_at`. Digests and ids in hex."""
 
     written_at: datetime
@@ -29,7 +29,7 @@ class AgentView:
     roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
 
 
-def in_words(view: AgentView) -> str:
+def in_words(view: AgentStatus) -> str:
     """One line for `systemctl status`: state, reasons, round, and what went wrong last."""
     line = view.state.removeprefix("SITE_").lower().replace("_", " ")
     if view.reasons:
@@ -39,13 +39,13 @@ def in_words(view: AgentView) -> str:
     return f"{line}; {view.last_error}" if view.last_error else line
 
 
-def write_view(folder: Path, view: AgentView) -> None:
+def write_status(folder: Path, view: AgentStatus) -> None:
     """Replaces the last one."""
     plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}
     refresh_file(folder / "status.json", json.dumps(plain, sort_keys=True).encode())
 
 
-def read_view(folder: Path) -> AgentView | None:
+def read_status(folder: Path) -> AgentStatus | None:
     """The agent's last word; None before its first, and after a power cut until its next."""
     path = folder / "status.json"
     data = path.read_bytes() if path.exists() else b""
@@ -56,4 +56,4 @@ def read_view(folder: Path) -> AgentView | None:
         record[key] = datetime.fromisoformat(record[key]) if record[key] else None
     record["reasons"] = tuple(record["reasons"])
     record["roster"] = tuple(record.get("roster", ()))
-    return AgentView(**record)
+    return AgentStatus(**record)

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 from federation.manifest import Model, save_model
 
-from site_client.benchmark.settings import Settings
+from site_client.benchmark.settings import BenchmarkSettings
 from site_client.calibration.fit import prior_offsets
 from site_client.calibration.model import CalibratedNet
 from site_client.files import remove, replace_file
@@ -21,13 +21,13 @@ from site_client.inference.metrics import Measure, Scored, accuracy, measure, we
 from site_client.model.labels import ANY
 from site_client.model.network import Network, SequenceNet
 from site_client.model.registry import build, model_of
-from site_client.training.array_cache import Shelf
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.array_cache import ArrayCache
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
-from site_client.training.loop import Progress, train
+from site_client.training.loop import TrainingProgress, train
 from site_client.training.stages import Stages, train_in_stages
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 
 _EMBEDDINGS_BYTES = 16 << 30  # far beyond what a million slices of 1024 features take in float32
 
@@ -79,7 +79,7 @@ class Failed:
 class Bench:
     """What all arms share. `digest`: of settings and patients; `training_slices`: of all its studies."""
 
-    settings: Settings
+    settings: BenchmarkSettings
     digest: str
     split: Split
     loader: Loader
@@ -125,20 +125,20 @@ def _teach(
 ) -> None:
     plan, studies, compute = bench.settings.training(), bench.split.training, bench.compute
     config = hashlib.sha256(f"{bench.digest}|{compute.name}".encode()).hexdigest()
-    streams = Streams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
-    loader = bench.loader.teaching(net)
+    streams = RandomStreams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
+    loader = bench.loader.for_training(net)
 
     def checkpoints(stage: str) -> Checkpoints:
         folder = bench.path(arm, f".{stage}.checkpoints")
-        return Checkpoints(folder, Identity("train", "", 0, arm, bench.digest, config))
+        return Checkpoints(folder, CheckpointIdentity("train", "", 0, arm, bench.digest, config))
 
     if stages is None or not isinstance(net, SequenceNet):
         train(net, plan, studies, loader, streams, compute, checkpoints("whole"), judge.look, stopping)
         return
-    shelf = Shelf(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
+    shelf = ArrayCache(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
     before = {"backbone": 0, "reader": stages.backbone, "end-to-end": stages.backbone + stages.reader}
 
-    def look(stage: str, at: Progress) -> None:
+    def look(stage: str, at: TrainingProgress) -> None:
         judge.look(at, before[stage])
 
     train_in_stages(net, plan, stages, studies, loader, shelf, streams, compute, checkpoints, look, stopping)
@@ -156,7 +156,7 @@ class _Judge:
         self._last: Answers | None = None
         self.begun = _Begun(bench.path(arm, ".begun.json"))
 
-    def look(self, at: Progress, epochs_before: int = 0) -> None:
+    def look(self, at: TrainingProgress, epochs_before: int = 0) -> None:
         self._steps += 1
         if at.step % self._steps_an_epoch:
             return

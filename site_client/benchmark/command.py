@@ -15,8 +15,8 @@ import click
 import torch
 
 from site_client.benchmark.arms import Bench, Done, Failed, run_arm
-from site_client.benchmark.settings import Settings, phantom_folder
-from site_client.benchmark.table import Origin, write_table
+from site_client.benchmark.settings import BenchmarkSettings, phantom_folder
+from site_client.benchmark.table import BenchmarkOrigin, write_table
 from site_client.errors import SiteError, TrainingFailed, UnknownArm
 from site_client.inference.evaluation import evaluate
 from site_client.inference.metrics import refuse_shared_patients
@@ -34,7 +34,7 @@ from site_client.training.prepare import prepare_all
 from site_client.training.ranks import Ranks, of_torchrun
 from site_client.training.stages import Stages
 
-DEFAULTS = Settings()
+DEFAULTS = BenchmarkSettings()
 _GIB = 1 << 30
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -100,7 +100,7 @@ def benchmark(
     Stopped, it goes on where it was; finished arms are kept. An arm that fails loses none of the others. Under torchrun
     the processes share each step.
     """
-    settings = Settings(**options)  # type: ignore[arg-type]  # click checked them against the fields
+    settings = BenchmarkSettings(**options)  # type: ignore[arg-type]  # click checked them against the fields
     arms = _arms(wanted)
     state = out / ".state"
     with of_torchrun(device) as ranks:
@@ -116,7 +116,7 @@ def benchmark(
         return
     starter = ["torchrun", "--nproc-per-node", str(ranks.world), "--no-python"] if ranks.world > 1 else []
     command = shlex.join([*starter, "hemofed-site", "benchmark", *(context.obj or [])])
-    origin = Origin(command, is_synthetic(data), validation_slices, torch.__version__, platform.machine())
+    origin = BenchmarkOrigin(command, is_synthetic(data), validation_slices, torch.__version__, platform.machine())
     click.echo(write_table(out, bench, found, origin))
     _write_pages(out / "evaluations", found, origin)
     if any(isinstance(arm, Failed) for arm in found):
@@ -141,7 +141,7 @@ def _arms(wanted: str) -> list[str]:
 
 
 def _bench(
-    settings: Settings,
+    settings: BenchmarkSettings,
     data: Path,
     state: Path,
     compute: Compute,
@@ -202,7 +202,7 @@ def _say_of(ranks: Ranks, *, err: bool = False) -> Callable[[str], None]:
     return partial(click.echo, err=err) if ranks.leads else lambda _: None
 
 
-def _write_pages(out: Path, arms: Sequence[Done | Failed], origin: Origin) -> None:
+def _write_pages(out: Path, arms: Sequence[Done | Failed], origin: BenchmarkOrigin) -> None:
     """One evaluation page an arm, of the validation patients."""
     out.mkdir(parents=True, exist_ok=True)
     for arm in arms:

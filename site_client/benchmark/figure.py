@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from site_client.benchmark.arms import Done
-from site_client.inference.drawing import Axis, Line, chart, legend, picture
+from site_client.inference.drawing import Axis, PlotLine, chart, legend, picture
 
 _WIDTH: Final = 1020
 _PANEL: Final = (340, 270)
@@ -34,8 +34,8 @@ def _panel(title: str, x: Axis, arms: Sequence[Done], name: str, flat: float | N
     lines = []
     for place, arm in enumerate(arms):
         points = [(epoch.number, getattr(epoch, name)) for epoch in arm.epochs if getattr(epoch, name) is not None]
-        lines.append(Line(arm.arm, points, place, dots=True))
+        lines.append(PlotLine(arm.arm, points, place, dots=True))
     if flat is not None:
-        lines.append(Line("all negative", [(x.low, flat), (x.high, flat)], len(arms)))
+        lines.append(PlotLine("all negative", [(x.low, flat), (x.high, flat)], len(arms)))
     values = [value for line in lines for _, value in line.points if math.isfinite(value)]
     return chart(title, x, Axis("", min(values, default=0.0), max(values, default=1.0)), lines, _PANEL)

@@ -30,7 +30,7 @@ TWINS: Final = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """Equal settings on equal patients give equal figures (one kind of machine, one version of torch).
 
     slices: of the data set, training and validation together; 0 takes all. studies_per_step: the batch.
@@ -71,7 +71,7 @@ class Settings:
 
 
 def phantom_folder(
-    state: Path, studies: int, profile: str, difficulty: float, settings: Settings, workers: int = 1
+    state: Path, studies: int, profile: str, difficulty: float, settings: BenchmarkSettings, workers: int = 1
 ) -> Path:
     """A phantom set in `state`, made when it is not there. One that a stop cut short is made again."""
     size_px = 128 if settings.image_size_px <= 128 else 256

@@ -13,7 +13,7 @@ from site_client.benchmark.settings import TWINS
 from site_client.inference.metrics import (
     DRAWS,
     Difference,
-    Figure,
+    Estimate,
     Measure,
     accuracy,
     compare,
@@ -49,7 +49,7 @@ _COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Origin:
+class BenchmarkOrigin:
     """Where the figures come from."""
 
     command: str
@@ -69,15 +69,15 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Judged:
+class BenchmarkRow:
     """A finished arm's last model on the validation slices, with 95 % intervals over patients."""
 
     done: Done
-    accuracy: Figure
-    all_negative: Figure
-    auc: Figure
-    ap: Figure
-    log_loss: Figure
+    accuracy: Estimate
+    all_negative: Estimate
+    auc: Estimate
+    ap: Estimate
+    log_loss: Estimate
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Pair:
     auc: Difference
 
 
-def write_table(out: Path, bench: Bench, arms: Sequence[Done | Failed], origin: Origin) -> str:
+def write_table(out: Path, bench: Bench, arms: Sequence[Done | Failed], origin: BenchmarkOrigin) -> str:
     """benchmark.md, benchmark.json and benchmark.svg in `out`; the Markdown."""
     done = [arm for arm in arms if isinstance(arm, Done)]
     draws = draw_patients(
@@ -106,9 +106,9 @@ def write_table(out: Path, bench: Bench, arms: Sequence[Done | Failed], origin: 
     return text
 
 
-def _judge(done: Done, draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Judged:
+def _judge(done: Done, draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> BenchmarkRow:
     column = done.rows.column(ANY)
-    return Judged(
+    return BenchmarkRow(
         done,
         *accuracy(done.rows),
         measure(column, Measure.AUC, draws),
@@ -135,7 +135,11 @@ def _pairs(done: Sequence[Done], draws: np.ndarray[tuple[int, ...], np.dtype[np.
 
 
 def _as_json(
-    bench: Bench, arms: Sequence[Done | Failed], judged: Sequence[Judged], pairs: Sequence[Pair], origin: Origin
+    bench: Bench,
+    arms: Sequence[Done | Failed],
+    judged: Sequence[BenchmarkRow],
+    pairs: Sequence[Pair],
+    origin: BenchmarkOrigin,
 ) -> dict[str, object]:
     return {
         "notice": SYNTHETIC if origin.synthetic else REAL,
@@ -158,7 +162,7 @@ def _side(bench: Bench, name: str) -> Side:
     return Side(len({study.patient_key for study in studies}), len(studies), positives(studies))
 
 
-def _arm(each: Judged) -> dict[str, object]:
+def _arm(each: BenchmarkRow) -> dict[str, object]:
     done = each.done
     known = {"arm": done.arm, "digest": done.digest, "parameters": done.parameters}
     speed = {
@@ -182,7 +186,11 @@ def _arm(each: Judged) -> dict[str, object]:
 
 
 def _markdown(
-    bench: Bench, arms: Sequence[Done | Failed], judged: Sequence[Judged], pairs: Sequence[Pair], origin: Origin
+    bench: Bench,
+    arms: Sequence[Done | Failed],
+    judged: Sequence[BenchmarkRow],
+    pairs: Sequence[Pair],
+    origin: BenchmarkOrigin,
 ) -> str:
     found = {each.done.arm: each for each in judged}
     rows = [
@@ -204,7 +212,7 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _row(bench: Bench, each: Judged, origin: Origin) -> str:
+def _row(bench: Bench, each: BenchmarkRow, origin: BenchmarkOrigin) -> str:
     done, last = each.done, each.done.epochs[-1]
     cells = [
         f"`{done.arm}`" + ("" if len(done.slices.patients) else " (per study)"),
@@ -227,7 +235,7 @@ def _row(bench: Bench, each: Judged, origin: Origin) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _circumstances(bench: Bench, origin: Origin) -> str:
+def _circumstances(bench: Bench, origin: BenchmarkOrigin) -> str:
     sides = []
     for name in ("training", "validation"):
         side = _side(bench, name)
@@ -254,7 +262,7 @@ def _pairs_text(pairs: Sequence[Pair]) -> str:
     return "\n".join([head, *lines]) + "\n\nBelow 0 in log loss, or above 0 in AUC: the sequence arm is better."
 
 
-def _text(figure: Figure | Difference, sign: bool = False) -> str:
+def _text(figure: Estimate | Difference, sign: bool = False) -> str:
     if figure.value is None:
         return f"none ({figure.reason})"
     form = "+.3f" if sign else ".3f"

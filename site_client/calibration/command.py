@@ -8,7 +8,7 @@ import click
 
 from site_client.calibration.fit import calibrate
 from site_client.calibration.model import Calibrations
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import EvaluationRefused
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.series.volume import read_volume
@@ -21,7 +21,7 @@ from site_client.training.prepare import prepare_all
 
 
 def fit(
-    settings: Settings, net: Network, model: str, size_px: int, slices_max: int, compute: Compute
+    settings: SiteSettings, net: Network, model: str, size_px: int, slices_max: int, compute: Compute
 ) -> tuple[Calibrations, Split]:
     """To the catalog's patients, split as the trainer splits them: offsets from those that are trained on, temperatures
     from those that never are. `model`: digest in hex of the weights of `net`. Raises EvaluationRefused.

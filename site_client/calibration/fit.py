@@ -12,7 +12,7 @@ from site_client.ingest.records import StudyRecord
 from site_client.model.labels import LABELS
 from site_client.model.network import Network
 from site_client.training.compute import Compute
-from site_client.training.data import Loader, Split, complete, expected_looks, study_labels
+from site_client.training.data import Loader, Split, complete, sampling_weights, study_labels
 
 Reals = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def calibrate(net: Network, split: Split, loader: Loader, compute: Compute) -> C
 
 def prior_offsets(training: Sequence[StudyRecord]) -> Calibrations:
     """The part that needs no network. Slices are counted as they were taken, before thin ones are averaged."""
-    once, looks = np.ones(len(training)), expected_looks(training)
+    once, looks = np.ones(len(training)), sampling_weights(training)
     slices = [complete(study.slice_labels) for study in training]
     studies = [study_labels(study)[None] for study in training]
     return Calibrations(_offset(slices, once, looks), _offset(studies, once, looks))
@@ -65,7 +65,7 @@ def _scores(net: Network, studies: Sequence[StudyRecord], loader: Loader, comput
         sample = loader.sample(study, None)
         with torch.inference_mode(), compute.autocast():
             verdict = net(sample.x, sample.mask, sample.geometry)
-        if net.answers_slices:
+        if net.has_slice_outputs:
             slices.append((verdict.slice_logits[0].float().cpu().numpy(), _int8(sample.slice_labels[0])))
         whole.append((verdict.study_logits.float().cpu().numpy(), _int8(sample.study_labels)))
     return _joined(slices), _joined(whole)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from site_client.model.labels import LABELS
-from site_client.model.network import Network, Verdict, clamp_any
+from site_client.model.network import Network, Output, clamp_any
 
 Reals = NDArray[np.float64]
 
@@ -105,13 +105,13 @@ class CalibratedNet(Network):
     def __init__(self, net: Network, by: Calibrations) -> None:
         super().__init__()
         self.net = net
-        self.answers_slices = net.answers_slices
+        self.answers_slices = net.has_slice_outputs
         self._by = by
 
-    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
+    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
         """Slice logits under a false mask mean nothing."""
         said = self.net(x, mask, geom)
-        return Verdict(
+        return Output(
             self._by.slices.apply(said.slice_logits), self._by.studies.apply(said.study_logits), said.embedding
         )
 

@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 
 from site_client.agent.egress.ledger import read
 from site_client.agent.egress.verify import totals
-from site_client.agent.status_file import read_view
-from site_client.config import Settings
-from site_client.doctor.result import Line
+from site_client.agent.status_file import read_status
+from site_client.config import SiteSettings
+from site_client.doctor.result import CheckResult
 from site_client.errors import LedgerBroken
 from site_client.spool import AgentSide
 
@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|\b(?:[0-9a-fA-F]{0,4}:){2,}[
 _HOST = re.compile(r"\b(?:[a-zA-Z0-9-]+\.)+[a-zA-Z]{2,}\b(?=:\d)|\b(?:[a-z0-9-]+\.){2,}[a-z]{2,}\b")
 
 
-def bundle(settings: Settings, lines: list[Line]) -> bytes:
+def bundle(settings: SiteSettings, lines: list[CheckResult]) -> bytes:
     """The file."""
     hidden = _names(settings)
     record = {
@@ -59,12 +59,12 @@ def redact(text: str, hidden: list[str]) -> str:
     return text
 
 
-def _told(line: Line, hidden: list[str]) -> dict[str, str]:
+def _told(line: CheckResult, hidden: list[str]) -> dict[str, str]:
     words = ("kept here", "") if line.local else (redact(line.found, hidden), redact(line.fix, hidden))
     return {"check": line.check, "color": line.color, "found": words[0], "fix": words[1]}
 
 
-def _names(settings: Settings) -> list[str]:
+def _names(settings: SiteSettings) -> list[str]:
     """Whatever names this place: longest first, so that no part of one is left over."""
     proxy = urlsplit(settings.aggregator.proxy)
     addresses = (settings.aggregator.address, settings.aggregator.enrolment_address)
@@ -95,10 +95,10 @@ def _outline(value: Any) -> dict[str, Any]:
     return told
 
 
-def _of_agent(settings: Settings) -> dict[str, Any]:
+def _of_agent(settings: SiteSettings) -> dict[str, Any]:
     """State and traffic, without to whom. Empty where it cannot be read."""
     try:
-        view = read_view(settings.folders.agent)
+        view = read_status(settings.folders.agent)
         days = [
             (str(one.day), one.messages, one.bytes_out) for one in totals(read(settings.folders.agent / "ledger.jsonl"))
         ]
@@ -110,7 +110,7 @@ def _of_agent(settings: Settings) -> dict[str, Any]:
     return facts
 
 
-def _of_trainer(settings: Settings) -> dict[str, Any]:
+def _of_trainer(settings: SiteSettings) -> dict[str, Any]:
     try:
         status = AgentSide.peek(settings.folders.spool)
     except OSError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from site_client.config import load
-from site_client.doctor.result import Color, Line, from_json_line, green, grey, red
+from site_client.doctor.result import CheckResult, Color, from_json_line, green, grey, red
 from site_client.doctor.units import check_units, supplementary_groups
 from site_client.errors import ConfigRefused
 
@@ -28,7 +28,7 @@ _SIGNS: Final = {Color.GREEN: "\033[32m+\033[0m", Color.RED: "\033[31mx\033[0m",
 _PLAIN: Final = {Color.GREEN: "ok  ", Color.RED: "FIX ", Color.GREY: "--  "}
 
 
-def examine(config: Path) -> list[Line]:
+def examine(config: Path) -> list[CheckResult]:
     """Every line. A site.toml that cannot be used is one red line, and nothing else is looked at."""
     try:
         load(config)
@@ -41,7 +41,7 @@ def examine(config: Path) -> list[Line]:
     return [*lines, *check_units()]
 
 
-def render_text(lines: list[Line], *, colors: bool) -> str:
+def render_text(lines: list[CheckResult], *, colors: bool) -> str:
     """A line a check, the fix under it; then the count."""
     signs = _SIGNS if colors else _PLAIN
     told = []
@@ -53,17 +53,17 @@ def render_text(lines: list[Line], *, colors: bool) -> str:
     return "\n".join([*told, f"{count[Color.GREEN]} green, {count[Color.RED]} red, {count[Color.GREY]} not looked at"])
 
 
-def render_json(lines: list[Line]) -> str:
+def render_json(lines: list[CheckResult]) -> str:
     """[{check, color, found, fix, local}]"""
     return json.dumps([asdict(line) for line in lines], indent=2)
 
 
-def exit_status(lines: list[Line]) -> int:
+def exit_status(lines: list[CheckResult]) -> int:
     """0 with nothing red, 2 otherwise. Grey is neither."""
     return SOMETHING_RED if any(line.color is Color.RED for line in lines) else CLEAN
 
 
-def _half(half: str, user: str, config: Path) -> Iterator[Line]:
+def _half(half: str, user: str, config: Path) -> Iterator[CheckResult]:
     command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute())]
     try:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from site_client.doctor.result import Line, green, grey, red
+from site_client.doctor.result import CheckResult, green, grey, red
 
 UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the exposure each may have, of systemd-analyze's 10
 _ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")
@@ -49,7 +49,7 @@ _NEVER: Final = {  # a drop-in that sets these opens a door
 }
 
 
-def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[Line]:
+def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[CheckResult]:
     """Every unit: its state, its score, its drop-ins."""
     for unit, most in UNITS.items():
         file = find(unit, folders)
@@ -97,7 +97,7 @@ def weakens(unit: str, text: str) -> Iterator[str]:
             yield key
 
 
-def _state(unit: str) -> Iterator[Line]:
+def _state(unit: str) -> Iterator[CheckResult]:
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
         yield grey("units", f"{unit}: systemd does not run here, so its state cannot be told")
         return
@@ -111,7 +111,7 @@ def _state(unit: str) -> Iterator[Line]:
         yield red("units", f"{unit} is {state}", f"systemctl start {unit}; journalctl -u {unit} says why it ended")
 
 
-def _score(unit: str, file: Path, added: list[Path], most: float) -> Iterator[Line]:
+def _score(unit: str, file: Path, added: list[Path], most: float) -> Iterator[CheckResult]:
     """Of the unit with its drop-ins, which systemd-analyze reads where they lie beside it."""
     if shutil.which("systemd-analyze") is None:
         yield grey("hardening", f"{unit}: systemd-analyze is not installed")

@@ -14,7 +14,7 @@ from site_client.model.labels import LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
-from site_client.training.loss import loss_of
+from site_client.training.loss import reported_loss
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def answer(net: Network, studies: Sequence[StudyRecord], loader: Loader, compute
         with torch.inference_mode(), compute.autocast():
             verdict = net(sample.x, sample.mask, sample.geometry)
         seconds += clock() - start
-        losses.append(loss_of(verdict, sample).item())
+        losses.append(reported_loss(verdict, sample).item())
         rows += sample.mask.shape[1]
-        if net.answers_slices:
+        if net.has_slice_outputs:
             slices.append(_chances(verdict.slice_logits[0]))
             slice_labels.append(_labels(sample.slice_labels[0]))
         whole.append(_chances(verdict.study_logits))

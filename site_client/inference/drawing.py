@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """`style` numbers color and dash. `dots`: each point is marked."""
 
     name: str
@@ -38,7 +38,7 @@ class Axis:
 
 
 def chart(
-    title: str, x: Axis, y: Axis, lines: Sequence[Line], size: tuple[int, int] = (340, 270), rule: bool = False
+    title: str, x: Axis, y: Axis, lines: Sequence[PlotLine], size: tuple[int, int] = (340, 270), rule: bool = False
 ) -> str:
     """A `<g>` of the given size, to be placed in an SVG. rule: the diagonal, where chance or calibration would be."""
     scale = _Scale(_ticks(x.low, x.high), _ticks(y.low, y.high), size)
@@ -120,7 +120,7 @@ def _number(value: float, ticks: list[float]) -> str:
     return f"{value:.{places}f}"
 
 
-def _line(scale: _Scale, line: Line) -> str:
+def _line(scale: _Scale, line: PlotLine) -> str:
     placed = [(scale.x(x), scale.y(y)) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
     if not placed:
         return ""

@@ -12,7 +12,7 @@ from site_client.inference.metrics import (
     ECE_BINS,
     PREVALENCES,
     Column,
-    Figure,
+    Estimate,
     Measure,
     Scored,
     accuracy,
@@ -43,8 +43,8 @@ class Row:
     positives: int
     rows: int
     patients_with: int
-    figures: Mapping[Measure, Figure]
-    predictive: Mapping[float, tuple[Figure, Figure]]
+    figures: Mapping[Measure, Estimate]
+    predictive: Mapping[float, tuple[Estimate, Estimate]]
     roc: Points
     calibration: Points
 
@@ -55,9 +55,9 @@ class Level:
 
     rows: int
     labels: Mapping[str, Row]
-    log_loss: Figure
-    accuracy: Figure
-    all_negative: Figure
+    log_loss: Estimate
+    accuracy: Estimate
+    all_negative: Estimate
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _row(column: Column, draws: ranked.Reals) -> Row:
     positives = int((column.truth == 1).sum())
     counts = positives, len(column.truth), column.patients_with(1)
     if positives < POSITIVES_MIN:
-        return Row(*counts, {which: Figure(None, reason=_TOO_FEW) for which in Measure}, {}, (), ())
+        return Row(*counts, {which: Estimate(None, reason=_TOO_FEW) for which in Measure}, {}, (), ())
     figures = {which: measure(column, which, draws) for which in Measure}
     return Row(*counts, figures, predictive(column, PREVALENCES, draws), _roc(column), _calibration(column))
 

@@ -54,7 +54,7 @@ _NEEDS_BOTH: Final = frozenset({Measure.AUC, Measure.SENSITIVITY_90, Measure.SEN
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """`value` None: `reason` says why there is none. low, high: the middle 95 % of the draws; None when not drawn, or
     with fewer than PATIENTS_MIN patients, whose draws would pretend to know.
     """
@@ -134,21 +134,21 @@ def refuse_shared_patients(training: Sequence[StudyRecord], validation: Sequence
         )
 
 
-def measure(column: Column, which: Measure, draws: Reals | None = None) -> Figure:
+def measure(column: Column, which: Measure, draws: Reals | None = None) -> Estimate:
     """The set's own figure, and with draws (from `draw_patients`) its 95 % interval."""
     reason = _why_not(column, which)
     if reason is not None:
-        return Figure(None, reason=reason)
+        return Estimate(None, reason=reason)
     value = float(of_draws(column, which, np.ones((1, column.patients_count)))[0])
     if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN:
-        return Figure(value)
+        return Estimate(value)
     low, high = interval(of_draws(column, which, draws))
-    return Figure(value, low, high)
+    return Estimate(value, low, high)
 
 
 def predictive(
     column: Column, prevalences: Sequence[float], draws: Reals | None = None
-) -> dict[float, tuple[Figure, Figure]]:
+) -> dict[float, tuple[Estimate, Estimate]]:
     """PPV and NPV by prevalence: the share of true answers among all "yes", and among all "no", where so many rows are
     positive.
 
@@ -156,15 +156,15 @@ def predictive(
     """
     reason = _why_not(column, Measure.SPECIFICITY_95)
     if reason is not None:
-        return dict.fromkeys(prevalences, (Figure(None, reason=reason), Figure(None, reason=reason)))
+        return dict.fromkeys(prevalences, (Estimate(None, reason=reason), Estimate(None, reason=reason)))
     own = _rates(column, np.ones((1, column.patients_count)))
     drawn = None if draws is None or len(np.unique(column.patients)) < PATIENTS_MIN else _rates(column, draws)
 
-    def figure(of: Callable[[float, Reals, Reals], Reals], prevalence: float) -> Figure:
+    def figure(of: Callable[[float, Reals, Reals], Reals], prevalence: float) -> Estimate:
         value = float(of(prevalence, *own)[0])
         if math.isnan(value):
-            return Figure(None, reason="nothing is called negative")
-        return Figure(value) if drawn is None else Figure(value, *interval(of(prevalence, *drawn)))
+            return Estimate(None, reason="nothing is called negative")
+        return Estimate(value) if drawn is None else Estimate(value, *interval(of(prevalence, *drawn)))
 
     return {prevalence: (figure(_ppv, prevalence), figure(_npv, prevalence)) for prevalence in prevalences}
 
@@ -183,16 +183,16 @@ def compare(first: Column, second: Column, which: Measure, draws: Reals) -> Diff
     return _difference(value, of_draws(first, which, draws) - of_draws(second, which, draws))
 
 
-def weighted_log_loss(scored: Scored, draws: Reals | None = None) -> Figure:
+def weighted_log_loss(scored: Scored, draws: Reals | None = None) -> Estimate:
     """RSNA 2019: mean cross-entropy per label, `any` with weight 2, divided by the weights of the labels that anybody
     knows (7 when all are).
     """
     if not (scored.labels != MISSING).any():
-        return Figure(None, reason="no row has a label")
+        return Estimate(None, reason="no row has a label")
     value = float(_rsna(scored, np.ones((1, scored.patients_count)))[0])
     if draws is None or scored.patients_count < PATIENTS_MIN:
-        return Figure(value)
-    return Figure(value, *interval(_rsna(scored, draws)))
+        return Estimate(value)
+    return Estimate(value, *interval(_rsna(scored, draws)))
 
 
 def compare_log_loss(first: Scored, second: Scored, draws: Reals) -> Difference:
@@ -208,16 +208,16 @@ def compare_log_loss(first: Scored, second: Scored, draws: Reals) -> Difference:
     return _difference(value, _rsna(first, draws) - _rsna(second, draws))
 
 
-def accuracy(scored: Scored) -> tuple[Figure, Figure]:
+def accuracy(scored: Scored) -> tuple[Estimate, Estimate]:
     """Share of known cells that a threshold of .5 gets right, and the share that "all negative" gets right.
 
     The second is there because the first means nothing without it: at RSNA's prevalences it is .943.
     """
     known = scored.labels != MISSING
     if not known.any():
-        return Figure(None, reason="no row has a label"), Figure(None, reason="no row has a label")
+        return Estimate(None, reason="no row has a label"), Estimate(None, reason="no row has a label")
     right = (scored.chances > 0.5) == (scored.labels == 1)
-    return Figure(float(right[known].mean())), Figure(float((scored.labels[known] == 0).mean()))
+    return Estimate(float(right[known].mean())), Estimate(float((scored.labels[known] == 0).mean()))
 
 
 def draw_patients(patients: int, draws: int, rng: np.random.Generator) -> Reals:

@@ -88,7 +88,7 @@ def _ask(net: Network, series: SeriesRecord, image_size_px: int, slices_max: int
     with torch.inference_mode(), compute.autocast():
         verdict = net(x, mask, geometry)
     # A network that answers for studies only says the same of each slice.
-    logits = verdict.slice_logits[0] if net.answers_slices else verdict.study_logits.expand(prepared.slices, -1)
+    logits = verdict.slice_logits[0] if net.has_slice_outputs else verdict.study_logits.expand(prepared.slices, -1)
     slices = clamp_any(logits).double().sigmoid().cpu().numpy()
     study = clamp_any(verdict.study_logits[0]).double().sigmoid().cpu().numpy()
     files = tuple(series.files[group.start : group.stop] for group in prepared.source_slices)

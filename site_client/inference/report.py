@@ -6,9 +6,9 @@ from html import escape
 from string import Template
 from typing import Final
 
-from site_client.inference.drawing import COLORS, Axis, Line, Points, chart, legend, picture
+from site_client.inference.drawing import COLORS, Axis, PlotLine, Points, chart, legend, picture
 from site_client.inference.evaluation import POSITIVES_MIN, Evaluation, Level, Row
-from site_client.inference.metrics import DRAWS, PATIENTS_MIN, PREVALENCES, Figure, Measure
+from site_client.inference.metrics import DRAWS, PATIENTS_MIN, PREVALENCES, Estimate, Measure
 
 SYNTHETIC: Final = "Research. Synthetic patients: nothing here is clinical evidence."
 REAL: Final = "Research. Not a medical device; not for diagnosis or treatment."
@@ -97,8 +97,8 @@ def _curves(name: str, level: Level) -> str:
     if not shown:
         return f"<p class=soft>No curves: every label has fewer than {POSITIVES_MIN} positives.</p>"
     unit = Axis("", 0, 1)
-    roc = [Line(label, row.roc, place) for label, place, row in shown]
-    calibration = [Line(label, row.calibration, place, dots=True) for label, place, row in shown]
+    roc = [PlotLine(label, row.roc, place) for label, place, row in shown]
+    calibration = [PlotLine(label, row.calibration, place, dots=True) for label, place, row in shown]
     key, height = legend([(label, place) for label, place, _ in shown], 680, 125)
     parts = [
         (0, 0, chart(f"ROC, {name.lower()}", Axis("1 − specificity", 0, 1), unit, roc, rule=True)),
@@ -118,13 +118,13 @@ def _losses(losses: Sequence[tuple[str, Points]]) -> str:
         return "<p class=soft>No loss curve: this model was trained elsewhere.</p>"
     values = [value for _, points in losses for _, value in points]
     last = max(x for _, points in losses for x, _ in points)
-    lines = [Line(name, points, place, dots=True) for place, (name, points) in enumerate(losses)]
+    lines = [PlotLine(name, points, place, dots=True) for place, (name, points) in enumerate(losses)]
     drawn = chart("Loss", Axis("epoch", 1, max(2, last)), Axis("", min(values), max(values)), lines, (700, 200))
     key, height = legend([(name, place) for place, (name, _) in enumerate(losses)], 680)
     return picture([(0, 0, drawn), (46, 204, key)], 700, 208 + height, "Losses over epochs")
 
 
-def _cell(figure: Figure) -> str:
+def _cell(figure: Estimate) -> str:
     if figure.value is None:
         return f"<span class=soft>{figure.reason}</span>"
     if figure.low is None or figure.high is None:
@@ -132,7 +132,7 @@ def _cell(figure: Figure) -> str:
     return f"{figure.value:.3f}<small>{figure.low:.3f}–{figure.high:.3f}</small>"
 
 
-def _text(figure: Figure) -> str:
+def _text(figure: Estimate) -> str:
     if figure.value is None:
         return f"unknown ({figure.reason})"
     interval = "" if figure.low is None or figure.high is None else f" ({figure.low:.3f} to {figure.high:.3f})"

@@ -66,7 +66,7 @@ class Warn(StrEnum):
     W_INSTANCE_HOLE = "instance numbers have holes, positions have none"
 
 
-class State(StrEnum):
+class SeriesState(StrEnum):
     """Where a series stands."""
 
     READY = "ready"
@@ -75,8 +75,8 @@ class State(StrEnum):
     QUARANTINED = "quarantined"
 
 
-def state_of(reasons: tuple[Reason, ...]) -> State:
+def state_of(reasons: tuple[Reason, ...]) -> SeriesState:
     """The state that a set of reasons means. Anything wrong outweighs anything merely unsuitable."""
     if any(reason.name.startswith("Q_") for reason in reasons):
-        return State.QUARANTINED
-    return State.NOT_SELECTED if reasons else State.READY
+        return SeriesState.QUARANTINED
+    return SeriesState.NOT_SELECTED if reasons else SeriesState.READY

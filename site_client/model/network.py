@@ -32,18 +32,18 @@ PRIOR_STUDY: Final = (0.05, 0.15, 0.12, 0.15, 0.15, 0.4)
 _SHARPNESS: Final = 4.0  # of the log-mean-exp: 0 is the mean over slices, infinity the maximum
 
 
-class Alone(NamedTuple):
+class SliceOutput(NamedTuple):
     """What the slices say without their neighbours: the only answer through which a backbone is taught."""
 
     slice_logits: Tensor  # [B,T,6], zero where masked
     study_logits: Tensor  # [B,6], their smooth maximum
 
 
-class Verdict(NamedTuple):
+class Output(NamedTuple):
     slice_logits: Tensor  # [B,T,6], zero where masked; [B,0,6] of a network that answers for studies only
     study_logits: Tensor  # [B,6]
     embedding: Tensor  # [B,T,F], the backbone's pooled features, zero where masked; [B,1,F] of a whole volume
-    alone: Alone | None = None  # None of a network that is taught by the answers above
+    alone: SliceOutput | None = None  # None of a network that is taught by the answers above
 
 
 class Network(nn.Module):
@@ -53,7 +53,7 @@ class Network(nn.Module):
     mask is never read.
     """
 
-    answers_slices = True
+    has_slice_outputs = True
 
 
 class SequenceNet(Network):
@@ -64,7 +64,9 @@ class SequenceNet(Network):
     passes and computes them again in the backward pass: about a third more time for memory of one chunk instead of all.
     """
 
-    def __init__(self, backbone: nn.Module, reader: "Reader", *, chunk: int = 16, recompute: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, reader: "SequenceHead", *, chunk: int = 16, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.reader = reader
@@ -75,8 +77,8 @@ class SequenceNet(Network):
         """This network without its recurrence, on the same weights: training one trains what both have."""
         return SequenceNet(self.backbone, self.reader.slicewise(), chunk=self.chunk, recompute=self.recompute)
 
-    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
-        verdict: Verdict = self.reader(self.embed(x, mask), mask, geom)
+    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
+        verdict: Output = self.reader(self.embed(x, mask), mask, geom)
         return verdict
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class SequenceNet(Network):
         return features.float()
 
 
-class Reader(Network):
+class SequenceHead(Network):
     """Everything behind the backbone: x is f32[B,T,F], its features. It can be trained alone on features kept on disk.
 
     `width` is E of the drawing, `hidden` half of R (both directions). Without a recurrence R = E, and no slice sees its
@@ -119,20 +121,20 @@ class Reader(Network):
         self.study_bias = nn.Parameter(torch.zeros(len(LABELS)))
         self._start_at_the_prior()
 
-    def slicewise(self) -> "Reader":
+    def slicewise(self) -> "SequenceHead":
         """A reader without a recurrence that shares projection and slice head with this one."""
-        twin = Reader(*self._shape, None, self._dropout)
+        twin = SequenceHead(*self._shape, None, self._dropout)
         twin.project, twin.slice_head = self.project, self.slice_head
         return twin
 
-    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
+    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
         own = self.slice_head(x) * mask.unsqueeze(-1)
-        alone = Alone(own, _log_mean_exp(own, mask) + self.study_bias.detach())
+        alone = SliceOutput(own, _log_mean_exp(own, mask) + self.study_bias.detach())
         states, slice_logits = self.project(x.detach()) * mask.unsqueeze(-1), own.detach()
         if self.sequence is not None:
             states, correction = self.sequence(states, mask, geom)
             slice_logits = slice_logits + correction * mask.unsqueeze(-1)
-        return Verdict(slice_logits, self._study_logits(states, slice_logits, mask), x, alone)
+        return Output(slice_logits, self._study_logits(states, slice_logits, mask), x, alone)
 
     def _study_logits(self, states: Tensor, slice_logits: Tensor, mask: Tensor) -> Tensor:
         padding = ~mask.unsqueeze(-1)

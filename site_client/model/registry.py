@@ -18,7 +18,7 @@ from torch import nn
 from site_client.errors import UnknownArm
 from site_client.model.backbones import Pooled, densenet, densenet121_3d, resnet
 from site_client.model.compact import compact
-from site_client.model.network import CHANNELS, Network, Reader, SequenceNet
+from site_client.model.network import CHANNELS, Network, SequenceHead, SequenceNet
 from site_client.model.recurrence import RecurrenceName
 from site_client.model.volumetric import WINDOWS, VolumeNet
 
@@ -59,7 +59,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, NDArray[np.float32]]) 
 def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName | None) -> Callable[[], Network]:
     def construct() -> Network:
         backbone, features = trunk()
-        reader = Reader(features, width=256, hidden=128, layers=2, recurrence=recurrence, dropout=0.3)
+        reader = SequenceHead(features, width=256, hidden=128, layers=2, recurrence=recurrence, dropout=0.3)
         return _channels_last(SequenceNet(backbone, reader, recompute=True))
 
     return construct
@@ -67,7 +67,7 @@ def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName
 
 def _lite(recurrence: RecurrenceName | None = "gru") -> Network:
     trunk, features = compact(CHANNELS)
-    reader = Reader(2 * features, width=64, hidden=32, layers=1, recurrence=recurrence, dropout=0.1)
+    reader = SequenceHead(2 * features, width=64, hidden=32, layers=1, recurrence=recurrence, dropout=0.1)
     return _channels_last(SequenceNet(Pooled(trunk, peaks=True), reader, chunk=32))
 
 

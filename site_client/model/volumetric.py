@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from site_client.model.labels import LABELS
-from site_client.model.network import GEOMETRY, PRIOR_STUDY, Network, Verdict
+from site_client.model.network import GEOMETRY, PRIOR_STUDY, Network, Output
 
 WINDOWS: Final = (1, 3, 4)  # of the five channels: brain, subdural and bone; neighbours are neighbours here anyway
 SLICES_MIN: Final = 16  # the backbone halves the stack four times
@@ -36,11 +36,11 @@ class VolumeNet(Network):
             nn.init.normal_(self.study_head.weight, std=0.01)
             self.study_head.bias.copy_(torch.logit(torch.tensor(PRIOR_STUDY)))
 
-    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Verdict:
+    def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
         features = torch.cat([self._embed(study[shown]) for study, shown in zip(x, mask, strict=True)])  # [B,F]
         geometry = torch.stack([study[shown].mean(dim=0) for study, shown in zip(geom, mask, strict=True)])
         study_logits = self.study_head(torch.cat([self.dropout(features), geometry], dim=1))
-        return Verdict(study_logits.new_zeros(len(x), 0, len(LABELS)), study_logits, features.unsqueeze(1))
+        return Output(study_logits.new_zeros(len(x), 0, len(LABELS)), study_logits, features.unsqueeze(1))
 
     def _embed(self, slices: Tensor) -> Tensor:
         """[T,C,H,W] -> f32[1,F]."""

@@ -7,8 +7,8 @@ import numpy as np
 from site_client.errors import PhantomRefused
 from site_client.ingest.files.hounsfield import AIR_HU, TOP_HU
 from site_client.ingest.series.volume import Volume
-from site_client.phantom.dicom import Identity, WrittenSeries, digest_of
-from site_client.phantom.streams import Streams
+from site_client.phantom.dicom import StudyIdentity, WrittenSeries, digest_of
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Study
 
 
@@ -22,7 +22,7 @@ def volume_of(study: Study) -> Volume:
     )
 
 
-def write_arrays(streams: Streams, identity: Identity, study: Study, out: Path) -> WrittenSeries:
+def write_arrays(streams: PhantomStreams, identity: StudyIdentity, study: Study, out: Path) -> WrittenSeries:
     """`out`/<PatientID>/<StudyUID>.npz, under the UIDs that the DICOM files of the study would have."""
     part, volume = identity.part, volume_of(study)
     study_uid, series_uid = streams.uid("study", part), streams.uid("series", part)

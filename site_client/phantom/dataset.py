@@ -15,13 +15,13 @@ import numpy.typing as npt
 from site_client.errors import PhantomRefused
 from site_client.phantom.arrays import write_arrays
 from site_client.phantom.delivery import DeliveredStudy, map_rows, noisy, slice_ids, slice_rows, study_rows
-from site_client.phantom.dicom import Identity, WrittenSeries
+from site_client.phantom.dicom import StudyIdentity, WrittenSeries
 from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults, write_study
 from site_client.phantom.lesions import percent_of
 from site_client.phantom.profiles import PROFILES, Patients, Scanner
 from site_client.phantom.skew import skewed
 from site_client.phantom.statistics import SUBTYPES
-from site_client.phantom.streams import GENERATOR_VERSION, Streams
+from site_client.phantom.streams import GENERATOR_VERSION, PhantomStreams
 from site_client.phantom.study import Study, Wishes, make_study
 
 Format = Literal["dicom", "npz"]
@@ -51,7 +51,7 @@ class Order:
     def patients(self) -> Patients:
         """Whose patients come, with the percentages that hold for this set."""
         patients = PROFILES[self.profile].patients
-        random = Streams.of(self.profile, self.seed, -1).generator("skew")
+        random = PhantomStreams.of(self.profile, self.seed, -1).generator("skew")
         return replace(patients, percent=skewed(random, percent_of(self.wishes.prevalence, patients), self.alpha))
 
     @property
@@ -121,7 +121,7 @@ def visits(order: Order) -> list[Visit]:
     """Which study belongs to which patient: after one study in twelve the same patient comes once more."""
     found: list[Visit] = []
     for index in range(order.studies):
-        random = Streams.of(order.profile, order.seed, index).generator("visit")
+        random = PhantomStreams.of(order.profile, order.seed, index).generator("visit")
         again = random.random() < SECOND_VISIT and found and found[-1].patient == found[-1].index
         patient = found[-1].patient if again else index
         found.append(Visit(index, patient, int(random.integers(1, 30)) if again else 0))
@@ -140,8 +140,8 @@ def _made(order: Order, out: Path, workers: int) -> Iterator[list[Made]]:
 
 def _make(job: tuple[Order, Visit, Path]) -> list[Made]:
     order, visit, out = job
-    streams = Streams.of(order.profile, order.seed, visit.index)
-    patient = Streams.of(order.profile, order.seed, visit.patient)
+    streams = PhantomStreams.of(order.profile, order.seed, visit.index)
+    patient = PhantomStreams.of(order.profile, order.seed, visit.patient)
     wishes = replace(order.wishes, prevalence="profile")  # the mix is in order.patients
     whose = (streams, patient, order.patients, order.scanner, wishes, visit.days)
     study = make_study(*whose)
@@ -153,10 +153,16 @@ def _make(job: tuple[Order, Visit, Path]) -> list[Made]:
 
 
 def _write(
-    order: Order, visit: Visit, streams: Streams, patient: Streams, study: Study, out: Path, part: str = ""
+    order: Order,
+    visit: Visit,
+    streams: PhantomStreams,
+    patient: PhantomStreams,
+    study: Study,
+    out: Path,
+    part: str = "",
 ) -> Made:
     profile = PROFILES[order.profile]
-    identity = Identity(f"PH{patient.name(10, 'patient').upper()}", study.age, visit.days, part)
+    identity = StudyIdentity(f"PH{patient.name(10, 'patient').upper()}", study.age, visit.days, part)
     faults = draw_faults(streams.generator("faults"), order.faults, order.scanner, study.scan.slices)
     series = _files(order, identity, streams, study, out, faults)
     random = streams.generator("labels")
@@ -181,7 +187,7 @@ def _write(
 
 
 def _files(
-    order: Order, identity: Identity, streams: Streams, study: Study, out: Path, faults: Faults
+    order: Order, identity: StudyIdentity, streams: PhantomStreams, study: Study, out: Path, faults: Faults
 ) -> WrittenSeries:
     if order.format == "npz":
         return write_arrays(streams, identity, study, out / "npz")

@@ -22,7 +22,7 @@ from pydicom.uid import (
 from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Scanner
-from site_client.phantom.streams import GENERATOR_VERSION, Streams
+from site_client.phantom.streams import GENERATOR_VERSION, PhantomStreams
 
 IMPLEMENTATION_UID = "2.25.180150000000000000000000000000000001"
 COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
@@ -30,7 +30,7 @@ FIRST_DAY = datetime(2021, 1, 4)
 
 
 @dataclass(frozen=True)
-class Identity:
+class StudyIdentity:
     """Who and when, all synthetic. `part` names what the UIDs are for, so that a twin's differ from its study's."""
 
     patient_id: str
@@ -49,8 +49,8 @@ class WrittenSeries:
 
 
 def write_series(
-    streams: Streams,
-    identity: Identity,
+    streams: PhantomStreams,
+    identity: StudyIdentity,
     scanner: Scanner,
     scan: Scan,
     image: Floats,
@@ -85,7 +85,7 @@ def write_series(
 
 
 def write_localizer(
-    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, image: Floats, out: Path
+    streams: PhantomStreams, identity: StudyIdentity, scanner: Scanner, scan: Scan, image: Floats, out: Path
 ) -> Path:
     """The lateral scout of HU f32[T, H, W]: one image of the mean along the way through the head, 1 mm a row."""
     ds, _ = _series_header(streams, identity, scanner, scan)
@@ -147,7 +147,7 @@ def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] 
 
 
 def _series_header(
-    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan
+    streams: PhantomStreams, identity: StudyIdentity, scanner: Scanner, scan: Scan
 ) -> tuple[Dataset, np.random.Generator]:
     """What all series of the study share, and the header stream after it."""
     random = streams.generator("header")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from site_client.phantom.dicom import Identity, WrittenSeries, digest_of, write_localizer, write_series
+from site_client.phantom.dicom import StudyIdentity, WrittenSeries, digest_of, write_localizer, write_series
 from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Scanner
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 
 BONE_KERNEL = "BONE"
 _EDGE_SLICES = 3
@@ -67,7 +67,13 @@ def draw_faults(random: np.random.Generator, rates: Rates, scanner: Scanner, sli
 
 
 def write_study(
-    streams: Streams, identity: Identity, scanner: Scanner, scan: Scan, image: Floats, out: Path, faults: Faults
+    streams: PhantomStreams,
+    identity: StudyIdentity,
+    scanner: Scanner,
+    scan: Scan,
+    image: Floats,
+    out: Path,
+    faults: Faults,
 ) -> WrittenSeries:
     """The study with its faults. What comes back names the files and images of the main series that are delivered."""
     series = write_series(streams, identity, scanner, scan, image, out, wrapped=faults.wrapped)

@@ -18,7 +18,7 @@ from site_client.phantom.lesions import STUDY_PERCENT, draw_lesions
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import PROFILES
 from site_client.phantom.statistics import SUBTYPES
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Study, Wishes, make_study
 
 Gray = npt.NDArray[np.uint8]
@@ -76,7 +76,7 @@ def _first_with(subtype: str, seed: int) -> int:
     """The first stroke-hub patient whose bleeds of this kind alone hold enough to be seen."""
     index = 0
     while True:
-        random = Streams.of("S", seed, index).generator("lesion")
+        random = PhantomStreams.of("S", seed, index).generator("lesion")
         lesions = draw_lesions(random, STUDY_PERCENT["balanced"], PROFILES["S"].patients.chronic_subdural, 1.0)
         if lesions and all(lesion.subtype == subtype for lesion in lesions) and lesions[0].ml > SHOWN_ML:
             return index
@@ -84,7 +84,7 @@ def _first_with(subtype: str, seed: int) -> int:
 
 
 def _study(name: str, seed: int, index: int) -> Study:
-    streams, profile = Streams.of(name, seed, index), PROFILES[name]
+    streams, profile = PhantomStreams.of(name, seed, index), PROFILES[name]
     return make_study(streams, streams, profile.patients, profile.scanner, WISHES)
 
 

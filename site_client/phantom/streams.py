@@ -19,13 +19,13 @@ StreamName = Literal[
 
 
 @dataclass(frozen=True)
-class Streams:
+class PhantomStreams:
     """The named streams of one study; equal names below an equal seed give equal numbers, in any order of use."""
 
     seed: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, profile: str, seed: int, index: int) -> "Streams":
+    def of(cls, profile: str, seed: int, index: int) -> "PhantomStreams":
         """The streams of study `index` of the set (`profile`, `seed`)."""
         return cls(_digest(GENERATOR_VERSION, profile, str(seed), str(index)))
 

@@ -15,7 +15,7 @@ from site_client.phantom.mimics import Mimic, clips_of, draw_mimics, paint_brain
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Patients, Scanner
 from site_client.phantom.scanner import add_noise, blur, full_image, lay_out
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.truth import Truth, judge
 
 
@@ -56,8 +56,8 @@ class Matter:
 
 
 def make_study(
-    streams: Streams,
-    patient: Streams,
+    streams: PhantomStreams,
+    patient: PhantomStreams,
     patients: Patients,
     scanner: Scanner,
     wishes: Wishes,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from site_client.config import Settings, load
+from site_client.config import SiteSettings, load
 
 _TEST_NET = ("192.0.2.1", 443)  # RFC 5737: an address that nobody has
 
@@ -34,7 +34,7 @@ class Attempt:
         return self.must_fail == (self.answer is not None)
 
 
-def of_trainer(settings: Settings) -> Iterator[Attempt]:
+def of_trainer(settings: SiteSettings) -> Iterator[Attempt]:
     """No socket but AF_UNIX, nothing written to the export, no key of the agent."""
     export = settings.folders.export
     yield _try("open a socket of the Internet (AF_INET)", True, lambda: _connect(socket.AF_INET))
@@ -47,7 +47,7 @@ def of_trainer(settings: Settings) -> Iterator[Attempt]:
     yield _try("open a socket on this machine (AF_UNIX)", False, lambda: _close(socket.socket(socket.AF_UNIX)))
 
 
-def of_agent(settings: Settings) -> Iterator[Attempt]:
+def of_agent(settings: SiteSettings) -> Iterator[Attempt]:
     """No image, nothing made of one, no memory that is written and run."""
     yield _try("read the export", True, lambda: _look_into(settings.folders.export))
     for number, path in enumerate(settings.folders.labels, 1):
@@ -59,7 +59,7 @@ def of_agent(settings: Settings) -> Iterator[Attempt]:
     yield _try("open a socket of the Internet (AF_INET)", False, lambda: _close(socket.socket(socket.AF_INET)))
 
 
-SIDES: dict[str, Callable[[Settings], Iterator[Attempt]]] = {"trainer": of_trainer, "agent": of_agent}
+SIDES: dict[str, Callable[[SiteSettings], Iterator[Attempt]]] = {"trainer": of_trainer, "agent": of_agent}
 
 
 def main() -> None:

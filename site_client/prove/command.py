@@ -5,17 +5,17 @@ from pathlib import Path
 
 from site_client.agent.egress import verify
 from site_client.agent.identity import keys
-from site_client.config import Settings, load
+from site_client.config import SiteSettings, load
 from site_client.errors import IdentityRefused, LedgerBroken
 from site_client.prove.confined import show_running, show_walls
-from site_client.prove.finding import Finding, Verdict
+from site_client.prove.finding import Outcome, ProofFinding
 from site_client.prove.round_check import CLAIM as CANARY_CLAIM
 from site_client.prove.round_check import show_no_canary
 
 _LEDGER_CLAIM = "the ledger of what left is unbroken, and every line is signed by this site"
 
 
-def prove(config: Path, *, with_drill: bool) -> Iterator[Finding]:
+def prove(config: Path, *, with_drill: bool) -> Iterator[ProofFinding]:
     """Every finding, as it comes. Errors: ConfigRefused."""
     settings = load(config)
     yield from show_walls(config)
@@ -24,10 +24,10 @@ def prove(config: Path, *, with_drill: bool) -> Iterator[Finding]:
     if with_drill:
         yield show_no_canary()
     else:
-        yield Finding(CANARY_CLAIM, Verdict.NOT_SHOWN, ("left out at your word (--no-canary)",))
+        yield ProofFinding(CANARY_CLAIM, Outcome.NOT_SHOWN, ("left out at your word (--no-canary)",))
 
 
-def show_ledger(settings: Settings) -> Finding:
+def show_ledger(settings: SiteSettings) -> ProofFinding:
     """Chain, signatures, kept payloads, and what left in all."""
     folder = settings.folders.agent
     path = folder / "ledger.jsonl"
@@ -35,14 +35,16 @@ def show_ledger(settings: Settings) -> Finding:
         found = verify.verify(path, keys.load(folder / "identity").signing_public.hex())
         payloads = verify.check_payloads(path, folder / "payloads")
     except LedgerBroken as error:
-        return Finding(_LEDGER_CLAIM, Verdict.BROKEN, (str(error),))
+        return ProofFinding(_LEDGER_CLAIM, Outcome.BROKEN, (str(error),))
     except (IdentityRefused, PermissionError):
-        return Finding(_LEDGER_CLAIM, Verdict.NOT_SHOWN, ("this host has not joined, or its keys may not be read",))
+        return ProofFinding(
+            _LEDGER_CLAIM, Outcome.NOT_SHOWN, ("this host has not joined, or its keys may not be read",)
+        )
     if found.entries == 0:
-        return Finding(_LEDGER_CLAIM, Verdict.NOT_SHOWN, ("nothing has left this site yet",))
+        return ProofFinding(_LEDGER_CLAIM, Outcome.NOT_SHOWN, ("nothing has left this site yet",))
     evidence = (
         f"{found.entries} entries; {found.allowed} messages of {found.bytes_out:,} bytes left; {found.refused} refused",
         f"head {found.head}",
         f"{payloads} payloads are kept, each with the SHA-256 that stands in its entry",
     )
-    return Finding(_LEDGER_CLAIM, Verdict.SHOWN, evidence)
+    return ProofFinding(_LEDGER_CLAIM, Outcome.SHOWN, evidence)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.doctor.units import UNIT_FOLDERS, drop_ins, find
 from site_client.prove.attempts import Attempt
-from site_client.prove.finding import Finding, Verdict
+from site_client.prove.finding import Outcome, ProofFinding
 
 _RUN: Final = Path("/run/systemd/system")
 _CLAIMS: Final = {
@@ -53,13 +53,13 @@ def why_not() -> str:
     return ""
 
 
-def show_walls(config: Path) -> Iterator[Finding]:
+def show_walls(config: Path) -> Iterator[ProofFinding]:
     """One finding a side."""
     for side, claim in _CLAIMS.items():
         unit = f"hemofed-{side}"
         file = find(unit)
         if why := why_not() or ("" if file else f"{unit}.service is not installed"):
-            yield Finding(claim, Verdict.NOT_SHOWN, (why,))
+            yield ProofFinding(claim, Outcome.NOT_SHOWN, (why,))
             continue
         # `why` would name a unit without a file.
         assert file is not None
@@ -69,34 +69,34 @@ def show_walls(config: Path) -> Iterator[Finding]:
             words = (
                 f"the twin of {unit} could not be started ({type(error).__name__}); journalctl -u hemofed-prove-{side}"
             )
-            yield Finding(claim, Verdict.NOT_SHOWN, (words,))
+            yield ProofFinding(claim, Outcome.NOT_SHOWN, (words,))
 
 
-def judge(claim: str, attempts: list[Attempt]) -> Finding:
+def judge(claim: str, attempts: list[Attempt]) -> ProofFinding:
     """Broken when one attempt was not answered as it must be. No attempts show nothing."""
     evidence = tuple(_words(one) for one in attempts)
     if not attempts:
-        return Finding(claim, Verdict.NOT_SHOWN, ("the probe gave no answer",))
+        return ProofFinding(claim, Outcome.NOT_SHOWN, ("the probe gave no answer",))
     good = all(one.as_it_must for one in attempts)
-    return Finding(claim, Verdict.SHOWN if good else Verdict.BROKEN, evidence)
+    return ProofFinding(claim, Outcome.SHOWN if good else Outcome.BROKEN, evidence)
 
 
-def show_running(settings: Settings) -> Iterator[Finding]:
+def show_running(settings: SiteSettings) -> Iterator[ProofFinding]:
     """The services that run now: their network namespace, privileges, system call filter, and view of the export."""
     for side in _CLAIMS:
         unit = f"hemofed-{side}"
         claim = f"the {side} that runs now is confined"
         pid = 0 if why_not() else _main_pid(unit)
         if pid == 0:
-            yield Finding(claim, Verdict.NOT_SHOWN, (why_not() or f"{unit} does not run",))
+            yield ProofFinding(claim, Outcome.NOT_SHOWN, (why_not() or f"{unit} does not run",))
             continue
         try:
             yield look_at(claim, side, pid, settings)
         except OSError as error:
-            yield Finding(claim, Verdict.NOT_SHOWN, (f"/proc/{pid} cannot be read ({error.strerror})",))
+            yield ProofFinding(claim, Outcome.NOT_SHOWN, (f"/proc/{pid} cannot be read ({error.strerror})",))
 
 
-def look_at(claim: str, side: str, pid: int, settings: Settings) -> Finding:
+def look_at(claim: str, side: str, pid: int, settings: SiteSettings) -> ProofFinding:
     """What the kernel says of one process."""
     lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     status = {name: value.strip() for name, _, value in lines}
@@ -115,7 +115,7 @@ def look_at(claim: str, side: str, pid: int, settings: Settings) -> Finding:
             ("another thing where the export is: the export is hidden", _is_hidden(pid, settings.folders.export))
         )
     evidence = tuple(f"{'ok' if true else 'NO'}  {words}" for words, true in facts)
-    return Finding(claim, Verdict.SHOWN if all(true for _, true in facts) else Verdict.BROKEN, evidence)
+    return ProofFinding(claim, Outcome.SHOWN if all(true for _, true in facts) else Outcome.BROKEN, evidence)
 
 
 def _is_hidden(pid: int, export: Path) -> bool:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding as Form
 from cryptography.x509.oid import NameOID
 from federation.manifest import Model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -25,7 +25,7 @@ from federation.plan import (
 from federation.roster import Roster, RosterEntry, sign_roster
 from federation.v1 import enrolment_pb2
 
-from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Consortium:
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     custodian: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
-    def enrol(self, folder: Path, site: str) -> Identity:
+    def enrol(self, folder: Path, site: str) -> SiteIdentity:
         """What `hemofed-site join` does, without the network."""
         joining = Joining.prepare(folder, site)
         ca = self._certify("drill CA", self.key.public_key())
@@ -71,14 +71,14 @@ def plan_for(model: Model, arm: str) -> TrainingPlan:
         run_id=bytes(range(16)),
         name="drill",
         purpose="To see what a round leaves behind.",
-        arm=arm,
+        architecture=arm,
         manifest=model.manifest,
         initial_model_digest=bytes(32),
         rounds=1,
         inputs=Inputs(64, 20),
         training=LocalTraining(1, 1e-3, 0.0, 0.0, 2, 2),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
-        cohort=Cohort(3, 3, 3),
+        cohort=CohortBounds(3, 3, 3),
         deadlines=Deadlines(3600, 60),
         encoding=Encoding(1.0, 6, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),

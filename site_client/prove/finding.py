@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class Outcome(StrEnum):
     SHOWN = "shown"
     BROKEN = "broken"
     NOT_SHOWN = "not shown"
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProofFinding:
     """One claim about this machine, and what was seen of it."""
 
     claim: str
-    verdict: Verdict
+    outcome: Outcome
     evidence: tuple[str, ...] = ()

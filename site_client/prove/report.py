@@ -5,11 +5,11 @@ from datetime import datetime
 from html import escape
 from importlib.metadata import version
 
-from site_client.prove.finding import Finding, Verdict
+from site_client.prove.finding import Outcome, ProofFinding
 
 SOMETHING_BROKEN = 2
 SOMETHING_NOT_SHOWN = 3
-_MARKS = {Verdict.SHOWN: "SHOWN    ", Verdict.BROKEN: "BROKEN   ", Verdict.NOT_SHOWN: "not shown"}
+_MARKS = {Outcome.SHOWN: "SHOWN    ", Outcome.BROKEN: "BROKEN   ", Outcome.NOT_SHOWN: "not shown"}
 _STYLE = """
 :root{color-scheme:light}
 body{font:10.5pt/1.4 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:46rem;margin:2rem auto;padding:0 1rem}
@@ -26,33 +26,33 @@ footer{margin-top:1.5rem;border-top:1px solid #999;padding-top:.5rem;font-size:9
 """
 
 
-def render_text(findings: list[Finding]) -> str:
+def render_text(findings: list[ProofFinding]) -> str:
     """A claim, its verdict, and under it what was seen."""
     told = []
     for finding in findings:
-        told.append(f"{_MARKS[finding.verdict]}  {finding.claim}")
+        told.append(f"{_MARKS[finding.outcome]}  {finding.claim}")
         told += [f"             {line}" for line in finding.evidence]
     return "\n".join([*told, summary(findings)])
 
 
-def summary(findings: list[Finding]) -> str:
+def summary(findings: list[ProofFinding]) -> str:
     """One sentence."""
-    count = {verdict: sum(one.verdict is verdict for one in findings) for verdict in Verdict}
+    count = {verdict: sum(one.outcome is verdict for one in findings) for verdict in Outcome}
     return (
-        f"{count[Verdict.SHOWN]} shown, {count[Verdict.BROKEN]} broken, "
-        f"{count[Verdict.NOT_SHOWN]} could not be shown on this machine"
+        f"{count[Outcome.SHOWN]} shown, {count[Outcome.BROKEN]} broken, "
+        f"{count[Outcome.NOT_SHOWN]} could not be shown on this machine"
     )
 
 
-def exit_status(findings: list[Finding]) -> int:
+def exit_status(findings: list[ProofFinding]) -> int:
     """0 when all was shown, 2 when something is broken, 3 when something could not be shown."""
-    verdicts = {one.verdict for one in findings}
-    if Verdict.BROKEN in verdicts:
+    verdicts = {one.outcome for one in findings}
+    if Outcome.BROKEN in verdicts:
         return SOMETHING_BROKEN
-    return SOMETHING_NOT_SHOWN if Verdict.NOT_SHOWN in verdicts else 0
+    return SOMETHING_NOT_SHOWN if Outcome.NOT_SHOWN in verdicts else 0
 
 
-def render_html(findings: list[Finding], site: str, now: datetime) -> str:
+def render_html(findings: list[ProofFinding], site: str, now: datetime) -> str:
     """The page. Everything that is not ours is escaped; it loads nothing."""
     sections = "\n".join(_section(one) for one in findings)
     return f"""<!doctype html>
@@ -71,8 +71,8 @@ medical device.<div class="sign"><div>Reviewed by</div><div>Date</div></div></fo
 """
 
 
-def _section(finding: Finding) -> str:
-    style = finding.verdict.value.replace(" ", "")
+def _section(finding: ProofFinding) -> str:
+    style = finding.outcome.value.replace(" ", "")
     lines = "".join(f"<li>{escape(line)}</li>" for line in finding.evidence)
-    head = f'<span class="v {style}">{finding.verdict.value}</span><span>{escape(finding.claim)}</span>'
+    head = f'<span class="v {style}">{finding.outcome.value}</span><span>{escape(finding.claim)}</span>'
     return f"<section><h2>{head}</h2><ul>{lines}</ul></section>"

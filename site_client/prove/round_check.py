@@ -29,11 +29,11 @@ from site_client.agent.egress.egress import Cleared, Egress
 from site_client.agent.egress.guard import CHUNK_BYTES_MAX, Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.payloads import Payloads
-from site_client.agent.rounds.dry_run import Ear
-from site_client.agent.rounds.participant import SiteRounds
-from site_client.config import Settings, load
+from site_client.agent.rounds.dry_run import RecordingTransport
+from site_client.agent.rounds.participant import Participant
+from site_client.config import SiteSettings, load
 from site_client.prove.consortium import Consortium, plan_for
-from site_client.prove.finding import Finding, Verdict
+from site_client.prove.finding import Outcome, ProofFinding
 from site_client.prove.search import findings, spellings
 from site_client.records import RunId
 from site_client.spool import AgentSide
@@ -79,13 +79,15 @@ class Drilled:
     hits: tuple[str, ...]
 
 
-def show_no_canary() -> Finding:
+def show_no_canary() -> ProofFinding:
     """Runs the drill in a temporary folder. Not shown when the round did not come to its end."""
     with tempfile.TemporaryDirectory(prefix="hemofed-drill-") as folder:
         try:
             drilled = drill(Path(folder))
         except (OSError, subprocess.SubprocessError, LookupError) as error:
-            return Finding(CLAIM, Verdict.NOT_SHOWN, (f"the drill did not come to its end ({type(error).__name__})",))
+            return ProofFinding(
+                CLAIM, Outcome.NOT_SHOWN, (f"the drill did not come to its end ({type(error).__name__})",)
+            )
     evidence = (
         f"{drilled.canaries} canaries in names, identifiers, dates, UIDs, private elements, paths and label cells",
         f"a round trained on {drilled.studies} synthetic studies, {drilled.messages} messages up to the bytes for TLS",
@@ -94,7 +96,7 @@ def show_no_canary() -> Finding:
         f"{len(drilled.hits)} hits",
         *drilled.hits[:10],
     )
-    return Finding(CLAIM, Verdict.BROKEN if drilled.hits else Verdict.SHOWN, evidence)
+    return ProofFinding(CLAIM, Outcome.BROKEN if drilled.hits else Outcome.SHOWN, evidence)
 
 
 def drill(folder: Path) -> Drilled:
@@ -142,7 +144,7 @@ def drill(folder: Path) -> Drilled:
 
 
 @dataclass
-class _Aggregator(Ear):
+class _Aggregator(RecordingTransport):
     """Offers one round, and hears all that is said."""
 
     model: bytes = b""
@@ -165,7 +167,7 @@ class _Aggregator(Ear):
 class _Site:
     """An agent's steps, without its service loop."""
 
-    def __init__(self, settings: Settings, model_file: Path) -> None:
+    def __init__(self, settings: SiteSettings, model_file: Path) -> None:
         self._settings = settings
         consortium = Consortium()
         identity = consortium.enrol(settings.folders.agent / "identity", settings.name)
@@ -190,7 +192,7 @@ class _Site:
         folder = settings.folders.agent
         self._ledger = Ledger(folder / "ledger.jsonl", identity.keys.signing, clock)
         egress = Egress(Guard(settings.policy), self._ledger, self.ear, Payloads(folder / "payloads", 1 << 28))
-        self._rounds = SiteRounds(egress, identity, AgentSide(settings.folders.spool), settings, clock)
+        self._rounds = Participant(egress, identity, AgentSide(settings.folders.spool), settings, clock)
 
     def step(self) -> None:
         """One turn of the agent. Errors: LookupError when the agent refuses what it is asked."""
@@ -209,7 +211,7 @@ class _Site:
         self._ledger.close()
 
 
-def _keep(ear: Ear, folder: Path) -> None:
+def _keep(ear: RecordingTransport, folder: Path) -> None:
     """The polls and requests; what the rehearsal made lies among the agent's payloads."""
     folder.mkdir()
     for number, (_, data) in enumerate(ear.sent):

@@ -14,7 +14,7 @@ from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArm
 from site_client.files import replace_file
 from site_client.ingest.catalog.catalog import open_catalog
@@ -24,21 +24,21 @@ from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
 from site_client.records import Histograms
 from site_client.spool import Job, TrainerSide, Update, histograms_of
-from site_client.trainer.worker_messages import Note, Tell, job_folder
+from site_client.trainer.worker_messages import Tell, WorkerMessage, job_folder
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
-from site_client.training.loop import Place, Progress, Stopped, train
+from site_client.training.loop import Stopped, TrainingPosition, TrainingProgress, train
 from site_client.training.ranks import Ranks
 from site_client.training.score_histograms import slice_histograms
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 
 _log = structlog.get_logger()
 
 
-def scan(settings: Settings) -> int:
+def scan(settings: SiteSettings) -> int:
     """Brings the catalog up to date; the number of studies that could be trained on."""
     with closing(open_catalog(settings)) as catalog:
         report = catalog.scan(settings.folders.export, settings.folders.labels)
@@ -47,7 +47,7 @@ def scan(settings: Settings) -> int:
 
 
 def carry_out(
-    settings: Settings,
+    settings: SiteSettings,
     job: Job,
     spool: TrainerSide,
     tell: Tell,
@@ -81,7 +81,7 @@ def carry_out(
     return _train(job, plan, base, net, work, histograms, spool, tell, stopping, gather)
 
 
-def help_out(settings: Settings, job: Job, ranks: Ranks, stopping: Callable[[], bool]) -> None:
+def help_out(settings: SiteSettings, job: Job, ranks: Ranks, stopping: Callable[[], bool]) -> None:
     """What a process beside the first does: its share of the job's training, of studies that the first has prepared."""
     plan, base = _read(job)
     net = _network(plan, base)
@@ -91,7 +91,7 @@ def help_out(settings: Settings, job: Job, ranks: Ranks, stopping: Callable[[], 
     work.train(compute.place(net), plan, lambda at: None, stopping)
 
 
-def _made_elsewhere() -> tuple[Split, Identity]:
+def _made_elsewhere() -> tuple[Split, CheckpointIdentity]:
     raise AssertionError("only the first process makes it")
 
 
@@ -103,7 +103,7 @@ class _Work:
     loader: Loader
     compute: Compute
     folder: Path
-    identity: Identity
+    identity: CheckpointIdentity
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.folder, replace(self.identity, stage=stage))
@@ -114,17 +114,17 @@ class _Work:
 
     def judge(self, net: Network, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
         def report(done: int, of: int) -> None:
-            tell(Note("SITE_PREPARING", 0, done, of, None, self.count))
+            tell(WorkerMessage("SITE_PREPARING", 0, done, of, None, self.count))
 
         stage = self.checkpoints("evaluate")
         counts = slice_histograms(net, self.split.validation, self.loader, self.compute, stage, report, stopping)
         return histograms_of(counts)
 
     def train(
-        self, net: Network, plan: TrainingPlan, report: Callable[[Progress], None], stopping: Callable[[], bool]
-    ) -> Place:
-        streams = Streams(plan.run_id, self.identity.round, self.identity.config_hash)
-        loader, checkpoints = self.loader.teaching(net), self.checkpoints("train")
+        self, net: Network, plan: TrainingPlan, report: Callable[[TrainingProgress], None], stopping: Callable[[], bool]
+    ) -> TrainingPosition:
+        streams = RandomStreams(plan.run_id, self.identity.round, self.identity.config_hash)
+        loader, checkpoints = self.loader.for_training(net), self.checkpoints("train")
         studies = self.split.training
         return train(net, plan.training, studies, loader, streams, self.compute, checkpoints, report, stopping)
 
@@ -141,8 +141,8 @@ def _train(
     stopping: Callable[[], bool],
     gather: Callable[[], AbstractContextManager[None]],
 ) -> Update:
-    def report(at: Progress) -> None:
-        tell(Note("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
+    def report(at: TrainingProgress) -> None:
+        tell(WorkerMessage("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
 
     with gather():
         work.compute.ranks.first(lambda: (work.split, work.identity))
@@ -174,14 +174,16 @@ def _read(job: Job) -> tuple[TrainingPlan, Model]:
 
 
 def _network(plan: TrainingPlan, base: Model) -> Network:
-    net = build(plan.arm, seed=0)
+    net = build(plan.architecture, seed=0)
     if manifest_of(net) != plan.manifest or base.manifest != plan.manifest:
-        raise TrainingFailed(f"the plan's tensors are not those of {plan.arm!r} in this version; update hemofed")
+        raise TrainingFailed(
+            f"the plan's tensors are not those of {plan.architecture!r} in this version; update hemofed"
+        )
     load_weights(net, base.manifest.unflatten(base.weights))
     return net
 
 
-def _dataset(settings: Settings, job: Job) -> Dataset:
+def _dataset(settings: SiteSettings, job: Job) -> Dataset:
     """The dataset this job began with, after a crash too; a fresh scan's when it begins."""
     pin = job_folder(settings, job) / "dataset"
     with closing(open_catalog(settings)) as catalog:
@@ -195,7 +197,7 @@ def _dataset(settings: Settings, job: Job) -> Dataset:
 
 
 def _prepare(
-    settings: Settings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell, stopping: Callable[[], bool]
+    settings: SiteSettings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell, stopping: Callable[[], bool]
 ) -> _Work:
     """Every study once through the image pipeline into the cache; what cannot be read is left out and counted."""
     compute, loader = _tools(settings, plan, Ranks(0, settings.training.processes))
@@ -203,7 +205,7 @@ def _prepare(
     readable = Split(
         _readable(split.training, loader, tell, stopping), _readable(split.validation, loader, tell, stopping)
     )
-    identity = Identity(
+    identity = CheckpointIdentity(
         stage="",
         run_id=job.run_id.hex(),
         round=job.round,
@@ -214,7 +216,7 @@ def _prepare(
     return _Work(readable, loader, compute, job_folder(settings, job), identity)
 
 
-def _tools(settings: Settings, plan: TrainingPlan, ranks: Ranks) -> tuple[Compute, Loader]:
+def _tools(settings: SiteSettings, plan: TrainingPlan, ranks: Ranks) -> tuple[Compute, Loader]:
     compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px, ranks)
     cache = StudyCache(
         settings.folders.cache,
@@ -238,11 +240,11 @@ def _readable(
             found.append(study)
         except SeriesUnreadable as error:
             _log.warning("study left out", study=study.study_key, code=error.code)
-        tell(Note("SITE_PREPARING", 0, number, len(studies), None, len(found)))
+        tell(WorkerMessage("SITE_PREPARING", 0, number, len(studies), None, len(found)))
     return tuple(found)
 
 
-def _config_hash(settings: Settings, plan: TrainingPlan, compute: Compute, split: Split) -> str:
+def _config_hash(settings: SiteSettings, plan: TrainingPlan, compute: Compute, split: Split) -> str:
     """Over whatever else decides the numbers, so that a checkpoint of other circumstances is refused."""
     parts = {
         "site": settings.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.spool import Job
 from site_client.trainer.worker_messages import job_folder
 from site_client.training.ranks import Ranks, joined
@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 @contextmanager
-def helpers(settings: Settings, config: Path, job: Job, stopped: int) -> Iterator[None]:
+def helpers(settings: SiteSettings, config: Path, job: Job, stopped: int) -> Iterator[None]:
     """Starts them and connects the worker with them. `stopped`: the exit status of one that was asked to stop."""
     ranks = Ranks(0, settings.training.processes)
     meeting_point(settings, job, os.getpid()).unlink(missing_ok=True)  # of a namesake before the machine's last start
@@ -37,13 +37,13 @@ def helpers(settings: Settings, config: Path, job: Job, stopped: int) -> Iterato
 
 
 @contextmanager
-def connected(settings: Settings, job: Job, ranks: Ranks, worker: int) -> Iterator[None]:
+def connected(settings: SiteSettings, job: Job, ranks: Ranks, worker: int) -> Iterator[None]:
     """`worker`: the process id of the leading one."""
     with joined(ranks, settings.training.device, f"file://{meeting_point(settings, job, worker)}"):
         yield
 
 
-def meeting_point(settings: Settings, job: Job, worker: int) -> Path:
+def meeting_point(settings: SiteSettings, job: Job, worker: int) -> Path:
     """A file in which they tell each other their addresses; it goes with the job's folder."""
     return job_folder(settings, job).absolute() / f"meeting-{worker}"
 

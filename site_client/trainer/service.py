@@ -23,15 +23,15 @@ from typing import Final
 
 import structlog
 
-from site_client.config import NOT_CONFIGURED, Settings
+from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import InUse, SpoolRefused
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.watch import Watch, local_zone
-from site_client.trainer.suspend import family, hold, is_held, let_go
+from site_client.trainer.suspend import family, is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
-from site_client.trainer.worker_messages import Note, Pace, from_line, job_folder
+from site_client.trainer.worker_messages import TrainingSpeed, WorkerMessage, from_line, job_folder
 
 _log = structlog.get_logger()
 TURN_S: Final = 0.25
@@ -40,7 +40,7 @@ TRIES: Final = 3
 STOP_S: Final = 80.0  # a worker decoding a large series looks up between two studies
 
 
-def run(settings: Settings, config: Path) -> int:
+def run(settings: SiteSettings, config: Path) -> int:
     """Runs until SIGTERM or SIGINT; gives the exit status."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     notifier = Notifier.of_service()
@@ -53,7 +53,7 @@ def run(settings: Settings, config: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse("another trainer runs on this state folder; stop it first") from None
-        service = Service(settings, config, lambda: datetime.now(UTC), notifier)
+        service = TrainerService(settings, config, lambda: datetime.now(UTC), notifier)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited: a worker that is asked too early must not die of it
         _set_when_told(service.stopping)
         service.run()
@@ -86,8 +86,8 @@ class _Worker:
 
     job: Job | None  # None: it scans
     process: subprocess.Popen[str]
-    note: Note = field(default_factory=Note)
-    pace: Pace = field(default_factory=Pace)
+    note: WorkerMessage = field(default_factory=WorkerMessage)
+    pace: TrainingSpeed = field(default_factory=TrainingSpeed)
 
     def listen(self) -> None:
         # Popen was given a pipe for standard output.
@@ -97,11 +97,11 @@ class _Worker:
             self.pace.hear(self.note, time.monotonic())
 
 
-class Service:
+class TrainerService:
     """The loop. One worker at a time."""
 
     def __init__(
-        self, settings: Settings, config: Path, clock: Callable[[], datetime], notifier: Notifier | None = None
+        self, settings: SiteSettings, config: Path, clock: Callable[[], datetime], notifier: Notifier | None = None
     ) -> None:
         self.stopping = threading.Event()
         self._settings, self._config, self._clock = settings, config, clock
@@ -153,13 +153,13 @@ class Service:
         if worker is None:
             return
         if decision.mode is Mode.HOLD:
-            if hold(worker.process) > 0:
+            if suspend(worker.process) > 0:
                 _log.info("worker held", after_ms=round(1000 * (time.monotonic() - looked_at)))
         elif decision.mode is Mode.RELEASE:
             _log.info("worker released")
             self._stop_worker()
-        elif before.mode is not Mode.RUN or is_held(worker.process):
-            let_go(worker.process)
+        elif before.mode is not Mode.RUN or is_suspended(worker.process):
+            resume(worker.process)
 
     def _begin(self, jobs: list[Job]) -> None:
         if not self._scanned:
@@ -175,7 +175,7 @@ class Service:
         command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(self._config.absolute())]
         parent = ["--parent", str(os.getpid())]
         process = subprocess.Popen([*command, *parent, *what], stdout=subprocess.PIPE, text=True, process_group=0)
-        self._worker = _Worker(job, process, Note(studies=self._studies))
+        self._worker = _Worker(job, process, WorkerMessage(studies=self._studies))
         threading.Thread(target=self._worker.listen, daemon=True).start()
         _log.info("worker started", task="scan" if job is None else "round", round=None if job is None else job.round)
 
@@ -253,7 +253,7 @@ class Service:
         if worker.job is None:  # a scan has no checkpoint: the catalog's transactions are enough
             process.kill()
         process.terminate()
-        let_go(process)
+        resume(process)
         ends_at = time.monotonic() + STOP_S
         while time.monotonic() < ends_at:
             self._notifier.alive()

@@ -18,27 +18,27 @@ ASK_S: Final = 0.25
 _LOOK_S: Final = 0.01
 
 
-def hold(process: "subprocess.Popen[Any]") -> float:
+def suspend(process: "subprocess.Popen[Any]") -> float:
     """Stops a worker; gives the seconds until it stood still. An ended one stands still."""
     began = time.monotonic()
-    if process.poll() is not None or is_held(process):
+    if process.poll() is not None or is_suspended(process):
         return 0.0
     process.send_signal(signal.SIGUSR1)  # not to its helpers: what they have in hand ends when it waits, or by SIGSTOP
-    while not is_held(process) and time.monotonic() - began < ASK_S:
+    while not is_suspended(process) and time.monotonic() - began < ASK_S:
         time.sleep(_LOOK_S)
-    if not is_held(process):
+    if not is_suspended(process):
         _tell(process, signal.SIGSTOP)
-        while not is_held(process):  # the kernel needs no consent
+        while not is_suspended(process):  # the kernel needs no consent
             time.sleep(_LOOK_S)
     return time.monotonic() - began
 
 
-def let_go(process: "subprocess.Popen[Any]") -> None:
+def resume(process: "subprocess.Popen[Any]") -> None:
     """Lets a worker go on, and makes it forget that it was asked to stop. Harmless when it was not."""
     _tell(process, signal.SIGCONT)
 
 
-def is_held(process: "subprocess.Popen[Any]") -> bool:
+def is_suspended(process: "subprocess.Popen[Any]") -> bool:
     """Whether all of it stands still or has ended."""
     return all(_is_still(number) for number in family(process))
 
@@ -69,7 +69,7 @@ def _is_still(number: int) -> bool:
     return state in "TtZX"
 
 
-class PauseBell:
+class PauseSignal:
     """The worker's side: `answer` at every micro-batch stops this very process if it was asked to."""
 
     def __init__(self) -> None:

@@ -18,8 +18,8 @@ import structlog
 
 from site_client.config import load
 from site_client.spool import TrainerSide
-from site_client.trainer.suspend import PauseBell
-from site_client.trainer.worker_messages import Note, as_line
+from site_client.trainer.suspend import PauseSignal
+from site_client.trainer.worker_messages import WorkerMessage, as_line
 
 STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
 _NICE_LAST: Final = 19  # behind the service too, which on a busy machine must get its turn to pause this process
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     asked: list[int] = []
-    bell = PauseBell()
+    bell = PauseSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _frame: asked.append(signum))
     os.nice(_NICE_LAST)  # before any thread is made: each inherits it
@@ -56,12 +56,12 @@ def _work(arguments: argparse.Namespace) -> int:
     from site_client.training.loop import Stopped
     from site_client.training.ranks import Ranks
 
-    def tell(note: Note) -> None:
+    def tell(note: WorkerMessage) -> None:
         print(as_line(note), flush=True)
 
     settings = load(arguments.config)
     if arguments.scan:
-        tell(Note(studies=jobs.scan(settings)))
+        tell(WorkerMessage(studies=jobs.scan(settings)))
         return 0
     spool = TrainerSide(settings.folders.spool)
     wanted = [job for job in spool.jobs() if (job.run_id.hex(), job.round) == (arguments.run, arguments.round)]

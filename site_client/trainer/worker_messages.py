@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.spool import Job
 
 
 @dataclass(frozen=True)
-class Note:
+class WorkerMessage:
     """State of the work: a SiteState name, progress of local training, and how many studies are ready."""
 
     state: str = "SITE_PREPARING"
@@ -22,19 +22,19 @@ class Note:
 
 
 @dataclass
-class Pace:
+class TrainingSpeed:
     """How fast this worker trains, from its own steps: those before a checkpoint and the time of preparing are not."""
 
     first: tuple[int, float] | None = None  # the step of its first note of training, and when
     last: tuple[int, float] | None = None
 
-    def hear(self, note: Note, now_s: float) -> None:
+    def hear(self, note: WorkerMessage, now_s: float) -> None:
         """`now_s`: of a monotonic clock."""
         if note.state == "SITE_TRAINING":
             self.last = (note.step, now_s)
             self.first = self.first or self.last
 
-    def seconds_left(self, note: Note) -> int | None:
+    def seconds_left(self, note: WorkerMessage) -> int | None:
         """None before the second step, and outside training."""
         first, last = self.first, self.last
         if note.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
@@ -42,17 +42,17 @@ class Pace:
         return round((last[1] - first[1]) / (last[0] - first[0]) * (note.steps - note.step))
 
 
-Tell = Callable[[Note], None]
+Tell = Callable[[WorkerMessage], None]
 
 
-def as_line(note: Note) -> str:
+def as_line(note: WorkerMessage) -> str:
     return json.dumps(asdict(note))
 
 
-def from_line(line: str) -> Note:
-    return Note(**json.loads(line))
+def from_line(line: str) -> WorkerMessage:
+    return WorkerMessage(**json.loads(line))
 
 
-def job_folder(settings: Settings, job: Job) -> Path:
+def job_folder(settings: SiteSettings, job: Job) -> Path:
     """Checkpoints of a job and the hash of its dataset; the service removes it when the job is gone."""
     return settings.folders.trainer / "jobs" / f"{job.run_id.hex()}-{job.round}"

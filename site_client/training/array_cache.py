@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 Arrays = dict[str, NDArray[Any]]
 
 
-class Shelf:
+class ArrayCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def take(self, name: str, expected: Set[str]) -> Arrays | None:
+    def get(self, name: str, expected: Set[str]) -> Arrays | None:
         """The arrays put under this name, which are the expected ones; None when there are none, or no whole ones."""
         path = self._path(name)
         if not path.exists():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from site_client.ingest.records import SeriesRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model.inputs import PIPELINE_VERSION, PreparedStudy, prepare
-from site_client.training.array_cache import Arrays, Shelf
+from site_client.training.array_cache import ArrayCache, Arrays
 
 _PARTS: Final = frozenset({"windows", "geometry", "source_slices"})
 
@@ -27,7 +27,7 @@ class StudyCache:
         slices_max: int,
         read: Callable[[SeriesRecord], Volume],
     ) -> None:
-        self._shelf = Shelf(folder, max_bytes)
+        self._shelf = ArrayCache(folder, max_bytes)
         self._image_size_px = image_size_px
         self._slices_max = slices_max
         self._read = read
@@ -35,7 +35,7 @@ class StudyCache:
     def get(self, series: SeriesRecord) -> PreparedStudy:
         """The prepared study, from disk or made now. Errors of `read` pass through, and nothing is stored."""
         name = self.name_of(series)
-        found = self._shelf.take(name, _PARTS)
+        found = self._shelf.get(name, _PARTS)
         if found is not None:
             return _study_of(found)
         study = prepare(self._read(series), self._image_size_px, self._slices_max)

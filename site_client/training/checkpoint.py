@@ -24,7 +24,7 @@ _FORMAT = "hemofed checkpoint v1"
 
 
 @dataclass(frozen=True)
-class Identity:
+class CheckpointIdentity:
     """What a checkpoint must agree on with the job that wants to go on from it. Digests and hashes in hex."""
 
     stage: str
@@ -47,7 +47,12 @@ class Checkpoints:
     """The checkpoints of one stage of one job in one folder. `clock` is monotonic, in seconds."""
 
     def __init__(
-        self, folder: Path, identity: Identity, *, every_s: float = 60.0, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        identity: CheckpointIdentity,
+        *,
+        every_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder

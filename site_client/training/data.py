@@ -84,7 +84,7 @@ def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> lis
     return [int(index) for index in rng.permutation(np.concatenate(drawn))]
 
 
-def expected_looks(studies: Sequence[StudyRecord]) -> NDArray[np.float64]:
+def sampling_weights(studies: Sequence[StudyRecord]) -> NDArray[np.float64]:
     """f64[N]: how often epoch_order shows each study in the mean over epochs."""
     looks = np.zeros(len(studies))
     for pool, count in _pools(studies):
@@ -121,9 +121,9 @@ class Loader:
         self._device = device
         self._slices_per_study = slices_per_study
 
-    def teaching(self, net: Network) -> "Loader":
+    def for_training(self, net: Network) -> "Loader":
         """What this network learns from: whole studies when it answers for nothing less."""
-        return self if net.answers_slices else Loader(self._cache, self._augmentation, self._device)
+        return self if net.has_slice_outputs else Loader(self._cache, self._augmentation, self._device)
 
     def prepare(self, study: StudyRecord) -> int:
         """Puts the study into the cache; the number of its slices."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from site_client.ingest.records import StudyRecord
 from site_client.model.network import SequenceNet
-from site_client.training.array_cache import Arrays, Shelf
+from site_client.training.array_cache import ArrayCache, Arrays
 from site_client.training.cache import array_of, ranges_of
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Sample, sample_of
@@ -27,7 +27,7 @@ class EmbeddingLoader:
     Whoever trains the backbone needs another loader afterwards. Nothing is augmented: a generator is not asked.
     """
 
-    def __init__(self, net: SequenceNet, loader: Loader, compute: Compute, shelf: Shelf) -> None:
+    def __init__(self, net: SequenceNet, loader: Loader, compute: Compute, shelf: ArrayCache) -> None:
         self._net = net
         self._loader = loader
         self._compute = compute
@@ -36,7 +36,7 @@ class EmbeddingLoader:
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
         name = self._name(study)
-        found = self._shelf.take(name, _PARTS)
+        found = self._shelf.get(name, _PARTS)
         if found is None:
             found = self._embed(study)
             self._shelf.put(name, found)

@@ -15,9 +15,9 @@ from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints, Saved
 from site_client.training.compute import Compute
 from site_client.training.data import Sample, Source, epoch_order, passes
-from site_client.training.loss import lesson_of, loss_of
+from site_client.training.loss import reported_loss, training_loss
 from site_client.training.ranks import Ranks
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 
 WARM_UP_STEPS: Final = 5
 FINAL_SHARE: Final = 0.1  # of the learning rate, at the end of the cosine
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """`loss`: mean over the studies of the epoch so far."""
 
     step: int
@@ -38,7 +38,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingPosition:
     """Between two steps: `position` studies of `epoch` are done, with this sum of losses; `step` counts all epochs'."""
 
     epoch: int = 0
@@ -52,12 +52,12 @@ def train(
     plan: LocalTraining,
     studies: Sequence[StudyRecord],
     source: Source,
-    streams: Streams,
+    streams: RandomStreams,
     compute: Compute,
     checkpoints: Checkpoints,
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingProgress], None],
     stopping: Callable[[], bool],
-) -> Place:
+) -> TrainingPosition:
     """Trains `net`, which holds the base model on entry, in place; gives the last epoch's place at its end.
 
     The gradient of a step is the mean over its studies, computed study by study: memory holds one study, and a stop
@@ -78,7 +78,7 @@ def train(
     for epoch in range(at.epoch, plan.epochs):
         order = epoch_order(studies, streams.generator("order", epoch))
         if at.epoch < epoch:
-            at = Place(epoch=epoch, step=at.step)
+            at = TrainingPosition(epoch=epoch, step=at.step)
         if at.position == 0:
             torch.manual_seed(streams.seed("dropout", epoch))
         while at.position < len(order):
@@ -115,7 +115,7 @@ def train(
             if ranks.leads:
                 if checkpoints.due():
                     _save(checkpoints, at, net, optimizer, torch.get_rng_state())
-                report(Progress(at.step, steps, at.loss_sum / at.position))
+                report(TrainingProgress(at.step, steps, at.loss_sum / at.position))
     _save_together(ranks, checkpoints, at, net, optimizer, torch.get_rng_state())
     return at
 
@@ -128,7 +128,7 @@ def _unless(stopping: Callable[[], bool], places: Iterable[int]) -> Iterator[int
         yield place
 
 
-def _draw(study: StudyRecord, source: Source, streams: Streams, ranks: Ranks, epoch: int, place: int) -> Sample:
+def _draw(study: StudyRecord, source: Source, streams: RandomStreams, ranks: Ranks, epoch: int, place: int) -> Sample:
     if ranks.world > 1:  # the same for a study whoever computes it
         torch.manual_seed(streams.seed("dropout", epoch, place))
     return source.sample(study, streams.generator("augmentation", epoch, place, study.study_key))
@@ -140,8 +140,8 @@ def _add_gradients(net: Network, samples: Iterable[Sample], compute: Compute, st
     for sample in passes(samples, compute.slices_a_pass):
         with compute.autocast():
             verdict = net(sample.x, sample.mask, sample.geometry)
-        loss = loss_of(verdict, sample)
-        lesson = (loss + lesson_of(verdict, sample)).sum() / studies
+        loss = reported_loss(verdict, sample)
+        lesson = (loss + training_loss(verdict, sample)).sum() / studies
         lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         losses.append(loss.detach().sum())
     return losses
@@ -168,7 +168,9 @@ def _pull_towards(base: list[Tensor], net: Network, mu: float) -> None:
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def _save(checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.AdamW, random: Tensor) -> None:
+def _save(
+    checkpoints: Checkpoints, at: TrainingPosition, net: Network, adam: torch.optim.AdamW, random: Tensor
+) -> None:
     tensors = {"random": random, "loss_sum": torch.tensor(at.loss_sum, dtype=torch.float64)}
     for name, parameter in net.named_parameters():
         tensors[f"weight.{name}"] = parameter
@@ -178,7 +180,7 @@ def _save(checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.A
 
 
 def _save_together(
-    ranks: Ranks, checkpoints: Checkpoints, at: Place, net: Network, adam: torch.optim.AdamW, random: Tensor
+    ranks: Ranks, checkpoints: Checkpoints, at: TrainingPosition, net: Network, adam: torch.optim.AdamW, random: Tensor
 ) -> None:
     """For all of them it is durable when this returns."""
     if ranks.leads:
@@ -186,16 +188,16 @@ def _save_together(
     ranks.meet(at.step)
 
 
-def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> Place:
+def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> TrainingPosition:
     saved = checkpoints.load()
     if saved is None:
-        return Place()
+        return TrainingPosition()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(saved.tensors[f"weight.{name}"])
             adam.state[parameter] = _moments(saved, name, parameter)
     torch.set_rng_state(saved.tensors["random"])
-    return Place(**saved.numbers, loss_sum=saved.tensors["loss_sum"].item())
+    return TrainingPosition(**saved.numbers, loss_sum=saved.tensors["loss_sum"].item())
 
 
 def _moments(saved: Saved, name: str, parameter: Tensor) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from site_client.model.labels import LABEL_WEIGHTS, MISSING
-from site_client.model.network import Verdict
+from site_client.model.network import Output
 from site_client.training.data import Sample
 
 STUDY_SHARE = 0.5
 
 
-def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
+def reported_loss(verdict: Output, sample: Sample) -> Tensor:
     """f32[B], what is reported of each study: slices + half of the study. A part without any known label adds 0.
 
     A network that answers for studies only learns from the study's labels, whatever is known about slices.
@@ -22,7 +22,7 @@ def loss_of(verdict: Verdict, sample: Sample) -> Tensor:
     return _known_loss(verdict.slice_logits, sample.slice_labels) + STUDY_SHARE * study
 
 
-def lesson_of(verdict: Verdict, sample: Sample) -> Tensor:
+def training_loss(verdict: Output, sample: Sample) -> Tensor:
     """f32[B] to minimize beside loss_of: for the backbone, the loss of what its slices say alone.
 
     Where no slice has a label the study's own teaches it, through the slices' smooth maximum. 0 of a network whose

@@ -56,8 +56,8 @@ def slice_scores(
     net.eval()
     with torch.inference_mode(), compute.autocast():
         verdict = net(sample.x, sample.mask, sample.geometry)
-    logits = verdict.slice_logits[0] if net.answers_slices else verdict.study_logits
-    labels = sample.slice_labels[0] if net.answers_slices else sample.study_labels
+    logits = verdict.slice_logits[0] if net.has_slice_outputs else verdict.study_logits
+    labels = sample.slice_labels[0] if net.has_slice_outputs else sample.study_labels
     return clamp_any(logits).float().cpu().numpy(), labels.cpu().numpy().astype(np.int8)
 
 

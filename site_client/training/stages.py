@@ -11,14 +11,14 @@ import torch
 from federation.plan import LocalTraining
 
 from site_client.ingest.records import StudyRecord
-from site_client.model.network import Reader, SequenceNet
-from site_client.training.array_cache import Shelf
+from site_client.model.network import SequenceHead, SequenceNet
+from site_client.training.array_cache import ArrayCache
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Source
 from site_client.training.embeddings import EmbeddingLoader
-from site_client.training.loop import Place, Progress, train
-from site_client.training.streams import Streams
+from site_client.training.loop import TrainingPosition, TrainingProgress, train
+from site_client.training.streams import RandomStreams
 
 END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage mends, it does not start over
 
@@ -42,20 +42,22 @@ def train_in_stages(
     stages: Stages,
     studies: Sequence[StudyRecord],
     loader: Loader,
-    embeddings: Shelf,
-    streams: Streams,
+    embeddings: ArrayCache,
+    streams: RandomStreams,
     compute: Compute,
     checkpoints: Callable[[str], Checkpoints],
-    report: Callable[[str, Progress], None],
+    report: Callable[[str, TrainingProgress], None],
     stopping: Callable[[], bool],
-) -> Place:
+) -> TrainingPosition:
     """Trains `net` in place; gives the last stage's end. `checkpoints` gives each stage its own, by its name.
 
     Stopped and TrainingFailed come from the loop. A stage that has ended is not trained again when this is called after
     a stop: its last checkpoint is its end. `plan.proximal_mu` pulls towards the start of each stage.
     """
 
-    def stage(name: str, part: SequenceNet | Reader, source: Source, epochs: int, rate: float = 1.0) -> Place:
+    def stage(
+        name: str, part: SequenceNet | SequenceHead, source: Source, epochs: int, rate: float = 1.0
+    ) -> TrainingPosition:
         own = replace(plan, epochs=epochs, learning_rate=plan.learning_rate * rate)
         drawn = replace(streams, site=f"{streams.site}/{name}")
         return train(

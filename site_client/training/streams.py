@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Streams:
+class RandomStreams:
     """`run_id`: 16 bytes; `site`: the site's name; `round` counts from 1."""
 
     run_id: bytes

@@ -20,7 +20,7 @@ from federation.v1 import enrolment_pb2
 from aggregator import config
 from aggregator.migrations import upgrade
 from aggregator.sites.authority import Authority, create_authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import Store, open_store, people
 
 
@@ -109,9 +109,9 @@ def authority(tmp_path: Path, clock: StandingClock) -> Authority:
 
 
 @pytest.fixture
-def desk(store: Store, authority: Authority, clock: StandingClock) -> Enrolment:
+def desk(store: Store, authority: Authority, clock: StandingClock) -> EnrolmentService:
     """The enrolment desk with the default settings."""
-    return Enrolment(store, authority, config.Enrolment(), clock, os.urandom)
+    return EnrolmentService(store, authority, config.EnrolmentSettings(), clock, os.urandom)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
-from aggregator.store.blobs import CHUNK_BYTES, Blobs, Progress
+from aggregator.store.blobs import CHUNK_BYTES, Blobs, UploadProgress
 
 LIMIT = 8 << 20
 
@@ -38,10 +38,10 @@ def read(blobs: Blobs, name: bytes) -> bytes:
 def test_an_upload_in_chunks_is_complete_after_the_last_one(blobs: Blobs) -> None:
     data = os.urandom(2 * CHUNK_BYTES + 17)
     name = digest(data)
-    assert blobs.offer(name, len(data)) == Progress(0, complete=False)
+    assert blobs.offer(name, len(data)) == UploadProgress(0, complete=False)
     for offset in range(0, len(data), CHUNK_BYTES):
         progress = blobs.put(name, len(data), offset, data[offset : offset + CHUNK_BYTES])
-    assert progress == Progress(len(data), complete=True)
+    assert progress == UploadProgress(len(data), complete=True)
     assert read(blobs, name) == data
 
 
@@ -50,8 +50,8 @@ def test_an_upload_goes_on_where_it_stopped_after_a_restart(blobs: Blobs, tmp_pa
     name = digest(data)
     blobs.put(name, len(data), 0, data[:1000])
     restarted = Blobs(tmp_path / "blobs", LIMIT)
-    assert restarted.offer(name, len(data)) == Progress(1000, complete=False)
-    assert restarted.put(name, len(data), 1000, data[1000:]) == Progress(3000, complete=True)
+    assert restarted.offer(name, len(data)) == UploadProgress(1000, complete=False)
+    assert restarted.put(name, len(data), 1000, data[1000:]) == UploadProgress(3000, complete=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -66,14 +66,14 @@ def test_any_way_to_cut_an_upload_leads_to_the_same_blob(tmp_path_factory, data,
         blobs.put(name, len(data), start, data[start:end])
         if index == again:  # the answer was lost: the same chunk once more
             blobs.put(name, len(data), start, data[start:end])
-    assert blobs.offer(name, len(data)) == Progress(len(data), complete=True)
+    assert blobs.offer(name, len(data)) == UploadProgress(len(data), complete=True)
     assert read(blobs, name) == data
 
 
 def test_an_upload_of_something_complete_is_complete_at_once(blobs: Blobs, tmp_path: Path) -> None:
     stored = blobs.add(b"model")
-    assert blobs.offer(stored.digest, 5) == Progress(5, complete=True)
-    assert blobs.put(stored.digest, 5, 0, b"model") == Progress(5, complete=True)
+    assert blobs.offer(stored.digest, 5) == UploadProgress(5, complete=True)
+    assert blobs.put(stored.digest, 5, 0, b"model") == UploadProgress(5, complete=True)
     assert len(files_in(tmp_path)) == 1
 
 
@@ -94,7 +94,7 @@ def test_wrong_bytes_are_found_out_at_the_end_and_thrown_away(blobs: Blobs, tmp_
     with pytest.raises(DigestRefused):
         blobs.put(name, len(data), 1000, data[1000:])
     assert files_in(tmp_path) == []
-    assert blobs.offer(name, len(data)) == Progress(0, complete=False)
+    assert blobs.offer(name, len(data)) == UploadProgress(0, complete=False)
     blobs.put(name, len(data), 0, data[:1000])
     assert blobs.put(name, len(data), 1000, data[1000:]).complete
 
@@ -104,14 +104,14 @@ def test_a_crash_between_the_last_byte_and_its_hashing_is_made_good_by_the_next_
 ) -> None:
     data = os.urandom(500)
     (tmp_path / "blobs" / "partial" / digest(data).hex()).write_bytes(data)
-    assert blobs.offer(digest(data), 500) == Progress(500, complete=True)
+    assert blobs.offer(digest(data), 500) == UploadProgress(500, complete=True)
     assert read(blobs, digest(data)) == data
 
 
 def test_a_partial_file_that_the_disk_spoilt_is_begun_again(blobs: Blobs, tmp_path: Path) -> None:
     data = os.urandom(500)
     (tmp_path / "blobs" / "partial" / digest(data).hex()).write_bytes(bytes(500))
-    assert blobs.offer(digest(data), 500) == Progress(0, complete=False)
+    assert blobs.offer(digest(data), 500) == UploadProgress(0, complete=False)
     assert blobs.put(digest(data), 500, 0, data).complete
 
 
@@ -236,7 +236,7 @@ def test_uploads_of_one_blob_at_once_end_in_one_whole_blob(blobs: Blobs, tmp_pat
             try:
                 progress = blobs.put(name, len(data), held, data[held : held + 1000])
             except OffsetRefused as refused:
-                progress = Progress(refused.held_bytes, complete=False)
+                progress = UploadProgress(refused.held_bytes, complete=False)
 
     threads = [threading.Thread(target=send) for _ in range(6)]
     for thread in threads:

@@ -18,9 +18,9 @@ from federation.v1 import enrolment_pb2
 
 from aggregator.cli import main
 from aggregator.config import load_settings
-from aggregator.context import open_hub
+from aggregator.context import open_context
 from aggregator.sites.authority import Authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
 
 PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\n'
@@ -51,9 +51,9 @@ class Console:
         return result.stderr
 
     def join(self, token: str, host) -> enrolment_pb2.JoinReply:
-        hub = open_hub(load_settings(self.config))
+        hub = open_context(load_settings(self.config))
         authority = Authority(hub.settings.state.folder / "ca", hub.clock)
-        desk = Enrolment(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
+        desk = EnrolmentService(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
         try:
             return desk.join(host.join_request(Token.parse(token)))
         finally:
@@ -243,7 +243,7 @@ def test_another_model_under_a_models_name_is_not_exported(with_run: Console) ->
 
 def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(with_run: Console) -> None:
     out = with_run.folder / "out.safetensors"
-    hub = open_hub(load_settings(with_run.config))
+    hub = open_context(load_settings(with_run.config))
     with hub.store.read() as session:
         assert run_rows.every(session)  # as long as somebody reads it, the database needs no new file to be read
         with file_size_limit(64):

@@ -12,7 +12,7 @@ import pytest
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import Metric, ServerKind, TrainingPlan
 
-from aggregator.config import Settings, from_table, load_settings
+from aggregator.config import AggregatorSettings, from_table, load_settings
 from aggregator.errors import ConfigRefused, PlanFileRefused
 from aggregator.runs.plan_file import PlanFile, read_plan
 
@@ -40,8 +40,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_reference_holds_every_key_with_its_default() -> None:
     table = tomllib.loads((DEPLOY / "aggregator.toml").read_text())
-    assert keys_in(table) == keys_of(Settings)
-    assert load_settings(DEPLOY / "aggregator.toml") == Settings()
+    assert keys_in(table) == keys_of(AggregatorSettings)
+    assert load_settings(DEPLOY / "aggregator.toml") == AggregatorSettings()
 
 
 @pytest.mark.parametrize("name", ["aggregator.toml", "plan.toml"])
@@ -54,7 +54,7 @@ def test_every_key_of_a_reference_is_explained_above_it(name: str) -> None:
 
 def test_an_empty_file_gives_the_defaults_and_the_database_in_the_folder(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, ""))
-    assert settings == Settings()
+    assert settings == AggregatorSettings()
     assert settings.database_url == "sqlite:////var/lib/hemofed-aggregator/hub.sqlite"
 
 
@@ -116,7 +116,7 @@ def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan
     decided = {key: table[key] for key in ("name", "arm", "rounds")}
     assert from_table(PlanFile, table, "plan", PlanFileRefused) == PlanFile(**decided)
     plan = read_plan(DEPLOY / "plan.toml", model_path, counting)
-    assert plan.arm == "densenet121-gru"
+    assert plan.architecture == "densenet121-gru"
     assert plan.metrics == (Metric.LOSS, Metric.HISTOGRAMS)
 
 

@@ -16,10 +16,10 @@ from federation.plan import sign_plan
 from federation.v1 import rounds_pb2
 
 from aggregator import config
-from aggregator.context import Hub, open_hub
+from aggregator.context import AppContext, open_context
 from aggregator.dashboard import wording
 from aggregator.dashboard.app import create_app
-from aggregator.dashboard.charts import Line, Point, line_chart
+from aggregator.dashboard.charts import Curve, Point, line_chart
 from aggregator.dashboard.rendering import duration, size
 from aggregator.dashboard.visibility import visibility
 from aggregator.runs import lifecycle
@@ -36,11 +36,11 @@ PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\npurpose = "To see whether page
 
 
 @pytest.fixture
-def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[Hub]:
+def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
     folder = tmp_path / "state"
     folder.mkdir()
     shutil.copy(migrated, folder / "hub.sqlite")
-    opened = replace(open_hub(config.Settings(state=config.State(folder=folder))), clock=clock)
+    opened = replace(open_context(config.AggregatorSettings(state=config.StateSettings(folder=folder))), clock=clock)
     with opened.store.write() as session:
         change = Change(clock(), "operator", "administrator:ada", "for the test")
         people.add_administrator(session, "ada", PASSWORD, os.urandom(16), change)
@@ -49,7 +49,7 @@ def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[H
 
 
 @pytest.fixture
-def client(hub: Hub) -> TestClient:
+def client(hub: AppContext) -> TestClient:
     return TestClient(create_app(hub), follow_redirects=False)
 
 
@@ -61,7 +61,7 @@ def ada(client: TestClient) -> TestClient:
 
 
 @pytest.fixture
-def running(hub: Hub, tmp_path: Path, authority: Authority, clock) -> Hub:
+def running(hub: AppContext, tmp_path: Path, authority: Authority, clock) -> AppContext:
     """Three approved sites, two of which reported; a run in round 1; metrics of its base model."""
     with hub.store.write() as session:
         for name in SITES:
@@ -161,7 +161,7 @@ def test_logging_out_ends_the_session(ada: TestClient) -> None:
     assert ada.get("/").status_code == 303
 
 
-def test_a_restart_logs_nobody_out(hub: Hub, ada: TestClient) -> None:
+def test_a_restart_logs_nobody_out(hub: AppContext, ada: TestClient) -> None:
     restarted = TestClient(create_app(hub), cookies=dict(ada.cookies), follow_redirects=False)
     assert restarted.get("/").status_code == 200
     assert (hub.settings.state.folder / "dashboard.key").stat().st_mode & 0o777 == 0o600
@@ -172,14 +172,14 @@ def test_a_forged_session_is_none(client: TestClient) -> None:
     assert client.get("/").status_code == 303
 
 
-def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(hub: Hub, ada: TestClient) -> None:
+def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(hub: AppContext, ada: TestClient) -> None:
     copied = TestClient(ada.app, cookies=dict(ada.cookies), follow_redirects=False)
     assert copied.get("/").status_code == 200
     ada.post("/logout")
     assert copied.get("/").status_code == 303
 
 
-def test_removing_an_administrator_ends_their_sessions(hub: Hub, ada: TestClient, clock) -> None:
+def test_removing_an_administrator_ends_their_sessions(hub: AppContext, ada: TestClient, clock) -> None:
     change = Change(clock(), "operator", "administrator:ada", "for the test")
     with hub.store.write() as session:
         people.remove_administrator(session, "ada", change)
@@ -212,7 +212,7 @@ def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(hub, add
 
 
 def test_a_chart_never_draws_a_value_outside_its_axis() -> None:
-    chart = line_chart("AUC", "x", [Line("any", (Point(0, 0.13, 3), Point(1, 0.9, 3)))], low=0.4, high=1.0)
+    chart = line_chart("AUC", "x", [Curve("any", (Point(0, 0.13, 3), Point(1, 0.9, 3)))], low=0.4, high=1.0)
     heights = [float(y) for y in re.findall(r'cy="([0-9.]+)"', chart)]
     ticks = re.findall(r'class="tick end"[^>]*>([0-9.]+)<', chart)
     assert heights[0] > heights[1]
@@ -227,7 +227,7 @@ def test_answers_forbid_foreign_content_and_caching(ada: TestClient) -> None:
     assert "https://" not in ada.get("/").text
 
 
-def test_the_overview_shows_rounds_sites_and_curves(running: Hub, ada: TestClient) -> None:
+def test_the_overview_shows_rounds_sites_and_curves(running: AppContext, ada: TestClient) -> None:
     text = _words_of(ada.get("/").text)
     assert "training at the sites" in text
     assert "waiting for east, north, south" in text
@@ -237,7 +237,7 @@ def test_the_overview_shows_rounds_sites_and_curves(running: Hub, ada: TestClien
     assert "AUC of the global model" in text
 
 
-def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestClient) -> None:
+def test_a_site_that_fell_silent_is_said_to_be_unknown(running: AppContext, ada: TestClient) -> None:
     row = _row_of(ada.get("/").text, "south")
     assert "unknown; last said" in row
     assert "2 h ago" in row
@@ -245,7 +245,7 @@ def test_a_site_that_fell_silent_is_said_to_be_unknown(running: Hub, ada: TestCl
     assert "unknown" not in _row_of(ada.get("/").text, "north")
 
 
-def test_a_site_that_left_is_said_so_and_not_to_be_late(running: Hub, ada: TestClient, clock) -> None:
+def test_a_site_that_left_is_said_so_and_not_to_be_late(running: AppContext, ada: TestClient, clock) -> None:
     with running.store.write() as session:
         site_rows.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
     row = _row_of(ada.get("/").text, "south")
@@ -253,24 +253,26 @@ def test_a_site_that_left_is_said_so_and_not_to_be_late(running: Hub, ada: TestC
     assert "unknown" not in row
 
 
-def test_a_site_that_never_reported_is_said_so(running: Hub, ada: TestClient) -> None:
+def test_a_site_that_never_reported_is_said_so(running: AppContext, ada: TestClient) -> None:
     assert "never seen" in _row_of(ada.get("/").text, "east")
 
 
-def test_a_label_with_too_few_cases_has_no_curve(running: Hub, ada: TestClient) -> None:
+def test_a_label_with_too_few_cases_has_no_curve(running: AppContext, ada: TestClient) -> None:
     chart = re.search(r'aria-label="AUC: ([^"]*)"', ada.get("/").text)
     assert chart is not None
     assert chart[1] == "any 0.812 after round 0 (3 sites)"
 
 
-def test_every_label_shows_its_calibration_beside_the_cohort_it_was_measured_on(running: Hub, ada: TestClient) -> None:
+def test_every_label_shows_its_calibration_beside_the_cohort_it_was_measured_on(
+    running: AppContext, ada: TestClient
+) -> None:
     text = ada.get("/").text
     assert _row_of(text, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
     assert "epidural none: fewer than 10 positive or negative slices" in _row_of(text, "epidural")
     assert "judged by 3 sites together" in _words_of(text)
 
 
-def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: Hub, ada: TestClient) -> None:
+def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: AppContext, ada: TestClient) -> None:
     with running.store.write() as session:
         row = session.query(ModelMetrics).one()
         row.cohort_size, row.report, row.train_loss = 2, NOTHING.to_json(), None
@@ -279,7 +281,7 @@ def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: Hub, 
     assert "0.812" not in text
 
 
-def test_a_paused_workstation_is_shown_as_healthy(running: Hub, ada: TestClient, clock) -> None:
+def test_a_paused_workstation_is_shown_as_healthy(running: AppContext, ada: TestClient, clock) -> None:
     with running.store.write() as session:
         session.query(SiteReport).filter_by(site="south").one().seen_at = clock()
     page = ada.get("/").text
@@ -287,7 +289,7 @@ def test_a_paused_workstation_is_shown_as_healthy(running: Hub, ada: TestClient,
     assert '<span class="tag calm">paused: workstation in use</span>' in page
 
 
-def test_a_paused_run_does_not_make_sites_look_dead(running: Hub, ada: TestClient, clock) -> None:
+def test_a_paused_run_does_not_make_sites_look_dead(running: AppContext, ada: TestClient, clock) -> None:
     """Sites are told to poll every five minutes then, and that is how old a healthy report may be."""
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
@@ -315,7 +317,7 @@ def test_what_was_visible_follows_the_phases_a_round_went_through(reached, membe
     assert unsaid not in told
 
 
-def test_every_round_says_what_the_aggregator_could_see(running: Hub, ada: TestClient) -> None:
+def test_every_round_says_what_the_aggregator_could_see(running: AppContext, ada: TestClient) -> None:
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
     text = _words_of(ada.get(f"/runs/{run_id.hex()}").text)
@@ -324,7 +326,7 @@ def test_every_round_says_what_the_aggregator_could_see(running: Hub, ada: TestC
     assert "any one site's update, weight, loss, number of studies or scores" in text
 
 
-def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada: TestClient, clock) -> None:
+def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: AppContext, ada: TestClient, clock) -> None:
     with running.store.write() as session:
         row = session.query(Round).one()
         row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
@@ -335,7 +337,7 @@ def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: Hub, ada:
     assert "3: east, north, south" in text
 
 
-def test_an_aborted_run_shows_its_reason(running: Hub, ada: TestClient) -> None:
+def test_an_aborted_run_shows_its_reason(running: AppContext, ada: TestClient) -> None:
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
     lifecycle.abort(running, run_id, why="the plan had the wrong clip norm")
@@ -349,7 +351,7 @@ def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
     assert ada.get(f"/runs/{hex_id}").status_code == 404
 
 
-def test_the_audit_pages_go_back_to_the_first_row(hub: Hub, ada: TestClient, clock) -> None:
+def test_the_audit_pages_go_back_to_the_first_row(hub: AppContext, ada: TestClient, clock) -> None:
     with hub.store.write() as session:
         for number in range(150):
             session.add(_audit_row(clock(), number))
@@ -384,7 +386,7 @@ def test_sizes_are_in_si_units(count: int, text: str) -> None:
 
 
 def test_a_chart_escapes_names_and_draws_constant_values() -> None:
-    chart = line_chart("AUC", "x", [Line("<b>", (Point(0, 0.5, 3), Point(1, 0.5, 4))), Line("empty", ())])
+    chart = line_chart("AUC", "x", [Curve("<b>", (Point(0, 0.5, 3), Point(1, 0.5, 4))), Curve("empty", ())])
     assert "<b>" not in chart
     assert "&lt;b&gt; 0.500 after round 0 (3 sites), 0.500 after round 1 (4 sites)" in chart
     assert chart.count("<polyline") == 1

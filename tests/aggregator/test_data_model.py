@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, SITE_TRANSITIONS
-from aggregator.store.tables import Table
+from aggregator.store.tables import Base
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "DATA_MODEL.md").read_text()
 
@@ -29,12 +29,12 @@ def test_a_diagram_draws_exactly_the_transitions_of_the_code(heading: str, trans
 
 
 def test_the_page_lists_exactly_the_tables_of_the_code() -> None:
-    assert set(re.findall(r"^### (\w+)$", PAGE, re.M)) == set(Table.metadata.tables)
+    assert set(re.findall(r"^### (\w+)$", PAGE, re.M)) == set(Base.metadata.tables)
 
 
-@pytest.mark.parametrize("name", sorted(Table.metadata.tables))
+@pytest.mark.parametrize("name", sorted(Base.metadata.tables))
 def test_a_table_lists_exactly_its_columns(name: str) -> None:
     section = PAGE.split(f"### {name}\n")[1].split("\n### ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == [
-        column.name for column in Table.metadata.tables[name].columns
+        column.name for column in Base.metadata.tables[name].columns
     ]

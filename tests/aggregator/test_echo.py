@@ -7,7 +7,7 @@ from federation.echo import BYTES_MAX, sequence
 from federation.v1 import line_pb2
 
 from aggregator.errors import Busy, MessageRefused
-from aggregator.sites.bandwidth import CALL_BYTES, WINDOW_BYTES_MAX, WINDOW_S, Echoes
+from aggregator.sites.bandwidth import CALL_BYTES, WINDOW_BYTES_MAX, WINDOW_S, BandwidthTest
 
 
 class Seconds:
@@ -24,16 +24,16 @@ def seconds() -> Seconds:
 
 
 @pytest.fixture
-def echoes(seconds: Seconds) -> Echoes:
-    return Echoes(seconds)
+def echoes(seconds: Seconds) -> BandwidthTest:
+    return BandwidthTest(seconds)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 65_536, BYTES_MAX])
-def test_as_many_bytes_come_back_as_were_wanted(echoes: Echoes, wanted: int) -> None:
+def test_as_many_bytes_come_back_as_were_wanted(echoes: BandwidthTest, wanted: int) -> None:
     assert echoes.answer("mercy", line_pb2.EchoRequest(wanted_bytes=wanted)).data == sequence(wanted)
 
 
-def test_more_than_a_mebibyte_either_way_is_refused_and_costs_the_site_nothing(echoes: Echoes) -> None:
+def test_more_than_a_mebibyte_either_way_is_refused_and_costs_the_site_nothing(echoes: BandwidthTest) -> None:
     for _ in range(20):
         for request in (
             line_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1),
@@ -46,7 +46,7 @@ def test_more_than_a_mebibyte_either_way_is_refused_and_costs_the_site_nothing(e
 
 
 def test_a_site_that_has_moved_its_share_waits_for_the_minute_to_end_and_others_do_not(
-    echoes: Echoes, seconds: Seconds
+    echoes: BandwidthTest, seconds: Seconds
 ) -> None:
     large = line_pb2.EchoRequest(data=sequence(BYTES_MAX), wanted_bytes=BYTES_MAX)
     for _ in range(WINDOW_BYTES_MAX // (2 * BYTES_MAX)):
@@ -61,7 +61,7 @@ def test_a_site_that_has_moved_its_share_waits_for_the_minute_to_end_and_others_
     echoes.answer("mercy", large)
 
 
-def test_the_number_of_empty_calls_is_bounded_too(echoes: Echoes) -> None:
+def test_the_number_of_empty_calls_is_bounded_too(echoes: BandwidthTest) -> None:
     for _ in range(WINDOW_BYTES_MAX // CALL_BYTES):
         echoes.answer("mercy", line_pb2.EchoRequest())
     with pytest.raises(Busy):

@@ -16,7 +16,7 @@ from aggregator import config
 from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import open_store, site_rows
 from aggregator.store.tables import Invitation
 from tests.aggregator.desk import audit_of, enroll, roster_of, words_of
@@ -24,7 +24,7 @@ from tests.aggregator.desk import audit_of, enroll, roster_of, words_of
 # --- invite ---
 
 
-def test_an_invitation_keeps_only_a_hash_of_the_secret(desk: Enrolment, tmp_path: Path) -> None:
+def test_an_invitation_keeps_only_a_hash_of_the_secret(desk: EnrolmentService, tmp_path: Path) -> None:
     token = desk.invite("st-mary")
     assert token.ca_fingerprint == desk.authority.fingerprint
     with desk.store.read() as session:
@@ -36,7 +36,7 @@ def test_an_invitation_keeps_only_a_hash_of_the_secret(desk: Enrolment, tmp_path
     assert sha256(token.secret).digest() in held
 
 
-def test_the_printed_token_reads_back_and_a_typo_in_it_does_not(desk: Enrolment) -> None:
+def test_the_printed_token_reads_back_and_a_typo_in_it_does_not(desk: EnrolmentService) -> None:
     text = desk.invite("st-mary").text()
     assert Token.parse(text).site == "st-mary"
     for index in (4, 12, 70, len(text) - 1):
@@ -46,18 +46,18 @@ def test_the_printed_token_reads_back_and_a_typo_in_it_does_not(desk: Enrolment)
 
 
 @pytest.mark.parametrize("name", ["", "St-Mary", "a b", "../etc", "-mary", "x" * 33, "märy"])
-def test_a_name_that_is_none_is_not_invited(desk: Enrolment, name: str) -> None:
+def test_a_name_that_is_none_is_not_invited(desk: EnrolmentService, name: str) -> None:
     with pytest.raises(FederationError):
         desk.invite(name)
 
 
-def test_an_approved_site_is_not_invited_again(desk: Enrolment, host) -> None:
+def test_an_approved_site_is_not_invited_again(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     with pytest.raises(WrongState, match="revoke"):
         desk.invite("st-mary")
 
 
-def test_a_second_invitation_replaces_the_first(desk: Enrolment, host) -> None:
+def test_a_second_invitation_replaces_the_first(desk: EnrolmentService, host) -> None:
     first, second = desk.invite("st-mary"), desk.invite("st-mary")
     with pytest.raises(JoinDenied, match="no such invitation"):
         desk.join(host.join_request(first))
@@ -67,7 +67,7 @@ def test_a_second_invitation_replaces_the_first(desk: Enrolment, host) -> None:
 # --- join ---
 
 
-def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(desk: Enrolment, host, clock) -> None:
+def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(desk: EnrolmentService, host, clock) -> None:
     request = host.join_request(desk.invite("st-mary"))
     assert desk.join(request).pending.retry_after_s == desk.settings.retry_after_s
     assert words_of(desk) == six_words(request.csr_der, request.signing_key, request.sealing_key)
@@ -82,7 +82,7 @@ def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(desk: Enro
     assert audit_of(desk) == [(None, "invited"), ("invited", "pending"), ("pending", "approved")]
 
 
-def test_the_same_join_again_gets_the_same_bytes_even_days_later(desk: Enrolment, host, clock) -> None:
+def test_the_same_join_again_gets_the_same_bytes_even_days_later(desk: EnrolmentService, host, clock) -> None:
     request = host.join_request(desk.invite("st-mary"))
     desk.join(request)
     clock.advance(days=3)  # longer than the token lives: it was used in time
@@ -94,7 +94,7 @@ def test_the_same_join_again_gets_the_same_bytes_even_days_later(desk: Enrolment
     assert authenticate(desk.store, first.credentials.certificate_pem, clock()) == "st-mary"
 
 
-def test_a_renewal_in_between_does_not_change_what_joining_again_returns(desk: Enrolment, host, clock) -> None:
+def test_a_renewal_in_between_does_not_change_what_joining_again_returns(desk: EnrolmentService, host, clock) -> None:
     request = host.join_request(desk.invite("st-mary", auto_approve=True))
     first = desk.join(request)
     clock.advance(days=20)
@@ -102,7 +102,7 @@ def test_a_renewal_in_between_does_not_change_what_joining_again_returns(desk: E
     assert desk.join(request).credentials.certificate_pem == first.credentials.certificate_pem
 
 
-def test_a_used_token_is_refused_to_another_host(desk: Enrolment, host, other_host) -> None:
+def test_a_used_token_is_refused_to_another_host(desk: EnrolmentService, host, other_host) -> None:
     token = desk.invite("st-mary")
     desk.join(host.join_request(token))
     with pytest.raises(JoinDenied, match="used by another host"):
@@ -110,7 +110,7 @@ def test_a_used_token_is_refused_to_another_host(desk: Enrolment, host, other_ho
     assert words_of(desk) == six_words(host.csr(), host.signing_public, host.sealing_key)
 
 
-def test_a_token_expires_after_a_day_unused(desk: Enrolment, host, clock) -> None:
+def test_a_token_expires_after_a_day_unused(desk: EnrolmentService, host, clock) -> None:
     token = desk.invite("st-mary")
     clock.advance(hours=24)
     with pytest.raises(JoinDenied, match="expired"):
@@ -119,13 +119,13 @@ def test_a_token_expires_after_a_day_unused(desk: Enrolment, host, clock) -> Non
         assert site_rows.find(session, "st-mary") is None
 
 
-def test_a_token_is_good_until_its_last_second(desk: Enrolment, host, clock) -> None:
+def test_a_token_is_good_until_its_last_second(desk: EnrolmentService, host, clock) -> None:
     token = desk.invite("st-mary")
     clock.advance(hours=23, minutes=59, seconds=59)
     assert desk.join(host.join_request(token)).HasField("pending")
 
 
-def test_a_token_is_bound_to_its_name(desk: Enrolment, host) -> None:
+def test_a_token_is_bound_to_its_name(desk: EnrolmentService, host) -> None:
     token = desk.invite("st-mary")
     desk.invite("charite")
     for name in ("charite", "nobody"):
@@ -133,14 +133,14 @@ def test_a_token_is_bound_to_its_name(desk: Enrolment, host) -> None:
             desk.join(host.join_request(replace(token, site=name)))
 
 
-def test_a_guessed_secret_is_refused_and_leaves_the_invitation_usable(desk: Enrolment, host) -> None:
+def test_a_guessed_secret_is_refused_and_leaves_the_invitation_usable(desk: EnrolmentService, host) -> None:
     token = desk.invite("st-mary")
     with pytest.raises(JoinDenied):
         desk.join(host.join_request(replace(token, secret=bytes(32))))
     assert desk.join(host.join_request(token)).HasField("pending")
 
 
-def test_a_token_of_another_consortium_is_refused(desk: Enrolment, host, tmp_path: Path, clock) -> None:
+def test_a_token_of_another_consortium_is_refused(desk: EnrolmentService, host, tmp_path: Path, clock) -> None:
     foreign = create_authority(tmp_path / "other-ca", clock)
     token = Token.new("st-mary", foreign.fingerprint, os.urandom)
     assert token.ca_fingerprint != desk.authority.fingerprint  # the host sees that before it sends anything
@@ -150,7 +150,7 @@ def test_a_token_of_another_consortium_is_refused(desk: Enrolment, host, tmp_pat
     assert desk.join(host.join_request(ours)).HasField("pending")
 
 
-def test_keys_that_belong_to_another_site_are_refused(desk: Enrolment, host) -> None:
+def test_keys_that_belong_to_another_site_are_refused(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     with pytest.raises(JoinDenied, match="another site"):
         desk.join(host.join_request(desk.invite("charite")))
@@ -172,7 +172,7 @@ def test_keys_that_belong_to_another_site_are_refused(desk: Enrolment, host) -> 
     ids=["no proof", "zeros", "csr", "sealing", "signing", "short sealing", "short signing", "no secret", "no csr"],
 )
 def test_a_request_that_does_not_prove_its_keys_is_refused_and_spends_nothing(
-    desk: Enrolment, host, other_host, spoil
+    desk: EnrolmentService, host, other_host, spoil
 ) -> None:
     token = desk.invite("st-mary")
     request = host.join_request(token)
@@ -182,7 +182,9 @@ def test_a_request_that_does_not_prove_its_keys_is_refused_and_spends_nothing(
     assert desk.join(host.join_request(token)).HasField("pending")
 
 
-def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(desk: Enrolment, host, other_host, tmp_path: Path):
+def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(
+    desk: EnrolmentService, host, other_host, tmp_path: Path
+):
     """Two threads with a connection each, a barrier, and the same token; the loser is told so."""
     for attempt in range(5):
         name = f"site-{attempt}"
@@ -214,7 +216,7 @@ def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(desk: Enrolme
 # --- approve ---
 
 
-def test_approving_makes_a_roster_epoch_with_one_site_more(desk: Enrolment, host, other_host) -> None:
+def test_approving_makes_a_roster_epoch_with_one_site_more(desk: EnrolmentService, host, other_host) -> None:
     with pytest.raises(NotFound):
         desk.roster()
     enroll(desk, host)
@@ -224,7 +226,7 @@ def test_approving_makes_a_roster_epoch_with_one_site_more(desk: Enrolment, host
     assert roster.signing_keys["st-mary"] == host.signing_public
 
 
-def test_approving_words_that_changed_meanwhile_is_refused(desk: Enrolment, host, other_host) -> None:
+def test_approving_words_that_changed_meanwhile_is_refused(desk: EnrolmentService, host, other_host) -> None:
     """The coordinator read the words, then a second invitation let another host take the pending place."""
     desk.join(host.join_request(desk.invite("st-mary")))
     read_aloud = words_of(desk)
@@ -235,7 +237,7 @@ def test_approving_words_that_changed_meanwhile_is_refused(desk: Enrolment, host
         desk.roster()
 
 
-def test_approving_twice_nobody_or_a_revoked_site_is_refused(desk: Enrolment, host) -> None:
+def test_approving_twice_nobody_or_a_revoked_site_is_refused(desk: EnrolmentService, host) -> None:
     with pytest.raises(NotFound):
         desk.approve("st-mary", "words")
     enroll(desk, host)
@@ -249,7 +251,7 @@ def test_approving_twice_nobody_or_a_revoked_site_is_refused(desk: Enrolment, ho
 # --- renew ---
 
 
-def test_a_renewed_certificate_works_beside_the_old_one(desk: Enrolment, host, other_host, clock) -> None:
+def test_a_renewed_certificate_works_beside_the_old_one(desk: EnrolmentService, host, other_host, clock) -> None:
     old = enroll(desk, host).certificate_pem
     clock.advance(days=20)
     # A new key is fine: what counts is who asks.
@@ -261,14 +263,14 @@ def test_a_renewed_certificate_works_beside_the_old_one(desk: Enrolment, host, o
         authenticate(desk.store, old, clock())
 
 
-def test_renewing_twice_at_once_gives_one_certificate(desk: Enrolment, host, clock) -> None:
+def test_renewing_twice_at_once_gives_one_certificate(desk: EnrolmentService, host, clock) -> None:
     enroll(desk, host)
     clock.advance(days=20)
     request = enrolment_pb2.RenewRequest(csr_der=host.csr())
     assert desk.renew("st-mary", request) == desk.renew("st-mary", request)
 
 
-def test_a_bad_request_or_a_pending_site_is_not_renewed(desk: Enrolment, host) -> None:
+def test_a_bad_request_or_a_pending_site_is_not_renewed(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     with pytest.raises(JoinDenied):
         desk.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=b"junk"))
@@ -280,7 +282,7 @@ def test_a_bad_request_or_a_pending_site_is_not_renewed(desk: Enrolment, host) -
 # --- challenge and recover ---
 
 
-def test_a_site_comes_back_after_seven_weeks_off(desk: Enrolment, host, other_host, clock) -> None:
+def test_a_site_comes_back_after_seven_weeks_off(desk: EnrolmentService, host, other_host, clock) -> None:
     old = enroll(desk, host).certificate_pem
     enroll(desk, other_host, "charite")  # the roster grew meanwhile
     clock.advance(weeks=7)
@@ -294,7 +296,7 @@ def test_a_site_comes_back_after_seven_weeks_off(desk: Enrolment, host, other_ho
     assert audit_of(desk)[-1] == (None, "recovered")
 
 
-def test_a_challenge_serves_once_for_one_site_and_five_minutes(desk: Enrolment, host, other_host, clock) -> None:
+def test_a_challenge_serves_once_for_one_site_and_five_minutes(desk: EnrolmentService, host, other_host, clock) -> None:
     enroll(desk, host)
     enroll(desk, other_host, "charite")
     nonce = desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
@@ -309,7 +311,7 @@ def test_a_challenge_serves_once_for_one_site_and_five_minutes(desk: Enrolment, 
         desk.recover(host.recover_request("st-mary", late))
 
 
-def test_a_wrong_signature_spends_neither_challenge_nor_recovery(desk: Enrolment, host, other_host) -> None:
+def test_a_wrong_signature_spends_neither_challenge_nor_recovery(desk: EnrolmentService, host, other_host) -> None:
     enroll(desk, host)
     nonce = desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
     with pytest.raises(JoinDenied, match="signature"):
@@ -323,8 +325,8 @@ def test_a_wrong_signature_spends_neither_challenge_nor_recovery(desk: Enrolment
         assert site_rows.get(session, "st-mary").recoveries_left == desk.settings.recoveries - 1
 
 
-def test_recoveries_are_limited(desk: Enrolment, host) -> None:
-    scarce = replace(desk, settings=config.Enrolment(recoveries=2))
+def test_recoveries_are_limited(desk: EnrolmentService, host) -> None:
+    scarce = replace(desk, settings=config.EnrolmentSettings(recoveries=2))
     enroll(scarce, host)
     for _ in range(2):
         nonce = scarce.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
@@ -334,14 +336,14 @@ def test_recoveries_are_limited(desk: Enrolment, host) -> None:
         scarce.recover(host.recover_request("st-mary", nonce))
 
 
-def test_nobody_unknown_or_pending_gets_a_challenge(desk: Enrolment, host) -> None:
+def test_nobody_unknown_or_pending_gets_a_challenge(desk: EnrolmentService, host) -> None:
     desk.join(host.join_request(desk.invite("st-mary")))
     for name in ("st-mary", "nobody", ""):
         with pytest.raises(Denied, match="no active site"):
             desk.challenge(enrolment_pb2.ChallengeRequest(site=name))
 
 
-def test_a_flood_of_challenges_leaves_few_rows_and_the_newest_good(desk: Enrolment, host) -> None:
+def test_a_flood_of_challenges_leaves_few_rows_and_the_newest_good(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     nonces = [desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(70)]
     with desk.store.read() as session:

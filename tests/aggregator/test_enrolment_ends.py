@@ -10,13 +10,13 @@ from federation.v1 import enrolment_pb2
 from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, SiteLeft, SiteRevoked, WrongState
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from tests.aggregator.desk import audit_of, enroll, roster_of
 
 # --- revoke, and authentication on every call ---
 
 
-def test_a_revocation_counts_from_the_next_call_on(desk: Enrolment, host, other_host, clock) -> None:
+def test_a_revocation_counts_from_the_next_call_on(desk: EnrolmentService, host, other_host, clock) -> None:
     credentials = enroll(desk, host)
     enroll(desk, other_host, "charite")
     assert authenticate(desk.store, credentials.certificate_pem, clock()) == "st-mary"
@@ -27,7 +27,7 @@ def test_a_revocation_counts_from_the_next_call_on(desk: Enrolment, host, other_
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
 
 
-def test_a_revocation_closes_every_way_back(desk: Enrolment, host) -> None:
+def test_a_revocation_closes_every_way_back(desk: EnrolmentService, host) -> None:
     token = desk.invite("st-mary", auto_approve=True)
     desk.join(host.join_request(token))
     nonce = desk.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
@@ -43,7 +43,7 @@ def test_a_revocation_closes_every_way_back(desk: Enrolment, host) -> None:
 
 
 def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificate_stays_dead(
-    desk: Enrolment, host, other_host, clock
+    desk: EnrolmentService, host, other_host, clock
 ) -> None:
     old = enroll(desk, host).certificate_pem
     desk.revoke("st-mary")
@@ -55,7 +55,7 @@ def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificat
     assert roster_of(desk, desk.roster()).signing_keys == {"st-mary": other_host.signing_public}
 
 
-def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(desk: Enrolment, host) -> None:
+def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(desk: EnrolmentService, host) -> None:
     desk.invite("charite")
     desk.revoke("charite")
     assert audit_of(desk, "charite") == [(None, "invited"), ("invited", "revoked")]
@@ -68,7 +68,7 @@ def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(desk: Enrolmen
         desk.roster()
 
 
-def test_revoking_twice_or_nobody_is_refused(desk: Enrolment, host) -> None:
+def test_revoking_twice_or_nobody_is_refused(desk: EnrolmentService, host) -> None:
     with pytest.raises(NotFound):
         desk.revoke("st-mary")
     enroll(desk, host)
@@ -81,7 +81,7 @@ def test_revoking_twice_or_nobody_is_refused(desk: Enrolment, host) -> None:
 
 
 def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
-    desk: Enrolment, host, other_host, clock
+    desk: EnrolmentService, host, other_host, clock
 ) -> None:
     token = desk.invite("st-mary", auto_approve=True)
     credentials = desk.join(host.join_request(token)).credentials
@@ -103,7 +103,7 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     assert audit_of(desk)[-1] == ("approved", "left")
 
 
-def test_a_farewell_said_twice_changes_nothing_more(desk: Enrolment, host) -> None:
+def test_a_farewell_said_twice_changes_nothing_more(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     desk.leave("st-mary")
     before = audit_of(desk), roster_of(desk, desk.roster()).epoch
@@ -111,7 +111,7 @@ def test_a_farewell_said_twice_changes_nothing_more(desk: Enrolment, host) -> No
     assert (audit_of(desk), roster_of(desk, desk.roster()).epoch) == before
 
 
-def test_neither_a_revoked_nor_a_pending_site_leaves(desk: Enrolment, host, other_host) -> None:
+def test_neither_a_revoked_nor_a_pending_site_leaves(desk: EnrolmentService, host, other_host) -> None:
     enroll(desk, host)
     desk.revoke("st-mary")
     desk.join(other_host.join_request(desk.invite("charite")))
@@ -121,7 +121,7 @@ def test_neither_a_revoked_nor_a_pending_site_leaves(desk: Enrolment, host, othe
 
 
 def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_second(
-    desk: Enrolment, host, other_host, clock
+    desk: EnrolmentService, host, other_host, clock
 ) -> None:
     old = enroll(desk, host).certificate_pem
     desk.leave("st-mary")
@@ -135,7 +135,7 @@ def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_secon
     assert audit_of(desk) == [*told, ("approved", "left"), *told]
 
 
-def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(desk: Enrolment, host) -> None:
+def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(desk: EnrolmentService, host) -> None:
     enroll(desk, host)
     desk.leave("st-mary")
     token = desk.invite("st-mary")
@@ -146,7 +146,7 @@ def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(desk: Enrolment, h
 
 
 def test_a_certificate_that_is_none_foreign_or_expired_is_refused_in_the_same_words(
-    desk: Enrolment, host, other_host, tmp_path: Path, clock
+    desk: EnrolmentService, host, other_host, tmp_path: Path, clock
 ) -> None:
     ours = enroll(desk, host).certificate_pem
     foreign = create_authority(tmp_path / "other-ca", clock)

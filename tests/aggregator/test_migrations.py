@@ -10,7 +10,7 @@ from sqlalchemy import inspect, text
 from aggregator.migrations import _config, revision_of, upgrade
 from aggregator.states import SiteStanding
 from aggregator.store import open_store, site_rows
-from aggregator.store.tables import Table
+from aggregator.store.tables import Base
 
 
 def test_a_migrated_database_has_the_tables_of_tables_py(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_migrated_database_has_the_tables_of_tables_py(tmp_path: Path) -> None
     upgrade(store.engine)
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Table.metadata) == []
+        assert compare_metadata(context, Base.metadata) == []
     store.close()
 
 
@@ -27,7 +27,7 @@ def test_the_migrations_keep_every_comment() -> None:
     versions = sorted((Path(upgrade.__code__.co_filename).parent / "versions").glob("*.py"))
     written = "".join(path.read_text() for path in versions)
     joined = "".join(written.replace('"\n            "', "").split())
-    for table in Table.metadata.tables.values():
+    for table in Base.metadata.tables.values():
         for column in table.columns:
             if column.comment is not None:
                 assert "".join(column.comment.split()) in joined, f"{table.name}.{column.name}"
@@ -56,5 +56,5 @@ def test_upgrading_twice_changes_nothing(tmp_path: Path) -> None:
     first = revision_of(store.engine)
     upgrade(store.engine)
     assert first == revision_of(store.engine) is not None
-    assert set(inspect(store.engine).get_table_names()) == {*Table.metadata.tables, "alembic_version"}
+    assert set(inspect(store.engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
     store.close()

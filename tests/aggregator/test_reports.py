@@ -9,8 +9,8 @@ import pytest
 from federation.v1 import rounds_pb2 as pb
 from sqlalchemy import select
 
-from aggregator.config import Settings, State
-from aggregator.context import Hub, open_hub
+from aggregator.config import AggregatorSettings, StateSettings
+from aggregator.context import AppContext, open_context
 from aggregator.migrations import upgrade
 from aggregator.sites import reports
 from aggregator.store import site_rows
@@ -27,8 +27,8 @@ class Now:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    opened = replace(open_hub(Settings(state=State(folder=tmp_path))), clock=Now())
+def hub(tmp_path: Path) -> Iterator[AppContext]:
+    opened = replace(open_context(AggregatorSettings(state=StateSettings(folder=tmp_path))), clock=Now())
     upgrade(opened.store.engine)
     with opened.store.write() as session:
         session.add(
@@ -46,24 +46,24 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     opened.store.close()
 
 
-def say(hub: Hub, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
+def say(hub: AppContext, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
     request = pb.PollRequest(state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head)
     reports.keep(hub, "north", request)
 
 
-def row(hub: Hub) -> SiteReport:
+def row(hub: AppContext) -> SiteReport:
     with hub.store.read() as session:
         found = site_rows.report(session, "north")
     assert found is not None
     return found
 
 
-def cuts(hub: Hub) -> list[str]:
+def cuts(hub: AppContext) -> list[str]:
     with hub.store.read() as session:
         return list(session.scalars(select(Audit.why).where(Audit.after == "ledger rewritten")))
 
 
-def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(hub: Hub) -> None:
+def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(hub: AppContext) -> None:
     say(hub, 10)
     say(hub, 11)
     assert row(hub).ledger_entries == 10
@@ -73,13 +73,13 @@ def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(hub: Hub)
     assert cuts(hub) == []
 
 
-def test_a_site_that_changes_its_state_is_written_down_at_once(hub: Hub) -> None:
+def test_a_site_that_changes_its_state_is_written_down_at_once(hub: AppContext) -> None:
     say(hub, 10)
     say(hub, 11, "SITE_READY")
     assert (row(hub).state, row(hub).ledger_entries) == ("SITE_READY", 11)
 
 
-def test_a_ledger_cut_between_two_writes_is_in_the_audit(hub: Hub) -> None:
+def test_a_ledger_cut_between_two_writes_is_in_the_audit(hub: AppContext) -> None:
     say(hub, 10)
     say(hub, 15)
     say(hub, 14)
@@ -87,15 +87,15 @@ def test_a_ledger_cut_between_two_writes_is_in_the_audit(hub: Hub) -> None:
     assert cuts(hub) == ["egress ledger had 15 entries, now says 14"]
 
 
-def test_a_ledger_rewritten_at_the_same_length_is_in_the_audit(hub: Hub) -> None:
+def test_a_ledger_rewritten_at_the_same_length_is_in_the_audit(hub: AppContext) -> None:
     say(hub, 10)
     say(hub, 11)
     say(hub, 11, head=bytes([1]) * 32)
     assert cuts(hub) == ["egress ledger had 11 entries, now says 11"]
 
 
-def test_a_ledger_cut_while_the_aggregator_was_down_is_in_the_audit(hub: Hub) -> None:
+def test_a_ledger_cut_while_the_aggregator_was_down_is_in_the_audit(hub: AppContext) -> None:
     say(hub, 10)
-    hub.heard.clear()
+    hub.last_reports.clear()
     say(hub, 9)
     assert cuts(hub) == ["egress ledger had 10 entries, now says 9"]

@@ -17,11 +17,11 @@ from sqlalchemy import inspect
 
 from aggregator.errors import JoinDenied, LostRace
 from aggregator.migrations import upgrade
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.states import RunState
 from aggregator.store import Change, Store, open_store, site_rows, transition
 from aggregator.store.people import audit_trail
-from aggregator.store.tables import Run, Table
+from aggregator.store.tables import Base, Run
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def store(server: str) -> Iterator[Store]:
     opened = open_store(server)
     upgrade(opened.engine)
     yield opened
-    Table.metadata.drop_all(opened.engine)
+    Base.metadata.drop_all(opened.engine)
     with opened.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE alembic_version")
     opened.close()
@@ -99,9 +99,9 @@ def outcomes_of(*acts) -> list[str]:
 def test_the_migrations_lead_to_the_tables_with_a_comment_on_every_column(store: Store) -> None:
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Table.metadata) == []
+        assert compare_metadata(context, Base.metadata) == []
         held = inspect(connection)
-        for table in Table.metadata.tables.values():
+        for table in Base.metadata.tables.values():
             comments = {column["name"]: column["comment"] for column in held.get_columns(table.name)}
             assert comments == {column.name: column.comment for column in table.columns}
 
@@ -132,7 +132,7 @@ def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store
         assert len(audit_trail(session)) == 1
 
 
-def test_of_two_hosts_racing_for_one_token_one_is_admitted(desk: Enrolment, host, other_host) -> None:
+def test_of_two_hosts_racing_for_one_token_one_is_admitted(desk: EnrolmentService, host, other_host) -> None:
     for attempt in range(5):
         token = desk.invite(f"site-{attempt}", auto_approve=True)
         first, second = host.join_request(token), other_host.join_request(token)
@@ -142,7 +142,7 @@ def test_of_two_hosts_racing_for_one_token_one_is_admitted(desk: Enrolment, host
         host, other_host = type(host)(), type(other_host)()
 
 
-def test_two_sites_approved_at_once_end_in_two_epochs(desk: Enrolment, host, other_host) -> None:
+def test_two_sites_approved_at_once_end_in_two_epochs(desk: EnrolmentService, host, other_host) -> None:
     """Both want the same next epoch; one may have to be done again, and nothing of it was left behind."""
     requests = {name: one.join_request(desk.invite(name)) for name, one in (("a", host), ("b", other_host))}
     for request in requests.values():

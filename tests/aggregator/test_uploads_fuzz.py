@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 from federation import secagg
-from federation.encoding import Header, Layout, Opened, encode, open_sum
+from federation.encoding import DecodedSum, Layout, SiteHeader, decode_sum, encode
 from federation.errors import EncodingRefused
 from federation.plan import Metric
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ LAYOUT = Layout(100, 6, 8, 1.0, 1000, bytes(32), frozenset(Metric))
 
 
 def honest(seed: int) -> np.ndarray:
-    header = Header(40, 12.5, 80, False, np.full((6, 2, 64), seed, np.int64))
+    header = SiteHeader(40, 12.5, 80, False, np.full((6, 2, 64), seed, np.int64))
     delta = np.random.default_rng(seed).standard_normal(100).astype(np.float32)
     return encode(LAYOUT, delta / np.linalg.norm(delta), header, np.random.default_rng(seed))
 
@@ -29,16 +29,16 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Blobs:
     return Blobs(tmp_path_factory.mktemp("uploads"), 1 << 20)
 
 
-def opened(uploads: Blobs, blobs: list[bytes]) -> Opened:
+def opened(uploads: Blobs, blobs: list[bytes]) -> DecodedSum:
     digests = {f"site-{index}": uploads.add(blob).digest for index, blob in enumerate(blobs)}
-    return open_sum(LAYOUT, sum_uploads(uploads, digests, LAYOUT.words, lambda: None), len(blobs))
+    return decode_sum(LAYOUT, sum_uploads(uploads, digests, LAYOUT.words, lambda: None), len(blobs))
 
 
 @settings(deadline=None, max_examples=50)
 @given(data=st.binary(min_size=1, max_size=2 * LAYOUT.bytes))
 def test_an_upload_of_another_length_is_refused(uploads: Blobs, data: bytes) -> None:
     data = data if len(data) != LAYOUT.bytes else data[:-1]
-    with pytest.raises(secagg.Malformed, match=f"expected an upload of {LAYOUT.bytes} bytes"):
+    with pytest.raises(secagg.MalformedValue, match=f"expected an upload of {LAYOUT.bytes} bytes"):
         opened(uploads, [honest(0).tobytes(), data])
 
 

@@ -22,7 +22,7 @@ from site_client.model.network import CHANNELS, GEOMETRY, Network
 from site_client.model.registry import ARMS, build
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Sample, passes
-from site_client.training.loss import lesson_of, loss_of
+from site_client.training.loss import reported_loss, training_loss
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def machine(compute: Compute) -> str:
 def measure(arm: str, compute: Compute, options: argparse.Namespace) -> dict[str, float]:
     net = compute.place(build(arm, 0))
     whole = sample_of(options.slices, options.size_px, compute.device)
-    piece = sample_of(options.piece, options.size_px, compute.device) if net.answers_slices else whole
+    piece = sample_of(options.piece, options.size_px, compute.device) if net.has_slice_outputs else whole
     batch = [piece] * options.studies
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -101,7 +101,7 @@ def stepping(net: Network, batch: list[Sample], compute: Compute) -> Callable[[]
         for sample in passes(batch, compute.slices_a_pass):
             with compute.autocast():
                 verdict = net(sample.x, sample.mask, sample.geometry)
-            lesson = (loss_of(verdict, sample) + lesson_of(verdict, sample)).sum()
+            lesson = (reported_loss(verdict, sample) + training_loss(verdict, sample)).sum()
             lesson.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 from federation.chain import mean_update, next_model
-from federation.encoding import BINS, LABELS, Header, Layout, encode, open_sum, pack_sum, unpack_sum
+from federation.encoding import BINS, LABELS, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -48,12 +48,12 @@ def measure(parameters: int, bits: int, members: int, repeat: int) -> None:
     rng = np.random.default_rng(1)
     delta = rng.standard_t(3, parameters).astype(np.float32)
     delta /= np.linalg.norm(delta)
-    header = Header(100, 12.5, 100, False, np.ones((LABELS, 2, BINS), np.int64))
+    header = SiteHeader(100, 12.5, 100, False, np.ones((LABELS, 2, BINS), np.int64))
 
     words = _timed("encode", repeat, lambda: encode(layout, delta, header, rng))
-    one = open_sum(layout, words, 1)
+    one = decode_sum(layout, words, 1)
     total = sum((encode(layout, delta, header, rng) for _ in range(members - 1)), words)
-    opened = _timed("open the sum", repeat, lambda: open_sum(layout, total, members))
+    opened = _timed("open the sum", repeat, lambda: decode_sum(layout, total, members))
     data = _timed("pack it for publishing", repeat, lambda: pack_sum(layout, opened))
     _timed("unpack it", repeat, lambda: unpack_sum(layout, data, members))
     _timed("mean update (inverse rotation)", repeat, lambda: mean_update(layout, opened))
@@ -82,14 +82,14 @@ def _plan(parameters: int, bits: int) -> TrainingPlan:
         run_id=bytes(16),
         name="benchmark",
         purpose="",
-        arm="densenet121-gru",
+        architecture="densenet121-gru",
         manifest=Manifest((TensorSpec("weights", (parameters,)),)),
         initial_model_digest=bytes(32),
         rounds=1,
         inputs=Inputs(256, 40),
         training=LocalTraining(1, 1e-3, 0.0, 0.0, 1, 1),
         server=ServerOptimizer(ServerKind.FEDADAM, 0.01, 0.9, 0.99, 1e-3),
-        cohort=Cohort(3, 64, 64),
+        cohort=CohortBounds(3, 64, 64),
         deadlines=Deadlines(60, 60),
         encoding=Encoding(1.0, bits, 100, bytes(32)),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),

@@ -33,7 +33,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.manifest import load_model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -45,7 +45,7 @@ from federation.plan import (
     sign_plan,
 )
 
-from site_client.inference.drawing import Axis, Line, chart, legend, picture
+from site_client.inference.drawing import Axis, PlotLine, chart, legend, picture
 from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
@@ -165,14 +165,14 @@ def prepare(folder: Path, size_px: int) -> None:
         run_id=bytes(16),
         name="pause",
         purpose="",
-        arm="lite",
+        architecture="lite",
         manifest=initial.manifest,
         initial_model_digest=initial.digest,
         rounds=1,
         inputs=Inputs(size_px, 40),
         training=LocalTraining(100, 0.001, 0.0, 0.0, 1, 2),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
-        cohort=Cohort(3, 3, 64),
+        cohort=CohortBounds(3, 3, 64),
         deadlines=Deadlines(36_000, 60),
         encoding=Encoding(10.0, 6, 100, bytes(32)),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
@@ -218,10 +218,10 @@ def draw(trials: list[Trial]) -> str:
     panels = []
     for place, (name, title) in enumerate(LATENCIES):
         lines = [
-            Line("", steps([getattr(one, name) for one in trials if one.stress == cores]), style)
+            PlotLine("", steps([getattr(one, name) for one in trials if one.stress == cores]), style)
             for style, cores in enumerate(amounts)
         ]
-        lines.append(Line("", [(LIMIT_S, 0), (LIMIT_S, 1)], len(amounts)))
+        lines.append(PlotLine("", [(LIMIT_S, 0), (LIMIT_S, 1)], len(amounts)))
         axes = Axis(f"seconds {title}", 0, longest), Axis("share of trials", 0, 1)
         panels.append((PANEL[0] * place, 4.0, chart("Training stands still", *axes, lines, PANEL)))
     names = [(f"{cores} of {os.cpu_count()} cores wanted", style) for style, cores in enumerate(amounts)]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Wishes, make_study
 
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def make(size_px: int, thickness_mm: float) -> int:
-    streams = Streams.of("C", 1, 1)
+    streams = PhantomStreams.of("C", 1, 1)
     profile = PROFILES["C"]
     wishes = Wishes(size_px=size_px, thickness_mm=thickness_mm, prevalence="balanced")
     return make_study(streams, streams, profile.patients, profile.scanner, wishes).scan.slices

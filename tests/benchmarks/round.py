@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
 
 from aggregator.config import load_settings
-from aggregator.context import Hub, open_hub
+from aggregator.context import AppContext, open_context
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState
 from aggregator.store import round_rows, run_rows
@@ -82,7 +82,7 @@ def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, ob
     place.hub_command("init")
     model, plan = write_plan(place, parameters, training_rounds)
     delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
-    hub = open_hub(load_settings(place.aggregator_toml))
+    hub = open_context(load_settings(place.aggregator_toml))
     with running("aggregator", place.serve_command, place.folder) as aggregator:
         for name in place.names:
             enrol(place, name)
@@ -107,7 +107,7 @@ class Watched:
 
 
 def _watch(
-    hub: Hub, aggregator: subprocess.Popen[bytes], sites: list[subprocess.Popen[bytes]], training_rounds: int
+    hub: AppContext, aggregator: subprocess.Popen[bytes], sites: list[subprocess.Popen[bytes]], training_rounds: int
 ) -> Watched:
     seen = Watched([Usage.of(aggregator)], [[Usage.of(site) for site in sites]])
     ends_at = time.monotonic() + LIMIT_S
@@ -128,7 +128,9 @@ def _watch(
     raise SystemExit(f"the run did not end within {LIMIT_S:.0f} s")
 
 
-def _report(hub: Hub, place: Place, parameters: int, training_rounds: int, watched: Watched) -> dict[str, object]:
+def _report(
+    hub: AppContext, place: Place, parameters: int, training_rounds: int, watched: Watched
+) -> dict[str, object]:
     with hub.store.read() as session:
         run = run_rows.every(session)[-1]
         rows = round_rows.of_run(session, run.run_id)[:training_rounds]

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from federation.encoding import Layout
 from federation.plan import Metric
-from federation.secagg import Cohort, RevealedShare, ShareKind, masks, open_masks, split, unmask
+from federation.secagg import Cohort, RevealedShare, ShareKind, masks, recover_masks, split, unmask
 from federation.secagg.keys import seal_shares
 from federation.secagg.member import _deal
 from federation.secagg.state import Phase
@@ -59,7 +59,7 @@ def measure(sites: int, params: int) -> Row:
     answer, reveal_s = timed(lambda: member.reveal(uploaded, signatures))
 
     answers = {one: answer_of(one, pairs, uploaded) for one in uploaded} | {site: answer}
-    opening, open_masks_s = timed(lambda: open_masks(session.ctx, cohort, cohort.members, uploaded, answers))
+    opening, open_masks_s = timed(lambda: recover_masks(session.ctx, cohort, cohort.members, uploaded, answers))
     total = np.zeros(session.length, np.uint64)
     _, unmask_s = timed(lambda: unmask(total, opening))
     up = sum(map(len, dealt.values())) + 160 + 64 + 64 + 33 * len(answer)

@@ -34,21 +34,21 @@ from site_client.model.network import CHANNELS, GEOMETRY, SequenceNet
 from site_client.model.registry import build
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
-from site_client.training.array_cache import Shelf
+from site_client.training.array_cache import ArrayCache
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Sample, Source, epoch_order
 from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import GRADIENT_NORM_MAX, train
-from site_client.training.loss import lesson_of, loss_of
-from site_client.training.streams import Streams
+from site_client.training.loss import reported_loss, training_loss
+from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
     epochs=1, learning_rate=1e-3, weight_decay=1e-4, proximal_mu=0.0, studies_per_step=1, studies_min=1
 )
-STREAMS = Streams(bytes(16), 1, "benchmark")
+STREAMS = RandomStreams(bytes(16), 1, "benchmark")
 SLICES_MAX = 64
 STILL = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -147,7 +147,7 @@ class Unaugmented:
 
 def epoch_of(net: torch.nn.Module, studies: list[StudyRecord], source: Source, compute: Compute) -> None:
     with tempfile.TemporaryDirectory() as nowhere:
-        none = Checkpoints(Path(nowhere), Identity("train", "", 0, "", "", ""), every_s=math.inf)
+        none = Checkpoints(Path(nowhere), CheckpointIdentity("train", "", 0, "", "", ""), every_s=math.inf)
         train(net, PLAN, studies, source, STREAMS, compute, none, lambda at: None, lambda: False)
 
 
@@ -159,7 +159,7 @@ def bare_epoch(net: torch.nn.Module, samples: list[Sample], compute: Compute) ->
         optimizer.zero_grad()
         with compute.autocast():
             verdict = net(sample.x, sample.mask, sample.geometry)
-        (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()
+        (reported_loss(verdict, sample) + training_loss(verdict, sample)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
         optimizer.step()
 
@@ -170,7 +170,7 @@ def stages(arguments: argparse.Namespace, folder: Path) -> dict[str, float | str
     net = build(arguments.arm, 0)
     # asked for by name, and only networks with a reader have this stage
     assert isinstance(net, SequenceNet)
-    kept = EmbeddingLoader(net.eval(), loader, compute, Shelf(folder / "embeddings", 1 << 34))
+    kept = EmbeddingLoader(net.eval(), loader, compute, ArrayCache(folder / "embeddings", 1 << 34))
     for study in studies:
         kept.sample(study, None)
     seconds = best_s(

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
 from federation.plan import Metric
-from federation.secagg import Opening, open_masks, unmask
+from federation.secagg import RecoveredMasks, recover_masks, unmask
 from federation.secagg.masks import CHUNK_BYTES
 
 from tests.contract.secagg_session import Session
@@ -57,7 +57,7 @@ def measure(sites: int, drops: int, params: int, members_max: int, threads: list
     }
 
 
-def opened_session(sites: int, drops: int) -> tuple[Session, float, Opening]:
+def opened_session(sites: int, drops: int) -> tuple[Session, float, RecoveredMasks]:
     """A session played to its end, the seconds its secrets took to open, and the opening."""
     session = Session(sites, length=3)
     uploaded = session.sites[: sites - drops]
@@ -65,7 +65,7 @@ def opened_session(sites: int, drops: int) -> tuple[Session, float, Opening]:
     confirmations = session.confirm_all(uploaded, uploaded)
     answers = {site: session.members[site].reveal(uploaded, confirmations) for site in uploaded}
     start = time.perf_counter()
-    opening = open_masks(session.ctx, session.cohort, session.sites, uploaded, answers)
+    opening = recover_masks(session.ctx, session.cohort, session.sites, uploaded, answers)
     seconds = time.perf_counter() - start
     total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
     unmask(total, opening)

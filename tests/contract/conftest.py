@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.encoding import BINS, LABELS, Header
+from federation.encoding import BINS, LABELS, SiteHeader
 from federation.manifest import Manifest, TensorSpec
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -25,14 +25,14 @@ PLAN = TrainingPlan(
     run_id=bytes(range(16)),
     name="Demo run 1",
     purpose="Find hemorrhage on head CT, for research.",
-    arm="densenet121-gru",
+    architecture="densenet121-gru",
     manifest=Manifest((TensorSpec("head.weight", (6, 5)), TensorSpec("head.bias", (6,)), TensorSpec("scale", ()))),
     initial_model_digest=bytes(32),
     rounds=5,
     inputs=Inputs(image_size_px=256, slices_max=40),
     training=LocalTraining(1, 1e-3, 0.01, 0.0, 2, 32),
     server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
-    cohort=Cohort(minimum=3, target=8, maximum=64),
+    cohort=CohortBounds(minimum=3, target=8, maximum=64),
     deadlines=Deadlines(training_s=86_400, phase_s=600),
     encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32))),
     metrics=(Metric.LOSS, Metric.HISTOGRAMS),
@@ -58,10 +58,10 @@ def make_plan() -> Callable[..., TrainingPlan]:
 
 
 @pytest.fixture(scope="session")
-def make_header() -> Callable[..., Header]:
+def make_header() -> Callable[..., SiteHeader]:
     """A header with nothing in it but 100 studies, unless told otherwise."""
 
-    def make(**changes: Any) -> Header:
+    def make(**changes: Any) -> SiteHeader:
         empty = {
             "studies": 100,
             "loss_sum": 0.0,
@@ -69,7 +69,7 @@ def make_header() -> Callable[..., Header]:
             "clipped": False,
             "histograms": np.zeros((LABELS, 2, BINS), np.int64),
         }
-        return Header(**(empty | changes))
+        return SiteHeader(**(empty | changes))
 
     return make
 

@@ -15,11 +15,11 @@ from federation.secagg import (
     Cohort,
     Context,
     Member,
-    Opening,
+    RecoveredMasks,
     RevealedShare,
     Words,
     context,
-    open_masks,
+    recover_masks,
     split,
     unmask,
     verify_advertisement,
@@ -131,7 +131,7 @@ class Session:
     def open(
         self, dealers: list[str], uploads: Mapping[str, Words], answers: Mapping[str, Mapping[str, RevealedShare]]
     ) -> "Played":
-        opening = open_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
+        opening = recover_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
         unmask(total, opening)
         return Played(total, dict(uploads), opening)
@@ -145,7 +145,7 @@ class Session:
     ) -> Words:
         """Sum of the words of one shard."""
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
-        unmask(total, open_masks(self.ctx, cohort, dealers, list(uploads), answers))
+        unmask(total, recover_masks(self.ctx, cohort, dealers, list(uploads), answers))
         return total
 
 
@@ -155,7 +155,7 @@ class Played:
 
     total: Words
     uploads: dict[str, Words]
-    opening: Opening
+    opening: RecoveredMasks
 
 
 def addressed_to(site: str, dealt: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:

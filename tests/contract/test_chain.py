@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation.chain import mean_update, next_model
-from federation.encoding import Header, Layout, Opened, encode, open_sum, pack_sum, unpack_sum
+from federation.encoding import DecodedSum, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
 from federation.encoding import rotation as rotation_module
 from federation.errors import ChainRefused
 from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
 Make = Callable[..., TrainingPlan]
-MakeHeader = Callable[..., Header]
+MakeHeader = Callable[..., SiteHeader]
 Deltas = Callable[[int, int], np.ndarray]
 
 SERVERS = {
@@ -32,8 +32,8 @@ PARAMETERS = 20_000
 @pytest.fixture(scope="module")
 def played(
     make_plan: Make, make_header: MakeHeader, heavy_tailed: Deltas
-) -> Callable[..., tuple[TrainingPlan, Opened]]:
-    def play(server: ServerOptimizer, seed: int = 0) -> tuple[TrainingPlan, Opened]:
+) -> Callable[..., tuple[TrainingPlan, DecodedSum]]:
+    def play(server: ServerOptimizer, seed: int = 0) -> tuple[TrainingPlan, DecodedSum]:
         plan = make_plan(parameters=PARAMETERS, server=server)
         layout = Layout.of(plan, PARAMETERS)
         rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def played(
             encode(layout, heavy_tailed(PARAMETERS, seed + site), make_header(studies=50 + site), rng)
             for site in range(3)
         ]
-        return plan, open_sum(layout, uploads[0] + uploads[1] + uploads[2], 3)
+        return plan, decode_sum(layout, uploads[0] + uploads[1] + uploads[2], 3)
 
     return play
 
@@ -52,7 +52,7 @@ def _base(plan: TrainingPlan) -> Model:
 
 @EVERY_SERVER
 def test_a_site_that_has_the_published_sum_computes_the_same_model(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer
 ) -> None:
     plan, opened = played(server)
     layout = Layout.of(plan, PARAMETERS)
@@ -62,7 +62,7 @@ def test_a_site_that_has_the_published_sum_computes_the_same_model(
 
 @EVERY_SERVER
 def test_the_result_does_not_depend_on_chunks_or_on_how_the_transform_is_split(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer, monkeypatch: pytest.MonkeyPatch
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, opened = played(server)
     expected = next_model(plan, _base(plan), opened).digest
@@ -73,7 +73,7 @@ def test_the_result_does_not_depend_on_chunks_or_on_how_the_transform_is_split(
 
 @EVERY_SERVER
 def test_the_result_does_not_depend_on_how_many_threads_share_the_pieces(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer
 ) -> None:
     plan, opened = played(server)
     assert len(Layout.of(plan, PARAMETERS).pieces) == 2
@@ -83,7 +83,7 @@ def test_the_result_does_not_depend_on_how_many_threads_share_the_pieces(
 
 @EVERY_SERVER
 def test_three_rounds_follow_the_published_formulas(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer
 ) -> None:
     plan, _ = played(server)
     layout = Layout.of(plan, PARAMETERS)
@@ -112,7 +112,7 @@ def test_three_rounds_follow_the_published_formulas(
 
 
 def test_fedavg_moves_the_model_by_the_weighted_mean_of_the_updates(
-    played: Callable[..., tuple[TrainingPlan, Opened]], heavy_tailed: Deltas
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], heavy_tailed: Deltas
 ) -> None:
     plan, opened = played(ServerOptimizer(ServerKind.FEDAVG, 1.0))
     base = _base(plan)
@@ -122,7 +122,7 @@ def test_fedavg_moves_the_model_by_the_weighted_mean_of_the_updates(
 
 
 def test_the_base_model_and_its_memory_are_left_as_they_were(
-    played: Callable[..., tuple[TrainingPlan, Opened]],
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]],
 ) -> None:
     plan, opened = played(SERVERS[ServerKind.FEDYOGI])
     base = next_model(plan, _base(plan), opened)
@@ -133,7 +133,7 @@ def test_the_base_model_and_its_memory_are_left_as_they_were(
 
 @EVERY_SERVER
 def test_a_base_model_that_is_used_up_leads_to_the_same_one_and_gives_it_its_place(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer
 ) -> None:
     plan, opened = played(server)
     base = next_model(plan, _base(plan), opened)
@@ -148,7 +148,7 @@ def test_a_base_model_that_is_used_up_leads_to_the_same_one_and_gives_it_its_pla
 
 @EVERY_SERVER
 def test_a_model_read_from_its_file_can_be_used_up(
-    played: Callable[..., tuple[TrainingPlan, Opened]], server: ServerOptimizer, tmp_path: Path
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]], server: ServerOptimizer, tmp_path: Path
 ) -> None:
     plan, opened = played(server)
     base = next_model(plan, _base(plan), opened)
@@ -165,7 +165,7 @@ def test_sums_too_large_for_float32_are_exact(make_plan: Make, make_header: Make
     plan = make_plan(parameters=size, server=ServerOptimizer(ServerKind.FEDAVG, 1.0))
     layout = Layout.of(plan, size)
     words = encode(layout, np.zeros(size, np.float32), make_header(), np.random.default_rng(0))
-    opened = open_sum(layout, words * np.uint64(60), 60)
+    opened = decode_sum(layout, words * np.uint64(60), 60)
     levels = np.full(size, 60 * layout.level_max, opened.levels.dtype)
     levels[5] -= 1
     whole = 2 * levels.astype(np.int64) - 60 * layout.level_max
@@ -186,23 +186,25 @@ def test_after_an_evaluation_only_round_the_model_is_the_same(make_plan: Make, m
     layout = Layout.of(plan, 0)
     words = encode(layout, None, make_header(), np.random.default_rng(0))
     base = _base(plan)
-    assert next_model(plan, base, open_sum(layout, words * np.uint64(3), 3)).digest == base.digest
+    assert next_model(plan, base, decode_sum(layout, words * np.uint64(3), 3)).digest == base.digest
 
 
-def test_a_model_of_another_manifest_is_refused(played: Callable[..., tuple[TrainingPlan, Opened]]) -> None:
+def test_a_model_of_another_manifest_is_refused(played: Callable[..., tuple[TrainingPlan, DecodedSum]]) -> None:
     plan, opened = played(SERVERS[ServerKind.FEDAVG])
     other = Model(Manifest((TensorSpec("other", (PARAMETERS,)),)), np.zeros(PARAMETERS, np.float32))
     with pytest.raises(ChainRefused, match="manifest"):
         next_model(plan, other, opened)
 
 
-def test_a_sum_of_another_length_is_refused(played: Callable[..., tuple[TrainingPlan, Opened]]) -> None:
+def test_a_sum_of_another_length_is_refused(played: Callable[..., tuple[TrainingPlan, DecodedSum]]) -> None:
     plan, opened = played(SERVERS[ServerKind.FEDAVG])
     with pytest.raises(ChainRefused, match="coordinates"):
         next_model(plan, _base(plan), replace(opened, levels=opened.levels[:-1]))
 
 
-def test_the_memory_of_another_server_optimizer_is_refused(played: Callable[..., tuple[TrainingPlan, Opened]]) -> None:
+def test_the_memory_of_another_server_optimizer_is_refused(
+    played: Callable[..., tuple[TrainingPlan, DecodedSum]],
+) -> None:
     plan, opened = played(SERVERS[ServerKind.FEDADAM])
     model = Model(plan.manifest, _base(plan).weights, (np.zeros(PARAMETERS),))
     with pytest.raises(ChainRefused, match="server-optimizer"):
@@ -214,14 +216,14 @@ def test_a_round_that_would_leave_the_range_of_float32_is_refused(make_plan: Mak
     layout = Layout.of(plan, 4)
     words = encode(layout, np.full(4, 400, np.float32), make_header(), np.random.default_rng(0))
     brink = Model(plan.manifest, np.full(4, np.finfo(np.float32).max))
-    near = next_model(plan, brink, open_sum(layout, words, 1))
+    near = next_model(plan, brink, decode_sum(layout, words, 1))
     assert near.digest == brink.digest  # 4000 is nothing beside 3e38
     huge = Model(plan.manifest, np.full(4, np.finfo(np.float32).max), (np.full(4, 1e39),))
     momentum = make_plan(
         parameters=4, server=ServerOptimizer(ServerKind.FEDAVGM, 1.0, beta1=0.5), **{"encoding.clip_norm": 1000.0}
     )
     with pytest.raises(ChainRefused, match="no usable model"):
-        next_model(momentum, huge, open_sum(layout, words, 1))
+        next_model(momentum, huge, decode_sum(layout, words, 1))
 
 
 SCRIPT = """

@@ -6,25 +6,35 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from federation.chain import mean_update
-from federation.encoding import HEADER_WORDS, Header, Layout, Opened, clip, encode, open_sum, pack_sum, unpack_sum
+from federation.encoding import (
+    HEADER_WORDS,
+    DecodedSum,
+    Layout,
+    SiteHeader,
+    clip,
+    decode_sum,
+    encode,
+    pack_sum,
+    unpack_sum,
+)
 from federation.errors import EncodingRefused, Malformed
 from federation.plan import TrainingPlan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Make = Callable[..., TrainingPlan]
-MakeHeader = Callable[..., Header]
+MakeHeader = Callable[..., SiteHeader]
 Deltas = Callable[[int, int], np.ndarray]
 
 # NMSE per site, PROTOCOL.md. A short vector is only roughly Gaussian after rotation, so it may miss by a sixth.
 TARGETS = [(8, 1.7e-4), (6, 1.9e-3), (5, 6.7e-3), (4, 2.1e-2)]
 
 
-def _sum(layout: Layout, uploads: list[np.ndarray]) -> Opened:
+def _sum(layout: Layout, uploads: list[np.ndarray]) -> DecodedSum:
     total = np.zeros(layout.words, np.uint64)
     for words in uploads:
         total += words
-    return open_sum(layout, total, len(uploads))
+    return decode_sum(layout, total, len(uploads))
 
 
 @pytest.mark.parametrize(("bits", "target"), TARGETS)
@@ -176,7 +186,7 @@ def test_a_number_of_members_the_plan_does_not_allow_is_refused(
 ) -> None:
     layout, words = opened_words
     with pytest.raises(EncodingRefused):
-        open_sum(layout, words, members)
+        decode_sum(layout, words, members)
     with pytest.raises(EncodingRefused):
         unpack_sum(layout, b"", members)
 
@@ -185,14 +195,14 @@ def test_words_of_another_length_or_type_are_refused(opened_words: tuple[Layout,
     layout, words = opened_words
     for wrong in (words[:-1], words.astype(np.int64), np.append(words, words[:1])):
         with pytest.raises(EncodingRefused):
-            open_sum(layout, wrong, 3)
+            decode_sum(layout, wrong, 3)
 
 
 def test_a_sum_that_still_carries_a_mask_is_refused(opened_words: tuple[Layout, np.ndarray]) -> None:
     layout, words = opened_words
     mask = np.random.default_rng(7).integers(0, 2**64, words.size, np.uint64)
     with pytest.raises(EncodingRefused):
-        open_sum(layout, words + mask, 3)
+        decode_sum(layout, words + mask, 3)
 
 
 @pytest.mark.parametrize("lane", range(5))
@@ -202,14 +212,14 @@ def test_a_level_beyond_what_the_members_can_sum_to_is_refused(
     layout, words = opened_words
     words[HEADER_WORDS] |= np.uint64(0xFFF << (12 * lane))
     with pytest.raises(EncodingRefused):
-        open_sum(layout, words, 3)
+        decode_sum(layout, words, 3)
 
 
 def test_a_bit_above_the_highest_lane_is_refused(opened_words: tuple[Layout, np.ndarray]) -> None:
     layout, words = opened_words
     words[-1] |= np.uint64(1 << 60)
     with pytest.raises(EncodingRefused, match="above the highest lane"):
-        open_sum(layout, words, 3)
+        decode_sum(layout, words, 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation.encoding import HEADER_WORDS, Header, Layout, bin_of, clip, lanes
+from federation.encoding import HEADER_WORDS, Layout, SiteHeader, bin_of, clip, lanes
 from federation.encoding.header import COUNT_MAX, LOSS_MAX, read_header, write_header
 from federation.encoding.quantize import quantize
 from federation.encoding.rotation import hadamard, rotate, unrotate
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 Make = Callable[..., TrainingPlan]
-MakeHeader = Callable[..., Header]
+MakeHeader = Callable[..., SiteHeader]
 Deltas = Callable[[int, int], np.ndarray]
 SIZES = [1, 2, 5, 64, 1000, 4096, 4097, 45_000, 62_500, 300_000]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation.chain import mean_update, next_model
-from federation.encoding import BINS, HEADER_WORDS, LABELS, Header, Layout, lanes, open_sum, pack_sum
+from federation.encoding import BINS, HEADER_WORDS, LABELS, Layout, SiteHeader, decode_sum, lanes, pack_sum
 from federation.encoding.header import write_header
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
@@ -251,7 +251,9 @@ def _upload(layout: Layout, bits: int, member: int) -> np.ndarray:
     weight, loss, examples, clipped, *bins = member_header(member)
     histograms = np.array(bins, np.int64).reshape(LABELS, 2, BINS)
     words = np.empty(layout.words, np.uint64)
-    words[:HEADER_WORDS] = write_header(layout, Header(weight, loss * 2.0**-20, examples, bool(clipped), histograms))
+    words[:HEADER_WORDS] = write_header(
+        layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms)
+    )
     levels = np.array(member_levels(layout.coordinates, bits, member), np.uint8)
     lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
     return words
@@ -266,7 +268,7 @@ def test_the_fast_implementation_agrees_with_the_file(
     uploads = [_upload(layout, golden["bits"], member) for member in range(golden["members"])]
     assert hashlib.sha256(uploads[0].astype("<u8").tobytes()).hexdigest() == golden["first_upload_sha256"]
 
-    opened = open_sum(layout, np.sum(uploads, axis=0, dtype=np.uint64), golden["members"])
+    opened = decode_sum(layout, np.sum(uploads, axis=0, dtype=np.uint64), golden["members"])
     published = pack_sum(layout, opened)
     assert len(published) == golden["published_bytes"]
     assert hashlib.sha256(published).hexdigest() == golden["published_sha256"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, PlanRefused
-from federation.plan import LocalTraining, Metric, ServerKind, ServerOptimizer, TrainingPlan, open_plan, sign_plan
+from federation.plan import LocalTraining, Metric, ServerKind, ServerOptimizer, TrainingPlan, sign_plan, verify_plan
 from federation.v1 import plan_pb2
 from federation.wire import serialize
 from hypothesis import given
@@ -196,7 +196,7 @@ def test_a_changed_plan_is_refused_or_is_openly_another_plan(make_plan: Make, da
 
 def test_a_signed_plan_opens_with_the_custodians_key(make_plan: Make, custodian: Ed25519PrivateKey) -> None:
     plan = make_plan()
-    opened = open_plan(sign_plan(plan, custodian), custodian.public_key())
+    opened = verify_plan(sign_plan(plan, custodian), custodian.public_key())
     assert opened == plan
     assert opened.digest == plan.digest
     assert opened.evaluation_round == plan.rounds + 1
@@ -205,7 +205,7 @@ def test_a_signed_plan_opens_with_the_custodians_key(make_plan: Make, custodian:
 def test_a_plan_signed_by_another_key_is_refused(make_plan: Make, custodian: Ed25519PrivateKey) -> None:
     signed = sign_plan(make_plan(), Ed25519PrivateKey.generate())
     with pytest.raises(BadSignature):
-        open_plan(signed, custodian.public_key())
+        verify_plan(signed, custodian.public_key())
 
 
 @pytest.mark.parametrize("field", ["plan", "signature"])
@@ -215,17 +215,17 @@ def test_a_flipped_bit_in_a_signed_plan_is_refused(make_plan: Make, custodian: E
     changed[-1] ^= 1
     setattr(signed, field, bytes(changed))
     with pytest.raises(BadSignature):
-        open_plan(signed, custodian.public_key())
+        verify_plan(signed, custodian.public_key())
 
 
 def test_a_signature_over_the_bare_bytes_is_refused(make_plan: Make, custodian: Ed25519PrivateKey) -> None:
     data = make_plan().to_bytes()
     with pytest.raises(BadSignature):
-        open_plan(plan_pb2.SignedPlan(plan=data, signature=custodian.sign(data)), custodian.public_key())
+        verify_plan(plan_pb2.SignedPlan(plan=data, signature=custodian.sign(data)), custodian.public_key())
 
 
 def test_a_signed_plan_that_is_not_canonical_is_refused(make_plan: Make, custodian: Ed25519PrivateKey) -> None:
     data = make_plan().to_bytes() + b"\xf8\x7c\x01"
     signature = custodian.sign(b"hemofed plan v1\x00" + data)
     with pytest.raises(Malformed):
-        open_plan(plan_pb2.SignedPlan(plan=data, signature=signature), custodian.public_key())
+        verify_plan(plan_pb2.SignedPlan(plan=data, signature=signature), custodian.public_key())

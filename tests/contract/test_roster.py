@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, RosterRefused
-from federation.roster import Roster, RosterEntry, open_roster, sign_roster
+from federation.roster import Roster, RosterEntry, sign_roster, verify_roster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ ROSTER = Roster(4, (_entry("east", 1), _entry("north", 2), _entry("west", 3)))
 
 
 def test_a_roster_comes_back_as_it_was(custodian: Ed25519PrivateKey) -> None:
-    opened = open_roster(sign_roster(ROSTER, custodian), custodian.public_key(), epoch_held=4)
+    opened = verify_roster(sign_roster(ROSTER, custodian), custodian.public_key(), epoch_held=4)
     assert opened == ROSTER
     assert opened.signing_keys == {"east": bytes([1]) * 32, "north": bytes([2]) * 32, "west": bytes([3]) * 32}
 
@@ -59,12 +59,12 @@ def test_a_site_name_out_of_form_is_refused(site: str) -> None:
 
 def test_an_older_roster_is_refused_even_with_a_good_signature(custodian: Ed25519PrivateKey) -> None:
     with pytest.raises(RosterRefused, match="epoch 5"):
-        open_roster(sign_roster(ROSTER, custodian), custodian.public_key(), epoch_held=5)
+        verify_roster(sign_roster(ROSTER, custodian), custodian.public_key(), epoch_held=5)
 
 
 def test_a_roster_signed_by_another_key_is_refused(custodian: Ed25519PrivateKey) -> None:
     with pytest.raises(BadSignature):
-        open_roster(sign_roster(ROSTER, Ed25519PrivateKey.generate()), custodian.public_key())
+        verify_roster(sign_roster(ROSTER, Ed25519PrivateKey.generate()), custodian.public_key())
 
 
 @given(position=st.integers(0, len(ROSTER.to_bytes()) - 1), bit=st.integers(0, 7))

@@ -5,8 +5,8 @@ import zlib
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from federation.secagg import Malformed
-from federation.secagg.masks import CHUNK_BYTES, Streams, apply
+from federation.secagg import MalformedValue
+from federation.secagg.masks import CHUNK_BYTES, MaskStreams, apply
 from federation.secagg.secret import StreamKey
 
 from tests.contract.secagg_session import Session
@@ -24,14 +24,14 @@ def keystream(key: bytes, length: int) -> np.ndarray:
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_streams_are_added_and_subtracted_alike_at_every_length_and_with_any_threads(length: int, threads: int) -> None:
     words = np.arange(length, dtype=np.uint64)
-    apply(words, Streams(add=(StreamKey(KEY),), subtract=(StreamKey(KEY[::-1]),)), threads)
+    apply(words, MaskStreams(add=(StreamKey(KEY),), subtract=(StreamKey(KEY[::-1]),)), threads)
     assert np.array_equal(
         words, np.arange(length, dtype=np.uint64) + keystream(KEY, length) - keystream(KEY[::-1], length)
     )
 
 
 def test_the_inverse_takes_the_streams_off_again() -> None:
-    streams = Streams(add=(StreamKey(KEY),), subtract=(StreamKey(KEY[::-1]),))
+    streams = MaskStreams(add=(StreamKey(KEY),), subtract=(StreamKey(KEY[::-1]),))
     words = np.full(1000, 7, dtype=np.uint64)
     apply(words, streams)
     apply(words, streams.inverse())
@@ -41,13 +41,13 @@ def test_the_inverse_takes_the_streams_off_again() -> None:
 def test_more_streams_than_are_open_at_once_are_all_applied() -> None:
     keys = [number.to_bytes(32, "big") for number in range(1100)]
     words = np.zeros(3, dtype=np.uint64)
-    apply(words, Streams(add=tuple(map(StreamKey, keys)), subtract=()))
+    apply(words, MaskStreams(add=tuple(map(StreamKey, keys)), subtract=()))
     assert np.array_equal(words, np.sum([keystream(key, 3) for key in keys], axis=0, dtype=np.uint64))
 
 
 def test_no_threads_are_refused() -> None:
-    with pytest.raises(Malformed, match="at least one thread"):
-        apply(np.zeros(1, np.uint64), Streams((), ()), threads=0)
+    with pytest.raises(MalformedValue, match="at least one thread"):
+        apply(np.zeros(1, np.uint64), MaskStreams((), ()), threads=0)
 
 
 @pytest.fixture(scope="module")

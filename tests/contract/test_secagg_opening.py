@@ -10,8 +10,8 @@ from federation.secagg import (
     RevealedShare,
     ShareKind,
     ShareRefused,
-    Unopenable,
-    open_masks,
+    Unrecoverable,
+    recover_masks,
     unmask,
     verify_answer,
 )
@@ -102,7 +102,7 @@ def test_more_liars_than_spare_shares_open_nothing_and_everybody_involved_is_nam
     session, uploads, answers = answered(7, 1)
     for liar in ("site-0000", "site-0003"):
         alter(answers, liar, "site-0002")
-    with pytest.raises(Unopenable) as refused:
+    with pytest.raises(Unrecoverable) as refused:
         session.open(session.sites, uploads, answers)
     assert refused.value.about == "site-0002"
     assert set(refused.value.suspects) == set(session.sites[:6])
@@ -127,7 +127,7 @@ def test_a_dealer_whose_shares_do_not_fit_its_commitment_is_noticed(own_kind: Sh
     uploads = session.mask_all(dealt, uploaded)
     confirmations = session.confirm_all(uploaded, uploaded)
     answers = {site: session.members[site].reveal(uploaded, confirmations) for site in session.sites[:6]}
-    with pytest.raises(Unopenable) as refused:
+    with pytest.raises(Unrecoverable) as refused:
         session.open(session.sites, uploads, answers)
     assert refused.value.about == "site-0006"
 
@@ -139,7 +139,7 @@ def test_fewer_answers_or_uploads_than_the_threshold_open_nothing() -> None:
     with pytest.raises(BelowThreshold, match="answers: 4, the threshold is 5"):
         session.open(session.sites, uploads, answers)
     with pytest.raises(BelowThreshold, match="uploads"):
-        open_masks(session.ctx, session.cohort, session.sites, session.sites[:4], {})
+        recover_masks(session.ctx, session.cohort, session.sites, session.sites[:4], {})
 
 
 def test_answers_of_the_wrong_shape_are_refused_and_their_sender_named() -> None:
@@ -165,7 +165,7 @@ def test_answers_of_the_wrong_shape_are_refused_and_their_sender_named() -> None
 
 def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
     session, uploads, answers = answered(8, 1, length=100_003)
-    opening = open_masks(session.ctx, session.cohort, session.sites, list(uploads), answers)
+    opening = recover_masks(session.ctx, session.cohort, session.sites, list(uploads), answers)
     for threads in (1, 2, 5):
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
         unmask(total, opening, threads)

@@ -12,7 +12,7 @@ from federation.secagg import (
     BelowThreshold,
     CohortRefused,
     ConfirmationRefused,
-    Malformed,
+    MalformedValue,
     Member,
     OutOfOrder,
     Phase,
@@ -135,7 +135,7 @@ def test_a_cohort_of_two_is_refused_and_a_minimum_below_three_is_no_minimum() ->
     session = Session(2)
     with pytest.raises(CohortRefused, match="2 members"):
         session.members["site-0000"].share(session.advertisements, session.roster)
-    with pytest.raises(Malformed, match="would not protect"):
+    with pytest.raises(MalformedValue, match="would not protect"):
         session.members["site-0000"].share(session.advertisements, session.roster, minimum=2)
 
 
@@ -258,7 +258,7 @@ def test_a_claim_for_other_bytes_another_member_or_another_round_is_refused() ->
 )
 def test_anything_but_a_contiguous_vector_of_words_is_refused(words: np.ndarray) -> None:
     session = Session(3)
-    with pytest.raises(Malformed, match="contiguous uint64"):
+    with pytest.raises(MalformedValue, match="contiguous uint64"):
         session.members["site-0000"].mask(words, addressed_to("site-0000", session.share_all()))
 
 

@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from federation.secagg import Malformed
+from federation.secagg import MalformedValue
 from federation.secagg.shamir import COEFFICIENT_BYTES, ELEMENT_BYTES, PRIME, combine, decode, encode, split, weights_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ def test_shares_of_one_secret_are_spread_over_the_field() -> None:
 
 @pytest.mark.parametrize("share", [b"", bytes(32), bytes(34), PRIME.to_bytes(33, "big"), b"\xff" * 33])
 def test_a_share_outside_the_field_or_of_another_length_is_refused(share: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedValue):
         decode(share)
 
 
@@ -80,10 +80,10 @@ def test_the_largest_element_is_accepted_in_its_one_encoding() -> None:
 
 @pytest.mark.parametrize(("t", "n"), [(0, 3), (4, 3)])
 def test_an_impossible_threshold_is_refused(t: int, n: int) -> None:
-    with pytest.raises(Malformed, match="threshold"):
+    with pytest.raises(MalformedValue, match="threshold"):
         split(bytes(32), t, n, b"")
 
 
 def test_missing_randomness_is_refused() -> None:
-    with pytest.raises(Malformed, match="random bytes"):
+    with pytest.raises(MalformedValue, match="random bytes"):
         split(bytes(32), 3, 3, bytes(COEFFICIENT_BYTES))

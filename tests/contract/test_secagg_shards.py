@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from federation.secagg import Advertisement, Malformed, Words, split, threshold
+from federation.secagg import Advertisement, MalformedValue, Words, split, threshold
 from federation.secagg.cohort import SHARD_SIZE, SHARD_SIZE_MIN, SPLIT_ABOVE
 
 from tests.contract.secagg_session import Session, a_context
@@ -58,7 +58,7 @@ def test_membership_changes_with_the_round_every_key_and_every_member(what: str)
 
 def test_every_member_finds_itself_in_the_shard_that_the_aggregator_computes() -> None:
     """Shards of 112 are the least allowed; a shard below is refused."""
-    with pytest.raises(Malformed, match="not safe"):
+    with pytest.raises(MalformedValue, match="not safe"):
         split(a_context(), advertised(1000), shard_size=SHARD_SIZE_MIN - 1)
     sizes = [len(shard.members) for shard in split(a_context(), advertised(1000), shard_size=SHARD_SIZE_MIN)]
     assert min(sizes) >= SHARD_SIZE_MIN

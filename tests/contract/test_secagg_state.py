@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 from federation.secagg import Member, OutOfOrder, Phase, RevealedShare, ShareKind, SnapshotRefused
-from federation.secagg.errors import Malformed
+from federation.secagg.errors import MalformedValue
 from federation.secagg.secret import MaskSecret, Seed, StreamKey
 from federation.secagg.state import unframe
 from federation.secagg.transcript import frame
@@ -137,7 +137,7 @@ def test_a_state_of_another_version_or_shape_is_refused_even_with_a_right_checks
 
 @pytest.mark.parametrize("data", [frame(b"one")[:-1], frame(b"one") + b"\x00", b"\x00" * 7 + b"\x02" + b"\x00" * 8])
 def test_frames_are_read_strictly(data: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedValue):
         unframe(data)
 
 
@@ -165,7 +165,7 @@ def test_secrets_are_neither_pickled_nor_copied_nor_hashed_nor_mixed_up() -> Non
     assert seed == Seed(bytes(32))
     assert seed != MaskSecret(bytes(32))
     assert seed != bytes(32)
-    with pytest.raises(Malformed, match="32 bytes"):
+    with pytest.raises(MalformedValue, match="32 bytes"):
         StreamKey(bytes(31))
 
 

@@ -22,7 +22,7 @@ from aggregator.states import RoundState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Round, Seat
 from site_client.agent.egress.guard import Guard
-from site_client.agent.rounds.contribution import Contribution, examine
+from site_client.agent.rounds.contribution import Contribution, prepare_contribution
 from site_client.records import Job
 from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
@@ -139,7 +139,7 @@ def _sum_is_sum(world: World, row: Round) -> None:
     for site in members:
         sent = secagg_pb2.Advertisement.FromString(advertised[site])
         total += plain_words(world, row, site, world.states[sent.mask_key].uctx)
-    opened = encoding.open_sum(layout, total, len(members))
+    opened = encoding.decode_sum(layout, total, len(members))
     assert row.sum_blob is not None
     with world.hub.cupboards.blobs.open(row.sum_blob) as blob:
         assert blob.read() == encoding.pack_sum(layout, opened), (
@@ -163,7 +163,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
     if delta is not None:
         update = replace(update, delta_sha256=hashlib.sha256(delta.tobytes()).digest())
-    return examine(Guard(world.sites[site].settings.policy), plan, update, delta)
+    return prepare_contribution(Guard(world.sites[site].settings.policy), plan, update, delta)
 
 
 def _rounding(uctx: bytes, site: str, contribution: Contribution) -> np.random.Generator:

@@ -13,7 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -26,12 +26,12 @@ from federation.plan import (
 )
 from federation.v1 import enrolment_pb2
 
-from aggregator.context import Hub, open_hub
+from aggregator.context import AppContext, open_context
 from aggregator.migrations import upgrade
 from aggregator.runs import lifecycle
 from aggregator.sites.authority import create_authority
-from aggregator.sites.enrolment import Enrolment
-from site_client.agent.identity.identity import Identity, Joining, Membership
+from aggregator.sites.enrolment import EnrolmentService
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
 from tests.federation.places import Clock, aggregator_settings
 
@@ -86,14 +86,14 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         run_id=bytes(range(16)),
         name="a history",
         purpose="to see what it does",
-        arm="lite",
+        architecture="lite",
         manifest=initial.manifest,
         initial_model_digest=initial.digest,
         rounds=kind.rounds,
         inputs=Inputs(64, 8),
         training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1),
         server=ServerOptimizer(kind.server, 0.1, 0.9, 0.99, 0.001) if adaptive else ServerOptimizer(kind.server, 1.0),
-        cohort=Cohort(3, kind.sites, kind.sites),
+        cohort=CohortBounds(3, kind.sites, kind.sites),
         deadlines=Deadlines(TRAINING_S, PHASE_S),
         encoding=Encoding(1.0, kind.bits, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
@@ -105,18 +105,18 @@ def _grow(folder: Path, kind: Kind) -> None:
     hub_folder = folder / "hub"
     hub_folder.mkdir(parents=True)
     authority = create_authority(hub_folder / "ca", clock)
-    hub = replace(open_hub(aggregator_settings(hub_folder)), clock=clock)
+    hub = replace(open_context(aggregator_settings(hub_folder)), clock=clock)
     upgrade(hub.store.engine)
-    desk = Enrolment(hub.store, authority, hub.settings.enrolment, clock, os.urandom)
+    desk = EnrolmentService(hub.store, authority, hub.settings.enrolment, clock, os.urandom)
     for name in kind.names:
         _enrol(desk, name, folder / name / "state" / "agent" / "identity")
     for name in kind.names:  # those that joined first hold an older roster
-        Identity(folder / name / "state" / "agent" / "identity").accept_roster(desk.roster())
+        SiteIdentity(folder / name / "state" / "agent" / "identity").accept_roster(desk.roster())
     _begin(hub, kind, authority.custodian_key)
     hub.store.close()
 
 
-def _enrol(desk: Enrolment, name: str, folder: Path) -> None:
+def _enrol(desk: EnrolmentService, name: str, folder: Path) -> None:
     token = desk.invite(name, auto_approve=True)
     joining = Joining.prepare(folder, name)
     reply = desk.join(
@@ -132,7 +132,7 @@ def _enrol(desk: Enrolment, name: str, folder: Path) -> None:
     joining.accept(reply.credentials, Membership(name, "aggregator.test:444", token.ca_fingerprint))
 
 
-def _begin(hub: Hub, kind: Kind, custodian: Ed25519PrivateKey) -> None:
+def _begin(hub: AppContext, kind: Kind, custodian: Ed25519PrivateKey) -> None:
     manifest = Manifest((TensorSpec("weight", (PARAMETERS - 4,)), TensorSpec("bias", (4,))))
     initial = Model(manifest, np.linspace(-1, 1, PARAMETERS, dtype=np.float32))
     file = hub.settings.state.folder / "initial.safetensors"

@@ -13,25 +13,25 @@ from federation.secagg import state as member_state
 from federation.secagg.state import MemberState, OwnSecrets
 from numpy.typing import NDArray
 
-from aggregator.config import Driver as DriverSettings
-from aggregator.config import Listen, Pacing, Settings, State
-from aggregator.context import Hub as Cupboards
-from aggregator.context import open_hub
+from aggregator.config import AggregatorSettings, ListenSettings, PacingSettings, StateSettings
+from aggregator.config import DriverSettings as DriverSettings
+from aggregator.context import AppContext as Cupboards
+from aggregator.context import open_context
 from aggregator.rounds.driver import Driver
 from aggregator.rpc.bandwidth import LineDoor
 from aggregator.rpc.blobs import BlobsDoor
-from aggregator.rpc.call_guard import Gate
+from aggregator.rpc.call_guard import CallGuard
 from aggregator.rpc.enrolment import EnrolledDoor
 from aggregator.rpc.rounds import RoundsDoor
 from aggregator.sites.authority import Authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
-from site_client.agent.identity.identity import Identity
-from site_client.agent.rounds.participant import SiteRounds, Turn
-from site_client.config import Agent, Folders, Policy
-from site_client.config import Settings as SiteSettings
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.participant import Participant, Turn
+from site_client.config import AgentSettings, FoldersSettings, PolicySettings
+from site_client.config import SiteSettings as SiteSettings
 from site_client.records import Job, Status, Update
 from site_client.spool import AgentSide, TrainerSide
 from tests.federation.wire import Fault, Killed, SiteWire, Wire
@@ -60,12 +60,12 @@ class Clock:
         return self.now.timestamp()
 
 
-def aggregator_settings(folder: Path) -> Settings:
+def aggregator_settings(folder: Path) -> AggregatorSettings:
     """Nothing is held or waited for; one thread opens."""
-    return Settings(
-        listen=Listen(answer_hold_ms=0),
-        state=State(folder=folder),
-        pacing=Pacing(idle_s=60, training_s=60, masking_s=1),
+    return AggregatorSettings(
+        listen=ListenSettings(answer_hold_ms=0),
+        state=StateSettings(folder=folder),
+        pacing=PacingSettings(idle_s=60, training_s=60, masking_s=1),
         driver=DriverSettings(opening_threads=1),
     )
 
@@ -79,7 +79,7 @@ class Hub:
     clock: Clock
     cupboards: Cupboards = field(init=False)
     driver: Driver = field(init=False)
-    desk: Enrolment = field(init=False)
+    desk: EnrolmentService = field(init=False)
 
     def __post_init__(self) -> None:
         self._up = False
@@ -88,10 +88,10 @@ class Hub:
     def boot(self) -> None:
         """End the process, if there is one, and start it from its folder."""
         self.shut()
-        self.cupboards = replace(open_hub(aggregator_settings(self.folder)), clock=self.clock)
-        gate, settings = Gate(self.cupboards), self.cupboards.settings.enrolment
+        self.cupboards = replace(open_context(aggregator_settings(self.folder)), clock=self.clock)
+        gate, settings = CallGuard(self.cupboards), self.cupboards.settings.enrolment
         authority = Authority(self.folder / "ca", self.clock)
-        self.desk = Enrolment(self.cupboards.store, authority, settings, self.clock, os.urandom)
+        self.desk = EnrolmentService(self.cupboards.store, authority, settings, self.clock, os.urandom)
         self.wire.doors = {
             "Rounds": RoundsDoor(gate),
             "Blobs": BlobsDoor(gate),
@@ -140,21 +140,23 @@ class Site:
     def settings(self) -> SiteSettings:
         return SiteSettings(
             name=self.name,
-            folders=Folders(self.folder / "state", self.folder / "spool", self.folder / "export", (), self.folder),
-            policy=Policy(plan_approval="automatic", studies_min=1),
-            agent=Agent(poll_min_s=0.01, poll_max_s=86_400, trainer_silent_s=86_400),
+            folders=FoldersSettings(
+                self.folder / "state", self.folder / "spool", self.folder / "export", (), self.folder
+            ),
+            policy=PolicySettings(plan_approval="automatic", studies_min=1),
+            agent=AgentSettings(poll_min_s=0.01, poll_max_s=86_400, trainer_silent_s=86_400),
         )
 
     def boot(self) -> None:
         """End the agent's process, if there is one, and start it from its folder."""
         self.shut()
-        self.identity = Identity(self.agent_folder / "identity")
+        self.identity = SiteIdentity(self.agent_folder / "identity")
         self._ledger = Ledger(self.agent_folder / "ledger.jsonl", self.identity.keys.signing, self.clock)
         self.transport = SiteWire(self.wire, self.name, self.identity.certificate_pem)
         self.egress = Egress(Guard(self.settings.policy), self._ledger, self.transport)
         spool = AgentSide(self.settings.folders.spool)
         spool.clear_drafts()
-        self.rounds = SiteRounds(self.egress, self.identity, spool, self.settings, self.clock)
+        self.rounds = Participant(self.egress, self.identity, spool, self.settings, self.clock)
         self.trainer = TrainerSide(self.settings.folders.spool)
 
     def shut(self) -> None:

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from site_client.config import Aggregator, Folders, Policy, Settings, load, parse
+from site_client.config import AggregatorSettings, FoldersSettings, PolicySettings, SiteSettings, load, parse
 from site_client.errors import ConfigRefused
 
 REFERENCE = Path(__file__).parents[2] / "deploy" / "site.toml"
 
 
 def test_the_reference_file_holds_every_key_at_its_default() -> None:
-    assert load(REFERENCE) == Settings("example-hospital")
+    assert load(REFERENCE) == SiteSettings("example-hospital")
     assert load(REFERENCE).is_example
     written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
-    sections = Settings("x")
+    sections = SiteSettings("x")
     expected = {"name"}
     for name in ("aggregator", "folders", "policy", "ingest", "training", "idle", "agent"):
         expected |= set(getattr(sections, name).__dataclass_fields__)
@@ -22,7 +22,7 @@ def test_the_reference_file_holds_every_key_at_its_default() -> None:
 
 
 def test_a_short_file_takes_the_defaults_for_the_rest() -> None:
-    assert parse('name = "mercy"', Path("/")) == Settings("mercy")
+    assert parse('name = "mercy"', Path("/")) == SiteSettings("mercy")
 
 
 def test_relative_paths_start_at_the_file() -> None:
@@ -67,5 +67,7 @@ def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
 
 
 def test_the_proxy_password_is_not_in_the_repr() -> None:
-    settings = Settings("m", Aggregator("hub:443", proxy="http://u:secret@proxy:3128"), Folders(), Policy())
+    settings = SiteSettings(
+        "m", AggregatorSettings("hub:443", proxy="http://u:secret@proxy:3128"), FoldersSettings(), PolicySettings()
+    )
     assert "secret" not in repr(settings)

@@ -26,11 +26,11 @@ from site_client.trainer.idle.readings import GpuUse
 from site_client.trainer.worker import STOPPED
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import choose
 from site_client.training.data import Loader
 from site_client.training.loop import train
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 from tests.site_client.benchmark.test_benchmark import _read, _study
 from tests.site_client.test_trainer import Place, data, model, place
 
@@ -55,8 +55,10 @@ def _train(device: Literal["cpu", "cuda"], folder: Path) -> tuple[float, NDArray
     plan = LocalTraining(
         epochs=2, learning_rate=1e-3, weight_decay=0.0, proximal_mu=0.01, studies_per_step=2, studies_min=1
     )
-    none = Checkpoints(folder / device, Identity("", "", 0, "", "", ""))
-    end = train(net, plan, studies, loader, Streams(bytes(16), 1, "x"), compute, none, lambda _: None, lambda: False)
+    none = Checkpoints(folder / device, CheckpointIdentity("", "", 0, "", "", ""))
+    end = train(
+        net, plan, studies, loader, RandomStreams(bytes(16), 1, "x"), compute, none, lambda _: None, lambda: False
+    )
     return end.loss_sum, _flat(net)
 
 

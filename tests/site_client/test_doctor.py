@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from site_client.config import Folders, Idle, Settings, Training, load
+from site_client.config import FoldersSettings, IdleSettings, SiteSettings, TrainingSettings, load
 from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
 from site_client.doctor.data import checks as data
-from site_client.doctor.result import Color, Line, from_json_line, green, red, to_json_line
+from site_client.doctor.result import CheckResult, Color, from_json_line, green, red, to_json_line
 from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
 
@@ -23,17 +23,17 @@ UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> SiteSettings:
     (tmp_path / "export").mkdir()
-    folders = Folders(tmp_path / "state", tmp_path / "spool", tmp_path / "export", (), tmp_path / "cache")
-    return Settings("mercy", folders=folders, training=Training(device="cpu"))
+    folders = FoldersSettings(tmp_path / "state", tmp_path / "spool", tmp_path / "export", (), tmp_path / "cache")
+    return SiteSettings("mercy", folders=folders, training=TrainingSettings(device="cpu"))
 
 
-def colors(lines: list[Line]) -> dict[str, Color]:
+def colors(lines: list[CheckResult]) -> dict[str, Color]:
     return {line.check: line.color for line in lines}
 
 
-def test_an_export_that_is_missing_empty_or_writable_is_red(settings: Settings) -> None:
+def test_an_export_that_is_missing_empty_or_writable_is_red(settings: SiteSettings) -> None:
     export = settings.folders.export
     assert "empty" in next(data.check_export(export)).found
     (export / "DOE_JOHN").mkdir()
@@ -48,7 +48,7 @@ def test_an_export_that_is_missing_empty_or_writable_is_red(settings: Settings) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_files_that_the_service_cannot_read_are_counted_and_the_group_to_join_is_named(
-    settings: Settings, tmp_path: Path
+    settings: SiteSettings, tmp_path: Path
 ) -> None:
     export = settings.folders.export
     for number in range(3):
@@ -62,7 +62,7 @@ def test_files_that_the_service_cannot_read_are_counted_and_the_group_to_join_is
     assert lines[1].found == "nothing in it can be written from here"
 
 
-def as_nobody(look: Callable[[], list[Line]]) -> list[Line]:
+def as_nobody(look: Callable[[], list[CheckResult]]) -> list[CheckResult]:
     """What a child process sees that has given up root."""
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -77,15 +77,15 @@ def as_nobody(look: Callable[[], list[Line]]) -> list[Line]:
         return [from_json_line(line) for line in pipe.read().splitlines()]
 
 
-def test_disk_room_is_held_against_what_the_cache_may_grow_to(settings: Settings) -> None:
-    wants = replace(settings, training=Training(cache_max_gib=100_000.0))
+def test_disk_room_is_held_against_what_the_cache_may_grow_to(settings: SiteSettings) -> None:
+    wants = replace(settings, training=TrainingSettings(cache_max_gib=100_000.0))
     (line,) = [one for one in data.check_disk(wants) if one.color is Color.RED]
     assert line.fix.endswith("GiB or lower training.cache_max_gib")
-    small = replace(settings, training=Training(cache_max_gib=0.1), idle=Idle(disk_free_min_gib=0))
+    small = replace(settings, training=TrainingSettings(cache_max_gib=0.1), idle=IdleSettings(disk_free_min_gib=0))
     assert {line.color for line in data.check_disk(small)} == {Color.GREEN}
 
 
-def test_a_signal_that_denies_is_red_and_one_that_does_not_is_grey(settings: Settings) -> None:
+def test_a_signal_that_denies_is_red_and_one_that_does_not_is_grey(settings: SiteSettings) -> None:
     known = Signals(0.0, 0.0, 0.0, 8.0, GpuUse(0, 0), NEVER_S, NEVER_S, False, False, 40.0, 9.0, frozenset())
     assert [line.color for line in data.check_signals(settings, known)] == [Color.GREEN]
     gone = Unknown("no such daemon")
@@ -94,14 +94,14 @@ def test_a_signal_that_denies_is_red_and_one_that_does_not_is_grey(settings: Set
         (Color.GREY, "Enable systemd-logind and D-Bus"),
         (Color.RED, "Install and enable upower"),
     ]
-    careless = replace(settings, idle=Idle(battery="ignore"))
+    careless = replace(settings, idle=IdleSettings(battery="ignore"))
     assert Color.RED not in {line.color for line in data.check_signals(careless, replace(known, on_battery=gone))}
 
 
 def test_the_gpu_s_kernel_module_is_asked_for_only_where_there_is_a_driver(tmp_path: Path) -> None:
-    wants = Settings("mercy", training=Training(device="cuda"))
+    wants = SiteSettings("mercy", training=TrainingSettings(device="cuda"))
     assert next(data.check_gpu(wants, tmp_path, tmp_path)).color is Color.RED
-    assert next(data.check_gpu(Settings("mercy"), tmp_path, tmp_path)).color is Color.GREY
+    assert next(data.check_gpu(SiteSettings("mercy"), tmp_path, tmp_path)).color is Color.GREY
     (tmp_path / "driver" / "nvidia").mkdir(parents=True)
     (tmp_path / "driver" / "nvidia" / "version").touch()
     assert "nvidia_uvm at boot" in next(data.check_gpu(wants, tmp_path, tmp_path)).fix

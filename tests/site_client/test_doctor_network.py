@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from site_client.agent.identity.identity import Identity
-from site_client.agent.status_file import AgentView, write_view
-from site_client.config import Agent, Aggregator, Folders, Policy, Settings
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.status_file import AgentStatus, write_status
+from site_client.config import AgentSettings, AggregatorSettings, FoldersSettings, PolicySettings, SiteSettings
 from site_client.doctor.network import connection, enrolment
 from site_client.doctor.network.checks import checks
-from site_client.doctor.result import Color, Line, carry_out
+from site_client.doctor.result import CheckResult, Color, carry_out
 from tests.site_client.agent.conftest import Consortium, StandingClock
 
 needs_tinyproxy = pytest.mark.skipif(shutil.which("tinyproxy") is None, reason="tinyproxy not installed")
@@ -96,12 +96,14 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def by_name(lines: Iterator[Line]) -> dict[str, Line]:
+def by_name(lines: Iterator[CheckResult]) -> dict[str, CheckResult]:
     return {line.check: line for line in lines}
 
 
-def ask(consortium: Consortium, address: str, proxy: str = "", now: datetime | None = None) -> dict[str, Line]:
-    return by_name(connection.check_way(Aggregator(address, proxy=proxy), consortium.ca, now or datetime.now(UTC)))
+def ask(consortium: Consortium, address: str, proxy: str = "", now: datetime | None = None) -> dict[str, CheckResult]:
+    return by_name(
+        connection.check_way(AggregatorSettings(address, proxy=proxy), consortium.ca, now or datetime.now(UTC))
+    )
 
 
 def test_an_aggregator_s_front_is_green_in_every_line(consortium: Consortium, tmp_path: Path) -> None:
@@ -173,9 +175,9 @@ def test_what_is_no_tls_and_what_does_not_answer_are_told_apart(consortium: Cons
 
 
 def test_a_name_nobody_knows_is_told() -> None:
-    (line,) = connection.check_name(Aggregator("hub.invalid:443"))
+    (line,) = connection.check_name(AggregatorSettings("hub.invalid:443"))
     assert (line.color, line.fix) == (Color.RED, "Ask IT to resolve hub.invalid")
-    (line,) = connection.check_name(Aggregator("hub.invalid:443", proxy="http://localhost:3128"))
+    (line,) = connection.check_name(AggregatorSettings("hub.invalid:443", proxy="http://localhost:3128"))
     assert line.color is Color.GREEN  # only the proxy has to be known here
 
 
@@ -217,13 +219,15 @@ def test_tinyproxy_s_407_and_403_each_have_their_fix(consortium: Consortium, tmp
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> SiteSettings:
     state = tmp_path / "state"
-    return Settings("mercy", Aggregator("127.0.0.1:9"), Folders(state, tmp_path / "spool", tmp_path / "export"))
+    return SiteSettings(
+        "mercy", AggregatorSettings("127.0.0.1:9"), FoldersSettings(state, tmp_path / "spool", tmp_path / "export")
+    )
 
 
 @pytest.fixture
-def identity(settings: Settings, consortium: Consortium) -> Identity:
+def identity(settings: SiteSettings, consortium: Consortium) -> SiteIdentity:
     return consortium.enrol(settings.folders.agent / "identity")
 
 
@@ -236,7 +240,7 @@ def identity(settings: Settings, consortium: Consortium) -> Identity:
         (-3, Color.RED, "Enable NTP"),
     ],
 )
-def test_the_certificate_is_held_against_the_clock(identity: Identity, days: int, color: Color, fix: str) -> None:
+def test_the_certificate_is_held_against_the_clock(identity: SiteIdentity, days: int, color: Color, fix: str) -> None:
     (line,) = enrolment.check_certificate(identity, datetime.now(UTC) + timedelta(days=days))
     assert line.color is color
     assert line.fix.startswith(fix)
@@ -247,7 +251,7 @@ def test_an_unkept_clock_is_red() -> None:
 
 
 def test_a_broken_ledger_is_named_by_its_entry(
-    settings: Settings, identity: Identity, small_ledger: Callable[[Identity], Path]
+    settings: SiteSettings, identity: SiteIdentity, small_ledger: Callable[[SiteIdentity], Path]
 ) -> None:
     path = small_ledger(identity)
     assert next(enrolment.check_ledger(settings.folders.agent)).color is Color.GREEN
@@ -257,16 +261,16 @@ def test_a_broken_ledger_is_named_by_its_entry(
 
 
 @pytest.fixture
-def small_ledger(settings: Settings) -> Callable[[Identity], Path]:
-    from site_client.agent.egress.ledger import Decision, Ledger, Outgoing
+def small_ledger(settings: SiteSettings) -> Callable[[SiteIdentity], Path]:
+    from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing
 
-    def make(identity: Identity) -> Path:
+    def make(identity: SiteIdentity) -> Path:
         clock = StandingClock()
         path = settings.folders.agent / "ledger.jsonl"
         with closing(Ledger(path, identity.keys.signing, clock)) as ledger:
             for size in (1, 1000, 1000, 1000):
                 rpc = "Rounds/Poll" if size == 1 else "Blobs/Put"
-                ledger.append(Outgoing("hub:1", rpc, bytes(size), {}, Decision.ALLOWED, "fields"))
+                ledger.append(Outgoing("hub:1", rpc, bytes(size), {}, EgressDecision.ALLOWED, "fields"))
                 clock.advance(seconds=2)
         return path
 
@@ -274,7 +278,7 @@ def small_ledger(settings: Settings) -> Callable[[Identity], Path]:
 
 
 def test_the_speed_of_the_last_upload_is_read_from_the_ledger(
-    settings: Settings, identity: Identity, small_ledger: Callable[[Identity], Path]
+    settings: SiteSettings, identity: SiteIdentity, small_ledger: Callable[[SiteIdentity], Path]
 ) -> None:
     assert next(enrolment.check_speed(settings.folders.agent, None)).color is Color.GREY
     small_ledger(identity)
@@ -283,7 +287,7 @@ def test_the_speed_of_the_last_upload_is_read_from_the_ledger(
 
 
 def test_open_keys_and_an_open_spool_are_red_with_the_command_that_closes_them(
-    settings: Settings, identity: Identity
+    settings: SiteSettings, identity: SiteIdentity
 ) -> None:
     (settings.folders.spool / "to_trainer").mkdir(parents=True, mode=0o750)
     (settings.folders.spool / "to_trainer").chmod(0o750)
@@ -304,12 +308,12 @@ def test_open_keys_and_an_open_spool_are_red_with_the_command_that_closes_them(
     ],
 )
 def test_a_running_agent_s_last_word_is_taken_and_nothing_is_sent(
-    settings: Settings, identity: Identity, error: str, color: Color, fix: str
+    settings: SiteSettings, identity: SiteIdentity, error: str, color: Color, fix: str
 ) -> None:
     import fcntl
 
     now = datetime.now(UTC)
-    write_view(settings.folders.agent, AgentView(now, "SITE_IDLE", (), None, None, None, 1, now, now, error, 0))
+    write_status(settings.folders.agent, AgentStatus(now, "SITE_IDLE", (), None, None, None, 1, now, now, error, 0))
     with (settings.folders.agent / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (line,) = enrolment.check_standing(settings, identity, lambda: now)
@@ -317,18 +321,20 @@ def test_a_running_agent_s_last_word_is_taken_and_nothing_is_sent(
     assert not (settings.folders.agent / "ledger.jsonl").exists()
 
 
-def test_without_an_agent_one_call_is_made_and_stands_in_the_ledger(settings: Settings, identity: Identity) -> None:
-    quick = replace(settings, agent=Agent(stall_s=5))
+def test_without_an_agent_one_call_is_made_and_stands_in_the_ledger(
+    settings: SiteSettings, identity: SiteIdentity
+) -> None:
+    quick = replace(settings, agent=AgentSettings(stall_s=5))
     (line,) = enrolment.check_standing(quick, identity, lambda: datetime.now(UTC))
     assert line.color is Color.RED  # nobody listens there
     assert (settings.folders.agent / "ledger.jsonl").read_text().count("Enrolment/FetchRoster") == 1
-    dry = replace(settings, policy=Policy(dry_run=True))
+    dry = replace(settings, policy=PolicySettings(dry_run=True))
     (line,) = enrolment.check_standing(dry, identity, lambda: datetime.now(UTC))
     assert line.color is Color.GREY
 
 
-def test_a_host_that_has_not_joined_is_told_what_to_do_and_nothing_is_made(settings: Settings) -> None:
-    lines = list(carry_out(checks(replace(settings, aggregator=Aggregator()), lambda: datetime.now(UTC))))
+def test_a_host_that_has_not_joined_is_told_what_to_do_and_nothing_is_made(settings: SiteSettings) -> None:
+    lines = list(carry_out(checks(replace(settings, aggregator=AggregatorSettings()), lambda: datetime.now(UTC))))
     fixes = {line.check: line.fix for line in lines if line.fix}
     assert fixes["enrolment"] == "Run hemofed-site join ADDRESS TOKEN"
     assert fixes["address"].startswith("Set aggregator.address")
@@ -336,7 +342,7 @@ def test_a_host_that_has_not_joined_is_told_what_to_do_and_nothing_is_made(setti
 
 
 def test_a_check_that_breaks_is_red_without_its_words_and_stops_no_other() -> None:
-    def broken() -> list[Line]:
+    def broken() -> list[CheckResult]:
         raise ValueError("DOE^JOHN")
 
     lines = list(carry_out({"one": broken, "two": lambda: enrolment.check_clock(0)}))
@@ -344,5 +350,5 @@ def test_a_check_that_breaks_is_red_without_its_words_and_stops_no_other() -> No
     assert "DOE" not in lines[0].found
 
 
-def test_the_ca_of_an_identity_is_what_the_way_compares_with(identity: Identity, consortium: Consortium) -> None:
+def test_the_ca_of_an_identity_is_what_the_way_compares_with(identity: SiteIdentity, consortium: Consortium) -> None:
     assert x509.load_pem_x509_certificate(identity.ca_pem) == consortium.ca

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from site_client.config import Folders, Settings
+from site_client.config import FoldersSettings, SiteSettings
 from site_client.prove import attempts, confined
 from site_client.prove.attempts import Attempt
 from site_client.prove.command import show_ledger
-from site_client.prove.finding import Finding, Verdict
+from site_client.prove.finding import Outcome, ProofFinding
 from site_client.prove.report import exit_status, render_html, render_text
 from site_client.prove.round_check import Drilled, drill
 from site_client.prove.search import findings, spellings
@@ -28,18 +28,20 @@ def _may_unshare() -> bool:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> tuple[Settings, Path]:
+def site(tmp_path: Path) -> tuple[SiteSettings, Path]:
     for name in ("export", "state/agent/identity", "state/trainer", "cache"):
         (tmp_path / name).mkdir(parents=True)
     config = tmp_path / "site.toml"
     config.write_text(
         'name = "mercy"\n[folders]\nstate = "state"\nspool = "spool"\ncache = "cache"\nexport = "export"\n'
     )
-    return Settings("mercy", folders=Folders(tmp_path / "state", tmp_path / "spool", tmp_path / "export")), config
+    return SiteSettings(
+        "mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool", tmp_path / "export")
+    ), config
 
 
 def test_without_any_confinement_every_forbidden_attempt_succeeds_and_the_claim_is_broken(
-    site: tuple[Settings, Path],
+    site: tuple[SiteSettings, Path],
 ) -> None:
     settings, _ = site
     settings = replace(settings, folders=replace(settings.folders, cache=settings.folders.state))
@@ -48,13 +50,13 @@ def test_without_any_confinement_every_forbidden_attempt_succeeds_and_the_claim_
     assert not tried["read the export"].as_it_must
     assert tried["make memory that can be written and run"].answer is None
     finding = confined.judge("no patient", list(tried.values()))
-    assert finding.verdict is Verdict.BROKEN
+    assert finding.outcome is Outcome.BROKEN
     assert "NO  read the export: done, and it must be refused" in finding.evidence
     assert not list(settings.folders.export.iterdir())  # what was tried there is gone again
 
 
 @pytest.mark.skipif(not _may_unshare(), reason="needs root and unshare(1)")
-def test_in_an_empty_network_namespace_the_kernel_refuses_the_way_out(site: tuple[Settings, Path]) -> None:
+def test_in_an_empty_network_namespace_the_kernel_refuses_the_way_out(site: tuple[SiteSettings, Path]) -> None:
     command = [sys.executable, "-m", "site_client.prove.attempts", "trainer", str(site[1])]
     done = subprocess.run(["unshare", "-n", *command], capture_output=True, text=True, check=True)
     tried = {one.what: one for one in (Attempt(**json.loads(line)) for line in done.stdout.splitlines())}
@@ -63,7 +65,7 @@ def test_in_an_empty_network_namespace_the_kernel_refuses_the_way_out(site: tupl
 
 
 @pytest.mark.skipif(not _may_unshare(), reason="needs root and unshare(1)")
-def test_a_read_only_export_and_hidden_keys_are_refused(site: tuple[Settings, Path]) -> None:
+def test_a_read_only_export_and_hidden_keys_are_refused(site: tuple[SiteSettings, Path]) -> None:
     export, keys = site[0].folders.export, site[0].folders.agent / "identity"
     script = f"mount --bind {export} {export} && mount -o remount,ro,bind {export} && rmdir {keys} && exec "
     script += f"{sys.executable} -m site_client.prove.attempts trainer {site[1]}"
@@ -74,36 +76,36 @@ def test_a_read_only_export_and_hidden_keys_are_refused(site: tuple[Settings, Pa
 
 
 def test_no_answer_shows_nothing_and_a_probe_that_can_do_nothing_is_no_proof() -> None:
-    assert confined.judge("a wall", []).verdict is Verdict.NOT_SHOWN
+    assert confined.judge("a wall", []).outcome is Outcome.NOT_SHOWN
     refused, control = Attempt("socket", True, "EAFNOSUPPORT"), Attempt("read its own", False, "EACCES")
-    assert confined.judge("a wall", [refused]).verdict is Verdict.SHOWN
-    assert confined.judge("a wall", [refused, control]).verdict is Verdict.BROKEN
+    assert confined.judge("a wall", [refused]).outcome is Outcome.SHOWN
+    assert confined.judge("a wall", [refused, control]).outcome is Outcome.BROKEN
 
 
 @pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="systemd runs here: the system test shows the walls")
-def test_where_systemd_does_not_run_the_walls_are_not_shown(site: tuple[Settings, Path]) -> None:
+def test_where_systemd_does_not_run_the_walls_are_not_shown(site: tuple[SiteSettings, Path]) -> None:
     found = [*confined.show_walls(site[1]), *confined.show_running(site[0])]
-    assert [one.verdict for one in found] == [Verdict.NOT_SHOWN] * 4
+    assert [one.outcome for one in found] == [Outcome.NOT_SHOWN] * 4
     assert {one.evidence for one in found} == {("systemd does not run on this machine",)}
 
 
-def test_this_very_process_is_seen_as_it_is(site: tuple[Settings, Path]) -> None:
+def test_this_very_process_is_seen_as_it_is(site: tuple[SiteSettings, Path]) -> None:
     finding = confined.look_at("the agent is confined", "agent", os.getpid(), site[0])
-    assert finding.verdict is Verdict.BROKEN  # a test runs without a filter, and sees the export
+    assert finding.outcome is Outcome.BROKEN  # a test runs without a filter, and sees the export
     assert "NO  another thing where the export is: the export is hidden" in finding.evidence
 
 
-def test_a_ledger_is_shown_only_when_there_is_one(site: tuple[Settings, Path]) -> None:
-    assert show_ledger(site[0]).verdict is Verdict.NOT_SHOWN
+def test_a_ledger_is_shown_only_when_there_is_one(site: tuple[SiteSettings, Path]) -> None:
+    assert show_ledger(site[0]).outcome is Outcome.NOT_SHOWN
 
 
 def test_the_page_loads_nothing_and_escapes_what_is_not_ours() -> None:
     from datetime import UTC, datetime
 
     found = [
-        Finding("a", Verdict.SHOWN, ("yes",)),
-        Finding("b", Verdict.BROKEN, ("<script>alert(1)</script>",)),
-        Finding("c", Verdict.NOT_SHOWN),
+        ProofFinding("a", Outcome.SHOWN, ("yes",)),
+        ProofFinding("b", Outcome.BROKEN, ("<script>alert(1)</script>",)),
+        ProofFinding("c", Outcome.NOT_SHOWN),
     ]
     page = render_html(found, "mercy", datetime(2026, 11, 24, tzinfo=UTC))
     assert "<script" not in page

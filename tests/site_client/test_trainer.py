@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.manifest import load_model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -35,7 +35,7 @@ from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId, Update
 from site_client.trainer.idle import operator
-from site_client.trainer.suspend import hold, is_held, let_go
+from site_client.trainer.suspend import is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
 
 SITE_TOML = """
@@ -165,7 +165,7 @@ def _plan(model: Path, epochs: int, per_step: int) -> TrainingPlan:
         run_id=bytes(16),
         name="test",
         purpose="",
-        arm="lite",
+        architecture="lite",
         manifest=initial.manifest,
         initial_model_digest=initial.digest,
         rounds=1,
@@ -179,7 +179,7 @@ def _plan(model: Path, epochs: int, per_step: int) -> TrainingPlan:
             studies_min=2,
         ),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0, 0.0, 0.0, 0.0),
-        cohort=Cohort(3, 3, 64),
+        cohort=CohortBounds(3, 3, 64),
         deadlines=Deadlines(3600, 60),
         encoding=Encoding(10.0, 6, 100, bytes(32)),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
@@ -303,9 +303,9 @@ def test_a_worker_that_was_held_in_the_middle_ends_with_the_very_bits_of_one_tha
         for line in lines:
             note = json.loads(line)
             if note["state"] == "SITE_TRAINING" and note["step"] in (2, 5):
-                assert hold(process) < 1.0
-                assert is_held(process)
-                let_go(process)
+                assert suspend(process) < 1.0
+                assert is_suspended(process)
+                resume(process)
     assert process.wait(120) == 0
     assert at.update() == undisturbed
 

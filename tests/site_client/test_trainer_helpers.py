@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from site_client.trainer.suspend import family, hold, is_held, let_go
+from site_client.trainer.suspend import family, is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
 from tests.site_client.test_trainer import Place, data, model, place
 
@@ -46,16 +46,16 @@ def test_stopped_held_and_killed_they_end_with_the_very_bits_of_an_undisturbed_r
     at = two("disturbed")
     process = at.worker()
     helpers = _at_step(process, 1)
-    assert hold(process) < 1.0
-    assert is_held(process)
+    assert suspend(process) < 1.0
+    assert is_suspended(process)
     assert [helper.status() for helper in helpers] == [psutil.STATUS_STOPPED]
-    let_go(process)
+    resume(process)
     _at_step(process, 2)
     process.send_signal(signal.SIGTERM)
     assert _finish(process, helpers) == STOPPED
     process = at.worker()
     helpers = _at_step(process, 4)
-    hold(process)
+    suspend(process)
     process.kill()
     assert _finish(process, helpers) == -signal.SIGKILL
     process = at.worker()

@@ -7,25 +7,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from site_client.agent.commands.join import join  # before the aggregator: grpc reads its cipher suites once
-from site_client.config import Agent, Folders
-from site_client.config import Aggregator as Address
-from site_client.config import Settings as SiteSettings
+from site_client.config import AgentSettings, FoldersSettings
+from site_client.config import AggregatorSettings as Address
+from site_client.config import SiteSettings as SiteSettings
 
 from aggregator import config  # isort: skip
 from aggregator.sites.authority import create_authority  # isort: skip
-from aggregator.sites.enrolment import Enrolment  # isort: skip
-from aggregator.context import Hub, open_hub  # isort: skip
+from aggregator.sites.enrolment import EnrolmentService  # isort: skip
+from aggregator.context import AppContext, open_context  # isort: skip
 from aggregator.migrations import upgrade  # isort: skip
-from aggregator.serve import Aggregator  # isort: skip
+from aggregator.serve import AggregatorServer  # isort: skip
 
 
 @dataclass
 class Consortium:
     """What runs at the coordinator's, and how a hospital gets in."""
 
-    hub: Hub
-    desk: Enrolment
-    aggregator: Aggregator
+    hub: AppContext
+    desk: EnrolmentService
+    aggregator: AggregatorServer
     folder: Path
 
     @property
@@ -35,8 +35,8 @@ class Consortium:
     def hospital(self, name: str) -> SiteSettings:
         """site.toml of a hospital that has not joined."""
         state = self.folder / name / "state"
-        folders = Folders(state, self.folder / name / "spool", self.folder / name / "export")
-        return SiteSettings(name, Address(self.address), folders, agent=Agent(stall_s=5))
+        folders = FoldersSettings(state, self.folder / name / "spool", self.folder / name / "export")
+        return SiteSettings(name, Address(self.address), folders, agent=AgentSettings(stall_s=5))
 
     def joined(self, name: str) -> SiteSettings:
         """A hospital that has joined with a fresh invitation."""
@@ -48,17 +48,17 @@ class Consortium:
 
 @contextmanager
 def consortium(folder: Path) -> Iterator[Consortium]:
-    listen = config.Listen("127.0.0.1:0", "127.0.0.1:0", "", ("127.0.0.1",), threads=8)
-    dashboard = config.Dashboard(enabled=False)
-    settings = config.Settings(listen, config.State(folder / "hub"), dashboard=dashboard)
+    listen = config.ListenSettings("127.0.0.1:0", "127.0.0.1:0", "", ("127.0.0.1",), threads=8)
+    dashboard = config.DashboardSettings(enabled=False)
+    settings = config.AggregatorSettings(listen, config.StateSettings(folder / "hub"), dashboard=dashboard)
     (folder / "hub").mkdir(parents=True)
     authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
-    hub = open_hub(settings)
+    hub = open_context(settings)
     upgrade(hub.store.engine)
-    aggregator = Aggregator(hub, authority)
+    aggregator = AggregatorServer(hub, authority)
     aggregator.start()
     try:
-        desk = Enrolment(hub.store, authority, settings.enrolment, hub.clock, hub.random)
+        desk = EnrolmentService(hub.store, authority, settings.enrolment, hub.clock, hub.random)
         yield Consortium(hub, desk, aggregator, folder)
     finally:
         aggregator.stop()

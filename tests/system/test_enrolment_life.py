@@ -22,15 +22,15 @@ from aggregator.errors import AggregatorError
 from aggregator.migrations import upgrade
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
-from aggregator.sites.enrolment import Enrolment
+from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import open_store, site_rows
 from site_client.agent.egress.egress import Cleared, Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.identity.certificates import Certificates
-from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
-from site_client.config import Policy
+from site_client.config import PolicySettings
 from site_client.errors import IdentityRefused, Refused
 
 
@@ -49,7 +49,7 @@ class StandingClock:
 class Wire:
     """Carries a call to the desk; `certificate` is what the site's end shows, None at the enrolment listener."""
 
-    desk: Enrolment
+    desk: EnrolmentService
     certificate: Callable[[], bytes | None]
     calls: list[str] = field(default_factory=list)
     peer: str = "hub.example:8443"
@@ -80,14 +80,14 @@ class Wire:
 class Place:
     """One hospital's host and the coordinator's desk, each with a clock."""
 
-    desk: Enrolment
+    desk: EnrolmentService
     hub_clock: StandingClock
     clock: StandingClock
     folder: Path
     calls: list[str] = field(default_factory=list)
     held: list[Ledger] = field(default_factory=list)
 
-    def join(self, token: Token) -> Identity:
+    def join(self, token: Token) -> SiteIdentity:
         joining = Joining.prepare(self.folder / "identity", token.site)
         request = enrolment_pb2.JoinRequest(
             site=token.site,
@@ -103,18 +103,18 @@ class Place:
         membership = Membership(token.site, "hub.example:8444", token.ca_fingerprint)
         return joining.accept(self.desk.join(request).credentials, membership)
 
-    def keeper(self, identity: Identity) -> Certificates:
+    def keeper(self, identity: SiteIdentity) -> Certificates:
         ledger = Ledger(self.folder / "ledger.jsonl", identity.keys.signing, self.clock, joining=True)
         self.held.append(ledger)
         enrolled = Wire(self.desk, lambda: identity.certificate_pem, self.calls)
 
         @contextmanager
         def desk() -> Iterator[Egress]:
-            yield Egress(Guard(Policy()), ledger, Wire(self.desk, lambda: None, self.calls))
+            yield Egress(Guard(PolicySettings()), ledger, Wire(self.desk, lambda: None, self.calls))
 
-        return Certificates(identity, Egress(Guard(Policy()), ledger, enrolled), desk, self.clock)
+        return Certificates(identity, Egress(Guard(PolicySettings()), ledger, enrolled), desk, self.clock)
 
-    def is_let_in(self, identity: Identity) -> bool:
+    def is_let_in(self, identity: SiteIdentity) -> bool:
         try:
             return authenticate(self.desk.store, identity.certificate_pem, self.hub_clock()) == identity.site
         except AggregatorError:
@@ -126,7 +126,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
     clock = StandingClock()
     store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     upgrade(store.engine)
-    desk = Enrolment(store, create_authority(tmp_path / "ca", clock), config.Enrolment(), clock, os.urandom)
+    desk = EnrolmentService(
+        store, create_authority(tmp_path / "ca", clock), config.EnrolmentSettings(), clock, os.urandom
+    )
     made = Place(desk, clock, clock, tmp_path / "site")
     yield made
     for ledger in made.held:
@@ -151,7 +153,7 @@ def test_a_certificate_is_renewed_once_at_two_thirds_of_its_life_and_the_site_st
 
 
 def test_renewals_are_spread_and_stay_where_they_are_at_a_restart(place: Place) -> None:
-    first, again = place.join(place.desk.invite("mercy")), Identity(place.folder / "identity")
+    first, again = place.join(place.desk.invite("mercy")), SiteIdentity(place.folder / "identity")
     assert first.renewal_due() == again.renewal_due()
     dues = set()
     for number in range(6):
@@ -169,7 +171,7 @@ def test_after_weeks_offline_the_signing_key_answers_for_the_certificate(place: 
     assert place.keeper(identity).keep()
     assert place.calls == ["Challenge", "Recover"]
     assert place.is_let_in(identity)
-    assert Identity(place.folder / "identity").expires_at == identity.expires_at
+    assert SiteIdentity(place.folder / "identity").expires_at == identity.expires_at
 
 
 def test_a_renewal_that_fails_harms_nothing_until_the_certificate_has_run_out(place: Place) -> None:
@@ -211,7 +213,7 @@ def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place)
     assert place.calls == ["Challenge", "Recover"]
     assert place.is_let_in(identity)
     with place.desk.store.read() as session:
-        assert site_rows.get(session, "mercy").recoveries_left == config.Enrolment().recoveries - 1
+        assert site_rows.get(session, "mercy").recoveries_left == config.EnrolmentSettings().recoveries - 1
 
 
 @pytest.mark.parametrize("minutes", [-5, 5])

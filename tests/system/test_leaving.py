@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from federation.roster import open_roster
+from federation.roster import verify_roster
 
 from site_client.agent.commands.leave import leave
 from site_client.agent.egress import verify
@@ -17,11 +17,11 @@ from site_client.agent.egress.calls import FETCH_ROSTER, LEAVE
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger, read
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Link, enrolled
-from site_client.agent.rounds.journal import Book, OpenRound
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.cli import main
-from site_client.config import Aggregator, Policy, Settings
+from site_client.config import AggregatorSettings, PolicySettings, SiteSettings
 from site_client.errors import IdentityRefused, InUse, Refused, StepRefused, Unreachable
 from site_client.records import RunId
 from tests.system.consortium import Consortium, consortium
@@ -37,17 +37,17 @@ def coordinator(tmp_path: Path) -> Iterator[Consortium]:
         yield made
 
 
-def folder_of(settings: Settings) -> Path:
+def folder_of(settings: SiteSettings) -> Path:
     return settings.folders.agent / "identity"
 
 
-def sent(settings: Settings) -> list[str]:
+def sent(settings: SiteSettings) -> list[str]:
     return [entry.rpc for entry in read(settings.folders.agent / "ledger.jsonl")]
 
 
 def roster(coordinator: Consortium) -> list[str]:
     signed = coordinator.desk.roster()
-    return [one.site for one in open_roster(signed, coordinator.desk.authority.custodian_key.public_key()).entries]
+    return [one.site for one in verify_roster(signed, coordinator.desk.authority.custodian_key.public_key()).entries]
 
 
 def standing(coordinator: Consortium, site: str) -> str:
@@ -56,12 +56,12 @@ def standing(coordinator: Consortium, site: str) -> str:
     return str(row["standing"])
 
 
-def ask_for_roster(settings: Settings, identity: Identity) -> None:
+def ask_for_roster(settings: SiteSettings, identity: SiteIdentity) -> None:
     """As a machine that kept a copy of the certificate. Errors: Refused."""
     ledger = Ledger(settings.folders.agent / "copy.jsonl", identity.keys.signing, lambda: datetime.now(UTC))
     link = Link(enrolled(settings, identity))
     try:
-        Egress(Guard(Policy()), ledger, link).send(FETCH_ROSTER, FETCH_ROSTER.request())
+        Egress(Guard(PolicySettings()), ledger, link).send(FETCH_ROSTER, FETCH_ROSTER.request())
     finally:
         link.close()
         ledger.close()
@@ -69,7 +69,7 @@ def ask_for_roster(settings: Settings, identity: Identity) -> None:
 
 def test_a_farewell_is_heard_recorded_on_both_sides_and_for_good(coordinator: Consortium) -> None:
     settings, _ = coordinator.joined("mercy"), coordinator.joined("north")
-    copy = Identity(folder_of(settings))
+    copy = SiteIdentity(folder_of(settings))
     said = leave(settings)
     assert said.startswith("mercy has left")
     assert (standing(coordinator, "mercy"), roster(coordinator)) == ("left", ["north"])
@@ -90,7 +90,7 @@ def test_the_key_of_the_certificate_goes_and_what_verifies_the_ledger_stays(coor
     assert set(held.values()) == {0o600}
     assert {"signing.key", "sealing.key", "left"} <= set(held)
     with pytest.raises(IdentityRefused, match=r"this host left on .*ask for an invitation"):
-        Identity(folder_of(settings))
+        SiteIdentity(folder_of(settings))
 
 
 def test_typed_again_it_sends_nothing_and_says_when_it_left(coordinator: Consortium) -> None:
@@ -112,16 +112,16 @@ def test_a_farewell_whose_answer_was_lost_is_said_again_and_answered_alike(coord
 
 def test_without_an_answer_nothing_is_lost_and_one_sentence_says_what_to_do(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    unheard = replace(settings, aggregator=Aggregator("127.0.0.1:9"))
+    unheard = replace(settings, aggregator=AggregatorSettings("127.0.0.1:9"))
     with pytest.raises(Unreachable, match=r"^no answer from 127.0.0.1:9: this site has not left.*revoke this site$"):
         leave(unheard)
-    ask_for_roster(settings, Identity(folder_of(settings)))
+    ask_for_roster(settings, SiteIdentity(folder_of(settings)))
     assert leave(settings).startswith("mercy has left")
 
 
 def test_while_the_agent_holds_the_ledger_nothing_is_sent(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    identity = Identity(folder_of(settings))
+    identity = SiteIdentity(folder_of(settings))
     held = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, lambda: datetime.now(UTC))
     with pytest.raises(InUse, match="stop it first"):
         leave(settings)
@@ -146,25 +146,25 @@ def test_a_revoked_site_is_told_so(coordinator: Consortium) -> None:
 
 def test_the_secrets_of_a_round_in_progress_do_not_outlive_the_farewell(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    book = Book(settings.folders.agent / "rounds")
-    book.open(OpenRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False, attempt=1))
+    book = RoundJournal(settings.folders.agent / "rounds")
+    book.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False, attempt=1))
     (book.attempt_folder(1) / "member.bin").write_bytes(b"secret of the masking")
     leave(settings)
-    after = Book(settings.folders.agent / "rounds")
+    after = RoundJournal(settings.folders.agent / "rounds")
     assert after.current is None
     assert list(settings.folders.agent.glob("rounds/*/attempt-*")) == []
     with pytest.raises(StepRefused, match="is over for this site"):
-        after.open(OpenRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False))
+        after.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False))
 
 
 def test_coming_back_takes_a_new_invitation_and_the_ledger_goes_on(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    old = Identity(folder_of(settings))
+    old = SiteIdentity(folder_of(settings))
     leave(settings)
     with pytest.raises(WrongState, match="has left already"):
         coordinator.desk.revoke("mercy")
     coordinator.joined("mercy")
-    again = Identity(folder_of(settings))
+    again = SiteIdentity(folder_of(settings))
     assert again.certificate_pem != old.certificate_pem
     assert (standing(coordinator, "mercy"), roster(coordinator)) == ("approved", ["mercy"])
     ask_for_roster(settings, again)

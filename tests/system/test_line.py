@@ -14,11 +14,11 @@ from site_client.agent.commands.session import errand
 from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.ledger import read
-from site_client.agent.identity.identity import Identity
-from site_client.config import Aggregator, Policy, Settings
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.config import AggregatorSettings, PolicySettings, SiteSettings
 from site_client.doctor.network.checks import checks
 from site_client.doctor.network.echo import FIRST_BYTES, check_echo, measure
-from site_client.doctor.result import Color, Line
+from site_client.doctor.result import CheckResult, Color
 from site_client.errors import Refused
 from tests.system.consortium import Consortium, consortium
 
@@ -33,20 +33,20 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def measured(settings: Settings) -> Line:
-    (line,) = check_echo(settings, Identity(settings.folders.agent / "identity"), now)
+def measured(settings: SiteSettings) -> CheckResult:
+    (line,) = check_echo(settings, SiteIdentity(settings.folders.agent / "identity"), now)
     return line
 
 
-def echoes(settings: Settings) -> list[int]:
+def echoes(settings: SiteSettings) -> list[int]:
     """Sizes of those that left."""
     entries = read(settings.folders.agent / "ledger.jsonl")
     return [entry.size_bytes for entry in entries if entry.rpc == ECHO.name and entry.left]
 
 
-def way(settings: Settings) -> AbstractContextManager[Egress]:
+def way(settings: SiteSettings) -> AbstractContextManager[Egress]:
     """The doctor's, for who wants to say something else on it."""
-    return errand(settings, Identity(settings.folders.agent / "identity"), now)
+    return errand(settings, SiteIdentity(settings.folders.agent / "identity"), now)
 
 
 def test_a_line_is_measured_both_ways_with_five_messages_that_stand_in_the_ledger(coordinator: Consortium) -> None:
@@ -82,7 +82,7 @@ def test_the_speed_is_what_moved_in_the_time_it_took(coordinator: Consortium) ->
 
 
 def test_a_site_that_holds_its_transfers_to_a_speed_sends_no_large_piece(coordinator: Consortium) -> None:
-    settings = replace(coordinator.joined("slow"), policy=Policy(bandwidth_kib_s=1000))
+    settings = replace(coordinator.joined("slow"), policy=PolicySettings(bandwidth_kib_s=1000))
     assert measured(settings).color is Color.GREEN
     assert max(echoes(settings)) < FIRST_BYTES + 16
 
@@ -99,12 +99,12 @@ def test_while_an_agent_runs_and_in_a_dry_run_nothing_is_sent(coordinator: Conso
     with (settings.folders.agent / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert measured(settings).fix == "Stop the agent to measure"
-    assert measured(replace(settings, policy=Policy(dry_run=True))).color is Color.GREY
+    assert measured(replace(settings, policy=PolicySettings(dry_run=True))).color is Color.GREY
     assert echoes(settings) == []
 
 
 def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: Consortium) -> None:
-    settings = replace(coordinator.joined("far"), aggregator=Aggregator("127.0.0.1:9"))
+    settings = replace(coordinator.joined("far"), aggregator=AggregatorSettings("127.0.0.1:9"))
     line = measured(settings)
     assert (line.color, line.found.startswith("no answer within 20 s")) == (Color.GREY, True)
 

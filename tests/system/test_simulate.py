@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from deploy.simulation.arms import Place, Trained, alone, federate
+from deploy.simulation.arms import ArmPosition, Trained, alone, federate
 from deploy.simulation.judging import Scores
-from deploy.simulation.patients import Site, records_of, wanted_set
+from deploy.simulation.patients import SimulatedSite, records_of, wanted_set
 from deploy.simulation.pools import open_pool
 from deploy.simulation.seeds import CENTRAL, FEDERATED, MODELS, SeedResult, local, result_of, save
-from deploy.simulation.settings import SITES, UNSEEN, Settings
+from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
 from deploy.simulation.summary import summarize
 from site_client.inference.metrics import Measure, draw_patients, of_draws
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -22,7 +22,9 @@ from site_client.ingest.series.volume import Volume
 from site_client.training.cache import StudyCache
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = Settings(studies=3, test_studies=2, rounds=2, epochs=1, image_size_px=64, slices_max=8, learning_rate=0.003)
+TINY = SimulationSettings(
+    studies=3, test_studies=2, rounds=2, epochs=1, image_size_px=64, slices_max=8, learning_rate=0.003
+)
 
 
 def square_study(name: str, cache: Path, rng: np.random.Generator, bleeds: bool) -> StudyRecord:
@@ -45,27 +47,29 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(cache: Path) -> Place:
-    return Place(TINY, cache, "cpu")
+def place(cache: Path) -> ArmPosition:
+    return ArmPosition(TINY, cache, "cpu")
 
 
 @pytest.fixture
-def sites(cache: Path) -> list[Site]:
+def sites(cache: Path) -> list[SimulatedSite]:
     rng = np.random.default_rng(0)
 
     def some(site: str, purpose: str, count: int) -> tuple[StudyRecord, ...]:
         return tuple(square_study(f"{site}-{purpose}-{i}", cache, rng, i % 2 == 0) for i in range(count))
 
     names = (*SITES[:3], UNSEEN)
-    return [Site(name, some(name, "t", 3), some(name, "v", 2), some(name, "e", 2)) for name in names]
+    return [SimulatedSite(name, some(name, "t", 3), some(name, "v", 2), some(name, "e", 2)) for name in names]
 
 
-def federated(place: Place, seed: int, sites: list[Site], *, ray: bool = False) -> Trained:
+def federated(place: ArmPosition, seed: int, sites: list[SimulatedSite], *, ray: bool = False) -> Trained:
     with open_pool(workers=1, ray=ray) as pool:
         return federate(place, seed, [site for site in sites if site.name != UNSEEN], pool)
 
 
-def test_a_seed_gives_the_same_bits_and_another_seed_gives_others(place: Place, sites: list[Site]) -> None:
+def test_a_seed_gives_the_same_bits_and_another_seed_gives_others(
+    place: ArmPosition, sites: list[SimulatedSite]
+) -> None:
     once, again, other = (federated(place, seed, sites) for seed in (1, 1, 2))
     assert once.model.digest == again.model.digest
     assert once.curve == again.curve
@@ -75,14 +79,16 @@ def test_a_seed_gives_the_same_bits_and_another_seed_gives_others(place: Place, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ray_gives_the_same_bits_as_one_process(place: Place, sites: list[Site]) -> None:
+def test_ray_gives_the_same_bits_as_one_process(place: ArmPosition, sites: list[SimulatedSite]) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: .venv/bin/pip install 'hemofed[ray]'")
     here, there = federated(place, 1, sites), federated(place, 1, sites, ray=True)
     assert here.model.digest == there.model.digest
     assert here.curve == there.curve
 
 
-def test_every_arm_starts_from_the_same_weights_and_is_judged_after_every_pass(place: Place, sites: list[Site]) -> None:
+def test_every_arm_starts_from_the_same_weights_and_is_judged_after_every_pass(
+    place: ArmPosition, sites: list[SimulatedSite]
+) -> None:
     # The first entry of a curve judges the first weights, the last one the last model.
     together, central = federated(place, 3, sites), alone(place, 3, CENTRAL, sites[:3])
     assert len(together.curve) == len(central.curve) == TINY.rounds + 1
@@ -90,7 +96,9 @@ def test_every_arm_starts_from_the_same_weights_and_is_judged_after_every_pass(p
     assert len(together.clipped) == TINY.rounds
 
 
-def test_a_finished_seed_is_read_and_not_trained_again(place: Place, sites: list[Site], tmp_path: Path) -> None:
+def test_a_finished_seed_is_read_and_not_trained_again(
+    place: ArmPosition, sites: list[SimulatedSite], tmp_path: Path
+) -> None:
     result = made_up(1)
     save(tmp_path / "seed-1.npz", result)
     with open_pool(workers=1, ray=False) as pool:

@@ -19,7 +19,7 @@ from federation.pieces import SMALL_BYTES
 from federation.v1 import blobs_pb2
 
 from aggregator.config import load_settings
-from aggregator.context import Hub, open_hub
+from aggregator.context import AppContext, open_context
 from aggregator.runs.plans import plan_of
 from aggregator.serve import WINDOW_BYTES
 from aggregator.states import RunState
@@ -75,7 +75,7 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
         write_settings(place)
         place.hub_command("init")
         model, plan = write_plan(place, PARAMETERS, 1)
-        hub = open_hub(load_settings(place.aggregator_toml))
+        hub = open_context(load_settings(place.aggregator_toml))
         with running("aggregator", place.serve_command, place.folder):
             for name in place.names:
                 enrol(place, name)
@@ -91,7 +91,7 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
         return count(place, hub, line, model)
 
 
-def await_end(hub: Hub) -> None:
+def await_end(hub: AppContext) -> None:
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
         with hub.store.read() as session:
@@ -103,7 +103,7 @@ def await_end(hub: Hub) -> None:
     raise AssertionError(f"the run did not end within {LIMIT_S:.0f} s")
 
 
-def count(place: Place, hub: Hub, line: slow_link.Line, model: Path) -> Moved:
+def count(place: Place, hub: AppContext, line: slow_link.Line, model: Path) -> Moved:
     """After everything has stopped, so that the aggregator's last counts are written."""
     with hub.store.read() as session:
         run = run_rows.every(session)[-1]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from site_client.agent.status_file import AgentView, in_words
+from site_client.agent.status_file import AgentStatus, in_words
 from site_client.config import load
 from site_client.notify import Notifier
 from site_client.status import gather, render_text
-from site_client.trainer.service import Service
+from site_client.trainer.service import TrainerService
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze not installed")
@@ -138,7 +138,7 @@ def test_children_do_not_inherit_the_way_to_systemd(systemd: Systemd) -> None:
 
 def test_the_agents_line_holds_state_reasons_round_and_the_last_error() -> None:
     now = datetime(2026, 11, 23, tzinfo=UTC)
-    view = AgentView(now, "SITE_PAUSED", ("NET_WINDOW",), None, 3, None, 1, now, None, "no answer from hub:8443", 7)
+    view = AgentStatus(now, "SITE_PAUSED", ("NET_WINDOW",), None, 3, None, 1, now, None, "no answer from hub:8443", 7)
     assert in_words(view) == "paused: NET_WINDOW; round 3; no answer from hub:8443"
 
 
@@ -202,7 +202,7 @@ def test_a_trainer_whose_folder_is_taken_may_try_again(config: Path) -> None:
         assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
-class _Hung(Service):
+class _Hung(TrainerService):
     """A trainer whose third turn never ends."""
 
     def __init__(self, config: Path, notifier: Notifier) -> None:

@@ -5,23 +5,23 @@ aggregator:  open_sum -> chain.next_model, pack_sum      (after federation.secag
 site again:  unpack_sum -> chain.next_model
 """
 
-from federation.encoding.header import Header, HeaderSum, bin_of
+from federation.encoding.header import HeaderSum, SiteHeader, bin_of
 from federation.encoding.layout import BINS, HEADER_WORDS, LABELS, Layout
 from federation.encoding.quantize import clip
-from federation.encoding.sums import Opened, encode, open_sum, pack_sum, unpack_sum
+from federation.encoding.sums import DecodedSum, decode_sum, encode, pack_sum, unpack_sum
 
 __all__ = [
     "BINS",
     "HEADER_WORDS",
     "LABELS",
-    "Header",
+    "DecodedSum",
     "HeaderSum",
     "Layout",
-    "Opened",
+    "SiteHeader",
     "bin_of",
     "clip",
+    "decode_sum",
     "encode",
-    "open_sum",
     "pack_sum",
     "unpack_sum",
 ]

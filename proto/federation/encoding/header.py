@@ -31,7 +31,7 @@ _BINS_PER_LOGIT = BINS / (2 * _LOGIT_EDGE)
 
 
 @dataclass(frozen=True, eq=False)
-class Header:
+class SiteHeader:
     """What one site adds.
 
     studies: training studies, at least 1; the cap is applied in encoding. loss_sum: summed training loss over
@@ -85,7 +85,7 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.minimum(bins, BINS - 1)
 
 
-def write_header(layout: Layout, header: Header) -> NDArray[np.uint64]:
+def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
     """uint64 [772]. Metrics that the plan does not list are left 0."""
     words = np.zeros(HEADER_WORDS, np.uint64)
     words[0] = min(header.studies, layout.weight_cap)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.encoding import lanes
-from federation.encoding.header import Header, HeaderSum, read_header, write_header
+from federation.encoding.header import HeaderSum, SiteHeader, read_header, write_header
 from federation.encoding.layout import HEADER_WORDS, Layout
 from federation.encoding.quantize import norm_of, quantize
 from federation.encoding.rotation import rotate
@@ -21,7 +21,7 @@ _NORM_SLACK = 1 + 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class DecodedSum:
     """A cohort's sum, opened and in range.
 
     members: uploads in it. header_words: uint64 [772] as summed. header: the same, read. levels: uint16 or int32
@@ -36,7 +36,7 @@ class Opened:
 
 
 def encode(
-    layout: Layout, delta: NDArray[np.float32] | None, header: Header, rng: np.random.Generator
+    layout: Layout, delta: NDArray[np.float32] | None, header: SiteHeader, rng: np.random.Generator
 ) -> NDArray[np.uint64]:
     """A site's upload before masking, uint64 [layout.words].
 
@@ -58,7 +58,7 @@ def encode(
     return words
 
 
-def open_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> Opened:
+def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> DecodedSum:
     """Read the unmasked sum of `members` uploads, uint64 [layout.words].
 
     Errors: EncodingRefused when it is not one that so many honest members can have made: it is then worthless.
@@ -69,7 +69,7 @@ def open_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> Opened:
     return _read(layout, words, members, layout.lane_width)
 
 
-def pack_sum(layout: Layout, opened: Opened) -> bytes:
+def pack_sum(layout: Layout, opened: DecodedSum) -> bytes:
     """The published form, `layout.sum_bytes_for(opened.members)` bytes."""
     words = np.empty(layout.sum_bytes_for(opened.members) // 8, np.dtype("<u8"))
     words[:HEADER_WORDS] = opened.header_words
@@ -78,7 +78,7 @@ def pack_sum(layout: Layout, opened: Opened) -> bytes:
     return words.tobytes()
 
 
-def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Opened:
+def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> DecodedSum:
     """Read what `pack_sum` gave for a sum of `members` uploads; one byte string per sum.
 
     Errors: Malformed for another length; EncodingRefused for values out of range.
@@ -90,13 +90,13 @@ def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Opened
     return _read(layout, np.frombuffer(data, "<u8").astype(np.uint64, copy=False), members, layout.width_for(members))
 
 
-def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> Opened:
+def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> DecodedSum:
     header_words = words[:HEADER_WORDS].copy()
     header = read_header(layout, header_words, members)
     levels: NDArray[np.integer] = np.empty(0, np.int32)
     if layout.parameters:
         levels = lanes.unpack(words[HEADER_WORDS:], width, layout.coordinates, members * layout.level_max)
-    return Opened(members, header_words, header, levels)
+    return DecodedSum(members, header_words, header, levels)
 
 
 def _check_delta(layout: Layout, delta: NDArray[np.float32] | None) -> None:

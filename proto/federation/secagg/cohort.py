@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from federation.secagg import keys
-from federation.secagg.errors import AdvertisementRefused, ConfirmationRefused, Malformed, UploadRefused
+from federation.secagg.errors import AdvertisementRefused, ConfirmationRefused, MalformedValue, UploadRefused
 from federation.secagg.transcript import (
     DIGEST_BYTES,
     Advertisement,
@@ -122,7 +122,7 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
     of the consortium that all must hold alike.
     """
     if shard_size < SHARD_SIZE_MIN:
-        raise Malformed(f"a shard below {SHARD_SIZE_MIN} members is not safe, got {shard_size}")
+        raise MalformedValue(f"a shard below {SHARD_SIZE_MIN} members is not safe, got {shard_size}")
     if len(advertisements) <= SPLIT_ABOVE:
         return [Cohort(cohort_context(ctx, advertisements), dict(advertisements))]
     seed = shard_seed(ctx, advertisements)

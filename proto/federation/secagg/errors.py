@@ -21,7 +21,7 @@ class SecaggError(Exception):
     """Base of everything this package refuses."""
 
 
-class Malformed(SecaggError):
+class MalformedValue(SecaggError):
     """A value has the wrong length, type or encoding."""
 
 
@@ -66,7 +66,7 @@ class BelowThreshold(SecaggError):
         super().__init__(f"{what}: {have}, the threshold is {need}; this attempt opens nothing")
 
 
-class Unopenable(SecaggError):
+class Unrecoverable(SecaggError):
     """Enough shares arrived, but no subset of them opens the secret of `about`.
 
     suspects: the dealer `about`, who may have dealt inconsistent shares, and everyone who revealed one of them.

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from federation.secagg import shamir
-from federation.secagg.errors import AdvertisementRefused, Malformed, ShareRefused
+from federation.secagg.errors import AdvertisementRefused, MalformedValue, ShareRefused
 from federation.secagg.secret import MaskSecret, PolynomialSecret, Secret, Seed, ShareSecret, StreamKey
 from federation.secagg.transcript import (
     KEY_BYTES,
@@ -93,7 +93,7 @@ def check_share(site: str, share: bytes) -> None:
     """Refuse a share that is not an element of the field, naming who it came from."""
     try:
         shamir.decode(share)
-    except Malformed as error:
+    except MalformedValue as error:
         raise ShareRefused(site, str(error)) from None
 
 

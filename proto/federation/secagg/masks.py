@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from federation.secagg.errors import Malformed
+from federation.secagg.errors import MalformedValue
 from federation.secagg.secret import StreamKey
 
 Words = npt.NDArray[np.uint64]
@@ -30,28 +30,28 @@ _ZEROS = bytes(CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
-class Streams:
+class MaskStreams:
     """Keystreams to add and keystreams to subtract."""
 
     add: tuple[StreamKey, ...]
     subtract: tuple[StreamKey, ...]
 
-    def inverse(self) -> "Streams":
-        return Streams(add=self.subtract, subtract=self.add)
+    def inverse(self) -> "MaskStreams":
+        return MaskStreams(add=self.subtract, subtract=self.add)
 
     def wipe(self) -> None:
         for key in self.add + self.subtract:
             key.wipe()
 
 
-def apply(words: Words, streams: Streams, threads: int = 1) -> None:
+def apply(words: Words, streams: MaskStreams, threads: int = 1) -> None:
     """Put all streams on `words` in place.
 
     words: uint64 [m], contiguous, writable. threads: at most this many ranges at once, with the same result.
     """
     check_words(words)
     if threads < 1:
-        raise Malformed(f"expected at least one thread, got {threads}")
+        raise MalformedValue(f"expected at least one thread, got {threads}")
     chunks = -(-words.size // _CHUNK_WORDS)
     ranges = min(threads, max(1, chunks))
     bounds = [min(words.size, chunks * part // ranges * _CHUNK_WORDS) for part in range(ranges + 1)]
@@ -68,10 +68,10 @@ def apply(words: Words, streams: Streams, threads: int = 1) -> None:
 def check_words(words: Words) -> None:
     """Refuse what is not a contiguous vector of uint64."""
     if words.dtype != np.dtype(np.uint64) or words.ndim != 1 or not words.flags.c_contiguous:
-        raise Malformed(f"expected a contiguous uint64 vector, got {words.dtype} of shape {words.shape}")
+        raise MalformedValue(f"expected a contiguous uint64 vector, got {words.dtype} of shape {words.shape}")
 
 
-def _apply_range(words: Words, offset: int, streams: Streams) -> None:
+def _apply_range(words: Words, offset: int, streams: MaskStreams) -> None:
     """Put the part of every stream that begins at word `offset` (a whole number of blocks) on `words`."""
     signed = [(np.add, key) for key in streams.add] + [(np.subtract, key) for key in streams.subtract]
     buffer = bytearray(CHUNK_BYTES)

@@ -29,12 +29,12 @@ from federation.secagg.errors import (
     BelowThreshold,
     CohortRefused,
     ConfirmationRefused,
-    Malformed,
+    MalformedValue,
     OutOfOrder,
     ShareRefused,
     UploadRefused,
 )
-from federation.secagg.masks import Streams, Words
+from federation.secagg.masks import MaskStreams, Words
 from federation.secagg.secret import SECRET_BYTES, MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret, StreamKey
 from federation.secagg.state import MemberState, OwnSecrets, Phase
 from federation.secagg.transcript import (
@@ -255,7 +255,9 @@ class Member:
     ) -> Cohort:
         """This member's complete graph, after every check of the shares phase."""
         if minimum < MEMBERS_MIN:
-            raise Malformed(f"a cohort has at least {MEMBERS_MIN} members, a minimum of {minimum} would not protect")
+            raise MalformedValue(
+                f"a cohort has at least {MEMBERS_MIN} members, a minimum of {minimum} would not protect"
+            )
         if advertisements.get(self.site) != self._state.own:
             raise CohortRefused("this member's own advertisement is missing or altered in the cohort shown")
         verify_cohort(self._state.ctx, roster, advertisements)
@@ -280,7 +282,7 @@ class Member:
             held[peer] = SharePair(seed_share + key_share)
         return held
 
-    def _streams(self, secrets: OwnSecrets) -> Streams:
+    def _streams(self, secrets: OwnSecrets) -> MaskStreams:
         """PRG(b) and every pairwise mask with U2: added towards later members, subtracted towards earlier ones."""
         uctx = self._state.uctx
         add: list[StreamKey] = [keys.self_key(secrets.seed, uctx, self.site)]
@@ -288,7 +290,7 @@ class Member:
         peers = {peer: self._state.cohort[peer].mask_key for peer in order(self._state.held) if peer != self.site}
         for peer, key in keys.pair_keys(secrets.mask, peers, uctx, self.site).items():
             (add if order((self.site, peer))[0] == self.site else subtract).append(key)
-        return Streams(tuple(add), tuple(subtract))
+        return MaskStreams(tuple(add), tuple(subtract))
 
     def _accept_uploaded(self, uploaded: Collection[str]) -> tuple[str, ...]:
         """U3 in order, after every check of the confirm phase."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from federation.secagg import keys, masks, shamir
 from federation.secagg.cohort import Cohort
-from federation.secagg.errors import BelowThreshold, ShareRefused, Unopenable
-from federation.secagg.masks import Streams, Words
+from federation.secagg.errors import BelowThreshold, ShareRefused, Unrecoverable
+from federation.secagg.masks import MaskStreams, Words
 from federation.secagg.secret import MaskSecret, Seed, StreamKey
 from federation.secagg.transcript import Context, RevealedShare, ShareKind, commitment, order
 
@@ -29,7 +29,7 @@ Answer = Mapping[str, RevealedShare]  # by the member the share is about
 
 
 @dataclass(frozen=True)
-class Opening:
+class RecoveredMasks:
     """What has to come off the sum, and who answered wrongly.
 
     streams: already with the sign that removes them. altered: for each member about whom a wrong share was noticed,
@@ -37,7 +37,7 @@ class Opening:
     them; the coordinator should hear of them.
     """
 
-    streams: Streams
+    streams: MaskStreams
     altered: Mapping[str, tuple[str, ...]]
 
 
@@ -59,13 +59,13 @@ def verify_answer(
         keys.check_share(revealer, revealed.share)
 
 
-def open_masks(
+def recover_masks(
     ctx: Context,
     cohort: Cohort,
     shared: Collection[str],
     uploaded: Collection[str],
     answers: Mapping[str, Answer],
-) -> Opening:
+) -> RecoveredMasks:
     """Open the seeds of U3 and the mask secrets of U2 \\ U3.
 
     ctx: of the attempt (also for a shard). answers: by revealer, at least t of them. Raises ShareRefused,
@@ -88,10 +88,10 @@ def open_masks(
         for peer, key in keys.pair_keys(secret, peers, cohort.uctx, site).items():
             # peer had added this mask if it comes first of the two, subtracted it otherwise.
             (subtract if order((site, peer))[0] == peer else add).append(key)
-    return Opening(Streams(tuple(add), tuple(subtract)), opener.altered)
+    return RecoveredMasks(MaskStreams(tuple(add), tuple(subtract)), opener.altered)
 
 
-def unmask(total: Words, opening: Opening, threads: int = 1) -> None:
+def unmask(total: Words, opening: RecoveredMasks, threads: int = 1) -> None:
     """Turn the sum of the masked uploads of U3 into the sum of their words, in place: uint64 [m], modulo 2^64."""
     masks.apply(total, opening.streams, threads)
 
@@ -116,7 +116,7 @@ class _Opener:
             if secret < 1 << 256 and holds(secret.to_bytes(32, "big")):
                 self._blame(about, revealers, shares, chosen)
                 return secret.to_bytes(32, "big")
-        raise Unopenable(about, tuple(order({about, *revealers})))
+        raise Unrecoverable(about, tuple(order({about, *revealers})))
 
     def _weights_of(self, chosen: tuple[int, ...]) -> list[int]:
         if chosen not in self._weights:

@@ -10,7 +10,7 @@ the secret, and that nothing prints it by accident.
 import hmac
 from typing import NoReturn
 
-from federation.secagg.errors import Malformed
+from federation.secagg.errors import MalformedValue
 
 SECRET_BYTES = 32
 SHARE_PAIR_BYTES = 66
@@ -24,7 +24,7 @@ class Secret:
 
     def __init__(self, value: bytes) -> None:
         if len(value) != self.size_bytes:
-            raise Malformed(f"a {type(self).__name__} has {self.size_bytes} bytes, got {len(value)}")
+            raise MalformedValue(f"a {type(self).__name__} has {self.size_bytes} bytes, got {len(value)}")
         self._buffer = bytearray(value)
 
     def expose(self) -> bytes:

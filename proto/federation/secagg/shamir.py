@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import mul
 
-from federation.secagg.errors import Malformed
+from federation.secagg.errors import MalformedValue
 from federation.secagg.secret import SECRET_BYTES
 
 PRIME = (1 << 256) + 297
@@ -27,9 +27,11 @@ def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> lis
     randomness: (threshold - 1) * COEFFICIENT_BYTES uniform bytes, used for nothing else.
     """
     if not 1 <= threshold <= members:
-        raise Malformed(f"a threshold lies in 1..{members}, got {threshold}")
+        raise MalformedValue(f"a threshold lies in 1..{members}, got {threshold}")
     if len(secret) != SECRET_BYTES or len(randomness) != (threshold - 1) * COEFFICIENT_BYTES:
-        raise Malformed(f"expected a {SECRET_BYTES}-byte secret and {(threshold - 1) * COEFFICIENT_BYTES} random bytes")
+        raise MalformedValue(
+            f"expected a {SECRET_BYTES}-byte secret and {(threshold - 1) * COEFFICIENT_BYTES} random bytes"
+        )
     coefficients = [int.from_bytes(secret, "big")]
     for start in range(0, len(randomness), COEFFICIENT_BYTES):
         coefficients.append(int.from_bytes(randomness[start : start + COEFFICIENT_BYTES], "big") % PRIME)
@@ -68,10 +70,10 @@ def encode(element: int) -> bytes:
 def decode(share: bytes) -> int:
     """The field element, refused unless it is the one encoding of an element."""
     if len(share) != ELEMENT_BYTES:
-        raise Malformed(f"a share has {ELEMENT_BYTES} bytes, got {len(share)}")
+        raise MalformedValue(f"a share has {ELEMENT_BYTES} bytes, got {len(share)}")
     element = int.from_bytes(share, "big")
     if element >= PRIME:
-        raise Malformed("a share is below the field's prime")
+        raise MalformedValue("a share is below the field's prime")
     return element
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from federation.secagg.errors import Malformed, SnapshotRefused
+from federation.secagg.errors import MalformedValue, SnapshotRefused
 from federation.secagg.secret import MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret
 from federation.secagg.transcript import Advertisement, CohortContext, Context, RevealedShare, ShareKind, frame, order
 
@@ -116,7 +116,7 @@ def from_bytes(data: bytes) -> MemberState:
         raise SnapshotRefused("the saved member state is torn or altered (its checksum is wrong); abandon the attempt")
     try:
         state = _parse(body)
-    except (Malformed, ValueError) as error:
+    except (MalformedValue, ValueError) as error:
         raise SnapshotRefused(f"the saved member state is not of this version ({error}); abandon the attempt") from None
     if to_bytes(state) != data:
         raise SnapshotRefused("the saved member state is not in canonical form; abandon the attempt")
@@ -126,7 +126,7 @@ def from_bytes(data: bytes) -> MemberState:
 def _parse(body: bytes) -> MemberState:
     fields = unframe(body)
     if len(fields) != 13 or fields[0] != _FORMAT:
-        raise Malformed("unknown format")
+        raise MalformedValue("unknown format")
     cohort = [_advertisement(entry) for entry in unframe(fields[6])]
     signing_keys = zip((a.site for a in cohort), unframe(fields[7]), strict=True)
     return MemberState(
@@ -154,10 +154,10 @@ def unframe(data: bytes) -> list[bytes]:
         field_bytes = data[position + 8 : position + 8 + size]
         position += 8 + size
         if position > len(data):
-            raise Malformed("a field reaches beyond the end")
+            raise MalformedValue("a field reaches beyond the end")
         fields.append(field_bytes)
     if position != len(data):
-        raise Malformed("bytes are left over")
+        raise MalformedValue("bytes are left over")
     return fields
 
 
@@ -195,5 +195,5 @@ def _answer_bytes(about: str, revealed: RevealedShare) -> bytes:
 def _answer(data: bytes) -> tuple[str, RevealedShare]:
     about, kind, share = unframe(data)
     if kind.decode() not in ShareKind.__members__:
-        raise Malformed("unknown kind of share")
+        raise MalformedValue("unknown kind of share")
     return about.decode(), RevealedShare(ShareKind[kind.decode()], share)

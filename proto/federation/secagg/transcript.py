@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
-from federation.secagg.errors import Malformed
+from federation.secagg.errors import MalformedValue
 
 Context = NewType("Context", bytes)  # ctx, 32 bytes
 CohortContext = NewType("CohortContext", bytes)  # uctx, 32 bytes
@@ -91,7 +91,7 @@ def context(
     _require_digest("plan digest", plan_digest)
     _require_digest("base model digest", base_digest)
     if not 0 < len(run_id) <= RUN_ID_BYTES_MAX:
-        raise Malformed(f"a run id has 1 to {RUN_ID_BYTES_MAX} bytes, got {len(run_id)}")
+        raise MalformedValue(f"a run id has 1 to {RUN_ID_BYTES_MAX} bytes, got {len(run_id)}")
     integers = (_u64(value) for value in (round_number, attempt, roster_epoch, shard))
     return Context(digest("context", plan_digest, base_digest, run_id, *integers))
 
@@ -188,17 +188,17 @@ def _entries(advertisements: Mapping[str, Advertisement]) -> list[bytes]:
 
 def _u64(value: int) -> bytes:
     if not 0 <= value < 1 << 63:
-        raise Malformed(f"expected an integer from 0 to 2^63 - 1, got {value}")
+        raise MalformedValue(f"expected an integer from 0 to 2^63 - 1, got {value}")
     return value.to_bytes(8, "big")
 
 
 def _site(site: str) -> bytes:
     name = site.encode()
     if not 0 < len(name) <= SITE_BYTES_MAX:
-        raise Malformed(f"a site name has 1 to {SITE_BYTES_MAX} bytes, got {len(name)}")
+        raise MalformedValue(f"a site name has 1 to {SITE_BYTES_MAX} bytes, got {len(name)}")
     return name
 
 
 def _require_digest(what: str, value: bytes) -> None:
     if len(value) != DIGEST_BYTES:
-        raise Malformed(f"a {what} has {DIGEST_BYTES} bytes, got {len(value)}")
+        raise MalformedValue(f"a {what} has {DIGEST_BYTES} bytes, got {len(value)}")

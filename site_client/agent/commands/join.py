@@ -12,22 +12,22 @@ from site_client.agent.egress.calls import JOIN
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
-from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
 from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, Unreachable
 
 
 def join(
-    settings: Settings,
+    settings: SiteSettings,
     address: str,
     token_text: str,
     say: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> Identity:
+) -> SiteIdentity:
     """Enrols this host; polls until the coordinator approves. A second run after an interruption continues.
 
     Errors: TokenRefused, ConfigRefused, IdentityRefused, Refused, and Unreachable when the first contact fails.

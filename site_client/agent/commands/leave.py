@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 from site_client.agent.commands.session import errand
 from site_client.agent.egress.calls import LEAVE
-from site_client.agent.identity.identity import Identity, forget, left_on
-from site_client.agent.rounds.journal import Book
-from site_client.config import Settings
+from site_client.agent.identity.identity import SiteIdentity, forget, left_on
+from site_client.agent.rounds.journal import RoundJournal
+from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, IdentityRefused, Unreachable
 from site_client.files import remove
 from site_client.spool import AgentSide
@@ -19,7 +19,7 @@ from site_client.spool import AgentSide
 _PATIENCE_S = 20.0  # somebody waits at a terminal
 
 
-def leave(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
+def leave(settings: SiteSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
     """Says farewell, and forgets what opens the aggregator's door; gives one sentence for who typed it.
 
     Keys and ledger stay, so that the ledger can still be verified. A site that has left already sends nothing.
@@ -28,7 +28,7 @@ def leave(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.n
     folder = settings.folders.agent / "identity"
     if (when := left_on(folder)) is not None:
         return f"this site left on {when} already; nothing was sent"
-    identity = Identity(folder)
+    identity = SiteIdentity(folder)
     _check(settings, identity, clock())
     _say_farewell(settings, identity, clock)
     _close_round(settings)
@@ -37,7 +37,7 @@ def leave(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.n
     return f"{identity.site} has left: its certificate is no longer accepted. Only a new invitation brings it back"
 
 
-def _check(settings: Settings, identity: Identity, now: datetime) -> None:
+def _check(settings: SiteSettings, identity: SiteIdentity, now: datetime) -> None:
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
     if now >= identity.expires_at:
@@ -47,7 +47,7 @@ def _check(settings: Settings, identity: Identity, now: datetime) -> None:
         )
 
 
-def _say_farewell(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> None:
+def _say_farewell(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> None:
     with errand(settings, identity, clock, _PATIENCE_S) as egress:
         try:
             egress.send(LEAVE, LEAVE.request())
@@ -58,9 +58,9 @@ def _say_farewell(settings: Settings, identity: Identity, clock: Callable[[], da
             ) from error
 
 
-def _close_round(settings: Settings) -> None:
+def _close_round(settings: SiteSettings) -> None:
     """A round in progress is over for this site: no job for the trainer, no secret of the masking."""
     spool = AgentSide(settings.folders.spool)
     for job in spool.jobs():
         spool.withdraw_job(job.run_id, job.round)
-    Book(settings.folders.agent / "rounds").close()
+    RoundJournal(settings.folders.agent / "rounds").close()

@@ -17,7 +17,7 @@ from site_client.agent.egress.calls import CALLS
 from site_client.agent.egress.ledger import Entry, read
 from site_client.agent.egress.verify import Anchor, DayTotal
 from site_client.agent.identity import keys
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused
 from site_client.files import replace_file
 
@@ -27,7 +27,7 @@ _SHOWN_BYTES = 64  # of a bytes field of a payload; the rest is counted
 class LedgerView:
     """The ledger of this site, or an exported one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SiteSettings) -> None:
         self._agent = settings.folders.agent
         self._path = self._agent / "ledger.jsonl"
         self._payloads = self._agent / "payloads"

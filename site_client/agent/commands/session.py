@@ -8,14 +8,14 @@ from datetime import datetime
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Link, enrolled
-from site_client.config import Settings
+from site_client.config import SiteSettings
 
 
 @contextmanager
 def errand(
-    settings: Settings, identity: Identity, clock: Callable[[], datetime], patience_s: float = math.inf
+    settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime], patience_s: float = math.inf
 ) -> Iterator[Egress]:
     """Guard, ledger and link of this enrolled site. `patience_s`: for an answer. Errors: InUse, LedgerBroken."""
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 
 from site_client.agent.egress.calls import GET_BLOB, PUT_BLOB, Call
 from site_client.agent.egress.guard import Guard
-from site_client.agent.egress.ledger import Decision, Ledger, Outgoing
+from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing
 from site_client.agent.egress.payloads import Payloads
-from site_client.agent.egress.rate_limit import Pace
+from site_client.agent.egress.rate_limit import RateLimit
 from site_client.errors import EgressRefused
 
 Q = TypeVar("Q", bound=Message)
@@ -53,9 +53,9 @@ class Egress:
         ledger: Ledger,
         transport: Transport,
         payloads: Payloads | None = None,
-        pace: Pace | None = None,
+        pace: RateLimit | None = None,
         moved: Callable[[], None] = lambda: None,
-        decision: Decision = Decision.ALLOWED,
+        decision: EgressDecision = EgressDecision.ALLOWED,
     ) -> None:
         """`decision`: what the ledger says of a message that the guard passes; a rehearsal's is DRY_RUN.
 
@@ -65,7 +65,7 @@ class Egress:
         self._decision = decision
         self._held: dict[bytes, int] = {}
         self.progress = 0  # grows whenever a blob got on, in either direction
-        self._transport, self._pace = transport, pace or Pace(0)
+        self._transport, self._pace = transport, pace or RateLimit(0)
 
     @property
     def dest(self) -> str:
@@ -107,14 +107,14 @@ class Egress:
             # The guard looks the call up by name and compares the type itself.
             rule = self.guard.check_message(cast(Call[Message, Message], call), message)
         except EgressRefused as refusal:
-            self._record(call, message, data, Decision.REFUSED, str(refusal))
+            self._record(call, message, data, EgressDecision.REFUSED, str(refusal))
             raise
         seq = self._record(call, message, data, self._decision, rule)
         if self.payloads is not None:
             self.payloads.keep(seq, data)
         return Cleared(data)
 
-    def _record(self, call: Call[Q, R], message: Message, data: bytes, decision: Decision, rule: str) -> int:
+    def _record(self, call: Call[Q, R], message: Message, data: bytes, decision: EgressDecision, rule: str) -> int:
         outgoing = Outgoing(self._transport.peer, call.name, data, summary(message), decision, rule)
         return self.ledger.append(outgoing).seq
 

@@ -36,7 +36,7 @@ from site_client.agent.egress.calls import (
     SEND_UPLOAD,
     Call,
 )
-from site_client.config import Policy
+from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import Update
 
@@ -99,7 +99,7 @@ _NUMBERS = {
 class Guard:
     """Says no by raising EgressRefused."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PolicySettings) -> None:
         self._policy = policy
         self._sealed: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
 

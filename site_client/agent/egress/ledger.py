@@ -47,7 +47,7 @@ _KEYS = {
 _HEX = re.compile(r"[0-9a-f]+")
 
 
-class Decision(StrEnum):
+class EgressDecision(StrEnum):
     ALLOWED = "allowed"
     REFUSED = "refused"
     DRY_RUN = "dry_run"
@@ -65,7 +65,7 @@ class Entry:
     size_bytes: int
     sha256: str  # hex
     fields: dict[str, str]
-    decision: Decision
+    decision: EgressDecision
     rule: str
     key: str  # hex
     prev_hash: str  # hex
@@ -74,7 +74,7 @@ class Entry:
     @property
     def left(self) -> bool:
         """Whether it was let go."""
-        return self.decision is Decision.ALLOWED
+        return self.decision is EgressDecision.ALLOWED
 
     def record(self) -> dict[str, Any]:
         """As it stands in the file."""
@@ -125,7 +125,7 @@ class Outgoing:
     rpc: str
     data: bytes
     fields: dict[str, str]
-    decision: Decision
+    decision: EgressDecision
     rule: str
 
 
@@ -156,7 +156,7 @@ class Ledger:
         self.repaired_bytes = len(torn)
         if torn:
             why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
-            self.append(Outgoing("", "", torn, {}, Decision.REPAIRED, why))
+            self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
 
     def append(self, outgoing: Outgoing) -> Entry:
         """Records it; on disk when this returns. Errors: OSError when the disk is full, and nothing is recorded."""
@@ -233,7 +233,7 @@ def _entry(line: bytes, seq: int) -> Entry:
             size_bytes=record["bytes"],
             sha256=record["sha256"],
             fields=record["fields"],
-            decision=Decision(record["decision"]),
+            decision=EgressDecision(record["decision"]),
             rule=record["rule"],
             key=record["key"],
             prev_hash=record["prev_hash"],

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Pace:
+class RateLimit:
     """Holds transfers to `bytes_per_s` on average, chunk by chunk; 0 is no limit."""
 
     def __init__(

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 from site_client.agent.egress import payloads
-from site_client.agent.egress.ledger import GENESIS, Decision, Entry, broken, read
+from site_client.agent.egress.ledger import GENESIS, EgressDecision, Entry, broken, read
 from site_client.errors import LedgerBroken
 
 
@@ -65,7 +65,7 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
     anchor: an entry count and head that the ledger must have had.
     Errors: LedgerBroken, with the first entry that does not verify.
     """
-    tally = _Tally()
+    tally = _Counts()
     for entry in read(path):
         if not entry.is_authentic():
             raise broken(entry.seq)
@@ -87,7 +87,7 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
 def check_payloads(path: Path, folder: Path) -> int:
     """Holds every payload still kept against its entry's SHA-256. Errors: LedgerBroken, with the entry."""
     held = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
-    recorded = {one.seq: one.sha256 for one in read(path) if one.left or one.decision is Decision.DRY_RUN}
+    recorded = {one.seq: one.sha256 for one in read(path) if one.left or one.decision is EgressDecision.DRY_RUN}
     for seq, digest in held.items():
         # A ledger that was read a moment after its payloads holds all of them.
         if recorded.get(seq) != digest:
@@ -126,7 +126,7 @@ def lines(path: Path) -> Iterator[bytes]:
         yield one.line() + b"\n"
 
 
-class _Tally:
+class _Counts:
     def __init__(self) -> None:
         self.entries, self.head = 0, GENESIS
         self.keys: list[tuple[int, str]] = []

@@ -16,7 +16,7 @@ from federation.v1 import enrolment_pb2
 from site_client.agent.egress.calls import CHALLENGE, RECOVER, RENEW
 from site_client.agent.egress.egress import Egress
 from site_client.agent.identity import keys
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.errors import IdentityRefused, SiteError
 
 _log = structlog.get_logger()
@@ -28,7 +28,7 @@ class Certificates:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: SiteIdentity,
         egress: Egress,
         desk: Callable[[], AbstractContextManager[Egress]],
         clock: Callable[[], datetime],

@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
-from federation.roster import Roster, open_roster
+from federation.roster import Roster, verify_roster
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 
@@ -43,7 +43,7 @@ class Membership:
     ca_fingerprint: bytes
 
 
-class Identity:
+class SiteIdentity:
     """An enrolled site. Reads everything once; roster and certificate are replaced on disk and here together."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class Identity:
         self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
         self.custodian = _custodian_key((folder / "custodian.pem").read_bytes(), self._ca)
         signed = parse(enrolment_pb2.SignedRoster, (folder / "roster.bin").read_bytes())
-        self.roster: Roster = open_roster(signed, self.custodian)
+        self.roster: Roster = verify_roster(signed, self.custodian)
         self._load_tls()
 
     @property
@@ -85,7 +85,7 @@ class Identity:
 
         Errors: BadSignature, RosterRefused (older), IdentityRefused when our own entry is not ours.
         """
-        roster = open_roster(signed, self.custodian, epoch_held=self.roster.epoch)
+        roster = verify_roster(signed, self.custodian, epoch_held=self.roster.epoch)
         if roster.epoch == self.roster.epoch:
             if roster != self.roster:
                 raise IdentityRefused(f"expected one roster of epoch {roster.epoch}, got a second; call the custodian")
@@ -131,12 +131,12 @@ class Joining:
             replace_file(csr, fresh.csr_der)
         return cls(folder, site, keys.make_or_load(folder), Request(key.read_bytes(), csr.read_bytes()))
 
-    def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> Identity:
+    def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> SiteIdentity:
         """Verifies everything against the token's CA, then keeps it. Errors: IdentityRefused, BadSignature."""
         ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
         _check_certificate(credentials.certificate_pem, self.request, self.site, ca)
         custodian = _custodian_key(credentials.custodian_certificate_pem, ca)
-        _check_own_entry(open_roster(credentials.roster, custodian), self.site, self.keys)
+        _check_own_entry(verify_roster(credentials.roster, custodian), self.site, self.keys)
         replace_file(self.folder / "ca.pem", credentials.ca_certificate_pem)
         replace_file(self.folder / "custodian.pem", credentials.custodian_certificate_pem)
         replace_file(self.folder / "roster.bin", serialize(credentials.roster))
@@ -145,7 +145,7 @@ class Joining:
         remove(self.folder / "joining.key")
         remove(self.folder / "joining.csr")
         remove(self.folder / "left")
-        return Identity(self.folder)
+        return SiteIdentity(self.folder)
 
 
 def forget(folder: Path, now: datetime) -> None:
@@ -168,7 +168,7 @@ def _not_enrolled(folder: Path) -> str:
     return f"this host left on {when}; to come back, ask for an invitation and run `hemofed-site join ADDRESS TOKEN`"
 
 
-def days_left(identity: Identity, now: datetime) -> float:
+def days_left(identity: SiteIdentity, now: datetime) -> float:
     """Days until the certificate ends; negative afterwards."""
     return (identity.expires_at - now) / timedelta(days=1)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from federation.encoding import Header, Layout, clip, encode
+from federation.encoding import Layout, SiteHeader, clip, encode
 from federation.plan import TrainingPlan
 from federation.secagg import Member
 from numpy.typing import NDArray
@@ -28,18 +28,20 @@ class Contribution:
 
     layout: Layout
     delta: NDArray[np.float32] | None
-    header: Header
+    header: SiteHeader
     delta_sha256: bytes
 
     def __repr__(self) -> str:
         return "Contribution(hidden)"
 
 
-def examine(guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.float32] | None) -> Contribution:
+def prepare_contribution(
+    guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.float32] | None
+) -> Contribution:
     """Clips and checks an update. Errors: EgressRefused; EncodingRefused when it is not finite."""
     clipped, was_clipped = (None, False) if delta is None else _clip(plan, delta)
     guard.check_update(plan, update, clipped)
-    header = Header(
+    header = SiteHeader(
         studies=update.studies,
         loss_sum=update.loss_sum,
         example_count=update.example_count,
@@ -50,7 +52,7 @@ def examine(guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.
     return Contribution(layout, clipped, header, update.delta_sha256 or b"")
 
 
-def seal(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> memoryview:
+def mask_contribution(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> memoryview:
     """The upload: masked words, uint64 little-endian, layout.bytes long.
 
     shares: ciphertext by peer, from every other member of U2. Errors: whatever `Member.mask` refuses.

@@ -25,21 +25,21 @@ from google.protobuf.message import Message
 from site_client.agent.egress.calls import CALLS, OFFER_BLOB, PUT_BLOB, READY, SEND_CONFIRM, SEND_KEYS, SEND_SHARES
 from site_client.agent.egress.egress import Cleared, Egress
 from site_client.agent.egress.guard import Guard
-from site_client.agent.egress.ledger import Decision, Ledger
+from site_client.agent.egress.ledger import EgressDecision, Ledger
 from site_client.agent.egress.payloads import Payloads
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.identity.keys import SiteKeys
 from site_client.agent.rounds.contribution import Contribution
-from site_client.agent.rounds.journal import Book, OpenRound
-from site_client.agent.rounds.masking import Masking
-from site_client.config import Policy
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.masking import MaskingPhases
+from site_client.config import PolicySettings
 from site_client.files import remove
 
 _ATTEMPT = 1
 
 
 @dataclass
-class Ear:
+class RecordingTransport:
     """A transport whose other end is this object. Keeps what it was given, for whoever wants to look at it."""
 
     peer: str
@@ -68,30 +68,32 @@ class Ear:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DryRunSite:
     """What a rehearsal needs of the site."""
 
-    identity: Identity
+    identity: SiteIdentity
     ledger: Ledger
     payloads: Payloads | None
-    policy: Policy
+    policy: PolicySettings
     folder: Path  # emptied before and after
 
 
-def rehearse(stage: Stage, plan: TrainingPlan, current: OpenRound, contribution: Contribution, dest: str) -> Ear:
+def run_dry(
+    stage: DryRunSite, plan: TrainingPlan, current: CurrentRound, contribution: Contribution, dest: str
+) -> RecordingTransport:
     """All phases of one round; each message is recorded as `dry_run` for `dest`. Gives the ear they ended in.
 
     Errors: EgressRefused when the guard would not let something leave, StepRefused.
     """
     remove(stage.folder)
-    ear = Ear(dest)
+    ear = RecordingTransport(dest)
     guard = Guard(replace(stage.policy, dry_run=False))
-    egress = Egress(guard, stage.ledger, ear, stage.payloads, decision=Decision.DRY_RUN)
+    egress = Egress(guard, stage.ledger, ear, stage.payloads, decision=EgressDecision.DRY_RUN)
     try:
-        book = Book(stage.folder)
-        book.open(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
+        book = RoundJournal(stage.folder)
+        book.begin(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
         egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
-        _Play(stage, plan, current, egress, ear, book).perform(contribution)
+        _DryRun(stage, plan, current, egress, ear, book).run(contribution)
         book.close()
     finally:
         remove(stage.folder)
@@ -108,22 +110,22 @@ class _Member:
 
 
 @dataclass
-class _Play:
+class _DryRun:
     """The phases, in order, with us as one of `minimum` members."""
 
-    stage: Stage
+    stage: DryRunSite
     plan: TrainingPlan
-    current: OpenRound
+    current: CurrentRound
     egress: Egress
-    ear: Ear
-    book: Book
+    ear: RecordingTransport
+    book: RoundJournal
 
-    def perform(self, contribution: Contribution) -> None:
+    def run(self, contribution: Contribution) -> None:
         minimum = max(self.stage.policy.cohort_min, self.plan.cohort.minimum)
         signers = {f"imagined-{number}": Ed25519PrivateKey.generate() for number in range(1, minimum)}
-        member = _cast(self.stage.identity, signers)
+        member = _enlist(self.stage.identity, signers)
         # Masking asks an identity for nothing but these three.
-        masking = Masking(self.egress, cast(Identity, member), self.book, self.stage.policy.cohort_min)
+        masking = MaskingPhases(self.egress, cast(SiteIdentity, member), self.book, self.stage.policy.cohort_min)
         ref = self.current.ref(_ATTEMPT)
         base, epoch = self.current.base_model_digest, member.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)
@@ -132,11 +134,11 @@ class _Play:
         own = cast(secagg_pb2.KeysMessage, self.ear.last(SEND_KEYS.name)).advertisement
         shown = [own, *(message_of(one.advertisement) for one in others)]
         masking.shares(self.plan, rounds_pb2.SharesStep(round=ref, advertisements=shown))
-        self._upload_and_open(masking, ref, others, shown, member, contribution)
+        self._upload_and_recover(masking, ref, others, shown, member, contribution)
 
-    def _upload_and_open(
+    def _upload_and_recover(
         self,
-        masking: Masking,
+        masking: MaskingPhases,
         ref: RoundRef,
         others: list[Member],
         shown: list[secagg_pb2.Advertisement],
@@ -164,7 +166,7 @@ class _Play:
         masking.reveal(rounds_pb2.RevealStep(round=ref, uploaded=names, confirmations=confirmations))
 
 
-def _cast(identity: Identity, signers: dict[str, Ed25519PrivateKey]) -> _Member:
+def _enlist(identity: SiteIdentity, signers: dict[str, Ed25519PrivateKey]) -> _Member:
     own = RosterEntry(identity.site, identity.keys.signing_public, identity.keys.sealing.public_bytes)
     imagined = [
         RosterEntry(name, key.public_key().public_bytes_raw(), os.urandom(SEALING_KEY_BYTES))

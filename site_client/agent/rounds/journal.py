@@ -22,7 +22,7 @@ from site_client.records import RunId
 
 
 @dataclass(frozen=True)
-class OpenRound:
+class CurrentRound:
     """The round this site works on."""
 
     run_id: RunId
@@ -45,16 +45,16 @@ class OpenRound:
         return (self.run_id, self.number) == (ref.run_id, ref.round)
 
 
-class Book:
+class RoundJournal:
     """The folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         private_folder(folder)
         sweep_drafts(folder)
-        self.current: OpenRound | None = self._read_current()
+        self.current: CurrentRound | None = self._read_current()
 
-    def open(self, fresh: OpenRound) -> OpenRound:
+    def begin(self, fresh: CurrentRound) -> CurrentRound:
         """Opens a round; one that is open already stays as it is. Errors: StepRefused."""
         if self.current is not None and self.current.is_of(fresh.ref()):
             self._require_same(self.current, fresh)
@@ -67,7 +67,7 @@ class Book:
             self.close()
         return self.save(fresh)
 
-    def save(self, changed: OpenRound) -> OpenRound:
+    def save(self, changed: CurrentRound) -> CurrentRound:
         """Makes a change durable."""
         folder = self._path(changed)
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -104,10 +104,10 @@ class Book:
                 overwrite(folder / name)
             remove(folder)
 
-    def _path(self, one: OpenRound) -> Path:
+    def _path(self, one: CurrentRound) -> Path:
         return self._folder / f"{one.run_id.hex()}-{one.number}"
 
-    def _read_current(self) -> OpenRound | None:
+    def _read_current(self) -> CurrentRound | None:
         found = [_of_json(path.read_bytes()) for path in self._folder.glob("*/round.json")]
         closed = self._closed()
         for over in [one for one in found if one.number <= closed.get(one.run_id.hex(), 0)]:
@@ -122,7 +122,7 @@ class Book:
         return {str(run): int(last) for run, last in json.loads(path.read_bytes()).items()} if path.exists() else {}
 
     @staticmethod
-    def _require_same(held: OpenRound, offered: OpenRound) -> None:
+    def _require_same(held: CurrentRound, offered: CurrentRound) -> None:
         blank = {"declined": None, "attempt": 0, "refused_attempt": 0, "revealed_attempt": 0, "uploaded_to": ()}
         if replace(held, **blank) != offered:  # type: ignore[arg-type]  # the keys and values are OpenRound's
             raise StepRefused(f"round {held.number} was offered before with another plan or base model; refused")
@@ -138,14 +138,14 @@ def overwrite(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _to_json(one: OpenRound) -> bytes:
+def _to_json(one: CurrentRound) -> bytes:
     plain = {key: value.hex() if isinstance(value, bytes) else value for key, value in asdict(one).items()}
     return json.dumps(plain, sort_keys=True).encode()
 
 
-def _of_json(data: bytes) -> OpenRound:
+def _of_json(data: bytes) -> CurrentRound:
     record: dict[str, Any] = json.loads(data)
     for key in ("run_id", "plan_digest", "base_model_digest"):
         record[key] = bytes.fromhex(record[key])
     record["uploaded_to"] = tuple(record.get("uploaded_to", ()))  # a round opened by version 0.1.0 has none
-    return OpenRound(**record)
+    return CurrentRound(**record)

@@ -19,9 +19,9 @@ from federation.v1.blobs_pb2 import RoundRef
 from site_client.agent.egress.calls import SEND_CONFIRM, SEND_KEYS, SEND_REVEAL, SEND_SHARES, SEND_UPLOAD
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import upload
-from site_client.agent.identity.identity import Identity
-from site_client.agent.rounds.contribution import Contribution, seal
-from site_client.agent.rounds.journal import Book, OpenRound, overwrite
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.contribution import Contribution, mask_contribution
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal, overwrite
 from site_client.errors import StepRefused
 from site_client.files import replace_file
 
@@ -33,12 +33,12 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Masking:
+class MaskingPhases:
     """What the phases need. `cohort_min` is the hospital's own."""
 
     egress: Egress
-    identity: Identity
-    book: Book
+    identity: SiteIdentity
+    book: RoundJournal
     cohort_min: int
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
@@ -77,7 +77,7 @@ class Masking:
         need no file: a try that ended in the middle goes on where it stopped."""
         member = self._member(step.round)
         shares = _shares_for(member.site, step)
-        masked = self._checked(step.round, lambda: seal(member, contribution, shares))
+        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, shares))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
             signature = self._checked(step.round, lambda: member.claim(digest))
@@ -108,7 +108,7 @@ class Masking:
         self._save(step.round.attempt, member)
         self.egress.send(SEND_REVEAL, _reveal_message(step.round, answer))
 
-    def _begin(self, plan: TrainingPlan, current: OpenRound, step: rounds_pb2.KeysStep) -> Member:
+    def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
         for earlier in range(1, attempt):
             self.book.erase_attempt(earlier)
@@ -120,7 +120,7 @@ class Masking:
         self._save(attempt, member)
         return member
 
-    def _enter(self, ref: RoundRef) -> OpenRound:
+    def _enter(self, ref: RoundRef) -> CurrentRound:
         """The open round, if this step may concern it. Errors: StepRefused."""
         current = self.book.current
         if current is None or not current.is_of(ref):

@@ -18,15 +18,15 @@ from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.calls import DECLINE, FETCH_PLAN, FETCH_ROSTER, POLL, READY
 from site_client.agent.egress.egress import Egress
-from site_client.agent.identity.identity import Identity
-from site_client.agent.rounds.contribution import Contribution, examine
-from site_client.agent.rounds.dry_run import Stage, rehearse
-from site_client.agent.rounds.journal import Book, OpenRound
-from site_client.agent.rounds.masking import Masking
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.contribution import Contribution, prepare_contribution
+from site_client.agent.rounds.dry_run import DryRunSite, run_dry
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.masking import MaskingPhases
 from site_client.agent.rounds.models import Models
-from site_client.agent.rounds.plans import Decision, HeldPlan, Plans
-from site_client.agent.rounds.policy import objections
-from site_client.config import Settings
+from site_client.agent.rounds.plans import HeldPlan, PlanDecision, Plans
+from site_client.agent.rounds.policy import policy_conflicts
+from site_client.config import SiteSettings
 from site_client.errors import EgressRefused, ModelMismatch, SpoolRefused, StepRefused
 from site_client.metered import Meter
 from site_client.records import Job, RunId, Status, Update
@@ -57,15 +57,15 @@ class Turn:
     refusal: StepRefused | ModelMismatch | None = None
 
 
-class SiteRounds:
+class Participant:
     """One site in whatever run there is. Not thread-safe; one process at a time."""
 
     def __init__(
         self,
         egress: Egress,
-        identity: Identity,
+        identity: SiteIdentity,
         spool: AgentSide,
-        settings: Settings,
+        settings: SiteSettings,
         clock: Callable[[], datetime],
         is_metered: Callable[[], bool | None] = lambda: None,
     ) -> None:
@@ -77,9 +77,9 @@ class SiteRounds:
         self._version = version("hemofed")
         self.plans = Plans(folder / "plans")
         self.models = Models(folder / "models")
-        self.book = Book(folder / "rounds")
+        self.book = RoundJournal(folder / "rounds")
         self._scratch = folder / "rehearsal"
-        self._masking = Masking(egress, identity, self.book, settings.policy.cohort_min)
+        self._masking = MaskingPhases(egress, identity, self.book, settings.policy.cohort_min)
         # The update in hand, and what came of examining it: nothing but a saving, made anew after a start.
         self._examined: tuple[Update, Contribution] | None = None
         self._withdraw_stale_jobs()
@@ -174,9 +174,9 @@ class SiteRounds:
         current = self._open(step)
         if current.declined is not None:
             self._decline(current, current.declined)
-        elif held.decision is Decision.REFUSED:
+        elif held.decision is PlanDecision.REFUSED:
             self._decline(current, "PLAN_REFUSED")
-        elif against := list(objections(self._settings.policy, held.plan)):
+        elif against := list(policy_conflicts(self._settings.policy, held.plan)):
             _log.warning("plan_declined", round=current.number, why="; ".join(against))
             self._decline(current, "POLICY")
         elif not self._waits_for_approval(current) and not self._transfers_wait_for():
@@ -190,10 +190,10 @@ class SiteRounds:
         signed = self._egress.send(FETCH_PLAN, rounds_pb2.FetchPlanRequest(plan_digest=step.plan_digest))
         return self.plans.keep(signed, step.plan_digest, self._identity.custodian)
 
-    def _open(self, step: rounds_pb2.TrainStep) -> OpenRound:
+    def _open(self, step: rounds_pb2.TrainStep) -> CurrentRound:
         before = self.book.current
-        current = self.book.open(
-            OpenRound(
+        current = self.book.begin(
+            CurrentRound(
                 run_id=RunId(step.round.run_id),
                 number=step.round.round,
                 plan_digest=step.plan_digest,
@@ -205,7 +205,7 @@ class SiteRounds:
             self._spool.withdraw_job(before.run_id, before.number)
         return current
 
-    def _offer(self, current: OpenRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> bool:
+    def _offer(self, current: CurrentRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> bool:
         """Fetches or computes the base model and hands the round to the trainer; says Ready if it is done already."""
         try:
             self.models.obtain(self._egress, held.plan, step)
@@ -225,7 +225,7 @@ class SiteRounds:
 
     # The update: ready or declined.
 
-    def _tell_outcome(self, current: OpenRound) -> bool:
+    def _tell_outcome(self, current: CurrentRound) -> bool:
         """Says Ready, or why not, once the trainer is done; whether it said Ready. Errors: Unreachable, Refused."""
         try:
             update = self._update(current)
@@ -249,35 +249,37 @@ class SiteRounds:
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
         return True
 
-    def _rehearse(self, current: OpenRound, plan: TrainingPlan, contribution: Contribution) -> None:
+    def _rehearse(self, current: CurrentRound, plan: TrainingPlan, contribution: Contribution) -> None:
         """Shows in the ledger what would leave, and takes no part in the round. Errors: EgressRefused."""
-        stage = Stage(self._identity, self._egress.ledger, self._egress.payloads, self._settings.policy, self._scratch)
-        rehearse(stage, plan, current, contribution, self._egress.dest)
+        stage = DryRunSite(
+            self._identity, self._egress.ledger, self._egress.payloads, self._settings.policy, self._scratch
+        )
+        run_dry(stage, plan, current, contribution, self._egress.dest)
         _log.info("rehearsed", round=current.number, bytes=contribution.layout.bytes)
         self._decline(current, "POLICY")
 
-    def _decline(self, current: OpenRound, reason: str | None) -> None:
+    def _decline(self, current: CurrentRound, reason: str | None) -> None:
         declined = reason if reason in _DECLINABLE else "TRAINING_FAILED"
         self.book.save(replace(current, declined=declined))
         self._spool.withdraw_job(current.run_id, current.number)
         number = rounds_pb2.StateReason.Value(declined)
         self._egress.send(DECLINE, rounds_pb2.DeclineMessage(round=current.ref(attempt=0), reason=number))
 
-    def _update(self, current: OpenRound) -> Update | None:
+    def _update(self, current: CurrentRound) -> Update | None:
         update = self._spool.update(current.run_id, current.number)
         return update if update is not None and update.base_model_digest == current.base_model_digest else None
 
-    def _contribution(self, current: OpenRound, update: Update) -> Contribution:
+    def _contribution(self, current: CurrentRound, update: Update) -> Contribution:
         """`update` as it goes into the sum; read, hashed and examined once, and kept until the round is over."""
         if self._examined is None or self._examined[0] != update:
             self._examined = update, self._examine(current, update)
         return self._examined[1]
 
-    def _examine(self, current: OpenRound, update: Update) -> Contribution:
+    def _examine(self, current: CurrentRound, update: Update) -> Contribution:
         delta = self._spool.delta(update) if update.outcome == "trained" else None
         if (delta is None) != current.evaluation_only:
             raise EgressRefused("expected a trained update in a training round, and none in the evaluation-only one")
-        return examine(self._egress.guard, self._current_plan(current).plan, update, delta)
+        return prepare_contribution(self._egress.guard, self._current_plan(current).plan, update, delta)
 
     # Masking.
 
@@ -315,7 +317,7 @@ class SiteRounds:
             raise
         self._erase(current)
 
-    def _verify(self, current: OpenRound, opened: rounds_pb2.OpenedSum) -> None:
+    def _verify(self, current: CurrentRound, opened: rounds_pb2.OpenedSum) -> None:
         """Recomputes the published model. An evaluation-only round publishes the one it judged."""
         if opened.round != current.number:
             raise StepRefused(f"the sum of round {opened.round} does not close round {current.number}; polling again")
@@ -325,13 +327,13 @@ class SiteRounds:
         elif opened.model_digest != current.base_model_digest:
             raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
 
-    def _erase(self, current: OpenRound) -> None:
+    def _erase(self, current: CurrentRound) -> None:
         """The job goes first: the trainer sees that it is over, and removes the update."""
         self._examined = None
         self._spool.withdraw_job(current.run_id, current.number)
         self.book.close()
 
-    def _local_facts(self) -> tuple[bool, Decision | None]:
+    def _local_facts(self) -> tuple[bool, PlanDecision | None]:
         current = self.book.current
         if current is None or current.declined is not None:
             return False, None
@@ -350,15 +352,15 @@ class SiteRounds:
     def _silence(self) -> timedelta:
         return timedelta(seconds=self._settings.agent.trainer_silent_s)
 
-    def _current_plan(self, current: OpenRound) -> HeldPlan:
+    def _current_plan(self, current: CurrentRound) -> HeldPlan:
         held = self.plans.get(current.plan_digest)
         if held is None:
             raise StepRefused("the plan of the open round is gone from the state folder; restore it from the backup")
         return held
 
-    def _waits_for_approval(self, current: OpenRound) -> bool:
+    def _waits_for_approval(self, current: CurrentRound) -> bool:
         asks = self._settings.policy.plan_approval == "ask"
-        return asks and self._current_plan(current).decision is not Decision.APPROVED
+        return asks and self._current_plan(current).decision is not PlanDecision.APPROVED
 
     def _transfers_wait_for(self) -> tuple[str, ...]:
         """Why models and updates do not move now; empty when they may. A masking that has begun is finished anyway."""
@@ -385,7 +387,7 @@ def _when_idle(status: Status | None) -> Situation:
     return Situation("SITE_IDLE")
 
 
-def _while_training(current: OpenRound, status: Status | None) -> Situation:
+def _while_training(current: CurrentRound, status: Status | None) -> Situation:
     of_this_round = status is not None and (status.run_id, status.round) == (current.run_id, current.number)
     if status is None or status.state not in _TRAINER_STATES:
         return Situation("SITE_PREPARING")

@@ -11,19 +11,19 @@ from enum import StrEnum
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.plan import TrainingPlan, open_plan
+from federation.plan import TrainingPlan, verify_plan
 from federation.v1 import plan_pb2
 from federation.wire import parse, serialize
 
-from site_client.agent.rounds.policy import objections
-from site_client.config import Policy
+from site_client.agent.rounds.policy import policy_conflicts
+from site_client.config import PolicySettings
 from site_client.errors import StepRefused
 from site_client.files import private_folder, replace_file
 
 _PREFIX_MIN = 8
 
 
-class Decision(StrEnum):
+class PlanDecision(StrEnum):
     APPROVED = "approved"
     REFUSED = "refused"
 
@@ -34,7 +34,7 @@ class HeldPlan:
 
     plan: TrainingPlan
     signed: bytes  # serialized SignedPlan
-    decision: Decision | None
+    decision: PlanDecision | None
 
     @property
     def digest(self) -> bytes:
@@ -50,7 +50,7 @@ class Plans:
 
     def keep(self, signed: plan_pb2.SignedPlan, digest: bytes, custodian: Ed25519PublicKey) -> HeldPlan:
         """Verifies, then keeps. Errors: BadSignature, Malformed, PlanRefused; StepRefused when it is another plan."""
-        plan = open_plan(signed, custodian)
+        plan = verify_plan(signed, custodian)
         if plan.digest != digest:
             raise StepRefused("expected the plan that the step names, got another one; nothing was kept")
         private_folder(self._folder)
@@ -85,7 +85,7 @@ class Plans:
 
     def decide(self, digest: bytes, *, approved: bool) -> None:
         """Writes down what the hospital said; the last word counts."""
-        decision = Decision.APPROVED if approved else Decision.REFUSED
+        decision = PlanDecision.APPROVED if approved else PlanDecision.REFUSED
         replace_file(self._path(digest, "decision"), json.dumps({"decision": decision}).encode())
 
     def distrust(self, run_id: bytes) -> None:
@@ -103,9 +103,9 @@ class Plans:
     def _distrusted(self, run_id: bytes) -> Path:
         return self._folder / f"run-{run_id.hex()}.mismatch"
 
-    def _decision(self, digest: bytes) -> Decision | None:
+    def _decision(self, digest: bytes) -> PlanDecision | None:
         path = self._path(digest, "decision")
-        return Decision(json.loads(path.read_bytes())["decision"]) if path.exists() else None
+        return PlanDecision(json.loads(path.read_bytes())["decision"]) if path.exists() else None
 
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self._folder / f"{digest.hex()}.{suffix}"
@@ -117,7 +117,7 @@ def summarize(plans: Plans) -> str:
     return "\n".join(lines) or "no plan has been offered to this site yet"
 
 
-def describe(held: HeldPlan, policy: Policy) -> str:
+def describe(held: HeldPlan, policy: PolicySettings) -> str:
     """Everything a hospital agrees to, in words, and what its own policy has against it."""
     plan = held.plan
     metrics = ", ".join(metric.name.lower() for metric in plan.metrics) or "none"
@@ -126,8 +126,8 @@ def describe(held: HeldPlan, policy: Policy) -> str:
         "purpose": plan.purpose,
         "digest": held.digest.hex(),
         "decision": held.decision or "waits for you: plan approve / plan refuse",
-        "against it": "; ".join(objections(policy, plan)) or "nothing, by the policy of this site",
-        "network": f"{plan.arm}, {plan.manifest.size:,} numbers in {len(plan.manifest.tensors)} tensors",
+        "against it": "; ".join(policy_conflicts(policy, plan)) or "nothing, by the policy of this site",
+        "network": f"{plan.architecture}, {plan.manifest.size:,} numbers in {len(plan.manifest.tensors)} tensors",
         "rounds": f"{plan.rounds} of training and one of evaluation",
         "training": f"{plan.training.epochs} passes a round, at least {plan.training.studies_min} studies",
         "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from federation.plan import TrainingPlan
 
-from site_client.config import Policy
+from site_client.config import PolicySettings
 
 
-def objections(policy: Policy, plan: TrainingPlan) -> Iterator[str]:
+def policy_conflicts(policy: PolicySettings, plan: TrainingPlan) -> Iterator[str]:
     """Nothing when the plan may be trained."""
     unwanted = {metric.name for metric in plan.metrics} - set(policy.metrics)
     if unwanted:

@@ -12,8 +12,8 @@ from typing import Final
 
 from pydicom.uid import UID
 
-from site_client.config import Settings
-from site_client.doctor.result import Check, Line, green, grey, red
+from site_client.config import SiteSettings
+from site_client.doctor.result import Check, CheckResult, green, grey, red
 from site_client.errors import SiteError
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.files.decoders import has_decoder
@@ -48,7 +48,7 @@ _SIGNAL_FIX: Final = {
 }
 
 
-def checks(settings: Settings) -> dict[str, Check]:
+def checks(settings: SiteSettings) -> dict[str, Check]:
     """By name."""
     return {
         "export": lambda: check_export(settings.folders.export),
@@ -60,7 +60,7 @@ def checks(settings: Settings) -> dict[str, Check]:
     }
 
 
-def check_export(export: Path) -> Iterator[Line]:
+def check_export(export: Path) -> Iterator[CheckResult]:
     """Readable, all of it that is looked at; and not writable. Never names a file of it."""
     try:
         seen = list(islice(walk(export), _LOOKED_AT))
@@ -84,7 +84,7 @@ def check_export(export: Path) -> Iterator[Line]:
         yield red("export is read-only", f"{open_} files or folders can be written", "Mount it read-only (ro)")
 
 
-def check_labels(settings: Settings) -> Iterator[Line]:
+def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
     """The label files now, and what the last scan made of them. Scans nothing."""
     try:
         files = label_files(settings.folders.export, settings.folders.labels)
@@ -114,7 +114,7 @@ def check_labels(settings: Settings) -> Iterator[Line]:
         yield red("series waiting", f"{waiting} series or files wait for a decoder", "See decoders")
 
 
-def check_decoders() -> Iterator[Line]:
+def check_decoders() -> Iterator[CheckResult]:
     """Which compressions of an archive can be opened here."""
     lacking = {name: package for syntax, (name, package) in _DECODERS.items() if not has_decoder(UID(syntax))}
     for name, package in lacking.items():
@@ -123,7 +123,7 @@ def check_decoders() -> Iterator[Line]:
         yield green("decoders", f"{len(_DECODERS)} compressions can be opened")
 
 
-def check_disk(settings: Settings) -> Iterator[Line]:
+def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
     """Room for what the cache may grow to, and inodes."""
     for name, folder in (("cache", settings.folders.cache), ("state", settings.folders.trainer)):
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -142,7 +142,9 @@ def check_disk(settings: Settings) -> Iterator[Line]:
             yield green("disk", f"{name}: {free_gib:.0f} GiB free")
 
 
-def check_gpu(settings: Settings, proc: Path = Path("/proc"), devices: Path = Path("/dev")) -> Iterator[Line]:
+def check_gpu(
+    settings: SiteSettings, proc: Path = Path("/proc"), devices: Path = Path("/dev")
+) -> Iterator[CheckResult]:
     """The driver's parts that a confined service cannot load by itself."""
     if settings.training.device == "cpu":
         yield grey("gpu", 'training.device is "cpu"')
@@ -160,7 +162,7 @@ def check_gpu(settings: Settings, proc: Path = Path("/proc"), devices: Path = Pa
         yield green("gpu", "NVIDIA driver and nvidia_uvm are there")
 
 
-def check_signals(settings: Settings, signals: Signals | None = None) -> Iterator[Line]:
+def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Iterator[CheckResult]:
     """Every signal of the idle gate that cannot be read; red where the policy then denies training."""
     signals = _look(settings) if signals is None else signals
     denied = " ".join(finding.words for finding in denials(signals, settings.idle))
@@ -176,7 +178,7 @@ def check_signals(settings: Settings, signals: Signals | None = None) -> Iterato
     yield green("signals", f"{known} of {len(WORDS)} signals are read")
 
 
-def _look(settings: Settings) -> Signals:
+def _look(settings: SiteSettings) -> Signals:
     processor = Processor()
     processor.look(time.monotonic(), [os.getpid()])
     signals = SlowProbes(settings).read()

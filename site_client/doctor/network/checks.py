@@ -7,15 +7,15 @@ from cryptography import x509
 from federation.encoding import Layout
 from federation.errors import FederationError
 
-from site_client.agent.identity.identity import Identity, left_on
+from site_client.agent.identity.identity import SiteIdentity, left_on
 from site_client.agent.rounds.plans import Plans
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.doctor.network import connection, echo, enrolment
-from site_client.doctor.result import Check, Line, green, grey, red
+from site_client.doctor.result import Check, CheckResult, green, grey, red
 from site_client.errors import SiteError
 
 
-def checks(settings: Settings, clock: Callable[[], datetime]) -> dict[str, Check]:
+def checks(settings: SiteSettings, clock: Callable[[], datetime]) -> dict[str, Check]:
     """By name. Nothing is read before the check runs."""
     identity = _identity(settings)
     found: dict[str, Check] = {"enrolment": lambda: [_enrolment(settings, identity)], "ntp": enrolment.check_clock}
@@ -37,20 +37,20 @@ def checks(settings: Settings, clock: Callable[[], datetime]) -> dict[str, Check
     return found
 
 
-def _identity(settings: Settings) -> Identity | str:
+def _identity(settings: SiteSettings) -> SiteIdentity | str:
     """The identity, or one sentence why there is none."""
     folder = settings.folders.agent / "identity"
     try:
         if not (folder / "tls.pem").exists():
             return ""
-        return Identity(folder)
+        return SiteIdentity(folder)
     except PermissionError:
         return "the keys cannot be read by who asks; run doctor as root"
     except (SiteError, FederationError) as error:
         return str(error)
 
 
-def _enrolment(settings: Settings, identity: Identity | str) -> Line:
+def _enrolment(settings: SiteSettings, identity: SiteIdentity | str) -> CheckResult:
     when = left_on(settings.folders.agent / "identity") if identity == "" else None
     if when is not None:
         return grey("enrolment", f"this host left on {when}", "To come back, ask for an invitation and join")
@@ -63,7 +63,7 @@ def _enrolment(settings: Settings, identity: Identity | str) -> Line:
     return green("enrolment", f"{identity.site}, roster of {len(identity.roster.entries)} sites")
 
 
-def _update_bytes(settings: Settings) -> int | None:
+def _update_bytes(settings: SiteSettings) -> int | None:
     """What a round of the newest plan uploads."""
     held: Iterator[int] = (
         Layout.of(one.plan, one.plan.manifest.size).bytes for one in Plans(settings.folders.agent / "plans").all()

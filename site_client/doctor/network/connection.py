@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from site_client.agent.identity.pinning import connect, host_and_port, presented_chain
-from site_client.config import Aggregator
-from site_client.doctor.result import Line, green, grey, red
+from site_client.config import AggregatorSettings
+from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import ProxyRefused, Unreachable
 
 _IP_MTU = 14  # linux/in.h
@@ -39,7 +39,7 @@ class Handshake:
     mtu_bytes: int
 
 
-def check_name(aggregator: Aggregator) -> Iterator[Line]:
+def check_name(aggregator: AggregatorSettings) -> Iterator[CheckResult]:
     """Whether the one name that this machine has to know is known: the proxy's, or the aggregator's."""
     host = urlsplit(aggregator.proxy).hostname if aggregator.proxy else host_and_port(aggregator.address)[0]
     whose = "proxy" if aggregator.proxy else "aggregator"
@@ -51,7 +51,7 @@ def check_name(aggregator: Aggregator) -> Iterator[Line]:
     yield green("dns", f"{whose} {host} has {len(found)} address{'es' * (len(found) != 1)}")
 
 
-def check_way(aggregator: Aggregator, ca: x509.Certificate | None, now: datetime) -> Iterator[Line]:
+def check_way(aggregator: AggregatorSettings, ca: x509.Certificate | None, now: datetime) -> Iterator[CheckResult]:
     """Proxy, connection, TLS. `ca`: the consortium's; None before this host has joined."""
     host, port = host_and_port(aggregator.address)
     try:
@@ -81,7 +81,7 @@ def check_way(aggregator: Aggregator, ca: x509.Certificate | None, now: datetime
     yield from judge(shake, host, ca, now)
 
 
-def judge(shake: Handshake, host: str, ca: x509.Certificate | None, now: datetime) -> Iterator[Line]:
+def judge(shake: Handshake, host: str, ca: x509.Certificate | None, now: datetime) -> Iterator[CheckResult]:
     """Who issued it, which protocol, from when to when."""
     leaf = shake.chain[0]
     if ca is None:

@@ -19,12 +19,12 @@ from federation.v1 import line_pb2
 from site_client.agent.commands.session import errand
 from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.plans import Plans
 from site_client.bus import Bus
-from site_client.config import Policy, Settings
+from site_client.config import PolicySettings, SiteSettings
 from site_client.doctor.network.enrolment import PATIENCE_S, agent_runs
-from site_client.doctor.result import Line, green, grey, red
+from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import Refused, SiteError, Unreachable
 from site_client.metered import Meter, is_metered
 
@@ -43,7 +43,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundTrip:
     """What a round moves. `phase_s`: how long the upload may take by the plan; None without a plan."""
 
     whose: str
@@ -53,7 +53,7 @@ class Round:
     phase_s: int | None = None
 
 
-def check_echo(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Iterator[Line]:
+def check_echo(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> Iterator[CheckResult]:
     """Nothing is sent while an agent runs, in a dry run, or on a line that costs by the byte."""
     bus = Bus()
     if agent_runs(settings.folders.agent):
@@ -76,7 +76,7 @@ def measure(egress: Egress, largest: int, monotonic: Callable[[], float] = time.
     return Speed(up, _rate(lambda size: line_pb2.EchoRequest(wanted_bytes=size), egress, largest, monotonic))
 
 
-def judge(speed: Speed, needs: Round, policy: Policy) -> Line:
+def judge(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResult:
     """The line in words; red where the plan's phase is too short for the upload."""
     cap = policy.bandwidth_kib_s * 1024 or math.inf
     up, down = min(speed.up, cap), min(speed.down, cap)
@@ -94,17 +94,17 @@ def judge(speed: Speed, needs: Round, policy: Policy) -> Line:
     return green("echo", found)
 
 
-def needs_of(plan: TrainingPlan | None) -> Round:
+def needs_of(plan: TrainingPlan | None) -> RoundTrip:
     """Of this plan; without one, of the full network."""
     if plan is None:
-        return Round("a round of the full network", FULL_UPLOAD_BYTES, FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
+        return RoundTrip("a round of the full network", FULL_UPLOAD_BYTES, FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
     layout = Layout.of(plan, plan.manifest.size)
     sum_bytes = layout.sum_bytes_for(plan.cohort.maximum)
     model_bytes = 4 * plan.manifest.size
-    return Round("a round of the newest plan", layout.bytes, sum_bytes, model_bytes, plan.deadlines.phase_s)
+    return RoundTrip("a round of the newest plan", layout.bytes, sum_bytes, model_bytes, plan.deadlines.phase_s)
 
 
-def _measured(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
+def _measured(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
     # A site that holds its transfers to a speed is not tried beyond the first small piece.
     largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else BYTES_MAX
     with errand(settings, identity, clock, PATIENCE_S) as egress:

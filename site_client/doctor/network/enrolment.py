@@ -13,10 +13,10 @@ from site_client.agent.egress import verify
 from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
 from site_client.agent.egress.ledger import Entry, read
 from site_client.agent.identity import keys
-from site_client.agent.identity.identity import Identity, days_left
-from site_client.agent.status_file import read_view
-from site_client.config import Settings
-from site_client.doctor.result import Line, green, grey, red
+from site_client.agent.identity.identity import SiteIdentity, days_left
+from site_client.agent.status_file import read_status
+from site_client.config import SiteSettings
+from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
 PATIENCE_S = 20.0  # for one answer: somebody waits at a terminal
@@ -24,7 +24,7 @@ _DAYS_LOW = 3.0
 _TIME_ERROR = 5  # sys/timex.h: the clock is not synchronized
 
 
-def check_clock(state: int | None = None) -> Iterator[Line]:
+def check_clock(state: int | None = None) -> Iterator[CheckResult]:
     """Whether the kernel's clock is kept by somebody. `state`: what ntp_gettime(3) returns; None: asks."""
     state = _clock_state() if state is None else state
     if state == _TIME_ERROR:
@@ -35,7 +35,7 @@ def check_clock(state: int | None = None) -> Iterator[Line]:
         yield green("ntp", "the clock is synchronized")
 
 
-def check_certificate(identity: Identity, now: datetime) -> Iterator[Line]:
+def check_certificate(identity: SiteIdentity, now: datetime) -> Iterator[CheckResult]:
     """The site's own certificate against this clock."""
     days = days_left(identity, now)
     if now < identity.valid_from:
@@ -52,7 +52,9 @@ def check_certificate(identity: Identity, now: datetime) -> Iterator[Line]:
         yield green("certificate", f"of {identity.site}, {days:.1f} days left; renewed by the agent")
 
 
-def check_standing(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Iterator[Line]:
+def check_standing(
+    settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]
+) -> Iterator[CheckResult]:
     """What the aggregator says. From the running agent's last word; without an agent, one call asks for the roster."""
     if agent_runs(settings.folders.agent):
         yield _last_word(settings, clock())
@@ -62,7 +64,7 @@ def check_standing(settings: Settings, identity: Identity, clock: Callable[[], d
         yield _ask(settings, identity, clock)
 
 
-def check_ledger(folder: Path) -> Iterator[Line]:
+def check_ledger(folder: Path) -> Iterator[CheckResult]:
     """Every line, link, signature and kept payload."""
     try:
         found = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
@@ -74,7 +76,7 @@ def check_ledger(folder: Path) -> Iterator[Line]:
     yield green("ledger", f"{found.entries} entries unbroken and signed, {payloads} payloads as recorded")
 
 
-def check_speed(folder: Path, update_bytes: int | None) -> Iterator[Line]:
+def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]:
     """From the times of the newest upload's pieces in the ledger; no message is sent for it."""
     try:
         rate = upload_rate(list(read(folder / "ledger.jsonl")))
@@ -99,7 +101,7 @@ def upload_rate(entries: list[Entry]) -> float | None:
     return sum(one.size_bytes for one in newest[1:]) / took_s if took_s > 0 else None
 
 
-def check_modes(settings: Settings) -> Iterator[Line]:
+def check_modes(settings: SiteSettings) -> Iterator[CheckResult]:
     """Keys for their owner alone; the spool for the two services and nobody else."""
     identity = settings.folders.agent / "identity"
     open_ = sorted(path.name for path in identity.glob("*") if path.is_file() and path.stat().st_mode & 0o077)
@@ -130,8 +132,8 @@ def agent_runs(folder: Path) -> bool:
     return False
 
 
-def _last_word(settings: Settings, now: datetime) -> Line:
-    view = read_view(settings.folders.agent)
+def _last_word(settings: SiteSettings, now: datetime) -> CheckResult:
+    view = read_status(settings.folders.agent)
     if view is None:
         return grey("aggregator", "the agent has only just started")
     if "revoked" in view.last_error:
@@ -148,7 +150,7 @@ def _last_word(settings: Settings, now: datetime) -> Line:
     return green("aggregator", f"the agent reached it {(now - view.last_contact_at).total_seconds():.0f} s ago")
 
 
-def _ask(settings: Settings, identity: Identity, clock: Callable[[], datetime]) -> Line:
+def _ask(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
     with errand(settings, identity, clock, PATIENCE_S) as egress:
         try:
             began = clock()

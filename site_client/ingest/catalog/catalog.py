@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, func, i
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.errors import IngestError
 from site_client.ingest.catalog import dataset, scan
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary
@@ -36,7 +36,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def open_catalog(settings: Settings, clock: Clock = utc_now) -> "Catalog":
+def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     """The catalog of a site.toml: catalog.sqlite in the trainer's state, keyed by pseudonym.key there (made once)."""
     folder = settings.folders.trainer
     secret = load_secret(folder / "pseudonym.key", os.urandom)

@@ -4,12 +4,12 @@ import json
 from contextlib import closing
 from dataclasses import asdict
 
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.ingest.catalog.catalog import ScanReport, open_catalog
 from site_client.ingest.catalog.report import SeriesSummary
 
 
-def catalog_text(settings: Settings, with_series: bool) -> str:
+def catalog_text(settings: SiteSettings, with_series: bool) -> str:
     """The page."""
     report, series = _scan(settings)
     lines = [report.as_text()]
@@ -18,7 +18,7 @@ def catalog_text(settings: Settings, with_series: bool) -> str:
     return "\n".join(lines)
 
 
-def catalog_json(settings: Settings, with_series: bool) -> str:
+def catalog_json(settings: SiteSettings, with_series: bool) -> str:
     """The same as one JSON object."""
     report, series = _scan(settings)
     table = report.as_json()
@@ -27,7 +27,7 @@ def catalog_json(settings: Settings, with_series: bool) -> str:
     return json.dumps(table, indent=2, sort_keys=True)
 
 
-def _scan(settings: Settings) -> tuple[ScanReport, list[SeriesSummary]]:
+def _scan(settings: SiteSettings) -> tuple[ScanReport, list[SeriesSummary]]:
     with closing(open_catalog(settings)) as catalog:
         report = catalog.scan(settings.folders.export, settings.folders.labels)
         return report, catalog.series()

@@ -19,7 +19,7 @@ from site_client.ingest.catalog.scan import Fresh
 from site_client.ingest.catalog.tables import DatasetRow, FactRow, FileRow, LabelRow, SliceRow, StackRow
 from site_client.ingest.labels.labels import CONFLICT, UNKNOWN, Labels
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
-from site_client.ingest.reasons import Reason, State
+from site_client.ingest.reasons import Reason, SeriesState
 from site_client.ingest.records import Dataset, PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 
 DATASETS_KEPT = 8
@@ -97,16 +97,16 @@ def report(session: Session, fresh: Fresh, seconds: float) -> ScanReport:
     series: Counter[str] = Counter()
     warnings: Counter[str] = Counter()
     for stack in stacks:
-        waiting = stack.state == State.WAITING.name
+        waiting = stack.state == SeriesState.WAITING.name
         series.update([] if waiting else stack.reasons.split())
         warnings.update(stack.warnings.split() if stack.chosen else [])
-        series[Reason.R_LOWER_SCORE.name] += stack.state == State.READY.name and not stack.chosen
+        series[Reason.R_LOWER_SCORE.name] += stack.state == SeriesState.READY.name and not stack.chosen
     return ScanReport(
         files_seen=fresh.seen,
         files_read=fresh.read,
         seconds=round(seconds, 3),
-        series_ready=sum(stack.state == State.READY.name for stack in stacks),
-        series_waiting=sum(stack.state == State.WAITING.name for stack in stacks),
+        series_ready=sum(stack.state == SeriesState.READY.name for stack in stacks),
+        series_waiting=sum(stack.state == SeriesState.WAITING.name for stack in stacks),
         studies_ready=sum(stack.chosen for stack in stacks),
         files={code: count for code, count in files if code is not None},
         series={name: count for name, count in series.items() if count},
@@ -135,11 +135,11 @@ def summaries(session: Session) -> list[SeriesSummary]:
 
 
 def _state(state: str, chosen: bool) -> str:
-    return State.NOT_SELECTED.name if state == State.READY.name and not chosen else state
+    return SeriesState.NOT_SELECTED.name if state == SeriesState.READY.name and not chosen else state
 
 
 def _reasons(stack: StackRow) -> tuple[str, ...]:
-    beaten = stack.state == State.READY.name and not stack.chosen
+    beaten = stack.state == SeriesState.READY.name and not stack.chosen
     return (Reason.R_LOWER_SCORE.name,) if beaten else tuple(stack.reasons.split())
 
 

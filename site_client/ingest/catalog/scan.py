@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog.tables import FactRow, FileRow, SliceRow, StackRow
 from site_client.ingest.files.export import Seen, walk
-from site_client.ingest.files.header import Header
+from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header
 from site_client.ingest.labels.labels import maps_beside
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
-from site_client.ingest.reasons import Reason, State
+from site_client.ingest.reasons import Reason, SeriesState
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.assess import Judged, judge_series
+from site_client.ingest.series.assess import AssessedSeries, judge_series
 from site_client.ingest.series.stacks import Image
 
 BATCH = 1000
@@ -81,7 +81,7 @@ def choose(session: Session) -> None:
     """Marks one READY stack in each study: highest score, then smallest key. The others stay READY, unchosen."""
     ready = session.execute(
         select(StackRow.stack_key, StackRow.study_key, StackRow.chosen)
-        .where(StackRow.state == State.READY.name)
+        .where(StackRow.state == SeriesState.READY.name)
         .order_by(StackRow.study_key, StackRow.score.desc(), StackRow.stack_key)
     ).all()
     studies: set[str] = set()
@@ -111,8 +111,8 @@ def _remember_export(session: Session, export: Path, seal: PathSeal) -> None:
 
 
 def _row(file: Seen, path: bytes, export: Path, secret: SiteSecret, rules: Rules, now_s: float) -> dict[str, object]:
-    found: Header | Reason = file.skip or read_header(export / file.path, file.size_bytes, secret, rules)
-    header = found if isinstance(found, Header) else None
+    found: DicomHeader | Reason = file.skip or read_header(export / file.path, file.size_bytes, secret, rules)
+    header = found if isinstance(found, DicomHeader) else None
     return {
         "path": path,
         "size_bytes": file.size_bytes,
@@ -142,7 +142,7 @@ def _unsettled(session: Session, rules: Rules) -> set[str]:
     in_files = set(session.scalars(select(FileRow.series_key).where(FileRow.series_key.is_not(None)).distinct()))
     judged = session.execute(select(StackRow.series_key, StackRow.rules, StackRow.state)).all()
     settled = {row.series_key for row in judged}
-    again = {row.series_key for row in judged if row.rules != rules.digest or row.state == State.WAITING.name}
+    again = {row.series_key for row in judged if row.rules != rules.digest or row.state == SeriesState.WAITING.name}
     return {key for key in in_files - settled if key is not None} | again
 
 
@@ -157,7 +157,7 @@ def _judge(
 ) -> None:
     seal = secret.path_seal()
     # Every row of a series has a header: series_key and header are written together.
-    images = [Image(place, Header.from_json(row.header or "")) for place, row in enumerate(rows)]
+    images = [Image(place, DicomHeader.from_json(row.header or "")) for place, row in enumerate(rows)]
     quiet_s = min(_quiet_s(row.mtime_ns, row.since_s, now_s) for row in rows)
     verdict = judge_series(images, lambda place: export / seal.open(rows[place].path), rules)
     for copy in verdict.copies:
@@ -168,7 +168,7 @@ def _judge(
         state = _arriving(judged, quiet_s, rules) or judged.state
         stack = _stack_row(judged, state, series_key, secret, rules)
         session.execute(insert(StackRow), [stack])
-        if state is State.READY:
+        if state is SeriesState.READY:
             session.execute(insert(SliceRow), _slice_rows(judged, str(stack["stack_key"]), [row.path for row in rows]))
 
 
@@ -177,14 +177,16 @@ def _quiet_s(mtime_ns: int, since_s: float, now_s: float) -> float:
     return max(now_s - since_s, now_s - mtime_ns / 1e9)
 
 
-def _arriving(judged: Judged, quiet_s: float, rules: Rules) -> State | None:
+def _arriving(judged: AssessedSeries, quiet_s: float, rules: Rules) -> SeriesState | None:
     if quiet_s < rules.settle_s:
-        return State.WAITING
+        return SeriesState.WAITING
     incomplete = {Reason.Q_GAP, Reason.Q_INCOMPLETE} & set(judged.reasons)
-    return State.WAITING if incomplete and quiet_s < rules.incomplete_after_s else None
+    return SeriesState.WAITING if incomplete and quiet_s < rules.incomplete_after_s else None
 
 
-def _stack_row(judged: Judged, state: State, series_key: str, secret: SiteSecret, rules: Rules) -> dict[str, object]:
+def _stack_row(
+    judged: AssessedSeries, state: SeriesState, series_key: str, secret: SiteSecret, rules: Rules
+) -> dict[str, object]:
     slices = sorted(image.header.slice_key for image in judged.stack.images)
     head = judged.stack.images[0].header
     identity = hashlib.sha256("|".join(slices).encode()).hexdigest()
@@ -200,12 +202,12 @@ def _stack_row(judged: Judged, state: State, series_key: str, secret: SiteSecret
         "score": judged.stack.score,
         "slices": len(slices),
         "chosen": False,
-        "content_hash": judged.content_hash if state is State.READY else "",
+        "content_hash": judged.content_hash if state is SeriesState.READY else "",
         "rules": rules.digest,
     }
 
 
-def _slice_rows(judged: Judged, stack_key: str, paths: Sequence[bytes]) -> list[dict[str, object]]:
+def _slice_rows(judged: AssessedSeries, stack_key: str, paths: Sequence[bytes]) -> list[dict[str, object]]:
     return [
         {"stack_key": stack_key, "place": place, "path": paths[image.file], "slice_key": image.header.slice_key}
         for place, image in enumerate(judged.stack.images)

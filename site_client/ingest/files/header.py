@@ -12,7 +12,7 @@ Origin = Literal["original", "derived", "reformatted"]
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class DicomHeader:
     """One image. Lengths in mm, in the patient's coordinates (DICOM PS3.3 C.7.6.2: x left, y posterior, z cranial).
 
     `reasons`: what the header alone says against the image; `warnings`: what was odd. `position` and `orientation` are
@@ -48,7 +48,7 @@ class Header:
         return json.dumps(table, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Header":
+    def from_json(cls, text: str) -> "DicomHeader":
         """The inverse."""
         table = json.loads(text)
         table["reasons"] = tuple(Reason[name] for name in table["reasons"])

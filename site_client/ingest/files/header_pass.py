@@ -17,7 +17,7 @@ from pydicom.uid import UID
 
 from site_client.ingest.files import tags
 from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, has_decoder
-from site_client.ingest.files.header import Header, Origin
+from site_client.ingest.files.header import DicomHeader, Origin
 from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.pseudonym import SiteSecret
@@ -93,7 +93,7 @@ _REFORMATS = frozenset(("MPR", "REFORMATTED", "REFORMAT", "CURVED"))
 _NOT_HU = frozenset(("OD", "HU_MOD", "PCT", "MGML", "Z_EFF", "ED", "EDW"))
 
 
-def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -> Header | Reason:
+def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
     """Reads one file up to its pixel data, and checks by length that the pixel data is all there."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
@@ -103,7 +103,7 @@ def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -
         return Reason.Q_READ
 
 
-def _header(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> Header | Reason:
+def _header(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
     preamble = _sniff(file)
     if preamble is None:
         return Reason.S_NOT_DICOM
@@ -164,7 +164,7 @@ def _syntax(dataset: FileDataset) -> UID:
 
 def _assemble(
     fields: Fields, sop_class: str, syntax: UID, pixels: Reason | None, secret: SiteSecret, rules: Rules
-) -> Header | Reason:
+) -> DicomHeader | Reason:
     uids = [fields.uid(tag) for tag in (tags.STUDY_UID, tags.SERIES_UID, tags.SOP_UID)]
     if None in uids:
         return Reason.Q_BAD_UID
@@ -178,7 +178,7 @@ def _assemble(
         warned.append(Warn.W_NO_SOP_CLASS)
     if not patient:
         warned.append(Warn.W_NO_PATIENT)
-    return Header(
+    return DicomHeader(
         study_key=secret.study(study),
         patient_key=secret.patient(patient if patient else f"study|{study}"),
         series_key=secret.series(series),

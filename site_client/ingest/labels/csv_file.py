@@ -11,7 +11,7 @@ from site_client.errors import LabelsRefused
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """`columns`: name without capitals, blanks and signs -> place. `rows`: line number, cells padded to the header."""
 
     name: str
@@ -33,7 +33,7 @@ class Table:
             seen_header = True
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> CsvTable:
     """Raises LabelsRefused when the file cannot be read or is no table."""
     return _table(path, -1)
 
@@ -43,7 +43,7 @@ def read_columns(path: Path) -> Mapping[str, int]:
     return _table(path, 65536).columns
 
 
-def _table(path: Path, limit_bytes: int) -> Table:
+def _table(path: Path, limit_bytes: int) -> CsvTable:
     try:
         with path.open("rb") as file:
             text = _decode(file.read(limit_bytes))
@@ -56,7 +56,7 @@ def _table(path: Path, limit_bytes: int) -> Table:
         raise LabelsRefused(f"{path.name} is not a table with a first line of column names; export it as CSV")
     if len(set(names)) != len(names):
         raise LabelsRefused(f"{path.name} names a column twice; remove one")
-    return Table(path.name, {name: place for place, name in enumerate(names)}, text, delimiter)
+    return CsvTable(path.name, {name: place for place, name in enumerate(names)}, text, delimiter)
 
 
 def _decode(data: bytes) -> str:

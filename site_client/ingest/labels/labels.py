@@ -14,7 +14,7 @@ from pathlib import Path
 
 from site_client.errors import LabelsRefused
 from site_client.ingest.files.tags import is_uid
-from site_client.ingest.labels.csv_file import Table, read_columns, read_table
+from site_client.ingest.labels.csv_file import CsvTable, read_columns, read_table
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import LABELS
 
@@ -145,16 +145,16 @@ def maps_beside(files: Sequence[Path]) -> list[Path]:
     return sorted(path for path in beside if path.is_file())
 
 
-def _is_map(table: Table) -> bool:
+def _is_map(table: CsvTable) -> bool:
     return "id" in table.columns and _SOP in table.columns and not any(name in table.columns for name in LABELS)
 
 
-def _map_rows(table: Table) -> Iterable[tuple[str, str]]:
+def _map_rows(table: CsvTable) -> Iterable[tuple[str, str]]:
     id_at, sop_at = table.columns["id"], table.columns[_SOP]
     return ((row[id_at].strip(), row[sop_at].strip()) for _, row in table.rows)
 
 
-def _add(so_far: Labels, table: Table, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
+def _add(so_far: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
     if "id" in table.columns and "label" in table.columns:
         return _add_long(so_far, table, ids, secret)
     if _SOP in table.columns or _STUDY in table.columns:
@@ -165,7 +165,7 @@ def _add(so_far: Labels, table: Table, ids: Mapping[str, str], secret: SiteSecre
     )
 
 
-def _add_long(so_far: Labels, table: Table, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
+def _add_long(so_far: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
     id_at, label_at = table.columns["id"], table.columns["label"]
     images: dict[str, bytearray] = {}
     rows = duplicates = unreadable = 0
@@ -201,7 +201,7 @@ def _sop_of(image: str, ids: Mapping[str, str]) -> str:
     return bare if "." in bare else image
 
 
-def _add_wide(so_far: Labels, table: Table, secret: SiteSecret) -> Labels:
+def _add_wide(so_far: Labels, table: CsvTable, secret: SiteSecret) -> Labels:
     by_slice = _SOP in table.columns
     uid_at = table.columns[_SOP if by_slice else _STUDY]
     names = {_COLUMNS.get(name, name): at for name, at in table.columns.items()}
@@ -233,7 +233,7 @@ def _add_wide(so_far: Labels, table: Table, secret: SiteSecret) -> Labels:
     return replace(counted, slices=found) if by_slice else replace(counted, studies=found)
 
 
-def _checked_uid(uid: str, table: Table, line: int) -> bool:
+def _checked_uid(uid: str, table: CsvTable, line: int) -> bool:
     if uid and "E+" in uid.upper() and not is_uid(uid.removeprefix("ID_")):
         raise LabelsRefused(
             f"{table.name}, line {line}: the UID was turned into a number by a spreadsheet and stands for many images; "

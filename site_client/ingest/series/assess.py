@@ -9,7 +9,7 @@ import numpy as np
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files.hounsfield import may_have_wrapped, to_hu
 from site_client.ingest.files.pixels import Slice, digest, read_slice
-from site_client.ingest.reasons import Reason, State, Warn, state_of
+from site_client.ingest.reasons import Reason, SeriesState, Warn, state_of
 from site_client.ingest.rules import Rules
 from site_client.ingest.series import content
 from site_client.ingest.series.stacks import Image, Stack, split
@@ -23,30 +23,30 @@ PathOf = Callable[[int], Path]
 
 
 @dataclass(frozen=True)
-class Judged:
+class AssessedSeries:
     """A stack with all that is to be said about it. `content_hash` is "" unless `state` is READY."""
 
     stack: Stack
     reasons: tuple[Reason, ...]
     warnings: tuple[Warn, ...]
-    state: State
+    state: SeriesState
     content_hash: str
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """A series' stacks, and the files that are copies of others."""
 
-    stacks: tuple[Judged, ...]
+    stacks: tuple[AssessedSeries, ...]
     copies: tuple[int, ...]
 
 
-def judge_series(images: Sequence[Image], path_of: PathOf, rules: Rules) -> Verdict:
+def judge_series(images: Sequence[Image], path_of: PathOf, rules: Rules) -> Assessment:
     """Decides about every image of one series. The verdict does not depend on the order or names of the files."""
     kept, copies = _without_copies(images, path_of)
     judged = [_judge(stack, path_of, rules) for stack in split(kept, rules)]
     repeats = [file for one in judged for file in one.stack.repeats]
-    return Verdict(tuple(judged), (*copies, *repeats))
+    return Assessment(tuple(judged), (*copies, *repeats))
 
 
 def _without_copies(images: Sequence[Image], path_of: PathOf) -> tuple[list[Image], list[int]]:
@@ -82,9 +82,9 @@ def _same_image(one: Image, other: Image, path_of: PathOf) -> bool:
         return False
 
 
-def _judge(stack: Stack, path_of: PathOf, rules: Rules) -> Judged:
+def _judge(stack: Stack, path_of: PathOf, rules: Rules) -> AssessedSeries:
     reasons, warnings, hashed = stack.reasons, stack.warnings, ""
-    if state_of(reasons) is not State.QUARANTINED and not _UNSEEN & set(reasons):
+    if state_of(reasons) is not SeriesState.QUARANTINED and not _UNSEEN & set(reasons):
         try:
             seen, wrapped = _look(stack, path_of, rules)
             reasons = tuple(dict.fromkeys((*reasons, *seen)))
@@ -93,7 +93,7 @@ def _judge(stack: Stack, path_of: PathOf, rules: Rules) -> Judged:
                 hashed = content_hash([digest(path_of(image.file)) for image in stack.images])
         except SeriesUnreadable as error:
             reasons = (*reasons, Reason[error.code])
-    return Judged(stack, reasons, warnings, state_of(reasons), hashed)
+    return AssessedSeries(stack, reasons, warnings, state_of(reasons), hashed)
 
 
 def _look(stack: Stack, path_of: PathOf, rules: Rules) -> tuple[tuple[Reason, ...], bool]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from site_client.ingest.files.header import Header
+from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
 
@@ -24,7 +24,7 @@ class Image:
     """A header and the number by which its caller knows the file."""
 
     file: int
-    header: Header
+    header: DicomHeader
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[floa
     return np.asarray(np.array(positions, dtype=np.float64).reshape(-1, 3) @ normal)
 
 
-def _belongs(one: Header, other: Header) -> bool:
+def _belongs(one: DicomHeader, other: DicomHeader) -> bool:
     return (
         (one.rows, one.columns, one.kernel_key, one.frame_key, one.origin == "reformatted", _lasting(one))
         == (
@@ -90,7 +90,7 @@ def _belongs(one: Header, other: Header) -> bool:
     )
 
 
-def _lasting(header: Header) -> tuple[Reason, ...]:
+def _lasting(header: DicomHeader) -> tuple[Reason, ...]:
     # Lossy copies stay with their originals: as repeats they lose, whereas a stack of their own would compete.
     return tuple(r for r in header.reasons if r.name.startswith("R_") and r is not Reason.R_LOSSY)
 

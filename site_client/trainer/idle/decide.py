@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final
 
-from site_client.config import Idle
-from site_client.trainer.idle.readings import Finding, Moment, Signals, Unknown
+from site_client.config import IdleSettings
+from site_client.trainer.idle.readings import Moment, PauseReason, Signals, Unknown
 from site_client.trainer.idle.rules import FREES_MEMORY_AT_ONCE, denials, needs_of_others, orders
 
 UNKNOWN_GRACE_S: Final = 30.0
@@ -33,7 +33,7 @@ class Mode(Enum):
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateState:
     """What `decide` remembers from one sample to the next."""
 
     mode: Mode = Mode.RELEASE  # nothing runs before the first decision
@@ -44,11 +44,11 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Decision:
+class IdleDecision:
     """The gate after a sample, and why it is not open (nothing when it is)."""
 
-    gate: Gate
-    findings: tuple[Finding, ...]
+    gate: GateState
+    findings: tuple[PauseReason, ...]
 
     @property
     def mode(self) -> Mode:
@@ -60,7 +60,9 @@ class Decision:
         return tuple(sorted({finding.reason for finding in self.findings}))
 
 
-def decide(signals: Signals, policy: Idle, gate: Gate, now: Moment, *, job_at_hand: bool = False) -> Decision:
+def decide(
+    signals: Signals, policy: IdleSettings, gate: GateState, now: Moment, *, job_at_hand: bool = False
+) -> IdleDecision:
     """The next gate. `job_at_hand`: a job has been begun, which "pause after this round" lets end."""
     signals, known = _settled(signals, gate, now)
     needs = needs_of_others(signals, policy)
@@ -69,15 +71,15 @@ def decide(signals: Signals, policy: Idle, gate: Gate, now: Moment, *, job_at_ha
     gate = replace(gate, known=known, starting=gate.starting and not needs, calm_since_s=_calm_since(gate, busy, now))
     findings = (*busy, *ordered) or _waiting(gate, policy, now)
     if not findings:
-        return Decision(replace(gate, mode=Mode.RUN), ())
+        return IdleDecision(replace(gate, mode=Mode.RUN), ())
     if gate.mode is Mode.RUN:
         gate = replace(gate, mode=Mode.HOLD, paused_at_s=now.elapsed_s)
     if gate.mode is Mode.HOLD and _gives_memory_back(gate, (*busy, *ordered), policy, now):
         gate = replace(gate, mode=Mode.RELEASE)
-    return Decision(gate, findings)
+    return IdleDecision(gate, findings)
 
 
-def _settled(signals: Signals, gate: Gate, now: Moment) -> tuple[Signals, Mapping[str, tuple[Any, float]]]:
+def _settled(signals: Signals, gate: GateState, now: Moment) -> tuple[Signals, Mapping[str, tuple[Any, float]]]:
     """Signals with a recent value in place of what could not be read just now; and the values to remember."""
     known = dict(gate.known)
     filled = {}
@@ -90,13 +92,13 @@ def _settled(signals: Signals, gate: Gate, now: Moment) -> tuple[Signals, Mappin
     return replace(signals, **filled), known
 
 
-def _calm_since(gate: Gate, busy: tuple[Finding, ...], now: Moment) -> float | None:
+def _calm_since(gate: GateState, busy: tuple[PauseReason, ...], now: Moment) -> float | None:
     if busy:
         return None
     return now.elapsed_s if gate.calm_since_s is None else gate.calm_since_s
 
 
-def _waiting(gate: Gate, policy: Idle, now: Moment) -> tuple[Finding, ...]:
+def _waiting(gate: GateState, policy: IdleSettings, now: Moment) -> tuple[PauseReason, ...]:
     # Nothing was busy, or we would not be here: `_calm_since` has set it.
     assert gate.calm_since_s is not None
     calm_s = now.elapsed_s - gate.calm_since_s
@@ -104,10 +106,10 @@ def _waiting(gate: Gate, policy: Idle, now: Moment) -> tuple[Finding, ...]:
     if gate.mode is Mode.RUN or calm_s >= needed_s:
         return ()
     reason = "START_DELAY" if gate.starting else "HOLD"
-    return (Finding(reason, f"calm for {calm_s:.0f} s, training goes on after {needed_s:.0f} s"),)
+    return (PauseReason(reason, f"calm for {calm_s:.0f} s, training goes on after {needed_s:.0f} s"),)
 
 
-def _gives_memory_back(gate: Gate, against: tuple[Finding, ...], policy: Idle, now: Moment) -> bool:
+def _gives_memory_back(gate: GateState, against: tuple[PauseReason, ...], policy: IdleSettings, now: Moment) -> bool:
     if any(finding.reason in FREES_MEMORY_AT_ONCE for finding in against):
         return True
     return bool(against) and now.elapsed_s - gate.paused_at_s >= policy.release_s

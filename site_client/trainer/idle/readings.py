@@ -68,7 +68,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Finding:
+class PauseReason:
     """One reason to pause: a StateReason name, and a clause for a person."""
 
     reason: str

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Final
 
-from site_client.config import Idle
-from site_client.trainer.idle.readings import Finding, Moment, Signals, Unknown
+from site_client.config import IdleSettings
+from site_client.trainer.idle.readings import Moment, PauseReason, Signals, Unknown
 from site_client.windows import parse_window
 
 FREES_MEMORY_AT_ONCE: Final = frozenset({"MEMORY", "GPU_BUSY", "SHUTDOWN"})  # a stopped process keeps what it holds
 
 
-def needs_of_others(signals: Signals, policy: Idle) -> tuple[Finding, ...]:
+def needs_of_others(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
     """Every busy signal. An unknown one is not busy; `denials` says which must not be unknown."""
     return tuple(
         [
@@ -30,94 +30,100 @@ def needs_of_others(signals: Signals, policy: Idle) -> tuple[Finding, ...]:
     )
 
 
-def denials(signals: Signals, policy: Idle) -> tuple[Finding, ...]:
+def denials(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
     """Signals without which nothing may run: who else computes, and what the machine is fed from."""
     needed = {"foreign_cpu": policy.foreign_cpu_max < 1, "on_battery": policy.battery == "pause"}
     unknown = signals.unknown()
     return tuple(
-        Finding("UNKNOWN_SIGNAL", f"{WORDS[name]} cannot be told: {unknown[name].why}")
+        PauseReason("UNKNOWN_SIGNAL", f"{WORDS[name]} cannot be told: {unknown[name].why}")
         for name, wanted in needed.items()
         if wanted and name in unknown
     )
 
 
-def orders(signals: Signals, policy: Idle, now: Moment, *, job_at_hand: bool) -> tuple[Finding, ...]:
+def orders(signals: Signals, policy: IdleSettings, now: Moment, *, job_at_hand: bool) -> tuple[PauseReason, ...]:
     """What the hospital's people and calendar say."""
     return tuple([*_operator(signals, now, job_at_hand), *_calendar(policy, now)])
 
 
-def _load(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _load(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     if _above(signals.foreign_cpu, policy.foreign_cpu_max):
-        yield Finding("FOREIGN_CPU", f"other programs use {_percent(signals.foreign_cpu, policy.foreign_cpu_max)} CPU")
+        yield PauseReason(
+            "FOREIGN_CPU", f"other programs use {_percent(signals.foreign_cpu, policy.foreign_cpu_max)} CPU"
+        )
     if _above(signals.io_pressure, policy.io_pressure_max):
-        yield Finding(
+        yield PauseReason(
             "IO", f"other programs wait for the disk {_percent(signals.io_pressure, policy.io_pressure_max)} of time"
         )
 
 
-def _memory(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _memory(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     if _above(signals.memory_pressure, policy.memory_pressure_max):
         share = _percent(signals.memory_pressure, policy.memory_pressure_max)
-        yield Finding("MEMORY", f"programs wait for memory {share} of time")
+        yield PauseReason("MEMORY", f"programs wait for memory {share} of time")
     free = signals.memory_free_gib
     if not isinstance(free, Unknown) and free < policy.memory_free_min_gib:
-        yield Finding("MEMORY", f"{free:.1f} GiB of memory are free (at least {policy.memory_free_min_gib:g})")
+        yield PauseReason("MEMORY", f"{free:.1f} GiB of memory are free (at least {policy.memory_free_min_gib:g})")
 
 
-def _gpu(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _gpu(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     gpu = signals.gpu
     if isinstance(gpu, Unknown) or policy.gpu_others == "ignore":
         return
     if gpu.compute or (gpu.graphics and policy.gpu_others == "any"):
-        yield Finding("GPU_BUSY", f"{gpu.compute} computing and {gpu.graphics} drawing programs of others on the GPU")
+        yield PauseReason(
+            "GPU_BUSY", f"{gpu.compute} computing and {gpu.graphics} drawing programs of others on the GPU"
+        )
 
 
-def _people(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _people(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     for reason, idle_s, least_s, who in (
         ("USER_ACTIVE", signals.user_idle_s, policy.user_idle_min_s, "somebody is at the console"),
         ("REMOTE_SESSION", signals.remote_idle_s, policy.remote_idle_min_s, "somebody is working in a remote session"),
     ):
         if not isinstance(idle_s, Unknown) and idle_s < least_s:
-            yield Finding(reason, f"{who}, last touch {idle_s:.0f} s ago (at least {least_s:.0f})")
+            yield PauseReason(reason, f"{who}, last touch {idle_s:.0f} s ago (at least {least_s:.0f})")
 
 
-def _power(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _power(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     if policy.battery == "pause" and signals.on_battery is True:
-        yield Finding("BATTERY", "the machine runs on its battery")
+        yield PauseReason("BATTERY", "the machine runs on its battery")
     if policy.battery == "pause" and signals.on_ups is True:
-        yield Finding("UPS", "the machine runs on its emergency supply")
+        yield PauseReason("UPS", "the machine runs on its emergency supply")
 
 
-def _limits(signals: Signals, policy: Idle) -> Iterator[Finding]:
+def _limits(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     if _above(signals.temperature_c, policy.temperature_max_c):
-        yield Finding(
+        yield PauseReason(
             "THERMAL", f"the machine is at {signals.temperature_c:.0f} °C (up to {policy.temperature_max_c:g})"
         )
     free = signals.disk_free_gib
     if not isinstance(free, Unknown) and free < policy.disk_free_min_gib:
-        yield Finding("DISK", f"{free:.1f} GiB of disk are free (at least {policy.disk_free_min_gib:g})")
+        yield PauseReason("DISK", f"{free:.1f} GiB of disk are free (at least {policy.disk_free_min_gib:g})")
 
 
-def _programs(signals: Signals) -> Iterator[Finding]:
+def _programs(signals: Signals) -> Iterator[PauseReason]:
     if not isinstance(signals.programs, Unknown) and signals.programs:
-        yield Finding("EXCLUSIVE_APP", f"running, and wants the machine alone: {', '.join(sorted(signals.programs))}")
+        yield PauseReason(
+            "EXCLUSIVE_APP", f"running, and wants the machine alone: {', '.join(sorted(signals.programs))}"
+        )
 
 
-def _operator(signals: Signals, now: Moment, job_at_hand: bool) -> Iterator[Finding]:
+def _operator(signals: Signals, now: Moment, job_at_hand: bool) -> Iterator[PauseReason]:
     pause = signals.operator
     if pause is None or (pause.until is not None and now.wall >= pause.until) or (pause.after_round and job_at_hand):
         return
     until = "hemofed-site resume" if pause.until is None else f"{pause.until.astimezone(now.wall.tzinfo):%d %b %H:%M}"
-    yield Finding("OPERATOR", f"paused by hand until {until}")
+    yield PauseReason("OPERATOR", f"paused by hand until {until}")
 
 
-def _calendar(policy: Idle, now: Moment) -> Iterator[Finding]:
+def _calendar(policy: IdleSettings, now: Moment) -> Iterator[PauseReason]:
     if policy.windows and not any(parse_window(text).is_open(now.wall) for text in policy.windows):
-        yield Finding("WINDOW", f"outside the hours for training ({'; '.join(policy.windows)})")
+        yield PauseReason("WINDOW", f"outside the hours for training ({'; '.join(policy.windows)})")
     for text in policy.blackout:
         first, _, last = text.partition("..")
         if date.fromisoformat(first) <= now.wall.date() <= date.fromisoformat(last or first):
-            yield Finding("BLACKOUT", f"no training on {text}")
+            yield PauseReason("BLACKOUT", f"no training on {text}")
 
 
 def _above(value: float | Unknown, limit: float) -> bool:

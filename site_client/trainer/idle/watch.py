@@ -17,10 +17,10 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from site_client.bus import Bus
-from site_client.config import Settings
+from site_client.config import SiteSettings
 from site_client.files import replace_file
 from site_client.trainer.idle import daemons, machine, operator
-from site_client.trainer.idle.decide import Decision, Gate, decide
+from site_client.trainer.idle.decide import GateState, IdleDecision, decide
 from site_client.trainer.idle.gpu import Gpus
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Moment, Signals, Unknown
@@ -33,11 +33,11 @@ _RECORD = "gate.json"
 class Watch:
     """Looks and decides. `start` begins the slow probes; `stop` ends them."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], datetime], zone: tzinfo) -> None:
+    def __init__(self, settings: SiteSettings, clock: Callable[[], datetime], zone: tzinfo) -> None:
         self._settings, self._clock, self._zone = settings, clock, zone
         self._processor = Processor()
         self._slow = SlowProbes(settings)
-        self.decision = Decision(Gate(), ())
+        self.decision = IdleDecision(GateState(), ())
         self.signals = Signals()
 
     def start(self) -> None:
@@ -46,7 +46,7 @@ class Watch:
     def stop(self) -> None:
         self._slow.stopping.set()
 
-    def look(self, own: Collection[int], *, job_at_hand: bool) -> Decision:
+    def look(self, own: Collection[int], *, job_at_hand: bool) -> IdleDecision:
         """One sample, one decision. `own`: process ids of the service and its worker."""
         now = Moment(self._clock().astimezone(self._zone), time.monotonic())
         self._slow.own = frozenset(own)
@@ -77,7 +77,7 @@ class Watch:
 class SlowProbes:
     """The probes that may hang, and their newest answers."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SiteSettings) -> None:
         self.stopping = threading.Event()
         self.own: Collection[int] = frozenset()
         self._settings = settings

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation import encoding, secagg
 from federation.advertisement import advertisement_of
 from federation.chain import next_model
-from federation.encoding import Header, Layout
+from federation.encoding import Layout, SiteHeader
 from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -36,8 +36,8 @@ from federation.v1 import rounds_pb2 as pb
 from federation.v1 import secagg_pb2
 from federation.v1.blobs_pb2 import BlobOffer, RoundRef
 
-from aggregator.config import Pacing, Settings, State
-from aggregator.context import Hub
+from aggregator.config import AggregatorSettings, PacingSettings, StateSettings
+from aggregator.context import AppContext
 from aggregator.rounds import polling, submissions, uploads
 from aggregator.rounds.driver import Driver
 from aggregator.runs import lifecycle
@@ -72,7 +72,7 @@ class Hospital:
             request.working_on.CopyFrom(self.working_on)
         hub = self.federation.hub
         with hub.store.read() as session:
-            pace = polling.Pace(hub.settings.pacing, lambda: 0.5)
+            pace = polling.PollPacing(hub.settings.pacing, lambda: 0.5)
             return polling.answer(session, self.name, request, hub.clock(), pace).reply
 
     def act(self) -> str | None:
@@ -158,7 +158,7 @@ class Hospital:
         evaluates = number == plan.evaluation_round
         histograms = np.zeros((6, 2, 64), np.int64)
         histograms[:, 1, 40], histograms[:, 0, 20] = 15, 25
-        header = Header(self.studies, 0.0 if evaluates else 8.0, 0 if evaluates else 16, False, histograms)
+        header = SiteHeader(self.studies, 0.0 if evaluates else 8.0, 0 if evaluates else 16, False, histograms)
         layout = Layout.of(plan, 0 if evaluates else plan.manifest.size)
         rng = np.random.default_rng([number, *self.name.encode()])
         return encoding.encode(layout, None if evaluates else self.delta, header, rng)
@@ -193,9 +193,11 @@ class Federation:
     def __init__(self, folder: Path, store: Store, clock: Callable[[], datetime], names: list[str]) -> None:
         self.folder = folder
         self.clock = clock
-        settings = Settings(state=State(folder=folder), pacing=Pacing(idle_s=60, training_s=60, masking_s=1))
+        settings = AggregatorSettings(
+            state=StateSettings(folder=folder), pacing=PacingSettings(idle_s=60, training_s=60, masking_s=1)
+        )
         limit = 1 << 26
-        self.hub = Hub(
+        self.hub = AppContext(
             store, Blobs(folder / "blobs", limit), Blobs(folder / "uploads", limit), settings, clock, os.urandom
         )
         self.custodian = Ed25519PrivateKey.generate()
@@ -255,14 +257,14 @@ class Federation:
             run_id=os.urandom(16),
             name="a test",
             purpose="to see it work",
-            arm="lite",
+            architecture="lite",
             manifest=manifest,
             initial_model_digest=initial.digest,
             rounds=2,
             inputs=Inputs(64, 8),
             training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1),
             server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
-            cohort=Cohort(3, count, max(count, 8)),
+            cohort=CohortBounds(3, count, max(count, 8)),
             deadlines=Deadlines(training_s=3600, phase_s=60),
             encoding=Encoding(1.0, 8, 1000, bytes(32)),
             metrics=(Metric.LOSS, Metric.HISTOGRAMS),
@@ -337,7 +339,7 @@ class Federation:
         total = np.zeros(layout.words, np.uint64)
         for name in members:
             total += self.hospitals[name].words(number)
-        return next_model(self.plan, base, encoding.open_sum(layout, total, len(members)))
+        return next_model(self.plan, base, encoding.decode_sum(layout, total, len(members)))
 
 
 @pytest.fixture

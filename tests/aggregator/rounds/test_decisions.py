@@ -3,17 +3,27 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from federation.plan import Cohort
+from federation.plan import CohortBounds
 
-from aggregator.rounds.decisions import ATTEMPTS_MAX, Abandon, Advance, Freeze, Open, Retry, View, Wait, decide
+from aggregator.rounds.decisions import (
+    ATTEMPTS_MAX,
+    Abandon,
+    Advance,
+    Aggregate,
+    Freeze,
+    Retry,
+    RoundSnapshot,
+    Wait,
+    decide,
+)
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 SITES = ["a", "b", "c", "d", "e"]
-BOUNDS = Cohort(minimum=3, target=4, maximum=4)
+BOUNDS = CohortBounds(minimum=3, target=4, maximum=4)
 
 
-def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: object) -> View:
+def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: object) -> RoundSnapshot:
     """A round whose sites a, b, c ... hold these seats."""
     fields: dict[str, object] = {
         "name": "round:00/1",
@@ -25,7 +35,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: ob
         "eligible": SITES,
         "bounds": BOUNDS,
     }
-    return View(**(fields | changes))  # type: ignore[arg-type]
+    return RoundSnapshot(**(fields | changes))  # type: ignore[arg-type]
 
 
 READY, OFFERED, DECLINED, MISSED = SeatState.READY, SeatState.OFFERED, SeatState.DECLINED, SeatState.MISSED
@@ -95,5 +105,5 @@ def test_a_cohort_that_keeps_failing_is_asked_to_train_again() -> None:
 
 
 def test_a_sum_is_opened_until_it_is_too_late() -> None:
-    assert decide(view(RoundState.OPENING), NOW) == Open()
+    assert decide(view(RoundState.OPENING), NOW) == Aggregate()
     assert isinstance(decide(view(RoundState.OPENING, late=True), NOW), Abandon)

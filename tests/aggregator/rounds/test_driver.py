@@ -2,7 +2,7 @@
 
 from federation.v1 import rounds_pb2 as pb
 
-from aggregator.context import Hub
+from aggregator.context import AppContext
 from aggregator.rounds import aggregation
 from aggregator.rounds.driver import Driver, is_dead, own_name
 from aggregator.runs import lifecycle
@@ -49,7 +49,9 @@ def test_two_drivers_that_both_open_publish_once(federation, monkeypatch) -> Non
         hospital.act()
     other, real, stolen = Driver(federation.hub), aggregation._publish, []
 
-    def stolen_first(hub: Hub, sealed: aggregation.Sealed, result: aggregation.Result, actor: str) -> None:
+    def stolen_first(
+        hub: AppContext, sealed: aggregation.AggregationInput, result: aggregation.AggregationResult, actor: str
+    ) -> None:
         if not stolen:
             stolen.append(True)
             federation.clock.advance(minutes=10)  # past the lease

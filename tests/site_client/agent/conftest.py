@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 from federation.manifest import Manifest, TensorSpec
 from federation.plan import (
-    Cohort,
+    CohortBounds,
     Deadlines,
     Encoding,
     Inputs,
@@ -34,8 +34,8 @@ from google.protobuf.message import Message
 from site_client.agent.egress.egress import Cleared, Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
-from site_client.agent.identity.identity import Identity, Joining, Membership
-from site_client.config import Policy
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
+from site_client.config import PolicySettings
 
 PEM, DER = serialization.Encoding.PEM, serialization.Encoding.DER
 
@@ -100,7 +100,7 @@ class Consortium:
             roster=self.signed_roster(),
         )
 
-    def enrol(self, folder: Path, site: str = "mercy", **dates: float) -> Identity:
+    def enrol(self, folder: Path, site: str = "mercy", **dates: float) -> SiteIdentity:
         joining = Joining.prepare(folder, site)
         return joining.accept(self.credentials(joining, **dates), Membership(site, "127.0.0.1:1", self.fingerprint))
 
@@ -170,7 +170,7 @@ def consortium() -> Consortium:
 
 
 @pytest.fixture
-def identity(tmp_path: Path, consortium: Consortium) -> Identity:
+def identity(tmp_path: Path, consortium: Consortium) -> SiteIdentity:
     """A hospital named mercy, enrolled."""
     return consortium.enrol(tmp_path / "state" / "agent" / "identity")
 
@@ -182,7 +182,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 def guard() -> Guard:
-    return Guard(Policy())
+    return Guard(PolicySettings())
 
 
 @pytest.fixture
@@ -203,14 +203,14 @@ def plan() -> TrainingPlan:
         run_id=bytes(range(16)),
         name="Run 1",
         purpose="Find hemorrhage on head CT, for research.",
-        arm="lite",
+        architecture="lite",
         manifest=Manifest((TensorSpec("head.weight", (6, 5)), TensorSpec("head.bias", (6,)))),
         initial_model_digest=bytes(32),
         rounds=5,
         inputs=Inputs(image_size_px=256, slices_max=40),
         training=LocalTraining(1, 1e-3, 0.01, 0.0, 2, 32),
         server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
-        cohort=Cohort(minimum=3, target=3, maximum=8),
+        cohort=CohortBounds(minimum=3, target=3, maximum=8),
         deadlines=Deadlines(training_s=86_400, phase_s=600),
         encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),

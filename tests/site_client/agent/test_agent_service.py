@@ -6,14 +6,14 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from site_client.agent.identity.identity import Identity
-from site_client.agent.service import Service
-from site_client.config import Settings, parse
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.service import AgentService
+from site_client.config import SiteSettings, parse
 from site_client.notify import Notifier
 
 
 def test_an_unreached_aggregator_leaves_a_ready_and_living_agent_that_says_why(
-    tmp_path: Path, identity: Identity
+    tmp_path: Path, identity: SiteIdentity
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and not listening: refused at once
@@ -27,7 +27,7 @@ def test_an_unreached_aggregator_leaves_a_ready_and_living_agent_that_says_why(
     assert any(line.startswith("STATUS=") and f"no answer from {address}" in line for line in heard)
 
 
-def _run(settings: Settings, identity: Identity, path: Path) -> list[str]:
+def _run(settings: SiteSettings, identity: SiteIdentity, path: Path) -> list[str]:
     """What is said until the agent has lived a little and told its trouble; the notifier's clock runs fast."""
     heard: list[str] = []
     fast = itertools.count(0, 100)
@@ -35,7 +35,7 @@ def _run(settings: Settings, identity: Identity, path: Path) -> list[str]:
         systemd.bind(str(path))
         systemd.settimeout(15)
         notifier = Notifier(str(path), watchdog_s=200, monotonic=lambda: float(next(fast)))
-        service = Service(settings, identity, lambda: datetime.now(UTC), notifier)
+        service = AgentService(settings, identity, lambda: datetime.now(UTC), notifier)
         running = threading.Thread(target=service.run, daemon=True)
         running.start()
         try:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from site_client.agent.egress import verify
-from site_client.agent.egress.ledger import Decision, Ledger, Outgoing, read
+from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing, read
 from site_client.agent.egress.verify import Anchor
 from site_client.errors import LedgerBroken
 
@@ -24,7 +24,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory, signer: Ed25519PrivateKey) -
     ticks = (datetime(2026, 11, 23, 22, tzinfo=UTC) + timedelta(hours=n) for n in range(ENTRIES))
     ledger = Ledger(path, signer, lambda: next(ticks))
     for number in range(ENTRIES):
-        decision = Decision.REFUSED if number == 3 else Decision.ALLOWED
+        decision = EgressDecision.REFUSED if number == 3 else EgressDecision.ALLOWED
         dest = "hub:8443" if number % 2 == 0 else "hub:8444"
         ledger.append(Outgoing(dest, "Rounds/Ready", bytes(100 + number), {"round.run_id": "bytes[16]"}, decision, "r"))
     ledger.close()

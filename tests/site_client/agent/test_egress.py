@@ -17,7 +17,7 @@ from site_client.agent.egress import payloads
 from site_client.agent.egress.calls import POLL, READY, SEND_KEYS
 from site_client.agent.egress.egress import Egress, summary
 from site_client.agent.egress.guard import Guard
-from site_client.agent.egress.ledger import Decision, Ledger, read
+from site_client.agent.egress.ledger import EgressDecision, Ledger, read
 from site_client.agent.egress.payloads import Payloads
 from site_client.errors import EgressRefused
 
@@ -29,7 +29,7 @@ def test_a_message_is_recorded_before_it_is_sent(egress: Egress, ledger: Ledger,
     def answer(data: bytes) -> rounds_pb2.Receipt:
         (entry,) = read(tmp_path / "ledger" / "ledger.jsonl")  # already on disk while the wire has it
         assert (entry.sha256, entry.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
-        assert (entry.rpc, entry.dest, entry.decision) == ("Rounds/Ready", "hub.example:8443", Decision.ALLOWED)
+        assert (entry.rpc, entry.dest, entry.decision) == ("Rounds/Ready", "hub.example:8443", EgressDecision.ALLOWED)
         return ACCEPTED
 
     wire.answers["Rounds/Ready"] = answer
@@ -62,7 +62,7 @@ def test_what_the_guard_refuses_is_not_sent_and_stands_in_the_ledger_as_refused(
         egress.send(SEND_KEYS, named)
     assert wire.sent == []
     (entry,) = read(tmp_path / "ledger" / "ledger.jsonl")
-    assert (entry.decision, entry.left) == (Decision.REFUSED, False)
+    assert (entry.decision, entry.left) == (EgressDecision.REFUSED, False)
     assert "DOE" not in (tmp_path / "ledger" / "ledger.jsonl").read_text()
 
 

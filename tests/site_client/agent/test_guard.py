@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from site_client.agent.egress import calls
 from site_client.agent.egress.calls import CALLS, Call
 from site_client.agent.egress.guard import CHUNK_BYTES_MAX, Guard
-from site_client.config import Policy
+from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Update
 
@@ -134,7 +134,7 @@ def test_no_text_but_a_name_leaves_in_any_field(where: tuple[Call[Any, Any], lis
     message = call.request()
     with_value(path, text, message)
     with pytest.raises(EgressRefused, match="holds text that does not leave"):
-        Guard(Policy()).check_message(call, message)
+        Guard(PolicySettings()).check_message(call, message)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_echo_takes_the_fixed_sequence_and_not_one_other_byte(data: bytes, at
     if other == sequence(len(other)):
         return
     with pytest.raises(EgressRefused, match="other bytes than the fixed sequence"):
-        Guard(Policy()).check_message(calls.ECHO, line_pb2.EchoRequest(data=other))
+        Guard(PolicySettings()).check_message(calls.ECHO, line_pb2.EchoRequest(data=other))
 
 
 def test_an_echo_leaves_up_to_its_measure(guard: Guard) -> None:
@@ -224,7 +224,7 @@ def test_any_part_of_the_sealed_upload_leaves_while_it_is_uploaded(guard: Guard,
 
 @given(at=st.integers(0, 99), flip=st.integers(1, 255), shift=st.integers(-50, 50))
 def test_other_bytes_do_not_leave_under_its_digest(plan: TrainingPlan, at: int, flip: int, shift: int) -> None:
-    guard, layout = Guard(Policy()), Layout.of(plan, plan.manifest.size)
+    guard, layout = Guard(PolicySettings()), Layout.of(plan, plan.manifest.size)
     masked = np.random.default_rng(1).bytes(layout.bytes)
     changed = bytearray(masked[200:300])
     changed[at] ^= flip
@@ -293,7 +293,11 @@ def test_an_update_from_too_few_studies_is_withheld_whoever_asks_for_fewer(
 ) -> None:
     greedy = replace(plan, training=replace(plan.training, studies_min=1))
     strict = replace(plan, training=replace(plan.training, studies_min=50))
-    for asked, policy, studies in ((greedy, Policy(), 31), (strict, Policy(), 49), (plan, Policy(studies_min=90), 89)):
+    for asked, policy, studies in (
+        (greedy, PolicySettings(), 31),
+        (strict, PolicySettings(), 49),
+        (plan, PolicySettings(studies_min=90), 89),
+    ):
         with pytest.raises(EgressRefused, match="studies or more"):
             Guard(policy).check_update(asked, update(studies=studies), delta)
         Guard(policy).check_update(asked, update(studies=studies + 1), delta)
@@ -301,7 +305,7 @@ def test_an_update_from_too_few_studies_is_withheld_whoever_asks_for_fewer(
 
 def test_an_update_with_a_metric_that_the_policy_keeps_is_withheld(plan: TrainingPlan, delta: np.ndarray) -> None:
     with pytest.raises(EgressRefused, match="does not hold LOSS"):
-        Guard(Policy(metrics=("HISTOGRAMS",))).check_update(plan, update(), delta)
+        Guard(PolicySettings(metrics=("HISTOGRAMS",))).check_update(plan, update(), delta)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from federation.roster import RosterEntry
 from federation.v1 import enrolment_pb2
 
 from site_client.agent.identity import keys
-from site_client.agent.identity.identity import Identity, Joining, Membership
+from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import SealingKey
 from site_client.errors import IdentityRefused
 
@@ -37,7 +37,7 @@ def test_join_repeated_before_the_answer_sends_the_same_keys_and_request(joining
 
 def test_an_enrolled_identity_is_the_same_after_a_restart(joining: Joining, consortium) -> None:
     made = joining.accept(consortium.credentials(joining), membership(consortium))
-    found = Identity(joining.folder)
+    found = SiteIdentity(joining.folder)
     assert (found.site, found.roster, found.certificate_pem) == ("mercy", made.roster, made.certificate_pem)
     assert not (joining.folder / "joining.key").exists()
     with pytest.raises(IdentityRefused, match="enrolled already"):
@@ -46,7 +46,7 @@ def test_an_enrolled_identity_is_the_same_after_a_restart(joining: Joining, cons
 
 def test_a_host_that_has_not_joined_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(IdentityRefused, match="hemofed-site join"):
-        Identity(tmp_path)
+        SiteIdentity(tmp_path)
 
 
 def test_credentials_of_another_consortium_are_refused_and_nothing_is_kept(joining: Joining, consortium) -> None:
@@ -82,7 +82,7 @@ def test_credentials_that_do_not_hang_together_are_refused(joining: Joining, con
 
 
 def test_a_roster_is_kept_only_with_the_custodian_s_signature_and_never_goes_back(
-    identity: Identity, consortium
+    identity: SiteIdentity, consortium
 ) -> None:
     north = RosterEntry("north", Ed25519PrivateKey.generate().public_key().public_bytes_raw(), bytes(1216))
     first = consortium.signed_roster(1)
@@ -97,7 +97,7 @@ def test_a_roster_is_kept_only_with_the_custodian_s_signature_and_never_goes_bac
     assert identity.roster.epoch == 2
 
 
-def test_two_rosters_of_one_epoch_or_one_without_our_keys_are_refused(identity: Identity, consortium) -> None:
+def test_two_rosters_of_one_epoch_or_one_without_our_keys_are_refused(identity: SiteIdentity, consortium) -> None:
     own = consortium.entries[0]
     north = RosterEntry("north", Ed25519PrivateKey.generate().public_key().public_bytes_raw(), bytes(1216))
     consortium.entries = [own, north]
@@ -110,14 +110,14 @@ def test_two_rosters_of_one_epoch_or_one_without_our_keys_are_refused(identity: 
 
 
 @pytest.mark.parametrize("name", ["membership.json", "signing.key", "sealing.key"])
-def test_a_damaged_file_is_named_and_not_worked_around(identity: Identity, tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_named_and_not_worked_around(identity: SiteIdentity, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "state" / "agent" / "identity"
     (folder / name).write_bytes(b"{}")
     with pytest.raises(IdentityRefused, match="backup"):
-        Identity(folder)
+        SiteIdentity(folder)
 
 
-def test_renewal_is_due_between_two_thirds_and_two_thirds_plus_a_twentieth(identity: Identity) -> None:
+def test_renewal_is_due_between_two_thirds_and_two_thirds_plus_a_twentieth(identity: SiteIdentity) -> None:
     life = identity.expires_at - identity.valid_from
     assert timedelta(days=29) < life < timedelta(days=31)
     assert 2 / 3 <= (identity.renewal_due() - identity.valid_from) / life <= 2 / 3 + 1 / 20

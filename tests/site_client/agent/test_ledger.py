@@ -11,11 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from site_client.agent.egress import verify
-from site_client.agent.egress.ledger import GENESIS, Decision, Ledger, Outgoing, read
+from site_client.agent.egress.ledger import GENESIS, EgressDecision, Ledger, Outgoing, read
 from site_client.errors import InUse, LedgerBroken
 
 
-def message(number: int, decision: Decision = Decision.ALLOWED) -> Outgoing:
+def message(number: int, decision: EgressDecision = EgressDecision.ALLOWED) -> Outgoing:
     return Outgoing("hub.example:8443", "Rounds/Poll", bytes(number), {"state": "choice"}, decision, "call, fields")
 
 
@@ -91,7 +91,7 @@ def test_a_line_torn_by_a_crash_is_cut_and_an_entry_says_so(
     assert repaired.repaired_bytes == len(lines[2]) - cut
     *kept, said = read(path)
     assert [entry.seq for entry in kept] == [1, 2]
-    assert (said.decision, said.size_bytes, said.left) == (Decision.REPAIRED, len(lines[2]) - cut, False)
+    assert (said.decision, said.size_bytes, said.left) == (EgressDecision.REPAIRED, len(lines[2]) - cut, False)
     assert verify.verify(path).repaired == 1
     assert not verify.verify(path).unfinished
 
@@ -101,7 +101,7 @@ def test_a_ledger_of_nothing_but_a_torn_line_starts_anew(open_ledger: Callable[.
     path.write_bytes(b'{"seq":1' * 20_000)
     ledger = open_ledger()
     ledger.close()
-    assert [entry.decision for entry in read(path)] == [Decision.REPAIRED]
+    assert [entry.decision for entry in read(path)] == [EgressDecision.REPAIRED]
 
 
 def test_a_full_disk_leaves_no_half_line_behind(open_ledger: Callable[..., Ledger], path: Path) -> None:

@@ -16,15 +16,15 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.payloads import Payloads
-from site_client.agent.identity.identity import Identity
-from site_client.agent.rounds.plans import Decision, Plans
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.cli import main
 
 Type = Callable[..., Result]
 
 
 @pytest.fixture
-def agent(tmp_path: Path, identity: Identity, guard: Guard, wire, clock) -> Path:
+def agent(tmp_path: Path, identity: SiteIdentity, guard: Guard, wire, clock) -> Path:
     """The agent's folder after three messages left."""
     folder = tmp_path / "state" / "agent"
     ledger = Ledger(folder / "ledger.jsonl", identity.keys.signing, clock)
@@ -75,7 +75,7 @@ def test_verify_passes_and_names_the_first_bad_entry_with_exit_status_1(agent: P
 
 
 def test_an_export_is_verified_on_another_machine_with_the_public_key_alone(
-    agent: Path, typed: Type, identity: Identity, tmp_path: Path
+    agent: Path, typed: Type, identity: SiteIdentity, tmp_path: Path
 ) -> None:
     out = tmp_path / "export.jsonl"
     assert typed("ledger", "export", "--out", str(out)).exit_code == 0
@@ -97,7 +97,7 @@ def test_a_ledger_of_nothing_says_so(typed: Type) -> None:
 
 
 def test_a_plan_is_shown_approved_and_refused(
-    typed: Type, identity: Identity, consortium, plan: TrainingPlan, tmp_path: Path
+    typed: Type, identity: SiteIdentity, consortium, plan: TrainingPlan, tmp_path: Path
 ) -> None:
     assert "no plan has been offered" in typed("plan", "show").output
     plans = Plans(tmp_path / "state" / "agent" / "plans")
@@ -105,7 +105,7 @@ def test_a_plan_is_shown_approved_and_refused(
     digest = plan.digest.hex()
     assert "waits for you" in typed("plan", "show").output
     assert plan.purpose in typed("plan", "show", digest[:12]).output
-    for word, decision in (("approve", Decision.APPROVED), ("refuse", Decision.REFUSED)):
+    for word, decision in (("approve", PlanDecision.APPROVED), ("refuse", PlanDecision.REFUSED)):
         assert typed("plan", word, digest[:12]).exit_code == 0
         held = plans.get(plan.digest)
         assert held is not None

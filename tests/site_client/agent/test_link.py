@@ -21,7 +21,7 @@ from site_client.agent.link import Endpoint, Link  # before grpc: it sets the ci
 import grpc  # isort: skip
 
 from site_client.agent.egress.egress import Cleared
-from site_client.agent.identity.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.errors import ConfigRefused, EgressRefused, IdentityRefused, Refused, Unreachable
 
 ECHO, REFUSE, PUT, GET = "/test.Echo/Say", "/test.Echo/Refuse", "/test.Echo/Put", "/test.Echo/Get"
@@ -127,7 +127,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def dial(identity: Identity) -> Iterator:
+def dial(identity: SiteIdentity) -> Iterator:
     links: list[Link] = []
 
     def make(address: str, **changes: object) -> Link:
@@ -185,7 +185,7 @@ except Unreachable:
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def test_an_agent_speaks_tls_1_3_and_not_1_2(
-    newest: ssl.TLSVersion, identity: Identity, consortium, tmp_path: Path
+    newest: ssl.TLSVersion, identity: SiteIdentity, consortium, tmp_path: Path
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = newest

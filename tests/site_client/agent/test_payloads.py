@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from site_client.agent.egress import payloads, verify
-from site_client.agent.egress.ledger import Decision, Ledger, Outgoing
+from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing
 from site_client.agent.egress.payloads import Payloads
 from site_client.errors import LedgerBroken
 
@@ -74,7 +74,7 @@ def test_a_disk_that_fills_up_spoils_nothing_that_is_kept_later(tmp_path: Path) 
 def test_a_changed_payload_is_found(tmp_path: Path, ledger: Ledger) -> None:
     keeper = Payloads(tmp_path / "payloads", 1_000)
     for data in (b"one", b"two"):
-        entry = ledger.append(Outgoing("hub:1", "Rounds/Ready", data, {}, Decision.ALLOWED, ""))
+        entry = ledger.append(Outgoing("hub:1", "Rounds/Ready", data, {}, EgressDecision.ALLOWED, ""))
         assert entry.sha256 == hashlib.sha256(data).hexdigest()
         keeper.keep(entry.seq, data)
     path = tmp_path / "ledger" / "ledger.jsonl"

@@ -18,10 +18,10 @@ from site_client.agent.egress import calls, verify
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger, read
-from site_client.agent.identity.identity import Identity
-from site_client.agent.rounds.participant import SiteRounds
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.plans import describe
-from site_client.config import Folders, Policy, Settings
+from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Status, Update
 from site_client.spool import AgentSide, TrainerSide
@@ -31,7 +31,7 @@ from site_client.spool import AgentSide, TrainerSide
 class Site:
     """An agent that has been offered round 1, and whatever its trainer says."""
 
-    rounds: SiteRounds
+    rounds: Participant
     trainer: TrainerSide
     wire: object
     clock: object
@@ -51,14 +51,16 @@ class Site:
 
 
 @pytest.fixture
-def offer(tmp_path: Path, identity: Identity, consortium, wire, clock, ledger: Ledger, plan: TrainingPlan) -> Callable:
+def offer(
+    tmp_path: Path, identity: SiteIdentity, consortium, wire, clock, ledger: Ledger, plan: TrainingPlan
+) -> Callable:
     model = Model(plan.manifest, np.zeros(plan.manifest.size, np.float32), ())
     path = tmp_path / "model.safetensors"
     save_model(path, model)
     data = path.read_bytes()
     blob = rounds_pb2.BlobRef(digest=hashlib.sha256(data).digest(), size_bytes=len(data))
 
-    def make(policy: Policy, is_metered: Callable[[], bool | None] = lambda: None, **changes: object) -> Site:
+    def make(policy: PolicySettings, is_metered: Callable[[], bool | None] = lambda: None, **changes: object) -> Site:
         offered = replace(plan, initial_model_digest=model.digest, **changes)
         step = rounds_pb2.TrainStep(
             round=RoundRef(run_id=offered.run_id, round=1, attempt=0),
@@ -74,17 +76,17 @@ def offer(tmp_path: Path, identity: Identity, consortium, wire, clock, ledger: L
             "Rounds/Decline": lambda _: rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED),
         }
         wire.streams["Blobs/Get"] = [blobs_pb2.BlobChunk(digest=blob.digest, offset=0, data=data)]
-        folders = Folders(state=tmp_path / "state", spool=tmp_path / "spool")
-        settings = Settings("mercy", folders=folders, policy=policy)
+        folders = FoldersSettings(state=tmp_path / "state", spool=tmp_path / "spool")
+        settings = SiteSettings("mercy", folders=folders, policy=policy)
         egress = Egress(Guard(policy), ledger, wire)
-        rounds = SiteRounds(egress, identity, AgentSide(folders.spool), settings, clock, is_metered)
+        rounds = Participant(egress, identity, AgentSide(folders.spool), settings, clock, is_metered)
         return Site(rounds, TrainerSide(folders.spool), wire, clock, offered)
 
     return make
 
 
 def test_a_plan_waits_for_this_hospital_s_yes(offer: Callable) -> None:
-    site = offer(Policy())
+    site = offer(PolicySettings())
     assert site.step() == ["Poll", "FetchPlan"]
     assert site.step() == ["Poll"]
     assert site.rounds.situation().state == "SITE_AWAITING_APPROVAL"
@@ -96,7 +98,7 @@ def test_a_plan_waits_for_this_hospital_s_yes(offer: Callable) -> None:
 
 
 def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Callable) -> None:
-    site = offer(Policy())
+    site = offer(PolicySettings())
     site.step()
     site.rounds.plans.decide(site.plan.digest, approved=False)
     assert site.step() == ["Poll", "Decline"]
@@ -106,26 +108,26 @@ def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Calla
 @pytest.mark.parametrize(
     "policy",
     [
-        Policy("automatic", metrics=("LOSS",)),
-        Policy("automatic", cohort_min=9),
-        Policy("automatic", epsilon_max=8.0),
+        PolicySettings("automatic", metrics=("LOSS",)),
+        PolicySettings("automatic", cohort_min=9),
+        PolicySettings("automatic", epsilon_max=8.0),
     ],
 )
-def test_a_plan_outside_the_policy_is_declined_whoever_signed_it(offer: Callable, policy: Policy) -> None:
+def test_a_plan_outside_the_policy_is_declined_whoever_signed_it(offer: Callable, policy: PolicySettings) -> None:
     site = offer(policy)
     assert site.step() == ["Poll", "FetchPlan", "Decline"]
     assert site.trainer.jobs() == []
 
 
 def test_an_update_from_fewer_studies_than_the_policy_wants_is_declined(offer: Callable) -> None:
-    site = offer(Policy("automatic", studies_min=41))
+    site = offer(PolicySettings("automatic", studies_min=41))
     site.step()
     site.train()
     assert site.step() == ["Poll", "Decline"]
 
 
 def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_said(offer: Callable) -> None:
-    site = offer(Policy("automatic", transfer_windows=("19:00 for 12h",)))
+    site = offer(PolicySettings("automatic", transfer_windows=("19:00 for 12h",)))
     site.clock.now = datetime(2026, 11, 23, 12, tzinfo=UTC).astimezone().replace(hour=12)
     assert site.step() == ["Poll", "FetchPlan"]
     assert site.step() == ["Poll"]
@@ -143,28 +145,28 @@ def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_s
 
 
 def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Callable) -> None:
-    policy = Policy(metrics=("LOSS",), cohort_min=9, epsilon_max=8.0)
+    policy = PolicySettings(metrics=("LOSS",), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
     against = describe(site.rounds.plans.find(site.plan.digest.hex()), policy)
     for key in ("policy.metrics", "policy.cohort_min", "policy.epsilon_max is 8"):
         assert key in against
-    assert "nothing, by the policy" in describe(site.rounds.plans.find(site.plan.digest.hex()), Policy())
+    assert "nothing, by the policy" in describe(site.rounds.plans.find(site.plan.digest.hex()), PolicySettings())
 
 
 @pytest.mark.parametrize(
     ("policy", "answer", "waits"),
     [
-        (Policy("automatic"), True, True),
-        (Policy("automatic"), False, False),
-        (Policy("automatic"), None, False),
-        (Policy("automatic", metered="ignore", metered_unknown="wait"), True, False),
-        (Policy("automatic", metered_unknown="wait"), None, True),
-        (Policy("automatic", metered_unknown="wait"), False, False),
+        (PolicySettings("automatic"), True, True),
+        (PolicySettings("automatic"), False, False),
+        (PolicySettings("automatic"), None, False),
+        (PolicySettings("automatic", metered="ignore", metered_unknown="wait"), True, False),
+        (PolicySettings("automatic", metered_unknown="wait"), None, True),
+        (PolicySettings("automatic", metered_unknown="wait"), False, False),
     ],
 )
 def test_a_metered_link_holds_models_back_and_the_reason_is_said(
-    offer: Callable, policy: Policy, answer: bool | None, waits: bool
+    offer: Callable, policy: PolicySettings, answer: bool | None, waits: bool
 ) -> None:
     site = offer(policy, lambda: answer)
     assert site.step() == (["Poll", "FetchPlan"] if waits else ["Poll", "FetchPlan", "Get"])
@@ -173,7 +175,7 @@ def test_a_metered_link_holds_models_back_and_the_reason_is_said(
 
 def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_free_one(offer: Callable) -> None:
     link = {"metered": False}
-    site = offer(Policy("automatic"), lambda: link["metered"])
+    site = offer(PolicySettings("automatic"), lambda: link["metered"])
     site.step()
     assert len(site.trainer.jobs()) == 1
     link["metered"] = True
@@ -188,7 +190,7 @@ def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_
 def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
     offer: Callable, ledger: Ledger, tmp_path: Path
 ) -> None:
-    site = offer(Policy("automatic", dry_run=True))
+    site = offer(PolicySettings("automatic", dry_run=True))
     site.step()
     site.train()
     assert site.step() == ["Poll", "Decline"]
@@ -210,4 +212,4 @@ def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
 )
 def test_in_a_dry_run_the_guard_lets_nothing_of_a_round_out(call: calls.Call) -> None:
     with pytest.raises(EgressRefused, match="dry_run"):
-        Guard(Policy(dry_run=True)).check_message(call, call.request())
+        Guard(PolicySettings(dry_run=True)).check_message(call, call.request())

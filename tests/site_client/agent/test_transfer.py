@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from site_client.agent.egress.egress import Cleared, Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
-from site_client.agent.egress.rate_limit import Pace
+from site_client.agent.egress.rate_limit import RateLimit
 from site_client.agent.egress.transfer import download, upload
-from site_client.config import Policy
+from site_client.config import PolicySettings
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 
 REF = RoundRef(run_id=bytes(16), round=1, attempt=1)
@@ -103,7 +103,7 @@ def test_a_download_is_continued_and_nothing_is_fetched_twice(
     blob = hashlib.shake_256(bytes([size % 251])).digest(size)
     hub = Breaking(list(cuts), blob)
     ledger = Ledger(folder / "ledger.jsonl", signer, lambda: datetime(2026, 11, 23, tzinfo=UTC))
-    egress = Egress(Guard(Policy()), ledger, hub)
+    egress = Egress(Guard(PolicySettings()), ledger, hub)
     ref = rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=size)
     again(lambda: download(egress, ref, folder / "model", size), len(cuts) + 1)
     ledger.close()
@@ -141,7 +141,7 @@ def test_a_limited_hospital_moves_so_many_bytes_a_second_and_no_more() -> None:
         waited.append(seconds)
         now[0] += seconds
 
-    pace = Pace(1000, lambda: now[0], wait)
+    pace = RateLimit(1000, lambda: now[0], wait)
     for _ in range(5):
         now[0] += 0.1  # the chunk itself took that long
         pace.spend(500)
@@ -149,7 +149,7 @@ def test_a_limited_hospital_moves_so_many_bytes_a_second_and_no_more() -> None:
     now[0] += 100  # a pause is not saved up
     pace.spend(500)
     assert waited[-1] == pytest.approx(0.5)
-    Pace(0, lambda: now[0], wait).spend(10**9)
+    RateLimit(0, lambda: now[0], wait).spend(10**9)
     assert len(waited) == 6
 
 
@@ -159,7 +159,7 @@ def test_chunks_wait_for_the_pace_in_both_directions(
     waited: list[float] = []
     layout = Layout.of(plan, plan.manifest.size)
     hub = Breaking(blob=bytes(4000))
-    egress = Egress(guard, ledger, hub, pace=Pace(1000, lambda: 0.0, waited.append))
+    egress = Egress(guard, ledger, hub, pace=RateLimit(1000, lambda: 0.0, waited.append))
     ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(4000)).digest(), size_bytes=4000)
     download(egress, ref, tmp_path / "model", 4000)
     assert waited[-1] >= 4.0

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from site_client.agent.status_file import AgentView, read_view, write_view
+from site_client.agent.status_file import AgentStatus, read_status, write_status
 
-VIEW = AgentView(
+VIEW = AgentStatus(
     written_at=datetime(2026, 3, 1, tzinfo=UTC),
     state="SITE_PAUSED",
     reasons=("NET_WINDOW",),
@@ -22,14 +22,14 @@ VIEW = AgentView(
 
 
 def test_what_was_written_is_read_the_last_word_counts_and_nothing_else_is_left(tmp_path: Path) -> None:
-    write_view(tmp_path, VIEW)
-    write_view(tmp_path, VIEW)
-    assert read_view(tmp_path) == VIEW
+    write_status(tmp_path, VIEW)
+    write_status(tmp_path, VIEW)
+    assert read_status(tmp_path) == VIEW
     assert [one.name for one in tmp_path.iterdir()] == ["status.json"]
     assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_before_its_first_word_and_after_a_power_cut_there_is_none(tmp_path: Path) -> None:
-    assert read_view(tmp_path) is None
+    assert read_status(tmp_path) is None
     (tmp_path / "status.json").write_bytes(b"")
-    assert read_view(tmp_path) is None
+    assert read_status(tmp_path) is None

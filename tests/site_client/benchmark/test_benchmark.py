@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from site_client.benchmark.arms import Bench, Done, Failed, load, run_arm
 from site_client.benchmark.command import _run_all, benchmark
-from site_client.benchmark.settings import TWINS, Settings
-from site_client.benchmark.table import Origin, write_table
+from site_client.benchmark.settings import TWINS, BenchmarkSettings
+from site_client.benchmark.table import BenchmarkOrigin, write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
 from site_client.inference.patients import at_most, by_content, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -53,7 +53,7 @@ def bench(tmp_path: Path) -> Callable[[str], Bench]:
         split = Split(tuple(_study(n) for n in range(4)), tuple(_study(n) for n in range(4, 14)))
         compute = choose("cpu", 1, 64)
         loader = Loader(StudyCache(tmp_path / "cache", 1 << 30, 64, 8, _read), Augmentation(), torch.device("cpu"))
-        settings = Settings(epochs=2, image_size_px=64, slices_max=8)
+        settings = BenchmarkSettings(epochs=2, image_size_px=64, slices_max=8)
         return Bench(settings, "00ff" * 4, split, loader, compute, tmp_path / name, 4 * SLICES)
 
     return make
@@ -137,7 +137,7 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     made = bench("some")
     found = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
     assert [type(arm) for arm in found] == [Failed, Done, Done]
-    text = write_table(tmp_path / "out", made, found, Origin("the command", True, 30, "2", "x"))
+    text = write_table(tmp_path / "out", made, found, BenchmarkOrigin("the command", True, 30, "2", "x"))
     assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
     assert "never clinical evidence" in text
     lines = [line for line in text.splitlines() if line.startswith(("| model", "| `lite` | 42"))]

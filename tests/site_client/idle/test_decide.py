@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from site_client.config import Idle
+from site_client.config import IdleSettings
 from site_client.records import STATE_REASONS
-from site_client.trainer.idle.decide import UNKNOWN_GRACE_S, Decision, Gate, Mode, decide
+from site_client.trainer.idle.decide import UNKNOWN_GRACE_S, GateState, IdleDecision, Mode, decide
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Moment, OperatorPause, Signals, Unknown
 
-POLICY = Idle(calm_s=600, start_delay_s=60, release_s=120)
+POLICY = IdleSettings(calm_s=600, start_delay_s=60, release_s=120)
 STEP_S = 10.0
 START = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 GONE = Unknown("the probe failed")
@@ -44,9 +44,9 @@ steps = st.one_of(
 days = st.lists(st.tuples(steps, st.integers(1, 120)), min_size=1, max_size=25)
 
 
-def live(day: list[tuple[Signals, int]]) -> list[tuple[Signals, Decision]]:
+def live(day: list[tuple[Signals, int]]) -> list[tuple[Signals, IdleDecision]]:
     """Every sample of a day with its decision."""
-    gate, elapsed_s, seen = Gate(), 0.0, []
+    gate, elapsed_s, seen = GateState(), 0.0, []
     for signals, samples in day:
         for _ in range(samples):
             decision = decide(signals, POLICY, gate, Moment(START + timedelta(seconds=elapsed_s), elapsed_s))
@@ -82,9 +82,11 @@ changes = st.lists(
 )
 
 
-def whole_day(events: list[tuple[int, str, str]], look_s: float) -> Iterator[tuple[float, dict[str, str], Decision]]:
+def whole_day(
+    events: list[tuple[int, str, str]], look_s: float
+) -> Iterator[tuple[float, dict[str, str], IdleDecision]]:
     """Elapsed seconds, what each signal is, and the decision, of every look of a day."""
-    gate, state, signals = Gate(), dict.fromkeys(BUSY, "calm"), CALM
+    gate, state, signals = GateState(), dict.fromkeys(BUSY, "calm"), CALM
     due = sorted(events, key=lambda event: event[0])
     for look in range(int(DAY_S / look_s)):
         elapsed_s = look * look_s

@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from site_client.ingest.files.header import Header
+from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header
 from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.pseudonym import SiteSecret
@@ -28,7 +28,7 @@ from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
 
 
-def read(path: Path, secret: SiteSecret) -> Header | Reason:
+def read(path: Path, secret: SiteSecret) -> DicomHeader | Reason:
     return read_header(path, path.stat().st_size, secret, Rules())
 
 
@@ -50,17 +50,17 @@ def rewrite(path: Path, **tags: object) -> Path:
 
 def test_a_sound_image_gives_its_geometry_and_no_reason(ct: Path, secret: SiteSecret) -> None:
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert (header.reasons, header.warnings) == ((), ())
     assert (header.rows, header.columns, header.spacing_mm, header.thickness_mm) == (96, 96, (2.4, 2.4), 5.0)
     assert (header.kernel, header.origin, header.native) == ("soft", "original", True)
     assert header.study_key == secret.study("1.2.3")
-    assert Header.from_json(header.to_json()) == header
+    assert DicomHeader.from_json(header.to_json()) == header
 
 
 def test_neither_header_nor_json_holds_a_uid_or_a_name(ct: Path, secret: SiteSecret) -> None:
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     for canary in ("1.2.3", "CANARY", "P1", "STANDARD"):
         assert canary not in header.to_json()
         assert canary not in repr(header)
@@ -104,7 +104,7 @@ def test_what_is_no_ct_image_is_one_code(ct: Path, secret: SiteSecret, tags: dic
 )
 def test_every_ground_of_refusal_is_named(ct: Path, secret: SiteSecret, tags: dict, reasons: set[Reason]) -> None:
     header = read(rewrite(ct, **tags), secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert set(header.reasons) == reasons
 
 
@@ -124,7 +124,7 @@ def test_every_ground_of_refusal_is_named(ct: Path, secret: SiteSecret, tags: di
 )
 def test_what_only_sounds_like_a_ground_is_none(ct: Path, secret: SiteSecret, tags: dict) -> None:
     header = read(rewrite(ct, **tags), secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert header.reasons == ()
 
 
@@ -139,7 +139,7 @@ def test_an_rsna_file_is_taken_although_it_lacks_half_its_header(ct: Path, secre
         del dataset.file_meta.MediaStorageSOPClassUID
         dataset.save_as(ct, enforce_file_format=False)
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert (header.reasons, header.warnings) == ((), (Warn.W_NO_SOP_CLASS,))
     assert header.slice_key == secret.slice("ID_1a2b3c4d5")
     assert read_slice(ct).stored.shape == (96, 96)
@@ -166,13 +166,13 @@ def test_lossless_compression_changes_no_pixel_and_is_no_reason(ct: Path, secret
     dataset.compress(syntax, generate_instance_uid=False)
     dataset.save_as(ct)
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert (header.reasons, header.native) == ((), False)
     assert np.array_equal(read_slice(ct).stored, pixels)
     for cut in (1, 9, ct.stat().st_size // 3):
         ct.write_bytes(ct.read_bytes()[:-cut])
         cut_header = read(ct, secret)
-        assert isinstance(cut_header, Header)
+        assert isinstance(cut_header, DicomHeader)
         assert Reason.Q_TRUNCATED in cut_header.reasons
 
 
@@ -184,7 +184,7 @@ def test_a_syntax_without_a_permissive_decoder_is_a_matter_for_it_and_not_a_brok
     dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
     dataset.save_as(ct)
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert Reason.Q_NO_DECODER in header.reasons
     assert Reason.Q_TRUNCATED not in header.reasons
 
@@ -196,7 +196,7 @@ def test_a_file_cut_anywhere_in_its_pixels_is_truncated_although_the_parser_acce
     for cut in (1, 2, 4000, len(whole) // 2):
         ct.write_bytes(whole[:-cut])
         header = read(ct, secret)
-        assert isinstance(header, Header)
+        assert isinstance(header, DicomHeader)
         assert header.reasons == (Reason.Q_TRUNCATED,)
 
 
@@ -219,7 +219,7 @@ def test_an_overlong_uid_and_decimal_commas_are_tolerated(ct: Path, secret: Site
         warnings.simplefilter("ignore")
         rewrite(ct, StudyInstanceUID="1.2." + "9" * 61)
     header = read(ct, secret)
-    assert isinstance(header, Header)
+    assert isinstance(header, DicomHeader)
     assert header.reasons == ()
     assert header.position == (-115.2, -115.2, 0.0)
 
@@ -241,5 +241,5 @@ def test_no_damage_raises_warns_or_logs(
     broken = tmp_path / "broken"
     broken.write_bytes(bytes(data[: len(data) - cut]))
     with caplog.at_level(logging.DEBUG):
-        assert isinstance(read(broken, secret), Header | Reason)
+        assert isinstance(read(broken, secret), DicomHeader | Reason)
     assert caplog.text == ""

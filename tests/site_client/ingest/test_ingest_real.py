@@ -9,13 +9,13 @@ import pytest
 
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.files.export import walk
-from site_client.ingest.files.header import Header
+from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header
 from site_client.ingest.files.hounsfield import to_hu
 from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.assess import Judged, judge_series
+from site_client.ingest.series.assess import AssessedSeries, judge_series
 from site_client.ingest.series.stacks import Image
 from site_client.ingest.series.volume import read_volume
 
@@ -40,19 +40,19 @@ def codes(folder: Path, secret) -> Counter:
     return found
 
 
-def judged(folder: Path, secret, rules: Rules | None = None) -> list[Judged]:
+def judged(folder: Path, secret, rules: Rules | None = None) -> list[AssessedSeries]:
     rules = rules or Rules()
     paths = [folder / seen.path for seen in walk(folder) if seen.skip is None]
     read = [read_header(path, path.stat().st_size, secret, rules) for path in paths]
     by_series: dict[str, list[Image]] = {}
     for place, header in enumerate(read):
-        if isinstance(header, Header):
+        if isinstance(header, DicomHeader):
             by_series.setdefault(header.series_key, []).append(Image(place, header))
     verdicts = (judge_series(images, lambda place: paths[place], rules) for images in by_series.values())
     return [one for verdict in verdicts for one in verdict.stacks]
 
 
-def reasons(found: list[Judged]) -> list[set[str]]:
+def reasons(found: list[AssessedSeries]) -> list[set[str]]:
     return [{reason.name for reason in one.reasons} for one in found]
 
 

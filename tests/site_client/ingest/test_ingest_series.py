@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from site_client.ingest.files.header import Header
+from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.tags import kernel_class
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.records import PatientKey, SeriesKey, SliceKey, StudyKey
@@ -18,8 +18,8 @@ from site_client.ingest.series.stacks import Image, along_normal, gaps, split
 TILTED = (1.0, 0.0, 0.0, 0.0, 0.9483, -0.3173)
 
 
-def header(index: int, z: float, **changes: object) -> Header:
-    plain = Header(
+def header(index: int, z: float, **changes: object) -> DicomHeader:
+    plain = DicomHeader(
         study_key=StudyKey("S"), patient_key=PatientKey("P"), series_key=SeriesKey("E"),
         slice_key=SliceKey(f"I{index:03}"), frame_key="F", kernel_key="K", kernel="soft", origin="original",
         acquisition=1, instance=index + 1, rows=512, columns=512, spacing_mm=(0.45, 0.45),

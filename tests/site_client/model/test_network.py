@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from site_client.errors import UnknownArm
 from site_client.model.labels import ANY
-from site_client.model.network import CHANNELS, GEOMETRY, SequenceNet, Verdict, clamp_any
+from site_client.model.network import CHANNELS, GEOMETRY, Output, SequenceNet, clamp_any
 from site_client.model.registry import ARMS, build, load_weights, manifest_of, weights_of
 
 # torchvision's counts of the convolution kernels alone, without the classifier and the normalization layers; the first
@@ -30,7 +30,7 @@ def lite() -> SequenceNet:
     return build("lite", 3).eval()
 
 
-def _ask(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Verdict:
+def _ask(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Output:
     with torch.inference_mode():
         return net(*study)
 

@@ -8,7 +8,7 @@ from site_client.model.labels import MISSING
 from site_client.model.network import CHANNELS, GEOMETRY, Network
 from site_client.model.registry import build, manifest_of
 from site_client.training.data import Sample
-from site_client.training.loss import loss_of
+from site_client.training.loss import reported_loss
 
 PUBLISHED = 11_248_774  # MONAI's 3D DenseNet121 of one channel with six outputs, its classifier included
 ONE_KERNEL = 64 * 7**3
@@ -40,7 +40,7 @@ def test_it_answers_for_the_study_and_claims_nothing_about_slices(net: Network, 
         verdict = net(*_study(slices))
     assert verdict.study_logits.isfinite().all()
     assert [tuple(part.shape) for part in verdict[:3]] == [(1, 0, 6), (1, 6), (1, 1, 1024)]
-    assert not net.answers_slices
+    assert not net.has_slice_outputs
 
 
 def test_neither_padding_nor_the_company_of_other_studies_changes_its_answer(net: Network) -> None:
@@ -63,7 +63,7 @@ def test_it_learns_from_the_studys_label_in_every_layer_and_from_no_slices_label
     study = torch.tensor([[0.0, 1, 0, 0, 0, 1]])
     known, unknown = (torch.full((1, 16, 6), value) for value in (1.0, float(MISSING)))
     verdict = net(x, mask, geometry)
-    loss = loss_of(verdict, Sample(x, mask, geometry, known, study))
-    assert loss == loss_of(verdict, Sample(x, mask, geometry, unknown, study))
+    loss = reported_loss(verdict, Sample(x, mask, geometry, known, study))
+    assert loss == reported_loss(verdict, Sample(x, mask, geometry, unknown, study))
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())

@@ -18,7 +18,7 @@ from site_client.ingest.series.volume import Volume, read_volume
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Wishes
 
 SECRET = SiteSecret(b"phantom-test-secret-0123456789ab")
@@ -87,7 +87,7 @@ def test_wrapped_values_are_unwrapped_to_what_they_were(tmp_path: Path) -> None:
 
 def drawn(rates: Rates, profile: str, count: int) -> list[Faults]:
     scanner = PROFILES[profile].scanner
-    streams = (Streams.of(profile, 1, index) for index in range(count))
+    streams = (PhantomStreams.of(profile, 1, index) for index in range(count))
     return [draw_faults(each.generator("faults"), rates, scanner, 30) for each in streams]
 
 

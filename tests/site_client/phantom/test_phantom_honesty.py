@@ -22,7 +22,7 @@ from site_client.phantom.lattice import Scan
 from site_client.phantom.lesions import draw_lesions, percent_of
 from site_client.phantom.profiles import PROFILES
 from site_client.phantom.scanner import lay_out
-from site_client.phantom.streams import Streams
+from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Study, Wishes, draw_age, make_study
 
 TRIVIAL_AUC = 0.75
@@ -34,7 +34,7 @@ HISTOGRAM_HU = np.arange(0, 101, 5)
 
 
 def study_of(profile: str, seed: int, index: int, wishes: Wishes, lesion_free: bool = False) -> Study:
-    streams, found = Streams.of(profile, seed, index), PROFILES[profile]
+    streams, found = PhantomStreams.of(profile, seed, index), PROFILES[profile]
     return make_study(streams, streams, found.patients, found.scanner, wishes, lesion_free=lesion_free)
 
 
@@ -86,7 +86,7 @@ def metadata_alone(profile: str, studies: int, wishes: Wishes) -> float:
     """Cross-validated AUC per study of age and header, for "a bleed was drawn". Nothing is rendered: many are cheap."""
     features, positive = [], []
     for index in range(studies):
-        streams, found = Streams.of(profile, 31, index), PROFILES[profile]
+        streams, found = PhantomStreams.of(profile, 31, index), PROFILES[profile]
         anatomy = streams.generator("anatomy")
         age = draw_age(anatomy, found.patients)
         percent = percent_of(wishes.prevalence, found.patients)

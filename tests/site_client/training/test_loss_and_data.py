@@ -10,18 +10,18 @@ from site_client.calibration.fit import prior_offsets
 from site_client.calibration.model import Calibrations
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.model.labels import ANY, MISSING
-from site_client.model.network import CHANNELS, Network, Verdict
+from site_client.model.network import CHANNELS, Network, Output
 from site_client.model.registry import build
 from site_client.training.data import (
     Sample,
     complete,
     epoch_order,
-    expected_looks,
     passes,
+    sampling_weights,
     split_patients,
     study_labels,
 )
-from site_client.training.loss import lesson_of, loss_of
+from site_client.training.loss import reported_loss, training_loss
 from site_client.training.score_histograms import auc_of_histogram
 
 
@@ -43,7 +43,7 @@ def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
     logits = torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.tensor([[[0.0, 1, 0, 0, 0, 1], [-1.0] * 6, [1.0, -1, -1, -1, -1, 1]]])
     study = torch.full((1, 6), float(MISSING))
-    loss = loss_of(Verdict(logits, torch.zeros(1, 6), torch.zeros(1)), _sample(labels, study))
+    loss = reported_loss(Output(logits, torch.zeros(1, 6), torch.zeros(1)), _sample(labels, study))
     loss.backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad != 0, labels != MISSING)
@@ -51,8 +51,8 @@ def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
 
 def test_without_any_label_the_loss_is_0_and_finite() -> None:
     unknown = torch.full((1, 2, 6), float(MISSING))
-    verdict = Verdict(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
-    assert loss_of(verdict, _sample(unknown, unknown[:, 0])).item() == 0
+    verdict = Output(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
+    assert reported_loss(verdict, _sample(unknown, unknown[:, 0])).item() == 0
 
 
 def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str, bool]:
@@ -61,7 +61,7 @@ def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str
     sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
     net.zero_grad()
     verdict = net(x, sample.mask, sample.geometry)
-    (loss_of(verdict, sample) + lesson_of(verdict, sample)).backward()
+    (reported_loss(verdict, sample) + training_loss(verdict, sample)).backward()
     return {
         part: any(bool((value.grad != 0).any()) for value in module.parameters() if value.grad is not None)
         for part, module in [("backbone", net.backbone), ("recurrence", net.reader.sequence)]
@@ -99,8 +99,8 @@ def test_studies_that_go_through_a_network_together_teach_what_they_teach_alone(
         losses = []
         for sample in passes(samples, slices):
             verdict = net(sample.x, sample.mask, sample.geometry)
-            loss = loss_of(verdict, sample)
-            (loss + lesson_of(verdict, sample)).sum().backward()
+            loss = reported_loss(verdict, sample)
+            (loss + training_loss(verdict, sample)).sum().backward()
             losses.append(loss.detach())
         found.append((torch.cat(losses), [parameter.grad for parameter in net.parameters()]))
     (alone, gradients), (together, others) = found
@@ -165,7 +165,7 @@ def test_expected_looks_are_what_many_epochs_show_in_the_mean() -> None:
     studies[0].slice_labels[0] = 1  # epidural too: shown twice as often
     rng = np.random.default_rng(0)
     shown = [np.bincount(epoch_order(studies, rng), minlength=17) for _ in range(400)]
-    looks = expected_looks(studies)
+    looks = sampling_weights(studies)
     assert looks.sum() == pytest.approx(17)
     assert looks[0] == pytest.approx(2 * looks[1])
     assert np.mean(shown, axis=0) == pytest.approx(looks, abs=0.15)

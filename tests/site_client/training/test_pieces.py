@@ -82,7 +82,7 @@ def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown:
 
 def test_a_network_that_answers_for_studies_only_is_taught_whole_ones(loader: Loader) -> None:
     study, rng = _study(_labels(2)), np.random.default_rng(0)
-    assert loader.teaching(build("lite", 0)).sample(study, rng).x.shape[1] == PIECE
-    sample = loader.teaching(build("densenet121-3d", 0)).sample(study, rng)
+    assert loader.for_training(build("lite", 0)).sample(study, rng).x.shape[1] == PIECE
+    sample = loader.for_training(build("densenet121-3d", 0)).sample(study, rng)
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1

@@ -22,12 +22,12 @@ from site_client.ingest.series.volume import Volume
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import choose
 from site_client.training.data import Loader
-from site_client.training.loop import Place, Stopped, train
+from site_client.training.loop import Stopped, TrainingPosition, train
 from site_client.training.ranks import ONE, Ranks, of_torchrun
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
     epochs=2, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.01, studies_per_step=3, studies_min=1
@@ -61,16 +61,18 @@ def _train(
                 module.p = 0.0
         steps: list[int] = []
         stops = budget is not None and ranks.rank == ranks.world - 1
-        place: Place | None = None
+        place: TrainingPosition | None = None
         try:
             place = train(
                 net,
                 replace(PLAN, studies_per_step=per_step),
                 [_study(number) for number in range(STUDIES)],
                 loader,
-                Streams(bytes(16), 1, "north"),
+                RandomStreams(bytes(16), 1, "north"),
                 compute,
-                Checkpoints(folder / f"{name}.checkpoints", Identity("train", "00", 1, "base", "data", "config")),
+                Checkpoints(
+                    folder / f"{name}.checkpoints", CheckpointIdentity("train", "00", 1, "base", "data", "config")
+                ),
                 lambda at, steps=steps: steps.append(at.step),
                 lambda stops=stops, budget=budget, asked=asked: stops and next(asked) >= budget,
             )

@@ -15,11 +15,11 @@ from site_client.model.network import SequenceNet
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import choose
 from site_client.training.data import Loader
-from site_client.training.loop import Place, Stopped, train
-from site_client.training.streams import Streams
+from site_client.training.loop import Stopped, TrainingPosition, train
+from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
     epochs=2, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.01, studies_per_step=2, studies_min=1
@@ -56,16 +56,16 @@ def _cache(folder: Path, reader: Reader, max_bytes: int = 1 << 30) -> StudyCache
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, Place]]:
+def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
     """Trains from the same start; `stops` are the numbers of studies after which each attempt is told to stop."""
     compute = choose("cpu", 1, 64)
     loader = Loader(_cache(tmp_path / "cache", Reader()), Augmentation(), torch.device("cpu"), slices_per_study=2)
 
-    def go(name: str, stops: tuple[int, ...] = (), every_s: float = 1e9) -> tuple[SequenceNet, Place]:
+    def go(name: str, stops: tuple[int, ...] = (), every_s: float = 1e9) -> tuple[SequenceNet, TrainingPosition]:
         for budget in (*stops, None):
             net, asked = build("lite", 1), iter(range(1_000_000))
             checkpoints = Checkpoints(tmp_path / name, _identity(), every_s=every_s)
-            streams = Streams(bytes(16), 1, "north")
+            streams = RandomStreams(bytes(16), 1, "north")
             try:
                 place = train(
                     net,
@@ -86,13 +86,13 @@ def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, Place]]:
     return go
 
 
-def _identity(dataset_hash: str = "d") -> Identity:
-    return Identity("train", "00", 1, "base", dataset_hash, "config")
+def _identity(dataset_hash: str = "d") -> CheckpointIdentity:
+    return CheckpointIdentity("train", "00", 1, "base", dataset_hash, "config")
 
 
 @pytest.mark.parametrize("seed", [0])
 def test_stopped_at_random_places_it_ends_with_the_bits_of_an_undisturbed_run(
-    run: Callable[..., tuple[SequenceNet, Place]], seed: int
+    run: Callable[..., tuple[SequenceNet, TrainingPosition]], seed: int
 ) -> None:
     stops = tuple(int(stop) for stop in np.random.default_rng(seed).integers(0, 5, size=4))
     (whole, place), (pieces, resumed) = run("whole"), run("pieces", stops)
@@ -101,7 +101,9 @@ def test_stopped_at_random_places_it_ends_with_the_bits_of_an_undisturbed_run(
         assert torch.equal(expected, got), name
 
 
-def test_training_moves_the_network_and_counts_every_study(run: Callable[..., tuple[SequenceNet, Place]]) -> None:
+def test_training_moves_the_network_and_counts_every_study(
+    run: Callable[..., tuple[SequenceNet, TrainingPosition]],
+) -> None:
     net, place = run("one")
     assert (place.position, place.step) == (STUDIES, PLAN.epochs * STUDIES // PLAN.studies_per_step)
     start = build("lite", 1).state_dict()

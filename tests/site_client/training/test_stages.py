@@ -12,16 +12,16 @@ from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, Stud
 from site_client.ingest.series.volume import Volume
 from site_client.model.network import SequenceNet
 from site_client.model.registry import build
-from site_client.training.array_cache import Shelf
+from site_client.training.array_cache import ArrayCache
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
-from site_client.training.checkpoint import Checkpoints, Identity
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Sample
 from site_client.training.embeddings import EmbeddingLoader, hash_of
 from site_client.training.loop import Stopped
 from site_client.training.stages import Stages, train_in_stages
-from site_client.training.streams import Streams
+from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
     epochs=1, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.0, studies_per_step=2, studies_min=1
@@ -71,7 +71,7 @@ def _answer(net: torch.nn.Module, sample: Sample) -> tuple[torch.Tensor, torch.T
 
 def test_answers_from_kept_embeddings_are_those_from_pixels_to_the_bit(tmp_path: Path, compute: Compute) -> None:
     net, loader = _net().eval(), _loader(tmp_path / "pixels")
-    embeddings = EmbeddingLoader(net, loader, compute, Shelf(tmp_path / "embeddings", 1 << 30))
+    embeddings = EmbeddingLoader(net, loader, compute, ArrayCache(tmp_path / "embeddings", 1 << 30))
     whole = loader.sample(STUDIES[1], None)
     for sample in (embeddings.sample(STUDIES[1], None), embeddings.sample(STUDIES[1], None)):  # made, then kept
         pairs = zip(_answer(net.reader, sample), _answer(net, whole), strict=True)
@@ -81,7 +81,7 @@ def test_answers_from_kept_embeddings_are_those_from_pixels_to_the_bit(tmp_path:
 
 
 def test_kept_embeddings_need_no_pixels_and_another_backbone_finds_none(tmp_path: Path, compute: Compute) -> None:
-    net, shelf = _net().eval(), Shelf(tmp_path / "embeddings", 1 << 30)
+    net, shelf = _net().eval(), ArrayCache(tmp_path / "embeddings", 1 << 30)
     made = EmbeddingLoader(net, _loader(tmp_path / "pixels"), compute, shelf).sample(STUDIES[0], None)
     blind = _loader(tmp_path / "no pixels", _unread)
     assert torch.equal(EmbeddingLoader(net, blind, compute, shelf).sample(STUDIES[0], None).x, made.x)
@@ -124,10 +124,12 @@ def _run(tmp_path: Path, compute: Compute, loader: Loader, name: str, stops: tup
                 STAGES,
                 STUDIES,
                 loader,
-                Shelf(tmp_path / name / "embeddings", 1 << 30),
-                Streams(bytes(16), 1, "north"),
+                ArrayCache(tmp_path / name / "embeddings", 1 << 30),
+                RandomStreams(bytes(16), 1, "north"),
                 compute,
-                lambda stage: Checkpoints(tmp_path / name, Identity(stage, "00", 1, "base", "d", "c"), every_s=1e9),
+                lambda stage: Checkpoints(
+                    tmp_path / name, CheckpointIdentity(stage, "00", 1, "base", "d", "c"), every_s=1e9
+                ),
                 lambda stage, at: setattr(loader, "stage", "after " + stage if at.step == at.steps else stage),
                 lambda b=budget, a=asked: b is not None and next(a) >= b,
             )
