@@ -78,10 +78,10 @@ def serve(context: CommandContext) -> None:
     """
     from aggregator.serve import serve as serve_forever  # gRPC and the web server, which no other command needs
 
-    hub = context.hub()
-    upgrade(hub.store.engine)
-    hub.store.close()
-    serve_forever(hub.settings)
+    app = context.app()
+    upgrade(app.store.engine)
+    app.store.close()
+    serve_forever(app.settings)
 
 
 @main.command()
@@ -91,7 +91,7 @@ def serve(context: CommandContext) -> None:
 @click.pass_obj
 def audit(context: CommandContext, subject: str | None, limit: int, as_json: bool) -> None:
     """Who changed what and why, newest first."""
-    with context.hub().store.read() as session:
+    with context.app().store.read() as session:
         rows = [listings.audit_row(row) for row in people.audit_trail(session, subject, limit)]
     print_rows(rows, ("at", "actor", "subject", "before", "after", "why"), as_json)
 

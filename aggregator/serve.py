@@ -52,13 +52,13 @@ class AggregatorServer:
     Raises: ConfigRefused when it cannot listen at one of its addresses.
     """
 
-    def __init__(self, hub: AppContext, authority: Authority) -> None:
-        self._hub = hub
-        self._gate = CallGuard(hub)
+    def __init__(self, app: AppContext, authority: Authority) -> None:
+        self._app = app
+        self._gate = CallGuard(app)
         self._stop = threading.Event()
-        listen = hub.settings.listen
+        listen = app.settings.listen
         _require_free(listen)
-        enrolment = EnrolmentService(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
+        enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
         self._sites = _server(listen.threads, CHUNK_BYTES + FRAMING_BYTES)
         add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
         add_BlobsServicer_to_server(BlobsDoor(self._gate), self._sites)
@@ -71,12 +71,12 @@ class AggregatorServer:
             add_EnrolmentServicer_to_server(JoiningDoor(enrolment), self._joining)
             credentials = _server_tls(authority, listen.host_names)
             self.enrolment_port = self._joining.add_secure_port(listen.enrolment, credentials)
-        drivers = [Driver(hub) for _ in range(hub.settings.driver.threads)]
+        drivers = [Driver(app) for _ in range(app.settings.driver.threads)]
         self._drivers = [
             threading.Thread(target=driver.run, args=(self._stop,), name=f"driver-{index}")
             for index, driver in enumerate(drivers)
         ]
-        self._dashboard = _dashboard(hub) if hub.settings.dashboard.enabled else None
+        self._dashboard = _dashboard(app) if app.settings.dashboard.enabled else None
         self._dashboard_thread = (
             threading.Thread(target=self._dashboard.run, name="dashboard") if self._dashboard is not None else None
         )
@@ -95,8 +95,8 @@ class AggregatorServer:
         """No new calls; those in progress get a moment; drivers finish the step in hand."""
         self._stop.set()
         self._gate.stopping.set()
-        self._hub.phase_changed.notify()
-        self._hub.work_due.notify()
+        self._app.phase_changed.notify()
+        self._app.work_due.notify()
         stopped = [server.stop(GRACE_S) for server in (self._sites, self._joining) if server is not None]
         for event in stopped:
             event.wait()
@@ -105,15 +105,15 @@ class AggregatorServer:
         if self._dashboard is not None and self._dashboard_thread is not None:
             self._dashboard.should_exit = True
             self._dashboard_thread.join()
-        self._hub.store.close()
+        self._app.store.close()
         log.info("aggregator stopped")
 
 
 def serve(settings: AggregatorSettings) -> None:
     """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date."""
     memory.share_heaps()
-    hub = open_context(settings)
-    aggregator = AggregatorServer(hub, Authority(settings.state.folder / "ca", hub.clock))
+    app = open_context(settings)
+    aggregator = AggregatorServer(app, Authority(settings.state.folder / "ca", app.clock))
     asked_to_stop = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -183,9 +183,9 @@ def _server_tls(authority: Authority, host_names: tuple[str, ...]) -> grpc.Serve
     return grpc.dynamic_ssl_server_credentials(certificates(), certificates, require_client_authentication=False)
 
 
-def _dashboard(hub: AppContext) -> uvicorn.Server:
-    host, _, port = hub.settings.listen.dashboard.rpartition(":")
+def _dashboard(app: AppContext) -> uvicorn.Server:
+    host, _, port = app.settings.listen.dashboard.rpartition(":")
     config = uvicorn.Config(
-        create_app(hub), host=host, port=int(port), log_config=None, access_log=False, ws="none", lifespan="off"
+        create_app(app), host=host, port=int(port), log_config=None, access_log=False, ws="none", lifespan="off"
     )
     return uvicorn.Server(config)

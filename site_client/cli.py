@@ -87,14 +87,14 @@ def trainer(config: Path) -> None:
 
 
 @main.command("init-weights")
-@click.option("--arm", required=True, help="Network, a name of the registry.")
+@click.option("--architecture", required=True, help="Network, a name of the registry.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .safetensors file.")
-def init_weights(arm: str, seed: int, out: Path) -> None:
+def init_weights(architecture: str, seed: int, out: Path) -> None:
     """Write fresh weights of a network, for a coordinator to start a run with."""
     from site_client.model.initial_weights import write_fresh
 
-    click.echo(write_fresh(arm, seed, out))
+    click.echo(write_fresh(architecture, seed, out))
 
 
 @main.command()

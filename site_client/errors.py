@@ -13,7 +13,7 @@ SiteError
 ├── LedgerBroken       the egress ledger's chain does not verify; nothing leaves until a person has looked
 ├── StepRefused        the aggregator asked for something this site must not do
 ├── ModelMismatch      a model does not have the digest it was announced with
-├── UnknownArm         the plan names a network this version does not have
+├── UnknownArchitecture         the plan names a network this version does not have
 ├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
 ├── RanksApart         the processes of one training are not at the same place; it has to be started anew
 ├── TrainingFailed     the training diverged, or a job could not be done
@@ -98,7 +98,7 @@ class ModelMismatch(SiteError):
     """A downloaded or computed model does not have the announced digest."""
 
 
-class UnknownArm(SiteError):
+class UnknownArchitecture(SiteError):
     """The plan names a network this version does not have."""
 
 

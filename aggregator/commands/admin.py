@@ -22,14 +22,14 @@ def admin() -> None:
 @click.pass_obj
 def admin_add(context: CommandContext, name: str, password_stdin: bool) -> None:
     """Add NAME; asks for a password of at least 12 characters."""
-    hub = context.hub()
+    app = context.app()
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    change = Change(hub.clock(), "operator", f"administrator:{name}", "added on the command line")
-    with hub.store.write() as session:
-        people.add_administrator(session, name, password, hub.random(SALT_BYTES), change)
+    change = Change(app.clock(), "operator", f"administrator:{name}", "added on the command line")
+    with app.store.write() as session:
+        people.add_administrator(session, name, password, app.random(SALT_BYTES), change)
     click.echo(f"{name} may log in.")
 
 
@@ -38,9 +38,9 @@ def admin_add(context: CommandContext, name: str, password_stdin: bool) -> None:
 @click.pass_obj
 def admin_remove(context: CommandContext, name: str) -> None:
     """Take NAME's access away."""
-    hub = context.hub()
-    change = Change(hub.clock(), "operator", f"administrator:{name}", "removed on the command line")
-    with hub.store.write() as session:
+    app = context.app()
+    change = Change(app.clock(), "operator", f"administrator:{name}", "removed on the command line")
+    with app.store.write() as session:
         people.remove_administrator(session, name, change)
     click.echo(f"{name} may log in no more.")
 
@@ -50,6 +50,6 @@ def admin_remove(context: CommandContext, name: str) -> None:
 @click.pass_obj
 def admin_list(context: CommandContext, as_json: bool) -> None:
     """Everybody who may log in."""
-    with context.hub().store.read() as session:
+    with context.app().store.read() as session:
         rows = listings.list_administrators(session)
     print_rows(rows, ("name", "created_at"), as_json)

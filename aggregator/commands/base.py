@@ -47,19 +47,19 @@ class CommandContext:
 
     settings: Callable[[], AggregatorSettings]
 
-    def hub(self) -> AppContext:
+    def app(self) -> AppContext:
         """Raises: StateFolderRefused before `init`, or when the tables are another version's."""
         settings = self.settings()
         if not (settings.state.folder / "ca" / "ca.key").exists():
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
-        hub = open_context(settings)
-        if revision_of(hub.store.engine) is None:
+        app = open_context(settings)
+        if revision_of(app.store.engine) is None:
             raise StateFolderRefused(f"{settings.state.folder} holds no tables; run `hemofed-aggregator init` again")
-        return hub
+        return app
 
     def enrolment(self) -> EnrolmentService:
-        hub = self.hub()
-        return EnrolmentService(hub.store, load_authority(hub.settings), hub.settings.enrolment, hub.clock, hub.random)
+        app = self.app()
+        return EnrolmentService(app.store, load_authority(app.settings), app.settings.enrolment, app.clock, app.random)
 
 
 def load_authority(settings: AggregatorSettings) -> Authority:

@@ -20,7 +20,7 @@ def model() -> None:
 @click.pass_obj
 def model_list(context: CommandContext, run_id: str | None, as_json: bool) -> None:
     """Every model, and how the federation judged it."""
-    with context.hub().store.read() as session:
+    with context.app().store.read() as session:
         rows = listings.list_models(session, listings.chosen_run(session, run_id))
     print_rows(rows, ("round", "model_digest", "size_bytes", "created_at"), as_json)
 
@@ -33,10 +33,10 @@ def model_list(context: CommandContext, run_id: str | None, as_json: bool) -> No
 @click.pass_obj
 def model_export_(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
     """Write a model to OUT (safetensors), after checking it against its digest."""
-    hub = context.hub()
-    with hub.store.read() as session:
+    app = context.app()
+    with app.store.read() as session:
         chosen = export.choose(session, listings.chosen_run(session, run_id), number)
-    export.export(hub.blobs, chosen, out)
+    export.export(app.blobs, chosen, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})
         return

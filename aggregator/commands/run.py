@@ -28,10 +28,10 @@ def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -
 
     deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
     """
-    hub = context.hub()
-    custodian = load_authority(hub.settings).custodian_key
-    made = plan_file.read_plan(plan, model, hub.random)
-    started = lifecycle.start_run(hub, sign_plan(made, custodian), model, custodian.public_key())
+    app = context.app()
+    custodian = load_authority(app.settings).custodian_key
+    made = plan_file.read_plan(plan, model, app.random)
+    started = lifecycle.start_run(app, sign_plan(made, custodian), model, custodian.public_key())
     if as_json:
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return
@@ -43,7 +43,7 @@ def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -
 @click.pass_obj
 def run_list(context: CommandContext, as_json: bool) -> None:
     """Every run, oldest first."""
-    with context.hub().store.read() as session:
+    with context.app().store.read() as session:
         rows = listings.list_runs(session)
     print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
 
@@ -54,8 +54,8 @@ def run_list(context: CommandContext, as_json: bool) -> None:
 @click.pass_obj
 def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> None:
     """The run and its rounds."""
-    hub = context.hub()
-    with hub.store.read() as session:
+    app = context.app()
+    with app.store.read() as session:
         row = listings.describe_run(session, listings.chosen_run(session, run_id))
     if as_json:
         print_json(row)
@@ -92,8 +92,8 @@ def run_abort(context: CommandContext, run_id: str | None) -> None:
 def _change_run(
     context: CommandContext, run_id: str | None, verb: Callable[[AppContext, bytes], None], outcome: str
 ) -> None:
-    hub = context.hub()
-    with hub.store.read() as session:
+    app = context.app()
+    with app.store.read() as session:
         chosen: Run = listings.chosen_run(session, run_id)
-    verb(hub, chosen.run_id)
+    verb(app, chosen.run_id)
     click.echo(f"Run {chosen.run_id.hex()} ({chosen.name}): {outcome}.")

@@ -35,7 +35,7 @@ def site_invite(context: CommandContext, name: str, auto_approve: bool, as_json:
 @click.pass_obj
 def site_list(context: CommandContext, as_json: bool) -> None:
     """Every site, and what it last said of itself."""
-    with context.hub().store.read() as session:
+    with context.app().store.read() as session:
         rows = listings.list_sites(session)
     columns = ("site", "standing", "state", "reasons", "progress_percent", "seen_at", "words")
     print_rows(rows, columns, as_json)

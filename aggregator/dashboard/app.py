@@ -31,29 +31,29 @@ HEADERS = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(hub: AppContext) -> FastAPI:
-    """The pages over this hub's rows. Plain HTTP: a reverse proxy of the coordinator's speaks HTTPS."""
-    app = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.hub = hub
-    app.state.logins = sessions.FailedLogins(
-        hub.settings.dashboard.failed_logins_max, hub.settings.dashboard.failed_logins_wait_s
+def create_app(app: AppContext) -> FastAPI:
+    """The pages over this app's rows. Plain HTTP: a reverse proxy of the coordinator's speaks HTTPS."""
+    web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
+    web.state.context = app
+    web.state.logins = sessions.FailedLogins(
+        app.settings.dashboard.failed_logins_max, app.settings.dashboard.failed_logins_wait_s
     )
-    app.state.sessions = sessions.Sessions(hub)
-    app.include_router(sessions.router)
-    app.include_router(pages.router)
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.exception_handler(HTTPException)(_refused)
+    web.state.sessions = sessions.Sessions(app)
+    web.include_router(sessions.router)
+    web.include_router(pages.router)
+    web.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    web.exception_handler(HTTPException)(_refused)
     # Middleware added last runs first: the session is read before the guard asks for it.
-    app.middleware("http")(_guard)
-    app.add_middleware(
+    web.middleware("http")(_guard)
+    web.add_middleware(
         SessionMiddleware,
-        secret_key=session_key(hub.settings.state.folder),
+        secret_key=session_key(app.settings.state.folder),
         session_cookie="hemofed_session",
-        max_age=hub.settings.dashboard.session_hours * 3600,
+        max_age=app.settings.dashboard.session_hours * 3600,
         same_site="strict",
     )
-    app.middleware("http")(_harden)
-    return app
+    web.middleware("http")(_harden)
+    return web
 
 
 def session_key(folder: Path) -> str:

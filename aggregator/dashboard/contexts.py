@@ -70,7 +70,7 @@ class RunView:
     hex_id: str
     name: str
     purpose: str
-    arm: str
+    architecture: str
     state: str
     tone: str
     reason: str | None
@@ -97,16 +97,16 @@ def shown_run(session: Session) -> Run | None:
     return run_rows.active(session) or (every[-1] if every else None)
 
 
-def run_view(hub: AppContext, session: Session, run: Run) -> RunView:
+def run_view(app: AppContext, session: Session, run: Run) -> RunView:
     plan = plan_of(run)
     rows = round_rows.of_run(session, run.run_id)
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
-    views = [_round_view(hub, session, plan, row, metrics.get(row.id)) for row in reversed(rows)]
+    views = [_round_view(app, session, plan, row, metrics.get(row.id)) for row in reversed(rows)]
     return RunView(
         hex_id=run.run_id.hex(),
         name=run.name,
         purpose=plan.purpose,
-        arm=plan.architecture,
+        architecture=plan.architecture,
         state=run.state.value,
         tone=wording.TONES.get(run.state.value, ""),
         reason=run.reason,
@@ -124,9 +124,9 @@ def run_view(hub: AppContext, session: Session, run: Run) -> RunView:
 
 
 def _round_view(
-    hub: AppContext, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None
+    app: AppContext, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None
 ) -> RoundView:
-    now, seats = hub.clock(), round_rows.seats(session, row.id)
+    now, seats = app.clock(), round_rows.seats(session, row.id)
     over = row.state in round_rows.OVER
     spent = round_rows.phase_times(session, row.id)
     reached = frozenset(time.state for time in spent) | {row.state}
@@ -147,7 +147,7 @@ def _round_view(
         cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
         members=row.members,
         next_model=row.next_model,
-        judged=_judgement(plan, row, metrics, hub.settings.metrics.positives_min),
+        judged=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
         visibility=visibility(reached, row.members, evaluation_only=row.number > plan.rounds),

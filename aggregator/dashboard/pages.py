@@ -17,38 +17,38 @@ AUDIT_ROWS = 100
 
 @router.get("/")
 def overview(request: Request) -> Response:
-    hub = request.app.state.hub
-    with hub.store.read() as session:
+    app = request.app.state.context
+    with app.store.read() as session:
         run = contexts.shown_run(session)
-        view = None if run is None else contexts.run_view(hub, session, run)
-        shown = site_views(hub, session)
+        view = None if run is None else contexts.run_view(app, session, run)
+        shown = site_views(app, session)
     moving = view is not None and view.moving
     return page(request, "overview.html", run=view, sites=shown, charts=_charts(view), here="overview", moving=moving)
 
 
 @router.get("/runs")
 def run_list(request: Request) -> Response:
-    hub = request.app.state.hub
-    with hub.store.read() as session:
-        rows = [contexts.run_view(hub, session, run) for run in reversed(run_rows.every(session))]
+    app = request.app.state.context
+    with app.store.read() as session:
+        rows = [contexts.run_view(app, session, run) for run in reversed(run_rows.every(session))]
     return page(request, "runs.html", runs=rows, here="runs")
 
 
 @router.get("/runs/{hex_id}")
 def one_run(request: Request, hex_id: str) -> Response:
-    hub = request.app.state.hub
-    with hub.store.read() as session:
+    app = request.app.state.context
+    with app.store.read() as session:
         try:
             run = run_rows.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
-        view = contexts.run_view(hub, session, run)
+        view = contexts.run_view(app, session, run)
     return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
 
 
 @router.get("/audit")
 def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
-    with request.app.state.hub.store.read() as session:
+    with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
     return page(request, "audit.html", rows=rows, older=older, newest=before is None, here="audit")

@@ -12,7 +12,7 @@ TEMPLATES = Jinja2Templates(directory=Path(__file__).resolve().parent / "templat
 
 def page(request: Request, template: str, status_code: int = 200, **context: object) -> Response:
     """One template, with what every page needs: the time it was made and who is looking."""
-    shared = {"now": request.app.state.hub.clock(), "who": request.session.get("name")}
+    shared = {"now": request.app.state.context.clock(), "who": request.session.get("name")}
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 

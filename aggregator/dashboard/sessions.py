@@ -55,9 +55,9 @@ class FailedLogins:
 class Sessions:
     """Which sessions are in force. Those logged out are kept in memory: a restart forgets them, not who may log in."""
 
-    def __init__(self, hub: AppContext) -> None:
-        self._hub = hub
-        self._lasts = timedelta(hours=hub.settings.dashboard.session_hours)
+    def __init__(self, app: AppContext) -> None:
+        self._app = app
+        self._lasts = timedelta(hours=app.settings.dashboard.session_hours)
         self._lock = threading.Lock()
         self._ended: dict[str, datetime] = {}
 
@@ -74,7 +74,7 @@ class Sessions:
 
     def end(self, session: MutableMapping[str, Any]) -> None:
         """Copies of the cookie are worth nothing from here on."""
-        now = self._hub.clock()
+        now = self._app.clock()
         with self._lock:
             self._ended = {each: at for each, at in self._ended.items() if now - at < self._lasts}
             self._ended[session["id"]] = now
@@ -82,7 +82,7 @@ class Sessions:
 
     def _password_mark(self, name: str) -> str | None:
         """Says whether the password is still the one logged in with, and nothing else. None: no such administrator."""
-        with self._hub.store.read() as session:
+        with self._app.store.read() as session:
             stored = people.password_hash_of(session, name)
         return None if stored is None else hashlib.sha256(b"session\0" + stored.encode()).hexdigest()[:32]
 
@@ -111,11 +111,11 @@ def log_in(
     name: Annotated[str, Form(max_length=128)],
     password: Annotated[str, Form(max_length=1024)],
 ) -> Response:
-    hub, logins = request.app.state.hub, request.app.state.logins
-    now = hub.clock()
+    app, logins = request.app.state.context, request.app.state.logins
+    now = app.clock()
     if logins.must_wait(name, now):
         return page(request, "login.html", status_code=429, problem="Too many wrong passwords. Try again later.")
-    with logins.checking, hub.store.read() as session:
+    with logins.checking, app.store.read() as session:
         fits = people.password_fits(session, name, password)
     if not fits:
         logins.failed(name, now)

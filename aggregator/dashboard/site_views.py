@@ -38,13 +38,13 @@ class SiteView:
     ledger_entries: int | None = None
 
 
-def site_views(hub: AppContext, session: Session) -> tuple[SiteView, ...]:
+def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
     """Every site that ever joined, by name."""
-    now, epoch = hub.clock(), site_rows.newest_epoch(session)
+    now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
     run = shown_run(session)
     newest = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
-    silence_s = _silence_s(hub.settings.pacing, paused=run is not None and run.state is RunState.PAUSED)
+    silence_s = _silence_s(app.settings.pacing, paused=run is not None and run.state is RunState.PAUSED)
     views = []
     for site in site_rows.everyone(session):
         expires, report = site_rows.certificate_expiry(session, site.name), reports.get(site.name)

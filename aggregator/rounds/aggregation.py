@@ -70,17 +70,17 @@ class AggregationResult:
     altered: Mapping[str, tuple[str, ...]]
 
 
-def aggregate_round(hub: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
+def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
     """Open a round that is in OPENING, publish it, and open the next one.
 
     Raises: SecaggError, FederationError, NotFound when the sum cannot be opened however often it is tried; LostRace
     when another driver, or an abort, was first. Anything else (a full disk) may be tried again.
     """
-    with hub.store.read() as session:
+    with app.store.read() as session:
         sealed = _read_input(session, round_id)
     memory.trim()  # the uploads have just come in
-    result = _aggregate(hub, sealed, progress)
-    _publish(hub, sealed, result, actor)
+    result = _aggregate(app, sealed, progress)
+    _publish(app, sealed, result, actor)
     log.info(
         "round published",
         run=sealed.row.run_id.hex(),
@@ -138,10 +138,10 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
     )
 
 
-def _aggregate(hub: AppContext, sealed: AggregationInput, progress: OnProgress) -> AggregationResult:
+def _aggregate(app: AppContext, sealed: AggregationInput, progress: OnProgress) -> AggregationResult:
     masking = sealed.masking
-    threads = hub.settings.driver.opening_threads or os.cpu_count() or 1
-    total = sum_uploads(hub.uploads, sealed.uploads, sealed.layout.words, progress, threads)
+    threads = app.settings.driver.opening_threads or os.cpu_count() or 1
+    total = sum_uploads(app.uploads, sealed.uploads, sealed.layout.words, progress, threads)
     opening = secagg.recover_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
     progress()
     secagg.unmask(total, opening, threads)
@@ -150,37 +150,37 @@ def _aggregate(hub: AppContext, sealed: AggregationInput, progress: OnProgress) 
     del total
     progress()
     with ThreadPoolExecutor(1) as beside:  # the disk takes its time
-        sum_blob = beside.submit(lambda: hub.blobs.add(encoding.pack_sum(sealed.layout, opened)))
+        sum_blob = beside.submit(lambda: app.blobs.add(encoding.pack_sum(sealed.layout, opened)))
         digest, model_blob = sealed.row.base_model, None
         if not evaluates_only(sealed.plan, sealed.row.number):
-            digest, model_blob = _compute_next(hub, sealed, opened, threads)
+            digest, model_blob = _compute_next(app, sealed, opened, threads)
     progress()
     return AggregationResult(opened, digest, model_blob, sum_blob.result(), opening.altered)
 
 
 def _compute_next(
-    hub: AppContext, sealed: AggregationInput, opened: DecodedSum, threads: int
+    app: AppContext, sealed: AggregationInput, opened: DecodedSum, threads: int
 ) -> tuple[bytes, StoredBlob]:
     """The model that the sum leads to: its digest, and the blob it is now."""
-    model = next_model(sealed.plan, _take_base(hub, sealed), opened, threads, uses_up=True)
-    with tempfile.TemporaryDirectory(dir=hub.settings.state.folder, prefix="opening-") as folder:
+    model = next_model(sealed.plan, _take_base(app, sealed), opened, threads, uses_up=True)
+    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="opening-") as folder:
         file = Path(folder) / "next.safetensors"
         save_model(file, model)
-        blob = hub.blobs.take(file)
-    hub.models[model.digest] = model  # the next round's base
+        blob = app.blobs.take(file)
+    app.models[model.digest] = model  # the next round's base
     return model.digest, blob
 
 
-def _take_base(hub: AppContext, sealed: AggregationInput) -> Model:
+def _take_base(app: AppContext, sealed: AggregationInput) -> Model:
     """The base model, to be used up: out of hand if it still is there, or out of its blob.
 
     Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
     """
-    kept = hub.models.pop(sealed.base.digest, None)
-    hub.models.clear()
+    kept = app.models.pop(sealed.base.digest, None)
+    app.models.clear()
     if kept is not None:
         return kept
-    with hub.blobs.open(sealed.base.blob) as source:
+    with app.blobs.open(sealed.base.blob) as source:
         model = load_model(Path(f"/dev/fd/{source.fileno()}"))
     if model.digest != sealed.base.digest:
         raise NotFound(
@@ -189,12 +189,12 @@ def _take_base(hub: AppContext, sealed: AggregationInput) -> Model:
     return model
 
 
-def _publish(hub: AppContext, sealed: AggregationInput, result: AggregationResult, actor: str) -> None:
+def _publish(app: AppContext, sealed: AggregationInput, result: AggregationResult, actor: str) -> None:
     """Everything that says the round is over, and the next round, at once. Raises: LostRace."""
-    row, now = sealed.row, hub.clock()
+    row, now = sealed.row, app.clock()
     members = result.opened.members
     change = Change(now, actor, round_rows.subject(row), f"opened the sum of {members} uploads")
-    with hub.store.write() as session:
+    with app.store.write() as session:
         published = {
             "sum_blob": result.sum_blob.digest,
             "sum_size_bytes": result.sum_blob.size_bytes,
@@ -207,7 +207,7 @@ def _publish(hub: AppContext, sealed: AggregationInput, result: AggregationResul
             record(session, Change(now, actor, round_rows.subject(row), why), None, "altered shares")
         if result.model_blob is not None:
             run_rows.add_model(session, model_row(row.run_id, row.number, result.model_digest, result.model_blob, now))
-        round_rows.add_metrics(session, _metrics_row(sealed, result, hub.settings.metrics.positives_min))
+        round_rows.add_metrics(session, _metrics_row(sealed, result, app.settings.metrics.positives_min))
         continue_run(session, run_rows.get(session, row.run_id), Cause(now, actor, "the round before was published"))
 
 

@@ -55,9 +55,9 @@ class Driver:
     """One driver; `run` belongs to one thread."""
 
     def __init__(
-        self, hub: AppContext, owner: str | None = None, monotonic: Callable[[], float] = time.monotonic
+        self, app: AppContext, owner: str | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._hub = hub
+        self._app = app
         self._owner = owner or own_name()
         self._monotonic = monotonic
         self._left_alone: dict[int, float] = {}  # round id -> monotonic time until which it is left alone
@@ -65,19 +65,19 @@ class Driver:
         self._leased_at = monotonic()
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; ring `hub.work` afterwards to be heard at once."""
+        """Until `stop` is set; ring `app.work` afterwards to be heard at once."""
         log.info("driver started", owner=self._owner)
         self._free_leases_of_the_dead()
         while not stop.is_set():
-            heard = self._hub.work_due.count
+            heard = self._app.work_due.count
             if not self.turn():
-                self._hub.work_due.wait(heard, self._hub.settings.driver.interval_s)
+                self._app.work_due.wait(heard, self._app.settings.driver.interval_s)
         self._write_tally()
         log.info("driver stopped", owner=self._owner)
 
     def turn(self) -> bool:
         """Look once at every round that is not over. True when one moved, so that more may be due."""
-        with self._hub.store.read() as session:
+        with self._app.store.read() as session:
             ids = round_rows.unfinished_ids(session)
         moved = any([self._outlive(round_id) for round_id in ids if not self._is_left_alone(round_id)])
         self._housekeeping(idle=not ids, moved=moved)
@@ -97,7 +97,7 @@ class Driver:
 
     def _step(self, round_id: int) -> bool:
         """What is due for one round, if anything. Looks without a lock first: most looks find nothing to do."""
-        with self._hub.store.read() as session:
+        with self._app.store.read() as session:
             row = round_rows.by_id(session, round_id)
             look = self._look(session, row)
             if not look.newcomers and isinstance(self._decide(session, row, look), Wait):
@@ -107,13 +107,13 @@ class Driver:
             self._open(round_id)
         if decision is None or isinstance(decision, Wait):
             return False
-        self._hub.phase_changed.notify()
+        self._app.phase_changed.notify()
         return True
 
     def _act(self, round_id: int) -> RoundDecision | None:
         """Decide again, now holding the lease, and carry it out; opening is left to the caller. None: not ours."""
-        now = self._hub.clock()
-        with self._hub.store.write() as session:
+        now = self._app.clock()
+        with self._app.store.write() as session:
             if not round_rows.lease(session, round_id, self._owner, now, self._lease_until(now)):
                 return None
             self._leased_at = self._monotonic()
@@ -130,7 +130,7 @@ class Driver:
                 case Retry():
                     transitions.retry(step, decision)
                 case Abandon():
-                    transitions.abandon(step, decision, self._hub.settings.driver.abandoned_in_a_row_max)
+                    transitions.abandon(step, decision, self._app.settings.driver.abandoned_in_a_row_max)
             if not isinstance(decision, Aggregate):
                 round_rows.release(session, round_id, self._owner)
         log.info("round stepped", round_id=round_id, decision=type(decision).__name__)
@@ -139,17 +139,17 @@ class Driver:
     def _open(self, round_id: int) -> None:
         """Open the sum under the lease. What can never succeed abandons the round; anything else is tried again."""
         try:
-            aggregation.aggregate_round(self._hub, round_id, self._actor, lambda: self._renew(round_id))
+            aggregation.aggregate_round(self._app, round_id, self._actor, lambda: self._renew(round_id))
         except (SecaggError, FederationError, NotFound) as error:
             log.warning("sum refused", round_id=round_id, why=str(error))
             self._abandon(round_id, f"the sum could not be opened: {error}")
 
     def _abandon(self, round_id: int, reason: str) -> None:
-        ending = Cause(self._hub.clock(), self._actor, reason)
-        with self._hub.store.write() as session:
+        ending = Cause(self._app.clock(), self._actor, reason)
+        with self._app.store.write() as session:
             row = round_rows.by_id(session, round_id)
             step = transitions.Step(session, run_rows.get(session, row.run_id), row, ending)
-            transitions.abandon(step, Abandon(reason), self._hub.settings.driver.abandoned_in_a_row_max)
+            transitions.abandon(step, Abandon(reason), self._app.settings.driver.abandoned_in_a_row_max)
 
     # --- looking ---
 
@@ -170,7 +170,7 @@ class Driver:
             eligible=frozenset(look.eligible),
             bounds=plan_of(run_rows.get(session, row.run_id)).cohort,
         )
-        return decide(view, self._hub.clock())
+        return decide(view, self._app.clock())
 
     # --- leases ---
 
@@ -179,21 +179,21 @@ class Driver:
         return f"driver:{self._owner}"
 
     def _lease_until(self, now: datetime) -> datetime:
-        return now + timedelta(seconds=self._hub.settings.driver.lease_s)
+        return now + timedelta(seconds=self._app.settings.driver.lease_s)
 
     def _renew(self, round_id: int) -> None:
         """Once a quarter of the lease is over: opening asks after each of its many small stages."""
-        if self._monotonic() - self._leased_at < self._hub.settings.driver.lease_s / 4:
+        if self._monotonic() - self._leased_at < self._app.settings.driver.lease_s / 4:
             return
-        now = self._hub.clock()
-        with self._hub.store.write() as session:
+        now = self._app.clock()
+        with self._app.store.write() as session:
             if not round_rows.lease(session, round_id, self._owner, now, self._lease_until(now)):
                 raise LostRace(f"round {round_id}: the lease went to another driver, or the round is over")
         self._leased_at = self._monotonic()
 
     def _free_leases_of_the_dead(self) -> None:
         """A process of this machine that was killed cannot give back its leases; why wait for them to run out."""
-        with self._hub.store.write() as session:
+        with self._app.store.write() as session:
             for round_id, owner in round_rows.leases(session):
                 if is_dead(owner):
                     round_rows.release(session, round_id, owner)
@@ -218,33 +218,33 @@ class Driver:
             log.exception("housekeeping failed")
 
     def _carry_on(self) -> None:
-        with self._hub.store.read() as session:
+        with self._app.store.read() as session:
             run = run_rows.active(session)
             row = round_rows.newest(session, run.run_id) if run else None
             idle = run is not None and run.state is RunState.RUNNING and (row is None or row.state in round_rows.OVER)
         if run is None or not idle:
             return
-        with self._hub.store.write() as session:
-            ending = Cause(self._hub.clock(), self._actor, "no round was open")
+        with self._app.store.write() as session:
+            ending = Cause(self._app.clock(), self._actor, "no round was open")
             continue_run(session, run_rows.get(session, run.run_id), ending)
 
     def _drop_leftovers(self) -> None:
         """Uploads whose attempt is over: opened, or never to be. First the blob, then the note of it."""
-        with self._hub.store.read() as session:
+        with self._app.store.read() as session:
             leftovers = round_rows.leftovers(session)
         if not leftovers:
             return
         for _round_id, _site, digest in leftovers:
-            self._hub.uploads.drop(digest)
-        with self._hub.store.write() as session:
+            self._app.uploads.drop(digest)
+        with self._app.store.write() as session:
             for round_id, site, digest in leftovers:
                 round_rows.forget_upload(session, round_id, site, digest)
 
     def _write_tally(self) -> None:
-        if self._hub.traffic.empty:
+        if self._app.traffic.empty:
             return
-        with self._hub.store.write() as session:
-            self._hub.traffic.write(session)
+        with self._app.store.write() as session:
+            self._app.traffic.write(session)
 
 
 @dataclass(frozen=True)

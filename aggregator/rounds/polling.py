@@ -75,9 +75,9 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
     return PollAnswer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
 
 
-def plan_for(hub: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
+def plan_for(app: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
     """The signed plan of a run in which the site has a seat. Raises: NotFound."""
-    with hub.store.read() as session:
+    with app.store.read() as session:
         run = run_rows.by_plan(session, plan_digest)
         number = round_rows.newest_seat(session, run.run_id, site)
     if number is None:

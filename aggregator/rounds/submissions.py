@@ -35,42 +35,42 @@ DECLINE_REASONS = frozenset({pb.PLAN_REFUSED, pb.POLICY, pb.TOO_FEW_STUDIES, pb.
 _HOLDS_UPDATE = frozenset({SeatState.READY, *(state for pair in PHASE_SEATS.values() for state in pair)})
 
 
-def accept_ready(hub: AppContext, site: str, message: pb.ReadyMessage) -> Receipt:
+def accept_ready(app: AppContext, site: str, message: pb.ReadyMessage) -> Receipt:
     """The site holds a trained update for the round."""
-    with hub.store.write() as session:
+    with app.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
         if seat.state in _HOLDS_UPDATE and row.state not in round_rows.OVER:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.MISSED):
             return "late"
-        change = _change(hub, row, site, "holds an update")
+        change = _change(app, row, site, "holds an update")
         round_rows.move_seat(session, row, site, seat.state, SeatState.READY, change)
         states = round_rows.seat_states(session, row.id)
         enough = plan_of(run).cohort.target
     if len(round_rows.sites_in(states, {SeatState.READY})) >= enough:
-        hub.work_due.notify()
+        app.work_due.notify()
     return "accepted"
 
 
-def accept_decline(hub: AppContext, site: str, message: pb.DeclineMessage) -> Receipt:
+def accept_decline(app: AppContext, site: str, message: pb.DeclineMessage) -> Receipt:
     """The site takes no part in the round. A cohort member that has masked already cannot step back: LATE."""
     if message.reason not in DECLINE_REASONS:
         allowed = ", ".join(sorted(pb.StateReason.Name(reason) for reason in DECLINE_REASONS))
         raise MessageRefused(f"expected one of {allowed} as the reason to decline")
-    with hub.store.write() as session:
+    with app.store.write() as session:
         _run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
         if seat.state is SeatState.DECLINED:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.READY):
             return "late"
         reason = pb.StateReason.Name(message.reason)
-        change = _change(hub, row, site, reason)
+        change = _change(app, row, site, reason)
         round_rows.move_seat(session, row, site, seat.state, SeatState.DECLINED, change, {"decline_reason": reason})
-    hub.work_due.notify()  # with everybody else ready, nobody has to wait for the deadline
+    app.work_due.notify()  # with everybody else ready, nobody has to wait for the deadline
     return "accepted"
 
 
-def accept_keys(hub: AppContext, site: str, message: KeysMessage) -> Receipt:
+def accept_keys(app: AppContext, site: str, message: KeysMessage) -> Receipt:
     """The member's fresh public keys, signed with its roster key."""
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
@@ -79,10 +79,10 @@ def accept_keys(hub: AppContext, site: str, message: KeysMessage) -> Receipt:
         secagg.verify_advertisement(masking.ctx, masking.signing_keys, sent)
         secagg.check_distinct([*masking.cohort.advertisements.values(), sent])
 
-    return _accept(hub, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
+    return _accept(app, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
 
 
-def accept_shares(hub: AppContext, site: str, message: SharesMessage) -> Receipt:
+def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt:
     """One ciphertext for every other member of U1, sorted."""
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
@@ -92,10 +92,10 @@ def accept_shares(hub: AppContext, site: str, message: SharesMessage) -> Receipt
         if any(len(share.ciphertext) != CIPHERTEXT_BYTES for share in message.shares):
             raise MessageRefused(f"expected ciphertexts of {CIPHERTEXT_BYTES} bytes")
 
-    return _accept(hub, site, message.round, RoundState.SHARES, Seat.shares, message, check)
+    return _accept(app, site, message.round, RoundState.SHARES, Seat.shares, message, check)
 
 
-def accept_upload(hub: AppContext, site: str, message: UploadMessage) -> Receipt:
+def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt:
     """The signed digest of the masked words; their blob must be complete."""
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -105,15 +105,15 @@ def accept_upload(hub: AppContext, site: str, message: UploadMessage) -> Receipt
         if seat.upload_digest != message.claim.digest:
             raise MessageRefused("expected the digest of the blob offered in this attempt; offer and send it first")
         size = layout_of(plan_of(run), row.number).bytes
-        if not hub.uploads.offer(message.claim.digest, size).complete:
+        if not app.uploads.offer(message.claim.digest, size).complete:
             raise MessageRefused("expected a complete blob; send the rest of it, then claim it")
         claim, key = message.claim, masking.signing_keys[site]
         secagg.verify_claim(masking.cohort.uctx, site, claim.digest, claim.signature, key)
 
-    return _accept(hub, site, message.round, RoundState.UPLOAD, Seat.upload_claim, message.claim, check)
+    return _accept(app, site, message.round, RoundState.UPLOAD, Seat.upload_claim, message.claim, check)
 
 
-def accept_confirm(hub: AppContext, site: str, message: ConfirmMessage) -> Receipt:
+def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Receipt:
     """The member's signature over the set of members whose uploads arrived."""
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -122,10 +122,10 @@ def accept_confirm(hub: AppContext, site: str, message: ConfirmMessage) -> Recei
         signature, key = message.confirmation.signature, masking.signing_keys[site]
         secagg.verify_confirmation(masking.cohort.uctx, site, uploaded, signature, key)
 
-    return _accept(hub, site, message.round, RoundState.CONFIRM, Seat.confirmation, message.confirmation, check)
+    return _accept(app, site, message.round, RoundState.CONFIRM, Seat.confirmation, message.confirmation, check)
 
 
-def accept_reveal(hub: AppContext, site: str, message: RevealMessage) -> Receipt:
+def accept_reveal(app: AppContext, site: str, message: RevealMessage) -> Receipt:
     """One share a member of U2: of the seed if it uploaded, of the mask key if it did not."""
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -135,14 +135,14 @@ def accept_reveal(hub: AppContext, site: str, message: RevealMessage) -> Receipt
             raise MessageRefused(f"expected one share about each of {len(shared)} members, sorted by site")
         secagg.verify_answer(masking.cohort, shared, uploaded, site, messages.reveals(message))
 
-    return _accept(hub, site, message.round, RoundState.REVEAL, Seat.reveal, message, check)
+    return _accept(app, site, message.round, RoundState.REVEAL, Seat.reveal, message, check)
 
 
 # --- what the five phases have in common ---
 
 
 def _accept(
-    hub: AppContext,
+    app: AppContext,
     site: str,
     ref: RoundRef,
     phase: RoundState,
@@ -153,7 +153,7 @@ def _accept(
     """Keep `payload` in the seat's `column` and move the seat on, if it is this member's turn in `phase`."""
     data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
-    with hub.store.write() as session:
+    with app.store.write() as session:
         run, row, seat = round_rows.lock(session, ref.run_id, ref.round, site)
         if ref.attempt > row.attempt:
             raise MessageRefused(f"expected attempt {row.attempt} of the round, got {ref.attempt}")
@@ -171,11 +171,11 @@ def _accept(
             return "late"
         check(session, row, attempt_of(session, run, row))
         round_rows.move_seat(
-            session, row, site, before, after, _change(hub, row, site, phase.value), {column.key: data}
+            session, row, site, before, after, _change(app, row, site, phase.value), {column.key: data}
         )
         waiting = round_rows.sites_in(round_rows.seat_states(session, row.id), {before})
     if not waiting:
-        hub.work_due.notify()
+        app.work_due.notify()
     return "accepted"
 
 
@@ -191,5 +191,5 @@ def _expect_site(named: str, caller: str) -> None:
         raise MessageRefused(f"expected a message of {caller}, got one in another site's name")
 
 
-def _change(hub: AppContext, row: Round, site: str, why: str) -> Change:
-    return Change(hub.clock(), f"site:{site}", round_rows.seat_subject(row, site), why)
+def _change(app: AppContext, row: Round, site: str, why: str) -> Change:
+    return Change(app.clock(), f"site:{site}", round_rows.seat_subject(row, site), why)

@@ -30,7 +30,7 @@ class ExpectedUpload:
     seat: SeatKey
 
 
-def offer(hub: AppContext, site: str, message: BlobOffer) -> UploadProgress:
+def offer(app: AppContext, site: str, message: BlobOffer) -> UploadProgress:
     """How much of the member's upload is here; the first offer in an attempt names the digest to expect.
 
     Raises: MessageRefused, WrongState, NotFound, BlobRefused.
@@ -38,7 +38,7 @@ def offer(hub: AppContext, site: str, message: BlobOffer) -> UploadProgress:
     ref = message.round
     if len(message.digest) != DIGEST_BYTES:
         raise MessageRefused(f"expected a digest of {DIGEST_BYTES} bytes, got {len(message.digest)}")
-    with hub.store.write() as session:
+    with app.store.write() as session:
         run, row, seat = round_rows.lock(session, ref.run_id, ref.round, site)
         _expect_turn(row, seat, ref.attempt)
         size = _size_of(run, row)
@@ -56,13 +56,13 @@ def offer(hub: AppContext, site: str, message: BlobOffer) -> UploadProgress:
                 raise MessageRefused("this member's upload was accepted already; it cannot change")
             round_rows.expect_upload(session, row.id, site, message.digest)
     if before not in (None, message.digest):  # of an attempt that failed
-        hub.uploads.drop(before)
-    return hub.uploads.offer(message.digest, size)
+        app.uploads.drop(before)
+    return app.uploads.offer(message.digest, size)
 
 
-def expected(hub: AppContext, site: str, digest: bytes) -> ExpectedUpload:
+def expected(app: AppContext, site: str, digest: bytes) -> ExpectedUpload:
     """The upload of that digest, if `site` offered it and may send it now. Raises: MessageRefused, WrongState."""
-    with hub.store.read() as session:
+    with app.store.read() as session:
         for seat in round_rows.upload_seats(session, digest):
             if seat.site == site:
                 row = round_rows.by_id(session, seat.round_id)
@@ -72,18 +72,18 @@ def expected(hub: AppContext, site: str, digest: bytes) -> ExpectedUpload:
     raise MessageRefused("expected chunks of an offered upload; offer it first")
 
 
-def readable(hub: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
+def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
     """A model or opened sum, open for reading, and the seat its bytes count for.
 
     Raises: NotFound, whether there is no such blob or it is none of this site's business.
     """
-    with hub.store.read() as session:
+    with app.store.read() as session:
         run_ids = {model.run_id for model in run_rows.model_blobs(session, digest)}
         run_ids |= {row.run_id for row in round_rows.publishes_sum(session, digest)}
         for run_id in run_ids:
             number = round_rows.newest_seat(session, run_id, site)
             if number is not None:
-                return hub.blobs.open(digest), SeatKey(run_id, number, site)
+                return app.blobs.open(digest), SeatKey(run_id, number, site)
     raise NotFound("no model or opened sum of that digest in a run of this site")
 
 

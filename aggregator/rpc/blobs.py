@@ -26,11 +26,11 @@ class BlobsDoor(BlobsServicer):
 
     def __init__(self, gate: CallGuard) -> None:
         self._gate = gate
-        self._hub = gate.hub
+        self._app = gate.app
 
     def Offer(self, request: blobs_pb2.BlobOffer, context: grpc.ServicerContext) -> blobs_pb2.BlobProgress:
         def offer(site: str) -> blobs_pb2.BlobProgress:
-            progress = uploads.offer(self._hub, site, request)
+            progress = uploads.offer(self._app, site, request)
             return blobs_pb2.BlobProgress(held_bytes=progress.held_bytes, complete=progress.complete)
 
         return self._gate.call(request, context, offer, SeatKey(request.round.run_id, request.round.round, ""))
@@ -45,13 +45,13 @@ class BlobsDoor(BlobsServicer):
             for chunk in self._rechecked(request_iterator, context):
                 check_known(chunk)
                 if upload is None:
-                    upload = uploads.expected(self._hub, site, chunk.digest)
+                    upload = uploads.expected(self._app, site, chunk.digest)
                 if chunk.digest != upload.digest:
                     raise errors.MessageRefused("expected chunks of one blob in a stream, got a second one")
                 data = chunk.data
-                held = self._hub.uploads.put(upload.digest, upload.size_bytes, chunk.offset, data)
+                held = self._app.uploads.put(upload.digest, upload.size_bytes, chunk.offset, data)
                 progress = blobs_pb2.BlobProgress(held_bytes=held.held_bytes, complete=held.complete)
-                self._hub.traffic.add(upload.seat, up=size_of_chunk(chunk, len(data)))
+                self._app.traffic.add(upload.seat, up=size_of_chunk(chunk, len(data)))
             if upload is None:
                 raise errors.MessageRefused("expected at least one chunk, got none")
             return progress
@@ -60,14 +60,14 @@ class BlobsDoor(BlobsServicer):
         with translated(context), self._gate.slot():
             site = self._gate.caller(context)
             check_known(request)
-            file, seat = uploads.readable(self._hub, site, request.digest)
+            file, seat = uploads.readable(self._app, site, request.digest)
             with file:
                 size_bytes = file.seek(0, os.SEEK_END)
                 if request.offset > size_bytes:
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
                 for chunk, size_bytes in self._rechecked(_chunks_of(file.read, request), context):
-                    self._hub.traffic.add(seat, down=size_bytes)
+                    self._app.traffic.add(seat, down=size_bytes)
                     yield chunk
 
     def _rechecked(self, chunks: Iterator[Chunk], context: grpc.ServicerContext) -> Iterator[Chunk]:

@@ -45,10 +45,10 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 class CallGuard:
     """What every call goes through."""
 
-    def __init__(self, hub: AppContext) -> None:
-        self.hub = hub
+    def __init__(self, app: AppContext) -> None:
+        self.app = app
         self.stopping = threading.Event()
-        self._places = threading.BoundedSemaphore(max(1, hub.settings.listen.threads - THREADS_KEPT_FREE))
+        self._places = threading.BoundedSemaphore(max(1, app.settings.listen.threads - THREADS_KEPT_FREE))
 
     def call(
         self, request: Message, context: grpc.ServicerContext, act: Callable[[str], Reply], seat: SeatKey | None = None
@@ -59,14 +59,14 @@ class CallGuard:
             check_known(request)
             reply = act(site)
             if seat is not None:
-                self.hub.traffic.add(seat._replace(site=site), up=request.ByteSize(), down=reply.ByteSize())
+                self.app.traffic.add(seat._replace(site=site), up=request.ByteSize(), down=reply.ByteSize())
             return reply
 
     def caller(self, context: grpc.ServicerContext) -> str:
         """The approved site at the other end, still in. Raises: Denied."""
         # grpc's stub leaves the values' type open; x509_pem_cert holds PEM bytes, one entry a peer.
         shown: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
-        return authenticate(self.hub.store, shown[0] if shown else None, self.hub.clock())
+        return authenticate(self.app.store, shown[0] if shown else None, self.app.clock())
 
     def acquire_slot(self) -> bool:
         """A place for a call that lasts; to be given back. Never waits."""

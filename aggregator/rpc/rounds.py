@@ -35,17 +35,17 @@ class RoundsDoor(RoundsServicer):
 
     def __init__(self, gate: CallGuard) -> None:
         self._gate = gate
-        self._hub = gate.hub
+        self._app = gate.app
         # Jitter spreads sites out; nobody gains by predicting it.
-        self._pace = polling.PollPacing(gate.hub.settings.pacing, random.random)
+        self._pace = polling.PollPacing(gate.app.settings.pacing, random.random)
 
     def Poll(self, request: rounds_pb2.PollRequest, context: grpc.ServicerContext) -> rounds_pb2.PollReply:
         return self._gate.call(request, context, lambda site: self._poll(site, request))
 
     def FetchPlan(self, request: rounds_pb2.FetchPlanRequest, context: grpc.ServicerContext) -> SignedPlan:
         def fetch(site: str) -> SignedPlan:
-            signed, seat = polling.plan_for(self._hub, site, request.plan_digest)
-            self._hub.traffic.add(seat, up=request.ByteSize(), down=signed.ByteSize())
+            signed, seat = polling.plan_for(self._app, site, request.plan_digest)
+            self._app.traffic.add(seat, up=request.ByteSize(), down=signed.ByteSize())
             return signed
 
         return self._gate.call(request, context, fetch)
@@ -80,29 +80,29 @@ class RoundsDoor(RoundsServicer):
         seat = SeatKey(request.round.run_id, request.round.round, "")
 
         def act(site: str) -> rounds_pb2.Receipt:
-            return rounds_pb2.Receipt(verdict=_VERDICTS[accept(self._hub, site, request)])
+            return rounds_pb2.Receipt(verdict=_VERDICTS[accept(self._app, site, request)])
 
         return self._gate.call(request, context, act, seat)
 
     def _poll(self, site: str, request: rounds_pb2.PollRequest) -> rounds_pb2.PollReply:
         """Answer now, or hold the call for a moment while something the site waits for may happen."""
-        reports.keep(self._hub, site, request)
-        ends_at = time.monotonic() + self._hub.settings.listen.answer_hold_ms / 1000
+        reports.keep(self._app, site, request)
+        ends_at = time.monotonic() + self._app.settings.listen.answer_hold_ms / 1000
         heard, answer = self._look(site, request)
         if answer.hold and self._gate.acquire_slot():
             try:
                 while answer.hold and not self._gate.stopping.is_set() and (left_s := ends_at - time.monotonic()) > 0:
-                    self._hub.phase_changed.wait(heard, left_s)
+                    self._app.phase_changed.wait(heard, left_s)
                     heard, answer = self._look(site, request)
             finally:
                 self._gate.release_slot()
             if answer.hold:  # it was held for as long as its place lasts: come back for another
                 answer.reply.retry_after_ms = polling.AT_ONCE_MS
         if answer.seat is not None:
-            self._hub.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
+            self._app.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
         return answer.reply
 
     def _look(self, site: str, request: rounds_pb2.PollRequest) -> tuple[int, polling.PollAnswer]:
-        heard = self._hub.phase_changed.count
-        with self._hub.store.read() as session:
-            return heard, polling.answer(session, site, request, self._hub.clock(), self._pace)
+        heard = self._app.phase_changed.count
+        with self._app.store.read() as session:
+            return heard, polling.answer(session, site, request, self._app.clock(), self._pace)

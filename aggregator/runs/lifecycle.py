@@ -43,7 +43,7 @@ class Cause:
 
 
 def start_run(
-    hub: AppContext, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
+    app: AppContext, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
 ) -> Run:
     """Begin the run of a signed plan with the model file that the plan names; its first round opens at once.
 
@@ -53,8 +53,8 @@ def start_run(
     plan = verify_plan(signed, custodian)
     model = load_model(initial_model)
     _expect_initial(plan, model)
-    stored = hub.blobs.add(initial_model)
-    now = hub.clock()
+    stored = app.blobs.add(initial_model)
+    now = app.clock()
     run = Run(
         run_id=plan.run_id,
         name=plan.name,
@@ -65,7 +65,7 @@ def start_run(
         created_at=now,
         ended_at=None,
     )
-    with hub.store.write() as session:
+    with app.store.write() as session:
         change = Change(now, actor, run_rows.subject(run.run_id), f"plan {plan.digest.hex()[:16]}")
         run_rows.add(session, run, change)
         run_rows.add_model(session, model_row(run.run_id, 0, model.digest, stored, now))
@@ -74,40 +74,40 @@ def start_run(
     return run
 
 
-def pause(hub: AppContext, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:
+def pause(app: AppContext, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:
     """The round in progress ends as it would; no new one begins. Raises: NotFound; WrongState unless RUNNING."""
-    with hub.store.write() as session:
+    with app.store.write() as session:
         run = _in_state(session, run_id, "pause", RunState.RUNNING)
-        run_rows.move(session, run, RunState.PAUSED, Change(hub.clock(), actor, run_rows.subject(run_id), why))
+        run_rows.move(session, run, RunState.PAUSED, Change(app.clock(), actor, run_rows.subject(run_id), why))
     log.info("run paused", run=run_id.hex())
 
 
-def resume(hub: AppContext, run_id: bytes, why: str = "resumed by the coordinator", actor: str = OPERATOR) -> None:
+def resume(app: AppContext, run_id: bytes, why: str = "resumed by the coordinator", actor: str = OPERATOR) -> None:
     """Go on where it paused. Raises: NotFound; WrongState unless PAUSED."""
-    ending = Cause(hub.clock(), actor, why)
-    with hub.store.write() as session:
+    ending = Cause(app.clock(), actor, why)
+    with app.store.write() as session:
         run = _in_state(session, run_id, "resume", RunState.PAUSED)
         run_rows.move(session, run, RunState.RUNNING, Change(ending.at, actor, run_rows.subject(run_id), why))
         continue_run(session, run, ending)
-    hub.work_due.notify()
+    app.work_due.notify()
     log.info("run resumed", run=run_id.hex())
 
 
-def abort(hub: AppContext, run_id: bytes, why: str = "aborted by the coordinator", actor: str = OPERATOR) -> None:
+def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator", actor: str = OPERATOR) -> None:
     """End the run now; its open round is abandoned, and every site is told to stop and erase.
 
     Raises: NotFound; WrongState when the run is over.
     """
-    now = hub.clock()
-    with hub.store.write() as session:
+    now = app.clock()
+    with app.store.write() as session:
         run = _in_state(session, run_id, "abort", *run_rows.ACTIVE)
         run_rows.move(session, run, RunState.ABORTED, Change(now, actor, run_rows.subject(run_id), why), ended_at=now)
         row = round_rows.newest(session, run_id)
         if row is not None and row.state not in round_rows.OVER:
             change = Change(now, actor, round_rows.subject(row), why)
             round_rows.move(session, row, RoundState.ABANDONED, change, {"reason": why})
-    hub.phase_changed.notify()
-    hub.work_due.notify()
+    app.phase_changed.notify()
+    app.work_due.notify()
     log.info("run aborted", run=run_id.hex())
 
 

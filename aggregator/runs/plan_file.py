@@ -81,10 +81,10 @@ class EncodingTable:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What plan.toml may say. `name`, `arm` and `rounds` have no default: they are the decision."""
+    """What plan.toml may say. `name`, `architecture` and `rounds` have no default: they are the decision."""
 
     name: str
-    arm: str
+    architecture: str
     rounds: int
     purpose: str = ""
     metrics: tuple[str, ...] = ("loss", "histograms")
@@ -140,7 +140,7 @@ def _plan(file: PlanFile, model: Model, random: Callable[[int], bytes]) -> Train
         run_id=random(RUN_ID_BYTES),
         name=file.name,
         purpose=file.purpose,
-        architecture=file.arm,
+        architecture=file.architecture,
         manifest=model.manifest,
         initial_model_digest=model.digest,
         rounds=file.rounds,

@@ -18,7 +18,7 @@ _VERSION = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _SQL_INTEGER_MAX = 2**63 - 1
 
 
-def keep(hub: AppContext, site: str, request: pb.PollRequest) -> None:
+def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
     """What the site says of itself, for the dashboard. Written when its state changes, else every few seconds.
 
     A ledger that got shorter, or has another head at the same length, was cut or rewritten: the audit says so. Each
@@ -28,7 +28,7 @@ def keep(hub: AppContext, site: str, request: pb.PollRequest) -> None:
     Raises: MessageRefused for values outside what rounds.proto says.
     """
     _check_report(request)
-    now = hub.clock()
+    now = app.clock()
     report = SiteReport(
         site=site,
         seen_at=now,
@@ -41,11 +41,11 @@ def keep(hub: AppContext, site: str, request: pb.PollRequest) -> None:
         ledger_entries=request.ledger_entries,
         ledger_head=request.ledger_head,
     )
-    last = hub.last_reports.get(site)
+    last = app.last_reports.get(site)
     if last is not None and _can_wait(last, report):
-        hub.last_reports[site] = last._replace(report=report)
+        app.last_reports[site] = last._replace(report=report)
         return
-    with hub.store.write() as session:
+    with app.store.write() as session:
         known = [site_rows.report(session, site), None if last is None else last.report]
         for before in known:  # the row is the newer one if another process wrote it
             if before is not None and _ledger_was_cut(before, report):
@@ -53,7 +53,7 @@ def keep(hub: AppContext, site: str, request: pb.PollRequest) -> None:
                 record(session, Change(now, f"site:{site}", f"site:{site}", why), None, "ledger rewritten")
                 break
         site_rows.put_report(session, report)
-    hub.last_reports[site] = LastReport(report, now)
+    app.last_reports[site] = LastReport(report, now)
 
 
 def _check_report(request: pb.PollRequest) -> None:

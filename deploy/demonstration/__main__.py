@@ -33,7 +33,7 @@ LOOK_S = 0.5
 @click.command()
 @click.option("--sites", default=3, show_default=True, type=click.IntRange(3, 16), help="Hospitals.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Training rounds.")
-@click.option("--arm", default="lite", show_default=True, help="Network, a name of the registry.")
+@click.option("--architecture", default="lite", show_default=True, help="Network, a name of the registry.")
 @click.option("--studies", default=32, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of patients, scanners and weights.")
 @click.option("--port", default=18443, show_default=True, type=click.IntRange(1024, 65533), help="First of three.")

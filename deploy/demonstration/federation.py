@@ -45,7 +45,7 @@ retry_after_s = 1
 PLAN_TOML = """\
 name = "demo"
 purpose = "Demonstration on synthetic patients; says nothing about real ones."
-arm = "{arm}"
+architecture = "{architecture}"
 rounds = {rounds}
 
 [inputs]
@@ -86,7 +86,7 @@ class Options:
 
     sites: int
     rounds: int
-    arm: str
+    architecture: str
     studies: int
     seed: int
     port: int
@@ -181,15 +181,17 @@ class Federation:
             self.processes.start(f"{hospital.name}-{side}", command)
 
     def make_initial_model(self) -> None:
-        arm, seed = self.options.arm, str(self.options.seed)
+        architecture, seed = self.options.architecture, str(self.options.seed)
         site = str(BIN / "hemofed-site")
-        self._run([site, "init-weights", "--arm", arm, "--seed", seed, "--out", str(self.initial_model)])
+        self._run(
+            [site, "init-weights", "--architecture", architecture, "--seed", seed, "--out", str(self.initial_model)]
+        )
 
     def start_run(self) -> None:
         plan = self.folder / "plan.toml"
         plan.write_text(
             PLAN_TOML.format(
-                arm=self.options.arm,
+                architecture=self.options.architecture,
                 rounds=self.options.rounds,
                 sites=self.options.sites,
                 epochs=self.options.epochs,

@@ -18,14 +18,16 @@ from deploy.simulation.report import SimulationOrigin, write_report
 from deploy.simulation.seeds import SeedResult, result_of
 from deploy.simulation.settings import SimulationSettings
 from deploy.simulation.summary import summarize
-from site_client.model.registry import ARMS
+from site_client.model.registry import ARCHITECTURES
 
 DEFAULTS = SimulationSettings()
 MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--arm", default=DEFAULTS.arm, type=click.Choice(sorted(ARMS)), help="Network.")
+@click.option(
+    "--architecture", default=DEFAULTS.architecture, type=click.Choice(sorted(ARCHITECTURES)), help="Network."
+)
 @click.option("--studies", default=DEFAULTS.studies, type=click.IntRange(4), help="A site, to train and validate.")
 @click.option("--test-studies", default=DEFAULTS.test_studies, type=click.IntRange(4), help="A site, to judge.")
 @click.option("--rounds", default=DEFAULTS.rounds, type=click.IntRange(1, 1000))
@@ -52,7 +54,7 @@ MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
 )
 @click.option("--out", default=Path("simulation"), type=click.Path(path_type=Path), help="Folder for the report.")
 def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: Path, **options: object) -> None:
-    """Train lite (or another arm) centrally, at each site alone and federated, on synthetic patients of six sites.
+    """Train a network centrally, at each site alone and federated, on synthetic patients of six sites.
 
     Writes simulation.md, simulation.json and simulation.svg to --out. Stopped, it goes on with the seed it was in.
     A result on these patients is never clinical evidence.

@@ -132,7 +132,7 @@ def alone(place: ArmPosition, seed: int, name: str, sites: list[SimulatedSite]) 
 
 
 def network_of(place: ArmPosition, model: Model) -> Network:
-    net = build(place.settings.arm, seed=0)
+    net = build(place.settings.architecture, seed=0)
     load_weights(net, model.manifest.unflatten(model.weights))
     return place.compute().place(net)
 

@@ -93,8 +93,8 @@ def _circumstances(
     clipped = sum(sum(result.clipped) for result in results)
     updates = len(results) * settings.rounds * len(SITES)
     return (
-        f"`{settings.arm}`, {settings.image_size_px} px, {settings.rounds} rounds of {settings.epochs} local passes; "
-        f"central and local: {settings.passes} passes. Training studies: {training}; another fifth of the patients "
+        f"`{settings.architecture}`, {settings.image_size_px} px, {settings.rounds} rounds of {settings.epochs} local "
+        f"passes; central and local: {settings.passes} passes. Training studies: {training}; another fifth of the patients "
         f"validates. Patients are the same for all {len(results)} seeds; weights, order, augmentation and rounding are "
         f"not. Updates in {settings.bits} bits, clipped at norm {settings.clip_norm:g} ({clipped} of {updates} were). "
         f"torch {origin.torch}, {origin.compute}, {origin.machine}, {origin.workers} workers. "

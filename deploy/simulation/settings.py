@@ -36,7 +36,7 @@ class SimulationSettings:
     studies: of a site, validation patients included. rounds x epochs: passes over the training studies, of every arm.
     """
 
-    arm: str = "lite"
+    architecture: str = "lite"
     studies: int = 50
     test_studies: int = 40
     rounds: int = 24
@@ -84,7 +84,7 @@ class SimulationSettings:
 
 def initial_model(settings: SimulationSettings, seed: int) -> Model:
     """Every arm of the comparison starts from these weights."""
-    return model_of(build(settings.arm, seed))
+    return model_of(build(settings.architecture, seed))
 
 
 def plan_of(settings: SimulationSettings, seed: int, weight_cap: int) -> TrainingPlan:
@@ -96,7 +96,7 @@ def plan_of(settings: SimulationSettings, seed: int, weight_cap: int) -> Trainin
         run_id=key[:16],
         name="simulation",
         purpose="",
-        architecture=settings.arm,
+        architecture=settings.architecture,
         manifest=model.manifest,
         initial_model_digest=model.digest,
         rounds=settings.rounds,

@@ -22,7 +22,7 @@ from federation.wire import parse, serialize
 SCHEMA = 1
 _DOMAIN = "hemofed plan v1"
 _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
-_ARM = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class ServerKind(Enum):
@@ -153,9 +153,9 @@ class TrainingPlan:
             raise PlanRefused("name", f"expected 1 to 64 of A-Z a-z 0-9 space . _ -, got {self.name[:80]!r}")
         if len(self.purpose) > 500 or not self.purpose.isprintable():
             raise PlanRefused("purpose", f"expected up to 500 printable characters, got {len(self.purpose)}")
-        if not _ARM.fullmatch(self.architecture):
+        if not _ARCHITECTURE.fullmatch(self.architecture):
             raise PlanRefused(
-                "arm", f"expected a registry name such as 'densenet121-gru', got {self.architecture[:80]!r}"
+                "architecture", f"expected a registry name such as 'densenet121-gru', got {self.architecture[:80]!r}"
             )
         _length("initial_model_digest", self.initial_model_digest, 32)
         _whole("rounds", self.rounds, 1, 1000)
@@ -210,7 +210,7 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         run_id=message.run_id,
         name=message.name,
         purpose=message.purpose,
-        architecture=message.arm,
+        architecture=message.architecture,
         manifest=manifest,
         initial_model_digest=message.initial_model_digest,
         rounds=message.rounds,
@@ -257,7 +257,7 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
         run_id=plan.run_id,
         name=plan.name,
         purpose=plan.purpose,
-        arm=plan.architecture,
+        architecture=plan.architecture,
         manifest=plan.manifest.to_message(),
         initial_model_digest=plan.initial_model_digest,
         rounds=plan.rounds,

@@ -17,14 +17,14 @@ import torch
 from site_client.benchmark.arms import Bench, Done, Failed, run_arm
 from site_client.benchmark.settings import BenchmarkSettings, phantom_folder
 from site_client.benchmark.table import BenchmarkOrigin, write_table
-from site_client.errors import SiteError, TrainingFailed, UnknownArm
+from site_client.errors import SiteError, TrainingFailed, UnknownArchitecture
 from site_client.inference.evaluation import evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import at_most, by_content, is_synthetic, read_folder, split_stratified
 from site_client.inference.report import Heading, page
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume
-from site_client.model.registry import ARMS
+from site_client.model.registry import ARCHITECTURES
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.compute import Compute, choose
@@ -133,10 +133,10 @@ def _stages(text: str | None) -> Stages | None:
 
 
 def _arms(wanted: str) -> list[str]:
-    names = list(ARMS) if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ARMS]
+    names = list(ARCHITECTURES) if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown or not names:
-        raise UnknownArm(f"expected arms of {', '.join(ARMS)}, got {', '.join(unknown) or 'none'}")
+        raise UnknownArchitecture(f"expected arms of {', '.join(ARCHITECTURES)}, got {', '.join(unknown) or 'none'}")
     return list(dict.fromkeys(names))
 
 

@@ -59,12 +59,12 @@ def predict_command(
     out: Path | None,
 ) -> None:
     """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
-    arm, model, net = _network(model_file, calibration)
+    architecture, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
     asked = predict(compute.place(net), folder, size_px, slices_max, compute)
     click.echo(as_text(asked))
     if out is not None:
-        document = prediction_json(asked, folder, _about(arm, model, size_px, slices_max, calibration))
+        document = prediction_json(asked, folder, _about(architecture, model, size_px, slices_max, calibration))
         replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -88,7 +88,7 @@ def evaluate_command(
     calibration: Path | None,
 ) -> None:
     """Judge a model on studies with labels, by label, slice and study, with intervals over patients."""
-    arm, model, net = _network(model_file, calibration)
+    architecture, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
     state = out / ".state"
     studies = read_folder(data, state)
@@ -99,10 +99,10 @@ def evaluate_command(
     usable, _ = prepare_all(studies, loader, click.echo)
     found = answer(compute.place(net), usable, loader, compute)
     evaluation = evaluate(found.slices, found.studies)
-    heading = Heading(arm, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
+    heading = Heading(architecture, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
     document = {
         "notice": SYNTHETIC if heading.synthetic else REAL,
-        "model": _about(arm, model, size_px, slices_max, calibration),
+        "model": _about(architecture, model, size_px, slices_max, calibration),
         **as_json(evaluation),
     }
     (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -131,15 +131,17 @@ def calibrate_command(model_file: Path, out: Path, size_px: int, slices_max: int
 
 
 def _network(model_file: Path, calibration: Path | None) -> tuple[str, Model, Network]:
-    arm, model, net = load_network(model_file)
+    architecture, model, net = load_network(model_file)
     if calibration is not None:
         net = CalibratedNet(net, load_calibration(calibration, model.digest.hex()))
-    return arm, model, net
+    return architecture, model, net
 
 
-def _about(arm: str, model: Model, size_px: int, slices_max: int, calibration: Path | None) -> dict[str, object]:
+def _about(
+    architecture: str, model: Model, size_px: int, slices_max: int, calibration: Path | None
+) -> dict[str, object]:
     return {
-        "arm": arm,
+        "architecture": architecture,
         "digest": model.digest.hex(),
         "image_size_px": size_px,
         "slices_max": slices_max,

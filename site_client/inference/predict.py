@@ -20,7 +20,7 @@ from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
 from site_client.model.labels import ANY, LABELS
 from site_client.model.network import Network, clamp_any
-from site_client.model.registry import ARMS, build, load_weights, manifest_of
+from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of
 from site_client.training.compute import Compute
 from site_client.training.data import input_of
 
@@ -48,16 +48,16 @@ class Asked:
 
 
 def load_network(path: Path) -> tuple[str, Model, Network]:
-    """The arm whose tensors the file holds, and the network with its weights. Raises EvaluationRefused."""
+    """The architecture whose tensors the file holds, and the network with its weights. Raises EvaluationRefused."""
     if not path.is_file():
         raise EvaluationRefused(f"expected a model file, got no file {path.name!r}; export one from the run")
     model = load_model(path)
-    for arm in ARMS:
-        net = build(arm, seed=0)
+    for architecture in ARCHITECTURES:
+        net = build(architecture, seed=0)
         if manifest_of(net) == model.manifest:
             load_weights(net, model.named())
-            return arm, model, net
-    raise EvaluationRefused(f"expected a model of one of {', '.join(ARMS)}, got other tensors; update hemofed")
+            return architecture, model, net
+    raise EvaluationRefused(f"expected a model of one of {', '.join(ARCHITECTURES)}, got other tensors; update hemofed")
 
 
 def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, compute: Compute) -> Asked:

@@ -1,4 +1,4 @@
-"""The convolutional parts of the arms: MONAI's networks with GroupNorm, cut before their classifiers.
+"""The convolutional parts of the architectures: MONAI's networks with GroupNorm, cut before their classifiers.
 
 Each constructor gives the module and the number of its features.
 """

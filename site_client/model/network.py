@@ -47,7 +47,7 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """What every arm is: x f32[B,T,C,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] -> Verdict.
+    """What every architecture is: x f32[B,T,C,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] -> Verdict.
 
     mask is true for slices, all of them before any padding; every study has at least one. What stands under a false
     mask is never read.

@@ -1,7 +1,7 @@
-"""The arms a plan may name. A plan picks from this table and nowhere else: never a path to code.
+"""The architectures a plan may name. A plan picks from this table and nowhere else: never a path to code.
 
-An arm's parameters, in the order of `named_parameters`, are what a federation moves. No arm has buffers: none keeps
-statistics, so nothing about a hospital's patients rides along with the weights.
+A federation moves an architecture's parameters, in the order of `named_parameters`. No architecture has buffers: none
+keeps statistics, so nothing about a hospital's patients rides along with the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from monai.networks.nets import DenseNet121, DenseNet169
 from numpy.typing import NDArray
 from torch import nn
 
-from site_client.errors import UnknownArm
+from site_client.errors import UnknownArchitecture
 from site_client.model.backbones import Pooled, densenet, densenet121_3d, resnet
 from site_client.model.compact import compact
 from site_client.model.network import CHANNELS, Network, SequenceHead, SequenceNet
@@ -23,14 +23,17 @@ from site_client.model.recurrence import RecurrenceName
 from site_client.model.volumetric import WINDOWS, VolumeNet
 
 
-def build(arm: str, seed: int) -> Network:
-    """The arm with fresh weights: the same seed gives the same weights. Raises UnknownArm.
+def build(architecture: str, seed: int) -> Network:
+    """The architecture with fresh weights: the same seed gives the same weights. Raises UnknownArchitecture.
 
     The state of torch's global generator is left as it was.
     """
-    constructor = ARMS.get(arm)
+    constructor = ARCHITECTURES.get(architecture)
     if constructor is None:
-        raise UnknownArm(f"the plan names the network {arm!r}, but this version knows only {', '.join(sorted(ARMS))}")
+        raise UnknownArchitecture(
+            f"the plan names the network {architecture!r}, but this version knows only "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return constructor()
@@ -87,7 +90,7 @@ def _densenet121() -> tuple[nn.Module, int]:
     return densenet(DenseNet121, CHANNELS)
 
 
-ARMS: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
+ARCHITECTURES: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
     {
         "lite": _lite,
         "lite-slices": lambda: _lite(None),

@@ -1,4 +1,4 @@
-"""The 3D arm: one convolutional network over the whole head, and one answer for the study.
+"""The 3D architecture: one convolutional network over the whole head, and one answer for the study.
 
 The founding paper names 3D convolutions as further work. Three windows of every slice are stacked to a volume; slices
 keep the distances they were taken at, and the mean of the geometry says what those were.

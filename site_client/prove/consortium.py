@@ -65,13 +65,13 @@ class Consortium:
         return builder.sign(self.key, hashes.SHA256())
 
 
-def plan_for(model: Model, arm: str) -> TrainingPlan:
+def plan_for(model: Model, architecture: str) -> TrainingPlan:
     """One short round."""
     plan = TrainingPlan(
         run_id=bytes(range(16)),
         name="drill",
         purpose="To see what a round leaves behind.",
-        architecture=arm,
+        architecture=architecture,
         manifest=model.manifest,
         initial_model_digest=bytes(32),
         rounds=1,

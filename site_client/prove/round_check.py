@@ -39,7 +39,7 @@ from site_client.records import RunId
 from site_client.spool import AgentSide
 
 CLAIM: Final = "a round leaves no patient's value in messages, ledger, spool, databases, checkpoints, caches or logs"
-_ARM: Final = "lite"
+_ARCHITECTURE: Final = "lite"
 _STEP_S: Final = 900.0
 _SITE_TOML: Final = """
 name = "drill"
@@ -111,7 +111,16 @@ def drill(folder: Path) -> Drilled:
     canaries = stained.read_text().splitlines()
     (logs / "stain.txt").unlink()
     _run(
-        ["-m", "site_client.cli", "init-weights", "--arm", _ARM, "--out", str(folder / "m.safetensors")], logs / "w.txt"
+        [
+            "-m",
+            "site_client.cli",
+            "init-weights",
+            "--architecture",
+            _ARCHITECTURE,
+            "--out",
+            str(folder / "m.safetensors"),
+        ],
+        logs / "w.txt",
     )
     settings = load(config)
     settings.folders.trainer.mkdir(parents=True)
@@ -172,7 +181,7 @@ class _Site:
         consortium = Consortium()
         identity = consortium.enrol(settings.folders.agent / "identity", settings.name)
         model = load_model(model_file)
-        self.plan: TrainingPlan = plan_for(model, _ARM)
+        self.plan: TrainingPlan = plan_for(model, _ARCHITECTURE)
         data = model_file.read_bytes()
         step = rounds_pb2.TrainStep(
             round=RoundRef(run_id=self.plan.run_id, round=1, attempt=0),

@@ -15,7 +15,7 @@ from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
 
 from site_client.config import SiteSettings
-from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArm
+from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArchitecture
 from site_client.files import replace_file
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.records import Dataset, StudyRecord
@@ -63,7 +63,7 @@ def carry_out(
     try:
         net = _network(plan, base)
         dataset = _dataset(settings, job)
-    except (UnknownArm, DatasetGone, TrainingFailed) as error:
+    except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
         _log.error("job declined", error=str(error))
         return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
     if not dataset.studies:

@@ -12,7 +12,8 @@ from site_client.training.ranks import ONE, Ranks
 # bf16 pays on a CPU with large images: at 256 px a third faster, at 128 px slower (casting costs more than it saves).
 # On a GPU the casts are so many kernels more to launch, for arithmetic that takes as long as in TF32.
 _BF16_FROM_PX = 192
-# The hungriest arm's activations take about .3 GiB a slice of 256 px: a third of the card, which others may use too.
+# The hungriest architecture's activations take about .3 GiB a slice of 256 px: a third of the card, which others may
+# use too.
 _SLICES_A_GIB = 1.0
 _CHUNK_MIN = 16
 

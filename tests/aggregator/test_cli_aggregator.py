@@ -23,7 +23,7 @@ from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
 
-PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\n'
+PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
 
 
 class Console:
@@ -51,13 +51,13 @@ class Console:
         return result.stderr
 
     def join(self, token: str, host) -> enrolment_pb2.JoinReply:
-        hub = open_context(load_settings(self.config))
-        authority = Authority(hub.settings.state.folder / "ca", hub.clock)
-        desk = EnrolmentService(hub.store, authority, hub.settings.enrolment, hub.clock, hub.random)
+        app = open_context(load_settings(self.config))
+        authority = Authority(app.settings.state.folder / "ca", app.clock)
+        desk = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
         try:
             return desk.join(host.join_request(Token.parse(token)))
         finally:
-            hub.store.close()
+            app.store.close()
 
 
 @pytest.fixture
@@ -243,12 +243,12 @@ def test_another_model_under_a_models_name_is_not_exported(with_run: Console) ->
 
 def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(with_run: Console) -> None:
     out = with_run.folder / "out.safetensors"
-    hub = open_context(load_settings(with_run.config))
-    with hub.store.read() as session:
+    app = open_context(load_settings(with_run.config))
+    with app.store.read() as session:
         assert run_rows.every(session)  # as long as somebody reads it, the database needs no new file to be read
         with file_size_limit(64):
             told = with_run.refused("model", "export", str(out))
-    hub.store.close()
+    app.store.close()
     assert "File too large" in told
     assert sorted(path.name for path in with_run.folder.glob("*out*")) == []
 

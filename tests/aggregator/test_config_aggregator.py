@@ -113,7 +113,7 @@ def counting(size: int) -> bytes:
 def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan(model_path: Path) -> None:
     table = tomllib.loads((DEPLOY / "plan.toml").read_text())
     assert keys_in(table) == keys_of(PlanFile)
-    decided = {key: table[key] for key in ("name", "arm", "rounds")}
+    decided = {key: table[key] for key in ("name", "architecture", "rounds")}
     assert from_table(PlanFile, table, "plan", PlanFileRefused) == PlanFile(**decided)
     plan = read_plan(DEPLOY / "plan.toml", model_path, counting)
     assert plan.architecture == "densenet121-gru"
@@ -121,7 +121,8 @@ def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan
 
 
 def test_the_model_file_and_chance_fill_in_what_nobody_should_type(tmp_path: Path, model_path: Path) -> None:
-    path = write(tmp_path, 'name = "pilot"\narm = "lite"\nrounds = 2\n[server]\nkind = "fedadam"\ntau = 0.001\n')
+    text = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n[server]\nkind = "fedadam"\ntau = 0.001\n'
+    path = write(tmp_path, text)
     plan = read_plan(path, model_path, counting)
     assert plan.manifest.size == 8
     assert len(plan.initial_model_digest) == 32
@@ -133,14 +134,14 @@ def test_the_model_file_and_chance_fill_in_what_nobody_should_type(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "'arm' is missing"),
-        ('name = "p"\narm = "lite"\nround = 2\n', "unknown key 'round'; did you mean 'rounds'?"),
-        ('name = "p"\narm = "lite"\nrounds = 2\n[encoding]\nclipnorm = 1.0\n', "did you mean 'clip_norm'?"),
-        ('name = "p"\narm = "lite"\nrounds = 0\n', "plan.rounds: expected a whole number from 1 to 1000"),
-        ('name = "p"\narm = "lite"\nrounds = 2\n[encoding]\nbits = 7\n', "plan.encoding.bits"),
-        ('name = "p"\narm = "lite"\nrounds = 2\n[server]\nkind = "adam"\n', "expected one of fedavg"),
-        ('name = "p"\narm = "lite"\nrounds = 2\nmetrics = ["accuracy"]\n', "expected one of loss, histograms"),
-        ('name = "p"\narm = "lite"\nrounds = 2\n[cohort]\nminimum = 2\n', "plan.cohort.minimum"),
+        ("", "'architecture' is missing"),
+        ('name = "p"\narchitecture = "lite"\nround = 2\n', "unknown key 'round'; did you mean 'rounds'?"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[encoding]\nclipnorm = 1.0\n', "did you mean 'clip_norm'?"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 0\n', "plan.rounds: expected a whole number from 1 to 1000"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[encoding]\nbits = 7\n', "plan.encoding.bits"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[server]\nkind = "adam"\n', "expected one of fedavg"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 2\nmetrics = ["accuracy"]\n', "expected one of loss, histograms"),
+        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[cohort]\nminimum = 2\n', "plan.cohort.minimum"),
         ("name = ", "no TOML"),
     ],
 )

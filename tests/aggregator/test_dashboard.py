@@ -32,11 +32,11 @@ from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
-PLAN = 'name = "pilot"\narm = "lite"\nrounds = 2\npurpose = "To see whether pages say what rows hold."\n'
+PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\npurpose = "To see whether pages say what rows hold."\n'
 
 
 @pytest.fixture
-def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
+def app(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
     folder = tmp_path / "state"
     folder.mkdir()
     shutil.copy(migrated, folder / "hub.sqlite")
@@ -49,8 +49,8 @@ def hub(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[A
 
 
 @pytest.fixture
-def client(hub: AppContext) -> TestClient:
-    return TestClient(create_app(hub), follow_redirects=False)
+def client(app: AppContext) -> TestClient:
+    return TestClient(create_app(app), follow_redirects=False)
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def ada(client: TestClient) -> TestClient:
 
 
 @pytest.fixture
-def running(hub: AppContext, tmp_path: Path, authority: Authority, clock) -> AppContext:
+def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> AppContext:
     """Three approved sites, two of which reported; a run in round 1; metrics of its base model."""
-    with hub.store.write() as session:
+    with app.store.write() as session:
         for name in SITES:
             session.add(
                 Site(
@@ -86,13 +86,13 @@ def running(hub: AppContext, tmp_path: Path, authority: Authority, clock) -> App
     save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
     plan_path.write_text(PLAN)
     signed = sign_plan(read_plan(plan_path, model_path, os.urandom), authority.custodian_key)
-    lifecycle.start_run(hub, signed, model_path, authority.custodian_key.public_key())
-    with hub.store.write() as session:
+    lifecycle.start_run(app, signed, model_path, authority.custodian_key.public_key())
+    with app.store.write() as session:
         row = session.query(Round).one()
         for name in SITES:
             round_rows.add_seat(session, row, name)
         round_rows.add_metrics(session, _metrics(row))
-    return hub
+    return app
 
 
 def _report(site: str, seen_at, state: str, reasons: str, progress: int) -> SiteReport:
@@ -161,10 +161,10 @@ def test_logging_out_ends_the_session(ada: TestClient) -> None:
     assert ada.get("/").status_code == 303
 
 
-def test_a_restart_logs_nobody_out(hub: AppContext, ada: TestClient) -> None:
-    restarted = TestClient(create_app(hub), cookies=dict(ada.cookies), follow_redirects=False)
+def test_a_restart_logs_nobody_out(app: AppContext, ada: TestClient) -> None:
+    restarted = TestClient(create_app(app), cookies=dict(ada.cookies), follow_redirects=False)
     assert restarted.get("/").status_code == 200
-    assert (hub.settings.state.folder / "dashboard.key").stat().st_mode & 0o777 == 0o600
+    assert (app.settings.state.folder / "dashboard.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_forged_session_is_none(client: TestClient) -> None:
@@ -172,19 +172,19 @@ def test_a_forged_session_is_none(client: TestClient) -> None:
     assert client.get("/").status_code == 303
 
 
-def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(hub: AppContext, ada: TestClient) -> None:
+def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(app: AppContext, ada: TestClient) -> None:
     copied = TestClient(ada.app, cookies=dict(ada.cookies), follow_redirects=False)
     assert copied.get("/").status_code == 200
     ada.post("/logout")
     assert copied.get("/").status_code == 303
 
 
-def test_removing_an_administrator_ends_their_sessions(hub: AppContext, ada: TestClient, clock) -> None:
+def test_removing_an_administrator_ends_their_sessions(app: AppContext, ada: TestClient, clock) -> None:
     change = Change(clock(), "operator", "administrator:ada", "for the test")
-    with hub.store.write() as session:
+    with app.store.write() as session:
         people.remove_administrator(session, "ada", change)
     assert ada.get("/").status_code == 303
-    with hub.store.write() as session:  # somebody else of that name
+    with app.store.write() as session:  # somebody else of that name
         people.add_administrator(session, "ada", "another password", os.urandom(16), change)
     assert ada.get("/").status_code == 303
 
@@ -202,8 +202,8 @@ def test_our_own_form_is_accepted(ada: TestClient, headers: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize(("address", "is_secure"), [("http://testserver", False), ("https://testserver", True)])
-def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(hub, address: str, is_secure: bool) -> None:
-    visitor = TestClient(create_app(hub), base_url=address, follow_redirects=False)
+def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(app, address: str, is_secure: bool) -> None:
+    visitor = TestClient(create_app(app), base_url=address, follow_redirects=False)
     reply = visitor.post("/login", data={"name": "ada", "password": PASSWORD})
     cookie = reply.headers["set-cookie"].lower()
     assert "httponly" in cookie
@@ -351,8 +351,8 @@ def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
     assert ada.get(f"/runs/{hex_id}").status_code == 404
 
 
-def test_the_audit_pages_go_back_to_the_first_row(hub: AppContext, ada: TestClient, clock) -> None:
-    with hub.store.write() as session:
+def test_the_audit_pages_go_back_to_the_first_row(app: AppContext, ada: TestClient, clock) -> None:
+    with app.store.write() as session:
         for number in range(150):
             session.add(_audit_row(clock(), number))
     first = ada.get("/audit").text

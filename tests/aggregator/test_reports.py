@@ -27,7 +27,7 @@ class Now:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[AppContext]:
+def app(tmp_path: Path) -> Iterator[AppContext]:
     opened = replace(open_context(AggregatorSettings(state=StateSettings(folder=tmp_path))), clock=Now())
     upgrade(opened.store.engine)
     with opened.store.write() as session:
@@ -46,56 +46,56 @@ def hub(tmp_path: Path) -> Iterator[AppContext]:
     opened.store.close()
 
 
-def say(hub: AppContext, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
+def say(app: AppContext, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
     request = pb.PollRequest(state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head)
-    reports.keep(hub, "north", request)
+    reports.keep(app, "north", request)
 
 
-def row(hub: AppContext) -> SiteReport:
-    with hub.store.read() as session:
+def row(app: AppContext) -> SiteReport:
+    with app.store.read() as session:
         found = site_rows.report(session, "north")
     assert found is not None
     return found
 
 
-def cuts(hub: AppContext) -> list[str]:
-    with hub.store.read() as session:
+def cuts(app: AppContext) -> list[str]:
+    with app.store.read() as session:
         return list(session.scalars(select(Audit.why).where(Audit.after == "ledger rewritten")))
 
 
-def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(hub: AppContext) -> None:
-    say(hub, 10)
-    say(hub, 11)
-    assert row(hub).ledger_entries == 10
-    hub.clock.at = BEGIN + timedelta(seconds=5)  # type: ignore[attr-defined]  # it is a Now
-    say(hub, 12)
-    assert (row(hub).ledger_entries, row(hub).seen_at) == (12, hub.clock())
-    assert cuts(hub) == []
+def test_a_report_that_says_nothing_new_is_written_a_few_seconds_later(app: AppContext) -> None:
+    say(app, 10)
+    say(app, 11)
+    assert row(app).ledger_entries == 10
+    app.clock.at = BEGIN + timedelta(seconds=5)  # type: ignore[attr-defined]  # it is a Now
+    say(app, 12)
+    assert (row(app).ledger_entries, row(app).seen_at) == (12, app.clock())
+    assert cuts(app) == []
 
 
-def test_a_site_that_changes_its_state_is_written_down_at_once(hub: AppContext) -> None:
-    say(hub, 10)
-    say(hub, 11, "SITE_READY")
-    assert (row(hub).state, row(hub).ledger_entries) == ("SITE_READY", 11)
+def test_a_site_that_changes_its_state_is_written_down_at_once(app: AppContext) -> None:
+    say(app, 10)
+    say(app, 11, "SITE_READY")
+    assert (row(app).state, row(app).ledger_entries) == ("SITE_READY", 11)
 
 
-def test_a_ledger_cut_between_two_writes_is_in_the_audit(hub: AppContext) -> None:
-    say(hub, 10)
-    say(hub, 15)
-    say(hub, 14)
-    say(hub, 15)
-    assert cuts(hub) == ["egress ledger had 15 entries, now says 14"]
+def test_a_ledger_cut_between_two_writes_is_in_the_audit(app: AppContext) -> None:
+    say(app, 10)
+    say(app, 15)
+    say(app, 14)
+    say(app, 15)
+    assert cuts(app) == ["egress ledger had 15 entries, now says 14"]
 
 
-def test_a_ledger_rewritten_at_the_same_length_is_in_the_audit(hub: AppContext) -> None:
-    say(hub, 10)
-    say(hub, 11)
-    say(hub, 11, head=bytes([1]) * 32)
-    assert cuts(hub) == ["egress ledger had 11 entries, now says 11"]
+def test_a_ledger_rewritten_at_the_same_length_is_in_the_audit(app: AppContext) -> None:
+    say(app, 10)
+    say(app, 11)
+    say(app, 11, head=bytes([1]) * 32)
+    assert cuts(app) == ["egress ledger had 11 entries, now says 11"]
 
 
-def test_a_ledger_cut_while_the_aggregator_was_down_is_in_the_audit(hub: AppContext) -> None:
-    say(hub, 10)
-    hub.last_reports.clear()
-    say(hub, 9)
-    assert cuts(hub) == ["egress ledger had 10 entries, now says 9"]
+def test_a_ledger_cut_while_the_aggregator_was_down_is_in_the_audit(app: AppContext) -> None:
+    say(app, 10)
+    app.last_reports.clear()
+    say(app, 9)
+    assert cuts(app) == ["egress ledger had 10 entries, now says 9"]

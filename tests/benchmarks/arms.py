@@ -19,7 +19,7 @@ import torch
 
 from site_client.inference.answers import clock_of
 from site_client.model.network import CHANNELS, GEOMETRY, Network
-from site_client.model.registry import ARMS, build
+from site_client.model.registry import ARCHITECTURES, build
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Sample, passes
 from site_client.training.loss import reported_loss, training_loss
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--slices", type=int, default=32)
     parser.add_argument("--piece", type=int, default=8)

@@ -82,7 +82,7 @@ def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, ob
     place.hub_command("init")
     model, plan = write_plan(place, parameters, training_rounds)
     delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
-    hub = open_context(load_settings(place.aggregator_toml))
+    app = open_context(load_settings(place.aggregator_toml))
     with running("aggregator", place.serve_command, place.folder) as aggregator:
         for name in place.names:
             enrol(place, name)
@@ -92,10 +92,10 @@ def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, ob
             trainers.start()
             time.sleep(2.0)  # every agent polls: the run begins with all of them there
             place.hub_command("run", "start", str(plan), "--model", str(model))
-            watched = _watch(hub, aggregator, sites, training_rounds)
+            watched = _watch(app, aggregator, sites, training_rounds)
             trainers.stop()
             time.sleep(6.0)  # the last byte counts are written every five seconds
-            return _report(hub, place, parameters, training_rounds, watched)
+            return _report(app, place, parameters, training_rounds, watched)
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Watched:
 
 
 def _watch(
-    hub: AppContext, aggregator: subprocess.Popen[bytes], sites: list[subprocess.Popen[bytes]], training_rounds: int
+    app: AppContext, aggregator: subprocess.Popen[bytes], sites: list[subprocess.Popen[bytes]], training_rounds: int
 ) -> Watched:
     seen = Watched([Usage.of(aggregator)], [[Usage.of(site) for site in sites]])
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
         time.sleep(0.2)
-        with hub.store.read() as session:
+        with app.store.read() as session:
             run = run_rows.every(session)[-1]
             over = [row for row in round_rows.of_run(session, run.run_id) if row.state in round_rows.OVER]
         for row in over[len(seen.aggregator) - 1 :]:
@@ -129,9 +129,9 @@ def _watch(
 
 
 def _report(
-    hub: AppContext, place: Place, parameters: int, training_rounds: int, watched: Watched
+    app: AppContext, place: Place, parameters: int, training_rounds: int, watched: Watched
 ) -> dict[str, object]:
-    with hub.store.read() as session:
+    with app.store.read() as session:
         run = run_rows.every(session)[-1]
         rows = round_rows.of_run(session, run.run_id)[:training_rounds]
         times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]

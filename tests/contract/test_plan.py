@@ -18,7 +18,7 @@ Make = Callable[..., TrainingPlan]
 WITHIN = [
     ("name", ["a", "A run_1.2-x", "x" * 64]),
     ("purpose", ["", "Ä" * 500]),
-    ("arm", ["lite", "densenet121-gru"]),
+    ("architecture", ["lite", "densenet121-gru"]),
     ("rounds", [1, 1000]),
     ("inputs.image_size_px", [64, 96, 512]),
     ("inputs.slices_max", [8, 400]),
@@ -45,7 +45,7 @@ OUTSIDE = [
     ("run_id", [b"", bytes(15), bytes(17)]),
     ("name", ["", "x" * 65, "tab\t", "new\nline", "Müller", "a/b"]),
     ("purpose", ["x" * 501, "two\nlines", "bell\x07", "\u202eright to left"]),
-    ("arm", ["", "Lite", "torch.nn.Linear", "-x", "x" * 65]),
+    ("architecture", ["", "Lite", "torch.nn.Linear", "-x", "x" * 65]),
     ("initial_model_digest", [b"", bytes(31), bytes(33)]),
     ("rounds", [0, 1001, True]),
     ("inputs.image_size_px", [0, 32, 65, 100, 544]),

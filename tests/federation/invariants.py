@@ -125,7 +125,7 @@ def sums_are_sums(world: World) -> None:
 
 
 def _sum_is_sum(world: World, row: Round) -> None:
-    with world.hub.cupboards.store.read() as session:
+    with world.aggregator.app.store.read() as session:
         advertised = round_rows.payloads(session, row.id, Seat.advertisement)
         members = round_rows.senders(session, row.id, Seat.upload_claim)
         revealed = round_rows.senders(session, row.id, Seat.reveal)
@@ -141,7 +141,7 @@ def _sum_is_sum(world: World, row: Round) -> None:
         total += plain_words(world, row, site, world.states[sent.mask_key].uctx)
     opened = encoding.decode_sum(layout, total, len(members))
     assert row.sum_blob is not None
-    with world.hub.cupboards.blobs.open(row.sum_blob) as blob:
+    with world.aggregator.app.blobs.open(row.sum_blob) as blob:
         assert blob.read() == encoding.pack_sum(layout, opened), (
             f"the sum of round {row.number} is not its members' sum"
         )
@@ -174,7 +174,7 @@ def _rounding(uctx: bytes, site: str, contribution: Contribution) -> np.random.G
 
 def models_are_one(world: World) -> None:
     """Every model that a site took for verified is one that the aggregator published."""
-    with world.hub.cupboards.store.read() as session:
+    with world.aggregator.app.store.read() as session:
         published = {model.digest for model in run_rows.models(session, world.run_id)}
     for site in world.sites.values():
         newest = site.rounds.models.newest
@@ -203,7 +203,7 @@ def secrets_are_gone(world: World) -> None:
 def aggregator_holds_no_secret(world: World) -> None:
     """Neither what a site drew nor what it trained stands in the aggregator's folder: rows, journal, blobs."""
     wanted = [needle for site in world.sites.values() for needle in raw_secrets(site.secrets.values())]
-    found = find(wanted, world.hub.folder)
+    found = find(wanted, world.aggregator.folder)
     assert not found, f"a site's secrets are in the aggregator's folder: {found}"
 
 

@@ -65,7 +65,7 @@ class Nursery:
         self.walked: dict[Kind, object] = {}  # World.begin keeps here what it copies from
 
     def copy(self, kind: Kind) -> Path:
-        """A folder with hub/ and a folder a site, whose run has just begun; the caller's to remove."""
+        """A folder with aggregator/ and a folder a site, whose run has just begun; the caller's to remove."""
         grown = self._folder / f"{kind.sites}-{kind.rounds}-{kind.bits}-{kind.server.name}"
         if not grown.exists():
             draft = grown.with_name(f".{grown.name}")
@@ -102,18 +102,18 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
 
 def _grow(folder: Path, kind: Kind) -> None:
     clock = Clock(BEGIN)
-    hub_folder = folder / "hub"
-    hub_folder.mkdir(parents=True)
-    authority = create_authority(hub_folder / "ca", clock)
-    hub = replace(open_context(aggregator_settings(hub_folder)), clock=clock)
-    upgrade(hub.store.engine)
-    desk = EnrolmentService(hub.store, authority, hub.settings.enrolment, clock, os.urandom)
+    aggregator_folder = folder / "aggregator"
+    aggregator_folder.mkdir(parents=True)
+    authority = create_authority(aggregator_folder / "ca", clock)
+    app = replace(open_context(aggregator_settings(aggregator_folder)), clock=clock)
+    upgrade(app.store.engine)
+    desk = EnrolmentService(app.store, authority, app.settings.enrolment, clock, os.urandom)
     for name in kind.names:
         _enrol(desk, name, folder / name / "state" / "agent" / "identity")
     for name in kind.names:  # those that joined first hold an older roster
         SiteIdentity(folder / name / "state" / "agent" / "identity").accept_roster(desk.roster())
-    _begin(hub, kind, authority.custodian_key)
-    hub.store.close()
+    _begin(app, kind, authority.custodian_key)
+    app.store.close()
 
 
 def _enrol(desk: EnrolmentService, name: str, folder: Path) -> None:
@@ -132,9 +132,9 @@ def _enrol(desk: EnrolmentService, name: str, folder: Path) -> None:
     joining.accept(reply.credentials, Membership(name, "aggregator.test:444", token.ca_fingerprint))
 
 
-def _begin(hub: AppContext, kind: Kind, custodian: Ed25519PrivateKey) -> None:
+def _begin(app: AppContext, kind: Kind, custodian: Ed25519PrivateKey) -> None:
     manifest = Manifest((TensorSpec("weight", (PARAMETERS - 4,)), TensorSpec("bias", (4,))))
     initial = Model(manifest, np.linspace(-1, 1, PARAMETERS, dtype=np.float32))
-    file = hub.settings.state.folder / "initial.safetensors"
+    file = app.settings.state.folder / "initial.safetensors"
     save_model(file, initial)
-    lifecycle.start_run(hub, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())
+    lifecycle.start_run(app, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())

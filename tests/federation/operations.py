@@ -65,7 +65,7 @@ class SiteReboots:
 @dataclass(frozen=True)
 class AggregatorReboots:
     def apply(self, world: World, lies: Lies) -> None:
-        world.hub.boot()
+        world.aggregator.boot()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The two kinds of machine in a World: one aggregator and its sites, each with a folder that outlives its process.
 
-`Hub` and `Site` hold the running process; `boot` throws it away and starts another one from the folder alone.
+`AggregatorMachine` and `Site` hold the running process; `boot` throws it away and starts another one from the folder
+alone.
 """
 
 import os
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 
 from aggregator.config import AggregatorSettings, ListenSettings, PacingSettings, StateSettings
 from aggregator.config import DriverSettings as DriverSettings
-from aggregator.context import AppContext as Cupboards
-from aggregator.context import open_context
+from aggregator.context import AppContext, open_context
 from aggregator.rounds.driver import Driver
 from aggregator.rpc.bandwidth import LineDoor
 from aggregator.rpc.blobs import BlobsDoor
@@ -71,13 +71,13 @@ def aggregator_settings(folder: Path) -> AggregatorSettings:
 
 
 @dataclass
-class Hub:
+class AggregatorMachine:
     """The aggregator's machine."""
 
     folder: Path
     wire: Wire
     clock: Clock
-    cupboards: Cupboards = field(init=False)
+    app: AppContext = field(init=False)
     driver: Driver = field(init=False)
     desk: EnrolmentService = field(init=False)
 
@@ -88,10 +88,10 @@ class Hub:
     def boot(self) -> None:
         """End the process, if there is one, and start it from its folder."""
         self.shut()
-        self.cupboards = replace(open_context(aggregator_settings(self.folder)), clock=self.clock)
-        gate, settings = CallGuard(self.cupboards), self.cupboards.settings.enrolment
+        self.app = replace(open_context(aggregator_settings(self.folder)), clock=self.clock)
+        gate, settings = CallGuard(self.app), self.app.settings.enrolment
         authority = Authority(self.folder / "ca", self.clock)
-        self.desk = EnrolmentService(self.cupboards.store, authority, settings, self.clock, os.urandom)
+        self.desk = EnrolmentService(self.app.store, authority, settings, self.clock, os.urandom)
         self.wire.doors = {
             "Rounds": RoundsDoor(gate),
             "Blobs": BlobsDoor(gate),
@@ -104,12 +104,12 @@ class Hub:
     def shut(self) -> None:
         self.wire.doors = {}
         if self._up:
-            self.cupboards.store.close()
+            self.app.store.close()
             self._up = False
 
     def another_driver(self) -> Driver:
         """A driver of the same process, with leases of its own."""
-        return Driver(self.cupboards, monotonic=self.clock.seconds)
+        return Driver(self.app, monotonic=self.clock.seconds)
 
     def settle(self) -> None:
         """The driver looks until nothing moves."""
@@ -166,7 +166,7 @@ class Site:
 
     def step(self, fault: Fault | None = None) -> Turn:
         """One turn of the agent. Errors: as SiteRounds.step; Killed when the fault says so."""
-        self.transport.arm(fault)
+        self.transport.architecture(fault)
         try:
             return self.rounds.step()
         finally:

@@ -26,10 +26,10 @@ def back_up(state: Path, target: Path) -> None:
 
 def restore(world: World, backup: Path) -> None:
     """On a new machine."""
-    world.hub.shut()
-    shutil.rmtree(world.hub.folder)
-    shutil.copytree(backup, world.hub.folder)
-    world.hub.boot()
+    world.aggregator.shut()
+    shutil.rmtree(world.aggregator.folder)
+    shutil.copytree(backup, world.aggregator.folder)
+    world.aggregator.boot()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_an_aggregator_restored_from_a_backup_of_any_phase_finishes_its_run_with
 ) -> None:
     """No site's update of a round gets into a second sum, so nobody comes to that round again."""
     world = make_world(sites=3, rounds=2, phase=phase)
-    back_up(world.hub.folder, tmp_path / "backup")
+    back_up(world.aggregator.folder, tmp_path / "backup")
     while world.round.number == 1:
         world.everybody()
     world.everybody()  # the sites have taken the first round's model

@@ -56,10 +56,10 @@ def test_a_site_that_lost_its_answer_or_its_process_says_the_same_again(
 def test_an_aggregator_that_is_restarted_in_any_phase_goes_on(make_world: Callable[..., World], phase: str) -> None:
     world = make_world(sites=3, phase=phase)
     world.step("site-a")
-    world.hub.boot()
+    world.aggregator.boot()
     while world.rounds()[0].state is not RoundState.PUBLISHED:
         world.everybody()
-        world.hub.boot()
+        world.aggregator.boot()
     assert (world.rounds()[0].members, world.rounds()[0].attempt) == (3, 1)
     check(world)
 
@@ -72,7 +72,7 @@ def test_a_driver_killed_anywhere_between_the_last_share_and_the_model_is_follow
     for name in world.sites:
         world.step(name)
     world.drive(kill_in)
-    world.clock.advance(world.hub.cupboards.settings.driver.lease_s + 1)
+    world.clock.advance(world.aggregator.app.settings.driver.lease_s + 1)
     world.drive()
     assert world.rounds()[0].state is RoundState.PUBLISHED
     check(world)

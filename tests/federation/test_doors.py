@@ -57,7 +57,7 @@ def ask(world: World, name: str, message: Message, certificate_pem: bytes) -> li
 
 def test_every_call_asks_for_the_certificate_of_an_approved_site(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
-    stranger = (world.hub.folder / "ca" / "custodian.pem").read_bytes()  # ours, but of no site
+    stranger = (world.aggregator.folder / "ca" / "custodian.pem").read_bytes()  # ours, but of no site
     for name, shown in itertools.product(GUARDED, (b"", b"no certificate", stranger)):
         with pytest.raises(Aborted) as refused:
             ask(world, name, CALLS[name].request(), shown)
@@ -66,7 +66,7 @@ def test_every_call_asks_for_the_certificate_of_an_approved_site(make_world: Cal
 
 def test_a_revoked_site_is_refused_from_its_next_call_on(make_world: Callable[..., World]) -> None:
     world = make_world(sites=4)
-    world.hub.desk.revoke("site-d")
+    world.aggregator.desk.revoke("site-d")
     for name in GUARDED:
         with pytest.raises(Aborted) as refused:
             ask(world, name, CALLS[name].request(), world.sites["site-d"].identity.certificate_pem)
@@ -77,7 +77,7 @@ def test_a_site_revoked_in_the_middle_of_masking_is_out_and_the_others_publish(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(sites=4, phase="upload")
-    world.hub.desk.revoke("site-d")
+    world.aggregator.desk.revoke("site-d")
     for _ in range(6):
         world.everybody()
         world.clock.advance(31)
@@ -101,7 +101,7 @@ def test_a_site_that_leaves_in_the_middle_of_masking_is_out_and_the_others_publi
         world.clock.advance(31)
     first, after = world.rounds()[0], world.rounds()[-1]
     assert first.members == 3
-    with world.hub.cupboards.store.read() as session:
+    with world.aggregator.app.store.read() as session:
         states = [round_rows.seat_states(session, row.id) for row in (first, after)]
     assert (states[0]["site-d"], "site-d" in states[1]) == (SeatState.MISSED, False)
 
@@ -162,7 +162,7 @@ def test_a_reveal_without_a_kind_and_an_offset_beyond_the_blob_are_refused_and_n
     shares = [secagg_pb2.RevealedShare(about_site=name, share=bytes(33)) for name in world.sites]
     with pytest.raises(Aborted, match="SEED or MASK_KEY"):
         ask(world, "Rounds/SendReveal", secagg_pb2.RevealMessage(round=ref, shares=shares), shown)
-    with world.hub.cupboards.store.read() as session:
+    with world.aggregator.app.store.read() as session:
         model = run_rows.newest_model(session, row.run_id)
     for offset in (model.size_bytes + 1, 2**63, 2**64 - 1):
         with pytest.raises(Aborted, match="expected an offset within") as refused:
@@ -237,7 +237,7 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
 
 def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
-    pacing = world.hub.cupboards.settings.pacing
+    pacing = world.aggregator.app.settings.pacing
     shown = world.sites["site-a"].identity.certificate_pem
     poll = rounds_pb2.PollRequest(**REPORT)
 

@@ -30,11 +30,11 @@ def callers(name: str, *folders: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "only"),
     [
-        ("seal", {"site_client/agent/rounds/masking.py"}),  # encodes and masks, in two lines
+        ("mask_contribution", {"site_client/agent/rounds/masking.py"}),  # encodes and masks, in two lines
         (
             "upload_of",
             {"site_client/agent/rounds/masking.py"},
-        ),  # tells the guard which bytes may leave: what `seal` gave
+        ),  # tells the guard which bytes may leave: what `mask_contribution` gave
         (
             "send_chunks",
             {"site_client/agent/egress/transfer.py"},

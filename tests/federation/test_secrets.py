@@ -47,7 +47,7 @@ def test_no_secret_of_a_site_is_in_the_aggregators_folder_or_in_anybodys_log(
     secrets = [one for site in world.sites.values() for one in raw_secrets(site.secrets.values())]
     assert len(secrets) >= 4 * 4 * 2
     spelt = [form for secret in (*keys, *secrets, *updates) for form in spellings(secret)]
-    assert find(spelt, world.hub.folder) == []
+    assert find(spelt, world.aggregator.folder) == []
     text = "\n".join(logged)
     assert "round published" in text
     assert [form for form in spelt if form.decode("latin-1") in text or repr(form)[2:-1] in text] == []
@@ -56,11 +56,11 @@ def test_no_secret_of_a_site_is_in_the_aggregators_folder_or_in_anybodys_log(
 def test_the_search_finds_what_is_there(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3, phase="upload")
     site = world.sites["site-a"]
-    (secret, *_), here = raw_secrets(site.secrets.values()), world.hub.folder / "log.txt"
+    (secret, *_), here = raw_secrets(site.secrets.values()), world.aggregator.folder / "log.txt"
     assert find([secret], site.agent_folder) == ["member.bin"]
     for form in spellings(secret):
         here.write_bytes(b"something " + form + b" something")
-        assert find(spellings(secret), world.hub.folder) == ["log.txt"]
+        assert find(spellings(secret), world.aggregator.folder) == ["log.txt"]
 
 
 def _own_keys(world: World, name: str) -> list[bytes]:

@@ -151,7 +151,7 @@ class SiteWire:
         self._fault: Fault | None = None
         self._count = 0
 
-    def arm(self, fault: Fault | None) -> None:
+    def architecture(self, fault: Fault | None) -> None:
         """The fault of the turn that begins now."""
         self._fault, self._count = fault, 0
 

@@ -23,7 +23,7 @@ from aggregator.store.tables import Round, Run
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
 from tests.federation.nursery import BEGIN, PARAMETERS, PHASES, Kind, Nursery
-from tests.federation.places import Clock, Hub, Site, an_update
+from tests.federation.places import AggregatorMachine, Clock, Site, an_update
 from tests.federation.wire import Fault, Heard, Killed, Wire
 
 
@@ -51,7 +51,7 @@ class World:
     refused: list[tuple[str, Exception]] = field(default_factory=list)  # by site: what its turns refused or met
 
     def __post_init__(self) -> None:
-        self.hub = Hub(self.folder / "hub", self.wire, self.clock)
+        self.aggregator = AggregatorMachine(self.folder / "aggregator", self.wire, self.clock)
         self.sites = {name: Site(name, self.folder / name, self.wire, self.clock) for name in self.kind.names}
         self.run_id = bytes(range(16))
 
@@ -77,7 +77,7 @@ class World:
         world = cls.begin(nursery, replace(kind, phase=PHASES[PHASES.index(kind.phase) - 1]))
         while world.round.state.value != kind.phase:
             world.everybody()
-        world.hub.shut()
+        world.aggregator.shut()
         for site in world.sites.values():
             site.shut()
         states = {name: dict(site.states) for name, site in world.sites.items()}
@@ -85,7 +85,7 @@ class World:
         return Past(world.folder, tuple(world.wire.heard), states, secrets)
 
     def end(self) -> None:
-        self.hub.shut()
+        self.aggregator.shut()
         for site in self.sites.values():
             site.shut()
         shutil.rmtree(self.folder)
@@ -117,9 +117,9 @@ class World:
         """The driver looks until nothing moves, or dies when it asks the time for the `kill_in`-th time."""
         self.clock.kill_in = kill_in
         try:
-            self.hub.settle()
+            self.aggregator.settle()
         except Killed:
-            self.hub.boot()
+            self.aggregator.boot()
         finally:
             self.clock.kill_in = None
 
@@ -144,13 +144,13 @@ class World:
 
     def pause(self) -> None:
         try:
-            lifecycle.pause(self.hub.cupboards, self.run_id)
+            lifecycle.pause(self.aggregator.app, self.run_id)
         except WrongState:
             return  # it is paused, or over
 
     def resume(self) -> None:
         try:
-            lifecycle.resume(self.hub.cupboards, self.run_id)
+            lifecycle.resume(self.aggregator.app, self.run_id)
         except WrongState:
             return  # it is not paused
 
@@ -162,11 +162,11 @@ class World:
 
     @property
     def run(self) -> Run:
-        with self.hub.cupboards.store.read() as session:
+        with self.aggregator.app.store.read() as session:
             return run_rows.get(session, self.run_id)
 
     def rounds(self) -> list[Round]:
-        with self.hub.cupboards.store.read() as session:
+        with self.aggregator.app.store.read() as session:
             return round_rows.of_run(session, self.run_id)
 
     @property
@@ -176,7 +176,7 @@ class World:
     def model(self, blob: bytes) -> Model:
         """A model out of the aggregator's blobs."""
         file = self.folder / "looked-at.safetensors"
-        with self.hub.cupboards.blobs.open(blob) as source:
+        with self.aggregator.app.blobs.open(blob) as source:
             file.write_bytes(source.read())
         return load_model(file)
 

@@ -23,7 +23,7 @@ from aggregator.serve import AggregatorServer  # isort: skip
 class Consortium:
     """What runs at the coordinator's, and how a hospital gets in."""
 
-    hub: AppContext
+    app: AppContext
     desk: EnrolmentService
     aggregator: AggregatorServer
     folder: Path
@@ -53,12 +53,12 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     settings = config.AggregatorSettings(listen, config.StateSettings(folder / "hub"), dashboard=dashboard)
     (folder / "hub").mkdir(parents=True)
     authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
-    hub = open_context(settings)
-    upgrade(hub.store.engine)
-    aggregator = AggregatorServer(hub, authority)
+    app = open_context(settings)
+    upgrade(app.store.engine)
+    aggregator = AggregatorServer(app, authority)
     aggregator.start()
     try:
-        desk = EnrolmentService(hub.store, authority, settings.enrolment, hub.clock, hub.random)
-        yield Consortium(hub, desk, aggregator, folder)
+        desk = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
+        yield Consortium(app, desk, aggregator, folder)
     finally:
         aggregator.stop()

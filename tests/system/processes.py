@@ -75,7 +75,7 @@ trainer_silent_s = 86400.0
 
 PLAN_TOML = """\
 name = "benchmark"
-arm = "densenet121-gru"
+architecture = "densenet121-gru"
 rounds = {rounds}
 
 [training]

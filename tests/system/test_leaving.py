@@ -51,7 +51,7 @@ def roster(coordinator: Consortium) -> list[str]:
 
 
 def standing(coordinator: Consortium, site: str) -> str:
-    with coordinator.hub.store.read() as session:
+    with coordinator.app.store.read() as session:
         (row,) = [row for row in site_rows(session) if row["site"] == site]
     return str(row["standing"])
 
@@ -73,7 +73,7 @@ def test_a_farewell_is_heard_recorded_on_both_sides_and_for_good(coordinator: Co
     said = leave(settings)
     assert said.startswith("mercy has left")
     assert (standing(coordinator, "mercy"), roster(coordinator)) == ("left", ["north"])
-    with coordinator.hub.store.read() as session:
+    with coordinator.app.store.read() as session:
         newest = audit_trail(session, "site:mercy")[0]
     assert (newest.actor, newest.before, newest.after) == ("site:mercy", "approved", "left")
     with pytest.raises(Refused, match="has left; to come back, ask the coordinator"):

@@ -75,7 +75,7 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
         write_settings(place)
         place.hub_command("init")
         model, plan = write_plan(place, PARAMETERS, 1)
-        hub = open_context(load_settings(place.aggregator_toml))
+        app = open_context(load_settings(place.aggregator_toml))
         with running("aggregator", place.serve_command, place.folder):
             for name in place.names:
                 enrol(place, name)
@@ -85,16 +85,16 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
                 place.hub_command("run", "start", str(plan), "--model", str(model))
                 line.breaking = True
                 try:
-                    await_end(hub)
+                    await_end(app)
                 finally:
                     trainers.stop()
-        return count(place, hub, line, model)
+        return count(place, app, line, model)
 
 
-def await_end(hub: AppContext) -> None:
+def await_end(app: AppContext) -> None:
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
-        with hub.store.read() as session:
+        with app.store.read() as session:
             run = run_rows.every(session)[-1]
         if run.state is RunState.COMPLETED:
             return
@@ -103,9 +103,9 @@ def await_end(hub: AppContext) -> None:
     raise AssertionError(f"the run did not end within {LIMIT_S:.0f} s")
 
 
-def count(place: Place, hub: AppContext, line: slow_link.Line, model: Path) -> Moved:
+def count(place: Place, app: AppContext, line: slow_link.Line, model: Path) -> Moved:
     """After everything has stopped, so that the aggregator's last counts are written."""
-    with hub.store.read() as session:
+    with app.store.read() as session:
         run = run_rows.every(session)[-1]
         for row in round_rows.of_run(session, run.run_id):
             print({one.state.value: round(one.seconds, 1) for one in round_rows.phase_times(session, row.id)})

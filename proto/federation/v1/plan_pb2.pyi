@@ -81,7 +81,7 @@ class Plan(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
-    ARM_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     INITIAL_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
@@ -100,7 +100,7 @@ class Plan(_message.Message):
     """1..64 of [A-Za-z0-9 ._-], shown to people"""
     purpose: _builtins.str
     """up to 500 printable characters, shown to people before they approve"""
-    arm: _builtins.str
+    architecture: _builtins.str
     """a name in the sites' registry, never a path to code"""
     initial_model_digest: _builtins.bytes
     """32 bytes, see federation.manifest.model_digest"""
@@ -133,7 +133,7 @@ class Plan(_message.Message):
         run_id: _builtins.bytes = ...,
         name: _builtins.str = ...,
         purpose: _builtins.str = ...,
-        arm: _builtins.str = ...,
+        architecture: _builtins.str = ...,
         manifest: Global___Manifest | None = ...,
         initial_model_digest: _builtins.bytes = ...,
         rounds: _builtins.int = ...,
@@ -147,7 +147,7 @@ class Plan(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "inputs", b"inputs", "manifest", b"manifest", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

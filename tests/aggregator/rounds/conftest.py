@@ -1,4 +1,4 @@
-"""A federation in one process: a real hub on SQLite and files, a driver, and hospitals that follow the protocol.
+"""A federation in one process: a real app on SQLite and files, a driver, and hospitals that follow the protocol.
 
 Nothing is mocked: the hospitals use `federation.secagg` and `federation.encoding` as site agents do, and call the same
 functions as the gRPC door. Only the network and the training are missing.
@@ -70,10 +70,10 @@ class Hospital:
             request.model_digest = self.model.digest
         if self.working_on is not None:
             request.working_on.CopyFrom(self.working_on)
-        hub = self.federation.hub
-        with hub.store.read() as session:
-            pace = polling.PollPacing(hub.settings.pacing, lambda: 0.5)
-            return polling.answer(session, self.name, request, hub.clock(), pace).reply
+        app = self.federation.app
+        with app.store.read() as session:
+            pace = polling.PollPacing(app.settings.pacing, lambda: 0.5)
+            return polling.answer(session, self.name, request, app.clock(), pace).reply
 
     def act(self) -> str | None:
         """Poll once and do what the answer says. Returns the name of the step."""
@@ -86,22 +86,22 @@ class Hospital:
     def on_train(self, step: pb.TrainStep) -> None:
         self.working_on = step.round
         self._fetch_base(step)
-        submissions.accept_ready(self.federation.hub, self.name, pb.ReadyMessage(round=step.round))
+        submissions.accept_ready(self.federation.app, self.name, pb.ReadyMessage(round=step.round))
 
     def on_keys(self, step: pb.KeysStep) -> str:
-        return submissions.accept_keys(self.federation.hub, self.name, self.keys_message(step))
+        return submissions.accept_keys(self.federation.app, self.name, self.keys_message(step))
 
     def on_shares(self, step: pb.SharesStep) -> str:
-        return submissions.accept_shares(self.federation.hub, self.name, self.shares_message(step))
+        return submissions.accept_shares(self.federation.app, self.name, self.shares_message(step))
 
     def on_upload(self, step: pb.UploadStep) -> str:
-        return submissions.accept_upload(self.federation.hub, self.name, self.send(step))
+        return submissions.accept_upload(self.federation.app, self.name, self.send(step))
 
     def on_confirm(self, step: pb.ConfirmStep) -> str:
-        return submissions.accept_confirm(self.federation.hub, self.name, self.confirm_message(step))
+        return submissions.accept_confirm(self.federation.app, self.name, self.confirm_message(step))
 
     def on_reveal(self, step: pb.RevealStep) -> str:
-        return submissions.accept_reveal(self.federation.hub, self.name, self.reveal_message(step))
+        return submissions.accept_reveal(self.federation.app, self.name, self.reveal_message(step))
 
     def on_close(self, step: pb.CloseStep) -> None:
         self.closes.append(step)
@@ -127,15 +127,15 @@ class Hospital:
 
     def send(self, step: pb.UploadStep) -> secagg_pb2.UploadMessage:
         """Mask, deliver the blob, and make the claim."""
-        hub = self.federation.hub
+        app = self.federation.app
         masked = self._member.mask(self.words(step.round.round), {one.from_site: one.ciphertext for one in step.shares})
         self.uploaded = masked.astype("<u8").tobytes()
         digest = hashlib.sha256(self.uploaded).digest()
         offer = BlobOffer(round=step.round, digest=digest, size_bytes=len(self.uploaded))
-        held = uploads.offer(hub, self.name, offer)
+        held = uploads.offer(app, self.name, offer)
         if not held.complete:
-            expected = uploads.expected(hub, self.name, digest)
-            hub.uploads.put(digest, expected.size_bytes, held.held_bytes, self.uploaded[held.held_bytes :])
+            expected = uploads.expected(app, self.name, digest)
+            app.uploads.put(digest, expected.size_bytes, held.held_bytes, self.uploaded[held.held_bytes :])
         claim = secagg_pb2.UploadClaim(site=self.name, digest=digest, signature=self._member.claim(digest))
         return secagg_pb2.UploadMessage(round=step.round, claim=claim)
 
@@ -178,7 +178,7 @@ class Hospital:
     def _follow(self, link: pb.OpenedSum) -> None:
         plan = self.federation.plan
         layout = Layout.of(plan, 0 if link.round == plan.evaluation_round else plan.manifest.size)
-        file, _seat = uploads.readable(self.federation.hub, self.name, link.sum.digest)
+        file, _seat = uploads.readable(self.federation.app, self.name, link.sum.digest)
         with file:
             opened = encoding.unpack_sum(layout, file.read(), link.members)
         assert self.model is not None
@@ -188,7 +188,7 @@ class Hospital:
 
 
 class Federation:
-    """Sites, a hub, one driver. `clock` stands until it is told to move."""
+    """Sites, a app, one driver. `clock` stands until it is told to move."""
 
     def __init__(self, folder: Path, store: Store, clock: Callable[[], datetime], names: list[str]) -> None:
         self.folder = folder
@@ -197,11 +197,11 @@ class Federation:
             state=StateSettings(folder=folder), pacing=PacingSettings(idle_s=60, training_s=60, masking_s=1)
         )
         limit = 1 << 26
-        self.hub = AppContext(
+        self.app = AppContext(
             store, Blobs(folder / "blobs", limit), Blobs(folder / "uploads", limit), settings, clock, os.urandom
         )
         self.custodian = Ed25519PrivateKey.generate()
-        self.driver = Driver(self.hub, "test/0/0/0")
+        self.driver = Driver(self.app, "test/0/0/0")
         self.hospitals = {name: Hospital(name, self) for name in names}
         self.epoch = 0
         self.plan: TrainingPlan
@@ -223,7 +223,7 @@ class Federation:
         listed = sorted(self.hospitals) if self.epoch >= len(self.hospitals) else [hospital.name]
         entries = tuple(RosterEntry(name, keys[name], sealing[name]) for name in listed)
         signed = sign_roster(Roster(self.epoch, entries), self.custodian)
-        with self.hub.store.write() as session:
+        with self.app.store.write() as session:
             site_rows.put_site(
                 session,
                 Site(
@@ -273,7 +273,7 @@ class Federation:
         self.initial = initial
         file = self.folder / "initial.safetensors"
         save_model(file, initial)
-        return lifecycle.start_run(self.hub, sign_plan(self.plan, self.custodian), file, self.custodian.public_key())
+        return lifecycle.start_run(self.app, sign_plan(self.plan, self.custodian), file, self.custodian.public_key())
 
     def turn(self, *silent: str) -> dict[str, str | None]:
         """Every hospital that is not silent acts once, then the driver looks until nothing moves."""
@@ -302,11 +302,11 @@ class Federation:
         raise AssertionError(f"the run stays {self.run().state}, its round {self.round().state}")
 
     def run(self) -> Run:
-        with self.hub.store.read() as session:
+        with self.app.store.read() as session:
             return run_rows.get(session, self.plan.run_id)
 
     def round(self, number: int | None = None) -> Round:
-        with self.hub.store.read() as session:
+        with self.app.store.read() as session:
             if number is not None:
                 return round_rows.get(session, self.plan.run_id, number)
             newest = round_rows.newest(session, self.plan.run_id)
@@ -314,27 +314,27 @@ class Federation:
             return newest
 
     def seat(self, name: str, number: int | None = None) -> Seat:
-        with self.hub.store.read() as session:
+        with self.app.store.read() as session:
             seat = session.get(Seat, (self.round(number).id, name))
             assert seat is not None
             return seat
 
     def states(self, number: int | None = None) -> dict[str, SeatState]:
-        with self.hub.store.read() as session:
+        with self.app.store.read() as session:
             return round_rows.seat_states(session, self.round(number).id)
 
     def read_model(self, blob: bytes) -> Model:
         file = self.folder / f"read-{blob.hex()[:8]}.safetensors"
-        with self.hub.blobs.open(blob) as source:
+        with self.app.blobs.open(blob) as source:
             file.write_bytes(source.read())
         return load_model(file)
 
     def newest_model(self) -> Model:
-        with self.hub.store.read() as session:
+        with self.app.store.read() as session:
             return self.read_model(run_rows.newest_model(session, self.plan.run_id).blob)
 
     def expected_next(self, base: Model, number: int, members: list[str]) -> Model:
-        """What the plain sum of the members' words leads to: no masks, no hub."""
+        """What the plain sum of the members' words leads to: no masks, no app."""
         layout = Layout.of(self.plan, self.plan.manifest.size)
         total = np.zeros(layout.words, np.uint64)
         for name in members:

@@ -11,7 +11,7 @@ from aggregator.store import run_rows
 def test_a_base_model_that_is_another_by_now_abandons_the_round_and_says_so(federation) -> None:
     run = federation.start(rounds=1)
     federation.until(RoundState.REVEAL)
-    with federation.hub.store.read() as session:
+    with federation.app.store.read() as session:
         blob = run_rows.newest_model(session, run.run_id).blob
     (stored,) = (path for path in (federation.folder / "blobs").rglob(f"*{blob.hex()}*") if path.is_file())
     stored.chmod(0o600)

@@ -18,7 +18,7 @@ def test_a_round_leased_by_another_driver_is_left_to_it_until_the_lease_runs_out
     for hospital in federation.hospitals.values():
         hospital.act()
     row, now = federation.round(), federation.clock()
-    with federation.hub.store.write() as session:
+    with federation.app.store.write() as session:
         assert round_rows.lease(session, row.id, "another", now, now.replace(minute=5))
     assert not federation.driver.turn()
     assert federation.round().state is RoundState.TRAINING
@@ -31,7 +31,7 @@ def test_a_lease_is_one_drivers_and_may_be_renewed_and_given_back_by_it_alone(fe
     federation.start()
     row, now = federation.round(), federation.clock()
     until = now.replace(minute=5)
-    with federation.hub.store.write() as session:
+    with federation.app.store.write() as session:
         assert round_rows.lease(session, row.id, "one", now, until)
         assert not round_rows.lease(session, row.id, "other", now, until)
         assert round_rows.lease(session, row.id, "one", now, until)
@@ -47,21 +47,21 @@ def test_two_drivers_that_both_open_publish_once(federation, monkeypatch) -> Non
     federation.until(RoundState.REVEAL)
     for hospital in federation.hospitals.values():
         hospital.act()
-    other, real, stolen = Driver(federation.hub), aggregation._publish, []
+    other, real, stolen = Driver(federation.app), aggregation._publish, []
 
     def stolen_first(
-        hub: AppContext, sealed: aggregation.AggregationInput, result: aggregation.AggregationResult, actor: str
+        app: AppContext, sealed: aggregation.AggregationInput, result: aggregation.AggregationResult, actor: str
     ) -> None:
         if not stolen:
             stolen.append(True)
             federation.clock.advance(minutes=10)  # past the lease
             while other.turn():
                 pass
-        real(hub, sealed, result, actor)
+        real(app, sealed, result, actor)
 
     monkeypatch.setattr(aggregation, "_publish", stolen_first)
     federation.settle()
-    with federation.hub.store.read() as session:
+    with federation.app.store.read() as session:
         published = session.query(Audit).filter(Audit.after == "published").count()
     assert published == 1
     assert federation.round(1).state is RoundState.PUBLISHED
@@ -134,25 +134,25 @@ def test_three_abandoned_rounds_in_a_row_pause_the_run_and_say_why_and_a_person_
     federation.clock.advance(seconds=TRAINING_S)
     federation.settle()
     assert federation.round().number == 3
-    lifecycle.resume(federation.hub, run.run_id)
+    lifecycle.resume(federation.app, run.run_id)
     assert (federation.round().number, federation.round().state) == (4, RoundState.TRAINING)
 
 
 def test_a_paused_run_ends_its_round_and_begins_no_other(federation) -> None:
     run = federation.start()
     federation.until(RoundState.KEYS)
-    lifecycle.pause(federation.hub, run.run_id)
+    lifecycle.pause(federation.app, run.run_id)
     for _ in range(8):
         federation.turn()
     assert (federation.round().number, federation.round().state) == (1, RoundState.PUBLISHED)
-    lifecycle.resume(federation.hub, run.run_id)
+    lifecycle.resume(federation.app, run.run_id)
     assert federation.complete().state is RunState.COMPLETED
 
 
 def test_an_aborted_run_tells_every_site_to_erase_wherever_its_round_is(federation) -> None:
     run = federation.start()
     federation.until(RoundState.UPLOAD)
-    lifecycle.abort(federation.hub, run.run_id)
+    lifecycle.abort(federation.app, run.run_id)
     federation.turn()
     outcomes = {hospital.closes[-1].outcome for hospital in federation.hospitals.values()}
     assert outcomes == {pb.CloseStep.RUN_OVER}
@@ -165,11 +165,11 @@ def test_uploads_are_deleted_when_their_round_is_over(federation) -> None:
     federation.until(RoundState.REVEAL)
     digests = [federation.seat(name).upload_digest for name in federation.hospitals]
     size = len(federation.hospitals["site-a"].uploaded)
-    assert all(federation.hub.uploads.offer(digest, size).complete for digest in digests)
+    assert all(federation.app.uploads.offer(digest, size).complete for digest in digests)
     federation.turn()
     federation.driver.turn()
     assert federation.round(1).state is RoundState.PUBLISHED
-    assert not any(federation.hub.uploads.offer(digest, size).complete for digest in digests)
+    assert not any(federation.app.uploads.offer(digest, size).complete for digest in digests)
 
 
 def test_a_round_whose_step_fails_is_left_alone_for_a_while_and_does_not_stop_the_loop(federation, monkeypatch) -> None:
@@ -177,7 +177,7 @@ def test_a_round_whose_step_fails_is_left_alone_for_a_while_and_does_not_stop_th
     for hospital in federation.hospitals.values():
         hospital.act()
     seconds = [100.0]
-    driver = Driver(federation.hub, monotonic=lambda: seconds[0])
+    driver = Driver(federation.app, monotonic=lambda: seconds[0])
     real, failures = Driver._act, []
 
     def failing(self: Driver, round_id: int) -> object:

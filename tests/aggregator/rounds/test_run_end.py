@@ -11,7 +11,7 @@ def test_a_run_whose_every_training_round_was_abandoned_is_aborted_and_says_why(
     run = federation.start(rounds=1)
     where = RoundRef(run_id=run.run_id, round=1, attempt=1)
     for name in ("site-a", "site-b", "site-c"):
-        submissions.accept_decline(federation.hub, name, pb.DeclineMessage(round=where, reason=pb.TOO_FEW_STUDIES))
+        submissions.accept_decline(federation.app, name, pb.DeclineMessage(round=where, reason=pb.TOO_FEW_STUDIES))
     federation.settle()
     assert federation.round().state is RoundState.ABANDONED
     assert federation.run().state is RunState.ABORTED

@@ -57,7 +57,7 @@ def serve(consortium, *, mutual: bool = True, **dates: float) -> tuple[grpc.Serv
 
 
 @pytest.fixture
-def hub(consortium) -> Iterator[str]:
+def app(consortium) -> Iterator[str]:
     server, address = serve(consortium)
     yield address
     server.stop(0).wait()
@@ -141,17 +141,17 @@ def dial(identity: SiteIdentity) -> Iterator:
         link.close()
 
 
-def test_calls_go_both_ways_and_the_other_end_knows_who_calls(hub: str, dial) -> None:
-    link = dial(hub)
+def test_calls_go_both_ways_and_the_other_end_knows_who_calls(app: str, dial) -> None:
+    link = dial(app)
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     assert link.put(PUT, iter([Cleared(b"a"), Cleared(b"b")])) == b"ab"
     assert list(link.get(GET, Cleared(b"x"))) == [b"x"] * 3
-    assert link.peer == hub
+    assert link.peer == app
 
 
-def test_a_refusal_is_told_with_the_aggregator_s_own_words(hub: str, dial) -> None:
+def test_a_refusal_is_told_with_the_aggregator_s_own_words(app: str, dial) -> None:
     with pytest.raises(Refused, match="contact the coordinator") as refusal:
-        dial(hub).unary(REFUSE, Cleared(b""))
+        dial(app).unary(REFUSE, Cleared(b""))
     assert refusal.value.code == "PERMISSION_DENIED"
 
 
@@ -163,9 +163,9 @@ def test_nobody_else_s_server_is_believed(dial, consortium) -> None:
     server.stop(0).wait()
 
 
-def test_without_a_certificate_nobody_gets_in(hub: str, dial) -> None:
+def test_without_a_certificate_nobody_gets_in(app: str, dial) -> None:
     with pytest.raises(Unreachable):
-        dial(hub, key_pem=None, certificate_pem=None).unary(ECHO, Cleared(b""))
+        dial(app, key_pem=None, certificate_pem=None).unary(ECHO, Cleared(b""))
 
 
 DIAL = """
@@ -213,75 +213,75 @@ def test_an_agent_speaks_tls_1_3_and_not_1_2(
     assert said == (["TLSv1.3"] if newest is ssl.TLSVersion.TLSv1_3 else ["NO_SHARED_CIPHER"])
 
 
-def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(hub: str, dial) -> None:
+def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(app: str, dial) -> None:
     def chunks() -> Iterator[Cleared]:
         yield Cleared(b"a")
         raise EgressRefused("no part of the upload")
 
     with pytest.raises(EgressRefused):
-        dial(hub).put(PUT, chunks())
+        dial(app).put(PUT, chunks())
 
 
-def test_a_new_certificate_is_used_after_reconnecting(hub: str, dial, consortium, tmp_path: Path) -> None:
-    link = dial(hub)
+def test_a_new_certificate_is_used_after_reconnecting(app: str, dial, consortium, tmp_path: Path) -> None:
+    link = dial(app)
     assert link.unary(ECHO, Cleared(b"")) == b" from mercy"
     other = consortium.enrol(tmp_path / "other", "north")
     link.reconnect(
-        Endpoint(hub, other.ca_pem, key_pem=other.tls_key_pem, certificate_pem=other.certificate_pem, stall_s=5.0)
+        Endpoint(app, other.ca_pem, key_pem=other.tls_key_pem, certificate_pem=other.certificate_pem, stall_s=5.0)
     )
     assert link.unary(ECHO, Cleared(b"")) == b" from north"
 
 
-def test_everything_goes_through_the_proxy_that_is_set(hub: str, dial, proxy: Proxy) -> None:
-    link = dial(hub, proxy=f"http://127.0.0.1:{proxy.port}")
+def test_everything_goes_through_the_proxy_that_is_set(app: str, dial, proxy: Proxy) -> None:
+    link = dial(app, proxy=f"http://127.0.0.1:{proxy.port}")
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     link.put(PUT, iter([Cleared(bytes(100_000))] * 3))
-    assert proxy.asked[0].startswith(f"CONNECT {hub} ".encode())
+    assert proxy.asked[0].startswith(f"CONNECT {app} ".encode())
     assert 300_000 < proxy.bytes_up < 300_000 * 1.02 + 8_000  # the overhead that docs/HOSPITAL.md states
 
 
-def test_a_proxy_with_a_password_gets_it(hub: str, dial, proxy: Proxy) -> None:
+def test_a_proxy_with_a_password_gets_it(app: str, dial, proxy: Proxy) -> None:
     proxy.wants = "site:pass word"
-    link = dial(hub, proxy=f"http://site:pass%20word@127.0.0.1:{proxy.port}")
+    link = dial(app, proxy=f"http://site:pass%20word@127.0.0.1:{proxy.port}")
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
 
 
-def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(hub: str, dial, proxy: Proxy) -> None:
+def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(app: str, dial, proxy: Proxy) -> None:
     proxy.wants = "site:secret"
     with pytest.raises(Unreachable, match="through the proxy"):
-        dial(hub, proxy=f"http://127.0.0.1:{proxy.port}").unary(ECHO, Cleared(b"hello"))
+        dial(app, proxy=f"http://127.0.0.1:{proxy.port}").unary(ECHO, Cleared(b"hello"))
     assert proxy.asked
     assert proxy.bytes_up == 0
 
 
 def test_with_a_dead_proxy_nothing_is_dialled_directly(
-    hub: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    app: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")
     proxy.close()
     with pytest.raises(Unreachable):
-        dial(hub, proxy=f"http://127.0.0.1:{proxy.port}", stall_s=2.0).unary(ECHO, Cleared(b"hello"))
+        dial(app, proxy=f"http://127.0.0.1:{proxy.port}", stall_s=2.0).unary(ECHO, Cleared(b"hello"))
 
 
-def test_a_proxy_in_the_environment_is_not_asked(hub: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_in_the_environment_is_not_asked(app: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("https_proxy", "grpc_proxy", "http_proxy"):
         monkeypatch.setitem(os.environ, name, f"http://127.0.0.1:{proxy.port}")
-    assert dial(hub).unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
+    assert dial(app).unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     assert proxy.asked == []
 
 
-def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(hub: str, dial) -> None:
+def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(app: str, dial) -> None:
     with pytest.raises(ConfigRefused, match="http://"):
-        dial(hub, proxy="https://127.0.0.1:3128")
+        dial(app, proxy="https://127.0.0.1:3128")
 
 
 # The first connection of all.
 
 
-def test_the_ca_of_the_token_is_found_directly_and_through_a_proxy(hub: str, consortium, proxy: Proxy) -> None:
-    assert fetch_ca(hub, "", consortium.fingerprint).split() == consortium.ca_pem.split()
-    fetch_ca(hub, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
+def test_the_ca_of_the_token_is_found_directly_and_through_a_proxy(app: str, consortium, proxy: Proxy) -> None:
+    assert fetch_ca(app, "", consortium.fingerprint).split() == consortium.ca_pem.split()
+    fetch_ca(app, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
     assert len(proxy.asked) == 1
 
 
@@ -293,8 +293,8 @@ def test_tls_inspection_is_named_by_its_issuer(consortium) -> None:
     server.stop(0).wait()
 
 
-def test_a_proxy_that_wants_a_password_is_said_at_the_first_contact(hub: str, consortium, proxy: Proxy) -> None:
+def test_a_proxy_that_wants_a_password_is_said_at_the_first_contact(app: str, consortium, proxy: Proxy) -> None:
     proxy.wants = "site:secret"
     with pytest.raises(Unreachable, match="407: set user and password"):
-        fetch_ca(hub, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
-    fetch_ca(hub, f"http://site:secret@127.0.0.1:{proxy.port}", consortium.fingerprint)
+        fetch_ca(app, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
+    fetch_ca(app, f"http://site:secret@127.0.0.1:{proxy.port}", consortium.fingerprint)

@@ -86,12 +86,12 @@ def test_an_upload_is_continued_from_where_the_line_was_cut(
     random_bytes: Callable[[int], bytes],
     cuts: list[int],
 ) -> None:
-    hub, layout = Breaking(list(cuts)), Layout.of(plan, plan.manifest.size)
-    egress, masked = Egress(guard, ledger, hub), random_bytes(layout.bytes)
+    app, layout = Breaking(list(cuts)), Layout.of(plan, plan.manifest.size)
+    egress, masked = Egress(guard, ledger, app), random_bytes(layout.bytes)
     digest = hashlib.sha256(masked).digest()
     with guard.upload_of(layout, masked, digest):
         again(lambda: upload(egress, REF, masked, digest), len(cuts) + 1)
-    assert bytes(hub.held) == masked
+    assert bytes(app.held) == masked
 
 
 @settings(deadline=None)
@@ -101,21 +101,21 @@ def test_a_download_is_continued_and_nothing_is_fetched_twice(
 ) -> None:
     folder = tmp_path_factory.mktemp("download")
     blob = hashlib.shake_256(bytes([size % 251])).digest(size)
-    hub = Breaking(list(cuts), blob)
+    app = Breaking(list(cuts), blob)
     ledger = Ledger(folder / "ledger.jsonl", signer, lambda: datetime(2026, 11, 23, tzinfo=UTC))
-    egress = Egress(Guard(PolicySettings()), ledger, hub)
+    egress = Egress(Guard(PolicySettings()), ledger, app)
     ref = rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=size)
     again(lambda: download(egress, ref, folder / "model", size), len(cuts) + 1)
     ledger.close()
     assert (folder / "model").read_bytes() == blob
-    assert hub.asked_from == sorted(hub.asked_from)
+    assert app.asked_from == sorted(app.asked_from)
     assert sorted(path.name for path in folder.iterdir()) == ["ledger.jsonl", "model"]
 
 
 def test_a_download_that_is_not_what_was_announced_is_dropped(ledger: Ledger, guard: Guard, tmp_path: Path) -> None:
     blob = bytes(3000)
-    hub = Breaking(blob=blob)
-    line = Egress(guard, ledger, hub)
+    app = Breaking(blob=blob)
+    line = Egress(guard, ledger, app)
     wrong = rounds_pb2.BlobRef(digest=bytes(32), size_bytes=3000)
     with pytest.raises(StepRefused):
         download(line, wrong, tmp_path / "model", 3000)
@@ -158,8 +158,8 @@ def test_chunks_wait_for_the_pace_in_both_directions(
 ) -> None:
     waited: list[float] = []
     layout = Layout.of(plan, plan.manifest.size)
-    hub = Breaking(blob=bytes(4000))
-    egress = Egress(guard, ledger, hub, pace=RateLimit(1000, lambda: 0.0, waited.append))
+    app = Breaking(blob=bytes(4000))
+    egress = Egress(guard, ledger, app, pace=RateLimit(1000, lambda: 0.0, waited.append))
     ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(4000)).digest(), size_bytes=4000)
     download(egress, ref, tmp_path / "model", 4000)
     assert waited[-1] >= 4.0
@@ -174,8 +174,8 @@ def test_progress_grows_when_something_arrived_and_only_then(
     plan: TrainingPlan, guard: Guard, ledger: Ledger, tmp_path: Path, random_bytes: Callable[[int], bytes]
 ) -> None:
     layout = Layout.of(plan, plan.manifest.size)
-    hub, masked = Breaking([0, 0, 700, 0]), random_bytes(layout.bytes)
-    egress, seen = Egress(guard, ledger, hub), []
+    app, masked = Breaking([0, 0, 700, 0]), random_bytes(layout.bytes)
+    egress, seen = Egress(guard, ledger, app), []
     digest = hashlib.sha256(masked).digest()
     with guard.upload_of(layout, masked, digest):
         for _ in range(4):

@@ -90,9 +90,9 @@ def test_any_is_raised_after_calibration_and_not_before() -> None:
     assert (raised_before[:, ANY:] < raised_before[:, :ANY]).any()
 
 
-@pytest.mark.parametrize("arm", ["lite", "densenet121-3d"])
-def test_a_calibrated_network_is_the_network_and_then_the_calibration(arm: str) -> None:
-    net = build(arm, 1).eval()
+@pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
+def test_a_calibrated_network_is_the_network_and_then_the_calibration(architecture: str) -> None:
+    net = build(architecture, 1).eval()
     by = Calibrations(Calibration(offset=(1.0,) * 6), Calibration(offset=(-9.0,) * 6, temperature=(3.0,) * 6))
     x = torch.rand(1, 3, CHANNELS, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     study = (x, torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, GEOMETRY))

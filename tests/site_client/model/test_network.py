@@ -1,14 +1,14 @@
-"""The arms: their sizes, and what no answer may depend on."""
+"""The architectures: their sizes, and what no answer may depend on."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from site_client.errors import UnknownArm
+from site_client.errors import UnknownArchitecture
 from site_client.model.labels import ANY
 from site_client.model.network import CHANNELS, GEOMETRY, Output, SequenceNet, clamp_any
-from site_client.model.registry import ARMS, build, load_weights, manifest_of, weights_of
+from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of, weights_of
 
 # torchvision's counts of the convolution kernels alone, without the classifier and the normalization layers; the first
 # convolution reads five channels here and three there.
@@ -35,16 +35,16 @@ def _ask(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Output:
         return net(*study)
 
 
-@pytest.mark.parametrize("arm", TORCHVISION_KERNELS)
-def test_an_arm_has_the_published_networks_kernels(arm: str) -> None:
-    kernels = [module for module in build(arm, 0).backbone.modules() if isinstance(module, nn.Conv2d)]
+@pytest.mark.parametrize("architecture", TORCHVISION_KERNELS)
+def test_an_arm_has_the_published_networks_kernels(architecture: str) -> None:
+    kernels = [module for module in build(architecture, 0).backbone.modules() if isinstance(module, nn.Conv2d)]
     counted = sum(kernel.weight.numel() for kernel in kernels)
-    assert counted == TORCHVISION_KERNELS[arm] + (CHANNELS - 3) * FIRST_KERNEL
+    assert counted == TORCHVISION_KERNELS[architecture] + (CHANNELS - 3) * FIRST_KERNEL
 
 
-@pytest.mark.parametrize("arm", ["lite", "densenet121", "resnet50"])
-def test_an_arm_keeps_no_statistics_of_anybody(arm: str) -> None:
-    net = build(arm, 0)
+@pytest.mark.parametrize("architecture", ["lite", "densenet121", "resnet50"])
+def test_an_arm_keeps_no_statistics_of_anybody(architecture: str) -> None:
+    net = build(architecture, 0)
     assert list(net.buffers()) == []
     assert set(net.state_dict()) == {spec.name for spec in manifest_of(net).tensors}
 
@@ -64,7 +64,7 @@ def test_weights_go_out_and_come_back(lite: SequenceNet) -> None:
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones_named() -> None:
-    with pytest.raises(UnknownArm, match="densenet121-gru"):
+    with pytest.raises(UnknownArchitecture, match="densenet121-gru"):
         build("resnext", 0)
 
 
@@ -82,9 +82,11 @@ def test_the_chunk_changes_no_answer() -> None:
     torch.testing.assert_close(_ask(net, _study(7)).slice_logits, whole.slice_logits)
 
 
-@pytest.mark.parametrize("arm", [name for name in ARMS if name in {"lite", "densenet121-mingru", "resnet50"}])
-def test_every_arm_answers_for_slices_and_study_and_learns_from_both(arm: str) -> None:
-    net = build(arm, 0)
+@pytest.mark.parametrize(
+    "architecture", [name for name in ARCHITECTURES if name in {"lite", "densenet121-mingru", "resnet50"}]
+)
+def test_every_arm_answers_for_slices_and_study_and_learns_from_both(architecture: str) -> None:
+    net = build(architecture, 0)
     verdict = net(*_study(2))
     assert (verdict.slice_logits.shape, verdict.study_logits.shape) == ((1, 2, 6), (1, 6))
     said = [verdict.slice_logits, verdict.study_logits, verdict.alone.slice_logits]

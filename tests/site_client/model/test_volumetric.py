@@ -1,4 +1,4 @@
-"""The 3D arm: its size, what it answers, and what its answer may not depend on."""
+"""The 3D architecture: its size, what it answers, and what its answer may not depend on."""
 
 import pytest
 import torch

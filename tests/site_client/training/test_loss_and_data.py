@@ -90,12 +90,12 @@ def _whole_sample(slices: int, seed: int, label: float) -> Sample:
     )
 
 
-@pytest.mark.parametrize("arm", ["lite", "densenet121-3d"])
-def test_studies_that_go_through_a_network_together_teach_what_they_teach_alone(arm: str) -> None:
+@pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
+def test_studies_that_go_through_a_network_together_teach_what_they_teach_alone(architecture: str) -> None:
     samples = [_whole_sample(3, 1, 1.0), _whole_sample(5, 2, float(MISSING)), _whole_sample(2, 3, 0.0)]
     found = []
     for slices in (1, 100):
-        net = build(arm, 1).eval()  # without dropout, which is drawn in another order
+        net = build(architecture, 1).eval()  # without dropout, which is drawn in another order
         losses = []
         for sample in passes(samples, slices):
             verdict = net(sample.x, sample.mask, sample.geometry)
