@@ -66,7 +66,7 @@ class DriverSettings:
     interval_s: float = 0.5  # between two looks for due rounds
     lease_s: float = 120.0  # a driver that died leaves its round to the next after this long
     abandoned_in_a_row_max: int = 3  # then the run is paused and says why
-    opening_threads: int = 0  # for unmasking; 0 is one a core
+    aggregation_threads: int = 0  # for unmasking; 0 is one a core
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _check_ranges(settings: AggregatorSettings) -> None:
         ("driver.interval_s", settings.driver.interval_s, 0.05, 60),
         ("driver.lease_s", settings.driver.lease_s, 5, 86_400),
         ("driver.abandoned_in_a_row_max", settings.driver.abandoned_in_a_row_max, 1, 100),
-        ("driver.opening_threads", settings.driver.opening_threads, 0, 1024),
+        ("driver.aggregation_threads", settings.driver.aggregation_threads, 0, 1024),
         ("metrics.positives_min", settings.metrics.positives_min, 1, 1_000_000),
         ("dashboard.session_hours", settings.dashboard.session_hours, 1, 720),
         ("dashboard.failed_logins_max", settings.dashboard.failed_logins_max, 1, 1000),

@@ -16,9 +16,9 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read onc
 import grpc
 import structlog
 import uvicorn
+from federation.v1.bandwidth_pb2_grpc import add_LineServicer_to_server
 from federation.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from federation.v1.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
-from federation.v1.line_pb2_grpc import add_LineServicer_to_server
 from federation.v1.rounds_pb2_grpc import add_RoundsServicer_to_server
 
 from aggregator import memory

@@ -34,7 +34,7 @@ class RoundState(StrEnum):
     UPLOAD = "upload"  # masked words arrive
     CONFIRM = "confirm"  # members sign whose words arrived
     REVEAL = "reveal"  # members reveal what opens the sum, and nothing else
-    OPENING = "opening"  # the driver opens the sum and computes the next model
+    AGGREGATING = "aggregating"  # the driver recovers masks, decodes the sum, computes the next model
     PUBLISHED = "published"
     ABANDONED = "abandoned"  # nothing was opened; `reason` says why
 
@@ -80,8 +80,8 @@ ROUND_TRANSITIONS: dict[RoundState, frozenset[RoundState]] = {
     RoundState.UPLOAD: frozenset({RoundState.CONFIRM, RoundState.TRAINING, RoundState.ABANDONED}),
     RoundState.CONFIRM: frozenset({RoundState.REVEAL, RoundState.TRAINING, RoundState.ABANDONED}),
     # From here on no second attempt: an update whose shares were revealed must not enter another sum.
-    RoundState.REVEAL: frozenset({RoundState.OPENING, RoundState.ABANDONED}),
-    RoundState.OPENING: frozenset({RoundState.PUBLISHED, RoundState.ABANDONED}),
+    RoundState.REVEAL: frozenset({RoundState.AGGREGATING, RoundState.ABANDONED}),
+    RoundState.AGGREGATING: frozenset({RoundState.PUBLISHED, RoundState.ABANDONED}),
     RoundState.PUBLISHED: frozenset(),
     RoundState.ABANDONED: frozenset(),
 }

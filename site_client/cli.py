@@ -248,7 +248,7 @@ def ledger_show(entry: int | None, last: int, as_json: bool, config: Path) -> No
     from site_client.agent.commands.ledger import LedgerView
 
     view = LedgerView(load(config))
-    click.echo(view.show(last, as_json=as_json) if entry is None else view.open(entry, as_json=as_json))
+    click.echo(view.show(last, as_json=as_json) if entry is None else view.show_entry(entry, as_json=as_json))
 
 
 @ledger.command("totals")

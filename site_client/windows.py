@@ -47,21 +47,21 @@ class Window:
     seconds: tuple[int, ...]
     length: timedelta
 
-    def is_open(self, now: datetime) -> bool:
-        opened = self.last_opening(now)
+    def contains(self, now: datetime) -> bool:
+        opened = self.last_start(now)
         return opened is not None and now.astimezone(UTC) - opened.astimezone(UTC) < self.length
 
-    def last_opening(self, now: datetime) -> datetime | None:
+    def last_start(self, now: datetime) -> datetime | None:
         """The newest opening at or before `now` that `length` may still reach from; None without one."""
         for back in range(self.length.days + 2):
             day = now.date() - timedelta(days=back)
             latest = now.time().replace(microsecond=0) if back == 0 else time(23, 59, 59)
             moment = self._latest(latest)
-            if self._opens_on(day) and moment is not None:
+            if self._starts_on(day) and moment is not None:
                 return datetime.combine(day, moment, now.tzinfo)
         return None
 
-    def _opens_on(self, day: date) -> bool:
+    def _starts_on(self, day: date) -> bool:
         in_year = self.years is None or day.year in self.years
         return in_year and day.month in self.months and day.day in self.days and day.weekday() in self.weekdays
 

@@ -15,7 +15,51 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "aggregator", "site_client", "proto", "deploy", "tests", "docs"}
 
-# Where a file lies -> the roots it must never import. The longest matching folder is not special: all matches apply.
+# A room imports rooms on lower floors of its house, and nothing on its own floor or above. A room is a folder, or a file
+# that stands outside all folders. docs/ARCHITECTURE.md shows the same floors; a test compares.
+FLOORS: dict[str, list[str]] = {
+    "aggregator": [
+        "cli.py",
+        "serve.py",
+        "commands rpc dashboard",
+        "rounds",
+        "runs",
+        "sites",
+        "context.py",
+        "migrations",
+        "store",
+        "config.py",
+        "states.py errors.py memory.py",
+    ],
+    "site_client": [
+        "cli.py",
+        "prove benchmark foreground.py",
+        "doctor inference",
+        "status.py calibration agent/service.py agent/commands",
+        "trainer agent/rounds agent/link.py",
+        "training agent/identity",
+        "model phantom agent/egress",
+        "ingest/catalog agent/status_file.py agent/backoff.py",
+        "ingest/series ingest/labels",
+        "ingest/files",
+        "ingest",
+        "spool.py metered.py",
+        "records.py config.py notify.py",
+        "windows.py files.py bus.py",
+        "errors.py",
+    ],
+    "proto/federation": [
+        "chain.py",
+        "encoding",
+        "plan.py",
+        "manifest.py roster.py token.py",
+        "names.py signing.py wire.py advertisement.py",
+        "secagg errors.py echo.py pieces.py",
+        "v1",
+    ],
+    "deploy": ["simulation demonstration deb"],
+}
+# Where a file lies -> the libraries it must never import. All folders that hold it apply.
 FORBIDDEN: dict[str, set[str]] = {
     "aggregator": {"torch", "monai", "pydicom", "site_client", "deploy"},
     "site_client": {"aggregator", "fastapi", "uvicorn", "deploy"},
@@ -29,41 +73,24 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/phantom": {"grpc", "torch", "monai"},
     "proto/federation": {"aggregator", "site_client", "deploy", "torch", "pydicom", "grpc", "sqlalchemy", "fastapi"},
 }
-# Files whose folder's rule has an exception, each with its reason.
-ALLOWED: dict[str, set[str]] = {
-    "proto/federation/v1": {"grpc"},  # generated stubs
-}
-# Prefixes of module names that nobody below may import: room -> what it must not reach inside hemofed.
+ALLOWED: dict[str, set[str]] = {"proto/federation/v1": {"grpc"}}  # generated stubs
+# The wall between the two halves of a site: room -> what it must not reach inside hemofed, on whatever floor.
 CLOSED: dict[str, set[str]] = {
-    "site_client/agent": {"site_client.ingest", "site_client.model", "site_client.training", "site_client.trainer"},
-    "site_client/ingest": {"site_client.agent", "site_client.model", "site_client.training", "site_client.trainer"},
-    "site_client/model": {"site_client.agent", "site_client.training", "site_client.trainer"},
-    "site_client/training": {"site_client.agent", "site_client.trainer"},
-    "site_client/trainer": {"site_client.agent"},
-    "site_client/doctor/network": {
-        "site_client.ingest",
-        "site_client.model",
-        "site_client.training",
-        "site_client.trainer",
-    },
-    "site_client/doctor/data": {"site_client.agent"},
-    "site_client/phantom": {"site_client.agent", "site_client.training", "site_client.trainer", "site_client.model"},
-    "proto/federation/secagg": {
-        f"federation.{name}" for name in ("v1", "plan", "errors", "wire", "manifest", "encoding", "chain", "roster")
-    },
-    "aggregator/store": {
-        "aggregator.rounds.submissions",
-        "aggregator.rounds.driver",
-        "aggregator.rpc",
-        "aggregator.dashboard",
-    },
+    "site_client/agent": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
+    "site_client/ingest": {"agent"},
+    "site_client/model": {"agent"},
+    "site_client/training": {"agent"},
+    "site_client/calibration": {"agent"},
+    "site_client/trainer": {"agent"},
+    "site_client/phantom": {"agent"},
+    "site_client/doctor/network": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
+    "site_client/doctor/data": {"agent"},
+    "site_client/agent/egress": {"agent/link.py", "agent/identity", "agent/rounds", "agent/commands"},
 }
-ONLY_IMPORTED_BY: dict[str, set[str]] = {  # a module -> the only files that may import it
+ONLY_IMPORTED_BY: dict[str, set[str]] = {  # a library -> the only rooms of that side that may import it
     "grpc:site_client": {"site_client/agent/link.py"},
-    "grpc:aggregator": {"aggregator/rpc.py", "aggregator/serve.py"},
+    "grpc:aggregator": {"aggregator/rpc", "aggregator/serve.py"},
 }
-DOORS = {"aggregator.cli", "aggregator.commands", "aggregator.rpc", "aggregator.dashboard", "site_client.cli"}
-MAY_IMPORT_DOORS = {"aggregator/serve.py", "aggregator/cli.py", "site_client/cli.py"}  # they put the program together
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -83,36 +110,93 @@ def violations(root: Path) -> list[str]:
         file = path.relative_to(root).as_posix()
         if not file.startswith(("aggregator/", "site_client/", "proto/", "deploy/")) or "_pb2" in file:
             continue
-        found.extend(f"{file}:{line}: {why}" for line, name in imports(path) for why in _refusals(file, name))
+        found.extend(f"{file}:{line}: {why}" for line, name in imports(path) for why in _refusals(root, file, name))
     if (root / "proto" / "__init__.py").exists():
         found.append("proto/__init__.py:1: must not exist; `import proto` belongs to another library")
     return found
 
 
-def _refusals(file: str, name: str) -> Iterator[str]:
+def _refusals(root: Path, file: str, name: str) -> Iterator[str]:
     top = name.split(".")[0]
-    allowed = set().union(*(roots for folder, roots in ALLOWED.items() if file.startswith(folder + "/")), set())
+    allowed = set().union(*(roots for folder, roots in ALLOWED.items() if _in(file, folder)), set())
     for folder, roots in FORBIDDEN.items():
-        if file.startswith(folder + "/") and top in roots - allowed:
+        if _in(file, folder) and top in roots - allowed:
             yield f"{folder} must not import {top}"
-    for folder, prefixes in CLOSED.items():
-        if file.startswith(folder + "/") and any(_within(name, prefix) for prefix in prefixes):
-            yield f"{folder} must not reach {name}"
-    for key, files in ONLY_IMPORTED_BY.items():
+    for key, rooms in ONLY_IMPORTED_BY.items():
         module, side = key.split(":")
-        if top == module and file.startswith(side + "/") and file not in files:
-            yield f"only {', '.join(sorted(files))} may import {module}"
-    own_door = any(_within(file.removesuffix(".py").replace("/", "."), door) for door in DOORS)
-    if file not in MAY_IMPORT_DOORS and not own_door and any(_within(name, door) for door in DOORS):
-        yield f"{name} is a door; nothing imports a door"
+        if top == module and _in(file, side) and not any(_in(file, room) for room in rooms):
+            yield f"only {', '.join(sorted(rooms))} may import {module}"
+    target = _file_of(root, name)
+    if target is None:
+        return
+    for folder, others in CLOSED.items():
+        if _in(file, folder) and any(_in(target, f"site_client/{other}") for other in others):
+            yield f"{folder} must not reach {name}"
+    here, there = _room(file), _room(target)
+    if here is None or there is None:
+        yield f"{file if here is None else target} stands in no room of FLOORS"
+    elif here != there and _house(here) == _house(there) and _ROOMS[there] <= _ROOMS[here]:
+        yield f"{here} must not import {there}, which stands on its own floor or above"
 
 
-def _within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
+def _house(room: str) -> str:
+    return next(house for house in FLOORS if _in(room, house))
+
+
+def _in(file: str, room: str) -> bool:
+    return file == room or file.startswith(room + "/")
+
+
+def _file_of(root: Path, name: str) -> str | None:
+    """The file or folder of this tree that a dotted name is, or is in; None for other people's modules."""
+    parts = name.split(".")
+    if parts[0] == "federation":
+        parts = ["proto", *parts]
+    if parts[0] not in ("aggregator", "site_client", "deploy", "proto"):
+        return None
+    while parts:
+        path = root.joinpath(*parts)
+        if path.with_suffix(".py").exists():
+            return path.with_suffix(".py").relative_to(root).as_posix()
+        if path.is_dir():
+            return path.relative_to(root).as_posix() + "/__init__.py"
+        parts.pop()
+    return None
+
+
+def _room(file: str) -> str | None:
+    """The room that holds a file, the longest that does."""
+    return max((room for room in _ROOMS if _in(file, room)), key=len, default=None)
+
+
+_ROOMS = {
+    f"{house}/{room}": number
+    for house, floors in FLOORS.items()
+    for number, floor in enumerate(floors)
+    for room in floor.split()
+}  # its floor, 0 being the top
 
 
 def test_the_source_keeps_the_house_rules() -> None:
     assert violations(ROOT) == []
+
+
+def test_every_file_has_a_room_and_every_room_has_files() -> None:
+    files = [
+        file
+        for file in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+        if file.startswith(("aggregator/", "site_client/", "proto/federation/", "deploy/"))
+        and not file.endswith(("__init__.py", "__main__.py"))
+    ]
+    assert [file for file in files if _room(file) is None] == []
+    assert set(_ROOMS) - {_room(file) for file in files} == set()
+
+
+def test_the_page_about_the_house_shows_these_floors() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    for house, floors in FLOORS.items():
+        shown = page.split(f"```floors {house}\n")[1].split("```")[0]
+        assert [line.split() for line in shown.splitlines()] == [floor.split() for floor in floors]
 
 
 def test_the_top_of_the_tree_is_exactly_what_the_plan_of_the_house_says() -> None:
@@ -134,14 +218,27 @@ def test_the_top_of_the_tree_is_exactly_what_the_plan_of_the_house_says() -> Non
         ("site_client/agent/rounds/participant.py", "from torch import nn", "site_client/agent must not import torch"),
         ("site_client/agent/rounds/participant.py", "import grpc", "only site_client/agent/link.py may import grpc"),
         ("site_client/agent/x.py", "from site_client.model import registry", "must not reach site_client.model"),
-        ("proto/federation/secagg/masks.py", "from federation import plan", "must not reach federation.plan"),
-        ("aggregator/rounds/submissions.py", "from aggregator.rpc import serve", "is a door"),
+        ("proto/federation/secagg/masks.py", "from federation import plan", "must not import proto/federation/plan.py"),
+        (
+            "aggregator/rounds/submissions.py",
+            "from aggregator.rpc import rounds",
+            "must not import aggregator/rpc, which",
+        ),
+        (
+            "site_client/agent/egress/guard.py",
+            "from site_client.agent.rounds import x",
+            "must not reach site_client.ag",
+        ),
+        ("aggregator/new.py", "from aggregator.rpc import rounds", "aggregator/new.py stands in no room"),
         ("proto/__init__.py", "", "proto/__init__.py:1: must not exist"),
     ],
 )
 def test_an_offending_file_is_named(tmp_path: Path, file: str, source: str, finding: str) -> None:
+    for folder in ("aggregator/rpc", "site_client/model", "site_client/agent/rounds", "proto/federation"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "proto" / "federation" / "plan.py").touch()
     path = tmp_path / file
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source)
     assert any(finding in line for line in violations(tmp_path)), violations(tmp_path)
 

@@ -28,7 +28,7 @@ def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only
     if members is not None:
         what = "score histograms" if evaluation_only else "updates, weights, losses, counts and score histograms"
         seen.append(f"the sum of {what} over {members} sites together")
-    elif RoundState.OPENING in reached:
+    elif RoundState.AGGREGATING in reached:
         seen.append("enough shares to open the sum of the cohort; no model was published from it")
     else:
         seen.append("no sum: none was opened" if RoundState.ABANDONED in reached else "no sum: none is open yet")

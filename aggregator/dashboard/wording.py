@@ -62,7 +62,7 @@ ROUND_STATES: dict[str, str] = {
     "upload": "masking: uploading",
     "confirm": "masking: confirming who uploaded",
     "reveal": "masking: revealing what opens the sum",
-    "opening": "opening the sum",
+    "aggregating": "aggregating the sum",
     "published": "published",
     "abandoned": "abandoned",
 }

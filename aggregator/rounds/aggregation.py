@@ -46,7 +46,7 @@ OnProgress = Callable[[], None]  # called between stages, to renew a lease
 
 @dataclass(frozen=True)
 class AggregationInput:
-    """Everything a round left behind for its opening, as the rows say it."""
+    """Everything a round left behind for its recovered, as the rows say it."""
 
     run: Run
     row: Round
@@ -71,7 +71,7 @@ class AggregationResult:
 
 
 def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
-    """Open a round that is in OPENING, publish it, and open the next one.
+    """Open a round that is in AGGREGATING, publish it, and open the next one.
 
     Raises: SecaggError, FederationError, NotFound when the sum cannot be opened however often it is tried; LostRace
     when another driver, or an abort, was first. Anything else (a full disk) may be tried again.
@@ -140,11 +140,11 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
 
 def _aggregate(app: AppContext, sealed: AggregationInput, progress: OnProgress) -> AggregationResult:
     masking = sealed.masking
-    threads = app.settings.driver.opening_threads or os.cpu_count() or 1
+    threads = app.settings.driver.aggregation_threads or os.cpu_count() or 1
     total = sum_uploads(app.uploads, sealed.uploads, sealed.layout.words, progress, threads)
-    opening = secagg.recover_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
+    recovered = secagg.recover_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
     progress()
-    secagg.unmask(total, opening, threads)
+    secagg.unmask(total, recovered, threads)
     progress()
     opened = encoding.decode_sum(sealed.layout, total, len(sealed.uploads))
     del total
@@ -155,7 +155,7 @@ def _aggregate(app: AppContext, sealed: AggregationInput, progress: OnProgress) 
         if not evaluates_only(sealed.plan, sealed.row.number):
             digest, model_blob = _compute_next(app, sealed, opened, threads)
     progress()
-    return AggregationResult(opened, digest, model_blob, sum_blob.result(), opening.altered)
+    return AggregationResult(opened, digest, model_blob, sum_blob.result(), recovered.altered)
 
 
 def _compute_next(

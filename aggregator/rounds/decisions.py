@@ -4,7 +4,7 @@ TRAINING   freeze when `target` are ready, or nobody else can come, or the deadl
 a phase    advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS,
            the threshold t of the keyed members (U1) afterwards
            otherwise try again with fresh keys, unless shares may have been revealed: then abandon
-OPENING    open; nobody is waited for
+AGGREGATING    open; nobody is waited for
 """
 
 import hashlib
@@ -79,7 +79,7 @@ def decide(view: RoundSnapshot, now: datetime) -> RoundDecision:
     """What is due. `view.state` is not an end state."""
     if view.state is RoundState.TRAINING:
         return _after_training(view, now)
-    if view.state is RoundState.OPENING:
+    if view.state is RoundState.AGGREGATING:
         return Aggregate() if now < view.deadline else Abandon("the sum could not be opened in time; the log says why")
     return _after_phase(view, now)
 

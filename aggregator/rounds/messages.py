@@ -13,12 +13,12 @@ def round_ref(row: Round) -> RoundRef:
     return RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
 
 
-def opened_sum(row: Round) -> rounds_pb2.OpenedSum:
+def published_sum(row: Round) -> rounds_pb2.PublishedSum:
     """What a PUBLISHED round led to."""
     if row.sum_blob is None or row.sum_size_bytes is None or row.members is None or row.next_model is None:
         raise ValueError(f"round {row.number} is {row.state}: only a published round has an opened sum")
     blob = rounds_pb2.BlobRef(digest=row.sum_blob, size_bytes=row.sum_size_bytes)
-    return rounds_pb2.OpenedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model)
+    return rounds_pb2.PublishedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model)
 
 
 def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
-from aggregator.rounds.messages import opened_sum, round_ref
+from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import evaluates_only, plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
 from aggregator.store import round_rows, run_rows
@@ -106,7 +106,7 @@ def _close(
     outcome = _outcome(run, row, seat)
     if outcome is None:
         return None, key
-    opened = opened_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
+    opened = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
     return pb.CloseStep(round=ref, outcome=outcome, opened=opened), key
 
 
@@ -165,7 +165,7 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
     )
 
 
-def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.OpenedSum]:
+def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.PublishedSum]:
     """The sums from the model the site holds to the newest; none when the whole model is the shorter way."""
     if held_model == newest.digest:
         return []
@@ -174,7 +174,7 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) 
     if not held:
         return []
     made_by = {model.round_number for model in models if model.round_number > held[-1]}
-    links = [opened_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
+    links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     return links if shorter else []
 

@@ -12,14 +12,14 @@ from aggregator.states import PHASE_SEATS, RoundState, SeatState
 from aggregator.store import Change, round_rows, site_rows
 from aggregator.store.tables import Round, Run
 
-OPENING_S_MIN = 3600.0  # opening is arithmetic on what has arrived: only a broken disk takes this long
+AGGREGATING_S_MIN = 3600.0  # opening is arithmetic on what has arrived: only a broken disk takes this long
 
 _NEXT = {
     RoundState.KEYS: RoundState.SHARES,
     RoundState.SHARES: RoundState.UPLOAD,
     RoundState.UPLOAD: RoundState.CONFIRM,
     RoundState.CONFIRM: RoundState.REVEAL,
-    RoundState.REVEAL: RoundState.OPENING,
+    RoundState.REVEAL: RoundState.AGGREGATING,
 }
 
 
@@ -49,8 +49,8 @@ def advance(step: Step, decision: Advance) -> None:
     phase = step.row.state
     after = _NEXT[phase]
     deadline = _phase_deadline(step)
-    if after is RoundState.OPENING:
-        deadline = max(deadline, step.ending.at + timedelta(seconds=OPENING_S_MIN))
+    if after is RoundState.AGGREGATING:
+        deadline = max(deadline, step.ending.at + timedelta(seconds=AGGREGATING_S_MIN))
     missed = f"; {len(decision.missed)} members missed" if decision.missed else ""
     _move(step, after, f"phase {phase} is over{missed}", {"deadline": deadline})
     for site in decision.missed:
@@ -70,7 +70,7 @@ def retry(step: Step, decision: Retry) -> None:
     deadline = step.ending.at + timedelta(seconds=phase_s)
     if len(ready) < plan_of(step.run).cohort.minimum:
         training_s = plan_of(step.run).deadlines.training_s
-        deadline = max(deadline, row.opened_at + timedelta(seconds=training_s))
+        deadline = max(deadline, row.began_at + timedelta(seconds=training_s))
     anew = {"attempt": row.attempt + 1, "roster_epoch": 0, "deadline": deadline, "reason": decision.reason}
     _move(step, RoundState.TRAINING, decision.reason, anew)
     round_rows.clear_payloads(step.session, row.id)

@@ -1,8 +1,8 @@
 """A site measures its line."""
 
 import grpc
-from federation.v1 import line_pb2
-from federation.v1.line_pb2_grpc import LineServicer
+from federation.v1 import bandwidth_pb2
+from federation.v1.bandwidth_pb2_grpc import LineServicer
 
 from aggregator.rpc.call_guard import CallGuard
 from aggregator.sites.bandwidth import BandwidthTest
@@ -15,8 +15,8 @@ class LineDoor(LineServicer):
         self._gate = gate
         self._echoes = BandwidthTest()
 
-    def Echo(self, request: line_pb2.EchoRequest, context: grpc.ServicerContext) -> line_pb2.EchoReply:
-        def echo(site: str) -> line_pb2.EchoReply:
+    def Echo(self, request: bandwidth_pb2.EchoRequest, context: grpc.ServicerContext) -> bandwidth_pb2.EchoReply:
+        def echo(site: str) -> bandwidth_pb2.EchoReply:
             with self._gate.slot():
                 return self._echoes.answer(site, request)
 

@@ -163,7 +163,7 @@ def _begin_next(session: Session, run: Run, plan: TrainingPlan, ending: Cause) -
         state=RoundState.TRAINING,
         base_model=run_rows.newest_model(session, run.run_id).digest,
         roster_epoch=0,
-        opened_at=ending.at,
+        began_at=ending.at,
         phase_since=ending.at,
         deadline=ending.at + timedelta(seconds=plan.deadlines.training_s),
     )

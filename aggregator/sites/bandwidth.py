@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from federation.echo import BYTES_MAX, sequence
-from federation.v1 import line_pb2
+from federation.v1 import bandwidth_pb2
 
 from aggregator.errors import Busy, MessageRefused
 
@@ -22,13 +22,13 @@ class BandwidthTest:
         self._lock = threading.Lock()
         self._moved: dict[str, tuple[float, int]] = {}  # by site: when its window began, bytes in it
 
-    def answer(self, site: str, request: line_pb2.EchoRequest) -> line_pb2.EchoReply:
+    def answer(self, site: str, request: bandwidth_pb2.EchoRequest) -> bandwidth_pb2.EchoReply:
         """Raises: MessageRefused for more than 1 MiB either way, Busy when the minute's share is spent."""
         for what, size in (("sent", len(request.data)), ("wanted", request.wanted_bytes)):
             if size > BYTES_MAX:
                 raise MessageRefused(f"expected at most {BYTES_MAX} bytes {what} to measure a line, got {size}")
         self._spend(site, max(CALL_BYTES, len(request.data) + request.wanted_bytes))
-        return line_pb2.EchoReply(data=sequence(request.wanted_bytes))
+        return bandwidth_pb2.EchoReply(data=sequence(request.wanted_bytes))
 
     def _spend(self, site: str, size_bytes: int) -> None:
         now = self._monotonic()

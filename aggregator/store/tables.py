@@ -156,7 +156,7 @@ class Round(Base):
     reason: Mapped[str | None] = mapped_column(comment="why it was abandoned, or why the last attempt failed")
     base_model: Mapped[bytes] = mapped_column(LargeBinary, comment="digest of the model it starts from")
     roster_epoch: Mapped[int] = mapped_column(comment="frozen with the cohort; 0 while TRAINING")
-    opened_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    began_at: Mapped[datetime] = mapped_column(UtcDateTime)
     phase_since: Mapped[datetime] = mapped_column(UtcDateTime, comment="when it entered its state")
     deadline: Mapped[datetime] = mapped_column(UtcDateTime, comment="of its state; meaningless once over")
     lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")

@@ -13,7 +13,7 @@ from federation.errors import PlanRefused
 
 from deploy.simulation.arms import ArmPosition, Device
 from deploy.simulation.patients import make_sites
-from deploy.simulation.pools import RayMissing, open_pool
+from deploy.simulation.pools import RayMissing, start_pool
 from deploy.simulation.report import SimulationOrigin, write_report
 from deploy.simulation.seeds import SeedResult, result_of
 from deploy.simulation.settings import SimulationSettings
@@ -69,7 +69,7 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
     done = state / settings.digest
     results: list[SeedResult] = []
     try:
-        with open_pool(workers, ray) as pool:
+        with start_pool(workers, ray) as pool:
             sites = make_sites(settings, place.cache, pool)
             click.echo(f"{time.monotonic() - start:7.0f} s  patients are prepared")
             # Seeds side by side when there are workers for them; one after the other here.

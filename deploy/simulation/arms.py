@@ -21,7 +21,7 @@ from federation.manifest import Model
 from federation.plan import TrainingPlan
 from numpy.typing import NDArray
 
-from deploy.simulation.patients import SimulatedSite, open_cache
+from deploy.simulation.patients import SimulatedSite, study_cache
 from deploy.simulation.settings import SimulationSettings, initial_model, plan_of
 from site_client.ingest.records import StudyRecord
 from site_client.model.labels import ANY
@@ -50,7 +50,7 @@ class ArmPosition:
         return choose(self.device, 1, self.settings.image_size_px)
 
     def loader(self) -> Loader:
-        cache = open_cache(self.settings, self.cache)
+        cache = study_cache(self.settings, self.cache)
         return Loader(cache, Augmentation(), self.compute().device, self.settings.slices_per_study)
 
 

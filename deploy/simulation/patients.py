@@ -64,7 +64,7 @@ def make_sites(settings: SimulationSettings, cache: Path, pool: Executor) -> lis
     return sites
 
 
-def open_cache(settings: SimulationSettings, cache: Path) -> StudyCache:
+def study_cache(settings: SimulationSettings, cache: Path) -> StudyCache:
     return StudyCache(cache, _CACHE_MAX_BYTES, settings.image_size_px, settings.slices_max, _not_prepared)
 
 

@@ -18,7 +18,7 @@ class RayMissing(RuntimeError):
 
 
 @contextmanager
-def open_pool(workers: int, ray: bool) -> Iterator[Executor]:
+def start_pool(workers: int, ray: bool) -> Iterator[Executor]:
     """Every task has one thread of torch, wherever it runs: results do not depend on the place."""
     one_thread()
     if ray:

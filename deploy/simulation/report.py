@@ -94,9 +94,9 @@ def _circumstances(
     updates = len(results) * settings.rounds * len(SITES)
     return (
         f"`{settings.architecture}`, {settings.image_size_px} px, {settings.rounds} rounds of {settings.epochs} local "
-        f"passes; central and local: {settings.passes} passes. Training studies: {training}; another fifth of the patients "
-        f"validates. Patients are the same for all {len(results)} seeds; weights, order, augmentation and rounding are "
-        f"not. Updates in {settings.bits} bits, clipped at norm {settings.clip_norm:g} ({clipped} of {updates} were). "
+        f"passes; central and local: {settings.passes} passes. Training studies: {training}; another fifth of the "
+        f"patients validates. Patients are the same for all {len(results)} seeds; weights, order, augmentation and "
+        f"rounding are not. Updates in {settings.bits} bits, clipped at norm {settings.clip_norm:g} ({clipped} of {updates} were). "
         f"torch {origin.torch}, {origin.compute}, {origin.machine}, {origin.workers} workers. "
         "Intervals: 95 %, 2000 bootstrap draws of test patients within each site, the same for all arms; they do not "
         "hold the chance of training, which the seeds show."

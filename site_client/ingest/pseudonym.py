@@ -69,7 +69,7 @@ class PathSeal:
         """Deterministic: the same path gives the same bytes."""
         return self._cipher.encrypt(path.encode("utf-8", "surrogateescape") or b"\0", None)
 
-    def open(self, sealed: bytes) -> str:
+    def decrypt(self, sealed: bytes) -> str:
         """The path again."""
         return self._cipher.decrypt(sealed, None).decode("utf-8", "surrogateescape")
 

@@ -307,8 +307,8 @@ S = RoundState
         ({S.TRAINING}, None, "none is open yet", "public keys"),
         ({S.TRAINING, S.KEYS, S.ABANDONED}, None, "none was opened", "under their masks"),
         ({S.TRAINING, S.KEYS, S.SHARES, S.UPLOAD, S.ABANDONED}, None, "under their masks", "sum of updates"),
-        ({S.OPENING, S.ABANDONED}, None, "enough shares to open the sum", "none was opened"),
-        ({S.OPENING, S.PUBLISHED}, 4, "over 4 sites together", "none was opened"),
+        ({S.AGGREGATING, S.ABANDONED}, None, "enough shares to open the sum", "none was opened"),
+        ({S.AGGREGATING, S.PUBLISHED}, 4, "over 4 sites together", "none was opened"),
     ],
 )
 def test_what_was_visible_follows_the_phases_a_round_went_through(reached, members, said: str, unsaid: str) -> None:

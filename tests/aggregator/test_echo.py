@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 from federation.echo import BYTES_MAX, sequence
-from federation.v1 import line_pb2
+from federation.v1 import bandwidth_pb2
 
 from aggregator.errors import Busy, MessageRefused
 from aggregator.sites.bandwidth import CALL_BYTES, WINDOW_BYTES_MAX, WINDOW_S, BandwidthTest
@@ -30,42 +30,42 @@ def echoes(seconds: Seconds) -> BandwidthTest:
 
 @pytest.mark.parametrize("wanted", [0, 1, 65_536, BYTES_MAX])
 def test_as_many_bytes_come_back_as_were_wanted(echoes: BandwidthTest, wanted: int) -> None:
-    assert echoes.answer("mercy", line_pb2.EchoRequest(wanted_bytes=wanted)).data == sequence(wanted)
+    assert echoes.answer("mercy", bandwidth_pb2.EchoRequest(wanted_bytes=wanted)).data == sequence(wanted)
 
 
 def test_more_than_a_mebibyte_either_way_is_refused_and_costs_the_site_nothing(echoes: BandwidthTest) -> None:
     for _ in range(20):
         for request in (
-            line_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1),
-            line_pb2.EchoRequest(wanted_bytes=2**32 - 1),
-            line_pb2.EchoRequest(data=bytes(BYTES_MAX + 1)),
+            bandwidth_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1),
+            bandwidth_pb2.EchoRequest(wanted_bytes=2**32 - 1),
+            bandwidth_pb2.EchoRequest(data=bytes(BYTES_MAX + 1)),
         ):
             with pytest.raises(MessageRefused, match=f"at most {BYTES_MAX} bytes"):
                 echoes.answer("mercy", request)
-    echoes.answer("mercy", line_pb2.EchoRequest(wanted_bytes=BYTES_MAX))
+    echoes.answer("mercy", bandwidth_pb2.EchoRequest(wanted_bytes=BYTES_MAX))
 
 
 def test_a_site_that_has_moved_its_share_waits_for_the_minute_to_end_and_others_do_not(
     echoes: BandwidthTest, seconds: Seconds
 ) -> None:
-    large = line_pb2.EchoRequest(data=sequence(BYTES_MAX), wanted_bytes=BYTES_MAX)
+    large = bandwidth_pb2.EchoRequest(data=sequence(BYTES_MAX), wanted_bytes=BYTES_MAX)
     for _ in range(WINDOW_BYTES_MAX // (2 * BYTES_MAX)):
         echoes.answer("mercy", large)
     with pytest.raises(Busy, match="try again in a minute"):
-        echoes.answer("mercy", line_pb2.EchoRequest())
+        echoes.answer("mercy", bandwidth_pb2.EchoRequest())
     echoes.answer("north", large)
     seconds.now += WINDOW_S - 1
     with pytest.raises(Busy):
-        echoes.answer("mercy", line_pb2.EchoRequest())
+        echoes.answer("mercy", bandwidth_pb2.EchoRequest())
     seconds.now += 1
     echoes.answer("mercy", large)
 
 
 def test_the_number_of_empty_calls_is_bounded_too(echoes: BandwidthTest) -> None:
     for _ in range(WINDOW_BYTES_MAX // CALL_BYTES):
-        echoes.answer("mercy", line_pb2.EchoRequest())
+        echoes.answer("mercy", bandwidth_pb2.EchoRequest())
     with pytest.raises(Busy):
-        echoes.answer("mercy", line_pb2.EchoRequest())
+        echoes.answer("mercy", bandwidth_pb2.EchoRequest())
 
 
 def test_the_sequence_cannot_be_made_shorter_on_the_way_and_begins_alike_at_every_length() -> None:

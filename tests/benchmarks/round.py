@@ -46,7 +46,7 @@ from tests.system.processes import (
 )
 
 LIMIT_S = 1800.0
-PHASES = ("keys", "shares", "upload", "confirm", "reveal", "opening")
+PHASES = ("keys", "shares", "upload", "confirm", "reveal", "aggregating")
 
 
 @dataclass
@@ -137,7 +137,7 @@ def _report(
         times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]
         seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]
         layout = Layout.of(plan_of(run), parameters)
-    walls = [(row.ended_at - row.opened_at).total_seconds() for row in rows]
+    walls = [(row.ended_at - row.began_at).total_seconds() for row in rows]
     per_round = [
         {
             "round": row.number,

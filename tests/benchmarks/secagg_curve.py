@@ -59,9 +59,9 @@ def measure(sites: int, params: int) -> Row:
     answer, reveal_s = timed(lambda: member.reveal(uploaded, signatures))
 
     answers = {one: answer_of(one, pairs, uploaded) for one in uploaded} | {site: answer}
-    opening, open_masks_s = timed(lambda: recover_masks(session.ctx, cohort, cohort.members, uploaded, answers))
+    recovered, recover_masks_s = timed(lambda: recover_masks(session.ctx, cohort, cohort.members, uploaded, answers))
     total = np.zeros(session.length, np.uint64)
-    _, unmask_s = timed(lambda: unmask(total, opening))
+    _, unmask_s = timed(lambda: unmask(total, recovered))
     up = sum(map(len, dealt.values())) + 160 + 64 + 64 + 33 * len(answer)
     down = 160 * sites + 82 * len(others) + 64 * cohort.threshold
     return {
@@ -72,7 +72,7 @@ def measure(sites: int, params: int) -> Row:
         "member_masks_s": keystreams_s * scale,
         "member_up_bytes": up,
         "member_down_bytes": down,
-        "aggregator_secrets_s": open_masks_s * len(shards),
+        "aggregator_secrets_s": recover_masks_s * len(shards),
         "aggregator_unmask_s": unmask_s * scale * len(shards),
     }
 

@@ -1,4 +1,4 @@
-"""What opening a sum costs the aggregator: secrets from shares, then the masks that did not cancel, off the sum.
+"""What recovered a sum costs the aggregator: secrets from shares, then the masks that did not cancel, off the sum.
 
     python tests/benchmarks/unmask.py --sites 100 --drops 30 --json unmask.json
 
@@ -27,13 +27,13 @@ from tests.contract.secagg_session import Session
 
 def measure(sites: int, drops: int, params: int, members_max: int, threads: list[int]) -> dict[str, object]:
     """Seconds to open a sum of `params` parameters over `sites - drops` uploads, by number of threads."""
-    session, reconstruct_s, opening = opened_session(sites, drops)
+    session, reconstruct_s, recovered = recovered_session(sites, drops)
     layout = Layout(params, 6, members_max, 1.0, 1000, bytes(32), frozenset(Metric))
     total = np.random.default_rng(0).integers(0, 1 << 64, layout.words, dtype=np.uint64)
-    streams = len(opening.streams.add) + len(opening.streams.subtract)
+    streams = len(recovered.streams.add) + len(recovered.streams.subtract)
     runs = []
     for count in threads:
-        seconds = timed(lambda count=count: unmask(total, opening, count))
+        seconds = timed(lambda count=count: unmask(total, recovered, count))
         limit = timed(lambda count=count: keystreams(layout.bytes, streams, count))
         runs.append(
             {
@@ -57,21 +57,21 @@ def measure(sites: int, drops: int, params: int, members_max: int, threads: list
     }
 
 
-def opened_session(sites: int, drops: int) -> tuple[Session, float, RecoveredMasks]:
-    """A session played to its end, the seconds its secrets took to open, and the opening."""
+def recovered_session(sites: int, drops: int) -> tuple[Session, float, RecoveredMasks]:
+    """A session played to its end, the seconds its secrets took to open, and the recovered."""
     session = Session(sites, length=3)
     uploaded = session.sites[: sites - drops]
     uploads = session.mask_all(session.share_all(), uploaded)
     confirmations = session.confirm_all(uploaded, uploaded)
     answers = {site: session.members[site].reveal(uploaded, confirmations) for site in uploaded}
     start = time.perf_counter()
-    opening = recover_masks(session.ctx, session.cohort, session.sites, uploaded, answers)
+    recovered = recover_masks(session.ctx, session.cohort, session.sites, uploaded, answers)
     seconds = time.perf_counter() - start
     total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
-    unmask(total, opening)
+    unmask(total, recovered)
     if not np.array_equal(total, session.plain_sum(uploaded)):
         raise SystemExit("the opened sum is wrong; there is nothing to time")
-    return session, seconds, opening
+    return session, seconds, recovered
 
 
 def keystreams(length: int, streams: int, threads: int) -> None:

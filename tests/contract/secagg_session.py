@@ -131,10 +131,10 @@ class Session:
     def open(
         self, dealers: list[str], uploads: Mapping[str, Words], answers: Mapping[str, Mapping[str, RevealedShare]]
     ) -> "Played":
-        opening = recover_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
+        recovered = recover_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
-        unmask(total, opening)
-        return Played(total, dict(uploads), opening)
+        unmask(total, recovered)
+        return Played(total, dict(uploads), recovered)
 
     def open_shard(
         self,
@@ -155,7 +155,7 @@ class Played:
 
     total: Words
     uploads: dict[str, Words]
-    opening: RecoveredMasks
+    recovered: RecoveredMasks
 
 
 def addressed_to(site: str, dealt: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:

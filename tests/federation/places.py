@@ -66,7 +66,7 @@ def aggregator_settings(folder: Path) -> AggregatorSettings:
         listen=ListenSettings(answer_hold_ms=0),
         state=StateSettings(folder=folder),
         pacing=PacingSettings(idle_s=60, training_s=60, masking_s=1),
-        driver=DriverSettings(opening_threads=1),
+        driver=DriverSettings(aggregation_threads=1),
     )
 
 

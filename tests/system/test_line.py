@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from federation.echo import BYTES_MAX, sequence
-from federation.v1 import line_pb2
+from federation.v1 import bandwidth_pb2
 
 from site_client.agent.commands.session import errand
 from site_client.agent.egress.calls import ECHO
@@ -112,10 +112,10 @@ def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: 
 def test_the_aggregator_refuses_more_than_a_mebibyte_and_a_site_that_left(coordinator: Consortium) -> None:
     settings = coordinator.joined("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
-        egress.send(ECHO, line_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1))
+        egress.send(ECHO, bandwidth_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1))
     coordinator.desk.leave("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="has left"):
-        egress.send(ECHO, line_pb2.EchoRequest(data=sequence(10)))
+        egress.send(ECHO, bandwidth_pb2.EchoRequest(data=sequence(10)))
 
 
 def test_the_doctor_of_a_joined_site_has_the_line_among_its_checks(coordinator: Consortium) -> None:

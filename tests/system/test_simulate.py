@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from deploy.simulation.arms import ArmPosition, Trained, alone, federate
 from deploy.simulation.judging import Scores
 from deploy.simulation.patients import SimulatedSite, records_of, wanted_set
-from deploy.simulation.pools import open_pool
+from deploy.simulation.pools import start_pool
 from deploy.simulation.seeds import CENTRAL, FEDERATED, MODELS, SeedResult, local, result_of, save
 from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
 from deploy.simulation.summary import summarize
@@ -63,7 +63,7 @@ def sites(cache: Path) -> list[SimulatedSite]:
 
 
 def federated(place: ArmPosition, seed: int, sites: list[SimulatedSite], *, ray: bool = False) -> Trained:
-    with open_pool(workers=1, ray=ray) as pool:
+    with start_pool(workers=1, ray=ray) as pool:
         return federate(place, seed, [site for site in sites if site.name != UNSEEN], pool)
 
 
@@ -101,7 +101,7 @@ def test_a_finished_seed_is_read_and_not_trained_again(
 ) -> None:
     result = made_up(1)
     save(tmp_path / "seed-1.npz", result)
-    with open_pool(workers=1, ray=False) as pool:
+    with start_pool(workers=1, ray=False) as pool:
         found = result_of(place, 1, [], pool, tmp_path)  # without sites there is nothing to train on
     assert found.digests == result.digests
     assert found.curves == result.curves
@@ -155,7 +155,7 @@ def test_the_summary_pairs_differences_and_takes_the_worst_site() -> None:
 def test_training_and_test_patients_are_others_and_are_prepared_once(cache: Path) -> None:
     cache.mkdir()
     settings = replace(TINY, studies=2, test_studies=1)
-    with open_pool(workers=1, ray=False) as pool:
+    with start_pool(workers=1, ray=False) as pool:
         made = [
             records_of(settings, wanted_set(settings, "R", purpose), cache, pool) for purpose in ("training", "test")
         ]

@@ -14,7 +14,7 @@ Read in this order; each file says which attack each of its checks stops:
     cohort       1 keys: who may take part; shards of a large cohort
     state        what a member remembers, as canonical bytes
     member       2 shares, 3 upload, 4 confirm, 5 reveal, at a site
-    opening      the aggregator's end
+    recovery     the aggregator's end
 
 The promise, against an aggregator that lies as it likes together with fewer than a third of a cohort: of the honest
 members' words it learns nothing but their sum over one set U3 of at least t = ⌊2n/3⌋ + 1 members. It rests on the
@@ -48,7 +48,7 @@ from federation.secagg.errors import (
 )
 from federation.secagg.masks import Words
 from federation.secagg.member import MEMBERS_MIN, Member
-from federation.secagg.opening import Answer, RecoveredMasks, recover_masks, unmask, verify_answer
+from federation.secagg.recovery import Answer, RecoveredMasks, recover_masks, unmask, verify_answer
 from federation.secagg.state import Phase
 from federation.secagg.transcript import (
     Advertisement,

@@ -9,11 +9,11 @@ SecaggError
 ├── ConfirmationRefused    confirm and reveal phases: the set of uploads, or the signatures on it
 ├── OutOfOrder             a step that this member's phase does not allow
 ├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is opened
-├── Unopenable             t shares are there, yet no t of them open the secret (.about, .suspects)
+├── Unrecoverable             t shares are there, yet no t of them open the secret (.about, .suspects)
 └── SnapshotRefused        saved member state that is torn, altered or of another version
 
-None is worth repeating with the same input. `BelowThreshold` and `Unopenable` end the attempt at the aggregator; at a
-member every refusal means: take no further step in this attempt, erase. No message holds a secret.
+None is worth repeating with the same input. `BelowThreshold` and `Unrecoverable` end the attempt at the aggregator; at
+a member every refusal means: take no further step in this attempt, erase. No message holds a secret.
 """
 
 

@@ -70,7 +70,7 @@ def seal_shares(
     return AESGCM(key).encrypt(_NONCE, shares[0] + shares[1], label)
 
 
-def open_shares(
+def decrypt_shares(
     secret: ShareSecret, peer_key: bytes, uctx: CohortContext, sender: str, receiver: str, ciphertext: bytes
 ) -> tuple[bytes, bytes]:
     """The two shares from sender. Refused: anything sender did not encrypt for receiver in this very cohort."""

@@ -159,7 +159,7 @@ class Member:
         masks.check_words(words)
         before = self._state
         if self.phase is Phase.SHARED:
-            self._state = replace(before, phase=Phase.MASKED, held=self._open_shares(secrets, shares))
+            self._state = replace(before, phase=Phase.MASKED, held=self._decrypt_shares(secrets, shares))
         elif {*shares, self.site} != set(before.held):
             raise UploadRefused(f"{self.site!r} already masked its words for another set of members")
         masked = words if in_place else words.copy()
@@ -268,7 +268,7 @@ class Member:
             raise CohortRefused("a second, different cohort is shown for an attempt whose shares were already dealt")
         return cohort
 
-    def _open_shares(self, secrets: OwnSecrets, shares: Mapping[str, bytes]) -> dict[str, SharePair]:
+    def _decrypt_shares(self, secrets: OwnSecrets, shares: Mapping[str, bytes]) -> dict[str, SharePair]:
         """Shares about every member of U2, this one included."""
         cohort = Cohort(self._state.uctx, self._state.cohort)
         if len(shares) + 1 < cohort.threshold:
@@ -278,7 +278,9 @@ class Member:
             if peer not in cohort.advertisements or peer == self.site:
                 raise ShareRefused(peer, "it is not another member of this cohort")
             peer_key = cohort.advertisements[peer].share_key
-            seed_share, key_share = keys.open_shares(secrets.share, peer_key, cohort.uctx, peer, self.site, ciphertext)
+            seed_share, key_share = keys.decrypt_shares(
+                secrets.share, peer_key, cohort.uctx, peer, self.site, ciphertext
+            )
             held[peer] = SharePair(seed_share + key_share)
         return held
 

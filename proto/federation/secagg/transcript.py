@@ -123,7 +123,7 @@ def order(sites: Iterable[str]) -> list[str]:
 
 
 def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
-    """H(b). Binds a member to its self-mask seed before anyone sees a share, so a wrong opening is noticed. b has 256
+    """H(b). Binds a member to its self-mask seed before anyone sees a share, so a wrong recovered is noticed. b has 256
     bits of entropy, so the digest hides it."""
     return digest("seed", ctx, _site(site), seed)
 

@@ -294,7 +294,7 @@ class TrainStep(_message.Message):
         """safetensors, for a site that cannot compute it"""
 
     @_builtins.property
-    def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenedSum]:
+    def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedSum]:
         """newest last; from the oldest model the aggregator believes the site holds"""
 
     def __init__(
@@ -305,7 +305,7 @@ class TrainStep(_message.Message):
         base_model_digest: _builtins.bytes = ...,
         evaluation_only: _builtins.bool = ...,
         whole_model: Global___BlobRef | None = ...,
-        chain: _abc.Iterable[Global___OpenedSum] | None = ...,
+        chain: _abc.Iterable[Global___PublishedSum] | None = ...,
         seconds_left: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
@@ -339,7 +339,7 @@ class BlobRef(_message.Message):
 Global___BlobRef: _TypeAlias = BlobRef  # noqa: Y015
 
 @_typing.final
-class OpenedSum(_message.Message):
+class PublishedSum(_message.Message):
     """Model r+1 = chain.next_model(plan, model r, this)."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -369,7 +369,7 @@ class OpenedSum(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___OpenedSum: _TypeAlias = OpenedSum  # noqa: Y015
+Global___PublishedSum: _TypeAlias = PublishedSum  # noqa: Y015
 
 @_typing.final
 class KeysStep(_message.Message):
@@ -551,7 +551,7 @@ class CloseStep(_message.Message):
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
-    def opened(self) -> Global___OpenedSum:
+    def opened(self) -> Global___PublishedSum:
         """with PUBLISHED"""
 
     def __init__(
@@ -559,7 +559,7 @@ class CloseStep(_message.Message):
         *,
         round: _blobs_pb2.RoundRef | None = ...,
         outcome: Global___CloseStep.Outcome.ValueType = ...,
-        opened: Global___OpenedSum | None = ...,
+        opened: Global___PublishedSum | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -39,7 +39,7 @@ class LedgerView:
             return _json([entry.record() for entry in entries])
         return _table(_HEADINGS, [_row(entry) for entry in entries], "nothing has been sent from this site yet")
 
-    def open(self, seq: int, *, as_json: bool) -> str:
+    def show_entry(self, seq: int, *, as_json: bool) -> str:
         """One entry, and its payload decoded when it is still kept. Errors: ConfigRefused, LedgerBroken."""
         entry = verify.entry(self._path, seq)
         if entry is None:

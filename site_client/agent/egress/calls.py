@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from federation.v1 import blobs_pb2, enrolment_pb2, line_pb2, plan_pb2, rounds_pb2, secagg_pb2
+from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
 Q = TypeVar("Q", bound=Message)
@@ -44,7 +44,7 @@ OFFER_BLOB = Call("Blobs/Offer", blobs_pb2.BlobOffer, blobs_pb2.BlobProgress)
 PUT_BLOB = Call("Blobs/Put", blobs_pb2.BlobChunk, blobs_pb2.BlobProgress)  # a stream of chunks goes out
 GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a stream of chunks comes in
 
-ECHO = Call("Line/Echo", line_pb2.EchoRequest, line_pb2.EchoReply)
+ECHO = Call("Line/Echo", bandwidth_pb2.EchoRequest, bandwidth_pb2.EchoReply)
 
 CALLS: dict[str, Call[Message, Message]] = {
     call.name: call  # type: ignore[misc]  # Call is read-only, so a call of a kind of message is a call of a message

@@ -63,7 +63,7 @@ class Models:
             return
         self._fetch_whole(egress, plan, step)
 
-    def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.OpenedSum) -> None:
+    def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
         """Recomputes the model that `link` leads to from `base`, and keeps it.
 
         Errors: ModelMismatch when the digest differs from the published one: then somebody published another model.

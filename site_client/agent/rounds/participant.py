@@ -171,7 +171,7 @@ class Participant:
             raise StepRefused("a model of this run did not verify here; `hemofed-site status` says what to do")
         held = self._plan(step)
         _check_step(held.plan, step)
-        current = self._open(step)
+        current = self._begin(step)
         if current.declined is not None:
             self._decline(current, current.declined)
         elif held.decision is PlanDecision.REFUSED:
@@ -190,7 +190,7 @@ class Participant:
         signed = self._egress.send(FETCH_PLAN, rounds_pb2.FetchPlanRequest(plan_digest=step.plan_digest))
         return self.plans.keep(signed, step.plan_digest, self._identity.custodian)
 
-    def _open(self, step: rounds_pb2.TrainStep) -> CurrentRound:
+    def _begin(self, step: rounds_pb2.TrainStep) -> CurrentRound:
         before = self.book.current
         current = self.book.begin(
             CurrentRound(
@@ -240,7 +240,7 @@ class Participant:
                 return False
             contribution = self._contribution(current, update)
             if self._settings.policy.dry_run:
-                self._rehearse(current, plan, contribution)
+                self._run_dry(current, plan, contribution)
                 return False
         except (EgressRefused, SpoolRefused, EncodingRefused) as error:
             _log.warning("update_withheld", round=current.number, why=str(error))
@@ -249,7 +249,7 @@ class Participant:
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
         return True
 
-    def _rehearse(self, current: CurrentRound, plan: TrainingPlan, contribution: Contribution) -> None:
+    def _run_dry(self, current: CurrentRound, plan: TrainingPlan, contribution: Contribution) -> None:
         """Shows in the ledger what would leave, and takes no part in the round. Errors: EgressRefused."""
         stage = DryRunSite(
             self._identity, self._egress.ledger, self._egress.payloads, self._settings.policy, self._scratch
@@ -317,7 +317,7 @@ class Participant:
             raise
         self._erase(current)
 
-    def _verify(self, current: CurrentRound, opened: rounds_pb2.OpenedSum) -> None:
+    def _verify(self, current: CurrentRound, opened: rounds_pb2.PublishedSum) -> None:
         """Recomputes the published model. An evaluation-only round publishes the one it judged."""
         if opened.round != current.number:
             raise StepRefused(f"the sum of round {opened.round} does not close round {current.number}; polling again")
@@ -365,7 +365,7 @@ class Participant:
     def _transfers_wait_for(self) -> tuple[str, ...]:
         """Why models and updates do not move now; empty when they may. A masking that has begun is finished anyway."""
         now = self._clock().astimezone()
-        closed = bool(self._windows) and not any(window.is_open(now) for window in self._windows)
+        closed = bool(self._windows) and not any(window.contains(now) for window in self._windows)
         costly = self._meter.holds_back()
         return (*(("METERED",) if costly else ()), *(("NET_WINDOW",) if closed else ()))
 

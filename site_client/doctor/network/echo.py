@@ -14,7 +14,7 @@ from federation.echo import BYTES_MAX, sequence
 from federation.encoding import Layout
 from federation.errors import FederationError, Malformed
 from federation.plan import TrainingPlan
-from federation.v1 import line_pb2
+from federation.v1 import bandwidth_pb2
 
 from site_client.agent.commands.session import errand
 from site_client.agent.egress.calls import ECHO
@@ -71,9 +71,9 @@ def measure(egress: Egress, largest: int, monotonic: Callable[[], float] = time.
 
     Errors: Unreachable, Refused; Malformed when other bytes come back than were asked for.
     """
-    egress.send(ECHO, line_pb2.EchoRequest())
-    up = _rate(lambda size: line_pb2.EchoRequest(data=sequence(size)), egress, largest, monotonic)
-    return Speed(up, _rate(lambda size: line_pb2.EchoRequest(wanted_bytes=size), egress, largest, monotonic))
+    egress.send(ECHO, bandwidth_pb2.EchoRequest())
+    up = _rate(lambda size: bandwidth_pb2.EchoRequest(data=sequence(size)), egress, largest, monotonic)
+    return Speed(up, _rate(lambda size: bandwidth_pb2.EchoRequest(wanted_bytes=size), egress, largest, monotonic))
 
 
 def judge(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResult:
@@ -124,7 +124,7 @@ def _measured(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[]
 
 
 def _rate(
-    message: Callable[[int], line_pb2.EchoRequest], egress: Egress, largest: int, monotonic: Callable[[], float]
+    message: Callable[[int], bandwidth_pb2.EchoRequest], egress: Egress, largest: int, monotonic: Callable[[], float]
 ) -> float:
     size, took_s = FIRST_BYTES, _timed(message(FIRST_BYTES), egress, monotonic)
     if took_s < _QUICK_S and largest > FIRST_BYTES:
@@ -132,7 +132,7 @@ def _rate(
     return size / max(took_s, 1e-6)
 
 
-def _timed(message: line_pb2.EchoRequest, egress: Egress, monotonic: Callable[[], float]) -> float:
+def _timed(message: bandwidth_pb2.EchoRequest, egress: Egress, monotonic: Callable[[], float]) -> float:
     began = monotonic()
     reply = egress.send(ECHO, message)
     took_s = monotonic() - began

@@ -34,7 +34,7 @@ def assemble(session: Session, secret: SiteSecret) -> Dataset:
         study = study_cells(stated, rows)
         if _standing(study, rows) != "labelled":
             continue
-        studies.append(_record(stack, tuple(root / seal.open(path) for path in paths), rows, study))
+        studies.append(_record(stack, tuple(root / seal.decrypt(path) for path in paths), rows, study))
     return Dataset(_hash(studies), tuple(studies))
 
 
@@ -43,7 +43,7 @@ def chosen(session: Session, secret: SiteSecret) -> tuple[StudyRecord, ...]:
     root, seal = _export(session, secret), secret.path_seal()
     found = []
     for stack, paths, _, _ in _matched(session):
-        files = tuple(root / seal.open(path) for path in paths)
+        files = tuple(root / seal.decrypt(path) for path in paths)
         found.append(_record(stack, files, [_NO_CELLS] * len(files), _NO_CELLS))
     return tuple(found)
 
@@ -192,7 +192,7 @@ def _export(session: Session, secret: SiteSecret) -> Path:
     row = session.get(FactRow, "export")
     if row is None:
         raise IngestError("expected a catalog that has scanned an export, got an empty one; scan first")
-    return Path(secret.path_seal().open(row.value))
+    return Path(secret.path_seal().decrypt(row.value))
 
 
 def _record(stack: StackRow, files: tuple[Path, ...], rows: Sequence[bytes], study: bytes) -> StudyRecord:
@@ -203,7 +203,7 @@ def _record(stack: StackRow, files: tuple[Path, ...], rows: Sequence[bytes], stu
 
 
 def _recalled(entry: Mapping[str, Any], seal: PathSeal) -> StudyRecord:
-    files = tuple(Path(seal.open(bytes.fromhex(path))) for path in entry["files"])
+    files = tuple(Path(seal.decrypt(bytes.fromhex(path))) for path in entry["files"])
     return StudyRecord(
         StudyKey(entry["study"]),
         PatientKey(entry["patient"]),

@@ -159,7 +159,7 @@ def _judge(
     # Every row of a series has a header: series_key and header are written together.
     images = [Image(place, DicomHeader.from_json(row.header or "")) for place, row in enumerate(rows)]
     quiet_s = min(_quiet_s(row.mtime_ns, row.since_s, now_s) for row in rows)
-    verdict = judge_series(images, lambda place: export / seal.open(rows[place].path), rules)
+    verdict = judge_series(images, lambda place: export / seal.decrypt(rows[place].path), rules)
     for copy in verdict.copies:
         session.execute(update(FileRow).where(FileRow.path == rows[copy].path).values(code=Reason.S_DUPLICATE.name))
     kept = [row.path for place, row in enumerate(rows) if place not in set(verdict.copies)]

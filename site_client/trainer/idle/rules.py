@@ -118,7 +118,7 @@ def _operator(signals: Signals, now: Moment, job_at_hand: bool) -> Iterator[Paus
 
 
 def _calendar(policy: IdleSettings, now: Moment) -> Iterator[PauseReason]:
-    if policy.windows and not any(parse_window(text).is_open(now.wall) for text in policy.windows):
+    if policy.windows and not any(parse_window(text).contains(now.wall) for text in policy.windows):
         yield PauseReason("WINDOW", f"outside the hours for training ({'; '.join(policy.windows)})")
     for text in policy.blackout:
         first, _, last = text.partition("..")

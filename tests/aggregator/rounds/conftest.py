@@ -175,7 +175,7 @@ class Hospital:
             self._follow(link)
         assert self.model.digest == step.base_model_digest
 
-    def _follow(self, link: pb.OpenedSum) -> None:
+    def _follow(self, link: pb.PublishedSum) -> None:
         plan = self.federation.plan
         layout = Layout.of(plan, 0 if link.round == plan.evaluation_round else plan.manifest.size)
         file, _seat = uploads.readable(self.federation.app, self.name, link.sum.digest)

@@ -105,5 +105,5 @@ def test_a_cohort_that_keeps_failing_is_asked_to_train_again() -> None:
 
 
 def test_a_sum_is_opened_until_it_is_too_late() -> None:
-    assert decide(view(RoundState.OPENING), NOW) == Aggregate()
-    assert isinstance(decide(view(RoundState.OPENING, late=True), NOW), Abandon)
+    assert decide(view(RoundState.AGGREGATING), NOW) == Aggregate()
+    assert isinstance(decide(view(RoundState.AGGREGATING, late=True), NOW), Abandon)

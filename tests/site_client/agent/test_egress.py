@@ -102,7 +102,7 @@ def test_nothing_else_in_the_agent_makes_a_cleared_message_or_holds_a_transport(
     agent = Path(site_client.__file__).parent / "agent"
     makers = {
         path.name
-        for path in agent.glob("*.py")
+        for path in agent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Cleared"
     }

@@ -11,7 +11,7 @@ import pytest
 from federation.echo import BYTES_MAX, sequence
 from federation.encoding import Layout
 from federation.plan import TrainingPlan
-from federation.v1 import blobs_pb2, enrolment_pb2, line_pb2, rounds_pb2, secagg_pb2
+from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -61,7 +61,7 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
             round=REF, shares=[secagg_pb2.RevealedShare(about_site="north", kind=1, share=bytes(33))]
         ),
     ),
-    (calls.ECHO, line_pb2.EchoRequest(data=sequence(1000), wanted_bytes=1000)),
+    (calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(1000), wanted_bytes=1000)),
     (calls.OFFER_BLOB, blobs_pb2.BlobOffer(round=REF, digest=bytes(32), size_bytes=10)),
     (calls.GET_BLOB, blobs_pb2.BlobRequest(digest=bytes(32), offset=5)),
 ]
@@ -189,14 +189,14 @@ def test_an_echo_takes_the_fixed_sequence_and_not_one_other_byte(data: bytes, at
     if other == sequence(len(other)):
         return
     with pytest.raises(EgressRefused, match="other bytes than the fixed sequence"):
-        Guard(PolicySettings()).check_message(calls.ECHO, line_pb2.EchoRequest(data=other))
+        Guard(PolicySettings()).check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=other))
 
 
 def test_an_echo_leaves_up_to_its_measure(guard: Guard) -> None:
     for size in (0, 1, 65_536, BYTES_MAX):
-        guard.check_message(calls.ECHO, line_pb2.EchoRequest(data=sequence(size)))
+        guard.check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(size)))
     with pytest.raises(EgressRefused, match="more than may leave"):
-        guard.check_message(calls.ECHO, line_pb2.EchoRequest(data=sequence(BYTES_MAX + 1)))
+        guard.check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(BYTES_MAX + 1)))
 
 
 # Uploads.

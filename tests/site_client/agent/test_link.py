@@ -171,7 +171,7 @@ def test_without_a_certificate_nobody_gets_in(app: str, dial) -> None:
 DIAL = """
 import sys, pathlib
 from site_client.agent.link import Endpoint, Link
-from site_client.agent.egress import Cleared
+from site_client.agent.egress.egress import Cleared
 from site_client.agent.identity import Identity
 from site_client.errors import Unreachable
 identity = Identity(pathlib.Path(sys.argv[2]))

@@ -32,15 +32,15 @@ def at(text: str) -> datetime:
 )
 def test_a_window_is_open_when_it_says_so(window: str, open_at: list[str], closed_at: list[str]) -> None:
     parsed = parse_window(window)
-    assert [moment for moment in open_at if not parsed.is_open(at(moment))] == []
-    assert [moment for moment in closed_at if parsed.is_open(at(moment))] == []
+    assert [moment for moment in open_at if not parsed.contains(at(moment))] == []
+    assert [moment for moment in closed_at if parsed.contains(at(moment))] == []
 
 
 def test_a_night_window_lasts_its_length_through_a_change_of_the_clocks() -> None:
     window = parse_window("Sat 22:00 for 8h")
     opened = at("2026-10-24T22:00").astimezone(UTC)  # the night that has an hour twice
-    assert window.is_open((opened + timedelta(hours=7, minutes=59)).astimezone(BERLIN))
-    assert not window.is_open((opened + timedelta(hours=8)).astimezone(BERLIN))
+    assert window.contains((opened + timedelta(hours=7, minutes=59)).astimezone(BERLIN))
+    assert not window.contains((opened + timedelta(hours=8)).astimezone(BERLIN))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_systemd_opens_at_the_same_moments(expression: str) -> None:
     before = base
     for text in moments:
         opening = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-        assert window.is_open(opening)
+        assert window.contains(opening)
         if opening - before > timedelta(days=32):
             before = opening - timedelta(days=32)
-        last = window.last_opening(opening - timedelta(seconds=1))
+        last = window.last_start(opening - timedelta(seconds=1))
         assert last is None or last <= before  # nothing in between
         before = opening

@@ -46,7 +46,7 @@ def verify_answer(
 ) -> None:
     """Refuse an answer that is not one well-formed share of the right kind about each of U2, from a member of U3.
 
-    shared: U2. uploaded: U3. Whether the shares are *right* shows only in `open_masks`. Raises ShareRefused.
+    shared: U2. uploaded: U3. Whether the shares are *right* shows only in `recover_masks`. Raises ShareRefused.
     """
     if revealer not in uploaded:
         raise ShareRefused(revealer, "only members whose upload is in the sum are asked for shares")
@@ -66,37 +66,37 @@ def recover_masks(
     uploaded: Collection[str],
     answers: Mapping[str, Answer],
 ) -> RecoveredMasks:
-    """Open the seeds of U3 and the mask secrets of U2 \\ U3.
+    """Recover the seeds of U3 and the mask secrets of U2 \\ U3.
 
     ctx: of the attempt (also for a shard). answers: by revealer, at least t of them. Raises ShareRefused,
-    BelowThreshold, Unopenable.
+    BelowThreshold, Unrecoverable.
     """
     for revealer, answer in answers.items():
         verify_answer(cohort, shared, uploaded, revealer, answer)
     for what, have in (("uploads", len(uploaded)), ("answers", len(answers))):
         if have < cohort.threshold:
             raise BelowThreshold(what, have, cohort.threshold)
-    opener = _Opener(cohort, answers)
+    recovery = _ShareRecovery(cohort, answers)
     add: list[StreamKey] = []
     subtract: list[StreamKey] = []
     for site in order(uploaded):
-        seed = Seed(opener.open(site, _commitment_check(ctx, cohort, site)))
+        seed = Seed(recovery.secret(site, _commitment_check(ctx, cohort, site)))
         subtract.append(keys.self_key(seed, cohort.uctx, site))
     peers = {peer: cohort.advertisements[peer].mask_key for peer in order(uploaded)}
     for site in order(set(shared) - set(uploaded)):
-        secret = MaskSecret(opener.open(site, _mask_key_check(cohort, site)))
+        secret = MaskSecret(recovery.secret(site, _mask_key_check(cohort, site)))
         for peer, key in keys.pair_keys(secret, peers, cohort.uctx, site).items():
             # peer had added this mask if it comes first of the two, subtracted it otherwise.
             (subtract if order((site, peer))[0] == peer else add).append(key)
-    return RecoveredMasks(MaskStreams(tuple(add), tuple(subtract)), opener.altered)
+    return RecoveredMasks(MaskStreams(tuple(add), tuple(subtract)), recovery.altered)
 
 
-def unmask(total: Words, opening: RecoveredMasks, threads: int = 1) -> None:
+def unmask(total: Words, recovered: RecoveredMasks, threads: int = 1) -> None:
     """Turn the sum of the masked uploads of U3 into the sum of their words, in place: uint64 [m], modulo 2^64."""
-    masks.apply(total, opening.streams, threads)
+    masks.apply(total, recovered.streams, threads)
 
 
-class _Opener:
+class _ShareRecovery:
     """Puts secrets together, remembering whose shares did not fit so that they are tried last."""
 
     def __init__(self, cohort: Cohort, answers: Mapping[str, Answer]) -> None:
@@ -107,7 +107,7 @@ class _Opener:
         self._weights: dict[tuple[int, ...], list[int]] = {}
         self.altered: dict[str, tuple[str, ...]] = {}
 
-    def open(self, about: str, holds: Callable[[bytes], bool]) -> bytes:
+    def secret(self, about: str, holds: Callable[[bytes], bool]) -> bytes:
         """The 32-byte secret that `holds`, from any t shares that give it."""
         revealers = sorted(order(self._answers), key=lambda site: site in self._doubted)
         shares = {self._places[site]: shamir.decode(self._answers[site][about].share) for site in revealers}

@@ -45,7 +45,7 @@ def check_opens(
 ) -> None:
     played = session.open(session.sites, uploads, answers)
     assert np.array_equal(played.total, session.plain_sum(list(uploads)))
-    assert {about: set(liars) for about, liars in played.opening.altered.items()} == altered
+    assert {about: set(liars) for about, liars in played.recovered.altered.items()} == altered
 
 
 @pytest.mark.parametrize("about", ["site-0002", "site-0009"])
@@ -165,8 +165,8 @@ def test_answers_of_the_wrong_shape_are_refused_and_their_sender_named() -> None
 
 def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
     session, uploads, answers = answered(8, 1, length=100_003)
-    opening = recover_masks(session.ctx, session.cohort, session.sites, list(uploads), answers)
+    recovered = recover_masks(session.ctx, session.cohort, session.sites, list(uploads), answers)
     for threads in (1, 2, 5):
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
-        unmask(total, opening, threads)
+        unmask(total, recovered, threads)
         assert np.array_equal(total, session.plain_sum(list(uploads)))

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from federation.v1 import line_pb2 as federation_dot_v1_dot_line__pb2
+from federation.v1 import bandwidth_pb2 as federation_dot_v1_dot_bandwidth__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in federation/v1/line_pb2_grpc.py depends on'
+        + ' but the generated code in federation/v1/bandwidth_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,8 +36,8 @@ class LineStub:
         """
         self.Echo = channel.unary_unary(
                 '/hemofed.v1.Line/Echo',
-                request_serializer=federation_dot_v1_dot_line__pb2.EchoRequest.SerializeToString,
-                response_deserializer=federation_dot_v1_dot_line__pb2.EchoReply.FromString,
+                request_serializer=federation_dot_v1_dot_bandwidth__pb2.EchoRequest.SerializeToString,
+                response_deserializer=federation_dot_v1_dot_bandwidth__pb2.EchoReply.FromString,
                 _registered_method=True)
 
 
@@ -56,8 +56,8 @@ def add_LineServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Echo': grpc.unary_unary_rpc_method_handler(
                     servicer.Echo,
-                    request_deserializer=federation_dot_v1_dot_line__pb2.EchoRequest.FromString,
-                    response_serializer=federation_dot_v1_dot_line__pb2.EchoReply.SerializeToString,
+                    request_deserializer=federation_dot_v1_dot_bandwidth__pb2.EchoRequest.FromString,
+                    response_serializer=federation_dot_v1_dot_bandwidth__pb2.EchoReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -85,8 +85,8 @@ class Line:
             request,
             target,
             '/hemofed.v1.Line/Echo',
-            federation_dot_v1_dot_line__pb2.EchoRequest.SerializeToString,
-            federation_dot_v1_dot_line__pb2.EchoReply.FromString,
+            federation_dot_v1_dot_bandwidth__pb2.EchoRequest.SerializeToString,
+            federation_dot_v1_dot_bandwidth__pb2.EchoReply.FromString,
             options,
             channel_credentials,
             insecure,

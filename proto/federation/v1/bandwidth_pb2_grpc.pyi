@@ -8,7 +8,7 @@ anybody, and nothing on the way can make it shorter.
 """
 
 from collections import abc as _abc
-from federation.v1 import line_pb2 as _line_pb2
+from federation.v1 import bandwidth_pb2 as _bandwidth_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -35,22 +35,22 @@ class LineStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LineAsyncStub: ...
-    Echo: _grpc.UnaryUnaryMultiCallable[_line_pb2.EchoRequest, _line_pb2.EchoReply]
+    Echo: _grpc.UnaryUnaryMultiCallable[_bandwidth_pb2.EchoRequest, _bandwidth_pb2.EchoReply]
     """mutual TLS; a site may move only so much a minute"""
 
 @_typing.type_check_only
 class LineAsyncStub(LineStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Echo: _aio.UnaryUnaryMultiCallable[_line_pb2.EchoRequest, _line_pb2.EchoReply]  # type: ignore[assignment]
+    Echo: _aio.UnaryUnaryMultiCallable[_bandwidth_pb2.EchoRequest, _bandwidth_pb2.EchoReply]  # type: ignore[assignment]
     """mutual TLS; a site may move only so much a minute"""
 
 class LineServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Echo(
         self,
-        request: _line_pb2.EchoRequest,
+        request: _bandwidth_pb2.EchoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_line_pb2.EchoReply, _abc.Awaitable[_line_pb2.EchoReply]]:
+    ) -> _typing.Union[_bandwidth_pb2.EchoReply, _abc.Awaitable[_bandwidth_pb2.EchoReply]]:
         """mutual TLS; a site may move only so much a minute"""
 
 def add_LineServicer_to_server(servicer: LineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
