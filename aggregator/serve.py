@@ -16,6 +16,7 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read onc
 import grpc
 import structlog
 import uvicorn
+from federation.limits import CHUNK_BYTES_MAX
 from federation.v1.bandwidth_pb2_grpc import add_LineServicer_to_server
 from federation.v1.blobs_pb2_grpc import add_BlobsServicer_to_server
 from federation.v1.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
@@ -34,7 +35,6 @@ from aggregator.rpc.enrolment import EnrolledDoor, JoiningDoor
 from aggregator.rpc.rounds import RoundsDoor
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
-from aggregator.store.blobs import CHUNK_BYTES
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class AggregatorServer:
         listen = app.settings.listen
         _require_free(listen)
         enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
-        self._sites = _server(listen.threads, CHUNK_BYTES + FRAMING_BYTES)
+        self._sites = _server(listen.threads, CHUNK_BYTES_MAX + FRAMING_BYTES)
         add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
         add_BlobsServicer_to_server(BlobsDoor(self._gate), self._sites)
         add_LineServicer_to_server(LineDoor(self._gate), self._sites)
@@ -151,7 +151,7 @@ def _require_free(listen: ListenSettings) -> None:
 def _server(threads: int, message_bytes_max: int) -> grpc.Server:
     options = [
         ("grpc.max_receive_message_length", message_bytes_max),
-        ("grpc.max_send_message_length", CHUNK_BYTES + FRAMING_BYTES),
+        ("grpc.max_send_message_length", CHUNK_BYTES_MAX + FRAMING_BYTES),
         ("grpc.so_reuseport", 0),  # a second aggregator on the same port is a mistake, not a helper
         # Windows grown by probing hold megabytes a site.
         ("grpc.http2.bdp_probe", 0),

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from federation.names import is_site_name
-from federation.pieces import SMALL_BYTES
+from federation.limits import SLOW_PIECE_BYTES, is_site_name
 
 from site_client.errors import ConfigRefused
 from site_client.windows import WindowRefused, parse_window
@@ -204,7 +203,7 @@ class SiteSettings:
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
-        piece_kib = SMALL_BYTES // 1024  # no larger one leaves or comes at such a pace
+        piece_kib = SLOW_PIECE_BYTES // 1024  # no larger one leaves or comes at such a pace
         chunk_s = piece_kib / (self.policy.bandwidth_kib_s or math.inf)
         _require(
             chunk_s <= self.agent.stall_s / 2,

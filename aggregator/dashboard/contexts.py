@@ -4,14 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from federation.plan import Metric, TrainingPlan
+from federation.labels import LABELS
+from federation.plan import TrainingPlan
+from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.dashboard.charts import Curve, Point
 from aggregator.dashboard.visibility import Visibility, visibility
-from aggregator.runs.metrics import LABELS, NOTHING, LabelMetrics, Report
+from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
@@ -133,7 +135,7 @@ def _round_view(
     return RoundView(
         number=row.number,
         attempt=row.attempt,
-        evaluation_only=row.number > plan.rounds,
+        evaluation_only=plan.evaluates_only(row.number),
         state=row.state.value,
         words=wording.ROUND_STATES[row.state.value],
         tone=wording.TONES.get(row.state.value, ""),
@@ -150,7 +152,7 @@ def _round_view(
         judged=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
-        visibility=visibility(reached, row.members, evaluation_only=row.number > plan.rounds),
+        visibility=visibility(reached, row.members, evaluation_only=plan.evaluates_only(row.number)),
     )
 
 

@@ -21,8 +21,9 @@ from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
 from federation.manifest import Model, load_model, save_model
-from federation.plan import Metric, TrainingPlan
+from federation.plan import TrainingPlan
 from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
+from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
 from aggregator import memory
@@ -32,7 +33,7 @@ from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs import metrics
 from aggregator.runs.lifecycle import Cause, continue_run, model_row
-from aggregator.runs.plans import evaluates_only, layout_of, plan_of
+from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
 from aggregator.store import Change, record, round_rows, run_rows
 from aggregator.store.blobs import Blobs, StoredBlob
@@ -129,7 +130,7 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
         run=run,
         row=row,
         plan=plan,
-        layout=layout_of(plan, row.number),
+        layout=Layout.of_round(plan, row.number),
         masking=attempt_of(session, run, row),
         shared=round_rows.senders(session, row.id, Seat.shares),
         uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
@@ -152,7 +153,7 @@ def _aggregate(app: AppContext, sealed: AggregationInput, progress: OnProgress) 
     with ThreadPoolExecutor(1) as beside:  # the disk takes its time
         sum_blob = beside.submit(lambda: app.blobs.add(encoding.pack_sum(sealed.layout, opened)))
         digest, model_blob = sealed.row.base_model, None
-        if not evaluates_only(sealed.plan, sealed.row.number):
+        if not sealed.plan.evaluates_only(sealed.row.number):
             digest, model_blob = _compute_next(app, sealed, opened, threads)
     progress()
     return AggregationResult(opened, digest, model_blob, sum_blob.result(), recovered.altered)
@@ -213,7 +214,7 @@ def _publish(app: AppContext, sealed: AggregationInput, result: AggregationResul
 
 def _metrics_row(sealed: AggregationInput, result: AggregationResult, least: int) -> ModelMetrics:
     header, members = result.opened.header, result.opened.members
-    trained = not evaluates_only(sealed.plan, sealed.row.number)
+    trained = not sealed.plan.evaluates_only(sealed.row.number)
     enough = members >= sealed.plan.cohort.minimum
     judged = enough and Metric.HISTOGRAMS in sealed.plan.metrics
     has_loss = enough and trained and header.example_count > 0

@@ -23,7 +23,7 @@ from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds.messages import published_sum, round_ref
-from aggregator.runs.plans import evaluates_only, plan_of
+from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run, Seat
@@ -158,7 +158,7 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
         plan_digest=run.plan_digest,
         base_model_digest=row.base_model,
-        evaluation_only=evaluates_only(plan_of(run), row.number),
+        evaluation_only=plan_of(run).evaluates_only(row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
         chain=_chain(session, run, held_model, base),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),

@@ -12,6 +12,7 @@ from typing import Literal
 
 from federation import secagg
 from federation.advertisement import advertisement_of
+from federation.encoding import Layout
 from federation.secagg.keys import CIPHERTEXT_BYTES
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
@@ -23,7 +24,7 @@ from aggregator.context import AppContext
 from aggregator.errors import MessageRefused
 from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
-from aggregator.runs.plans import layout_of, plan_of
+from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 from aggregator.store import Change, round_rows, run_rows
 from aggregator.store.tables import Round, Seat
@@ -104,7 +105,7 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
         seat = round_rows.held_seat(session, row.id, site)
         if seat.upload_digest != message.claim.digest:
             raise MessageRefused("expected the digest of the blob offered in this attempt; offer and send it first")
-        size = layout_of(plan_of(run), row.number).bytes
+        size = Layout.of_round(plan_of(run), row.number).bytes
         if not app.uploads.offer(message.claim.digest, size).complete:
             raise MessageRefused("expected a complete blob; send the rest of it, then claim it")
         claim, key = message.claim, masking.signing_keys[site]

@@ -7,14 +7,16 @@ and opened sums of runs in which the site has a seat. Uploads lie in a folder of
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from federation.encoding import Layout
+from federation.limits import DIGEST_BYTES
 from federation.v1.blobs_pb2 import BlobOffer
 
 from aggregator.context import AppContext
 from aggregator.errors import MessageRefused, NotFound, WrongState
-from aggregator.runs.plans import layout_of, plan_of
+from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
-from aggregator.store.blobs import DIGEST_BYTES, UploadProgress
+from aggregator.store.blobs import UploadProgress
 from aggregator.store.tables import Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
@@ -93,4 +95,4 @@ def _expect_turn(row: Round, seat: Seat, attempt: int) -> None:
 
 
 def _size_of(run: Run, row: Round) -> int:
-    return layout_of(plan_of(run), row.number).bytes
+    return Layout.of_round(plan_of(run), row.number).bytes

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import grpc
-from federation.pieces import piece_sizes
+from federation.limits import SLOW_PIECE_BYTES
 from federation.v1 import blobs_pb2
 from federation.v1.blobs_pb2_grpc import BlobsServicer
 from federation.wire import check_known
@@ -85,8 +85,7 @@ def _chunks_of(
 ) -> Iterator[tuple[blobs_pb2.BlobChunk, int]]:
     """Each chunk and its size as a message."""
     offset = request.offset
-    sizes = piece_sizes()
-    while data := read(next(sizes)):
+    while data := read(SLOW_PIECE_BYTES):
         chunk = blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
         yield chunk, size_of_chunk(chunk, len(data))
         offset += len(data)

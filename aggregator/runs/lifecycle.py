@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
-from aggregator.runs.plans import evaluates_only, plan_of
+from aggregator.runs.plans import plan_of
 from aggregator.sites.roster import eligible
 from aggregator.states import RoundState, RunState
 from aggregator.store import Change, round_rows, run_rows
@@ -120,7 +120,7 @@ def continue_run(session: Session, run: Run, ending: Cause) -> None:
     if run.state is not RunState.RUNNING or (last is not None and last.state not in round_rows.OVER):
         return
     plan, who = plan_of(run), run_rows.subject(run.run_id)
-    if last is not None and evaluates_only(plan, last.number):
+    if last is not None and plan.evaluates_only(last.number):
         change = Change(ending.at, ending.actor, who, "every round of the plan is over")
         run_rows.move(session, run, RunState.COMPLETED, change, ended_at=ending.at)
         return

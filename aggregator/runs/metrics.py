@@ -17,14 +17,12 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+from federation.labels import BINS, LABEL_WEIGHTS, LABELS, LOGIT_EDGE
 from numpy.typing import NDArray
 
-LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-LABEL_WEIGHTS = (1, 1, 1, 1, 1, 2)
 CALIBRATION_GROUPS = 15
 
-_EDGE, _BINS = 8.0, 64
-_LOGITS = -_EDGE + (np.arange(_BINS) + 0.5) * (2 * _EDGE / _BINS)  # middles of the bins
+_LOGITS = -LOGIT_EDGE + (np.arange(BINS) + 0.5) * (2 * LOGIT_EDGE / BINS)  # middles of the bins
 _LOSS_IF_NEGATIVE = np.logaddexp(0.0, _LOGITS)  # -log(1 - sigmoid(x))
 _LOSS_IF_POSITIVE = np.logaddexp(0.0, -_LOGITS)  # -log sigmoid(x)
 _PROBABILITIES = 1.0 / (1.0 + np.exp(-_LOGITS))

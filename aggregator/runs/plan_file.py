@@ -18,11 +18,11 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
 )
+from federation.vocabulary import Metric
 
 from aggregator.config import from_table
 from aggregator.errors import PlanFileRefused
@@ -150,7 +150,7 @@ def _plan(file: PlanFile, model: Model, random: Callable[[int], bytes]) -> Train
         cohort=CohortBounds(**asdict(file.cohort)),
         deadlines=Deadlines(**asdict(file.deadlines)),
         encoding=Encoding(**asdict(file.encoding), rotation_seed=random(ROTATION_SEED_BYTES)),
-        metrics=tuple(sorted(metrics, key=lambda metric: metric.value)),
+        metrics=tuple(sorted(metrics, key=lambda metric: metric.number)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 
-from federation.encoding import Layout
 from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
 
@@ -14,16 +13,6 @@ PLANS_KEPT = 8  # one run at a time; a few more for pages that look back
 def plan_of(run: Run) -> TrainingPlan:
     """The run's plan."""
     return _parsed(run.signed_plan)
-
-
-def evaluates_only(plan: TrainingPlan, number: int) -> bool:
-    """Whether round `number` judges the last model and trains nothing."""
-    return number > plan.rounds
-
-
-def layout_of(plan: TrainingPlan, number: int) -> Layout:
-    """How the words of round `number` are laid out; the evaluation-only round has header words alone."""
-    return Layout.of(plan, 0 if evaluates_only(plan, number) else plan.manifest.size)
 
 
 @lru_cache(PLANS_KEPT)

@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from federation.echo import BYTES_MAX, sequence
+from federation.bandwidth import sequence
+from federation.limits import CHUNK_BYTES_MAX
 from federation.v1 import bandwidth_pb2
 
 from aggregator.errors import Busy, MessageRefused
 
 WINDOW_S = 60.0
-WINDOW_BYTES_MAX = 8 * BYTES_MAX  # a measurement moves a quarter of it
+WINDOW_BYTES_MAX = 8 * CHUNK_BYTES_MAX  # a measurement moves a quarter of it
 CALL_BYTES = 64 * 1024  # what the smallest call counts for, so that their number is bounded too
 
 
@@ -25,8 +26,8 @@ class BandwidthTest:
     def answer(self, site: str, request: bandwidth_pb2.EchoRequest) -> bandwidth_pb2.EchoReply:
         """Raises: MessageRefused for more than 1 MiB either way, Busy when the minute's share is spent."""
         for what, size in (("sent", len(request.data)), ("wanted", request.wanted_bytes)):
-            if size > BYTES_MAX:
-                raise MessageRefused(f"expected at most {BYTES_MAX} bytes {what} to measure a line, got {size}")
+            if size > CHUNK_BYTES_MAX:
+                raise MessageRefused(f"expected at most {CHUNK_BYTES_MAX} bytes {what} to measure a line, got {size}")
         self._spend(site, max(CALL_BYTES, len(request.data) + request.wanted_bytes))
         return bandwidth_pb2.EchoReply(data=sequence(request.wanted_bytes))
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from federation.names import check_site_name
+from federation.fingerprint import six_words
+from federation.limits import check_site_name
 from federation.roster import Roster, RosterEntry, sign_roster
-from federation.token import Token, six_words
+from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 from sqlalchemy.orm import Session

@@ -4,7 +4,7 @@ import hashlib
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.names import check_site_name
+from federation.limits import check_site_name
 from federation.roster import SEALING_KEY_BYTES, SIGNING_KEY_BYTES
 from federation.token import SECRET_BYTES
 from federation.v1 import enrolment_pb2

@@ -1,20 +1,17 @@
 """What a site says of itself with each Poll, kept for the coordinator's eyes. Nothing in a round depends on it."""
 
-import re
 from datetime import timedelta
 
+from federation.limits import DIGEST_BYTES, REASONS_MAX, VERSION
 from federation.v1 import rounds_pb2 as pb
 
 from aggregator.context import AppContext, LastReport
 from aggregator.errors import MessageRefused
 from aggregator.store import Change, record, site_rows
-from aggregator.store.blobs import DIGEST_BYTES
 from aggregator.store.tables import SiteReport
 
 REPORT_EVERY = timedelta(seconds=5)
-REASONS_MAX = 32
 
-_VERSION = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _SQL_INTEGER_MAX = 2**63 - 1
 
 
@@ -65,7 +62,7 @@ def _check_report(request: pb.PollRequest) -> None:
         or pb.STATE_REASON_UNSPECIFIED in reasons,
         "progress_percent": request.progress_percent > 100,
         "model_digest": len(request.model_digest) not in (0, DIGEST_BYTES),
-        "version": not _VERSION.fullmatch(request.version),
+        "version": bool(request.version) and not VERSION.fullmatch(request.version),
         "ledger_head": len(request.ledger_head) not in (0, DIGEST_BYTES),
         "ledger_entries": request.ledger_entries > _SQL_INTEGER_MAX,
         "roster_epoch": request.roster_epoch > _SQL_INTEGER_MAX,

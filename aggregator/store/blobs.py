@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
+from federation.limits import CHUNK_BYTES_MAX, DIGEST_BYTES
 
-CHUNK_BYTES = 1 << 20  # federation/v1/blobs.proto: no message carries more
-DIGEST_BYTES = 32
+from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class Blobs:
         is empty, above 1 MiB, or goes beyond `size_bytes`; DigestRefused when the last byte is here and the hash wrong.
         """
         self._check_size(size_bytes)
-        if not 1 <= len(data) <= CHUNK_BYTES or offset < 0 or offset + len(data) > size_bytes:
+        if not 1 <= len(data) <= CHUNK_BYTES_MAX or offset < 0 or offset + len(data) > size_bytes:
             raise BlobRefused(
-                f"expected a chunk of 1..{CHUNK_BYTES} bytes within {size_bytes}, got {len(data)} bytes at {offset}"
+                f"expected a chunk of 1..{CHUNK_BYTES_MAX} bytes within {size_bytes}, got {len(data)} bytes at {offset}"
             )
         whole = self._whole_path(digest)
         with self._locked_partial(digest) as file:
@@ -225,7 +224,7 @@ def _chunks(source: bytes | Path) -> Iterator[bytes]:
         yield source
         return
     with open(source, "rb") as reader:
-        while chunk := reader.read(CHUNK_BYTES):
+        while chunk := reader.read(CHUNK_BYTES_MAX):
             yield chunk
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout, SiteHeader, clip, decode_sum, encode
+from federation.labels import ANY
 from federation.manifest import Model
 from federation.plan import TrainingPlan
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 from deploy.simulation.patients import SimulatedSite, study_cache
 from deploy.simulation.settings import SimulationSettings, initial_model, plan_of
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import ANY
 from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, weights_of
 from site_client.training.augment import Augmentation
@@ -82,7 +82,7 @@ def _round(
     place: ArmPosition, plan: TrainingPlan, model: Model, number: int, sites: list[SimulatedSite], pool: Executor
 ) -> DecodedSum:
     """One round's sum, opened. Words are added modulo 2^64, as under masks."""
-    layout = Layout.of(plan, plan.manifest.size if number <= plan.rounds else 0)
+    layout = Layout.of_round(plan, number)
     uploads = [pool.submit(_upload, place, plan, layout, model, number, site) for site in sites]
     total = np.zeros(layout.words, np.uint64)
     for upload in uploads:

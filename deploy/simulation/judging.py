@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from federation.labels import ANY
 from federation.manifest import Model
 from numpy.typing import NDArray
 
 from deploy.simulation.arms import ArmPosition, network_of
 from site_client.inference.metrics import Column, Scored, weighted_log_loss
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import ANY
 from site_client.training.score_histograms import slice_scores
 
 

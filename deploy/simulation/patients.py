@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from federation.labels import MISSING
 from numpy.typing import NDArray
 
 from deploy.simulation.settings import SITES, UNSEEN, VALIDATION_FRACTION, SimulationSettings
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
-from site_client.model.labels import MISSING
 from site_client.phantom.arrays import volume_of
 from site_client.phantom.dataset import Order, Visit, visits
 from site_client.phantom.delivery import noisy

@@ -12,11 +12,11 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
 )
+from federation.vocabulary import Metric
 
 from site_client.model.inputs import PIPELINE_VERSION
 from site_client.model.registry import build, model_of

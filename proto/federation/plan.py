@@ -6,17 +6,22 @@ Its digest is SHA-256 over its canonical bytes, which are also what the custodia
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
+from typing import Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from google.protobuf.message import Message
 
 from federation.errors import ManifestMismatch, PlanRefused
+from federation.limits import COHORT_MAX, COHORT_MIN
 from federation.manifest import Manifest
 from federation.signing import sign, verify
 from federation.v1 import plan_pb2
+from federation.vocabulary import Metric
 from federation.wire import parse, serialize
 
 SCHEMA = 1
@@ -25,26 +30,24 @@ _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
-class ServerKind(Enum):
-    """How the aggregate moves the model; the value is the number on the wire."""
+class ServerKind(StrEnum):
+    """The server optimizer: how the mean update moves the model. plan.toml uses these names."""
 
-    FEDAVG = plan_pb2.ServerOptimizer.FEDAVG
-    FEDAVGM = plan_pb2.ServerOptimizer.FEDAVGM
-    FEDADAM = plan_pb2.ServerOptimizer.FEDADAM
-    FEDYOGI = plan_pb2.ServerOptimizer.FEDYOGI
+    FEDAVG = "fedavg"
+    FEDAVGM = "fedavgm"
+    FEDADAM = "fedadam"
+    FEDYOGI = "fedyogi"
 
-
-class Metric(Enum):
-    """What header words may carry besides the weight; the value is the number on the wire."""
-
-    LOSS = plan_pb2.LOSS
-    HISTOGRAMS = plan_pb2.HISTOGRAMS
+    @property
+    def number(self) -> plan_pb2.ServerOptimizer.Kind.ValueType:
+        """The enumerator on the wire."""
+        return plan_pb2.ServerOptimizer.Kind.Value(self.name)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    image_size_px: int
-    slices_max: int
+    image_size_px: int = 256
+    slices_max: int = 64
 
     def __post_init__(self) -> None:
         _whole("inputs.image_size_px", self.image_size_px, 64, 512)
@@ -55,12 +58,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    proximal_mu: float
-    studies_per_step: int
-    studies_min: int
+    epochs: int = 1
+    learning_rate: float = 0.0003
+    weight_decay: float = 0.0001
+    proximal_mu: float = 0.0
+    studies_per_step: int = 1
+    studies_min: int = 32
     slices_per_study: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +80,8 @@ class LocalTraining:
 class ServerOptimizer:
     """Fields that `kind` does not use must be 0, so that one behavior has one plan."""
 
-    kind: ServerKind
-    learning_rate: float
+    kind: ServerKind = ServerKind.FEDAVG
+    learning_rate: float = 1.0
     beta1: float = 0.0
     beta2: float = 0.0
     tau: float = 0.0
@@ -93,20 +96,20 @@ class ServerOptimizer:
 
 @dataclass(frozen=True)
 class CohortBounds:
-    minimum: int
-    target: int
-    maximum: int
+    minimum: int = 3
+    target: int = 3
+    maximum: int = 64
 
     def __post_init__(self) -> None:
-        _whole("cohort.maximum", self.maximum, 3, 500)
-        _whole("cohort.minimum", self.minimum, 3, self.maximum)
+        _whole("cohort.maximum", self.maximum, COHORT_MIN, COHORT_MAX)
+        _whole("cohort.minimum", self.minimum, COHORT_MIN, self.maximum)
         _whole("cohort.target", self.target, self.minimum, self.maximum)
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    training_s: int
-    phase_s: int
+    training_s: int = 259_200
+    phase_s: int = 600
 
     def __post_init__(self) -> None:
         _whole("deadlines.training_s", self.training_s, 10, 2_592_000)
@@ -115,10 +118,10 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Encoding:
-    clip_norm: float
-    bits: int
-    weight_cap: int
-    rotation_seed: bytes
+    clip_norm: float = 1.0
+    bits: int = 6
+    weight_cap: int = 1000
+    rotation_seed: bytes = b""  # 32 bytes, drawn when the plan is made; the default is refused
 
     def __post_init__(self) -> None:
         _real("encoding.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
@@ -159,7 +162,8 @@ class TrainingPlan:
             )
         _length("initial_model_digest", self.initial_model_digest, 32)
         _whole("rounds", self.rounds, 1, 1000)
-        if [metric.value for metric in self.metrics] != sorted({metric.value for metric in self.metrics}):
+        numbers = [metric.number for metric in self.metrics]
+        if numbers != sorted(set(numbers)):
             raise PlanRefused("metrics", "expected each metric at most once, in the order of plan.proto")
 
     @classmethod
@@ -178,8 +182,15 @@ class TrainingPlan:
 
     @property
     def evaluation_round(self) -> int:
-        """Number of the round that judges the last model and trains nothing."""
+        """Number of the evaluation-only round, which judges the last model and trains nothing."""
         return self.rounds + 1
+
+    def evaluates_only(self, round_number: int) -> bool:
+        """Whether this round is evaluation-only. A run whose last round was abandoned repeats it under a new number."""
+        return round_number > self.rounds
+
+
+Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding)
 
 
 def sign_plan(plan: TrainingPlan, custodian: Ed25519PrivateKey) -> plan_pb2.SignedPlan:
@@ -205,7 +216,6 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         manifest = Manifest.of_message(message.manifest)
     except ManifestMismatch as error:
         raise PlanRefused("manifest", str(error)) from error
-    server, encoding = message.server, message.encoding
     return TrainingPlan(
         run_id=message.run_id,
         name=message.name,
@@ -214,12 +224,12 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         manifest=manifest,
         initial_model_digest=message.initial_model_digest,
         rounds=message.rounds,
-        inputs=Inputs(message.inputs.image_size_px, message.inputs.slices_max),
-        training=_training(message.training),
-        server=ServerOptimizer(_kind(server.kind), server.learning_rate, server.beta1, server.beta2, server.tau),
-        cohort=CohortBounds(message.cohort.minimum, message.cohort.target, message.cohort.maximum),
-        deadlines=Deadlines(message.deadlines.training_s, message.deadlines.phase_s),
-        encoding=Encoding(encoding.clip_norm, encoding.bits, encoding.weight_cap, encoding.rotation_seed),
+        inputs=_section_of(Inputs, message.inputs),
+        training=_section_of(LocalTraining, message.training),
+        server=_section_of(ServerOptimizer, message.server),
+        cohort=_section_of(CohortBounds, message.cohort),
+        deadlines=_section_of(Deadlines, message.deadlines),
+        encoding=_section_of(Encoding, message.encoding),
         metrics=tuple(_metric(number) for number in message.metrics),
     )
 
@@ -231,28 +241,37 @@ def _check_present(message: plan_pb2.Plan) -> None:
             raise PlanRefused(field.name, "expected this part of the plan, got none")
 
 
-def _training(message: plan_pb2.LocalTraining) -> LocalTraining:
-    # Both sides of the assignment carry the same field names; a test holds them equal.
-    return LocalTraining(**{field.name: getattr(message, field.name) for field in fields(LocalTraining)})
+def _section_of(kind: type[Section], message: Message) -> Section:
+    """A part of the plan. Dataclass and message have the same field names; a test holds them equal."""
+    values = {field.name: getattr(message, field.name) for field in fields(kind)}
+    if kind is ServerOptimizer:
+        values["kind"] = _server_kind(values["kind"])
+    return kind(**values)
 
 
-def _kind(number: int) -> ServerKind:
-    try:
-        return ServerKind(number)
-    except ValueError as error:
-        raise PlanRefused("server.kind", f"expected a known server optimizer, got number {number}") from error
+def _section_message(section: Section) -> Message:
+    values = {field.name: getattr(section, field.name) for field in fields(section)}
+    if isinstance(section, ServerOptimizer):
+        values["kind"] = section.kind.number
+    return _MESSAGES[type(section)](**values)
+
+
+def _server_kind(number: int) -> ServerKind:
+    for kind in ServerKind:
+        if kind.number == number:
+            return kind
+    raise PlanRefused("server.kind", f"expected a known server optimizer, got number {number}")
 
 
 def _metric(number: int) -> Metric:
-    try:
-        return Metric(number)
-    except ValueError as error:
-        raise PlanRefused("metrics", f"expected a known metric, got number {number}") from error
+    for metric in Metric:
+        if metric.number == number:
+            return metric
+    raise PlanRefused("metrics", f"expected a known metric, got number {number}")
 
 
 def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
-    server, encoding = plan.server, plan.encoding
-    return plan_pb2.Plan(
+    message = plan_pb2.Plan(
         schema=SCHEMA,
         run_id=plan.run_id,
         name=plan.name,
@@ -261,33 +280,22 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
         manifest=plan.manifest.to_message(),
         initial_model_digest=plan.initial_model_digest,
         rounds=plan.rounds,
-        inputs=plan_pb2.Inputs(image_size_px=plan.inputs.image_size_px, slices_max=plan.inputs.slices_max),
-        training=plan_pb2.LocalTraining(
-            epochs=plan.training.epochs,
-            learning_rate=plan.training.learning_rate,
-            weight_decay=plan.training.weight_decay,
-            proximal_mu=plan.training.proximal_mu,
-            studies_per_step=plan.training.studies_per_step,
-            studies_min=plan.training.studies_min,
-            slices_per_study=plan.training.slices_per_study,
-        ),
-        server=plan_pb2.ServerOptimizer(
-            kind=server.kind.value,
-            learning_rate=server.learning_rate,
-            beta1=server.beta1,
-            beta2=server.beta2,
-            tau=server.tau,
-        ),
-        cohort=plan_pb2.Cohort(minimum=plan.cohort.minimum, target=plan.cohort.target, maximum=plan.cohort.maximum),
-        deadlines=plan_pb2.Deadlines(training_s=plan.deadlines.training_s, phase_s=plan.deadlines.phase_s),
-        encoding=plan_pb2.Encoding(
-            clip_norm=encoding.clip_norm,
-            bits=encoding.bits,
-            weight_cap=encoding.weight_cap,
-            rotation_seed=encoding.rotation_seed,
-        ),
-        metrics=[metric.value for metric in plan.metrics],
+        metrics=[metric.number for metric in plan.metrics],
     )
+    for name in _SECTIONS:
+        getattr(message, name).CopyFrom(_section_message(getattr(plan, name)))
+    return message
+
+
+_SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding")
+_MESSAGES: dict[type, Callable[..., Message]] = {
+    Inputs: plan_pb2.Inputs,
+    LocalTraining: plan_pb2.LocalTraining,
+    ServerOptimizer: plan_pb2.ServerOptimizer,
+    CohortBounds: plan_pb2.Cohort,
+    Deadlines: plan_pb2.Deadlines,
+    Encoding: plan_pb2.Encoding,
+}
 
 
 def _whole(field: str, value: int, low: int, high: int) -> None:

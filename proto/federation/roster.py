@@ -9,7 +9,7 @@ from functools import cached_property
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from federation.errors import RosterRefused
-from federation.names import is_site_name
+from federation.limits import is_site_name
 from federation.signing import sign, verify
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize

@@ -1,4 +1,4 @@
-"""The one-time token that turns a hospital's machine into a site, and six words to compare by telephone.
+"""The one-time token that turns a hospital's machine into a site.
 
     hf1_<site>_<secret>_<ca>_<crc>
 
@@ -13,17 +13,12 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from hashlib import sha256
-
-from mnemonic import Mnemonic
 
 from federation.errors import TokenRefused
-from federation.names import check_site_name
+from federation.limits import check_site_name
 
 SECRET_BYTES = 32
 _FORM = re.compile(r"hf1_([a-z0-9-]{1,32})_([a-z2-7]{52})_([a-z2-7]{52})_([0-9a-f]{8})")
-_WORDS_DOMAIN = b"hemofed fingerprint v1\x00"
 
 
 @dataclass(frozen=True)
@@ -62,21 +57,6 @@ class Token:
         """The token to hand to the hospital. It is a secret: show it once, keep only its hash."""
         body = f"hf1_{self.site}_{_to_base32(self.secret)}_{_to_base32(self.ca_fingerprint)}"
         return f"{body}_{_crc(body)}"
-
-
-def six_words(csr_der: bytes, signing_key: bytes, sealing_key: bytes) -> str:
-    """Six BIP-39 words (66 bits) over the keys a site asks to be enrolled with, for reading aloud.
-
-    The first 66 bits of SHA-256 over a domain and the SHA-256 of each argument.
-    """
-    parts = b"".join(sha256(part).digest() for part in (csr_der, signing_key, sealing_key))
-    number = int.from_bytes(sha256(_WORDS_DOMAIN + parts).digest(), "big") >> (256 - 66)
-    return " ".join(_words()[number >> shift & 2047] for shift in range(55, -1, -11))
-
-
-@cache
-def _words() -> tuple[str, ...]:
-    return tuple(Mnemonic("english").wordlist)
 
 
 def _crc(body: str) -> str:

@@ -13,8 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from federation.errors import Malformed
-
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+from federation.limits import MESSAGE_BYTES_MAX
 
 M = TypeVar("M", bound=Message)
 

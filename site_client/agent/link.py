@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from federation.limits import MESSAGE_BYTES_MAX
+
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read once, when grpc starts
 
 import grpc
@@ -27,7 +29,6 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 # When the line is cut and comes back under another address, a download waits in silence until a ping finds that out.
 # Below the shortest idle limit of common NAT (60 s), and not below what the aggregator allows (10 s).
 KEEPALIVE_MS = 15_000

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from federation.labels import ANY
 from federation.manifest import Model, save_model
 
 from site_client.benchmark.settings import BenchmarkSettings
@@ -18,7 +19,6 @@ from site_client.calibration.model import CalibratedNet
 from site_client.files import remove, replace_file
 from site_client.inference.answers import Answers, answer, clock_of
 from site_client.inference.metrics import Measure, Scored, accuracy, measure, weighted_log_loss
-from site_client.model.labels import ANY
 from site_client.model.network import Network, SequenceNet
 from site_client.model.registry import build, model_of
 from site_client.training.array_cache import ArrayCache

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from federation.labels import ANY, LABELS
 
 from site_client.benchmark.arms import Bench, Done, Failed
 from site_client.benchmark.figure import draw
@@ -23,7 +24,6 @@ from site_client.inference.metrics import (
     weighted_log_loss,
 )
 from site_client.inference.patients import positives
-from site_client.model.labels import ANY, LABELS
 
 SYNTHETIC = "Synthetic patients: a result on them is never clinical evidence."
 REAL = "For research. Not a statement about any patient, and not a validated device."

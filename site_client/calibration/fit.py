@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from federation.labels import LABELS
 from numpy.typing import NDArray
 
 from site_client.calibration.model import Calibration, Calibrations, fit_temperature, prior_offset
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import LABELS
 from site_client.model.network import Network
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split, complete, sampling_weights, study_labels

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
+from federation.labels import LABELS
 from numpy.typing import NDArray
 from torch import Tensor
 
-from site_client.model.labels import LABELS
 from site_client.model.network import Network, Output, clamp_any
 
 Reals = NDArray[np.float64]

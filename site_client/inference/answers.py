@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from federation.labels import LABELS
 from numpy.typing import NDArray
 
 from site_client.inference.metrics import Scored
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.training.compute import Compute
 from site_client.training.data import Loader

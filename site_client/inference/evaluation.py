@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
+from federation.labels import LABELS
 
 from site_client.inference import ranked
 from site_client.inference.metrics import (
@@ -23,7 +24,6 @@ from site_client.inference.metrics import (
     weighted_log_loss,
 )
 from site_client.inference.ranked import Ranked
-from site_client.model.labels import LABELS
 
 POSITIVES_MIN: Final = 10
 _TOO_FEW: Final = f"fewer than {POSITIVES_MIN} positives"

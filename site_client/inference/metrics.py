@@ -23,13 +23,13 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+from federation.labels import LABEL_WEIGHTS, LABELS, MISSING
 from numpy.typing import NDArray
 
 from site_client.errors import EvaluationRefused
 from site_client.inference import ranked
 from site_client.inference.ranked import Ranked, Reals
-from site_client.ingest.records import LABELS, MISSING, StudyRecord
-from site_client.model.labels import LABEL_WEIGHTS
+from site_client.ingest.records import StudyRecord
 
 DRAWS: Final = 2000
 PATIENTS_MIN: Final = 10  # for an interval

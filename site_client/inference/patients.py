@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from federation.labels import LABELS
 
 from site_client.errors import EvaluationRefused
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
-from site_client.ingest.records import LABELS, PatientKey, StudyKey, StudyRecord
+from site_client.ingest.records import PatientKey, StudyKey, StudyRecord
 from site_client.ingest.rules import Rules
 from site_client.training.data import Split, study_labels
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from federation.labels import ANY, LABELS
 from federation.manifest import Model, load_model
 from numpy.typing import NDArray
 
@@ -18,7 +19,6 @@ from site_client.ingest.records import SeriesRecord
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
-from site_client.model.labels import ANY, LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of
 from site_client.training.compute import Compute

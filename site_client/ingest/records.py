@@ -15,9 +15,6 @@ PatientKey = NewType("PatientKey", str)
 SeriesKey = NewType("SeriesKey", str)
 SliceKey = NewType("SliceKey", str)
 
-LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-MISSING = -1
-
 
 @dataclass(frozen=True)
 class SeriesRecord:

@@ -16,10 +16,10 @@ import math
 from typing import Final, NamedTuple
 
 import torch
+from federation.labels import ANY, LABELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from site_client.model.labels import ANY, LABELS
 from site_client.model.recurrence import Recurrence, RecurrenceName
 
 CHANNELS: Final = 5  # brain z-1, z, z+1; subdural z; bone z

@@ -8,9 +8,9 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
+from federation.labels import LABELS
 from torch import Tensor, nn
 
-from site_client.model.labels import LABELS
 from site_client.model.network import GEOMETRY, PRIOR_STUDY, Network, Output
 
 WINDOWS: Final = (1, 3, 4)  # of the five channels: brain, subdural and bone; neighbours are neighbours here anyway

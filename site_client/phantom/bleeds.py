@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from federation.labels import SUBTYPES
 
 from site_client.phantom.brain import HU, Brain, Tissue, tentorium_mm
 from site_client.phantom.head import Head
 from site_client.phantom.lesions import Lesion
 from site_client.phantom.noise import Floats, Mask, Points
-from site_client.phantom.statistics import SUBTYPES
 
 FAR = np.float32(1e6)
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from federation.labels import SUBTYPES
 
 from site_client.errors import PhantomRefused
 from site_client.phantom.arrays import write_arrays
@@ -20,7 +21,6 @@ from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults, wr
 from site_client.phantom.lesions import percent_of
 from site_client.phantom.profiles import PROFILES, Patients, Scanner
 from site_client.phantom.skew import skewed
-from site_client.phantom.statistics import SUBTYPES
 from site_client.phantom.streams import GENERATOR_VERSION, PhantomStreams
 from site_client.phantom.study import Study, Wishes, make_study
 

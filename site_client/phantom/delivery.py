@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from site_client.phantom.statistics import LABELS
+from federation.labels import LABELS
 
 Labels = npt.NDArray[np.int8]
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from federation.labels import LABELS, SUBTYPES
 
 from site_client.phantom.profiles import Patients
-from site_client.phantom.statistics import LABELS, SUBTYPE_SETS, SUBTYPES, draw_count, draw_hu, draw_ml
+from site_client.phantom.statistics import SUBTYPE_SETS, draw_count, draw_hu, draw_ml
 
 Prevalence = Literal["profile", "rsna", "natural", "balanced"]
 Style = Literal[

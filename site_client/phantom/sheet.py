@@ -13,11 +13,11 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
+from federation.labels import SUBTYPES
 
 from site_client.phantom.lesions import STUDY_PERCENT, draw_lesions
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.statistics import SUBTYPES
 from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Study, Wishes, make_study
 

@@ -8,9 +8,7 @@ table. HU is the mean over a lesion, *partial-volume averaged*; cores are denser
 from typing import Final
 
 import numpy as np
-
-SUBTYPES: Final = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-LABELS: Final = (*SUBTYPES, "any")
+from federation.labels import SUBTYPES
 
 QUANTILES: Final = (0.0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
 

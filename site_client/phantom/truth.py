@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from federation.labels import SUBTYPES
 from scipy import ndimage
 
 from site_client.phantom.lattice import Lattice, Scan
 from site_client.phantom.noise import Floats
-from site_client.phantom.statistics import SUBTYPES
 
 MIN_ML = 0.03
 MIN_AREA_MM2 = 6.0

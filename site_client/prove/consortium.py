@@ -17,13 +17,13 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
 )
 from federation.roster import Roster, RosterEntry, sign_roster
 from federation.v1 import enrolment_pb2
+from federation.vocabulary import Metric
 
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from federation.limits import CHUNK_BYTES_MAX
 from federation.manifest import load_model
 from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
@@ -26,7 +27,7 @@ from federation.wire import serialize
 from site_client.agent.egress import verify
 from site_client.agent.egress.calls import FETCH_PLAN, POLL
 from site_client.agent.egress.egress import Cleared, Egress
-from site_client.agent.egress.guard import CHUNK_BYTES_MAX, Guard
+from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.payloads import Payloads
 from site_client.agent.rounds.dry_run import RecordingTransport

@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from federation.labels import ANY, LABELS, MISSING
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from site_client.ingest.records import PatientKey, StudyRecord
 from site_client.model.inputs import WHOLE, PreparedStudy, compose_channels, merge_labels
-from site_client.model.labels import ANY, LABELS, MISSING
 from site_client.model.network import Network
 from site_client.training.augment import Augmentation, augment
 from site_client.training.cache import StudyCache

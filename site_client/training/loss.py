@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from federation.labels import LABEL_WEIGHTS, MISSING
 from torch import Tensor
 
-from site_client.model.labels import LABEL_WEIGHTS, MISSING
 from site_client.model.network import Output
 from site_client.training.data import Sample
 

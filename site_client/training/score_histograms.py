@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from federation.encoding import HISTOGRAM_SHAPE
 from federation.encoding.header import bin_of
+from federation.labels import LABELS
 from numpy.typing import NDArray
 
 from site_client.ingest.records import StudyRecord
-from site_client.model.labels import LABELS
 from site_client.model.network import Network, clamp_any
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
 from site_client.training.loop import Stopped
-
-BINS = 64
 
 
 def slice_histograms(
@@ -74,7 +73,7 @@ def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number])
 
 
 def _count(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.int64]:
-    counts = np.zeros((len(LABELS), 2, BINS), np.int64)
+    counts = np.zeros(HISTOGRAM_SHAPE, np.int64)
     known = labels >= 0
     where = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
     np.add.at(counts, (where[known], labels[known], bin_of(logits)[known]), 1)
@@ -84,5 +83,5 @@ def _count(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.
 def _resume(checkpoints: Checkpoints) -> tuple[NDArray[np.int64], int]:
     saved = checkpoints.load()
     if saved is None:
-        return np.zeros((len(LABELS), 2, BINS), np.int64), 0
+        return np.zeros(HISTOGRAM_SHAPE, np.int64), 0
     return saved.tensors["counts"].numpy().copy(), saved.numbers["done"]

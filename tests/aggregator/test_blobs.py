@@ -8,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from federation.limits import CHUNK_BYTES_MAX
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
-from aggregator.store.blobs import CHUNK_BYTES, Blobs, UploadProgress
+from aggregator.store.blobs import Blobs, UploadProgress
 
 LIMIT = 8 << 20
 
@@ -36,11 +37,11 @@ def read(blobs: Blobs, name: bytes) -> bytes:
 
 
 def test_an_upload_in_chunks_is_complete_after_the_last_one(blobs: Blobs) -> None:
-    data = os.urandom(2 * CHUNK_BYTES + 17)
+    data = os.urandom(2 * CHUNK_BYTES_MAX + 17)
     name = digest(data)
     assert blobs.offer(name, len(data)) == UploadProgress(0, complete=False)
-    for offset in range(0, len(data), CHUNK_BYTES):
-        progress = blobs.put(name, len(data), offset, data[offset : offset + CHUNK_BYTES])
+    for offset in range(0, len(data), CHUNK_BYTES_MAX):
+        progress = blobs.put(name, len(data), offset, data[offset : offset + CHUNK_BYTES_MAX])
     assert progress == UploadProgress(len(data), complete=True)
     assert read(blobs, name) == data
 
@@ -152,7 +153,7 @@ def test_a_size_of_nothing_or_above_the_limit_is_refused(blobs: Blobs, size: int
 
 @pytest.mark.parametrize(
     ("offset", "data"),
-    [(0, b""), (0, bytes(CHUNK_BYTES + 1)), (-1, b"x"), (LIMIT, b"x"), (LIMIT - 1, b"xx")],
+    [(0, b""), (0, bytes(CHUNK_BYTES_MAX + 1)), (-1, b"x"), (LIMIT, b"x"), (LIMIT - 1, b"xx")],
     ids=["empty", "too long", "negative", "beyond", "across the end"],
 )
 def test_a_chunk_that_does_not_fit_the_blob_is_refused(blobs: Blobs, offset: int, data: bytes) -> None:
@@ -167,14 +168,14 @@ def test_another_size_for_a_complete_blob_is_refused(blobs: Blobs) -> None:
 
 
 def test_a_file_added_is_the_same_blob_as_its_bytes(blobs: Blobs, tmp_path: Path) -> None:
-    data = os.urandom(CHUNK_BYTES + 3)
+    data = os.urandom(CHUNK_BYTES_MAX + 3)
     (tmp_path / "model").write_bytes(data)
     assert blobs.add(tmp_path / "model") == blobs.add(data)
     assert read(blobs, digest(data)) == data
 
 
 def test_a_file_taken_becomes_the_blob_and_is_gone(blobs: Blobs, tmp_path: Path) -> None:
-    data = os.urandom(CHUNK_BYTES + 3)
+    data = os.urandom(CHUNK_BYTES_MAX + 3)
     (tmp_path / "model").write_bytes(data)
     (tmp_path / "again").write_bytes(data)
     assert blobs.take(tmp_path / "model") == blobs.take(tmp_path / "again") == blobs.add(data)

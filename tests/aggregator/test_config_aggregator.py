@@ -10,7 +10,8 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 from federation.manifest import Manifest, Model, TensorSpec, save_model
-from federation.plan import Metric, ServerKind, TrainingPlan
+from federation.plan import ServerKind, TrainingPlan
+from federation.vocabulary import Metric
 
 from aggregator.config import AggregatorSettings, from_table, load_settings
 from aggregator.errors import ConfigRefused, PlanFileRefused

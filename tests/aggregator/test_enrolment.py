@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from federation.errors import FederationError
-from federation.token import Token, six_words
+from federation.fingerprint import six_words
+from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator import config

@@ -7,7 +7,7 @@ import pytest
 from federation import secagg
 from federation.encoding import DecodedSum, Layout, SiteHeader, decode_sum, encode
 from federation.errors import EncodingRefused
-from federation.plan import Metric
+from federation.vocabulary import Metric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

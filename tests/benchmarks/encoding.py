@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 from federation.chain import mean_update, next_model
-from federation.encoding import BINS, LABELS, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
+from federation.encoding import HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import (
     CohortBounds,
@@ -22,11 +22,11 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
 )
+from federation.vocabulary import Metric
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def measure(parameters: int, bits: int, members: int, repeat: int) -> None:
     rng = np.random.default_rng(1)
     delta = rng.standard_t(3, parameters).astype(np.float32)
     delta /= np.linalg.norm(delta)
-    header = SiteHeader(100, 12.5, 100, False, np.ones((LABELS, 2, BINS), np.int64))
+    header = SiteHeader(100, 12.5, 100, False, np.ones(HISTOGRAM_SHAPE, np.int64))
 
     words = _timed("encode", repeat, lambda: encode(layout, delta, header, rng))
     one = decode_sum(layout, words, 1)

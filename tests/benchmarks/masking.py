@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from federation.encoding import BINS, LABELS, Layout, SiteHeader, encode
-from federation.plan import Metric
+from federation.encoding import HISTOGRAM_SHAPE, Layout, SiteHeader, encode
 from federation.secagg import Member
 from federation.secagg.masks import CHUNK_BYTES
+from federation.vocabulary import Metric
 
 from tests.contract.secagg_session import Session, addressed_to
 
@@ -34,7 +34,7 @@ def measure(params: int, neighbors: int, members_max: int, repeats: int) -> dict
     layout = Layout(params, 6, members_max, 1.0, 1000, rng.bytes(32), frozenset(Metric))
     delta = rng.standard_normal(params, dtype=np.float32)
     delta /= np.linalg.norm(delta)
-    header = SiteHeader(500, 1.0, 500, False, np.zeros((LABELS, 2, BINS), np.int64))
+    header = SiteHeader(500, 1.0, 500, False, np.zeros(HISTOGRAM_SHAPE, np.int64))
     session = Session(neighbors + 1)
     site = session.sites[0]
     shares = addressed_to(site, session.share_all())

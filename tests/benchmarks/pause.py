@@ -38,12 +38,12 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
     sign_plan,
 )
+from federation.vocabulary import Metric
 
 from site_client.inference.drawing import Axis, PlotLine, chart, legend, picture
 from site_client.model.initial_weights import write_fresh

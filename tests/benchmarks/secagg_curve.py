@@ -19,12 +19,12 @@ from typing import TypeVar
 
 import numpy as np
 from federation.encoding import Layout
-from federation.plan import Metric
 from federation.secagg import Cohort, RevealedShare, ShareKind, masks, recover_masks, split, unmask
 from federation.secagg.keys import seal_shares
 from federation.secagg.member import _deal
 from federation.secagg.state import Phase
 from federation.secagg.transcript import confirm_statement
+from federation.vocabulary import Metric
 
 from tests.contract.secagg_session import BLOB_DIGEST, Session
 

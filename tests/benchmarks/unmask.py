@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
-from federation.plan import Metric
 from federation.secagg import RecoveredMasks, recover_masks, unmask
 from federation.secagg.masks import CHUNK_BYTES
+from federation.vocabulary import Metric
 
 from tests.contract.secagg_session import Session
 

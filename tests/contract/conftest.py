@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.encoding import BINS, LABELS, SiteHeader
+from federation.encoding import HISTOGRAM_SHAPE, SiteHeader
 from federation.manifest import Manifest, TensorSpec
 from federation.plan import (
     CohortBounds,
@@ -15,11 +15,11 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
 )
+from federation.vocabulary import Metric
 
 PLAN = TrainingPlan(
     run_id=bytes(range(16)),
@@ -67,7 +67,7 @@ def make_header() -> Callable[..., SiteHeader]:
             "loss_sum": 0.0,
             "example_count": 0,
             "clipped": False,
-            "histograms": np.zeros((LABELS, 2, BINS), np.int64),
+            "histograms": np.zeros(HISTOGRAM_SHAPE, np.int64),
         }
         return SiteHeader(**(empty | changes))
 

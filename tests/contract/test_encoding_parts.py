@@ -9,7 +9,8 @@ from federation.encoding.header import COUNT_MAX, LOSS_MAX, read_header, write_h
 from federation.encoding.quantize import quantize
 from federation.encoding.rotation import hadamard, rotate, unrotate
 from federation.errors import EncodingRefused
-from federation.plan import Metric, TrainingPlan
+from federation.plan import TrainingPlan
+from federation.vocabulary import Metric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation.chain import mean_update, next_model
-from federation.encoding import BINS, HEADER_WORDS, LABELS, Layout, SiteHeader, decode_sum, lanes, pack_sum
+from federation.encoding import HEADER_WORDS, HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, lanes, pack_sum
 from federation.encoding.header import write_header
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
@@ -249,7 +249,7 @@ def _plan(make_plan: Callable[..., TrainingPlan], case: dict[str, Any], kind: st
 def _upload(layout: Layout, bits: int, member: int) -> np.ndarray:
     """What `encode` writes once the coordinates are quantized; the draws before it are a site's own."""
     weight, loss, examples, clipped, *bins = member_header(member)
-    histograms = np.array(bins, np.int64).reshape(LABELS, 2, BINS)
+    histograms = np.array(bins, np.int64).reshape(HISTOGRAM_SHAPE)
     words = np.empty(layout.words, np.uint64)
     words[:HEADER_WORDS] = write_header(
         layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms)

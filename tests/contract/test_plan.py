@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, PlanRefused
-from federation.plan import LocalTraining, Metric, ServerKind, ServerOptimizer, TrainingPlan, sign_plan, verify_plan
+from federation.plan import LocalTraining, ServerKind, ServerOptimizer, TrainingPlan, sign_plan, verify_plan
 from federation.v1 import plan_pb2
+from federation.vocabulary import Metric
 from federation.wire import serialize
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,7 +100,7 @@ def test_the_same_values_are_refused_on_the_wire(make_plan: Make, field: str, va
     holder = getattr(message, parts[0]) if parts else message
     if name == "metrics":
         del message.metrics[:]
-        message.metrics.extend(metric.value for metric in value)  # type: ignore[attr-defined]
+        message.metrics.extend(metric.number for metric in value)  # type: ignore[attr-defined]
     else:
         setattr(holder, name, int(value) if value is True else value)
     if value is True:

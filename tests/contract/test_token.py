@@ -4,7 +4,8 @@ import zlib
 
 import pytest
 from federation.errors import TokenRefused
-from federation.token import Token, six_words
+from federation.fingerprint import six_words
+from federation.token import Token
 from hypothesis import given
 from hypothesis import strategies as st
 from mnemonic import Mnemonic

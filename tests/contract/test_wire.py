@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from federation.errors import Malformed
+from federation.limits import MESSAGE_BYTES_MAX
 from federation.v1 import blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
-from federation.wire import MESSAGE_BYTES_MAX, check_known, parse, serialize
+from federation.wire import check_known, parse, serialize
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message

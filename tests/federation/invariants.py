@@ -134,7 +134,7 @@ def _sum_is_sum(world: World, row: Round) -> None:
     assert row.members == len(members) >= least, f"round {row.number} opened a sum of {members}, of {least} or more"
     assert len(revealed) >= least, f"round {row.number} was opened by {revealed}, of {least} or more"
     plan = world.plan
-    layout = Layout.of(plan, 0 if row.number > plan.rounds else plan.manifest.size)
+    layout = Layout.of_round(plan, row.number)
     total = np.zeros(layout.words, np.uint64)
     for site in members:
         sent = secagg_pb2.Advertisement.FromString(advertised[site])
@@ -159,7 +159,7 @@ def plain_words(world: World, row: Round, site: str, uctx: bytes) -> np.ndarray:
 
 def contribution_of(world: World, row: Round, site: str) -> Contribution:
     plan = world.plan
-    job = Job(world.run_id, row.number, row.number > plan.rounds, row.base_model, plan.digest)  # type: ignore[arg-type]
+    job = Job(world.run_id, row.number, plan.evaluates_only(row.number), row.base_model, plan.digest)  # type: ignore[arg-type]
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
     if delta is not None:
         update = replace(update, delta_sha256=hashlib.sha256(delta.tobytes()).digest())

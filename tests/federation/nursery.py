@@ -18,13 +18,13 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
     sign_plan,
 )
 from federation.v1 import enrolment_pb2
+from federation.vocabulary import Metric
 
 from aggregator.context import AppContext, open_context
 from aggregator.migrations import upgrade

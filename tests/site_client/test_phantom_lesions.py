@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from federation.labels import SUBTYPES
 
 from site_client.phantom.delivery import noisy, slice_ids
 from site_client.phantom.lesions import STUDY_PERCENT, draw_lesions, set_weights
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.statistics import LESION_HU, LESION_ML, QUANTILES, SUBTYPES, draw_hu, draw_ml
+from site_client.phantom.statistics import LESION_HU, LESION_ML, QUANTILES, draw_hu, draw_ml
 from site_client.phantom.truth import labels_of
 
 

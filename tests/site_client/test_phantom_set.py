@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
+from federation.labels import LABELS
 from pydicom.dataset import FileDataset
 
 from site_client.errors import PhantomRefused
@@ -16,7 +17,6 @@ from site_client.ingest.series.content import judge, measure
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set, visits
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.statistics import LABELS
 from site_client.phantom.study import Wishes
 from site_client.phantom.truth import labels_of
 from site_client.phantom.truth import measure as measure_masks

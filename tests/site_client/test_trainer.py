@@ -21,12 +21,12 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
     sign_plan,
 )
+from federation.vocabulary import Metric
 
 from site_client.config import load
 from site_client.ingest.pseudonym import load_secret

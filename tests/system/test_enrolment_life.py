@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from federation.token import Token, six_words
+from federation.fingerprint import six_words
+from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation.pieces import LARGE_BYTES
 
 from aggregator.serve import FRAMING_BYTES
+from site_client.agent.egress.pieces import LARGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from federation.echo import BYTES_MAX, sequence
+from federation.bandwidth import sequence
+from federation.limits import CHUNK_BYTES_MAX
 from federation.v1 import bandwidth_pb2
 
 from site_client.agent.commands.session import errand
@@ -58,7 +59,7 @@ def test_a_line_is_measured_both_ways_with_five_messages_that_stand_in_the_ledge
     sizes = echoes(settings)
     assert (len(sizes), sizes[0]) == (5, 0)
     assert FIRST_BYTES < sizes[1] < FIRST_BYTES + 16
-    assert BYTES_MAX < sizes[2] < BYTES_MAX + 16
+    assert CHUNK_BYTES_MAX < sizes[2] < CHUNK_BYTES_MAX + 16
     assert max(sizes[3:]) < 16
     assert sum(sizes) < 1.2e6
     for entry in read(settings.folders.agent / "ledger.jsonl"):
@@ -69,7 +70,7 @@ def test_a_line_is_measured_both_ways_with_five_messages_that_stand_in_the_ledge
 def test_the_speed_is_what_moved_in_the_time_it_took(coordinator: Consortium) -> None:
     """A clock that jumps 2 s at every look: too slow for a large piece; one that jumps half a second: not."""
     settings = coordinator.joined("clock")
-    for step_s, size in ((2.0, FIRST_BYTES), (0.5, BYTES_MAX)):
+    for step_s, size in ((2.0, FIRST_BYTES), (0.5, CHUNK_BYTES_MAX)):
         at = [0.0]
 
         def monotonic(at: list[float] = at, step_s: float = step_s) -> float:
@@ -77,7 +78,7 @@ def test_the_speed_is_what_moved_in_the_time_it_took(coordinator: Consortium) ->
             return at[0]
 
         with way(settings) as egress:
-            speed = measure(egress, BYTES_MAX, monotonic)
+            speed = measure(egress, CHUNK_BYTES_MAX, monotonic)
         assert speed.up == speed.down == size / step_s
 
 
@@ -112,7 +113,7 @@ def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: 
 def test_the_aggregator_refuses_more_than_a_mebibyte_and_a_site_that_left(coordinator: Consortium) -> None:
     settings = coordinator.joined("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
-        egress.send(ECHO, bandwidth_pb2.EchoRequest(wanted_bytes=BYTES_MAX + 1))
+        egress.send(ECHO, bandwidth_pb2.EchoRequest(wanted_bytes=CHUNK_BYTES_MAX + 1))
     coordinator.desk.leave("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="has left"):
         egress.send(ECHO, bandwidth_pb2.EchoRequest(data=sequence(10)))

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.encoding.layout import BINS, HEADER_WORDS, LABELS, Layout
+from federation.encoding.layout import HEADER_WORDS, HISTOGRAM_SHAPE, Layout
 from federation.errors import EncodingRefused
-from federation.plan import Metric
+from federation.labels import BINS, LOGIT_EDGE
+from federation.vocabulary import Metric
 
 LOSS_UNIT = 2.0**-20
 LOSS_MAX = 2.0**31
 COUNT_MAX = 2**32
 
-_LOGIT_EDGE = 8.0
-_BINS_PER_LOGIT = BINS / (2 * _LOGIT_EDGE)
+_BINS_PER_LOGIT = BINS / (2 * LOGIT_EDGE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,8 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
     """
     if np.isnan(logits).any():
         raise EncodingRefused("expected logits, got NaN; the model does not score these inputs")
-    inside: NDArray[np.float64] = np.clip(logits.astype(np.float64), -_LOGIT_EDGE, _LOGIT_EDGE)
-    bins: NDArray[np.int64] = ((inside + _LOGIT_EDGE) * _BINS_PER_LOGIT).astype(np.int64)
+    inside: NDArray[np.float64] = np.clip(logits.astype(np.float64), -LOGIT_EDGE, LOGIT_EDGE)
+    bins: NDArray[np.int64] = ((inside + LOGIT_EDGE) * _BINS_PER_LOGIT).astype(np.int64)
     return np.minimum(bins, BINS - 1)
 
 
@@ -118,7 +118,7 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
         loss_sum=int(words[1]) * LOSS_UNIT,
         example_count=int(words[2]),
         clipped=int(words[3]),
-        histograms=words[4:].astype(np.int64).reshape(LABELS, 2, BINS),
+        histograms=words[4:].astype(np.int64).reshape(HISTOGRAM_SHAPE),
     )
 
 
@@ -130,9 +130,9 @@ def _check_range(what: str, value: int, low: int, high: int) -> None:
 
 
 def _check_histograms(histograms: NDArray[np.int64]) -> None:
-    if histograms.dtype != np.int64 or histograms.shape != (LABELS, 2, BINS):
+    if histograms.dtype != np.int64 or histograms.shape != HISTOGRAM_SHAPE:
         raise EncodingRefused(
-            f"expected histograms int64 [{LABELS}, 2, {BINS}], got {histograms.dtype} {list(histograms.shape)}"
+            f"expected histograms int64 {list(HISTOGRAM_SHAPE)}, got {histograms.dtype} {list(histograms.shape)}"
         )
     if histograms.min() < 0 or histograms.max() > COUNT_MAX:
         raise EncodingRefused(f"expected histogram counts from 0 to {COUNT_MAX}, got others")

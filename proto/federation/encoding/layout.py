@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from federation.errors import EncodingRefused
-from federation.plan import Metric, TrainingPlan
+from federation.labels import BINS, LABELS, SIDES
+from federation.plan import TrainingPlan
+from federation.vocabulary import Metric
 
-LABELS = 6
-BINS = 64
-HISTOGRAM_WORDS = LABELS * 2 * BINS
+HISTOGRAM_SHAPE = (len(LABELS), len(SIDES), BINS)
+HISTOGRAM_WORDS = math.prod(HISTOGRAM_SHAPE)
 HEADER_WORDS = 4 + HISTOGRAM_WORDS
 
 # Range of the quantizer in standard deviations of a rotated coordinate, by bits: wider loses to coarser steps,
@@ -57,6 +58,11 @@ class Layout:
         # A lane is as wide as the largest sum it can hold (lane_width); 500 members of 8 bits need 17 of 64 bits.
         assert layout.members_max * layout.level_max < 2**layout.lane_width <= 2**64
         return layout
+
+    @classmethod
+    def of_round(cls, plan: TrainingPlan, round_number: int) -> "Layout":
+        """Layout of that round of the plan: header words alone in the evaluation-only round."""
+        return cls.of(plan, 0 if plan.evaluates_only(round_number) else plan.manifest.size)
 
     @property
     def level_max(self) -> int:

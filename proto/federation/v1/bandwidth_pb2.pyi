@@ -3,7 +3,7 @@
 isort:skip_file
 How fast the line between a site and the aggregator is. Nothing here belongs to a round.
 
-Both sides send the beginning of one sequence that everybody can compute (federation.echo): it says nothing about
+Both sides send the beginning of one sequence that everybody can compute (federation.bandwidth): it says nothing about
 anybody, and nothing on the way can make it shorter.
 """
 

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from federation.token import Token, six_words
+from federation.fingerprint import six_words
+from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from site_client.agent.egress.calls import JOIN

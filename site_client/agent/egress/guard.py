@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from federation import echo
+from federation.bandwidth import sequence
 from federation.encoding import Layout
 from federation.encoding.quantize import norm_of
 from federation.errors import EncodingRefused, Malformed
+from federation.limits import CHUNK_BYTES_MAX, COHORT_MAX, SITE_NAME, VERSION
 from federation.plan import TrainingPlan
 from federation.wire import check_known
 from google.protobuf.descriptor import FieldDescriptor
@@ -40,23 +41,21 @@ from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import Update
 
-CHUNK_BYTES_MAX = 1024 * 1024
 _TAKES_PART = frozenset(
     call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
 )
 # Text and bytes fields that may leave, and the longest value of each. A field that is not here does not leave.
-_NAME = r"[a-z0-9-]{1,32}"
-_TEXT: dict[str, str] = {
-    "JoinRequest.site": _NAME,
-    "ChallengeRequest.site": _NAME,
-    "RecoverRequest.site": _NAME,
-    "PollRequest.version": r"[0-9A-Za-z.+-]{1,32}",
-    "Advertisement.site": _NAME,
-    "EncryptedShare.from_site": _NAME,
-    "EncryptedShare.to_site": _NAME,
-    "UploadClaim.site": _NAME,
-    "Confirmation.site": _NAME,
-    "RevealedShare.about_site": _NAME,
+_TEXT: dict[str, re.Pattern[str]] = {
+    "JoinRequest.site": SITE_NAME,
+    "ChallengeRequest.site": SITE_NAME,
+    "RecoverRequest.site": SITE_NAME,
+    "PollRequest.version": VERSION,
+    "Advertisement.site": SITE_NAME,
+    "EncryptedShare.from_site": SITE_NAME,
+    "EncryptedShare.to_site": SITE_NAME,
+    "UploadClaim.site": SITE_NAME,
+    "Confirmation.site": SITE_NAME,
+    "RevealedShare.about_site": SITE_NAME,
 }
 _BYTES: dict[str, int] = {
     "JoinRequest.secret": 32,
@@ -85,9 +84,8 @@ _BYTES: dict[str, int] = {
     "BlobChunk.digest": 32,
     "BlobChunk.data": CHUNK_BYTES_MAX,
     "BlobRequest.digest": 32,
-    "EchoRequest.data": echo.BYTES_MAX,
+    "EchoRequest.data": CHUNK_BYTES_MAX,
 }
-_ITEMS_MAX = 500  # of a repeated field: one a cohort member
 _NUMBERS = {
     FieldDescriptor.TYPE_UINT32,
     FieldDescriptor.TYPE_UINT64,
@@ -169,15 +167,15 @@ class Guard:
 
 def _check_echo(message: Message) -> None:
     data: bytes = message.data  # type: ignore[attr-defined]  # an EchoRequest
-    if data != echo.sequence(len(data)):
+    if data != sequence(len(data)):
         raise EgressRefused("an echo with other bytes than the fixed sequence does not leave")
 
 
 def _check_fields(message: Message) -> None:
     for field, value in message.ListFields():
         name = f"{message.DESCRIPTOR.name}.{field.name}"
-        if field.is_repeated and len(value) > _ITEMS_MAX:
-            raise EgressRefused(f"{name} has {len(value)} items, at most {_ITEMS_MAX} leave")
+        if field.is_repeated and len(value) > COHORT_MAX:
+            raise EgressRefused(f"{name} has {len(value)} items, at most {COHORT_MAX} leave")
         for item in value if field.is_repeated else (value,):
             _check_value(name, field, item)
 
@@ -186,7 +184,7 @@ def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
     if isinstance(value, Message):
         _check_fields(value)
     elif isinstance(value, str):
-        if name not in _TEXT or re.fullmatch(_TEXT[name], value) is None:
+        if name not in _TEXT or _TEXT[name].fullmatch(value) is None:
             raise EgressRefused(f"{name} holds text that does not leave")
     elif isinstance(value, bytes):
         if len(value) > _BYTES.get(name, -1):

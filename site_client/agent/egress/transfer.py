@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from federation.pieces import piece_sizes
 from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.egress.calls import OFFER_BLOB
 from site_client.agent.egress.egress import Egress
+from site_client.agent.egress.pieces import piece_sizes
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
 

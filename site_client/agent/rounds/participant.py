@@ -374,11 +374,11 @@ def _check_step(plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
     """What a step may say about a plan. Errors: StepRefused."""
     if step.round.run_id != plan.run_id:
         raise StepRefused("the step is of another run than its plan; nothing was done")
-    if step.evaluation_only != (step.round.round > plan.rounds):
+    if step.evaluation_only != plan.evaluates_only(step.round.round):
         raise StepRefused(f"round {step.round.round} of {plan.rounds} is of the wrong kind; nothing was done")
     if step.round.round == 1 and step.base_model_digest != plan.initial_model_digest:
         raise StepRefused("the first round starts from another model than the signed plan names; nothing was done")
-    Layout.of(plan, 0 if step.evaluation_only else plan.manifest.size)
+    Layout.of_round(plan, step.round.round)
 
 
 def _when_idle(status: Status | None) -> Situation:

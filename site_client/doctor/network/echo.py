@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from federation.echo import BYTES_MAX, sequence
+from federation.bandwidth import sequence
 from federation.encoding import Layout
 from federation.errors import FederationError, Malformed
+from federation.limits import CHUNK_BYTES_MAX
 from federation.plan import TrainingPlan
 from federation.v1 import bandwidth_pb2
 
@@ -106,7 +107,7 @@ def needs_of(plan: TrainingPlan | None) -> RoundTrip:
 
 def _measured(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
     # A site that holds its transfers to a speed is not tried beyond the first small piece.
-    largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else BYTES_MAX
+    largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else CHUNK_BYTES_MAX
     with errand(settings, identity, clock, PATIENCE_S) as egress:
         try:
             speed = measure(egress, largest)

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from federation.labels import LABELS
+
 from site_client.errors import LabelsRefused
 from site_client.ingest.files.tags import is_uid
 from site_client.ingest.labels.csv_file import CsvTable, read_columns, read_table
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.records import LABELS
 
 UNKNOWN, CONFLICT = 255, 2
 Cells = bytes  # six bytes in the order of LABELS, each 0, 1, CONFLICT or UNKNOWN

@@ -25,7 +25,6 @@ from federation.plan import (
     Encoding,
     Inputs,
     LocalTraining,
-    Metric,
     ServerKind,
     ServerOptimizer,
     TrainingPlan,
@@ -35,6 +34,7 @@ from federation.roster import Roster, RosterEntry, sign_roster
 from federation.v1 import rounds_pb2 as pb
 from federation.v1 import secagg_pb2
 from federation.v1.blobs_pb2 import BlobOffer, RoundRef
+from federation.vocabulary import Metric
 
 from aggregator.config import AggregatorSettings, PacingSettings, StateSettings
 from aggregator.context import AppContext
@@ -177,7 +177,7 @@ class Hospital:
 
     def _follow(self, link: pb.PublishedSum) -> None:
         plan = self.federation.plan
-        layout = Layout.of(plan, 0 if link.round == plan.evaluation_round else plan.manifest.size)
+        layout = Layout.of_round(plan, link.round)
         file, _seat = uploads.readable(self.federation.app, self.name, link.sum.digest)
         with file:
             opened = encoding.unpack_sum(layout, file.read(), link.members)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation.echo import BYTES_MAX, sequence
+from federation.bandwidth import sequence
 from federation.encoding import Layout
+from federation.limits import CHUNK_BYTES_MAX
 from federation.plan import TrainingPlan
 from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from site_client.agent.egress import calls
 from site_client.agent.egress.calls import CALLS, Call
-from site_client.agent.egress.guard import CHUNK_BYTES_MAX, Guard
+from site_client.agent.egress.guard import Guard
 from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Update
@@ -193,10 +194,10 @@ def test_an_echo_takes_the_fixed_sequence_and_not_one_other_byte(data: bytes, at
 
 
 def test_an_echo_leaves_up_to_its_measure(guard: Guard) -> None:
-    for size in (0, 1, 65_536, BYTES_MAX):
+    for size in (0, 1, 65_536, CHUNK_BYTES_MAX):
         guard.check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(size)))
     with pytest.raises(EgressRefused, match="more than may leave"):
-        guard.check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(BYTES_MAX + 1)))
+        guard.check_message(calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(CHUNK_BYTES_MAX + 1)))
 
 
 # Uploads.

@@ -172,9 +172,9 @@ DIAL = """
 import sys, pathlib
 from site_client.agent.link import Endpoint, Link
 from site_client.agent.egress.egress import Cleared
-from site_client.agent.identity import Identity
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.errors import Unreachable
-identity = Identity(pathlib.Path(sys.argv[2]))
+identity = SiteIdentity(pathlib.Path(sys.argv[2]))
 link = Link(Endpoint(sys.argv[1], identity.ca_pem, identity.tls_key_pem, identity.certificate_pem, stall_s=3.0))
 try:
     link.unary("/test.Echo/Say", Cleared(b""))

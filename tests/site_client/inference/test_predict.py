@@ -8,11 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
+from federation.labels import LABELS
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 
 from site_client.cli import main
 from site_client.model.initial_weights import write_fresh
-from site_client.model.labels import LABELS
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 

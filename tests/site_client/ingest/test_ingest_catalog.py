@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from federation.labels import LABELS
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -16,7 +17,6 @@ from site_client.cli import main
 from site_client.errors import DatasetGone, IngestError, SeriesUnreadable
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.records import LABELS
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from federation.labels import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from site_client.ingest.labels.labels import CONFLICT, UNKNOWN, Labels, label_files, merge, read_labels, settle
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.records import LABELS
 
 U = UNKNOWN
 CELLS = st.lists(st.sampled_from([0, 1, CONFLICT, UNKNOWN]), min_size=6, max_size=6).map(bytes)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from federation.labels import ANY, MISSING
 from numpy.typing import NDArray
 
 from site_client.calibration.model import (
@@ -13,7 +14,6 @@ from site_client.calibration.model import (
     fit_temperature,
     prior_offset,
 )
-from site_client.model.labels import ANY, MISSING
 from site_client.model.network import CHANNELS, GEOMETRY, clamp_any
 from site_client.model.registry import build
 

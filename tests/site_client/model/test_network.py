@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from federation.labels import ANY
 from torch import Tensor, nn
 
 from site_client.errors import UnknownArchitecture
-from site_client.model.labels import ANY
 from site_client.model.network import CHANNELS, GEOMETRY, Output, SequenceNet, clamp_any
 from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of, weights_of
 

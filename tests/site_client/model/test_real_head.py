@@ -8,13 +8,13 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from federation.labels import ANY
 
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import compose_channels, prepare
-from site_client.model.labels import ANY
 from site_client.model.network import clamp_any
 from site_client.model.registry import build
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from federation.labels import MISSING
 from torch import Tensor
 
-from site_client.model.labels import MISSING
 from site_client.model.network import CHANNELS, GEOMETRY, Network
 from site_client.model.registry import build, manifest_of
 from site_client.training.data import Sample

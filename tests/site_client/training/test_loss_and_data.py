@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from federation.labels import ANY, MISSING
 
 from site_client.calibration.fit import prior_offsets
 from site_client.calibration.model import Calibrations
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.model.labels import ANY, MISSING
 from site_client.model.network import CHANNELS, Network, Output
 from site_client.model.registry import build
 from site_client.training.data import (

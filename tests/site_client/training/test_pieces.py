@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from federation.labels import ANY, MISSING
 from numpy.typing import NDArray
 
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
-from site_client.model.labels import ANY, MISSING
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache

@@ -3,7 +3,9 @@
 from itertools import islice
 
 import pytest
-from federation.pieces import LARGE_BYTES, SMALL_BYTES, piece_sizes
+from federation.limits import SLOW_PIECE_BYTES
+
+from site_client.agent.egress.pieces import LARGE_BYTES, piece_sizes
 
 
 def _sizes(bytes_s: float, buffered: int, pieces: int) -> list[int]:
@@ -21,13 +23,13 @@ def _sizes(bytes_s: float, buffered: int, pieces: int) -> list[int]:
 
 
 def test_a_slow_line_is_given_small_pieces_to_the_end() -> None:
-    assert set(_sizes(128 * 1024, buffered=1 << 20, pieces=200)) == {SMALL_BYTES}
+    assert set(_sizes(128 * 1024, buffered=1 << 20, pieces=200)) == {SLOW_PIECE_BYTES}
 
 
 @pytest.mark.parametrize("buffered", [0, 1 << 20])
 def test_a_fast_line_is_given_large_ones_after_its_first_mebibytes(buffered: int) -> None:
     sizes = _sizes(50e6, buffered, 40)
-    assert set(sizes[:8]) == {SMALL_BYTES}
+    assert set(sizes[:8]) == {SLOW_PIECE_BYTES}
     assert set(sizes[12:]) == {LARGE_BYTES}
 
 
@@ -35,4 +37,4 @@ def test_a_line_that_slows_down_is_given_small_ones_again() -> None:
     clock = iter([0.0, *(0.001 * n for n in range(20)), *(1000.0 + n for n in range(5))])
     sizes = list(islice(piece_sizes(lambda: next(clock)), 25))
     assert sizes[19] == LARGE_BYTES
-    assert sizes[20:] == [SMALL_BYTES] * 5
+    assert sizes[20:] == [SLOW_PIECE_BYTES] * 5

@@ -2,8 +2,6 @@
 
 import hashlib
 
-BYTES_MAX = 1024 * 1024  # in one message, either way
-
 
 def sequence(size_bytes: int) -> bytes:
     """SHAKE-256 (FIPS 202) of a fixed word: no compression on the way makes it shorter, and it tells nothing."""

@@ -1,10 +1,11 @@
-"""How large the pieces are in which a blob travels, either way."""
+"""How large the pieces are in which an upload leaves."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-SMALL_BYTES: Final = 256 * 1024  # what a cut costs: two seconds at 1 Mbit/s
+from federation.limits import SLOW_PIECE_BYTES
+
 LARGE_BYTES: Final = 512 * 1024  # half as many calls, checks and lines in a ledger; larger ones gained nothing
 _FAST_BYTES_S: Final = 1 << 20  # a line that moves a large piece in half a second
 _UNDER_WAY_BYTES: Final = 2 << 20  # handed over and perhaps not moved yet: they say nothing about the line
@@ -15,6 +16,6 @@ def piece_sizes(now: Callable[[], float] = time.monotonic) -> Iterator[int]:
     began, moved = now(), 0
     while True:
         is_fast = moved - _UNDER_WAY_BYTES > _FAST_BYTES_S * (now() - began)
-        size = LARGE_BYTES if is_fast else SMALL_BYTES
+        size = LARGE_BYTES if is_fast else SLOW_PIECE_BYTES
         yield size
         moved += size

@@ -1,0 +1,23 @@
+"""Six words over the keys of a site, for comparing them by telephone."""
+
+from functools import cache
+from hashlib import sha256
+
+from mnemonic import Mnemonic
+
+_DOMAIN = b"hemofed fingerprint v1\x00"
+
+
+def six_words(csr_der: bytes, signing_key: bytes, sealing_key: bytes) -> str:
+    """Six BIP-39 words (66 bits) over the keys a site asks to be enrolled with, for reading aloud.
+
+    The first 66 bits of SHA-256 over a domain and the SHA-256 of each argument.
+    """
+    parts = b"".join(sha256(part).digest() for part in (csr_der, signing_key, sealing_key))
+    number = int.from_bytes(sha256(_DOMAIN + parts).digest(), "big") >> (256 - 66)
+    return " ".join(_words()[number >> shift & 2047] for shift in range(55, -1, -11))
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    return tuple(Mnemonic("english").wordlist)
