@@ -105,7 +105,7 @@ class CalibratedNet(Network):
     def __init__(self, net: Network, by: Calibrations) -> None:
         super().__init__()
         self.net = net
-        self.answers_slices = net.has_slice_outputs
+        self.has_slice_outputs = net.has_slice_outputs
         self._by = by
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:

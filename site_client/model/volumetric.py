@@ -25,7 +25,7 @@ class VolumeNet(Network):
     depend on the company it is in. A study of less than 16 slices is filled up with air above the head.
     """
 
-    answers_slices = False
+    has_slice_outputs = False
 
     def __init__(self, backbone: nn.Module, features: int, *, dropout: float) -> None:
         super().__init__()

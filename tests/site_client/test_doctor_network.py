@@ -176,7 +176,7 @@ def test_what_is_no_tls_and_what_does_not_answer_are_told_apart(consortium: Cons
 
 def test_a_name_nobody_knows_is_told() -> None:
     (line,) = connection.check_name(AggregatorSettings("hub.invalid:443"))
-    assert (line.color, line.fix) == (Color.RED, "Ask IT to resolve app.invalid")
+    assert (line.color, line.fix) == (Color.RED, "Ask IT to resolve hub.invalid")
     (line,) = connection.check_name(AggregatorSettings("hub.invalid:443", proxy="http://localhost:3128"))
     assert line.color is Color.GREEN  # only the proxy has to be known here
 
@@ -304,7 +304,7 @@ def test_open_keys_and_an_open_spool_are_red_with_the_command_that_closes_them(
     [
         ("", Color.GREEN, ""),
         ("the aggregator refused the call: site 'mercy' was revoked", Color.RED, "Contact the coordinator"),
-        ("no answer from app:1 (UNAVAILABLE)", Color.RED, "See the lines above, and hemofed-site status"),
+        ("no answer from hub:1 (UNAVAILABLE)", Color.RED, "See the lines above, and hemofed-site status"),
     ],
 )
 def test_a_running_agent_s_last_word_is_taken_and_nothing_is_sent(

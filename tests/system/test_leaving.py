@@ -27,7 +27,7 @@ from site_client.records import RunId
 from tests.system.consortium import Consortium, consortium
 
 from aggregator.errors import WrongState  # isort: skip
-from aggregator.commands.listings import site_rows  # isort: skip
+from aggregator.commands.listings import list_sites  # isort: skip
 from aggregator.store.people import audit_trail  # isort: skip
 
 
@@ -52,7 +52,7 @@ def roster(coordinator: Consortium) -> list[str]:
 
 def standing(coordinator: Consortium, site: str) -> str:
     with coordinator.app.store.read() as session:
-        (row,) = [row for row in site_rows(session) if row["site"] == site]
+        (row,) = [row for row in list_sites(session) if row["site"] == site]
     return str(row["standing"])
 
 

@@ -132,8 +132,8 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     def too_large() -> None:
         raise RuntimeError("not enough memory:\n64 GiB")
 
-    arms = {**registry.ARMS, "huge": too_large}
-    monkeypatch.setattr(registry, "ARMS", arms)
+    arms = {**registry.ARCHITECTURES, "huge": too_large}
+    monkeypatch.setattr(registry, "ARCHITECTURES", arms)
     made = bench("some")
     found = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
     assert [type(arm) for arm in found] == [Failed, Done, Done]
@@ -157,7 +157,7 @@ def test_every_twin_is_an_arm_and_has_fewer_parameters() -> None:
     for arm, twin in {"lite": TWINS["lite"]}.items():
         sizes = [registry.manifest_of(registry.build(name, 1)).size for name in (arm, twin)]
         assert sizes[0] > sizes[1]
-    assert {*TWINS, *TWINS.values()} <= {*registry.ARMS}
+    assert {*TWINS, *TWINS.values()} <= {*registry.ARCHITECTURES}
 
 
 def test_a_split_shares_no_patient_and_holds_out_the_same_part_of_each_finding() -> None:

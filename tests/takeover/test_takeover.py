@@ -1,0 +1,104 @@
+"""What an older version left on disk is taken over: `0.1.0` was written by that version's own code, never edited since.
+
+It is a coordinator and three hospitals in the second round of a run of two, in the upload phase, one upload having
+arrived; site-a also has kept payloads and the catalog of a small export. Keys and patients in it are made up.
+"""
+
+import json
+import shutil
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from federation.manifest import load_model
+
+from aggregator.context import open_context
+from aggregator.migrations import upgrade
+from aggregator.states import RoundState, RunState
+from aggregator.store import people
+from site_client.agent.egress import verify
+from site_client.agent.rounds.journal import RoundJournal
+from site_client.agent.status_file import read_status
+from site_client.config import FoldersSettings, SiteSettings
+from site_client.ingest.catalog.catalog import open_catalog
+from site_client.spool import AgentSide
+from tests.federation.nursery import PHASE_S, Kind
+from tests.federation.places import aggregator_settings
+from tests.federation.world import World
+
+BEFORE = Path(__file__).parent / "0.1.0"
+SITES = ("site-a", "site-b", "site-c")
+RUN = bytes(range(16))
+STOOD_STILL_AT = datetime(2026, 11, 23, 9, 0, 24, tzinfo=UTC)
+DATASET = "e084e28ab5c0b06d1c7fdbb387d297cb78bc27bc076e464a519226bf0271906c"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A copy with the modes that git does not keep."""
+    shutil.copytree(BEFORE, tmp_path / "state")
+    (tmp_path / "state" / "hub").rename(tmp_path / "state" / "aggregator")
+    for path in (tmp_path / "state").rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    context = open_context(aggregator_settings(tmp_path / "state" / "aggregator"))
+    upgrade(context.store.engine)
+    context.store.close()
+    return tmp_path / "state"
+
+
+def test_a_round_that_stood_still_in_the_upload_phase_is_finished_by_this_version(state: Path) -> None:
+    world = World(state, Kind(sites=3, rounds=2))
+    world.clock.now = STOOD_STILL_AT
+    assert (world.round.number, world.round.state) == (2, RoundState.UPLOAD)
+    for _ in range(20):
+        if world.run.state is not RunState.RUNNING:
+            break
+        world.everybody()
+        world.clock.advance(2)
+    rounds = [(row.number, row.state, row.members) for row in world.rounds()]
+    newest = {site.rounds.models.newest for site in world.sites.values()}
+    published = world.rounds()[-1].next_model
+    world.end()
+    assert rounds == [(number, RoundState.PUBLISHED, 3) for number in (1, 2, 3)]
+    assert newest == {published}
+
+
+def test_the_rows_say_what_they_said(state: Path) -> None:
+    context = open_context(aggregator_settings(state / "aggregator"))
+    with closing(context.store), context.store.read() as session:
+        trail = people.audit_trail(session, limit=1000)
+        assert people.password_fits(session, "anna", "a password of before")
+    assert len(trail) == 57
+    assert trail[-1].after == "invited"
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_s_ledger_journal_models_and_spool_are_read(state: Path, site: str) -> None:
+    agent = state / site / "state" / "agent"
+    entries = len((agent / "ledger.jsonl").read_text().splitlines())
+    assert verify.verify(agent / "ledger.jsonl").entries == entries > 25
+    current = RoundJournal(agent / "rounds").current
+    assert current is not None
+    assert (current.run_id, current.number, current.attempt) == (RUN, 2, 1)
+    history = json.loads((agent / "models" / "history.json").read_bytes())
+    assert [load_model(agent / "models" / f"{digest}.safetensors").digest.hex() for digest in history] == history
+    spool = AgentSide(state / site / "spool")
+    (job,) = spool.jobs()
+    update = spool.update(job.run_id, job.round)
+    assert update is not None
+    assert spool.delta(update).shape == (60,)
+
+
+def test_kept_payloads_and_the_status_file_are_read(state: Path) -> None:
+    agent = state / "site-a" / "state" / "agent"
+    assert verify.check_payloads(agent / "ledger.jsonl", agent / "payloads") == 30
+    status = read_status(agent)
+    assert status is not None
+    assert (status.state, status.round, status.ledger_entries) == ("SITE_MASKING", 2, 30)
+
+
+def test_the_catalog_still_has_the_dataset_of_the_round_in_hand(state: Path) -> None:
+    folders = FoldersSettings(state / "site-a" / "state", state / "site-a" / "spool", state / "export")
+    with closing(open_catalog(SiteSettings("site-a", folders=folders))) as catalog:
+        assert len(catalog.dataset(DATASET).studies) == 2
