@@ -107,7 +107,7 @@ def _close(
     if outcome is None:
         return None, key
     opened = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
-    return pb.CloseStep(round=ref, outcome=outcome, opened=opened), key
+    return pb.CloseStep(round=ref, outcome=outcome, published=opened), key
 
 
 def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:

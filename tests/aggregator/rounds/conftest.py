@@ -107,7 +107,7 @@ class Hospital:
         self.closes.append(step)
         self.working_on = None
         if step.outcome == pb.CloseStep.PUBLISHED:
-            self._follow(step.opened)
+            self._follow(step.published)
 
     def keys_message(self, step: pb.KeysStep) -> secagg_pb2.KeysMessage:
         plan, ref = self.federation.plan, step.round
