@@ -5,12 +5,11 @@ What each check stops:
     signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
                                    both ends of every mask. The roster is the custodian's, stored at the site before.
     canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
-    no duplicates                  a member that echoes another's key, so that its shares or masks cancel, or are recovered
-                                   twice
+    no duplicates                  a member that echoes another's key, so that shares or masks cancel, or are recovered twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
-    earlier attempt out of reach   a member that uploaded, and was told that the attempt failed while its sum was recovered,
-                                   in a second sum of the same round
+    earlier attempt out of reach   a second sum of one round with a member that uploaded and was told, falsely, that the
+                                   attempt had failed
 
 Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
 shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
