@@ -1,0 +1,1 @@
+"""Federated, central and local training compared on synthetic patients of six sites."""

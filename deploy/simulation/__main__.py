@@ -1,17 +1,18 @@
-"""./deploy/simulate: what federation costs against one pool of all patients, and what it gains over each site alone."""
+"""./deploy/simulate: federated training compared with one pool of all patients and with each site by itself."""
 
 import platform
 import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 from federation.errors import PlanRefused
 
-from deploy.simulation.arms import ArmPosition, Device
+from deploy.simulation.arms import Device, TaskContext
 from deploy.simulation.patients import make_sites
 from deploy.simulation.pools import RayMissing, start_pool
 from deploy.simulation.report import SimulationOrigin, write_report
@@ -28,12 +29,16 @@ MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
 @click.option(
     "--architecture", default=DEFAULTS.architecture, type=click.Choice(sorted(ARCHITECTURES)), help="Network."
 )
-@click.option("--studies", default=DEFAULTS.studies, type=click.IntRange(4), help="A site, to train and validate.")
-@click.option("--test-studies", default=DEFAULTS.test_studies, type=click.IntRange(4), help="A site, to judge.")
+@click.option(
+    "--studies", default=DEFAULTS.studies, type=click.IntRange(4), help="Of a site, for training and validation."
+)
+@click.option(
+    "--test-studies", default=DEFAULTS.test_studies, type=click.IntRange(4), help="Of a site, for the evaluation."
+)
 @click.option("--rounds", default=DEFAULTS.rounds, type=click.IntRange(1, 1000))
 @click.option("--epochs", default=DEFAULTS.epochs, type=click.IntRange(1, 100), help="Local passes a round.")
-@click.option("--seeds", default=3, type=click.IntRange(1, 100), help="Trainings: seeds 1, 2, ...")
-@click.option("--patients-seed", default=DEFAULTS.patients_seed, type=click.IntRange(0), help="Who the patients are.")
+@click.option("--seeds", default=3, type=click.IntRange(1, 100), help="Trainings, with seeds 1, 2, ...")
+@click.option("--patients-seed", default=DEFAULTS.patients_seed, type=click.IntRange(0), help="Of the phantoms.")
 @click.option("--image-size", "image_size_px", default=DEFAULTS.image_size_px, type=click.IntRange(64, 512))
 @click.option("--slices-max", default=DEFAULTS.slices_max, type=click.IntRange(8, 400))
 @click.option("--learning-rate", default=DEFAULTS.learning_rate, type=click.FloatRange(0, 1, min_open=True))
@@ -50,13 +55,17 @@ MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; never the result.")
 @click.option("--ray", is_flag=True, help="Run the tasks on Ray (RAY_ADDRESS: a cluster).")
 @click.option(
-    "--state", default=Path(".demo/simulation"), type=click.Path(path_type=Path), help="Prepared studies, done seeds."
+    "--state",
+    default=Path(".demo/simulation"),
+    type=click.Path(path_type=Path),
+    help="Prepared studies, finished seeds.",
 )
 @click.option("--out", default=Path("simulation"), type=click.Path(path_type=Path), help="Folder for the report.")
 def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: Path, **options: object) -> None:
-    """Train a network centrally, at each site alone and federated, on synthetic patients of six sites.
+    """Train a network on pooled, local and federated synthetic patients of six sites.
 
-    Writes simulation.md, simulation.json and simulation.svg to --out. Stopped, it goes on with the seed it was in.
+    Writes simulation.md, simulation.json and simulation.svg to --out. After a stop the same command resumes with the
+    unfinished seed.
     A result on these patients is never clinical evidence.
     """
     settings = SimulationSettings(**options)  # type: ignore[arg-type]  # click checked them against the fields
@@ -65,26 +74,26 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
     except PlanRefused as error:
         raise click.ClickException(str(error)) from None
     start = time.monotonic()
-    place = ArmPosition(settings, state / "cache", device)
-    done = state / settings.digest
+    context = TaskContext(settings, state / "cache", device)
+    folder = state / settings.digest
     results: list[SeedResult] = []
     try:
         with start_pool(workers, ray) as pool:
-            sites = make_sites(settings, place.cache, pool)
+            sites = make_sites(settings, context.cache, pool)
             click.echo(f"{time.monotonic() - start:7.0f} s  patients are prepared")
-            # Seeds side by side when there are workers for them; one after the other here.
+            # Seeds run in parallel when there are workers for them.
             with ThreadPoolExecutor(seeds if workers > 1 or ray else 1) as threads:
-                asked = range(1, seeds + 1)
-                for result in threads.map(lambda seed: result_of(place, seed, sites, pool, done), asked):
+                run_seed = partial(result_of, context, sites=sites, pool=pool, folder=folder)
+                for result in threads.map(run_seed, range(1, seeds + 1)):
                     results.append(result)
-                    found = summarize([result], draws=2).auc["sites"]
-                    figures = ", ".join(f"{arm} {figure.value:.3f}" for arm, figure in found.items())
+                    by_arm = summarize([result], draws=2).auc["sites"]
+                    figures = ", ".join(f"{arm} {figure.value:.3f}" for arm, figure in by_arm.items())
                     click.echo(f"{time.monotonic() - start:7.0f} s  seed {result.seed}: {figures}")
     except RayMissing as error:
         raise click.ClickException(str(error)) from error
     summary = summarize(results)
     command = shlex.join(["./deploy/simulate", *sys.argv[1:]])
-    origin = SimulationOrigin(torch.__version__, place.compute().name, platform.machine(), workers, command)
+    origin = SimulationOrigin(torch.__version__, context.compute().name, platform.machine(), workers, command)
     write_report(out, settings, results, summary, origin, sites)
     click.echo((out / "simulation.md").read_text())
 

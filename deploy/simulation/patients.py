@@ -1,7 +1,7 @@
-"""The patients of the simulated sites, from the phantom straight into the trainer's cache; no DICOM in between.
+"""The patients of the simulated sites, from the phantom into the trainer's cache without DICOM files.
 
-Training patients come as a site delivers them: labels with the readers' noise, half of site R's studies with labels of
-the study only. Test patients carry the truth. No patient is in two sets, and no set depends on the seed of a training.
+Training patients have labels as a site delivers them: with reader noise, and for half of site R's studies of the study
+only. Test patients have the true labels. No patient is in two sets. The sets are the same for all seeds of training.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from site_client.training.cache import StudyCache
 from site_client.training.data import split_patients
 
 Purpose = Literal["training", "test"]
-# Pixels the scanner delivers; the pipeline averages them to the image size asked for.
+# Side of the scanner's image; the pipeline averages it to the image size of the settings.
 _SCANNED_PX: Final = 128
-_CACHE_MAX_BYTES: Final = 1 << 38  # all of it: what is made once is shared by every arm and seed
+_CACHE_MAX_BYTES: Final = 1 << 38  # nothing is ever evicted: every arm and seed needs every study
 
 
 @dataclass(frozen=True)
 class SimulatedSite:
-    """training and validation share no patient; test shares none with either. The unseen site has test studies only."""
+    """The studies of a site. No patient is in two of the sets, and the unseen site has test studies only."""
 
     name: str
     training: tuple[StudyRecord, ...]
@@ -45,7 +45,7 @@ class SimulatedSite:
 
 @dataclass(frozen=True)
 class _Set:
-    """Which phantom set: what `Order` needs, and what the studies are for."""
+    """A phantom set: the generator's order, and the purpose of its studies."""
 
     profile: str
     purpose: Purpose
@@ -53,18 +53,28 @@ class _Set:
 
 
 def make_sites(settings: SimulationSettings, cache: Path, pool: Executor) -> list[SimulatedSite]:
-    """The federated sites and then the unseen one, every study prepared in `cache`. What is there is not made again."""
+    """Make all studies that `cache` does not have yet.
+
+    Args:
+        settings: Of the simulation.
+        cache: Folder of the prepared studies.
+        pool: Where the phantom runs.
+
+    Returns:
+        The federated sites, then the unseen one.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     sites = []
     for profile in (*SITES, UNSEEN):
-        mine = records_of(settings, wanted_set(settings, profile, "training"), cache, pool) if profile != UNSEEN else ()
-        split = split_patients(mine, VALIDATION_FRACTION)
+        own = records_of(settings, wanted_set(settings, profile, "training"), cache, pool) if profile != UNSEEN else ()
+        split = split_patients(own, VALIDATION_FRACTION)
         test = records_of(settings, wanted_set(settings, profile, "test"), cache, pool)
         sites.append(SimulatedSite(profile, split.training, split.validation, test))
     return sites
 
 
 def study_cache(settings: SimulationSettings, cache: Path) -> StudyCache:
+    """Return the cache of studies that `make_sites` has prepared."""
     return StudyCache(cache, _CACHE_MAX_BYTES, settings.image_size_px, settings.slices_max, _not_prepared)
 
 
@@ -73,6 +83,7 @@ def _not_prepared(series: SeriesRecord) -> Volume:
 
 
 def wanted_set(settings: SimulationSettings, profile: str, purpose: Purpose) -> _Set:
+    """Return the phantom set of a profile."""
     training = purpose == "training"
     wishes = Wishes(
         size_px=_SCANNED_PX,
@@ -84,21 +95,25 @@ def wanted_set(settings: SimulationSettings, profile: str, purpose: Purpose) -> 
 
 
 def records_of(settings: SimulationSettings, wanted: _Set, cache: Path, pool: Executor) -> tuple[StudyRecord, ...]:
-    """The labels are kept beside the cache in one file a set, written when all of its studies are in the cache."""
-    found = visits(wanted.order)
+    """Return the studies of a set, made if needed.
+
+    The labels of a set are one file beside the cache, written when all of its studies are in the cache.
+    """
+    set_visits = visits(wanted.order)
     path = cache / f"labels-{_digest(settings, wanted)}.npz"
     if not path.exists():
-        jobs = [(settings, wanted, visit, cache) for visit in found]
+        jobs = [(settings, wanted, visit, cache) for visit in set_visits]
         made = list(pool.map(_prepare, jobs))
         draft = path.with_suffix(".new.npz")
-        np.savez(draft, allow_pickle=False, **{str(visit.index): each for visit, each in zip(found, made, strict=True)})
+        by_index = {str(visit.index): labels for visit, labels in zip(set_visits, made, strict=True)}
+        np.savez(draft, allow_pickle=False, **by_index)
         draft.rename(path)
     with np.load(path, allow_pickle=False) as labels:
-        return tuple(_record(wanted, visit, labels[str(visit.index)]) for visit in found)
+        return tuple(_record(wanted, visit, labels[str(visit.index)]) for visit in set_visits)
 
 
 def _prepare(job: tuple[SimulationSettings, _Set, Visit, Path]) -> NDArray[np.int8]:
-    """Puts one study into the cache; its labels int8[T+1, 6], the last row for the study."""
+    """Put one study into the cache. Returns its labels int8[T+1,6], the last row for the study."""
     settings, wanted, visit, cache = job
     order, profile = wanted.order, PROFILES[wanted.profile]
     streams = PhantomStreams.of(order.profile, order.seed, visit.index)
@@ -129,13 +144,21 @@ def _record(wanted: _Set, visit: Visit, labels: NDArray[np.int8]) -> StudyRecord
 
 
 def _series(wanted: _Set, visit: Visit) -> SeriesRecord:
-    """`content_hash` is over what decides the pixels, since there are no files to hash."""
+    """The record of a series without files: `content_hash` covers all that decides its pixels."""
     order = wanted.order
-    what = [GENERATOR_VERSION, order.profile, order.seed, visit.index, visit.patient, visit.days, asdict(order.wishes)]
-    content = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return SeriesRecord(SeriesKey(f"{wanted.profile}-{wanted.purpose}-{visit.index}"), content, ())
+    content = [
+        GENERATOR_VERSION,
+        order.profile,
+        order.seed,
+        visit.index,
+        visit.patient,
+        visit.days,
+        asdict(order.wishes),
+    ]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return SeriesRecord(SeriesKey(f"{wanted.profile}-{wanted.purpose}-{visit.index}"), digest, ())
 
 
 def _digest(settings: SimulationSettings, wanted: _Set) -> str:
-    what = [GENERATOR_VERSION, settings.image_size_px, settings.slices_max, wanted.purpose, asdict(wanted.order)]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+    content = [GENERATOR_VERSION, settings.image_size_px, settings.slices_max, wanted.purpose, asdict(wanted.order)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

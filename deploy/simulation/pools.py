@@ -1,4 +1,4 @@
-"""Where the work runs: in this process, in some processes, or on Ray. One verb, `submit`, and the same results."""
+"""Executors for the tasks: this process, several processes, or Ray. The results are the same."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -14,12 +14,20 @@ T = TypeVar("T")
 
 
 class RayMissing(RuntimeError):
-    """--ray was asked for and Ray is not installed."""
+    """Ray is not installed, and `--ray` was given."""
 
 
 @contextmanager
 def start_pool(workers: int, ray: bool) -> Iterator[Executor]:
-    """Every task has one thread of torch, wherever it runs: results do not depend on the place."""
+    """Yield an executor whose tasks run on one torch thread each, so that results do not depend on it.
+
+    Args:
+        workers: Processes, without Ray.
+        ray: Whether to use Ray.
+
+    Raises:
+        RayMissing: Ray is not installed.
+    """
     one_thread()
     if ray:
         with _RayPool() as pool:
@@ -32,6 +40,7 @@ def start_pool(workers: int, ray: bool) -> Iterator[Executor]:
 
 
 def one_thread() -> None:
+    """Give torch one thread in this process."""
     torch.set_num_threads(1)
 
 
@@ -45,11 +54,11 @@ class _Here(Executor):
 
 
 class _RayPool(Executor):
-    """Ray's workers: of this machine, or of the cluster that RAY_ADDRESS names. One processor core a task."""
+    """Ray's workers, on this machine or on the cluster of RAY_ADDRESS. Each task has one processor core."""
 
     def __init__(self) -> None:
         try:
-            import ray  # an extra of its own: not needed, and large
+            import ray  # an extra of its own, because it is large
         except ImportError as error:
             raise RayMissing(
                 "expected Ray for --ray, got none; install it with .venv/bin/pip install 'hemofed[ray]'"

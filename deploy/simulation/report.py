@@ -1,25 +1,27 @@
-"""The report of a simulation: Markdown to read, JSON to compute with, SVG to look at."""
+"""The report of a simulation: Markdown, JSON, and a figure."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from deploy.simulation.figure import draw
 from deploy.simulation.patients import SimulatedSite
 from deploy.simulation.seeds import SeedResult
 from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
 from deploy.simulation.summary import ARMS, SeedSummary, Summary
+from site_client.benchmark.svg import FiguresMissing
 from site_client.model.inputs import PIPELINE_VERSION
 from site_client.phantom.streams import GENERATOR_VERSION
 
-_MEASURES = {"sites": "mean of the five sites", "worst": "worst site", "unseen": "unseen site U"}
-NOTICE = "Synthetic patients: a result on them is never clinical evidence."
+_POPULATIONS: Final = {"sites": "mean of the five sites", "worst": "worst site", "unseen": "unseen site U"}
+NOTICE: Final = "Synthetic patients: a result on them is never clinical evidence."
 
 
 @dataclass(frozen=True)
 class SimulationOrigin:
-    """Where the figures come from."""
+    """The origin of the figures: torch's version, the compute, the machine, the processes, the command."""
 
     torch: str
     compute: str
@@ -36,6 +38,7 @@ def write_report(
     origin: SimulationOrigin,
     sites: list[SimulatedSite],
 ) -> None:
+    """Write simulation.md, simulation.json and, where matplotlib is installed, simulation.svg to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "notice": NOTICE,
@@ -54,8 +57,12 @@ def write_report(
         **asdict(summary),
     }
     (out / "simulation.json").write_text(json.dumps(content, indent=1) + "\n")
-    (out / "simulation.svg").write_text(draw(summary))
-    (out / "simulation.md").write_text(_markdown(settings, results, summary, origin, sites))
+    try:
+        (out / "simulation.svg").write_text(draw(summary))
+        figure_line = "![curves and intervals](simulation.svg)"
+    except FiguresMissing as error:
+        figure_line = f"No figure: {error}."
+    (out / "simulation.md").write_text(_markdown(settings, results, summary, origin, sites, figure_line))
 
 
 def _markdown(
@@ -64,26 +71,27 @@ def _markdown(
     summary: Summary,
     origin: SimulationOrigin,
     sites: list[SimulatedSite],
+    figure_line: str,
 ) -> str:
-    parts = [
+    paragraphs = [
         "# Federated against central against alone",
         f"{NOTICE} Made by",
         f"    {origin.command}",
         _circumstances(settings, results, origin, sites),
         "## AUC of `any`, per slice",
-        _table({_MEASURES[name]: row for name, row in summary.auc.items()}),
-        _verdict(summary),
+        _table({_POPULATIONS[name]: row for name, row in summary.auc.items()}),
+        _order(summary),
         "| difference, mean of the five sites unless said | AUC |\n|---|---|\n"
         + "\n".join(f"| {name} | {_text(figure)} |" for name, figure in summary.differences.items()),
-        "![curves and intervals](simulation.svg)",
+        figure_line,
         "## Site by site, per slice",
         _table({f"{site} ({_counts(summary, site)})": row for site, row in summary.by_site.items()}),
         "## Per study (the highest slice decides)",
-        _table({_MEASURES[name]: row for name, row in summary.study_auc.items()}),
+        _table({_POPULATIONS[name]: row for name, row in summary.study_auc.items()}),
         "## Seeds",
         _seeds(results, summary),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _circumstances(
@@ -99,12 +107,12 @@ def _circumstances(
         f"rounding are not. Updates in {settings.bits} bits, clipped at norm {settings.clip_norm:g} "
         f"({clipped} of {updates} were). "
         f"torch {origin.torch}, {origin.compute}, {origin.machine}, {origin.workers} workers. "
-        "Intervals: 95 %, 2000 bootstrap draws of test patients within each site, the same for all arms; they do not "
-        "hold the chance of training, which the seeds show."
+        "Intervals: 95 %, 2000 bootstrap draws of test patients within each site, the same for all arms. They "
+        "cover the choice of patients; the seeds show the spread of trainings."
     )
 
 
-def _verdict(summary: Summary) -> str:
+def _order(summary: Summary) -> str:
     sites = summary.auc["sites"]
     names = " < ".join(sorted(ARMS, key=lambda arm: sites[arm].value))
     gap = summary.differences["central - federated"].value
@@ -127,9 +135,9 @@ def _counts(summary: Summary, site: str) -> str:
 def _seeds(results: Sequence[SeedResult], summary: Summary) -> str:
     head = "| seed | " + " | ".join(f"{arm} AUC | {arm} log loss" for arm in ARMS) + " | wall s |\n"
     lines = [head + "|---|" + "---|" * (2 * len(ARMS) + 1)]
-    for place, result in enumerate(results):
+    for index, result in enumerate(results):
         cells = [
-            f"{summary.auc['sites'][arm].per_seed[place]:.3f} | {summary.log_loss[arm][place]:.3f}" for arm in ARMS
+            f"{summary.auc['sites'][arm].per_seed[index]:.3f} | {summary.log_loss[arm][index]:.3f}" for arm in ARMS
         ]
         lines.append(f"| {result.seed} | {' | '.join(cells)} | {result.wall_s:.0f} |")
     note = "Log loss: weighted as in RSNA 2019, not corrected for the training's sampling of half positive studies."

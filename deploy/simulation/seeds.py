@@ -1,4 +1,4 @@
-"""One seed: all arms trained and judged, kept in one file, so that an interrupted simulation goes on seed by seed."""
+"""One seed: all arms trained and scored, kept in one file, so that a simulation resumes seed by seed."""
 
 import json
 import time
@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from federation.manifest import save_model
 
-from deploy.simulation.arms import ArmPosition, Trained, alone, federate
-from deploy.simulation.judging import Scores, judge
+from deploy.simulation.arms import TaskContext, Trained, federate, train_pooled
 from deploy.simulation.patients import SimulatedSite
+from deploy.simulation.scoring import Scores, score
 from deploy.simulation.settings import SITES, UNSEEN
 
 CENTRAL: Final = "central"
@@ -21,6 +21,7 @@ FEDERATED: Final = "federated"
 
 
 def local(site: str) -> str:
+    """Return the name of a site's local arm."""
     return f"local-{site}"
 
 
@@ -30,7 +31,16 @@ MODELS: Final = (CENTRAL, FEDERATED, *LOCALS)
 
 @dataclass(frozen=True, eq=False)
 class SeedResult:
-    """scores: by model and test site; a local model is judged at home and at the unseen site. curves: see Trained."""
+    """The result of one seed.
+
+    Attributes:
+        seed: Of the trainings.
+        scores: By model and test site. A local model is scored at its own site and at the unseen one.
+        curves: By model, see `Trained`.
+        clipped: Clipped updates of the federation, by round.
+        digests: Of the last models, in hex.
+        wall_s: Seconds of a clock.
+    """
 
     seed: int
     scores: dict[tuple[str, str], Scores]
@@ -40,41 +50,47 @@ class SeedResult:
     wall_s: float
 
 
-def result_of(place: ArmPosition, seed: int, sites: list[SimulatedSite], pool: Executor, folder: Path) -> SeedResult:
-    """From `folder` when it is there, else made and left there, beside the two models that hospitals would share."""
+def result_of(context: TaskContext, seed: int, sites: list[SimulatedSite], pool: Executor, folder: Path) -> SeedResult:
+    """Read the result of a seed, or make it and write it to `folder` with the central and the federated model."""
     path = folder / f"seed-{seed}.npz"
     if not path.exists():
         start = time.monotonic()
-        trained = _train(place, seed, sites, pool)
+        trained = _train(context, seed, sites, pool)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CENTRAL, FEDERATED):
             save_model(folder / f"seed-{seed}-{name}.safetensors", trained[name].model)
-        save(path, _judge(place, seed, sites, trained, pool, start))
+        save(path, _score(context, seed, sites, trained, pool, start))
     return _load(path)
 
 
-def _train(place: ArmPosition, seed: int, sites: list[SimulatedSite], pool: Executor) -> dict[str, Trained]:
+def _train(context: TaskContext, seed: int, sites: list[SimulatedSite], pool: Executor) -> dict[str, Trained]:
     federated_sites = [site for site in sites if site.name != UNSEEN]
-    waiting: dict[str, Future[Trained]] = {
-        CENTRAL: pool.submit(alone, place, seed, CENTRAL, federated_sites),
-        **{local(site.name): pool.submit(alone, place, seed, local(site.name), [site]) for site in federated_sites},
+    pooled: dict[str, list[SimulatedSite]] = {CENTRAL: federated_sites}
+    pooled |= {local(site.name): [site] for site in federated_sites}
+    futures: dict[str, Future[Trained]] = {
+        name: pool.submit(train_pooled, context, seed, name, pooled_sites) for name, pooled_sites in pooled.items()
     }
-    trained = {FEDERATED: federate(place, seed, federated_sites, pool)}
-    return trained | {name: future.result() for name, future in waiting.items()}
+    trained = {FEDERATED: federate(context, seed, federated_sites, pool)}
+    return trained | {name: future.result() for name, future in futures.items()}
 
 
-def _judge(
-    place: ArmPosition, seed: int, sites: list[SimulatedSite], trained: dict[str, Trained], pool: Executor, start: float
+def _score(
+    context: TaskContext,
+    seed: int,
+    sites: list[SimulatedSite],
+    trained: dict[str, Trained],
+    pool: Executor,
+    start: float,
 ) -> SeedResult:
-    judged = {
-        (name, site.name): pool.submit(judge, place, trained[name].model, site.test)
+    futures = {
+        (name, site.name): pool.submit(score, context, trained[name].model, site.test)
         for name in MODELS
         for site in sites
         if not name.startswith("local") or site.name == UNSEEN or name == local(site.name)
     }
     return SeedResult(
         seed,
-        {key: future.result() for key, future in judged.items()},
+        {key: future.result() for key, future in futures.items()},
         {name: trained[name].curve for name in MODELS},
         trained[FEDERATED].clipped,
         {name: trained[name].model.digest.hex() for name in MODELS},
@@ -86,6 +102,7 @@ _ARRAYS: Final[Sequence[str]] = ("logits", "labels", "patient", "study")
 
 
 def save(path: Path, result: SeedResult) -> None:
+    """Write a result, whole or not at all."""
     facts = {
         "seed": result.seed,
         "scores": [list(key) for key in result.scores],

@@ -1,4 +1,4 @@
-"""What is simulated: everything that decides the figures, and the plan a coordinator would have signed for it."""
+"""The settings that decide a simulation's figures, and the plan that a coordinator would sign for it."""
 
 import hashlib
 import json
@@ -30,10 +30,29 @@ VALIDATION_FRACTION: Final = 0.2
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """Equal settings and an equal seed give equal figures (on one kind of machine, one version of torch). As they stand
-    here they are those of docs/simulation.
+    """Equal settings and an equal seed give equal figures (on one kind of machine, with one version of torch).
 
-    studies: of a site, validation patients included. rounds x epochs: passes over the training studies, of every arm.
+    The defaults are those of docs/simulation.
+
+    Attributes:
+        architecture: Of the network.
+        studies: Of a site, validation patients included.
+        test_studies: Of a site.
+        rounds: Of the federation. All arms make rounds x epochs passes over the training studies.
+        epochs: Local passes a round.
+        image_size_px: Side of a slice.
+        slices_max: Most slices of a study.
+        learning_rate: Of AdamW.
+        studies_per_step: The batch.
+        slices_per_study: Of each study in a step; 0 takes all.
+        prevalence: Mix of the training patients.
+        test_prevalence: Mix of the test patients.
+        difficulty: Of the phantoms.
+        patients_seed: Of the patients; the same for all trainings.
+        server: Optimizer of the aggregator.
+        momentum: Of fedavgm.
+        bits: A parameter, before masking.
+        clip_norm: L2 norm to which an update is clipped.
     """
 
     architecture: str = "lite"
@@ -57,20 +76,26 @@ class SimulationSettings:
 
     @property
     def passes(self) -> int:
+        """Passes of every arm over the training studies."""
         return self.rounds * self.epochs
 
     @property
     def digest(self) -> str:
-        """Names the results of these settings: 16 hex digits."""
-        parts = {**asdict(self), "generator": GENERATOR_VERSION, "pipeline": PIPELINE_VERSION}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        """The name of the results of these settings: 16 hex digits."""
+        content = {**asdict(self), "generator": GENERATOR_VERSION, "pipeline": PIPELINE_VERSION}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Raises PlanRefused when an arm cannot be trained so; the central arm's passes are all in one plan."""
+        """Check that every arm has a valid plan; all passes of the central arm are in one plan.
+
+        Raises:
+            PlanRefused: A value is out of its bounds.
+        """
         plan_of(self, seed=1, weight_cap=1)
         self.training(self.passes)
 
     def training(self, epochs: int) -> LocalTraining:
+        """Return the training section of a plan, with so many epochs."""
         return LocalTraining(
             epochs=epochs,
             learning_rate=self.learning_rate,
@@ -83,12 +108,12 @@ class SimulationSettings:
 
 
 def initial_model(settings: SimulationSettings, seed: int) -> Model:
-    """Every arm of the comparison starts from these weights."""
+    """Return the weights from which every arm starts."""
     return model_of(build(settings.architecture, seed))
 
 
 def plan_of(settings: SimulationSettings, seed: int, weight_cap: int) -> TrainingPlan:
-    """The plan of the federated arm. `weight_cap`: the largest site's number of training studies."""
+    """Return the plan of the federated arm. `weight_cap` is the largest site's number of training studies."""
     model = initial_model(settings, seed)
     key = hashlib.sha256(f"hemofed simulation|{settings.digest}|{seed}".encode()).digest()
     kind = ServerKind[settings.server.upper()]

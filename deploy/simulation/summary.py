@@ -1,11 +1,11 @@
-"""From seeds to figures: central, federated and local side by side, with intervals, and the differences between them.
+"""From seeds to figures: central, federated and local arms with intervals, and the differences between them.
 
-The unit of chance is the patient: a draw takes each site's test patients with replacement, and every arm and seed is
-judged on the same draw, so that differences are paired.
+The sampling unit is the patient. A draw takes each site's test patients with replacement. Every arm and seed is
+measured on the same draws, so differences are paired.
 
-An arm's figure is the mean over seeds. "sites": the mean over the five federated sites of the AUC of `any` on the
-site's own test patients; "worst": the lowest of the five; "unseen": on the site that never trained. A local arm is at
-each site that site's own model; at the unseen site, the mean of the five.
+The figure of an arm is its mean over seeds. "sites" is the mean over the five federated sites of the AUC of `any` on
+the site's own test patients; "worst" is the lowest of the five; "unseen" is the AUC at the site that never trained. The
+local arm is each site's own model, and at the unseen site the mean of the five.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from deploy.simulation.judging import Scores
+from deploy.simulation.scoring import Scores
 from deploy.simulation.seeds import CENTRAL, FEDERATED, LOCALS, SeedResult, local
 from deploy.simulation.settings import SITES, UNSEEN
 from site_client.inference.metrics import DRAWS, Measure, draw_patients, interval, of_draws
@@ -27,7 +27,7 @@ _DRAW_SEED: Final = 20_240_229
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """value and 95 % interval; per_seed: the same figure of each seed on the test patients as they are."""
+    """A figure: its mean over seeds, the 95 % interval of that mean over patients, and each seed's own value."""
 
     value: float
     low: float
@@ -37,8 +37,17 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """auc, study_auc: by measure ("sites", "worst", "unseen") and arm; differences likewise by name. by_site: slice AUC
-    of each site and arm. log_loss: weighted log loss, mean over the sites, by arm. curves: mean over seeds.
+    """All figures of a simulation.
+
+    Attributes:
+        auc: By population ("sites", "worst", "unseen") and arm, per slice.
+        study_auc: Likewise, per study.
+        by_site: By site and arm, per slice.
+        differences: By name, per slice.
+        log_loss: Weighted log loss by arm, mean over the sites, one value a seed.
+        curves: By arm, mean over seeds, see `Trained`.
+        test_patients: Their number, by site.
+        test_positives: Positive test studies, by site.
     """
 
     auc: dict[str, dict[str, SeedSummary]]
@@ -52,28 +61,30 @@ class Summary:
 
     @property
     def in_order(self) -> bool:
-        """local < federated < central, by the mean over the sites."""
+        """Whether local < federated < central, by the mean over the sites."""
         sites = self.auc["sites"]
         return sites["local"].value < sites[FEDERATED].value < sites[CENTRAL].value
 
 
 def summarize(results: Sequence[SeedResult], draws: int = DRAWS) -> Summary:
+    """Summarize the results of one seed or more."""
     slices = _table(results, lambda scores: scores, draws)
     studies = _table(results, Scores.of_studies, draws)
-    measures = {name: _measure(slices, name) for name in ("sites", "worst", "unseen")}
-    found = measures["sites"]
+    populations = {name: _population(slices, name) for name in ("sites", "worst", "unseen")}
+    sites, unseen = populations["sites"], populations["unseen"]
     first = {site: results[0].scores[CENTRAL, site] for site in (*SITES, UNSEEN)}
     return Summary(
-        auc={name: {arm: _figure(table[arm]) for arm in ARMS} for name, table in measures.items()},
+        auc={name: {arm: _figure(table[arm]) for arm in ARMS} for name, table in populations.items()},
         study_auc={
-            name: {arm: _figure(_measure(studies, name)[arm]) for arm in ARMS} for name in ("sites", "worst", "unseen")
+            name: {arm: _figure(_population(studies, name)[arm]) for arm in ARMS}
+            for name in ("sites", "worst", "unseen")
         },
         by_site={site: {arm: _figure(slices[arm, site]) for arm in ARMS} for site in (*SITES, UNSEEN)},
         differences={
-            "central - federated": _figure(found[CENTRAL] - found[FEDERATED]),
-            "federated - local": _figure(found[FEDERATED] - found["local"]),
-            "unseen: central - federated": _figure(measures["unseen"][CENTRAL] - measures["unseen"][FEDERATED]),
-            "unseen: federated - local": _figure(measures["unseen"][FEDERATED] - measures["unseen"]["local"]),
+            "central - federated": _figure(sites[CENTRAL] - sites[FEDERATED]),
+            "federated - local": _figure(sites[FEDERATED] - sites["local"]),
+            "unseen: central - federated": _figure(unseen[CENTRAL] - unseen[FEDERATED]),
+            "unseen: federated - local": _figure(unseen[FEDERATED] - unseen["local"]),
         },
         log_loss={arm: tuple(_log_loss(result, arm) for result in results) for arm in ARMS},
         curves=_curves(results),
@@ -99,7 +110,7 @@ def _table(results: Sequence[SeedResult], view: Callable[[Scores], Scores], draw
     return table
 
 
-def _measure(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]:
+def _population(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]:
     """f64[seeds, draws+1] by arm."""
     if name == "unseen":
         return {arm: table[arm, UNSEEN] for arm in ARMS}
@@ -112,7 +123,7 @@ def _measure(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Reals]
 def _figure(values: Reals) -> SeedSummary:
     draws = values.mean(axis=0)
     low, high = (math.nan if end is None else end for end in interval(draws[1:]))
-    return SeedSummary(float(draws[0]), low, high, tuple(float(each) for each in values[:, 0]))
+    return SeedSummary(float(draws[0]), low, high, tuple(float(seed_value) for seed_value in values[:, 0]))
 
 
 def _log_loss(result: SeedResult, arm: str) -> float:

@@ -1,4 +1,4 @@
-"""`hemofed-site benchmark`: every arm trained by the production loop on the same patients, in the paper's table."""
+"""The command `hemofed-site benchmark`: every arm on the same patients, in the paper's table."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from typing import Literal
 import click
 import torch
 
-from site_client.benchmark.arms import Bench, Done, Failed, run_arm
+from site_client.benchmark.arms import Bench, FailedArm, FinishedArm, run_arm
 from site_client.benchmark.settings import BenchmarkSettings, phantom_folder
 from site_client.benchmark.table import BenchmarkOrigin, write_table
 from site_client.errors import SiteError, TrainingFailed, UnknownArchitecture
@@ -47,8 +47,8 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--stages",
     callback=lambda _context, _option, text: _stages(text),
-    help="A,B,C: epochs of the backbone, of the recurrence on kept embeddings, and of both; instead of --epochs, for "
-    "arms that have a recurrence.",
+    help="A,B,C: epochs of the backbone, of the sequence head on cached embeddings, and of both; instead of --epochs, "
+    "for arms with a recurrence.",
 )
 @click.option(
     "--batch", "studies_per_step", default=DEFAULTS.studies_per_step, type=click.IntRange(1, 64), help="Studies."
@@ -95,10 +95,10 @@ def benchmark(
     phantom_difficulty: float,
     **options: object,
 ) -> None:
-    """Train every arm on the same patients and write the paper's table with what it lacks.
+    """Train every arm on the same patients, and write the paper's table with intervals and baselines.
 
-    Stopped, it goes on where it was; finished arms are kept. An arm that fails loses none of the others. Under torchrun
-    the processes share each step.
+    After a stop the same command resumes; finished arms are kept. A failed arm does not affect the others. Under
+    torchrun the processes share each step.
     """
     settings = BenchmarkSettings(**options)  # type: ignore[arg-type]  # click checked them against the fields
     arms = _arms(wanted)
@@ -111,15 +111,15 @@ def benchmark(
         compute = choose(device, threads, settings.image_size_px, ranks, precision)
         bench, validation_slices = _bench(settings, data, state, compute, workers, cache_gib)
         with _stop_signals() as stopping:
-            found = _run_all(bench, arms, stopping)
+            results = _run_all(bench, arms, stopping)
     if not ranks.leads:
         return
     starter = ["torchrun", "--nproc-per-node", str(ranks.world), "--no-python"] if ranks.world > 1 else []
     command = shlex.join([*starter, "hemofed-site", "benchmark", *(context.obj or [])])
     origin = BenchmarkOrigin(command, is_synthetic(data), validation_slices, torch.__version__, platform.machine())
-    click.echo(write_table(out, bench, found, origin))
-    _write_pages(out / "evaluations", found, origin)
-    if any(isinstance(arm, Failed) for arm in found):
+    click.echo(write_table(out, bench, results, origin))
+    _write_pages(out / "evaluations", results, origin)
+    if any(isinstance(arm, FailedArm) for arm in results):
         context.exit(1)
 
 
@@ -148,7 +148,7 @@ def _bench(
     workers: int,
     cache_gib: float,
 ) -> tuple[Bench, int]:
-    """The bench, and the slices of its validation patients."""
+    """The bench, and the number of its validation slices."""
     size = (settings.image_size_px, settings.slices_max)
     cache = StudyCache(state / "cache", int(cache_gib * _GIB), *size, read_volume)
     loader = Loader(cache, Augmentation(), compute.device, settings.slices_per_study)
@@ -170,51 +170,51 @@ def _bench(
 
 
 def _data_hash(split: Split) -> str:
-    def lines(studies: Sequence[StudyRecord]) -> list[list[str]]:
+    def rows(studies: Sequence[StudyRecord]) -> list[list[str]]:
         return [[s.study_key, s.slice_labels.tobytes().hex(), s.study_labels.tobytes().hex()] for s in studies]
 
-    text = json.dumps([lines(split.training), lines(split.validation)])
+    text = json.dumps([rows(split.training), rows(split.validation)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_all(bench: Bench, arms: Sequence[str], stopping: Callable[[], bool]) -> list[Done | Failed]:
-    found: list[Done | Failed] = []
+def _run_all(bench: Bench, arms: Sequence[str], stopping: Callable[[], bool]) -> list[FinishedArm | FailedArm]:
+    results: list[FinishedArm | FailedArm] = []
     ranks = bench.compute.ranks
     for arm in arms:
         try:
-            found.append(run_arm(bench, arm, _say_of(ranks), stopping))
+            results.append(run_arm(bench, arm, _say_of(ranks), stopping))
         except Stopped:
             if not ranks.leads:
                 raise click.exceptions.Exit(1) from None
             raise click.ClickException("stopped; the same command goes on from here") from None
         except (SiteError, RuntimeError, MemoryError, ValueError) as error:
             if ranks.world > 1 and not isinstance(error, TrainingFailed):
-                raise  # the other processes know nothing of it: all have to end
-            # torch reports a lack of memory and an impossible shape as RuntimeError; none of it is another arm's fault.
+                raise  # the other processes do not know of it, so all have to end
+            # torch reports a lack of memory and an impossible shape as RuntimeError. The other arms go on.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             _say_of(ranks, err=True)(f"{arm}: failed: {reason}")
-            found.append(Failed(arm, reason))
-    return found
+            results.append(FailedArm(arm, reason))
+    return results
 
 
 def _say_of(ranks: Ranks, *, err: bool = False) -> Callable[[str], None]:
-    """One process speaks for all."""
+    """The output of the leading process; the others print nothing."""
     return partial(click.echo, err=err) if ranks.leads else lambda _: None
 
 
-def _write_pages(out: Path, arms: Sequence[Done | Failed], origin: BenchmarkOrigin) -> None:
-    """One evaluation page an arm, of the validation patients."""
+def _write_pages(out: Path, arms: Sequence[FinishedArm | FailedArm], origin: BenchmarkOrigin) -> None:
+    """Write one evaluation page an arm, of the validation patients."""
     out.mkdir(parents=True, exist_ok=True)
     for arm in arms:
-        if isinstance(arm, Done):
+        if isinstance(arm, FinishedArm):
             losses = [
                 ("training", [(epoch.number, epoch.train_loss) for epoch in arm.epochs]),
                 ("validation", [(epoch.number, epoch.validation_loss) for epoch in arm.epochs]),
             ]
             evaluation = evaluate(arm.slices, arm.studies)
             patients = f"{evaluation.studies.rows} validation studies of {evaluation.patients} patients."
-            heading = Heading(arm.arm, arm.digest, patients, origin.synthetic, losses)
-            (out / f"{arm.arm}.html").write_text(page(heading, evaluation))
+            heading = Heading(arm.name, arm.digest, patients, origin.synthetic, losses)
+            (out / f"{arm.name}.html").write_text(page(heading, evaluation))
 
 
 @contextmanager

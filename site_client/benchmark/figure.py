@@ -1,41 +1,76 @@
-"""The paper's Fig. 3: accuracy and loss over training, an arm a line."""
+"""The paper's Fig. 3 (accuracy and loss over training, one line an arm), and each arm's AUC with its interval."""
 
-import math
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING
 
-from site_client.benchmark.arms import Done
-from site_client.inference.drawing import Axis, PlotLine, chart, legend, picture
+from site_client.benchmark.arms import FinishedArm
+from site_client.benchmark.svg import COLORS, as_svg, line_style, style
+from site_client.inference.metrics import Estimate
 
-_WIDTH: Final = 1020
-_PANEL: Final = (340, 270)
-_SAMPLE, _LETTER = 48, 7  # px of the legend: a line with its margins, a letter at the most
-
-
-def draw(arms: Sequence[Done], all_negative: float | None) -> str:
-    """SVG text. The dotted line on the left is what answering "no hemorrhage" everywhere scores."""
-    epochs = max((epoch.number for arm in arms for epoch in arm.epochs), default=1)
-    x = Axis("epoch", 1, max(2, epochs))
-    panels = [
-        _panel("Accuracy on validation slices", x, arms, "accuracy", all_negative),
-        _panel("Training loss", x, arms, "train_loss"),
-        _panel("Validation loss", x, arms, "validation_loss"),
-    ]
-    names = [(arm.arm, place) for place, arm in enumerate(arms)]
-    names += [("all negative", len(arms))] if all_negative is not None else []
-    longest = max(len(name) for name, _ in names) if names else 0
-    key, height = legend(names, _WIDTH - 40, step=_SAMPLE + _LETTER * longest)
-    parts = [(_PANEL[0] * place, 4, panel) for place, panel in enumerate(panels)]
-    spoken = "Accuracy, training loss and validation loss over epochs, by arm; the figures are in the table"
-    return picture([*parts, (46, _PANEL[1] + 10, key)], _WIDTH, _PANEL[1] + height + 14, spoken, alone=True) + "\n"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def _panel(title: str, x: Axis, arms: Sequence[Done], name: str, flat: float | None = None) -> str:
-    lines = []
-    for place, arm in enumerate(arms):
-        points = [(epoch.number, getattr(epoch, name)) for epoch in arm.epochs if getattr(epoch, name) is not None]
-        lines.append(PlotLine(arm.arm, points, place, dots=True))
-    if flat is not None:
-        lines.append(PlotLine("all negative", [(x.low, flat), (x.high, flat)], len(arms)))
-    values = [value for line in lines for _, value in line.points if math.isfinite(value)]
-    return chart(title, x, Axis("", min(values, default=0.0), max(values, default=1.0)), lines, _PANEL)
+def draw(arms: Sequence[FinishedArm], aucs: Sequence[Estimate], all_negative: float | None, counts: str) -> str:
+    """Draw the benchmark's figure.
+
+    Args:
+        arms: The arms.
+        aucs: AUC of `any` of each arm.
+        all_negative: Accuracy of the answer "no hemorrhage" everywhere; None if unknown.
+        counts: Numbers of validation slices and patients, for the title.
+
+    Returns:
+        SVG text.
+
+    Raises:
+        FiguresMissing: matplotlib is not installed.
+    """
+    with style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9.6, 7.2))
+        (accuracy, training), (validation, auc) = figure.subplots(2, 2)
+        _curves(accuracy, arms, "accuracy", "Accuracy at threshold .5", "share of correct labels")
+        if all_negative is not None:
+            accuracy.axhline(all_negative, color="#555555", linestyle=(0, (1, 1)), label='"no hemorrhage" everywhere')
+        _curves(training, arms, "train_loss", "Training loss (augmented, half of the studies positive)", "loss, nats")
+        _curves(validation, arms, "validation_loss", "Validation loss", "loss, nats")
+        _forest(auc, arms, aucs)
+        handles, labels = accuracy.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle(counts, fontsize=9)
+        return as_svg(figure, "Accuracy and losses over epochs, and AUC with 95 % interval, by arm")
+
+
+def _curves(axes: "Axes", arms: Sequence[FinishedArm], field: str, title: str, unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for index, arm in enumerate(arms):
+        points = [(epoch.number, getattr(epoch, field)) for epoch in arm.epochs if getattr(epoch, field) is not None]
+        # matplotlib's stubs want each keyword's own type
+        axes.plot([x for x, _ in points], [y for _, y in points], label=_label(arm), **line_style(index))  # type: ignore[arg-type]
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _label(arm: FinishedArm) -> str:
+    return arm.name + ("" if len(arm.slices.patients) else " (per study)")
+
+
+def _forest(axes: "Axes", arms: Sequence[FinishedArm], aucs: Sequence[Estimate]) -> None:
+    """One row an arm: the AUC and its 95 % interval over patients."""
+    for index, auc in enumerate(aucs):
+        if auc.value is None:
+            continue
+        color = COLORS[index % len(COLORS)]
+        if auc.low is not None and auc.high is not None:
+            axes.plot([auc.low, auc.high], [index, index], color=color, linewidth=1.5)
+        axes.plot(auc.value, index, marker=line_style(index)["marker"], color=color)
+    axes.axvline(0.5, color="#555555", linestyle=(0, (1, 1)))
+    axes.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
+    axes.invert_yaxis()
+    axes.set_title("AUC of any, last epoch")
+    axes.set_xlabel("AUC, 95 % interval over patients")

@@ -1,4 +1,4 @@
-"""What decides a benchmark's figures, and the patients it makes when it is given none."""
+"""The settings that decide a benchmark's figures, and its phantom patients when it is given no data."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from site_client.phantom.streams import GENERATOR_VERSION
 from site_client.phantom.study import Wishes
 from site_client.training.stages import Stages
 
-# A sequence arm and the same backbone without its recurrence.
+# A sequence arm -> the same backbone without a recurrence.
 TWINS: Final = MappingProxyType(
     {
         "lite": "lite-slices",
@@ -31,10 +31,19 @@ TWINS: Final = MappingProxyType(
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Equal settings on equal patients give equal figures (one kind of machine, one version of torch).
+    """Equal settings on equal patients give equal figures (on one kind of machine, with one version of torch).
 
-    slices: of the data set, training and validation together; 0 takes all. studies_per_step: the batch.
-    slices_per_study: of each study in a step; 0 takes all. stages: of arms with a recurrence, instead of `epochs`.
+    Attributes:
+        epochs: Passes over the training studies.
+        seed: Of weights, split, order and phantom.
+        image_size_px: Side of a slice.
+        slices_max: Most slices of a study.
+        slices: Of the data set, training and validation together; 0 takes all.
+        learning_rate: Of AdamW.
+        studies_per_step: The batch.
+        slices_per_study: Of each study in a step; 0 takes all.
+        validation_fraction: Share of patients.
+        stages: Of arms with a recurrence, instead of `epochs`.
     """
 
     epochs: int = 5
@@ -49,16 +58,17 @@ class BenchmarkSettings:
     stages: Stages | None = None
 
     def digest(self, data_hash: str) -> str:
-        """Names the results of these settings on these patients: 16 hex digits."""
-        parts = {**asdict(self), "data": data_hash, "pipeline": PIPELINE_VERSION}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        """Return the name of the results of these settings on these patients: 16 hex digits."""
+        content = {**asdict(self), "data": data_hash, "pipeline": PIPELINE_VERSION}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def stages_of(self, net: Network) -> Stages | None:
-        """In which stages this network is trained; None in one."""
+        """Return the stages in which this network is trained; None if it is trained in one go."""
         has_recurrence = isinstance(net, SequenceNet) and net.reader.sequence is not None
         return self.stages if has_recurrence else None
 
     def training(self) -> LocalTraining:
+        """Return the training section of a plan."""
         return LocalTraining(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -73,12 +83,12 @@ class BenchmarkSettings:
 def phantom_folder(
     state: Path, studies: int, profile: str, difficulty: float, settings: BenchmarkSettings, workers: int = 1
 ) -> Path:
-    """A phantom set in `state`, made when it is not there. One that a stop cut short is made again."""
+    """Return the folder of a phantom set in `state`. It is made if it is not there; an unfinished one is made again."""
     size_px = 128 if settings.image_size_px <= 128 else 256
     order = Order(profile, studies, settings.seed, Wishes(size_px, prevalence="balanced", difficulty=difficulty))
     order.check()
-    what = json.dumps([GENERATOR_VERSION, asdict(order)], sort_keys=True)
-    folder = state / f"phantom-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    content = json.dumps([GENERATOR_VERSION, asdict(order)], sort_keys=True)
+    folder = state / f"phantom-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if not folder.exists():
         draft = folder.with_suffix(".unfinished")
         if draft.exists():

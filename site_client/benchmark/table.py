@@ -1,16 +1,18 @@
-"""The benchmark's table: the paper's columns, and those without which they say little. Markdown and JSON."""
+"""The benchmark's table as Markdown and JSON: the paper's columns, and the columns that give them meaning."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from federation.labels import ANY, LABELS
 
-from site_client.benchmark.arms import Bench, Done, Failed
+from site_client.benchmark.arms import Bench, FailedArm, FinishedArm
 from site_client.benchmark.figure import draw
 from site_client.benchmark.settings import TWINS
+from site_client.benchmark.svg import FiguresMissing
 from site_client.inference.metrics import (
     DRAWS,
     Difference,
@@ -20,15 +22,16 @@ from site_client.inference.metrics import (
     compare,
     compare_log_loss,
     draw_patients,
-    measure,
+    estimate,
     weighted_log_loss,
 )
 from site_client.inference.patients import positives
+from site_client.inference.ranked import Reals
 
-SYNTHETIC = "Synthetic patients: a result on them is never clinical evidence."
-REAL = "For research. Not a statement about any patient, and not a validated device."
-_DRAW_SEED = 20_240_229
-_COLUMNS = [
+SYNTHETIC: Final = "Synthetic patients: a result on them is never clinical evidence."
+REAL: Final = "For research. Not a statement about any patient, and not a validated device."
+_DRAW_SEED: Final = 20_240_229
+_COLUMNS: Final = [
     "model",
     "data set size",
     "batch",
@@ -50,7 +53,15 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class BenchmarkOrigin:
-    """Where the figures come from."""
+    """The origin of the figures.
+
+    Attributes:
+        command: That made them.
+        synthetic: Whether the patients are phantoms.
+        validation_slices: Their number.
+        torch: Its version.
+        machine: Its architecture.
+    """
 
     command: str
     synthetic: bool
@@ -61,7 +72,7 @@ class BenchmarkOrigin:
 
 @dataclass(frozen=True)
 class Side:
-    """Training or validation."""
+    """The counts of the training or of the validation studies."""
 
     patients: int
     studies: int
@@ -72,7 +83,7 @@ class Side:
 class BenchmarkRow:
     """A finished arm's last model on the validation slices, with 95 % intervals over patients."""
 
-    done: Done
+    arm: FinishedArm
     accuracy: Estimate
     all_negative: Estimate
     auc: Estimate
@@ -82,7 +93,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """Sequence arm minus its slice-wise twin, on the same draws of patients."""
+    """A sequence arm minus its slice-wise twin, on the same draws of patients."""
 
     arm: str
     twin: str
@@ -90,35 +101,50 @@ class Pair:
     auc: Difference
 
 
-def write_table(out: Path, bench: Bench, arms: Sequence[Done | Failed], origin: BenchmarkOrigin) -> str:
-    """benchmark.md, benchmark.json and benchmark.svg in `out`; the Markdown."""
-    done = [arm for arm in arms if isinstance(arm, Done)]
-    draws = draw_patients(
-        len({study.patient_key for study in bench.split.validation}), DRAWS, np.random.default_rng(_DRAW_SEED)
-    )
-    judged = [_judge(arm, draws) for arm in done]
-    pairs = _pairs(done, draws)
+def write_table(out: Path, bench: Bench, arms: Sequence[FinishedArm | FailedArm], origin: BenchmarkOrigin) -> str:
+    """Write benchmark.md, benchmark.json and, where matplotlib is installed, benchmark.svg.
+
+    Args:
+        out: The folder.
+        bench: See `Bench`.
+        arms: In the order of the table.
+        origin: See `BenchmarkOrigin`.
+
+    Returns:
+        The Markdown text.
+    """
+    finished = [arm for arm in arms if isinstance(arm, FinishedArm)]
+    patients = len({study.patient_key for study in bench.split.validation})
+    draws = draw_patients(patients, DRAWS, np.random.default_rng(_DRAW_SEED))
+    rows = [_row_of(arm, draws) for arm in finished]
+    pairs = _pairs(finished, draws)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark.json").write_text(json.dumps(_as_json(bench, arms, judged, pairs, origin), indent=1) + "\n")
-    (out / "benchmark.svg").write_text(draw(done, judged[0].all_negative.value if judged else None))
-    text = _markdown(bench, arms, judged, pairs, origin)
+    (out / "benchmark.json").write_text(json.dumps(_as_json(bench, arms, rows, pairs, origin), indent=1) + "\n")
+    counts = f"{origin.validation_slices:,} validation slices of {patients} patients"
+    try:
+        figure = draw(finished, [row.auc for row in rows], rows[0].all_negative.value if rows else None, counts)
+        (out / "benchmark.svg").write_text(figure)
+        figure_line = "![Accuracy and loss over epochs, and AUC](benchmark.svg)"
+    except FiguresMissing as error:
+        figure_line = f"No figure: {error}."
+    text = _markdown(bench, arms, rows, pairs, origin, figure_line)
     (out / "benchmark.md").write_text(text)
     return text
 
 
-def _judge(done: Done, draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> BenchmarkRow:
-    column = done.rows.column(ANY)
+def _row_of(arm: FinishedArm, draws: Reals) -> BenchmarkRow:
+    column = arm.rows.column(ANY)
     return BenchmarkRow(
-        done,
-        *accuracy(done.rows),
-        measure(column, Measure.AUC, draws),
-        measure(column, Measure.AP, draws),
-        weighted_log_loss(done.rows, draws),
+        arm,
+        *accuracy(arm.rows),
+        estimate(column, Measure.AUC, draws),
+        estimate(column, Measure.AP, draws),
+        weighted_log_loss(arm.rows, draws),
     )
 
 
-def _pairs(done: Sequence[Done], draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[Pair]:
-    by_name = {arm.arm: arm.slices for arm in done}
+def _pairs(finished: Sequence[FinishedArm], draws: Reals) -> list[Pair]:
+    by_name = {arm.name: arm.slices for arm in finished}
     return [
         Pair(
             arm,
@@ -136,8 +162,8 @@ def _pairs(done: Sequence[Done], draws: np.ndarray[tuple[int, ...], np.dtype[np.
 
 def _as_json(
     bench: Bench,
-    arms: Sequence[Done | Failed],
-    judged: Sequence[BenchmarkRow],
+    arms: Sequence[FinishedArm | FailedArm],
+    rows: Sequence[BenchmarkRow],
     pairs: Sequence[Pair],
     origin: BenchmarkOrigin,
 ) -> dict[str, object]:
@@ -151,8 +177,8 @@ def _as_json(
         "validation": asdict(_side(bench, "validation")),
         "training_slices": bench.training_slices,
         "bootstrap_draws": DRAWS,
-        "arms": [_arm(each) for each in judged],
-        "failed": [asdict(arm) for arm in arms if isinstance(arm, Failed)],
+        "arms": [_arm_json(row) for row in rows],
+        "failed": [{"arm": arm.name, "reason": arm.reason} for arm in arms if isinstance(arm, FailedArm)],
         "pairs": [asdict(pair) for pair in pairs],
     }
 
@@ -162,23 +188,18 @@ def _side(bench: Bench, name: str) -> Side:
     return Side(len({study.patient_key for study in studies}), len(studies), positives(studies))
 
 
-def _arm(each: BenchmarkRow) -> dict[str, object]:
-    done = each.done
-    known = {"arm": done.arm, "digest": done.digest, "parameters": done.parameters}
-    speed = {
-        "training_slices_per_s": round(done.training_slices_per_s, 2),
-        "inference_ms_per_slice": round(done.inference_ms_per_slice, 3),
-    }
-    figures = {name: asdict(getattr(each, name)) for name in ("accuracy", "all_negative", "auc", "ap", "log_loss")}
-    positive = {name: int((done.rows.labels[:, place] == 1).sum()) for place, name in enumerate(LABELS)}
-    epochs = [asdict(epoch) for epoch in done.epochs]
+def _arm_json(row: BenchmarkRow) -> dict[str, object]:
+    arm = row.arm
     return {
-        **known,
-        **speed,
-        **figures,
-        "judged_by": "slices" if len(done.slices.patients) else "studies",
-        "positive": positive,
-        "by_epoch": epochs,
+        "arm": arm.name,
+        "digest": arm.digest,
+        "parameters": arm.parameters,
+        "training_slices_per_s": round(arm.training_slices_per_s, 2),
+        "inference_ms_per_slice": round(arm.inference_ms_per_slice, 3),
+        **{name: asdict(getattr(row, name)) for name in ("accuracy", "all_negative", "auc", "ap", "log_loss")},
+        "evaluated_by": "slices" if len(arm.slices.patients) else "studies",
+        "positive": {name: int((arm.rows.labels[:, index] == 1).sum()) for index, name in enumerate(LABELS)},
+        "by_epoch": [asdict(epoch) for epoch in arm.epochs],
     }
 
 
@@ -187,50 +208,53 @@ def _arm(each: BenchmarkRow) -> dict[str, object]:
 
 def _markdown(
     bench: Bench,
-    arms: Sequence[Done | Failed],
-    judged: Sequence[BenchmarkRow],
+    arms: Sequence[FinishedArm | FailedArm],
+    rows: Sequence[BenchmarkRow],
     pairs: Sequence[Pair],
     origin: BenchmarkOrigin,
+    figure_line: str,
 ) -> str:
-    found = {each.done.arm: each for each in judged}
-    rows = [
-        _row(bench, found[arm.arm], origin) if isinstance(arm, Done) else f"| `{arm.arm}` | failed: {arm.reason} |"
+    by_name = {row.arm.name: row for row in rows}
+    lines = [
+        _line(bench, by_name[arm.name], origin)
+        if isinstance(arm, FinishedArm)
+        else f"| `{arm.name}` | failed: {arm.reason} |"
         for arm in arms
     ]
-    parts = [
+    paragraphs = [
         "# Benchmark: the paper's table",
         f"{SYNTHETIC if origin.synthetic else REAL} Made by",
         f"    {origin.command}",
         _circumstances(bench, origin),
-        "\n".join([f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *rows]),
-        "![Accuracy and loss over epochs](benchmark.svg)",
+        "\n".join([f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *lines]),
+        figure_line,
         "## Sequence against slice-wise, the same patients",
         _pairs_text(pairs),
         "## How to read it",
         _NOTES,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _row(bench: Bench, each: BenchmarkRow, origin: BenchmarkOrigin) -> str:
-    done, last = each.done, each.done.epochs[-1]
+def _line(bench: Bench, row: BenchmarkRow, origin: BenchmarkOrigin) -> str:
+    arm, last = row.arm, row.arm.epochs[-1]
     cells = [
-        f"`{done.arm}`" + ("" if len(done.slices.patients) else " (per study)"),
+        f"`{arm.name}`" + ("" if len(arm.slices.patients) else " (per study)"),
         f"{bench.training_slices + origin.validation_slices:,}",
         str(bench.settings.studies_per_step),
         f"{bench.training_slices:,}",
         f"{origin.validation_slices:,}",
-        str(len(done.epochs)),
+        str(len(arm.epochs)),
         f"{last.train_loss:.4f}",
         f"{last.validation_loss:.4f}",
-        _text(each.accuracy),
-        _text(each.all_negative),
-        _text(each.auc),
-        _text(each.ap),
-        _text(each.log_loss),
-        f"{done.parameters:,}",
-        f"{done.training_slices_per_s:.1f}",
-        f"{done.inference_ms_per_slice:.1f}",
+        _text(row.accuracy),
+        _text(row.all_negative),
+        _text(row.auc),
+        _text(row.ap),
+        _text(row.log_loss),
+        f"{arm.parameters:,}",
+        f"{arm.training_slices_per_s:.1f}",
+        f"{arm.inference_ms_per_slice:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -252,11 +276,11 @@ def _circumstances(bench: Bench, origin: BenchmarkOrigin) -> str:
 
 def _pairs_text(pairs: Sequence[Pair]) -> str:
     if not pairs:
-        return "No sequence arm stands beside its slice-wise twin here."
+        return "No sequence arm was trained beside its slice-wise twin."
     head = "| sequence arm | slice-wise twin | log loss | p | AUC any | p |\n|---|---|---|---|---|---|"
     lines = [
-        f"| `{pair.arm}` | `{pair.twin}` | {_text(pair.log_loss, sign=True)} | {_chance(pair.log_loss)} | "
-        f"{_text(pair.auc, sign=True)} | {_chance(pair.auc)} |"
+        f"| `{pair.arm}` | `{pair.twin}` | {_text(pair.log_loss, sign=True)} | {_p_value(pair.log_loss)} | "
+        f"{_text(pair.auc, sign=True)} | {_p_value(pair.auc)} |"
         for pair in pairs
     ]
     return "\n".join([head, *lines]) + "\n\nBelow 0 in log loss, or above 0 in AUC: the sequence arm is better."
@@ -265,26 +289,27 @@ def _pairs_text(pairs: Sequence[Pair]) -> str:
 def _text(figure: Estimate | Difference, sign: bool = False) -> str:
     if figure.value is None:
         return f"none ({figure.reason})"
-    form = "+.3f" if sign else ".3f"
+    spec = "+.3f" if sign else ".3f"
     if figure.low is None or figure.high is None:
-        return f"{figure.value:{form}}"
-    return f"{figure.value:{form}} ({figure.low:{form}} to {figure.high:{form}})"
+        return f"{figure.value:{spec}}"
+    return f"{figure.value:{spec}} ({figure.low:{spec}} to {figure.high:{spec}})"
 
 
-def _chance(difference: Difference) -> str:
+def _p_value(difference: Difference) -> str:
     return "–" if difference.p is None else f"{difference.p:.3f}"
 
 
-_NOTES = """\
-- Data set size, train and validation count slices, as in the paper; the batch counts studies, each with all \
-its slices or with as many as `--slices-per-study` says.
-- The losses are the training loss (slices plus half of the study). The training loss is a mean over the last pass, \
-augmented and with half of the studies positive; the validation loss is on the patients as they come.
-- Accuracy is the share of slice labels that a threshold of .5 gets right. Beside it stands what answering "no \
-hemorrhage" everywhere gets: an accuracy near that figure is no evidence of anything.
-- AUC, AP and log loss (weighted as in RSNA 2019) are per slice, with 95 % intervals: 2000 bootstrap draws of \
-validation patients, all slices of a patient together. They hold the chance of patients, not that of training. An arm \
-marked "per study" answers for studies only and is judged by them.
-- Chances are corrected for what training showed against what its patients have; no temperature was fitted.
-- On a CPU, times are processor seconds per thread. On a GPU they are seconds of a clock, and say little of a card \
-that others used at the same time: `tests/benchmarks/arms.py` measures each arm alone."""
+_NOTES: Final = """\
+- Data set size, train and validation count slices, as in the paper. The batch counts studies, each with all its \
+slices or with `--slices-per-study` of them.
+- Both losses are the reported loss: slices plus half of the study. The training loss is a mean over the last epoch, \
+augmented and with half of the studies positive. The validation loss is on the patients at their own prevalence.
+- Accuracy is the share of slice labels that a threshold of .5 gets right. The column beside it is the accuracy of the \
+answer "no hemorrhage" everywhere. An accuracy near that one is no evidence.
+- AUC, AP and log loss (weighted as in RSNA 2019) are per slice, with 95 % intervals from 2000 bootstrap draws of \
+validation patients, each with all slices. They cover the choice of patients, not that of the training. An arm marked \
+"per study" has no slice outputs, so its figures are per study.
+- Probabilities are corrected for the difference between the prevalence in training and that of its patients. No \
+temperature is fitted.
+- Times are processor seconds per thread on a CPU, and wall-clock seconds on a GPU. Another program on the same GPU \
+makes them larger: `tests/benchmarks/arms.py` measures each arm by itself."""

@@ -1,4 +1,4 @@
-"""A model's chances, fitted to this site's own patients: made from the catalog, kept in a file, read for a model."""
+"""Fit a model's calibration to the catalog's patients, and read it from its file."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -23,8 +23,21 @@ from site_client.training.prepare import prepare_all
 def fit(
     settings: SiteSettings, net: Network, model: str, size_px: int, slices_max: int, compute: Compute
 ) -> tuple[Calibrations, Split]:
-    """To the catalog's patients, split as the trainer splits them: offsets from those that are trained on, temperatures
-    from those that never are. `model`: digest in hex of the weights of `net`. Raises EvaluationRefused.
+    """Calibrate a model on the catalog's patients, split as the trainer splits them.
+
+    Args:
+        settings: Of the site.
+        net: The network with the model's weights.
+        model: Digest of the weights in hex.
+        size_px: Side of the model's input.
+        slices_max: Most slices of a study.
+        compute: Device and precision.
+
+    Returns:
+        The calibration and the split behind it.
+
+    Raises:
+        EvaluationRefused: No labelled patient can be read.
     """
     with closing(open_catalog(settings)) as catalog:
         studies = catalog.dataset().studies
@@ -38,15 +51,24 @@ def fit(
 
 
 def load_calibration(path: Path, model: str) -> Calibrations:
-    """`model`: digest in hex of the weights it has to belong to. Raises EvaluationRefused."""
+    """Read a calibration file.
+
+    Args:
+        path: The file.
+        model: Digest in hex of the weights that it has to belong to.
+
+    Raises:
+        EvaluationRefused: The file is no calibration, or one of other weights.
+    """
     try:
-        found = Calibrations.from_json(path.read_text())
+        calibrations = Calibrations.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationRefused(
-            f"expected what `hemofed-site calibrate` writes, got something else in {path.name!r}; write it anew"
+            f"expected a file of `hemofed-site calibrate`, got something else in {path.name!r}; write it anew"
         ) from error
-    if found.model != model:
+    if calibrations.model != model:
         raise EvaluationRefused(
-            f"expected a calibration of model {model[:16]}, got one of {found.model[:16]}; run `hemofed-site calibrate`"
+            f"expected a calibration of model {model[:16]}, got one of {calibrations.model[:16]}; "
+            "run `hemofed-site calibrate`"
         )
-    return found
+    return calibrations

@@ -1,4 +1,4 @@
-"""`hemofed-site predict` and `evaluate`: a model file over folders of DICOM; `calibrate`: over the site's catalog."""
+"""The commands `hemofed-site predict` and `evaluate` (a folder of DICOM) and `calibrate` (the site's catalog)."""
 
 import json
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from site_client.calibration.command import fit, load_calibration
 from site_client.calibration.model import CalibratedNet
 from site_client.config import DEFAULT_FILE, load
 from site_client.files import replace_file
-from site_client.inference.answers import answer
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import is_synthetic, read_folder
 from site_client.inference.predict import as_json as prediction_json
 from site_client.inference.predict import as_text, load_network, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
+from site_client.inference.scoring import score_studies
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
@@ -61,10 +61,10 @@ def predict_command(
     """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
     architecture, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
-    asked = predict(compute.place(net), folder, size_px, slices_max, compute)
-    click.echo(as_text(asked))
+    predictions = predict(compute.place(net), folder, size_px, slices_max, compute)
+    click.echo(as_text(predictions))
     if out is not None:
-        document = prediction_json(asked, folder, _about(architecture, model, size_px, slices_max, calibration))
+        document = prediction_json(predictions, folder, _about(architecture, model, size_px, slices_max, calibration))
         replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -87,7 +87,7 @@ def evaluate_command(
     device: Device,
     calibration: Path | None,
 ) -> None:
-    """Judge a model on studies with labels, by label, slice and study, with intervals over patients."""
+    """Evaluate a model on studies with labels, by label, slice and study, with intervals over patients."""
     architecture, model, net = _network(model_file, calibration)
     compute = choose(device, 0, size_px)
     state = out / ".state"
@@ -97,8 +97,8 @@ def evaluate_command(
     cache = StudyCache(state / "cache", _CACHE_BYTES, size_px, slices_max, read_volume)
     loader = Loader(cache, Augmentation(), compute.device)
     usable, _ = prepare_all(studies, loader, click.echo)
-    found = answer(compute.place(net), usable, loader, compute)
-    evaluation = evaluate(found.slices, found.studies)
+    scored = score_studies(compute.place(net), usable, loader, compute)
+    evaluation = evaluate(scored.slices, scored.studies)
     heading = Heading(architecture, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
     document = {
         "notice": SYNTHETIC if heading.synthetic else REAL,
@@ -118,15 +118,15 @@ def evaluate_command(
 @_DEVICE
 @click.option("--config", default=DEFAULT_FILE, type=_FILE, envvar="HEMOFED_SITE_CONFIG", help="The site.toml.")
 def calibrate_command(model_file: Path, out: Path, size_px: int, slices_max: int, device: Device, config: Path) -> None:
-    """Fit a model's chances to this site's patients: the catalog's, split as the trainer splits them.
+    """Fit a model's calibration to this site's patients: the catalog's, split as the trainer splits them.
 
     Offsets come from the patients that are trained on, temperatures from those that never are.
     """
     settings = load(config)
     _, model, net = load_network(model_file)
     compute = choose(device, settings.training.threads, size_px)
-    found, split = fit(settings, net, model.digest.hex(), size_px, slices_max, compute)
-    replace_file(out, (found.to_json() + "\n").encode())
+    calibrations, split = fit(settings, net, model.digest.hex(), size_px, slices_max, compute)
+    replace_file(out, (calibrations.to_json() + "\n").encode())
     click.echo(f"Written: {out}, from {len(split.training)} studies, temperatures from {len(split.validation)} others")
 
 

@@ -1,7 +1,8 @@
-"""Small charts as SVG, by hand: nothing to install, nothing to fetch, sharp on paper.
+"""The small SVG charts of the evaluation page.
 
-Colors are custom properties with a fallback, so that a page may turn them dark and a file alone still shows. Lines
-differ in dash as well as in color.
+These are drawn by hand although `benchmark` and `simulate` use matplotlib, for two reasons. A hospital runs `evaluate`,
+and its package has no matplotlib. And the colors are CSS custom properties, so the page can switch them in the dark;
+matplotlib writes fixed colors. Lines differ in dash as well as in color.
 """
 
 import math
@@ -20,7 +21,14 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class PlotLine:
-    """`style` numbers color and dash. `dots`: each point is marked."""
+    """A line of a chart.
+
+    Attributes:
+        name: Not drawn; see `legend`.
+        points: Pairs (x, y). Points that are not finite are left out.
+        style: Number of its color and dash.
+        dots: Whether each point is marked.
+    """
 
     name: str
     points: Points
@@ -30,7 +38,7 @@ class PlotLine:
 
 @dataclass(frozen=True)
 class Axis:
-    """Its words, and the least it shows; it grows to whole ticks around `low` to `high`."""
+    """An axis with its title. It grows from `low`..`high` to whole ticks."""
 
     title: str
     low: float
@@ -38,40 +46,60 @@ class Axis:
 
 
 def chart(
-    title: str, x: Axis, y: Axis, lines: Sequence[PlotLine], size: tuple[int, int] = (340, 270), rule: bool = False
+    title: str, x: Axis, y: Axis, lines: Sequence[PlotLine], size: tuple[int, int] = (340, 270), diagonal: bool = False
 ) -> str:
-    """A `<g>` of the given size, to be placed in an SVG. rule: the diagonal, where chance or calibration would be."""
+    """Draw a chart.
+
+    Args:
+        title: Above the chart.
+        x: The horizontal axis.
+        y: The vertical axis.
+        lines: In the order of drawing.
+        size: Width and height in px.
+        diagonal: Whether to draw the diagonal, which is the line of chance or of perfect calibration.
+
+    Returns:
+        A `<g>` element for `picture`.
+    """
     scale = _Scale(_ticks(x.low, x.high), _ticks(y.low, y.high), size)
-    parts = [words(_LEFT, 16, title, weight="600"), _grid(scale, x, y)]
-    if rule:
-        parts.append(_path([(scale.x(v), scale.y(v)) for v in (0.0, 1.0)], f'stroke="{_SOFT}" stroke-dasharray="3 3"'))
-    parts += [_line(scale, line) for line in lines]
-    return f"<g>{''.join(parts)}</g>"
+    elements = [words(_LEFT, 16, title, weight="600"), _grid(scale, x, y)]
+    if diagonal:
+        corners = [(scale.x(value), scale.y(value)) for value in (0.0, 1.0)]
+        elements.append(_path(corners, f'stroke="{_SOFT}" stroke-dasharray="3 3"'))
+    elements += [_line(scale, line) for line in lines]
+    return f"<g>{''.join(elements)}</g>"
 
 
 def legend(names: Sequence[tuple[str, int]], width: int, step: int = 150) -> tuple[str, int]:
-    """A `<g>` of samples and names, in rows of `width`, and its height."""
-    a_row = max(1, width // step)
-    parts = []
-    for place, (name, style) in enumerate(names):
-        x, y = (place % a_row) * step, 14 + 18 * (place // a_row)
-        parts.append(_path([(x, y - 4), (x + 26, y - 4)], _stroke(style)) + words(x + 32, y, name))
-    return f"<g>{''.join(parts)}</g>", 18 * -(-len(names) // a_row) + 6
+    """Draw a legend in rows of `width` px.
+
+    Args:
+        names: Pairs of name and style.
+        width: Of a row, in px.
+        step: Distance of two names, in px.
+
+    Returns:
+        A `<g>` element for `picture`, and its height in px.
+    """
+    per_row = max(1, width // step)
+    elements = []
+    for index, (name, style) in enumerate(names):
+        x, y = (index % per_row) * step, 14 + 18 * (index // per_row)
+        elements.append(_path([(x, y - 4), (x + 26, y - 4)], _stroke(style)) + words(x + 32, y, name))
+    return f"<g>{''.join(elements)}</g>", 18 * -(-len(names) // per_row) + 6
 
 
-def picture(
-    parts: Sequence[tuple[float, float, str]], width: int, height: int, spoken: str, alone: bool = False
-) -> str:
-    """An `<svg>` of `<g>`s at their places. alone: a file of its own, with a background."""
-    back = f'<rect width="{width}" height="{height}" fill="#ffffff"/>' if alone else ""
-    placed = "".join(f'<g transform="translate({x:g} {y:g})">{part}</g>' for x, y, part in parts)
+def picture(groups: Sequence[tuple[float, float, str]], width: int, height: int, description: str) -> str:
+    """Place `<g>` elements at (x, y) in an `<svg>`. Screen readers read the description."""
+    placed = "".join(f'<g transform="translate({x:g} {y:g})">{group}</g>' for x, y, group in groups)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(spoken)}" font-family="system-ui, sans-serif" font-size="11">{back}{placed}</svg>'
+        f'aria-label="{escape(description)}" font-family="system-ui, sans-serif" font-size="11">{placed}</svg>'
     )
 
 
 def words(x: float, y: float, text: str, anchor: str = "start", weight: str = "400", soft: bool = False) -> str:
+    """Draw text at its anchor; `soft` takes the color of secondary text."""
     ink = _SOFT if soft else _INK
     style = f'text-anchor="{anchor}" font-weight="{weight}" fill="{ink}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
@@ -93,7 +121,7 @@ class _Scale:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
+    """Ticks at multiples of 1, 2 or 5 times a power of ten, from at most `low` to at least `high`."""
     wanted = max(high - low, 1e-3) / 5
     power = 10.0 ** math.floor(math.log10(wanted))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
@@ -103,21 +131,21 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _grid(scale: _Scale, x: Axis, y: Axis) -> str:
     width, height = scale.size
-    parts = []
+    elements = []
     for value in scale.y_ticks:
         at = scale.y(value)
-        parts.append(_path([(_LEFT, at), (width - _RIGHT, at)], f'stroke="{_RULE}"'))
-        parts.append(words(_LEFT - 6, at + 4, _number(value, scale.y_ticks), "end", soft=True))
+        elements.append(_path([(_LEFT, at), (width - _RIGHT, at)], f'stroke="{_RULE}"'))
+        elements.append(words(_LEFT - 6, at + 4, _number(value, scale.y_ticks), "end", soft=True))
     for value in scale.x_ticks:
-        parts.append(words(scale.x(value), height - 24, _number(value, scale.x_ticks), "middle", soft=True))
-    parts.append(words((_LEFT + width - _RIGHT) / 2, height - 8, x.title, "middle", soft=True))
-    parts.append(words(width - _RIGHT, 16, y.title, "end", soft=True))
-    return "".join(parts)
+        elements.append(words(scale.x(value), height - 24, _number(value, scale.x_ticks), "middle", soft=True))
+    elements.append(words((_LEFT + width - _RIGHT) / 2, height - 8, x.title, "middle", soft=True))
+    elements.append(words(width - _RIGHT, 16, y.title, "end", soft=True))
+    return "".join(elements)
 
 
 def _number(value: float, ticks: list[float]) -> str:
-    places = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return f"{value:.{places}f}"
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return f"{value:.{decimals}f}"
 
 
 def _line(scale: _Scale, line: PlotLine) -> str:
@@ -138,5 +166,5 @@ def _stroke(style: int) -> str:
 
 
 def _color(style: int) -> str:
-    place = style % len(COLORS)
-    return f"var(--c{place}, {COLORS[place]})"
+    index = style % len(COLORS)
+    return f"var(--c{index}, {COLORS[index]})"

@@ -1,4 +1,4 @@
-"""A model's answers judged in full: every label, slices and studies, curves, and intervals over patients."""
+"""The full evaluation of a model: every label, slices and studies, curves, intervals over patients."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from site_client.inference.metrics import (
     Scored,
     accuracy,
     draw_patients,
-    measure,
+    estimate,
     predictive,
     reliability,
     weighted_log_loss,
@@ -35,15 +35,25 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One label. `figures` has a reason instead of a value where there are fewer than POSITIVES_MIN positives, and then
-    `predictive` (PPV and NPV by prevalence) and both curves are empty. roc: false and true positive rate. calibration:
-    mean chance and share of positives of bins of equally many rows.
+    """The evaluation of one label.
+
+    With fewer than POSITIVES_MIN positives every estimate has a reason instead of a value, and `predictive` and both
+    curves are empty.
+
+    Attributes:
+        positives: Positive rows.
+        rows: Rows with this label.
+        patients_with: Patients with a positive row.
+        estimates: By measure.
+        predictive: PPV and NPV by prevalence.
+        roc: False and true positive rates.
+        calibration: Mean probability and share of positives, of bins of equally many rows.
     """
 
     positives: int
     rows: int
     patients_with: int
-    figures: Mapping[Measure, Estimate]
+    estimates: Mapping[Measure, Estimate]
     predictive: Mapping[float, tuple[Estimate, Estimate]]
     roc: Points
     calibration: Points
@@ -51,7 +61,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Level:
-    """All slices, or all studies."""
+    """The evaluation of all slices, or of all studies.
+
+    Attributes:
+        rows: Slices or studies.
+        labels: By label name.
+        log_loss: Weighted log loss of RSNA 2019.
+        accuracy: At a threshold of .5.
+        all_negative: Accuracy of the answer "no hemorrhage" everywhere.
+    """
 
     rows: int
     labels: Mapping[str, Row]
@@ -62,49 +80,54 @@ class Level:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """The evaluation of one model on one set of patients."""
+
     patients: int
     slices: Level
     studies: Level
 
 
 def evaluate(slices: Scored, studies: Scored, draws: int = DRAWS) -> Evaluation:
-    """One model's answers, patients numbered alike in both. Both levels are judged on the same draws of patients."""
+    """Evaluate one model.
+
+    Args:
+        slices: One row a slice; may be empty.
+        studies: One row a study. Patients have the same numbers in both.
+        draws: Of the bootstrap; both levels use the same ones.
+    """
     drawn = draw_patients(studies.patients_count, draws, np.random.default_rng(_DRAW_SEED))
     return Evaluation(studies.patients_count, _level(slices, drawn), _level(studies, drawn))
 
 
 def as_json(evaluation: Evaluation) -> dict[str, object]:
-    """Plain values for json.dumps; the curves included."""
+    """Return plain values for json.dumps, curves included."""
     levels = {name: _level_json(getattr(evaluation, name)) for name in ("slices", "studies")}
     return {"patients": evaluation.patients, "bootstrap_draws": DRAWS, **levels}
 
 
 def _level(scored: Scored, draws: ranked.Reals) -> Level:
-    own, all_negative = accuracy(scored)
-    labels = {name: _row(scored.column(place), draws) for place, name in enumerate(LABELS)}
-    return Level(len(scored.patients), labels, weighted_log_loss(scored, draws), own, all_negative)
+    labels = {name: _row(scored.column(index), draws) for index, name in enumerate(LABELS)}
+    return Level(len(scored.patients), labels, weighted_log_loss(scored, draws), *accuracy(scored))
 
 
 def _row(column: Column, draws: ranked.Reals) -> Row:
     positives = int((column.truth == 1).sum())
     counts = positives, len(column.truth), column.patients_with(1)
     if positives < POSITIVES_MIN:
-        return Row(*counts, {which: Estimate(None, reason=_TOO_FEW) for which in Measure}, {}, (), ())
-    figures = {which: measure(column, which, draws) for which in Measure}
-    return Row(*counts, figures, predictive(column, PREVALENCES, draws), _roc(column), _calibration(column))
+        return Row(*counts, {measure: Estimate(None, reason=_TOO_FEW) for measure in Measure}, {}, (), ())
+    estimates = {measure: estimate(column, measure, draws) for measure in Measure}
+    # A point of a few rows is noise, so a small set has fewer points than ECE has bins.
+    bins = min(ECE_BINS, max(2, len(column.truth) // _ROWS_A_POINT))
+    calibration = tuple((probability, share) for probability, share, _ in reliability(column, bins))
+    return Row(*counts, estimates, predictive(column, PREVALENCES, draws), _roc(column), calibration)
 
 
 def _roc(column: Column) -> Points:
     if (column.truth == 1).all():
         return ()
-    false, true = ranked.roc(*Ranked.of(column.chances, column.truth).counts(np.ones((1, len(column.truth)))))
+    counts = Ranked.of(column.probabilities, column.truth).counts(np.ones((1, len(column.truth))))
+    false, true = ranked.roc(*counts)
     return tuple(zip(false.tolist(), true.tolist(), strict=True))
-
-
-def _calibration(column: Column) -> Points:
-    """Fewer bins than ECE has when there are few rows: a point of a handful of rows is noise."""
-    bins = min(ECE_BINS, max(2, len(column.truth) // _ROWS_A_POINT))
-    return tuple((chance, share) for chance, share, _ in reliability(column, bins))
 
 
 def _level_json(level: Level) -> dict[str, object]:
@@ -113,7 +136,7 @@ def _level_json(level: Level) -> dict[str, object]:
             "positives": row.positives,
             "rows": row.rows,
             "patients_with": row.patients_with,
-            "figures": {which.value: asdict(figure) for which, figure in row.figures.items()},
+            "figures": {measure.value: asdict(estimate) for measure, estimate in row.estimates.items()},
             "predictive": {
                 f"{prevalence:.2f}": {"ppv": asdict(ppv), "npv": asdict(npv)}
                 for prevalence, (ppv, npv) in row.predictive.items()

@@ -1,4 +1,4 @@
-"""A folder of DICOM and label tables -> studies to train on and to judge, without a site.toml."""
+"""From a folder of DICOM and label tables to training and validation studies, without a site.toml."""
 
 import hashlib
 import json
@@ -21,14 +21,22 @@ from site_client.training.data import Split, study_labels
 
 
 def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
-    """The studies with labels, the tables being those at the folder's top (RSNA's or the phantom's layout, or any that
-    `hemofed-site catalog` takes). Catalogs are kept in `state`, under one secret, so that a patient has the same key in
-    every folder. Raises EvaluationRefused when there is no study.
+    """Read a folder of DICOM with label tables at its top, in any layout that `hemofed-site catalog` takes.
+
+    Args:
+        data: The folder.
+        state: Keeps the catalogs. They share one secret, so that a patient has the same key in every folder.
+
+    Returns:
+        The usable studies that have labels.
+
+    Raises:
+        EvaluationRefused: There is no such study.
     """
     state.mkdir(parents=True, exist_ok=True)
     secret = load_secret(state / "pseudonym.key", os.urandom)
     name = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:12]
-    # The folder is complete: nothing in it is still arriving.
+    # settle_s=0: the folder is complete, so no series waits for more files.
     with closing(Catalog.open(state / f"catalog-{name}.sqlite", secret, Rules(settle_s=0))) as catalog:
         report = catalog.scan(data)
         studies = catalog.dataset().studies
@@ -41,8 +49,10 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
 
 
 def by_content(studies: Sequence[StudyRecord]) -> list[StudyRecord]:
-    """Study and patient named by what their images hold instead of a pseudonym, and ordered by it: the same folder and
-    seed give the same split, order and augmentation on every machine. Only for the studies of one folder.
+    """Name studies and patients by their images' content, and sort by it.
+
+    The folder's secret no longer matters then: one folder and one seed give the same split, order and augmentation on
+    every machine. Use it for the studies of one folder only.
     """
     firsts: dict[PatientKey, str] = {}
     ordered = sorted(studies, key=lambda study: study.series.content_hash)
@@ -59,7 +69,7 @@ def by_content(studies: Sequence[StudyRecord]) -> list[StudyRecord]:
 
 
 def is_synthetic(data: Path) -> bool:
-    """Whether the folder's own manifest says that its patients were made by the phantom."""
+    """Tell whether the folder's manifest says that its patients are phantoms."""
     manifest = data / "manifest.json"
     if not manifest.is_file():
         return False
@@ -70,25 +80,31 @@ def is_synthetic(data: Path) -> bool:
 
 
 def at_most(studies: Sequence[StudyRecord], slices: int, seed: int) -> list[StudyRecord]:
-    """Whole patients, drawn at random, until there are this many slices or no more patients."""
+    """Draw whole patients at random until they have this many slices, or until all patients are drawn."""
     lengths: Counter[PatientKey] = Counter()
     for study in studies:
         lengths[study.patient_key] += len(study.series.files)
     patients = sorted(lengths)
-    taken: set[PatientKey] = set()
+    drawn: set[PatientKey] = set()
     count = 0
-    for place in np.random.default_rng([seed, 1]).permutation(len(patients)):
+    for index in np.random.default_rng([seed, 1]).permutation(len(patients)):
         if count >= slices:
             break
-        taken.add(patients[place])
-        count += lengths[patients[place]]
-    return [study for study in studies if study.patient_key in taken]
+        drawn.add(patients[index])
+        count += lengths[patients[index]]
+    return [study for study in studies if study.patient_key in drawn]
 
 
 def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float, seed: int) -> Split:
-    """Patients, never studies, are held out: the same share of those with each rarest finding and of those with none.
+    """Hold out a share of the patients, stratified by each patient's rarest finding.
 
-    Raises EvaluationRefused when a side would be empty.
+    Args:
+        studies: Labelled ones.
+        validation_fraction: Share of patients held out, 0 to 1.
+        seed: Of the draw.
+
+    Raises:
+        EvaluationRefused: A side would be empty.
     """
     labels: dict[PatientKey, list[np.ndarray[tuple[int], np.dtype[np.int8]]]] = {}
     for study in studies:
@@ -96,14 +112,14 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
     findings = {patient: (np.stack(rows) == 1).any(axis=0) for patient, rows in labels.items()}
     counts = np.sum(list(findings.values()), axis=0)
     stratum = {
-        patient: min((int(counts[label]), label) for label in np.flatnonzero(found)) if found.any() else (0, -1)
-        for patient, found in findings.items()
+        patient: min((int(counts[label]), label) for label in np.flatnonzero(own)) if own.any() else (0, -1)
+        for patient, own in findings.items()
     }
     rng = np.random.default_rng([seed, 2])
     patients = sorted(labels)
-    shuffled = [patients[place] for place in rng.permutation(len(patients))]
+    shuffled = [patients[index] for index in rng.permutation(len(patients))]
     ordered = sorted(shuffled, key=lambda patient: stratum[patient])
-    # Every 1/fraction-th of the ordered patients, from a random start: systematic sampling over the strata.
+    # Systematic sampling over the strata: every 1/fraction-th patient of the ordered list, from a random start.
     steps = np.floor(np.arange(len(ordered) + 1) * validation_fraction + rng.random())
     held_out = {patient for patient, step in zip(ordered, np.diff(steps), strict=True) if step}
     split = Split(
@@ -112,13 +128,13 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
     )
     if not split.training or not split.validation:
         raise EvaluationRefused(
-            f"expected patients to train on and patients to judge, got {len(split.training)} and "
+            f"expected patients for training and for validation, got {len(split.training)} and "
             f"{len(split.validation)} studies; give more studies"
         )
     return split
 
 
 def positives(studies: Sequence[StudyRecord]) -> dict[str, int]:
-    """Studies positive for each label."""
+    """Count the positive studies of each label, by label name."""
     rows = np.stack([study_labels(study) for study in studies])
-    return {name: int((rows[:, place] == 1).sum()) for place, name in enumerate(LABELS)}
+    return {name: int((rows[:, index] == 1).sum()) for index, name in enumerate(LABELS)}

@@ -1,9 +1,10 @@
-"""From a folder of DICOM and a model file to chances: the pipeline of training, and nothing written but the answer."""
+"""From a folder of DICOM and a model file to probabilities, through the pipeline of training."""
 
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,13 +25,17 @@ from site_client.model.registry import ARCHITECTURES, build, load_weights, manif
 from site_client.training.compute import Compute
 from site_client.training.data import input_of
 
-NOTICE = "Research only. Not a medical device; not for diagnosis or treatment."
+NOTICE: Final = "Research only. Not a medical device; not for diagnosis or treatment."
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One study. chances: study f64[6], slices f64[T,6], in the order of LABELS, caudal to cranial, `any` never below a
-    subtype. files[t]: what slice t was made of, more than one where thin slices were averaged.
+    """Probabilities of one study in the order of LABELS; `any` is never below a subtype.
+
+    Attributes:
+        study: f64[6].
+        slices: f64[T,6], caudal to cranial.
+        files: The files of each slice: several where thin slices were averaged.
     """
 
     study: NDArray[np.float64]
@@ -39,8 +44,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """`unreadable`: codes of series that were ready and then could not be read."""
+class FolderPredictions:
+    """The predictions of a folder.
+
+    Attributes:
+        predictions: One for each usable study.
+        report: The catalog's counts.
+        unreadable: Reason codes of series whose headers were usable and whose pixels were not.
+    """
 
     predictions: tuple[Prediction, ...]
     report: ScanReport
@@ -48,7 +59,14 @@ class Asked:
 
 
 def load_network(path: Path) -> tuple[str, Model, Network]:
-    """The architecture whose tensors the file holds, and the network with its weights. Raises EvaluationRefused."""
+    """Read a model file and build its network.
+
+    Returns:
+        The architecture's name, the model, and the network with its weights.
+
+    Raises:
+        EvaluationRefused: There is no file, or its tensors are of no known architecture.
+    """
     if not path.is_file():
         raise EvaluationRefused(f"expected a model file, got no file {path.name!r}; export one from the run")
     model = load_model(path)
@@ -60,82 +78,100 @@ def load_network(path: Path) -> tuple[str, Model, Network]:
     raise EvaluationRefused(f"expected a model of one of {', '.join(ARCHITECTURES)}, got other tensors; update hemofed")
 
 
-def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, compute: Compute) -> Asked:
-    """Every usable study of the folder, in the order of its files' paths. Raises IngestError when it cannot be listed.
+def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, compute: Compute) -> FolderPredictions:
+    """Predict every usable study of a folder, in the order of its files' paths.
 
-    The catalog is forgotten at the end; `image_size_px` and `slices_max` must be those of the model's training.
+    Args:
+        net: On the device of `compute`; it is in eval mode afterwards.
+        folder: Of DICOM files.
+        image_size_px: As in the model's training.
+        slices_max: As in the model's training.
+        compute: Device and precision.
+
+    Raises:
+        IngestError: The folder cannot be listed.
     """
-    with tempfile.TemporaryDirectory(prefix="hemofed-predict-") as place:
-        path, secret = Path(place) / "catalog.sqlite", SiteSecret(np.random.default_rng().bytes(32))
+    # The catalog and its secret exist for this call only: no pseudonym of these patients outlives it.
+    with tempfile.TemporaryDirectory(prefix="hemofed-predict-") as temporary:
+        path, secret = Path(temporary) / "catalog.sqlite", SiteSecret(np.random.default_rng().bytes(32))
         with closing(Catalog.open(path, secret, Rules(settle_s=0))) as catalog:
             report = catalog.scan(folder)
-            series = sorted((study.series for study in catalog.chosen()), key=lambda one: one.files)
-    found, unreadable = [], []
-    for one in series:
+            chosen = sorted((study.series for study in catalog.chosen()), key=lambda series: series.files)
+    predictions, unreadable = [], []
+    for series in chosen:
         try:
-            found.append(_ask(net, one, image_size_px, slices_max, compute))
+            predictions.append(_predict_series(net, series, image_size_px, slices_max, compute))
         except SeriesUnreadable as error:
             unreadable.append(error.code)
-    return Asked(tuple(found), report, tuple(unreadable))
+    return FolderPredictions(tuple(predictions), report, tuple(unreadable))
 
 
-def _ask(net: Network, series: SeriesRecord, image_size_px: int, slices_max: int, compute: Compute) -> Prediction:
+def _predict_series(
+    net: Network, series: SeriesRecord, image_size_px: int, slices_max: int, compute: Compute
+) -> Prediction:
     prepared = prepare(read_volume(series), image_size_px, slices_max)
     x = input_of(prepared, compute.device).unsqueeze(0)
     mask = torch.ones(1, prepared.slices, dtype=torch.bool, device=compute.device)
     geometry = torch.from_numpy(prepared.geometry).unsqueeze(0).to(compute.device)
     net.eval()
     with torch.inference_mode(), compute.autocast():
-        verdict = net(x, mask, geometry)
-    # A network that answers for studies only says the same of each slice.
-    logits = verdict.slice_logits[0] if net.has_slice_outputs else verdict.study_logits.expand(prepared.slices, -1)
+        output = net(x, mask, geometry)
+    # A network without slice outputs gives every slice the study's probabilities.
+    logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits.expand(prepared.slices, -1)
     slices = clamp_any(logits).double().sigmoid().cpu().numpy()
-    study = clamp_any(verdict.study_logits[0]).double().sigmoid().cpu().numpy()
+    study = clamp_any(output.study_logits[0]).double().sigmoid().cpu().numpy()
     files = tuple(series.files[group.start : group.stop] for group in prepared.source_slices)
     return Prediction(study, slices, files)
 
 
-def as_text(asked: Asked) -> str:
-    """A page for people: studies by number, no name and no path."""
+def as_text(of_folder: FolderPredictions) -> str:
+    """Write the predictions for a terminal: studies by number, without names and paths."""
     lines = [NOTICE]
-    for number, one in enumerate(asked.predictions, 1):
-        chances = ", ".join(f"{label} {chance:.3f}" for label, chance in zip(LABELS, one.study, strict=True))
-        highest = int(one.slices[:, ANY].argmax())
+    for number, prediction in enumerate(of_folder.predictions, 1):
+        study = ", ".join(f"{label} {value:.3f}" for label, value in zip(LABELS, prediction.study, strict=True))
+        slices = prediction.slices[:, ANY]
+        highest = int(slices.argmax())
         lines.append(
-            f"study {number}: {chances}; {len(one.slices)} slices, highest any {one.slices[highest, ANY]:.3f} "
+            f"study {number}: {study}; {len(slices)} slices, highest any {slices[highest]:.3f} "
             f"in slice {highest + 1} from below"
         )
-    if not asked.predictions:
-        lines.append(f"no head CT that can be used: {asked.report.files_seen} files")
-    refused = {**asked.report.files, **asked.report.series}
+    if not of_folder.predictions:
+        lines.append(f"no head CT that can be used: {of_folder.report.files_seen} files")
+    refused = {**of_folder.report.files, **of_folder.report.series}
     lines += [f"not used: {count} with {code}" for code, count in sorted(refused.items())]
-    lines += [f"not used: 1 study with {code}" for code in asked.unreadable]
+    lines += [f"not used: 1 study with {code}" for code in of_folder.unreadable]
     return "\n".join(lines)
 
 
-def as_json(asked: Asked, folder: Path, about: dict[str, object]) -> dict[str, object]:
-    """Plain values; `about` the model; file names relative to the folder, so that each answer lies beside its image."""
+def as_json(of_folder: FolderPredictions, folder: Path, model: dict[str, object]) -> dict[str, object]:
+    """Return plain values for json.dumps.
+
+    Args:
+        of_folder: The predictions.
+        folder: File names are relative to it.
+        model: A description of the model, which is included.
+    """
     top = folder.resolve()
 
-    def named(chances: NDArray[np.float64]) -> dict[str, float]:
-        return {label: round(float(chance), 6) for label, chance in zip(LABELS, chances, strict=True)}
+    def by_label(probabilities: NDArray[np.float64]) -> dict[str, float]:
+        return {label: round(float(value), 6) for label, value in zip(LABELS, probabilities, strict=True)}
 
     return {
         "notice": NOTICE,
-        "model": about,
+        "model": model,
         "not_used": {
-            "files": dict(asked.report.files),
-            "series": dict(asked.report.series),
-            "unreadable": asked.unreadable,
+            "files": dict(of_folder.report.files),
+            "series": dict(of_folder.report.series),
+            "unreadable": of_folder.unreadable,
         },
         "studies": [
             {
-                "study": named(one.study),
+                "study": by_label(prediction.study),
                 "slices": [
-                    {"files": [str(path.relative_to(top)) for path in files], **named(chances)}
-                    for files, chances in zip(one.files, one.slices, strict=True)
+                    {"files": [str(path.relative_to(top)) for path in files], **by_label(probabilities)}
+                    for files, probabilities in zip(prediction.files, prediction.slices, strict=True)
                 ],
             }
-            for one in asked.predictions
+            for prediction in of_folder.predictions
         ],
     }

@@ -26,7 +26,15 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True)
 class Heading:
-    """What was judged, on whom. losses: (name, points by epoch), empty when training took place elsewhere."""
+    """The head of an evaluation page.
+
+    Attributes:
+        model: Its name.
+        digest: Of its weights, in hex.
+        patients: One sentence about them.
+        synthetic: Whether they are phantoms.
+        losses: Curves (name, points by epoch) of the training; empty if it took place elsewhere.
+    """
 
     model: str
     digest: str
@@ -36,11 +44,11 @@ class Heading:
 
 
 def page(heading: Heading, evaluation: Evaluation) -> str:
-    """HTML text."""
+    """Write an evaluation as HTML text."""
     levels = "".join(
         _level(name, level) for name, level in (("Studies", evaluation.studies), ("Slices", evaluation.slices))
     )
-    light = "".join(f"--c{place}:{color};" for place, color in enumerate(COLORS))
+    light = "".join(f"--c{index}:{color};" for index, color in enumerate(COLORS))
     return _PAGE.substitute(
         light=light,
         notice=SYNTHETIC if heading.synthetic else REAL,
@@ -68,15 +76,15 @@ def _level(name: str, level: Level) -> str:
 
 def _row(label: str, row: Row) -> str:
     count = f"{row.positives} of {row.rows}<small>{row.patients_with} patients</small>"
-    if all(figure.value is None for figure in row.figures.values()):
-        reason = next(iter(row.figures.values())).reason or ""
+    if all(estimate.value is None for estimate in row.estimates.values()):
+        reason = next(iter(row.estimates.values())).reason or ""
         return f"<tr><th scope=row>{label}</th><td>{count}</td><td colspan=8 class=soft>{reason}: no figure</td></tr>"
-    cells = "".join(f"<td>{_cell(row.figures[which])}</td>" for which in _COLUMNS)
+    cells = "".join(f"<td>{_cell(row.estimates[measure])}</td>" for measure in _COLUMNS)
     return f"<tr><th scope=row>{label}</th><td>{count}</td>{cells}</tr>"
 
 
 def _predictive(level: Level) -> str:
-    """PPV and NPV of the labels that have figures; nothing when none has."""
+    """The table of PPV and NPV; empty when no label has any."""
     rows = ""
     for label, row in reversed([*level.labels.items()]):
         cells = "".join(f"<td>{_cell(ppv)}</td><td>{_cell(npv)}</td>" for ppv, npv in row.predictive.values())
@@ -86,31 +94,28 @@ def _predictive(level: Level) -> str:
     over = "".join(f"<th colspan=2 scope=colgroup>at {prevalence:.0%}</th>" for prevalence in PREVALENCES)
     under = "<th scope=col>PPV</th><th scope=col>NPV</th>" * len(PREVALENCES)
     return (
-        "<p>Predictive values of the threshold with sensitivity .95, where the finding is as common as said:</p>"
+        "<p>Predictive values of the threshold with sensitivity .95, at four prevalences of the finding:</p>"
         f"<div class=scroll><table><thead><tr><th></th>{over}</tr><tr><th></th>{under}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
 def _curves(name: str, level: Level) -> str:
-    shown = [(label, place, row) for place, (label, row) in enumerate(reversed([*level.labels.items()])) if row.roc]
-    if not shown:
+    drawn = [(label, style, row) for style, (label, row) in enumerate(reversed([*level.labels.items()])) if row.roc]
+    if not drawn:
         return f"<p class=soft>No curves: every label has fewer than {POSITIVES_MIN} positives.</p>"
     unit = Axis("", 0, 1)
-    roc = [PlotLine(label, row.roc, place) for label, place, row in shown]
-    calibration = [PlotLine(label, row.calibration, place, dots=True) for label, place, row in shown]
-    key, height = legend([(label, place) for label, place, _ in shown], 680, 125)
-    parts = [
-        (0, 0, chart(f"ROC, {name.lower()}", Axis("1 − specificity", 0, 1), unit, roc, rule=True)),
-        (
-            350,
-            0,
-            chart("Calibration", Axis("chance given", 0, 1), Axis("share positive", 0, 1), calibration, rule=True),
-        ),
+    roc = [PlotLine(label, row.roc, style) for label, style, row in drawn]
+    calibration = [PlotLine(label, row.calibration, style, dots=True) for label, style, row in drawn]
+    key, height = legend([(label, style) for label, style, _ in drawn], 680, 125)
+    predicted, observed = Axis("predicted probability", 0, 1), Axis("share positive", 0, 1)
+    groups = [
+        (0, 0, chart(f"ROC, {name.lower()}", Axis("1 − specificity", 0, 1), unit, roc, diagonal=True)),
+        (350, 0, chart("Calibration", predicted, observed, calibration, diagonal=True)),
         (46, 274, key),
     ]
-    spoken = f"ROC and calibration curves of {', '.join(label for label, _, _ in shown)}; figures in the table"
-    return picture(parts, 700, 278 + height, spoken)
+    description = f"ROC and calibration curves of {', '.join(label for label, _, _ in drawn)}; figures in the table"
+    return picture(groups, 700, 278 + height, description)
 
 
 def _losses(losses: Sequence[tuple[str, Points]]) -> str:
@@ -118,25 +123,26 @@ def _losses(losses: Sequence[tuple[str, Points]]) -> str:
         return "<p class=soft>No loss curve: this model was trained elsewhere.</p>"
     values = [value for _, points in losses for _, value in points]
     last = max(x for _, points in losses for x, _ in points)
-    lines = [PlotLine(name, points, place, dots=True) for place, (name, points) in enumerate(losses)]
-    drawn = chart("Loss", Axis("epoch", 1, max(2, last)), Axis("", min(values), max(values)), lines, (700, 200))
-    key, height = legend([(name, place) for place, (name, _) in enumerate(losses)], 680)
-    return picture([(0, 0, drawn), (46, 204, key)], 700, 208 + height, "Losses over epochs")
+    lines = [PlotLine(name, points, style, dots=True) for style, (name, points) in enumerate(losses)]
+    curves = chart("Loss", Axis("epoch", 1, max(2, last)), Axis("", min(values), max(values)), lines, (700, 200))
+    key, height = legend([(name, style) for style, (name, _) in enumerate(losses)], 680)
+    return picture([(0, 0, curves), (46, 204, key)], 700, 208 + height, "Losses over epochs")
 
 
-def _cell(figure: Estimate) -> str:
-    if figure.value is None:
-        return f"<span class=soft>{figure.reason}</span>"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f}<small>{figure.low:.3f}–{figure.high:.3f}</small>"
+def _cell(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"<span class=soft>{estimate.reason}</span>"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f}<small>{estimate.low:.3f}–{estimate.high:.3f}</small>"
 
 
-def _text(figure: Estimate) -> str:
-    if figure.value is None:
-        return f"unknown ({figure.reason})"
-    interval = "" if figure.low is None or figure.high is None else f" ({figure.low:.3f} to {figure.high:.3f})"
-    return f"{figure.value:.3f}{interval}"
+def _text(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"unknown ({estimate.reason})"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 _PAGE: Final = Template("""\
@@ -160,15 +166,10 @@ td:nth-child(2) { white-space:nowrap; } thead th { font-size:.8rem; color:var(--
 svg { width:100%; max-width:44rem; height:auto; display:block; margin:.4rem 0; }
 @media print { body { max-width:none; padding:0; font-size:9.5px; } section { break-inside:avoid; }
   svg { max-width:30rem; } .notice { border:1px solid; } @page { margin:12mm; } }
-</style></head><body>
-<p class=notice>$notice</p>
-<h1>Evaluation of $model</h1>
-<p class=soft>Model $digest. $patients</p>
-$levels
-<section><h2>Training</h2>$losses</section>
-<p class=soft>In small type: 95 % intervals of $draws bootstrap draws of patients, all slices and studies of a patient
-together; they hold the chance of who was judged, not that of training, and are left out below $patients_min patients.
-A label with fewer than $positives_min positives has no figure. ECE: 15 bins of equally many rows. Thresholds behind
-sensitivity and specificity are those of these very patients, and so a little hopeful.</p>
-</body></html>
+</style></head><body> <p class=notice>$notice</p> <h1>Evaluation of $model</h1> <p class=soft>Model $digest.
+$patients</p> $levels <section><h2>Training</h2>$losses</section> <p class=soft>Small type: 95 % intervals of $draws
+bootstrap draws of patients, each with all slices and studies. They cover the choice of these patients, not that of the
+training, and are left out below $patients_min patients. A label with fewer than $positives_min positives has no figure.
+ECE: 15 bins of equally many rows. The thresholds of sensitivity and specificity were chosen on these patients, so both
+are slightly too high.</p> </body></html>
 """)

@@ -1,0 +1,1 @@
+"""The network architectures, their inputs, and their initial weights."""

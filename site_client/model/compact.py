@@ -1,8 +1,8 @@
-"""The convolutional part of `lite`: a few layers without normalization, which see a small bleed at full resolution.
+"""The convolutional part of `lite`: eight layers without normalization, the first two at full resolution.
 
-after Brock et al. (ICLR 2021 and arXiv 2102.06171): standardized kernels, a ReLU that keeps the variance, and
-squeeze-excitation (Hu et al., CVPR 2018; Zhou et al., arXiv 2410.02006, for federated networks). GroupNorm takes away
-what tells one slice's features from another's, and BatchNorm keeps statistics of patients: docs/decisions/0009.
+Sources: Brock et al., ICLR 2021 and arXiv 2102.06171 (standardized kernels, a ReLU that keeps the variance); Hu et al.,
+CVPR 2018 (squeeze-excitation); Zhou et al., arXiv 2410.02006 (both in federated networks). GroupNorm removes most
+of the difference between the features of two slices, and BatchNorm keeps statistics of patients (docs/decisions/0009).
 """
 
 import math
@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS: Final = (16, 32, 64, 96)  # of the stages; between two of them the image is halved
-_KEEPS_VARIANCE: Final = math.sqrt(2 / (1 - 1 / math.pi))  # of the ReLU of a standard normal variable
+WIDTHS: Final = (16, 32, 64, 96)  # channels of the stages; max pooling halves the image between two of them
+# The ReLU of a standard normal variable has variance (1 - 1/pi) / 2 (Brock et al., ICLR 2021, sec. 4.1).
+_RELU_GAIN: Final = math.sqrt(2 / (1 - 1 / math.pi))
 
 
 def compact(channels: int) -> tuple[nn.Module, int]:
-    """[N,C,H,W] -> maps [N,F,H/8,W/8], not negative; and F."""
+    """Return the trunk f32[N,channels,H,W] -> f32[N,F,H/8,W/8], without negative values, and F."""
     stages: list[nn.Module] = []
     for before, width in zip((channels, *WIDTHS), WIDTHS, strict=False):
         if stages:
@@ -34,12 +35,12 @@ class _Stage(nn.Module):
         self.excitation = _Excitation(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.excitation(_relu(self.second(_relu(self.first(x)))))
+        out: Tensor = self.excitation(_scaled_relu(self.second(_scaled_relu(self.first(x)))))
         return out
 
 
 class _StandardizedConv2d(nn.Conv2d):
-    """3x3, with kernels of mean 0 and variance 1/fan-in times a learned gain (Qiao et al., arXiv 1903.10520)."""
+    """A 3x3 convolution. Each kernel has mean 0 and variance gain^2 / fan-in (Qiao et al., arXiv 1903.10520)."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__(before, width, kernel_size=3, padding=1)
@@ -55,7 +56,7 @@ class _StandardizedConv2d(nn.Conv2d):
 
 
 class _Excitation(nn.Module):
-    """Each channel times 0 to 2, decided by all channels' means over the image."""
+    """Squeeze-excitation: each channel is multiplied by 0 to 2, a function of the means of all channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,5 +68,5 @@ class _Excitation(nn.Module):
         return x * (2 * gate)[:, :, None, None]
 
 
-def _relu(x: Tensor) -> Tensor:
-    return F.relu(x) * _KEEPS_VARIANCE
+def _scaled_relu(x: Tensor) -> Tensor:
+    return F.relu(x) * _RELU_GAIN

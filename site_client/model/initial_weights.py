@@ -1,4 +1,4 @@
-"""Fresh weights as a model file: where a run starts."""
+"""Initial weights as a model file: the start of a run."""
 
 from pathlib import Path
 
@@ -8,9 +8,18 @@ from site_client.model.registry import build, model_of
 
 
 def write_fresh(architecture: str, seed: int, out: Path) -> str:
-    """Writes the initial model of an architecture and returns one sentence about it. One seed gives one file.
+    """Write the initial model of an architecture. One seed gives one file.
 
-    Raises UnknownArchitecture.
+    Args:
+        architecture: A name of the registry.
+        seed: Seed of the weights.
+        out: The safetensors file to write.
+
+    Returns:
+        One sentence with the number of parameters and the digest.
+
+    Raises:
+        UnknownArchitecture: The registry has no such name.
     """
     model = model_of(build(architecture, seed))
     save_model(out, model)

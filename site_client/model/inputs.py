@@ -1,20 +1,25 @@
-"""From a volume in Hounsfield units to what the network reads: one pipeline for training and inference.
+"""From a volume in Hounsfield units to the input of a network: one pipeline for training and inference.
 
-Average thin stacks -> find the head -> resample in-plane by area to one scale for everybody -> centre it on a square ->
-three windows as uint8. Slices are not resampled along z; their distances travel as geometry. The five channels of the
-network are composed when a batch is made, so that a cached study holds each slice once.
+1. Average thin stacks to about 5 mm.
+2. Find the head and set everything else to air.
+3. Resample in-plane by area to one scale for all patients, with the head in the middle of the square.
+4. Apply three windows, as uint8.
+
+Slices are not resampled along z: their distances are inputs of the network (geometry). The five channels are composed
+when a batch is made, so that a cached study holds each slice once.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from federation.labels import MISSING
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from site_client.ingest.series.volume import Volume
 
-PIPELINE_VERSION: Final = 1  # part of every cache key: raise it when anything below changes what comes out
+PIPELINE_VERSION: Final = 1  # part of every cache key: raise it with any change of the output
 
 FIELD_MM: Final = 230.4  # the square that holds a head: 0.9 mm/px at 256 px, and the same field at any other size
 AIR_HU: Final = -1024.0
@@ -29,8 +34,12 @@ _TISSUE_HU = -300.0
 
 @dataclass(frozen=True)
 class PreparedStudy:
-    """windows uint8[T,3,H,W] (brain, subdural, bone), caudal to cranial; geometry f32[T,4] = log(gap below / 5 mm),
-    log(gap above / 5 mm), relative position 0..1, thickness / 5 mm; source_slices[t] = the volume's slices in slice t.
+    """A study after the pipeline, T slices from caudal to cranial.
+
+    Attributes:
+        windows: uint8[T,3,H,W]: brain, subdural, bone.
+        geometry: f32[T,4]: log(gap below / 5 mm), log(gap above / 5 mm), relative position 0..1, thickness / 5 mm.
+        source_slices: For each slice, the range of the volume's slices that were averaged into it.
     """
 
     windows: NDArray[np.uint8]
@@ -39,11 +48,21 @@ class PreparedStudy:
 
     @property
     def slices(self) -> int:
+        """Number of slices, T."""
         return len(self.source_slices)
 
 
 def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStudy:
-    """At most slices_max slices of image_size_px squared; a longer series is averaged down, never cut."""
+    """Run the pipeline.
+
+    Args:
+        volume: A whole head in HU.
+        image_size_px: Side of the output square, which always spans 230.4 mm.
+        slices_max: Most slices of the output. A longer series is averaged down, never cut.
+
+    Returns:
+        The prepared study, `slices_max` slices or fewer.
+    """
     groups = _group_slices(volume.positions_mm, slices_max)
     hu = np.stack([volume.hu[group.start : group.stop].mean(axis=0, dtype=np.float32) for group in groups])
     centre_mm, is_head = _find_head(hu, volume.spacing_mm)
@@ -56,25 +75,38 @@ def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStud
     return PreparedStudy(windows, _geometry(volume, groups), tuple(groups))
 
 
-def compose_channels(windows: NDArray[np.uint8], piece: slice = WHOLE) -> NDArray[np.uint8]:
-    """uint8[T,3,H,W] -> uint8[T,5,H,W] or a piece of that: brain of the slices below, here and above (repeated at the
-    ends), then subdural and bone of the slice itself.
+def compose_channels(windows: NDArray[np.uint8], slab: slice = WHOLE) -> NDArray[np.uint8]:
+    """Compose the network's five channels: brain window below, here and above, then subdural and bone here.
+
+    Args:
+        windows: uint8[T,3,H,W], of the whole study.
+        slab: The slices wanted, N of T. Their neighbours come from the whole study; end slices are repeated.
+
+    Returns:
+        uint8[N,5,H,W].
     """
-    here = np.arange(len(windows))[piece]
+    here = np.arange(len(windows))[slab]
     below, above = (here - 1).clip(min=0), (here + 1).clip(max=len(windows) - 1)
     brain, subdural, bone = windows.swapaxes(0, 1)
     return np.stack([brain[below], brain[here], brain[above], subdural[here], bone[here]], axis=1)
 
 
 def merge_labels(slice_labels: NDArray[np.int8], groups: tuple[range, ...]) -> NDArray[np.int8]:
-    """int8[S,6] of a series -> int8[T,6] of averaged slices: 1 if any is 1, 0 if all are 0, else missing (-1)."""
-    merged = [_merge(slice_labels[group.start : group.stop]) for group in groups]
+    """Merge the labels of averaged slices: 1 if any is 1, 0 if all are 0, else missing.
+
+    Args:
+        slice_labels: int8[S,6] of the series' slices: 0, 1 or -1 (missing).
+        groups: The source slices of each of T prepared slices.
+
+    Returns:
+        int8[T,6].
+    """
+    merged = []
+    for group in groups:
+        labels = slice_labels[group.start : group.stop]
+        positive, negative = (labels == 1).any(axis=0), (labels == 0).all(axis=0)
+        merged.append(np.where(positive, 1, np.where(negative, 0, MISSING)))
     return np.stack(merged).astype(np.int8)
-
-
-def _merge(labels: NDArray[np.int8]) -> NDArray[np.int8]:
-    positive, negative = (labels == 1).any(axis=0), (labels == 0).all(axis=0)
-    return np.where(positive, 1, np.where(negative, 0, -1)).astype(np.int8)
 
 
 def _group_slices(positions_mm: NDArray[np.float64], slices_max: int) -> list[range]:
@@ -102,10 +134,10 @@ def _geometry(volume: Volume, groups: list[range]) -> NDArray[np.float32]:
 def _find_head(
     hu: NDArray[np.float32], spacing_mm: tuple[float, float]
 ) -> tuple[tuple[float, float], NDArray[np.bool_]]:
-    """Centre of the head in mm from the corner of the image (row, column), and where it is, on the coarse grid.
+    """Find the head: its centre in mm from the image's corner (row, column), and its mask on a grid of 4 mm.
 
-    Tissue, opened so that the shell of a headrest falls away, largest connected piece, grown by 12 mm to give back
-    what the opening took from ears and vertex. Without any tissue the whole image counts.
+    The tissue mask is opened, which removes the thin shell of a headrest. The largest component is the head. It grows
+    by 12 mm, which restores ears and vertex. An image without tissue counts as all head.
     """
     size_mm = [hu.shape[1 + axis] * spacing_mm[axis] for axis in (0, 1)]
     cells = [max(1, int(np.ceil(size / _COARSE_MM))) for size in size_mm]
@@ -116,10 +148,10 @@ def _find_head(
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[0] = in_plane[2] = False
     tissue = ndimage.binary_opening(_resample(hu, *weights) > _TISSUE_HU, in_plane)
-    pieces, count = ndimage.label(tissue)
+    components, count = ndimage.label(tissue)
     if count == 0:
         return (size_mm[0] / 2, size_mm[1] / 2), np.ones(tissue.shape, bool)
-    head = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    head = components == 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
     centre = [_middle(head.any(axis=(0, 2 - axis))) * _COARSE_MM for axis in (0, 1)]
     return (centre[0], centre[1]), ndimage.binary_dilation(head, np.ones((3, 3, 3), bool), iterations=3)
 
@@ -130,14 +162,14 @@ def _middle(occupied: NDArray[np.bool_]) -> float:
 
 
 def _on_the_square(coarse: NDArray[np.bool_], centre_mm: tuple[float, float], image_size_px: int) -> NDArray[np.bool_]:
-    """The coarse mask at every output pixel: bool[T,H,W]; false outside the image."""
+    """Sample the coarse mask at every output pixel: bool[T,H,W], false outside the image."""
     pixel_mm = FIELD_MM / image_size_px
     offsets_mm = (np.arange(image_size_px) + 0.5) * pixel_mm - FIELD_MM / 2
     cells = [np.floor((centre_mm[axis] + offsets_mm) / _COARSE_MM).astype(int) for axis in (0, 1)]
     inside = [(cell >= 0) & (cell < coarse.shape[1 + axis]) for axis, cell in enumerate(cells)]
     rows, columns = (cell.clip(0, coarse.shape[1 + axis] - 1) for axis, cell in enumerate(cells))
-    shown: NDArray[np.bool_] = coarse[:, rows[:, None], columns] & inside[0][:, None] & inside[1]
-    return shown
+    mask: NDArray[np.bool_] = coarse[:, rows[:, None], columns] & inside[0][:, None] & inside[1]
+    return mask
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -146,7 +178,7 @@ def _on_the_square(coarse: NDArray[np.bool_], centre_mm: tuple[float, float], im
 def _area_weights(
     pixels: int, spacing_mm: float, centre_mm: float, size_px: int, pixel_mm: float | None = None
 ) -> NDArray[np.float32]:
-    """f32[size_px, pixels]: the share of output pixel i that input pixel j covers. Rows sum to 1 inside the image."""
+    """f32[size_px, pixels]: the share of output pixel i covered by input pixel j. Rows sum to 1 inside the image."""
     step = FIELD_MM / size_px if pixel_mm is None else pixel_mm
     start = centre_mm - size_px * step / 2 + np.arange(size_px) * step
     left = np.arange(pixels) * spacing_mm
@@ -156,7 +188,7 @@ def _area_weights(
 
 
 def _resample(hu: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """f32[T,H,W] -> f32[T,rows,columns], area averages; what lies outside the image is air."""
+    """f32[T,H,W] -> f32[T,rows,columns], area averages. Outside the image there is air."""
     image: NDArray[np.float32] = rows @ (hu - np.float32(AIR_HU)) @ columns.T + np.float32(AIR_HU)
     return image
 

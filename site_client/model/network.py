@@ -1,4 +1,4 @@
-"""The hemorrhage network: one 2D backbone on every slice, a recurrence along the head, two heads.
+"""The hemorrhage network: a 2D backbone on every slice, a recurrence along the head, a slice head and a study head.
 
     x[B,T,C,H,W] -> backbone -> [B,T,F] -> project [B,T,E] -> + deltas, geometry -> recurrence [B,T,R]
                                    |                                                   |
@@ -6,13 +6,15 @@
                                                                                        |
                      attention pooling of [B,T,R]  +  log-mean-exp of slice_logits      -> study_logits [B,6]
 
-The backbone learns from what its own slice head says alone, never through the recurrence or the study head: both find
-out sooner who a patient is than where the blood is, and leave the backbone nothing to learn (docs/MODEL.md).
+The gradient of the recurrence and of the study head stops at the backbone. Only the backbone's own slice head trains
+it: the other two learn patient identity as a shortcut before they learn the lesion (docs/decisions/0007).
 
-after Srivastava, Singh, Sree Kumar (arXiv 2005.08644), with deltas, geometry and the study head added.
+Source: Srivastava, Singh, Sree Kumar, arXiv 2005.08644. Deltas, geometry and study head are additions.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import torch
@@ -25,90 +27,135 @@ from site_client.model.recurrence import Recurrence, RecurrenceName
 CHANNELS: Final = 5  # brain z-1, z, z+1; subdural z; bone z
 GEOMETRY: Final = 4  # log spacing to both neighbours, relative position, thickness: see model.inputs
 
-# Starting log-odds of the heads: near RSNA's slice prevalences, with the rarest raised so that the bias of epidural
-# need not travel for hundreds of steps before its weights learn anything.
-_PRIOR_SLICE: Final = (0.02, 0.05, 0.05, 0.05, 0.05, 0.15)
-PRIOR_STUDY: Final = (0.05, 0.15, 0.12, 0.15, 0.15, 0.4)
-_SHARPNESS: Final = 4.0  # of the log-mean-exp: 0 is the mean over slices, infinity the maximum
+# Initial probabilities of the heads by label. They are near RSNA's slice prevalences (.0042 to .143), except that the
+# rarest one is raised: otherwise the bias of epidural travels for hundreds of steps before its weights learn.
+PRIOR_SLICE: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "epidural": 0.02,
+        "intraparenchymal": 0.05,
+        "intraventricular": 0.05,
+        "subarachnoid": 0.05,
+        "subdural": 0.05,
+        "any": 0.15,
+    }
+)
+PRIOR_STUDY: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "epidural": 0.05,
+        "intraparenchymal": 0.15,
+        "intraventricular": 0.12,
+        "subarachnoid": 0.15,
+        "subdural": 0.15,
+        "any": 0.4,
+    }
+)
+_SHARPNESS: Final = 4.0  # of the log-mean-exp: 0 gives the mean over slices, infinity the maximum
 
 
 class SliceOutput(NamedTuple):
-    """What the slices say without their neighbours: the only answer through which a backbone is taught."""
+    """Log-odds of every slice without its neighbours: the only output whose loss trains the backbone.
 
-    slice_logits: Tensor  # [B,T,6], zero where masked
-    study_logits: Tensor  # [B,6], their smooth maximum
+    Attributes:
+        slice_logits: f32[B,T,6], 0 where masked.
+        study_logits: f32[B,6], the smooth maximum of the slice logits.
+    """
+
+    slice_logits: Tensor
+    study_logits: Tensor
 
 
 class Output(NamedTuple):
-    slice_logits: Tensor  # [B,T,6], zero where masked; [B,0,6] of a network that answers for studies only
-    study_logits: Tensor  # [B,6]
-    embedding: Tensor  # [B,T,F], the backbone's pooled features, zero where masked; [B,1,F] of a whole volume
-    alone: SliceOutput | None = None  # None of a network that is taught by the answers above
+    """The output of a `Network`.
+
+    Attributes:
+        slice_logits: f32[B,T,6], 0 where masked; f32[B,0,6] from a network without slice outputs.
+        study_logits: f32[B,6].
+        embedding: f32[B,T,F], the backbone's pooled features, 0 where masked; f32[B,1,F] of a whole volume.
+        by_slice: The slice head's own output; None from a network whose backbone the logits above train.
+    """
+
+    slice_logits: Tensor
+    study_logits: Tensor
+    embedding: Tensor
+    by_slice: SliceOutput | None = None
 
 
 class Network(nn.Module):
-    """What every architecture is: x f32[B,T,C,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] -> Verdict.
+    """The interface of every architecture: x f32[B,T,C,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] -> `Output`.
 
-    mask is true for slices, all of them before any padding; every study has at least one. What stands under a false
-    mask is never read.
+    The mask is true for slices, and all slices of a study come before its padding. Every study has a slice or more. No
+    output depends on values under a false mask.
     """
 
     has_slice_outputs = True
 
 
 class SequenceNet(Network):
-    """A study's slices in, log-odds of six labels per slice and per study out.
+    """A backbone on every slice, and a `SequenceHead` on the features of all slices of a study.
 
-    backbone: [N,C,H,W] -> [N,features]; `reader` takes it from there. `chunk`: slices per pass through the backbone,
-    which bounds memory and changes no result beyond rounding; `recompute` drops the activations of what needs several
-    passes and computes them again in the backward pass: about a third more time for memory of one chunk instead of all.
+    Attributes:
+        chunk: Slices in one pass through the backbone. It bounds memory; outputs change by rounding only.
+        recompute: Whether activations are dropped and computed again in the backward pass when a step needs several
+            passes. This takes about a third more time and the memory of one chunk.
     """
 
     def __init__(
         self, backbone: nn.Module, reader: "SequenceHead", *, chunk: int = 16, recompute: bool = False
     ) -> None:
+        """Join a backbone f32[N,C,H,W] -> f32[N,features] and a head for as many features."""
         super().__init__()
         self.backbone = backbone
-        self.reader = reader
+        self.reader = reader  # the attribute's name is part of the tensor names in every model file
         self.chunk = chunk
         self.recompute = recompute
 
     def slicewise(self) -> "SequenceNet":
-        """This network without its recurrence, on the same weights: training one trains what both have."""
+        """Return this network without its recurrence. Both share the backbone, the projection and the slice head."""
         return SequenceNet(self.backbone, self.reader.slicewise(), chunk=self.chunk, recompute=self.recompute)
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        verdict: Output = self.reader(self.embed(x, mask), mask, geom)
-        return verdict
+        """See `Network`."""
+        output: Output = self.reader(self.embed(x, mask), mask, geom)
+        return output
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """f32[B,T,F]: the backbone's features of every slice, whatever the neighbours; zero where masked."""
+        """Return the backbone's features of every slice: f32[B,T,C,H,W] -> f32[B,T,F], 0 where masked."""
         slices = x[mask]  # [N,C,H,W]: padding never reaches the backbone
-        parts = torch.split(slices, self.chunk)
-        again = self.recompute and len(parts) > 1 and self.training and torch.is_grad_enabled()
-        embedding = torch.cat([self._run_backbone(part, again) for part in parts])
+        chunks = torch.split(slices, self.chunk)
+        recompute = self.recompute and len(chunks) > 1 and self.training and torch.is_grad_enabled()
+        embedding = torch.cat([self._run_backbone(chunk, recompute) for chunk in chunks])
         return embedding.new_zeros(*mask.shape, embedding.shape[1]).masked_scatter(mask.unsqueeze(-1), embedding)
 
-    def _run_backbone(self, part: Tensor, again: bool) -> Tensor:
-        part = part.contiguous(memory_format=torch.channels_last)
-        if again:
-            # The backbone draws no random numbers, so there is no state to preserve.
-            recomputed: Tensor = checkpoint(self.backbone, part, use_reentrant=False, preserve_rng_state=False)
+    def _run_backbone(self, chunk: Tensor, recompute: bool) -> Tensor:
+        chunk = chunk.contiguous(memory_format=torch.channels_last)
+        if recompute:
+            # The backbone draws no random numbers, so there is no generator state to preserve.
+            recomputed: Tensor = checkpoint(self.backbone, chunk, use_reentrant=False, preserve_rng_state=False)
             return recomputed.float()
-        features: Tensor = self.backbone(part)
+        features: Tensor = self.backbone(chunk)
         return features.float()
 
 
 class SequenceHead(Network):
-    """Everything behind the backbone: x is f32[B,T,F], its features. It can be trained alone on features kept on disk.
+    """All layers behind the backbone. Its x is f32[B,T,F], the backbone's features.
 
-    `width` is E of the drawing, `hidden` half of R (both directions). Without a recurrence R = E, and no slice sees its
-    neighbours' features.
+    It can be trained alone on cached features. Without a recurrence R = E in the drawing above, and the output of a
+    slice does not depend on its neighbours' features.
     """
 
     def __init__(
         self, features: int, width: int, hidden: int, layers: int, recurrence: RecurrenceName | None, dropout: float
     ) -> None:
+        """Build the head.
+
+        Args:
+            features: F, of the backbone.
+            width: E, of the projection.
+            hidden: Half of R: each of both directions has as many states.
+            layers: Layers of the recurrence.
+            recurrence: Its kind; None leaves it out.
+            dropout: Probability behind the projection.
+        """
         super().__init__()
         self._shape = (features, width, hidden, layers)
         self._dropout = dropout
@@ -122,19 +169,21 @@ class SequenceHead(Network):
         self._start_at_the_prior()
 
     def slicewise(self) -> "SequenceHead":
-        """A reader without a recurrence that shares projection and slice head with this one."""
+        """Return a head without a recurrence that shares the projection and the slice head with this one."""
         twin = SequenceHead(*self._shape, None, self._dropout)
         twin.project, twin.slice_head = self.project, self.slice_head
         return twin
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        own = self.slice_head(x) * mask.unsqueeze(-1)
-        alone = SliceOutput(own, _log_mean_exp(own, mask) + self.study_bias.detach())
-        states, slice_logits = self.project(x.detach()) * mask.unsqueeze(-1), own.detach()
+        """See `Network`; x is f32[B,T,F]."""
+        own_logits = self.slice_head(x) * mask.unsqueeze(-1)
+        by_slice = SliceOutput(own_logits, _log_mean_exp(own_logits, mask) + self.study_bias.detach())
+        # Danger: without these two detach calls the backbone learns whose slices it sees (docs/decisions/0007).
+        states, slice_logits = self.project(x.detach()) * mask.unsqueeze(-1), own_logits.detach()
         if self.sequence is not None:
             states, correction = self.sequence(states, mask, geom)
             slice_logits = slice_logits + correction * mask.unsqueeze(-1)
-        return Output(slice_logits, self._study_logits(states, slice_logits, mask), x, alone)
+        return Output(slice_logits, self._study_logits(states, slice_logits, mask), x, by_slice)
 
     def _study_logits(self, states: Tensor, slice_logits: Tensor, mask: Tensor) -> Tensor:
         padding = ~mask.unsqueeze(-1)
@@ -144,59 +193,72 @@ class SequenceHead(Network):
         return attended + _log_mean_exp(slice_logits, mask)
 
     def _start_at_the_prior(self) -> None:
-        """Small head weights: every answer starts at the prior, and the first steps move features, not offsets."""
+        """Small weights: every output starts at the prior, so the first steps move features and not offsets."""
         with torch.no_grad():
             nn.init.normal_(self.slice_head.weight, std=0.01)
             nn.init.zeros_(self.attention.weight)
             nn.init.zeros_(self.attention.bias)
-            slice_prior = torch.logit(torch.tensor(_PRIOR_SLICE))
-            self.slice_head.bias.copy_(slice_prior)
+            self.slice_head.bias.copy_(prior_logits(PRIOR_SLICE))
             if self.sequence is not None:
                 last = self.sequence.last_layer
                 nn.init.normal_(last.weight, std=0.01)
                 nn.init.zeros_(last.bias)
-            self.study_bias.copy_(torch.logit(torch.tensor(PRIOR_STUDY)) - slice_prior)
+            # The smooth maximum of equal slice logits is the slice prior; the bias adds the rest.
+            self.study_bias.copy_(prior_logits(PRIOR_STUDY) - prior_logits(PRIOR_SLICE))
 
 
 class Sequence(nn.Module):
-    """What the neighbours say about a slice: states of the recurrence [B,T,R] and corrections to its logits [B,T,6]."""
+    """The recurrence along a study and its head, which corrects the slice logits."""
 
     def __init__(self, recurrence: RecurrenceName, width: int, hidden: int, layers: int) -> None:
+        """Build it for projected features of `width`; see `SequenceHead`."""
         super().__init__()
         self.recurrence = Recurrence(recurrence, 3 * width + GEOMETRY, hidden, layers)
         self.out_features = self.recurrence.out_features
-        self.head = _head(recurrence, self.out_features, hidden)
+        self.head: nn.Linear | nn.Sequential
+        if recurrence == "gru-sep":  # the method trains the recurrence one step at a time, under a perceptron
+            self.head = nn.Sequential(nn.Linear(self.out_features, hidden), nn.ReLU(), nn.Linear(hidden, len(LABELS)))
+        else:
+            self.head = nn.Linear(self.out_features, len(LABELS))
 
     @property
     def last_layer(self) -> nn.Linear:
+        """The linear layer whose output corrects the slice logits."""
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
-        # _head ends in a linear layer, whatever the recurrence
+        # __init__ ends both kinds of head in a linear layer
         assert isinstance(last, nn.Linear)
         return last
 
     def forward(self, projected: Tensor, mask: Tensor, geom: Tensor) -> tuple[Tensor, Tensor]:
+        """f32[B,T,E], bool[B,T], f32[B,T,4] -> states f32[B,T,R], corrections f32[B,T,6]."""
         states = self.recurrence(_with_neighbours(projected, mask, geom), mask)
         return states, self.head(states)
 
 
-def _head(recurrence: RecurrenceName, features: int, hidden: int) -> nn.Module:
-    if recurrence == "gru-sep":
-        return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, len(LABELS)))
-    return nn.Linear(features, len(LABELS))
+def prior_logits(probabilities: Mapping[str, float]) -> Tensor:
+    """Return f32[6], log-odds in the order of LABELS, of probabilities by label name."""
+    return torch.logit(torch.tensor([probabilities[label] for label in LABELS]))
 
 
 def clamp_any(logits: Tensor) -> Tensor:
-    """[...,6] log-odds with `any` raised to the highest subtype: p(any) >= max p(subtype). Comes after calibration."""
+    """Raise `any` to the highest subtype, so that p(any) >= max p(subtype). Apply it after calibration.
+
+    Args:
+        logits: f32[...,6], log-odds in the order of LABELS.
+
+    Returns:
+        f32[...,6]; the subtypes are unchanged.
+    """
     subtypes, any_ = logits[..., :ANY], logits[..., ANY:]
     return torch.cat([subtypes, torch.maximum(any_, subtypes.amax(dim=-1, keepdim=True))], dim=-1)
 
 
-def _with_neighbours(e: Tensor, mask: Tensor, geom: Tensor) -> Tensor:
+def _with_neighbours(embedding: Tensor, mask: Tensor, geom: Tensor) -> Tensor:
     """[B,T,E] -> [B,T,3E+4]: the slice, its change from the slice below and to the slice above (0 at the ends)."""
-    step = (e[:, 1:] - e[:, :-1]) * mask[:, 1:].unsqueeze(-1)
-    end = torch.zeros_like(e[:, :1])
+    step = (embedding[:, 1:] - embedding[:, :-1]) * mask[:, 1:].unsqueeze(-1)
+    end = torch.zeros_like(embedding[:, :1])
     below, above = torch.cat([end, step], dim=1), torch.cat([step, end], dim=1)
-    return torch.cat([e, below, above, geom * mask.unsqueeze(-1)], dim=-1)
+    return torch.cat([embedding, below, above, geom * mask.unsqueeze(-1)], dim=-1)
 
 
 def _log_mean_exp(slice_logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Arrays on disk by name, within a bound: what the caches stand on.
+"""A bounded cache of named arrays on disk.
 
-One safetensors file a name. A file is written under another name first and renamed, so that no reader sees half of one;
-a damaged file is removed, for its owner to make it again. Least recently used files go first when the folder would
-outgrow its bound.
+Each name has one safetensors file. A file is written under another name and then renamed, so no reader sees half of
+one. A damaged file is removed, and its owner makes it again. The least recently used files go first.
 """
 
 import os
@@ -19,13 +18,24 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class ArrayCache:
+    """Arrays by name in one folder, `max_bytes` at most. Several processes may share the folder."""
+
     def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Use `folder`, and make it if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._max_bytes = max_bytes
 
     def get(self, name: str, expected: Set[str]) -> Arrays | None:
-        """The arrays put under this name, which are the expected ones; None when there are none, or no whole ones."""
+        """Read an entry.
+
+        Args:
+            name: Its file name without suffix.
+            expected: Names of its arrays.
+
+        Returns:
+            The arrays; None when the entry is absent, damaged or has other arrays.
+        """
         path = self._path(name)
         if not path.exists():
             return None
@@ -36,12 +46,13 @@ class ArrayCache:
         if arrays.keys() != expected:
             path.unlink()
             return None
-        os.utime(path)  # used just now: the last to go
+        os.utime(path)  # marks the file as used: the oldest times go first
         return arrays
 
     def put(self, name: str, arrays: Arrays) -> None:
+        """Write an entry, after removing the least recently used ones that it has no room beside."""
         self._make_room(sum(array.nbytes for array in arrays.values()))
-        # No fsync: what a power cut spoils is recognized when it is read, and made again.
+        # No fsync, which would cost more than making the arrays: `get` recognizes a file that a power cut tore.
         path = self._path(name)
         draft = path.with_suffix(f".{os.getpid()}.new")
         save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, draft)

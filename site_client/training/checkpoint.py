@@ -1,8 +1,8 @@
-"""Where a job stood, on disk, so that a kill at any moment costs at most the time since the last file.
+"""Checkpoints of a job, so that a kill at any moment costs at most the time since the last one.
 
-A checkpoint is one safetensors file: tensors, and a header in its metadata. It holds no code: nothing is unpickled.
-Written under another name, synced, renamed, folder synced; the newest two are kept, and the older one serves when the
-newer is damaged. A checkpoint of another job is refused, never adapted.
+A checkpoint is one safetensors file: tensors, and a header in its metadata. It holds no code, and nothing is unpickled.
+It is written under another name, synced and renamed. The newest two are kept: the older one serves when the newer one
+is damaged. A checkpoint of another job is refused.
 """
 
 import json
@@ -25,26 +25,35 @@ _FORMAT = "hemofed checkpoint v1"
 
 @dataclass(frozen=True)
 class CheckpointIdentity:
-    """What a checkpoint must agree on with the job that wants to go on from it. Digests and hashes in hex."""
+    """The job of a checkpoint. A job resumes from checkpoints with an equal identity only.
+
+    Attributes:
+        stage: Part of the file names.
+        run_id: Hex.
+        round: From 1.
+        base_model_digest: Hex.
+        dataset_hash: Hex.
+        config_hash: Hex, over all else that decides the numbers: plan, site, device, precision, studies taken.
+    """
 
     stage: str
     run_id: str
     round: int
     base_model_digest: str
     dataset_hash: str
-    config_hash: str  # over whatever else decides the numbers: plan, site, device, precision, studies taken
+    config_hash: str
 
 
 @dataclass(frozen=True)
 class Saved:
-    """`numbers`: counters and cursors. `tensors`: weights, optimizer moments, generator states."""
+    """The content of a checkpoint: counters, and tensors (weights, optimizer moments, generator states)."""
 
     numbers: dict[str, int]
     tensors: dict[str, Tensor]
 
 
 class Checkpoints:
-    """The checkpoints of one stage of one job in one folder. `clock` is monotonic, in seconds."""
+    """The checkpoints of one stage of one job, in one folder."""
 
     def __init__(
         self,
@@ -54,6 +63,14 @@ class Checkpoints:
         every_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Use `folder`, and make it if needed.
+
+        Args:
+            folder: Where the files are.
+            identity: Of the job.
+            every_s: Seconds between two checkpoints, see `due`.
+            clock: Monotonic, in seconds.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._identity = identity
@@ -62,10 +79,17 @@ class Checkpoints:
         self._last = clock()
 
     def due(self) -> bool:
+        """Tell whether the last checkpoint is older than `every_s`."""
         return self._clock() - self._last >= self._every_s
 
     def save(self, step: int, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
-        """Durable when this returns. A later step replaces all but the newest of the earlier ones."""
+        """Write a checkpoint, which is durable when this returns, and remove all older ones but the newest.
+
+        Args:
+            step: Orders the checkpoints.
+            numbers: Counters.
+            tensors: Of any device; they are stored contiguously.
+        """
         header = {
             "format": _FORMAT,
             "identity": json.dumps(asdict(self._identity)),
@@ -78,8 +102,13 @@ class Checkpoints:
         self._last = self._clock()
 
     def load(self) -> Saved | None:
-        """The newest that can be read; None without any. Raises CheckpointRefused when it is of something else, or
-        when there are files and none of them is whole.
+        """Read the newest checkpoint that is whole.
+
+        Returns:
+            The checkpoint; None when the folder has no file of this stage.
+
+        Raises:
+            CheckpointRefused: It is of another job, or all files are damaged.
         """
         files = self._files()
         for path in reversed(files):
@@ -91,6 +120,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
+        """Remove all checkpoints of this stage."""
         for path in self._files():
             path.unlink()
 
@@ -102,7 +132,7 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except SafetensorError:  # cut short by a full disk or a power cut
+        except SafetensorError:  # a full disk or a power cut tore the file
             return None
         self._refuse_other(header)
         return Saved(json.loads(header["numbers"]), tensors)
@@ -110,7 +140,9 @@ class Checkpoints:
     def _refuse_other(self, header: Mapping[str, str]) -> None:
         if header.get("format") != _FORMAT:
             raise CheckpointRefused(f"expected a checkpoint in the format {_FORMAT!r}, got another; remove it")
-        found, wanted = json.loads(header["identity"]), asdict(self._identity)
-        odd = [key for key in wanted if found.get(key) != wanted[key]]
-        if odd:
-            raise CheckpointRefused(f"expected a checkpoint of this very job, got one with another {', '.join(odd)}")
+        theirs, ours = json.loads(header["identity"]), asdict(self._identity)
+        different = [key for key in ours if theirs.get(key) != ours[key]]
+        if different:
+            raise CheckpointRefused(
+                f"expected a checkpoint of this very job, got one with another {', '.join(different)}"
+            )

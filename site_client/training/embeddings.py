@@ -1,7 +1,7 @@
-"""Embeddings on disk, so that training the reader never touches pixels.
+"""Embeddings on disk, so that training the sequence head reads no pixels.
 
-A backbone that is not trained any more gives each slice the same features in every epoch. They are kept under the hash
-of the backbone, the precision it ran in, and what names the study in the cache of pixels: series, pipeline, sizes.
+A frozen backbone gives each slice the same features in every epoch. They are cached under a hash of the backbone, the
+precision in which it ran, and the study's name in the cache of pixels (series, pipeline, sizes).
 """
 
 import hashlib
@@ -18,34 +18,34 @@ from site_client.training.cache import array_of, ranges_of
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Sample, sample_of
 
-_PARTS: Final = frozenset({"embedding", "geometry", "source_slices"})
+_ARRAYS: Final = frozenset({"embedding", "geometry", "source_slices"})
 
 
 class EmbeddingLoader:
-    """Studies -> samples whose x is the embedding f32[1,T,F] of this network's backbone, as it is now.
+    """A source of samples whose x is f32[1,T,F], the features of a network's backbone with its present weights.
 
-    Whoever trains the backbone needs another loader afterwards. Nothing is augmented: a generator is not asked.
+    After more training of the backbone make another loader. Nothing is augmented.
     """
 
-    def __init__(self, net: SequenceNet, loader: Loader, compute: Compute, shelf: ArrayCache) -> None:
+    def __init__(self, net: SequenceNet, loader: Loader, compute: Compute, cache: ArrayCache) -> None:
+        """Compute features with the backbone of `net` from the pixels of `loader`, and keep them in `cache`."""
         self._net = net
         self._loader = loader
         self._compute = compute
-        self._shelf = shelf
+        self._cache = cache
         self._backbone = hash_of(net.backbone)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        name = self._name(study)
-        found = self._shelf.get(name, _PARTS)
-        if found is None:
-            found = self._embed(study)
-            self._shelf.put(name, found)
-        x = torch.from_numpy(found["embedding"]).to(self._compute.device)
-        return sample_of(study, x, found["geometry"], ranges_of(found["source_slices"]))
-
-    def _name(self, study: StudyRecord) -> str:
-        what = f"{self._backbone}|{self._compute.name}|{self._net.chunk}|{self._loader.name_of(study)}"
-        return hashlib.sha256(what.encode()).hexdigest()
+        """Return the whole study; `rng` is not used."""
+        # All that changes the last bits of a feature is part of the name.
+        text = f"{self._backbone}|{self._compute.name}|{self._net.chunk}|{self._loader.name_of(study)}"
+        name = hashlib.sha256(text.encode()).hexdigest()
+        arrays = self._cache.get(name, _ARRAYS)
+        if arrays is None:
+            arrays = self._embed(study)
+            self._cache.put(name, arrays)
+        x = torch.from_numpy(arrays["embedding"]).to(self._compute.device)
+        return sample_of(study, x, arrays["geometry"], ranges_of(arrays["source_slices"]))
 
     def _embed(self, study: StudyRecord) -> Arrays:
         x, geometry, source_slices = self._loader.pixels(study)
@@ -56,7 +56,7 @@ class EmbeddingLoader:
 
 
 def hash_of(backbone: nn.Module) -> str:
-    """Over its layers and their weights: 64 hex digits."""
+    """Return 64 hex digits: a hash of the backbone's layers and weights."""
     digest = hashlib.sha256(str(backbone).encode())
     for name, value in backbone.named_parameters():
         digest.update(name.encode() + b"\x00" + np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())

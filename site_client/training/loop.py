@@ -1,4 +1,4 @@
-"""Local training: from the base model to this site's model, one function to be read from top to bottom."""
+"""Local training: from the base model to this site's model. Read `train` from top to bottom."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from site_client.errors import TrainingFailed
 from site_client.ingest.records import StudyRecord
 from site_client.model.network import Network
-from site_client.training.checkpoint import Checkpoints, Saved
+from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Sample, Source, epoch_order, passes
 from site_client.training.loss import reported_loss, training_loss
@@ -30,7 +30,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """`loss`: mean over the studies of the epoch so far."""
+    """The state of a training after a step.
+
+    Attributes:
+        step: Steps done, of all epochs.
+        steps: Steps of the whole training.
+        loss: Mean reported loss over the studies of this epoch so far.
+    """
 
     step: int
     steps: int
@@ -39,7 +45,14 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """Between two steps: `position` studies of `epoch` are done, with this sum of losses; `step` counts all epochs'."""
+    """The position of a training between two steps.
+
+    Attributes:
+        epoch: From 0.
+        position: Studies of the epoch that are done.
+        step: Steps done, of all epochs.
+        loss_sum: Sum of the reported losses of the epoch's studies so far.
+    """
 
     epoch: int = 0
     position: int = 0
@@ -58,15 +71,33 @@ def train(
     report: Callable[[TrainingProgress], None],
     stopping: Callable[[], bool],
 ) -> TrainingPosition:
-    """Trains `net`, which holds the base model on entry, in place; gives the last epoch's place at its end.
+    """Train `net` in place.
 
-    The gradient of a step is the mean over its studies, computed study by study: memory holds one study, and a stop
-    waits for one study at most; on a GPU, for those that go through it together. Raises Stopped after a checkpoint when
-    `stopping` says so, TrainingFailed when the loss is not finite. Going on from a checkpoint is bit-identical to not
-    having stopped (CPU, same number of threads); from that of its end it does nothing but load it.
+    The gradient of a step is the mean over its studies, accumulated study by study. So memory holds one study, and a
+    stop waits for one study; on a GPU, for the studies of one pass. A training that was stopped resumes from its last
+    checkpoint, bit-identical to an undisturbed one on a CPU with as many threads. From the checkpoint of its end it
+    only loads the weights.
 
-    Several processes (`compute.ranks`), each with the same arguments, train as one does but for rounding and for what
-    dropout draws. The leading one writes and reports; if any is told to stop, all do, at the same step.
+    Several processes (`compute.ranks`) with equal arguments train as one process does, but for rounding and for the
+    draws of dropout. The leading process writes and reports. If one of them is told to stop, all stop at the same step.
+
+    Args:
+        net: Holds the base model on entry, on the device of `compute`.
+        plan: Epochs, learning rate and so on.
+        studies: The training studies.
+        source: Of their samples.
+        streams: Of all random numbers.
+        compute: Device, precision, processes.
+        checkpoints: Of this training.
+        report: Called after every step.
+        stopping: Whether to stop; asked before every study.
+
+    Returns:
+        The position at the end of the last epoch.
+
+    Raises:
+        Stopped: `stopping` returned true; a checkpoint is written.
+        TrainingFailed: The loss is not finite.
     """
     ranks = compute.ranks
     base = [parameter.detach().clone() for parameter in net.parameters()]
@@ -84,19 +115,20 @@ def train(
         while at.position < len(order):
             random_before = torch.get_rng_state()
             batch = range(at.position, min(at.position + plan.studies_per_step, len(order)))
-            drawn = (
-                _draw(studies[order[place]], source, streams, ranks, epoch, place)
-                for place in _unless(stopping, ranks.share(batch))
+            samples = (
+                _draw(studies[order[position]], source, streams, ranks, epoch, position)
+                for position in _until(stopping, ranks.share(batch))
             )
             optimizer.zero_grad()
             try:
-                losses = _add_gradients(net, drawn, compute, len(batch))
-                stop = ranks.world > 1 and stopping()  # also where nothing was to be done
+                losses = _add_gradients(net, samples, compute, len(batch))
+                stop = ranks.world > 1 and stopping()  # asked again: this process may have no study in this step
             except Stopped:
                 losses, stop = [], True
-            # Not read before: a GPU works on one study while the next is prepared.
+            # Cost: `.item()` waits for the GPU. Here, after all passes are queued, it waits once a step.
             loss_sum, stops = ranks.add_up(net, sum(loss.item() for loss in losses), stop)
             if stops:
+                # The step is not taken: its studies are drawn again after the resume, with the same random numbers.
                 _save_together(ranks, checkpoints, at, net, optimizer, random_before)
                 raise Stopped
             _pull_towards(base, net, plan.proximal_mu)
@@ -120,42 +152,45 @@ def train(
     return at
 
 
-def _unless(stopping: Callable[[], bool], places: Iterable[int]) -> Iterator[int]:
-    """The same places. Raises Stopped instead of the next when `stopping` says so."""
-    for place in places:
+def _until(stopping: Callable[[], bool], positions: Iterable[int]) -> Iterator[int]:
+    """Yield the positions. Raises Stopped instead of the next one when `stopping` returns true."""
+    for position in positions:
         if stopping():
             raise Stopped
-        yield place
+        yield position
 
 
-def _draw(study: StudyRecord, source: Source, streams: RandomStreams, ranks: Ranks, epoch: int, place: int) -> Sample:
-    if ranks.world > 1:  # the same for a study whoever computes it
-        torch.manual_seed(streams.seed("dropout", epoch, place))
-    return source.sample(study, streams.generator("augmentation", epoch, place, study.study_key))
+def _draw(
+    study: StudyRecord, source: Source, streams: RandomStreams, ranks: Ranks, epoch: int, position: int
+) -> Sample:
+    if ranks.world > 1:
+        # Dropout is seeded for each study, so that it does not depend on the process that computes it.
+        torch.manual_seed(streams.seed("dropout", epoch, position))
+    return source.sample(study, streams.generator("augmentation", epoch, position, study.study_key))
 
 
 def _add_gradients(net: Network, samples: Iterable[Sample], compute: Compute, studies: int) -> list[Tensor]:
-    """Backward passes over all samples, each study's share of the gradient one of `studies`; their losses, scalars."""
+    """Run backward passes over all samples, each study with weight 1/studies. Returns reported losses, scalars."""
     losses = []
     for sample in passes(samples, compute.slices_a_pass):
         with compute.autocast():
-            verdict = net(sample.x, sample.mask, sample.geometry)
-        loss = reported_loss(verdict, sample)
-        lesson = (loss + training_loss(verdict, sample)).sum() / studies
-        lesson.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        losses.append(loss.detach().sum())
+            output = net(sample.x, sample.mask, sample.geometry)
+        loss = training_loss(output, sample).sum() / studies
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        with torch.no_grad():
+            losses.append(reported_loss(output, sample).sum())
     return losses
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate: a few steps up, while Adam's second moments are still guesses, then half a cosine."""
+    """The share of the learning rate: a warm-up, while Adam's second moments are inexact, then half a cosine."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
 
 
 def _pull_towards(base: list[Tensor], net: Network, mu: float) -> None:
-    """Adds the gradient of mu/2 ||w - w_base||^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
+    """Add the gradient of mu/2 ||w - w_base||^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
     if mu == 0:
         return
     for parameter, start in zip(net.parameters(), base, strict=True):
@@ -165,7 +200,7 @@ def _pull_towards(base: list[Tensor], net: Network, mu: float) -> None:
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter; absent before its first step
 
 
 def _save(
@@ -182,7 +217,7 @@ def _save(
 def _save_together(
     ranks: Ranks, checkpoints: Checkpoints, at: TrainingPosition, net: Network, adam: torch.optim.AdamW, random: Tensor
 ) -> None:
-    """For all of them it is durable when this returns."""
+    """Save once. It is durable for all processes when this returns."""
     if ranks.leads:
         _save(checkpoints, at, net, adam, random)
     ranks.meet(at.step)
@@ -195,16 +230,11 @@ def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> 
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(saved.tensors[f"weight.{name}"])
-            adam.state[parameter] = _moments(saved, name, parameter)
+            for moment in _MOMENTS:
+                value = saved.tensors.get(f"{moment}.{name}")
+                if value is not None:
+                    # In the parameter's layout and on its device, as Adam makes it; its step counter is a scalar.
+                    in_layout = value if moment == "step" else torch.empty_like(parameter).copy_(value)
+                    adam.state[parameter][moment] = in_layout
     torch.set_rng_state(saved.tensors["random"])
     return TrainingPosition(**saved.numbers, loss_sum=saved.tensors["loss_sum"].item())
-
-
-def _moments(saved: Saved, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's memory of one parameter, laid out as the parameter is; none before the first step."""
-    found = {moment: saved.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
-    return {
-        moment: value if moment == "step" else torch.empty_like(parameter).copy_(value)
-        for moment, value in found.items()
-        if value is not None
-    }

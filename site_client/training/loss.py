@@ -1,4 +1,6 @@
-"""The losses: weighted binary cross-entropy per slice and per study, over the labels that are known."""
+"""The losses: weighted binary cross-entropy of slices and studies, over known labels only."""
+
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -8,39 +10,53 @@ from torch import Tensor
 from site_client.model.network import Output
 from site_client.training.data import Sample
 
-STUDY_SHARE = 0.5
+STUDY_SHARE: Final = 0.5  # of the study in the reported loss, beside 1 for its slices
 
 
-def reported_loss(verdict: Output, sample: Sample) -> Tensor:
-    """f32[B], what is reported of each study: slices + half of the study. A part without any known label adds 0.
+def reported_loss(output: Output, sample: Sample) -> Tensor:
+    """Return the loss that a site reports: slices plus half of the study.
 
-    A network that answers for studies only learns from the study's labels, whatever is known about slices.
+    Args:
+        output: Of a batch of B studies.
+        sample: Their labels.
+
+    Returns:
+        f32[B]. Slices, or a study, without a known label add 0. For a network without slice outputs it is the study's
+        loss alone.
     """
-    study = _known_loss(verdict.study_logits, sample.study_labels)
-    if verdict.slice_logits.shape[1] == 0:
+    study = _known_loss(output.study_logits, sample.study_labels)
+    if output.slice_logits.shape[1] == 0:
         return study
-    return _known_loss(verdict.slice_logits, sample.slice_labels) + STUDY_SHARE * study
+    return _known_loss(output.slice_logits, sample.slice_labels) + STUDY_SHARE * study
 
 
-def training_loss(verdict: Output, sample: Sample) -> Tensor:
-    """f32[B] to minimize beside loss_of: for the backbone, the loss of what its slices say alone.
+def training_loss(output: Output, sample: Sample) -> Tensor:
+    """Return the loss to minimize: the reported loss plus an auxiliary loss on the backbone's slice head.
 
-    Where no slice has a label the study's own teaches it, through the slices' smooth maximum. 0 of a network whose
-    answers teach all of it.
+    The reported loss alone does not reach the backbone of a `SequenceNet`. The auxiliary loss takes slice labels; of a
+    study without any, it takes the study's labels through the smooth maximum over its slices. It is 0 for architectures
+    without a slice head.
+
+    Args:
+        output: Of a batch of B studies.
+        sample: Their labels.
+
+    Returns:
+        f32[B].
     """
-    if verdict.alone is None:
-        return verdict.study_logits.new_zeros(len(verdict.study_logits))
-    by_slices = _known_loss(verdict.alone.slice_logits, sample.slice_labels)
-    by_study = _known_loss(verdict.alone.study_logits, sample.study_labels)
-    # A choice on the device: a GPU is not waited for to know which.
-    return torch.where((sample.slice_labels != MISSING).flatten(1).any(dim=1), by_slices, by_study)
+    reported = reported_loss(output, sample)
+    if output.by_slice is None:
+        return reported
+    by_slices = _known_loss(output.by_slice.slice_logits, sample.slice_labels)
+    by_study = _known_loss(output.by_slice.study_logits, sample.study_labels)
+    # torch.where instead of a Python condition, which would make the GPU's queue run empty.
+    has_slice_labels = (sample.slice_labels != MISSING).flatten(1).any(dim=1)
+    return reported + torch.where(has_slice_labels, by_slices, by_study)
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B,...,6] -> f32[B]: mean cross-entropy over known cells by their weights; missing cells have no gradient and no
-    weight.
-    """
+    """[B,...,6] -> f32[B]: the weighted mean over known cells. Missing cells have no gradient and no weight."""
     weights = torch.tensor(LABEL_WEIGHTS, device=logits.device) * (labels != MISSING)
-    each = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
-    # An all-missing part has weight 0 and loss 0: the floor only keeps 0/0 out.
-    return (each * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)
+    cells = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
+    # Without a known cell both sums are 0; clamp avoids 0/0.
+    return (cells * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)

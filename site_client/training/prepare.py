@@ -1,4 +1,4 @@
-"""Every study of a set into the cache, by several processes where there are cores for it."""
+"""Prepare every study of a set in the cache, with several processes where there are cores."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +13,34 @@ from site_client.training.data import Loader
 def prepare_all(
     studies: Sequence[StudyRecord], loader: Loader, say: Callable[[str], None], workers: int = 1
 ) -> tuple[tuple[StudyRecord, ...], int]:
-    """Every study into the cache; those that can be read, and the number of their prepared slices."""
-    found, slices = [], 0
+    """Put every study into the cache.
+
+    Args:
+        studies: Of any number.
+        loader: Its cache is filled.
+        say: Called with a sentence for each study that cannot be read.
+        workers: Processes.
+
+    Returns:
+        The studies that can be read, and the number of their prepared slices.
+
+    Raises:
+        EvaluationRefused: No study can be read.
+    """
+    readable, slices = [], 0
     for study, prepared in zip(studies, _prepared(studies, loader, workers), strict=True):
         if isinstance(prepared, str):
             say(f"one study is left out: {prepared}")
             continue
         slices += prepared
-        found.append(study)
-    if not found:
+        readable.append(study)
+    if not readable:
         raise EvaluationRefused("expected studies that can be read, got none; `hemofed-site catalog` says why")
-    return tuple(found), slices
+    return tuple(readable), slices
 
 
 def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> Iterator[int | str]:
-    """For each study the number of its slices, or the code of why there are none."""
+    """Yields for each study the number of its slices, or the reason code of an unreadable one."""
     prepare = partial(_prepare, loader)
     if workers == 1:
         yield from map(prepare, studies)

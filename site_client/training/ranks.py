@@ -1,8 +1,7 @@
-"""One training by several processes of one machine, each with a GPU of its own: who computes what, and their sum.
+"""One training by several processes of one machine, each with its own GPU.
 
-A step's studies are dealt out; each process computes its own gradients; one message adds them up. The mean over a
-step's studies is the same whoever computed it, so that many processes equal one, but for rounding. They talk over
-loopback only.
+The studies of a step are dealt out, each process computes its gradients, and one all-reduce adds them up. So the result
+equals that of one process but for rounding. The processes talk over loopback only.
 """
 
 import gc
@@ -19,58 +18,76 @@ from torch import distributed, nn
 
 from site_client.errors import ConfigRefused, RanksApart
 
-# One waits for as long as another prepares, judges or stands still; what has died closes its connection.
+# A process may wait days for one that prepares studies or is suspended. A dead process closes its connection at once.
 _PATIENCE: Final = timedelta(days=7)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This is process `rank` of `world`. Alone, as ONE, every operation gives back what it got."""
+    """Process `rank` of `world`. In a world of one process every operation returns its input."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def leads(self) -> bool:
-        """The one process that writes and reports."""
+        """Whether this is the one process that writes and reports."""
         return self.rank == 0
 
     def share(self, batch: Iterable[_T]) -> Iterator[_T]:
-        """What of a batch is computed here: its places rank, rank + world, and so on; perhaps none."""
+        """Yield the batch's items for this process: those at rank, rank + world and so on, perhaps none."""
         return islice(batch, self.rank, None, self.world)
 
     def add_up(self, net: nn.Module, *numbers: float) -> tuple[float, ...]:
-        """Sums the gradients of `net`, in place, and these numbers, in float32; all have the same bits afterwards.
+        """Sum gradients and numbers over all processes, in one message and in float32.
 
-        One message. A gradient that some lack counts as zero, one that all lack stays None.
+        All processes have the same bits afterwards. A gradient that some processes lack counts as zero there; one that
+        all lack stays None.
+
+        Args:
+            net: Its gradients are replaced by their sums.
+            numbers: More summands.
+
+        Returns:
+            The sums of `numbers`.
         """
         if self.world == 1:
             return numbers
         parameters = list(net.parameters())
-        mine = [parameter.grad for parameter in parameters]
-        parts = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, mine, strict=True)]
-        tail = torch.tensor([*(float(grad is not None) for grad in mine), *numbers], device=parts[0].device)
-        message = torch.cat([*(part.flatten() for part in parts), tail])
+        own = [parameter.grad for parameter in parameters]
+        gradients = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, own, strict=True)]
+        tail = torch.tensor([*(float(grad is not None) for grad in own), *numbers], device=gradients[0].device)
+        message = torch.cat([*(gradient.flatten() for gradient in gradients), tail])
         distributed.all_reduce(message)
         *sums, tail = torch.split(message, [*(p.numel() for p in parameters), len(tail)])
-        told = tail.tolist()
-        for parameter, total, holders in zip(parameters, sums, told, strict=False):
-            # Laid out as the parameter is, on all alike: their norm is summed in the same order.
+        tail_sums = tail.tolist()
+        for parameter, total, holders in zip(parameters, sums, tail_sums, strict=False):
+            # In the parameter's layout, equal in all processes: the gradient norm is then summed in the same order.
             parameter.grad = torch.empty_like(parameter).copy_(total.view_as(parameter)) if holders else None
-        return tuple(told[len(parameters) :])
+        return tuple(tail_sums[len(parameters) :])
 
-    def meet(self, *where: int) -> None:
-        """Waits for all. Raises RanksApart when they are not at the same place of the same work."""
+    def meet(self, *position: int) -> None:
+        """Wait for all processes.
+
+        Raises:
+            RanksApart: Not all gave the same position.
+        """
         if self.world == 1:
             return
-        extremes = torch.tensor([*where, *(-number for number in where)])
+        extremes = torch.tensor([*position, *(-number for number in position)])
         distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
-        if any(extremes[: len(where)] + extremes[len(where) :]):
-            raise RanksApart(f"expected {self.world} processes at one place, got {where} in process {self.rank} only")
+        if any(extremes[: len(position)] + extremes[len(position) :]):
+            raise RanksApart(
+                f"expected {self.world} processes at one position, got {position} in process {self.rank} only"
+            )
 
     def first(self, make: Callable[[], _T]) -> _T:
-        """What the leading process makes, for all of them. Its error is its own; the others raise RanksApart."""
+        """Call `make` in the leading process and return its result in all processes.
+
+        Raises:
+            RanksApart: `make` raised an error; the leading process raises that one.
+        """
         if self.world == 1:
             return make()
         made: list[_T | None] = [None]
@@ -80,23 +97,26 @@ class Ranks:
         finally:
             distributed.broadcast_object_list(made)
         if made[0] is None:
-            raise RanksApart("the first of the processes failed, and says why; nothing is left to do for this one")
+            raise RanksApart("the leading process failed; its own message says why")
         return made[0]
 
 
 ONE: Final = Ranks()
 
-
-_TORCHRUN: Final = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+_TORCHRUN: Final = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # and their defaults
 
 
 @contextmanager
 def of_torchrun(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
-    """The processes that `torchrun --nproc-per-node N` started, this one among them; ONE in any other process."""
-    rank, world, here = (int(os.environ.get(name, alone)) for name, alone in _TORCHRUN.items())
-    if here != world:
+    """Join the processes that `torchrun --nproc-per-node N` started; without torchrun yield ONE.
+
+    Raises:
+        ConfigRefused: They are on several machines, or there are fewer GPUs than processes.
+    """
+    rank, world, local_world = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
+    if local_world != world:
         raise ConfigRefused(
-            f"expected all processes on one machine, got {here} of {world}; leave out torchrun --nnodes"
+            f"expected all processes on one machine, got {local_world} of {world}; leave out torchrun --nnodes"
         )
     with joined(Ranks(rank, world), device, "env://") as ranks:
         yield ranks
@@ -104,9 +124,18 @@ def of_torchrun(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
 
 @contextmanager
 def joined(ranks: Ranks, device: Literal["auto", "cpu", "cuda"], meeting_point: str) -> Iterator[Ranks]:
-    """`ranks`, connected: gloo, and NCCL for what lies on GPUs. Raises ConfigRefused when there are fewer of them.
+    """Connect the processes: NCCL between GPUs, gloo for the rest.
 
-    `meeting_point`: env:// or file:///path, as torch takes it.
+    Args:
+        ranks: This process.
+        device: "auto" takes GPUs where there are some.
+        meeting_point: env:// or file:///path, as torch takes it.
+
+    Yields:
+        `ranks`.
+
+    Raises:
+        ConfigRefused: There are fewer GPUs than processes.
     """
     if ranks.world == 1:
         yield ranks
@@ -119,7 +148,8 @@ def joined(ranks: Ranks, device: Literal["auto", "cpu", "cuda"], meeting_point: 
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     distributed.init_process_group(backend, meeting_point, _PATIENCE, ranks.world, ranks.rank)
     yield ranks
-    # Not after an error: whoever is waited for may be dead.
+    # Danger: no barrier after an error, because the other processes may be dead.
     distributed.barrier()
     distributed.destroy_process_group()
-    gc.collect()  # what an error's traceback still holds of the group would abort the process when it exits
+    # Danger: a traceback that still holds the group would abort the process at its exit.
+    gc.collect()

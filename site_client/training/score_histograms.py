@@ -1,4 +1,4 @@
-"""Judging a model on the validation patients: scores, and the histograms that the federation adds up."""
+"""Score histograms of validation patients, which the federation adds up."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from federation.encoding import HISTOGRAM_SHAPE
 from federation.encoding.header import bin_of
-from federation.labels import LABELS
+from federation.labels import LABELS, MISSING
 from numpy.typing import NDArray
 
 from site_client.ingest.records import StudyRecord
@@ -26,12 +26,29 @@ def slice_histograms(
     report: Callable[[int, int], None],
     stopping: Callable[[], bool],
 ) -> NDArray[np.int64]:
-    """int64[6,2,64]: of every label, how many negative and positive slices have a logit in each of federation's bins.
+    """Count slices by label, truth and bin of the logit. A network without slice outputs counts studies.
 
-    `any` is raised to its highest subtype first, as in every answer the network gives. Slices whose label is missing
-    are in no histogram. Raises Stopped after a checkpoint when `stopping` says so, and goes on from there.
+    `any` is raised to its highest subtype first, as in every output of a model. Missing labels are not counted. A job
+    that was stopped resumes from its checkpoint.
+
+    Args:
+        net: Of any mode; it is in eval mode afterwards.
+        studies: The validation studies.
+        loader: Of their pixels.
+        compute: Where `net` is.
+        checkpoints: Of this evaluation.
+        report: Called with the studies done and their total.
+        stopping: Whether to stop; asked before every study.
+
+    Returns:
+        int64[6,2,64], in the order of LABELS, SIDES and ascending bins.
+
+    Raises:
+        Stopped: `stopping` returned true; a checkpoint is written.
     """
-    counts, done = _resume(checkpoints)
+    saved = checkpoints.load()
+    counts = np.zeros(HISTOGRAM_SHAPE, np.int64) if saved is None else saved.tensors["counts"].numpy().copy()
+    done = 0 if saved is None else saved.numbers["done"]
     for index in range(done, len(studies)):
         stop = stopping()
         if stop or checkpoints.due():
@@ -39,7 +56,9 @@ def slice_histograms(
         if stop:
             raise Stopped
         logits, labels = slice_scores(net, studies[index], loader, compute)
-        counts += _count(logits, labels)
+        known = labels != MISSING
+        label = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
+        np.add.at(counts, (label[known], labels[known], bin_of(logits)[known]), 1)
         report(index + 1, len(studies))
     return counts
 
@@ -47,41 +66,33 @@ def slice_histograms(
 def slice_scores(
     net: Network, study: StudyRecord, loader: Loader, compute: Compute
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Clamped logits f32[T,6] and labels int8[T,6] (0, 1, -1 missing) of one study, not augmented.
+    """Score one study, not augmented.
 
-    A network that answers for studies only gives one row: the study's.
+    Returns:
+        Clamped logits f32[T,6] and labels int8[T,6] (0, 1, -1 missing) of its slices; one row, the study's, of a
+        network without slice outputs.
     """
     sample = loader.sample(study, None)
     net.eval()
     with torch.inference_mode(), compute.autocast():
-        verdict = net(sample.x, sample.mask, sample.geometry)
-    logits = verdict.slice_logits[0] if net.has_slice_outputs else verdict.study_logits
+        output = net(sample.x, sample.mask, sample.geometry)
+    logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits
     labels = sample.slice_labels[0] if net.has_slice_outputs else sample.study_labels
     return clamp_any(logits).float().cpu().numpy(), labels.cpu().numpy().astype(np.int8)
 
 
 def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number]) -> float:
-    """Chance that a positive scores above a negative, ties counting half; nan when either is missing.
+    """Compute the AUC of a binned score: the Mann-Whitney statistic, ties counting half.
 
-    From counts per ascending bin: exact for the binned score.
+    Args:
+        negative: Counts of negatives by ascending bin.
+        positive: Counts of positives, likewise.
+
+    Returns:
+        The AUC; NaN without positives or without negatives.
     """
     pairs = float(negative.sum()) * float(positive.sum())
     if pairs == 0:
         return float("nan")
     below = np.cumsum(negative) - negative
     return float((positive * (below + negative / 2)).sum()) / pairs
-
-
-def _count(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> NDArray[np.int64]:
-    counts = np.zeros(HISTOGRAM_SHAPE, np.int64)
-    known = labels >= 0
-    where = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
-    np.add.at(counts, (where[known], labels[known], bin_of(logits)[known]), 1)
-    return counts
-
-
-def _resume(checkpoints: Checkpoints) -> tuple[NDArray[np.int64], int]:
-    saved = checkpoints.load()
-    if saved is None:
-        return np.zeros(HISTOGRAM_SHAPE, np.int64), 0
-    return saved.tensors["counts"].numpy().copy(), saved.numbers["done"]

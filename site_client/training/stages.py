@@ -1,6 +1,7 @@
-"""Training in stages: the backbone on slices, the reader on kept embeddings, then all of it for a short while.
+"""Training in stages: the backbone on slices, the sequence head on cached embeddings, then both for a short while.
 
-The same loop three times. For a network that is trained in one place; in a federation a round is one stage.
+The same loop runs three times. This is for a network that is trained in one place; a plan of a federation has no
+stages.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,20 +21,21 @@ from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import TrainingPosition, TrainingProgress, train
 from site_client.training.streams import RandomStreams
 
-END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage mends, it does not start over
+END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage adjusts trained weights
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Epochs of each, 1 or more. The plan's own number of epochs is not looked at."""
+    """Epochs of each stage, 1 or more. They replace the plan's number of epochs."""
 
     backbone: int
-    reader: int
+    sequence_head: int
     end_to_end: int
 
     @property
     def epochs(self) -> int:
-        return self.backbone + self.reader + self.end_to_end
+        """Epochs of all stages together."""
+        return self.backbone + self.sequence_head + self.end_to_end
 
 
 def train_in_stages(
@@ -49,25 +51,53 @@ def train_in_stages(
     report: Callable[[str, TrainingProgress], None],
     stopping: Callable[[], bool],
 ) -> TrainingPosition:
-    """Trains `net` in place; gives the last stage's end. `checkpoints` gives each stage its own, by its name.
+    """Train `net` in place.
 
-    Stopped and TrainingFailed come from the loop. A stage that has ended is not trained again when this is called after
-    a stop: its last checkpoint is its end. `plan.proximal_mu` pulls towards the start of each stage.
+    Called again after a stop it does not repeat a finished stage: the stage's last checkpoint is its result.
+    `plan.proximal_mu` pulls towards the start of each stage. For the arguments not listed see `loop.train`.
+
+    Args:
+        net: On the device of `compute`.
+        plan: All but its epochs.
+        stages: The epochs.
+        studies: The training studies.
+        loader: Of their pixels.
+        embeddings: Cache of the second stage.
+        streams: Each stage draws its own numbers from them.
+        compute: See `loop.train`.
+        checkpoints: Called with a stage's name ("backbone", "sequence-head", "end-to-end"), returns its checkpoints.
+        report: Called after every step with the stage's name.
+        stopping: See `loop.train`.
+
+    Returns:
+        The position at the end of the last stage.
+
+    Raises:
+        Stopped: See `loop.train`.
+        TrainingFailed: See `loop.train`.
     """
 
     def stage(
         name: str, part: SequenceNet | SequenceHead, source: Source, epochs: int, rate: float = 1.0
     ) -> TrainingPosition:
-        own = replace(plan, epochs=epochs, learning_rate=plan.learning_rate * rate)
-        drawn = replace(streams, site=f"{streams.site}/{name}")
+        own_plan = replace(plan, epochs=epochs, learning_rate=plan.learning_rate * rate)
+        own_streams = replace(streams, site=f"{streams.site}/{name}")
         return train(
-            part, own, studies, source, drawn, compute, checkpoints(name), lambda at: report(name, at), stopping
+            part,
+            own_plan,
+            studies,
+            source,
+            own_streams,
+            compute,
+            checkpoints(name),
+            lambda at: report(name, at),
+            stopping,
         )
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed("slicewise"))
         slicewise = net.slicewise()
     stage("backbone", slicewise.to(compute.device), loader, stages.backbone)
-    net.eval()
-    stage("reader", net.reader, EmbeddingLoader(net, loader, compute, embeddings), stages.reader)
+    net.eval()  # before the features are computed: they must not depend on dropout
+    stage("sequence-head", net.reader, EmbeddingLoader(net, loader, compute, embeddings), stages.sequence_head)
     return stage("end-to-end", net, loader, stages.end_to_end, END_TO_END_RATE)

@@ -1,7 +1,7 @@
-"""Random streams that depend on what they are for, and on nothing that happened before.
+"""Random streams that depend on their purpose and position only, never on earlier draws.
 
-Every number drawn in training comes from (run, round, site, purpose, place), so that a round resumed after a crash, or
-repeated on another day, draws the same numbers in the same places.
+Every random number of a training comes from (run, round, site, purpose, position). So a round that resumes after a
+crash draws the same numbers as an undisturbed one.
 """
 
 import hashlib
@@ -12,17 +12,24 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RandomStreams:
-    """`run_id`: 16 bytes; `site`: the site's name; `round` counts from 1."""
+    """The streams of one site in one round.
+
+    Attributes:
+        run_id: 16 bytes.
+        round: From 1.
+        site: The site's name.
+    """
 
     run_id: bytes
     round: int
     site: str
 
-    def seed(self, purpose: str, *place: int | str) -> int:
-        """63 bits."""
-        parts = [self.run_id.hex(), str(self.round), self.site, purpose, *map(str, place)]
+    def seed(self, purpose: str, *position: int | str) -> int:
+        """Return a seed of 63 bits."""
+        parts = [self.run_id.hex(), str(self.round), self.site, purpose, *map(str, position)]
         digest = hashlib.sha256("\x00".join(["hemofed training stream v1", *parts]).encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
-    def generator(self, purpose: str, *place: int | str) -> np.random.Generator:
-        return np.random.default_rng(self.seed(purpose, *place))
+    def generator(self, purpose: str, *position: int | str) -> np.random.Generator:
+        """Return a generator that starts from `seed(purpose, *position)`."""
+        return np.random.default_rng(self.seed(purpose, *position))

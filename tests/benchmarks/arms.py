@@ -1,11 +1,11 @@
-"""What each arm costs on this machine, alone: training slices a second, inference per slice, memory. Printed as JSON.
+"""The cost of each arm on this machine: training slices a second, inference per slice, memory. Printed as JSON.
 
-    python tests/benchmarks/arms.py [--device cuda] [--arms lite densenet121] [--size-px 256] [--slices 32] [--piece 8]
+    python tests/benchmarks/arms.py [--device cuda] [--arms lite densenet121] [--size-px 256] [--slices 32] [--slab 8]
 
-Random pixels already on the device: the network, its loss and AdamW, nothing else. A step reads a piece of each of its
-studies, in as many passes as the loop would make; an answer is given to a whole one. On a GPU `alone_times_slower` is
-the same step with each study in a pass of its own, `fp32_times_slower` without bf16 and `plain_times_slower` without
-bf16 and channels_last. The median of the repeats counts.
+Only the network, its loss and AdamW run, on random pixels that are on the device before. A step reads a slab of each of
+its studies, in as many passes as the loop would make; inference reads a whole study. On a GPU `separate_times_slower`
+is the same step with each study in a pass of its own, `fp32_times_slower` without bf16 and `plain_times_slower` without
+bf16 and channels_last. The figures are medians of the repeats.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from dataclasses import replace
 
 import torch
 
-from site_client.inference.answers import clock_of
+from site_client.inference.scoring import clock_of
 from site_client.model.network import CHANNELS, GEOMETRY, Network
 from site_client.model.registry import ARCHITECTURES, build
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Sample, passes
-from site_client.training.loss import reported_loss, training_loss
+from site_client.training.loss import training_loss
 
 
 def main() -> None:
@@ -32,13 +32,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--slices", type=int, default=32)
-    parser.add_argument("--piece", type=int, default=8)
-    parser.add_argument("--studies", type=int, default=4, help="of a step")
+    parser.add_argument("--slab", type=int, default=8)
+    parser.add_argument("--studies", type=int, default=4, help="Of a step.")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     compute = choose(options.device, options.threads, options.size_px)
-    found = {arm: measure(arm, compute, options) for arm in options.arms}
-    print(json.dumps({"machine": machine(compute), "compute": compute.name, **vars(options), "arms": found}, indent=1))
+    costs = {arm: measure(arm, compute, options) for arm in options.arms}
+    print(json.dumps({"machine": machine(compute), "compute": compute.name, **vars(options), "arms": costs}, indent=1))
 
 
 def machine(compute: Compute) -> str:
@@ -50,18 +50,18 @@ def machine(compute: Compute) -> str:
 def measure(arm: str, compute: Compute, options: argparse.Namespace) -> dict[str, float]:
     net = compute.place(build(arm, 0))
     whole = sample_of(options.slices, options.size_px, compute.device)
-    piece = sample_of(options.piece, options.size_px, compute.device) if net.has_slice_outputs else whole
-    batch = [piece] * options.studies
+    slab = sample_of(options.slab, options.size_px, compute.device) if net.has_slice_outputs else whole
+    batch = [slab] * options.studies
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     clock = clock_of(compute)
     step_s = median_s(stepping(net, batch, compute), clock, options.repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if compute.device.type == "cuda" else 0.0
-    answer_s = median_s(lambda: answer(net, whole, compute), clock, options.repeats)
-    found = {
+    inference_s = median_s(lambda: infer(net, whole, compute), clock, options.repeats)
+    costs = {
         "parameters": sum(value.numel() for value in net.parameters()),
-        "training_slices_per_s": len(batch) * piece.mask.shape[1] / step_s,
-        "inference_ms_per_slice": 1000 * answer_s / options.slices,
+        "training_slices_per_s": len(batch) * slab.mask.shape[1] / step_s,
+        "inference_ms_per_slice": 1000 * inference_s / options.slices,
     }
     if compute.device.type == "cuda":
         fp32 = replace(compute, bf16=False)
@@ -69,14 +69,14 @@ def measure(arm: str, compute: Compute, options: argparse.Namespace) -> dict[str
         for parameter in plain.parameters():
             parameter.data = parameter.data.contiguous()
         others = {
-            "alone": stepping(net, batch, replace(compute, slices_a_pass=1)),
+            "separate": stepping(net, batch, replace(compute, slices_a_pass=1)),
             "fp32": stepping(net, batch, fp32),
             "plain": stepping(plain, batch, fp32),
         }
-        found["peak_mib"] = peak
+        costs["peak_mib"] = peak
         for name, step in others.items():
-            found[f"{name}_times_slower"] = median_s(step, clock, options.repeats) / step_s
-    return {name: round(value, 3) for name, value in found.items()}
+            costs[f"{name}_times_slower"] = median_s(step, clock, options.repeats) / step_s
+    return {name: round(value, 3) for name, value in costs.items()}
 
 
 def sample_of(slices: int, size_px: int, device: torch.device) -> Sample:
@@ -100,15 +100,14 @@ def stepping(net: Network, batch: list[Sample], compute: Compute) -> Callable[[]
         optimizer.zero_grad()
         for sample in passes(batch, compute.slices_a_pass):
             with compute.autocast():
-                verdict = net(sample.x, sample.mask, sample.geometry)
-            lesson = (reported_loss(verdict, sample) + training_loss(verdict, sample)).sum()
-            lesson.backward()  # type: ignore[no-untyped-call]
+                output = net(sample.x, sample.mask, sample.geometry)
+            training_loss(output, sample).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
 
 
-def answer(net: Network, sample: Sample, compute: Compute) -> None:
+def infer(net: Network, sample: Sample, compute: Compute) -> None:
     net.eval()
     with torch.inference_mode(), compute.autocast():
         net(sample.x, sample.mask, sample.geometry)
@@ -117,9 +116,9 @@ def answer(net: Network, sample: Sample, compute: Compute) -> None:
 def median_s(work: Callable[[], None], clock: Callable[[], float], repeats: int) -> float:
     seconds = []
     for _ in range(repeats + 2):  # the first two also warm up
-        began = clock()
+        start = clock()
         work()
-        seconds.append(clock() - began)
+        seconds.append(clock() - start)
     return statistics.median(seconds[2:])
 
 

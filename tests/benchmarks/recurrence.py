@@ -1,9 +1,9 @@
-"""One training step of each recurrence, as JSON: milliseconds, and how often a step of the GRU takes as long.
+"""The cost of a training step of each recurrence, as JSON: milliseconds, and the factor to a step of the GRU.
 
 python tests/benchmarks/recurrence.py [--slices 40 320] [--repeats 5]
 
-One study, the sizes of the full arms, one thread; the best of the repeats counts, in processor time. At the lengths of
-a CT the recurrence is a small part of training; `share_of_a_slice` sets it against the backbone's training step.
+One study, the sizes of the full architectures, one thread, least processor times of the repeats. At the lengths of a CT
+the recurrence is a small part of training: `share_of_a_slice` is its cost a slice over that of the backbone.
 """
 
 import argparse
@@ -28,10 +28,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     backbone_ms = best_ms(backbone_step(), 2)
-    found = {}
+    costs = {}
     for slices in arguments.slices:
         steps = {name: best_ms(step(name, slices), arguments.repeats) for name in get_args(RecurrenceName)}
-        found[slices] = {
+        costs[slices] = {
             name: {
                 "ms": round(ms, 2),
                 "times_faster_than_gru": round(steps["gru"] / ms, 2),
@@ -39,7 +39,7 @@ def main() -> None:
             }
             for name, ms in steps.items()
         }
-    print(json.dumps({"backbone_ms_a_slice_of_256_px": round(backbone_ms, 1), "slices": found}, indent=1))
+    print(json.dumps({"backbone_ms_a_slice_of_256_px": round(backbone_ms, 1), "slices": costs}, indent=1))
 
 
 def step(name: RecurrenceName, slices: int) -> Callable[[], object]:
@@ -52,19 +52,19 @@ def step(name: RecurrenceName, slices: int) -> Callable[[], object]:
 
 def backbone_step() -> Callable[[], object]:
     net = build("densenet121-gru", 0)
-    # the arm is a SequenceNet by its entry in the registry
+    # the registry has a SequenceNet under this name
     assert isinstance(net, SequenceNet)
     x = torch.randn(1, CHANNELS, 256, 256).contiguous(memory_format=torch.channels_last)
     return lambda: net.backbone(x).square().mean().backward()
 
 
 def best_ms(work: Callable[[], object], repeats: int) -> float:
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.process_time()
         work()
-        found.append(time.process_time() - start)
-    return 1000 * min(found)
+        seconds.append(time.process_time() - start)
+    return 1000 * min(seconds)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What the caches and the fast paths of training are worth, as JSON: ratios, all of one run.
+"""The gain of the caches and the fast paths of training, as JSON: ratios of one run.
 
 python tests/benchmarks/training.py [--part loading loop precision stages] [--arm lite] [--size-px 256] [--studies 4]
 
 loading: an epoch from the cache against one that decodes DICOM with pydicom, and against one that also prepares it.
 loop: studies a second of the training loop over the cache against those of a bare loop over tensors in memory.
 precision: channels_last, and with it bf16 where the processor has it, against a plain fp32 step of densenet121-gru.
-stages: an epoch of the reader over kept embeddings against an epoch over pixels.
+stages: an epoch of the sequence head over cached embeddings against an epoch over pixels.
 
-Processor time of one thread. What is compared takes turns, and the best of the repeats counts.
+Processor time of one thread. The variants take turns, and the figures are the least times of the repeats.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Sample, Source, epoch_order
 from site_client.training.embeddings import EmbeddingLoader
 from site_client.training.loop import GRADIENT_NORM_MAX, train
-from site_client.training.loss import reported_loss, training_loss
+from site_client.training.loss import training_loss
 from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
@@ -74,19 +74,19 @@ def loading(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     studies = delivered(arguments, folder)
     cache = cache_of(arguments, folder)
     series = [study.series for study in studies]
-    for one in series:
-        cache.get(one)
+    for record in series:
+        cache.get(record)
     seconds = best_s(
         {
-            "cache_s": lambda: [cache.get(one) for one in series],
-            "pydicom_s": lambda: [pydicom.dcmread(file).pixel_array for one in series for file in one.files],
-            "pipeline_s": lambda: [prepare(read_volume(one), arguments.size_px, SLICES_MAX) for one in series],
+            "cache_s": lambda: [cache.get(record) for record in series],
+            "pydicom_s": lambda: [pydicom.dcmread(file).pixel_array for record in series for file in record.files],
+            "pipeline_s": lambda: [prepare(read_volume(record), arguments.size_px, SLICES_MAX) for record in series],
         },
         arguments.repeats,
     )
     return {
         "studies": len(studies),
-        "files": sum(len(one.files) for one in series),
+        "files": sum(len(record.files) for record in series),
         **rounded(seconds),
         "cache_times_faster_than_pydicom": round(seconds["pydicom_s"] / seconds["cache_s"], 1),
         "cache_times_faster_than_pipeline": round(seconds["pipeline_s"] / seconds["cache_s"], 1),
@@ -94,7 +94,7 @@ def loading(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def delivered(arguments: argparse.Namespace, folder: Path) -> list[StudyRecord]:
-    """Phantom studies as a hospital exports them, uncompressed, read in through the catalog."""
+    """Return phantom studies as a hospital exports them, uncompressed, read through the catalog."""
     out = folder / "set"
     if not out.exists():
         make_set(Order("C", arguments.studies, 7, Wishes(size_px=arguments.size_px, prevalence="balanced")), out)
@@ -113,7 +113,7 @@ def cache_of(arguments: argparse.Namespace, folder: Path) -> StudyCache:
 
 
 def loop(arguments: argparse.Namespace, folder: Path) -> dict[str, float | str]:
-    """Nothing is augmented in either, so that what is compared is the loop and not the drawing of noise."""
+    """Compare the loop with a bare one. Neither augments, so the cost of drawing noise does not count."""
     studies, compute = delivered(arguments, folder), choose("cpu", 1, arguments.size_px)
     loader = Loader(cache_of(arguments, folder), STILL, compute.device)
     with_cache, bare = build(arguments.arm, 0), build(arguments.arm, 0)
@@ -136,7 +136,7 @@ def loop(arguments: argparse.Namespace, folder: Path) -> dict[str, float | str]:
 
 
 class Unaugmented:
-    """A source that reads from the cache and draws nothing."""
+    """A source that reads from the cache and augments nothing."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -152,14 +152,14 @@ def epoch_of(net: torch.nn.Module, studies: list[StudyRecord], source: Source, c
 
 
 def bare_epoch(net: torch.nn.Module, samples: list[Sample], compute: Compute) -> None:
-    """The least that an epoch of this network, loss and optimizer is."""
+    """Run an epoch of this network, loss and optimizer, and nothing else."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=PLAN.learning_rate, weight_decay=PLAN.weight_decay)
     net.train()
     for sample in samples:
         optimizer.zero_grad()
         with compute.autocast():
-            verdict = net(sample.x, sample.mask, sample.geometry)
-        (reported_loss(verdict, sample) + training_loss(verdict, sample)).backward()
+            output = net(sample.x, sample.mask, sample.geometry)
+        training_loss(output, sample).sum().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
         optimizer.step()
 
@@ -168,27 +168,27 @@ def stages(arguments: argparse.Namespace, folder: Path) -> dict[str, float | str
     studies, compute = delivered(arguments, folder), choose("cpu", 1, arguments.size_px)
     loader = Loader(cache_of(arguments, folder), STILL, compute.device)
     net = build(arguments.arm, 0)
-    # asked for by name, and only networks with a reader have this stage
+    # only a SequenceNet has this stage
     assert isinstance(net, SequenceNet)
-    kept = EmbeddingLoader(net.eval(), loader, compute, ArrayCache(folder / "embeddings", 1 << 34))
+    cached = EmbeddingLoader(net.eval(), loader, compute, ArrayCache(folder / "embeddings", 1 << 34))
     for study in studies:
-        kept.sample(study, None)
+        cached.sample(study, None)
     seconds = best_s(
         {
             "pixels_s": lambda: epoch_of(net, studies, Unaugmented(loader), compute),
-            "embeddings_s": lambda: epoch_of(net.reader, studies, kept, compute),
+            "embeddings_s": lambda: epoch_of(net.reader, studies, cached, compute),
         },
         arguments.repeats,
     )
     faster = seconds["pixels_s"] / seconds["embeddings_s"]
-    return {"arm": arguments.arm, **rounded(seconds), "reader_epoch_times_faster": round(faster, 1)}
+    return {"arm": arguments.arm, **rounded(seconds), "sequence_head_epoch_times_faster": round(faster, 1)}
 
 
 # --- precision ----------------------------------------------------------------------------------------------------
 
 
 def precision(arguments: argparse.Namespace, folder: Path) -> dict[str, float | str | None]:
-    """Forward and backward of four slices, without recomputation, so that only layout and precision differ."""
+    """Time forward and backward of four slices without recomputation, so that only layout and precision differ."""
     has_bf16 = choose("cpu", 1, 256).bf16
     ways = {"plain_s": step(fast=False, bf16=False), "channels_last_s": step(fast=True, bf16=False)}
     if has_bf16:
@@ -204,7 +204,7 @@ def precision(arguments: argparse.Namespace, folder: Path) -> dict[str, float | 
 
 def step(*, fast: bool, bf16: bool) -> Callable[[], object]:
     net = build("densenet121-gru", 0)
-    # the arm is a SequenceNet by its entry in the registry
+    # the registry has a SequenceNet under this name
     assert isinstance(net, SequenceNet)
     x, mask, geometry = torch.randn(1, 4, CHANNELS, 256, 256), torch.ones(1, 4).bool(), torch.zeros(1, 4, GEOMETRY)
     compute = Compute(torch.device("cpu"), bf16)
@@ -213,25 +213,25 @@ def step(*, fast: bool, bf16: bool) -> Callable[[], object]:
             parameter.data = parameter.data.contiguous()
 
     def plain() -> None:
-        verdict = net.reader(net.backbone(x[0]).unsqueeze(0), mask, geometry)
-        verdict.slice_logits.square().mean().backward()
+        output = net.reader(net.backbone(x[0]).unsqueeze(0), mask, geometry)
+        output.slice_logits.square().mean().backward()
 
-    def ours() -> None:
+    def production() -> None:
         with compute.autocast():
-            verdict = net(x, mask, geometry)
-        verdict.slice_logits.square().mean().backward()
+            output = net(x, mask, geometry)
+        output.slice_logits.square().mean().backward()
 
-    return ours if fast else plain
+    return production if fast else plain
 
 
 def best_s(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
             start = time.process_time()
             work()
-            found[name].append(time.process_time() - start)
-    return {name: min(seconds) for name, seconds in found.items()}
+            seconds[name].append(time.process_time() - start)
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from deploy.simulation.arms import ArmPosition, Trained, alone, federate
-from deploy.simulation.judging import Scores
+from deploy.simulation.arms import TaskContext, Trained, federate, train_pooled
 from deploy.simulation.patients import SimulatedSite, records_of, wanted_set
 from deploy.simulation.pools import start_pool
+from deploy.simulation.scoring import Scores
 from deploy.simulation.seeds import CENTRAL, FEDERATED, MODELS, SeedResult, local, result_of, save
 from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
 from deploy.simulation.summary import summarize
@@ -28,7 +28,7 @@ TINY = SimulationSettings(
 
 
 def square_study(name: str, cache: Path, rng: np.random.Generator, bleeds: bool) -> StudyRecord:
-    """A disc of brain with a bright square in its middle slices when it bleeds, put straight into the cache."""
+    """Put a square of brain into the cache; when it bleeds, its middle slices have a bright square."""
     hu = np.full((8, 64, 64), -1000, np.int16)
     hu[:, 8:56, 8:56] = 30 + rng.integers(-5, 6, (8, 48, 48))
     labels = np.zeros((8, 6), np.int8)
@@ -47,8 +47,8 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(cache: Path) -> ArmPosition:
-    return ArmPosition(TINY, cache, "cpu")
+def context(cache: Path) -> TaskContext:
+    return TaskContext(TINY, cache, "cpu")
 
 
 @pytest.fixture
@@ -62,51 +62,53 @@ def sites(cache: Path) -> list[SimulatedSite]:
     return [SimulatedSite(name, some(name, "t", 3), some(name, "v", 2), some(name, "e", 2)) for name in names]
 
 
-def federated(place: ArmPosition, seed: int, sites: list[SimulatedSite], *, ray: bool = False) -> Trained:
+def federated(context: TaskContext, seed: int, sites: list[SimulatedSite], *, ray: bool = False) -> Trained:
     with start_pool(workers=1, ray=ray) as pool:
-        return federate(place, seed, [site for site in sites if site.name != UNSEEN], pool)
+        return federate(context, seed, [site for site in sites if site.name != UNSEEN], pool)
 
 
 def test_a_seed_gives_the_same_bits_and_another_seed_gives_others(
-    place: ArmPosition, sites: list[SimulatedSite]
+    context: TaskContext, sites: list[SimulatedSite]
 ) -> None:
-    once, again, other = (federated(place, seed, sites) for seed in (1, 1, 2))
+    once, again, other = (federated(context, seed, sites) for seed in (1, 1, 2))
     assert once.model.digest == again.model.digest
     assert once.curve == again.curve
     assert once.model.digest != other.model.digest
-    assert alone(place, 1, "T", sites[:1]).model.digest == alone(place, 1, "T", sites[:1]).model.digest
+    assert (
+        train_pooled(context, 1, "T", sites[:1]).model.digest == train_pooled(context, 1, "T", sites[:1]).model.digest
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ray_gives_the_same_bits_as_one_process(place: ArmPosition, sites: list[SimulatedSite]) -> None:
+def test_ray_gives_the_same_bits_as_one_process(context: TaskContext, sites: list[SimulatedSite]) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: .venv/bin/pip install 'hemofed[ray]'")
-    here, there = federated(place, 1, sites), federated(place, 1, sites, ray=True)
+    here, there = federated(context, 1, sites), federated(context, 1, sites, ray=True)
     assert here.model.digest == there.model.digest
     assert here.curve == there.curve
 
 
-def test_every_arm_starts_from_the_same_weights_and_is_judged_after_every_pass(
-    place: ArmPosition, sites: list[SimulatedSite]
+def test_every_arm_starts_from_the_same_weights_and_is_evaluated_after_every_pass(
+    context: TaskContext, sites: list[SimulatedSite]
 ) -> None:
-    # The first entry of a curve judges the first weights, the last one the last model.
-    together, central = federated(place, 3, sites), alone(place, 3, CENTRAL, sites[:3])
+    # The first entry of a curve is that of the initial weights, the last one that of the last model.
+    together, central = federated(context, 3, sites), train_pooled(context, 3, CENTRAL, sites[:3])
     assert len(together.curve) == len(central.curve) == TINY.rounds + 1
     assert together.curve[0] == central.curve[0]
     assert len(together.clipped) == TINY.rounds
 
 
 def test_a_finished_seed_is_read_and_not_trained_again(
-    place: ArmPosition, sites: list[SimulatedSite], tmp_path: Path
+    context: TaskContext, sites: list[SimulatedSite], tmp_path: Path
 ) -> None:
     result = made_up(1)
     save(tmp_path / "seed-1.npz", result)
     with start_pool(workers=1, ray=False) as pool:
-        found = result_of(place, 1, [], pool, tmp_path)  # without sites there is nothing to train on
-    assert found.digests == result.digests
-    assert found.curves == result.curves
+        read = result_of(context, 1, [], pool, tmp_path)  # without sites there is nothing to train on
+    assert read.digests == result.digests
+    assert read.curves == result.curves
     key = (CENTRAL, "T")
-    np.testing.assert_array_equal(found.scores[key].logits, result.scores[key].logits)
+    np.testing.assert_array_equal(read.scores[key].logits, result.scores[key].logits)
 
 
 def scores_of(rng: np.random.Generator, quality: float) -> Scores:
@@ -120,9 +122,9 @@ def scores_of(rng: np.random.Generator, quality: float) -> Scores:
 def made_up(seed: int) -> SeedResult:
     quality = {CENTRAL: 4.0, FEDERATED: 2.0, **{local(site): 0.5 for site in SITES}}
     scores = {
-        (model, site): scores_of(np.random.default_rng([seed, place]), quality[model])
+        (model, site): scores_of(np.random.default_rng([seed, number]), quality[model])
         for model in MODELS
-        for place, site in enumerate((*SITES, UNSEEN))
+        for number, site in enumerate((*SITES, UNSEEN))
     }
     return SeedResult(
         seed, scores, {model: (0.5, 0.6) for model in MODELS}, (0,), {model: "00" for model in MODELS}, 1.0

@@ -1,4 +1,4 @@
-"""The benchmark keeps what it has, goes on where it was, loses no arm to another, and splits by patient."""
+"""The benchmark keeps finished arms, resumes, survives a failed arm, and splits by patient."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from site_client.benchmark.arms import Bench, Done, Failed, load, run_arm
+from site_client.benchmark.arms import Bench, FailedArm, FinishedArm, load, run_arm
 from site_client.benchmark.command import _run_all, benchmark
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
 from site_client.benchmark.table import BenchmarkOrigin, write_table
@@ -37,11 +37,11 @@ def _read(series: SeriesRecord) -> Volume:
 
 
 def _study(number: int, patient: int | None = None, positive: int | None = None) -> StudyRecord:
-    """positive: a label's place; None: every second study has the first label."""
-    place = (0 if number % 2 else None) if positive is None else positive
+    """Make a study. `positive` is the index of a label; with None every second study has the first label."""
+    label = (0 if number % 2 else None) if positive is None else positive
     labels = np.zeros((SLICES, 6), np.int8)
-    if place is not None and place >= 0:
-        labels[0, [place, 5]] = 1
+    if label is not None and label >= 0:
+        labels[0, [label, 5]] = 1
     series = SeriesRecord(SeriesKey(f"x{number}"), f"{number + 1:02x}" * 32, (Path("unread"),) * SLICES)
     keys = StudyKey(f"s{number}"), PatientKey(f"p{number if patient is None else patient}")
     return StudyRecord(*keys, series, labels, labels.max(axis=0))
@@ -85,7 +85,7 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
 
     whole = run_arm(staged("whole"), "lite", _silent, lambda: False)
     pieces = staged("pieces")
-    for budget in (3, 6, 3):  # studies: in the backbone's epoch, in the reader's first and in its second
+    for budget in (3, 6, 3):  # studies: in the backbone's epoch, in the head's first and in its second
         asked = iter(range(100))
         with pytest.raises(Stopped):
             run_arm(pieces, "lite", _silent, lambda b=budget, a=asked: next(a) >= b)
@@ -100,9 +100,9 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
 
 @pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "0,1,1", "a,1,1", "1,1,1001", ""])
 def test_stages_that_are_not_three_numbers_are_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
-    said = CliRunner().invoke(benchmark, ["--out", str(tmp_path), "--stages", text])
-    assert said.exit_code == 2
-    assert "expected three numbers of epochs" in said.output
+    result = CliRunner().invoke(benchmark, ["--out", str(tmp_path), "--stages", text])
+    assert result.exit_code == 2
+    assert "expected three numbers of epochs" in result.output
 
 
 def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Bench]) -> None:
@@ -112,7 +112,7 @@ def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Ben
     first = run_arm(bench("one"), "lite-slices", _silent, lambda: False)
     again = run_arm(bench("one"), "lite-slices", _silent, never)
     assert again.digest == first.digest
-    assert np.array_equal(again.slices.chances, first.slices.chances)
+    assert np.array_equal(again.slices.probabilities, first.slices.probabilities)
     path = bench("one").path("lite-slices", ".npz")
     path.write_bytes(path.read_bytes()[:-100])
     assert load(bench("one"), "lite-slices") is None
@@ -121,7 +121,7 @@ def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Ben
 def test_another_precision_is_another_result_of_the_same_draws(bench: Callable[[str], Bench]) -> None:
     full = bench("one")
     half = replace(full, compute=choose("cpu", 1, 64, precision="bf16"))
-    first, other = (run_arm(each, "lite-slices", _silent, lambda: False) for each in (full, half))
+    first, other = (run_arm(context, "lite-slices", _silent, lambda: False) for context in (full, half))
     assert first.digest != other.digest
     assert other.epochs[0].train_loss == pytest.approx(first.epochs[0].train_loss, rel=0.05)
 
@@ -135,9 +135,9 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     arms = {**registry.ARCHITECTURES, "huge": too_large}
     monkeypatch.setattr(registry, "ARCHITECTURES", arms)
     made = bench("some")
-    found = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
-    assert [type(arm) for arm in found] == [Failed, Done, Done]
-    text = write_table(tmp_path / "out", made, found, BenchmarkOrigin("the command", True, 30, "2", "x"))
+    results = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
+    assert [type(arm) for arm in results] == [FailedArm, FinishedArm, FinishedArm]
+    text = write_table(tmp_path / "out", made, results, BenchmarkOrigin("the command", True, 30, "2", "x"))
     assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
     assert "never clinical evidence" in text
     lines = [line for line in text.splitlines() if line.startswith(("| model", "| `lite` | 42"))]
@@ -150,10 +150,13 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert (pair["arm"], pair["twin"]) == ("lite", "lite-slices")
     losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}
     assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses["lite-slices"])
-    assert (tmp_path / "out" / "benchmark.svg").read_text().count("<polyline") > 2 * 3
+    svg = (tmp_path / "out" / "benchmark.svg").read_text()
+    assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "10 patients", "epoch"))
+    write_table(tmp_path / "again", made, results, BenchmarkOrigin("the command", True, 30, "2", "x"))
+    assert (tmp_path / "again" / "benchmark.svg").read_text() == svg
 
 
-def test_every_twin_is_an_arm_and_has_fewer_parameters() -> None:
+def test_every_twin_is_an_architecture_and_has_fewer_parameters() -> None:
     for arm, twin in {"lite": TWINS["lite"]}.items():
         sizes = [registry.manifest_of(registry.build(name, 1)).size for name in (arm, twin)]
         assert sizes[0] > sizes[1]
@@ -166,8 +169,8 @@ def test_a_split_shares_no_patient_and_holds_out_the_same_part_of_each_finding()
     sides = [{study.patient_key for study in side} for side in (split.training, split.validation)]
     assert not sides[0] & sides[1]
     assert len(split.training) + len(split.validation) == 120
-    for place in (0, 1):
-        held_out = sum(int(study.study_labels[place]) for study in split.validation)
+    for label in (0, 1):
+        held_out = sum(int(study.study_labels[label]) for study in split.validation)
         assert held_out in (8, 10, 12)  # of 40 studies, a quarter
     assert split == split_stratified(list(studies), 0.25, 3)
     assert split != split_stratified(studies, 0.25, 4)
@@ -189,12 +192,12 @@ def test_studies_are_prepared_alike_by_any_number_of_workers_and_one_that_cannot
     tmp_path: Path, workers: int
 ) -> None:
     loader = Loader(StudyCache(tmp_path, 1 << 30, 64, 8, _read_most), Augmentation(), torch.device("cpu"))
-    said: list[str] = []
+    sentences: list[str] = []
     studies = [_study(n) for n in range(4)]
-    found, slices = prepare_all(studies, loader, said.append, workers)
-    assert found == (studies[0], studies[2], studies[3])
+    readable, slices = prepare_all(studies, loader, sentences.append, workers)
+    assert readable == (studies[0], studies[2], studies[3])
     assert slices == 3 * SLICES
-    assert said == ["one study is left out: no_pixels"]
+    assert sentences == ["one study is left out: no_pixels"]
 
 
 def test_a_data_set_of_a_given_size_is_made_of_whole_patients() -> None:
@@ -205,8 +208,8 @@ def test_a_data_set_of_a_given_size_is_made_of_whole_patients() -> None:
 
 
 def test_the_same_images_have_the_same_names_under_any_secret() -> None:
-    one = [_study(n, patient=n // 2) for n in range(6)]
-    other = [_study(n, patient=100 - n // 2) for n in reversed(range(6))]
-    for a, b in zip(by_content(one), by_content(other), strict=True):
+    studies = [_study(n, patient=n // 2) for n in range(6)]
+    renamed = [_study(n, patient=100 - n // 2) for n in reversed(range(6))]
+    for a, b in zip(by_content(studies), by_content(renamed), strict=True):
         assert (a.study_key, a.patient_key) == (b.study_key, b.patient_key)
-    assert len({study.patient_key for study in by_content(one)}) == 3
+    assert len({study.patient_key for study in by_content(studies)}) == 3

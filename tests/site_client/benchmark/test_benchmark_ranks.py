@@ -18,9 +18,9 @@ def test_two_processes_make_one_table_and_speak_once(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    spoken = done.stdout.splitlines()
-    for line in ("phantom: 8", "preparing 8 studies", "lite-slices: epoch 1", "lite-slices: epoch 2", "# Benchmark"):
-        assert sum(one.startswith(line) for one in spoken) == 1, line
+    lines = done.stdout.splitlines()
+    for start in ("phantom: 8", "preparing 8 studies", "lite-slices: epoch 1", "lite-slices: epoch 2", "# Benchmark"):
+        assert sum(line.startswith(start) for line in lines) == 1, start
     report = json.loads((tmp_path / "benchmark.json").read_text())
     (arm,) = report["arms"]
     assert [epoch["number"] for epoch in arm["by_epoch"]] == [1, 2]

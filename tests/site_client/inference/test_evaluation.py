@@ -1,4 +1,4 @@
-"""The report shows what is known, says what is not, and fetches nothing."""
+"""The report has a figure or a reason in every cell, and loads nothing from elsewhere."""
 
 import json
 import re
@@ -20,29 +20,29 @@ def _evaluation(epidural: int) -> Evaluation:
     labels = np.zeros((80, 6), np.int8)
     labels[:epidural, 0] = 1
     labels[:40, 5] = 1
-    chances = np.clip(labels * 0.3 + rng.random((80, 6)) * 0.6, 0, 1)
-    studies = Scored(chances[::2], labels[::2], np.arange(40))
-    return evaluate(Scored(chances, labels, patients), studies, draws=200)
+    probabilities = np.clip(labels * 0.3 + rng.random((80, 6)) * 0.6, 0, 1)
+    studies = Scored(probabilities[::2], labels[::2], np.arange(40))
+    return evaluate(Scored(probabilities, labels, patients), studies, draws=200)
 
 
 @pytest.mark.parametrize(("positives", "shown"), [(9, False), (10, True)])
 def test_below_ten_positives_there_is_a_count_and_no_figure(positives: int, shown: bool) -> None:
     row = _evaluation(positives).slices.labels["epidural"]
     assert row.positives == positives
-    assert all((figure.value is not None) is shown for figure in row.figures.values())
+    assert all((figure.value is not None) is shown for figure in row.estimates.values())
     assert bool(row.roc) is bool(row.calibration) is bool(row.predictive) is shown
 
 
-def test_what_is_drawn_is_what_is_measured() -> None:
+def test_the_area_under_the_drawn_curve_is_the_reported_auc() -> None:
     row = _evaluation(20).slices.labels["any"]
     false, true = np.array(row.roc).T
-    assert np.trapezoid(true, false) == pytest.approx(row.figures[Measure.AUC].value)
+    assert np.trapezoid(true, false) == pytest.approx(row.estimates[Measure.AUC].value)
     assert row.roc[0] == (0, 0)
     assert row.roc[-1] == (1, 1)
-    assert row.figures[Measure.AUC].low is not None
+    assert row.estimates[Measure.AUC].low is not None
 
 
-def test_the_page_fetches_nothing_runs_nothing_and_says_what_it_is() -> None:
+def test_the_page_loads_nothing_runs_no_script_and_has_its_notice() -> None:
     text = page(
         Heading("lite", "ab" * 32, "40 patients <i>", True, [("training", [(1, 0.5), (2, 0.4)])]), _evaluation(9)
     )
@@ -63,7 +63,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_says_what_it_is() -> None:
 def test_the_json_holds_every_figure_and_is_strict() -> None:
     document = json.loads(json.dumps(as_json(_evaluation(9)), allow_nan=False))
     figures = document["slices"]["labels"]["any"]["figures"]
-    assert set(figures) == {which.value for which in Measure}
+    assert set(figures) == {measure.value for measure in Measure}
     assert document["studies"]["labels"]["subdural"]["figures"]["AUC"]["reason"] == "fewer than 10 positives"
     predictive = document["slices"]["labels"]["any"]["predictive"]
     assert set(predictive) == {"0.05", "0.10", "0.15", "0.40"}

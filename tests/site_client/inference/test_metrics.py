@@ -1,4 +1,4 @@
-"""Measures against slow definitions that share nothing with them, and against scikit-learn where it has them."""
+"""Measures against slow independent definitions, and against scikit-learn where it has them."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from site_client.inference.metrics import (
     accuracy,
     compare,
     draw_patients,
-    measure,
+    estimate,
     of_draws,
     predictive,
     refuse_shared_patients,
@@ -24,34 +24,34 @@ from site_client.inference.metrics import (
 )
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 
-# Few different chances, so that ties are the rule and not the exception.
+# Few different probabilities, so that ties are the rule and not the exception.
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)
 EXAMPLES = settings(max_examples=60, deadline=None)
 
 
 def _column(rows: list[tuple[int, int, int]]) -> Column:
-    chances, truth, patients = (np.array(part) for part in zip(*rows, strict=True))
-    return Column(chances / 8, truth.astype(np.int8), patients.astype(np.int64), 5)
+    probabilities, truth, patients = (np.array(part) for part in zip(*rows, strict=True))
+    return Column(probabilities / 8, truth.astype(np.int8), patients.astype(np.int64), 5)
 
 
-def _slow_auc(chances: NDArray[np.float64], truth: NDArray[np.int8]) -> float:
-    pairs = [(a > b) + 0.5 * (a == b) for a in chances[truth == 1] for b in chances[truth == 0]]
+def _slow_auc(probabilities: NDArray[np.float64], truth: NDArray[np.int8]) -> float:
+    pairs = [(a > b) + 0.5 * (a == b) for a in probabilities[truth == 1] for b in probabilities[truth == 0]]
     return float(np.mean(pairs))
 
 
 def _thresholds(column: Column) -> list[tuple[float, float, float]]:
-    """Sensitivity, specificity and precision of "positive from t on" for each t, and of "never"."""
-    found = []
-    for threshold in [*sorted(set(column.chances), reverse=True)]:
-        called = column.chances >= threshold
-        found.append(
+    """Return sensitivity, specificity and precision of "positive from t on" for each threshold t."""
+    points = []
+    for threshold in [*sorted(set(column.probabilities), reverse=True)]:
+        called = column.probabilities >= threshold
+        points.append(
             (
                 float(called[column.truth == 1].mean()),
                 float((~called)[column.truth == 0].mean()),
                 float((column.truth[called] == 1).mean()),
             )
         )
-    return found
+    return points
 
 
 @given(ROWS)
@@ -63,24 +63,26 @@ def test_measures_of_order_agree_with_their_definitions(rows: list[tuple[int, in
     points = _thresholds(column)
     recall = [0.0, *(point[0] for point in points)]
     expected = {
-        Measure.AUC: _slow_auc(column.chances, column.truth),
+        Measure.AUC: _slow_auc(column.probabilities, column.truth),
         Measure.AP: sum((point[0] - before) * point[2] for point, before in zip(points, recall, strict=False)),
         Measure.SENSITIVITY_90: max([0.0, *(s for s, c, _ in points if c >= 0.9 - 1e-9)]),
         Measure.SENSITIVITY_95: max([0.0, *(s for s, c, _ in points if c >= 0.95 - 1e-9)]),
         Measure.SPECIFICITY_95: max(c for s, c, _ in points if s >= 0.95 - 1e-9),
     }
-    for which, value in expected.items():
-        assert measure(column, which).value == pytest.approx(value, abs=1e-12), which
+    for measure, value in expected.items():
+        assert estimate(column, measure).value == pytest.approx(value, abs=1e-12), measure
 
 
 @given(ROWS)
 @EXAMPLES
-def test_predictive_values_at_the_sets_own_prevalence_are_what_one_counts(rows: list[tuple[int, int, int]]) -> None:
+def test_predictive_values_at_the_sets_own_prevalence_are_counted_shares(rows: list[tuple[int, int, int]]) -> None:
     column = _column(rows)
     if len(set(column.truth)) < 2:
         return
-    threshold = max(t for t in column.chances if (column.chances >= t)[column.truth == 1].mean() >= 0.95 - 1e-9)
-    called = column.chances >= threshold
+    threshold = max(
+        t for t in column.probabilities if (column.probabilities >= t)[column.truth == 1].mean() >= 0.95 - 1e-9
+    )
+    called = column.probabilities >= threshold
     ((ppv, npv),) = predictive(column, [float(column.truth.mean())]).values()
     assert ppv.value == pytest.approx((column.truth[called] == 1).mean())
     if called.all():
@@ -89,33 +91,33 @@ def test_predictive_values_at_the_sets_own_prevalence_are_what_one_counts(rows: 
         assert npv.value == pytest.approx((column.truth[~called] == 0).mean())
 
 
-def test_the_rarer_a_finding_the_less_a_yes_says_and_the_more_a_no() -> None:
+def test_a_rarer_finding_has_a_lower_ppv_and_a_higher_npv() -> None:
     rng = np.random.default_rng(2)
     truth = (rng.random(400) < 0.3).astype(np.int8)
     column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
-    found = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
-    ppv, npv = ([pair[place].value for pair in found] for place in (0, 1))
+    values = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
+    ppv, npv = ([pair[index].value for pair in values] for index in (0, 1))
     assert ppv == sorted(ppv)
     assert npv == sorted(npv, reverse=True)
-    assert all(figure.low < figure.value < figure.high for pair in found for figure in pair)
+    assert all(figure.low < figure.value < figure.high for pair in values for figure in pair)
 
 
 @given(ROWS)
 @EXAMPLES
 def test_measures_agree_with_scikit_learn(rows: list[tuple[int, int, int]]) -> None:
     column = _column(rows)
-    truth, chances = column.truth, column.chances
+    truth, probabilities = column.truth, column.probabilities
     if len(set(truth)) < 2:
         return
-    clipped = chances.clip(1e-15, 1 - 1e-15)
+    clipped = probabilities.clip(1e-15, 1 - 1e-15)
     expected = {
-        Measure.AUC: reference.roc_auc_score(truth, chances),
-        Measure.AP: reference.average_precision_score(truth, chances),
-        Measure.BRIER: reference.brier_score_loss(truth, chances),
+        Measure.AUC: reference.roc_auc_score(truth, probabilities),
+        Measure.AP: reference.average_precision_score(truth, probabilities),
+        Measure.BRIER: reference.brier_score_loss(truth, probabilities),
         Measure.LOG_LOSS: reference.log_loss(truth, clipped),
     }
-    for which, value in expected.items():
-        assert measure(column, which).value == pytest.approx(value, abs=1e-9), which
+    for measure, value in expected.items():
+        assert estimate(column, measure).value == pytest.approx(value, abs=1e-9), measure
 
 
 @given(ROWS)
@@ -124,22 +126,22 @@ def test_a_draw_is_the_measure_of_the_patients_it_repeats(rows: list[tuple[int, 
     column = _column(rows)
     times = np.array([2.0, 0.0, 1.0, 3.0, 1.0])
     again = np.repeat(np.arange(len(rows)), times[column.patients].astype(int))
-    repeated = Column(column.chances[again], column.truth[again], column.patients[again], 5)
-    for which in (*Measure,):
-        if which is Measure.ECE:  # its bins stay those of the whole set
+    repeated = Column(column.probabilities[again], column.truth[again], column.patients[again], 5)
+    for measure in (*Measure,):
+        if measure is Measure.ECE:  # its bins stay those of the whole set
             continue
-        expected = measure(repeated, which).value
+        expected = estimate(repeated, measure).value
         if expected is not None:
-            assert of_draws(column, which, times[None])[0] == pytest.approx(expected, abs=1e-9), which
+            assert of_draws(column, measure, times[None])[0] == pytest.approx(expected, abs=1e-9), measure
 
 
 @given(ROWS)
 @EXAMPLES
 def test_auc_turns_round_with_the_labels_and_ignores_any_rising_transform(rows: list[tuple[int, int, int]]) -> None:
     column = _column(rows)
-    value = measure(column, Measure.AUC).value
-    turned = measure(Column(column.chances, 1 - column.truth, column.patients, 5), Measure.AUC).value
-    cubed = measure(Column(column.chances**3, column.truth, column.patients, 5), Measure.AUC).value
+    value = estimate(column, Measure.AUC).value
+    turned = estimate(Column(column.probabilities, 1 - column.truth, column.patients, 5), Measure.AUC).value
+    cubed = estimate(Column(column.probabilities**3, column.truth, column.patients, 5), Measure.AUC).value
     assert value == cubed
     if value is None:
         assert turned is None
@@ -149,43 +151,43 @@ def test_auc_turns_round_with_the_labels_and_ignores_any_rising_transform(rows: 
 
 
 @pytest.mark.parametrize(("truth", "reason"), [(0, "no positive row"), (1, "no negative row")])
-def test_one_kind_alone_has_no_auc_and_says_why(truth: int, reason: str) -> None:
+def test_rows_of_one_kind_have_no_auc_but_a_reason(truth: int, reason: str) -> None:
     column = Column(np.array([0.1, 0.9]), np.full(2, truth, np.int8), np.arange(2), 2)
-    figure = measure(column, Measure.AUC, np.ones((3, 2)))
+    figure = estimate(column, Measure.AUC, np.ones((3, 2)))
     assert (figure.value, figure.reason) == (None, reason)
-    assert measure(column, Measure.LOG_LOSS).value is not None
+    assert estimate(column, Measure.LOG_LOSS).value is not None
 
 
-def test_calibration_error_is_the_gap_of_chance_and_share_in_each_bin() -> None:
+def test_calibration_error_is_the_gap_of_probability_and_share_in_each_bin() -> None:
     rng = np.random.default_rng(1)
-    chances = rng.random(300)
-    truth = (rng.random(300) < chances**2).astype(np.int8)
-    column = Column(chances, truth, np.arange(300), 300)
-    order = np.argsort(chances)
-    gaps = [abs(chances[part].mean() - truth[part].mean()) for part in np.array_split(order, 15)]
-    assert measure(column, Measure.ECE).value == pytest.approx(np.mean(gaps))
+    probabilities = rng.random(300)
+    truth = (rng.random(300) < probabilities**2).astype(np.int8)
+    column = Column(probabilities, truth, np.arange(300), 300)
+    order = np.argsort(probabilities)
+    gaps = [abs(probabilities[part].mean() - truth[part].mean()) for part in np.array_split(order, 15)]
+    assert estimate(column, Measure.ECE).value == pytest.approx(np.mean(gaps))
     assert [rows for _, _, rows in reliability(column)] == [20] * 15
 
 
 def test_missing_cells_change_no_figure() -> None:
     rng = np.random.default_rng(2)
-    chances, labels = rng.random((50, 6)), rng.integers(0, 2, (50, 6)).astype(np.int8)
+    probabilities, labels = rng.random((50, 6)), rng.integers(0, 2, (50, 6)).astype(np.int8)
     patients = rng.integers(0, 9, 50)
-    whole = Scored(chances, labels, patients)
+    whole = Scored(probabilities, labels, patients)
     unknown = Scored(rng.random((30, 6)), np.full((30, 6), -1, np.int8), rng.integers(0, 9, 30))
     both = Scored(
-        np.concatenate([chances, unknown.chances]),
+        np.concatenate([probabilities, unknown.probabilities]),
         np.concatenate([labels, unknown.labels]),
         np.concatenate([patients, unknown.patients]),
     )
     assert weighted_log_loss(both) == weighted_log_loss(whole)
     assert accuracy(both) == accuracy(whole)
-    for which in Measure:
-        assert measure(both.column(3), which) == measure(whole.column(3), which)
+    for measure in Measure:
+        assert estimate(both.column(3), measure) == estimate(whole.column(3), measure)
 
 
 def test_the_prior_alone_scores_what_rsna_s_prevalences_give() -> None:
-    """.231 and .943 are the published figures of a model that knows nothing but how frequent each label is."""
+    """.231 and .943 are the figures of a model that knows the prevalences only."""
     prevalence = np.array([0.0042, 0.0480, 0.0348, 0.0474, 0.0627, 0.1434])
     rows = 10_000
     labels = (np.arange(rows)[:, None] < np.rint(prevalence * rows)).astype(np.int8)
@@ -211,10 +213,10 @@ def test_pairing_sees_a_small_steady_difference_that_the_intervals_hide() -> Non
     better = base + 0.25 * truth
     first, second = (Column(1 / (1 + np.exp(-s)), truth, patients, 150) for s in (better, base))
     draws = draw_patients(150, 1000, rng)
-    alone = [measure(column, Measure.AUC, draws) for column in (first, second)]
-    assert alone[0].low is not None
-    assert alone[1].high is not None
-    assert alone[0].low < alone[1].high
+    separate = [estimate(column, Measure.AUC, draws) for column in (first, second)]
+    assert separate[0].low is not None
+    assert separate[1].high is not None
+    assert separate[0].low < separate[1].high
     difference = compare(first, second, Measure.AUC, draws)
     assert difference.low is not None
     assert difference.p is not None
@@ -225,13 +227,15 @@ def test_pairing_sees_a_small_steady_difference_that_the_intervals_hide() -> Non
 def test_clustering_by_patient_widens_the_interval_of_repeated_rows() -> None:
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 2, 60).astype(np.int8)
-    chances = (truth + rng.random(60) * 2) / 3
-    truth, chances = np.repeat(truth, 10), np.repeat(chances, 10)
+    probabilities = (truth + rng.random(60) * 2) / 3
+    truth, probabilities = np.repeat(truth, 10), np.repeat(probabilities, 10)
     widths = []
     for patients in (np.arange(600), np.repeat(np.arange(60), 10)):
         count = int(patients.max()) + 1
-        figure = measure(
-            Column(chances, truth, patients, count), Measure.AUC, draw_patients(count, 500, np.random.default_rng(6))
+        figure = estimate(
+            Column(probabilities, truth, patients, count),
+            Measure.AUC,
+            draw_patients(count, 500, np.random.default_rng(6)),
         )
         assert figure.low is not None
         assert figure.high is not None
@@ -244,7 +248,7 @@ def test_nine_patients_have_a_figure_and_no_interval() -> None:
     for patients, known in ((9, False), (10, True)):
         column = Column(rng.random(40), np.arange(40) % 2, np.arange(40) % patients, patients)
         draws = draw_patients(patients, 50, rng)
-        figure = measure(column, Measure.AUC, draws)
+        figure = estimate(column, Measure.AUC, draws)
         assert figure.value is not None
         assert (figure.low is not None) is known
         assert (compare(column, column, Measure.AUC, draws).p is not None) is known
@@ -257,10 +261,10 @@ def test_two_models_on_different_rows_are_not_compared() -> None:
         compare(column, other, Measure.AUC, np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("chance", [float("nan"), 1.5, -0.1])
-def test_what_is_no_chance_is_refused(chance: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
+def test_a_value_that_is_no_probability_is_refused(value: float) -> None:
     with pytest.raises(EvaluationRefused, match="from 0 to 1"):
-        Scored(np.full((1, 6), chance), np.zeros((1, 6), np.int8), np.zeros(1, np.int64))
+        Scored(np.full((1, 6), value), np.zeros((1, 6), np.int8), np.zeros(1, np.int64))
 
 
 def test_a_patient_on_both_sides_is_refused_without_a_name() -> None:

@@ -48,8 +48,8 @@ def test_every_study_and_slice_has_an_answer_beside_its_files(patients: Path, mo
     named = [name for study in document["studies"] for entry in study["slices"] for name in entry["files"]]
     assert sorted(named) == sorted(str(path.relative_to(patients)) for path in (patients / "dicom").rglob("*.dcm"))
     for study in document["studies"]:
-        for chances in (study["study"], *study["slices"]):
-            assert all(0 <= chances[label] <= chances["any"] <= 1 for label in LABELS)
+        for probabilities in (study["study"], *study["slices"]):
+            assert all(0 <= probabilities[label] <= probabilities["any"] <= 1 for label in LABELS)
     assert out.stat().st_mode & 0o077 == 0
 
 
@@ -97,7 +97,7 @@ def own_patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config
 
 
-def test_calibrated_chances_are_the_network_s_log_odds_moved_and_divided(
+def test_calibrated_log_odds_are_the_networks_own_shifted_and_divided(
     own_patients: Path, patients: Path, model: Path, tmp_path: Path
 ) -> None:
     by, plain, moved = (tmp_path / name for name in ("by.json", "plain.json", "moved.json"))
@@ -134,8 +134,8 @@ def test_a_calibration_of_other_weights_or_of_nothing_is_refused_in_a_sentence(
         assert sentence in result.output
 
 
-def _log_odds(chance: float) -> float:
-    return float(np.log(chance / (1 - chance)))
+def _log_odds(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
 
 
 def test_a_model_of_other_tensors_is_refused_in_a_sentence(patients: Path, tmp_path: Path) -> None:

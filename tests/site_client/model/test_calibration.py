@@ -1,4 +1,4 @@
-"""From log-odds to chances: what the corrections restore, and what they may not break."""
+"""From log-odds to probabilities: the corrections restore a known prior and temperature, and keep the invariant."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def _cross_entropy(logits: NDArray[np.float64], truth: NDArray[np.int8]) -> floa
     return float(np.mean(np.logaddexp(0, logits) - truth * logits))
 
 
-def test_the_prior_correction_makes_half_positive_training_as_good_as_knowing_the_true_prevalence() -> None:
+def test_the_prior_correction_restores_log_odds_of_the_true_prevalence() -> None:
     finding, truth = _patients(40_000, 0.05, 1)
     trained_on_half = 2 * finding  # the best log-odds where half is positive
     offset = prior_offset(np.full(6, 0.05), np.full(6, 0.5))
@@ -42,7 +42,7 @@ def test_the_prior_correction_makes_half_positive_training_as_good_as_knowing_th
     assert _cross_entropy(best, truth) < _cross_entropy(trained_on_half, truth) / 2
 
 
-def test_a_prevalence_that_nobody_knows_corrects_nothing_and_a_label_without_positives_stays_finite() -> None:
+def test_an_unknown_prevalence_corrects_nothing_and_zero_positives_stay_finite() -> None:
     offset = prior_offset(np.array([np.nan, 0.0, 0.1, 0.1, 0.1, 0.1]), np.array([0.5, 0.0, np.nan, 0.2, 0.1, 1.0]))
     assert offset[[0, 1, 2, 4]].tolist() == [0, 0, 0, 0]
     assert offset[3] < 0
@@ -50,7 +50,7 @@ def test_a_prevalence_that_nobody_knows_corrects_nothing_and_a_label_without_pos
 
 
 @pytest.mark.parametrize("sure", [0.3, 1.0, 3.0])
-def test_the_temperature_finds_by_how_much_scores_are_too_sure(sure: float) -> None:
+def test_the_temperature_is_the_factor_by_which_scores_are_overconfident(sure: float) -> None:
     finding, truth = _patients(20_000, 0.5, 2)
     assert fit_temperature(_six(2 * finding * sure), _six(truth)) == pytest.approx(sure, rel=0.05)
 
@@ -58,8 +58,8 @@ def test_the_temperature_finds_by_how_much_scores_are_too_sure(sure: float) -> N
 def test_no_other_temperature_has_a_lower_cross_entropy() -> None:
     finding, truth = _patients(300, 0.3, 3)
     logits = 5 * finding
-    found = fit_temperature(_six(logits), _six(truth))[0]
-    least = _cross_entropy(logits / found, truth)
+    fitted = fit_temperature(_six(logits), _six(truth))[0]
+    least = _cross_entropy(logits / fitted, truth)
     assert all(least <= _cross_entropy(logits / other, truth) for other in np.geomspace(*TEMPERATURES, 200))
 
 
@@ -69,9 +69,9 @@ def test_unknown_labels_and_too_few_of_a_kind_move_no_temperature() -> None:
     labels[:, 1] = MISSING
     labels[:, 2] = 0
     labels[100:, 3] = MISSING
-    found = fit_temperature(_six(6 * finding), labels)
-    assert found[[1, 2]].tolist() == [1, 1]
-    assert found[3] == fit_temperature(_six(6 * finding[:100]), labels[:100])[3]
+    fitted = fit_temperature(_six(6 * finding), labels)
+    assert fitted[[1, 2]].tolist() == [1, 1]
+    assert fitted[3] == fit_temperature(_six(6 * finding[:100]), labels[:100])[3]
 
 
 def test_separable_and_worthless_scores_stay_within_the_bounds() -> None:

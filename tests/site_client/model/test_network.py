@@ -1,13 +1,13 @@
-"""The architectures: their sizes, and what no answer may depend on."""
+"""The architectures: sizes, initial weights, and outputs that depend on no padding and no chunk."""
 
 import numpy as np
 import pytest
 import torch
-from federation.labels import ANY
+from federation.labels import ANY, LABELS
 from torch import Tensor, nn
 
 from site_client.errors import UnknownArchitecture
-from site_client.model.network import CHANNELS, GEOMETRY, Output, SequenceNet, clamp_any
+from site_client.model.network import CHANNELS, GEOMETRY, PRIOR_SLICE, PRIOR_STUDY, Output, SequenceNet, clamp_any
 from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of, weights_of
 
 # torchvision's counts of the convolution kernels alone, without the classifier and the normalization layers; the first
@@ -30,20 +30,20 @@ def lite() -> SequenceNet:
     return build("lite", 3).eval()
 
 
-def _ask(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Output:
+def _run(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Output:
     with torch.inference_mode():
         return net(*study)
 
 
 @pytest.mark.parametrize("architecture", TORCHVISION_KERNELS)
-def test_an_arm_has_the_published_networks_kernels(architecture: str) -> None:
+def test_an_architecture_has_the_published_networks_kernels(architecture: str) -> None:
     kernels = [module for module in build(architecture, 0).backbone.modules() if isinstance(module, nn.Conv2d)]
     counted = sum(kernel.weight.numel() for kernel in kernels)
     assert counted == TORCHVISION_KERNELS[architecture] + (CHANNELS - 3) * FIRST_KERNEL
 
 
 @pytest.mark.parametrize("architecture", ["lite", "densenet121", "resnet50"])
-def test_an_arm_keeps_no_statistics_of_anybody(architecture: str) -> None:
+def test_an_architecture_keeps_no_statistics_of_patients(architecture: str) -> None:
     net = build(architecture, 0)
     assert list(net.buffers()) == []
     assert set(net.state_dict()) == {spec.name for spec in manifest_of(net).tensors}
@@ -60,37 +60,37 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
 def test_weights_go_out_and_come_back(lite: SequenceNet) -> None:
     other = build("lite", 4).eval()
     load_weights(other, weights_of(lite))
-    assert torch.equal(_ask(other, _study(3)).study_logits, _ask(lite, _study(3)).study_logits)
+    assert torch.equal(_run(other, _study(3)).study_logits, _run(lite, _study(3)).study_logits)
 
 
-def test_an_unknown_arm_is_refused_with_the_known_ones_named() -> None:
+def test_an_unknown_architecture_is_refused_with_the_known_ones_named() -> None:
     with pytest.raises(UnknownArchitecture, match="densenet121-gru"):
         build("resnext", 0)
 
 
-def test_padding_changes_no_answer_even_if_it_holds_no_numbers(lite: SequenceNet) -> None:
-    alone, padded = _ask(lite, _study(5)), _ask(lite, _study(5, padding=3))
-    torch.testing.assert_close(padded.slice_logits[:, :5], alone.slice_logits)
-    torch.testing.assert_close(padded.study_logits, alone.study_logits)
+def test_padding_changes_no_output_even_if_it_is_nan(lite: SequenceNet) -> None:
+    plain, padded = _run(lite, _study(5)), _run(lite, _study(5, padding=3))
+    torch.testing.assert_close(padded.slice_logits[:, :5], plain.slice_logits)
+    torch.testing.assert_close(padded.study_logits, plain.study_logits)
     assert not padded.slice_logits[:, 5:].any()
 
 
-def test_the_chunk_changes_no_answer() -> None:
+def test_the_chunk_changes_no_output() -> None:
     net = build("lite", 3).eval()
-    whole = _ask(net, _study(7))
+    whole = _run(net, _study(7))
     net.chunk = 2
-    torch.testing.assert_close(_ask(net, _study(7)).slice_logits, whole.slice_logits)
+    torch.testing.assert_close(_run(net, _study(7)).slice_logits, whole.slice_logits)
 
 
 @pytest.mark.parametrize(
     "architecture", [name for name in ARCHITECTURES if name in {"lite", "densenet121-mingru", "resnet50"}]
 )
-def test_every_arm_answers_for_slices_and_study_and_learns_from_both(architecture: str) -> None:
+def test_every_parameter_has_a_gradient_from_slice_and_study_logits(architecture: str) -> None:
     net = build(architecture, 0)
-    verdict = net(*_study(2))
-    assert (verdict.slice_logits.shape, verdict.study_logits.shape) == ((1, 2, 6), (1, 6))
-    said = [verdict.slice_logits, verdict.study_logits, verdict.alone.slice_logits]
-    torch.cat([each.flatten() for each in said]).sum().backward()
+    output = net(*_study(2))
+    assert (output.slice_logits.shape, output.study_logits.shape) == ((1, 2, 6), (1, 6))
+    logits = [output.slice_logits, output.study_logits, output.by_slice.slice_logits]
+    torch.cat([tensor.flatten() for tensor in logits]).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
@@ -98,7 +98,7 @@ def test_features_of_different_slices_differ_before_any_training(lite: SequenceN
     """A bright square moves them by a third of their length or more; under GroupNorm by a twelfth."""
     x = torch.full((1, 2, CHANNELS, 64, 64), -1.0)
     x[:, 1, 1, 24:40, 24:40] = 0.6
-    embedding = _ask(lite, (x, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, GEOMETRY))).embedding[0]
+    embedding = _run(lite, (x, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, GEOMETRY))).embedding[0]
     lengths = torch.linalg.vector_norm(embedding, dim=1)
     assert torch.linalg.vector_norm(embedding[1] - embedding[0]) > 0.25 * lengths.max()
 
@@ -108,3 +108,25 @@ def test_any_is_never_below_a_subtype_and_subtypes_stay() -> None:
     clamped = clamp_any(logits)
     assert (clamped[:, ANY : ANY + 1] >= clamped[:, :ANY]).all()
     assert torch.equal(clamped[:, :ANY], logits[:, :ANY])
+
+
+@pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
+def test_an_untrained_network_gives_each_label_its_own_prior(architecture: str) -> None:
+    net = build(architecture, 0).eval()
+    heads = (net.reader.slice_head, net.reader.sequence.head) if architecture == "lite" else (net.study_head,)
+    with torch.no_grad():
+        for head in heads:
+            head.weight.zero_()
+    x = torch.zeros(1, 3, CHANNELS, 32, 32)
+    output = _run(net, (x, torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, GEOMETRY)))
+    assert dict(zip(LABELS, output.study_logits[0].sigmoid().tolist(), strict=True)) == pytest.approx(dict(PRIOR_STUDY))
+    for row in output.slice_logits[0]:
+        assert dict(zip(LABELS, row.sigmoid().tolist(), strict=True)) == pytest.approx(dict(PRIOR_SLICE))
+
+
+def test_the_priors_rank_the_labels_as_rsna_2019_does() -> None:
+    for prior in (PRIOR_SLICE, PRIOR_STUDY):
+        assert min(prior, key=prior.__getitem__) == "epidural"
+        assert max(prior, key=prior.__getitem__) == "any"
+    assert all(PRIOR_SLICE[label] < PRIOR_STUDY[label] for label in LABELS)
+    assert PRIOR_STUDY["intraventricular"] < PRIOR_STUDY["intraparenchymal"]

@@ -43,8 +43,8 @@ def test_a_real_head_passes_from_files_to_an_answer(head: Path, tmp_path: Path) 
     x = torch.from_numpy(compose_channels(prepared.windows)).float().unsqueeze(0) / 127.5 - 1
     mask, geometry = torch.ones(1, prepared.slices, dtype=torch.bool), torch.from_numpy(prepared.geometry).unsqueeze(0)
     with torch.inference_mode():
-        verdict = build("lite", 1).eval()(x, mask, geometry)
-    chances = clamp_any(verdict.slice_logits[0]).sigmoid()
+        output = build("lite", 1).eval()(x, mask, geometry)
+    chances = clamp_any(output.slice_logits[0]).sigmoid()
     assert chances.shape == (28, 6)
     assert chances.isfinite().all()
     assert (chances[:, ANY:] >= chances[:, :ANY]).all()

@@ -1,4 +1,4 @@
-"""What runs along the slices: padding, the library's own as reference, and how far a gradient reaches."""
+"""The recurrences: independence of padding, the library's GRU as reference, and the reach of gradients."""
 
 from typing import get_args
 
@@ -24,12 +24,12 @@ def _padded() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", get_args(RecurrenceName))
-def test_a_padded_study_comes_out_as_it_would_alone(name: RecurrenceName) -> None:
+def test_padding_changes_no_output_of_a_study(name: RecurrenceName) -> None:
     recurrence, (x, mask) = _make(name), _padded()
     together = recurrence(x, mask)
     for row, length in enumerate(LENGTHS):
-        alone = recurrence(x[row : row + 1, :length], torch.ones(1, length, dtype=torch.bool))
-        torch.testing.assert_close(together[row, :length], alone[0])
+        separate = recurrence(x[row : row + 1, :length], torch.ones(1, length, dtype=torch.bool))
+        torch.testing.assert_close(together[row, :length], separate[0])
         assert not together[row, length:].any()
 
 

@@ -35,20 +35,20 @@ def test_it_has_the_published_networks_size_but_for_two_windows_more_and_the_geo
 
 
 @pytest.mark.parametrize("slices", [1, 15, 20])
-def test_it_answers_for_the_study_and_claims_nothing_about_slices(net: Network, slices: int) -> None:
+def test_it_has_study_logits_and_no_slice_logits(net: Network, slices: int) -> None:
     with torch.inference_mode():
-        verdict = net(*_study(slices))
-    assert verdict.study_logits.isfinite().all()
-    assert [tuple(part.shape) for part in verdict[:3]] == [(1, 0, 6), (1, 6), (1, 1, 1024)]
+        output = net(*_study(slices))
+    assert output.study_logits.isfinite().all()
+    assert [tuple(tensor.shape) for tensor in output[:3]] == [(1, 0, 6), (1, 6), (1, 1, 1024)]
     assert not net.has_slice_outputs
 
 
-def test_neither_padding_nor_the_company_of_other_studies_changes_its_answer(net: Network) -> None:
-    one, other = _study(17, padding=3), _study(20)
+def test_neither_padding_nor_other_studies_of_the_batch_change_its_output(net: Network) -> None:
+    padded, longer = _study(17, padding=3), _study(20)
     with torch.inference_mode():
-        together = net(*(torch.cat(pair) for pair in zip(one, other, strict=True))).study_logits
-        alone = torch.cat([net(*_study(17)).study_logits, net(*other).study_logits])
-    torch.testing.assert_close(together, alone)
+        together = net(*(torch.cat(pair) for pair in zip(padded, longer, strict=True))).study_logits
+        separate = torch.cat([net(*_study(17)).study_logits, net(*longer).study_logits])
+    torch.testing.assert_close(together, separate)
 
 
 def test_the_order_of_slices_matters_to_it(net: Network) -> None:
@@ -62,8 +62,8 @@ def test_it_learns_from_the_studys_label_in_every_layer_and_from_no_slices_label
     x, mask, geometry = _study(16)
     study = torch.tensor([[0.0, 1, 0, 0, 0, 1]])
     known, unknown = (torch.full((1, 16, 6), value) for value in (1.0, float(MISSING)))
-    verdict = net(x, mask, geometry)
-    loss = reported_loss(verdict, Sample(x, mask, geometry, known, study))
-    assert loss == reported_loss(verdict, Sample(x, mask, geometry, unknown, study))
+    output = net(x, mask, geometry)
+    loss = reported_loss(output, Sample(x, mask, geometry, known, study))
+    assert loss == reported_loss(output, Sample(x, mask, geometry, unknown, study))
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())

@@ -1,4 +1,4 @@
-"""What a label may teach, what it may not, and who is judged."""
+"""Which labels train which parts of a network, how studies are drawn, and how patients are split."""
 
 from pathlib import Path
 
@@ -51,30 +51,30 @@ def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
 
 def test_without_any_label_the_loss_is_0_and_finite() -> None:
     unknown = torch.full((1, 2, 6), float(MISSING))
-    verdict = Output(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
-    assert reported_loss(verdict, _sample(unknown, unknown[:, 0])).item() == 0
+    output = Output(torch.ones(1, 2, 6), torch.ones(1, 6), torch.zeros(1))
+    assert reported_loss(output, _sample(unknown, unknown[:, 0])).item() == 0
 
 
 def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str, bool]:
-    """Which parts of `net` one study teaches: every slice with one label, the study with another."""
+    """Return which parts of `net` get a gradient from a study with one label in all slices and one of its own."""
     x = torch.rand(1, 3, CHANNELS, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
     net.zero_grad()
-    verdict = net(x, sample.mask, sample.geometry)
-    (reported_loss(verdict, sample) + training_loss(verdict, sample)).backward()
+    output = net(x, sample.mask, sample.geometry)
+    training_loss(output, sample).backward()
     return {
         part: any(bool((value.grad != 0).any()) for value in module.parameters() if value.grad is not None)
         for part, module in [("backbone", net.backbone), ("recurrence", net.reader.sequence)]
     }
 
 
-def test_a_studys_label_teaches_the_backbone_only_where_no_slice_has_one() -> None:
+def test_a_studys_label_trains_the_backbone_only_if_no_slice_has_a_label() -> None:
     net = build("lite", 1)
     assert _gradients(net, float(MISSING), 1.0) == {"backbone": True, "recurrence": True}
     assert _gradients(net, float(MISSING), float(MISSING)) == {"backbone": False, "recurrence": False}
-    verdict = net(torch.zeros(1, 2, CHANNELS, 64, 64), torch.ones(1, 2).bool(), torch.zeros(1, 2, 4))
+    output = net(torch.zeros(1, 2, CHANNELS, 64, 64), torch.ones(1, 2).bool(), torch.zeros(1, 2, 4))
     net.zero_grad()
-    (verdict.slice_logits.sum() + verdict.study_logits.sum()).backward()
+    (output.slice_logits.sum() + output.study_logits.sum()).backward()
     assert all(value.grad is None for value in net.backbone.parameters())  # neither recurrence nor study head reach it
 
 
@@ -91,21 +91,20 @@ def _whole_sample(slices: int, seed: int, label: float) -> Sample:
 
 
 @pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
-def test_studies_that_go_through_a_network_together_teach_what_they_teach_alone(architecture: str) -> None:
+def test_studies_in_one_pass_have_the_losses_and_gradients_of_separate_passes(architecture: str) -> None:
     samples = [_whole_sample(3, 1, 1.0), _whole_sample(5, 2, float(MISSING)), _whole_sample(2, 3, 0.0)]
-    found = []
+    results = []
     for slices in (1, 100):
         net = build(architecture, 1).eval()  # without dropout, which is drawn in another order
         losses = []
         for sample in passes(samples, slices):
-            verdict = net(sample.x, sample.mask, sample.geometry)
-            loss = reported_loss(verdict, sample)
-            (loss + training_loss(verdict, sample)).sum().backward()
-            losses.append(loss.detach())
-        found.append((torch.cat(losses), [parameter.grad for parameter in net.parameters()]))
-    (alone, gradients), (together, others) = found
-    assert alone.shape == together.shape == (3,)
-    torch.testing.assert_close(together, alone)
+            output = net(sample.x, sample.mask, sample.geometry)
+            training_loss(output, sample).sum().backward()
+            losses.append(reported_loss(output, sample).detach())
+        results.append((torch.cat(losses), [parameter.grad for parameter in net.parameters()]))
+    (separate, gradients), (together, others) = results
+    assert separate.shape == together.shape == (3,)
+    torch.testing.assert_close(together, separate)
     torch.testing.assert_close(others, gradients, rtol=1e-3, atol=1e-5)
 
 
@@ -125,7 +124,7 @@ def test_a_pass_takes_studies_until_it_holds_its_slices() -> None:
         ([0, 0, 0, 0, 0, -1], [0, 0, 0, 0, 0, -1]),
     ],
 )
-def test_only_what_follows_for_certain_is_filled_in(given: list[int], completed: list[int]) -> None:
+def test_only_certain_labels_are_filled_in(given: list[int], completed: list[int]) -> None:
     assert complete(np.array(given, np.int8)).tolist() == completed
 
 
@@ -146,7 +145,7 @@ def test_no_patient_is_on_both_sides_and_none_moves_when_others_arrive() -> None
     assert patients[0] <= {study.patient_key for study in later.training}
 
 
-def test_a_study_without_labels_is_neither_trained_on_nor_judged() -> None:
+def test_a_study_without_labels_is_neither_in_training_nor_in_validation() -> None:
     split = split_patients([_record(number, number, None) for number in range(20)], 0.5)
     assert split.training == split.validation == ()
 
@@ -160,15 +159,15 @@ def test_half_of_an_epoch_is_positive_and_nothing_comes_twice_before_all_came_on
     assert {positive.count(index) for index in range(5)} == {4}
 
 
-def test_expected_looks_are_what_many_epochs_show_in_the_mean() -> None:
+def test_sampling_weights_are_the_mean_draws_of_many_epochs() -> None:
     studies = [_record(number, number, number < 5) for number in range(17)]
     studies[0].slice_labels[0] = 1  # epidural too: shown twice as often
     rng = np.random.default_rng(0)
-    shown = [np.bincount(epoch_order(studies, rng), minlength=17) for _ in range(400)]
-    looks = sampling_weights(studies)
-    assert looks.sum() == pytest.approx(17)
-    assert looks[0] == pytest.approx(2 * looks[1])
-    assert np.mean(shown, axis=0) == pytest.approx(looks, abs=0.15)
+    draws = [np.bincount(epoch_order(studies, rng), minlength=17) for _ in range(400)]
+    weights = sampling_weights(studies)
+    assert weights.sum() == pytest.approx(17)
+    assert weights[0] == pytest.approx(2 * weights[1])
+    assert np.mean(draws, axis=0) == pytest.approx(weights, abs=0.15)
 
 
 def test_offsets_undo_the_sampling_of_labels_that_are_known_and_leave_others_alone() -> None:

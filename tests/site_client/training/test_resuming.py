@@ -1,4 +1,4 @@
-"""Training from the cache: never the images twice, and the same bits however often it was interrupted."""
+"""Training from the cache: images are read once, and interruptions change no bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ STUDIES = 6
 FILE_BYTES = 4 * 3 * 64 * 64  # of a cached study, but for its geometry and header
 
 
-class Reader:
-    """Makes volumes, and counts how often it was asked."""
+class CountingReader:
+    """Makes volumes, and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -51,7 +51,7 @@ def _record(number: int) -> StudyRecord:
     return StudyRecord(StudyKey(f"s{number}"), PatientKey(f"p{number}"), series, labels, labels[0])
 
 
-def _cache(folder: Path, reader: Reader, max_bytes: int = 1 << 30) -> StudyCache:
+def _cache(folder: Path, reader: CountingReader, max_bytes: int = 1 << 30) -> StudyCache:
     return StudyCache(folder, max_bytes, 64, 16, reader)
 
 
@@ -59,7 +59,9 @@ def _cache(folder: Path, reader: Reader, max_bytes: int = 1 << 30) -> StudyCache
 def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
     """Trains from the same start; `stops` are the numbers of studies after which each attempt is told to stop."""
     compute = choose("cpu", 1, 64)
-    loader = Loader(_cache(tmp_path / "cache", Reader()), Augmentation(), torch.device("cpu"), slices_per_study=2)
+    loader = Loader(
+        _cache(tmp_path / "cache", CountingReader()), Augmentation(), torch.device("cpu"), slices_per_study=2
+    )
 
     def go(name: str, stops: tuple[int, ...] = (), every_s: float = 1e9) -> tuple[SequenceNet, TrainingPosition]:
         for budget in (*stops, None):
@@ -67,7 +69,7 @@ def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
             checkpoints = Checkpoints(tmp_path / name, _identity(), every_s=every_s)
             streams = RandomStreams(bytes(16), 1, "north")
             try:
-                place = train(
+                position = train(
                     net,
                     PLAN,
                     _studies(),
@@ -80,7 +82,7 @@ def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
                 )
             except Stopped:
                 continue
-            return net, place
+            return net, position
         raise AssertionError("the last attempt is never stopped")
 
     return go
@@ -91,12 +93,12 @@ def _identity(dataset_hash: str = "d") -> CheckpointIdentity:
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_stopped_at_random_places_it_ends_with_the_bits_of_an_undisturbed_run(
+def test_stops_at_random_positions_change_no_bit_of_the_result(
     run: Callable[..., tuple[SequenceNet, TrainingPosition]], seed: int
 ) -> None:
     stops = tuple(int(stop) for stop in np.random.default_rng(seed).integers(0, 5, size=4))
-    (whole, place), (pieces, resumed) = run("whole"), run("pieces", stops)
-    assert resumed == place
+    (whole, position), (pieces, resumed) = run("whole"), run("pieces", stops)
+    assert resumed == position
     for (name, expected), got in zip(whole.named_parameters(), pieces.parameters(), strict=True):
         assert torch.equal(expected, got), name
 
@@ -104,14 +106,14 @@ def test_stopped_at_random_places_it_ends_with_the_bits_of_an_undisturbed_run(
 def test_training_moves_the_network_and_counts_every_study(
     run: Callable[..., tuple[SequenceNet, TrainingPosition]],
 ) -> None:
-    net, place = run("one")
-    assert (place.position, place.step) == (STUDIES, PLAN.epochs * STUDIES // PLAN.studies_per_step)
+    net, end = run("one")
+    assert (end.position, end.step) == (STUDIES, PLAN.epochs * STUDIES // PLAN.studies_per_step)
     start = build("lite", 1).state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in net.state_dict().items())
 
 
-def test_the_second_look_at_a_study_never_touches_its_images(tmp_path: Path) -> None:
-    reader = Reader()
+def test_the_second_read_of_a_study_never_opens_its_images(tmp_path: Path) -> None:
+    reader = CountingReader()
     series = _record(1).series
     first = _cache(tmp_path, reader).get(series)
     again = _cache(tmp_path, reader).get(series)
@@ -122,7 +124,7 @@ def test_the_second_look_at_a_study_never_touches_its_images(tmp_path: Path) -> 
 
 
 def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
-    reader = Reader()
+    reader = CountingReader()
     expected = _cache(tmp_path, reader).get(_record(1).series)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])
@@ -132,7 +134,7 @@ def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
 
 def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
     bound = 4 * FILE_BYTES
-    cache = _cache(tmp_path, Reader(), bound)
+    cache = _cache(tmp_path, CountingReader(), bound)
     for number in range(20):
         cache.get(_record(number).series)
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= bound + FILE_BYTES // 10

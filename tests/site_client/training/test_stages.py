@@ -1,4 +1,4 @@
-"""Training in stages over kept embeddings: the same numbers as over pixels, without touching any."""
+"""Training in stages over cached embeddings: the same numbers as over pixels, without reading any."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from site_client.training.streams import RandomStreams
 PLAN = LocalTraining(
     epochs=1, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.0, studies_per_step=2, studies_min=1
 )
-STAGES = Stages(backbone=1, reader=3, end_to_end=1)
+STAGES = Stages(backbone=1, sequence_head=3, end_to_end=1)
 
 
 def _read(series: SeriesRecord) -> Volume:
@@ -36,7 +36,7 @@ def _read(series: SeriesRecord) -> Volume:
 
 
 def _unread(series: SeriesRecord) -> Volume:
-    raise SeriesUnreadable("expected nobody to read this series", "PIXELS_TOUCHED")
+    raise SeriesUnreadable("expected no read of this series", "PIXELS_TOUCHED")
 
 
 def _record(number: int) -> StudyRecord:
@@ -63,35 +63,37 @@ def _loader(folder: Path, read=_read) -> Loader:
     return Loader(StudyCache(folder, 1 << 30, 64, 16, read), Augmentation(), torch.device("cpu"))
 
 
-def _answer(net: torch.nn.Module, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits(net: torch.nn.Module, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        verdict = net(sample.x, sample.mask, sample.geometry)
-    return verdict.slice_logits, verdict.study_logits
+        output = net(sample.x, sample.mask, sample.geometry)
+    return output.slice_logits, output.study_logits
 
 
-def test_answers_from_kept_embeddings_are_those_from_pixels_to_the_bit(tmp_path: Path, compute: Compute) -> None:
+def test_outputs_from_cached_embeddings_are_those_from_pixels_to_the_bit(tmp_path: Path, compute: Compute) -> None:
     net, loader = _net().eval(), _loader(tmp_path / "pixels")
     embeddings = EmbeddingLoader(net, loader, compute, ArrayCache(tmp_path / "embeddings", 1 << 30))
     whole = loader.sample(STUDIES[1], None)
     for sample in (embeddings.sample(STUDIES[1], None), embeddings.sample(STUDIES[1], None)):  # made, then kept
-        pairs = zip(_answer(net.reader, sample), _answer(net, whole), strict=True)
+        pairs = zip(_logits(net.reader, sample), _logits(net, whole), strict=True)
         assert all(torch.equal(kept, direct) for kept, direct in pairs)
         assert torch.equal(sample.slice_labels, whole.slice_labels)
         assert torch.equal(sample.study_labels, whole.study_labels)
 
 
-def test_kept_embeddings_need_no_pixels_and_another_backbone_finds_none(tmp_path: Path, compute: Compute) -> None:
-    net, shelf = _net().eval(), ArrayCache(tmp_path / "embeddings", 1 << 30)
-    made = EmbeddingLoader(net, _loader(tmp_path / "pixels"), compute, shelf).sample(STUDIES[0], None)
+def test_cached_embeddings_need_no_pixels_and_are_not_used_for_another_backbone(
+    tmp_path: Path, compute: Compute
+) -> None:
+    net, cache = _net().eval(), ArrayCache(tmp_path / "embeddings", 1 << 30)
+    made = EmbeddingLoader(net, _loader(tmp_path / "pixels"), compute, cache).sample(STUDIES[0], None)
     blind = _loader(tmp_path / "no pixels", _unread)
-    assert torch.equal(EmbeddingLoader(net, blind, compute, shelf).sample(STUDIES[0], None).x, made.x)
+    assert torch.equal(EmbeddingLoader(net, blind, compute, cache).sample(STUDIES[0], None).x, made.x)
     with torch.no_grad():
         next(net.backbone.parameters()).add_(1e-6)
     with pytest.raises(SeriesUnreadable):
-        EmbeddingLoader(net, blind, compute, shelf).sample(STUDIES[0], None)
+        EmbeddingLoader(net, blind, compute, cache).sample(STUDIES[0], None)
 
 
-def test_the_hash_of_a_backbone_is_that_of_its_layers_and_weights_and_not_of_the_readers() -> None:
+def test_the_hash_of_a_backbone_covers_its_weights_and_not_those_of_the_head() -> None:
     net, again, other = _net(), _net(), _net(2)
     with torch.no_grad():
         again.reader.study_bias += 1
@@ -100,7 +102,7 @@ def test_the_hash_of_a_backbone_is_that_of_its_layers_and_weights_and_not_of_the
 
 
 class Watched(Loader):
-    """A loader that knows in which stage it was asked for pixels."""
+    """A loader that records the stage of every read of pixels."""
 
     stage = "backbone"
 
@@ -139,12 +141,10 @@ def _run(tmp_path: Path, compute: Compute, loader: Loader, name: str, stops: tup
     raise AssertionError("the last attempt is never stopped")
 
 
-def test_the_stage_of_the_reader_looks_at_each_studys_pixels_once_and_leaves_the_backbone_alone(
-    tmp_path: Path, compute: Compute
-) -> None:
+def test_the_sequence_heads_stage_reads_each_studys_pixels_once(tmp_path: Path, compute: Compute) -> None:
     loader = Watched(tmp_path / "pixels")
     trained = _run(tmp_path, compute, loader, "one")
-    embedded = [study for stage, study in loader.asked if stage in {"after backbone", "reader"}]
+    embedded = [study for stage, study in loader.asked if stage in {"after backbone", "sequence-head"}]
     assert sorted(embedded) == sorted(study.study_key for study in STUDIES)
     start = _net().state_dict()
     assert all(not torch.equal(value, start[name]) for name, value in trained.state_dict().items() if "weight" in name)

@@ -1,4 +1,4 @@
-"""Training on a few neighbouring slices of each study: which slices, and what a piece is told."""
+"""Training on a slab of each study: its slices, and its labels."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.data import Loader
 
-SLICES, PIECE = 9, 3
+SLICES, SLAB = 9, 3
 STILL = Augmentation(0, 0, 0, 0, 0, 0, 0)
 
 
@@ -41,33 +41,33 @@ def _labels(*positive: int) -> NDArray[np.int8]:
 
 @pytest.fixture
 def loader(tmp_path: Path) -> Loader:
-    return Loader(StudyCache(tmp_path, 1 << 30, 64, 16, _read), STILL, torch.device("cpu"), PIECE)
+    return Loader(StudyCache(tmp_path, 1 << 30, 64, 16, _read), STILL, torch.device("cpu"), SLAB)
 
 
-def test_a_piece_is_neighbours_with_their_own_labels_pixels_and_geometry(loader: Loader) -> None:
+def test_a_slab_is_neighbouring_slices_with_their_own_labels_pixels_and_geometry(loader: Loader) -> None:
     study = _study(_labels(2))
     whole = loader.sample(study, None)
     assert whole.x.shape[1] == SLICES
     starts = set()
     for seed in range(60):
-        piece = loader.sample(study, np.random.default_rng(seed))
-        start = round(float(piece.geometry[0, 0, 2]) * (SLICES - 1))
-        there = slice(start, start + PIECE)
+        slab = loader.sample(study, np.random.default_rng(seed))
+        start = round(float(slab.geometry[0, 0, 2]) * (SLICES - 1))
+        inside = slice(start, start + SLAB)
         starts.add(start)
-        torch.testing.assert_close(piece.x, whole.x[:, there], atol=1e-5, rtol=0)  # through augmentation's resampling
-        assert torch.equal(piece.geometry, whole.geometry[:, there])
-        assert torch.equal(piece.slice_labels, whole.slice_labels[:, there])
-        assert piece.mask.shape == (1, PIECE)
-    assert starts == set(range(SLICES - PIECE + 1))
+        torch.testing.assert_close(slab.x, whole.x[:, inside], atol=1e-5, rtol=0)  # through augmentation's resampling
+        assert torch.equal(slab.geometry, whole.geometry[:, inside])
+        assert torch.equal(slab.slice_labels, whole.slice_labels[:, inside])
+        assert slab.mask.shape == (1, SLAB)
+    assert starts == set(range(SLICES - SLAB + 1))
 
 
-def test_a_pieces_study_label_is_what_the_piece_shows(loader: Loader) -> None:
+def test_a_slabs_study_labels_are_those_of_its_slices(loader: Loader) -> None:
     study = _study(_labels(2))
-    said = {
-        (bool(piece.slice_labels.any()), bool(piece.study_labels[0, ANY]))
-        for piece in (loader.sample(study, np.random.default_rng(seed)) for seed in range(40))
+    labels = {
+        (bool(slab.slice_labels.any()), bool(slab.study_labels[0, ANY]))
+        for slab in (loader.sample(study, np.random.default_rng(seed)) for seed in range(40))
     }
-    assert said == {(True, True), (False, False)}
+    assert labels == {(True, True), (False, False)}
     assert loader.sample(study, None).study_labels[0, ANY] == 1
 
 
@@ -80,9 +80,9 @@ def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown:
     assert sample.study_labels[0, ANY] == 1
 
 
-def test_a_network_that_answers_for_studies_only_is_taught_whole_ones(loader: Loader) -> None:
+def test_a_network_without_slice_outputs_is_trained_on_whole_studies(loader: Loader) -> None:
     study, rng = _study(_labels(2)), np.random.default_rng(0)
-    assert loader.for_training(build("lite", 0)).sample(study, rng).x.shape[1] == PIECE
+    assert loader.for_training(build("lite", 0)).sample(study, rng).x.shape[1] == SLAB
     sample = loader.for_training(build("densenet121-3d", 0)).sample(study, rng)
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1

@@ -1,4 +1,4 @@
-"""Judging last models on test patients: answers beside the truth, to be measured by site_client.inference.metrics."""
+"""Score last models on test patients, for the measures of `site_client.inference.metrics`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from federation.labels import ANY
 from federation.manifest import Model
 from numpy.typing import NDArray
 
-from deploy.simulation.arms import ArmPosition, network_of
+from deploy.simulation.arms import TaskContext, network_of
 from site_client.inference.metrics import Column, Scored, weighted_log_loss
 from site_client.ingest.records import StudyRecord
 from site_client.training.score_histograms import slice_scores
@@ -16,8 +16,13 @@ from site_client.training.score_histograms import slice_scores
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One model on one site's test patients: logits f32[N,6] and labels int8[N,6] of N slices; patient int64[N] counts
-    from 0; study int64[N] likewise.
+    """The scores of one model on the N test slices of one site.
+
+    Attributes:
+        logits: f32[N,6].
+        labels: int8[N,6]: 0 or 1.
+        patient: int64[N], the number of each slice's patient, from 0.
+        study: int64[N], likewise.
     """
 
     logits: NDArray[np.float32]
@@ -27,20 +32,22 @@ class Scores:
 
     @property
     def patients(self) -> int:
+        """Number of patients."""
         return int(self.patient.max()) + 1
 
     @property
     def log_loss(self) -> float:
-        chances = 1 / (1 + np.exp(-self.logits.astype(np.float64)))
-        value = weighted_log_loss(Scored(chances, self.labels, self.patient)).value
+        """Weighted log loss of RSNA 2019; NaN if undefined."""
+        probabilities = 1 / (1 + np.exp(-self.logits.astype(np.float64)))
+        value = weighted_log_loss(Scored(probabilities, self.labels, self.patient)).value
         return float("nan") if value is None else value
 
     def column(self, label: int = ANY) -> Column:
-        """For measures of order, to which log-odds are as good as chances."""
+        """Return one label for measures that depend on the order of scores only: it holds log-odds."""
         return Column(self.logits[:, label].astype(np.float64), self.labels[:, label], self.patient, self.patients)
 
     def of_studies(self) -> "Scores":
-        """A study's score is its highest slice's; it is positive when a slice is."""
+        """Return one row a study: the maxima over its slices, of logits and of labels."""
         studies = range(int(self.study.max()) + 1)
         rows = [self.study == index for index in studies]
         return Scores(
@@ -51,15 +58,15 @@ class Scores:
         )
 
 
-def judge(place: ArmPosition, model: Model, studies: Sequence[StudyRecord]) -> Scores:
-    """Test labels are the truth; see simulation.patients."""
-    net, loader, compute = network_of(place, model), place.loader(), place.compute()
-    found = [slice_scores(net, study, loader, compute) for study in studies]
+def score(context: TaskContext, model: Model, studies: Sequence[StudyRecord]) -> Scores:
+    """Score a model on test studies, whose labels are the phantom's truth (see `simulation.patients`)."""
+    net, loader, compute = network_of(context, model), context.loader(), context.compute()
+    scored = [slice_scores(net, study, loader, compute) for study in studies]
     patients = {key: number for number, key in enumerate(dict.fromkeys(study.patient_key for study in studies))}
-    lengths = [len(logits) for logits, _ in found]
+    lengths = [len(logits) for logits, _ in scored]
     return Scores(
-        np.concatenate([logits for logits, _ in found]),
-        np.concatenate([labels for _, labels in found]),
+        np.concatenate([logits for logits, _ in scored]),
+        np.concatenate([labels for _, labels in scored]),
         np.repeat([patients[study.patient_key] for study in studies], lengths),
         np.repeat(np.arange(len(studies)), lengths),
     )
