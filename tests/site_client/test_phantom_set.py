@@ -13,7 +13,7 @@ from federation.labels import LABELS
 from pydicom.dataset import FileDataset
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.series.content import judge, measure
+from site_client.ingest.series.content import assess, measure
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set, visits
 from site_client.phantom.profiles import PROFILES
@@ -125,7 +125,7 @@ def test_a_series_is_an_ordered_head_in_hounsfield_units(profile: str, tmp_path:
     assert np.diff([along(ds) for ds in series]) == pytest.approx(5.0, abs=1e-3)
     assert all(ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.2" and ds.Modality == "CT" for ds in series)
     middle = series[len(series) // 3 : 2 * len(series) // 3]
-    assert judge([measure(hu_of(ds), spacing) for ds in middle]) == ()
+    assert assess([measure(hu_of(ds), spacing) for ds in middle]) == ()
 
 
 def test_a_tilted_gantry_shows_in_orientation_and_shears_the_stack(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.series.content import judge, measure
+from site_client.ingest.series.content import assess, measure
 from site_client.phantom.arrays import read_arrays
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set
@@ -90,7 +90,7 @@ def test_npz_holds_the_same_head_and_the_same_labels_as_dicom(tmp_path: Path) ->
         assert volume.hu.dtype == np.int16
         assert len(volume.hu) == len(volume.positions_mm) == len(list((tmp_path / "dicom").rglob(f"{path.stem}/*/*")))
         middle = volume.hu[len(volume.hu) // 3 : 2 * len(volume.hu) // 3]
-        assert judge([measure(plane, volume.spacing_mm) for plane in middle]) == ()
+        assert assess([measure(plane, volume.spacing_mm) for plane in middle]) == ()
 
 
 def test_another_file_is_not_taken_for_a_study(tmp_path: Path) -> None:
