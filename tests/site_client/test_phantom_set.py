@@ -36,13 +36,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def series_of(folder: Path) -> dict[str, list[FileDataset]]:
-    found: dict[str, list[FileDataset]] = {}
+    series_by_uid: dict[str, list[FileDataset]] = {}
     for path in sorted((folder / "dicom").rglob("*.dcm")):
         ds = pydicom.dcmread(path)
-        found.setdefault(str(ds.StudyInstanceUID), []).append(ds)
-    for series in found.values():
+        series_by_uid.setdefault(str(ds.StudyInstanceUID), []).append(ds)
+    for series in series_by_uid.values():
         series.sort(key=along)
-    return found
+    return series_by_uid
 
 
 def along(ds: FileDataset) -> float:
@@ -163,11 +163,11 @@ def test_another_scanner_sees_the_same_lesions(tmp_path: Path) -> None:
         make_set(Order("T", 3, 2, SMALL, render_as=scanner), tmp_path / scanner)
     lesions = []
     for scanner in ("T", "S"):
-        found = set()
+        drawn = set()
         for path in (tmp_path / scanner / "hidden").glob("*.npz"):
             with np.load(path) as hidden:
-                found.add((path.stem, str(hidden["lesions"])))
-        lesions.append(found)
+                drawn.add((path.stem, str(hidden["lesions"])))
+        lesions.append(drawn)
     assert lesions[0] == lesions[1]
     assert any(text != "[]" for _, text in lesions[0])
 
