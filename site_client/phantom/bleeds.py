@@ -36,7 +36,7 @@ def shift_points(lesions: tuple[Lesion, ...], points: Points, gap: Floats) -> Po
     push = np.zeros_like(x)
     for lesion in lesions:
         # Films in folds and blood in ventricles push nothing aside.
-        if lesion.subtype in ("subarachnoid", "intraventricular") or lesion.ml < 6:
+        if lesion.subtype in {"subarachnoid", "intraventricular"} or lesion.ml < 6:
             continue
         amount = min(12.0, 0.13 * (lesion.ml - 4)) * -np.sign(lesion.center_mm[0])
         away = ((y - lesion.center_mm[1]) / 55) ** 2 + ((z - lesion.center_mm[2]) / 50) ** 2
