@@ -29,6 +29,7 @@ FLOORS: dict[str, list[str]] = {
         "migrations",
         "store",
         "config.py",
+        "toml_file.py",
         "states.py errors.py memory.py",
     ],
     "site_client": [

@@ -13,11 +13,12 @@ weights of 1/7 and 2/7. It averages all labels at once, so it asks for `least` p
 and for `least` cases of each label.
 """
 
-import json
-from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from federation.labels import BINS, LABEL_WEIGHTS, LABELS, LOGIT_EDGE
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 CALIBRATION_GROUPS = 15
@@ -28,35 +29,41 @@ _LOSS_IF_POSITIVE = np.logaddexp(0.0, -_LOGITS)  # -log sigmoid(x)
 _PROBABILITIES = 1.0 / (1.0 + np.exp(-_LOGITS))
 
 
-@dataclass(frozen=True)
-class LabelMetrics:
-    """One label over the cohort's validation slices. None: too few cases, see the module."""
-
-    positives: int
-    negatives: int
-    auc: float | None
-    log_loss: float | None
-    ece: float | None
+Count = Annotated[int, Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class Report:
-    """All labels, by name in the fixed order; empty when the cohort was below the plan's minimum."""
+class LabelMetrics(Struct, frozen=True):
+    """Figures of one label over the cohort's validation slices. None: too few cases, see the module."""
+
+    positives: Count
+    negatives: Count
+    auc: Annotated[float, Meta(ge=0, le=1)] | None
+    log_loss: Annotated[float, Meta(ge=0)] | None  # nats a slice
+    ece: Annotated[float, Meta(ge=0)] | None
+
+
+class Report(Struct, frozen=True):
+    """All labels, by name in the fixed order; empty when the cohort was below the plan's minimum.
+
+    The database holds it as JSON. Unknown keys of a newer version are passed over, so that pages still show a report
+    after a rollback.
+    """
 
     labels: dict[str, LabelMetrics]
-    weighted_log_loss: float | None
+    weighted_log_loss: Annotated[float, Meta(ge=0)] | None
 
     def to_json(self) -> str:
-        """{"labels": {name: {"positives", "negatives", "auc", "log_loss", "ece"}}, "weighted_log_loss"}"""
-        labels = {name: vars(metrics) for name, metrics in self.labels.items()}
-        return json.dumps({"labels": labels, "weighted_log_loss": self.weighted_log_loss}, allow_nan=False)
+        """Encode as {"labels": {name: {"positives", "negatives", "auc", "log_loss", "ece"}}, "weighted_log_loss"}."""
+        return msgspec.json.encode(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """The inverse of `to_json`."""
-        table = json.loads(text)
-        labels = {name: LabelMetrics(**values) for name, values in table["labels"].items()}
-        return cls(labels, table["weighted_log_loss"])
+        """Decode what `to_json` wrote.
+
+        Raises:
+            msgspec.ValidationError: when the text is something else.
+        """
+        return msgspec.json.decode(text, type=cls)
 
 
 NOTHING = Report({}, None)
