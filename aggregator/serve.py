@@ -89,7 +89,7 @@ class AggregatorServer:
             thread.start()
         if self._dashboard_thread is not None:
             self._dashboard_thread.start()
-        log.info("aggregator listening", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
+        log.info("aggregator started", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
 
     def stop(self) -> None:
         """No new calls; those in progress get a moment; drivers finish the step in hand."""
@@ -123,7 +123,7 @@ def serve(settings: AggregatorSettings) -> None:
         signal.signal(number, on_signal)
     aggregator.start()
     asked_to_stop.wait()
-    log.info("aggregator stopping")
+    log.info("stop requested")
     aggregator.stop()
 
 

@@ -20,8 +20,9 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "aggregator", "site_clien
 FLOORS: dict[str, list[str]] = {
     "aggregator": [
         "cli.py",
+        "commands",
         "serve.py",
-        "commands rpc dashboard",
+        "rpc dashboard",
         "rounds",
         "runs",
         "sites",
@@ -30,7 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "store",
         "config.py",
         "toml_file.py",
-        "states.py errors.py memory.py",
+        "states.py errors.py memory.py logging_setup.py",
     ],
     "site_client": [
         "cli.py",

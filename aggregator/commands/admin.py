@@ -5,7 +5,8 @@ import sys
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, print_rows
+from aggregator.commands.base import CommandContext, as_json
+from aggregator.commands.printing import print_rows
 from aggregator.store import Change, people
 
 SALT_BYTES = 16

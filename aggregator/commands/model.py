@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, of_run, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, of_run
+from aggregator.commands.printing import print_json, print_rows
 from aggregator.runs import export
 
 
@@ -31,7 +32,7 @@ def model_list(context: CommandContext, run_id: str | None, as_json: bool) -> No
 @click.option("--round", "number", type=int, help="Made by this round, 0 for the initial one; default: the newest.")
 @as_json
 @click.pass_obj
-def model_export_(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
+def model_export(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
     """Write a model to OUT (safetensors), after checking it against its digest."""
     app = context.app()
     with app.store.read() as session:
