@@ -21,7 +21,7 @@ ROUND_COLUMNS = ("round", "state", "attempt", "seats", "members", "deadline", "a
 
 def list_sites(session: Session) -> list[Row]:
     """List every site, and every invited name that has not joined yet; by name."""
-    sites = site_rows.everyone(session)
+    sites = site_rows.all_sites(session)
     reports = {report.site: report for report in site_rows.reports(session)}
     rows = [_site_row(site, reports.get(site.name)) for site in sites]
     names = {site.name for site in sites}
@@ -37,7 +37,7 @@ def chosen_run(session: Session, prefix: str | None) -> Run:
     Raises:
         NotFound: when there is no such run, or several.
     """
-    runs = run_rows.every(session)
+    runs = run_rows.all_runs(session)
     if not runs:
         raise NotFound("no run yet; `run start` begins one")
     matching = [run for run in runs if run.run_id.hex().startswith(prefix or "")]
@@ -60,7 +60,7 @@ def list_runs(session: Session) -> list[Row]:
             "ended_at": _time(run.ended_at),
             "reason": run.reason,
         }
-        for run in run_rows.every(session)
+        for run in run_rows.all_runs(session)
     ]
 
 

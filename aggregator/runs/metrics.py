@@ -1,16 +1,16 @@
-"""What a cohort's summed score histograms say of the model they judge. Pure.
+"""Figures of a model from the cohort's summed score histograms. Pure.
 
 A site counts, per label, its validation slices by truth and by the bin of the model's logit: 64 equal bins over
-[-8, 8), the outermost ones open. From the sums alone follow, within the width of a bin (a quarter of a logit):
+[-8, 8); the outermost two also hold everything beyond. The sums give, within the width of a bin (a quarter of a logit):
 
     AUC       P(positive scored above negative), ties inside a bin count half (Mann-Whitney; Hanley & McNeil 1982)
     log loss  mean of -log p(truth), every case at the middle of its bin
     ECE       expected calibration error over 15 groups of about equal mass (Naeini et al., AAAI 2015)
 
-A label with fewer than `least` positives or negatives gets none of the three: so small a number says little about the
-model and much about the few. The weighted log loss is RSNA's: mean over the labels, `any` counting twice, that is
-weights of 1/7 and 2/7. It averages all labels at once, so it asks for `least` positives and negatives of `any` only,
-and for `least` cases of each label.
+A label with fewer than `cases_min` positives or negatives gets none of the three: figures over so few slices tell more
+about these patients than about the model. The weighted log loss is RSNA's: the mean over the labels with weight 2/7 for
+`any` and 1/7 for each other. It averages all labels at once, so it needs `cases_min` positives and negatives of `any`
+only, and `cases_min` cases of each label.
 """
 
 from typing import Annotated
@@ -69,20 +69,25 @@ class Report(Struct, frozen=True):
 NOTHING = Report({}, None)
 
 
-def report(histograms: NDArray[np.int64], least: int) -> Report:
-    """histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort. `least`: see the module."""
-    labels = {name: _label(counts[0], counts[1], least) for name, counts in zip(LABELS, histograms, strict=True)}
-    whole = labels["any"]
-    losses = [_log_loss(counts[0], counts[1]) for counts in histograms if counts.sum() >= least]
-    if len(losses) < len(LABELS) or min(whole.positives, whole.negatives) < least:
+def report(histograms: NDArray[np.int64], cases_min: int) -> Report:
+    """Compute the figures of a model.
+
+    Args:
+        histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort.
+        cases_min: Fewer positives or negatives than this give no figure, see the module.
+    """
+    labels = {name: _label(counts[0], counts[1], cases_min) for name, counts in zip(LABELS, histograms, strict=True)}
+    any_label = labels["any"]
+    losses = [_log_loss(counts[0], counts[1]) for counts in histograms if counts.sum() >= cases_min]
+    if len(losses) < len(LABELS) or min(any_label.positives, any_label.negatives) < cases_min:
         return Report(labels, None)
     weighted = sum(weight * loss for weight, loss in zip(LABEL_WEIGHTS, losses, strict=True))
     return Report(labels, float(weighted / sum(LABEL_WEIGHTS)))
 
 
-def _label(negative: NDArray[np.int64], positive: NDArray[np.int64], least: int) -> LabelMetrics:
+def _label(negative: NDArray[np.int64], positive: NDArray[np.int64], cases_min: int) -> LabelMetrics:
     positives, negatives = int(positive.sum()), int(negative.sum())
-    if min(positives, negatives) < least:
+    if min(positives, negatives) < cases_min:
         return LabelMetrics(positives, negatives, None, None, None)
     return LabelMetrics(
         positives, negatives, _auc(negative, positive), _log_loss(negative, positive), _ece(negative, positive)
@@ -102,6 +107,7 @@ def _log_loss(negative: NDArray[np.int64], positive: NDArray[np.int64]) -> float
 
 def _ece(negative: NDArray[np.int64], positive: NDArray[np.int64]) -> float:
     cases = negative + positive
+    # A bin belongs to the group that holds its middle case, so the groups follow the mass and not the logits.
     middle_rank = np.cumsum(cases) - cases / 2
     group = np.minimum((middle_rank * CALIBRATION_GROUPS / cases.sum()).astype(np.int64), CALIBRATION_GROUPS - 1)
     gap = np.zeros(CALIBRATION_GROUPS)

@@ -1,7 +1,8 @@
-"""The aggregator's state as tables. `docs/DATA_MODEL.md` tells the same as prose; migrations/ creates them.
+"""The aggregator's state as tables. `docs/DATA_MODEL.md` explains them; `migrations` creates them.
 
-Times are aware UTC. Digests are 32 raw bytes. Wire messages that must be handed on unchanged are kept as their
-serialized bytes, so that what one site signed is what the others check.
+Times are aware UTC. Digests are 32 raw bytes. Messages that are handed on to other sites are kept as serialized bytes,
+so that the others check exactly the bytes that a site signed. Column comments are part of the schema: a change of one
+needs a migration.
 """
 
 from datetime import UTC, datetime
@@ -22,6 +23,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to the database's form.
+
+        Raises:
+            ValueError: for a naive time.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
@@ -29,10 +35,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Convert from the database's form."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
+    """What all tables share: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
+
     # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
     type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
     metadata = MetaData(
@@ -46,7 +55,7 @@ class Base(DeclarativeBase):
 
 
 class Invitation(Base):
-    """A one-time token, known here only by its hash."""
+    """A one-time token. Only its hash is stored."""
 
     __tablename__ = "invitations"
 
@@ -108,7 +117,7 @@ class RosterEpoch(Base):
 
 
 class SiteReport(Base):
-    """What a site said of itself in its last Poll; one row a site, overwritten."""
+    """A site's report in its last Poll; one row a site, overwritten."""
 
     __tablename__ = "site_reports"
 
@@ -140,7 +149,7 @@ class Run(Base):
 
 
 class Round(Base):
-    """One round; the driver leases the rows that are not over and steps each."""
+    """One round. A driver leases the rows that are not over and steps each."""
 
     __tablename__ = "rounds"
     __table_args__ = (
@@ -217,7 +226,7 @@ class ModelVersion(Base):
 
 
 class ModelMetrics(Base):
-    """What the opened header words of a round say of that round's base model, over the whole cohort."""
+    """Figures of a round's base model over the whole cohort, from the header words of the decoded sum."""
 
     __tablename__ = "model_metrics"
 
@@ -246,7 +255,7 @@ class Audit(Base):
 
 
 class Administrator(Base):
-    """Somebody who may log in to the dashboard."""
+    """A person who may log in to the dashboard."""
 
     __tablename__ = "administrators"
 

@@ -54,9 +54,9 @@ class Console:
     def join(self, token: str, host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
         authority = Authority(app.settings.state.folder / "ca", app.clock)
-        desk = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
+        enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
         try:
-            return desk.join(host.join_request(Token.parse(token)))
+            return enrolment.join(host.join_request(Token.parse(token)))
         finally:
             app.store.close()
 
@@ -272,7 +272,7 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(wit
     out = with_run.folder / "out.safetensors"
     app = open_context(load_settings(with_run.config))
     with app.store.read() as session:
-        assert run_rows.every(session)  # as long as somebody reads it, the database needs no new file to be read
+        assert run_rows.all_runs(session)  # as long as somebody reads it, the database needs no new file to be read
         with file_size_limit(64):
             told = with_run.refused("model", "export", str(out))
     app.store.close()
