@@ -76,7 +76,7 @@ class CallGuard:
         Raises:
             Denied: when it is none, or is no longer one.
         """
-        # grpc's stub leaves the values' type open; x509_pem_cert holds PEM bytes, one entry a peer.
+        # grpc's stub does not say what the values are; x509_pem_cert holds PEM bytes, one entry a peer.
         certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
         return authenticate(self.app.store, certificates[0] if certificates else None, self.app.clock())
 
