@@ -47,6 +47,7 @@ class WrongState(AggregatorError):
     """The thing exists, but in a state that does not allow this."""
 
 
+# A WrongState: where nothing tells the two apart, trying again blindly would be wrong.
 class LostRace(WrongState):
     """The guarded UPDATE changed no row: another process was first, or the state was never the expected one."""
 
@@ -55,6 +56,7 @@ class RunInProgress(WrongState):
     """One run at a time may be RUNNING or PAUSED."""
 
 
+# The caller may be a stranger, so no sentence of these tells which names, tokens or certificates exist.
 class Denied(AggregatorError):
     """The caller may not do this."""
 
@@ -92,6 +94,7 @@ class OffsetRefused(BlobRefused):
 
     def __init__(self, message: str, held_bytes: int) -> None:
         super().__init__(message)
+        # Apart from the text, so that a caller in this process need not parse it.
         self.held_bytes = held_bytes
 
 

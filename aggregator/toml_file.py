@@ -66,7 +66,7 @@ def rename_old_keys(table: Table, renamed: Mapping[str, str], where: str, refusa
             owner = owner.get(section) if isinstance(owner, dict) else None
         if not isinstance(owner, dict) or old_key not in owner:
             continue
-        if new_key in owner:
+        if new_key in owner:  # neither of two values may win silently
             raise refusal(f"{where}: {old!r} is the old name of {new!r}, and both are there; remove {old!r}")
         owner[new_key] = owner.pop(old_key)
         log.warning("old key accepted", file=where, key=old, write_instead=new)
@@ -162,6 +162,7 @@ def _sentence(error: msgspec.ValidationError, kind: type, values: Table) -> str:
 
 def _at(kind: inspect.Type, value: object, path: str) -> tuple[inspect.Type, object]:
     """Follow a path such as `metrics[0]` or `driver.threads` to the type and the value that stand there."""
+    # An item of a list has an index in the path, an entry of a table its key.
     for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):
         if index and isinstance(kind, inspect.VarTupleType | inspect.CollectionType) and isinstance(value, list):
             kind, value = kind.item_type, value[int(index)]

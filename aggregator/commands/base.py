@@ -43,6 +43,7 @@ class RootGroup(LazyGroup):
             where = f": {error.filename}" if error.filename else ""
             raise click.ClickException(f"{error.strerror or error}{where}; put it right and try again") from error
         except Exception as error:
+            # A command that does not use the database has not imported it, and never gets here with its error.
             from sqlalchemy.exc import OperationalError
 
             if not isinstance(error, OperationalError):
@@ -75,6 +76,7 @@ class CommandContext:
         from aggregator.migrations import revision_of
 
         settings = self.settings()
+        # `init` writes this file last, so with it everything else of the CA is there.
         if not (settings.state.folder / "ca" / "ca.key").exists():
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
         app = open_context(settings)

@@ -24,6 +24,7 @@ def list_sites(session: Session) -> list[Row]:
     sites = site_rows.all_sites(session)
     reports = {report.site: report for report in site_rows.reports(session)}
     rows = [_site_row(site, reports.get(site.name)) for site in sites]
+    # An invitation stays after it was used; then the site's own row says more.
     names = {site.name for site in sites}
     for invitation in site_rows.invitations(session):
         if invitation.site not in names:
@@ -135,7 +136,7 @@ def _site_row(site: Site, report: SiteReport | None) -> Row:
         "left_at": _time(site.left_at),
         "recoveries_left": site.recoveries_left,
     }
-    if report is not None:
+    if report is not None:  # there is none before the first Poll
         row |= {
             "seen_at": _time(report.seen_at),
             "state": report.state,
@@ -169,6 +170,7 @@ def _round_row(session: Session, row: Round) -> Row:
         "attempt": row.attempt,
         "state": row.state.value,
         "reason": row.reason,
+        # The column keeps the deadline of the last state, which means nothing once the round is over.
         "deadline": None if row.ended_at else _time(row.deadline),
         "ended_at": _time(row.ended_at),
         "members": row.members,

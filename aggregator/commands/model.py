@@ -37,6 +37,7 @@ def model_export(context: CommandContext, out: Path, run_id: str | None, number:
     app = context.app()
     with app.store.read() as session:
         chosen = export.choose(session, listings.chosen_run(session, run_id), number)
+    # Outside the transaction: a large model takes longer to copy than a database should be held.
     export.export(app.blobs, chosen, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})

@@ -30,6 +30,7 @@ def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -
     deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
     """
     app = context.app()
+    # The plan is bounded and signed before the run is stored: sites refuse any other.
     custodian = load_authority(app).custodian_key
     signed = sign_plan(plan_file.read_plan(plan, model, app.random), custodian)
     started = lifecycle.start_run(app, signed, model, custodian.public_key())
@@ -83,6 +84,7 @@ def run_resume(context: CommandContext, run_id: str | None) -> None:
 
 @run.command("abort")
 @of_run
+# It asks first, because nothing brings the updates in progress back.
 @click.confirmation_option("--yes", prompt="Abort for good? Updates in progress are thrown away.")
 @click.pass_obj
 def run_abort(context: CommandContext, run_id: str | None) -> None:
@@ -94,6 +96,7 @@ def _change_run(
     context: CommandContext, run_id: str | None, change: Callable[[AppContext, bytes], None], outcome: str
 ) -> None:
     app = context.app()
+    # The choice and the change are two transactions; the change refuses a run that is in another state by then.
     with app.store.read() as session:
         run: Run = listings.chosen_run(session, run_id)
     change(app, run.run_id)

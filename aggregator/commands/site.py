@@ -26,6 +26,7 @@ def site_invite(context: CommandContext, name: str, auto_approve: bool, as_json:
     if as_json:
         print_json({"site": name, "token": token, "valid_hours": hours})
         return
+    # Alone on standard output, so that a script can take it; the hints go to standard error.
     click.echo(token)
     click.echo(f"Hand it to {name} on a trusted way. It works once, within {hours} hours:", err=True)
     click.echo("  hemofed-site join ADDRESS TOKEN", err=True)

@@ -79,6 +79,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _grid(scale: _Scale, unit: str) -> str:
+    # As many decimals as it takes to tell neighbouring ticks apart.
     places = max(1, -math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + 1e-9))
     parts = [f'<text class="tick" x="6" y="16">{escape(unit)}</text>']
     for value in scale.ticks:

@@ -19,6 +19,7 @@ AUDIT_ROWS = 100
 def overview(request: Request) -> Response:
     """Show the run in progress, or else the last one, and the sites."""
     app = request.app.state.context
+    # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
         run = run_views.shown_run(session)
         view = None if run is None else run_views.run_view(app, session, run)
@@ -58,6 +59,7 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
     """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with."""
     with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
+    # Paged by id and not by number of rows: rows that are added meanwhile move nothing.
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
     return page(request, "audit.html", rows=rows, older=older, newest=before is None, here="audit")
 

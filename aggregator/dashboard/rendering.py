@@ -25,6 +25,7 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
 
 def duration(seconds: float) -> str:
     """Write seconds in their two largest units: 12 s, 3 min 4 s, 2 h 5 min, 3 d 4 h."""
+    # A clock that was set back makes negative ages; zero is the least wrong thing to show.
     whole = max(0, round(seconds))
     for size, unit, below, below_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
@@ -65,7 +66,9 @@ def short_ids(text: str) -> str:
     return _LONG_HEX.sub(lambda match: match[0][:6] + "…", text)
 
 
+# Run ids have 32 digits, process ids 16; the first six tell them apart for a reader.
 _LONG_HEX = re.compile(r"[0-9a-f]{12,}")
 
+# Templates call them by their own names.
 for _filter in (duration, size, short, clock_time, figure, short_ids):
     TEMPLATES.env.filters[_filter.__name__] = _filter

@@ -65,7 +65,7 @@ class RoundView:
     cohort: tuple[str, ...]
     members: int | None
     next_model: bytes | None
-    judged: ModelJudgement
+    judgement: ModelJudgement
     bytes_up: int
     phases: tuple[tuple[str, float], ...]
     visibility: Visibility
@@ -128,7 +128,8 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         rounds=tuple(views),
         auc=_auc_lines(rows, metrics),
         losses=_loss_lines(rows, metrics),
-        newest_judgement=next((view.judged for view in views if view.judged.labels), None),
+        # The newest round often has no figures yet, or none because its cohort was too small.
+        newest_judgement=next((view.judgement for view in views if view.judgement.labels), None),
     )
 
 
@@ -138,6 +139,7 @@ def _round_view(
     now, seats = app.clock(), round_rows.seats(session, row.id)
     over = row.state in round_rows.OVER
     spent = round_rows.phase_times(session, row.id)
+    # Of all attempts: keys of a failed attempt were visible, too.
     reached = frozenset(time.state for time in spent) | {row.state}
     return RoundView(
         number=row.number,
@@ -156,7 +158,7 @@ def _round_view(
         cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
         members=row.members,
         next_model=row.next_model,
-        judged=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
+        judgement=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
         visibility=visibility(reached, row.members, evaluation_only=plan.evaluates_only(row.number)),
@@ -179,6 +181,7 @@ def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cas
 def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> str:
     if metrics is None:
         return "no sum was decoded" if row.state in round_rows.OVER else "the round is not over"
+    # `rounds.aggregation` makes an empty report in these cases; the reason is not stored, but follows from the plan.
     if metrics.cohort_size < plan.cohort.minimum:
         return f"{metrics.cohort_size} sites in the sum, below the plan's minimum of {plan.cohort.minimum}"
     if Metric.HISTOGRAMS not in plan.metrics:
@@ -188,6 +191,7 @@ def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> s
 
 # A member that missed a phase belongs to the cohort all the same.
 _IN_COHORT = frozenset(SeatState) - {SeatState.OFFERED, SeatState.DECLINED, SeatState.READY, SeatState.LEFT_OUT}
+# In each state the round waits for the seats that have not acted yet.
 _WAITED_FOR: dict[RoundState, SeatState] = {
     RoundState.TRAINING: SeatState.OFFERED,
     RoundState.KEYS: SeatState.JOINED,
@@ -223,17 +227,18 @@ def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Cur
 def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
     measured = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
     # The validation loss is of the model that the round began with, the training loss of the one it made.
-    judged = (
+    validation = (
         (number - 1, Report.from_json(figures.report).weighted_log_loss, figures.cohort_size)
         for number, figures in measured
     )
-    trained = ((number, figures.train_loss, figures.cohort_size) for number, figures in measured)
-    return (Curve("weighted log loss, validation", _known(judged)), Curve("training loss", _known(trained)))
+    training = ((number, figures.train_loss, figures.cohort_size) for number, figures in measured)
+    return (Curve("weighted log loss, validation", _known(validation)), Curve("training loss", _known(training)))
 
 
 def _auc(report: Report, label: str) -> float | None:
     return report.labels[label].auc if label in report.labels else None
 
 
+# A gap is no point: a line would otherwise fall to zero where a label had too few cases.
 def _known(points: Iterable[tuple[int, float | None, int]]) -> tuple[Point, ...]:
     return tuple(Point(number, value, sites) for number, value, sites in points if value is not None)

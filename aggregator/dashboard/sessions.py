@@ -20,7 +20,7 @@ from aggregator.dashboard.rendering import page
 from aggregator.store import people
 
 router = APIRouter()
-WRONG = "Name or password is wrong."
+WRONG = "Name or password is wrong."  # one sentence for both: it must not tell which names exist
 NAMES_MAX = 10_000
 CHECKED_AT_ONCE = 2  # each check of a password takes 32 MiB and a core for a moment
 
@@ -47,6 +47,7 @@ class FailedLogins:
                 self._failures.clear()
             count, since = self._failures.get(name, (0, now))
             expired = now - since >= self._wait
+            # The time of the last failure: who keeps guessing keeps waiting.
             self._failures[name] = (1 if expired else count + 1, now)
 
     def succeeded(self, name: str) -> None:
@@ -120,8 +121,10 @@ def log_in(
     """Begin a session, or show the form again."""
     app, logins = request.app.state.context, request.app.state.logins
     now = app.clock()
+    # Before the check: a name that has to wait learns nothing from a right password.
     if logins.must_wait(name, now):
         return page(request, "login.html", status_code=429, problem="Too many wrong passwords. Try again later.")
+    # Bounded: each check takes 32 MiB and a core, and anyone who reaches the page can ask for one.
     with logins.checking, app.store.read() as session:
         fits = people.password_fits(session, name, password)
     if not fits:

@@ -34,6 +34,7 @@ SITE_TONES: Final[Mapping[str, str]] = {
 }
 
 REASONS: Final[Mapping[str, str]] = {
+    # The trainer's idle gate: the machine belongs to its users first.
     StateReason.OPERATOR: "paused by the operator",
     StateReason.WINDOW: "outside the hours set for training",
     StateReason.BLACKOUT: "a date on which nothing runs",
@@ -52,11 +53,13 @@ REASONS: Final[Mapping[str, str]] = {
     StateReason.UNKNOWN_SIGNAL: "a signal it must know is unknown",
     StateReason.START_DELAY: "waiting after start",
     StateReason.HOLD: "waiting for lasting calm",
+    # The agent's network and the hospital's limits on it.
     StateReason.METERED: "the network is metered",
     StateReason.NET_DOWN: "the network is down",
     StateReason.QUOTA: "the day's transfer quota is used up",
     StateReason.NET_WINDOW: "outside the hours set for transfers",
     StateReason.PROXY: "the proxy refuses",
+    # Training and plan; a site declines a round with some of these.
     StateReason.TRAINER_SILENT: "the trainer has not reported for a while",
     StateReason.TOO_FEW_STUDIES: "too few studies",
     StateReason.NO_LABELS: "no labels",

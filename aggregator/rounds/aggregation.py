@@ -188,10 +188,10 @@ def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
     Raises:
         NotFound: when the file holds another model. Sites compute the next model from the true one, and would refuse.
     """
-    kept = app.models.pop(inputs.base.digest, None)
-    app.models.clear()
-    if kept is not None:
-        return kept
+    cached = app.models.pop(inputs.base.digest, None)
+    app.models.clear()  # a model of another run would only take memory
+    if cached is not None:
+        return cached
     with app.blobs.open(inputs.base.blob) as source:
         model = load_model(Path(f"/dev/fd/{source.fileno()}"))
     if model.digest != inputs.base.digest:

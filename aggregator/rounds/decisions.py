@@ -89,12 +89,14 @@ def decide(view: RoundSnapshot, now: datetime) -> RoundDecision:
 
 def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     ready = [site for site in _in(view, SeatState.READY) if site in view.eligible]
+    # MISSED seats are of a failed attempt; their sites hold an update and may still come back.
     awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
     late = now >= view.deadline
     if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not awaited)):
         return _freeze(view, ready)
     if late:
         return Abandon(f"at the deadline {len(ready)} sites were ready, the plan's minimum is {view.bounds.minimum}")
+    # Without this the round would wait until its deadline, days, for sites that have said that they will not come.
     declined = len(_in(view, SeatState.DECLINED))
     if declined and len(ready) + len(awaited) < view.bounds.minimum:
         return Abandon(f"{declined} sites declined; fewer than the plan's minimum of {view.bounds.minimum} are left")
@@ -118,6 +120,8 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if done >= need:
         return Advance(missing)
     reason = f"{done} members answered in phase {view.state}, {need} are needed"
+    # In REVEAL some shares are out. In a second attempt the same update would enter a second sum, and the difference of
+    # the two sums could be a single update.
     if view.state is RoundState.REVEAL or view.attempt >= ATTEMPTS_MAX:
         return Abandon(reason)
     return Retry(missing, reason)

@@ -75,12 +75,23 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
         if close is not None:
             return PollAnswer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
     if run is None or row is None or seat is None or row.state in round_rows.OVER:
-        reply = pb.PollReply(retry_after_ms=pacing.milliseconds(_idle_wait_s(run, pacing)), roster_epoch=epoch)
+        wait_s = pacing.settings.idle_s
+        if run is not None:
+            # A running run gives a new site its seat, or begins its next round, within moments.
+            wait_s = pacing.settings.paused_s if run.state is RunState.PAUSED else min(wait_s, SEATED_WITHIN_S)
+        reply = pb.PollReply(retry_after_ms=pacing.milliseconds(wait_s), roster_epoch=epoch)
         return PollAnswer(reply, None, hold=False)
     reply = _step(session, run, row, seat, request, now)
     reply.roster_epoch = epoch
-    reply.retry_after_ms = _retry_after_ms(reply, run, row, seat, now, pacing)
-    return PollAnswer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
+    has_step = reply.WhichOneof("step") is not None
+    if row.state is RoundState.TRAINING:
+        reply.retry_after_ms = pacing.milliseconds(_training_wait_s(run, row, seat, now, pacing))
+    else:
+        reply.retry_after_ms = AT_ONCE_MS if has_step else pacing.milliseconds(pacing.settings.masking_s)
+    # A site that waits for the others' messages would be back in a moment; the held call answers it sooner.
+    concerned = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
+    hold = concerned and not has_step and reply.retry_after_ms <= HOLD_BELOW_MS
+    return PollAnswer(reply, SeatKey(row.run_id, row.number, site), hold)
 
 
 def plan_for(app: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
@@ -199,25 +210,6 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) 
 
 
 # --- 3. when to poll again ---
-
-
-def _retry_after_ms(reply: pb.PollReply, run: Run, row: Round, seat: Seat, now: datetime, pacing: PollPacing) -> int:
-    if row.state is RoundState.TRAINING:
-        return pacing.milliseconds(_training_wait_s(run, row, seat, now, pacing))
-    return pacing.milliseconds(pacing.settings.masking_s) if reply.WhichOneof("step") is None else AT_ONCE_MS
-
-
-def _is_worth_holding(reply: pb.PollReply, seat: Seat) -> bool:
-    """Whether the site waits for a phase that the other members may complete any moment."""
-    concerned = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
-    return concerned and reply.WhichOneof("step") is None and reply.retry_after_ms <= HOLD_BELOW_MS
-
-
-def _idle_wait_s(run: Run | None, pacing: PollPacing) -> float:
-    if run is None:
-        return pacing.settings.idle_s
-    # A running run gives a new site its seat, or begins its next round, within moments.
-    return pacing.settings.paused_s if run.state is RunState.PAUSED else min(pacing.settings.idle_s, SEATED_WITHIN_S)
 
 
 def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pacing: PollPacing) -> float:

@@ -44,6 +44,7 @@ def accept_ready(app: AppContext, site: str, message: pb.ReadyMessage) -> Receip
     """
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
+        # Also past READY: the answer was lost, and the cohort may have been frozen since.
         if seat.state in _HOLDS_UPDATE and row.state not in round_rows.OVER:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.MISSED):
@@ -93,6 +94,7 @@ def accept_keys(app: AppContext, site: str, message: KeysMessage) -> Receipt:
         _expect_site(message.advertisement.site, site)
         advertisement = advertisement_of(message.advertisement)
         secagg.verify_advertisement(masking.ctx, masking.signing_keys, advertisement)
+        # Two members with one key would have the same masks with every third member.
         secagg.check_distinct([*masking.cohort.advertisements.values(), advertisement])
 
     return _accept(app, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
@@ -106,6 +108,7 @@ def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt
     """
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
+        # All peers or none: a member without its share could not help to recover this one's masks.
         expected = [(site, peer) for peer in masking.cohort.members if peer != site]
         if [(share.from_site, share.to_site) for share in message.shares] != expected:
             raise MessageRefused(f"expected one share for each of {len(expected)} peers, sorted by site")
@@ -130,6 +133,7 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
         seat = round_rows.held_seat(session, row.id, site)
         if seat.upload_digest != message.claim.digest:
             raise MessageRefused("expected the digest of the blob offered in this attempt; offer and send it first")
+        # A claim without its bytes would count toward the threshold and could not be summed.
         size_bytes = Layout.of_round(plan_of(run), row.number).bytes
         if not app.uploads.offer(message.claim.digest, size_bytes).complete:
             raise MessageRefused("expected a complete blob; send the rest of it, then claim it")
@@ -191,6 +195,7 @@ def _accept(
     Raises:
         MessageRefused: for an attempt or a phase that has not begun, or a second message that differs from the first.
     """
+    # Serialized again and deterministically: the same message has the same bytes, however it was encoded on the way.
     data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
     with app.store.write() as session:
@@ -213,6 +218,7 @@ def _accept(
             return "late"
         if seat.state is not before:
             return "late"
+        # Under the lock: the sets of members that a check reads cannot change before the seat has moved.
         check(session, row, attempt_of(session, run, row))
         change = _change(app, row, site, phase.value)
         round_rows.move_seat(session, row, site, before, after, change, {column.key: data})

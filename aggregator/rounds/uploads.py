@@ -61,7 +61,8 @@ def offer(app: AppContext, site: str, message: BlobOffer) -> UploadProgress:
             if seat.state is SeatState.UPLOADED:
                 raise MessageRefused("this member's upload was accepted already; it cannot change")
             round_rows.expect_upload(session, row.id, site, message.digest)
-    if before not in (None, message.digest):  # of an attempt that failed
+    # The upload of an attempt that failed. After the commit: before it, a crash would leave a seat without its blob.
+    if before not in (None, message.digest):
         app.uploads.drop(before)
     return app.uploads.offer(message.digest, size_bytes)
 
@@ -89,6 +90,7 @@ def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatK
     Raises:
         NotFound: when there is no such blob, or only in runs without this site. The sentence is the same.
     """
+    # A digest is no secret, so knowing one gives no right to the blob: the site must have a seat in a run that has it.
     with app.store.read() as session:
         run_ids = {model.run_id for model in run_rows.model_blobs(session, digest)}
         run_ids |= {row.run_id for row in round_rows.publishes_sum(session, digest)}
@@ -100,5 +102,6 @@ def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatK
 
 
 def _expect_turn(row: Round, seat: Seat, attempt: int) -> None:
+    # Outside its turn a site could fill the disk: each upload is as large as the model.
     if row.state is not RoundState.UPLOAD or attempt != row.attempt or seat.state not in _SENDS:
         raise WrongState(f"no upload of this site is expected in attempt {row.attempt}, {row.state}; poll")

@@ -46,6 +46,7 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
             progress = blobs_pb2.BlobProgress()
             for chunk in self._rechecked(request_iterator, context):
                 check_known(chunk)
+                # Once a stream, without a lock: if the phase ends meanwhile, housekeeping deletes the blob.
                 if upload is None:
                     upload = uploads.expected(self._app, site, chunk.digest)
                 if chunk.digest != upload.digest:
@@ -63,12 +64,14 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
         with translated(context), self._guard.slot():
             site = self._guard.caller(context)
             check_known(request)
+            # Open for the whole stream: a blob that is deleted meanwhile is still read to its end.
             file, seat = uploads.readable(self._app, site, request.digest)
             with file:
                 size_bytes = file.seek(0, os.SEEK_END)
                 if request.offset > size_bytes:
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
+                # Small messages: over a slow line one takes seconds, and a broken line loses at most one.
                 pieces = iter(lambda: file.read(SLOW_PIECE_BYTES), b"")
                 offset = request.offset
                 for data in self._rechecked(pieces, context):

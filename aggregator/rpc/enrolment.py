@@ -31,11 +31,13 @@ class SiteEnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
     def Leave(self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext) -> enrolment_pb2.LeaveReply:
         """Let the site leave for good."""
         with translated(context):
+            # Not through `guard.call`, which would refuse the repetition of a call that succeeded.
             try:
                 site = self._guard.caller(context)
                 check_known(request)
                 self._enrolment.leave(site)
-            except errors.SiteLeft:  # the answer to its first call was lost
+            # The answer to its first call was lost. A site that has left asks for nothing else, so this is its success.
+            except errors.SiteLeft:
                 check_known(request)
             return enrolment_pb2.LeaveReply()
 
@@ -58,6 +60,8 @@ class SiteEnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
 
 class HostEnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
     """Calls of hosts without a valid certificate: Join, Challenge, Recover. The enrolment listener has no others."""
+
+    # No guard: the callers have no certificate. The listener's message size and threads bound what they may cost.
 
     def __init__(self, enrolment: EnrolmentService) -> None:
         self._enrolment = enrolment

@@ -86,6 +86,7 @@ class RoundsServicer(rounds_pb2_grpc.RoundsServicer):
         context: grpc.ServicerContext,
         accept: Callable[[AppContext, str, Submission], submissions.Receipt],
     ) -> rounds_pb2.Receipt:
+        # The guard fills in the site: the request could name another.
         seat = SeatKey(request.round.run_id, request.round.round, "")
 
         def act(site: str) -> rounds_pb2.Receipt:

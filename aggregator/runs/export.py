@@ -40,6 +40,7 @@ def export(blobs: Blobs, version: ModelVersion, out: Path) -> None:
     try:
         with blobs.open(version.blob) as stored, unfinished.open("wb") as writer:
             shutil.copyfileobj(stored, writer)
+        # Computed from the copy: it also finds a disk that wrote something else than it was given.
         digest = load_model(unfinished).digest
         if digest != version.digest:
             raise WrongState(f"expected model {version.digest.hex()}, the stored file holds {digest.hex()}; restore it")

@@ -48,6 +48,7 @@ def start_run(
         PlanFileRefused: when the file holds another model than the plan's.
         RunInProgress: while another run is running or paused.
     """
+    # As every site will check it: a run that sites refuse must not begin.
     plan = verify_plan(signed, custodian)
     model = load_model(initial_model)
     if model.manifest.digest != plan.manifest.digest:
@@ -63,7 +64,7 @@ def start_run(
     run = Run(
         run_id=plan.run_id,
         name=plan.name,
-        signed_plan=signed.SerializeToString(deterministic=True),
+        signed_plan=signed.SerializeToString(deterministic=True),  # handed to sites, who check the signature
         plan_digest=plan.digest,
         state=RunState.RUNNING,
         reason=None,
@@ -131,6 +132,7 @@ def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator
         if row is not None and row.state not in round_rows.OVER:
             change = cause.of(round_rows.subject(row))
             round_rows.move(session, row, RoundState.ABANDONED, change, {"reason": why})
+    # Held polls answer at once, so that members stop masking; the driver lets go of the round.
     app.phase_changed.notify()
     app.work_due.notify()
     log.info("run aborted", run=run_id.hex())
@@ -141,6 +143,8 @@ def continue_run(session: Session, run: Run, cause: Cause) -> None:
 
     A run whose every training round was abandoned ends ABORTED: there is nothing to evaluate.
     """
+    # In the caller's transaction: the end of a round and the begin of the next one are written together, so no crash
+    # leaves a run between two rounds.
     last = round_rows.newest(session, run.run_id)
     if run.state is not RunState.RUNNING or (last is not None and last.state not in round_rows.OVER):
         return
@@ -164,6 +168,7 @@ def pause_after(session: Session, run: Run, in_a_row_max: int, cause: Cause) -> 
         if row.state is not RoundState.ABANDONED:
             break
         in_a_row += 1
+    # Each multiple pauses, not every round beyond the limit: a person who resumes gets as many tries again.
     if run.state is RunState.RUNNING and in_a_row and in_a_row % in_a_row_max == 0:
         why = f"{in_a_row} rounds in a row were abandoned; the last: {cause.why}"
         run_rows.move(session, run, RunState.PAUSED, cause.because(why).of(run_rows.subject(run.run_id)))

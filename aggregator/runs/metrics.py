@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 CALIBRATION_GROUPS = 15
 
+# A case is known to within its bin, so it counts as one at the bin's middle.
 _LOGITS = -LOGIT_EDGE + (np.arange(BINS) + 0.5) * (2 * LOGIT_EDGE / BINS)  # middles of the bins
 _LOSS_IF_NEGATIVE = np.logaddexp(0.0, _LOGITS)  # -log(1 - sigmoid(x))
 _LOSS_IF_POSITIVE = np.logaddexp(0.0, -_LOGITS)  # -log sigmoid(x)

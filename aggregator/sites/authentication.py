@@ -25,6 +25,7 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
         SiteLeft: when the site has left.
         NotEnrolled: for everything else, in one sentence that does not tell the cases apart.
     """
+    # By the whole certificate and not by the name in it: a certificate of before a new enrolment must not count.
     fingerprint = certificate_fingerprint(certificate_pem)
     with store.read() as session:
         holder = site_rows.holder(session, fingerprint)

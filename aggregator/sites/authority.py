@@ -102,6 +102,7 @@ class Authority:
         issued_at, expires_at = issued_at.replace(microsecond=0), expires_at.replace(microsecond=0)
         # Derived and not drawn: a call that is repeated after a lost answer gets the same certificate.
         serial = hashlib.sha256(b"hemofed serial\0" + csr_der + issued_at.isoformat().encode()).digest()[:16]
+        # The name is the one that the token was bound to, whatever the request calls itself.
         builder = _builder(site, read_csr(csr_der), issued_at - BACKDATED, expires_at)
         builder = builder.serial_number(int.from_bytes(serial) | 1)
         certificate = self._sign(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -121,6 +122,7 @@ class Authority:
         names = [_host_name(name) for name in dict.fromkeys((*ALWAYS_SERVED, *host_names))]
         path = self._folder / "server.pem"  # one file: no crash can pair a key with another's certificate
         with self._server_lock:
+            # One handshake makes the pair; the others of that moment wait for it.
             if not path.exists() or not self._serves(path.read_bytes(), names):
                 write_secret(path, self._make_server(names))
             key_pem, begins, chain = path.read_bytes().partition(_CERTIFICATE_BEGINS)
@@ -144,6 +146,7 @@ class Authority:
         builder = builder.issuer_name(self._certificate.subject)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         builder = builder.add_extension(_authority_key_id(self._key.public_key()), critical=False)
+        # RFC 6979: no random number in the signature, so the same certificate has the same bytes.
         return builder.sign(self._key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
@@ -192,12 +195,14 @@ def write_secret(path: Path, content: bytes) -> None:
     """Write a file of mode 0600 atomically: no reader sees half of it, and it survives a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
+    # Made with its mode and not changed to it later: at no moment may another user read it.
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(file, "wb") as writer:
         writer.write(content)
         writer.flush()
         os.fsync(writer.fileno())
     temporary.rename(path)
+    # Without it a power cut may undo the rename, and the CA would be another one than the invitations pin.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -210,6 +215,7 @@ def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certific
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.not_valid_before(now - BACKDATED).not_valid_after(now + AUTHORITY_LIFE)
     builder = builder.serial_number(x509.random_serial_number())
+    # path_length 0: it certifies sites and servers, and no further authority.
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(certifies=True), critical=True)
     key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())

@@ -68,6 +68,7 @@ class EnrolmentService:
             joined = site_rows.find(session, site)
             if joined is not None and site_rows.standing(joined) == site_rows.APPROVED:
                 raise WrongState(f"site {site!r} is approved already; `site revoke {site}` before inviting it anew")
+            # Only the hash: who copies the database must not be able to join with it.
             row = Invitation(
                 site=site,
                 secret_hash=hashed(token.secret),
@@ -91,9 +92,11 @@ class EnrolmentService:
             federation.errors.TokenRefused: when the name is no site's name.
         """
         check_join(request)
+        # Of the whole request: the token is bound to the keys of the host that used it first.
         digest, now = hashed(serialize(request)), self.clock()
         with self.store.write() as session:
             invitation = site_rows.invitation(session, request.site)
+            # Constant time, and one sentence for all cases: the caller may be guessing names or secrets.
             if invitation is None or not hmac.compare_digest(invitation.secret_hash, hashed(request.secret)):
                 raise JoinDenied(_UNKNOWN)
             if invitation.used_by is None:
@@ -115,6 +118,7 @@ class EnrolmentService:
             WrongState: when it is not pending.
             LostRace: when a host with other keys has joined under this name since the words were read.
         """
+        # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
         now = self.clock().replace(microsecond=0)
         with self.store.write() as session:
             row = site_rows.get(session, site)
@@ -132,6 +136,7 @@ class EnrolmentService:
         now = self.clock()
         change = _operator(now, "revoked by the coordinator").of(f"site:{site}")
         with self.store.write() as session:
+            # In every case: an unused invitation would let the site in again.
             withdrawn = site_rows.withdraw_invitation(session, site)
             row = site_rows.find(session, site)
             if row is None and not withdrawn:
@@ -187,6 +192,7 @@ class EnrolmentService:
             nonce = site_rows.challenge(session, request.nonce)
             if nonce is None or nonce.site != site.name or nonce.expires_at <= now:
                 raise JoinDenied("this challenge is unknown, used or older than 5 minutes; ask for another")
+            # Before anything is spent: a stranger knows the name, and could otherwise use up nonces and recoveries.
             check_recovery(site.signing_key, request)
             if not site_rows.use_challenge(session, request.nonce):
                 raise JoinDenied("this challenge was used a moment ago; ask for another")
@@ -205,6 +211,7 @@ class EnrolmentService:
         read_csr(request.csr_der)
         now = self.clock().replace(microsecond=0)
         with self.store.write() as session:
+            # Once more, in this transaction: the coordinator may have revoked it since the call was authenticated.
             _active_site(session, site)
             issued = self._issue(session, site, request.csr_der, now)
             record(session, _own(site, now, "certificate renewed"), None, "renewed")
@@ -227,6 +234,7 @@ class EnrolmentService:
         if any(site.signing_key == request.signing_key or site.sealing_key == request.sealing_key for site in others):
             raise JoinDenied("these keys belong to another site already; make new ones on this host")
         now = now.replace(microsecond=0)
+        # A new row over an old one: a site that comes back after it was revoked begins as pending, with its new keys.
         row = Site(
             name=request.site,
             csr_der=request.csr_der,
@@ -261,9 +269,10 @@ class EnrolmentService:
 
     def _shut_out(self, session: Session, site: str, before: SiteStanding, now: datetime) -> None:
         """Void everything that the site holds, and make a roster without it."""
+        # A nonce that was handed out before could still bring back a certificate.
         site_rows.drop_challenges(session, site)
         site_rows.end_certificates(session, site, now)
-        if before is site_rows.APPROVED:
+        if before is site_rows.APPROVED:  # a pending site is in no roster
             self._next_roster(session, now)
 
     def _next_roster(self, session: Session, now: datetime) -> None:
@@ -291,6 +300,7 @@ class EnrolmentService:
         """Make the certificate of the approval once more: its row holds the dates, and the rest follows from them."""
         # approve() sets approved_at and adds the certificate's row in one transaction, and standing() saw approved_at.
         assert site.approved_at is not None
+        # By its time: a renewed certificate of the site has another, and a repeated Join must not get that one.
         row = site_rows.certificate_issued_at(session, site.name, site.approved_at)
         if row is None:
             raise NotFound(f"site {site.name!r} has no certificate from its approval; revoke and invite it again")
@@ -315,6 +325,7 @@ def _own(site: str, at: datetime, why: str) -> Change:
 
 
 def _active_site(session: Session, name: str) -> Site:
+    # One sentence for a name that never joined and for one that is out: the caller may be a stranger.
     site = site_rows.find(session, name)
     if site is None or site_rows.standing(site) != site_rows.APPROVED:
         raise JoinDenied("no active site of that name; ask the coordinator for an invitation")

@@ -12,6 +12,7 @@ from federation.v1 import enrolment_pb2
 from aggregator.errors import JoinDenied
 from aggregator.sites.authority import read_csr
 
+# One domain a purpose: a signature that was made for one call is none for the other.
 JOIN_DOMAIN = b"hemofed join v1\x00"
 RECOVER_DOMAIN = b"hemofed recover v1\x00"
 
@@ -54,5 +55,5 @@ def hashed(data: bytes) -> bytes:
 def _verify(signing_key: bytes, signature: bytes, message: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(signing_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError):  # ValueError: the bytes are no point of the curve
         raise JoinDenied("the signature is not one of the signing key over these bytes") from None

@@ -56,6 +56,7 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
                 record(session, Cause(now, f"site:{site}", why).of(f"site:{site}"), None, "ledger rewritten")
                 break
         site_rows.put_report(session, report)
+    # After the commit: a report that could not be written must be tried again with the next Poll.
     app.last_reports[site] = LastReport(report, now)
 
 

@@ -76,9 +76,9 @@ class Blobs:
         if not partial.exists():
             return UploadProgress(0, complete=False)
         with self._locked_partial(digest) as file:
-            held = os.fstat(file).st_size
-            if held < size_bytes:
-                return UploadProgress(held, complete=False)
+            held_bytes = os.fstat(file).st_size
+            if held_bytes < size_bytes:
+                return UploadProgress(held_bytes, complete=False)
             # A crash came between the last chunk and its hashing.
             try:
                 self._complete(file, digest)
@@ -104,16 +104,17 @@ class Blobs:
             if whole.exists():  # completed before, or by a call that this one waited for
                 self._partial_path(digest).unlink()
                 return _finished(whole, size_bytes)
-            held = os.fstat(file).st_size
-            if offset > held or offset < held < offset + len(data):
+            held_bytes = os.fstat(file).st_size
+            if offset > held_bytes or offset < held_bytes < offset + len(data):
                 raise OffsetRefused(
-                    f"expected the chunk at offset {held}, got one at {offset}; continue at {held}", held
+                    f"expected the chunk at offset {held_bytes}, got one at {offset}; continue at {held_bytes}",
+                    held_bytes,
                 )
-            if offset == held:
+            if offset == held_bytes:  # else the chunk came before and its answer was lost
                 _write_all(file, data)
-                held += len(data)
-            if held < size_bytes:
-                return UploadProgress(held, complete=False)
+                held_bytes += len(data)
+            if held_bytes < size_bytes:
+                return UploadProgress(held_bytes, complete=False)
             self._complete(file, digest)
             return UploadProgress(size_bytes, complete=True)
 
@@ -125,6 +126,7 @@ class Blobs:
         """
         temporary = self._partial / f"add-{secrets.token_hex(16)}"
         hasher, size_bytes = hashlib.sha256(), 0
+        # O_EXCL and O_NOFOLLOW: a name that is taken, even by a link, is an error and never written through.
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             for chunk in _chunks(source):
@@ -147,6 +149,7 @@ class Blobs:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             self._check_size(size_bytes)
+            # The writer of the file chose its mode; a blob is for no other user of this machine.
             os.fchmod(file.fileno(), 0o600)
             digest = hashlib.file_digest(file, "sha256").digest()
             self._publish(file.fileno(), path, digest)
@@ -171,6 +174,7 @@ class Blobs:
 
     def _complete(self, file: int, digest: bytes) -> None:
         path = self._partial_path(digest)
+        # Hashed from the disk: earlier chunks may have come to another process, before a crash or beside this one.
         with open(path, "rb") as reader:
             actual = hashlib.file_digest(reader, "sha256").digest()
         if actual != digest:
@@ -184,6 +188,7 @@ class Blobs:
         # In this order: after a power cut, a name in `whole/` must never lead to bytes that were not written.
         os.fsync(file)
         path.rename(whole)
+        # Both folders: the first may be new, and then its name is an entry of the second.
         for folder in (whole.parent, self._whole):
             _sync_folder(folder)
 
@@ -191,8 +196,10 @@ class Blobs:
     def _locked_partial(self, digest: bytes) -> Iterator[int]:
         path = self._partial_path(digest)
         while True:
+            # O_APPEND: no write can land on bytes that were received before.
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
+                # A lock of the file and not of this process: several aggregators may share the folder.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # The holder before may have moved the file away or deleted it while this call waited for the lock.
                 if _is_at(path, file):
@@ -244,6 +251,7 @@ def _chunks(source: bytes | Path) -> Iterator[bytes]:
 
 
 def _write_all(file: int, data: bytes) -> None:
+    # One call may write less than all, for example the last bytes that a disk has room for.
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]

@@ -142,6 +142,7 @@ def guarded(session: Session, statement: Update, change: Change, before: str | N
         raise LostRace(
             f"{change.subject}: expected {before or 'the state just read'} before {after}, but it has changed"
         )
+    # The caller's transaction rolls back both cases, so no row keeps a change without its audit row.
     if rows > 1:
         raise RuntimeError(f"{change.subject}: {rows} rows for one transition")
     record(session, change, before, after)

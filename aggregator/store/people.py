@@ -84,6 +84,7 @@ def verify_password(password: str, stored: str) -> bool:
     """Whether `stored` was made from `password`, at the cost it names."""
     _kind, n, r, p, salt, expected = stored.split("$")
     hashed = _scrypt(password, base64.b64decode(salt), Cost(int(n), int(r), int(p)))
+    # In constant time: the time of a comparison must not tell how many bytes were right.
     return hmac.compare_digest(hashed, base64.b64decode(expected))
 
 
@@ -100,6 +101,7 @@ def audit_trail(
     """
     chosen = select(Audit).order_by(Audit.id.desc()).limit(limit)
     if subject is not None:
+        # autoescape: an underscore in a site's name is a letter, not SQL's wildcard.
         chosen = chosen.where(Audit.subject.startswith(subject, autoescape=True))
     if before_id is not None:
         chosen = chosen.where(Audit.id < before_id)
@@ -107,6 +109,7 @@ def audit_trail(
 
 
 def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
+    # scrypt needs 128 * n * r bytes and a little more, which is just above OpenSSL's own limit of 32 MiB.
     memory = 256 * cost.n * cost.r
     return hashlib.scrypt(
         password.encode(), salt=salt, n=cost.n, r=cost.r, p=cost.p, maxmem=max(memory, 1 << 20), dklen=HASH_BYTES

@@ -45,7 +45,7 @@ def seat_subject(row: Round, site: str) -> str:
 def begin_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
     """Begin a round in TRAINING with an OFFERED seat for every site."""
     session.add(row)
-    session.flush()
+    session.flush()  # gives the round its primary key, which the seats need
     record(session, change, None, row.state.value)
     for site in sorted(sites):
         add_seat(session, row, site)
@@ -103,7 +103,7 @@ def newest(session: Session, run_id: bytes) -> Round | None:
 def position(session: Session, site: str) -> SitePosition:
     """Return everything that a Poll needs, in one query; this is the hottest one."""
     current = session.execute(_POSITION, {"seated": site}).first()
-    if current is None:
+    if current is None:  # no run is active; a site still wants the roster's epoch
         return SitePosition(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
     epoch, run, row, seat_row = current
     return SitePosition(epoch or 0, run, row, seat_row)
@@ -181,6 +181,7 @@ def move(
     where = (Round.id == row.id) & (Round.attempt == row.attempt)
     transition(session, Round.state, where, before, after, change, merged)
     session.add(PhaseTime(round_id=row.id, attempt=attempt, state=before, seconds=seconds))
+    # The UPDATE went past the session's objects, so `row` still has its old state.
     session.get(Round, row.id, populate_existing=True)
 
 
@@ -214,6 +215,7 @@ def lease(session: Session, round_id: int, owner: str, now: datetime, until: dat
 
     There is no audit row: a lease changes nothing outside the drivers.
     """
+    # One guarded UPDATE: of two drivers that want the lease, the later one changes no row.
     free = or_(Round.lease_until.is_(None), Round.lease_until <= now, Round.lease_owner == owner)
     statement = update(Round).where(Round.id == round_id, free, Round.state.not_in(OVER))
     return rows_changed(session, statement.values(lease_owner=owner, lease_until=until)) == 1
@@ -325,6 +327,7 @@ def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
 
 def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
     """Forget the blob `digest` of a member; a newer one that the member has offered since stays."""
+    # The digest is part of the guard: the member may offer the upload of the next attempt at this very moment.
     where = _is_seat(round_id, site) & (Seat.upload_digest == digest)
     rows_changed(session, update(Seat).where(where).values(upload_digest=None))
 

@@ -24,6 +24,7 @@ def add(session: Session, run: Run, change: Change) -> None:
     Raises:
         RunInProgress: while another run is running or paused, or when this plan has a run already.
     """
+    # A site works on one round at a time, so two runs would starve each other.
     running = active(session)
     if running is not None:
         raise RunInProgress(f"one run at a time: {running.name} is {running.state}; abort it or let it end first")
@@ -78,6 +79,7 @@ def move(session: Session, run: Run, after: RunState, change: Change, ended_at: 
     """
     values = {"reason": change.why, "ended_at": ended_at}
     transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
+    # The UPDATE went past the session's objects, so `run` still has its old state.
     session.get(Run, run.run_id, populate_existing=True)
 
 
@@ -89,6 +91,7 @@ def add_model(session: Session, model: ModelVersion) -> None:
 
 def models(session: Session, run_id: bytes) -> list[ModelVersion]:
     """Return every model of the run, the initial one first."""
+    # The order of the primary key is the order in which they were made.
     return list(session.scalars(select(ModelVersion).where(ModelVersion.run_id == run_id).order_by(ModelVersion.id)))
 
 
@@ -110,6 +113,7 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
     Raises:
         NotFound: when there is none.
     """
+    # The first one: an update of zeros leads to a model with the same digest as its base.
     where = (ModelVersion.run_id == run_id) & (ModelVersion.digest == digest)
     model = session.scalars(select(ModelVersion).where(where).order_by(ModelVersion.id)).first()
     if model is None:

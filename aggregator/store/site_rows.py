@@ -78,6 +78,7 @@ def withdraw_invitation(session: Session, site: str) -> bool:
 
 def claim_invitation(session: Session, site: str, secret_hash: bytes, request_digest: bytes) -> bool:
     """Bind an unused invitation to one JoinRequest; False when another request was first."""
+    # `used_by` is part of the guard: of two hosts with one token, the later one changes no row.
     unused = Invitation.site == site, Invitation.secret_hash == secret_hash, Invitation.used_by.is_(None)
     return rows_changed(session, update(Invitation).where(*unused).values(used_by=request_digest)) == 1
 
@@ -93,6 +94,7 @@ def approve(session: Session, name: str, fingerprint: str, change: Change) -> No
     Raises:
         LostRace: when the site is no longer pending, or joined again with other keys since its words were read.
     """
+    # The words are part of the guard: the coordinator approves the keys that were read out on the telephone, no others.
     pending = (
         Site.name == name,
         Site.fingerprint == fingerprint,
@@ -127,6 +129,7 @@ def spend_recovery(session: Session, name: str, change: Change) -> None:
     Raises:
         LostRace: when none is left.
     """
+    # The count is part of the guard: two recoveries at once cannot both spend the last one.
     any_left = Site.name == name, Site.recoveries_left > 0
     statement = update(Site).where(*any_left).values(recoveries_left=Site.recoveries_left - 1)
     guarded(session, statement, change, None, "recovered")
@@ -139,6 +142,7 @@ def add_certificate(session: Session, row: Certificate) -> None:
 
 def certificate_issued_at(session: Session, site: str, issued_at: datetime) -> Certificate | None:
     """Return the site's certificate of that second; the one that expires last, when the site joined twice in it."""
+    # Revoked and approved anew within one second, a site has two rows; those of the first time have expired.
     chosen = select(Certificate).where(Certificate.site == site, Certificate.issued_at == issued_at)
     return session.scalars(chosen.order_by(Certificate.expires_at.desc()).limit(1)).first()
 
@@ -150,6 +154,7 @@ def certificate_expiry(session: Session, site: str) -> datetime | None:
 
 def end_certificates(session: Session, site: str, now: datetime) -> None:
     """Let every certificate of the site expire at `now`."""
+    # Expired and not deleted: the next call is still found to be of this site, and learns that it was revoked or left.
     session.execute(
         update(Certificate).where(Certificate.site == site, Certificate.expires_at > now).values(expires_at=now)
     )
@@ -171,6 +176,7 @@ def holder(session: Session, fingerprint: bytes) -> Holder | None:
     return None if row is None else Holder(*row)
 
 
+# `_IN` also guards revoke and leave: of the two at once, the later one changes no row.
 # Run at every call or look. Built once: building a statement costs as much as running it.
 _IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
 _ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
@@ -188,6 +194,8 @@ def add_challenge(session: Session, row: Challenge, now: datetime, outstanding_m
     The caller is not authenticated, so the table must not grow with the number of calls.
     """
     session.execute(delete(Challenge).where(Challenge.expires_at <= now))
+    # A flood of calls for one name can push out the challenge that its site is about to answer. The site then asks for
+    # another, and other sites are not touched.
     by_expiry = select(Challenge.nonce).where(Challenge.site == row.site).order_by(Challenge.expires_at.desc())
     newest = list(session.scalars(by_expiry.limit(outstanding_max - 1)))
     session.execute(delete(Challenge).where(Challenge.site == row.site, Challenge.nonce.not_in(newest)))
@@ -238,6 +246,7 @@ def add_roster(session: Session, row: RosterEpoch) -> None:
         LostRace: when another process made that epoch first.
     """
     session.add(row)
+    # The epoch is the primary key, so the database itself decides which of two processes was first.
     try:
         session.flush()
     except IntegrityError:

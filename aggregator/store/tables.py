@@ -111,6 +111,7 @@ class RosterEpoch(Base):
 
     __tablename__ = "rosters"
 
+    # Counted by `sites.enrolment` and not by the database: two processes that make the next roster must collide.
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     signed: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized SignedRoster")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -121,6 +122,7 @@ class SiteReport(Base):
 
     __tablename__ = "site_reports"
 
+    # State and reasons are text and not enums: a rollback must be able to read rows of a newer version.
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="when the Poll arrived: the age of all below")
     state: Mapped[str] = mapped_column(comment="name of a SiteState")
@@ -153,8 +155,8 @@ class Round(Base):
 
     __tablename__ = "rounds"
     __table_args__ = (
-        UniqueConstraint("run_id", "number"),
-        Index("ix_rounds_due", "state", "lease_until"),
+        UniqueConstraint("run_id", "number"),  # two processes cannot both begin the next round
+        Index("ix_rounds_due", "state", "lease_until"),  # for the drivers, which look twice a second
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -168,6 +170,7 @@ class Round(Base):
     began_at: Mapped[datetime] = mapped_column(UtcDateTime)
     phase_since: Mapped[datetime] = mapped_column(UtcDateTime, comment="when it entered its state")
     deadline: Mapped[datetime] = mapped_column(UtcDateTime, comment="of its state; meaningless once over")
+    # A lease and not a lock: it ends by itself when its driver is killed.
     lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="free again afterwards")
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -194,13 +197,16 @@ class Seat(Base):
 
     __tablename__ = "seats"
 
+    # Both columns are the key: a site cannot have two seats in one round, and so cannot count twice.
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     state: Mapped[SeatState] = mapped_column()
     decline_reason: Mapped[str | None] = mapped_column(comment="name of a StateReason; DECLINED only")
+    # Kept as they came: a member signs its bytes, and the others check the signature.
     advertisement: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Advertisement; from KEYED on")
     shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
     upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
+    # Stays when an attempt fails, until housekeeping has deleted the blob.
     upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
     confirmation: Mapped[bytes | None] = mapped_column(
         LargeBinary, comment="serialized Confirmation; from CONFIRMED on"
@@ -214,11 +220,13 @@ class ModelVersion(Base):
     """A model of a run: the initial one, and one a published round."""
 
     __tablename__ = "models"
+    # A round that is aggregated twice cannot add a second model.
     __table_args__ = (UniqueConstraint("run_id", "round_number"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), index=True)
     round_number: Mapped[int] = mapped_column(comment="round that made it; 0 for the initial model")
+    # Two digests: this one is over the tensors and is what sites compare, the blob's is over the bytes of the file.
     digest: Mapped[bytes] = mapped_column(LargeBinary, comment="federation.manifest.model_digest", index=True)
     blob: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of its safetensors file in blobs")
     size_bytes: Mapped[int] = mapped_column(comment="of that file")
@@ -244,6 +252,7 @@ class Audit(Base):
     """Append-only: who changed what, from what, to what, why. One row a transition, in its transaction."""
 
     __tablename__ = "audit"
+    # No foreign keys: the trail also names invitations and administrators that are deleted.
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

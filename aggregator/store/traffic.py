@@ -37,10 +37,12 @@ class Traffic:
 
     def write(self, session: Session) -> None:
         """Add the counts since the last call to the seats; counts of sites without that seat are dropped."""
+        # Exchanged and not copied: calls keep counting while the database is written.
         with self._lock:
             up, down = self._up, self._down
             self._up, self._down = Counter(), Counter()
         keys = up.keys() | down.keys()
+        # One statement a round: in masking all members of a cohort have counts.
         for run_id, number in {(key.run_id, key.round_number) for key in keys}:
             counts = [
                 (key.site, up[key], down[key]) for key in keys if (key.run_id, key.round_number) == (run_id, number)
