@@ -24,7 +24,7 @@ class Consortium:
     """What runs at the coordinator's, and how a hospital gets in."""
 
     app: AppContext
-    desk: EnrolmentService
+    enrolment: EnrolmentService
     aggregator: AggregatorServer
     folder: Path
 
@@ -41,7 +41,7 @@ class Consortium:
     def joined(self, name: str) -> SiteSettings:
         """A hospital that has joined with a fresh invitation."""
         settings = self.hospital(name)
-        token = self.desk.invite(name, auto_approve=True).text()
+        token = self.enrolment.invite(name, auto_approve=True).text()
         join(settings, f"127.0.0.1:{self.aggregator.enrolment_port}", token, say=lambda _: None)
         return settings
 
@@ -58,7 +58,7 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     aggregator = AggregatorServer(app, authority)
     aggregator.start()
     try:
-        desk = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
-        yield Consortium(app, desk, aggregator, folder)
+        enrolment = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
+        yield Consortium(app, enrolment, aggregator, folder)
     finally:
         aggregator.stop()

@@ -1,7 +1,7 @@
 """What secure aggregation refuses, one type a reason.
 
 SecaggError
-├── Malformed              a value has the wrong length, type or encoding; nothing was learnt from it
+├── MalformedValue         a value has the wrong length, type or encoding; nothing was learnt from it
 ├── AdvertisementRefused   keys phase: forged, foreign, duplicate or weak keys (.site says whose)
 ├── CohortRefused          shares phase: the cohort as a whole is not one this member may join
 ├── ShareRefused           a ciphertext that does not decrypt, or a share outside the field (.site says whose)
