@@ -48,9 +48,13 @@ class Consortium:
 
 @contextmanager
 def consortium(folder: Path) -> Iterator[Consortium]:
-    listen = config.ListenSettings("127.0.0.1:0", "127.0.0.1:0", "", ("127.0.0.1",), threads=8)
+    any_port = "127.0.0.1:0"
+    listen = config.ListenSettings(
+        sites=any_port, enrolment=any_port, dashboard=any_port, host_names=("127.0.0.1",), threads=8
+    )
     dashboard = config.DashboardSettings(enabled=False)
-    settings = config.AggregatorSettings(listen, config.StateSettings(folder / "hub"), dashboard=dashboard)
+    state = config.StateSettings(folder=folder / "hub")
+    settings = config.AggregatorSettings(listen=listen, state=state, dashboard=dashboard)
     (folder / "hub").mkdir(parents=True)
     authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
     app = open_context(settings)
