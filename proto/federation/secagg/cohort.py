@@ -5,7 +5,7 @@ What each check stops:
     signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
                                    both ends of every mask. The roster is the custodian's, stored at the site before.
     canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
-    no duplicates                  a member that echoes another's key, so that shares or masks cancel, or are recovered twice
+    no duplicates                  a member that echoes another's key, so that shares or masks cancel, or come off twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
     earlier attempt out of reach   a second sum of one round with a member that uploaded and was told, falsely, that the
