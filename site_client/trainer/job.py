@@ -13,6 +13,7 @@ from federation.encoding import clip
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
+from federation.vocabulary import Outcome, SiteState, StateReason
 
 from site_client.config import SiteSettings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArchitecture
@@ -59,24 +60,24 @@ def carry_out(
     What this hospital cannot do is declined with its reason, which is an outcome. Raises Stopped after a checkpoint.
     """
     plan, base = _read(job)
-    declined = Update(job.run_id, job.round, job.base_model_digest, "declined", None, 0, 0.0, 0, False)
+    declined = Update(job.run_id, job.round, job.base_model_digest, Outcome.DECLINED, None, 0, 0.0, 0, False)
     try:
         net = _network(plan, base)
         dataset = _dataset(settings, job)
     except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
         _log.error("job declined", error=str(error))
-        return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
+        return spool.deliver(replace(declined, reason=StateReason.TRAINING_FAILED))
     if not dataset.studies:
-        return spool.deliver(replace(declined, reason="NO_LABELS"))
+        return spool.deliver(replace(declined, reason=StateReason.NO_LABELS))
     work = _prepare(settings, job, plan, dataset, tell, stopping)
     needed = max(settings.policy.studies_min, plan.training.studies_min)
     if len(work.split.training) < needed:
         _log.info("job declined", expected_studies=needed, got=len(work.split.training))
-        return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
+        return spool.deliver(replace(declined, reason=StateReason.TOO_FEW_STUDIES))
     work.compute.place(net)
     histograms = work.judge(net, tell, stopping)
     if job.evaluation_only:
-        judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
+        judged = replace(declined, outcome=Outcome.EVALUATED, studies=len(work.split.training), histograms=histograms)
         return spool.deliver(judged)
     return _train(job, plan, base, net, work, histograms, spool, tell, stopping, gather)
 
@@ -114,7 +115,7 @@ class _Work:
 
     def judge(self, net: Network, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
         def report(done: int, of: int) -> None:
-            tell(WorkerMessage("SITE_PREPARING", 0, done, of, None, self.count))
+            tell(WorkerMessage(SiteState.PREPARING, 0, done, of, None, self.count))
 
         stage = self.checkpoints("evaluate")
         counts = slice_histograms(net, self.split.validation, self.loader, self.compute, stage, report, stopping)
@@ -142,7 +143,7 @@ def _train(
     gather: Callable[[], AbstractContextManager[None]],
 ) -> Update:
     def report(at: TrainingProgress) -> None:
-        tell(WorkerMessage("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
+        tell(WorkerMessage(SiteState.TRAINING, 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
 
     with gather():
         work.compute.ranks.first(lambda: (work.split, work.identity))
@@ -153,7 +154,7 @@ def _train(
         run_id=job.run_id,
         round=job.round,
         base_model_digest=job.base_model_digest,
-        outcome="trained",
+        outcome=Outcome.TRAINED,
         reason=None,
         studies=len(work.split.training),
         loss_sum=place.loss_sum,
@@ -240,7 +241,7 @@ def _readable(
             found.append(study)
         except SeriesUnreadable as error:
             _log.warning("study left out", study=study.study_key, code=error.code)
-        tell(WorkerMessage("SITE_PREPARING", 0, number, len(studies), None, len(found)))
+        tell(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(found)))
     return tuple(found)
 
 

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from federation.vocabulary import Outcome, SiteState, StateReason
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import InUse, SpoolRefused
+from site_client.logging_setup import log_to_stderr
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide, Update
 from site_client.trainer.idle.decide import Mode
@@ -42,7 +44,7 @@ STOP_S: Final = 80.0  # a worker decoding a large series looks up between two st
 
 def run(settings: SiteSettings, config: Path) -> int:
     """Runs until SIGTERM or SIGINT; gives the exit status."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
     if settings.is_example:
         _stand_by(notifier)
@@ -93,7 +95,10 @@ class _Worker:
         # Popen was given a pipe for standard output.
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.note = from_line(line)
+            try:
+                self.note = from_line(line)
+            except ValueError:  # a library's own output; unread, it would fill the pipe and block the worker
+                continue
             self.pace.hear(self.note, time.monotonic())
 
 
@@ -116,7 +121,7 @@ class TrainerService:
 
     def run(self) -> None:
         self._spool.clear_drafts()
-        self._write_status(Status(self._clock(), "SITE_PREPARING"))
+        self._write_status(Status(self._clock(), SiteState.PREPARING))
         self._watch.start()
         self._notifier.ready()
         while not self.stopping.is_set():
@@ -202,24 +207,32 @@ class TrainerService:
         key = (job.run_id, job.round)
         self._failures[key] = self._failures.get(key, 0) + 1
         if self._failures[key] >= TRIES and not self._spool.delivered(*key):
-            _log.error("job declined", reason="TRAINING_FAILED", tries=TRIES)
+            _log.error("job declined", reason=StateReason.TRAINING_FAILED, tries=TRIES)
             outcome = Update(
-                job.run_id, job.round, job.base_model_digest, "declined", "TRAINING_FAILED", 0, 0.0, 0, False
+                job.run_id,
+                job.round,
+                job.base_model_digest,
+                Outcome.DECLINED,
+                StateReason.TRAINING_FAILED,
+                0,
+                0.0,
+                0,
+                False,
             )
             self._spool.deliver(outcome)
 
     def _status(self, jobs: list[Job]) -> Status:
         worker, now = self._worker, self._clock()
-        idle = Status(now, "SITE_IDLE", studies_ready=self._studies)
+        idle = Status(now, SiteState.IDLE, studies_ready=self._studies)
         paused = self._watch.decision.reasons
         if worker is None and paused and (not self._scanned or self._next(jobs) is not None):
-            return replace(idle, state="SITE_PAUSED", reasons=paused)
+            return replace(idle, state=SiteState.PAUSED, reasons=paused)
         if worker is None:
-            return replace(idle, state="SITE_READY") if jobs else idle
+            return replace(idle, state=SiteState.READY) if jobs else idle
         note = worker.note
         return replace(
             idle,
-            state="SITE_PAUSED" if paused else note.state,
+            state=SiteState.PAUSED if paused else note.state,
             reasons=paused,
             run_id=None if worker.job is None else worker.job.run_id,
             round=None if worker.job is None else worker.job.round,

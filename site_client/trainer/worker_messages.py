@@ -1,24 +1,28 @@
 """What the worker tells the service: one JSON line a note. Free of torch, so that the service stays light."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from federation.vocabulary import SiteState
+from msgspec import Meta
 
 from site_client.config import SiteSettings
-from site_client.spool import Job
+from site_client.records import Count, Job
+from site_client.typed_json import decode, encode
 
 
 @dataclass(frozen=True)
 class WorkerMessage:
-    """State of the work: a SiteState name, progress of local training, and how many studies are ready."""
+    """State of the work, progress of local training, and how many studies are ready."""
 
-    state: str = "SITE_PREPARING"
-    percent: int = 0
-    step: int = 0
-    steps: int = 0
+    state: SiteState = SiteState.PREPARING
+    percent: Annotated[int, Meta(ge=0, le=100)] = 0
+    step: Count = 0
+    steps: Count = 0
     loss: float | None = None
-    studies: int = 0
+    studies: Count = 0
 
 
 @dataclass
@@ -30,14 +34,14 @@ class TrainingSpeed:
 
     def hear(self, note: WorkerMessage, now_s: float) -> None:
         """`now_s`: of a monotonic clock."""
-        if note.state == "SITE_TRAINING":
+        if note.state == SiteState.TRAINING:
             self.last = (note.step, now_s)
             self.first = self.first or self.last
 
     def seconds_left(self, note: WorkerMessage) -> int | None:
         """None before the second step, and outside training."""
         first, last = self.first, self.last
-        if note.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
+        if note.state != SiteState.TRAINING or first is None or last is None or last[0] <= first[0]:
             return None
         return round((last[1] - first[1]) / (last[0] - first[0]) * (note.steps - note.step))
 
@@ -46,11 +50,17 @@ Tell = Callable[[WorkerMessage], None]
 
 
 def as_line(note: WorkerMessage) -> str:
-    return json.dumps(asdict(note))
+    """Return the message as one line of JSON."""
+    return encode(note).decode()
 
 
 def from_line(line: str) -> WorkerMessage:
-    return WorkerMessage(**json.loads(line))
+    """Read a line.
+
+    Raises:
+        ValueError: the line is no message.
+    """
+    return decode(WorkerMessage, line)
 
 
 def job_folder(settings: SiteSettings, job: Job) -> Path:

@@ -3,12 +3,12 @@
 A pause outlives restarts. A file that cannot be understood pauses too: somebody wanted something.
 """
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from site_client.files import replace_file
 from site_client.trainer.idle.readings import OperatorPause
+from site_client.typed_json import decode, encode, read_bounded
 
 _NAME = "pause.json"
 _MODE = 0o644  # written by an administrator, read by the trainer's user
@@ -17,8 +17,7 @@ _MODE = 0o644  # written by an administrator, read by the trainer's user
 def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: bool) -> OperatorPause:
     """Pauses training, for a length or until `resume`; `after_round` lets the job at hand end first."""
     order = OperatorPause(None if length is None else now + length, after_round)
-    until = None if order.until is None else order.until.isoformat()
-    replace_file(state / _NAME, json.dumps({"until": until, "after_round": after_round}).encode(), _MODE)
+    replace_file(state / _NAME, encode(order), _MODE)
     return order
 
 
@@ -34,12 +33,8 @@ def resume(state: Path) -> bool:
 def current(state: Path) -> OperatorPause | None:
     """The pause in force, or one that has ended by itself; None without any."""
     try:
-        record = json.loads((state / _NAME).read_bytes())
-        until = None if record["until"] is None else datetime.fromisoformat(record["until"])
-        if until is not None and until.utcoffset() is None:
-            raise ValueError
-        return OperatorPause(until, bool(record["after_round"]))
+        return decode(OperatorPause, read_bounded(state / _NAME), whole=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return OperatorPause(None)

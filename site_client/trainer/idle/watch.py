@@ -5,7 +5,6 @@ disks that are mounted from elsewhere, the GPU's driver) is read by a thread of 
 hangs makes its signals unknown, it never delays a pause.
 """
 
-import json
 import os
 import threading
 import time
@@ -19,11 +18,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from site_client.bus import Bus
 from site_client.config import SiteSettings
 from site_client.files import replace_file
+from site_client.records import AwareTime
 from site_client.trainer.idle import daemons, machine, operator
-from site_client.trainer.idle.decide import GateState, IdleDecision, decide
+from site_client.trainer.idle.decide import GateState, IdleDecision, Mode, decide
 from site_client.trainer.idle.gpu import Gpus
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Moment, Signals, Unknown
+from site_client.typed_json import encode, read_state
 
 SLOW_S: Final = 1.0
 STALE_S: Final = 10.0
@@ -67,7 +68,7 @@ class Watch:
         """Writes what was found, in words, for `hemofed-site status`. Replaced by the next."""
         record = GateRecord(
             self._clock(),
-            self.decision.mode.value,
+            self.decision.mode,
             tuple(finding.words for finding in self.decision.findings),
             tuple(sorted(self.signals.unknown())),
         )
@@ -122,26 +123,24 @@ class SlowProbes:
 class GateRecord:
     """The gate in words, as of `written_at`: what speaks against training, and which signals cannot be read."""
 
-    written_at: datetime
-    mode: str
+    written_at: AwareTime
+    mode: Mode
     words: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
 def write_record(folder: Path, record: GateRecord) -> None:
-    plain = {"written_at": record.written_at.isoformat(), "mode": record.mode}
-    data = json.dumps({**plain, "words": record.words, "unknown": record.unknown}).encode()
-    replace_file(folder / _RECORD, data)
+    """Replace the record."""
+    replace_file(folder / _RECORD, encode(record))
 
 
 def read_record(folder: Path) -> GateRecord | None:
-    """The gate's last word; None before its first."""
-    path = folder / _RECORD
-    if not path.exists():
-        return None
-    record = json.loads(path.read_bytes())
-    moment = datetime.fromisoformat(record["written_at"])
-    return GateRecord(moment, record["mode"], tuple(record["words"]), tuple(record["unknown"]))
+    """Read the record; None before the first.
+
+    Raises:
+        StateRefused: the file is damaged.
+    """
+    return read_state(GateRecord, folder / _RECORD, "restart the trainer, which writes a new one")
 
 
 def local_zone(localtime: Path = Path("/etc/localtime")) -> tzinfo:
