@@ -17,6 +17,7 @@ from typing import IO, Final
 
 import structlog
 from federation.errors import FederationError
+from federation.vocabulary import SiteState
 
 from site_client.agent.backoff import LONGEST_S, Backoff
 from site_client.agent.egress.egress import Egress
@@ -28,6 +29,7 @@ from site_client.agent.identity.certificates import Certificates
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Endpoint, Link, enrolled
 from site_client.agent.rounds.participant import Participant
+from site_client.agent.rounds.situation import Situation
 from site_client.agent.status_file import AgentStatus, in_words, write_status
 from site_client.bus import Bus
 from site_client.config import SiteSettings
@@ -199,14 +201,18 @@ class AgentService:
         return enrolled(self._settings, self._identity)
 
     def _write_status(self) -> None:
-        situation, current = self._participant.situation(), self._participant.journal.current
+        current = self._participant.journal.current
+        try:
+            situation, newest = self._participant.situation(), self._participant.models.newest
+        except (SiteError, FederationError) as error:  # a damaged file of the state folder; the loop goes on
+            situation, newest, self._health.last_error = Situation(SiteState.ATTENTION), b"", str(error)
         status = AgentStatus(
             written_at=self._clock(),
             state=situation.state,
             reasons=situation.reasons,
             run_id=current.run_id.hex() if current else None,
             round=current.number if current else None,
-            model_digest=self._participant.models.newest.hex() or None,
+            model_digest=newest.hex() or None,
             roster_epoch=self._identity.roster.epoch,
             certificate_expires_at=self._identity.expires_at,
             last_contact_at=self._health.last_contact_at,

@@ -1,4 +1,4 @@
-"""A damaged small file of a site raises one of our errors, which names the file and a remedy, and nothing of msgspec."""
+"""A damaged small file of a site raises one of our errors, which names the file and a remedy."""
 
 import os
 from collections.abc import Callable

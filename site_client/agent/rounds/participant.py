@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 
+from federation.errors import FederationError
 from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.calls import FETCH_ROSTER, POLL
@@ -23,7 +24,7 @@ from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.agent.rounds.situation import Situation, SituationReport
 from site_client.config import SiteSettings
-from site_client.errors import ModelMismatch, StepRefused
+from site_client.errors import ModelMismatch, SiteError, StepRefused
 from site_client.spool import AgentSide
 
 
@@ -99,7 +100,10 @@ class Participant:
 
     def has_news(self) -> bool:
         """Whether an update or a decision on a plan came since the last step."""
-        return self._local_facts() != self._seen
+        try:
+            return self._local_facts() != self._seen
+        except (SiteError, FederationError):
+            return True  # a damaged file: the next step raises it, where the caller expects errors
 
     def situation(self) -> Situation:
         """Return this site's report about itself."""
