@@ -9,6 +9,7 @@ from jeepney import DBusAddress, DBusErrorResponse, MessageFlag, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
+# The idle gate asks from a thread of its own; a daemon that hangs must not stop it for long.
 _TIMEOUT_S: Final = 2.0
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 
@@ -46,6 +47,7 @@ class Bus:
         address = DBusAddress(path, bus_name=service, interface=interface)
         signature = "".join(kind for kind, _ in arguments) or None
         message = new_method_call(address, method, signature, tuple(value for _, value in arguments))
+        # Without NO_AUTO_START a mere question would start UPower or NetworkManager on a server.
         message.header.flags |= self._flags
         try:
             if self._connection is None:
@@ -56,6 +58,7 @@ class Bus:
             raise BusError(f"{service} is not there ({str(error.name).rpartition('.')[2]})") from error
         except (OSError, KeyError, ValueError, EOFError) as error:
             self.close()
+            # The connection may be in the middle of a message: the next call makes a new one.
             raise BusError("the system bus does not answer") from error
 
     def get(self, service: str, path: str, interface: str, name: str) -> Any:

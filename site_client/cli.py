@@ -17,6 +17,7 @@ _FAILED: Final = 1
 _NEEDS_A_PERSON: Final = 78  # EX_CONFIG of sysexits.h; RestartPreventExitStatus= of the units
 _SERVICES: Final = ("agent", "trainer")
 _HERE: Final = "site_client.commands"
+# Each sentence repeats the first one of its command's own help, which a test compares.
 _COMMANDS: Final = {
     "agent": LazyCommand(f"{_HERE}.services", "agent", "Run the agent: it has the network and reads no patient data."),
     "benchmark": LazyCommand("site_client.benchmark.command", "benchmark", "Train every network on the same patients."),

@@ -226,7 +226,9 @@ def parse(text: str, base: Path) -> SiteSettings:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigRefused(f"site.toml is not TOML: {error}") from error
+    # Before the check of keys and values, which know only the present spelling.
     _translate_old_spellings(table)
+    # A mistyped key would otherwise keep its default silently, such as a limit that the hospital believes to be set.
     _refuse_unknown_keys(SiteSettings, table, "")
     if "name" not in table:
         raise ConfigRefused("site.toml: name is missing; deploy/site.toml shows every key")

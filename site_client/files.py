@@ -10,6 +10,7 @@ def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     """Write a file inside a folder that no process reads yet, durably, with `mode` whatever the umask is."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:
+        # Owner and mode before the first byte: no moment in which another user could read it.
         belongs_with_its_folder(handle, path)
         os.fchmod(handle, mode)
         file.write(data)
@@ -39,12 +40,14 @@ def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -
     """
     before, size_bytes = os.fstat(handle).st_size, sum(map(len, parts))
     try:
+        # One call for all parts: two writes could leave the first one alone in the file.
         written = os.writev(handle, parts)
         if written != size_bytes:
             raise OSError(f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?")
         if durably:
             os.fsync(handle)
     except OSError:
+        # Also what writev has written in part: the next record must begin where this one would have.
         os.ftruncate(handle, before)
         raise
 
@@ -64,6 +67,7 @@ def lend_file(source: Path, target: Path, mode: int) -> None:
     The mode belongs to the file: it holds for the first name too.
     """
     try:
+        # A link costs no space and no copy of hundreds of MB.
         target.hardlink_to(source)
     except OSError:  # another file system, or another mount of the same one
         copy_file(source, target, mode)
@@ -84,6 +88,7 @@ def private_folder(path: Path) -> Path:
     """Make a folder that only its owner can enter, and its missing parents. Nothing happens when it exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The umask can only narrow 0700 further.
         path.mkdir(mode=0o700)
         belongs_with_its_folder(path, path)
     return path
@@ -115,6 +120,7 @@ def remove(path: Path) -> None:
         return
     # A second crash between the rename and the removal leaves a dot name, which `sweep_drafts` removes.
     if not path.name.startswith("."):
+        # Renamed first, because rmtree takes many steps, and a reader could open the folder between two of them.
         doomed = path.with_name(f".{path.name}.gone")
         if doomed.exists():
             shutil.rmtree(doomed)
@@ -140,6 +146,7 @@ class Building:
         if kind is not None:
             remove(self._draft)
             return
+        # The folder's entries, then its name, then the name's folder: any other order may name a half-written folder.
         sync_folder(self._draft)
         self._draft.rename(self._target)
         sync_folder(self._target.parent)

@@ -25,6 +25,7 @@ def run_pair(config: Path) -> int:
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
+        # Only noted: the loop below stops the children in order.
         signal.signal(number, lambda signum, _frame: signals.append(signum))
     command = [sys.executable, "-m", "site_client.cli"]
     children = {name: subprocess.Popen([*command, name, "--config", str(config)]) for name in ("agent", "trainer")}
@@ -47,5 +48,6 @@ def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
             child.wait(max(0.1, ends_at - time.monotonic()))
         except subprocess.TimeoutExpired:
             _log.error("process killed", process=name, after_s=_STOP_S)
+            # The trainer's last checkpoint stands, and the agent's files are written before anything is sent.
             child.kill()
             child.wait()

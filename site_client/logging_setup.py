@@ -36,5 +36,6 @@ def log_to_stderr(*, tracebacks: bool) -> None:
 
 
 def _without_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # Dropped, not rendered: JSONRenderer would otherwise print its repr, which holds the exception's text.
     event.pop("exc_info", None)
     return event

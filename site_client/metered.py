@@ -16,6 +16,7 @@ def is_metered(bus: Bus) -> bool | None:
     """Ask NetworkManager; None when it does not run here or cannot tell."""
     try:
         return _METERED.get(bus.get(_NETWORK, "/org/freedesktop/NetworkManager", _NETWORK, "Metered"))
+    # No NetworkManager is normal on servers; `metered_unknown` decides then.
     except BusError:
         return None
 

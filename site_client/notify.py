@@ -34,9 +34,11 @@ class Notifier:
     @classmethod
     def of_service(cls, environment: MutableMapping[str, str] = os.environ) -> "Notifier":
         """Read systemd's variables, and remove them from the environment, so that no child sends in our name."""
+        # Removed: a worker that inherited the socket could report READY or WATCHDOG for a hung service.
         address = environment.pop("NOTIFY_SOCKET", "")
         watchdog_us = environment.pop("WATCHDOG_USEC", "0")
         watched = environment.pop("WATCHDOG_PID", str(os.getpid()))
+        # WATCHDOG_PID is another process when the service was started through a shell.
         return cls(address, int(watchdog_us) / 1e6 if watched == str(os.getpid()) else 0.0)
 
     def ready(self) -> None:
@@ -67,6 +69,7 @@ class Notifier:
     def _send(self, message: str) -> bool:
         if not self._address:
             return False
+        # "@" stands for the zero byte of an abstract socket, unix(7).
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as connection:

@@ -70,6 +70,7 @@ class AgentSide:
         Raises:
             SpoolRefused: another job of this round is on offer.
         """
+        # Idempotent: after a crash the agent offers the same job again, and the trainer may already be at work on it.
         target = self._out / _name(_JOB, job.run_id, job.round)
         if target.exists():
             offered = _read_job(target)
@@ -79,6 +80,7 @@ class AgentSide:
         with Building(target, _FOLDER_MODE) as draft:
             write_file(draft / "plan.bin", signed_plan, _FILE_MODE)
             lend_file(base_model, draft / "base.safetensors", _FILE_MODE)
+            # Order does not matter inside the draft: the folder gets its name only when every file is synced.
             write_file(draft / "job.json", to_json(job), _FILE_MODE)
         return replace(job, folder=target)
 
@@ -129,6 +131,7 @@ class AgentSide:
             raise SpoolRefused(f"expected a trained update for round {update.round}, got one without a delta")
         size_bytes = path.stat().st_size  # only whole numbers can be mapped
         delta = np.empty(0, "<f4") if not size_bytes or size_bytes % 4 else np.memmap(path, dtype="<f4", mode="r")
+        # The digest is checked at every reading: the spool is the boundary to the side that reads patient data.
         if hashlib.sha256(delta.data).digest() != update.delta_sha256:
             raise SpoolRefused(f"delta.f32 of round {update.round} does not have the digest its update names; retrain")
         return delta
@@ -181,6 +184,7 @@ class TrainerSide:
             raise SpoolRefused(f'a delta goes with "trained" and with nothing else, got outcome "{update.outcome}"')
         target = self._out / _name(_UPDATE, update.run_id, update.round)
         raw = None if delta is None else np.ascontiguousarray(delta, dtype="<f4").data.cast("B")
+        # The digest is taken here, so that the agent can tell a torn or changed file from a delivered one.
         whole = replace(update, delta_sha256=None if raw is None else Digest(hashlib.sha256(raw).digest()))
         record = to_json(whole)
         remove(target)
@@ -203,6 +207,7 @@ class TrainerSide:
 
 def _folder(path: Path) -> Path:
     if not path.exists():
+        # Not mkdir(mode=...), which the umask would narrow.
         path.mkdir(parents=True)
         path.chmod(_FOLDER_MODE)
     return path
@@ -226,6 +231,7 @@ def _jobs(folder: Path) -> list[Job]:
 
 def _read_job(folder: Path) -> Job:
     job = replace(from_json(Job, read_bounded(folder / "job.json", RECORD_BYTES_MAX)), folder=folder)
+    # A folder copied by hand under another name must not make the trainer train a round twice.
     if folder.name != _name(_JOB, job.run_id, job.round):
         raise SpoolRefused("job.json names another round than its folder; withdraw the job")
     return job

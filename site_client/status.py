@@ -92,6 +92,7 @@ def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
     """Return the reasons why training is paused, in words, for users who may read the trainer's folder."""
     try:
         record = read_record(settings.folders.trainer)
+    # The trainer's folder is closed to all but its user; the other facts are shown all the same.
     except PermissionError:
         return []
     if record is None:

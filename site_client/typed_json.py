@@ -35,6 +35,7 @@ class HexBytes(bytes):
         Raises:
             ValueError: `text` is not hex, or not of this length.
         """
+        # bytes.fromhex raises ValueError for odd or foreign characters; msgspec turns either into an out-of-range key.
         data = cls(bytes.fromhex(text)) if isinstance(text, str) else cls()
         if len(data) != cls.LENGTH:
             raise ValueError(f"expected {cls.LENGTH} bytes in hex")
@@ -53,6 +54,7 @@ def encode(record: object) -> bytes:
     Raises:
         ValueError: a number is not finite.
     """
+    # json and not msgspec writes: msgspec would write bytes as base64, and files of version 0.1.0 hold hex.
     text = json.dumps(record, default=_plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode()
 
@@ -69,18 +71,22 @@ def decode(kind: type[_T], data: bytes | str, *, whole: bool = False, size_max: 
     Raises:
         ValueError: the text is no such record. The message is a clause without any value of the record.
     """
+    # Before parsing: a parser holds several times the size of its text in memory.
     if len(data) > size_max:
         raise ValueError(f"it is larger than {size_max} bytes")
     try:
         table = msgspec.json.decode(data)
+    # RecursionError: brackets without end, which stay under the limit of size.
     except (msgspec.DecodeError, RecursionError):
         raise ValueError("it is not JSON") from None
     if is_dataclass(kind):
         _check_keys(kind, table, whole)
     try:
+        # Strict, as is msgspec's default: no text becomes a number, no number a flag.
         return msgspec.convert(table, kind, dec_hook=_hex_bytes)
     except msgspec.ValidationError as error:
         key = re.search(r"`\$\.([a-z0-9_]+)", str(error))
+        # `from None`: the cause would carry the refused value into a traceback.
         raise ValueError(f"{key[1] if key else 'a value'} is out of range") from None
 
 
@@ -103,6 +109,7 @@ def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
         OSError: the file cannot be read.
     """
     try:
+        # Read and not tested for existence first: the file may go between the two.
         return decode(kind, read_bounded(path))
     except FileNotFoundError:
         return None
@@ -120,6 +127,7 @@ def _check_keys(kind: type, table: object, whole: bool) -> None:
     if not isinstance(table, dict):
         raise ValueError("it is not a JSON object")
     known = set(record_keys(kind))
+    # With `whole`, a missing key is as odd as an unknown one: writer and reader then have two versions.
     odd = sorted(known ^ set(table)) if whole else sorted(set(table) - known)
     if odd:
         raise ValueError(f"the key {odd[0][:40]!r} is unknown or missing")

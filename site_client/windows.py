@@ -38,6 +38,7 @@ class Window:
 
     def last_start(self, now: datetime) -> datetime | None:
         """Return the newest start at or before `now` from which `length` may still reach it, or None."""
+        # Two more than whole days: the window may have begun yesterday, and a day of 25 hours may separate the two.
         for days_back in range(self.length.days + 2):
             day = now.date() - timedelta(days=days_back)
             has_begun = days_back > 0 or self.begins <= now.time()

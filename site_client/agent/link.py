@@ -100,11 +100,13 @@ class Link:
         watch = _Watch(self._endpoint.stall_s)
         feed = _Feed(requests, watch)
         stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = self._channel.stream_unary(path)
+        # Not the blocking call: the watch needs something to cancel.
         call = stream.future(feed)
         try:
             with watch.over(call):
                 return bytes(call.result())
         except grpc.RpcError as error:
+            # gRPC reports its own error for a request stream that raised; ours says why.
             if feed.error is not None:
                 raise feed.error from error
             raise self._explain(error) from error
@@ -220,6 +222,7 @@ class _Watch:
         return self
 
     def __enter__(self) -> None:
+        # A thread and no deadline: a deadline would limit the duration, and a slow transfer may take long.
         threading.Thread(target=self._watch, name="stall-watch", daemon=True).start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

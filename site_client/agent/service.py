@@ -64,6 +64,7 @@ def run(settings: SiteSettings) -> int:
         raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
+    # One agent on a state folder: two would use the same secrets with different messages.
     with _lock(settings.folders.agent / "lock"):
         service = AgentService(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +101,7 @@ class AgentService:
         """
         self._settings, self._identity, self._clock = settings, identity, clock
         self._notifier = notifier or Notifier()
+        # The unit's watchdog time may be shorter than the silence of a stalled transfer.
         self._notifier.allow(_QUIET_STALLS * settings.agent.stall_s)
         self._stopping = threading.Event()
         self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
@@ -110,6 +112,7 @@ class AgentService:
         self._egress = Egress(self._guard, self._ledger, self._link, payloads, rate_limit, self._notifier.alive)
         self._certificates = Certificates(identity, self._egress, self._enrolment, clock)
         spool = AgentSide(settings.folders.spool)
+        # The lock is held, so no other agent builds a draft now.
         spool.clear_drafts()
         bus = Bus()
         self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
@@ -122,10 +125,12 @@ class AgentService:
 
     def run(self) -> None:
         """Take turns until `stop`."""
+        # A signal handler cannot interrupt a call that waits in gRPC; closing the channel ends it.
         threading.Thread(target=self._cut_when_stopping, name="stop", daemon=True).start()
         _log.info("agent started", site=self._identity.site, ledger_entries=self._ledger.entries)
         if self._ledger.repaired_bytes:
             _log.warning("ledger repaired", cut_bytes=self._ledger.repaired_bytes, entry=self._ledger.entries)
+        # Only now: systemd starts units that depend on a ready agent.
         self._notifier.ready()
         while not self._stopping.is_set():
             self._notifier.alive()
@@ -139,6 +144,7 @@ class AgentService:
 
     def _turn(self) -> float:
         try:
+            # Before the poll: an expired certificate would fail it.
             if self._certificates.keep():
                 self._link.reconnect(self._endpoint())
             turn = self._participant.step()
@@ -146,6 +152,7 @@ class AgentService:
             return self._failed("aggregator not reached", error)
         except (SiteError, FederationError) as error:
             return self._failed("step failed", error)
+        # No exception ends the loop: the next turn starts from the files.
         except Exception as error:
             _log.error("step crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step crashed", error)

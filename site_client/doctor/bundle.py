@@ -52,6 +52,7 @@ def bundle(settings: SiteSettings, results: list[CheckResult]) -> bytes:
 
 def redact(text: str, hidden: list[str]) -> str:
     """Replace addresses, paths and the given names by <...>."""
+    # Names first: a pattern that matched only a part of a name would leave the rest of it.
     for name in hidden:
         text = re.sub(re.escape(name), "<name>", text, flags=re.IGNORECASE)
     for pattern, word in ((_PATH, "<path>"), (_HOST, "<host>"), (_ADDRESS, "<address>")):
@@ -89,6 +90,7 @@ def _outline(value: Any) -> dict[str, Any]:
         inner = getattr(value, item.name)
         if is_dataclass(inner):
             outline[item.name] = _outline(inner)
+        # Only types that cannot hold a name; everything else is counted.
         elif isinstance(inner, bool | int | float) or get_origin(hints[item.name]) is Literal:
             outline[item.name] = inner
         elif isinstance(inner, tuple):

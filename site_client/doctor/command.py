@@ -60,10 +60,12 @@ def render_json(results: list[CheckResult]) -> str:
 
 def exit_status(results: list[CheckResult]) -> int:
     """Return 0 with nothing red, 2 otherwise. Grey is neither."""
+    # Grey is no fault: a machine without GPU or systemd can be in order.
     return SOMETHING_RED if any(result.color is Color.RED for result in results) else CLEAN
 
 
 def _half(half: str, user: str, config: Path) -> Iterator[CheckResult]:
+    # Two processes, each with its own user and libraries, as the two services have them.
     command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute())]
     try:
         try:
@@ -96,6 +98,7 @@ def _as_service(user: str) -> dict[str, Any]:
         return {}
     if os.geteuid() != 0:
         return {}
+    # subprocess sets the groups itself: without this a check would run with root's groups.
     known = {group.gr_name: group.gr_gid for group in grp.getgrall()}
     extra = [known[name] for name in supplementary_groups(user) if name in known]
     member = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem]

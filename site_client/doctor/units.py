@@ -90,11 +90,13 @@ def weakens(unit: str, text: str) -> Iterator[str]:
     for key, value in re.findall(r"^[ \t]*([A-Za-z]+)[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE):
         # The trainer never had MemoryDenyWriteExecute: PyTorch compiles.
         needed = key in _YES and not (key == "MemoryDenyWriteExecute" and unit == "hemofed-trainer")
+        # A drop-in may repeat a directive with another spelling of yes.
         off = needed and value.lower() not in ("yes", "true", "on", "1", "invisible")
         other = key in _EXACT and value != _EXACT[key]
         emptied = key in _NEVER_EMPTY and not value
         families = key == "RestrictAddressFamilies" and unit == "hemofed-trainer" and value not in ("", "AF_UNIX")
         root = key in ("User", "Group") and value in ("root", "0", "")
+        # A list without "~" allows; a "~" list forbids more, which is fine.
         calls = key == "SystemCallFilter" and "@privileged" in value and not value.startswith("~")
         if off or other or emptied or families or root or calls or key in _NEVER[unit]:
             yield key
@@ -122,6 +124,7 @@ def _score(unit: str, file: Path, added: list[Path], most: float) -> Iterator[Ch
     with tempfile.TemporaryDirectory(prefix="hemofed-") as folder:
         copy = Path(folder) / f"{unit}.service"
         copy.write_bytes(file.read_bytes())
+        # Without its drop-ins the score would be that of the shipped unit, not of this machine.
         beside = copy.with_suffix(".service.d")
         beside.mkdir()
         for path in added:

@@ -47,6 +47,7 @@ def of_trainer(settings: SiteSettings) -> Iterator[Attempt]:
     yield _try("open a raw socket (AF_PACKET)", True, lambda: _close(_raw(socket.AF_PACKET)))
     yield _try("write into the export", True, lambda: _write(export))
     yield _try("read the agent's keys", True, lambda: _look_into(settings.folders.agent / "identity"))
+    # A control: a probe without any rights would pass every attempt above.
     yield _try("read the export", False, lambda: _look_into(export))
     yield _try("open a socket on this machine (AF_UNIX)", False, lambda: _close(socket.socket(socket.AF_UNIX)))
 
@@ -116,6 +117,7 @@ def _write(folder: Path) -> None:
 
 def _writable_code() -> None:
     """Call mmap(2) with PROT_WRITE and PROT_EXEC, past Python's own checks."""
+    # Python's mmap module refuses some combinations itself; only the kernel's answer counts.
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)

@@ -97,6 +97,7 @@ def _break_some(export: Path) -> Iterator[str]:
         raw = ds.get_item(attribute)
         if isinstance(raw, RawDataElement):
             value += b" " * (len(value) % 2)
+            # pydicom would refuse to set such a value; a broken file on disk holds it all the same.
             ds._dict[raw.tag] = raw._replace(value=value, length=len(value))
         ds.save_as(folder / name)
         yield from (name, value.decode().strip().split("\\")[0])

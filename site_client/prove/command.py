@@ -27,6 +27,7 @@ def prove(config: Path, *, with_round_check: bool) -> Iterator[ProofFinding]:
         ConfigRefused: the settings cannot be used.
     """
     settings = load(config)
+    # The walls first: they are the claim that everything else rests on.
     yield from show_walls(config)
     yield from show_running(settings)
     yield show_ledger(settings)

@@ -108,6 +108,7 @@ def check_process(claim: str, side: str, pid: int, settings: SiteSettings) -> Pr
     ]
     if side == "trainer":
         devices = [line.split(":")[0].strip() for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]]
+        # A namespace of its own may still hold a device that was moved into it.
         is_own = os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/1/ns/net")
         facts.append(("a network namespace of its own, with lo as its only device", is_own and devices == ["lo"]))
     else:
@@ -134,10 +135,12 @@ def _from_twin(side: str, unit: str, file: Path, config: Path) -> list[Attempt]:
     answers = Path("/run") / f"{name}.answers"
     folder.mkdir(mode=0o755, exist_ok=True)
     try:
+        # In /run: gone after a reboot, whatever happens to this process.
         (_RUN / f"{name}.service").write_text(file.read_text())
         for path in drop_ins(unit, UNIT_FOLDERS):
             (folder / path.name).write_text(path.read_text())
         probe = _PROBE.format(python=sys.executable, side=side, config=config.absolute(), answers=answers)
+        # Last in order: no drop-in of the unit overrides it.
         (folder / "zzz-prove.conf").write_text(probe)
         _systemctl("daemon-reload")
         _systemctl("start", f"{name}.service")

@@ -1,6 +1,6 @@
 """A consortium of one hospital on this machine, for a round check: CA, custodian, roster. Its keys are never kept."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,13 +70,13 @@ class Consortium:
 
 def plan_for(model: Model, architecture: str) -> TrainingPlan:
     """Return the plan of one short round."""
-    plan = TrainingPlan(
+    return TrainingPlan(
         run_id=bytes(range(16)),
         name="round check",
         purpose="To search the files that a round leaves.",
         architecture=architecture,
         manifest=model.manifest,
-        initial_model_digest=bytes(32),
+        initial_model_digest=model.digest,
         rounds=1,
         inputs=Inputs(64, 20),
         training=LocalTraining(1, 1e-3, 0.0, 0.0, 2, 2),
@@ -86,4 +86,3 @@ def plan_for(model: Model, architecture: str) -> TrainingPlan:
         encoding=Encoding(1.0, 6, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
     )
-    return replace(plan, initial_model_digest=model.digest)

@@ -84,6 +84,7 @@ class RoundCheck:
 
 def show_no_canary() -> ProofFinding:
     """Run the round check in a temporary folder. The claim is not shown when the round does not finish."""
+    # Nothing of it may stay: a canary in a later search would look like a leak.
     with tempfile.TemporaryDirectory(prefix="hemofed-round-check-") as folder:
         try:
             result = check_round(Path(folder))
@@ -131,6 +132,7 @@ def check_round(folder: Path) -> RoundCheck:
         site.step()
         _write_messages(site.aggregator, folder / "sent")
     messages = verify.verify(settings.folders.agent / "ledger.jsonl")
+    # No hit in a round that sent nothing would prove nothing.
     if messages.dry_run == 0:
         raise LookupError("the agent made no message of the round")
     model_file.unlink()

@@ -6,6 +6,7 @@ Values have four characters or more.
 import base64
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -21,7 +22,7 @@ def spellings(values: Iterable[str]) -> dict[bytes, str]:
     wanted: dict[bytes, str] = {}
     for value in values:
         plain = [value.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be")]
-        if value.encode("utf-8", "ignore") and _fits_latin(value):
+        with suppress(UnicodeEncodeError):  # a value outside Latin-1 has no such spelling
             plain.append(value.encode("latin-1"))
         for raw in plain:
             wanted |= dict.fromkeys((raw, raw.hex().encode(), raw.hex().upper().encode()), value)
@@ -37,7 +38,10 @@ def findings(wanted: dict[bytes, str], places: Iterable[Path]) -> list[str]:
     """Return "<value> in <file>" for every hit in these files, or below these folders, or in a file's name."""
     search = _Search(wanted)
     hits = set()
-    for path in _files(places):
+    files: list[Path] = []
+    for place in places:
+        files += [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    for path in files:
         for value in (*search.in_bytes(path.read_bytes()), *search.in_bytes(str(path.name).encode())):
             hits.add(f"{value} in {path}")
     return sorted(hits)
@@ -49,6 +53,7 @@ class _Search:
     def __init__(self, wanted: dict[bytes, str]) -> None:
         self._by_start: dict[bytes, list[bytes]] = {}
         self._wanted = wanted
+        # 16 MiB, once: a search text by text over gigabytes would take hours.
         self._begins = np.zeros(1 << 24, bool)
         for text in wanted:
             self._by_start.setdefault(text[:_START], []).append(text)
@@ -68,11 +73,6 @@ class _Search:
         }
 
 
-def _files(places: Iterable[Path]) -> Iterable[Path]:
-    for place in places:
-        yield from [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-
-
 def _base64(raw: bytes) -> set[bytes]:
     """Return base64 as it appears inside a longer text: three ways, by the offset, without the edges."""
     inner = set()
@@ -80,11 +80,3 @@ def _base64(raw: bytes) -> set[bytes]:
         coded = base64.b64encode(bytes(lead) + raw)
         inner.add(coded[4 * (lead > 0) : len(coded) - 4 * ((lead + len(raw)) % 3 > 0)])
     return {text for text in inner if len(text) >= 8}
-
-
-def _fits_latin(value: str) -> bool:
-    try:
-        value.encode("latin-1")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -48,11 +48,13 @@ def join(
         Unreachable: the first connection failed; later failures are shown, and the waiting goes on.
     """
     token = Token.parse(token_text)
+    # Before any contact: a mistake here must not use up the token of another site.
     if token.site != settings.name:
         raise ConfigRefused(f"the token is for {token.site!r}, but site.toml says name = {settings.name!r}")
     joining = Joining.prepare(settings.folders.agent / "identity", token.site)
     ca_pem = fetch_ca(address, settings.aggregator.proxy, token.ca_fingerprint)
     link = Link(Endpoint(address, ca_pem, proxy=settings.aggregator.proxy, stall_s=settings.agent.stall_s))
+    # The join is recorded, too; only its payload is not kept, because it holds the token.
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", joining.keys.signing, clock, joining=True)
     try:
         egress = Egress(Guard(settings.policy), ledger, link)
@@ -85,6 +87,7 @@ def _ask_until_approved(
         say(f"    {six_words(request.csr_der, request.signing_key, request.sealing_key)}")
     while reply.WhichOneof("outcome") != "credentials":
         pause_s = max(1, reply.pending.retry_after_s)
+        # Spread, so that hospitals which wait for one coordinator do not poll together.
         wait(pause_s * (1 + secrets.randbelow(256) / 1024))
         try:
             reply = egress.send(JOIN, request)

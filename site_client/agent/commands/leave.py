@@ -45,9 +45,11 @@ def leave(settings: SiteSettings, clock: Callable[[], datetime] = lambda: dateti
             "this site's certificate has expired, so the aggregator would not accept the message; start the agent "
             "once, which requests a new one, or ask the coordinator to revoke this site"
         )
+    # First: without an answer everything below stays undone, and the command can be repeated.
     _tell_aggregator(settings, identity, clock)
     _close_round(settings)
     forget(folder, clock())
+    # A status of a site that has left would look like that of a stopped agent.
     remove(settings.folders.agent / "status.json")
     return f"{identity.site} has left: its certificate is no longer accepted. Only a new invitation brings it back"
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from site_client.agent.egress import payloads, verify
 from site_client.agent.egress.calls import CALLS
 from site_client.agent.egress.ledger import Entry, read
-from site_client.agent.egress.verify import Anchor, DayTotal
+from site_client.agent.egress.verify import Anchor
 from site_client.agent.identity import keys
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused
@@ -41,7 +41,19 @@ class LedgerReader:
         entries = verify.newest(self._path, count)
         if as_json:
             return _json([entry.record() for entry in entries])
-        return _table(_HEADINGS, [_row(entry) for entry in entries], "nothing has been sent from this site yet")
+        rows = [
+            (
+                str(entry.seq),
+                f"{entry.utc:%Y-%m-%d %H:%M:%S}",
+                entry.dest,
+                entry.rpc,
+                str(entry.size_bytes),
+                entry.decision,
+                entry.sha256[:16],  # enough to find it, and the line fits a terminal
+            )
+            for entry in entries
+        ]
+        return _table(_HEADINGS, rows, "nothing has been sent from this site yet")
 
     def show_entry(self, seq: int, *, as_json: bool) -> str:
         """Show one entry, and its decoded payload while it is kept.
@@ -69,7 +81,8 @@ class LedgerReader:
         days = verify.totals(read(self._path))
         if as_json:
             return _json([asdict(day) for day in days])
-        return _table(("day (UTC)", "to", "messages", "bytes"), [_day(day) for day in days], "nothing has left yet")
+        rows = [(total.day.isoformat(), total.dest, str(total.messages), str(total.bytes_out)) for total in days]
+        return _table(("day (UTC)", "to", "messages", "bytes"), rows, "nothing has left yet")
 
     def verify(self, anchor: str | None, *, as_json: bool) -> str:
         """Verify the ledger and every kept payload.
@@ -113,15 +126,6 @@ def verify_file(path: Path, key: str | None, anchor: str | None, *, as_json: boo
 
 
 _HEADINGS = ("entry", "when (UTC)", "to", "call", "bytes", "decision", "sha256")
-
-
-def _row(entry: Entry) -> tuple[str, ...]:
-    when = f"{entry.utc:%Y-%m-%d %H:%M:%S}"
-    return (str(entry.seq), when, entry.dest, entry.rpc, str(entry.size_bytes), entry.decision, entry.sha256[:16])
-
-
-def _day(total: DayTotal) -> tuple[str, ...]:
-    return (total.day.isoformat(), total.dest, str(total.messages), str(total.bytes_out))
 
 
 def _decoded(entry: Entry, data: bytes) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def _words(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> str:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> str:
     if not rows:
         return empty
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]

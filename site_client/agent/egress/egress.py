@@ -112,19 +112,24 @@ class Egress:
         for chunk in chunks:
             cleared = self._clear(PUT_BLOB, chunk)
             yield cleared
+            # After the yield: the transport takes the next chunk only when this wait is over.
             self._rate_limit.spend(len(cleared.data))
 
     def _clear(self, call: Call[Q, R], message: Message) -> Cleared:
         self._moved()
+        # Serialized once: guard, ledger, payloads and wire are about the very same bytes.
         data = serialize(message)
         try:
             # Proof of the cast: the guard looks the call up by name, and compares the message's type itself.
             rule = self.guard.check_message(cast(Call[Message, Message], call), message)
         except EgressRefused as refusal:
+            # A refusal is recorded as well: it tells the hospital that something tried to leave.
             self._record(call, message, data, EgressDecision.REFUSED, str(refusal))
             raise
+        # Before the wire: a message that left without an entry could never be found again.
         seq = self._record(call, message, data, self._decision, rule)
         if self.payloads is not None:
+            # After the ledger, which must hold the entry that a payload belongs to.
             self.payloads.keep(seq, data)
         return Cleared(data)
 

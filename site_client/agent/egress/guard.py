@@ -48,6 +48,7 @@ from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import Update
 
+# The calls by which an update, or a promise of one, leaves. A dry run makes none of them.
 _TAKES_PART = frozenset(
     call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
 )
@@ -93,6 +94,7 @@ _BYTES: dict[str, int] = {
     "BlobRequest.digest": 32,
     "EchoRequest.data": CHUNK_BYTES_MAX,
 }
+# No float and no double: a loss or a score has no field in which it could travel.
 _NUMBERS = {
     FieldDescriptor.TYPE_UINT32,
     FieldDescriptor.TYPE_UINT64,
@@ -130,6 +132,7 @@ class Guard:
         try:
             yield
         finally:
+            # Also after an error: outside the context no chunk leaves.
             self._upload = None
 
     def check_message(self, call: Call[Message, Message], message: Message) -> str:
@@ -141,11 +144,13 @@ class Guard:
         Raises:
             EgressRefused: the message may not leave.
         """
+        # By identity and exact type: a look-alike call or a subclass of the message is refused.
         if CALLS.get(call.name) is not call or type(message) is not call.request:
             raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
         if self._policy.dry_run and call.name in _TAKES_PART:
             raise EgressRefused(f"policy.dry_run is set: {call.name} does not leave")
         try:
+            # Unknown fields would leave unchecked: protobuf keeps and sends them.
             check_known(message)
         except Malformed as error:
             raise EgressRefused(f"{call.name}: {error}") from error
@@ -170,6 +175,7 @@ class Guard:
             EgressRefused: the update may not leave.
         """
         least = max(self._policy.studies_min, plan.training.studies_min)
+        # Checked here again, although the plan was declined for it before: the guard trusts no earlier step.
         excess = set(plan.metrics) - set(self._policy.metrics)
         if excess:
             raise EgressRefused(f"policy.metrics does not hold {', '.join(sorted(excess))}; the update is withheld")
@@ -177,6 +183,7 @@ class Guard:
             raise EgressRefused(f"an update with outcome {str(update.outcome)!r} does not leave")
         if clipped is None:
             return
+        # An update from few studies reveals much about each of them, even within a sum.
         if update.studies < least:
             raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
         if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
@@ -221,6 +228,7 @@ def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
         if name not in _TEXT or _TEXT[name].fullmatch(value) is None:
             raise EgressRefused(f"{name} holds text that does not leave")
     elif isinstance(value, bytes):
+        # -1: a field that is not in the table does not leave, even when it is empty.
         if len(value) > _BYTES.get(name, -1):
             raise EgressRefused(f"{name} holds {len(value)} bytes, more than may leave")
     elif field.type not in _NUMBERS:

@@ -40,6 +40,7 @@ from site_client.errors import InUse, LedgerBroken
 from site_client.files import append_whole, belongs_with_its_folder, private_folder
 
 GENESIS = "0" * 64
+# Domain separation: a signature over a ledger line is never one over another kind of message.
 _DOMAIN = b"hemofed ledger v1\x00"
 _KEYS = {
     *("seq", "utc", "dest", "rpc", "bytes", "sha256", "fields", "decision", "rule", "key", "prev_hash", "sig"),
@@ -159,9 +160,11 @@ class Ledger:
         self._signer, self._clock = signer, clock
         self._key = signer.public_key().public_bytes_raw().hex()
         private_folder(path.parent)
+        # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         belongs_with_its_folder(self._handle, path)
         try:
+            # Locked before it is read: two writers would both continue from the same head.
             _lock(self._handle)
             torn = _cut_unfinished_line(self._handle)
             self.entries, self.head = self._check(path, joining)
@@ -171,6 +174,7 @@ class Ledger:
         self.repaired_bytes = len(torn)
         if torn:
             why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
+            # The cut is an entry of its own, so that an auditor sees that bytes were removed, and which.
             self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
 
     def append(self, outgoing: Outgoing) -> Entry:
@@ -193,7 +197,9 @@ class Ledger:
             prev_hash=self.head,
         ).signed_by(self._signer)
         line = entry.line()
+        # Synced before the message leaves: after a power cut the ledger still holds everything that left.
         append_whole(self._handle, "ledger line", line, b"\n", durably=True)
+        # Only after the write: a full disk must not advance the chain.
         self.entries, self.head = entry.seq, hashlib.sha256(line).hexdigest()
         return entry
 
@@ -207,6 +213,7 @@ class Ledger:
             last = entry
         if last is None:
             return 0, GENESIS
+        # One signature suffices at the start: it covers the hash of the line before, and so every line.
         if not last.is_authentic() or (last.key != self._key and not joining):
             raise broken(last.seq)
         return last.seq, last.hash()
@@ -263,6 +270,7 @@ def _entry(line: bytes, seq: int) -> Entry:
             prev_hash=record["prev_hash"],
             sig=record["sig"],
         )
+        # Canonical: two spellings of one entry would have two hashes.
         if entry.line() != line:
             raise broken(seq)
     except (ValueError, TypeError, AttributeError) as error:

@@ -26,6 +26,7 @@ class Payloads:
         private_folder(folder)
         packs = _packs(folder)
         for pack in packs[-1:]:
+            # Cut a record that a crash left unfinished: every later record in the file would be unreadable.
             os.truncate(pack, sum(_RECORD.size + len(data) for _, data in _records(pack.read_bytes())))
         # Sizes by file, oldest first. A listing of the folder for every message would cost more than the writing.
         self._sizes = {pack: pack.stat().st_size for pack in packs}
@@ -41,6 +42,7 @@ class Payloads:
         size_bytes = _RECORD.size + len(data)
         path = next(reversed(self._sizes), None)
         if path is None or self._sizes[path] + size_bytes > self._pack_bytes:
+            # Named by its first entry, so that `find` opens one file only.
             path = self._folder / f"{seq:012d}.pack"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

@@ -15,6 +15,7 @@ def piece_sizes(now: Callable[[], float] = time.monotonic) -> Iterator[int]:
     """Yield the size in bytes of the next piece of one transfer, asked for when the line takes it."""
     began_s, moved_bytes = now(), 0
     while True:
+        # Buffers take the first bytes at once, however slow the line is; so those are not counted.
         is_fast = moved_bytes - _UNDER_WAY_BYTES > _FAST_BYTES_S * (now() - began_s)
         size_bytes = LARGE_BYTES if is_fast else SLOW_PIECE_BYTES
         yield size_bytes

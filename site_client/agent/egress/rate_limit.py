@@ -21,5 +21,6 @@ class RateLimit:
         if self._bytes_per_s == 0:
             return
         now = self._now()
+        # max: unused time is not saved up, or a pause would be followed by a burst.
         self._free_at = max(self._free_at, now) + size_bytes / self._bytes_per_s
         self._wait(self._free_at - now)

@@ -54,12 +54,14 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
         return
     if ref.size_bytes > size_max:
         raise StepRefused(f"expected a file of at most {size_max} bytes, got one of {ref.size_bytes} on offer")
+    # Under a dot name until its hash is right.
     part = target.with_name(f".{ref.digest.hex()}.part")
     with part.open("ab") as file:
         if file.tell() < ref.size_bytes:
             for chunk in egress.fetch_chunks(blobs_pb2.BlobRequest(digest=ref.digest, offset=file.tell())):
                 # Get's answers are BlobChunks: calls.py.
                 file.write(_next_bytes(file.tell(), ref, chunk))  # type: ignore[arg-type]
+                # So that the size on disk is the offset to continue from, after a crash too.
                 file.flush()
         held_bytes = file.tell()
     if held_bytes < ref.size_bytes:
@@ -67,6 +69,7 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
             f"the download stopped at {held_bytes} of {ref.size_bytes} bytes; it is continued at the next try"
         )
     if sha256_of(part) != ref.digest:
+        # Which bytes are wrong cannot be known, so all are fetched anew.
         part.unlink()
         raise ModelMismatch("a downloaded file does not have the digest it was announced with; it is fetched anew")
     part.rename(target)
@@ -85,6 +88,7 @@ def _next_bytes(held_bytes: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobC
 def _chunks(data: memoryview, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
     sizes = piece_sizes()
     while offset < len(data):
+        # Copied, because protobuf keeps the bytes until gRPC has sent them.
         piece = bytes(data[offset : offset + next(sizes)])
         yield blobs_pb2.BlobChunk(digest=digest, offset=offset, data=piece)
         offset += len(piece)

@@ -76,9 +76,11 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
     """
     counts = _Counts()
     for entry in read(path):
+        # Every signature, although the newest covers all lines: an auditor learns which line was changed first.
         if not entry.is_authentic():
             raise broken(entry.seq)
         counts.add(entry)
+        # An attacker with the site's key can sign a new chain; only a head recorded elsewhere shows that.
         if anchor is not None and entry.seq == anchor.entries and counts.head != anchor.head:
             raise broken(entry.seq)
     if key is not None and counts.keys and counts.keys[-1][1] != key:

@@ -59,11 +59,17 @@ class Certificates:
         now = self._clock()
         if self._request_again_at is not None and now < self._request_again_at:
             return False
+        # Expired by this clock: the listener for sites would refuse the connection, so only recovery is left.
         expired = now >= self._identity.expires_at
         if not expired and now < self._identity.renewal_due():
             return False
         try:
-            self._recover() if expired else self._renew()
+            if expired:
+                self._recover()
+            else:
+                request = keys.request_certificate(self._identity.site)
+                credentials = self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
+                self._identity.accept_certificate(request, credentials)
         except (SiteError, FederationError) as error:
             if expired:
                 raise
@@ -73,18 +79,14 @@ class Certificates:
         _log.info("certificate renewed", expires_at=self._identity.expires_at.isoformat())
         return True
 
-    def _renew(self) -> None:
-        request = keys.request_certificate(self._identity.site)
-        self._identity.accept_certificate(
-            request, self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
-        )
-
     def _recover(self) -> None:
         """Replace an expired certificate, after a long outage: the signing key answers a challenge."""
         site = self._identity.site
         with self._enrolment() as egress:
             request = keys.request_certificate(site)
+            # The aggregator draws the nonce, so a recorded recovery cannot be replayed.
             nonce = egress.send(CHALLENGE, enrolment_pb2.ChallengeRequest(site=site)).nonce
+            # The signing key signs nothing that is not a nonce.
             if len(nonce) != NONCE_BYTES:
                 raise IdentityRefused(
                     f"expected a challenge of {NONCE_BYTES} bytes, got {len(nonce)}; nothing was signed"
@@ -99,6 +101,7 @@ class Certificates:
         begins, ends = self._identity.valid_from, self._identity.expires_at
         self._request_again_at, self.notice = None, ""
         if now >= self._identity.renewal_due():
+            # Without this, a clock that is ahead would request a certificate at every turn.
             self._request_again_at = now + (ends - begins) * (2 / 3)
             self.notice = f"this machine's clock is ahead, perhaps by {(now - begins).days} days; set it (NTP)"
         elif now < begins:

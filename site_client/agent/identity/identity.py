@@ -66,6 +66,8 @@ class SiteIdentity:
                 "`hemofed-site join ADDRESS TOKEN`"
             )
         self.keys: SiteKeys = keys.load(folder)
+        # In the order of trust: the fingerprint from the token, the CA it names, the custodian's certificate that the
+        # CA issued, the roster that the custodian signed.
         self.membership = _read_membership(folder / "membership.json")
         self.ca_pem = (folder / "ca.pem").read_bytes()
         self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
@@ -92,6 +94,7 @@ class SiteIdentity:
     def renewal_due(self) -> datetime:
         """Return two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
         starts, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        # From the certificate, not drawn: a restart must not move the day, and sites must not renew all at once.
         spread = int.from_bytes(self._certificate.fingerprint(hashes.SHA256())[:4], "big") / 2**32
         return starts + (ends - starts) * (2 / 3 + spread / 20)
 
@@ -104,11 +107,14 @@ class SiteIdentity:
             IdentityRefused: it lacks this site's own keys, or is a second roster of one epoch.
         """
         roster = verify_roster(signed, self.custodian, epoch_held=self.roster.epoch)
+        # Two signed rosters of one epoch mean that the custodian's key is misused.
         if roster.epoch == self.roster.epoch:
             if roster != self.roster:
                 raise IdentityRefused(f"expected one roster of epoch {roster.epoch}, got a second; call the custodian")
             return self.roster
+        # A roster with other keys for this site would let another machine take its place.
         _check_own_entry(roster, self.site, self.keys)
+        # On disk before it is used: a restart must not return to an older epoch.
         replace_file(self._folder / "roster.bin", serialize(signed))
         self.roster = roster
         return roster
@@ -120,6 +126,7 @@ class SiteIdentity:
             IdentityRefused: the certificate is not for this site and key, or not of the consortium's CA.
         """
         _check_certificate(credentials.certificate_pem, request, self.site, self._ca)
+        # One file for key and certificate: a crash between two files would pair a key with another's certificate.
         replace_file(self._folder / "tls.pem", request.key_pem + credentials.certificate_pem)
         self._load_tls()
         if credentials.HasField("roster"):
@@ -164,6 +171,7 @@ class Joining:
             IdentityRefused: a certificate or the roster is not right for this host.
             BadSignature: the custodian did not sign the roster.
         """
+        # Against the fingerprint in the token: everything else in this message came over the network.
         ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
         _check_certificate(credentials.certificate_pem, self.request, self.site, ca)
         custodian = _custodian_key(credentials.custodian_certificate_pem, ca)
@@ -219,6 +227,7 @@ def _check_certificate(pem: bytes, request: Request, site: str, ca: x509.Certifi
     _check_issued(certificate, ca, "site")
     wanted = x509.load_der_x509_csr(request.csr_der).public_key()
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    # The certificate must hold the key that was made here, or another party could speak for this site.
     if certificate.public_key() != wanted or [name.value for name in names] != [site]:
         raise IdentityRefused("the certificate is not for this host's name and key; ask the coordinator")
 

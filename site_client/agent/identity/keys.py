@@ -87,6 +87,7 @@ class Request:
 def make_or_load(folder: Path) -> SiteKeys:
     """Load the keys in `folder`, and make those that are missing, with mode 0600."""
     signing, sealing = folder / "signing.key", folder / "sealing.key"
+    # Never replaced: the roster and the ledger know this key.
     if not signing.exists():
         replace_file(signing, Ed25519PrivateKey.generate().private_bytes_raw())
     if not sealing.exists():
@@ -118,6 +119,7 @@ def request_certificate(site: str) -> Request:
 
 def prove_possession(keys: SiteKeys, csr_der: bytes) -> bytes:
     """Sign a join request: the signing key speaks for the TLS key and the sealing key."""
+    # Both keys in one signature: neither can be swapped for another key on the way.
     digests = hashlib.sha256(csr_der).digest() + hashlib.sha256(keys.sealing.public_bytes).digest()
     return keys.signing.sign(_JOIN_DOMAIN + digests)
 

@@ -44,6 +44,7 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
         raise Unreachable(
             f"{address} does not answer with TLS 1.3 ({error}); check address, firewall and proxy"
         ) from error
+    # Any certificate of the chain: a server may or may not present its root.
     for der in chain:
         if hashlib.sha256(der).digest() == fingerprint:
             return ssl.DER_cert_to_PEM_cert(der).encode()

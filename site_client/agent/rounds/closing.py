@@ -40,6 +40,7 @@ class Closing:
 
     def _verify(self, current: CurrentRound, published: rounds_pb2.PublishedSum) -> None:
         """Recompute the published model. An evaluation-only round publishes the model that it evaluated."""
+        # The sum of another round would lead to a model that no site trained from.
         if published.round != current.number:
             raise StepRefused(
                 f"the sum of round {published.round} does not close round {current.number}; polling again"

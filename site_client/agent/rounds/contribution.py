@@ -58,7 +58,9 @@ def prepare_contribution(
     if delta is not None:
         if delta.dtype != np.float32 or delta.shape != (plan.manifest.size,):
             raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
+        # Clipped again although training has clipped: the bound of the sum must not depend on the other process.
         clipped, was_clipped = clip(delta, plan.encoding.clip_norm)
+    # After clipping, on the very vector that is encoded.
     guard.check_update(plan, update, clipped)
     header = SiteHeader(
         studies=update.studies,
@@ -88,5 +90,7 @@ def mask_contribution(member: Member, contribution: Contribution, shares: Mappin
     # The cohort's name holds the plan, and with it the clip norm: the same update always gets the same noise.
     seed = member.uctx + member.site.encode() + b"\x00" + contribution.delta_sha256
     rounding = np.random.default_rng(int.from_bytes(hashlib.sha256(b"hemofed rounding v2\x00" + seed).digest(), "big"))
+    # Encoded into words of the ring: masks hide only integers modulo 2^64.
     words = encode(contribution.layout, contribution.delta, contribution.header, rounding)
+    # In place: a copy of a large upload would double the peak of memory.
     return member.mask(words, shares, in_place=True).astype("<u8", copy=False).data.cast("B")

@@ -102,9 +102,11 @@ def run_dry(
     """
     remove(site.folder)
     transport = RecordingTransport(dest)
+    # This guard checks as for a real round; the transport below is what keeps the messages here.
     guard = Guard(replace(site.policy, dry_run=False))
     egress = Egress(guard, site.ledger, transport, site.payloads, decision=EgressDecision.DRY_RUN)
     try:
+        # A journal of its own: the real one must not record an upload that never left.
         journal = RoundJournal(site.folder)
         journal.begin(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
         egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
@@ -187,6 +189,7 @@ class _DryRun:
         confirmations = []
         for member in (other for other in others if other.site in names):
             shares = {name: dealt[name][member.site] for name in names if name != member.site}
+            # Their words are never summed here; masking is what moves their state to the next phase.
             member.mask(np.zeros(1, np.uint64), shares)
             member.claim(os.urandom(32))
             confirmations.append(secagg_pb2.Confirmation(site=member.site, signature=member.confirm(names)))

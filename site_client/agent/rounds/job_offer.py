@@ -49,11 +49,15 @@ class JobOffer:
             Unreachable: the connection broke off; the next turn continues.
             FederationError: the plan or a published sum is refused.
         """
+        # First: a run whose model did not verify gets neither a plan nor a job from this site.
         if self._files.plans.distrusted(step.round.run_id):
             raise StepRefused("a model of this run did not verify here; `hemofed-site status` says what to do")
         held = self._plan(step)
+        # Against the signed plan, before any state changes.
         _check_step(held.plan, step)
+        # Begun before it may be declined: the journal records the answer before it is sent.
         current = self._begin(step)
+        # An answer once given is given again: a lost reply must not change it.
         if current.declined is not None:
             self._readiness.decline(current, current.declined)
         elif held.decision is PlanDecision.REFUSED:
@@ -85,6 +89,7 @@ class JobOffer:
                 evaluation_only=step.evaluation_only,
             )
         )
+        # After the journal: a crash in between leaves a stale job, which the next start withdraws.
         if previous is not None and not previous.is_of(step.round):
             self._files.spool.withdraw_job(previous.run_id, previous.number)
         return current
@@ -94,6 +99,7 @@ class JobOffer:
         try:
             self._files.models.obtain(self._egress, held.plan, step)
         except ModelMismatch:
+            # Recorded before the error travels on, so that a restart does not forget it.
             self._files.plans.distrust(current.run_id)
             raise
         job = Job(

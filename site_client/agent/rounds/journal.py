@@ -111,8 +111,10 @@ class RoundJournal:
         """Close the round for good: record it as closed, overwrite its secrets, remove its folder, in this order."""
         if self.current is None:
             return
+        # closed.json first: from this line on the round can never begin again, whatever is left of it.
         closed = self._closed() | {self.current.run_id.hex(): self.current.number}
         replace_file(self._folder / "closed.json", encode(closed))
+        # Overwritten before the folder goes: an unlinked file keeps its bytes on the disk.
         for attempt in range(1, self.current.attempt + 1):
             self.erase_attempt(attempt)
         remove(self._path(self.current))
@@ -155,6 +157,7 @@ def overwrite(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as file:
+        # In place ("r+b"): a replaced file would leave the old blocks unwritten.
         file.write(bytes(path.stat().st_size))
         file.flush()
         os.fsync(file.fileno())

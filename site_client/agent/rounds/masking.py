@@ -48,12 +48,14 @@ class MaskingPhases:
             StepRefused: the step is for another base model, or for a roster that this site does not hold.
         """
         current = self._enter(step.round)
+        # Members with different base models would reveal by their sum how the models differ.
         if step.base_model_digest != current.base_model_digest:
             raise StepRefused("the masking keys would be bound to another base model than ours; no keys were made")
         if not 1 <= step.roster_epoch <= self.identity.roster.epoch:
             raise StepRefused(
                 f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
             )
+        # Loaded first: a repeated step must send the same keys, or two sets of masks would exist.
         member = self._load(step.round.attempt) or self._begin(plan, current, step)
         own = message_of(member.advertisement)
         self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
@@ -66,9 +68,12 @@ class MaskingPhases:
         """
         member, current = self._member(step.round), self._enter(step.round)
         advertisements = {message.site: advertisement_of(message) for message in step.advertisements}
+        # A dict would hide the second entry, and with it a replaced key.
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
+        # The stricter of hospital and plan.
         minimum = max(self.cohort_min, plan.cohort.minimum)
+        # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
         ciphertexts = self._checked(
             step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
@@ -94,6 +99,7 @@ class MaskingPhases:
         masked = self._checked(step.round, lambda: mask_contribution(member, contribution, shares))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
+            # The claim names the digest of the whole upload, so that the aggregator cannot exchange it.
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
             current = self._enter(step.round)
@@ -134,6 +140,7 @@ class MaskingPhases:
 
     def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
+        # Earlier attempts are dead: their secrets go before new ones exist.
         for earlier in range(1, attempt):
             self.journal.erase_attempt(earlier)
         self.journal.save(replace(current, attempt=attempt))
@@ -149,6 +156,7 @@ class MaskingPhases:
         current = self.journal.current
         if current is None or not current.is_of(ref):
             raise StepRefused(f"round {ref.round} is not the one this site works on; polling again")
+        # Answers in two attempts could together remove both masks of one upload.
         if current.revealed_attempt not in (0, ref.attempt):
             raise StepRefused("this site has already revealed in another attempt of this round; it joins no second one")
         if ref.attempt == 0 or ref.attempt < current.attempt or ref.attempt == current.refused_attempt:
@@ -184,6 +192,7 @@ class MaskingPhases:
             return act()
         except SecaggError as error:
             current = self._enter(ref)
+            # Recorded before the secrets go: a restart must not enter the attempt again.
             self.journal.save(replace(current, refused_attempt=ref.attempt))
             self.journal.erase_attempt(ref.attempt)
             raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error

@@ -69,6 +69,7 @@ class Models:
         """
         if self.holds(step.base_model_digest):
             return
+        # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         if step.chain and self.newest:
             for link in step.chain:
                 self.follow(egress, plan, self.newest, link)
@@ -89,6 +90,7 @@ class Models:
         if self.holds(link.model_digest):
             return
         layout = Layout.of(plan, plan.manifest.size)
+        # Before the size is computed from it: the number of members comes over the network.
         layout.check_members(link.members)
         if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
             raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
@@ -98,6 +100,7 @@ class Models:
         # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
         model, self._in_memory = self.load(plan, base), None
         computed = next_model(plan, model, published, uses_up=True)
+        # Before the comparison, so that a wrong sum does not stay to be used again.
         remove(arrived)
         if computed.digest != link.model_digest:
             raise ModelMismatch(
@@ -119,6 +122,7 @@ class Models:
         draft = self._folder / ".model.new"
         save_model(draft, model, spare)
         draft.chmod(0o600)
+        # The file gets its digest as a name only when it is whole.
         draft.rename(self.path(model.digest))
         sync_folder(self._folder)
         self._in_memory = model

@@ -85,11 +85,14 @@ class Participant:
             EgressRefused: the guard did not let a message leave.
             FederationError: the aggregator sent something that no machine of the consortium may accept.
         """
+        # Before the poll: a change during the poll is then news afterwards, and not lost.
         self._seen = self._local_facts()
         reply = self._egress.send(POLL, self._poll_request())
+        # Before the step, which may name a roster of this epoch.
         if reply.roster_epoch > self._identity.roster.epoch:
             self._identity.accept_roster(self._egress.send(FETCH_ROSTER, FETCH_ROSTER.request()))
         asked = reply.WhichOneof("step")
+        # The aggregator proposes, within the hospital's own bounds.
         wait_s = min(self._agent.poll_max_s, max(self._agent.poll_min_s, reply.retry_after_ms / 1000))
         try:
             is_ready = self._take(asked, reply)
@@ -113,6 +116,7 @@ class Participant:
         situation, current = self.situation(), self.journal.current
         request = rounds_pb2.PollRequest(
             state=situation.state.number,
+            # Sorted, so that equal situations give equal bytes in the ledger.
             reasons=sorted({reason.number for reason in situation.reasons}),
             progress_percent=situation.progress_percent,
             roster_epoch=self._identity.roster.epoch,
@@ -122,6 +126,7 @@ class Participant:
             ledger_head=bytes.fromhex(self._egress.ledger.head),
         )
         if current is not None:
+            # After a restart of either side the aggregator learns from this in which round the site is.
             request.working_on.CopyFrom(current.ref())
         return request
 
@@ -142,6 +147,7 @@ class Participant:
         update = self._files.update_of(current)
         if update is None:
             raise StepRefused("this site holds no update for the round that is being masked; polling again")
+        # The plan from disk, verified when it was kept; a masking step brings none.
         plan = self._files.plan_of(current).plan
         if phase == "keys":
             self._masking.keys(plan, reply.keys)

@@ -66,7 +66,9 @@ class Plans:
             PlanRefused: a value is outside its bounds.
             StepRefused: it is another plan than `digest` names.
         """
+        # Verified before a byte is kept: `get` trusts the folder.
         plan = verify_plan(signed, custodian)
+        # A valid plan of another run would bind this site to other bounds.
         if plan.digest != digest:
             raise StepRefused("expected the plan that the step names, got another one; nothing was kept")
         private_folder(self._folder)

@@ -42,6 +42,7 @@ class TransferPolicy:
 
     def held_back_by(self) -> tuple[StateReason, ...]:
         """Return the reasons why no model or update may move now; empty when they may."""
+        # In the zone of this machine: windows mean the wall clock of the hospital.
         now = self._clock().astimezone()
         reasons = []
         if self._meter.holds_back():

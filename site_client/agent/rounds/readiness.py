@@ -66,6 +66,7 @@ class Readiness:
             if update.studies < max(self._policy.studies_min, plan.training.studies_min):
                 self.decline(current, StateReason.TOO_FEW_STUDIES)
                 return False
+            # Examined before Ready: a cohort would wait in vain for an update that the guard withholds.
             contribution = self.contribution(current, update)
             if self._policy.dry_run:
                 self._run_dry(current, plan, contribution)
@@ -74,12 +75,15 @@ class Readiness:
             _log.warning("update withheld", round=current.number, why=str(error))
             self.decline(current, StateReason.TRAINING_FAILED)
             return False
+        # Nothing to record first: Ready may be repeated, and says only what the spool holds.
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
         return True
 
     def decline(self, current: CurrentRound, reason: StateReason | None) -> None:
         """Take no part in this round: recorded first, then the job is withdrawn, then the aggregator is told."""
+        # A reason outside the list could tell more about this hospital than a decline has to.
         declined = reason if reason in DECLINE_REASONS else StateReason.TRAINING_FAILED
+        # Order: on disk, then the trainer stops, then the aggregator hears it. Each may be repeated after a crash.
         self._files.journal.save(replace(current, declined=declined))
         self._files.spool.withdraw_job(current.run_id, current.number)
         self._egress.send(DECLINE, rounds_pb2.DeclineMessage(round=current.ref(attempt=0), reason=declined.number))
@@ -94,6 +98,7 @@ class Readiness:
         """
         if self._examined is None or self._examined[0] != update:
             delta = self._files.spool.delta(update) if update.outcome == Outcome.TRAINED else None
+            # The evaluation-only round has no place for a delta in its upload.
             if (delta is None) != current.evaluation_only:
                 raise EgressRefused(
                     "expected a trained update in a training round, and none in the evaluation-only one"

@@ -56,9 +56,11 @@ class SituationReport:
         distrusts = files.plans.distrusts_any() if current is None else files.plans.distrusted(current.run_id)
         if distrusts:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,))
+        # A trainer that died writes nothing; only the age of its status shows it.
         is_silent = status is None or self._clock() - status.written_at > self._silence
         if current is None or current.declined is not None:
             return _TRAINER_SILENT if is_silent else _without_round(status)
+        # In an attempt with keys, which this site has not left.
         if current.attempt > current.refused_attempt:
             return Situation(SiteState.MASKING, progress_percent=100)
         update = files.update_of(current)

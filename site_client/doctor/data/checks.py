@@ -63,6 +63,7 @@ def checks(settings: SiteSettings) -> dict[str, Check]:
 def check_export(export: Path) -> Iterator[CheckResult]:
     """Check that the export can be read and not written. No result names a file of it."""
     try:
+        # From the front: a full walk over a network share takes an hour.
         sample = list(islice(walk(export), _SAMPLE))
     except SiteError as error:
         yield red("export", str(error), _readable_fix(export))
@@ -78,7 +79,8 @@ def check_export(export: Path) -> Iterator[CheckResult]:
     writable = sum(os.access(path, os.W_OK) for path in [*folders, *(export / file.path for file in sample)])
     if not writable:
         yield green("export is read-only", "nothing in it can be written from here")
-    elif os.geteuid() == 0 and not _on_read_only_disk(export):
+    elif os.geteuid() == 0 and not os.statvfs(export).f_flag & os.ST_RDONLY:
+        # Root passes every permission, so only a read-only mount counts for it.
         yield red("export is read-only", "root may write there", "Mount it read-only (ro)")
     else:
         yield red("export is read-only", f"{writable} files or folders can be written", "Mount it read-only (ro)")
@@ -98,6 +100,7 @@ def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
     if not (settings.folders.trainer / "catalog.sqlite").exists():
         yield grey("labels", "the export was not scanned yet", "Run hemofed-site catalog, or start the trainer")
         return
+    # The last scan's report, not a scan: the trainer may be scanning now.
     with closing(open_catalog(settings)) as catalog:
         report = catalog.last_report()
     labels = report.labels
@@ -131,7 +134,10 @@ def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         figures = os.statvfs(nearest)
         free_gib = figures.f_bavail * figures.f_frsize / _GIB
-        growth_gib = settings.training.cache_max_gib - _size(folder) / _GIB if name == "cache" else 0.0
+        growth_gib = 0.0
+        if name == "cache":  # it may still grow to its limit; the rest of the disk is for others
+            used_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            growth_gib = settings.training.cache_max_gib - used_bytes / _GIB
         needs_gib = max(0.0, growth_gib) + settings.idle.disk_free_min_gib
         if free_gib < needs_gib:
             lower = "or lower training.cache_max_gib" if name == "cache" else "on that disk"
@@ -202,11 +208,3 @@ def _readable_fix(export: Path) -> str:
     return (
         f"Add hemofed-trainer to group {group}: systemctl edit hemofed-trainer, [Service] SupplementaryGroups={group}"
     )
-
-
-def _on_read_only_disk(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

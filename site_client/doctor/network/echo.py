@@ -100,6 +100,7 @@ def assess(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResul
         f"{_duration(upload_s + needs.sum_bytes / down)}; the whole model, {_megabytes(needs.model_bytes)}, "
         f"{_duration(needs.model_bytes / down)}"
     )
+    # An upload that misses the phase costs the site the round, every round.
     if needs.phase_s is not None and upload_s > needs.phase_s:
         found += f"; the plan gives the upload {_duration(needs.phase_s)}"
         return red("echo", found, "Raise the bandwidth, or ask the coordinator for a longer phase_s")
@@ -139,6 +140,7 @@ def _rate(
     message: Callable[[int], bandwidth_pb2.EchoRequest], egress: Egress, largest: int, monotonic: Callable[[], float]
 ) -> float:
     size, took_s = FIRST_BYTES, _timed(message(FIRST_BYTES), egress, monotonic)
+    # On a slow line a large message would take minutes, and the small one has measured it already.
     if took_s < _QUICK_S and largest > FIRST_BYTES:
         size, took_s = largest, _timed(message(largest), egress, monotonic)
     return size / max(took_s, 1e-6)

@@ -61,6 +61,7 @@ def check_enrolment(
     settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]
 ) -> Iterator[CheckResult]:
     """Check that the aggregator accepts this site: by the running agent's status, or by one request for the roster."""
+    # The running agent holds the ledger, and nothing may be sent beside it.
     if agent_runs(settings.folders.agent):
         yield _from_status(settings, clock())
     elif settings.policy.dry_run:
@@ -132,6 +133,7 @@ def agent_runs(folder: Path) -> bool:
     """Whether an agent runs on this state folder."""
     try:
         with (folder / "lock").open("rb") as lock:
+            # Shared and at once released: the question must not keep an agent from starting.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -165,6 +167,7 @@ def _from_call(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[
             egress.send(FETCH_ROSTER, FETCH_ROSTER.request())
             return green("aggregator", f"it answered this site in {1000 * (clock() - began).total_seconds():.0f} ms")
         except Refused as error:
+            # The aggregator's own word in its refusal; the code alone does not tell it from a wrong certificate.
             if "revoked" in str(error):
                 return red("aggregator", "this site was revoked", "Contact the coordinator")
             return red("aggregator", str(error), "Contact the coordinator", local=True)
