@@ -75,7 +75,7 @@ class _Root(LazyGroup):
 @click.group(cls=_Root, lazy_commands=_COMMANDS)
 @click.version_option(package_name="hemofed")
 def main() -> None:
-    """Take part in federated training, without showing an image to anybody."""
+    """Take part in federated training; no image leaves this hospital."""
     log_to_stderr(tracebacks=False)  # a command may read DICOM; the agent turns tracebacks on
 
 

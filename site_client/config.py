@@ -182,7 +182,7 @@ class SiteSettings:
         return self.name == _EXAMPLE_NAME
 
     def __post_init__(self) -> None:
-        """Check the name, and what the sections mean together."""
+        """Check the name, and bounds that span two sections."""
         _require(
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
@@ -278,7 +278,7 @@ def _refusal(error: msgspec.ValidationError, table: dict[str, Any]) -> ConfigRef
 
 
 def _expected(info: inspect.Type) -> str:
-    """Return what a value of this type is, for a person."""
+    """Return the expectation of a type, in words for a person."""
     match info:
         case inspect.IntType():
             return f"a whole number from {info.ge} to {info.le}"

@@ -76,7 +76,7 @@ def enrolled(settings: SiteSettings, identity: SiteIdentity, patience_s: float =
 
 
 class Link:
-    """A `Transport`. Calls raise Unreachable (try again) or Refused (do not); the message says what to do."""
+    """A `Transport`. Calls raise Unreachable (try again) or Refused (do not); the message names the remedy."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

@@ -71,7 +71,7 @@ def _half(half: str, user: str, config: Path) -> Iterator[CheckResult]:
         try:
             done = _run(command, **_as_service(user))
         except PermissionError:
-            yield grey(half, f"{user} may not run this Python; checked as root instead, who may read everything")
+            yield grey(half, f"{user} may not run this Python; checked as root instead, which may read everything")
             done = _run(command)
     except subprocess.TimeoutExpired:
         yield red(half, f"its checks did not end within {_HALF_S:.0f} s", "Is the export's file server answering?")

@@ -232,11 +232,11 @@ def _check_certificate(pem: bytes, request: Request, site: str, ca: x509.Certifi
         raise IdentityRefused("the certificate is not for this host's name and key; ask the coordinator")
 
 
-def _check_issued(certificate: x509.Certificate, ca: x509.Certificate, whose: str) -> None:
+def _check_issued(certificate: x509.Certificate, ca: x509.Certificate, owner: str) -> None:
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise IdentityRefused(f"the {whose} certificate was not issued by the consortium's CA") from error
+        raise IdentityRefused(f"the {owner} certificate was not issued by the consortium's CA") from error
 
 
 def _check_own_entry(roster: Roster, site: str, own: SiteKeys) -> None:
@@ -246,11 +246,11 @@ def _check_own_entry(roster: Roster, site: str, own: SiteKeys) -> None:
         raise IdentityRefused(f"the roster does not hold this site's own keys under {site!r}; call the custodian")
 
 
-def _certificate(pem: bytes, whose: str) -> x509.Certificate:
+def _certificate(pem: bytes, owner: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise IdentityRefused(f"the {whose} certificate is not a PEM certificate; ask the coordinator") from error
+        raise IdentityRefused(f"the {owner} certificate is not a PEM certificate; ask the coordinator") from error
 
 
 def _read_membership(path: Path) -> Membership:

@@ -48,7 +48,7 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
     for der in chain:
         if hashlib.sha256(der).digest() == fingerprint:
             return ssl.DER_cert_to_PEM_cert(der).encode()
-    issuer = x509.load_der_x509_certificate(chain[0]).issuer.rfc4514_string() if chain else "nobody"
+    issuer = x509.load_der_x509_certificate(chain[0]).issuer.rfc4514_string() if chain else "none"
     raise IdentityRefused(
         f"the server at {address} is not the aggregator of this token: its certificate was issued by {issuer[:120]!r}. "
         f"If that is your own TLS inspection, ask IT to bypass {host}"

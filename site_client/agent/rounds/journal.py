@@ -59,7 +59,7 @@ class RoundJournal:
     """The folder <state>/agent/rounds. `current` is the round in progress, or None."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there, and finish a close that a crash interrupted.
+        """Read the files, and finish a close that a crash interrupted.
 
         Raises:
             StateRefused: a file is damaged.

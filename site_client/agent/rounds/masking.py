@@ -34,7 +34,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class MaskingPhases:
-    """The phases, and what they need. `cohort_min` is the hospital's own."""
+    """The phases. `cohort_min` is the hospital's own."""
 
     egress: Egress
     identity: SiteIdentity

@@ -161,7 +161,7 @@ class Participant:
             self._masking.reveal(reply.reveal)
 
     def _local_facts(self) -> tuple[bool, PlanDecision | None]:
-        """Return what a person or the trainer may change between two polls."""
+        """Return the facts that a person or the trainer may change between two polls."""
         current = self.journal.current
         if current is None or current.declined is not None:
             return False, None

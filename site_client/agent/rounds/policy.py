@@ -29,7 +29,7 @@ class TransferPolicy:
     def __init__(
         self, policy: PolicySettings, clock: Callable[[], datetime], is_metered: Callable[[], bool | None]
     ) -> None:
-        """Take the policy, and the two things it looks at.
+        """Take the policy, the clock and the meter.
 
         Args:
             policy: the hospital's.

@@ -32,7 +32,7 @@ class Readiness:
     def __init__(
         self, files: RoundFiles, egress: Egress, identity: SiteIdentity, policy: PolicySettings, scratch: Path
     ) -> None:
-        """Take what an answer needs.
+        """Take the parts that an answer needs.
 
         Args:
             files: of this site.

@@ -42,13 +42,13 @@ class Handshake:
 def check_name(aggregator: AggregatorSettings) -> Iterator[CheckResult]:
     """Check the one name that this machine has to resolve: the proxy's, or the aggregator's."""
     host = urlsplit(aggregator.proxy).hostname if aggregator.proxy else host_and_port(aggregator.address)[0]
-    whose = "proxy" if aggregator.proxy else "aggregator"
+    role = "proxy" if aggregator.proxy else "aggregator"
     try:
         addresses = {address[0] for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError:
-        yield red("dns", f"the {whose}'s name {host} is not known here", f"Ask IT to resolve {host}")
+        yield red("dns", f"the {role}'s name {host} is not known here", f"Ask IT to resolve {host}")
         return
-    yield green("dns", f"{whose} {host} has {len(addresses)} address{'es' * (len(addresses) != 1)}")
+    yield green("dns", f"{role} {host} has {len(addresses)} address{'es' * (len(addresses) != 1)}")
 
 
 def check_connection(
@@ -82,7 +82,7 @@ def check_connection(
     try:
         handshake = _handshake(plain, host)
     except (OSError, ValueError) as error:
-        # TCP works, TLS does not: that tells IT which device to look at.
+        # TCP works and TLS does not: IT has to search at a device that understands TLS.
         yield green("connection", "TCP is open")
         words = f"no TLS there ({getattr(error, 'reason', None) or type(error).__name__})"
         yield red("tls", words, f"Check aggregator.address; ask IT whether a firewall answers for {host}")
@@ -126,7 +126,7 @@ def assess_handshake(
 
 def _handshake(plain: socket.socket, host: str) -> Handshake:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Reading who answers is the point: a refused handshake would not say whose certificate it was.
+    # The presented certificate is the finding: a handshake that verified would fail without showing its issuer.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # read, not trusted: see the module's first lines
     context.set_alpn_protocols(["h2"])

@@ -48,7 +48,7 @@ class Speed:
 class RoundTrip:
     """The bytes that a round moves. `phase_s`: the time that the plan gives the upload; None without a plan."""
 
-    whose: str
+    label: str
     upload_bytes: int
     sum_bytes: int  # of the largest cohort
     model_bytes: int
@@ -95,7 +95,7 @@ def assess(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResul
     )
     upload_s = needs.upload_bytes / up
     found = (
-        f"{speed.up / 1024:.0f} KiB/s up, {speed.down / 1024:.0f} down{limited}: {needs.whose} sends "
+        f"{speed.up / 1024:.0f} KiB/s up, {speed.down / 1024:.0f} down{limited}: {needs.label} sends "
         f"{_megabytes(needs.upload_bytes)}, fetches at most {_megabytes(needs.sum_bytes)} and needs "
         f"{_duration(upload_s + needs.sum_bytes / down)}; the whole model, {_megabytes(needs.model_bytes)}, "
         f"{_duration(needs.model_bytes / down)}"

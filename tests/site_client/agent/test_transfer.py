@@ -1,4 +1,4 @@
-"""Blobs over a wire that breaks: continued where they stopped, hashed at the end, at the pace the hospital sets."""
+"""Blobs over a wire that breaks: continued where they stopped, hashed at the end, at the hospital's rate."""
 
 import hashlib
 from collections.abc import Callable, Iterator
