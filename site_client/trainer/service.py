@@ -7,7 +7,6 @@ A job whose folder disappears is cancelled.
 
 import fcntl
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from federation.vocabulary import SiteState
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import InUse, SpoolRefused
+from site_client.logging_setup import log_to_stderr
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide
 from site_client.trainer.idle.decide import Mode
@@ -45,7 +46,7 @@ def run(settings: SiteSettings, config: Path) -> int:
     Raises:
         InUse: another trainer runs on the same state folder.
     """
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
     if settings.is_example:
         _stand_by(notifier)
@@ -109,7 +110,7 @@ class TrainerService:
     def run(self) -> None:
         """Runs until `stopping`, then ends the worker."""
         self._spool.clear_drafts()
-        self._write_status(Status(self._clock(), "SITE_PREPARING"))
+        self._write_status(Status(self._clock(), SiteState.PREPARING))
         self._watch.start()
         self._notifier.ready()
         while not self.stopping.is_set():
@@ -148,17 +149,17 @@ class TrainerService:
 
     def _status(self, jobs: list[Job]) -> Status:
         supervisor, worker = self._supervisor, self._supervisor.worker
-        idle = Status(self._clock(), "SITE_IDLE", studies_ready=supervisor.studies)
+        idle = Status(self._clock(), SiteState.IDLE, studies_ready=supervisor.studies)
         paused = self._watch.decision.reasons
         if worker is None:
             # The gate pauses only a site that has something to do: otherwise the site is idle, or ready to hand over.
             if paused and (not supervisor.scanned or supervisor.next_job(jobs) is not None):
-                return replace(idle, state="SITE_PAUSED", reasons=paused)
-            return replace(idle, state="SITE_READY") if jobs else idle
+                return replace(idle, state=SiteState.PAUSED, reasons=paused)
+            return replace(idle, state=SiteState.READY) if jobs else idle
         message = worker.message
         return replace(
             idle,
-            state="SITE_PAUSED" if paused else message.state,
+            state=SiteState.PAUSED if paused else message.state,
             reasons=paused,
             run_id=None if worker.job is None else worker.job.run_id,
             round=None if worker.job is None else worker.job.round,

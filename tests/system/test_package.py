@@ -123,7 +123,7 @@ def test_a_round_is_trained_under_the_units(hospital: Hospital) -> None:
 
 def test_the_journal_names_each_step_of_a_round_once_not_at_every_poll(hospital: Hospital) -> None:
     lines = hospital.machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT).splitlines()
-    asked = [json.loads(line)["asked"] for line in lines if '"step_done"' in line]
+    asked = [json.loads(line)["asked"] for line in lines if '"step done"' in line]
     assert "train" in asked
     assert all(one != other for one, other in itertools.pairwise(asked))
 

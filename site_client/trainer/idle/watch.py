@@ -5,7 +5,6 @@ second, the signals whose source may hang: D-Bus daemons, disks that are mounted
 source that hangs makes its signals unknown, and it never delays a pause.
 """
 
-import json
 import os
 import threading
 import time
@@ -19,11 +18,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from site_client.bus import Bus
 from site_client.config import SiteSettings
 from site_client.files import replace_file
+from site_client.records import AwareTime
 from site_client.trainer.idle import daemons, machine, operator
-from site_client.trainer.idle.decide import GateState, IdleDecision, decide
+from site_client.trainer.idle.decide import GateState, IdleDecision, Mode, decide
 from site_client.trainer.idle.gpu import Gpus
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Moment, Signals, Unknown
+from site_client.typed_json import encode, read_state
 
 SLOW_S: Final = 1.0
 STALE_S: Final = 10.0
@@ -79,14 +80,13 @@ class Watch:
 
     def write_record(self) -> None:
         """Writes the last decision in words, for `hemofed-site status`, in place of the record before."""
-        words = [pause.words for pause in self.decision.pause_reasons]
-        record = {
-            "written_at": self._clock().isoformat(),
-            "mode": self.decision.mode.value,
-            "words": words,
-            "unknown": sorted(self.signals.unknown()),
-        }
-        replace_file(self._settings.folders.trainer / _RECORD, json.dumps(record).encode())
+        record = GateRecord(
+            self._clock(),
+            self.decision.mode,
+            tuple(pause.words for pause in self.decision.pause_reasons),
+            tuple(sorted(self.signals.unknown())),
+        )
+        replace_file(self._settings.folders.trainer / _RECORD, encode(record))
 
 
 class SlowProbes:
@@ -135,20 +135,19 @@ class SlowProbes:
 class GateRecord:
     """The gate in words, as of `written_at`: reasons to pause, and the signals that cannot be read."""
 
-    written_at: datetime
-    mode: str
+    written_at: AwareTime
+    mode: Mode
     words: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
 def read_record(folder: Path) -> GateRecord | None:
-    """Reads the gate's last record from the trainer's folder; None before the first."""
-    path = folder / _RECORD
-    if not path.exists():
-        return None
-    record = json.loads(path.read_bytes())
-    moment = datetime.fromisoformat(record["written_at"])
-    return GateRecord(moment, record["mode"], tuple(record["words"]), tuple(record["unknown"]))
+    """Reads the gate's last record from the trainer's folder; None before the first.
+
+    Raises:
+        StateRefused: the file is damaged.
+    """
+    return read_state(GateRecord, folder / _RECORD, "restart the trainer, which writes a new one")
 
 
 def local_zone(localtime: Path = Path("/etc/localtime")) -> tzinfo:
