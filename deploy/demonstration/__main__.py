@@ -25,8 +25,8 @@ from site_client.agent.status_file import read_status
 from site_client.config import load
 
 MARKER = ".hemofed-demo"  # the demo empties a folder only if this file is in it
-LISTENING_S = 60.0
-AGREEING_S = 60.0
+LISTENING_S = 60.0  # seconds are usual; a busy machine takes longer
+AGREEING_S = 60.0  # sites learn of the last model at their next poll
 POLL_S = 0.5
 
 
@@ -159,6 +159,7 @@ def _watch(federation: Federation) -> bool:
         progress.show()
         with progress.app.store.read() as session:
             run = run_rows.every(session)[-1]
+        # Abandoned rounds pause a run, and a demo has no coordinator who resumes it.
         if run.state is RunState.PAUSED:
             raise StepFailed(f"the run was paused: {run.reason}; read {federation.processes.folder}")
         if run.state in (RunState.COMPLETED, RunState.ABORTED):
@@ -217,6 +218,7 @@ def _agreed_digests(federation: Federation) -> dict[str, str]:
     """Waits until all sites hold the newest model or AGREEING_S is over; gives the digests that the sites report."""
     with federation.app().store.read() as session:
         newest = run_rows.newest_model(session, run_rows.every(session)[-1].run_id).digest.hex()
+    # A run is completed before its sites have computed the last model.
     deadline = time.monotonic() + AGREEING_S
     while set((digests := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
         _look_after(federation)

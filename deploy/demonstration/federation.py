@@ -15,7 +15,7 @@ from aggregator.context import AppContext, open_context
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
-IMAGE_SIZE_PX = 96
+IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
 THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
 JOIN_TRIES = 4
@@ -267,9 +267,11 @@ class Federation:
 
     def _generate(self, index: int) -> None:
         hospital = self.sites[index]
+        # Before the first scan, which would make a random secret.
         fix_held_out(hospital, self.options.seed)
+        seed = self.options.seed * 1000 + index  # of its own for each hospital: no two share a patient
         words = ["--profile", hospital.profile, "--studies", str(self.options.studies)]
-        words += ["--seed", str(self.options.seed * 1000 + index), "--out", str(hospital.data)]
+        words += ["--seed", str(seed), "--out", str(hospital.data)]
         words += ["--size-px", str(IMAGE_SIZE_PX), "--thickness-mm", str(THICKNESS_MM), *PHANTOM_DEMO_OPTIONS]
         self._run([str(BIN / "hemofed-site"), "phantom", *words])
 
@@ -278,6 +280,7 @@ class Federation:
             command, input=stdin, capture_output=True, text=True, check=False, env=dict(self.processes.environment)
         )
         if done.returncode != 0:
+            # The last line holds the sentence of the refusal; the lines above are logs.
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise StepFailed(f"{Path(command[0]).name} {' '.join(command[1:3])}: {last}")
         return done.stdout

@@ -115,7 +115,9 @@ def _model_figures(session: Session, run: Run) -> dict[bytes, ModelFigures]:
 
 
 def _round_figures(session: Session, row: Round, by_digest: Mapping[bytes, ModelFigures]) -> RoundFigures:
+    # Seats with an upload: sites that declined or were late have no part in the sum.
     seats = [seat for seat in round_rows.seats(session, row.id) if seat.upload_claim is not None]
+    # A cohort below the plan's minimum publishes no figures of its model.
     unknown = ModelFigures(None, None)
     metrics = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, row.run_id)}.get(row.id)
     return RoundFigures(

@@ -27,6 +27,7 @@ def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: 
         The pause that is in force from now on.
     """
     order = OperatorPause(None if length is None else now + length, after_round)
+    # ISO 8601 with the offset: the trainer may run in another zone.
     until = None if order.until is None else order.until.isoformat()
     replace_file(state / _NAME, json.dumps({"until": until, "after_round": after_round}).encode(), _MODE)
     return order
