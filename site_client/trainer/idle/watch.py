@@ -87,7 +87,7 @@ class Watch:
             tuple(pause.words for pause in self.decision.pause_reasons),
             tuple(sorted(self.signals.unknown())),
         )
-        replace_file(self._settings.folders.trainer / _RECORD, encode(record))
+        write_record(self._settings.folders.trainer, record)
 
 
 class SlowProbes:
@@ -141,6 +141,11 @@ class GateRecord:
     mode: Mode
     words: tuple[str, ...]
     unknown: tuple[str, ...]
+
+
+def write_record(folder: Path, record: GateRecord) -> None:
+    """Replaces the gate's record in the trainer's folder."""
+    replace_file(folder / _RECORD, encode(record))
 
 
 def read_record(folder: Path) -> GateRecord | None:
