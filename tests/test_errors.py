@@ -36,7 +36,8 @@ def defined(module: ModuleType) -> dict[str, str | None]:
         if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == module.__name__
     }
     return {
-        name: base.__name__ if (base := kind.__base__) in classes.values() else None for name, kind in classes.items()
+        name: next((base.__name__ for base in kind.__bases__ if base in classes.values()), None)
+        for name, kind in classes.items()
     }
 
 

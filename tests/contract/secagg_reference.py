@@ -25,32 +25,32 @@ VECTORS = Path(__file__).with_name("vectors") / "secagg.json"
 P = 2**256 + 297
 
 
-def enc(*fields):
+def enc(*fields: bytes) -> bytes:
     out = struct.pack(">Q", len(fields))
     for f in fields:
         out += struct.pack(">Q", len(f)) + f
     return out
 
 
-def label(name, *fields):
+def label(name: str, *fields: bytes) -> bytes:
     return enc(b"hemofed secagg 1", name.encode("ascii"), *fields)
 
 
-def sha(data):
+def sha(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def num(value):
+def num(value: int) -> bytes:
     return struct.pack(">Q", value)
 
 
-def hkdf(key, info):
+def hkdf(key: bytes, info: bytes) -> bytes:
     """RFC 5869 with SHA-256, no salt, one block of output."""
     prk = hmac.new(bytes(32), key, "sha256").digest()
     return hmac.new(prk, info + b"\x01", "sha256").digest()
 
 
-def ctr_stream(key, size):
+def ctr_stream(key: bytes, size: int) -> bytes:
     """AES-256 in counter mode from block 0, one block at a time."""
     out = b""
     block = 0
@@ -61,15 +61,15 @@ def ctr_stream(key, size):
     return out[:size]
 
 
-def dh(private, public):
+def dh(private: bytes, public: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
 
 
-def public(private):
+def public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def poly_shares(secret, t, n, stream):
+def poly_shares(secret: bytes, t: int, n: int, stream: bytes) -> list[bytes]:
     coefs = [int.from_bytes(secret, "big")]
     coefs += [int.from_bytes(stream[48 * k : 48 * k + 48], "big") % P for k in range(t - 1)]
     shares = []
@@ -81,7 +81,7 @@ def poly_shares(secret, t, n, stream):
     return shares
 
 
-def lagrange_zero(points):
+def lagrange_zero(points: list[tuple[int, int]]) -> bytes:
     total = 0
     for i, (xi, yi) in enumerate(points):
         term = yi
@@ -92,12 +92,12 @@ def lagrange_zero(points):
     return (total % P).to_bytes(32, "big")
 
 
-def mask_words(words, key, sign):
+def mask_words(words: list[int], key: bytes, sign: int) -> list[int]:
     stream = ctr_stream(key, 8 * len(words))
     return [(w + sign * struct.unpack_from("<Q", stream, 8 * k)[0]) % 2**64 for k, w in enumerate(words)]
 
 
-def play(case):
+def play(case: dict[str, Any]) -> dict[str, Any]:
     """Everything said in the attempt described by `case` (hex strings and integers, see VECTORS)."""
     c = case["context"]
     ctx = sha(
@@ -139,7 +139,7 @@ def play(case):
 
     u2 = [s for s in sites if s in case["dealers"]]
     u3 = [s for s in sites if s in case["uploaded"]]
-    ciphertexts = {}
+    ciphertexts: dict[str, dict[str, bytes]] = {}
     for s in u2:
         ciphertexts[s] = {}
         for r in sites:
@@ -148,10 +148,10 @@ def play(case):
                 key = hkdf(dh(secret[s]["share"], adv[r][1]), info)
                 ciphertexts[s][r] = AESGCM(key).encrypt(bytes(12), b"".join(own[s][r]), info)
 
-    def self_key(s):
+    def self_key(s: str) -> bytes:
         return hkdf(secret[s]["seed"], label("self", uctx, s.encode()))
 
-    def pair_key(private, a, b):
+    def pair_key(private: bytes, a: str, b: str) -> bytes:
         low, high = sorted((a.encode(), b.encode()))
         return hkdf(dh(private, adv[b][0]), label("mask", uctx, low, high))
 
@@ -167,8 +167,7 @@ def play(case):
     h_u3 = sha(label("uploaded", *(s.encode() for s in u3)))
 
     answers = {
-        s: {a: ["SEED" if a in u3 else "MASK_KEY", own[a][s][0 if a in u3 else 1]] for a in u2}
-        for s in case["revealing"]
+        s: {a: ("SEED", own[a][s][0]) if a in u3 else ("MASK_KEY", own[a][s][1]) for a in u2} for s in case["revealing"]
     }
     return {
         "ctx": ctx.hex(),
@@ -180,32 +179,41 @@ def play(case):
         "claims": {s: signer[s].sign(label("upload", uctx, s.encode(), blob[s])).hex() for s in u3},
         "confirmations": {s: signer[s].sign(label("confirm", uctx, h_u3)).hex() for s in case["confirming"]},
         "answers": {s: {a: [kind, share.hex()] for a, (kind, share) in to.items()} for s, to in answers.items()},
-        "sum": open_sum(sites, t, adv, uctx, u2, u3, masked, answers),
+        "sum": unmasked_sum(sites, t, adv, uctx, u2, u3, masked, answers),
     }
 
 
-def open_sum(sites, t, adv, uctx, u2, u3, masked, answers):
+def unmasked_sum(
+    sites: list[str],
+    t: int,
+    adv: dict[str, tuple[bytes, bytes, bytes, bytes]],
+    uctx: bytes,
+    u2: list[str],
+    u3: list[str],
+    masked: dict[str, list[int]],
+    answers: dict[str, dict[str, tuple[str, bytes]]],
+) -> list[int]:
     """The aggregator, from what was sent alone."""
     place = {s: k + 1 for k, s in enumerate(sites)}
     total = [sum(column) % 2**64 for column in zip(*masked.values(), strict=True)]
     for about in u2:
         points = [(place[s], int.from_bytes(answers[s][about][1], "big")) for s in list(answers)[-t:]]
-        opened = lagrange_zero(points)
+        recovered = lagrange_zero(points)
         if about in u3:
-            total = mask_words(total, hkdf(opened, label("self", uctx, about.encode())), -1)
+            total = mask_words(total, hkdf(recovered, label("self", uctx, about.encode())), -1)
             continue
         for s in u3:
             low, high = sorted((s.encode(), about.encode()))
-            key = hkdf(dh(opened, adv[s][0]), label("mask", uctx, low, high))
+            key = hkdf(dh(recovered, adv[s][0]), label("mask", uctx, low, high))
             total = mask_words(total, key, -1 if s.encode() < about.encode() else 1)
     return total
 
 
-def make_case(names, silent, length, seed):
+def make_case(names: list[str], silent: dict[str, list[str]], length: int, seed: int) -> dict[str, Any]:
     """A case with random inputs. silent: for each phase after keys, who says nothing from there on."""
     draw = random.Random(seed)
 
-    def speaking(*phases):
+    def speaking(*phases: str) -> list[str]:
         gone = {s for phase in phases for s in silent.get(phase, ())}
         return [s for s in sorted(names, key=str.encode) if s not in gone]
 
@@ -235,7 +243,7 @@ def make_case(names, silent, length, seed):
 
 
 def make_vectors() -> list[dict[str, Any]]:
-    described = [
+    described: list[tuple[str, list[str], dict[str, list[str]], int]] = [
         ("three members, nobody drops", ["north", "south", "east"], {}, 5),
         ("one vanishes before it deals", ["a", "b", "c", "d"], {"shares": ["b"]}, 4),
         ("one vanishes before its upload", ["a", "b", "c", "d"], {"upload": ["a"]}, 4),

@@ -105,7 +105,8 @@ class Session:
         return {site: self.members[site].confirm(uploaded) for site in sites}
 
     def plain_sum(self, sites: list[str]) -> Words:
-        return np.sum([self.words[site] for site in sites], axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce([self.words[site] for site in sites])
+        return total
 
     def play(self, silent: Mapping[str, Silent] | None = None) -> "Played":
         """The whole attempt, with the aggregator verifying whatever it can. Raises what a member or it refuses."""
@@ -132,7 +133,7 @@ class Session:
         self, dealers: list[str], uploads: Mapping[str, Words], answers: Mapping[str, Mapping[str, RevealedShare]]
     ) -> "Played":
         recovered = recover_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce(list(uploads.values()))
         unmask(total, recovered)
         return Played(total, dict(uploads), recovered)
 
@@ -144,7 +145,7 @@ class Session:
         answers: Mapping[str, Mapping[str, RevealedShare]],
     ) -> Words:
         """Sum of the words of one shard."""
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce(list(uploads.values()))
         unmask(total, recover_masks(self.ctx, cohort, dealers, list(uploads), answers))
         return total
 

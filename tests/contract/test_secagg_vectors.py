@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.secagg import Member, context, recover_masks, split, unmask
+from federation.secagg import Member, Words, context, recover_masks, split, unmask
 
 from tests.contract import secagg_reference as reference
 from tests.contract.secagg_session import addressed_to
@@ -72,7 +72,7 @@ def test_federation_secagg_says_what_the_vectors_say(case: dict[str, Any]) -> No
         for site, answer in answers.items()
     } == expected["answers"]
 
-    total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+    total: Words = np.add.reduce(list(uploads.values()))
     unmask(total, recover_masks(ctx, cohort, case["dealers"], case["uploaded"], answers))
     assert total.tolist() == expected["sum"]
     plain = [case["members"][site]["words"] for site in case["uploaded"]]

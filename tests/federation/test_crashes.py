@@ -124,6 +124,6 @@ def test_a_site_that_lost_what_it_knew_of_the_round_draws_no_second_keys_for_the
         world.everybody()
         world.clock.advance(31)
     assert (world.rounds()[0].state, world.rounds()[0].members) == (RoundState.PUBLISHED, 3)
-    said = [one.message.round for one in world.wire.heard if (one.site, one.call) == ("site-d", "Rounds/SendKeys")]
+    said = [one.round for one in world.wire.heard if (one.site, one.call) == ("site-d", "Rounds/SendKeys")]
     assert [(ref.round, ref.attempt) for ref in said if ref.round == 1] == [(1, 1)]
     check(world)

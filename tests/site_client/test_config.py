@@ -111,7 +111,9 @@ def test_no_refusal_repeats_the_proxy_password(text: str) -> None:
 def test_every_number_of_the_settings_has_bounds() -> None:
     # The proof that a refusal can always name them, and that no value is absurd.
     numbers = 0
-    for section in inspect.type_info(SiteSettings).fields:
+    settings = inspect.type_info(SiteSettings)
+    assert isinstance(settings, inspect.StructType)
+    for section in settings.fields:
         for key in getattr(section.type, "fields", ()):
             if isinstance(key.type, inspect.IntType | inspect.FloatType):
                 numbers += 1

@@ -281,7 +281,15 @@ def test_removal_keeps_state_and_purge_leaves_nothing(hospital: Hospital) -> Non
 
 
 def _build(out: Path, version: str) -> Path:
-    command = [ROOT / "deploy" / "deb" / "build.sh", "--out", out, "--version", version, "--compression", "none"]
+    command: list[str | Path] = [
+        ROOT / "deploy" / "deb" / "build.sh",
+        "--out",
+        out,
+        "--version",
+        version,
+        "--compression",
+        "none",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
