@@ -3,11 +3,17 @@
 import importlib
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-MODULES = ["aggregator.errors", "federation.errors", "federation.secagg.errors"]
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(source).with_suffix("").parts)
+    for source, house in ((ROOT, "aggregator"), (ROOT, "site_client"), (ROOT / "proto", "federation"))
+    for path in (source / house).rglob("errors.py")
+)
 
 ROOT_LINE = re.compile(r"^(\w+)$", re.MULTILINE)
 BRANCH = re.compile(r"^((?:│   |    )*)[├└]── (\w+)(?:\s{2,}\S.*)?$", re.MULTILINE)

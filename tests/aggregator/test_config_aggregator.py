@@ -137,7 +137,7 @@ def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.toml")
 
 
-def test_an_integer_will_do_where_a_float_is_expected_and_the_enrolment_listener_may_be_closed(tmp_path: Path) -> None:
+def test_an_integer_is_read_as_a_float_and_the_enrolment_listener_may_be_closed(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, '[pacing]\nidle_s = 10\n[listen]\nenrolment = ""\n'))
     assert settings.pacing.idle_s == 10.0
     assert isinstance(settings.pacing.idle_s, float)

@@ -61,7 +61,7 @@ def test_a_lie_in_a_step_is_refused_and_one_about_the_cohort_ends_the_attempt_fo
 @pytest.mark.parametrize(
     ("about", "how"), [("keys", 2), ("keys", 3), ("shares", 0), ("upload", 0), ("confirm", 0)], ids=lambda one: str(one)
 )
-def test_a_lie_that_a_site_cannot_tell_from_the_truth_leads_to_nothing_that_fits_with_the_others(
+def test_a_lie_that_a_site_cannot_see_leads_to_messages_that_fit_no_other_sites(
     make_world: Callable[..., World], about: str, how: int
 ) -> None:
     """An older roster, a later attempt, or one member less: another context, so neither keys nor signatures agree."""

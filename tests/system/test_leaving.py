@@ -21,7 +21,7 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Link, enrolled
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.cli import main
-from site_client.config import AggregatorSettings, PolicySettings, SiteSettings
+from site_client.config import AggregatorAddress, PolicySettings, SiteSettings
 from site_client.errors import IdentityRefused, InUse, Refused, StepRefused, Unreachable
 from site_client.records import RunId
 from site_client.typed_json import Digest
@@ -115,7 +115,7 @@ def test_a_farewell_whose_answer_was_lost_is_said_again_and_answered_alike(coord
 
 def test_without_an_answer_nothing_is_lost_and_one_sentence_says_what_to_do(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    unheard = replace(settings, aggregator=AggregatorSettings("127.0.0.1:9"))
+    unheard = replace(settings, aggregator=AggregatorAddress("127.0.0.1:9"))
     with pytest.raises(Unreachable, match=r"^no answer from 127.0.0.1:9: this site has not left.*revoke this site$"):
         leave(unheard)
     ask_for_roster(settings, SiteIdentity(folder_of(settings)))

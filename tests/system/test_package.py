@@ -88,7 +88,7 @@ def test_installing_makes_users_and_folders_and_starts_nothing(hospital: Hospita
     assert "coordinator" in machine.run("man", "hemofed-site")
 
 
-def test_before_anybody_edits_site_toml_the_trainer_stands_by_and_a_mistake_in_it_is_not_retried(
+def test_the_trainer_waits_for_an_edited_site_toml_and_does_not_retry_a_mistake_in_it(
     hospital: Hospital,
 ) -> None:
     machine, settings = hospital.machine, hospital.machine.file("/etc/hemofed/site.toml")

@@ -191,7 +191,7 @@ def _read_most(series: SeriesRecord) -> Volume:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_studies_are_prepared_alike_by_any_number_of_workers_and_one_that_cannot_be_read_is_left_out(
+def test_any_number_of_workers_prepares_studies_alike_and_leaves_out_an_unreadable_one(
     tmp_path: Path, workers: int
 ) -> None:
     loader = Loader(StudyCache(tmp_path, 1 << 30, 64, 8, _read_most), Augmentation(), torch.device("cpu"))

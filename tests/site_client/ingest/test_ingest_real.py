@@ -154,7 +154,7 @@ def test_lossy_encodings_are_refused_and_decode_as_badly_as_they_should(
     assert np.abs(read_slice(path).stored - read_slice(reference).stored).max() == largest
 
 
-def test_the_contrast_chest_is_refused_three_times_over_and_the_single_head_slice_for_its_extent(
+def test_the_contrast_chest_has_three_reasons_and_the_single_head_slice_its_extent(
     data: Path, secret: SiteSecret
 ) -> None:
     for syntax in ("REF", "JLSL", "J2KR"):

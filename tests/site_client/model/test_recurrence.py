@@ -73,7 +73,7 @@ def test_the_separated_gru_answers_as_the_librarys_gru_of_the_same_weights() -> 
     torch.testing.assert_close(separated(x, mask), whole(x, mask))
 
 
-def test_the_separated_grus_gradient_is_that_of_a_step_by_step_gru_whose_state_is_cut_off_at_every_step() -> None:
+def test_the_separated_grus_gradient_is_that_of_a_gru_whose_state_is_detached_at_every_step() -> None:
     separated = _make("gru-sep", layers=1)
     x = torch.randn(1, 6, INPUTS, generator=torch.Generator().manual_seed(3))
     (separated(x, torch.ones(1, 6, dtype=torch.bool))[..., :HIDDEN] ** 2).sum().backward()
