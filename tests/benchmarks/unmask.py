@@ -71,7 +71,7 @@ def recovered_session(sites: int, drops: int) -> tuple[Session, float, Recovered
     total: Words = np.add.reduce(list(uploads.values()))
     unmask(total, recovered)
     if not np.array_equal(total, session.plain_sum(uploaded)):
-        raise SystemExit("the opened sum is wrong; there is nothing to time")
+        raise SystemExit("the unmasked sum is wrong, so there is nothing to time")
     return session, seconds, recovered
 
 
