@@ -32,7 +32,7 @@ from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefuse
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """How far an upload is."""
+    """Progress of an upload."""
 
     held_bytes: int
     complete: bool  # all bytes are here and the hash is right
