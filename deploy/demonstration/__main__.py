@@ -132,8 +132,8 @@ def _run(federation: Federation) -> bool:
     # Each step needs the ones before it: addresses and keys, then data, then a listening aggregator, then sites.
     federation.initialize()
     federation.make_initial_model()
-    kind = "synthetic" if options.data is None else "the given"
-    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {kind} CT studies")
+    studies = "synthetic CT studies" if options.data is None else "of the given CT studies"
+    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} {studies}")
     federation.provide_data()
     federation.start_aggregator()
     _await_listening(federation)
