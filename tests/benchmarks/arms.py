@@ -101,7 +101,7 @@ def stepping(net: Network, batch: list[Sample], compute: Compute) -> Callable[[]
         for sample in passes(batch, compute.slices_a_pass):
             with compute.autocast():
                 output = net(sample.x, sample.mask, sample.geometry)
-            training_loss(output, sample).sum().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(training_loss(output, sample).sum())
         optimizer.step()
 
     return step
