@@ -9,6 +9,7 @@ def advertisement_of(message: secagg_pb2.Advertisement) -> Advertisement:
     return Advertisement(
         site=message.site,
         mask_key=message.mask_key,
+        kem_key=message.kem_key,
         share_key=message.share_key,
         seed_commitment=message.seed_commitment,
         signature=message.signature,
@@ -20,6 +21,7 @@ def message_of(own: Advertisement) -> secagg_pb2.Advertisement:
     return secagg_pb2.Advertisement(
         site=own.site,
         mask_key=own.mask_key,
+        kem_key=own.kem_key,
         share_key=own.share_key,
         seed_commitment=own.seed_commitment,
         signature=own.signature,

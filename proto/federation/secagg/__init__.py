@@ -8,7 +8,7 @@ Read in this order; each file says which attack each of its checks stops:
 
     transcript   what is named, digested, signed: ctx, uctx, statements; t
     secret       types of secrets
-    keys         the primitives: X25519, HKDF, AES-256-GCM, Ed25519
+    keys         the primitives: X25519, ML-KEM-768, HKDF, AES-256-GCM, Ed25519
     shamir       t-of-n sharing
     masks        AES-256-CTR keystreams on uint64 words
     cohort       1 keys: who may take part; shards of a large cohort
@@ -18,25 +18,30 @@ Read in this order; each file says which attack each of its checks stops:
 
 The promise, against an aggregator that lies as it likes together with fewer than a third of a cohort: of the honest
 members' words it learns nothing but their sum over one set U3 of at least t = ⌊2n/3⌋ + 1 members. It rests on the
-roster (authentic signing keys), on X25519 (decisional Diffie-Hellman), HKDF-SHA256, AES-256 as a generator and with
-GCM as an authenticated cipher, Ed25519, and on the caller saving a member's state before it speaks.
-Not promised: that the sum is meaningful (a member can add anything), or that a round ends (anyone can be silent).
+roster (authentic signing keys), on X25519 or ML-KEM-768 (either may be broken), HKDF-SHA256, AES-256 as a generator
+and with GCM as an authenticated cipher, Ed25519, and on the caller saving a member's state before it speaks.
+Not promised: that the sum is meaningful (a member can add anything), or that a round ends (anyone can be silent). A
+member that deals garbage is found: by complaints (`proven_dealers`) or, at the latest, when shares are revealed.
 """
 
 from federation.secagg.cohort import (
     Cohort,
     check_distinct,
     out_of_reach,
+    proven_dealers,
     split,
     verify_advertisement,
     verify_claim,
     verify_cohort,
+    verify_complaint,
     verify_confirmation,
+    verify_dealt,
 )
 from federation.secagg.errors import (
     AdvertisementRefused,
     BelowThreshold,
     CohortRefused,
+    ComplaintRefused,
     ConfirmationRefused,
     MalformedValue,
     OutOfOrder,
@@ -48,12 +53,13 @@ from federation.secagg.errors import (
 )
 from federation.secagg.masks import Words
 from federation.secagg.member import MEMBERS_MIN, Member
-from federation.secagg.recovery import Answer, RecoveredMasks, recover_masks, unmask, verify_answer
+from federation.secagg.recovery import Answer, recover_masks, unmask, verify_answer
 from federation.secagg.state import Phase
 from federation.secagg.transcript import (
     Advertisement,
     CohortContext,
     Context,
+    DealtShares,
     RevealedShare,
     ShareKind,
     cohort_context,
@@ -70,13 +76,14 @@ __all__ = [
     "Cohort",
     "CohortContext",
     "CohortRefused",
+    "ComplaintRefused",
     "ConfirmationRefused",
     "Context",
+    "DealtShares",
     "MalformedValue",
     "Member",
     "OutOfOrder",
     "Phase",
-    "RecoveredMasks",
     "RevealedShare",
     "SecaggError",
     "ShareKind",
@@ -89,6 +96,7 @@ __all__ = [
     "cohort_context",
     "context",
     "out_of_reach",
+    "proven_dealers",
     "recover_masks",
     "split",
     "threshold",
@@ -97,5 +105,7 @@ __all__ = [
     "verify_answer",
     "verify_claim",
     "verify_cohort",
+    "verify_complaint",
     "verify_confirmation",
+    "verify_dealt",
 ]
