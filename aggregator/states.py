@@ -52,7 +52,7 @@ class SeatState(StrEnum):
     CONFIRMED = "confirmed"  # signed U3 (U4)
     REVEALED = "revealed"  # revealed its shares (U5)
     MISSED = "missed"  # was in the cohort and missed a phase
-    LEFT_OUT = "left_out"  # the cohort was frozen without it
+    LEFT_OUT = "left_out"  # the cohort was frozen without it, or goes on without it
 
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
@@ -104,8 +104,9 @@ SEAT_TRANSITIONS: dict[SeatState, frozenset[SeatState]] = {
     # Back to READY: the attempt failed and the round went back to TRAINING.
     SeatState.JOINED: frozenset({SeatState.KEYED, SeatState.MISSED, SeatState.READY}),
     SeatState.KEYED: frozenset({SeatState.SHARED, SeatState.MISSED, SeatState.READY}),
-    SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY}),
-    SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY}),
+    # LEFT_OUT: what it dealt were no shares, and enough members say so.
+    SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
+    SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.CONFIRMED: frozenset({SeatState.REVEALED, SeatState.MISSED, SeatState.READY}),
     SeatState.REVEALED: frozenset(),
     # A member that missed a phase of a failed attempt still holds its update and may be ready for the next one.

@@ -56,7 +56,7 @@ FLOORS: dict[str, list[str]] = {
         "encoding",
         "plan.py",
         "manifest.py roster.py token.py",
-        "signing.py wire.py advertisement.py fingerprint.py",
+        "signing.py wire.py masking_messages.py fingerprint.py",
         "vocabulary.py limits.py bandwidth.py",
         "secagg errors.py labels.py v1",
     ],

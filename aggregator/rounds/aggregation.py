@@ -9,7 +9,7 @@ their content. So a driver may be killed anywhere in here; the next one begins a
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,9 @@ from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
 from federation.manifest import Model, load_model, save_model
+from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
-from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
+from federation.v1.secagg_pb2 import EncryptedShare, RevealMessage, UploadClaim
 from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
@@ -35,7 +36,7 @@ from aggregator.runs import metrics
 from aggregator.runs.lifecycle import continue_run
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
-from aggregator.store import Cause, record, round_rows, run_rows
+from aggregator.store import Cause, masking_rows, round_rows, run_rows
 from aggregator.store.blobs import Blobs, StoredBlob
 from aggregator.store.tables import ModelMetrics, ModelVersion, Round, Run, Seat
 
@@ -54,7 +55,7 @@ class AggregationInput:
     plan: TrainingPlan
     layout: Layout
     masking: MaskingAttempt
-    shared: list[str]  # U2
+    dealt: secagg.Dealt  # by dealer, U2; of each the shares for members that vanished before their upload
     uploads: dict[str, bytes]  # U3, with the digest that each member claimed
     answers: Mapping[str, secagg.Answer]  # by revealer
     base: ModelVersion
@@ -68,7 +69,6 @@ class AggregationResult:
     model_digest: bytes
     model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
     sum_blob: StoredBlob
-    altered: Mapping[str, tuple[str, ...]]  # about whom shares were altered -> who revealed them
 
 
 def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
@@ -153,18 +153,28 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
         plan=plan,
         layout=Layout.of_round(plan, row.number),
         masking=attempt_of(session, run, row),
-        shared=round_rows.senders(session, row.id, Seat.shares),
+        dealt=_dealt(session, row, claims),
         uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
         answers={site: messages.reveals(RevealMessage.FromString(reveal)) for site, reveal in reveals.items()},
         base=run_rows.model_by_digest(session, row.run_id, row.base_model),
     )
 
 
+def _dealt(session: Session, row: Round, uploaded: Collection[str]) -> secagg.Dealt:
+    shared = round_rows.senders(session, row.id, Seat.shares_digest)
+    dealt: dict[str, dict[str, secagg.DealtShares]] = {site: {} for site in shared}
+    vanished = [site for site in shared if site not in uploaded]
+    for data in masking_rows.dealt(session, row.id, uploaded, vanished) if vanished else ():
+        message = EncryptedShare.FromString(data)
+        dealt[message.from_site][message.to_site] = dealt_of(message)
+    return dealt
+
+
 def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
     masking = inputs.masking
     threads = app.settings.driver.aggregation_threads or os.cpu_count() or 1
     total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, threads)
-    recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.shared, inputs.uploads, inputs.answers)
+    recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.dealt, inputs.uploads, inputs.answers)
     progress()
     secagg.unmask(total, recovered, threads)
     progress()
@@ -179,7 +189,7 @@ def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) 
             model = next_model(inputs.plan, _take_base(app, inputs), decoded, threads, uses_up=True)
             digest, model_blob = model.digest, _store_model(app, model)
     progress()
-    return AggregationResult(decoded, digest, model_blob, sum_blob.result(), recovered.altered)
+    return AggregationResult(decoded, digest, model_blob, sum_blob.result())
 
 
 def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
@@ -229,9 +239,6 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
     with app.store.write() as session:
         # First the guarded transition: a driver that was too late stops here, before it adds a row.
         round_rows.move(session, row, RoundState.PUBLISHED, cause.of(subject), published)
-        for about, revealers in result.altered.items():
-            why = f"wrong shares about {about} were revealed by {', '.join(revealers)}; the sum is right all the same"
-            record(session, cause.because(why).of(subject), None, "altered shares")
         if result.model_blob is not None:
             model = ModelVersion(
                 run_id=row.run_id,

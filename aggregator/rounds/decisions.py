@@ -4,6 +4,7 @@ TRAINING     freeze when `target` sites are ready, or no other site can come, or
 a phase      advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS, the
              threshold t of the keyed members (U1) afterwards
              otherwise try again with fresh keys, unless shares may have been revealed: then abandon
+UPLOAD       also try again, at once and without it, when a dealer's shares are none by the word of enough members
 AGGREGATING  aggregate; the round waits for no site
 """
 
@@ -31,6 +32,7 @@ class RoundSnapshot:
     deadline: datetime
     seats: Mapping[str, SeatState]
     advertised: int  # members of U1
+    guilty: Collection[str]  # members that dealt garbage, by enough complaints
     eligible: Collection[str]  # sites of the roster in force
     bounds: CohortBounds
 
@@ -57,10 +59,11 @@ class Advance:
 
 @dataclass(frozen=True)
 class Retry:
-    """Start over with fresh keys; `missed` have to be ready again first."""
+    """Start over with fresh keys; `missed` have to be ready again first, `left_out` do not come back."""
 
     missed: tuple[str, ...]
     reason: str
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _freeze(view: RoundSnapshot, ready: list[str]) -> Freeze:
 
 def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     before, after = PHASE_SEATS[view.state]
+    if view.state is RoundState.UPLOAD and view.guilty:
+        return _without_the_guilty(view)
     missing, done = tuple(_in(view, before)), len(_in(view, after))
     if missing and now < view.deadline:
         return Wait()
@@ -125,6 +130,13 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if view.state is RoundState.REVEAL or view.attempt >= ATTEMPTS_MAX:
         return Abandon(reason)
     return Retry(missing, reason)
+
+
+def _without_the_guilty(view: RoundSnapshot) -> RoundDecision:
+    """Start over: all others hold their updates, and whether they had uploaded or not does not matter."""
+    guilty = tuple(sorted(view.guilty))
+    reason = f"{', '.join(guilty)} dealt no shares to members that say so, more than may be corrupt"
+    return Retry((), reason, guilty) if view.attempt < ATTEMPTS_MAX else Abandon(reason)
 
 
 def _in(view: RoundSnapshot, *states: SeatState) -> list[str]:

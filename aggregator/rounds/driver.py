@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound
 from aggregator.rounds import aggregation, transitions
+from aggregator.rounds.cohort import guilty_dealers
 from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
 from aggregator.runs.plans import plan_of
 from aggregator.sites.roster import eligible
@@ -145,7 +146,8 @@ class Driver:
             attempt=row.attempt,
             deadline=row.deadline,
             seats=round_rows.seat_states(session, row.id),
-            advertised=len(round_rows.senders(session, row.id, Seat.advertisement)),
+            advertised=len(advertised := round_rows.senders(session, row.id, Seat.advertisement)),
+            guilty=guilty_dealers(session, row, len(advertised)) if row.state is RoundState.UPLOAD else (),
             eligible=frozenset(eligible(session)) if row.state is RoundState.TRAINING else frozenset(),
             bounds=plan_of(run_rows.get(session, row.run_id)).cohort,
         )

@@ -16,16 +16,17 @@ from datetime import datetime
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
 from federation.v1.plan_pb2 import SignedPlan
-from federation.v1.secagg_pb2 import Advertisement, Confirmation, SharesMessage
+from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare
 from sqlalchemy.orm import Session
 
 from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
+from aggregator.rounds.certificates import certificate_of
 from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
-from aggregator.store import round_rows, run_rows
+from aggregator.store import masking_rows, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
@@ -129,8 +130,11 @@ def _close(
     outcome = _outcome(run, row, seat)
     if outcome is None:
         return None, key
-    published = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
-    return pb.CloseStep(round=ref, outcome=outcome, published=published), key
+    close = pb.CloseStep(round=ref, outcome=outcome)
+    if outcome == pb.CloseStep.PUBLISHED:
+        close.published.CopyFrom(published_sum(row))
+        close.uploaded.extend(round_rows.senders(session, row.id, Seat.upload_claim))
+    return close, key
 
 
 def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:
@@ -167,10 +171,9 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
             advertisements = [Advertisement.FromString(data) for data in payloads.values()]
             reply.shares.CopyFrom(pb.SharesStep(round=ref, advertisements=advertisements))
         case RoundState.UPLOAD:
-            payloads = round_rows.payloads(session, row.id, Seat.shares)
-            messages = (SharesMessage.FromString(data) for data in payloads.values())
-            shares = [share for message in messages for share in message.shares if share.to_site == seat.site]
-            reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(payloads), shares=shares))
+            dealt = masking_rows.dealt_to(session, row.id, seat.site)
+            shares = [EncryptedShare.FromString(data) for dealer, data in dealt.items() if dealer != seat.site]
+            reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(dealt), shares=shares))
         case RoundState.CONFIRM:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
             reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded))
@@ -191,6 +194,7 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         evaluation_only=plan_of(run).evaluates_only(row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
         chain=_chain(session, run, held_model, base),
+        certificate=certificate_of(session, run, base),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
     )
 

@@ -68,7 +68,9 @@ def retry(step: Step, decision: Retry) -> None:
     row, plan = step.row, plan_of(step.run)
     before, answered = PHASE_SEATS[row.state]
     states = round_rows.seat_states(step.session, row.id)
-    ready = [site for site, state in states.items() if state is answered]
+    # When the attempt ends early, nobody has missed the phase.
+    still_in = (answered,) if decision.missed or not decision.left_out else (before, answered)
+    ready = [site for site, state in states.items() if state in still_in and site not in decision.left_out]
     # With enough members the others get one phase's time to come back. With too few the training deadline stands, if
     # that is later: another site may still finish.
     deadline = _phase_deadline(step)
@@ -78,8 +80,10 @@ def retry(step: Step, decision: Retry) -> None:
     _move(step, RoundState.TRAINING, decision.reason, anew)
     # No message of the old attempt may meet one of the new: its keys and shares are of no use and would not verify.
     round_rows.clear_payloads(step.session, row.id)
+    for site in decision.left_out:
+        _move_seat(step, site, states[site], SeatState.LEFT_OUT, decision.reason)
     for site in ready:
-        _move_seat(step, site, answered, SeatState.READY, "the attempt failed; the update is still there")
+        _move_seat(step, site, states[site], SeatState.READY, "the attempt failed; the update is still there")
     for site in decision.missed:
         _move_seat(step, site, before, SeatState.MISSED, "did not answer")
 

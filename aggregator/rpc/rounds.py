@@ -11,6 +11,7 @@ from federation.v1.plan_pb2 import SignedPlan
 
 from aggregator.context import AppContext
 from aggregator.rounds import polling, submissions
+from aggregator.rounds.certificates import accept_model_signature
 from aggregator.rpc.call_guard import CallGuard
 from aggregator.sites import reports
 from aggregator.store.traffic import SeatKey
@@ -21,9 +22,11 @@ Submission = TypeVar(
     rounds_pb2.DeclineMessage,
     secagg_pb2.KeysMessage,
     secagg_pb2.SharesMessage,
+    secagg_pb2.ComplaintMessage,
     secagg_pb2.UploadMessage,
     secagg_pb2.ConfirmMessage,
     secagg_pb2.RevealMessage,
+    rounds_pb2.ModelSignature,
 )
 
 _VERDICTS = {"accepted": rounds_pb2.Receipt.ACCEPTED, "late": rounds_pb2.Receipt.LATE}
@@ -68,6 +71,10 @@ class RoundsServicer(rounds_pb2_grpc.RoundsServicer):
         """Accept a member's encrypted shares."""
         return self._accept(request, context, submissions.accept_shares)
 
+    def SendComplaint(self, request: secagg_pb2.ComplaintMessage, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
+        """Accept a member's complaints about shares that it was dealt."""
+        return self._accept(request, context, submissions.accept_complaints)
+
     def SendUpload(self, request: secagg_pb2.UploadMessage, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
         """Accept a member's claim of its upload."""
         return self._accept(request, context, submissions.accept_upload)
@@ -79,6 +86,10 @@ class RoundsServicer(rounds_pb2_grpc.RoundsServicer):
     def SendReveal(self, request: secagg_pb2.RevealMessage, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
         """Accept the shares that a member reveals."""
         return self._accept(request, context, submissions.accept_reveal)
+
+    def SignModel(self, request: rounds_pb2.ModelSignature, context: grpc.ServicerContext) -> rounds_pb2.Receipt:
+        """Accept a member's signature over the model that it computed."""
+        return self._accept(request, context, accept_model_signature)
 
     def _accept(
         self,

@@ -1,8 +1,9 @@
 """A site's report about itself, in each Poll, kept for the coordinator. Nothing in a round depends on it."""
 
 from datetime import timedelta
+from importlib.metadata import version
 
-from federation.limits import DIGEST_BYTES, REASONS_MAX, VERSION
+from federation.limits import DIGEST_BYTES, REASONS_MAX, SECAGG_VERSION, VERSION
 from federation.v1 import rounds_pb2 as pb
 from federation.vocabulary import SiteState, StateReason
 
@@ -26,8 +27,15 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
     reports.
 
     Raises:
-        MessageRefused: for values outside the bounds of rounds.proto.
+        MessageRefused: for values outside the bounds of rounds.proto, or from a site of another version of secure
+            aggregation.
     """
+    # First: an older site is told what to install, not what it may not send.
+    if request.secagg != SECAGG_VERSION:
+        raise MessageRefused(
+            f"expected a site that speaks version {SECAGG_VERSION} of secure aggregation, got version "
+            f"{request.secagg or 1}; install hemofed {version('hemofed')} at the site"
+        )
     _check_report(request)
     now = app.clock()
     report = SiteReport(

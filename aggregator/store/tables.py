@@ -204,7 +204,10 @@ class Seat(Base):
     decline_reason: Mapped[str | None] = mapped_column(comment="name of a StateReason; DECLINED only")
     # Kept as they came: a member signs its bytes, and the others check the signature.
     advertisement: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Advertisement; from KEYED on")
-    shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
+    shares_digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="SHA-256 of the serialized SharesMessage; from SHARED on"
+    )
+    complaints: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized ComplaintMessage, if it sent one")
     upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
     # Stays when an attempt fails, until housekeeping has deleted the blob.
     upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
@@ -212,8 +215,23 @@ class Seat(Base):
         LargeBinary, comment="serialized Confirmation; from CONFIRMED on"
     )
     reveal: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized RevealMessage; REVEALED only")
+    model_signature: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="Ed25519 over the certificate of the model that the round led to"
+    )
     bytes_up: Mapped[int] = mapped_column(default=0, comment="message and blob bytes received from the site this round")
     bytes_down: Mapped[int] = mapped_column(default=0, comment="message and blob bytes sent to it this round")
+
+
+class DealtShare(Base):
+    """The shares of one dealer for one member, as the dealer signed them. Of the current attempt, like a seat's."""
+
+    __tablename__ = "dealt_shares"
+
+    # In the order of reading: each member asks for its own, and a recovery for those of the members that vanished.
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    dealer: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    message: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized EncryptedShare")
 
 
 class ModelVersion(Base):

@@ -32,6 +32,7 @@ from tests.federation.world import World
 _ANSWERS = {
     secagg_pb2.KeysMessage,
     secagg_pb2.SharesMessage,
+    secagg_pb2.ComplaintMessage,
     secagg_pb2.UploadMessage,
     secagg_pb2.ConfirmMessage,
     secagg_pb2.RevealMessage,
@@ -69,7 +70,7 @@ def no_key_used_twice(world: World) -> None:
             continue
         match one.message:
             case secagg_pb2.KeysMessage(round=ref, advertisement=own):
-                for value in (own.mask_key, own.share_key, own.seed_commitment):
+                for value in (own.mask_key, own.kem_key, own.share_key, own.seed_commitment):
                     owners[value].add((one.site, attempt_of(ref)))
             case blobs_pb2.BlobOffer(round=ref, digest=digest):
                 uploads[one.site, attempt_of(ref)].add(digest)

@@ -53,7 +53,7 @@ from federation.secagg.errors import (
 )
 from federation.secagg.masks import Words
 from federation.secagg.member import MEMBERS_MIN, Member
-from federation.secagg.recovery import Answer, recover_masks, unmask, verify_answer
+from federation.secagg.recovery import Answer, Dealt, recover_masks, unmask, verify_answer
 from federation.secagg.state import Phase
 from federation.secagg.transcript import (
     Advertisement,
@@ -79,6 +79,7 @@ __all__ = [
     "ComplaintRefused",
     "ConfirmationRefused",
     "Context",
+    "Dealt",
     "DealtShares",
     "MalformedValue",
     "Member",

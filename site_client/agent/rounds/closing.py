@@ -1,8 +1,11 @@
-"""The end of a round at a site: verify the published model, then erase secrets and update."""
+"""The end of a round at a site: verify the published model and sign it, then erase secrets and update."""
 
+from federation.certificate import ModelCertificate
 from federation.v1 import rounds_pb2
 
+from site_client.agent.egress.calls import SIGN_MODEL
 from site_client.agent.egress.egress import Egress
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound
 from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.round_files import RoundFiles
@@ -12,11 +15,11 @@ from site_client.errors import ModelMismatch, StepRefused
 class Closing:
     """Carries out the close step. One that comes again, or for another round, does nothing."""
 
-    def __init__(self, files: RoundFiles, egress: Egress, readiness: Readiness) -> None:
-        self._files, self._egress, self._readiness = files, egress, readiness
+    def __init__(self, files: RoundFiles, egress: Egress, identity: SiteIdentity, readiness: Readiness) -> None:
+        self._files, self._egress, self._identity, self._readiness = files, egress, identity, readiness
 
     def close(self, step: rounds_pb2.CloseStep) -> None:
-        """Verify and erase.
+        """Verify, sign and erase.
 
         Raises:
             ModelMismatch: the published model is not the one that its sum leads to. The round is erased all the same,
@@ -32,6 +35,7 @@ class Closing:
             # Without the base model nothing can be recomputed: the next round then brings a whole model.
             if is_published and self._files.models.holds(current.base_model_digest):
                 self._verify(current, step.published)
+                self._sign(current, step)
         except ModelMismatch:
             self._files.plans.distrust(current.run_id)
             self._erase(current)
@@ -50,6 +54,22 @@ class Closing:
             self._files.models.follow(self._egress, plan, current.base_model_digest, published)
         elif published.model_digest != current.base_model_digest:
             raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
+
+    def _sign(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
+        """Sign the computed model, for sites that were not in the round. A member of the sum does, and nobody else."""
+        if current.evaluation_only or tuple(step.uploaded) != current.confirmed:
+            return
+        certificate = ModelCertificate(
+            plan_digest=current.plan_digest,
+            round=current.number,
+            base_model_digest=current.base_model_digest,
+            model_digest=step.published.model_digest,
+            cohort=current.confirmed,
+        )
+        signature = certificate.sign(self._identity.keys.signing)
+        # Before the round is erased: a signature that did not arrive is sent again by the next turn.
+        message = rounds_pb2.ModelSignature(round=current.ref(attempt=0), signature=signature)
+        self._egress.send(SIGN_MODEL, message)
 
     def _erase(self, current: CurrentRound) -> None:
         # The job goes first: the trainer sees that the round is over, and removes the update.

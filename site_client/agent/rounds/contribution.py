@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from federation.encoding import Layout, SiteHeader, clip, encode
 from federation.plan import TrainingPlan
-from federation.secagg import Member
+from federation.secagg import DealtShares, Member
 from numpy.typing import NDArray
 
 from site_client.agent.egress.guard import Guard
@@ -73,13 +73,13 @@ def prepare_contribution(
     return Contribution(layout, clipped, header, update.delta_sha256 or b"")
 
 
-def mask_contribution(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> memoryview:
+def mask_contribution(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:
     """Encode and mask.
 
     Args:
-        member: after the shares phase.
+        member: after it received its shares.
         contribution: of this site.
-        shares: ciphertext by peer, from every other member of U2.
+        dealt: as the member received it, from every other member of U2.
 
     Returns:
         The upload: masked words, uint64 little-endian, layout.bytes long.
@@ -93,4 +93,4 @@ def mask_contribution(member: Member, contribution: Contribution, shares: Mappin
     # Encoded into words of the ring: masks hide only integers modulo 2^64.
     words = encode(contribution.layout, contribution.delta, contribution.header, rounding)
     # In place: a copy of a large upload would double the peak of memory.
-    return member.mask(words, shares, in_place=True).astype("<u8", copy=False).data.cast("B")
+    return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")

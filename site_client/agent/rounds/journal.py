@@ -9,7 +9,7 @@ At most one round is in progress. A closed round never begins again: its update 
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -45,6 +45,13 @@ class CurrentRound:
     # this site. It joins a later attempt only with a cohort that proves that they have not, and no longer can.
     # A round that version 0.1.0 began has none.
     uploaded_to: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
+    # The one set of uploads whose sum this site helps to recover, as it signed it; sorted.
+    confirmed: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
+
+    @property
+    def offer(self) -> tuple[RunId, RoundNumber, Digest, Digest, bool]:
+        """The part of this record that the aggregator's offer decides."""
+        return self.run_id, self.number, self.plan_digest, self.base_model_digest, self.evaluation_only
 
     def ref(self, attempt: int | None = None) -> RoundRef:
         """Return this round's name on the wire, with the newest attempt unless another is given."""
@@ -87,8 +94,7 @@ class RoundJournal:
         """
         current = self.current
         if current is not None and current.is_of(offered.ref()):
-            fresh = replace(current, declined=None, attempt=0, refused_attempt=0, revealed_attempt=0, uploaded_to=())
-            if fresh != offered:
+            if current.offer != offered.offer:
                 raise StepRefused(f"round {current.number} was offered before with another plan or base model; refused")
             return current
         if self._is_closed(offered):

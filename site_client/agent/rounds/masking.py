@@ -10,13 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from federation.advertisement import advertisement_of, message_of
+from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
-from federation.secagg import Member, RevealedShare, SecaggError, ShareKind, context
+from federation.secagg import DealtShares, Member, RevealedShare, SecaggError, ShareKind, context
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
-from site_client.agent.egress.calls import SEND_CONFIRM, SEND_KEYS, SEND_REVEAL, SEND_SHARES, SEND_UPLOAD
+from site_client.agent.egress.calls import (
+    SEND_COMPLAINTS,
+    SEND_CONFIRM,
+    SEND_KEYS,
+    SEND_REVEAL,
+    SEND_SHARES,
+    SEND_UPLOAD,
+)
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import upload
 from site_client.agent.identity.identity import SiteIdentity
@@ -56,7 +63,7 @@ class MaskingPhases:
                 f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
             )
         # Loaded first: a repeated step must send the same keys, or two sets of masks would exist.
-        member = self._load(step.round.attempt) or self._begin(plan, current, step)
+        member = self._load(step.round) or self._begin(plan, current, step)
         own = message_of(member.advertisement)
         self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
 
@@ -75,19 +82,15 @@ class MaskingPhases:
         minimum = max(self.cohort_min, plan.cohort.minimum)
         # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
-        ciphertexts = self._checked(
-            step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
-        )
+        dealt = self._checked(step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to))
         self._save(step.round.attempt, member)
-        shares = [
-            secagg_pb2.EncryptedShare(from_site=member.site, to_site=peer, ciphertext=ciphertexts[peer])
-            for peer in sorted(ciphertexts)
-        ]
+        shares = [share_message(member.site, peer, dealt[peer]) for peer in sorted(dealt)]
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
 
     def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
-        """Mask the contribution and send it.
+        """Receive the shares, mask the contribution and send it.
 
+        Shares of a dealer that are none are complained about first; the upload does not wait for the consequences.
         Masking again gives the same bytes, and the member refuses any others. So the masked bytes need no file: a
         transfer that broke off continues where it stopped.
 
@@ -95,8 +98,9 @@ class MaskingPhases:
             StepRefused: the shares are not those of the members, or the member refuses them.
         """
         member = self._member(step.round)
-        shares = _shares_for(member.site, step)
-        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, shares))
+        dealt = _dealt_to(member.site, step)
+        self._receive(step.round, member, dealt)
+        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, dealt))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
             # The claim names the digest of the whole upload, so that the aggregator cannot exchange it.
@@ -119,6 +123,10 @@ class MaskingPhases:
         member = self._member(step.round)
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
+        current = self._enter(step.round)
+        confirmed = tuple(sorted(step.uploaded))
+        if current.confirmed != confirmed:
+            self.journal.save(replace(current, confirmed=confirmed))
         confirmation = secagg_pb2.Confirmation(site=member.site, signature=signature)
         self.egress.send(SEND_CONFIRM, secagg_pb2.ConfirmMessage(round=step.round, confirmation=confirmation))
 
@@ -136,7 +144,19 @@ class MaskingPhases:
         if current.revealed_attempt != step.round.attempt:
             self.journal.save(replace(current, revealed_attempt=step.round.attempt))
         self._save(step.round.attempt, member)
-        self.egress.send(SEND_REVEAL, _reveal_message(step.round, answer))
+        message = _reveal_message(step.round, answer, member.reveal_signature())
+        self.egress.send(SEND_REVEAL, message)
+
+    def _receive(self, ref: RoundRef, member: Member, dealt: dict[str, DealtShares]) -> None:
+        complaints = self._checked(ref, lambda: member.receive(dealt))
+        # Recorded before it is sent: after a crash this member must not hold shares that it has complained about.
+        self._save(ref.attempt, member)
+        if complaints:
+            signed = [
+                secagg_pb2.Complaint(site=member.site, dealer=dealer, signature=complaints[dealer])
+                for dealer in sorted(complaints)
+            ]
+            self.egress.send(SEND_COMPLAINTS, secagg_pb2.ComplaintMessage(round=ref, complaints=signed))
 
     def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
@@ -165,14 +185,17 @@ class MaskingPhases:
 
     def _member(self, ref: RoundRef) -> Member:
         self._enter(ref)
-        member = self._load(ref.attempt)
+        member = self._load(ref)
         if member is None:
             raise StepRefused(f"this site has no keys in attempt {ref.attempt}; polling again")
         return member
 
-    def _load(self, attempt: int) -> Member | None:
-        path = self.journal.attempt_folder(attempt) / "member.bin"
-        return Member.from_bytes(path.read_bytes(), self.identity.keys.signing) if path.exists() else None
+    def _load(self, ref: RoundRef) -> Member | None:
+        path = self.journal.attempt_folder(ref.attempt) / "member.bin"
+        if not path.exists():
+            return None
+        # A state that another version wrote is of no use: the attempt is left, the update stays.
+        return self._checked(ref, lambda: Member.from_bytes(path.read_bytes(), self.identity.keys.signing))
 
     def _save(self, attempt: int, member: Member) -> None:
         path = self.journal.attempt_folder(attempt) / "member.bin"
@@ -207,15 +230,15 @@ def _forget(replaced: Path, current: Path) -> None:
     replaced.unlink()
 
 
-def _shares_for(site: str, step: rounds_pb2.UploadStep) -> dict[str, bytes]:
-    """Return the ciphertexts addressed to this site, by sender; together with this site the senders are U2."""
-    shares = {share.from_site: share.ciphertext for share in step.shares if share.to_site == site}
+def _dealt_to(site: str, step: rounds_pb2.UploadStep) -> dict[str, DealtShares]:
+    """Return what was dealt to this site, by dealer; together with this site the dealers are U2."""
+    shares = {share.from_site: dealt_of(share) for share in step.shares if share.to_site == site}
     if len(shares) != len(step.shares) or sorted([*shares, site]) != sorted(step.members):
         raise StepRefused("expected one share from every other member that dealt shares, got others; polling again")
     return shares
 
 
-def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secagg_pb2.RevealMessage:
+def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare], signature: bytes) -> secagg_pb2.RevealMessage:
     shares = [
         secagg_pb2.RevealedShare(
             about_site=about,
@@ -224,4 +247,4 @@ def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secag
         )
         for about in sorted(answer)
     ]
-    return secagg_pb2.RevealMessage(round=ref, shares=shares)
+    return secagg_pb2.RevealMessage(round=ref, shares=shares, signature=signature)

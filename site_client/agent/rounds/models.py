@@ -1,13 +1,16 @@
 """Models that this site has verified: the newest, and the one before it.
 
-Every model after the first signed one was either recomputed here from a published sum, or came whole with the digest
-that the mask keys of its cohort are bound to.
+Every model after the first signed one was either recomputed here from a published sum, or came whole with a
+certificate: the signatures of enough members of the round that led to it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
 from federation.encoding import Layout, unpack_sum
 from federation.manifest import Model, load_model, save_model
@@ -23,6 +26,14 @@ from site_client.typed_json import Digest, encode, read_state
 _KEPT: Final = 2
 _HEADER_BYTES_MAX: Final = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
 _BYTES_A_NUMBER: Final = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """The hospitals whose word this site believes about a model, and how many of them a cohort has to have."""
+
+    signing_keys: Mapping[str, bytes]  # Ed25519 public key by name, of the stored roster
+    minimum: int
 
 
 class Models:
@@ -58,13 +69,20 @@ class Models:
             self._in_memory = load_model(self.path(digest))
         return _checked(plan, self._in_memory, digest)
 
-    def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+    def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         """Make sure that the step's base model is here: kept, computed from a kept one, or fetched whole.
+
+        Args:
+            egress: the only way out.
+            plan: of the run.
+            step: offers ways to the base model.
+            witnesses: believed about a whole model, other than the plan's first.
 
         Raises:
             ModelMismatch: another model than the announced one arrived or was computed.
             StepRefused: the step offers no way to the base model.
             Unreachable: a download broke off; the next call continues it.
+            CertificateRefused: too few of the witnesses say that a round led to this whole model.
             FederationError: a published sum that the chain refuses.
         """
         if self.holds(step.base_model_digest):
@@ -76,6 +94,8 @@ class Models:
             if self.newest != step.base_model_digest:
                 raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
             return
+        if step.base_model_digest != plan.initial_model_digest:
+            self._check_certificate(plan, step, witnesses)
         self._fetch_whole(egress, plan, step)
 
     def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
@@ -108,6 +128,22 @@ class Models:
                 "this site takes no further part in the run until the coordinator has explained it"
             )
         self._keep(computed, self._spare())
+
+    def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
+        if not step.HasField("certificate"):
+            raise StepRefused("too few members of the round before have signed its model yet; polling again")
+        certificate = ModelCertificate.of_message(step.certificate)
+        # With the predecessor at hand the model can be computed, which proves more than anybody's word.
+        if self.holds(certificate.base_model_digest):
+            raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
+        verify_certificate(
+            certificate,
+            plan.digest,
+            step.base_model_digest,
+            witnesses.signing_keys,
+            witnesses.signing_keys.keys(),
+            witnesses.minimum,
+        )
 
     def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         if not step.HasField("whole_model"):

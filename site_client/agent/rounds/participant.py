@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 
 from federation.errors import FederationError
+from federation.limits import SECAGG_VERSION
 from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.calls import FETCH_ROSTER, POLL
@@ -71,7 +72,7 @@ class Participant:
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
         self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness)
         self._masking = MaskingPhases(egress, identity, files.journal, policy.cohort_min)
-        self._closing = Closing(files, egress, self._readiness)
+        self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
         self._seen = self._local_facts()
 
@@ -124,6 +125,7 @@ class Participant:
             version=self._version,
             ledger_entries=self._egress.ledger.entries,
             ledger_head=bytes.fromhex(self._egress.ledger.head),
+            secagg=SECAGG_VERSION,
         )
         if current is not None:
             # After a restart of either side the aggregator learns from this in which round the site is.

@@ -32,6 +32,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: ob
         "deadline": NOW - timedelta(seconds=1) if late else NOW + timedelta(seconds=1),
         "seats": dict(zip(SITES, seats, strict=False)),
         "advertised": len(seats),
+        "guilty": (),
         "eligible": SITES,
         "bounds": BOUNDS,
     }

@@ -104,7 +104,7 @@ def test_below_the_threshold_the_attempt_starts_over_with_fresh_keys_and_keeps_n
     assert (row.state, row.attempt, row.roster_epoch) == (RoundState.TRAINING, 2, 0)
     assert sorted(world.seats().values()) == [*[SeatState.MISSED] * 3, *[SeatState.READY] * 2]
     with world.aggregator.app.store.read() as session:
-        for column in (Seat.advertisement, Seat.shares):
+        for column in (Seat.advertisement, Seat.shares_digest):
             assert round_rows.senders(session, row.id, column) == []
     world.until(RoundState.SHARES)
     keys = [message.message for message in world.wire.heard if message.site == "site-a"]
