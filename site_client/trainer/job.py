@@ -133,6 +133,7 @@ class JobInProgress:
         if not dataset.studies:
             return spool.deliver(replace(declined, reason=StateReason.NO_LABELS))
         prepared = self._prepare(dataset)
+        # The stricter of both: policy can tighten a plan, never loosen it.
         needed = max(self.settings.policy.studies_min, self.plan.training.studies_min)
         if len(prepared.split.training) < needed:
             _log.info("job declined", expected_studies=needed, got=len(prepared.split.training))
@@ -147,6 +148,7 @@ class JobInProgress:
             self.ranks.first(lambda: prepared)
             position = self._train(net, prepared)
         trained = self.base.manifest.flatten(weights_of(net))
+        # Clipped here as well as by the agent: the spool already holds a bounded update.
         delta, clipped = clip(trained - self.base.weights, self.plan.encoding.clip_norm)
         update = Update(
             run_id=self.job.run_id,
@@ -194,7 +196,7 @@ class JobInProgress:
 
     def _network(self) -> Network:
         """Builds the plan's network with the weights of the base model."""
-        net = build(self.plan.architecture, seed=0)
+        net = build(self.plan.architecture, seed=0)  # any seed: the base model replaces all weights
         if manifest_of(net) != self.plan.manifest or self.base.manifest != self.plan.manifest:
             raise TrainingFailed(
                 f"the plan's tensors are not those of {self.plan.architecture!r} in this version; update hemofed"
@@ -213,6 +215,7 @@ class JobInProgress:
                 return catalog.dataset(pin.read_text())
             catalog.scan(self.settings.folders.export, self.settings.folders.labels)
             dataset = catalog.dataset()
+        # After the scan and before any training: from here on the job is bound to these studies.
         pin.parent.mkdir(parents=True, exist_ok=True)
         replace_file(pin, dataset.hash.encode())
         return dataset

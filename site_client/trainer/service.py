@@ -109,7 +109,7 @@ class TrainerService:
 
     def run(self) -> None:
         """Runs until `stopping`, then ends the worker."""
-        self._spool.clear_drafts()
+        self._spool.clear_drafts()  # before the first worker, which may have a draft in hand
         self._write_status(Status(self._clock(), SiteState.PREPARING))
         self._watch.start()
         self._notifier.ready()
@@ -121,12 +121,13 @@ class TrainerService:
                 _log.error("turn failed", error=type(error).__name__)
             self.stopping.wait(TURN_S)
         self._notifier.stopping()
+        # The worker first: it may need a minute for its checkpoint, in which systemd is told that the service is alive.
         self._supervisor.stop()
         self._watch.stop()
         _log.info("trainer stopped")
 
     def _turn(self) -> None:
-        # The gate comes first: what it decides must not wait for the spool, which may lie on a slow disk.
+        # The gate comes first: a bad record in the spool ends this turn, and must not delay a pause.
         self._ask_gate()
         jobs = self._spool.jobs()
         self._spool.sweep()
@@ -143,6 +144,7 @@ class TrainerService:
         sampled_at_s = time.monotonic()
         previous = self._watch.decision
         decision = self._watch.sample(self._supervisor.process_ids, job_at_hand=self._supervisor.job is not None)
+        # Changes only: four lines a second would fill the journal.
         if (decision.mode, decision.reasons) != (previous.mode, previous.reasons):
             _log.info("gate changed", mode=decision.mode.value, reasons=list(decision.reasons))
         self._supervisor.obey(decision.mode, previous.mode, sampled_at_s)

@@ -88,11 +88,11 @@ def test_a_site_that_holds_its_transfers_to_a_speed_sends_no_large_piece(coordin
     assert max(echoes(settings)) < FIRST_BYTES + 16
 
 
-def test_a_site_that_asks_too_often_is_told_to_come_back(coordinator: Consortium) -> None:
+def test_a_site_that_measures_too_often_is_sent_away_for_a_minute(coordinator: Consortium) -> None:
     settings = coordinator.joined("eager")
     lines = [measured(settings) for _ in range(5)]
     assert lines[0].color is Color.GREEN
-    assert (lines[-1].color, "asked too often" in lines[-1].found) == (Color.GREY, True)
+    assert (lines[-1].color, "measured too often" in lines[-1].found) == (Color.GREY, True)
 
 
 def test_while_an_agent_runs_and_in_a_dry_run_nothing_is_sent(coordinator: Consortium) -> None:

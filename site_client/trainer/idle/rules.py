@@ -20,6 +20,7 @@ FREES_MEMORY_AT_ONCE: Final = frozenset(
 
 def needs_of_others(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
     """Lists every busy signal. An unknown signal is not busy; `denials` names those that must not be unknown."""
+    # All of them, not the first: the status lists every reason.
     return tuple(
         [
             *_load(signals, policy),
@@ -35,6 +36,7 @@ def needs_of_others(signals: Signals, policy: IdleSettings) -> tuple[PauseReason
 
 def denials(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
     """Lists the unknown signals without which training must not run: foreign CPU use and the power supply."""
+    # A policy that allows any value needs no measurement.
     needed = {"foreign_cpu": policy.foreign_cpu_max < 1, "on_battery": policy.battery == "pause"}
     unknown = signals.unknown()
     return tuple(
@@ -76,6 +78,7 @@ def _gpu(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
     gpu = signals.gpu
     if isinstance(gpu, Unknown) or policy.gpu_others == "ignore":
         return
+    # A desktop always draws, so programs that only draw count under "any" alone.
     if gpu.compute or (gpu.graphics and policy.gpu_others == "any"):
         yield PauseReason(
             StateReason.GPU_BUSY, f"{gpu.compute} computing and {gpu.graphics} drawing programs of others on the GPU"
@@ -123,6 +126,7 @@ def _programs(signals: Signals) -> Iterator[PauseReason]:
 
 def _operator(signals: Signals, now: Moment, job_at_hand: bool) -> Iterator[PauseReason]:
     pause = signals.operator
+    # "After this round" lets the job in progress end, and holds back the next one.
     if pause is None or (pause.until is not None and now.wall >= pause.until) or (pause.after_round and job_at_hand):
         return
     until = "hemofed-site resume" if pause.until is None else f"{pause.until.astimezone(now.wall.tzinfo):%d %b %H:%M}"
@@ -130,6 +134,7 @@ def _operator(signals: Signals, now: Moment, job_at_hand: bool) -> Iterator[Paus
 
 
 def _calendar(policy: IdleSettings, now: Moment) -> Iterator[PauseReason]:
+    # `wall` is in the hospital's zone: hours and dates are those on the clock in the room.
     if policy.windows and not any(parse_window(text).contains(now.wall) for text in policy.windows):
         yield PauseReason(StateReason.WINDOW, f"outside the hours for training ({'; '.join(policy.windows)})")
     for text in policy.blackout:

@@ -74,6 +74,7 @@ class Watch:
             memory_free_gib=machine.memory_free_gib(),
             operator=operator.current(self._settings.folders.state),
         )
+        # `decide` keeps nothing: its memory travels in the decision before.
         self.decision = decide(signals, self._settings.idle, self.decision.gate, now, job_at_hand=job_at_hand)
         self.signals = signals
         return self.decision
@@ -86,7 +87,7 @@ class Watch:
             tuple(pause.words for pause in self.decision.pause_reasons),
             tuple(sorted(self.signals.unknown())),
         )
-        replace_file(self._settings.folders.trainer / _RECORD, encode(record))
+        write_record(self._settings.folders.trainer, record)
 
 
 class SlowProbes:
@@ -98,7 +99,7 @@ class SlowProbes:
         self.own: Collection[int] = frozenset()
         self._settings = settings
         self._bus, self._gpus = Bus(), Gpus()
-        # Values and their time in one attribute: another thread reads it, and must not see half of a change.
+        # Values and their time in one tuple: the loop reads it in another thread, and must not see half of a change.
         self._newest: tuple[Signals, float] | None = None
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class SlowProbes:
         while not self.stopping.is_set():
             self._newest = (self.read(), time.monotonic())
             self.stopping.wait(SLOW_S)
-        self._bus.close()
+        self._bus.close()  # by the thread that uses it
 
     def latest(self, now_s: float) -> Signals:
         """Gives the newest values; all are unknown before the first, and when the newest are older than STALE_S."""
@@ -117,6 +118,7 @@ class SlowProbes:
         """Reads the probes now."""
         settings = self._settings
         user_idle_s, remote_idle_s = daemons.user_idle_s(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        # Each of these may wait seconds for a daemon, a disk or a driver: never call `read` from the loop.
         on_battery, on_ups = daemons.power_supply(self._bus)
         without_gpu = settings.training.device == "cpu"
         return Signals(
@@ -139,6 +141,11 @@ class GateRecord:
     mode: Mode
     words: tuple[str, ...]
     unknown: tuple[str, ...]
+
+
+def write_record(folder: Path, record: GateRecord) -> None:
+    """Replaces the gate's record in the trainer's folder."""
+    replace_file(folder / _RECORD, encode(record))
 
 
 def read_record(folder: Path) -> GateRecord | None:
