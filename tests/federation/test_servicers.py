@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+from federation.limits import SECAGG_VERSION
 from federation.v1 import blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import DecodeError, Message
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.rounds.polling import AT_ONCE_MS
-from aggregator.states import SeatState
+from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError
@@ -30,7 +31,7 @@ TYPED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ABORTED,
 }
-REPORT = {"state": rounds_pb2.SITE_IDLE, "version": "0.1.0"}
+REPORT = {"state": rounds_pb2.SITE_IDLE, "version": "0.2.0", "secagg": SECAGG_VERSION}
 
 WRONG_REPORTS: list[dict[str, object]] = [
     {"state": 0},
@@ -112,6 +113,21 @@ def test_a_farewell_with_a_field_of_a_newer_version_is_refused_twice_too(make_wo
     ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest(), shown)
     with pytest.raises(Aborted, match="1999"):
         ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest.FromString(b"\xf8\x7c\x01"), shown)
+
+
+def test_a_site_of_another_secure_aggregation_is_told_what_to_install_and_the_others_go_on(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=4)
+    older = rounds_pb2.PollRequest(state=rounds_pb2.SITE_IDLE, version="0.1.0")  # it has no field for its version
+    with pytest.raises(
+        Aborted, match=r"version 2 of secure aggregation, got version 1; install hemofed 0\."
+    ) as refused:
+        ask(world, "Rounds/Poll", older, world.sites["site-d"].identity.certificate_pem)
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    world.silent.add("site-d")
+    world.until(RoundState.PUBLISHED)
+    assert world.rounds()[0].members == 3
 
 
 def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> None:
