@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.rounds.polling import AT_ONCE_MS
-from aggregator.states import RoundState, SeatState
+from aggregator.states import SeatState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError

@@ -401,6 +401,36 @@ class RevealMessage(_message.Message):
 Global___RevealMessage: _TypeAlias = RevealMessage  # noqa: Y015
 
 @_typing.final
+class BadShares(_message.Message):
+    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Complaint]:
+        """sorted by site"""
+
+    @_builtins.property
+    def dealt(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
+        """to those sites, in the same order"""
+
+    def __init__(
+        self,
+        *,
+        complaints: _abc.Iterable[Global___Complaint] | None = ...,
+        dealt: _abc.Iterable[Global___EncryptedShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "dealt", b"dealt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadShares: _TypeAlias = BadShares  # noqa: Y015
+
+@_typing.final
 class BadDealing(_message.Message):
     """Evidence that a dealer signed shares of no secret. Everybody who knows the cohort can check it (secagg.evidence)."""
 
