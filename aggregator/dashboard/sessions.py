@@ -43,8 +43,8 @@ class LoginAttempts:
     """Bounds log-ins that fail, in memory. A restart forgets them; the wait slows guessing all the same.
 
     An attempt is counted before its password is checked: of many at once, no more are checked than of many in a row.
-    It counts the attempts of one client for one name, and all attempts of one client. So a stranger who guesses keeps out
-    only clients of the same address that no administrator has logged in with.
+    It counts the attempts of one client for one name, and all attempts of one client. So a stranger who guesses keeps
+    out only clients of the same address that no administrator has logged in with.
     """
 
     def __init__(self, allowed: int, wait_s: int) -> None:
