@@ -22,6 +22,7 @@ from aggregator.sites.authority import ServerIdentity
 log = structlog.get_logger()
 
 CERTIFICATE_CHECK_S = 1.0  # it reads one small file
+REPLACED_AFTER_S = 60.0  # a server that stops ends the handshakes that have begun on it
 REPLACED_GRACE_S = 900.0  # for calls on the server with the old certificate: uploads over slow lines
 
 
@@ -94,13 +95,17 @@ class CallServer:
                     if (identity := self._identity()) != shown:
                         self._acceptor.redirect(await self._begin(identity, Path(folder)))
                         shown = identity
-                        ending.add(asyncio.create_task(self._servers[-2].stop(REPLACED_GRACE_S)))
+                        ending.add(asyncio.create_task(self._end_replaced(self._servers[-2])))
                         log.info("certificate renewed")
                 except Exception:  # a full disk, for example; the old certificate is good for a month
                     log.exception("certificate not renewed")
             self._receiver.stop()
             await asyncio.gather(*(server.stop(self._grace_s.result()) for server in self._servers), *ending)
             self._receiver.close()
+
+    async def _end_replaced(self, server: grpc.aio.Server) -> None:
+        await asyncio.wait([self._grace_s], timeout=REPLACED_AFTER_S)
+        await server.stop(REPLACED_GRACE_S)
 
     async def _begin(self, identity: ServerIdentity, folder: Path) -> str:
         """Start a gRPC server that shows this certificate, and return the path of its socket."""

@@ -158,17 +158,17 @@ def idle_connections(ports: list[int], count: int, context: ssl.SSLContext | Non
         selector.close()
 
 
-def handshake(port: int, context: ssl.SSLContext) -> bool:
-    """Connect, begin HTTP/2, and say whether the server answered."""
+def handshake(port: int, context: ssl.SSLContext) -> str:
+    """Connect, begin HTTP/2, and return how that failed; an empty text when the server answered."""
     try:
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection,
             context.wrap_socket(connection, server_hostname="127.0.0.1") as encrypted,
         ):
             encrypted.sendall(PREFACE)
-            return bool(encrypted.recv(9))
-    except OSError:
-        return False
+            return "" if encrypted.recv(9) else "closed without an answer"
+    except OSError as error:
+        return repr(error)
 
 
 def junk(port: int, begins: bytes) -> None:
