@@ -31,6 +31,7 @@ class Signal:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._count = 0
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def count(self) -> int:
@@ -43,6 +44,14 @@ class Signal:
         with self._condition:
             self._count += 1
             self._condition.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` at every notification, in the thread that notifies; it must not wait."""
+        with self._condition:
+            self._listeners.append(listener)
 
     def wait(self, count: int, timeout_s: float) -> bool:
         """Wait until there were more than `count` notifications. False when `timeout_s` went by first."""

@@ -13,6 +13,7 @@ from aggregator.store import people, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
+ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
 
 @router.get("/")
@@ -56,7 +57,13 @@ def run_page(request: Request, hex_id: str) -> Response:
 
 @router.get("/audit")
 def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
-    """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with."""
+    """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with.
+
+    Raises:
+        HTTPException: 400 when no row can have that id.
+    """
+    if before is not None and before > ID_MAX:
+        raise HTTPException(400, "There is no such row.")
     with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
     # Paged by id and not by number of rows: rows that are added meanwhile move nothing.

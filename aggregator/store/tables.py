@@ -97,13 +97,13 @@ class Certificate(Base):
 
 
 class Challenge(Base):
-    """A nonce handed to a site whose certificate has expired."""
+    """A challenge that its site has answered; it is not answered again."""
 
     __tablename__ = "challenges"
 
     nonce: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"))
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="5 minutes; deleted when used")
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="of the challenge; the row is deleted afterwards")
 
 
 class RosterEpoch(Base):
