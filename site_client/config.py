@@ -32,7 +32,7 @@ Gibibytes: TypeAlias = Annotated[float, Meta(ge=0, le=100_000)]
 
 
 @dataclass(frozen=True)
-class AggregatorSettings:
+class AggregatorAddress:
     """Addresses of the consortium's aggregator, and the proxy in between."""
 
     address: str = ""  # host:port of the mutual-TLS listener; the agent does not start without
@@ -168,7 +168,7 @@ class SiteSettings:
     """All of site.toml."""
 
     name: str
-    aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
+    aggregator: AggregatorAddress = field(default_factory=AggregatorAddress)
     folders: FoldersSettings = field(default_factory=FoldersSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)

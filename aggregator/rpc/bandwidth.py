@@ -15,5 +15,4 @@ class BandwidthServicer:
 
     def Echo(self, request: bandwidth_pb2.EchoRequest, context: CallContext) -> bandwidth_pb2.EchoReply:
         """Answer with as many bytes as wanted."""
-
         return self._guard.call(request, context, lambda site: self._test.answer(site, request))

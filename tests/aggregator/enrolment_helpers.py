@@ -6,9 +6,10 @@ from federation.v1 import enrolment_pb2
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import site_rows
 from aggregator.store.people import audit_trail
+from tests.aggregator.conftest import Host
 
 
-def enroll(enrolment: EnrolmentService, host, name: str = "st-mary") -> enrolment_pb2.Credentials:
+def enroll(enrolment: EnrolmentService, host: Host, name: str = "st-mary") -> enrolment_pb2.Credentials:
     request = host.join_request(enrolment.invite(name, auto_approve=True))
     return enrolment.join(request).credentials
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from aggregator.context import open_context
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
+from tests.aggregator.conftest import Host
 
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
 
@@ -41,7 +43,7 @@ class Console:
             raise result.exception
         return result
 
-    def json(self, *arguments: str):
+    def json(self, *arguments: str) -> Any:
         result = self(*arguments, "--json")
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
@@ -51,7 +53,7 @@ class Console:
         assert result.exit_code == 1, result.output
         return result.stderr
 
-    def join(self, token: str, host) -> enrolment_pb2.JoinReply:
+    def join(self, token: str, host: Host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
         authority = Authority(app.settings.state.folder / "ca", app.clock)
         enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
@@ -148,7 +150,7 @@ def test_a_missing_settings_file_is_one_sentence(console: Console) -> None:
 # --- sites ---
 
 
-def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host) -> None:
+def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host: Host) -> None:
     token = console("site", "invite", "st-mary").stdout.strip()
     assert [row["standing"] for row in console.json("site", "list")] == ["invited"]
     assert console.join(token, host).HasField("pending")
@@ -163,14 +165,14 @@ def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host)
     assert told == [("approved", "revoked"), ("pending", "approved"), ("invited", "pending"), (None, "invited")]
 
 
-def test_other_words_than_the_sites_do_not_approve_it(console: Console, host) -> None:
+def test_other_words_than_the_sites_do_not_approve_it(console: Console, host: Host) -> None:
     console.join(console.json("site", "invite", "st-mary")["token"], host)
     assert "do not approve" in console.refused("site", "approve", "st-mary", "--words", "one two three four five six")
     [row] = console.json("site", "list")
     assert row["standing"] == "pending"
 
 
-def test_approving_asks_and_no_means_no(console: Console, host) -> None:
+def test_approving_asks_and_no_means_no(console: Console, host: Host) -> None:
     console.join(console.json("site", "invite", "st-mary")["token"], host)
     assert console("site", "approve", "st-mary", stdin="n\n").exit_code == 1
     assert console.json("site", "list")[0]["standing"] == "pending"
@@ -178,7 +180,7 @@ def test_approving_asks_and_no_means_no(console: Console, host) -> None:
     assert console.json("site", "list")[0]["standing"] == "approved"
 
 
-def test_automatic_approval_needs_no_telephone(console: Console, host) -> None:
+def test_automatic_approval_needs_no_telephone(console: Console, host: Host) -> None:
     token = console.json("site", "invite", "st-mary", "--auto-approve")["token"]
     assert console.join(token, host).HasField("credentials")
 
@@ -304,7 +306,7 @@ def test_administrators_are_added_listed_and_removed(console: Console) -> None:
     assert console.json("admin", "list") == []
 
 
-def test_the_installed_command_works_from_another_process_beside_this_one(console: Console, host) -> None:
+def test_the_installed_command_works_from_another_process_beside_this_one(console: Console, host: Host) -> None:
     """What a coordinator does while `serve` runs: two processes, one state folder."""
     environment = {**os.environ, "HEMOFED_AGGREGATOR_CONFIG": str(console.config)}
     command = [sys.executable, "-c", "from aggregator.cli import main; main()"]

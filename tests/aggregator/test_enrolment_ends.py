@@ -11,12 +11,15 @@ from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, SiteL
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
+from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of
 
 # --- revoke, and authentication on every call ---
 
 
-def test_a_revocation_counts_from_the_next_call_on(enrolment: EnrolmentService, host, other_host, clock) -> None:
+def test_a_revocation_counts_from_the_next_call_on(
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
+) -> None:
     credentials = enroll(enrolment, host)
     enroll(enrolment, other_host, "charite")
     assert authenticate(enrolment.store, credentials.certificate_pem, clock()) == "st-mary"
@@ -27,7 +30,7 @@ def test_a_revocation_counts_from_the_next_call_on(enrolment: EnrolmentService, 
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
 
 
-def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host) -> None:
+def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host: Host) -> None:
     token = enrolment.invite("st-mary", auto_approve=True)
     enrolment.join(host.join_request(token))
     nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
@@ -42,7 +45,7 @@ def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host) -
 
 
 def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificate_stays_dead(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     old = enroll(enrolment, host).certificate_pem
     enrolment.revoke("st-mary")
@@ -54,7 +57,7 @@ def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificat
     assert roster_of(enrolment, enrolment.roster()).signing_keys == {"st-mary": other_host.signing_public}
 
 
-def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: EnrolmentService, host) -> None:
+def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: EnrolmentService, host: Host) -> None:
     enrolment.invite("charite")
     enrolment.revoke("charite")
     assert audit_of(enrolment, "charite") == [(None, "invited"), ("invited", "revoked")]
@@ -67,7 +70,7 @@ def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: Enr
         enrolment.roster()
 
 
-def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host) -> None:
+def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host: Host) -> None:
     with pytest.raises(NotFound):
         enrolment.revoke("st-mary")
     enroll(enrolment, host)
@@ -80,7 +83,7 @@ def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host) 
 
 
 def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     token = enrolment.invite("st-mary", auto_approve=True)
     credentials = enrolment.join(host.join_request(token)).credentials
@@ -101,7 +104,7 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     assert audit_of(enrolment)[-1] == ("approved", "left")
 
 
-def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService, host) -> None:
+def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     enrolment.leave("st-mary")
     before = audit_of(enrolment), roster_of(enrolment, enrolment.roster()).epoch
@@ -109,7 +112,7 @@ def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService,
     assert (audit_of(enrolment), roster_of(enrolment, enrolment.roster()).epoch) == before
 
 
-def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService, host, other_host) -> None:
+def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService, host: Host, other_host: Host) -> None:
     enroll(enrolment, host)
     enrolment.revoke("st-mary")
     enrolment.join(other_host.join_request(enrolment.invite("charite")))
@@ -119,7 +122,7 @@ def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService
 
 
 def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_second(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     old = enroll(enrolment, host).certificate_pem
     enrolment.leave("st-mary")
@@ -133,7 +136,7 @@ def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_secon
     assert audit_of(enrolment) == [*told, ("approved", "left"), *told]
 
 
-def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: EnrolmentService, host) -> None:
+def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     enrolment.leave("st-mary")
     token = enrolment.invite("st-mary")
@@ -144,7 +147,7 @@ def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: Enrolme
 
 
 def test_a_certificate_that_is_none_foreign_or_expired_is_refused_in_the_same_words(
-    enrolment: EnrolmentService, host, other_host, tmp_path: Path, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, tmp_path: Path, clock: StandingClock
 ) -> None:
     ours = enroll(enrolment, host).certificate_pem
     foreign = create_authority(tmp_path / "other-ca", clock)

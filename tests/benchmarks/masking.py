@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,8 +45,8 @@ def measure(params: int, neighbors: int, members_max: int, repeats: int) -> dict
         words, seconds = timed(lambda: encode(layout, delta, header, rng))
         encode_s.append(seconds)
         member = Member.from_bytes(saved, session.signing_keys[site])
-        mask_s.append(timed(lambda words=words, member=member: member.mask(words, shares))[1])
-        keystream_s.append(timed(lambda words=words: keystream(words.nbytes, neighbors + 1))[1])
+        mask_s.append(timed(partial(member.mask, words, shares))[1])
+        keystream_s.append(timed(partial(keystream, words.nbytes, neighbors + 1))[1])
     encoding, masking, limit = (statistics.median(one) for one in (encode_s, mask_s, keystream_s))
     streamed = layout.bytes * (neighbors + 1)
     return {

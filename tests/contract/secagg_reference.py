@@ -28,7 +28,7 @@ VECTORS = Path(__file__).with_name("vectors") / "secagg.json"
 P = 2**256 + 297
 
 
-def enc(*fields):
+def enc(*fields: bytes) -> bytes:
     out = struct.pack(">Q", len(fields))
     for f in fields:
         out += struct.pack(">Q", len(f)) + f
@@ -39,11 +39,11 @@ def label(name, *fields):
     return enc(b"hemofed secagg 2", name.encode("ascii"), *fields)
 
 
-def sha(data):
+def sha(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def num(value):
+def num(value: int) -> bytes:
     return struct.pack(">Q", value)
 
 
@@ -71,7 +71,7 @@ def coins(secret, receiver):
     return sha(secret["kem"] + receiver.encode())
 
 
-def ctr_stream(key, size):
+def ctr_stream(key: bytes, size: int) -> bytes:
     """AES-256 in counter mode from block 0, one block at a time."""
     out = b""
     block = 0
@@ -82,15 +82,15 @@ def ctr_stream(key, size):
     return out[:size]
 
 
-def dh(private, public):
+def dh(private: bytes, public: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
 
 
-def public(private):
+def public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def poly_shares(secret, t, n, stream):
+def poly_shares(secret: bytes, t: int, n: int, stream: bytes) -> list[bytes]:
     coefs = [int.from_bytes(secret, "big")]
     coefs += [int.from_bytes(stream[48 * k : 48 * k + 48], "big") % P for k in range(t - 1)]
     shares = []
@@ -102,7 +102,7 @@ def poly_shares(secret, t, n, stream):
     return shares
 
 
-def lagrange_zero(points):
+def lagrange_zero(points: list[tuple[int, int]]) -> bytes:
     total = 0
     for i, (xi, yi) in enumerate(points):
         term = yi
@@ -113,12 +113,12 @@ def lagrange_zero(points):
     return (total % P).to_bytes(32, "big")
 
 
-def mask_words(words, key, sign):
+def mask_words(words: list[int], key: bytes, sign: int) -> list[int]:
     stream = ctr_stream(key, 8 * len(words))
     return [(w + sign * struct.unpack_from("<Q", stream, 8 * k)[0]) % 2**64 for k, w in enumerate(words)]
 
 
-def play(case):
+def play(case: dict[str, Any]) -> dict[str, Any]:
     """Everything said in the attempt described by `case` (hex strings and integers, see VECTORS)."""
     c = case["context"]
     ctx = sha(
@@ -184,7 +184,7 @@ def play(case):
             signed = label("dealt", uctx, *names, sha(label("dealt shares", *fields)))
             dealt[s][r] = [*fields, signer[s].sign(signed)]
 
-    def self_key(s):
+    def self_key(s: str) -> bytes:
         return hkdf(secret[s]["seed"], label("self", uctx, s.encode()))
 
     def pair(a, b):
@@ -202,8 +202,7 @@ def play(case):
     h_u3 = sha(label("uploaded", *(s.encode() for s in u3)))
 
     answers = {
-        s: {a: ["SEED" if a in u3 else "MASK_KEY", own[a][s][0 if a in u3 else 1]] for a in u2}
-        for s in case["revealing"]
+        s: {a: ("SEED", own[a][s][0]) if a in u3 else ("MASK_KEY", own[a][s][1]) for a in u2} for s in case["revealing"]
     }
     return {
         "ctx": ctx.hex(),
@@ -256,11 +255,11 @@ def recover_sum(sites, t, adv, uctx, u2, u3, masked, answers, dealt):
     return total
 
 
-def make_case(names, silent, length, seed):
+def make_case(names: list[str], silent: dict[str, list[str]], length: int, seed: int) -> dict[str, Any]:
     """A case with random inputs. silent: for each phase after keys, who says nothing from there on."""
     draw = random.Random(seed)
 
-    def speaking(*phases):
+    def speaking(*phases: str) -> list[str]:
         gone = {s for phase in phases for s in silent.get(phase, ())}
         return [s for s in sorted(names, key=str.encode) if s not in gone]
 
@@ -290,7 +289,7 @@ def make_case(names, silent, length, seed):
 
 
 def make_vectors() -> list[dict[str, Any]]:
-    described = [
+    described: list[tuple[str, list[str], dict[str, list[str]], int]] = [
         ("three members, nobody drops", ["north", "south", "east"], {}, 5),
         ("one vanishes before it deals", ["a", "b", "c", "d"], {"shares": ["b"]}, 4),
         ("one vanishes before its upload", ["a", "b", "c", "d"], {"upload": ["a"]}, 4),

@@ -112,7 +112,8 @@ class Session:
         return {site: self.members[site].confirm(uploaded) for site in sites}
 
     def plain_sum(self, sites: list[str]) -> Words:
-        return np.sum([self.words[site] for site in sites], axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce([self.words[site] for site in sites])
+        return total
 
     def play(self, silent: Mapping[str, Silent] | None = None) -> "Played":
         """The whole attempt, with the aggregator verifying whatever it can. Raises what a member or it refuses."""

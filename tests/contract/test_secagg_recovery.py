@@ -15,6 +15,7 @@ from federation.secagg import (
     ShareKind,
     ShareRefused,
     Unrecoverable,
+    Words,
     proven_dealers,
     recover_masks,
     unmask,
@@ -213,7 +214,7 @@ def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
     session, dealt, uploads, answers = answered(8, 1, length=100_003)
     recovered = recover_masks(session.ctx, session.cohort, dealt, list(uploads), answers)
     for threads in (1, 2, 5):
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce(list(uploads.values()))
         unmask(total, recovered, threads)
         assert np.array_equal(total, session.plain_sum(list(uploads)))
 

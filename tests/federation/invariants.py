@@ -25,6 +25,7 @@ from aggregator.store.tables import Round, Seat
 from site_client.agent.egress.guard import Guard
 from site_client.agent.rounds.contribution import Contribution, prepare_contribution
 from site_client.records import Job
+from site_client.typed_json import Digest
 from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
 from tests.federation.places import an_update
@@ -184,7 +185,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
     job = Job(world.run_id, row.number, plan.evaluates_only(row.number), row.base_model, plan.digest)  # type: ignore[arg-type]
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
     if delta is not None:
-        update = replace(update, delta_sha256=hashlib.sha256(delta.tobytes()).digest())
+        update = replace(update, delta_sha256=Digest(hashlib.sha256(delta.tobytes()).digest()))
     return prepare_contribution(Guard(world.sites[site].settings.policy), plan, update, delta)
 
 

@@ -33,6 +33,7 @@ from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
+from site_client.typed_json import Digest
 from tests.federation.places import Clock, aggregator_settings
 
 BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -129,7 +130,7 @@ def _enrol(enrolment: EnrolmentService, name: str, folder: Path) -> None:
             possession=prove_possession(joining.keys, joining.request.csr_der),
         )
     )
-    joining.accept(reply.credentials, Membership(name, "aggregator.test:444", token.ca_fingerprint))
+    joining.accept(reply.credentials, Membership(name, "aggregator.test:444", Digest(token.ca_fingerprint)))
 
 
 def _begin(app: AppContext, kind: Kind, custodian: Ed25519PrivateKey) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -33,7 +34,7 @@ TYPED = {
 }
 REPORT = {"state": rounds_pb2.SITE_IDLE, "version": "0.2.0", "secagg": SECAGG_VERSION}
 
-WRONG_REPORTS: list[dict[str, object]] = [
+WRONG_REPORTS: list[dict[str, Any]] = [
     {"state": 0},
     {"progress_percent": 101},
     {"reasons": [2, 1]},
@@ -148,10 +149,10 @@ def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
 ) -> None:
     world = make_world(sites=3)
     shown = world.sites["site-a"].identity.certificate_pem
-    ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: 2**63 - 1}), shown)
+    ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | {field: 2**63 - 1})), shown)
     for number in (2**63, 2**64 - 1):
         with pytest.raises(Aborted, match=f"PollRequest.{field} is not as rounds.proto says") as refused:
-            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: number}), shown)
+            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | {field: number})), shown)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -238,7 +239,7 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
     )
     def fuzz(name: str, data: bytes, refers: bool) -> None:
         try:
-            message = CALLS[name].request.FromString(data)
+            message: Any = CALLS[name].request.FromString(data)
         except DecodeError:
             message = CALLS[name].request()
         if refers and "round" in message.DESCRIPTOR.fields_by_name:
@@ -272,6 +273,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
     assert 750 * pacing.training_s <= retry_after_ms() <= 1250 * pacing.training_s
     masking = make_world(sites=3, phase="keys")
     (reply,) = ask(masking, "Rounds/Poll", poll, masking.sites["site-a"].identity.certificate_pem)
+    assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.retry_after_ms == AT_ONCE_MS
     world.pause()
     world.clock.advance(4000)

@@ -10,9 +10,10 @@ what passes. Whatever a site hands over is kept in `heard`, lost answers include
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
 from site_client.agent.egress.calls import CALLS, Call
@@ -50,6 +51,13 @@ class Heard:
     message: Message
     data: bytes
     answered: bool  # the aggregator took it: it neither refused nor lost it
+
+    @property
+    def round(self) -> RoundRef:
+        """The round that the message refers to."""
+        message: Any = self.message
+        reference: RoundRef = message.round
+        return reference
 
 
 @dataclass(frozen=True)

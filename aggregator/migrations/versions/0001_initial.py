@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Create every table."""
     op.create_table(
         "administrators",
         sa.Column("name", sa.String(), nullable=False),
@@ -223,6 +224,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop every table."""
     op.drop_table("seats")
 
     op.drop_table("phase_times")

@@ -24,10 +24,10 @@ def test_a_round_leased_by_another_driver_is_left_to_it_until_the_lease_expires(
     with world.aggregator.app.store.write() as session:
         assert round_rows.lease(session, world.round.id, "another", now, now + timedelta(minutes=5))
     assert not world.aggregator.driver.turn()
-    assert world.round.state is RoundState.TRAINING
+    leased = world.round.state
     world.clock.advance(6 * 60)
     world.drive()
-    assert world.round.state is RoundState.KEYS
+    assert (leased, world.round.state) == (RoundState.TRAINING, RoundState.KEYS)
 
 
 def test_a_lease_is_one_drivers_and_may_be_renewed_and_given_back_by_it_alone(make_world: MakeWorld) -> None:
@@ -85,10 +85,10 @@ def test_a_member_silent_in_a_phase_is_missed_and_the_others_continue(make_world
     for name in list(world.sites)[:4]:
         world.step(name)
     world.drive()
-    assert world.round.state is RoundState.UPLOAD
+    before = world.round.state
     world.clock.advance(PHASE_S + 1)
     world.drive()
-    assert world.round.state is RoundState.CONFIRM
+    assert (before, world.round.state) == (RoundState.UPLOAD, RoundState.CONFIRM)
     assert world.seats()["site-e"] is SeatState.MISSED
 
 

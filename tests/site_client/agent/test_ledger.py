@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from site_client.agent.egress import verify
 from site_client.agent.egress.ledger import GENESIS, EgressDecision, Ledger, Outgoing, read
 from site_client.errors import InUse, LedgerBroken
+from tests.site_client.agent.conftest import StandingClock
 
 
 def message(number: int, decision: EgressDecision = EgressDecision.ALLOWED) -> Outgoing:
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_ledger(path: Path, signer: Ed25519PrivateKey, clock: Callable) -> Callable[..., Ledger]:
+def open_ledger(path: Path, signer: Ed25519PrivateKey, clock: StandingClock) -> Callable[..., Ledger]:
     return lambda key=signer, **rest: Ledger(path, key, clock, **rest)
 
 

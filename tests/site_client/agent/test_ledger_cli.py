@@ -19,12 +19,13 @@ from site_client.agent.egress.payloads import Payloads
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.cli import main
+from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
 
 Type = Callable[..., Result]
 
 
 @pytest.fixture
-def agent(tmp_path: Path, identity: SiteIdentity, guard: Guard, wire, clock) -> Path:
+def agent(tmp_path: Path, identity: SiteIdentity, guard: Guard, wire: Wire, clock: StandingClock) -> Path:
     """The agent's folder after three messages left."""
     folder = tmp_path / "state" / "agent"
     ledger = Ledger(folder / "ledger.jsonl", identity.keys.signing, clock)
@@ -97,7 +98,7 @@ def test_a_ledger_of_nothing_says_so(typed: Type) -> None:
 
 
 def test_a_plan_is_shown_approved_and_refused(
-    typed: Type, identity: SiteIdentity, consortium, plan: TrainingPlan, tmp_path: Path
+    typed: Type, identity: SiteIdentity, consortium: Consortium, plan: TrainingPlan, tmp_path: Path
 ) -> None:
     assert "no plan has been offered" in typed("plan", "show").output
     plans = Plans(tmp_path / "state" / "agent" / "plans")

@@ -89,8 +89,8 @@ def test_an_upload_is_continued_from_where_the_line_was_cut(
     app, layout = Breaking(list(cuts)), Layout.of(plan, plan.manifest.size)
     egress, masked = Egress(guard, ledger, app), random_bytes(layout.bytes)
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
-        again(lambda: upload(egress, REF, masked, digest), len(cuts) + 1)
+    with guard.upload_of(layout, memoryview(masked), digest):
+        again(lambda: upload(egress, REF, memoryview(masked), digest), len(cuts) + 1)
     assert bytes(app.held) == masked
 
 
@@ -165,8 +165,8 @@ def test_chunks_wait_for_the_rate_limit_in_both_directions(
     assert waited[-1] >= 4.0
     before, masked = waited[-1], bytes(layout.bytes)
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
-        upload(egress, REF, masked, digest)
+    with guard.upload_of(layout, memoryview(masked), digest):
+        upload(egress, REF, memoryview(masked), digest)
     assert waited[-1] - before >= layout.bytes / 1000
 
 
@@ -177,10 +177,10 @@ def test_progress_grows_when_something_arrived_and_only_then(
     app, masked = Breaking([0, 0, 700, 0]), random_bytes(layout.bytes)
     egress, seen = Egress(guard, ledger, app), []
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         for _ in range(4):
             with pytest.raises(Unreachable):
-                upload(egress, REF, masked, digest)
+                upload(egress, REF, memoryview(masked), digest)
             seen.append(egress.progress)
     assert seen == [0, 0, 0, 1]  # what the third try moved is known when the fourth asks where to go on
     egress = Egress(guard, ledger, Breaking([2000, 0], bytes(4000)))
