@@ -268,3 +268,18 @@ def test_a_connection_serves_several_requests(port: int) -> None:
         ends.add(connection.sock.getsockname())
     connection.close()
     assert len(ends) == 1
+
+
+def test_behind_a_proxy_of_this_machine_log_ins_count_for_the_address_that_it_adds(port: int) -> None:
+    def log_in_from(forwarded: str, password: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "X-Forwarded-For": forwarded}
+        connection.request("POST", "/login", f"name=ada&password={password}", headers)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    # Only the last address is the proxy's word; the first is what the client wrote.
+    codes = [log_in_from(f"192.0.2.{number}, 203.0.113.5", "guess") for number in range(6)]
+    assert codes == [401] * 5 + [429]
+    assert log_in_from("198.51.100.1", PASSWORD.replace(" ", "+")) == 303
