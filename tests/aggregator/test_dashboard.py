@@ -363,7 +363,7 @@ def test_a_fault_is_shown_with_its_time_out_and_its_evidence_in_the_run_and_in_t
     assert "north 1 ready, then silent was ready, and did not answer nothing" in faults
     (link,) = set(re.findall(r"/faults/\d+/evidence", text))
     assert ada.get(link).content == proof
-    assert "fault: bad_dealing" in ada.get("/audit").text
+    assert "fault: bad dealing" in ada.get("/audit").text
     for nowhere in ("/faults/2/evidence", "/faults/0/evidence", f"/faults/{2**63}/evidence"):
         assert ada.get(nowhere).status_code == 404
 

@@ -141,7 +141,8 @@ def sums_are_sums(world: World) -> None:
             _sum_is_sum(world, row)
         elif row.sum_blob is not None:
             assert row.next_model is None, f"the sum of round {row.number} was refused and led to a model"
-            assert world.corrupt, f"the sum of round {row.number} was refused, and everybody is honest"
+            honest = not world.corrupt and not world.lied_down
+            assert not honest, f"the sum of round {row.number} was refused, and everybody is honest"
         else:
             assert row.sum_blob is None, f"round {row.number} is {row.state} and has a sum"
             assert row.next_model is None, f"round {row.number} is {row.state} and has a model"
