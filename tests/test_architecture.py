@@ -55,7 +55,7 @@ FLOORS: dict[str, list[str]] = {
         "chain.py",
         "encoding",
         "plan.py",
-        "manifest.py roster.py token.py",
+        "manifest.py roster.py token.py certificate.py",
         "signing.py wire.py masking_messages.py fingerprint.py",
         "vocabulary.py limits.py bandwidth.py",
         "secagg errors.py labels.py v1",
