@@ -368,7 +368,7 @@ def test_recoveries_are_limited(enrolment: EnrolmentService, host: Host) -> None
 
 
 def test_a_challenge_tells_nothing_of_a_name_and_no_name_recovers_with_anothers_key(
-    enrolment: EnrolmentService, host, other_host
+    enrolment: EnrolmentService, host: Host, other_host: Host
 ) -> None:
     """Known, pending and unknown names: the same shape of nonce, and the same refusal of a signature."""
     enroll(enrolment, host)
@@ -383,7 +383,7 @@ def test_a_challenge_tells_nothing_of_a_name_and_no_name_recovers_with_anothers_
     assert len(refusals) == 1
 
 
-def test_challenges_write_no_row_and_a_flood_of_them_displaces_none(enrolment: EnrolmentService, host) -> None:
+def test_challenges_write_no_row_and_a_flood_of_them_displaces_none(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     first = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
     # A writer holds the lock: a challenge that wrote would wait for it.
@@ -396,7 +396,9 @@ def test_challenges_write_no_row_and_a_flood_of_them_displaces_none(enrolment: E
         assert enrolment.recover(host.recover_request("st-mary", nonce)).certificate_pem
 
 
-def test_answered_challenges_are_forgotten_when_their_time_is_over(enrolment: EnrolmentService, host, clock) -> None:
+def test_answered_challenges_are_forgotten_when_their_time_is_over(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
     enroll(enrolment, host)
     for _ in range(2):
         nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
@@ -407,7 +409,9 @@ def test_answered_challenges_are_forgotten_when_their_time_is_over(enrolment: En
 
 
 @pytest.mark.parametrize("changed", [0, 7, 8, 15, 16, 31])
-def test_a_challenge_that_was_changed_or_made_up_is_refused(enrolment: EnrolmentService, host, changed: int) -> None:
+def test_a_challenge_that_was_changed_or_made_up_is_refused(
+    enrolment: EnrolmentService, host: Host, changed: int
+) -> None:
     enroll(enrolment, host)
     nonce = bytearray(enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce)
     nonce[changed] ^= 1

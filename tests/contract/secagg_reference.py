@@ -14,6 +14,7 @@ import hmac
 import json
 import random
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tests.contract import mlkem_reference as mlkem
 
 VECTORS = Path(__file__).with_name("vectors") / "secagg.json"
 P = 2**256 + 297
+Dealt = dict[str, dict[str, list[bytes]]]  # by dealer, then by receiver: the fields as they are sent
+Answer = dict[str, tuple[str, bytes]]  # (kind, share) by the member it is about
 
 
 def enc(*fields: bytes) -> bytes:
@@ -35,7 +38,7 @@ def enc(*fields: bytes) -> bytes:
     return out
 
 
-def label(name, *fields):
+def label(name: str, *fields: bytes) -> bytes:
     return enc(b"hemofed secagg 2", name.encode("ascii"), *fields)
 
 
@@ -47,7 +50,7 @@ def num(value: int) -> bytes:
     return struct.pack(">Q", value)
 
 
-def hkdf(key, info, blocks=1):
+def hkdf(key: bytes, info: bytes, blocks: int = 1) -> bytes:
     """RFC 5869 with SHA-256, no salt, one or more whole blocks of output."""
     prk = hmac.new(bytes(32), key, "sha256").digest()
     out, block = b"", b""
@@ -57,16 +60,16 @@ def hkdf(key, info, blocks=1):
     return out
 
 
-def mask_keys(secret):
+def mask_keys(secret: bytes) -> tuple[bytes, bytes, bytes]:
     """X25519 private key, KEM encapsulation and decapsulation key that follow from a mask secret."""
     return (hkdf(secret, label("mask x25519")), *mlkem.key_pair(hkdf(secret, label("mask kem"), 2)))
 
 
-def xor(a, b):
+def xor(a: bytes, b: bytes) -> bytes:
     return bytes(x ^ y for x, y in zip(a, b, strict=True))
 
 
-def coins(secret, receiver):
+def coins(secret: dict[str, bytes], receiver: str) -> bytes:
     """What the encapsulation to one receiver draws, in the vectors."""
     return sha(secret["kem"] + receiver.encode())
 
@@ -162,7 +165,7 @@ def play(case: dict[str, Any]) -> dict[str, Any]:
 
     u2 = [s for s in sites if s in case["dealers"]]
     u3 = [s for s in sites if s in case["uploaded"]]
-    dealt = {}
+    dealt: Dealt = {}
     for s in u2:
         dealt[s] = {}
         for r in sites:
@@ -187,7 +190,7 @@ def play(case: dict[str, Any]) -> dict[str, Any]:
     def self_key(s: str) -> bytes:
         return hkdf(secret[s]["seed"], label("self", uctx, s.encode()))
 
-    def pair(a, b):
+    def pair(a: str, b: str) -> bytes:
         return pair_key(uctx, secret[a]["mask"], a, b, adv[b][0], dealt[b][a])
 
     masked = {}
@@ -224,11 +227,11 @@ def play(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answer_entries(sites, answer):
+def answer_entries(sites: list[str], answer: Answer) -> list[bytes]:
     return [enc(a.encode(), answer[a][0].encode(), answer[a][1]) for a in sites if a in answer]
 
 
-def pair_key(uctx, mask_secret, a, b, b_mask_key, dealt_to_a):
+def pair_key(uctx: bytes, mask_secret: bytes, a: str, b: str, b_mask_key: bytes, dealt_to_a: Sequence[bytes]) -> bytes:
     """The key of the mask of a and b, from the mask secret of a."""
     x25519, _ek, dk = mask_keys(mask_secret)
     low, high = sorted((a.encode(), b.encode()))
@@ -239,7 +242,17 @@ def pair_key(uctx, mask_secret, a, b, b_mask_key, dealt_to_a):
     return hkdf(dh(x25519, b_mask_key) + x, label("mask", uctx, low, high))
 
 
-def recover_sum(sites, t, adv, uctx, u2, u3, masked, answers, dealt):
+def recover_sum(
+    sites: list[str],
+    t: int,
+    adv: Mapping[str, Sequence[bytes]],
+    uctx: bytes,
+    u2: list[str],
+    u3: list[str],
+    masked: dict[str, list[int]],
+    answers: dict[str, Answer],
+    dealt: Dealt,
+) -> list[int]:
     """The aggregator, from what was sent alone."""
     place = {s: k + 1 for k, s in enumerate(sites)}
     total = [sum(column) % 2**64 for column in zip(*masked.values(), strict=True)]

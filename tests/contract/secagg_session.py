@@ -145,7 +145,7 @@ class Session:
             complained = {dealer for dealer, sites in self.complaints.items() if revealer in sites}
             signature, key = self.members[revealer].reveal_signature(), self.roster[revealer]
             verify_answer(cohort, dealt, uploaded, complained, revealer, answer, signature, key)
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
         unmask(total, recover_masks(self.ctx, cohort, dealt, uploaded, answers))
         return total
 

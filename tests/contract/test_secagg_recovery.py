@@ -242,8 +242,8 @@ def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
     good = _evidence(session, "site-0006")
     first = session.sites[0]
     other = {
-        "signature": replace(good, dealt=good.dealt | {first: replace(good.dealt[first], signature=bytes(64))}),
-        "share": replace(good, shares=good.shares | {first: bytes(33)}),
+        "signature": replace(good, dealt={**good.dealt, first: replace(good.dealt[first], signature=bytes(64))}),
+        "share": replace(good, shares={**good.shares, first: bytes(33)}),
         "too few": replace(
             good,
             dealt={site: good.dealt[site] for site in session.sites[:4]},
@@ -253,8 +253,8 @@ def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
         "stranger": replace(good, dealer="nobody"),
         "no member": replace(
             good,
-            dealt=good.dealt | {"nobody": good.dealt[first]},
-            shares=good.shares | {"nobody": good.shares[first]},
+            dealt={**good.dealt, "nobody": good.dealt[first]},
+            shares={**good.shares, "nobody": good.shares[first]},
         ),
     }[spoiled]
     with pytest.raises(EvidenceRefused):

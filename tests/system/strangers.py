@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from site_client.agent.identity.identity import SiteIdentity
+from tests.raw_channel import RawChannel
 
 CALLS_PER_CHANNEL = 8
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, with empty SETTINGS
@@ -29,7 +30,7 @@ class Target:
     ca_pem: bytes
     identity: SiteIdentity | None = None
 
-    def channel(self) -> grpc.Channel:
+    def channel(self) -> RawChannel:
         """Dial, on a connection that no other channel shares."""
         if self.identity is None:
             credentials = grpc.ssl_channel_credentials(self.ca_pem)
@@ -79,7 +80,7 @@ def half_open_calls(target: Target, path: str, count: int) -> Iterator[Counter[s
     codes: Counter[str] = Counter()
     stopping = threading.Event()
 
-    def hold(channel: grpc.Channel) -> None:
+    def hold(channel: RawChannel) -> None:
         while not stopping.wait(0.1):
             requests = Silent()
             try:

@@ -19,13 +19,13 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from federation.v1 import enrolment_pb2, rounds_pb2
+from federation.v1 import enrolment_pb2
 
 from site_client.agent.commands.join import join  # before the aggregator: grpc reads its cipher suites once
 from site_client.agent.egress.calls import CHALLENGE, JOIN, POLL, PUT_BLOB
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import load as load_site_settings
-from tests.federation.test_servicers import REPORT
+from tests.federation.wire import poll_of
 from tests.system.processes import Place, Trainers, all_running, free_port, running, write_plan, write_settings
 from tests.system.strangers import Target, client_hello, half_open_calls, handshake, idle_connections, junk
 
@@ -67,7 +67,7 @@ class Federation:
 
     def polls_s(self) -> list[float]:
         """Poll as an honest site does, on new connections and on ones that exist; return the seconds of each."""
-        request = rounds_pb2.PollRequest(**REPORT).SerializeToString()
+        request = poll_of().SerializeToString()
         return self._seconds_of(self.target(POLLING), POLL.path, request)
 
     def challenges_s(self) -> list[float]:
@@ -222,7 +222,7 @@ def test_calls_beyond_a_sites_share_are_refused_and_a_revoked_one_is_told_so(fed
 def test_a_sites_own_share_is_free_again_when_its_calls_end(federation: Federation) -> None:
     with half_open_calls(federation.target(MALICIOUS), POLL.path, 24) as codes:
         _until(lambda: codes["RESOURCE_EXHAUSTED"] > 0)
-    request = rounds_pb2.PollRequest(**REPORT).SerializeToString()
+    request = poll_of().SerializeToString()
     with federation.target(MALICIOUS).channel() as channel:
         _until(lambda: _code_of(channel, POLL.path, request) is None)
 
