@@ -210,7 +210,8 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) 
     made_by = {model.round_number for model in models if model.round_number > holding[-1]}
     links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
-    return links if shorter else []
+    # A site that holds the predecessor takes no whole model, however small that is.
+    return links if shorter or len(links) == 1 else []
 
 
 # --- 3. when to poll again ---

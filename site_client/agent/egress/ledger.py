@@ -273,7 +273,7 @@ def _entry(line: bytes, seq: int) -> Entry:
         # Canonical: two spellings of one entry would have two hashes.
         if entry.line() != line:
             raise broken(seq)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise broken(seq) from error
     return entry
 

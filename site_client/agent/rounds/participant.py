@@ -25,7 +25,7 @@ from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.agent.rounds.situation import Situation, SituationReport
 from site_client.config import SiteSettings
-from site_client.errors import ModelMismatch, SiteError, StepRefused
+from site_client.errors import ModelMismatch, SiteError, SpoolRefused, StepRefused
 from site_client.spool import AgentSide
 
 
@@ -35,7 +35,7 @@ class Turn:
 
     wait_s: float
     asked: str | None
-    refusal: StepRefused | ModelMismatch | None = None
+    refusal: StepRefused | ModelMismatch | SpoolRefused | None = None
 
 
 class Participant:
@@ -97,7 +97,7 @@ class Participant:
         wait_s = min(self._agent.poll_max_s, max(self._agent.poll_min_s, reply.retry_after_ms / 1000))
         try:
             is_ready = self._take(asked, reply)
-        except (StepRefused, ModelMismatch) as refusal:
+        except (StepRefused, ModelMismatch, SpoolRefused) as refusal:
             return Turn(wait_s, asked, refusal)
         # The wait that came with an offer is a trainer's; a site that has just said Ready may be the one waited for.
         return Turn(self._agent.poll_min_s if is_ready else wait_s, asked)
@@ -106,7 +106,7 @@ class Participant:
         """Whether an update or a decision on a plan came since the last step."""
         try:
             return self._local_facts() != self._seen
-        except (SiteError, FederationError):
+        except (SiteError, FederationError, OSError):
             return True  # a damaged file: the next step raises it, where the caller expects errors
 
     def situation(self) -> Situation:

@@ -35,9 +35,7 @@ class RoundFiles:
         files = cls(Plans(folder / "plans"), Models(folder / "models"), RoundJournal(folder / "rounds"), spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
-        for job in spool.jobs():
-            if current is None or (job.run_id, job.round) != (current.run_id, current.number):
-                spool.withdraw_job(job.run_id, job.round)
+        spool.withdraw_others(None if current is None else current.run_id, 0 if current is None else current.number)
         return files
 
     def plan_of(self, current: CurrentRound) -> HeldPlan:
