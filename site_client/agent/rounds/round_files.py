@@ -27,7 +27,7 @@ class RoundFiles:
 
     @classmethod
     def in_folder(cls, folder: Path, spool: AgentSide) -> "RoundFiles":
-        """Use the agent's state folder, and withdraw jobs of rounds that it no longer works on.
+        """Use the agent's state folder, and drop jobs and downloads of rounds that it no longer works on.
 
         Raises:
             StateRefused: the journal is damaged.
@@ -35,6 +35,8 @@ class RoundFiles:
         files = cls(Plans(folder / "plans"), Models(folder / "models"), RoundJournal(folder / "rounds"), spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
+        if current is None:
+            files.models.drop_arrivals()  # of a round that was closed while a crash kept its download
         spool.withdraw_others(None if current is None else current.run_id, 0 if current is None else current.number)
         return files
 
