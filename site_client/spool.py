@@ -1,6 +1,7 @@
 """The spool, the only channel between the two processes of a site: one folder, two one-way streets.
 
     <spool>/to_trainer/   written by the agent only     job-<run hex>-<round>/   job.json  plan.bin  base.safetensors
+                                                        ledger.json, for the agent itself: agent/rounds/rollback.py
     <spool>/to_agent/     written by the trainer only   status.json
                                                         update-<run hex>-<round>/  update.json  delta.f32
 

@@ -107,7 +107,7 @@ class RoundsServicer(rounds_pb2_grpc.RoundsServicer):
 
     def _poll(self, site: str, request: rounds_pb2.PollRequest) -> rounds_pb2.PollReply:
         """Answer now, or hold the call for a moment while something that the site waits for may happen."""
-        reports.keep(self._app, site, request)
+        seen = reports.keep(self._app, site, request)
         ends_at = time.monotonic() + self._app.settings.listen.answer_hold_ms / 1000
         count, answer = self._look(site, request)
         # Without a free slot the answer goes out at once: a held call must not take the thread of a short one.
@@ -120,6 +120,8 @@ class RoundsServicer(rounds_pb2_grpc.RoundsServicer):
                 self._guard.release_slot()
             if answer.hold:  # held for as long as it may be: the site is to come back for another slot
                 answer.reply.retry_after_ms = polling.AT_ONCE_MS
+        # A site whose ledger is shorter was put back to an earlier day, and takes part in nothing.
+        answer.reply.ledger_entries_seen, answer.reply.ledger_head_seen = seen
         if answer.seat is not None:
             self._app.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
         return answer.reply

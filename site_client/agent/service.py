@@ -117,7 +117,7 @@ class AgentService:
         bus = Bus()
         self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
         self._health = _Health()
-        self._spool_refusal = ""  # as last logged
+        self._attention = ""  # as last logged
         self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
 
     def stop(self) -> None:
@@ -214,12 +214,12 @@ class AgentService:
             situation, newest = self._participant.situation(), self._participant.models.newest
         except (SiteError, FederationError, OSError) as error:  # a damaged file of the state folder; the loop goes on
             situation, newest, self._health.last_error = Situation(SiteState.ATTENTION), b"", str(error)
-        if situation.refusal != self._spool_refusal:
+        if situation.refusal != self._attention:
             if situation.refusal:
-                _log.warning("spool refused", why=situation.refusal)
+                _log.warning("attention needed", why=situation.refusal)
             else:
-                _log.info("spool mended")
-            self._spool_refusal = situation.refusal
+                _log.info("attention over")
+            self._attention = situation.refusal
         status = AgentStatus(
             written_at=self._clock(),
             state=situation.state,

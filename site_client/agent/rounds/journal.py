@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from site_client.errors import StepRefused
 from site_client.files import private_folder, remove, replace_file, sweep_drafts
-from site_client.records import RoundNumber, RunId
+from site_client.records import ROUND_MAX, RoundNumber, RunId
 from site_client.typed_json import Digest, encode, read_state
 
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=2**31)]
@@ -125,6 +125,19 @@ class RoundJournal:
             self.erase_attempt(attempt)
         remove(self._path(self.current))
         self.current = None
+
+    def bar(self, ref: RoundRef) -> None:
+        """Close the round in progress, and record this one as closed, whether it ever began here or not.
+
+        Raises:
+            StepRefused: `ref` names no round.
+        """
+        self.close()
+        if len(ref.run_id) != RunId.LENGTH or not 1 <= ref.round <= ROUND_MAX:
+            raise StepRefused("expected a step of a round, got one of none; polling again")
+        closed = self._closed()
+        run = ref.run_id.hex()
+        replace_file(self._folder / "closed.json", encode(closed | {run: max(ref.round, closed.get(run, 0))}))
 
     def attempt_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt, which is made on first use.

@@ -28,7 +28,9 @@ class Situation:
     state: SiteState
     reasons: tuple[StateReason, ...] = ()
     progress_percent: int = 0
-    refusal: str = ""  # a sentence about a file of the trainer that cannot be used; it stays in the hospital
+    refusal: str = (
+        ""  # a sentence for the hospital's eyes: a file of the trainer, or this site's past, is not as it was
+    )
 
 
 _TRAINER_SILENT: Final = Situation(SiteState.ATTENTION, (StateReason.TRAINER_SILENT,))
