@@ -53,7 +53,7 @@ FLOORS: dict[str, list[str]] = {
         "errors.py",
     ],
     "proto/federation": [
-        "chain.py",
+        "chain.py certificate.py",
         "encoding",
         "plan.py",
         "manifest.py roster.py token.py",
