@@ -5,7 +5,7 @@ so the lie asks first whose member is at work.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -22,36 +22,41 @@ from site_client.agent.rounds.contribution import Contribution, mask_contributio
 
 NOISE = "noise"  # words drawn at random
 COUNTS = "counts"  # more slices of one label than the plan lets a member have
+SPOILED = (NOISE, COUNTS)
 
 
-def spoil_sums(patch: pytest.MonkeyPatch, crook: str, how: str) -> None:
-    """From here on `crook` masks words that spoil the sum they enter."""
+@dataclass(frozen=True)
+class Crooks:
+    """Who lies from here on: by site how it spoils sums, and the sites that deal another secret."""
 
-    def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:
-        if member.site != crook:
-            return mask_contribution(member, contribution, dealt)
-        words = _spoiled(contribution, how)
-        return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
-
-    patch.setattr(masking, "mask_contribution", mask)
+    spoilers: dict[str, str] = field(default_factory=dict)
+    dealers: set[str] = field(default_factory=set)
 
 
-def deal_another_secret(patch: pytest.MonkeyPatch, crook: str) -> None:
-    """From here on `crook` deals shares, well formed and signed, of another seed than it committed to."""
+def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
+    """Put the lies in place; what `crooks` holds may change at any time."""
     honest_split, honest_share = member_module._split_secrets, Member.share
     dealing: list[str] = []
+
+    def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:
+        if member.site not in crooks.spoilers:
+            return mask_contribution(member, contribution, dealt)
+        words = _spoiled(contribution, crooks.spoilers[member.site])
+        return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 
     def share(member: Member, *arguments: object) -> Mapping[str, DealtShares]:
         dealing[:] = [member.site]
         return honest_share(member, *arguments)  # type: ignore[arg-type]  # passed on as they came
 
     def split(secrets: OwnSecrets, cohort: Cohort) -> dict[str, tuple[bytes, bytes]]:
-        if dealing == [crook]:
+        if crooks.dealers.intersection(dealing):
             secrets = replace(secrets, seed=Seed(bytes(range(32))))
         return honest_split(secrets, cohort)
 
+    patch.setattr(masking, "mask_contribution", mask)
     patch.setattr(Member, "share", share)
     patch.setattr(member_module, "_split_secrets", split)
+    return crooks
 
 
 def _spoiled(contribution: Contribution, how: str) -> NDArray[np.uint64]:

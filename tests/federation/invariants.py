@@ -118,14 +118,17 @@ def nothing_openable_alone(world: World) -> None:
 
 
 def _no_difference_tells_of_few(world: World, sums: Mapping[object, list[frozenset[str]]]) -> None:
-    """Two sums on one model that can be recovered differ by no honest member, or by as many as the least cohort."""
+    """Two sums on one model that can be recovered differ by nobody, or by as many as the least cohort.
+
+    Of those, corrupt members may be some; the parts below are of the honest.
+    """
     on_model: dict[bytes, list[frozenset[str]]] = defaultdict(list)
     for row in world.rounds():
         on_model[row.base_model].extend(sums.get((row.run_id, row.number), []))
     for parts in on_model.values():
         for one, other in combinations(parts, 2):
-            apart = (one ^ other) - world.corrupt
-            assert not apart or len(apart) >= world.plan.cohort.minimum, (
+            apart = one ^ other
+            assert not apart or len(apart | world.corrupt) >= world.plan.cohort.minimum, (
                 f"two sums on one model tell of {sorted(apart)}"
             )
 

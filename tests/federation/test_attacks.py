@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from federation.encoding import size_class
 from federation.v1 import rounds_pb2, secagg_pb2
@@ -13,9 +12,11 @@ from aggregator.rounds import regrouping
 from aggregator.states import FaultKind, RoundState, RunState
 from aggregator.store import fault_rows
 from site_client.errors import StepRefused
+from site_client.records import Job
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
-from tests.federation.nursery import TRAINING_S
+from tests.federation.nursery import PARAMETERS, TRAINING_S
+from tests.federation.places import an_update
 from tests.federation.world import World
 
 MakeWorld = Callable[..., World]
@@ -54,7 +55,7 @@ def members_of(world: World, number: int) -> set[str]:
 def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    crooks.spoil_sums(monkeypatch, "site-d", how)
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-d": how}))
     world = make_world(sites=6, rounds=24)
     world.corrupt = {"site-d"}
     run_on(world, lambda: "site-d" in faults(world))
@@ -71,7 +72,7 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
 def test_with_too_few_for_another_cohort_the_run_pauses_and_says_why(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crooks.spoil_sums(monkeypatch, "site-d", crooks.NOISE)
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-d": crooks.NOISE}))
     world = make_world(sites=4, rounds=3)
     world.corrupt = {"site-d"}
     run_on(world, lambda: world.run.state is RunState.PAUSED)
@@ -105,7 +106,7 @@ def test_an_aggregator_that_calls_a_good_sum_refused_is_found_out(make_world: Ma
 def test_a_dealer_of_no_secret_is_proven_guilty_and_the_others_publish_on_the_same_model(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crooks.deal_another_secret(monkeypatch, "site-d")
+    crooks.let_in(monkeypatch, crooks.Crooks(dealers={"site-d"}))
     world = make_world(sites=4, rounds=2)
     world.corrupt = {"site-d"}
     run_on(world, lambda: len(world.rounds()) > 1 and world.rounds()[1].state is RoundState.PUBLISHED)
@@ -120,7 +121,7 @@ def test_a_dealer_of_no_secret_is_proven_guilty_and_the_others_publish_on_the_sa
 def test_without_the_evidence_no_site_works_on_that_model_again(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crooks.deal_another_secret(monkeypatch, "site-d")
+    crooks.let_in(monkeypatch, crooks.Crooks(dealers={"site-d"}))
     world = make_world(sites=4, rounds=2)
     world.corrupt, world.lied_down = {"site-d"}, True
 
@@ -181,7 +182,7 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The aggregator spoils the first sum with a corrupt member's help, shows it, and leaves out one victim."""
-    crooks.spoil_sums(monkeypatch, "site-e", crooks.NOISE)
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-e": crooks.NOISE}))
     monkeypatch.setattr(regrouping, "_is_admissible", lambda *_: True)
     world = make_world(sites=5, rounds=2)
     world.corrupt, world.lied_down = {"site-e"}, True
@@ -196,9 +197,9 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
 
 
 def test_each_site_away_in_turn_and_no_count_follows_but_its_size_class(make_world: MakeWorld) -> None:
-    """Everybody is honest. Four sums over three of four sites each determine four numbers: the classes."""
+    """Everybody is honest. Four sums over three of four sites each determine what each site put in: classes."""
     world = make_world(sites=4, rounds=6)
-    rows, sums = [], []
+    sums = []
     for away in world.sites:
         number = len(world.rounds())
         world.silent = {away}
@@ -207,19 +208,25 @@ def test_each_site_away_in_turn_and_no_count_follows_but_its_size_class(make_wor
         world.clock.advance(TRAINING_S + 1)
         run_on(world, lambda number=number: world.rounds()[number - 1].state is RoundState.PUBLISHED)  # type: ignore[misc]
         world.everybody()  # they close the round, and sign its model for the one that was away
-        row = world.rounds()[number - 1]
-        members = sorted(set(world.sites) - {away})
-        assert row.members == 3
-        rows.append([float(name in members) for name in world.sites])
-        sums.append(_weight_of(world, number))
-    # The same weights in each round, as a hospital's are: the attacker's best case.
-    followed = np.linalg.solve(np.array(rows), np.array(sums, float))
-    assert all(size_class(round(weight)) == round(weight) or round(weight) == 1 for weight in followed)
+        assert members_of(world, number) == set(world.sites) - {away}
+        sums.append(number)
+    said = [put_in(world, number, site) for number in sums for site in members_of(world, number)]
+    assert len(said) == 12
+    for exact, left in said:
+        assert left == [max(size_class(exact[0]), 1), *map(size_class, exact[1:])]
+    assert any(exact != left for exact, left in said)
+    check(world)  # the published sums are the sums of these words, and of nothing else
 
 
-def _weight_of(world: World, number: int) -> int:
+def put_in(world: World, number: int, site: str) -> tuple[list[int], list[int]]:
+    """Studies, examples, and slices by label and truth: as the trainer counted them, and as they left."""
     row = world.rounds()[number - 1]
-    return sum(contribution_of(world, row, site).header.studies for site in sorted(members_of(world, number)))
+    job = Job(world.run_id, number, world.plan.evaluates_only(number), row.base_model, world.plan.digest)  # type: ignore[arg-type]
+    update, _ = an_update(job, world.seed_of(site), PARAMETERS)
+    header = contribution_of(world, row, site).header
+    exact = [min(update.studies, world.plan.encoding.weight_cap), update.example_count]
+    exact += [sum(side) for label in update.histograms for side in label]
+    return exact, [header.studies, header.example_count, *header.histograms.sum(axis=2).ravel().tolist()]
 
 
 # --- a member that is ready and then silent ---
