@@ -59,11 +59,19 @@ class Signal:
             return self._condition.wait_for(lambda: self._count != count, timeout_s)
 
 
+class LedgerMark(NamedTuple):
+    """The length of a site's egress ledger, and its head."""
+
+    entries: int
+    head: bytes
+
+
 class LastReport(NamedTuple):
-    """A site's last report, and when one of its reports was last written to the database."""
+    """A site's last report, when one was last written to the database, and the longest ledger that it reported."""
 
     report: SiteReport
     written_at: datetime
+    longest: LedgerMark
 
 
 @dataclass(frozen=True)

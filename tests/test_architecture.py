@@ -49,10 +49,11 @@ FLOORS: dict[str, list[str]] = {
         "spool.py metered.py",
         "records.py config.py notify.py",
         "windows.py files.py bus.py typed_json.py logging_setup.py",
+        "untrusted_files.py",
         "errors.py",
     ],
     "proto/federation": [
-        "chain.py",
+        "chain.py certificate.py",
         "encoding",
         "plan.py",
         "manifest.py roster.py token.py certificate.py",

@@ -84,8 +84,10 @@ def claim_invitation(session: Session, site: str, secret_hash: bytes, request_di
 
 
 def put_site(session: Session, row: Site) -> None:
-    """Store a site; it replaces the row of a site that joined under that name before."""
+    """Store a site; it replaces the row of a site that joined under that name before, and drops that one's report."""
     session.merge(row)
+    # Another host has another ledger, and must not be told that it was longer.
+    session.execute(delete(SiteReport).where(SiteReport.site == row.name))
 
 
 def approve(session: Session, name: str, fingerprint: str, change: Change) -> None:
