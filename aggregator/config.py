@@ -64,7 +64,7 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class StateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must survive a restart."""
+    """The folder and database that survive a restart."""
 
     folder: Path = Path("/var/lib/hemofed-aggregator")  # CA, custodian key, blobs, and the database unless below
     database: str = ""  # SQLAlchemy URL; "" is hub.sqlite in the folder
@@ -72,7 +72,7 @@ class StateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class EnrolmentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How hospitals become sites and stay sites."""
+    """Enrolment of sites, and the life of their certificates."""
 
     invitation_hours: Annotated[int, Meta(ge=1, le=720)] = 24
     # A stolen key is worth something until its certificate expires, so the upper bound is low.
@@ -104,7 +104,7 @@ class DriverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the decoded histograms become figures."""
+    """Figures made from the decoded histograms."""
 
     # A label with fewer positives or negatives shows neither AUC nor calibration: they would say more about the few
     # patients than about the model.

@@ -1,4 +1,4 @@
-"""What every use case is handed: store, blobs, clock, settings, and two signals. No logic."""
+"""The argument of every use case: store, blobs, clock, settings, and two signals. No logic."""
 
 import os
 import threading
@@ -35,7 +35,7 @@ class Signal:
 
     @property
     def count(self) -> int:
-        """How many notifications there were. Read it before the rows, so that none in between is missed."""
+        """The number of notifications so far. Read it before the rows, so that none in between is missed."""
         with self._condition:
             return self._count
 

@@ -1,4 +1,4 @@
-"""How the aggregator logs: one line an event on standard error, a constant message, facts as fields.
+"""The log of the aggregator: one line an event on standard error, a constant message, facts as fields.
 
 Messages are lower case and say in the past tense what happened. No line holds a key, a weight or a token. Standard
 output stays free for what a command prints.

@@ -91,7 +91,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """How the export is read. ingest/rules.py fixes all other criteria."""
+    """Reading of the export. ingest/rules.py fixes all other criteria."""
 
     settle_s: Seconds = 60.0
     slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
@@ -147,7 +147,7 @@ class IdleSettings:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How often the agent polls, and after which silence it acts."""
+    """The times at which the agent polls, and the silences after which it acts."""
 
     poll_min_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.2
     poll_max_s: Seconds = 600.0

@@ -30,7 +30,7 @@ def init(context: CommandContext, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder.absolute()), "ca_fingerprint": fingerprint})
         return
-    click.echo(f"State folder    {folder.absolute()}  (back it up; whoever reads it can pose as the coordinator)")
+    click.echo(f"State folder    {folder.absolute()}  (back it up and keep it secret: its keys impersonate you)")
     click.echo(f"CA fingerprint  {fingerprint}")
     click.echo("Next:")
     click.echo("  hemofed-aggregator admin add NAME     who may log in to the dashboard")

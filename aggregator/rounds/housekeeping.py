@@ -51,7 +51,7 @@ class Housekeeping:
         log.info("housekeeping stopped")
 
     def turn(self) -> None:
-        """Do once whatever is due."""
+        """Do every task that is due, once."""
         self._attempt(self._drop_leftovers)
         self._attempt(self._drop_orphans)
         self._attempt(self._continue_run)

@@ -1,4 +1,4 @@
-"""How a hospital becomes a site, stays one, and stops being one. Protobuf messages in and out; no gRPC here.
+"""Enrolment: a hospital becomes a site, stays one, and leaves. Protobuf messages in and out; no gRPC here.
 
     invite    the coordinator makes a one-time token, bound to a name
     join      the host proves that it holds the token and its keys; the first request that does so takes the token

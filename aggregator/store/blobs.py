@@ -35,7 +35,7 @@ _OWN = "add-"  # before the name of a file that `add` is writing
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """How far an upload is."""
+    """Progress of an upload."""
 
     held_bytes: int
     complete: bool  # all bytes are here and the hash is right

@@ -40,7 +40,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """What all tables share: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
+    """The common part of all tables: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
 
     # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
     type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
@@ -181,7 +181,7 @@ class Round(Base):
 
 
 class PhaseTime(Base):
-    """How long a round stayed in each state; for the dashboard and the benchmark."""
+    """The time that a round spent in each state, for the dashboard and the benchmark."""
 
     __tablename__ = "phase_times"
 

@@ -1,4 +1,4 @@
-"""What the contract can refuse. None of these goes away by trying again.
+"""The refusals of the contract. No retry makes one of them succeed.
 
 FederationError
 ├── Malformed          bytes that are not what they claim to be: a message, a model file, a published sum

@@ -102,7 +102,7 @@ class Catalog:
             Counts of what the catalog now holds.
 
         Raises:
-            IngestError: the export cannot be listed. Whatever is wrong inside is counted, never raised.
+            IngestError: the export cannot be listed. Faults inside it are counted, never raised.
         """
         started = self._clock()
         files = label_files(export, labels)
@@ -124,7 +124,7 @@ class Catalog:
         """Gives all studies with a ready series and at least one label, none in conflict, ordered by study_key.
 
         The catalog keeps the newest eight datasets. So a round that resumes after a crash gets the same studies again,
-        whatever arrived since.
+        also when studies arrived since.
 
         Args:
             pinned: the hash of a dataset that was given out before; None: the dataset of this moment.

@@ -43,7 +43,7 @@ class ExportScan:
         """Updates the rows of files, of series and of the choice.
 
         Raises:
-            IngestError: the export cannot be listed. Whatever is wrong with a file or a series becomes a reason code.
+            IngestError: the export cannot be listed. A fault of a file or a series becomes a reason code.
         """
         self._forget_another_export()
         changed = self._update_files()
