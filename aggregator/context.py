@@ -31,6 +31,7 @@ class Signal:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._count = 0
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def count(self) -> int:
@@ -43,6 +44,14 @@ class Signal:
         with self._condition:
             self._count += 1
             self._condition.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` at every notification, in the thread that notifies; it must not wait."""
+        with self._condition:
+            self._listeners.append(listener)
 
     def wait(self, count: int, timeout_s: float) -> bool:
         """Wait until there were more than `count` notifications. False when `timeout_s` went by first."""
@@ -50,11 +59,19 @@ class Signal:
             return self._condition.wait_for(lambda: self._count != count, timeout_s)
 
 
+class LedgerMark(NamedTuple):
+    """The length of a site's egress ledger, and its head."""
+
+    entries: int
+    head: bytes
+
+
 class LastReport(NamedTuple):
-    """A site's last report, and when one of its reports was last written to the database."""
+    """A site's last report, when one was last written to the database, and the longest ledger that it reported."""
 
     report: SiteReport
     written_at: datetime
+    longest: LedgerMark
 
 
 @dataclass(frozen=True)

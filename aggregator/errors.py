@@ -14,7 +14,8 @@ AggregatorError
 │   ├── SiteLeft         the certificate is ours, but its site has left for good
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
-├── Busy                 too many transfers at once
+├── SumRefused           a recovered sum that leads to no model
+├── Busy                 the site has had its share of a minute
 └── BlobRefused          bytes that do not fit what was offered
     ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one
     └── DigestRefused    the bytes do not hash to their name; they were discarded
@@ -72,6 +73,10 @@ class SiteRevoked(Denied):
 class SiteLeft(Denied):
     """The site left for good; only a new invitation brings it back."""
 
+    def __init__(self, message: str, site: str) -> None:
+        super().__init__(message)
+        self.site = site
+
 
 class JoinDenied(Denied):
     """The joining or recovering host did not prove what it must."""
@@ -81,8 +86,18 @@ class MessageRefused(AggregatorError):
     """The message does not fit the round, the phase or the site it names."""
 
 
+class SumRefused(AggregatorError):
+    """The sum was recovered, and so many honest members cannot have made it; its words are kept for the sites."""
+
+    def __init__(self, why: str, blob: bytes, size_bytes: int, members: int) -> None:
+        self.blob = blob  # its digest
+        self.size_bytes = size_bytes
+        self.members = members
+        super().__init__(f"the sum of {members} uploads was refused: {why}")
+
+
 class Busy(AggregatorError):
-    """All slots for calls that last are taken; the caller comes back shortly, and continues where it stopped."""
+    """The caller has had its share for now; it comes back shortly."""
 
 
 class BlobRefused(AggregatorError):

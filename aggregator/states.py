@@ -52,7 +52,16 @@ class SeatState(StrEnum):
     CONFIRMED = "confirmed"  # signed U3 (U4)
     REVEALED = "revealed"  # revealed its shares (U5)
     MISSED = "missed"  # was in the cohort and missed a phase
-    LEFT_OUT = "left_out"  # the cohort was frozen without it
+    LEFT_OUT = "left_out"  # the cohort was frozen without it, or goes on without it
+
+
+class FaultKind(StrEnum):
+    """Why a site sits out rounds: `runs.faults`."""
+
+    SILENT = "silent"  # a member that missed a phase
+    BAD_SHARES = "bad_shares"  # dealt no shares, by the signed word of more members than may lie
+    BAD_DEALING = "bad_dealing"  # dealt shares of no secret; they were put together
+    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model
 
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
@@ -104,8 +113,9 @@ SEAT_TRANSITIONS: dict[SeatState, frozenset[SeatState]] = {
     # Back to READY: the attempt failed and the round went back to TRAINING.
     SeatState.JOINED: frozenset({SeatState.KEYED, SeatState.MISSED, SeatState.READY}),
     SeatState.KEYED: frozenset({SeatState.SHARED, SeatState.MISSED, SeatState.READY}),
-    SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY}),
-    SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY}),
+    # LEFT_OUT: what it dealt were no shares, and enough members say so.
+    SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
+    SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.CONFIRMED: frozenset({SeatState.REVEALED, SeatState.MISSED, SeatState.READY}),
     SeatState.REVEALED: frozenset(),
     # A member that missed a phase of a failed attempt still holds its update and may be ready for the next one.

@@ -9,7 +9,7 @@ their content. So a driver may be killed anywhere in here; the next one begins a
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,22 +20,24 @@ import structlog
 from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
+from federation.errors import FederationError
 from federation.manifest import Model, load_model, save_model
+from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
-from federation.v1.secagg_pb2 import RevealMessage, UploadClaim
+from federation.v1.secagg_pb2 import EncryptedShare, RevealMessage, UploadClaim
 from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
 from aggregator import memory
 from aggregator.context import AppContext
-from aggregator.errors import NotFound
+from aggregator.errors import NotFound, SumRefused
 from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs import metrics
 from aggregator.runs.lifecycle import continue_run
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
-from aggregator.store import Cause, record, round_rows, run_rows
+from aggregator.store import Cause, masking_rows, round_rows, run_rows
 from aggregator.store.blobs import Blobs, StoredBlob
 from aggregator.store.tables import ModelMetrics, ModelVersion, Round, Run, Seat
 
@@ -54,7 +56,7 @@ class AggregationInput:
     plan: TrainingPlan
     layout: Layout
     masking: MaskingAttempt
-    shared: list[str]  # U2
+    dealt: secagg.Dealt  # by dealer, U2; of each the shares for members that vanished before their upload
     uploads: dict[str, bytes]  # U3, with the digest that each member claimed
     answers: Mapping[str, secagg.Answer]  # by revealer
     base: ModelVersion
@@ -68,7 +70,6 @@ class AggregationResult:
     model_digest: bytes
     model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
     sum_blob: StoredBlob
-    altered: Mapping[str, tuple[str, ...]]  # about whom shares were altered -> who revealed them
 
 
 def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
@@ -82,7 +83,7 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
 
     Raises:
         SecaggError: when the masks cannot be recovered, however often it is tried.
-        FederationError: when the sum cannot be decoded, or leads to no model.
+        SumRefused: when the sum cannot be decoded, or leads to no model.
         NotFound: when an upload or the base model is gone or damaged.
         LostRace: when another driver, or an abort, was first.
         OSError: for example on a full disk; a later try may succeed.
@@ -90,7 +91,12 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
     with app.store.read() as session:
         inputs = _read_input(session, round_id)
     memory.trim()  # the uploads have just come in, and their buffers are free
-    result = _aggregate(app, inputs, progress)
+    try:
+        result = _aggregate(app, inputs, progress)
+    except FederationError as error:
+        # Only now: an ordinary round must not hold the words of its sum beside the model that they lead to.
+        words = app.blobs.add(_unmasked(app, inputs, progress).astype("<u8", copy=False).tobytes())
+        raise SumRefused(str(error), words.digest, words.size_bytes, len(inputs.uploads)) from error
     _publish(app, inputs, result, actor)
     log.info(
         "round published",
@@ -153,21 +159,39 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
         plan=plan,
         layout=Layout.of_round(plan, row.number),
         masking=attempt_of(session, run, row),
-        shared=round_rows.senders(session, row.id, Seat.shares),
+        dealt=_dealt(session, row, claims),
         uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
         answers={site: messages.reveals(RevealMessage.FromString(reveal)) for site, reveal in reveals.items()},
         base=run_rows.model_by_digest(session, row.run_id, row.base_model),
     )
 
 
-def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
+def _dealt(session: Session, row: Round, uploaded: Collection[str]) -> secagg.Dealt:
+    shared = round_rows.senders(session, row.id, Seat.shares_digest)
+    dealt: dict[str, dict[str, secagg.DealtShares]] = {site: {} for site in shared}
+    vanished = [site for site in shared if site not in uploaded]
+    for data in masking_rows.dealt(session, row.id, uploaded, vanished) if vanished else ():
+        message = EncryptedShare.FromString(data)
+        dealt[message.from_site][message.to_site] = dealt_of(message)
+    return dealt
+
+
+def _unmasked(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> secagg.Words:
     masking = inputs.masking
-    threads = app.settings.driver.aggregation_threads or os.cpu_count() or 1
-    total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, threads)
-    recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.shared, inputs.uploads, inputs.answers)
+    total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, _threads(app))
+    recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.dealt, inputs.uploads, inputs.answers)
     progress()
-    secagg.unmask(total, recovered, threads)
+    secagg.unmask(total, recovered, _threads(app))
     progress()
+    return total
+
+
+def _threads(app: AppContext) -> int:
+    return app.settings.driver.aggregation_threads or os.cpu_count() or 1
+
+
+def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
+    total = _unmasked(app, inputs, progress)
     decoded = encoding.decode_sum(inputs.layout, total, len(inputs.uploads))
     del total  # as large as the model; the next steps need its memory
     progress()
@@ -176,10 +200,10 @@ def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) 
         sum_blob = disk.submit(lambda: app.blobs.add(encoding.pack_sum(inputs.layout, decoded)))
         digest, model_blob = inputs.row.base_model, None
         if not inputs.plan.evaluates_only(inputs.row.number):
-            model = next_model(inputs.plan, _take_base(app, inputs), decoded, threads, uses_up=True)
+            model = next_model(inputs.plan, _take_base(app, inputs), decoded, _threads(app), uses_up=True)
             digest, model_blob = model.digest, _store_model(app, model)
     progress()
-    return AggregationResult(decoded, digest, model_blob, sum_blob.result(), recovered.altered)
+    return AggregationResult(decoded, digest, model_blob, sum_blob.result())
 
 
 def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
@@ -229,9 +253,6 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
     with app.store.write() as session:
         # First the guarded transition: a driver that was too late stops here, before it adds a row.
         round_rows.move(session, row, RoundState.PUBLISHED, cause.of(subject), published)
-        for about, revealers in result.altered.items():
-            why = f"wrong shares about {about} were revealed by {', '.join(revealers)}; the sum is right all the same"
-            record(session, cause.because(why).of(subject), None, "altered shares")
         if result.model_blob is not None:
             model = ModelVersion(
                 run_id=row.run_id,

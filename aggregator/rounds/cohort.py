@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from federation import secagg
-from federation.advertisement import advertisement_of
+from federation.masking_messages import advertisement_of
 from federation.v1 import secagg_pb2
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,26 @@ def attempt_of(session: Session, run: Run, row: Round) -> MaskingAttempt:
     ctx = secagg.context(plan.digest, row.base_model, row.run_id, row.number, row.attempt, row.roster_epoch)
     cohort = _cohort(ctx, tuple(round_rows.payloads(session, row.id, Seat.advertisement).items()))
     return MaskingAttempt(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
+
+
+def complaints_of(session: Session, row: Round) -> dict[str, list[str]]:
+    """Return by dealer the members that complained about it in the current attempt; their signatures hold."""
+    complaints: dict[str, list[str]] = {}
+    for site, data in round_rows.payloads(session, row.id, Seat.complaints).items():
+        for complaint in secagg_pb2.ComplaintMessage.FromString(data).complaints:
+            complaints.setdefault(complaint.dealer, []).append(site)
+    return complaints
+
+
+def guilty_dealers(session: Session, row: Round, members: int) -> list[str]:
+    """Return the dealers whose shares are none by the word of more members than may be corrupt.
+
+    Args:
+        session: A session of `Store.read` or `Store.write`.
+        row: A round in UPLOAD.
+        members: Of U1.
+    """
+    return secagg.proven_dealers(members, complaints_of(session, row))
 
 
 # After the keys phase it is the same for every message of the attempt; to parse it each time would be quadratic.

@@ -16,16 +16,18 @@ from datetime import datetime
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
 from federation.v1.plan_pb2 import SignedPlan
-from federation.v1.secagg_pb2 import Advertisement, Confirmation, SharesMessage
+from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare
 from sqlalchemy.orm import Session
 
 from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
+from aggregator.rounds.certificates import certificate_of
+from aggregator.rounds.failures import bad_dealings
 from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
-from aggregator.store import round_rows, run_rows
+from aggregator.store import masking_rows, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
@@ -129,8 +131,13 @@ def _close(
     outcome = _outcome(run, row, seat)
     if outcome is None:
         return None, key
-    published = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
-    return pb.CloseStep(round=ref, outcome=outcome, published=published), key
+    close = pb.CloseStep(round=ref, outcome=outcome)
+    if outcome in (pb.CloseStep.PUBLISHED, pb.CloseStep.REFUSED):
+        close.published.CopyFrom(published_sum(row))
+        close.uploaded.extend(round_rows.senders(session, row.id, Seat.upload_claim))
+    elif outcome == pb.CloseStep.ABANDONED:
+        close.bad_dealings.extend(bad_dealings(session, row))
+    return close, key
 
 
 def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:
@@ -139,6 +146,8 @@ def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType
         return pb.CloseStep.NOT_IN_COHORT
     if row.state is RoundState.PUBLISHED:
         return pb.CloseStep.NOT_IN_COHORT if seat.state is SeatState.DECLINED else pb.CloseStep.PUBLISHED
+    if row.state is RoundState.ABANDONED and row.sum_blob is not None and run.state in run_rows.ACTIVE:
+        return pb.CloseStep.REFUSED
     if row.state is RoundState.ABANDONED:
         return pb.CloseStep.ABANDONED if run.state in run_rows.ACTIVE else pb.CloseStep.RUN_OVER
     return None
@@ -167,10 +176,9 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
             advertisements = [Advertisement.FromString(data) for data in payloads.values()]
             reply.shares.CopyFrom(pb.SharesStep(round=ref, advertisements=advertisements))
         case RoundState.UPLOAD:
-            payloads = round_rows.payloads(session, row.id, Seat.shares)
-            messages = (SharesMessage.FromString(data) for data in payloads.values())
-            shares = [share for message in messages for share in message.shares if share.to_site == seat.site]
-            reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(payloads), shares=shares))
+            dealt = masking_rows.dealt_to(session, row.id, seat.site)
+            shares = [EncryptedShare.FromString(data) for dealer, data in dealt.items() if dealer != seat.site]
+            reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(dealt), shares=shares))
         case RoundState.CONFIRM:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
             reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded))
@@ -191,12 +199,16 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         evaluation_only=plan_of(run).evaluates_only(row.number),
         whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
         chain=_chain(session, run, held_model, base),
+        certificate=certificate_of(session, run, base),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
     )
 
 
 def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.PublishedSum]:
-    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it."""
+    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it.
+
+    A single sum is returned in any case.
+    """
     if held_model == newest.digest:
         return []
     models = run_rows.models(session, run.run_id)
@@ -206,7 +218,8 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) 
     made_by = {model.round_number for model in models if model.round_number > holding[-1]}
     links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
-    return links if shorter else []
+    # A site that holds the model before takes its sum and nothing else, also where the sum is larger than the model.
+    return links if shorter or len(links) == 1 else []
 
 
 # --- 3. when to poll again ---

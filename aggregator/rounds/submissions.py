@@ -7,16 +7,24 @@ a second, different message in the same phase, a forged signature, shares for th
 A message counts only while its round is locked in the phase it belongs to, so the driver never sees half of one.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Literal
 
 from federation import secagg
-from federation.advertisement import advertisement_of
 from federation.encoding import Layout
-from federation.secagg.keys import CIPHERTEXT_BYTES
+from federation.masking_messages import advertisement_of, dealt_of
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
-from federation.v1.secagg_pb2 import ConfirmMessage, KeysMessage, RevealMessage, SharesMessage, UploadMessage
+from federation.v1.secagg_pb2 import (
+    ComplaintMessage,
+    ConfirmMessage,
+    EncryptedShare,
+    KeysMessage,
+    RevealMessage,
+    SharesMessage,
+    UploadMessage,
+)
 from federation.vocabulary import DECLINE_REASONS
 from google.protobuf.message import Message
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -27,7 +35,7 @@ from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
-from aggregator.store import Change, round_rows, run_rows
+from aggregator.store import Change, masking_rows, record, round_rows, run_rows
 from aggregator.store.tables import Round, Seat
 
 Receipt = Literal["accepted", "late"]
@@ -97,26 +105,73 @@ def accept_keys(app: AppContext, site: str, message: KeysMessage) -> Receipt:
         # Two members with one key would have the same masks with every third member.
         secagg.check_distinct([*masking.cohort.advertisements.values(), advertisement])
 
-    return _accept(app, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
+    return _accept(
+        app, site, message.round, RoundState.KEYS, Seat.advertisement, _bytes_of(message.advertisement), check
+    )
 
 
 def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt:
-    """Accept one ciphertext for every other member of U1, sorted by site.
+    """Accept the shares for every member of U1, the dealer included, sorted by site. Each is signed by the dealer.
 
     Raises:
-        MessageRefused: for other peers or another size; and see `_accept`.
+        MessageRefused: for shares for other members; and see `_accept`.
+        SecaggError: for a forged signature, or a field of another size.
     """
 
-    def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
-        # All peers or none: a member without its share could not help to recover this one's masks.
-        expected = [(site, peer) for peer in masking.cohort.members if peer != site]
+    def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
+        # All members or none: one without its share could not help to recover this one's masks.
+        expected = [(site, member) for member in masking.cohort.members]
         if [(share.from_site, share.to_site) for share in message.shares] != expected:
-            raise MessageRefused(f"expected one share for each of {len(expected)} peers, sorted by site")
-        # The aggregator cannot read a share. It can see that every one has the size of an honest one.
-        if any(len(share.ciphertext) != CIPHERTEXT_BYTES for share in message.shares):
-            raise MessageRefused(f"expected ciphertexts of {CIPHERTEXT_BYTES} bytes")
+            raise MessageRefused(f"expected shares for each of {len(expected)} members, sorted by site")
+        # The aggregator cannot read a share. The signature keeps the dealer to it: what a member finds in it, a share
+        # or garbage, is the dealer's doing.
+        for share in message.shares:
+            key = masking.signing_keys[site]
+            secagg.verify_dealt(masking.cohort.uctx, site, share.to_site, dealt_of(share), key)
+        dealt = {share.to_site: _bytes_of(share) for share in message.shares}
+        masking_rows.add_dealt(session, row.id, site, dealt)
 
-    return _accept(app, site, message.round, RoundState.SHARES, Seat.shares, message, check)
+    # The seat keeps a digest only: the shares of a large cohort are megabytes, and are kept by member.
+    digest = hashlib.sha256(_bytes_of(message)).digest()
+    return _accept(app, site, message.round, RoundState.SHARES, Seat.shares_digest, digest, check)
+
+
+def accept_complaints(app: AppContext, site: str, message: ComplaintMessage) -> Receipt:
+    """Accept that shares which dealers signed for this member are none. It comes before the upload, or not at all.
+
+    Raises:
+        MessageRefused: for a second message that differs, or complaints in another site's name, unsorted or repeated.
+        SecaggError: for a complaint that is not signed over what the dealer dealt.
+    """
+    data = _bytes_of(message)
+    dealers = [complaint.dealer for complaint in message.complaints]
+    if not dealers or dealers != sorted(set(dealers)):
+        raise MessageRefused("expected one complaint or more, one about each dealer, sorted by dealer")
+    with app.store.write() as session:
+        run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
+        if message.round.attempt > row.attempt:
+            raise MessageRefused(f"expected attempt {row.attempt} of the round, got {message.round.attempt}")
+        if seat.complaints is not None and message.round.attempt == row.attempt:
+            if seat.complaints != data:
+                raise MessageRefused("other complaints of this member were accepted; they cannot change")
+            return "accepted"
+        is_due = row.state is RoundState.UPLOAD and seat.state is SeatState.SHARED
+        if message.round.attempt < row.attempt or not is_due:
+            return "late"
+        masking = attempt_of(session, run, row)
+        shared = masking_rows.dealt_to(session, row.id, site)
+        for complaint in message.complaints:
+            _expect_site(complaint.site, site)
+            if complaint.dealer not in shared or complaint.dealer == site:
+                raise MessageRefused("expected complaints about other members that dealt shares, got another")
+            dealt = dealt_of(EncryptedShare.FromString(shared[complaint.dealer]))
+            key = masking.signing_keys[site]
+            secagg.verify_complaint(masking.cohort.uctx, site, complaint.dealer, dealt, complaint.signature, key)
+        masking_rows.keep_complaints(session, row.id, site, data)
+        for dealer in dealers:
+            record(session, _change(app, row, site, f"the shares of {dealer} are none"), None, "complained")
+    app.work_due.notify()  # with enough complaints the attempt starts over without the dealer
+    return "accepted"
 
 
 def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt:
@@ -140,7 +195,7 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
         claim, key = message.claim, masking.signing_keys[site]
         secagg.verify_claim(masking.cohort.uctx, site, claim.digest, claim.signature, key)
 
-    return _accept(app, site, message.round, RoundState.UPLOAD, Seat.upload_claim, message.claim, check)
+    return _accept(app, site, message.round, RoundState.UPLOAD, Seat.upload_claim, _bytes_of(message.claim), check)
 
 
 def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Receipt:
@@ -157,25 +212,33 @@ def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Recei
         signature, key = message.confirmation.signature, masking.signing_keys[site]
         secagg.verify_confirmation(masking.cohort.uctx, site, uploaded, signature, key)
 
-    return _accept(app, site, message.round, RoundState.CONFIRM, Seat.confirmation, message.confirmation, check)
+    data = _bytes_of(message.confirmation)
+    return _accept(app, site, message.round, RoundState.CONFIRM, Seat.confirmation, data, check)
 
 
 def accept_reveal(app: AppContext, site: str, message: RevealMessage) -> Receipt:
     """Accept one share about each member of U2: of its seed if it uploaded, of its mask key if it did not.
 
+    Nothing about a dealer that this member complained about.
+
     Raises:
-        MessageRefused: for shares about other members; and see `_accept`.
-        SecaggError: for a share of the wrong secret. Both secrets of one member would unmask its update.
+        MessageRefused: for shares that are not sorted by site; and see `_accept`.
+        SecaggError: for shares about other members, of the wrong secret, or not those that were dealt. Both secrets of
+            one member would unmask its update.
     """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
-        shared = round_rows.senders(session, row.id, Seat.shares)
         uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
-        if [share.about_site for share in message.shares] != shared:
-            raise MessageRefused(f"expected one share about each of {len(shared)} members, sorted by site")
-        secagg.verify_answer(masking.cohort, shared, uploaded, site, messages.reveals(message))
+        shared = masking_rows.dealt_to(session, row.id, site)
+        dealt = {dealer: {site: dealt_of(EncryptedShare.FromString(data))} for dealer, data in shared.items()}
+        complaints = ComplaintMessage.FromString(round_rows.held_seat(session, row.id, site).complaints or b"")
+        complained = [complaint.dealer for complaint in complaints.complaints]
+        if [share.about_site for share in message.shares] != sorted({share.about_site for share in message.shares}):
+            raise MessageRefused("expected one share about each member, sorted by site")
+        answer, key = messages.reveals(message), masking.signing_keys[site]
+        secagg.verify_answer(masking.cohort, dealt, uploaded, complained, site, answer, message.signature, key)
 
-    return _accept(app, site, message.round, RoundState.REVEAL, Seat.reveal, message, check)
+    return _accept(app, site, message.round, RoundState.REVEAL, Seat.reveal, _bytes_of(message), check)
 
 
 # --- what the five phases have in common ---
@@ -187,16 +250,14 @@ def _accept(
     ref: RoundRef,
     phase: RoundState,
     column: InstrumentedAttribute[bytes | None],
-    payload: Message,
+    data: bytes,
     check: Check,
 ) -> Receipt:
-    """Keep `payload` in the seat's `column` and move the seat, if it is this member's turn in `phase`.
+    """Keep `data` in the seat's `column` and move the seat, if it is this member's turn in `phase`.
 
     Raises:
         MessageRefused: for an attempt or a phase that has not begun, or a second message that differs from the first.
     """
-    # Serialized again and deterministically: the same message has the same bytes, however it was encoded on the way.
-    data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, ref.run_id, ref.round, site)
@@ -226,6 +287,11 @@ def _accept(
     if all_answered:
         app.work_due.notify()
     return "accepted"
+
+
+def _bytes_of(message: Message) -> bytes:
+    # Serialized again and deterministically: the same message has the same bytes, however it was encoded on the way.
+    return message.SerializeToString(deterministic=True)
 
 
 def _expect_site(named: str, caller: str) -> None:

@@ -6,14 +6,14 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session, defer
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
 from aggregator.store.engine import Change, record, rows_changed, transition
 from aggregator.store.run_rows import ACTIVE
-from aggregator.store.tables import ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
+from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
 
 OVER = (RoundState.PUBLISHED, RoundState.ABANDONED)
 _NO_SEAT = "this site has no seat in that round; poll for what to do"
@@ -117,7 +117,6 @@ _LOCK = (
     .join(Round, Round.run_id == Run.run_id)
     .outerjoin(Seat, _SEATED)
     .where(Run.run_id == bindparam("run"), Round.number == bindparam("number"))
-    .options(defer(Seat.shares))  # megabytes in a large cohort
     .with_for_update(read=True, of=Round)
 )
 _UNFINISHED_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
@@ -127,6 +126,7 @@ _LEFTOVERS = (
     .join(Round, Round.id == Seat.round_id)
     .where(Seat.upload_digest.is_not(None), Round.state.in_((RoundState.TRAINING, *OVER)))
 )
+_EXPECTED = select(Seat.upload_digest).where(Seat.upload_digest.is_not(None))
 _SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
 _COUNT_BYTES = (
     update(Seat)
@@ -142,7 +142,6 @@ _POSITION = (
     .where(Run.state.in_(ACTIVE))
     .order_by(Run.created_at, Round.number.desc())
     .limit(1)
-    .options(defer(Seat.shares))
 )
 
 
@@ -249,14 +248,14 @@ def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
 
 
 def seats(session: Session, round_id: int) -> list[Seat]:
-    """Return every seat of a round, by site, without the shares."""
-    statement = select(Seat).where(Seat.round_id == round_id).order_by(Seat.site).options(defer(Seat.shares))
+    """Return every seat of a round, by site."""
+    statement = select(Seat).where(Seat.round_id == round_id).order_by(Seat.site)
     return list(session.scalars(statement))
 
 
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
-    """Return the seat of one site, if it has one; its shares are read at first use, within the session."""
-    return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
+    """Return the seat of one site, if it has one."""
+    return session.get(Seat, (round_id, site))
 
 
 def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:
@@ -304,7 +303,7 @@ def payloads(session: Session, round_id: int, column: InstrumentedAttribute[byte
 
 
 def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
-    """Return the sites of `payloads`, sorted, without reading the messages: shares of a large cohort are megabytes."""
+    """Return the sites of `payloads`, sorted, without reading the messages."""
     return sorted(session.scalars(_sent(column, with_payload=False), {"round": round_id}))
 
 
@@ -314,10 +313,21 @@ def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) ->
     return select(*wanted).where(Seat.round_id == bindparam("round"), column.is_not(None))
 
 
+_OF_ATTEMPT = (
+    Seat.advertisement,
+    Seat.shares_digest,
+    Seat.complaints,
+    Seat.upload_claim,
+    Seat.confirmation,
+    Seat.reveal,
+)
+
+
 def clear_payloads(session: Session, round_id: int) -> None:
     """Forget the messages of an attempt that failed. Digests of blobs stay until the blobs are deleted."""
-    nothing = {"advertisement": None, "shares": None, "upload_claim": None, "confirmation": None, "reveal": None}
+    nothing = {column.key: None for column in _OF_ATTEMPT}
     rows_changed(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
+    rows_changed(session, delete(DealtShare).where(DealtShare.round_id == round_id))
 
 
 def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
@@ -335,6 +345,11 @@ def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:
     """Return the seats that expect the blob `digest`. `rounds.uploads` lets no second seat expect it."""
     return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
+
+
+def expected_uploads(session: Session) -> set[bytes]:
+    """Return the digest of every upload that a seat names."""
+    return {digest for digest in session.scalars(_EXPECTED) if digest is not None}
 
 
 def leftovers(session: Session) -> list[tuple[int, str, bytes]]:

@@ -13,7 +13,7 @@ from sqlalchemy import DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData,
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from aggregator.states import RoundState, RunState, SeatState
+from aggregator.states import FaultKind, RoundState, RunState, SeatState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -97,13 +97,13 @@ class Certificate(Base):
 
 
 class Challenge(Base):
-    """A nonce handed to a site whose certificate has expired."""
+    """A challenge that its site has answered; it is not answered again."""
 
     __tablename__ = "challenges"
 
     nonce: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"))
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="5 minutes; deleted when used")
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="of the challenge; the row is deleted afterwards")
 
 
 class RosterEpoch(Base):
@@ -174,9 +174,9 @@ class Round(Base):
     lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="free again afterwards")
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    sum_blob: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the opened sum; PUBLISHED only")
+    sum_blob: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the sum, published or refused")
     sum_size_bytes: Mapped[int | None] = mapped_column()
-    members: Mapped[int | None] = mapped_column(comment="uploads in the sum; PUBLISHED only")
+    members: Mapped[int | None] = mapped_column(comment="uploads in the sum; null without one")
     next_model: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the model it led to")
 
 
@@ -204,7 +204,10 @@ class Seat(Base):
     decline_reason: Mapped[str | None] = mapped_column(comment="name of a StateReason; DECLINED only")
     # Kept as they came: a member signs its bytes, and the others check the signature.
     advertisement: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Advertisement; from KEYED on")
-    shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
+    shares_digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="SHA-256 of the serialized SharesMessage; from SHARED on"
+    )
+    complaints: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized ComplaintMessage, if it sent one")
     upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
     # Stays when an attempt fails, until housekeeping has deleted the blob.
     upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
@@ -212,8 +215,42 @@ class Seat(Base):
         LargeBinary, comment="serialized Confirmation; from CONFIRMED on"
     )
     reveal: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized RevealMessage; REVEALED only")
+    model_signature: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="Ed25519 over the certificate of the model that the round led to"
+    )
     bytes_up: Mapped[int] = mapped_column(default=0, comment="message and blob bytes received from the site this round")
     bytes_down: Mapped[int] = mapped_column(default=0, comment="message and blob bytes sent to it this round")
+
+
+class DealtShare(Base):
+    """The shares of one dealer for one member, as the dealer signed them. Of the current attempt, like a seat's."""
+
+    __tablename__ = "dealt_shares"
+
+    # In the order of reading: each member asks for its own, and a recovery for those of the members that vanished.
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    dealer: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    message: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized EncryptedShare")
+
+
+class Fault(Base):
+    """A site held up a round: the reason why it sits out later ones, with the evidence."""
+
+    __tablename__ = "faults"
+    # A step that is carried out twice holds a fault against nobody twice.
+    __table_args__ = (UniqueConstraint("round_id", "attempt", "site", "kind"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"))
+    attempt: Mapped[int] = mapped_column()
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), index=True)
+    kind: Mapped[FaultKind] = mapped_column()
+    detail: Mapped[str] = mapped_column(comment="one sentence for people")
+    evidence: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="serialized BadShares or BadDealing, for kinds that have evidence"
+    )
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class ModelVersion(Base):

@@ -11,8 +11,12 @@ number of threads nor the processor changes a bit.
     FedYogi  as FedAdam with v = v - (1 - beta2) * D^2 * sign(v - D^2)            ibid.
 
 D is the mean update, weighted by min(studies, cap). m starts at 0 and v at tau^2.
+
+The norm of D is bounded: every honest update has at most the clip norm, and rounding adds little. A sum beyond the
+bound leads to no model, so a member that does not clip moves the model no further than the honest ones could.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,11 +26,15 @@ from numpy.typing import NDArray
 
 from federation.encoding import DecodedSum, Layout
 from federation.encoding.rotation import block_of, put, take, unrotated
+from federation.encoding.sums import NORM_SLACK
 from federation.errors import ChainRefused, ManifestMismatch
 from federation.manifest import Model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
 Reals = NDArray[np.float64]
+
+_NORM_CHUNK = 1 << 16
+_NORM_EXPONENT = math.log(1e9)  # honest members are refused with probability exp(-this) at most
 
 _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, ServerKind.FEDYOGI: 2}
 
@@ -47,7 +55,8 @@ def next_model(
             allocation, and finding that much memory takes longer than filling it.
 
     Raises:
-        ChainRefused: The model is not of this plan, or the result is not finite. Such a round has to be abandoned.
+        ChainRefused: The model is not of this plan, the mean update is longer than honest members can make it, or the
+            result is not finite. The round then leads to no model.
     """
     if model.manifest != plan.manifest:
         raise ChainRefused("expected a model of the plan's manifest, got one of another")
@@ -56,6 +65,7 @@ def next_model(
     layout = Layout.of(plan, plan.manifest.size)
     if decoded.levels.size != layout.coordinates:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {decoded.levels.size}")
+    check_norm(layout, decoded)
     size = block_of(layout)
     weights = _writable(model.weights, copied=not uses_up)
     state = [_writable(vector, copied=not uses_up) for vector in _state(plan.server, model)]
@@ -83,6 +93,40 @@ def next_model(
         return Model(model.manifest, weights, tuple(state))
     except ManifestMismatch as error:
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
+
+
+def check_norm(layout: Layout, decoded: DecodedSum) -> None:
+    """Refuses a sum whose mean update is longer than honest members can make it.
+
+    In units of half a step, a coordinate of the sum is the whole number s = 2 S - n * level_max. Honest members make
+    s = v + e: v is the weighted sum of updates, of norm at most clip_norm * weight / cap, and e the rounding. Clipping
+    a coordinate to the quantizer's range only shortens v. Each member rounds a coordinate to one of two levels, two
+    units apart, so e is sub-Gaussian with variance proxy n (Hoeffding's lemma). By Hsu, Kakade, Zhang (Electron.
+    Commun. Probab. 2012, theorem 2.1, with A = I) the norm of e over k coordinates exceeds
+    sqrt(n (k + 2 sqrt(k x) + 2 x)) with probability at most exp(-x).
+
+    The sum of squares is a whole number, exact on every machine, so all refuse the same sums.
+
+    Raises:
+        ChainRefused: The norm is beyond the bound. For honest members that happens once in 10^9 rounds at most.
+    """
+    squares = 0
+    center = decoded.members * layout.level_max
+    for start in range(0, decoded.levels.size, _NORM_CHUNK):
+        part = decoded.levels[start : start + _NORM_CHUNK].astype(np.int64) * 2 - center
+        squares += int(part @ part)
+    if math.sqrt(squares) > norm_bound(layout, decoded.members, decoded.header.weight):
+        raise ChainRefused(
+            "the mean update is longer than clip norm and rounding allow: a member did not clip, or sent noise"
+        )
+
+
+def norm_bound(layout: Layout, members: int, weight: int) -> float:
+    """Largest norm of a sum of honest members, in units of half a quantization step: see `check_norm`."""
+    half_step = layout.range / layout.level_max
+    clipped = layout.clip_norm * (1 + NORM_SLACK) * weight / layout.weight_cap / half_step
+    k = layout.coordinates
+    return clipped + math.sqrt(members * (k + 2 * math.sqrt(k * _NORM_EXPONENT) + 2 * _NORM_EXPONENT))
 
 
 def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:

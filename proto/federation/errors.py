@@ -8,6 +8,7 @@ FederationError
 ├── ManifestMismatch   tensors or a vector that are not those of the manifest
 ├── EncodingRefused    a value that cannot be encoded, or words that no honest cohort can have summed to
 ├── ChainRefused       a sum that leads from this model to no next one
+├── CertificateRefused  a model certificate that proves nothing to this site
 └── BadSignature       bytes that the expected key did not sign
 """
 
@@ -46,6 +47,10 @@ class EncodingRefused(FederationError):
 
 class ChainRefused(FederationError):
     """A sum that leads from this model to no next one."""
+
+
+class CertificateRefused(FederationError):
+    """A model certificate that proves nothing to this site."""
 
 
 class BadSignature(FederationError):

@@ -11,6 +11,7 @@ CHUNK_BYTES_MAX: Final = 1024 * 1024  # of data in one message: a piece of a blo
 # On a slow line a piece takes seconds, and a cut costs at most one piece: 256 KiB are two seconds at 1 Mbit/s.
 SLOW_PIECE_BYTES: Final = 256 * 1024
 
+SECAGG_VERSION: Final = 2  # of secure aggregation, as both sides speak it
 COHORT_MAX: Final = 500  # members of one secure aggregation, one complete graph
 COHORT_MIN: Final = 3  # below it a "sum" tells one member about the other
 REASONS_MAX: Final = 32  # state reasons in one Poll

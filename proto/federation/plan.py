@@ -132,6 +132,7 @@ class Encoding:
     bits: int = 6
     weight_cap: int = 1000
     rotation_seed: bytes = b""  # 32 bytes, drawn when the plan is made; the default is refused
+    count_cap: int = 10_000
 
     def __post_init__(self) -> None:
         _real("encoding.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
@@ -139,6 +140,8 @@ class Encoding:
             raise PlanRefused("encoding.bits", f"expected 4, 5, 6 or 8, got {self.bits}")
         _whole("encoding.weight_cap", self.weight_cap, 1, 1_000_000)
         _length("encoding.rotation_seed", self.rotation_seed, 32)
+        if self.count_cap != 0:
+            _whole("encoding.count_cap", self.count_cap, 16, 1_000_000)
 
 
 @dataclass(frozen=True)

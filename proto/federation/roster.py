@@ -3,12 +3,15 @@
 A site keeps the newest roster it has accepted. Nothing the aggregator says during a round may stand in for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from federation.errors import RosterRefused
+from federation.errors import BadSignature, RosterRefused
 from federation.limits import is_site_name
 from federation.signing import sign, verify
 from federation.v1 import enrolment_pb2
@@ -19,6 +22,8 @@ SIGNING_KEY_BYTES = 32
 SEALING_KEY_BYTES = 1216
 
 _DOMAIN = "hemofed roster v1"
+_SUCCESSION_DOMAIN = "hemofed custodian v1"
+ROSTER_DAYS: Final = 180  # a roster's life; a warning 30 days before its end
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,16 @@ class Roster:
 
     epoch: int
     entries: tuple[RosterEntry, ...]
+    created_at_s: int = 0  # Unix time; both 0 in rosters of version 0.1.0
+    expires_at_s: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.epoch < 2**63:
             raise RosterRefused(f"expected an epoch of at least 1, got {self.epoch}")
+        if (self.created_at_s, self.expires_at_s) != (0, 0) and not 0 < self.created_at_s < self.expires_at_s < 2**63:
+            raise RosterRefused(
+                f"expected a roster that begins before it ends, got {self.created_at_s} to {self.expires_at_s}"
+            )
         if len(self.entries) > SITES_MAX:
             raise RosterRefused(f"expected at most {SITES_MAX} sites, got {len(self.entries)}")
         names = [entry.site for entry in self.entries]
@@ -82,7 +93,7 @@ class Roster:
         """
         message = parse(enrolment_pb2.Roster, data)
         entries = tuple(RosterEntry(one.site, one.signing_key, one.sealing_key) for one in message.sites)
-        return cls(message.epoch, entries)
+        return cls(message.epoch, entries, message.created_at_s, message.expires_at_s)
 
     def to_bytes(self) -> bytes:
         """Returns the canonical bytes. The custodian signs them."""
@@ -90,7 +101,18 @@ class Roster:
             enrolment_pb2.RosterEntry(site=one.site, signing_key=one.signing_key, sealing_key=one.sealing_key)
             for one in self.entries
         ]
-        return serialize(enrolment_pb2.Roster(epoch=self.epoch, sites=sites))
+        return serialize(
+            enrolment_pb2.Roster(
+                epoch=self.epoch, sites=sites, created_at_s=self.created_at_s, expires_at_s=self.expires_at_s
+            )
+        )
+
+    def has_expired(self, now: datetime) -> bool:
+        """Whether the roster has ended. One of version 0.1.0 never does.
+
+        An aggregator could otherwise withhold for ever a newer roster that removes a site.
+        """
+        return 0 < self.expires_at_s <= now.timestamp()
 
     @cached_property
     def signing_keys(self) -> dict[str, bytes]:
@@ -98,10 +120,43 @@ class Roster:
         return {entry.site: entry.signing_key for entry in self.entries}
 
 
-def sign_roster(roster: Roster, custodian: Ed25519PrivateKey) -> enrolment_pb2.SignedRoster:
-    """The roster as it travels."""
+def sign_roster(
+    roster: Roster,
+    custodian: Ed25519PrivateKey,
+    successions: Sequence[enrolment_pb2.CustodianSuccession] = (),
+) -> enrolment_pb2.SignedRoster:
+    """Signs a roster. `successions`: how older keys of the custodian lead to this one, oldest first."""
     data = roster.to_bytes()
-    return enrolment_pb2.SignedRoster(roster=data, signature=sign(custodian, _DOMAIN, data))
+    return enrolment_pb2.SignedRoster(roster=data, signature=sign(custodian, _DOMAIN, data), successions=successions)
+
+
+def succeed(custodian: Ed25519PrivateKey, successor: Ed25519PublicKey) -> enrolment_pb2.CustodianSuccession:
+    """Signs the custodian's new key with the old one."""
+    key = successor.public_bytes_raw()
+    return enrolment_pb2.CustodianSuccession(key=key, signature=sign(custodian, _SUCCESSION_DOMAIN, key))
+
+
+def custodian_after(
+    successions: Sequence[enrolment_pb2.CustodianSuccession], held: Ed25519PublicKey
+) -> Ed25519PublicKey:
+    """Follows the custodian's keys from the one that a site holds to the newest.
+
+    A held key that no succession begins with stays: it is the newest, or a stranger's.
+
+    Raises:
+        BadSignature: An old key did not sign its successor.
+    """
+    key = held
+    begun = False
+    for succession in successions:
+        try:
+            verify(key, _SUCCESSION_DOMAIN, succession.key, succession.signature)
+        except BadSignature:
+            if begun:
+                raise
+            continue  # of an older key than the one held
+        key, begun = Ed25519PublicKey.from_public_bytes(succession.key), True
+    return key
 
 
 def verify_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKey, epoch_held: int = 0) -> Roster:
@@ -109,7 +164,7 @@ def verify_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKe
 
     Args:
         signed: The roster as it travels.
-        custodian: The custodian's public key.
+        custodian: The custodian's public key, after `custodian_after`.
         epoch_held: The epoch that the site holds. An older roster is refused: with it an aggregator could bring back a
             removed site.
 

@@ -26,8 +26,8 @@ from aggregator.runs import lifecycle
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plan_file import read_plan
 from aggregator.sites.authority import Authority
-from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Change, people, round_rows, site_rows
+from aggregator.states import FaultKind, RoundState, RunState, SeatState
+from aggregator.store import Cause, Change, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
 from tests.aggregator.conftest import StandingClock
 
@@ -346,6 +346,28 @@ def test_a_published_round_names_how_many_sites_its_sum_is_over(
     assert "3: east, north, south" in text
 
 
+def test_a_fault_is_shown_with_its_time_out_and_its_evidence_in_the_run_and_in_the_audit(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    proof = os.urandom(200)
+    with running.store.write() as session:
+        row = session.query(Round).one()
+        cause = Cause(clock(), "driver:here", "dealt shares of no secret; so many were put together")
+        for _ in range(2):  # a step that is carried out twice
+            fault_rows.add(session, row, "south", FaultKind.BAD_DEALING, cause, proof)
+        fault_rows.add(session, row, "north", FaultKind.SILENT, cause.because("was ready, and did not answer"))
+    text = ada.get(f"/runs/{row.run_id.hex()}").text
+    faults = _words_of(text[text.index("Faults") : text.index("Round by round")])
+    assert "south 1 dealt shares of no secret" in faults
+    assert "up to round 9" in faults
+    assert "north 1 ready, then silent was ready, and did not answer nothing" in faults
+    (link,) = set(re.findall(r"/faults/\d+/evidence", text))
+    assert ada.get(link).content == proof
+    assert "fault: bad dealing" in ada.get("/audit").text
+    for nowhere in ("/faults/2/evidence", "/faults/0/evidence", f"/faults/{2**63}/evidence"):
+        assert ada.get(nowhere).status_code == 404
+
+
 def test_an_aborted_run_shows_its_reason(running: AppContext, ada: TestClient) -> None:
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
@@ -380,6 +402,7 @@ def test_every_state_and_reason_has_its_words() -> None:
     assert set(wording.REASONS) == set(StateReason)
     assert set(wording.ROUND_STATES) == set(RoundState)
     assert set(wording.SEAT_STATES) == set(SeatState)
+    assert set(wording.FAULTS) == set(FaultKind)
 
 
 @pytest.mark.parametrize("state", SiteState)

@@ -15,12 +15,12 @@ from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator import config
-from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
+from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import open_store, site_rows
-from aggregator.store.tables import Invitation
+from aggregator.store.tables import Challenge, Invitation
 from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of, words_of
 
@@ -367,16 +367,54 @@ def test_recoveries_are_limited(enrolment: EnrolmentService, host: Host) -> None
         scarce.recover(host.recover_request("st-mary", nonce))
 
 
-def test_nobody_unknown_or_pending_gets_a_challenge(enrolment: EnrolmentService, host: Host) -> None:
-    enrolment.join(host.join_request(enrolment.invite("st-mary")))
-    for name in ("st-mary", "nobody", ""):
-        with pytest.raises(Denied, match="no active site"):
-            enrolment.challenge(enrolment_pb2.ChallengeRequest(site=name))
-
-
-def test_a_flood_of_challenges_leaves_few_rows_and_the_newest_good(enrolment: EnrolmentService, host: Host) -> None:
+def test_a_challenge_tells_nothing_of_a_name_and_no_name_recovers_with_anothers_key(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
+    """Known, pending and unknown names: the same shape of nonce, and the same refusal of a signature."""
     enroll(enrolment, host)
-    nonces = [enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(70)]
+    enrolment.join(other_host.join_request(enrolment.invite("charite")))
+    refusals = set()
+    for name in ("st-mary", "charite", "nobody"):
+        nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site=name)).nonce
+        assert len(nonce) == 32
+        with pytest.raises(JoinDenied) as refused:
+            enrolment.recover(type(host)().recover_request(name, nonce))
+        refusals.add(str(refused.value))
+    assert len(refusals) == 1
+
+
+def test_challenges_write_no_row_and_a_flood_of_them_displaces_none(enrolment: EnrolmentService, host: Host) -> None:
+    enroll(enrolment, host)
+    first = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
+    # A writer holds the lock: a challenge that wrote would wait for it.
+    with enrolment.store.write():
+        nonces = [enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(1000)]
+    assert len({first, *nonces}) == 1001
     with enrolment.store.read() as session:
-        assert sum(site_rows.challenge(session, nonce) is not None for nonce in nonces) == 64
-    assert enrolment.recover(host.recover_request("st-mary", nonces[-1])).certificate_pem
+        assert session.query(Challenge).count() == 0
+    for nonce in (nonces[500], first):
+        assert enrolment.recover(host.recover_request("st-mary", nonce)).certificate_pem
+
+
+def test_answered_challenges_are_forgotten_when_their_time_is_over(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
+    enroll(enrolment, host)
+    for _ in range(2):
+        nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
+        enrolment.recover(host.recover_request("st-mary", nonce))
+        clock.advance(minutes=6)
+    with enrolment.store.read() as session:
+        assert session.query(Challenge).count() == 1
+
+
+@pytest.mark.parametrize("changed", [0, 7, 8, 15, 16, 31])
+def test_a_challenge_that_was_changed_or_made_up_is_refused(
+    enrolment: EnrolmentService, host: Host, changed: int
+) -> None:
+    enroll(enrolment, host)
+    nonce = bytearray(enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce)
+    nonce[changed] ^= 1
+    for made_up in (bytes(nonce), b"", bytes(32), bytes(1000)):
+        with pytest.raises(JoinDenied, match="this challenge is unknown"):
+            enrolment.recover(host.recover_request("st-mary", made_up))

@@ -37,7 +37,6 @@ def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host: H
     enrolment.revoke("st-mary")
     for way in (
         lambda: enrolment.join(host.join_request(token)),
-        lambda: enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")),
         lambda: enrolment.recover(host.recover_request("st-mary", nonce)),
         lambda: enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr())),
     ):
@@ -97,7 +96,6 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
     for way in (
         lambda: enrolment.join(host.join_request(token)),
-        lambda: enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")),
         lambda: enrolment.recover(host.recover_request("st-mary", nonce)),
         lambda: enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr())),
     ):

@@ -34,7 +34,7 @@ PLAN = TrainingPlan(
     server=ServerOptimizer(ServerKind.FEDAVG, 1.0),
     cohort=CohortBounds(minimum=3, target=8, maximum=64),
     deadlines=Deadlines(training_s=86_400, phase_s=600),
-    encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32))),
+    encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32)), count_cap=0),
     metrics=(Metric.LOSS, Metric.HISTOGRAMS),
 )
 

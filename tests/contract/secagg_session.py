@@ -15,8 +15,8 @@ from federation.secagg import (
     Advertisement,
     Cohort,
     Context,
+    DealtShares,
     Member,
-    RecoveredMasks,
     RevealedShare,
     Words,
     context,
@@ -24,11 +24,14 @@ from federation.secagg import (
     split,
     unmask,
     verify_advertisement,
+    verify_answer,
     verify_claim,
     verify_confirmation,
 )
 
 BLOB_DIGEST = b"\x0d" * 32
+Dealt = dict[str, dict[str, DealtShares]]
+Answers = Mapping[str, Mapping[str, RevealedShare]]
 
 
 class Silent(IntEnum):
@@ -65,6 +68,7 @@ class Session:
     length: int = 5
     seed: int = 0
     ctx: Context = field(default_factory=a_context)
+    complaints: dict[str, set[str]] = field(default_factory=dict)  # by dealer: the members that complained
     members: dict[str, Member] = field(init=False)
     words: dict[str, Words] = field(init=False)
 
@@ -89,16 +93,19 @@ class Session:
         (only,) = split(self.ctx, self.advertisements)
         return only
 
-    def share_all(self, sites: list[str] | None = None) -> dict[str, dict[str, bytes]]:
-        """Ciphertexts by dealer, then by receiver."""
+    def share_all(self, sites: list[str] | None = None) -> Dealt:
+        """Dealt shares by dealer, then by member."""
         advertisements = self.advertisements
         return {site: self.members[site].share(advertisements, self.roster) for site in sites or self.sites}
 
-    def mask_all(self, dealt: Mapping[str, Mapping[str, bytes]], sites: list[str]) -> dict[str, Words]:
-        """Masked words of `sites`, each of whom saw the ciphertexts of everybody in `dealt`."""
+    def mask_all(self, dealt: Mapping[str, Mapping[str, DealtShares]], sites: list[str]) -> dict[str, Words]:
+        """Masked words of `sites`, each of whom received the shares of everybody in `dealt`."""
         uploads = {}
         for site in sites:
-            uploads[site] = self.members[site].mask(self.words[site], addressed_to(site, dealt))
+            shares = addressed_to(site, dealt)
+            for dealer in self.members[site].receive(shares):
+                self.complaints.setdefault(dealer, set()).add(site)
+            uploads[site] = self.members[site].mask(self.words[site], shares)
             self.members[site].claim(BLOB_DIGEST)
         return uploads
 
@@ -128,26 +135,19 @@ class Session:
             verify_confirmation(uctx, site, uploaded, signature, self.roster[site])
         revealing = [site for site in confirming if moment[site] > Silent.REVEAL]
         answers = {site: self.members[site].reveal(uploaded, confirmations) for site in revealing}
-        return self.open(dealers, uploads, answers)
+        return Played(self.aggregate(dealt, uploads, answers), dict(uploads))
 
-    def open(
-        self, dealers: list[str], uploads: Mapping[str, Words], answers: Mapping[str, Mapping[str, RevealedShare]]
-    ) -> "Played":
-        recovered = recover_masks(self.ctx, self.cohort, dealers, list(uploads), answers)
-        total: Words = np.add.reduce(list(uploads.values()))
-        unmask(total, recovered)
-        return Played(total, dict(uploads), recovered)
-
-    def open_shard(
-        self,
-        cohort: Cohort,
-        dealers: list[str],
-        uploads: Mapping[str, Words],
-        answers: Mapping[str, Mapping[str, RevealedShare]],
+    def aggregate(
+        self, dealt: Dealt, uploads: Mapping[str, Words], answers: Answers, cohort: Cohort | None = None
     ) -> Words:
-        """Sum of the words of one shard."""
-        total: Words = np.add.reduce(list(uploads.values()))
-        unmask(total, recover_masks(self.ctx, cohort, dealers, list(uploads), answers))
+        """Checks the answers, and recovers the sum of the words of a cohort: of one shard, or the whole one."""
+        cohort, uploaded = cohort or self.cohort, list(uploads)
+        for revealer, answer in answers.items():
+            complained = {dealer for dealer, sites in self.complaints.items() if revealer in sites}
+            signature, key = self.members[revealer].reveal_signature(), self.roster[revealer]
+            verify_answer(cohort, dealt, uploaded, complained, revealer, answer, signature, key)
+        total: Words = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        unmask(total, recover_masks(self.ctx, cohort, dealt, uploaded, answers))
         return total
 
 
@@ -157,9 +157,8 @@ class Played:
 
     total: Words
     uploads: dict[str, Words]
-    recovered: RecoveredMasks
 
 
-def addressed_to(site: str, dealt: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
-    """The ciphertexts for one member, by dealer."""
-    return {dealer: ciphertexts[site] for dealer, ciphertexts in dealt.items() if dealer != site}
+def addressed_to(site: str, dealt: Mapping[str, Mapping[str, DealtShares]]) -> dict[str, DealtShares]:
+    """The shares for one member from all others, by dealer."""
+    return {dealer: shares[site] for dealer, shares in dealt.items() if dealer != site}

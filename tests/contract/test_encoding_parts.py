@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from federation.encoding import HEADER_WORDS, Layout, SiteHeader, bin_of, clip, lanes
-from federation.encoding.header import COUNT_MAX, LOSS_MAX, read_header, write_header
+from federation.encoding.header import LOSS_MAX, read_header, write_header
+from federation.encoding.layout import COUNT_MAX
 from federation.encoding.quantize import quantize
 from federation.encoding.rotation import hadamard, rotate
 from federation.errors import EncodingRefused
@@ -319,8 +320,30 @@ def test_a_metric_the_plan_does_not_list_is_refused_in_a_sum(make_plan: Make, wo
 
 def test_the_largest_sums_of_the_largest_cohort_are_read(make_plan: Make) -> None:
     layout = Layout.of(make_plan(**{"cohort.maximum": 500, "encoding.weight_cap": 1_000_000}), 0)
-    words = np.full(HEADER_WORDS, 500 * COUNT_MAX, np.uint64)
+    words = np.zeros(HEADER_WORDS, np.uint64)
+    words[4::64] = 500 * COUNT_MAX  # all slices of a label in one bin
     words[:4] = [500 * 1_000_000, 500 * 2**51, 500 * COUNT_MAX, 500]
     read = read_header(layout, words, 500)
     assert read.loss_sum == 500 * LOSS_MAX
     assert int(read.histograms.max()) == 500 * COUNT_MAX
+
+
+def test_one_member_counts_no_more_than_the_plan_s_cap(make_plan: Make, make_header: MakeHeader) -> None:
+    """Honest sites refuse to write more; a sum in which one claimed more than all may is refused."""
+    layout = Layout.of(make_plan(**{"encoding.count_cap": 1000}), 0)
+    full = np.zeros((6, 2, 64), np.int64)
+    full[:, :, 3], full[:, :, 60] = 400, 600
+    words = write_header(layout, make_header(histograms=full, loss_sum=64_000.0, example_count=1000))
+    assert read_header(layout, words * np.uint64(3), 3).example_count == 3000
+    for changes in (
+        {"histograms": full + 1},
+        {"example_count": 1001, "loss_sum": 1.0},
+        {"example_count": 1000, "loss_sum": 64_001.0},
+    ):
+        with pytest.raises(EncodingRefused, match="cap"):
+            write_header(layout, make_header(**changes))
+    for place, more, what in ((4 + 3, 601, "slices of a label"), (2, 1, "an example count"), (1, 2**20, "a loss sum")):
+        lie = words * np.uint64(3)
+        lie[place] += np.uint64(more)
+        with pytest.raises(EncodingRefused, match=what):
+            read_header(layout, lie, 3)

@@ -42,7 +42,10 @@ SERVERS = {
 
 
 def member_levels(count: int, bits: int, member: int) -> list[int]:
-    return [(index * index * 31 + index * 7 + member * 101) % 2**bits for index in range(count)]
+    """Around the middle, as those of an update within its clip norm are."""
+    spread = max(2, 2**bits // 8)
+    lowest = 2 ** (bits - 1) - spread
+    return [lowest + (index * index * 31 + index * 7 + member * 101) % (2 * spread) for index in range(count)]
 
 
 def member_header(member: int) -> list[int]:

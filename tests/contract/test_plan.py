@@ -39,6 +39,7 @@ WITHIN: list[tuple[str, list[Any]]] = [
     ("encoding.clip_norm", [1e-6, 1000.0]),
     ("encoding.bits", [4, 5, 6, 8]),
     ("encoding.weight_cap", [1, 1_000_000]),
+    ("encoding.count_cap", [0, 16, 1_000_000]),
     ("metrics", [(), (Metric.LOSS,), (Metric.HISTOGRAMS,)]),
 ]
 NAN, INF = float("nan"), float("inf")
@@ -69,6 +70,7 @@ OUTSIDE: list[tuple[str, list[Any]]] = [
     ("deadlines.phase_s", [1, 86_401]),
     ("encoding.clip_norm", [0.0, -1.0, 1000.1, NAN, INF]),
     ("encoding.bits", [0, 1, 3, 7, 9, 16]),
+    ("encoding.count_cap", [1, 15, 1_000_001]),
     ("encoding.weight_cap", [0, 1_000_001]),
     ("encoding.rotation_seed", [b"", bytes(31), bytes(33)]),
     ("metrics", [(Metric.HISTOGRAMS, Metric.LOSS), (Metric.LOSS, Metric.LOSS)]),

@@ -1,12 +1,14 @@
 """federation.roster: sorted, unique, signed, and never an older one."""
 
+import itertools
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, RosterRefused
-from federation.roster import Roster, RosterEntry, sign_roster, verify_roster
+from federation.roster import Roster, RosterEntry, custodian_after, sign_roster, succeed, verify_roster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,3 +89,41 @@ def test_a_truncated_roster_is_refused_or_is_openly_another_one(length: int) -> 
     except (Malformed, RosterRefused):
         return
     assert roster != ROSTER
+
+
+def test_a_roster_says_until_when_it_holds_and_one_of_the_first_version_never_ends(
+    custodian: Ed25519PrivateKey,
+) -> None:
+    dated = replace(ROSTER, created_at_s=1_000, expires_at_s=2_000)
+    verified = verify_roster(sign_roster(dated, custodian), custodian.public_key())
+    assert (verified.created_at_s, verified.expires_at_s) == (1_000, 2_000)
+    assert [verified.has_expired(datetime.fromtimestamp(at, UTC)) for at in (1_999, 2_000)] == [False, True]
+    assert not ROSTER.has_expired(datetime(2100, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (1, 0), (2, 2), (3, 2), (1, 2**63)])
+def test_a_roster_that_ends_before_it_begins_is_refused(begin: int, end: int) -> None:
+    with pytest.raises(RosterRefused, match="begins before it ends"):
+        replace(ROSTER, created_at_s=begin, expires_at_s=end)
+
+
+def test_a_site_follows_the_custodian_s_keys_from_whichever_it_holds() -> None:
+    keys = [Ed25519PrivateKey.generate() for _ in range(3)]
+    chain = [succeed(old, new.public_key()) for old, new in itertools.pairwise(keys)]
+    signed = sign_roster(ROSTER, keys[2], chain)
+    for held in keys:
+        custodian = custodian_after(signed.successions, held.public_key())
+        assert verify_roster(signed, custodian) == ROSTER
+
+
+def test_a_stranger_s_key_does_not_succeed_the_custodian_s() -> None:
+    custodian, next_one, stranger = (Ed25519PrivateKey.generate() for _ in range(3))
+    forged = [succeed(stranger, next_one.public_key())]
+    assert (
+        custodian_after(forged, custodian.public_key()).public_bytes_raw() == custodian.public_key().public_bytes_raw()
+    )
+    with pytest.raises(BadSignature):
+        verify_roster(sign_roster(ROSTER, next_one, forged), custodian_after(forged, custodian.public_key()))
+    broken = [succeed(custodian, next_one.public_key()), succeed(stranger, stranger.public_key())]
+    with pytest.raises(BadSignature):
+        custodian_after(broken, custodian.public_key())

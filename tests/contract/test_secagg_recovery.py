@@ -1,4 +1,4 @@
-"""The aggregator's end: answers of the wrong shape are refused, altered shares are found and their revealer named."""
+"""The aggregator's end: a wrong share names its revealer, and wrong dealing its dealer."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -6,168 +6,268 @@ from hashlib import sha256
 import numpy as np
 import pytest
 from federation.secagg import (
+    BadDealing,
     BelowThreshold,
+    ComplaintRefused,
+    DealtShares,
+    EvidenceRefused,
     RevealedShare,
     ShareKind,
     ShareRefused,
     Unrecoverable,
     Words,
+    proven_dealers,
     recover_masks,
     unmask,
     verify_answer,
+    verify_complaint,
+    verify_dealt,
 )
-from federation.secagg.keys import seal_shares
-from federation.secagg.member import _deal
-from federation.secagg.shamir import ELEMENT_BYTES, PRIME, encode, weights_at
+from federation.secagg import keys as secagg_keys
+from federation.secagg.member import _split_secrets
+from federation.secagg.shamir import ELEMENT_BYTES, PRIME
+from federation.secagg.transcript import dealt_statement, reveal_statement, share_digest
 
-from tests.contract.secagg_session import Session
+from tests.contract.secagg_session import Dealt, Session, addressed_to
 
 Answers = dict[str, dict[str, RevealedShare]]
 
 
-def answered(size: int, vanished: int, length: int = 3) -> tuple[Session, dict[str, np.ndarray], Answers]:
+def answered(size: int, vanished: int, length: int = 3) -> tuple[Session, Dealt, dict[str, np.ndarray], Answers]:
     """A session whose last `vanished` members dealt shares and never uploaded; uploads and answers of the others."""
     session = Session(size, length=length)
     uploaded = session.sites[: size - vanished]
-    uploads = session.mask_all(session.share_all(), uploaded)
+    dealt = session.share_all()
+    uploads = session.mask_all(dealt, uploaded)
     confirmations = session.confirm_all(uploaded, uploaded)
-    return session, uploads, {site: session.members[site].reveal(uploaded, confirmations) for site in uploaded}
+    return session, dealt, uploads, {site: session.members[site].reveal(uploaded, confirmations) for site in uploaded}
 
 
-def alter(answers: Answers, revealer: str, about: str) -> None:
-    revealed = answers[revealer][about]
-    error = int.from_bytes(sha256(f"{revealer} about {about}".encode()).digest(), "big")
-    share = (int.from_bytes(revealed.share, "big") + error) % PRIME
-    answers[revealer][about] = replace(revealed, share=share.to_bytes(ELEMENT_BYTES, "big"))
+def signed_answer(session: Session, revealer: str, answer: dict[str, RevealedShare]) -> bytes:
+    """The signature of a corrupt member: over whatever it likes."""
+    return session.signing_keys[revealer].sign(reveal_statement(session.cohort.uctx, revealer, answer))
 
 
-def check_opens(
-    session: Session, uploads: dict[str, np.ndarray], answers: Answers, altered: dict[str, set[str]]
-) -> None:
-    played = session.open(session.sites, uploads, answers)
-    assert np.array_equal(played.total, session.plain_sum(list(uploads)))
-    assert {about: set(liars) for about, liars in played.recovered.altered.items()} == altered
+def crooked_shares(session: Session, dealer: str, kind: str) -> dict[str, DealtShares]:
+    """What a corrupt dealer may send to all others, each signed by it.
+
+    "garbage": ciphertexts that do not decrypt. "other digests": good shares under digests of others. "no polynomial":
+    shares that decrypt and have the digests it signed, and give no secret.
+    """
+    member = session.members[dealer]
+    secrets = member._secrets(member.phase)
+    cohort, uctx = session.cohort, session.cohort.uctx
+    shares = _split_secrets(secrets, cohort)
+    made = {}
+    for number, (site, pair) in enumerate(shares.items()):
+        if kind == "no polynomial":
+            wrong = [(int.from_bytes(share, "big") + number**9 + 1) % PRIME for share in pair]  # 9 is above any t - 1
+            pair = (wrong[0].to_bytes(ELEMENT_BYTES, "big"), wrong[1].to_bytes(ELEMENT_BYTES, "big"))
+        parts = (b"", b"", b"")
+        if site != dealer:
+            peer = cohort.advertisements[site]
+            mask_keys = secagg_keys.MaskKeys(secrets.mask)
+            parts = secagg_keys.deal(secrets.share, mask_keys, (peer.kem_key, peer.share_key), uctx, dealer, site, pair)
+        if kind == "garbage" and site != dealer:
+            parts = (parts[0], parts[1], bytes(len(parts[2])))
+        digests = [
+            share_digest(uctx, share_kind, dealer, site if kind != "other digests" else "nobody", share)
+            for share_kind, share in zip((ShareKind.SEED, ShareKind.MASK_KEY), pair, strict=True)
+        ]
+        unsigned = DealtShares(*parts, *digests)
+        signature = session.signing_keys[dealer].sign(dealt_statement(uctx, dealer, site, unsigned))
+        made[site] = replace(unsigned, signature=signature)
+    return made
+
+
+# What a revealer may do.
 
 
 @pytest.mark.parametrize("about", ["site-0002", "site-0009"])
 @pytest.mark.parametrize("liar", ["site-0000", "site-0003", "site-0006"])
-def test_one_altered_share_of_a_seed_or_a_mask_key_is_survived_and_its_revealer_named(about: str, liar: str) -> None:
-    session, uploads, answers = answered(10, 1)
-    alter(answers, liar, about)
-    check_opens(session, uploads, answers, {about: {liar}})
-
-
-def test_an_altered_share_that_was_not_needed_does_no_harm() -> None:
-    session, uploads, answers = answered(10, 1)
-    alter(answers, "site-0008", "site-0002")
-    check_opens(session, uploads, answers, {})
-
-
-@pytest.mark.parametrize("liars", [("site-0000", "site-0004"), ("site-0001", "site-0002"), ("site-0005", "site-0008")])
-def test_as_many_liars_as_there_are_spare_shares_are_survived(liars: tuple[str, str]) -> None:
-    """Two of nine with t = 7: they could be two honest members framed by two others, so nobody is named."""
-    session, uploads, answers = answered(10, 1)
-    for liar in liars:
-        alter(answers, liar, "site-0009")
-    check_opens(session, uploads, answers, {"site-0009": set()})
-
-
-def test_liars_whose_errors_cancel_cannot_have_an_honest_member_named() -> None:
-    """t = 7 of m = 9. Places 2 and 3 cancel in the choice of places 2..8, place 1 spoils the choice before it."""
-    session, uploads, answers = answered(10, 1)
-    weights = dict(zip(range(2, 9), weights_at(0, tuple(range(2, 9))), strict=True))
-    errors = {"site-0000": 5, "site-0001": weights[3], "site-0002": PRIME - weights[2]}
-    for liar, error in errors.items():
-        revealed = answers[liar]["site-0009"]
-        share = (int.from_bytes(revealed.share, "big") + error) % PRIME
-        answers[liar]["site-0009"] = replace(revealed, share=encode(share))
-    check_opens(session, uploads, answers, {"site-0009": set()})
-
-
-def test_a_revealer_who_alters_everything_is_named_once_and_then_passed_over() -> None:
-    session, uploads, answers = answered(10, 1)
-    for about in session.sites:
-        alter(answers, "site-0000", about)
-    check_opens(session, uploads, answers, {"site-0000": {"site-0000"}})
-
-
-def test_several_liars_in_a_larger_cohort_are_found() -> None:
-    session, uploads, answers = answered(40, 2)
-    liars = {"site-0001", "site-0013", "site-0022"}
-    for liar in liars:
-        alter(answers, liar, "site-0039")
-    check_opens(session, uploads, answers, {"site-0039": liars})
-
-
-def test_more_liars_than_spare_shares_open_nothing_and_everybody_involved_is_named() -> None:
-    session, uploads, answers = answered(7, 1)
-    for liar in ("site-0000", "site-0003"):
-        alter(answers, liar, "site-0002")
-    with pytest.raises(Unrecoverable) as refused:
-        session.open(session.sites, uploads, answers)
-    assert refused.value.about == "site-0002"
-    assert set(refused.value.suspects) == set(session.sites[:6])
-
-
-@pytest.mark.parametrize("own_kind", [ShareKind.SEED, ShareKind.MASK_KEY])
-def test_a_dealer_whose_shares_do_not_fit_its_commitment_is_noticed(own_kind: ShareKind) -> None:
-    """A corrupt dealer shares another secret than it committed to, correctly encrypted for everybody."""
-    session = Session(7)
-    crooked = session.members["site-0006"]
-    dealt = session.share_all()
-    secrets = crooked._secrets(crooked.phase)
-    pairs = _deal(secrets, session.cohort)
-    wrong = {site: (key_share, seed_share) for site, (seed_share, key_share) in pairs.items()}
-    dealt["site-0006"] = {
-        peer: seal_shares(
-            secrets.share, session.advertisements[peer].share_key, session.cohort.uctx, "site-0006", peer, wrong[peer]
-        )
-        for peer in session.sites[:6]
-    }
-    uploaded = session.sites[: 7 if own_kind is ShareKind.SEED else 6]
-    uploads = session.mask_all(dealt, uploaded)
-    confirmations = session.confirm_all(uploaded, uploaded)
-    answers = {site: session.members[site].reveal(uploaded, confirmations) for site in session.sites[:6]}
-    with pytest.raises(Unrecoverable) as refused:
-        session.open(session.sites, uploads, answers)
-    assert refused.value.about == "site-0006"
-
-
-def test_fewer_answers_or_uploads_than_the_threshold_open_nothing() -> None:
-    session, uploads, answers = answered(7, 1)
-    for site in session.sites[:2]:
-        del answers[site]
-    with pytest.raises(BelowThreshold, match="answers: 4, the threshold is 5"):
-        session.open(session.sites, uploads, answers)
-    with pytest.raises(BelowThreshold, match="uploads"):
-        recover_masks(session.ctx, session.cohort, session.sites, session.sites[:4], {})
+def test_one_altered_share_of_a_seed_or_a_mask_key_is_refused_and_names_its_revealer(about: str, liar: str) -> None:
+    session, dealt, uploads, answers = answered(10, 1)
+    answer = dict(answers[liar])
+    error = int.from_bytes(sha256(f"{liar} about {about}".encode()).digest(), "big")
+    share = (int.from_bytes(answer[about].share, "big") + error) % PRIME
+    answer[about] = replace(answer[about], share=share.to_bytes(ELEMENT_BYTES, "big"))
+    signature, key = signed_answer(session, liar, answer), session.roster[liar]
+    with pytest.raises(ShareRefused, match="not the one that") as refused:
+        verify_answer(session.cohort, dealt, list(uploads), (), liar, answer, signature, key)
+    assert refused.value.site == liar
+    del answers[liar]
+    assert np.array_equal(session.aggregate(dealt, uploads, answers), session.plain_sum(list(uploads)))
 
 
 def test_answers_of_the_wrong_shape_are_refused_and_their_sender_named() -> None:
-    session, uploads, answers = answered(7, 1)
-    uploaded, answer = list(uploads), answers["site-0001"]
-    verify_answer(session.cohort, session.sites, uploaded, "site-0001", answer)
-    seed, key = answer["site-0000"], answer["site-0006"]
-    wrong = [
+    session, dealt, uploads, answers = answered(7, 1)
+    uploaded, answer, key = list(uploads), answers["site-0001"], session.roster["site-0001"]
+    good = signed_answer(session, "site-0001", answer)
+    verify_answer(session.cohort, dealt, uploaded, (), "site-0001", answer, good, key)
+    seed, mask_key = answer["site-0000"], answer["site-0006"]
+    for wrong in (
         {about: share for about, share in answer.items() if about != "site-0000"},
         {**answer, "nobody": seed},
         {**answer, "site-0000": replace(seed, kind=ShareKind.MASK_KEY)},
-        {**answer, "site-0006": replace(key, kind=ShareKind.SEED)},
+        {**answer, "site-0006": replace(mask_key, kind=ShareKind.SEED)},
         {**answer, "site-0000": replace(seed, share=seed.share[1:])},
         {**answer, "site-0000": replace(seed, share=b"\xff" * ELEMENT_BYTES)},
-    ]
-    for one in wrong:
+    ):
+        signature = signed_answer(session, "site-0001", wrong)
         with pytest.raises(ShareRefused) as refused:
-            verify_answer(session.cohort, session.sites, uploaded, "site-0001", one)
+            verify_answer(session.cohort, dealt, uploaded, (), "site-0001", wrong, signature, key)
         assert refused.value.site == "site-0001"
     with pytest.raises(ShareRefused, match="in the sum"):
-        verify_answer(session.cohort, session.sites, uploaded, "site-0006", answer)
+        verify_answer(session.cohort, dealt, uploaded, (), "site-0006", answer, good, key)
+    with pytest.raises(ShareRefused, match="not signed"):
+        verify_answer(session.cohort, dealt, uploaded, (), "site-0001", answer, bytes(64), key)
+
+
+def test_fewer_answers_or_uploads_than_the_threshold_recover_nothing() -> None:
+    session, dealt, uploads, answers = answered(7, 1)
+    for site in session.sites[:2]:
+        del answers[site]
+    with pytest.raises(BelowThreshold, match="answers: 4, the threshold is 5"):
+        session.aggregate(dealt, uploads, answers)
+    with pytest.raises(BelowThreshold, match="uploads"):
+        recover_masks(session.ctx, session.cohort, dealt, session.sites[:4], {})
+
+
+# What a dealer may do.
+
+
+@pytest.mark.parametrize("kind", ["garbage", "other digests"])
+@pytest.mark.parametrize("size", [3, 4, 7, 16])
+def test_a_dealer_of_garbage_is_proven_guilty_by_complaints_before_anything_is_revealed(size: int, kind: str) -> None:
+    session = Session(size)
+    crook, honest = session.sites[-1], session.sites[:-1]
+    dealt = session.share_all() | {crook: crooked_shares(session, crook, kind)}
+    for site in honest:
+        shares = addressed_to(site, dealt)
+        try:
+            complaints = session.members[site].receive(shares)
+        except BelowThreshold:  # of three, each needs the shares of all
+            assert size == 3
+            continue
+        assert list(complaints) == [crook]
+        signature, key = complaints[crook], session.roster[site]
+        verify_complaint(session.cohort.uctx, site, crook, dealt[crook][site], signature, key)
+        with pytest.raises(ComplaintRefused):
+            verify_complaint(session.cohort.uctx, site, honest[0], dealt[crook][site], signature, key)
+        session.complaints.setdefault(crook, set()).add(site)
+    assert proven_dealers(size, session.complaints) == ([crook] if size > 3 else [])
+
+
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_as_many_complaints_as_there_may_be_liars_prove_nothing_and_harm_nothing(size: int) -> None:
+    """Garbage for so few, or so many who complain falsely: the sum is recovered either way."""
+    session = Session(size)
+    few = session.sites[: (size - 1) // 3]
+    crook = session.sites[-1]
+    dealt = session.share_all()
+    garbage = crooked_shares(session, crook, "garbage")
+    dealt[crook] = {site: garbage[site] if site in few else shares for site, shares in dealt[crook].items()}
+    uploads = session.mask_all(dealt, session.sites)
+    assert session.complaints == {crook: set(few)}
+    assert proven_dealers(size, session.complaints) == []
+    confirmations = session.confirm_all(session.sites, session.sites)
+    answers = {site: session.members[site].reveal(session.sites, confirmations) for site in session.sites}
+    assert all((crook in answers[site]) == (site not in few) for site in session.sites)
+    assert np.array_equal(session.aggregate(dealt, uploads, answers), session.plain_sum(session.sites))
+
+
+@pytest.mark.parametrize("uploads_too", [True, False])
+def test_a_dealer_whose_shares_give_no_secret_is_found_when_they_are_revealed(uploads_too: bool) -> None:
+    """A corrupt dealer shares other secrets than it committed to, correctly encrypted and signed for everybody."""
+    session = Session(7)
+    crook = "site-0006"
+    dealt = session.share_all() | {crook: crooked_shares(session, crook, "no polynomial")}
+    uploaded = session.sites[: 7 if uploads_too else 6]
+    uploads = session.mask_all(dealt, uploaded)
+    assert session.complaints == {}
+    confirmations = session.confirm_all(uploaded, uploaded)
+    answers = {site: session.members[site].reveal(uploaded, confirmations) for site in session.sites[:6]}
+    with pytest.raises(Unrecoverable) as refused:
+        session.aggregate(dealt, uploads, answers)
+    assert refused.value.about == crook
+
+
+def test_shares_that_the_aggregator_altered_are_not_held_against_their_dealer() -> None:
+    session = Session(4)
+    dealt = session.share_all()
+    for altered in (
+        replace(dealt["site-0001"]["site-0000"], ciphertext=bytes(82)),
+        replace(dealt["site-0001"]["site-0000"], kem_ciphertext=bytes(1088)),
+        replace(dealt["site-0001"]["site-0000"], seed_digest=bytes(32)),
+        replace(dealt["site-0001"]["site-0000"], pair_secret=b"x"),
+        dealt["site-0001"]["site-0002"],
+    ):
+        with pytest.raises(ShareRefused, match=r"not signed by|other lengths"):
+            session.members["site-0000"].receive(
+                addressed_to("site-0000", {**dealt, "site-0001": {"site-0000": altered}})
+            )
+        with pytest.raises(ShareRefused):
+            verify_dealt(session.cohort.uctx, "site-0001", "site-0000", altered, session.roster["site-0001"])
 
 
 def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
-    session, uploads, answers = answered(8, 1, length=100_003)
-    recovered = recover_masks(session.ctx, session.cohort, session.sites, list(uploads), answers)
+    session, dealt, uploads, answers = answered(8, 1, length=100_003)
+    recovered = recover_masks(session.ctx, session.cohort, dealt, list(uploads), answers)
     for threads in (1, 2, 5):
         total: Words = np.add.reduce(list(uploads.values()))
         unmask(total, recovered, threads)
         assert np.array_equal(total, session.plain_sum(list(uploads)))
+
+
+def _evidence(session: Session, crook: str) -> BadDealing:
+    """What six of seven members hold of a dealer that shared another seed than it committed to."""
+    dealt = session.share_all() | {crook: crooked_shares(session, crook, "no polynomial")}
+    session.mask_all(dealt, session.sites)
+    confirmations = session.confirm_all(session.sites, session.sites)
+    members = session.sites[:6]
+    shares = {site: session.members[site].reveal(session.sites, confirmations)[crook].share for site in members}
+    return BadDealing(crook, ShareKind.SEED, {site: dealt[crook][site] for site in members}, shares)
+
+
+def test_shares_of_no_secret_prove_to_every_member_that_their_dealer_lied() -> None:
+    session = Session(7)
+    evidence = _evidence(session, "site-0006")
+    for site in session.sites[:6]:
+        session.members[site].verify_bad_dealing(evidence)
+
+
+@pytest.mark.parametrize("spoiled", ["signature", "share", "too few", "other kind", "stranger", "no member"])
+def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
+    session = Session(7)
+    good = _evidence(session, "site-0006")
+    first = session.sites[0]
+    other = {
+        "signature": replace(good, dealt={**good.dealt, first: replace(good.dealt[first], signature=bytes(64))}),
+        "share": replace(good, shares={**good.shares, first: bytes(33)}),
+        "too few": replace(
+            good,
+            dealt={site: good.dealt[site] for site in session.sites[:4]},
+            shares={site: good.shares[site] for site in session.sites[:4]},
+        ),
+        "other kind": replace(good, kind=ShareKind.MASK_KEY),
+        "stranger": replace(good, dealer="nobody"),
+        "no member": replace(
+            good,
+            dealt={**good.dealt, "nobody": good.dealt[first]},
+            shares={**good.shares, "nobody": good.shares[first]},
+        ),
+    }[spoiled]
+    with pytest.raises(EvidenceRefused):
+        session.members[first].verify_bad_dealing(other)
+
+
+def test_nobody_has_evidence_against_an_honest_dealer() -> None:
+    session = Session(7)
+    dealt = session.share_all()
+    session.mask_all(dealt, session.sites)
+    confirmations = session.confirm_all(session.sites, session.sites)
+    members, honest = session.sites[:6], "site-0006"
+    shares = {site: session.members[site].reveal(session.sites, confirmations)[honest].share for site in members}
+    evidence = BadDealing(honest, ShareKind.SEED, {site: dealt[honest][site] for site in members}, shares)
+    with pytest.raises(EvidenceRefused, match="give the secret"):
+        session.members[members[0]].verify_bad_dealing(evidence)

@@ -16,7 +16,7 @@ def advertised(size: int, seed: int = 0) -> dict[str, Advertisement]:
     """Advertisements as `split` sees them: it is told by its docstring that signatures were checked before."""
     draw = np.random.default_rng(seed).bytes
     sites = [f"site-{number:04d}" for number in range(size)]
-    return {site: Advertisement(site, draw(32), draw(32), draw(32), draw(64)) for site in sites}
+    return {site: Advertisement(site, draw(32), draw(1184), draw(32), draw(32), draw(64)) for site in sites}
 
 
 def test_up_to_five_hundred_members_are_one_complete_graph() -> None:
@@ -88,12 +88,13 @@ def play_shard(index: int) -> tuple[list[str], Words]:
     leaving = len(members) * 3 // 10
     dealers, uploaded = members[leaving // 3 :], members[2 * (leaving // 3) :]
     confirming, revealing = members[leaving - 10 :], members[leaving:]
-    uploads = session.mask_all(session.share_all(dealers), uploaded)
+    dealt = session.share_all(dealers)
+    uploads = session.mask_all(dealt, uploaded)
     confirmations = session.confirm_all(confirming, uploaded)
     # t signatures convince a member; more of them only cost time.
     shown = {site: confirmations[site] for site in confirming[: shard.threshold]}
     answers = {site: session.members[site].reveal(uploaded, shown) for site in revealing}
-    return uploaded, session.open_shard(shard, dealers, uploads, answers)
+    return uploaded, session.aggregate(dealt, uploads, answers, shard)
 
 
 @pytest.mark.slow

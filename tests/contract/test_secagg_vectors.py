@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.secagg import Member, Words, context, recover_masks, split, unmask
 
+from tests.contract import mlkem_reference
 from tests.contract import secagg_reference as reference
 from tests.contract.secagg_session import addressed_to
 
@@ -46,18 +48,29 @@ def test_federation_secagg_says_what_the_vectors_say(case: dict[str, Any]) -> No
     }
     shown = {site: member.advertisement for site, member in members.items()}
     assert {
-        site: [a.mask_key.hex(), a.share_key.hex(), a.seed_commitment.hex(), a.signature.hex()]
+        site: [part.hex() for part in (a.mask_key, a.kem_key, a.share_key, a.seed_commitment, a.signature)]
         for site, a in shown.items()
     } == expected["advertisements"]
     (cohort,) = split(ctx, shown)
     assert (cohort.uctx.hex(), cohort.threshold) == (expected["uctx"], expected["threshold"])
 
-    dealt = {site: members[site].share(shown, roster) for site in case["dealers"]}
-    assert {s: {r: c.hex() for r, c in to.items()} for s, to in dealt.items()} == expected["ciphertexts"]
+    owners = {advertisement.kem_key: site for site, advertisement in shown.items()}
+    dealt = {}
+    for site in case["dealers"]:
+        random = {kind: bytes.fromhex(value) for kind, value in case["members"][site]["random"].items()}
+
+        def encapsulate(key: bytes, random: dict[str, bytes] = random) -> tuple[bytes, bytes]:
+            return mlkem_reference.encapsulate(key, reference.coins(random, owners[key]))
+
+        dealt[site] = members[site].share(shown, roster, encapsulate=encapsulate)
+    assert {s: {r: [part.hex() for part in astuple(d)] for r, d in to.items()} for s, to in dealt.items()} == expected[
+        "dealt"
+    ]
 
     uploads, claims = {}, {}
     for site in case["uploaded"]:
         words = np.array(case["members"][site]["words"], dtype=np.uint64)
+        assert members[site].receive(addressed_to(site, dealt)) == {}
         uploads[site] = members[site].mask(words, addressed_to(site, dealt))
         claims[site] = members[site].claim(hashlib.sha256(uploads[site].astype("<u8").tobytes()).digest()).hex()
     assert {site: masked.tolist() for site, masked in uploads.items()} == expected["masked"]
@@ -71,9 +84,11 @@ def test_federation_secagg_says_what_the_vectors_say(case: dict[str, Any]) -> No
         site: {about: [share.kind.name, share.share.hex()] for about, share in answer.items()}
         for site, answer in answers.items()
     } == expected["answers"]
+    signatures = {site: members[site].reveal_signature().hex() for site in answers}
+    assert signatures == expected["answer_signatures"]
 
-    total: Words = np.add.reduce(list(uploads.values()))
-    unmask(total, recover_masks(ctx, cohort, case["dealers"], case["uploaded"], answers))
+    total: Words = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+    unmask(total, recover_masks(ctx, cohort, dealt, case["uploaded"], answers))
     assert total.tolist() == expected["sum"]
     plain = [case["members"][site]["words"] for site in case["uploaded"]]
     assert expected["sum"] == [sum(column) % (1 << 64) for column in zip(*plain, strict=True)]

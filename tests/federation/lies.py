@@ -4,16 +4,36 @@ Each lie is told once, in the next message of its kind. The aggregator's rows st
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation import secagg
+from federation.masking_messages import dealt_of
+from federation.secagg.state import MemberState
+from federation.secagg.transcript import dealt_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
 from tests.federation.world import World
 
 Down = Callable[[str, rounds_pb2.PollReply], None]  # site told, reply to change in place
-Up = Callable[[Message], None]
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """A corrupt site: it has its own keys, and the state of its member."""
+
+    key: Ed25519PrivateKey
+    member: MemberState | None
+
+    def sign_dealt(self, share: secagg_pb2.EncryptedShare) -> None:
+        """Sign whatever stands in `share`, as its dealer."""
+        assert self.member is not None
+        statement = dealt_statement(self.member.uctx, share.from_site, share.to_site, dealt_of(share))
+        share.signature = self.key.sign(statement)
+
+
+Up = Callable[[Message, Corrupt], None]
 
 
 class Lies:
@@ -59,9 +79,14 @@ class Lies:
             changed = type(message)()
             changed.CopyFrom(message)
             wrong = LIES_UP[method]
-            wrong[lie[2] % len(wrong)](changed)
+            wrong[lie[2] % len(wrong)](changed, self._corrupt(site))
             message = changed
         return message
+
+    def _corrupt(self, name: str) -> Corrupt:
+        site = self._world.sites[name]
+        members = [member for _, member in site.member_files()]
+        return Corrupt(site.identity.keys.signing, members[0] if members else None)
 
 
 def _changed(ways: tuple[Down, ...], how: int, site: str, reply: rounds_pb2.PollReply) -> rounds_pb2.PollReply:
@@ -242,60 +267,97 @@ LIES_DOWN: dict[str, tuple[Down, ...]] = {
 # What a corrupt site sends.
 
 
-def _another_share(message: Message) -> None:
+def _another_share(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.RevealMessage)
     for share in message.shares:
         share.share = flipped(share.share)
 
 
-def _another_kind(message: Message) -> None:
+def _another_kind(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.RevealMessage)
     message.shares[0].kind = secagg_pb2.RevealedShare.MASK_KEY
 
 
-def _no_kind(message: Message) -> None:
+def _no_kind(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.RevealMessage)
     message.shares[0].kind = secagg_pb2.RevealedShare.KIND_UNSPECIFIED
 
 
-def _ciphertext_of_nothing(message: Message) -> None:
+def _shares_without_signature(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.SharesMessage)
     message.shares[0].ciphertext = flipped(message.shares[0].ciphertext)
 
 
-def _shares_for_others(message: Message) -> None:
+def _garbage_for_one(message: Message, corrupt: Corrupt) -> None:
+    """A ciphertext that is none, signed: its receiver alone can tell."""
+    assert isinstance(message, secagg_pb2.SharesMessage)
+    share = next(share for share in message.shares if share.ciphertext)
+    share.ciphertext = flipped(share.ciphertext)
+    corrupt.sign_dealt(share)
+
+
+def _garbage_for_all(message: Message, corrupt: Corrupt) -> None:
+    assert isinstance(message, secagg_pb2.SharesMessage)
+    for share in message.shares:
+        share.ciphertext = flipped(share.ciphertext) if share.ciphertext else b""
+        corrupt.sign_dealt(share)
+
+
+def _another_kem_ciphertext(message: Message, corrupt: Corrupt) -> None:
+    """Decapsulation gives a wrong key and no error (FIPS 203): the share does not decrypt."""
+    assert isinstance(message, secagg_pb2.SharesMessage)
+    for share in message.shares:
+        share.kem_ciphertext = flipped(share.kem_ciphertext) if share.kem_ciphertext else b""
+        corrupt.sign_dealt(share)
+
+
+def _digests_of_other_shares(message: Message, corrupt: Corrupt) -> None:
+    assert isinstance(message, secagg_pb2.SharesMessage)
+    for share in message.shares:
+        share.seed_digest = flipped(share.seed_digest)
+        corrupt.sign_dealt(share)
+
+
+def _shares_for_others(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.SharesMessage)
     message.shares[0].to_site = "nobody"
 
 
-def _another_claim(message: Message) -> None:
+def _another_claim(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.UploadMessage)
     message.claim.digest = flipped(message.claim.digest)
 
 
-def _another_signature(message: Message) -> None:
+def _another_signature(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.ConfirmMessage)
     message.confirmation.signature = flipped(message.confirmation.signature)
 
 
-def _in_anothers_name(message: Message) -> None:
+def _in_anothers_name(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.KeysMessage)
     message.advertisement.site = "site-b" if message.advertisement.site == "site-a" else "site-a"
 
 
-def _one_key_for_both(message: Message) -> None:
+def _one_key_for_both(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, secagg_pb2.KeysMessage)
     message.advertisement.share_key = message.advertisement.mask_key
 
 
-def _other_bytes(message: Message) -> None:
+def _other_bytes(message: Message, corrupt: Corrupt) -> None:
     assert isinstance(message, blobs_pb2.BlobChunk)
     message.data = flipped(message.data)
 
 
 LIES_UP: dict[str, tuple[Up, ...]] = {
     "SendReveal": (_another_share, _another_kind, _no_kind),
-    "SendShares": (_ciphertext_of_nothing, _shares_for_others),
+    "SendShares": (
+        _shares_without_signature,
+        _shares_for_others,
+        _garbage_for_one,
+        _garbage_for_all,
+        _another_kem_ciphertext,
+        _digests_of_other_shares,
+    ),
     "SendUpload": (_another_claim,),
     "SendConfirm": (_another_signature,),
     "SendKeys": (_in_anothers_name, _one_key_for_both),

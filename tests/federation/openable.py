@@ -76,7 +76,7 @@ def groups(
         in_it = frozenset(corrupt) & frozenset(state.cohort)
         group = found[attempt].setdefault(state.uctx, Group(len(state.cohort), in_it))
         if state.upload_digest in uploaded:
-            group.peers[one.site] = frozenset(state.held) - {one.site} or frozenset(state.answer) - {one.site}
+            group.peers[one.site] = frozenset(state.received)
     _listen(heard, by_name, found)
     return {attempt: list(in_attempt.values()) for attempt, in_attempt in found.items()}
 

@@ -9,7 +9,7 @@ from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
-from aggregator.states import RoundState
+from aggregator.states import RoundState, SeatState
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, StepRefused
 from tests.federation.invariants import check
@@ -210,11 +210,20 @@ def test_who_was_left_out_of_an_opening_is_in_no_second_sum_of_that_round(make_w
     check(world)
 
 
-@pytest.mark.parametrize(("about", "how"), _ways(LIES_UP, "SendKeys", "SendUpload", "SendConfirm", "Put"))
+@pytest.mark.parametrize(
+    ("about", "how"),
+    [*_ways(LIES_UP, "SendKeys", "SendUpload", "SendConfirm", "Put"), *_ways(LIES_UP, "SendShares")[:2]],
+)
 def test_what_a_corrupt_site_sends_is_refused_with_a_sentence_and_the_others_publish(
     make_world: Callable[..., World], about: str, how: int
 ) -> None:
-    phases = {"SendKeys": "keys", "SendUpload": "upload", "SendConfirm": "confirm", "Put": "upload"}
+    phases = {
+        "SendKeys": "keys",
+        "SendShares": "shares",
+        "SendUpload": "upload",
+        "SendConfirm": "confirm",
+        "Put": "upload",
+    }
     world = make_world(sites=4, phase=phases[about])
     world.corrupt = {"site-d"}
     Lies(world).tell_up("site-d", about, how)
@@ -243,18 +252,40 @@ def test_a_wrong_share_is_refused_or_found_out_and_the_sum_is_right_all_the_same
     check(world)
 
 
-def test_a_share_that_its_receiver_cannot_open_costs_the_receiver_and_not_the_sum(
-    make_world: Callable[..., World],
+@pytest.mark.parametrize(
+    ("how", "about"), [(3, "all"), (4, "all"), (5, "all")], ids=["garbage", "another_kem_ciphertext", "other_digests"]
+)
+def test_a_dealer_of_garbage_is_left_out_and_all_others_publish(
+    make_world: Callable[..., World], how: int, about: str
 ) -> None:
+    """Each of three honest members complains; of four, more than one complaint proves it."""
     world = make_world(sites=4, phase="shares")
     world.corrupt = {"site-d"}
-    Lies(world).tell_up("site-d", "SendShares", 0)  # to site-a
-    world.everybody()
-    world.step("site-a")
-    assert ATTEMPT_IS_LEFT in str(world.refused[-1][1])
-    assert "site-d" in str(world.refused[-1][1])
+    Lies(world).tell_up("site-d", "SendShares", how)
     _drive_to_the_end(world)
     assert (world.rounds()[0].state, world.rounds()[0].members) == (RoundState.PUBLISHED, 3)
+    assert world.rounds()[0].attempt == 2
+    assert world.seats(1)["site-d"] is SeatState.LEFT_OUT
+    assert "site-d dealt no shares" in str(world.rounds()[0].reason)
+    check(world)
+
+
+def test_a_dealer_of_one_bad_share_is_complained_about_and_the_sum_holds_everybody(
+    make_world: Callable[..., World],
+) -> None:
+    """One complaint of four proves nothing, and stops nothing: the other three hold good shares."""
+    world = make_world(sites=4, phase="shares")
+    world.corrupt = {"site-d"}
+    Lies(world).tell_up("site-d", "SendShares", 2)
+    _drive_to_the_end(world)
+    assert (world.rounds()[0].state, world.rounds()[0].members, world.rounds()[0].attempt) == (
+        RoundState.PUBLISHED,
+        4,
+        1,
+    )
+    (complaint,) = [one for heard in world.wire.heard if isinstance(one := heard.message, secagg_pb2.ComplaintMessage)]
+    assert [(one.site, one.dealer) for one in complaint.complaints] == [("site-a", "site-d")]
+    assert not world.refused
     check(world)
 
 

@@ -18,7 +18,7 @@ from aggregator.states import SeatState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError
-from tests.federation.wire import Aborted, Context
+from tests.federation.wire import Aborted, Context, poll_of
 from tests.federation.world import World
 
 GUARDED = [
@@ -31,7 +31,6 @@ TYPED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ABORTED,
 }
-REPORT: dict[str, Any] = {"state": rounds_pb2.SITE_IDLE, "version": "0.1.0"}
 
 WRONG_REPORTS: list[dict[str, Any]] = [
     {"state": 0},
@@ -115,11 +114,30 @@ def test_a_farewell_with_a_field_of_a_newer_version_is_refused_twice_too(make_wo
         ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest.FromString(b"\xf8\x7c\x01"), shown)
 
 
+def test_a_site_of_another_secure_aggregation_is_told_what_to_install_and_the_others_go_on(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=4)
+    older = rounds_pb2.PollRequest(state=rounds_pb2.SITE_IDLE, version="0.1.0")  # it has no field for its version
+    with pytest.raises(
+        Aborted, match=r"version 2 of secure aggregation, got version 1; install hemofed 0\."
+    ) as refused:
+        ask(world, "Rounds/Poll", older, world.sites["site-d"].identity.certificate_pem)
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    world.silent.add("site-d")
+    for _ in range(3):
+        world.everybody()
+    world.clock.advance(world.plan.deadlines.training_s)
+    for _ in range(8):
+        world.everybody()
+    assert world.rounds()[0].members == 3
+
+
 def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
     world.clock.advance(31 * 86_400)
     with pytest.raises(Aborted) as refused:
-        ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT), world.sites["site-a"].identity.certificate_pem)
+        ask(world, "Rounds/Poll", poll_of(), world.sites["site-a"].identity.certificate_pem)
     assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -129,10 +147,10 @@ def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
 ) -> None:
     world = make_world(sites=3)
     shown = world.sites["site-a"].identity.certificate_pem
-    ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | {field: 2**63 - 1})), shown)
+    ask(world, "Rounds/Poll", poll_of(**{field: 2**63 - 1}), shown)
     for number in (2**63, 2**64 - 1):
         with pytest.raises(Aborted, match=f"PollRequest.{field} is not as rounds.proto says") as refused:
-            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | {field: number})), shown)
+            ask(world, "Rounds/Poll", poll_of(**{field: number}), shown)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -141,7 +159,7 @@ def test_a_report_outside_what_the_proto_says_is_refused(make_world: Callable[..
     shown = world.sites["site-a"].identity.certificate_pem
     for report in WRONG_REPORTS:
         with pytest.raises(Aborted) as refused:
-            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | report)), shown)
+            ask(world, "Rounds/Poll", poll_of(**report), shown)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -240,7 +258,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
     world = make_world(sites=3)
     pacing = world.aggregator.app.settings.pacing
     shown = world.sites["site-a"].identity.certificate_pem
-    poll = rounds_pb2.PollRequest(**REPORT)
+    poll = poll_of()
 
     def retry_after_ms() -> int:
         (reply,) = ask(world, "Rounds/Poll", poll, shown)
@@ -264,7 +282,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
 def test_a_poll_of_a_round_nobody_knows_is_told_that_it_is_over(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
     foreign = RoundRef(run_id=os.urandom(16), round=4_000_000_000, attempt=1)
-    poll = rounds_pb2.PollRequest(**REPORT, working_on=foreign)
+    poll = poll_of(working_on=foreign)
     (reply,) = ask(world, "Rounds/Poll", poll, world.sites["site-a"].identity.certificate_pem)
     assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.close.outcome == rounds_pb2.CloseStep.RUN_OVER

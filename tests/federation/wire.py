@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from federation.limits import SECAGG_VERSION
+from federation.v1 import rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
@@ -36,6 +38,12 @@ _PATHS = {call.path: call for call in CALLS.values()}
 
 M = TypeVar("M", bound=Message)
 Servicers = Mapping[str, object]  # by service
+
+
+def poll_of(**changes: Any) -> rounds_pb2.PollRequest:
+    """The report of an idle site, with these fields changed."""
+    fields: dict[str, Any] = {"state": rounds_pb2.SITE_IDLE, "version": "0.2.0", "secagg": SECAGG_VERSION}
+    return rounds_pb2.PollRequest(**(fields | changes))
 
 
 class Killed(BaseException):

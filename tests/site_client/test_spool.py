@@ -75,13 +75,13 @@ def test_a_job_and_its_update_go_through_unchanged(agent: AgentSide, trainer: Tr
     assert agent.update(RUN, 3) is None
     delivered = trainer.deliver(UPDATE, DELTA)
     assert agent.update(RUN, 3) == delivered
-    assert np.array_equal(agent.delta(delivered), DELTA)
+    assert np.array_equal(agent.delta(delivered, 12), DELTA)
     trainer.write_status(STATUS)
     assert agent.status() == STATUS
 
 
 def test_a_delta_is_read_only_for_the_agent(agent: AgentSide, trainer: TrainerSide) -> None:
-    delta = agent.delta(trainer.deliver(UPDATE, DELTA))
+    delta = agent.delta(trainer.deliver(UPDATE, DELTA), 12)
     with pytest.raises(ValueError, match="read-only"):
         delta[0] = 1
 
@@ -183,7 +183,7 @@ def test_a_changed_delta_is_refused(agent: AgentSide, trainer: TrainerSide, fold
     path = next(folder.glob("to_agent/update-*/delta.f32"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SpoolRefused, match="does not have the digest"):
-        agent.delta(update)
+        agent.delta(update, 12)
 
 
 def test_a_delta_goes_with_a_trained_update_and_with_nothing_else(agent: AgentSide, trainer: TrainerSide) -> None:
@@ -192,14 +192,14 @@ def test_a_delta_goes_with_a_trained_update_and_with_nothing_else(agent: AgentSi
         with pytest.raises(SpoolRefused, match='a delta goes with "trained"'):
             trainer.deliver(update, delta)
     with pytest.raises(SpoolRefused, match="without a delta"):
-        agent.delta(trainer.deliver(evaluated))
+        agent.delta(trainer.deliver(evaluated), 12)
 
 
 def test_an_update_delivered_again_replaces_the_first(agent: AgentSide, trainer: TrainerSide) -> None:
     trainer.deliver(UPDATE, DELTA)
     second = trainer.deliver(replace(UPDATE, studies=41), DELTA + 1)
     assert agent.update(RUN, 3) == second
-    assert np.array_equal(agent.delta(second), DELTA + 1)
+    assert np.array_equal(agent.delta(second, 12), DELTA + 1)
 
 
 def test_the_other_side_reads_and_cannot_write(

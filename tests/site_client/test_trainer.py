@@ -204,7 +204,7 @@ def test_stopped_and_killed_it_ends_with_the_very_bits_of_an_undisturbed_run(pla
 def test_a_job_yields_a_clipped_delta_and_what_the_sums_need(place: Callable[..., Place]) -> None:
     at = place("site")
     update = at.finish()
-    delta = at.spool.delta(update)
+    delta = at.spool.delta(update, load_model(at.job.base_file).manifest.size)
     assert update.outcome == "trained"
     assert 0 < np.linalg.norm(delta) <= 10.0001
     assert update.studies == update.example_count >= 4

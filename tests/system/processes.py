@@ -218,7 +218,7 @@ def running(name: str, command: list[str], folder: Path) -> Iterator[subprocess.
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             if name == "aggregator":
-                _await_line(folder / f"{name}.log", b"listening", process)
+                _await_line(folder / f"{name}.log", b"aggregator started", process)
             yield process
         finally:
             process.terminate()

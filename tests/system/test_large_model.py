@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.serve import FRAMING_BYTES
+from aggregator.rpc.listeners import FRAMING_BYTES
 from site_client.agent.egress.pieces import LARGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]

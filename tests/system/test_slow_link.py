@@ -20,8 +20,8 @@ from federation.v1 import blobs_pb2
 
 from aggregator.config import load_settings
 from aggregator.context import AppContext, open_context
+from aggregator.rpc.listeners import WINDOW_BYTES
 from aggregator.runs.plans import plan_of
-from aggregator.serve import WINDOW_BYTES
 from aggregator.states import RunState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.payloads import kept

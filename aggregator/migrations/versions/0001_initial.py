@@ -103,7 +103,9 @@ def upgrade() -> None:
         "challenges",
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
         sa.Column("site", sa.String(), nullable=False),
-        sa.Column("expires_at", sa.DateTime(), nullable=False, comment="5 minutes; deleted when used"),
+        sa.Column(
+            "expires_at", sa.DateTime(), nullable=False, comment="of the challenge; the row is deleted afterwards"
+        ),
         sa.ForeignKeyConstraint(["site"], ["sites.name"], name="fk_challenges_site_sites"),
         sa.PrimaryKeyConstraint("nonce", name="pk_challenges"),
     )

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.encoding.layout import HEADER_WORDS, HISTOGRAM_SHAPE, Layout
+from federation.encoding.layout import COUNT_MAX, HEADER_WORDS, HISTOGRAM_SHAPE, Layout
 from federation.errors import EncodingRefused
 from federation.labels import BINS, LOGIT_EDGE
 from federation.vocabulary import Metric
 
 LOSS_UNIT = 2.0**-20
 LOSS_MAX = 2.0**31
-COUNT_MAX = 2**32
+LOSS_PER_EXAMPLE_MAX = 64.0  # under a plan with a cap; a cross-entropy of 64 means a chance of e^-64 for the truth
 
 _BINS_PER_LOGIT = BINS / (2 * LOGIT_EDGE)
 
@@ -99,7 +99,15 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
-    """Writes one site's header words, uint64 [772]. Metrics that the plan does not list stay 0."""
+    """Writes one site's header words, uint64 [772]. Metrics that the plan does not list stay 0.
+
+    Raises:
+        EncodingRefused: A count exceeds the plan's cap; the site has to scale it down.
+    """
+    if max(header.example_count, int(header.histograms.sum(axis=2).max())) > layout.count_cap:
+        raise EncodingRefused(f"expected counts up to the plan's cap of {layout.count_cap}, got more")
+    if header.loss_sum > _loss_max(layout, 1):
+        raise EncodingRefused(f"expected a loss sum up to the cap of {_loss_max(layout, 1):g}, got more")
     words = np.zeros(HEADER_WORDS, np.uint64)
     words[0] = min(header.studies, layout.weight_cap)
     words[3] = int(header.clipped)
@@ -117,14 +125,17 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
     Raises:
         EncodingRefused: No sum of so many honest headers has this value.
     """
-    loss_max = members * round(LOSS_MAX / LOSS_UNIT) if Metric.LOSS in layout.metrics else 0
-    count_max = members * COUNT_MAX if Metric.LOSS in layout.metrics else 0
-    bin_max = members * COUNT_MAX if Metric.HISTOGRAMS in layout.metrics else 0
+    loss_max = round(_loss_max(layout, members) / LOSS_UNIT) if Metric.LOSS in layout.metrics else 0
+    count_max = members * layout.count_cap if Metric.LOSS in layout.metrics else 0
+    slices_max = members * layout.count_cap if Metric.HISTOGRAMS in layout.metrics else 0
     _check_range("a weight", int(words[0]), members, members * layout.weight_cap)
     _check_range("a loss sum", int(words[1]), 0, loss_max)
     _check_range("an example count", int(words[2]), 0, count_max)
     _check_range("clipped members", int(words[3]), 0, members)
-    _check_range("histogram counts", int(words[4:].max()), 0, bin_max)
+    # Bin by bin first: a sum of huge words could wrap around.
+    _check_range("histogram counts", int(words[4:].max()), 0, slices_max)
+    slices = words[4:].reshape(HISTOGRAM_SHAPE).sum(axis=2)
+    _check_range("slices of a label", int(slices.max()), 0, slices_max)
     if words[1] > 0 and words[2] == 0:
         raise EncodingRefused("sum: expected no loss without examples, got some")
     return HeaderSum(
@@ -134,6 +145,11 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
         clipped=int(words[3]),
         histograms=words[4:].astype(np.int64).reshape(HISTOGRAM_SHAPE),
     )
+
+
+def _loss_max(layout: Layout, members: int) -> float:
+    """Largest loss sum of so many members."""
+    return members * (LOSS_MAX if layout.count_cap == COUNT_MAX else LOSS_PER_EXAMPLE_MAX * layout.count_cap)
 
 
 def _check_range(what: str, value: int, low: int, high: int) -> None:

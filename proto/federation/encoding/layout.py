@@ -13,6 +13,7 @@ from federation.labels import BINS, LABELS, SIDES
 from federation.plan import TrainingPlan
 from federation.vocabulary import Metric
 
+COUNT_MAX = 2**32  # of one member, where a plan sets no cap
 HISTOGRAM_SHAPE = (len(LABELS), len(SIDES), BINS)
 HISTOGRAM_WORDS = math.prod(HISTOGRAM_SHAPE)
 HEADER_WORDS = 4 + HISTOGRAM_WORDS
@@ -37,6 +38,7 @@ class Layout:
     weight_cap: int
     rotation_seed: bytes
     metrics: frozenset[Metric]
+    count_cap: int = COUNT_MAX
 
     @classmethod
     def of(cls, plan: TrainingPlan, parameters: int) -> "Layout":
@@ -59,6 +61,7 @@ class Layout:
             weight_cap=plan.encoding.weight_cap,
             rotation_seed=plan.encoding.rotation_seed,
             metrics=frozenset(plan.metrics),
+            count_cap=plan.encoding.count_cap or COUNT_MAX,
         )
         # A lane is as wide as the largest sum it can hold (lane_width); 500 members of 8 bits need 17 of 64 bits.
         assert layout.members_max * layout.level_max < 2**layout.lane_width <= 2**64

@@ -17,7 +17,7 @@ from federation.encoding.rotation import rotate
 from federation.errors import EncodingRefused, Malformed
 
 # float32 rounding after clipping may leave an update this much longer than the clip norm.
-_NORM_SLACK = 1 + 1e-4
+NORM_SLACK = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,5 +118,5 @@ def _check_delta(layout: Layout, delta: NDArray[np.float32] | None) -> None:
         raise EncodingRefused(
             f"expected an update float32 [{layout.parameters}], got {delta.dtype} {list(delta.shape)}"
         )
-    if (norm := norm_of(delta)) > layout.clip_norm * _NORM_SLACK:
+    if (norm := norm_of(delta)) > layout.clip_norm * (1 + NORM_SLACK):
         raise EncodingRefused(f"expected an update clipped to norm {layout.clip_norm}, got norm {norm:g}")

@@ -24,14 +24,24 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from federation.secagg import keys
-from federation.secagg.errors import AdvertisementRefused, ConfirmationRefused, MalformedValue, UploadRefused
+from federation.secagg.errors import (
+    AdvertisementRefused,
+    ComplaintRefused,
+    ConfirmationRefused,
+    MalformedValue,
+    ShareRefused,
+    UploadRefused,
+)
 from federation.secagg.transcript import (
     DIGEST_BYTES,
     Advertisement,
     CohortContext,
     Context,
+    DealtShares,
     cohort_context,
+    complaint_statement,
     confirm_statement,
+    dealt_statement,
     keys_statement,
     order,
     shard_context,
@@ -89,6 +99,7 @@ def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisemen
         raise AdvertisementRefused(site, "its seed commitment is not a SHA-256 digest")
     for key in (advertisement.mask_key, advertisement.share_key):
         keys.check_public_key(site, key)
+    keys.check_kem_key(site, advertisement.kem_key)
     if not keys.signature_holds(roster[site], advertisement.signature, keys_statement(ctx, advertisement)):
         raise AdvertisementRefused(site, "its signature does not hold for this round under the roster's key")
 
@@ -101,7 +112,7 @@ def check_distinct(advertisements: Iterable[Advertisement]) -> None:
     """
     owners: dict[bytes, str] = {}
     for a in advertisements:
-        for value in (a.mask_key, a.share_key, a.seed_commitment):
+        for value in (a.mask_key, a.kem_key, a.share_key, a.seed_commitment):
             if value in owners:
                 raise AdvertisementRefused(a.site, f"a key or commitment also stands in that of {owners[value]!r}")
             owners[value] = a.site
@@ -150,6 +161,45 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
         members = {site: advertisements[site] for site in shuffled[index::shards]}
         cohorts.append(Cohort(cohort_context(shard_context(ctx, seed, index), members), members))
     return cohorts
+
+
+def verify_dealt(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares, signing_key: bytes) -> None:
+    """Refuses shares that `dealer` did not sign for `member`: they say nothing about the dealer.
+
+    Raises:
+        ShareRefused: The signature does not hold, or a field has another length.
+    """
+    keys.check_form(dealer, member, dealt)
+    if not keys.signature_holds(signing_key, dealt.signature, dealt_statement(uctx, dealer, member, dealt)):
+        raise ShareRefused(dealer, f"what is said to be dealt to {member!r} is not signed by the roster's key")
+
+
+def verify_complaint(
+    uctx: CohortContext, site: str, dealer: str, dealt: DealtShares, signature: bytes, signing_key: bytes
+) -> None:
+    """Refuses a complaint about a dealer's shares that `site` did not sign.
+
+    Raises:
+        ComplaintRefused: The signature does not hold.
+    """
+    if not keys.signature_holds(signing_key, signature, complaint_statement(uctx, site, dealer, dealt)):
+        raise ComplaintRefused(
+            f"the complaint of {site!r} about {dealer!r} is not its signature over what it was dealt"
+        )
+
+
+def proven_dealers(members: int, complaints: Mapping[str, Collection[str]]) -> list[str]:
+    """Returns the dealers whose guilt follows from complaints, in order.
+
+    Fewer than a third of the members are corrupt. So among more than floor((n - 1) / 3) complaints about one dealer at
+    least one is an honest member's, and an honest member complains only about shares that the dealer signed and that
+    are none. Up to that many complaints prove nothing, and harm nothing: at least t members hold good shares.
+
+    Args:
+        members: Size n of the complete graph.
+        complaints: By dealer, the members that complained.
+    """
+    return order(dealer for dealer, sites in complaints.items() if len(set(sites)) > (members - 1) // 3)
 
 
 def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes, signing_key: bytes) -> None:

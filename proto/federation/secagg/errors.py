@@ -4,18 +4,22 @@ SecaggError
 ├── MalformedValue         a value has the wrong length, type or encoding; nothing was learnt from it
 ├── AdvertisementRefused   keys phase: forged, foreign, duplicate or weak keys (.site says whose)
 ├── CohortRefused          shares phase: the cohort as a whole is not one this member may join
-├── ShareRefused           a ciphertext that does not decrypt, or a share outside the field (.site says whose)
+├── ShareRefused           dealt shares that the dealer did not sign, or a revealed share it did not deal (.site: whose)
+├── ComplaintRefused       a complaint that its member did not sign
 ├── UploadRefused          a second vector, a second digest, or a claim that nobody signed
 ├── ConfirmationRefused    confirm and reveal phases: the set of uploads, or the signatures on it
 ├── OutOfOrder             a step that this member's phase does not allow
 ├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is recovered
-├── Unrecoverable             t shares are there, yet no t of them give the secret (.about, .suspects)
+├── Unrecoverable          t shares that their dealer signed give no secret: the dealer lied (.about)
+├── EvidenceRefused        evidence against a dealer that proves nothing (.dealer)
 └── SnapshotRefused        saved member state that is torn, altered or of another version
 
 None is worth repeating with the same input. `BelowThreshold` and `Unrecoverable` end the attempt at the aggregator; at
 a member every refusal means: take no further step in this attempt, and overwrite its state file. No message holds a
 secret.
 """
+
+from collections.abc import Sequence
 
 
 class SecaggError(Exception):
@@ -39,11 +43,15 @@ class CohortRefused(SecaggError):
 
 
 class ShareRefused(SecaggError):
-    """A share dealt or revealed by `site` is not acceptable."""
+    """Shares dealt or revealed by `site` are not acceptable."""
 
     def __init__(self, site: str, reason: str) -> None:
         self.site = site
         super().__init__(f"share from {site!r} refused: {reason}")
+
+
+class ComplaintRefused(SecaggError):
+    """A complaint about a dealer that its member did not sign."""
 
 
 class UploadRefused(SecaggError):
@@ -68,18 +76,23 @@ class BelowThreshold(SecaggError):
 
 
 class Unrecoverable(SecaggError):
-    """Enough shares arrived, but no subset of them gives the secret of `about`.
+    """The shares of a secret of `about` give no secret, though its dealer signed the digest of each.
 
-    suspects: the dealer `about`, who may have dealt inconsistent shares, and everyone who revealed one of them.
+    The digests, the signatures and the revealed shares prove that `about` dealt shares of no polynomial.
     """
 
-    def __init__(self, about: str, suspects: tuple[str, ...]) -> None:
+    def __init__(self, about: str, revealers: Sequence[str]) -> None:
         self.about = about
-        self.suspects = suspects
-        super().__init__(
-            f"the secret of {about!r} does not follow from any choice of the {len(suspects)} shares tried: either "
-            f"{about!r} dealt inconsistent shares or too many revealers altered theirs; abandon the round"
-        )
+        self.revealers = tuple(revealers)  # of the shares that were put together
+        super().__init__(f"the shares that {about!r} dealt and signed give no secret of its; it is excluded")
+
+
+class EvidenceRefused(SecaggError):
+    """Evidence against a dealer that proves nothing."""
+
+    def __init__(self, dealer: str, why: str) -> None:
+        self.dealer = dealer
+        super().__init__(f"the evidence against {dealer!r} is refused: {why}")
 
 
 class SnapshotRefused(SecaggError):

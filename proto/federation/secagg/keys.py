@@ -1,16 +1,27 @@
-"""Every call into a primitive except the mask keystream: X25519, HKDF-SHA256, AES-256-GCM, Ed25519.
+"""Every call into a primitive except the mask keystream: X25519, ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519.
 
-    shares:  AES-256-GCM under HKDF(X25519(share keys), share label), AAD = the same label
-    masks:   HKDF(X25519(mask keys), pair label)   and   HKDF(b, self label)
+    K        ML-KEM-768 from the dealer to the receiver's KEM key, one encapsulation a direction
+    shares:  AES-256-GCM under HKDF(X25519(share keys) || K, share label), AAD = the same label
+    masks:   HKDF(X25519(mask keys) || x, pair label)   and   HKDF(b, self label)
+    x        HKDF(M of the first of the two, pair secret label); it travels as x XOR HKDF(K, pair pad label)
 
-All primitives are `cryptography`'s. RFC 7748 (X25519, with its all-zero check), RFC 5869, NIST SP 800-38D, RFC 8032.
+Both halves are hybrid: breaking X25519 alone, or ML-KEM alone, gives nothing. A member's X25519 mask key and its KEM
+key both follow from its one mask secret M, which is Shamir-shared. So M covers everything that a vanished member's
+masks need: x where it is the first of a pair, and the decapsulation of x where it is the second.
+
+When M of a vanished member is recovered, K is known for the shares that were dealt to it. X25519 still covers them.
+With X25519 broken, too, the vanished (at most n - t) and the corrupt (fewer than n/3) are still fewer than t.
+
+All primitives are `cryptography`'s. RFC 7748 (X25519, with its all-zero check), FIPS 203 (ML-KEM, whose decapsulation
+never fails: garbage gives a key that nobody else has), RFC 5869, NIST SP 800-38D, RFC 8032.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,16 +29,23 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from federation.secagg import shamir
 from federation.secagg.errors import AdvertisementRefused, MalformedValue, ShareRefused
-from federation.secagg.secret import MaskSecret, PolynomialSecret, Secret, Seed, ShareSecret, StreamKey
+from federation.secagg.secret import MaskSecret, PolynomialSecret, Seed, ShareSecret, StreamKey
 from federation.secagg.transcript import (
+    KEM_CIPHERTEXT_BYTES,
+    KEM_KEY_BYTES,
     KEY_BYTES,
     SIGNATURE_BYTES,
     CohortContext,
+    DealtShares,
     ShareKind,
+    order,
     pair_label,
+    pair_pad_label,
+    pair_secret_label,
     polynomial_label,
     self_label,
     share_label,
+    statement,
 )
 
 _CURVE_PRIME = (1 << 255) - 19
@@ -44,14 +62,85 @@ _SMALL_ORDER = frozenset(
 )
 _TAG_BYTES = 16
 CIPHERTEXT_BYTES = 2 * shamir.ELEMENT_BYTES + _TAG_BYTES
-# One key encrypts one message (share_label names the cohort, the sender and the receiver), so a fixed nonce is safe;
-# and the message is a function of the member's state, so even a repeated call repeats the same ciphertext.
+# One key encrypts one message: K is fresh, and the label names cohort, sender and receiver. So a fixed nonce is safe.
 _NONCE = bytes(12)
 
 
-def public_key(secret: MaskSecret | ShareSecret) -> bytes:
-    """The raw X25519 public key of a private key."""
-    return _private(secret).public_key().public_bytes_raw()
+Encapsulate = Callable[[bytes], tuple[bytes, bytes]]  # raw KEM key -> (K, ciphertext)
+
+
+def share_public_key(secret: ShareSecret) -> bytes:
+    """Returns the raw X25519 public key, 32 bytes."""
+    return X25519PrivateKey.from_private_bytes(secret.expose()).public_key().public_bytes_raw()
+
+
+class MaskKeys:
+    """Both private keys that follow from one mask secret M.
+
+    Unpacking them costs more than using them once, so a member keeps this object for the length of a step.
+    """
+
+    def __init__(self, secret: MaskSecret) -> None:
+        self._secret = secret
+        self._x25519 = X25519PrivateKey.from_private_bytes(_derive(secret.expose(), statement("mask x25519")))
+        self._kem = MLKEM768PrivateKey.from_seed_bytes(_derive(secret.expose(), statement("mask kem"), 64))
+
+    @property
+    def mask_key(self) -> bytes:
+        """Raw X25519 public key, 32 bytes."""
+        return self._x25519.public_key().public_bytes_raw()
+
+    @property
+    def kem_key(self) -> bytes:
+        """Raw ML-KEM-768 encapsulation key, 1184 bytes."""
+        return self._kem.public_key().public_bytes_raw()
+
+    def decapsulate(self, dealt: DealtShares) -> bytes:
+        """Returns K of the shares that a dealer sent. A ciphertext of garbage gives a K that nobody else has."""
+        return self._kem.decapsulate(dealt.kem_ciphertext)
+
+    def pair_secret(self, uctx: CohortContext, first: str, second: str) -> bytes:
+        """Returns x of a pair in which the owner of M is the first."""
+        return _derive(self._secret.expose(), pair_secret_label(uctx, first, second))
+
+    def pair_key(
+        self, uctx: CohortContext, site: str, peer: str, peer_mask_key: bytes, dealt: DealtShares | None
+    ) -> StreamKey:
+        """Returns the key of the mask that `site`, the owner of M, shares with `peer`; the same from both ends.
+
+        Args:
+            uctx: Context of the cohort.
+            site: The owner of M.
+            peer: The other member.
+            peer_mask_key: Its X25519 mask key.
+            dealt: What the peer dealt to `site`. Used only when the peer is the first of the two.
+        """
+        if order((site, peer))[0] == site:
+            x = self.pair_secret(uctx, site, peer)
+        else:
+            # A first member always sends it: `check_form` refused anything else.
+            assert dealt is not None
+            x = _pad(self.decapsulate(dealt), uctx, peer, site, dealt.pair_secret)
+        return StreamKey(_derive(_agree(self._x25519, peer, peer_mask_key) + x, pair_label(uctx, site, peer)))
+
+
+def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:
+    """Draws a fresh K and returns it with its ciphertext, 32 and 1088 bytes."""
+    return MLKEM768PublicKey.from_public_bytes(kem_key).encapsulate()
+
+
+def check_kem_key(site: str, key: bytes) -> None:
+    """Refuses an encapsulation key that is not canonical (FIPS 203, section 7.2).
+
+    Raises:
+        AdvertisementRefused: The length is wrong or a coefficient is not reduced.
+    """
+    try:
+        if len(key) != KEM_KEY_BYTES:
+            raise ValueError
+        MLKEM768PublicKey.from_public_bytes(key)
+    except ValueError:
+        raise AdvertisementRefused(site, "its KEM key is not a canonical ML-KEM-768 encapsulation key") from None
 
 
 def check_public_key(site: str, key: bytes) -> None:
@@ -68,31 +157,84 @@ def check_public_key(site: str, key: bytes) -> None:
         raise AdvertisementRefused(site, "a mask or share key is not a canonical X25519 key of large order")
 
 
-def seal_shares(
-    secret: ShareSecret, peer_key: bytes, uctx: CohortContext, sender: str, receiver: str, shares: tuple[bytes, bytes]
-) -> bytes:
-    """Ciphertext (82 bytes) of sender's (seed share, mask-key share) for receiver."""
-    key, label = _share_key(secret, peer_key, uctx, sender, receiver, peer=receiver)
-    return AESGCM(key).encrypt(_NONCE, shares[0] + shares[1], label)
+def deal(
+    share_secret: ShareSecret,
+    mask_keys: MaskKeys,
+    peer: tuple[bytes, bytes],
+    uctx: CohortContext,
+    sender: str,
+    receiver: str,
+    shares: tuple[bytes, bytes],
+    encapsulate: Encapsulate = encapsulate,
+) -> tuple[bytes, bytes, bytes]:
+    """Encrypts the sender's shares for one receiver.
+
+    Args:
+        share_secret: The sender's.
+        mask_keys: The sender's.
+        peer: The receiver's KEM key and share key.
+        uctx: Context of the cohort.
+        sender: The dealer.
+        receiver: The member that gets the shares.
+        shares: Seed share and mask-key share, 33 bytes each.
+        encapsulate: Draws K.
+
+    Returns:
+        KEM ciphertext, pair secret (empty unless the sender is the first of the two) and ciphertext, 82 bytes.
+    """
+    shared, kem_ciphertext = encapsulate(peer[0])
+    key, label = _share_key(share_secret, peer[1], shared, uctx, sender, receiver, kem_ciphertext, peer=receiver)
+    pair_secret = b""
+    if order((sender, receiver))[0] == sender:
+        pair_secret = _pad(shared, uctx, sender, receiver, mask_keys.pair_secret(uctx, sender, receiver))
+    return kem_ciphertext, pair_secret, AESGCM(key).encrypt(_NONCE, shares[0] + shares[1], label)
 
 
 def decrypt_shares(
-    secret: ShareSecret, peer_key: bytes, uctx: CohortContext, sender: str, receiver: str, ciphertext: bytes
+    share_secret: ShareSecret,
+    mask_keys: MaskKeys,
+    peer_share_key: bytes,
+    uctx: CohortContext,
+    sender: str,
+    receiver: str,
+    dealt: DealtShares,
 ) -> tuple[bytes, bytes]:
-    """The two shares from sender. Refused: anything sender did not encrypt for receiver in this very cohort."""
-    key, label = _share_key(secret, peer_key, uctx, sender, receiver, peer=sender)
+    """Decrypts the two shares from `sender`.
+
+    Raises:
+        ShareRefused: The sender did not encrypt two shares for the receiver in this very cohort.
+    """
+    shared = mask_keys.decapsulate(dealt)
+    key, label = _share_key(
+        share_secret, peer_share_key, shared, uctx, sender, receiver, dealt.kem_ciphertext, peer=sender
+    )
     try:
-        if len(ciphertext) != CIPHERTEXT_BYTES:
-            raise InvalidTag
-        plaintext = AESGCM(key).decrypt(_NONCE, ciphertext, label)
+        plaintext = AESGCM(key).decrypt(_NONCE, dealt.ciphertext, label)
     except InvalidTag:
-        raise ShareRefused(
-            sender, f"its ciphertext for {receiver!r} does not decrypt; it or the wire altered it"
-        ) from None
+        raise ShareRefused(sender, f"its ciphertext for {receiver!r} does not decrypt") from None
     seed_share, key_share = plaintext[: shamir.ELEMENT_BYTES], plaintext[shamir.ELEMENT_BYTES :]
     check_share(sender, seed_share)
     check_share(sender, key_share)
     return seed_share, key_share
+
+
+def check_form(dealer: str, member: str, dealt: DealtShares) -> None:
+    """Refuses dealt shares of other lengths than these two members have.
+
+    Raises:
+        ShareRefused: A field has another length.
+    """
+    own, first = dealer == member, order((dealer, member))[0] == dealer
+    lengths = (
+        0 if own else KEM_CIPHERTEXT_BYTES,
+        KEY_BYTES if first and not own else 0,
+        0 if own else CIPHERTEXT_BYTES,
+        KEY_BYTES,
+        KEY_BYTES,
+    )
+    fields = (dealt.kem_ciphertext, dealt.pair_secret, dealt.ciphertext, dealt.seed_digest, dealt.key_digest)
+    if tuple(map(len, fields)) != lengths:
+        raise ShareRefused(dealer, f"what it dealt to {member!r} has fields of other lengths than the protocol's")
 
 
 def check_share(site: str, share: bytes) -> None:
@@ -101,20 +243,6 @@ def check_share(site: str, share: bytes) -> None:
         shamir.decode(share)
     except MalformedValue as error:
         raise ShareRefused(site, str(error)) from None
-
-
-def pair_keys(
-    secret: MaskSecret, peer_keys: Mapping[str, bytes], uctx: CohortContext, site: str
-) -> dict[str, StreamKey]:
-    """Key of the mask that site shares with each peer; the same from both ends.
-
-    peer_keys: mask key by peer. One call for all of them: unpacking the private key costs as much as an exchange.
-    """
-    private = _private(secret)
-    return {
-        peer: StreamKey(_derive(_agree(private, peer, peer_key), pair_label(uctx, site, peer)))
-        for peer, peer_key in peer_keys.items()
-    }
 
 
 def self_key(seed: Seed, uctx: CohortContext, site: str) -> StreamKey:
@@ -144,10 +272,25 @@ def signature_holds(signing_key: bytes, signature: bytes, statement: bytes) -> b
 
 
 def _share_key(
-    secret: ShareSecret, peer_key: bytes, uctx: CohortContext, sender: str, receiver: str, *, peer: str
+    secret: ShareSecret,
+    peer_key: bytes,
+    shared: bytes,
+    uctx: CohortContext,
+    sender: str,
+    receiver: str,
+    kem_ciphertext: bytes,
+    *,
+    peer: str,
 ) -> tuple[bytes, bytes]:
-    label = share_label(uctx, sender, receiver)
-    return _derive(_agree(_private(secret), peer, peer_key), label), label
+    label = share_label(uctx, sender, receiver, kem_ciphertext)
+    private = X25519PrivateKey.from_private_bytes(secret.expose())
+    return _derive(_agree(private, peer, peer_key) + shared, label), label
+
+
+def _pad(shared: bytes, uctx: CohortContext, first: str, second: str, data: bytes) -> bytes:
+    """XORs 32 bytes with a one-time pad from K. The inverse of itself."""
+    pad = _derive(shared, pair_pad_label(uctx, first, second))
+    return bytes(a ^ b for a, b in zip(pad, data, strict=True))
 
 
 def _agree(private: X25519PrivateKey, peer: str, peer_key: bytes) -> bytes:
@@ -157,9 +300,5 @@ def _agree(private: X25519PrivateKey, peer: str, peer_key: bytes) -> bytes:
         raise AdvertisementRefused(peer, "a mask or share key is a point of small order") from None
 
 
-def _private(secret: Secret) -> X25519PrivateKey:
-    return X25519PrivateKey.from_private_bytes(secret.expose())
-
-
-def _derive(key: bytes, info: bytes) -> bytes:
-    return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(key)
+def _derive(key: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(key)

@@ -1,15 +1,16 @@
-"""A member of a cohort: five steps at a site, each after the checks that make it safe.
+"""A member of a cohort: six steps at a site, each after the checks that make it safe.
 
     member = Member.begin(ctx, site, signing_key)
     1 keys      member.advertisement
-    2 shares    member.share(advertisements, roster, minimum)   -> ciphertext by peer
-    3 upload    member.mask(words, shares)                      -> masked words;   member.claim(digest) -> signature
+    2 shares    member.share(advertisements, roster, minimum)   -> dealt shares by member
+    3 upload    member.receive(dealt)                           -> complaints: signature by dealer
+                member.mask(words, dealt)                       -> masked words;   member.claim(digest) -> signature
     4 confirm   member.confirm(uploaded)                        -> signature
-    5 reveal    member.reveal(uploaded, confirmations)          -> one share about each member
+    5 reveal    member.reveal(uploaded, confirmations)          -> one share about each member;  member.reveal_signature
 
-Everything a member draws at random it draws in `begin`; afterwards each step is a function of its state and of what it
-is shown. So a step repeated after a crash, or because the answer was lost, gives identical bytes, and the same step
-with anything different is refused.
+Everything a member draws at random it draws in `begin` and, the KEM ciphertexts, in `share`; afterwards each step is a
+function of its state and of what it is shown. So a step repeated after a crash, or because the answer was lost, gives
+identical bytes, and the same step with anything different is refused.
 
 The caller's part: write `to_bytes()` durably *before* the result of a step leaves the machine, drop the member after
 each step, and overwrite the file when the attempt is over, however it ended. A refusal leaves the state as it was.
@@ -23,7 +24,14 @@ from dataclasses import replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.secagg import keys, masks, shamir, state
-from federation.secagg.cohort import Cohort, out_of_reach, split, verify_cohort, verify_confirmation
+from federation.secagg.cohort import (
+    Cohort,
+    out_of_reach,
+    split,
+    verify_cohort,
+    verify_confirmation,
+    verify_dealt,
+)
 from federation.secagg.errors import (
     BelowThreshold,
     CohortRefused,
@@ -33,6 +41,7 @@ from federation.secagg.errors import (
     ShareRefused,
     UploadRefused,
 )
+from federation.secagg.evidence import BadDealing, verify_bad_dealing
 from federation.secagg.masks import MaskStreams, Words
 from federation.secagg.secret import SECRET_BYTES, MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret, StreamKey
 from federation.secagg.state import MemberState, OwnSecrets, Phase
@@ -40,12 +49,18 @@ from federation.secagg.transcript import (
     Advertisement,
     CohortContext,
     Context,
+    DealtShares,
     RevealedShare,
     ShareKind,
     commitment,
+    complaint_statement,
     confirm_statement,
+    dealt_digest,
+    dealt_statement,
     keys_statement,
     order,
+    reveal_statement,
+    share_digest,
     upload_statement,
 )
 
@@ -73,10 +88,12 @@ class Member:
             seed=Seed(random(SECRET_BYTES)),
             polynomial=PolynomialSecret(random(SECRET_BYTES)),
         )
+        mask_keys = keys.MaskKeys(secrets.mask)
         own = Advertisement(
             site=site,
-            mask_key=keys.public_key(secrets.mask),
-            share_key=keys.public_key(secrets.share),
+            mask_key=mask_keys.mask_key,
+            kem_key=mask_keys.kem_key,
+            share_key=keys.share_public_key(secrets.share),
             seed_commitment=commitment(ctx, site, secrets.seed.expose()),
             signature=b"",
         )
@@ -101,13 +118,13 @@ class Member:
     @property
     def uctx(self) -> CohortContext:
         """Names this member's cohort; OutOfOrder before `share`."""
-        self._require(Phase.SHARED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
+        self._require(Phase.SHARED, Phase.RECEIVED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
         return self._state.uctx
 
     @property
     def cohort(self) -> tuple[str, ...]:
         """U1 of this member's complete graph, in order; OutOfOrder before `share`."""
-        self._require(Phase.SHARED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
+        self._require(Phase.SHARED, Phase.RECEIVED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
         return tuple(order(self._state.cohort))
 
     def share(
@@ -116,7 +133,8 @@ class Member:
         roster: Mapping[str, bytes],
         minimum: int = MEMBERS_MIN,
         uploaded_to: Collection[str] = (),
-    ) -> dict[str, bytes]:
+        encapsulate: keys.Encapsulate = keys.encapsulate,
+    ) -> dict[str, DealtShares]:
         """Checks the cohort and deals shares of both secrets.
 
         Args:
@@ -126,73 +144,94 @@ class Member:
             minimum: The site's own minimum, at least 3.
             uploaded_to: `cohort` of the last attempt at this round that this site's upload left in. The cohort shown
                 has to put that attempt `out_of_reach`.
+            encapsulate: Draws a KEM key and its ciphertext, once for every other member.
 
         Returns:
-            An 82-byte ciphertext for every other member of U1 (of its shard), by site.
+            What goes to every member of U1 (of its shard), by site; to this member itself the digests alone.
 
         Raises:
             AdvertisementRefused: An advertisement is refused.
             CohortRefused: The cohort is not one this member may join, or it is a second one.
         """
-        secrets = self._secrets(Phase.ADVERTISED, Phase.SHARED, Phase.MASKED)
+        secrets = self._secrets(Phase.ADVERTISED, Phase.SHARED, Phase.RECEIVED, Phase.MASKED)
         cohort = self._accept_cohort(advertisements, roster, minimum)
         if uploaded_to and not out_of_reach(uploaded_to, advertisements):
             raise CohortRefused(
                 "an earlier attempt, which holds this member's upload, could still be recovered beside it"
             )
-        pairs = _deal(secrets, cohort)
-        ciphertexts = {
-            peer: keys.seal_shares(
-                secrets.share, cohort.advertisements[peer].share_key, cohort.uctx, self.site, peer, pair
-            )
-            for peer, pair in pairs.items()
-            if peer != self.site
-        }
         if self.phase is Phase.ADVERTISED:
-            seed_share, key_share = pairs[self.site]
+            shares = _split_secrets(secrets, cohort)
+            seed_share, key_share = shares[self.site]
             self._state = replace(
                 self._state,
                 phase=Phase.SHARED,
                 uctx=cohort.uctx,
                 cohort=cohort.advertisements,
                 signing_keys={site: roster[site] for site in cohort.advertisements},
+                dealt=self._deal(secrets, cohort, shares, encapsulate),
                 held={self.site: SharePair(seed_share + key_share)},
             )
-        return ciphertexts
+        return dict(self._state.dealt)
 
-    def mask(self, words: Words, shares: Mapping[str, bytes], *, in_place: bool = False) -> Words:
+    def receive(self, dealt: Mapping[str, DealtShares]) -> dict[str, bytes]:
+        """Decrypts the shares that U2 dealt to this member.
+
+        Shares that their dealer signed and that are none do not stop this member: it complains, and goes on without
+        them. Pairwise masks do not depend on them.
+
+        Args:
+            dealt: By dealer, from every other member of U2. With this member they are U2.
+
+        Returns:
+            A signed complaint by dealer; empty when all shares are in order.
+
+        Raises:
+            ShareRefused: A dealer is not of this cohort, or did not sign what is said to be its.
+            BelowThreshold: |U2| < t, or fewer than t shares are in order.
+            UploadRefused: Another U2, or other shares, than before.
+        """
+        secrets = self._secrets(Phase.SHARED, Phase.RECEIVED, Phase.MASKED)
+        received = {dealer: dealt_digest(dealt[dealer]) for dealer in order(dealt)}
+        if self.phase is Phase.SHARED:
+            self._accept_dealers(dealt)
+            held, complained = self._decrypt_shares(secrets, dealt)
+            threshold = Cohort(self._state.uctx, self._state.cohort).threshold
+            if len(held) < threshold:
+                raise BelowThreshold("dealers whose shares are in order", len(held), threshold)
+            self._state = replace(
+                self._state, phase=Phase.RECEIVED, received=received, complained=complained, held=held
+            )
+        elif received != self._state.received:
+            raise UploadRefused(f"{self.site!r} already received other shares in this attempt")
+        return {dealer: self._complaint(dealer, dealt[dealer]) for dealer in self._state.complained}
+
+    def mask(self, words: Words, dealt: Mapping[str, DealtShares], *, in_place: bool = False) -> Words:
         """Masks `words` uint64 [m] and returns a copy, or the words themselves. Changes nothing when it raises.
 
         Args:
             words: The encoded update.
-            shares: Ciphertext for this member from every other member of U2. With this member they are U2, whose masks
-                hide the words.
+            dealt: As given to `receive`. Their dealers are U2, whose masks hide the words.
             in_place: Mask `words` itself.
 
         Raises:
-            ShareRefused: A ciphertext does not decrypt.
-            BelowThreshold: |U2| < t.
-            UploadRefused: A second vector, or another U2 under the same keys.
+            UploadRefused: A second vector, another U2, or other shares under the same keys.
         """
-        secrets = self._secrets(Phase.SHARED, Phase.MASKED)
+        secrets = self._secrets(Phase.RECEIVED, Phase.MASKED)
         masks.check_words(words)
-        before = self._state
-        if self.phase is Phase.SHARED:
-            self._state = replace(before, phase=Phase.MASKED, held=self._decrypt_shares(secrets, shares))
-        elif {*shares, self.site} != set(before.held):
-            raise UploadRefused(f"{self.site!r} already masked its words for another set of members")
+        if {dealer: dealt_digest(one) for dealer, one in dealt.items()} != dict(self._state.received):
+            raise UploadRefused(f"{self.site!r} received other shares in this attempt; its masks hang on those")
         masked = words if in_place else words.copy()
-        streams = self._streams(secrets)
+        streams = self._streams(secrets, dealt)
         masks.apply(masked, streams)
         digest = hashlib.sha256(masked.astype("<u8", copy=False).data).digest()
-        is_another = before.phase is Phase.MASKED and digest != before.masked_digest
+        is_another = self.phase is Phase.MASKED and digest != self._state.masked_digest
         if is_another:
             masks.apply(masked, streams.inverse())
         streams.wipe()
         if is_another:
             # The difference of two vectors under one mask is a difference of two updates, in clear.
             raise UploadRefused(f"{self.site!r} already masked other words in this attempt; resend those")
-        self._state = replace(self._state, masked_digest=digest)
+        self._state = replace(self._state, phase=Phase.MASKED, masked_digest=digest)
         return masked
 
     @property
@@ -222,7 +261,7 @@ class Member:
         signature = self._signing_key.sign(confirm_statement(self._state.uctx, chosen))
         if self.phase is Phase.MASKED:
             before = self._state
-            self._state = replace(before, phase=Phase.CONFIRMED, secrets=None, uploaded=chosen)
+            self._state = replace(before, phase=Phase.CONFIRMED, secrets=None, dealt={}, uploaded=chosen)
             # A state that is past ADVERTISED and before CONFIRMED has its secrets: see the table in state.py.
             assert before.secrets is not None
             before.secrets.wipe()
@@ -230,6 +269,8 @@ class Member:
 
     def reveal(self, uploaded: Collection[str], confirmations: Mapping[str, bytes]) -> dict[str, RevealedShare]:
         """Returns the one answer, by site: a seed share about each of U3, a mask-key share about each of U2 without U3.
+
+        Nothing is said about a dealer that this member complained about.
 
         Args:
             uploaded: U3.
@@ -247,6 +288,21 @@ class Member:
             self._state = replace(before, phase=Phase.REVEALED, held={}, answer=answer)
             before.wipe()
         return dict(self._state.answer)
+
+    def reveal_signature(self) -> bytes:
+        """Signature over the answer, so that a wrong share in it is evidence. OutOfOrder before `reveal`."""
+        self._require(Phase.REVEALED)
+        return self._signing_key.sign(reveal_statement(self._state.uctx, self.site, self._state.answer))
+
+    def verify_bad_dealing(self, evidence: BadDealing) -> None:
+        """Checks evidence against another member of this attempt; OutOfOrder before `share`.
+
+        Raises:
+            EvidenceRefused: It proves nothing.
+        """
+        cohort = Cohort(self.uctx, self._state.cohort)
+        signing_key = self._state.signing_keys.get(evidence.dealer, b"")
+        verify_bad_dealing(self._state.ctx, cohort, signing_key, evidence)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of the state, secrets included, the signing key not."""
@@ -293,29 +349,71 @@ class Member:
             raise CohortRefused("a second, different cohort is shown for an attempt whose shares were already dealt")
         return cohort
 
-    def _decrypt_shares(self, secrets: OwnSecrets, shares: Mapping[str, bytes]) -> dict[str, SharePair]:
-        """Shares about every member of U2, this one included."""
-        cohort = Cohort(self._state.uctx, self._state.cohort)
-        if len(shares) + 1 < cohort.threshold:
-            raise BelowThreshold("members that dealt shares", len(shares) + 1, cohort.threshold)
-        held = dict(self._state.held)
-        for peer, ciphertext in shares.items():
-            if peer not in cohort.advertisements or peer == self.site:
-                raise ShareRefused(peer, "it is not another member of this cohort")
-            peer_key = cohort.advertisements[peer].share_key
-            seed_share, key_share = keys.decrypt_shares(
-                secrets.share, peer_key, cohort.uctx, peer, self.site, ciphertext
+    def _deal(
+        self,
+        secrets: OwnSecrets,
+        cohort: Cohort,
+        shares: Mapping[str, tuple[bytes, bytes]],
+        encapsulate: keys.Encapsulate,
+    ) -> dict[str, DealtShares]:
+        mask_keys = keys.MaskKeys(secrets.mask)
+        dealt = {}
+        for member, pair in shares.items():
+            parts = (b"", b"", b"")
+            if member != self.site:
+                peer = cohort.advertisements[member]
+                public = (peer.kem_key, peer.share_key)
+                parts = keys.deal(secrets.share, mask_keys, public, cohort.uctx, self.site, member, pair, encapsulate)
+            digests = (
+                share_digest(cohort.uctx, kind, self.site, member, share)
+                for kind, share in zip((ShareKind.SEED, ShareKind.MASK_KEY), pair, strict=True)
             )
-            held[peer] = SharePair(seed_share + key_share)
-        return held
+            unsigned = DealtShares(*parts, *digests)
+            signature = self._signing_key.sign(dealt_statement(cohort.uctx, self.site, member, unsigned))
+            dealt[member] = replace(unsigned, signature=signature)
+        return dealt
 
-    def _streams(self, secrets: OwnSecrets) -> MaskStreams:
+    def _accept_dealers(self, dealt: Mapping[str, DealtShares]) -> None:
+        """U2 as shown, after every check that needs no secret."""
+        cohort = Cohort(self._state.uctx, self._state.cohort)
+        if len(dealt) + 1 < cohort.threshold:
+            raise BelowThreshold("members that dealt shares", len(dealt) + 1, cohort.threshold)
+        for dealer, shares in dealt.items():
+            if dealer not in cohort.advertisements or dealer == self.site:
+                raise ShareRefused(dealer, "it is not another member of this cohort")
+            verify_dealt(cohort.uctx, dealer, self.site, shares, self._state.signing_keys[dealer])
+
+    def _decrypt_shares(
+        self, secrets: OwnSecrets, dealt: Mapping[str, DealtShares]
+    ) -> tuple[dict[str, SharePair], tuple[str, ...]]:
+        """Shares by dealer, this member's own included; and the dealers whose shares are none."""
+        uctx, mask_keys = self._state.uctx, keys.MaskKeys(secrets.mask)
+        held, complained = dict(self._state.held), []
+        for dealer in order(dealt):
+            share_key = self._state.cohort[dealer].share_key
+            try:
+                pair = keys.decrypt_shares(secrets.share, mask_keys, share_key, uctx, dealer, self.site, dealt[dealer])
+            except ShareRefused:
+                complained.append(dealer)
+                continue
+            kinds = zip((ShareKind.SEED, ShareKind.MASK_KEY), pair, strict=True)
+            # Without this check a dealer could have its good receivers blamed for wrong shares in the reveal phase.
+            if all(share_digest(uctx, k, dealer, self.site, s) == dealt[dealer].share_digest(k) for k, s in kinds):
+                held[dealer] = SharePair(pair[0] + pair[1])
+            else:
+                complained.append(dealer)
+        return held, tuple(complained)
+
+    def _complaint(self, dealer: str, dealt: DealtShares) -> bytes:
+        return self._signing_key.sign(complaint_statement(self._state.uctx, self.site, dealer, dealt))
+
+    def _streams(self, secrets: OwnSecrets, dealt: Mapping[str, DealtShares]) -> MaskStreams:
         """PRG(b) and every pairwise mask with U2: added towards later members, subtracted towards earlier ones."""
-        uctx = self._state.uctx
+        uctx, mask_keys = self._state.uctx, keys.MaskKeys(secrets.mask)
         add: list[StreamKey] = [keys.self_key(secrets.seed, uctx, self.site)]
         subtract: list[StreamKey] = []
-        peers = {peer: self._state.cohort[peer].mask_key for peer in order(self._state.held) if peer != self.site}
-        for peer, key in keys.pair_keys(secrets.mask, peers, uctx, self.site).items():
+        for peer in order(dealt):
+            key = mask_keys.pair_key(uctx, self.site, peer, self._state.cohort[peer].mask_key, dealt[peer])
             (add if order((self.site, peer))[0] == self.site else subtract).append(key)
         return MaskStreams(tuple(add), tuple(subtract))
 
@@ -323,7 +421,7 @@ class Member:
         """U3 in order, after every check of the confirm phase."""
         chosen = tuple(order(set(uploaded)))
         needed = Cohort(self._state.uctx, self._state.cohort).threshold
-        if len(chosen) != len(uploaded) or not set(chosen) <= set(self._state.held):
+        if len(chosen) != len(uploaded) or not set(chosen) <= {self.site, *self._state.received}:
             raise ConfirmationRefused("the set of uploads names a site twice, or one that dealt no shares")
         if self.site not in chosen or not self._state.upload_digest:
             raise ConfirmationRefused(f"the set of uploads lacks {self.site!r}, or names it before it uploaded")
@@ -346,7 +444,7 @@ class Member:
             raise BelowThreshold("confirmations of one set of uploads", len(confirmations), needed)
 
 
-def _deal(secrets: OwnSecrets, cohort: Cohort) -> dict[str, tuple[bytes, bytes]]:
+def _split_secrets(secrets: OwnSecrets, cohort: Cohort) -> dict[str, tuple[bytes, bytes]]:
     """(seed share, mask-key share) for every member of the cohort, the dealer included."""
     members, t = cohort.members, cohort.threshold
     dealt = []

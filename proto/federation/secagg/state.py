@@ -1,14 +1,17 @@
 """What a member remembers between two steps, and its canonical bytes.
 
-    ADVERTISED -> SHARED -> MASKED -> CONFIRMED -> REVEALED        (from anywhere the file is overwritten and removed)
+    ADVERTISED -> SHARED -> RECEIVED -> MASKED -> CONFIRMED -> REVEALED
 
-    | phase      | secrets | cohort, signing keys | held           | words | claim | uploaded | answer |
-    |------------|---------|----------------------|----------------|-------|-------|----------|--------|
-    | ADVERTISED | all     | –                    | –              | –     | –     | –        | –      |
-    | SHARED     | all     | U1                   | own            | –     | –     | –        | –      |
-    | MASKED     | all     | U1                   | of all of U2   | yes   | maybe | –        | –      |
-    | CONFIRMED  | wiped   | U1                   | of all of U2   | yes   | yes   | U3       | –      |
-    | REVEALED   | wiped   | U1                   | wiped          | yes   | yes   | U3       | yes    |
+    | phase      | secrets | U1, keys | dealt | received, complained | held         | words | claim | upload. | answer |
+    |------------|---------|----------|-------|----------------------|--------------|-------|-------|---------|--------|
+    | ADVERTISED | all     | –        | –     | –                    | –            | –     | –     | –       | –      |
+    | SHARED     | all     | yes      | yes   | –                    | own          | –     | –     | –       | –      |
+    | RECEIVED   | all     | yes      | yes   | U2                   | of all of U2 | –     | –     | –       | –      |
+    | MASKED     | all     | yes      | yes   | U2                   | of all of U2 | yes   | maybe | –       | –      |
+    | CONFIRMED  | wiped   | yes      | –     | U2                   | of all of U2 | yes   | yes   | U3      | –      |
+    | REVEALED   | wiped   | yes      | –     | U2                   | wiped        | yes   | yes   | U3      | yes    |
+
+A dealer that this member complained about is in U2, and no shares of it are held.
 
 Secrets go as early as they can: a member's own when it knows that its upload arrived, the other kind of each held
 share when the answer is made. Whoever reads the state file afterwards finds only what was already revealed.
@@ -25,9 +28,18 @@ from enum import Enum
 
 from federation.secagg.errors import MalformedValue, SnapshotRefused
 from federation.secagg.secret import MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret
-from federation.secagg.transcript import Advertisement, CohortContext, Context, RevealedShare, ShareKind, frame, order
+from federation.secagg.transcript import (
+    Advertisement,
+    CohortContext,
+    Context,
+    DealtShares,
+    RevealedShare,
+    ShareKind,
+    frame,
+    order,
+)
 
-_FORMAT = b"hemofed secagg member 2"
+_FORMAT = b"hemofed secagg member 3"
 
 
 _NO_COHORT = CohortContext(b"")
@@ -38,6 +50,7 @@ class Phase(Enum):
 
     ADVERTISED = "advertised"
     SHARED = "shared"
+    RECEIVED = "received"
     MASKED = "masked"
     CONFIRMED = "confirmed"
     REVEALED = "revealed"
@@ -62,9 +75,22 @@ class OwnSecrets:
 class MemberState:
     """See the table above.
 
-    own: this member's advertisement. uctx: of the member's own shard, empty before SHARED. cohort: U1 of that shard.
-    signing_keys: the roster's, of U1. held: shares about others (and itself) by dealer. masked_digest: SHA-256 of the
-    masked words. upload_digest: what the claim signs. uploaded: U3, in order. answer: by whom it is about.
+    Attributes:
+        phase: The last step taken.
+        ctx: Context of the attempt.
+        own: This member's advertisement.
+        secrets: Everything it drew.
+        uctx: Context of its own shard; empty before SHARED.
+        cohort: U1 of that shard.
+        signing_keys: The roster's, of U1.
+        dealt: What it dealt, by member; drawn once, because a KEM ciphertext is random.
+        received: `dealt_digest` of what each other member of U2 dealt to it.
+        complained: Dealers whose shares are none.
+        held: Shares by dealer, its own included.
+        masked_digest: SHA-256 of the masked words.
+        upload_digest: What the claim signs.
+        uploaded: U3, in order.
+        answer: Its answer, by the member each share is about.
     """
 
     phase: Phase
@@ -74,6 +100,9 @@ class MemberState:
     uctx: CohortContext = _NO_COHORT
     cohort: Mapping[str, Advertisement] = field(default_factory=dict)
     signing_keys: Mapping[str, bytes] = field(default_factory=dict)
+    dealt: Mapping[str, DealtShares] = field(default_factory=dict)
+    received: Mapping[str, bytes] = field(default_factory=dict)
+    complained: tuple[str, ...] = ()
     held: Mapping[str, SharePair] = field(default_factory=dict)
     masked_digest: bytes = b""
     upload_digest: bytes = b""
@@ -99,6 +128,9 @@ def to_bytes(state: MemberState) -> bytes:
         state.uctx,
         frame(*(_advertisement_bytes(state.cohort[site]) for site in order(state.cohort))),
         frame(*(state.signing_keys[site] for site in order(state.cohort))),
+        frame(*(_dealt_bytes(site, state.dealt[site]) for site in order(state.dealt))),
+        frame(*(frame(site.encode(), state.received[site]) for site in order(state.received))),
+        frame(*(site.encode() for site in state.complained)),
         frame(*(frame(site.encode(), state.held[site].expose()) for site in order(state.held))),
         state.masked_digest,
         state.upload_digest,
@@ -124,7 +156,7 @@ def from_bytes(data: bytes) -> MemberState:
 
 def _parse(body: bytes) -> MemberState:
     fields = unframe(body)
-    if len(fields) != 13 or fields[0] != _FORMAT:
+    if len(fields) != 16 or fields[0] != _FORMAT:
         raise MalformedValue("unknown format")
     cohort = [_advertisement(entry) for entry in unframe(fields[6])]
     signing_keys = zip((a.site for a in cohort), unframe(fields[7]), strict=True)
@@ -136,11 +168,14 @@ def _parse(body: bytes) -> MemberState:
         uctx=CohortContext(fields[5]),
         cohort={a.site: a for a in cohort},
         signing_keys=dict(signing_keys),
-        held={site.decode(): SharePair(pair) for site, pair in map(_pair, unframe(fields[8]))},
-        masked_digest=fields[9],
-        upload_digest=fields[10],
-        uploaded=tuple(site.decode() for site in unframe(fields[11])),
-        answer=dict(_answer(entry) for entry in unframe(fields[12])),
+        dealt=dict(_dealt(entry) for entry in unframe(fields[8])),
+        received={site.decode(): digest for site, digest in map(_pair, unframe(fields[9]))},
+        complained=tuple(site.decode() for site in unframe(fields[10])),
+        held={site.decode(): SharePair(pair) for site, pair in map(_pair, unframe(fields[11]))},
+        masked_digest=fields[12],
+        upload_digest=fields[13],
+        uploaded=tuple(site.decode() for site in unframe(fields[14])),
+        answer=dict(_answer(entry) for entry in unframe(fields[15])),
     )
 
 
@@ -166,12 +201,22 @@ def _pair(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _advertisement_bytes(a: Advertisement) -> bytes:
-    return frame(a.site.encode(), a.mask_key, a.share_key, a.seed_commitment, a.signature)
+    return frame(a.site.encode(), a.mask_key, a.kem_key, a.share_key, a.seed_commitment, a.signature)
 
 
 def _advertisement(data: bytes) -> Advertisement:
-    site, mask_key, share_key, seed_commitment, signature = unframe(data)
-    return Advertisement(site.decode(), mask_key, share_key, seed_commitment, signature)
+    site, mask_key, kem_key, share_key, seed_commitment, signature = unframe(data)
+    return Advertisement(site.decode(), mask_key, kem_key, share_key, seed_commitment, signature)
+
+
+def _dealt_bytes(site: str, d: DealtShares) -> bytes:
+    fields = (d.kem_ciphertext, d.pair_secret, d.ciphertext, d.seed_digest, d.key_digest, d.signature)
+    return frame(site.encode(), *fields)
+
+
+def _dealt(data: bytes) -> tuple[str, DealtShares]:
+    site, *fields = unframe(data)
+    return site.decode(), DealtShares(*fields)
 
 
 def _secrets_bytes(secrets: OwnSecrets | None) -> bytes:

@@ -23,9 +23,11 @@ from federation.secagg.errors import MalformedValue
 Context = NewType("Context", bytes)  # ctx, 32 bytes
 CohortContext = NewType("CohortContext", bytes)  # uctx, 32 bytes
 
-PROTOCOL = b"hemofed secagg 1"
+PROTOCOL = b"hemofed secagg 2"
 DIGEST_BYTES = 32
 KEY_BYTES = 32
+KEM_KEY_BYTES = 1184  # FIPS 203, ML-KEM-768
+KEM_CIPHERTEXT_BYTES = 1088
 SIGNATURE_BYTES = 64
 SITE_BYTES_MAX = 255
 RUN_ID_BYTES_MAX = 64
@@ -42,15 +44,47 @@ class ShareKind(Enum):
 class Advertisement:
     """What a member shows in the keys phase.
 
-    mask_key, share_key: raw X25519 public keys, 32 bytes. seed_commitment: `commitment(ctx, site, b)`, 32 bytes.
-    signature: Ed25519, 64 bytes, by the roster's key of `site` over `keys_statement`.
+    Attributes:
+        site: Name of the member.
+        mask_key: Raw X25519 public key, 32 bytes, of the pairwise masks.
+        kem_key: Raw ML-KEM-768 encapsulation key, 1184 bytes, of the same masks and of the shares for this member.
+        share_key: Raw X25519 public key, 32 bytes, of the shares for this member.
+        seed_commitment: `commitment(ctx, site, b)`, 32 bytes.
+        signature: Ed25519, 64 bytes, by the roster's key of `site` over `keys_statement`.
     """
 
     site: str
     mask_key: bytes
+    kem_key: bytes
     share_key: bytes
     seed_commitment: bytes
     signature: bytes
+
+
+@dataclass(frozen=True)
+class DealtShares:
+    """What a dealer sends to one member in the shares phase, itself included.
+
+    Attributes:
+        kem_ciphertext: ML-KEM-768, 1088 bytes, to the member's `kem_key`; empty in the dealer's own.
+        pair_secret: 32 bytes, the dealer's part of their mask key under a one-time pad; empty unless the dealer comes
+            first of the two.
+        ciphertext: AES-256-GCM of both shares; empty in the dealer's own.
+        seed_digest: `share_digest` of the seed share, 32 bytes.
+        key_digest: `share_digest` of the mask-key share, 32 bytes.
+        signature: Ed25519, 64 bytes, by the dealer over `dealt_statement`.
+    """
+
+    kem_ciphertext: bytes
+    pair_secret: bytes
+    ciphertext: bytes
+    seed_digest: bytes
+    key_digest: bytes
+    signature: bytes = b""
+
+    def share_digest(self, kind: "ShareKind") -> bytes:
+        """The digest that a revealed share of this kind has to have."""
+        return self.seed_digest if kind is ShareKind.SEED else self.key_digest
 
 
 @dataclass(frozen=True)
@@ -143,7 +177,34 @@ def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
 def keys_statement(ctx: Context, advertisement: Advertisement) -> bytes:
     """What a member signs in the keys phase."""
     a = advertisement
-    return statement("keys", ctx, _site(a.site), a.mask_key, a.share_key, a.seed_commitment)
+    return statement("keys", ctx, _site(a.site), a.mask_key, a.kem_key, a.share_key, a.seed_commitment)
+
+
+def dealt_statement(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares) -> bytes:
+    """What a dealer signs about its shares for one member. So nobody else can spoil them in its name."""
+    return statement("dealt", uctx, _site(dealer), _site(member), dealt_digest(dealt))
+
+
+def dealt_digest(dealt: DealtShares) -> bytes:
+    """SHA-256 over everything but the signature."""
+    d = dealt
+    return digest("dealt shares", d.kem_ciphertext, d.pair_secret, d.ciphertext, d.seed_digest, d.key_digest)
+
+
+def share_digest(uctx: CohortContext, kind: "ShareKind", dealer: str, member: str, share: bytes) -> bytes:
+    """Binds a dealer to each share it deals. A share has 256 bits of entropy, so the digest hides it."""
+    return digest("dealt share", uctx, kind.name.encode(), _site(dealer), _site(member), share)
+
+
+def complaint_statement(uctx: CohortContext, site: str, dealer: str, dealt: DealtShares) -> bytes:
+    """What a member signs when the shares that `dealer` signed for it are not shares."""
+    return statement("complaint", uctx, _site(site), _site(dealer), dealt_digest(dealt))
+
+
+def reveal_statement(uctx: CohortContext, site: str, answer: Mapping[str, "RevealedShare"]) -> bytes:
+    """What a member signs in the reveal phase: its one answer."""
+    entries = (frame(_site(about), answer[about].kind.name.encode(), answer[about].share) for about in order(answer))
+    return statement("reveal", uctx, _site(site), digest("answer", *entries))
 
 
 def upload_statement(uctx: CohortContext, site: str, upload_digest: bytes) -> bytes:
@@ -157,9 +218,19 @@ def confirm_statement(uctx: CohortContext, uploaded: Collection[str]) -> bytes:
     return statement("confirm", uctx, digest("uploaded", *(_site(site) for site in order(uploaded))))
 
 
-def share_label(uctx: CohortContext, sender: str, receiver: str) -> bytes:
+def share_label(uctx: CohortContext, sender: str, receiver: str, kem_ciphertext: bytes) -> bytes:
     """HKDF info and AAD of the ciphertext from sender to receiver: one key a direction, one message a key."""
-    return statement("share", uctx, _site(sender), _site(receiver))
+    return statement("share", uctx, _site(sender), _site(receiver), hashlib.sha256(kem_ciphertext).digest())
+
+
+def pair_secret_label(uctx: CohortContext, first: str, second: str) -> bytes:
+    """HKDF info of the secret that the first of two members adds to their mask key."""
+    return statement("pair secret", uctx, _site(first), _site(second))
+
+
+def pair_pad_label(uctx: CohortContext, first: str, second: str) -> bytes:
+    """HKDF info of the one-time pad under which that secret travels."""
+    return statement("pair pad", uctx, _site(first), _site(second))
 
 
 def pair_label(uctx: CohortContext, one: str, other: str) -> bytes:
@@ -195,7 +266,7 @@ def frame(*fields: bytes) -> bytes:
 
 def _entries(advertisements: Mapping[str, Advertisement]) -> list[bytes]:
     named = [(site, advertisements[site]) for site in order(advertisements)]
-    return [frame(_site(site), a.mask_key, a.share_key, a.seed_commitment) for site, a in named]
+    return [frame(_site(site), a.mask_key, a.kem_key, a.share_key, a.seed_commitment) for site, a in named]
 
 
 def _u64(value: int) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x65ration/v1/enrolment.proto\x12\nhemofed.v1\"z\n\x0bJoinRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x04 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x05 \x01(\x0c\x12\x12\n\npossession\x18\x06 \x01(\x0c\"n\n\tJoinReply\x12&\n\x07pending\x18\x01 \x01(\x0b\x32\x13.hemofed.v1.PendingH\x00\x12.\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x17.hemofed.v1.CredentialsH\x00\x42\t\n\x07outcome\" \n\x07Pending\x12\x15\n\rretry_after_s\x18\x01 \x01(\r\"\x8f\x01\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x1a\n\x12\x63\x61_certificate_pem\x18\x02 \x01(\x0c\x12!\n\x19\x63ustodian_certificate_pem\x18\x03 \x01(\x0c\x12(\n\x06roster\x18\x04 \x01(\x0b\x32\x18.hemofed.v1.SignedRoster\" \n\x10\x43hallengeRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"\x1f\n\x0e\x43hallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"Q\n\x0eRecoverRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"\x14\n\x12\x46\x65tchRosterRequest\"\x0e\n\x0cLeaveRequest\"\x0c\n\nLeaveReply\"1\n\x0cSignedRoster\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"?\n\x06Roster\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x17.hemofed.v1.RosterEntry\"E\n\x0bRosterEntry\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bsigning_key\x18\x02 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x03 \x01(\x0c\x32\x8a\x03\n\tEnrolment\x12\x36\n\x04Join\x12\x17.hemofed.v1.JoinRequest\x1a\x15.hemofed.v1.JoinReply\x12\x45\n\tChallenge\x12\x1c.hemofed.v1.ChallengeRequest\x1a\x1a.hemofed.v1.ChallengeReply\x12>\n\x07Recover\x12\x1a.hemofed.v1.RecoverRequest\x1a\x17.hemofed.v1.Credentials\x12:\n\x05Renew\x12\x18.hemofed.v1.RenewRequest\x1a\x17.hemofed.v1.Credentials\x12G\n\x0b\x46\x65tchRoster\x12\x1e.hemofed.v1.FetchRosterRequest\x1a\x18.hemofed.v1.SignedRoster\x12\x39\n\x05Leave\x12\x18.hemofed.v1.LeaveRequest\x1a\x16.hemofed.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64\x65ration/v1/enrolment.proto\x12\nhemofed.v1\"z\n\x0bJoinRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x04 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x05 \x01(\x0c\x12\x12\n\npossession\x18\x06 \x01(\x0c\"n\n\tJoinReply\x12&\n\x07pending\x18\x01 \x01(\x0b\x32\x13.hemofed.v1.PendingH\x00\x12.\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x17.hemofed.v1.CredentialsH\x00\x42\t\n\x07outcome\" \n\x07Pending\x12\x15\n\rretry_after_s\x18\x01 \x01(\r\"\x8f\x01\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x1a\n\x12\x63\x61_certificate_pem\x18\x02 \x01(\x0c\x12!\n\x19\x63ustodian_certificate_pem\x18\x03 \x01(\x0c\x12(\n\x06roster\x18\x04 \x01(\x0b\x32\x18.hemofed.v1.SignedRoster\" \n\x10\x43hallengeRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"\x1f\n\x0e\x43hallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"Q\n\x0eRecoverRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"\x14\n\x12\x46\x65tchRosterRequest\"\x0e\n\x0cLeaveRequest\"\x0c\n\nLeaveReply\"g\n\x0cSignedRoster\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x34\n\x0bsuccessions\x18\x03 \x03(\x0b\x32\x1f.hemofed.v1.CustodianSuccession\"5\n\x13\x43ustodianSuccession\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"k\n\x06Roster\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x17.hemofed.v1.RosterEntry\x12\x14\n\x0c\x63reated_at_s\x18\x03 \x01(\x04\x12\x14\n\x0c\x65xpires_at_s\x18\x04 \x01(\x04\"E\n\x0bRosterEntry\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bsigning_key\x18\x02 \x01(\x0c\x12\x13\n\x0bsealing_key\x18\x03 \x01(\x0c\x32\x8a\x03\n\tEnrolment\x12\x36\n\x04Join\x12\x17.hemofed.v1.JoinRequest\x1a\x15.hemofed.v1.JoinReply\x12\x45\n\tChallenge\x12\x1c.hemofed.v1.ChallengeRequest\x1a\x1a.hemofed.v1.ChallengeReply\x12>\n\x07Recover\x12\x1a.hemofed.v1.RecoverRequest\x1a\x17.hemofed.v1.Credentials\x12:\n\x05Renew\x12\x18.hemofed.v1.RenewRequest\x1a\x17.hemofed.v1.Credentials\x12G\n\x0b\x46\x65tchRoster\x12\x1e.hemofed.v1.FetchRosterRequest\x1a\x18.hemofed.v1.SignedRoster\x12\x39\n\x05Leave\x12\x18.hemofed.v1.LeaveRequest\x1a\x16.hemofed.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,11 +54,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEAVEREPLY']._serialized_start=682
   _globals['_LEAVEREPLY']._serialized_end=694
   _globals['_SIGNEDROSTER']._serialized_start=696
-  _globals['_SIGNEDROSTER']._serialized_end=745
-  _globals['_ROSTER']._serialized_start=747
-  _globals['_ROSTER']._serialized_end=810
-  _globals['_ROSTERENTRY']._serialized_start=812
-  _globals['_ROSTERENTRY']._serialized_end=881
-  _globals['_ENROLMENT']._serialized_start=884
-  _globals['_ENROLMENT']._serialized_end=1278
+  _globals['_SIGNEDROSTER']._serialized_end=799
+  _globals['_CUSTODIANSUCCESSION']._serialized_start=801
+  _globals['_CUSTODIANSUCCESSION']._serialized_end=854
+  _globals['_ROSTER']._serialized_start=856
+  _globals['_ROSTER']._serialized_end=963
+  _globals['_ROSTERENTRY']._serialized_start=965
+  _globals['_ROSTERENTRY']._serialized_end=1034
+  _globals['_ENROLMENT']._serialized_start=1037
+  _globals['_ENROLMENT']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

@@ -285,23 +285,55 @@ class SignedRoster(_message.Message):
 
     ROSTER_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    SUCCESSIONS_FIELD_NUMBER: _builtins.int
     roster: _builtins.bytes
     """canonical serialization of Roster"""
     signature: _builtins.bytes
     """Ed25519 by the custodian over "hemofed roster v1" || 0x00 || roster"""
+    @_builtins.property
+    def successions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustodianSuccession]:
+        """oldest first; from a key that sites may still hold to this one"""
+
     def __init__(
         self,
         *,
         roster: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        successions: _abc.Iterable[Global___CustodianSuccession] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster", "signature", b"signature", "successions", b"successions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignedRoster: _TypeAlias = SignedRoster  # noqa: Y015
+
+@_typing.final
+class CustodianSuccession(_message.Message):
+    """The custodian has a new key. Sites that hold the old one take the new one from here on, and never go back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """the new Ed25519 public key, 32 bytes"""
+    signature: _builtins.bytes
+    """Ed25519 by the old key over "hemofed custodian v1" || 0x00 || key"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustodianSuccession: _TypeAlias = CustodianSuccession  # noqa: Y015
 
 @_typing.final
 class Roster(_message.Message):
@@ -309,8 +341,14 @@ class Roster(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     SITES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_S_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """grows by one with every change; sites never go back"""
+    created_at_s: _builtins.int
+    """Unix time; 0, as is the next, in rosters of version 0.1.0, which never end"""
+    expires_at_s: _builtins.int
+    """from then on sites take part in nothing until a newer roster comes"""
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterEntry]:
         """sorted by site, no repeats"""
@@ -320,10 +358,12 @@ class Roster(_message.Message):
         *,
         epoch: _builtins.int = ...,
         sites: _abc.Iterable[Global___RosterEntry] | None = ...,
+        created_at_s: _builtins.int = ...,
+        expires_at_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_s", b"created_at_s", "epoch", b"epoch", "expires_at_s", b"expires_at_s", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

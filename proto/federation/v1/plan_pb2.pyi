@@ -384,6 +384,7 @@ class Encoding(_message.Message):
     BITS_FIELD_NUMBER: _builtins.int
     WEIGHT_CAP_FIELD_NUMBER: _builtins.int
     ROTATION_SEED_FIELD_NUMBER: _builtins.int
+    COUNT_CAP_FIELD_NUMBER: _builtins.int
     clip_norm: _builtins.float
     """(0, 1000]; L2 norm of an update"""
     bits: _builtins.int
@@ -392,6 +393,8 @@ class Encoding(_message.Message):
     """1..1000000 studies; weight = min(studies, cap) / cap"""
     rotation_seed: _builtins.bytes
     """32 bytes"""
+    count_cap: _builtins.int
+    """16..1000000: a member's examples, and its slices of one label and truth; 0: 2^32 (0.1.0)"""
     def __init__(
         self,
         *,
@@ -399,10 +402,11 @@ class Encoding(_message.Message):
         bits: _builtins.int = ...,
         weight_cap: _builtins.int = ...,
         rotation_seed: _builtins.bytes = ...,
+        count_cap: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "clip_norm", b"clip_norm", "rotation_seed", b"rotation_seed", "weight_cap", b"weight_cap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "clip_norm", b"clip_norm", "count_cap", b"count_cap", "rotation_seed", b"rotation_seed", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

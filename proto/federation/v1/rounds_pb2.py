@@ -27,51 +27,57 @@ from federation.v1 import plan_pb2 as federation_dot_v1_dot_plan__pb2
 from federation.v1 import secagg_pb2 as federation_dot_v1_dot_secagg__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x65ration/v1/rounds.proto\x12\nhemofed.v1\x1a\x19\x66\x65\x64\x65ration/v1/blobs.proto\x1a\x18\x66\x65\x64\x65ration/v1/plan.proto\x1a\x1a\x66\x65\x64\x65ration/v1/secagg.proto\"\x8b\x02\n\x0bPollRequest\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.hemofed.v1.SiteState\x12(\n\x07reasons\x18\x02 \x03(\x0e\x32\x17.hemofed.v1.StateReason\x12(\n\nworking_on\x18\x03 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x18\n\x10progress_percent\x18\x04 \x01(\r\x12\x14\n\x0croster_epoch\x18\x05 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x06 \x01(\x0c\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x16\n\x0eledger_entries\x18\x08 \x01(\x04\x12\x13\n\x0bledger_head\x18\t \x01(\x0c\"\xe1\x02\n\tPollReply\x12\x16\n\x0eretry_after_ms\x18\x01 \x01(\r\x12\x14\n\x0croster_epoch\x18\x02 \x01(\x04\x12&\n\x05train\x18\x03 \x01(\x0b\x32\x15.hemofed.v1.TrainStepH\x00\x12$\n\x04keys\x18\x04 \x01(\x0b\x32\x14.hemofed.v1.KeysStepH\x00\x12(\n\x06shares\x18\x05 \x01(\x0b\x32\x16.hemofed.v1.SharesStepH\x00\x12(\n\x06upload\x18\x06 \x01(\x0b\x32\x16.hemofed.v1.UploadStepH\x00\x12*\n\x07\x63onfirm\x18\x07 \x01(\x0b\x32\x17.hemofed.v1.ConfirmStepH\x00\x12(\n\x06reveal\x18\x08 \x01(\x0b\x32\x16.hemofed.v1.RevealStepH\x00\x12&\n\x05\x63lose\x18\t \x01(\x0b\x32\x15.hemofed.v1.CloseStepH\x00\x42\x06\n\x04step\"\xe2\x01\n\tTrainStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x65valuation_only\x18\x04 \x01(\x08\x12(\n\x0bwhole_model\x18\x05 \x01(\x0b\x32\x13.hemofed.v1.BlobRef\x12\'\n\x05\x63hain\x18\x06 \x03(\x0b\x32\x18.hemofed.v1.PublishedSum\x12\x14\n\x0cseconds_left\x18\x07 \x01(\r\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"f\n\x0cPublishedSum\x12\r\n\x05round\x18\x01 \x01(\r\x12 \n\x03sum\x18\x02 \x01(\x0b\x32\x13.hemofed.v1.BlobRef\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\x0c\"`\n\x08KeysStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x19\n\x11\x62\x61se_model_digest\x18\x02 \x01(\x0c\x12\x14\n\x0croster_epoch\x18\x03 \x01(\x04\"d\n\nSharesStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x31\n\x0e\x61\x64vertisements\x18\x02 \x03(\x0b\x32\x19.hemofed.v1.Advertisement\"n\n\nUploadStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x0f\n\x07members\x18\x02 \x03(\t\x12*\n\x06shares\x18\x03 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"D\n\x0b\x43onfirmStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x10\n\x08uploaded\x18\x02 \x03(\t\"t\n\nRevealStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x10\n\x08uploaded\x18\x02 \x03(\t\x12/\n\rconfirmations\x18\x03 \x03(\x0b\x32\x18.hemofed.v1.Confirmation\"\xf0\x01\n\tCloseStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.hemofed.v1.CloseStep.Outcome\x12+\n\tpublished\x18\x03 \x01(\x0b\x32\x18.hemofed.v1.PublishedSum\"a\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tPUBLISHED\x10\x01\x12\r\n\tABANDONED\x10\x02\x12\x11\n\rNOT_IN_COHORT\x10\x03\x12\x0c\n\x08RUN_OVER\x10\x04\"\'\n\x10\x46\x65tchPlanRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\"3\n\x0cReadyMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\"^\n\x0e\x44\x65\x63lineMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.hemofed.v1.StateReason\"s\n\x07Receipt\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.hemofed.v1.Receipt.Verdict\":\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x08\n\x04LATE\x10\x02*\xc0\x01\n\tSiteState\x12\x1a\n\x16SITE_STATE_UNSPECIFIED\x10\x00\x12\r\n\tSITE_IDLE\x10\x01\x12\x1a\n\x16SITE_AWAITING_APPROVAL\x10\x02\x12\x12\n\x0eSITE_PREPARING\x10\x03\x12\x11\n\rSITE_TRAINING\x10\x04\x12\x0f\n\x0bSITE_PAUSED\x10\x05\x12\x0e\n\nSITE_READY\x10\x06\x12\x10\n\x0cSITE_MASKING\x10\x07\x12\x12\n\x0eSITE_ATTENTION\x10\x08*\xe8\x03\n\x0bStateReason\x12\x1c\n\x18STATE_REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08OPERATOR\x10\x01\x12\n\n\x06WINDOW\x10\x02\x12\x0c\n\x08\x42LACKOUT\x10\x03\x12\x0f\n\x0b\x46OREIGN_CPU\x10\x04\x12\n\n\x06MEMORY\x10\x05\x12\x06\n\x02IO\x10\x06\x12\x0c\n\x08GPU_BUSY\x10\x07\x12\x0f\n\x0bUSER_ACTIVE\x10\x08\x12\x12\n\x0eREMOTE_SESSION\x10\t\x12\x0b\n\x07\x42\x41TTERY\x10\n\x12\x07\n\x03UPS\x10\x0b\x12\x0b\n\x07THERMAL\x10\x0c\x12\x08\n\x04\x44ISK\x10\r\x12\x11\n\rEXCLUSIVE_APP\x10\x0e\x12\x0c\n\x08SHUTDOWN\x10\x0f\x12\x12\n\x0eUNKNOWN_SIGNAL\x10\x10\x12\x0f\n\x0bSTART_DELAY\x10\x11\x12\x08\n\x04HOLD\x10\x12\x12\x0b\n\x07METERED\x10\x13\x12\x0c\n\x08NET_DOWN\x10\x14\x12\t\n\x05QUOTA\x10\x15\x12\x0e\n\nNET_WINDOW\x10\x16\x12\t\n\x05PROXY\x10\x17\x12\x12\n\x0eTRAINER_SILENT\x10\x18\x12\x13\n\x0fTOO_FEW_STUDIES\x10\x19\x12\r\n\tNO_LABELS\x10\x1a\x12\x13\n\x0fTRAINING_FAILED\x10\x1b\x12\x10\n\x0cPLAN_REFUSED\x10\x1c\x12\n\n\x06POLICY\x10\x1d\x12\x12\n\x0eMODEL_MISMATCH\x10\x1e\x32\xab\x04\n\x06Rounds\x12\x36\n\x04Poll\x12\x17.hemofed.v1.PollRequest\x1a\x15.hemofed.v1.PollReply\x12\x41\n\tFetchPlan\x12\x1c.hemofed.v1.FetchPlanRequest\x1a\x16.hemofed.v1.SignedPlan\x12\x36\n\x05Ready\x12\x18.hemofed.v1.ReadyMessage\x1a\x13.hemofed.v1.Receipt\x12\x38\n\x08SendKeys\x12\x17.hemofed.v1.KeysMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendShares\x12\x19.hemofed.v1.SharesMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendUpload\x12\x19.hemofed.v1.UploadMessage\x1a\x13.hemofed.v1.Receipt\x12>\n\x0bSendConfirm\x12\x1a.hemofed.v1.ConfirmMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendReveal\x12\x19.hemofed.v1.RevealMessage\x1a\x13.hemofed.v1.Receipt\x12:\n\x07\x44\x65\x63line\x12\x1a.hemofed.v1.DeclineMessage\x1a\x13.hemofed.v1.Receiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x65ration/v1/rounds.proto\x12\nhemofed.v1\x1a\x19\x66\x65\x64\x65ration/v1/blobs.proto\x1a\x18\x66\x65\x64\x65ration/v1/plan.proto\x1a\x1a\x66\x65\x64\x65ration/v1/secagg.proto\"\x9b\x02\n\x0bPollRequest\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.hemofed.v1.SiteState\x12(\n\x07reasons\x18\x02 \x03(\x0e\x32\x17.hemofed.v1.StateReason\x12(\n\nworking_on\x18\x03 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x18\n\x10progress_percent\x18\x04 \x01(\r\x12\x14\n\x0croster_epoch\x18\x05 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x06 \x01(\x0c\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x16\n\x0eledger_entries\x18\x08 \x01(\x04\x12\x13\n\x0bledger_head\x18\t \x01(\x0c\x12\x0e\n\x06secagg\x18\n \x01(\r\"\x98\x03\n\tPollReply\x12\x16\n\x0eretry_after_ms\x18\x01 \x01(\r\x12\x14\n\x0croster_epoch\x18\x02 \x01(\x04\x12&\n\x05train\x18\x03 \x01(\x0b\x32\x15.hemofed.v1.TrainStepH\x00\x12$\n\x04keys\x18\x04 \x01(\x0b\x32\x14.hemofed.v1.KeysStepH\x00\x12(\n\x06shares\x18\x05 \x01(\x0b\x32\x16.hemofed.v1.SharesStepH\x00\x12(\n\x06upload\x18\x06 \x01(\x0b\x32\x16.hemofed.v1.UploadStepH\x00\x12*\n\x07\x63onfirm\x18\x07 \x01(\x0b\x32\x17.hemofed.v1.ConfirmStepH\x00\x12(\n\x06reveal\x18\x08 \x01(\x0b\x32\x16.hemofed.v1.RevealStepH\x00\x12&\n\x05\x63lose\x18\t \x01(\x0b\x32\x15.hemofed.v1.CloseStepH\x00\x12\x1b\n\x13ledger_entries_seen\x18\n \x01(\x04\x12\x18\n\x10ledger_head_seen\x18\x0b \x01(\x0c\x42\x06\n\x04step\"\x95\x02\n\tTrainStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x65valuation_only\x18\x04 \x01(\x08\x12(\n\x0bwhole_model\x18\x05 \x01(\x0b\x32\x13.hemofed.v1.BlobRef\x12\'\n\x05\x63hain\x18\x06 \x03(\x0b\x32\x18.hemofed.v1.PublishedSum\x12\x14\n\x0cseconds_left\x18\x07 \x01(\r\x12\x31\n\x0b\x63\x65rtificate\x18\x08 \x01(\x0b\x32\x1c.hemofed.v1.ModelCertificate\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"f\n\x0cPublishedSum\x12\r\n\x05round\x18\x01 \x01(\r\x12 \n\x03sum\x18\x02 \x01(\x0b\x32\x13.hemofed.v1.BlobRef\x12\x0f\n\x07members\x18\x03 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\x0c\"\xa8\x01\n\x10ModelCertificate\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\x12\x19\n\x11\x62\x61se_model_digest\x18\x03 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\x05 \x03(\t\x12/\n\nsignatures\x18\x06 \x03(\x0b\x32\x1b.hemofed.v1.MemberSignature\"2\n\x0fMemberSignature\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"H\n\x0eModelSignature\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"`\n\x08KeysStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x19\n\x11\x62\x61se_model_digest\x18\x02 \x01(\x0c\x12\x14\n\x0croster_epoch\x18\x03 \x01(\x04\"d\n\nSharesStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x31\n\x0e\x61\x64vertisements\x18\x02 \x03(\x0b\x32\x19.hemofed.v1.Advertisement\"n\n\nUploadStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x0f\n\x07members\x18\x02 \x03(\t\x12*\n\x06shares\x18\x03 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"D\n\x0b\x43onfirmStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x10\n\x08uploaded\x18\x02 \x03(\t\"t\n\nRevealStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x10\n\x08uploaded\x18\x02 \x03(\t\x12/\n\rconfirmations\x18\x03 \x03(\x0b\x32\x18.hemofed.v1.Confirmation\"\xbd\x02\n\tCloseStep\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.hemofed.v1.CloseStep.Outcome\x12+\n\tpublished\x18\x03 \x01(\x0b\x32\x18.hemofed.v1.PublishedSum\x12\x10\n\x08uploaded\x18\x04 \x03(\t\x12,\n\x0c\x62\x61\x64_dealings\x18\x05 \x03(\x0b\x32\x16.hemofed.v1.BadDealing\"n\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tPUBLISHED\x10\x01\x12\r\n\tABANDONED\x10\x02\x12\x11\n\rNOT_IN_COHORT\x10\x03\x12\x0c\n\x08RUN_OVER\x10\x04\x12\x0b\n\x07REFUSED\x10\x05\"\'\n\x10\x46\x65tchPlanRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\"3\n\x0cReadyMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\"^\n\x0e\x44\x65\x63lineMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.hemofed.v1.StateReason\"s\n\x07Receipt\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.hemofed.v1.Receipt.Verdict\":\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x08\n\x04LATE\x10\x02*\xc0\x01\n\tSiteState\x12\x1a\n\x16SITE_STATE_UNSPECIFIED\x10\x00\x12\r\n\tSITE_IDLE\x10\x01\x12\x1a\n\x16SITE_AWAITING_APPROVAL\x10\x02\x12\x12\n\x0eSITE_PREPARING\x10\x03\x12\x11\n\rSITE_TRAINING\x10\x04\x12\x0f\n\x0bSITE_PAUSED\x10\x05\x12\x0e\n\nSITE_READY\x10\x06\x12\x10\n\x0cSITE_MASKING\x10\x07\x12\x12\n\x0eSITE_ATTENTION\x10\x08*\xe8\x03\n\x0bStateReason\x12\x1c\n\x18STATE_REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08OPERATOR\x10\x01\x12\n\n\x06WINDOW\x10\x02\x12\x0c\n\x08\x42LACKOUT\x10\x03\x12\x0f\n\x0b\x46OREIGN_CPU\x10\x04\x12\n\n\x06MEMORY\x10\x05\x12\x06\n\x02IO\x10\x06\x12\x0c\n\x08GPU_BUSY\x10\x07\x12\x0f\n\x0bUSER_ACTIVE\x10\x08\x12\x12\n\x0eREMOTE_SESSION\x10\t\x12\x0b\n\x07\x42\x41TTERY\x10\n\x12\x07\n\x03UPS\x10\x0b\x12\x0b\n\x07THERMAL\x10\x0c\x12\x08\n\x04\x44ISK\x10\r\x12\x11\n\rEXCLUSIVE_APP\x10\x0e\x12\x0c\n\x08SHUTDOWN\x10\x0f\x12\x12\n\x0eUNKNOWN_SIGNAL\x10\x10\x12\x0f\n\x0bSTART_DELAY\x10\x11\x12\x08\n\x04HOLD\x10\x12\x12\x0b\n\x07METERED\x10\x13\x12\x0c\n\x08NET_DOWN\x10\x14\x12\t\n\x05QUOTA\x10\x15\x12\x0e\n\nNET_WINDOW\x10\x16\x12\t\n\x05PROXY\x10\x17\x12\x12\n\x0eTRAINER_SILENT\x10\x18\x12\x13\n\x0fTOO_FEW_STUDIES\x10\x19\x12\r\n\tNO_LABELS\x10\x1a\x12\x13\n\x0fTRAINING_FAILED\x10\x1b\x12\x10\n\x0cPLAN_REFUSED\x10\x1c\x12\n\n\x06POLICY\x10\x1d\x12\x12\n\x0eMODEL_MISMATCH\x10\x1e\x32\xad\x05\n\x06Rounds\x12\x36\n\x04Poll\x12\x17.hemofed.v1.PollRequest\x1a\x15.hemofed.v1.PollReply\x12\x41\n\tFetchPlan\x12\x1c.hemofed.v1.FetchPlanRequest\x1a\x16.hemofed.v1.SignedPlan\x12\x36\n\x05Ready\x12\x18.hemofed.v1.ReadyMessage\x1a\x13.hemofed.v1.Receipt\x12\x38\n\x08SendKeys\x12\x17.hemofed.v1.KeysMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendShares\x12\x19.hemofed.v1.SharesMessage\x1a\x13.hemofed.v1.Receipt\x12\x42\n\rSendComplaint\x12\x1c.hemofed.v1.ComplaintMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendUpload\x12\x19.hemofed.v1.UploadMessage\x1a\x13.hemofed.v1.Receipt\x12>\n\x0bSendConfirm\x12\x1a.hemofed.v1.ConfirmMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\nSendReveal\x12\x19.hemofed.v1.RevealMessage\x1a\x13.hemofed.v1.Receipt\x12<\n\tSignModel\x12\x1a.hemofed.v1.ModelSignature\x1a\x13.hemofed.v1.Receipt\x12:\n\x07\x44\x65\x63line\x12\x1a.hemofed.v1.DeclineMessage\x1a\x13.hemofed.v1.Receiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'federation.v1.rounds_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SITESTATE']._serialized_start=2180
-  _globals['_SITESTATE']._serialized_end=2372
-  _globals['_STATEREASON']._serialized_start=2375
-  _globals['_STATEREASON']._serialized_end=2863
+  _globals['_SITESTATE']._serialized_start=2676
+  _globals['_SITESTATE']._serialized_end=2868
+  _globals['_STATEREASON']._serialized_start=2871
+  _globals['_STATEREASON']._serialized_end=3359
   _globals['_POLLREQUEST']._serialized_start=124
-  _globals['_POLLREQUEST']._serialized_end=391
-  _globals['_POLLREPLY']._serialized_start=394
-  _globals['_POLLREPLY']._serialized_end=747
-  _globals['_TRAINSTEP']._serialized_start=750
-  _globals['_TRAINSTEP']._serialized_end=976
-  _globals['_BLOBREF']._serialized_start=978
-  _globals['_BLOBREF']._serialized_end=1023
-  _globals['_PUBLISHEDSUM']._serialized_start=1025
-  _globals['_PUBLISHEDSUM']._serialized_end=1127
-  _globals['_KEYSSTEP']._serialized_start=1129
-  _globals['_KEYSSTEP']._serialized_end=1225
-  _globals['_SHARESSTEP']._serialized_start=1227
-  _globals['_SHARESSTEP']._serialized_end=1327
-  _globals['_UPLOADSTEP']._serialized_start=1329
-  _globals['_UPLOADSTEP']._serialized_end=1439
-  _globals['_CONFIRMSTEP']._serialized_start=1441
-  _globals['_CONFIRMSTEP']._serialized_end=1509
-  _globals['_REVEALSTEP']._serialized_start=1511
-  _globals['_REVEALSTEP']._serialized_end=1627
-  _globals['_CLOSESTEP']._serialized_start=1630
-  _globals['_CLOSESTEP']._serialized_end=1870
-  _globals['_CLOSESTEP_OUTCOME']._serialized_start=1773
-  _globals['_CLOSESTEP_OUTCOME']._serialized_end=1870
-  _globals['_FETCHPLANREQUEST']._serialized_start=1872
-  _globals['_FETCHPLANREQUEST']._serialized_end=1911
-  _globals['_READYMESSAGE']._serialized_start=1913
-  _globals['_READYMESSAGE']._serialized_end=1964
-  _globals['_DECLINEMESSAGE']._serialized_start=1966
-  _globals['_DECLINEMESSAGE']._serialized_end=2060
-  _globals['_RECEIPT']._serialized_start=2062
-  _globals['_RECEIPT']._serialized_end=2177
-  _globals['_RECEIPT_VERDICT']._serialized_start=2119
-  _globals['_RECEIPT_VERDICT']._serialized_end=2177
-  _globals['_ROUNDS']._serialized_start=2866
-  _globals['_ROUNDS']._serialized_end=3421
+  _globals['_POLLREQUEST']._serialized_end=407
+  _globals['_POLLREPLY']._serialized_start=410
+  _globals['_POLLREPLY']._serialized_end=818
+  _globals['_TRAINSTEP']._serialized_start=821
+  _globals['_TRAINSTEP']._serialized_end=1098
+  _globals['_BLOBREF']._serialized_start=1100
+  _globals['_BLOBREF']._serialized_end=1145
+  _globals['_PUBLISHEDSUM']._serialized_start=1147
+  _globals['_PUBLISHEDSUM']._serialized_end=1249
+  _globals['_MODELCERTIFICATE']._serialized_start=1252
+  _globals['_MODELCERTIFICATE']._serialized_end=1420
+  _globals['_MEMBERSIGNATURE']._serialized_start=1422
+  _globals['_MEMBERSIGNATURE']._serialized_end=1472
+  _globals['_MODELSIGNATURE']._serialized_start=1474
+  _globals['_MODELSIGNATURE']._serialized_end=1546
+  _globals['_KEYSSTEP']._serialized_start=1548
+  _globals['_KEYSSTEP']._serialized_end=1644
+  _globals['_SHARESSTEP']._serialized_start=1646
+  _globals['_SHARESSTEP']._serialized_end=1746
+  _globals['_UPLOADSTEP']._serialized_start=1748
+  _globals['_UPLOADSTEP']._serialized_end=1858
+  _globals['_CONFIRMSTEP']._serialized_start=1860
+  _globals['_CONFIRMSTEP']._serialized_end=1928
+  _globals['_REVEALSTEP']._serialized_start=1930
+  _globals['_REVEALSTEP']._serialized_end=2046
+  _globals['_CLOSESTEP']._serialized_start=2049
+  _globals['_CLOSESTEP']._serialized_end=2366
+  _globals['_CLOSESTEP_OUTCOME']._serialized_start=2256
+  _globals['_CLOSESTEP_OUTCOME']._serialized_end=2366
+  _globals['_FETCHPLANREQUEST']._serialized_start=2368
+  _globals['_FETCHPLANREQUEST']._serialized_end=2407
+  _globals['_READYMESSAGE']._serialized_start=2409
+  _globals['_READYMESSAGE']._serialized_end=2460
+  _globals['_DECLINEMESSAGE']._serialized_start=2462
+  _globals['_DECLINEMESSAGE']._serialized_end=2556
+  _globals['_RECEIPT']._serialized_start=2558
+  _globals['_RECEIPT']._serialized_end=2673
+  _globals['_RECEIPT_VERDICT']._serialized_start=2615
+  _globals['_RECEIPT_VERDICT']._serialized_end=2673
+  _globals['_ROUNDS']._serialized_start=3362
+  _globals['_ROUNDS']._serialized_end=4047
 # @@protoc_insertion_point(module_scope)

@@ -174,6 +174,7 @@ class PollRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LEDGER_ENTRIES_FIELD_NUMBER: _builtins.int
     LEDGER_HEAD_FIELD_NUMBER: _builtins.int
+    SECAGG_FIELD_NUMBER: _builtins.int
     state: Global___SiteState.ValueType
     progress_percent: _builtins.int
     """0..100 of local training"""
@@ -187,6 +188,8 @@ class PollRequest(_message.Message):
     """length of the egress ledger"""
     ledger_head: _builtins.bytes
     """and its head, 32 bytes, echoed into the audit so that a cut ledger is noticed"""
+    secagg: _builtins.int
+    """version of secure aggregation that this site speaks; absent: 1"""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[Global___StateReason.ValueType]:
         """at most 32, sorted, no repeats"""
@@ -207,10 +210,11 @@ class PollRequest(_message.Message):
         version: _builtins.str = ...,
         ledger_entries: _builtins.int = ...,
         ledger_head: _builtins.bytes = ...,
+        secagg: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["working_on", b"working_on"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_entries", b"ledger_entries", "ledger_head", b"ledger_head", "model_digest", b"model_digest", "progress_percent", b"progress_percent", "reasons", b"reasons", "roster_epoch", b"roster_epoch", "state", b"state", "version", b"version", "working_on", b"working_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_entries", b"ledger_entries", "ledger_head", b"ledger_head", "model_digest", b"model_digest", "progress_percent", b"progress_percent", "reasons", b"reasons", "roster_epoch", b"roster_epoch", "secagg", b"secagg", "state", b"state", "version", b"version", "working_on", b"working_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,10 +233,16 @@ class PollReply(_message.Message):
     CONFIRM_FIELD_NUMBER: _builtins.int
     REVEAL_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    LEDGER_ENTRIES_SEEN_FIELD_NUMBER: _builtins.int
+    LEDGER_HEAD_SEEN_FIELD_NUMBER: _builtins.int
     retry_after_ms: _builtins.int
     """0 means at once"""
     roster_epoch: _builtins.int
     """newest; a site that holds an older one fetches it"""
+    ledger_entries_seen: _builtins.int
+    """the most that this site has ever reported; more than it has: it was rolled back"""
+    ledger_head_seen: _builtins.bytes
+    """the head it reported with them"""
     @_builtins.property
     def train(self) -> Global___TrainStep: ...
     @_builtins.property
@@ -259,10 +269,12 @@ class PollReply(_message.Message):
         confirm: Global___ConfirmStep | None = ...,
         reveal: Global___RevealStep | None = ...,
         close: Global___CloseStep | None = ...,
+        ledger_entries_seen: _builtins.int = ...,
+        ledger_head_seen: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "confirm", b"confirm", "keys", b"keys", "reveal", b"reveal", "shares", b"shares", "step", b"step", "train", b"train", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "confirm", b"confirm", "keys", b"keys", "retry_after_ms", b"retry_after_ms", "reveal", b"reveal", "roster_epoch", b"roster_epoch", "shares", b"shares", "step", b"step", "train", b"train", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "confirm", b"confirm", "keys", b"keys", "ledger_entries_seen", b"ledger_entries_seen", "ledger_head_seen", b"ledger_head_seen", "retry_after_ms", b"retry_after_ms", "reveal", b"reveal", "roster_epoch", b"roster_epoch", "shares", b"shares", "step", b"step", "train", b"train", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["train", "keys", "shares", "upload", "confirm", "reveal", "close"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
@@ -281,6 +293,7 @@ class TrainStep(_message.Message):
     WHOLE_MODEL_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.bytes
     base_model_digest: _builtins.bytes
     evaluation_only: _builtins.bool
@@ -297,6 +310,10 @@ class TrainStep(_message.Message):
     def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedSum]:
         """newest last; from the oldest model the aggregator believes the site holds"""
 
+    @_builtins.property
+    def certificate(self) -> Global___ModelCertificate:
+        """with whole_model, but for the plan's initial model"""
+
     def __init__(
         self,
         *,
@@ -307,10 +324,11 @@ class TrainStep(_message.Message):
         whole_model: Global___BlobRef | None = ...,
         chain: _abc.Iterable[Global___PublishedSum] | None = ...,
         seconds_left: _builtins.int = ...,
+        certificate: Global___ModelCertificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "chain", b"chain", "evaluation_only", b"evaluation_only", "plan_digest", b"plan_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "plan_digest", b"plan_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,6 +388,100 @@ class PublishedSum(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishedSum: _TypeAlias = PublishedSum  # noqa: Y015
+
+@_typing.final
+class ModelCertificate(_message.Message):
+    """Proof that the members of a round computed this model: a site that did not take part can believe it without trust in
+    the aggregator. Complete with t signatures of the cohort.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_DIGEST_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    COHORT_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    plan_digest: _builtins.bytes
+    round: _builtins.int
+    """that led to the model"""
+    base_model_digest: _builtins.bytes
+    model_digest: _builtins.bytes
+    @_builtins.property
+    def cohort(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """U3, sorted"""
+
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberSignature]:
+        """sorted by site"""
+
+    def __init__(
+        self,
+        *,
+        plan_digest: _builtins.bytes = ...,
+        round: _builtins.int = ...,
+        base_model_digest: _builtins.bytes = ...,
+        model_digest: _builtins.bytes = ...,
+        cohort: _abc.Iterable[_builtins.str] | None = ...,
+        signatures: _abc.Iterable[Global___MemberSignature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "cohort", b"cohort", "model_digest", b"model_digest", "plan_digest", b"plan_digest", "round", b"round", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCertificate: _TypeAlias = ModelCertificate  # noqa: Y015
+
+@_typing.final
+class MemberSignature(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    signature: _builtins.bytes
+    """Ed25519 over "hemofed model v1" || 0x00 || the certificate without signatures"""
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberSignature: _TypeAlias = MemberSignature  # noqa: Y015
+
+@_typing.final
+class ModelSignature(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    signature: _builtins.bytes
+    """as in MemberSignature"""
+    @_builtins.property
+    def round(self) -> _blobs_pb2.RoundRef:
+        """attempt 0"""
+
+    def __init__(
+        self,
+        *,
+        round: _blobs_pb2.RoundRef | None = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSignature: _TypeAlias = ModelSignature  # noqa: Y015
 
 @_typing.final
 class KeysStep(_message.Message):
@@ -532,6 +644,8 @@ class CloseStep(_message.Message):
         """erase; the round went on without this site"""
         RUN_OVER: CloseStep._Outcome.ValueType  # 4
         """completed or aborted: erase and stop training"""
+        REFUSED: CloseStep._Outcome.ValueType  # 5
+        """the sum leads to no model: check that, then erase; the base stays"""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     OUTCOME_UNSPECIFIED: CloseStep.Outcome.ValueType  # 0
@@ -543,16 +657,28 @@ class CloseStep(_message.Message):
     """erase; the round went on without this site"""
     RUN_OVER: CloseStep.Outcome.ValueType  # 4
     """completed or aborted: erase and stop training"""
+    REFUSED: CloseStep.Outcome.ValueType  # 5
+    """the sum leads to no model: check that, then erase; the base stays"""
 
     ROUND_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
+    UPLOADED_FIELD_NUMBER: _builtins.int
+    BAD_DEALINGS_FIELD_NUMBER: _builtins.int
     outcome: Global___CloseStep.Outcome.ValueType
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
     def published(self) -> Global___PublishedSum:
-        """with PUBLISHED"""
+        """with PUBLISHED; with REFUSED, without a model"""
+
+    @_builtins.property
+    def uploaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """with PUBLISHED and REFUSED: U3"""
+
+    @_builtins.property
+    def bad_dealings(self) -> _containers.RepeatedCompositeFieldContainer[_secagg_pb2.BadDealing]:
+        """with ABANDONED, where they are why no sum was recovered"""
 
     def __init__(
         self,
@@ -560,10 +686,12 @@ class CloseStep(_message.Message):
         round: _blobs_pb2.RoundRef | None = ...,
         outcome: Global___CloseStep.Outcome.ValueType = ...,
         published: Global___PublishedSum | None = ...,
+        uploaded: _abc.Iterable[_builtins.str] | None = ...,
+        bad_dealings: _abc.Iterable[_secagg_pb2.BadDealing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["published", b"published", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "published", b"published", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_dealings", b"bad_dealings", "outcome", b"outcome", "published", b"published", "round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,11 @@ class RoundsStub:
                 request_serializer=federation_dot_v1_dot_secagg__pb2.SharesMessage.SerializeToString,
                 response_deserializer=federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.SendComplaint = channel.unary_unary(
+                '/hemofed.v1.Rounds/SendComplaint',
+                request_serializer=federation_dot_v1_dot_secagg__pb2.ComplaintMessage.SerializeToString,
+                response_deserializer=federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
+                _registered_method=True)
         self.SendUpload = channel.unary_unary(
                 '/hemofed.v1.Rounds/SendUpload',
                 request_serializer=federation_dot_v1_dot_secagg__pb2.UploadMessage.SerializeToString,
@@ -74,6 +79,11 @@ class RoundsStub:
         self.SendReveal = channel.unary_unary(
                 '/hemofed.v1.Rounds/SendReveal',
                 request_serializer=federation_dot_v1_dot_secagg__pb2.RevealMessage.SerializeToString,
+                response_deserializer=federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.SignModel = channel.unary_unary(
+                '/hemofed.v1.Rounds/SignModel',
+                request_serializer=federation_dot_v1_dot_rounds__pb2.ModelSignature.SerializeToString,
                 response_deserializer=federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
                 _registered_method=True)
         self.Decline = channel.unary_unary(
@@ -116,6 +126,13 @@ class RoundsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendComplaint(self, request, context):
+        """before the upload, by a member with a reason
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SendUpload(self, request, context):
         """after the blob is complete
         """
@@ -131,6 +148,13 @@ class RoundsServicer:
 
     def SendReveal(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignModel(self, request, context):
+        """once this site has computed the model that a round led to
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -169,6 +193,11 @@ def add_RoundsServicer_to_server(servicer, server):
                     request_deserializer=federation_dot_v1_dot_secagg__pb2.SharesMessage.FromString,
                     response_serializer=federation_dot_v1_dot_rounds__pb2.Receipt.SerializeToString,
             ),
+            'SendComplaint': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendComplaint,
+                    request_deserializer=federation_dot_v1_dot_secagg__pb2.ComplaintMessage.FromString,
+                    response_serializer=federation_dot_v1_dot_rounds__pb2.Receipt.SerializeToString,
+            ),
             'SendUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.SendUpload,
                     request_deserializer=federation_dot_v1_dot_secagg__pb2.UploadMessage.FromString,
@@ -182,6 +211,11 @@ def add_RoundsServicer_to_server(servicer, server):
             'SendReveal': grpc.unary_unary_rpc_method_handler(
                     servicer.SendReveal,
                     request_deserializer=federation_dot_v1_dot_secagg__pb2.RevealMessage.FromString,
+                    response_serializer=federation_dot_v1_dot_rounds__pb2.Receipt.SerializeToString,
+            ),
+            'SignModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignModel,
+                    request_deserializer=federation_dot_v1_dot_rounds__pb2.ModelSignature.FromString,
                     response_serializer=federation_dot_v1_dot_rounds__pb2.Receipt.SerializeToString,
             ),
             'Decline': grpc.unary_unary_rpc_method_handler(
@@ -336,6 +370,33 @@ class Rounds:
             _registered_method=True)
 
     @staticmethod
+    def SendComplaint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hemofed.v1.Rounds/SendComplaint',
+            federation_dot_v1_dot_secagg__pb2.ComplaintMessage.SerializeToString,
+            federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SendUpload(request,
             target,
             options=(),
@@ -405,6 +466,33 @@ class Rounds:
             target,
             '/hemofed.v1.Rounds/SendReveal',
             federation_dot_v1_dot_secagg__pb2.RevealMessage.SerializeToString,
+            federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hemofed.v1.Rounds/SignModel',
+            federation_dot_v1_dot_rounds__pb2.ModelSignature.SerializeToString,
             federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
             options,
             channel_credentials,

@@ -57,10 +57,14 @@ class RoundsStub:
     Ready: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ReadyMessage, _rounds_pb2.Receipt]
     SendKeys: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.KeysMessage, _rounds_pb2.Receipt]
     SendShares: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.SharesMessage, _rounds_pb2.Receipt]
+    SendComplaint: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.ComplaintMessage, _rounds_pb2.Receipt]
+    """before the upload, by a member with a reason"""
     SendUpload: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.UploadMessage, _rounds_pb2.Receipt]
     """after the blob is complete"""
     SendConfirm: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.ConfirmMessage, _rounds_pb2.Receipt]
     SendReveal: _grpc.UnaryUnaryMultiCallable[_secagg_pb2.RevealMessage, _rounds_pb2.Receipt]
+    SignModel: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ModelSignature, _rounds_pb2.Receipt]
+    """once this site has computed the model that a round led to"""
     Decline: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.DeclineMessage, _rounds_pb2.Receipt]
 
 @_typing.type_check_only
@@ -71,10 +75,14 @@ class RoundsAsyncStub(RoundsStub):
     Ready: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ReadyMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
     SendKeys: _aio.UnaryUnaryMultiCallable[_secagg_pb2.KeysMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
     SendShares: _aio.UnaryUnaryMultiCallable[_secagg_pb2.SharesMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
+    SendComplaint: _aio.UnaryUnaryMultiCallable[_secagg_pb2.ComplaintMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
+    """before the upload, by a member with a reason"""
     SendUpload: _aio.UnaryUnaryMultiCallable[_secagg_pb2.UploadMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
     """after the blob is complete"""
     SendConfirm: _aio.UnaryUnaryMultiCallable[_secagg_pb2.ConfirmMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
     SendReveal: _aio.UnaryUnaryMultiCallable[_secagg_pb2.RevealMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
+    SignModel: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ModelSignature, _rounds_pb2.Receipt]  # type: ignore[assignment]
+    """once this site has computed the model that a round led to"""
     Decline: _aio.UnaryUnaryMultiCallable[_rounds_pb2.DeclineMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
 
 class RoundsServicer(metaclass=_abc_1.ABCMeta):
@@ -114,6 +122,14 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rounds_pb2.Receipt, _abc.Awaitable[_rounds_pb2.Receipt]]: ...
 
     @_abc_1.abstractmethod
+    def SendComplaint(
+        self,
+        request: _secagg_pb2.ComplaintMessage,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.Receipt, _abc.Awaitable[_rounds_pb2.Receipt]]:
+        """before the upload, by a member with a reason"""
+
+    @_abc_1.abstractmethod
     def SendUpload(
         self,
         request: _secagg_pb2.UploadMessage,
@@ -134,6 +150,14 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
         request: _secagg_pb2.RevealMessage,
         context: _ServicerContext,
     ) -> _typing.Union[_rounds_pb2.Receipt, _abc.Awaitable[_rounds_pb2.Receipt]]: ...
+
+    @_abc_1.abstractmethod
+    def SignModel(
+        self,
+        request: _rounds_pb2.ModelSignature,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.Receipt, _abc.Awaitable[_rounds_pb2.Receipt]]:
+        """once this site has computed the model that a round led to"""
 
     @_abc_1.abstractmethod
     def Decline(

@@ -27,7 +27,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Advertisement(_message.Message):
-    """1. keys: each member makes two fresh X25519 keys and commits to the seed of its self mask."""
+    """1. keys: each member makes fresh X25519 and ML-KEM-768 keys and commits to the seed of its self mask."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,15 +36,18 @@ class Advertisement(_message.Message):
     SHARE_KEY_FIELD_NUMBER: _builtins.int
     SEED_COMMITMENT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    KEM_KEY_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     mask_key: _builtins.bytes
-    """X25519 public key, agrees pairwise mask seeds"""
+    """X25519 public key, agrees pairwise masks"""
     share_key: _builtins.bytes
     """X25519 public key, encrypts shares"""
     seed_commitment: _builtins.bytes
     """32 bytes"""
     signature: _builtins.bytes
-    """Ed25519 by the roster's key over ("keys", ctx, site, the three above)"""
+    """Ed25519 by the roster's key over ("keys", ctx, site, the four others)"""
+    kem_key: _builtins.bytes
+    """ML-KEM-768 encapsulation key, 1184 bytes, for both"""
     def __init__(
         self,
         *,
@@ -53,10 +56,11 @@ class Advertisement(_message.Message):
         share_key: _builtins.bytes = ...,
         seed_commitment: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        kem_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask_key", b"mask_key", "seed_commitment", b"seed_commitment", "share_key", b"share_key", "signature", b"signature", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kem_key", b"kem_key", "mask_key", b"mask_key", "seed_commitment", b"seed_commitment", "share_key", b"share_key", "signature", b"signature", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -64,31 +68,79 @@ Global___Advertisement: _TypeAlias = Advertisement  # noqa: Y015
 
 @_typing.final
 class EncryptedShare(_message.Message):
-    """2. shares: the self-mask seed and the mask secret, Shamir-shared, one ciphertext a peer."""
+    """2. shares: the self-mask seed and the mask secret, Shamir-shared, one ciphertext a peer. The dealer signs each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FROM_SITE_FIELD_NUMBER: _builtins.int
     TO_SITE_FIELD_NUMBER: _builtins.int
     CIPHERTEXT_FIELD_NUMBER: _builtins.int
+    KEM_CIPHERTEXT_FIELD_NUMBER: _builtins.int
+    PAIR_SECRET_FIELD_NUMBER: _builtins.int
+    SEED_DIGEST_FIELD_NUMBER: _builtins.int
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     from_site: _builtins.str
     to_site: _builtins.str
     ciphertext: _builtins.bytes
-    """AES-256-GCM; only to_site can open it"""
+    """AES-256-GCM; only to_site can decrypt it; empty in the dealer's own"""
+    kem_ciphertext: _builtins.bytes
+    """ML-KEM-768, 1088 bytes; empty in the dealer's own"""
+    pair_secret: _builtins.bytes
+    """32 bytes under a one-time pad; from the first of two members to the second only"""
+    seed_digest: _builtins.bytes
+    """of the seed share in the ciphertext, 32 bytes"""
+    key_digest: _builtins.bytes
+    """of the mask-key share in the ciphertext, 32 bytes"""
+    signature: _builtins.bytes
+    """Ed25519 over ("dealt", uctx, from_site, to_site, all of the above)"""
     def __init__(
         self,
         *,
         from_site: _builtins.str = ...,
         to_site: _builtins.str = ...,
         ciphertext: _builtins.bytes = ...,
+        kem_ciphertext: _builtins.bytes = ...,
+        pair_secret: _builtins.bytes = ...,
+        seed_digest: _builtins.bytes = ...,
+        key_digest: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "from_site", b"from_site", "to_site", b"to_site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "from_site", b"from_site", "kem_ciphertext", b"kem_ciphertext", "key_digest", b"key_digest", "pair_secret", b"pair_secret", "seed_digest", b"seed_digest", "signature", b"signature", "to_site", b"to_site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EncryptedShare: _TypeAlias = EncryptedShare  # noqa: Y015
+
+@_typing.final
+class Complaint(_message.Message):
+    """Between shares and upload: a member whose share of a dealer is none says so, with the dealer's signature in hand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    DEALER_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    dealer: _builtins.str
+    signature: _builtins.bytes
+    """Ed25519 over ("complaint", uctx, site, dealer, what the dealer signed)"""
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        dealer: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "signature", b"signature", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Complaint: _TypeAlias = Complaint  # noqa: Y015
 
 @_typing.final
 class UploadClaim(_message.Message):
@@ -228,7 +280,7 @@ class SharesMessage(_message.Message):
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
-        """one for every other member of U1"""
+        """one for every member of U1, the dealer included"""
 
     def __init__(
         self,
@@ -243,6 +295,32 @@ class SharesMessage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SharesMessage: _TypeAlias = SharesMessage  # noqa: Y015
+
+@_typing.final
+class ComplaintMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def round(self) -> _blobs_pb2.RoundRef: ...
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Complaint]:
+        """all of this member's, once"""
+
+    def __init__(
+        self,
+        *,
+        round: _blobs_pb2.RoundRef | None = ...,
+        complaints: _abc.Iterable[Global___Complaint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComplaintMessage: _TypeAlias = ComplaintMessage  # noqa: Y015
 
 @_typing.final
 class UploadMessage(_message.Message):
@@ -298,20 +376,92 @@ class RevealMessage(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    signature: _builtins.bytes
+    """Ed25519 over ("reveal", uctx, site, all shares): a wrong share is evidence"""
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
-    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevealedShare]: ...
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevealedShare]:
+        """about each of U2 but the dealers that this member complained about"""
+
     def __init__(
         self,
         *,
         round: _blobs_pb2.RoundRef | None = ...,
         shares: _abc.Iterable[Global___RevealedShare] | None = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "shares", b"shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "shares", b"shares", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevealMessage: _TypeAlias = RevealMessage  # noqa: Y015
+
+@_typing.final
+class BadShares(_message.Message):
+    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Complaint]:
+        """sorted by site"""
+
+    @_builtins.property
+    def dealt(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
+        """to those sites, in the same order"""
+
+    def __init__(
+        self,
+        *,
+        complaints: _abc.Iterable[Global___Complaint] | None = ...,
+        dealt: _abc.Iterable[Global___EncryptedShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "dealt", b"dealt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadShares: _TypeAlias = BadShares  # noqa: Y015
+
+@_typing.final
+class BadDealing(_message.Message):
+    """Evidence that a dealer signed shares of no secret. Everybody who knows the cohort can check it (secagg.evidence)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.str
+    kind: Global___RevealedShare.Kind.ValueType
+    @_builtins.property
+    def dealt(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
+        """at least t, sorted by to_site, as the dealer signed them"""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """what those members revealed, in the same order"""
+
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.str = ...,
+        kind: Global___RevealedShare.Kind.ValueType = ...,
+        dealt: _abc.Iterable[Global___EncryptedShare] | None = ...,
+        shares: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "dealt", b"dealt", "kind", b"kind", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadDealing: _TypeAlias = BadDealing  # noqa: Y015

@@ -38,9 +38,11 @@ READY = Call("Rounds/Ready", rounds_pb2.ReadyMessage, rounds_pb2.Receipt)
 DECLINE = Call("Rounds/Decline", rounds_pb2.DeclineMessage, rounds_pb2.Receipt)
 SEND_KEYS = Call("Rounds/SendKeys", secagg_pb2.KeysMessage, rounds_pb2.Receipt)
 SEND_SHARES = Call("Rounds/SendShares", secagg_pb2.SharesMessage, rounds_pb2.Receipt)
+SEND_COMPLAINTS = Call("Rounds/SendComplaint", secagg_pb2.ComplaintMessage, rounds_pb2.Receipt)
 SEND_UPLOAD = Call("Rounds/SendUpload", secagg_pb2.UploadMessage, rounds_pb2.Receipt)
 SEND_CONFIRM = Call("Rounds/SendConfirm", secagg_pb2.ConfirmMessage, rounds_pb2.Receipt)
 SEND_REVEAL = Call("Rounds/SendReveal", secagg_pb2.RevealMessage, rounds_pb2.Receipt)
+SIGN_MODEL = Call("Rounds/SignModel", rounds_pb2.ModelSignature, rounds_pb2.Receipt)
 
 OFFER_BLOB = Call("Blobs/Offer", blobs_pb2.BlobOffer, blobs_pb2.BlobProgress)
 PUT_BLOB = Call("Blobs/Put", blobs_pb2.BlobChunk, blobs_pb2.BlobProgress)  # a stream of chunks goes out
@@ -52,7 +54,8 @@ CALLS: dict[str, Call[Message, Message]] = {
     call.name: call
     for call in (
         *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER, LEAVE),
-        *(POLL, FETCH_PLAN, READY, DECLINE, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),
+        *(POLL, FETCH_PLAN, READY, DECLINE, SIGN_MODEL),
+        *(SEND_KEYS, SEND_SHARES, SEND_COMPLAINTS, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),
         *(OFFER_BLOB, PUT_BLOB, GET_BLOB, ECHO),
     )
 }

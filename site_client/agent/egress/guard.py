@@ -25,6 +25,7 @@ from federation.encoding.quantize import norm_of
 from federation.errors import EncodingRefused, Malformed
 from federation.limits import CHUNK_BYTES_MAX, COHORT_MAX, SITE_NAME, VERSION
 from federation.plan import TrainingPlan
+from federation.secagg.transcript import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from federation.vocabulary import Outcome
 from federation.wire import check_known
 from google.protobuf.descriptor import FieldDescriptor
@@ -37,11 +38,13 @@ from site_client.agent.egress.calls import (
     OFFER_BLOB,
     PUT_BLOB,
     READY,
+    SEND_COMPLAINTS,
     SEND_CONFIRM,
     SEND_KEYS,
     SEND_REVEAL,
     SEND_SHARES,
     SEND_UPLOAD,
+    SIGN_MODEL,
     Call,
 )
 from site_client.config import PolicySettings
@@ -50,7 +53,11 @@ from site_client.records import Update
 
 # The calls by which an update, or a promise of one, leaves. A dry run makes none of them.
 _TAKES_PART = frozenset(
-    call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
+    call.name
+    for call in (
+        *(READY, SEND_KEYS, SEND_SHARES, SEND_COMPLAINTS, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, SIGN_MODEL),
+        *(OFFER_BLOB, PUT_BLOB),
+    )
 )
 # Text and bytes fields that may leave, and the longest value of each. A field that is not here does not leave.
 _TEXT: dict[str, re.Pattern[str]] = {
@@ -61,6 +68,8 @@ _TEXT: dict[str, re.Pattern[str]] = {
     "Advertisement.site": SITE_NAME,
     "EncryptedShare.from_site": SITE_NAME,
     "EncryptedShare.to_site": SITE_NAME,
+    "Complaint.site": SITE_NAME,
+    "Complaint.dealer": SITE_NAME,
     "UploadClaim.site": SITE_NAME,
     "Confirmation.site": SITE_NAME,
     "RevealedShare.about_site": SITE_NAME,
@@ -80,14 +89,23 @@ _BYTES: dict[str, int] = {
     "PollRequest.ledger_head": 32,
     "FetchPlanRequest.plan_digest": 32,
     "Advertisement.mask_key": 32,
+    "Advertisement.kem_key": KEM_KEY_BYTES,
     "Advertisement.share_key": 32,
     "Advertisement.seed_commitment": 32,
     "Advertisement.signature": 64,
+    "EncryptedShare.kem_ciphertext": KEM_CIPHERTEXT_BYTES,
+    "EncryptedShare.pair_secret": 32,
     "EncryptedShare.ciphertext": 128,
+    "EncryptedShare.seed_digest": 32,
+    "EncryptedShare.key_digest": 32,
+    "EncryptedShare.signature": 64,
+    "Complaint.signature": 64,
     "UploadClaim.digest": 32,
     "UploadClaim.signature": 64,
     "Confirmation.signature": 64,
     "RevealedShare.share": 64,
+    "RevealMessage.signature": 64,
+    "ModelSignature.signature": 64,
     "BlobOffer.digest": 32,
     "BlobChunk.digest": 32,
     "BlobChunk.data": CHUNK_BYTES_MAX,

@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.advertisement import advertisement_of, message_of
+from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
 from federation.roster import SEALING_KEY_BYTES, Roster, RosterEntry
 from federation.secagg import Member, context
@@ -32,6 +32,7 @@ from site_client.agent.identity.keys import SiteKeys
 from site_client.agent.rounds.contribution import Contribution
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.masking import MaskingPhases
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.config import PolicySettings
 from site_client.files import remove
 
@@ -108,7 +109,7 @@ def run_dry(
     try:
         # A journal of its own: the real one must not record an upload that never left.
         journal = RoundJournal(site.folder)
-        journal.begin(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
+        journal.begin(CurrentRound(*current.offer))
         egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
         _DryRun(site, plan, current, egress, transport, journal).run(contribution)
         journal.close()
@@ -152,7 +153,8 @@ class _DryRun:
         signers = {f"imagined-{number}": Ed25519PrivateKey.generate() for number in range(1, minimum)}
         identity = _MaskingIdentity.among(self.site.identity, signers)
         # Masking uses no other attribute of an identity than these three.
-        masking = MaskingPhases(self.egress, cast(SiteIdentity, identity), self.journal, self.site.policy.cohort_min)
+        member, cohort_min = cast(SiteIdentity, identity), self.site.policy.cohort_min
+        masking = MaskingPhases(self.egress, member, self.journal, RevealedSums(self.site.folder), cohort_min)
         ref = self.current.ref(_ATTEMPT)
         base, epoch = self.current.base_model_digest, identity.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)
@@ -174,26 +176,26 @@ class _DryRun:
         contribution: Contribution,
     ) -> None:
         advertisements = {message.site: advertisement_of(message) for message in shown}
-        dealt = {member.site: member.share(advertisements, identity.roster.signing_keys) for member in others}
+        roster = identity.roster.signing_keys
+        dealt = {member.site: dict(member.share(advertisements, roster)) for member in others}
         # Proof of the cast: see `run`.
         for share in cast(secagg_pb2.SharesMessage, self.transport.last(SEND_SHARES.name)).shares:
-            dealt.setdefault(identity.site, {})[share.to_site] = share.ciphertext
+            dealt.setdefault(identity.site, {})[share.to_site] = dealt_of(share)
         # In a cohort of several shards only this site's own shard takes part.
         names = sorted(name for name in dealt if name == identity.site or identity.site in dealt[name])
         for_this_site = [
-            secagg_pb2.EncryptedShare(from_site=name, to_site=identity.site, ciphertext=dealt[name][identity.site])
-            for name in names
-            if name != identity.site
+            share_message(name, identity.site, dealt[name][identity.site]) for name in names if name != identity.site
         ]
         masking.upload(rounds_pb2.UploadStep(round=ref, members=names, shares=for_this_site), contribution)
         confirmations = []
         for member in (other for other in others if other.site in names):
             shares = {name: dealt[name][member.site] for name in names if name != member.site}
+            member.receive(shares)
             # Their words are never summed here; masking is what moves their state to the next phase.
             member.mask(np.zeros(1, np.uint64), shares)
             member.claim(os.urandom(32))
             confirmations.append(secagg_pb2.Confirmation(site=member.site, signature=member.confirm(names)))
-        masking.confirm(rounds_pb2.ConfirmStep(round=ref, uploaded=names))
+        masking.confirm(self.plan, rounds_pb2.ConfirmStep(round=ref, uploaded=names))
         # Proof of the cast: see `run`.
         confirmations.append(cast(secagg_pb2.ConfirmMessage, self.transport.last(SEND_CONFIRM.name)).confirmation)
         masking.reveal(rounds_pb2.RevealStep(round=ref, uploaded=names, confirmations=confirmations))

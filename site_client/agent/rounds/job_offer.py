@@ -10,6 +10,7 @@ from site_client.agent.egress.calls import FETCH_PLAN
 from site_client.agent.egress.egress import Egress
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound
+from site_client.agent.rounds.models import Witnesses
 from site_client.agent.rounds.plans import HeldPlan, PlanDecision
 from site_client.agent.rounds.policy import TransferPolicy, policy_conflicts
 from site_client.agent.rounds.readiness import Readiness
@@ -55,6 +56,7 @@ class JobOffer:
         held = self._plan(step)
         # Against the signed plan, before any state changes.
         _check_step(held.plan, step)
+        self._files.sums.check_offer(step.base_model_digest)
         # Begun before it may be declined: the journal records the answer before it is sent.
         current = self._begin(step)
         # An answer once given is given again: a lost reply must not change it.
@@ -97,7 +99,8 @@ class JobOffer:
     def _offer(self, current: CurrentRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> None:
         """Obtain the base model, then make the job visible to the trainer."""
         try:
-            self._files.models.obtain(self._egress, held.plan, step)
+            witnesses = Witnesses(self._identity.roster.signing_keys, self._policy.cohort_min)
+            self._files.models.obtain(self._egress, held.plan, step, witnesses)
         except ModelMismatch:
             # Recorded before the error travels on, so that a restart does not forget it.
             self._files.plans.distrust(current.run_id)

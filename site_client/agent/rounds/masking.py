@@ -10,18 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from federation.advertisement import advertisement_of, message_of
+from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
-from federation.secagg import Member, RevealedShare, SecaggError, ShareKind, context
+from federation.secagg import DealtShares, Member, RevealedShare, SecaggError, ShareKind, context
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 
-from site_client.agent.egress.calls import SEND_CONFIRM, SEND_KEYS, SEND_REVEAL, SEND_SHARES, SEND_UPLOAD
+from site_client.agent.egress.calls import (
+    SEND_COMPLAINTS,
+    SEND_CONFIRM,
+    SEND_KEYS,
+    SEND_REVEAL,
+    SEND_SHARES,
+    SEND_UPLOAD,
+)
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import upload
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
-from site_client.agent.rounds.journal import CurrentRound, RoundJournal, overwrite
+from site_client.agent.rounds.journal import ATTEMPT_MAX, CurrentRound, RoundJournal, overwrite
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.errors import StepRefused
 from site_client.files import replace_file
 
@@ -39,6 +47,7 @@ class MaskingPhases:
     egress: Egress
     identity: SiteIdentity
     journal: RoundJournal
+    sums: RevealedSums
     cohort_min: int
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
@@ -56,7 +65,7 @@ class MaskingPhases:
                 f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
             )
         # Loaded first: a repeated step must send the same keys, or two sets of masks would exist.
-        member = self._load(step.round.attempt) or self._begin(plan, current, step)
+        member = self._load(step.round) or self._begin(plan, current, step)
         own = message_of(member.advertisement)
         self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
 
@@ -71,23 +80,18 @@ class MaskingPhases:
         # A dict would hide the second entry, and with it a replaced key.
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
-        # The stricter of hospital and plan.
-        minimum = max(self.cohort_min, plan.cohort.minimum)
+        minimum = self._minimum(plan)
         # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
-        ciphertexts = self._checked(
-            step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
-        )
+        dealt = self._checked(step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to))
         self._save(step.round.attempt, member)
-        shares = [
-            secagg_pb2.EncryptedShare(from_site=member.site, to_site=peer, ciphertext=ciphertexts[peer])
-            for peer in sorted(ciphertexts)
-        ]
+        shares = [share_message(member.site, peer, dealt[peer]) for peer in sorted(dealt)]
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
 
     def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
-        """Mask the contribution and send it.
+        """Receive the shares, mask the contribution and send it.
 
+        Shares of a dealer that are none are complained about first; the upload does not wait for the consequences.
         Masking again gives the same bytes, and the member refuses any others. So the masked bytes need no file: a
         transfer that broke off continues where it stopped.
 
@@ -95,8 +99,9 @@ class MaskingPhases:
             StepRefused: the shares are not those of the members, or the member refuses them.
         """
         member = self._member(step.round)
-        shares = _shares_for(member.site, step)
-        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, shares))
+        dealt = _dealt_to(member.site, step)
+        self._receive(step.round, member, dealt)
+        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, dealt))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
             # The claim names the digest of the whole upload, so that the aggregator cannot exchange it.
@@ -110,15 +115,21 @@ class MaskingPhases:
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 
-    def confirm(self, step: rounds_pb2.ConfirmStep) -> None:
+    def confirm(self, plan: TrainingPlan, step: rounds_pb2.ConfirmStep) -> None:
         """Sign the one set of uploads whose sum this site helps to recover.
 
         Raises:
-            StepRefused: the set is too small, lacks this site, or is a second one.
+            StepRefused: the set is too small, lacks this site, is a second one, or differs by too few members from the
+                set of an earlier sum on the same model.
         """
         member = self._member(step.round)
+        self.sums.check_set(self._enter(step.round).base_model_digest, step.uploaded, self._minimum(plan))
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
+        current = self._enter(step.round)
+        confirmed = tuple(sorted(step.uploaded))
+        if current.confirmed != confirmed:
+            self.journal.save(replace(current, confirmed=confirmed))
         confirmation = secagg_pb2.Confirmation(site=member.site, signature=signature)
         self.egress.send(SEND_CONFIRM, secagg_pb2.ConfirmMessage(round=step.round, confirmation=confirmation))
 
@@ -134,15 +145,31 @@ class MaskingPhases:
         current = self._enter(step.round)
         # Recorded before it is sent: a site that answered in one attempt must never answer in another, crash or not.
         if current.revealed_attempt != step.round.attempt:
+            self.sums.record(current)
             self.journal.save(replace(current, revealed_attempt=step.round.attempt))
         self._save(step.round.attempt, member)
-        self.egress.send(SEND_REVEAL, _reveal_message(step.round, answer))
+        message = _reveal_message(step.round, answer, member.reveal_signature())
+        self.egress.send(SEND_REVEAL, message)
+
+    def _minimum(self, plan: TrainingPlan) -> int:
+        """Return the stricter of hospital and plan."""
+        return max(self.cohort_min, plan.cohort.minimum)
+
+    def _receive(self, ref: RoundRef, member: Member, dealt: dict[str, DealtShares]) -> None:
+        complaints = self._checked(ref, lambda: member.receive(dealt))
+        # Recorded before it is sent: after a crash this member must not hold shares that it has complained about.
+        self._save(ref.attempt, member)
+        if complaints:
+            signed = [
+                secagg_pb2.Complaint(site=member.site, dealer=dealer, signature=complaints[dealer])
+                for dealer in sorted(complaints)
+            ]
+            self.egress.send(SEND_COMPLAINTS, secagg_pb2.ComplaintMessage(round=ref, complaints=signed))
 
     def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
         # Earlier attempts are dead: their secrets go before new ones exist.
-        for earlier in range(1, attempt):
-            self.journal.erase_attempt(earlier)
+        self.journal.erase_attempts()
         self.journal.save(replace(current, attempt=attempt))
         ctx = context(
             plan.digest, current.base_model_digest, current.run_id, current.number, attempt, step.roster_epoch
@@ -159,20 +186,25 @@ class MaskingPhases:
         # Answers in two attempts could together remove both masks of one upload.
         if current.revealed_attempt not in (0, ref.attempt):
             raise StepRefused("this site has already revealed in another attempt of this round; it joins no second one")
+        if ref.attempt > ATTEMPT_MAX:
+            raise StepRefused(f"expected an attempt up to {ATTEMPT_MAX}, got {ref.attempt}; polling again")
         if ref.attempt == 0 or ref.attempt < current.attempt or ref.attempt == current.refused_attempt:
             raise StepRefused(f"attempt {ref.attempt} is over for this site; polling again")
         return current
 
     def _member(self, ref: RoundRef) -> Member:
         self._enter(ref)
-        member = self._load(ref.attempt)
+        member = self._load(ref)
         if member is None:
             raise StepRefused(f"this site has no keys in attempt {ref.attempt}; polling again")
         return member
 
-    def _load(self, attempt: int) -> Member | None:
-        path = self.journal.attempt_folder(attempt) / "member.bin"
-        return Member.from_bytes(path.read_bytes(), self.identity.keys.signing) if path.exists() else None
+    def _load(self, ref: RoundRef) -> Member | None:
+        path = self.journal.attempt_folder(ref.attempt) / "member.bin"
+        if not path.exists():
+            return None
+        # A state that another version wrote is of no use: the attempt is left, the update stays.
+        return self._checked(ref, lambda: Member.from_bytes(path.read_bytes(), self.identity.keys.signing))
 
     def _save(self, attempt: int, member: Member) -> None:
         path = self.journal.attempt_folder(attempt) / "member.bin"
@@ -194,7 +226,7 @@ class MaskingPhases:
             current = self._enter(ref)
             # Recorded before the secrets go: a restart must not enter the attempt again.
             self.journal.save(replace(current, refused_attempt=ref.attempt))
-            self.journal.erase_attempt(ref.attempt)
+            self.journal.erase_attempts()
             raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error
 
 
@@ -207,15 +239,15 @@ def _forget(replaced: Path, current: Path) -> None:
     replaced.unlink()
 
 
-def _shares_for(site: str, step: rounds_pb2.UploadStep) -> dict[str, bytes]:
-    """Return the ciphertexts addressed to this site, by sender; together with this site the senders are U2."""
-    shares = {share.from_site: share.ciphertext for share in step.shares if share.to_site == site}
+def _dealt_to(site: str, step: rounds_pb2.UploadStep) -> dict[str, DealtShares]:
+    """Return what was dealt to this site, by dealer; together with this site the dealers are U2."""
+    shares = {share.from_site: dealt_of(share) for share in step.shares if share.to_site == site}
     if len(shares) != len(step.shares) or sorted([*shares, site]) != sorted(step.members):
         raise StepRefused("expected one share from every other member that dealt shares, got others; polling again")
     return shares
 
 
-def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secagg_pb2.RevealMessage:
+def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare], signature: bytes) -> secagg_pb2.RevealMessage:
     shares = [
         secagg_pb2.RevealedShare(
             about_site=about,
@@ -224,4 +256,4 @@ def _reveal_message(ref: RoundRef, answer: Mapping[str, RevealedShare]) -> secag
         )
         for about in sorted(answer)
     ]
-    return secagg_pb2.RevealMessage(round=ref, shares=shares)
+    return secagg_pb2.RevealMessage(round=ref, shares=shares, signature=signature)

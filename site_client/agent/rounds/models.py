@@ -1,15 +1,19 @@
 """Models that this site has verified: the newest, and the one before it.
 
-Every model after the first signed one was either recomputed here from a published sum, or came whole with the digest
-that the mask keys of its cohort are bound to.
+Every model after the first signed one was either recomputed here from a published sum, or came whole with a
+certificate: the signatures of enough members of the round that led to it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
-from federation.encoding import Layout, unpack_sum
+from federation.encoding import Layout, decode_sum, unpack_sum
+from federation.errors import ChainRefused, EncodingRefused
 from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
@@ -21,8 +25,15 @@ from site_client.files import private_folder, remove, replace_file, sync_folder
 from site_client.typed_json import Digest, encode, read_state
 
 _KEPT: Final = 2
-_HEADER_BYTES_MAX: Final = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
-_BYTES_A_NUMBER: Final = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
+_ARRIVALS: Final = (".*.part", "sum-*", "whole-*")  # downloads: not whole yet, or not used yet
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """The hospitals whose word this site believes about a model, and how many of them a cohort has to have."""
+
+    signing_keys: Mapping[str, bytes]  # Ed25519 public key by name, of the stored roster
+    minimum: int
 
 
 class Models:
@@ -58,13 +69,20 @@ class Models:
             self._in_memory = load_model(self.path(digest))
         return _checked(plan, self._in_memory, digest)
 
-    def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+    def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         """Make sure that the step's base model is here: kept, computed from a kept one, or fetched whole.
+
+        Args:
+            egress: the only way out.
+            plan: of the run.
+            step: offers ways to the base model.
+            witnesses: believed about a whole model, other than the plan's first.
 
         Raises:
             ModelMismatch: another model than the announced one arrived or was computed.
             StepRefused: the step offers no way to the base model.
             Unreachable: a download broke off; the next call continues it.
+            CertificateRefused: too few of the witnesses say that a round led to this whole model.
             FederationError: a published sum that the chain refuses.
         """
         if self.holds(step.base_model_digest):
@@ -76,6 +94,8 @@ class Models:
             if self.newest != step.base_model_digest:
                 raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
             return
+        if step.base_model_digest != plan.initial_model_digest:
+            self._check_certificate(plan, step, witnesses)
         self._fetch_whole(egress, plan, step)
 
     def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
@@ -94,14 +114,15 @@ class Models:
         layout.check_members(link.members)
         if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
             raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
-        arrived = self._folder / f"sum-{link.sum.digest.hex()}"
-        download(egress, link.sum, arrived, expected)
-        published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
-        # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
-        model, self._in_memory = self.load(plan, base), None
-        computed = next_model(plan, model, published, uses_up=True)
-        # Before the comparison, so that a wrong sum does not stay to be used again.
-        remove(arrived)
+        arrived = self._download(egress, link.sum, "sum", expected)
+        try:
+            published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+            # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
+            model, self._in_memory = self.load(plan, base), None
+            computed = next_model(plan, model, published, uses_up=True)
+        finally:
+            # A refused sum must neither stay on the disk nor be used again.
+            remove(arrived)
         if computed.digest != link.model_digest:
             raise ModelMismatch(
                 f"the model published after round {link.round} is not the one its published sum leads to; "
@@ -109,14 +130,72 @@ class Models:
             )
         self._keep(computed, self._spare())
 
+    def drop_arrivals(self, wanted: bytes = b"") -> None:
+        """Remove every download, finished or not, but the one with the digest `wanted`."""
+        for pattern in _ARRIVALS:
+            for path in self._folder.glob(pattern):
+                if not wanted or wanted.hex() not in path.name:
+                    remove(path)
+
+    def check_refused(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
+        """Check that a sum which was said to be refused leads to no model.
+
+        Raises:
+            ModelMismatch: it leads to one.
+            StepRefused: the sum on offer has another size than the plan gives it.
+            Unreachable: the download broke off; the next call continues it.
+        """
+        layout = Layout.of_round(plan, link.round)
+        layout.check_members(link.members)
+        if link.sum.size_bytes != layout.bytes:
+            raise StepRefused(f"expected a refused sum of {layout.bytes} bytes, got {link.sum.size_bytes} on offer")
+        arrived = self._download(egress, link.sum, "sum", layout.bytes)
+        words = np.fromfile(arrived, "<u8").astype(np.uint64, copy=False)
+        remove(arrived)
+        try:
+            decoded = decode_sum(layout, words, link.members)
+            if not plan.evaluates_only(link.round):
+                next_model(plan, self.load(plan, base), decoded)
+        except (ChainRefused, EncodingRefused):
+            return
+        raise ModelMismatch(
+            f"the sum of round {link.round} was said to lead to no model, and leads to one; this site takes no further "
+            "part in the run until the coordinator has explained it"
+        )
+
+    def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
+        if not step.HasField("certificate"):
+            raise StepRefused("too few members of the round before have signed its model yet; polling again")
+        certificate = ModelCertificate.of_message(step.certificate)
+        # With the predecessor at hand the model can be computed, which proves more than anybody's word.
+        if self.holds(certificate.base_model_digest):
+            raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
+        verify_certificate(
+            certificate,
+            plan.digest,
+            step.base_model_digest,
+            witnesses.signing_keys,
+            witnesses.signing_keys.keys(),
+            witnesses.minimum,
+        )
+
     def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         if not step.HasField("whole_model"):
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
-        arrived = self._folder / f"whole-{step.whole_model.digest.hex()}"
-        download(egress, step.whole_model, arrived, plan.manifest.size * _BYTES_A_NUMBER + _HEADER_BYTES_MAX)
-        model = load_model(arrived)
-        arrived.replace(self._arrived)
-        self._keep(_checked(plan, model, step.base_model_digest))
+        arrived = self._download(egress, step.whole_model, "whole", plan.manifest.file_bytes_max)
+        try:
+            model = _checked(plan, load_model(arrived), step.base_model_digest)
+            arrived.replace(self._arrived)
+        finally:
+            remove(arrived)
+        self._keep(model)
+
+    def _download(self, egress: Egress, ref: rounds_pb2.BlobRef, kind: str, size_max: int) -> Path:
+        # One download at a time lies on the disk: an aggregator that offers another file each time could fill it.
+        self.drop_arrivals(ref.digest)
+        arrived = self._folder / f"{kind}-{ref.digest.hex()}"
+        download(egress, ref, arrived, size_max)
+        return arrived
 
     def _keep(self, model: Model, spare: Path | None = None) -> None:
         draft = self._folder / ".model.new"

@@ -104,7 +104,7 @@ def test_below_the_threshold_the_attempt_starts_over_with_fresh_keys_and_keeps_n
     assert (row.state, row.attempt, row.roster_epoch) == (RoundState.TRAINING, 2, 0)
     assert sorted(world.seats().values()) == [*[SeatState.MISSED] * 3, *[SeatState.READY] * 2]
     with world.aggregator.app.store.read() as session:
-        for column in (Seat.advertisement, Seat.shares):
+        for column in (Seat.advertisement, Seat.shares_digest):
             assert round_rows.senders(session, row.id, column) == []
     world.until(RoundState.SHARES)
     keys = [message.message for message in world.wire.heard if message.site == "site-a"]
@@ -113,15 +113,28 @@ def test_below_the_threshold_the_attempt_starts_over_with_fresh_keys_and_keeps_n
     world.until(RunState.COMPLETED)
 
 
-def test_a_failed_reveal_abandons_the_round_and_publishes_nothing(make_world: MakeWorld) -> None:
+def test_a_reveal_waits_for_late_members_as_long_as_training_may_take(make_world: MakeWorld) -> None:
     world = make_world(sites=5, rounds=2, phase="reveal")
     for name in list(world.sites)[:3]:
         world.step(name)
-    world.clock.advance(PHASE_S + 1)
+    world.clock.advance(TRAINING_S - 1)
     world.drive()
-    first, second = world.rounds()
+    assert world.round.state is RoundState.REVEAL
+    world.step("site-d")
+    world.drive()
+    assert world.rounds()[0].state is RoundState.PUBLISHED
+
+
+def test_a_failed_reveal_abandons_the_round_publishes_nothing_and_pauses_the_run(make_world: MakeWorld) -> None:
+    world = make_world(sites=5, rounds=2, phase="reveal")
+    for name in list(world.sites)[:3]:
+        world.step(name)
+    world.clock.advance(TRAINING_S + 1)
+    world.drive()
+    (first,) = world.rounds()
     assert (first.state, first.sum_blob) == (RoundState.ABANDONED, None)
-    assert (second.number, second.base_model) == (2, world.plan.initial_model_digest)
+    assert world.run.state is RunState.PAUSED
+    assert "begin a new run from another" in str(world.run.reason)
 
 
 def test_three_abandoned_rounds_in_a_row_pause_the_run_and_say_why_and_a_person_resumes_it(

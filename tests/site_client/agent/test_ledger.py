@@ -53,6 +53,21 @@ def test_an_entry_says_what_when_to_whom_how_much_and_what_was_decided(
     }
 
 
+def test_a_ledger_knows_every_head_that_it_had_and_no_other(open_ledger: Callable[..., Ledger]) -> None:
+    ledger, heads = open_ledger(), [GENESIS]
+    for size in range(40):
+        ledger.append(message(size * size))  # lines of several lengths
+        heads.append(ledger.head)
+    ledger.close()
+    ledger = open_ledger()
+    for entries, head in enumerate(heads):
+        assert ledger.had(entries, head)
+        assert not ledger.had(entries, "ab" * 32)
+        assert not ledger.had(entries + 1, head)
+    assert not ledger.had(2**63 - 1, ledger.head)
+    ledger.close()
+
+
 def test_a_ledger_goes_on_where_it_stopped(open_ledger: Callable[..., Ledger], path: Path) -> None:
     for size in (1, 2, 3):
         ledger = open_ledger()
