@@ -14,6 +14,7 @@ SiteError
 ├── StepRefused        the aggregator asked for something this site must not do
 ├── ModelMismatch      a model does not have the digest it was announced with
 ├── UnknownArchitecture         the plan names a network this version does not have
+├── WeightsRefused     a file of published weights is not that of the architecture, or would run code
 ├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
 ├── RanksApart         the processes of one training are not at the same place; it has to be started anew
 ├── TrainingFailed     the training diverged, or a job could not be done
@@ -100,6 +101,10 @@ class ModelMismatch(SiteError):
 
 class UnknownArchitecture(SiteError):
     """The plan names a network this version does not have."""
+
+
+class WeightsRefused(SiteError):
+    """A file of published weights has other tensors than the architecture, or cannot be read without running code."""
 
 
 class CheckpointRefused(SiteError):
