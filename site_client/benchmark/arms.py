@@ -160,14 +160,14 @@ def _train_arm(
     plan, studies, compute = bench.settings.training(), bench.split.training, bench.compute
     config = hashlib.sha256(f"{bench.digest}|{compute.name}".encode()).hexdigest()
     streams = RandomStreams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
-    loader = bench.loader.for_training(net)
 
     def checkpoints(stage: str) -> Checkpoints:
         folder = bench.path(arm, f".{stage}.checkpoints")
         return Checkpoints(folder, CheckpointIdentity("train", "", 0, arm, bench.digest, config))
 
     if stages is None or not isinstance(net, SequenceNet):
-        train(net, plan, studies, loader, streams, compute, checkpoints("whole"), evaluator.after_step, stopping)
+        source = bench.loader.for_training(net, studies)
+        train(net, plan, studies, source, streams, compute, checkpoints("whole"), evaluator.after_step, stopping)
         return
     embeddings = ArrayCache(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
     epochs_before = {
@@ -179,7 +179,9 @@ def _train_arm(
     def after_step(stage: str, at: TrainingProgress) -> None:
         evaluator.after_step(at, epochs_before[stage])
 
-    train_in_stages(net, plan, stages, studies, loader, embeddings, streams, compute, checkpoints, after_step, stopping)
+    train_in_stages(
+        net, plan, stages, studies, bench.loader, embeddings, streams, compute, checkpoints, after_step, stopping
+    )
 
 
 class _Evaluator:
@@ -187,7 +189,7 @@ class _Evaluator:
 
     def __init__(self, bench: Bench, arm: str, net: Network, epochs: int, say: Callable[[str], None]) -> None:
         self._bench, self._arm, self._net, self._epochs, self._say = bench, arm, net, epochs, say
-        self._corrected = CalibratedNet(net, prior_offsets(bench.split.training))
+        self._corrected = CalibratedNet(net, prior_offsets(bench.split.training, bench.loader, net))
         self._steps_per_epoch = math.ceil(len(bench.split.training) / bench.settings.studies_per_step)
         self._clock = clock_of(bench.compute)
         self._start, self._steps = self._clock(), 0

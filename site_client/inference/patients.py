@@ -17,7 +17,8 @@ from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
 from site_client.ingest.records import PatientKey, StudyKey, StudyRecord
 from site_client.ingest.rules import Rules
-from site_client.training.data import Split, study_labels
+from site_client.training.data import Split
+from site_client.training.study_labels import study_labels
 
 
 def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:

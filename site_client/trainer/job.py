@@ -124,7 +124,7 @@ class _Work:
         self, net: Network, plan: TrainingPlan, report: Callable[[TrainingProgress], None], stopping: Callable[[], bool]
     ) -> TrainingPosition:
         streams = RandomStreams(plan.run_id, self.identity.round, self.identity.config_hash)
-        loader, checkpoints = self.loader.for_training(net), self.checkpoints("train")
+        loader, checkpoints = self.loader.for_training(net, self.split.training), self.checkpoints("train")
         studies = self.split.training
         return train(net, plan.training, studies, loader, streams, self.compute, checkpoints, report, stopping)
 

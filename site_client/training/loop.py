@@ -14,9 +14,10 @@ from site_client.ingest.records import StudyRecord
 from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
-from site_client.training.data import Sample, Source, epoch_order, passes
+from site_client.training.data import Sample, Source, passes
 from site_client.training.loss import reported_loss, training_loss
 from site_client.training.ranks import Ranks
+from site_client.training.sampling import epoch_order
 from site_client.training.streams import RandomStreams
 
 WARM_UP_STEPS: Final = 5

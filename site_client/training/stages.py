@@ -97,7 +97,8 @@ def train_in_stages(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed("slicewise"))
         slicewise = net.slicewise()
-    stage("backbone", slicewise.to(compute.device), loader, stages.backbone)
+    slabs = loader.for_training(net, studies)
+    stage("backbone", slicewise.to(compute.device), slabs, stages.backbone)
     net.eval()  # before the features are computed: they must not depend on dropout
     stage("sequence-head", net.reader, EmbeddingLoader(net, loader, compute, embeddings), stages.sequence_head)
-    return stage("end-to-end", net, loader, stages.end_to_end, END_TO_END_RATE)
+    return stage("end-to-end", net, slabs, stages.end_to_end, END_TO_END_RATE)

@@ -82,7 +82,7 @@ def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown:
 
 def test_a_network_without_slice_outputs_is_trained_on_whole_studies(loader: Loader) -> None:
     study, rng = _study(_labels(2)), np.random.default_rng(0)
-    assert loader.for_training(build("lite", 0)).sample(study, rng).x.shape[1] == SLAB
-    sample = loader.for_training(build("densenet121-3d", 0)).sample(study, rng)
+    assert loader.for_training(build("lite", 0), [study]).sample(study, rng).x.shape[1] == SLAB
+    sample = loader.for_training(build("densenet121-3d", 0), [study]).sample(study, rng)
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1

@@ -1,0 +1,138 @@
+"""Which studies an epoch draws, and which slices of them a step reads.
+
+Half of the studies drawn have hemorrhage, and the slices of a study without one come from the heights at which other
+patients bleed. Otherwise a network first learns that bleeds lie in the middle of a head, which costs it hundreds of
+steps (docs/decisions/0011).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from federation.labels import ANY, LABELS, MISSING
+from numpy.typing import NDArray
+
+from site_client.ingest.records import StudyRecord
+from site_client.training.study_labels import complete, study_labels
+
+Reals = NDArray[np.float64]
+
+_EPIDURAL: Final = LABELS.index("epidural")
+
+
+def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> list[int]:
+    """Draw the studies of an epoch: half with hemorrhage, epidural ones (the rarest) with double weight.
+
+    Studies with and without hemorrhage alternate, so that every step has both. Each half is drawn without replacement
+    until it is exhausted, then again. With studies of one kind only the result is a permutation.
+
+    Returns:
+        Indices into `studies`, as many as there are studies.
+    """
+    drawn = []
+    for pool, count in _pools(studies):
+        passes_over_pool = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
+        drawn.append(np.concatenate(passes_over_pool)[:count])
+    order = np.empty(len(studies), np.int64)
+    for offset, part in enumerate(drawn):
+        order[offset :: len(drawn)] = part
+    return order.tolist()
+
+
+def sampling_weights(studies: Sequence[StudyRecord]) -> Reals:
+    """Return f64[N]: how often `epoch_order` draws each study in an epoch, in the mean over epochs."""
+    weights = np.zeros(len(studies))
+    for pool, count in _pools(studies):
+        np.add.at(weights, pool, count / len(pool))
+    return weights
+
+
+def _pools(studies: Sequence[StudyRecord]) -> list[tuple[NDArray[np.int64], int]]:
+    """The pools of indices that an epoch is drawn from, each with the number of its draws."""
+    labels = np.stack([study_labels(study) for study in studies])
+    positive = np.flatnonzero(labels[:, ANY] == 1)
+    negative = np.flatnonzero(labels[:, ANY] != 1)
+    if len(positive) == 0 or len(negative) == 0:
+        return [(np.arange(len(studies)), len(studies))]
+    epidural = np.flatnonzero(labels[:, _EPIDURAL] == 1)
+    half = (len(studies) + 1) // 2
+    return [(np.concatenate([positive, epidural]), half), (negative, len(studies) - half)]
+
+
+class SlabSampler:
+    """Draws a slab: some neighbouring slices of a study.
+
+    A slab of a study with hemorrhage holds a slice with one, any of them with equal probability, anywhere in the slab.
+    A slab of another study holds the slice at a height that is drawn from the bleeds of all training studies. Without
+    known bleeds every slab of a study is as likely as any other.
+    """
+
+    def __init__(self, slices: int, bleeds: Reals) -> None:
+        """Prepare to draw.
+
+        Args:
+            slices: Of a slab, 1 or more.
+            bleeds: f64[N], the relative heights 0..1 of slices with hemorrhage, of other studies too.
+        """
+        self._slices = slices
+        self._bleeds = bleeds
+
+    def starts(self, labels: NDArray[np.int8], heights: Reals) -> Reals:
+        """Return the probability of each start of a slab.
+
+        Args:
+            labels: int8[T,6] of the prepared slices.
+            heights: f64[T], their relative heights, ascending.
+
+        Returns:
+            f64[T - slices + 1], with sum 1; f64[1] if the study is read whole: it has no more slices than a slab, or a
+            slice lacks a label, so that a slab of it would lack its study label.
+        """
+        count = len(labels) - self._slices + 1
+        if count <= 1 or (complete(labels) == MISSING).any():
+            return np.ones(1)
+        anchors = self._anchors(labels, heights)
+        if anchors is None:
+            return np.full(count, 1 / count)
+        probability = np.zeros(count)
+        for offset in range(self._slices):
+            # The slab begins `offset` slices below its anchor, or as near to that as the ends of the study allow.
+            np.add.at(probability, (np.arange(len(labels)) - offset).clip(0, count - 1), anchors / self._slices)
+        return probability
+
+    def shown(self, labels: NDArray[np.int8], heights: Reals) -> tuple[Reals, Reals, NDArray[np.int8]]:
+        """Return what a slab shows of a study, in the mean over draws.
+
+        Args:
+            labels: As in `starts`.
+            heights: As in `starts`.
+
+        Returns:
+            f64[T], the probability of each slice to be read; f64[S], that of each slab; int8[S,6], each slab's labels.
+        """
+        probability = self.starts(labels, heights)
+        if len(probability) == 1:
+            return np.ones(len(labels)), probability, complete(labels).max(axis=0, keepdims=True)
+        slabs = np.lib.stride_tricks.sliding_window_view(complete(labels), self._slices, axis=0).max(axis=-1)
+        return np.convolve(probability, np.ones(self._slices)), probability, slabs
+
+    def draw(self, labels: NDArray[np.int8], heights: Reals, rng: np.random.Generator) -> slice:
+        """Draw a slab with the probabilities of `starts`."""
+        probability = self.starts(labels, heights)
+        if len(probability) == 1:
+            return slice(0, len(labels))
+        start = int(rng.choice(len(probability), p=probability))
+        return slice(start, start + self._slices)
+
+    def _anchors(self, labels: NDArray[np.int8], heights: Reals) -> Reals | None:
+        """The probability f64[T] of each slice to be the anchor; None without known bleeds."""
+        own = complete(labels)[:, ANY] == 1
+        if own.any():
+            anchors: Reals = own / own.sum()
+            return anchors
+        if not len(self._bleeds):
+            return None
+        middles = (heights[1:] + heights[:-1]) / 2
+        nearest = np.searchsorted(middles, self._bleeds)
+        anchors = np.bincount(nearest, minlength=len(labels)) / len(self._bleeds)
+        return anchors
