@@ -1,4 +1,4 @@
-"""What every use case is handed: the cupboards, the clock, the settings, and two bells. No logic."""
+"""What every use case is handed: store, blobs, clock, settings, and two signals. No logic."""
 
 import os
 import threading
@@ -22,35 +22,36 @@ _MIB = 1 << 20
 
 
 class Signal:
-    """Something happened; whoever waits looks again.
+    """Tells waiting threads of this process to read the rows again.
 
-    A ring is a hint, never a fact: the rows are the facts. Other processes do not hear it, so nobody waits on a bell
-    alone, only on a bell or a timeout.
+    A notification is a hint, never a fact: the rows are the facts. Other processes do not get it, so a thread waits for
+    a notification or a timeout, never for a notification alone.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._rings = 0
+        self._count = 0
 
     @property
     def count(self) -> int:
-        """Read this before the rows, and hand it to `wait`: a ring in between is then not missed."""
+        """How many notifications there were. Read it before the rows, so that none in between is missed."""
         with self._condition:
-            return self._rings
+            return self._count
 
     def notify(self) -> None:
+        """Wake all waiting threads."""
         with self._condition:
-            self._rings += 1
+            self._count += 1
             self._condition.notify_all()
 
-    def wait(self, heard: int, timeout_s: float) -> bool:
-        """True at the first ring after `heard` rings, False when `timeout_s` went by without one."""
+    def wait(self, count: int, timeout_s: float) -> bool:
+        """Wait until there were more than `count` notifications. False when `timeout_s` went by first."""
         with self._condition:
-            return self._condition.wait_for(lambda: self._rings != heard, timeout_s)
+            return self._condition.wait_for(lambda: self._count != count, timeout_s)
 
 
 class LastReport(NamedTuple):
-    """A site's last report, and when one of its reports was last written down."""
+    """A site's last report, and when one of its reports was last written to the database."""
 
     report: SiteReport
     written_at: datetime
@@ -61,22 +62,22 @@ class AppContext:
     """One per process; immutable, thread-safe."""
 
     store: Store
-    blobs: Blobs  # models and opened sums: sites may read them
-    uploads: Blobs  # masked uploads, a folder apart: no site can name one of the above as its upload, or read one
+    blobs: Blobs  # models and published sums: sites may read them
+    # Masked uploads are in a folder of their own: no site can name a model as its upload, or read an upload.
+    uploads: Blobs
     settings: AggregatorSettings
     clock: Clock = lambda: datetime.now(UTC)
     random: Random = os.urandom
     traffic: Traffic = field(default_factory=Traffic)
-    last_reports: dict[str, LastReport] = field(default_factory=dict)  # by site; `reports` says what for
-    models: dict[bytes, Model] = field(default_factory=dict)  # by digest: the last one opened here, if any
-    work_due: Signal = field(
-        default_factory=Signal
-    )  # the last expected message of a phase arrived: drivers look at once
-    phase_changed: Signal = field(default_factory=Signal)  # a round entered another state: held polls look again
+    last_reports: dict[str, LastReport] = field(default_factory=dict)  # by site, see `sites.reports`
+    # By digest: the model computed last in this process, if any. Reading it back from disk takes longer than a phase.
+    models: dict[bytes, Model] = field(default_factory=dict)
+    work_due: Signal = field(default_factory=Signal)  # drivers look at once: the last message of a phase arrived
+    phase_changed: Signal = field(default_factory=Signal)  # held polls look again: a round entered another state
 
 
 def open_context(settings: AggregatorSettings) -> AppContext:
-    """Open the state folder named in `settings`; its tables must be there already (`migrations`)."""
-    folder, limit = settings.state.folder, settings.state.blob_max_mib * _MIB
+    """Connect to the state folder of `settings`; its tables must be there already (`migrations`)."""
+    folder, limit_bytes = settings.state.folder, settings.state.blob_max_mib * _MIB
     store = open_store(settings.database_url)
-    return AppContext(store, Blobs(folder / "blobs", limit), Blobs(folder / "uploads", limit), settings)
+    return AppContext(store, Blobs(folder / "blobs", limit_bytes), Blobs(folder / "uploads", limit_bytes), settings)

@@ -1,12 +1,12 @@
-"""Everything the aggregator refuses, as one tree.
+"""Everything that the aggregator refuses, as one tree.
 
 AggregatorError
 ├── ConfigRefused        aggregator.toml: unknown key, wrong type, out of range
 ├── PlanFileRefused      plan.toml or the model file that goes with it
-├── StateFolderRefused   `init` twice, or another command before `init`
+├── StateFolderRefused   `init` twice, another command before `init`, or an unusable CA
 ├── NotFound             no such site, run, round, model or blob
 ├── WrongState           what was asked does not fit the state it is in
-│   ├── LostRace         somebody else changed the row first (retryable: read again)
+│   ├── LostRace         another process changed the row first
 │   └── RunInProgress    a second run while one is running or paused
 ├── Denied               the caller may not do this; the answer says no more than it must
 │   ├── NotEnrolled      certificate unknown or expired, or its site not approved
@@ -14,21 +14,17 @@ AggregatorError
 │   ├── SiteLeft         the certificate is ours, but its site has left for good
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
-├── Busy                 too many transfers at once (retryable)
+├── Busy                 too many transfers at once
 └── BlobRefused          bytes that do not fit what was offered
-    ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one (retryable)
-    └── DigestRefused    the bytes do not hash to their name; they were discarded (retryable)
+    ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one
+    └── DigestRefused    the bytes do not hash to their name; they were discarded
 
-`retryable` is a property of the class: whether the same caller may hope for another answer without a person acting.
+`rpc.call_guard` says which status code a site gets for each, and so whether it tries again.
 """
-
-from typing import ClassVar
 
 
 class AggregatorError(Exception):
-    """One clear sentence: what was expected, what came, what to do."""
-
-    retryable: ClassVar[bool] = False
+    """The root. Its text is one sentence: what was expected, what came, what to do."""
 
 
 class ConfigRefused(AggregatorError):
@@ -44,23 +40,23 @@ class StateFolderRefused(AggregatorError):
 
 
 class NotFound(AggregatorError):
-    """Nothing of that name."""
+    """There is nothing of that name."""
 
 
 class WrongState(AggregatorError):
     """The thing exists, but in a state that does not allow this."""
 
 
+# A WrongState: where nothing tells the two apart, trying again blindly would be wrong.
 class LostRace(WrongState):
     """The guarded UPDATE changed no row: another process was first, or the state was never the expected one."""
-
-    retryable = True
 
 
 class RunInProgress(WrongState):
     """One run at a time may be RUNNING or PAUSED."""
 
 
+# The caller may be a stranger, so no sentence of these tells which names, tokens or certificates exist.
 class Denied(AggregatorError):
     """The caller may not do this."""
 
@@ -74,7 +70,7 @@ class SiteRevoked(Denied):
 
 
 class SiteLeft(Denied):
-    """The site said farewell; only a new invitation brings it back."""
+    """The site left for good; only a new invitation brings it back."""
 
 
 class JoinDenied(Denied):
@@ -86,9 +82,7 @@ class MessageRefused(AggregatorError):
 
 
 class Busy(AggregatorError):
-    """As many calls that last are in progress as may be; the caller comes back shortly, and resumes."""
-
-    retryable = True
+    """All slots for calls that last are taken; the caller comes back shortly, and continues where it stopped."""
 
 
 class BlobRefused(AggregatorError):
@@ -96,16 +90,13 @@ class BlobRefused(AggregatorError):
 
 
 class OffsetRefused(BlobRefused):
-    """A chunk does not begin where the held bytes end; go on at `held_bytes`."""
-
-    retryable = True
+    """A chunk does not begin where the held bytes end; continue at `held_bytes`."""
 
     def __init__(self, message: str, held_bytes: int) -> None:
         super().__init__(message)
+        # Apart from the text, so that a caller in this process need not parse it.
         self.held_bytes = held_bytes
 
 
 class DigestRefused(BlobRefused):
-    """All bytes arrived and hash to something else; nothing of them was kept."""
-
-    retryable = True
+    """All bytes arrived and hash to something else; none was kept."""

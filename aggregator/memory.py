@@ -1,7 +1,7 @@
-"""Keep the C allocator from hoarding. Nothing here changes what is computed; without glibc nothing happens.
+"""Keeps the C allocator from hoarding memory. No result depends on it; without glibc nothing happens.
 
-glibc gives every thread a heap of its own and keeps what is freed there. With one thread a transfer and buffers of a
-megabyte, an aggregator would grow with the number of sites that ever spoke at once.
+glibc gives every thread a heap of its own and keeps memory that is freed there. With one thread a transfer and buffers
+of a megabyte, an aggregator would grow with the number of sites that ever called at once.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None)
 
 
 def share_heaps() -> None:
-    """Let all threads share a few heaps. To be called before there are threads."""
+    """Let all threads share a few heaps; call it before there are threads."""
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_ARENA_MAX, _ARENAS)
 

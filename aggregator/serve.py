@@ -1,7 +1,7 @@
-"""The running aggregator: two gRPC listeners, drivers, the dashboard; started together, stopped in order.
+"""The running aggregator: two gRPC listeners, drivers, housekeeping, the dashboard; started together, stopped in order.
 
-TLS 1.3 only. gRPC for Python has no switch for the version; our certificates are ECDSA, so offering for TLS 1.2 nothing
-but an RSA suite leaves it without a common cipher, while 1.3 has its own list.
+TLS 1.3 only. gRPC for Python has no switch for the version. The certificates are ECDSA, so a single RSA suite for
+TLS 1.2 leaves that version without a common cipher, while 1.3 has its own list.
 """
 
 import os
@@ -11,7 +11,8 @@ import threading
 from concurrent import futures
 from types import FrameType
 
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"  # read once, when grpc starts
+# grpc reads it once, when it is imported.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 
 import grpc
 import structlog
@@ -28,53 +29,62 @@ from aggregator.context import AppContext, open_context
 from aggregator.dashboard.app import create_app
 from aggregator.errors import ConfigRefused
 from aggregator.rounds.driver import Driver
-from aggregator.rpc.bandwidth import LineDoor
-from aggregator.rpc.blobs import BlobsDoor
+from aggregator.rounds.housekeeping import Housekeeping
+from aggregator.rpc.bandwidth import BandwidthServicer
+from aggregator.rpc.blobs import BlobsServicer
 from aggregator.rpc.call_guard import CallGuard
-from aggregator.rpc.enrolment import EnrolledDoor, JoiningDoor
-from aggregator.rpc.rounds import RoundsDoor
+from aggregator.rpc.enrolment import HostEnrolmentServicer, SiteEnrolmentServicer
+from aggregator.rpc.rounds import RoundsServicer
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 
 log = structlog.get_logger()
 
-FRAMING_BYTES = 64 * 1024  # what a message may have beside a full chunk of data
-JOINING_BYTES_MAX = 64 * 1024
-WINDOW_BYTES = 512 * 1024  # what a stream may have under way: 10 MB/s at a round trip of 50 ms
+FRAMING_BYTES = 64 * 1024  # of a message, beside a full chunk of data
+ENROLMENT_BYTES_MAX = 64 * 1024  # of a message on the enrolment listener, whose callers are not authenticated
+WINDOW_BYTES = 512 * 1024  # under way in one stream: 10 MB/s at a round trip of 50 ms
 QUEUED_PER_THREAD = 16  # calls that may wait for a thread before new ones are refused
 GRACE_S = 5.0  # for calls in progress when stopping
-KEEPALIVE_MS = 15_000  # a stream whose site is gone holds a thread until a ping finds it out
+KEEPALIVE_MS = 15_000  # a stream whose site is gone keeps its thread until a ping fails
 
 
 class AggregatorServer:
-    """Everything `serve` runs. `start` returns when it listens; `stop` when nothing of it is left.
-
-    Raises: ConfigRefused when it cannot listen at one of its addresses.
-    """
+    """Everything that `serve` runs. `start` returns when it listens; `stop` when nothing of it is left."""
 
     def __init__(self, app: AppContext, authority: Authority) -> None:
+        """Bind the addresses and make all parts, without starting one.
+
+        Args:
+            app: The aggregator; `stop` closes its store.
+            authority: Its CA.
+
+        Raises:
+            ConfigRefused: when it cannot listen at one of its addresses.
+        """
         self._app = app
-        self._gate = CallGuard(app)
+        self._guard = CallGuard(app)
         self._stop = threading.Event()
         listen = app.settings.listen
         _require_free(listen)
         enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
         self._sites = _server(listen.threads, CHUNK_BYTES_MAX + FRAMING_BYTES)
-        add_RoundsServicer_to_server(RoundsDoor(self._gate), self._sites)
-        add_BlobsServicer_to_server(BlobsDoor(self._gate), self._sites)
-        add_LineServicer_to_server(LineDoor(self._gate), self._sites)
-        add_EnrolmentServicer_to_server(EnrolledDoor(self._gate, enrolment), self._sites)
+        add_RoundsServicer_to_server(RoundsServicer(self._guard), self._sites)
+        add_BlobsServicer_to_server(BlobsServicer(self._guard), self._sites)
+        add_LineServicer_to_server(BandwidthServicer(self._guard), self._sites)
+        add_EnrolmentServicer_to_server(SiteEnrolmentServicer(self._guard, enrolment), self._sites)
         self.sites_port = self._sites.add_secure_port(listen.sites, _mutual_tls(authority, listen.host_names))
-        self._joining = _server(max(4, listen.threads // 4), JOINING_BYTES_MAX) if listen.enrolment else None
+        self._enrolment = _server(max(4, listen.threads // 4), ENROLMENT_BYTES_MAX) if listen.enrolment else None
         self.enrolment_port = 0
-        if self._joining is not None:
-            add_EnrolmentServicer_to_server(JoiningDoor(enrolment), self._joining)
+        if self._enrolment is not None:
+            add_EnrolmentServicer_to_server(HostEnrolmentServicer(enrolment), self._enrolment)
             credentials = _server_tls(authority, listen.host_names)
-            self.enrolment_port = self._joining.add_secure_port(listen.enrolment, credentials)
-        drivers = [Driver(app) for _ in range(app.settings.driver.threads)]
-        self._drivers = [
-            threading.Thread(target=driver.run, args=(self._stop,), name=f"driver-{index}")
-            for index, driver in enumerate(drivers)
+            self.enrolment_port = self._enrolment.add_secure_port(listen.enrolment, credentials)
+        self._loops = [
+            *(
+                threading.Thread(target=Driver(app).run, args=(self._stop,), name=f"driver-{index}")
+                for index in range(app.settings.driver.threads)
+            ),
+            threading.Thread(target=Housekeeping(app).run, args=(self._stop,), name="housekeeping"),
         ]
         self._dashboard = _dashboard(app) if app.settings.dashboard.enabled else None
         self._dashboard_thread = (
@@ -82,65 +92,73 @@ class AggregatorServer:
         )
 
     def start(self) -> None:
+        """Start every part."""
         self._sites.start()
-        if self._joining is not None:
-            self._joining.start()
-        for thread in self._drivers:
+        if self._enrolment is not None:
+            self._enrolment.start()
+        for thread in self._loops:
             thread.start()
         if self._dashboard_thread is not None:
             self._dashboard_thread.start()
-        log.info("aggregator listening", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
+        log.info("aggregator started", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
 
     def stop(self) -> None:
-        """No new calls; those in progress get a moment; drivers finish the step in hand."""
+        """Take no new calls, give those in progress a moment, and let each loop finish its step."""
         self._stop.set()
-        self._gate.stopping.set()
+        self._guard.stopping.set()
+        # Wakes loops and held polls that wait; without it they would end at their timeouts.
         self._app.phase_changed.notify()
         self._app.work_due.notify()
-        stopped = [server.stop(GRACE_S) for server in (self._sites, self._joining) if server is not None]
+        stopped = [server.stop(GRACE_S) for server in (self._sites, self._enrolment) if server is not None]
         for event in stopped:
             event.wait()
-        for thread in self._drivers:
+        for thread in self._loops:
             thread.join()
         if self._dashboard is not None and self._dashboard_thread is not None:
             self._dashboard.should_exit = True
             self._dashboard_thread.join()
+        # Last: calls, loops and pages use it to their end.
         self._app.store.close()
         log.info("aggregator stopped")
 
 
 def serve(settings: AggregatorSettings) -> None:
-    """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date."""
+    """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date.
+
+    Raises:
+        ConfigRefused: when it cannot listen at one of its addresses.
+        StateFolderRefused: without a usable CA.
+    """
     memory.share_heaps()
     app = open_context(settings)
     aggregator = AggregatorServer(app, Authority(settings.state.folder / "ca", app.clock))
-    asked_to_stop = threading.Event()
+    stop_requested = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        asked_to_stop.set()
+        stop_requested.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     aggregator.start()
-    asked_to_stop.wait()
-    log.info("aggregator stopping")
+    stop_requested.wait()
+    log.info("stop requested")
     aggregator.stop()
 
 
 def _require_free(listen: ListenSettings) -> None:
-    """Refuse an address that is taken or not ours, by its key, before anything runs.
+    """Refuse an address that is taken, or is not of this machine, before anything runs.
 
-    gRPC would say so in a page, and uvicorn's thread would end alone and leave the rest without a dashboard.
+    gRPC would write a page about it. uvicorn's thread would end alone and leave the aggregator without a dashboard.
     """
     for key, address in (("sites", listen.sites), ("enrolment", listen.enrolment), ("dashboard", listen.dashboard)):
         if not address:
             continue
         host, _, port = address.rpartition(":")
         try:
-            family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+            family, kind, _, _, bound = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, kind) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
+                probe.bind(bound)
         except OSError as error:
             raise ConfigRefused(
                 f"cannot listen at {address} ([listen] {key}): {error.strerror}; "
@@ -152,8 +170,8 @@ def _server(threads: int, message_bytes_max: int) -> grpc.Server:
     options = [
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", CHUNK_BYTES_MAX + FRAMING_BYTES),
-        ("grpc.so_reuseport", 0),  # a second aggregator on the same port is a mistake, not a helper
-        # Windows grown by probing hold megabytes a site.
+        ("grpc.so_reuseport", 0),  # with it a second aggregator would silently take half of the calls
+        # Windows that grow by probing hold megabytes a site.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -171,7 +189,7 @@ def _mutual_tls(authority: Authority, host_names: tuple[str, ...]) -> grpc.Serve
         pair = (identity.key_pem, identity.certificate_pem)
         return grpc.ssl_server_certificate_configuration([pair], authority.certificate_pem)
 
-    # Asked at every handshake, so a renewed server certificate needs no restart.
+    # gRPC calls it at every handshake, so a renewed server certificate needs no restart.
     return grpc.dynamic_ssl_server_credentials(certificates(), certificates, require_client_authentication=True)
 
 

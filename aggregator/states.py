@@ -1,19 +1,19 @@
-"""What a site, a run, a round and a seat can be, and what may follow what. Pure tables: no I/O, no clock.
+"""The states of a site, a run, a round and a seat, and which may follow which. Pure tables: no I/O, no clock.
 
-`docs/DATA_MODEL.md` says the same in prose and as diagrams; a test holds the two against each other. `store` turns
-every transition into an UPDATE guarded by the old state, so that of two drivers only one can make it.
+`docs/DATA_MODEL.md` has the same as prose and diagrams; a test compares. `store` turns every transition into an UPDATE
+guarded by the old state, so that of two drivers only one can make it.
 """
 
 from enum import StrEnum
 
 
 class SiteStanding(StrEnum):
-    """A hospital with the consortium. No column holds it: the times in its row amount to it."""
+    """The standing of a hospital in the consortium. No column holds it: it follows from the times in the row."""
 
     PENDING = "pending"  # joined with its token; six words are still to be compared
     APPROVED = "approved"  # in the roster
     REVOKED = "revoked"  # shut out by the coordinator
-    LEFT = "left"  # for good, by its own word
+    LEFT = "left"  # for good, at its own request
 
 
 class RunState(StrEnum):
@@ -33,14 +33,14 @@ class RoundState(StrEnum):
     SHARES = "shares"  # members share their secrets with each other
     UPLOAD = "upload"  # masked words arrive
     CONFIRM = "confirm"  # members sign whose words arrived
-    REVEAL = "reveal"  # members reveal what opens the sum, and nothing else
+    REVEAL = "reveal"  # members reveal the shares that unmask the sum, and no others
     AGGREGATING = "aggregating"  # the driver recovers masks, decodes the sum, computes the next model
     PUBLISHED = "published"
-    ABANDONED = "abandoned"  # nothing was opened; `reason` says why
+    ABANDONED = "abandoned"  # no sum was decoded; `reason` says why
 
 
 class SeatState(StrEnum):
-    """One site in one round. Cohort members climb from READY to REVEALED; everybody else stops before."""
+    """One site in one round. Cohort members climb from READY to REVEALED; all others stop before."""
 
     OFFERED = "offered"
     DECLINED = "declined"  # by the site, with a reason from the closed list

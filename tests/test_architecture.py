@@ -20,8 +20,9 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "aggregator", "site_clien
 FLOORS: dict[str, list[str]] = {
     "aggregator": [
         "cli.py",
+        "commands",
         "serve.py",
-        "commands rpc dashboard",
+        "rpc dashboard",
         "rounds",
         "runs",
         "sites",
@@ -29,7 +30,8 @@ FLOORS: dict[str, list[str]] = {
         "migrations",
         "store",
         "config.py",
-        "states.py errors.py memory.py",
+        "toml_file.py",
+        "states.py errors.py memory.py logging_setup.py",
     ],
     "site_client": [
         "cli.py",

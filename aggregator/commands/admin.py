@@ -5,7 +5,8 @@ import sys
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, print_rows
+from aggregator.commands.base import CommandContext, as_json
+from aggregator.commands.printing import print_rows
 from aggregator.store import Change, people
 
 SALT_BYTES = 16
@@ -23,6 +24,7 @@ def admin() -> None:
 def admin_add(context: CommandContext, name: str, password_stdin: bool) -> None:
     """Add NAME; asks for a password of at least 12 characters."""
     app = context.app()
+    # Never an argument of the command: other users of this machine can read those.
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
@@ -40,6 +42,7 @@ def admin_remove(context: CommandContext, name: str) -> None:
     """Take NAME's access away."""
     app = context.app()
     change = Change(app.clock(), "operator", f"administrator:{name}", "removed on the command line")
+    # Sessions of this administrator end with the row: every page compares the stored hash.
     with app.store.write() as session:
         people.remove_administrator(session, name, change)
     click.echo(f"{name} may log in no more.")

@@ -1,55 +1,82 @@
-"""What every command of the coordinator starts from and ends with: the state folder, refusals, printing."""
+"""What every command of the coordinator starts from: the state folder, and how a refusal is printed.
 
-import json
-from collections.abc import Callable
+The root imports this module for `--help`, so the modules that need SQLAlchemy are imported in the functions that use
+them. They take half a second.
+"""
+
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from federation.errors import FederationError
-from sqlalchemy.exc import OperationalError
 
-from aggregator.commands import listings
-from aggregator.config import AggregatorSettings
-from aggregator.context import AppContext, open_context
+from aggregator.commands.lazy_group import LazyGroup
+from aggregator.config import AggregatorSettings, load_settings
 from aggregator.errors import AggregatorError, StateFolderRefused
-from aggregator.migrations import revision_of
-from aggregator.sites.authority import Authority
-from aggregator.sites.enrolment import EnrolmentService
+
+if TYPE_CHECKING:
+    from aggregator.context import AppContext
+    from aggregator.sites.authority import Authority
+    from aggregator.sites.enrolment import EnrolmentService
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 of_run = click.option("--run", "run_id", metavar="RUN", help="Run id or the beginning of one; default: the newest.")
 
 
-class CommandGroup(click.Group):
-    """Turns our refusals into one line and exit code 1; anything else is a bug and keeps its traceback."""
+class RootGroup(LazyGroup):
+    """Turns refusals into one line and exit code 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command and print what it refuses.
+
+        Raises:
+            click.ClickException: for a refusal, a full disk, a file that cannot be read, a locked database.
+        """
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click handles them; a closed output ends the program without a word
         except (AggregatorError, FederationError) as error:
             raise click.ClickException(str(error)) from error
-        except OperationalError as error:
-            told = f"the database refused: {error.orig}; is the disk full, or another program holding it?"
-            raise click.ClickException(told) from error
-        except BrokenPipeError:
-            raise  # click ends quietly when whoever read the output has gone
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
-            told = f"{error.strerror or error}{where}; put it right and try again"
-            raise click.ClickException(told) from error
+            raise click.ClickException(f"{error.strerror or error}{where}; put it right and try again") from error
+        except Exception as error:
+            # A command that does not use the database has not imported it, and never gets here with its error.
+            from sqlalchemy.exc import OperationalError
+
+            if not isinstance(error, OperationalError):
+                raise
+            sentence = f"the database refused: {error.orig}; is the disk full, or another program holding it?"
+            raise click.ClickException(sentence) from error
 
 
 @dataclass(frozen=True)
 class CommandContext:
-    """What every command starts from."""
+    """What every command is handed."""
 
-    settings: Callable[[], AggregatorSettings]
+    config: Path  # aggregator.toml
 
-    def app(self) -> AppContext:
-        """Raises: StateFolderRefused before `init`, or when the tables are another version's."""
+    def settings(self) -> AggregatorSettings:
+        """Read aggregator.toml.
+
+        Raises:
+            ConfigRefused: when it cannot be used.
+        """
+        return load_settings(self.config)
+
+    def app(self) -> "AppContext":
+        """Connect to the state folder.
+
+        Raises:
+            StateFolderRefused: before `init`.
+        """
+        from aggregator.context import open_context
+        from aggregator.migrations import revision_of
+
         settings = self.settings()
+        # `init` writes this file last, so with it everything else of the CA is there.
         if not (settings.state.folder / "ca" / "ca.key").exists():
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
         app = open_context(settings)
@@ -57,26 +84,24 @@ class CommandContext:
             raise StateFolderRefused(f"{settings.state.folder} holds no tables; run `hemofed-aggregator init` again")
         return app
 
-    def enrolment(self) -> EnrolmentService:
+    def enrolment(self) -> "EnrolmentService":
+        """Connect to the state folder and read the CA.
+
+        Raises:
+            StateFolderRefused: before `init`, or without a usable CA.
+        """
+        from aggregator.sites.enrolment import EnrolmentService
+
         app = self.app()
-        return EnrolmentService(app.store, load_authority(app.settings), app.settings.enrolment, app.clock, app.random)
+        return EnrolmentService(app.store, load_authority(app), app.settings.enrolment, app.clock, app.random)
 
 
-def load_authority(settings: AggregatorSettings) -> Authority:
-    """The CA of a state folder. Raises: StateFolderRefused."""
-    return Authority(settings.state.folder / "ca", now)
+def load_authority(app: "AppContext") -> "Authority":
+    """Read the CA of a state folder.
 
+    Raises:
+        StateFolderRefused: when a file of it is missing or unreadable.
+    """
+    from aggregator.sites.authority import Authority
 
-def print_rows(rows: list[listings.Row], columns: tuple[str, ...], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-    else:
-        click.echo(listings.table(rows, columns))
-
-
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
+    return Authority(app.settings.state.folder / "ca", app.clock)

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, of_run, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, of_run
+from aggregator.commands.printing import print_json, print_rows
 from aggregator.runs import export
 
 
@@ -31,11 +32,12 @@ def model_list(context: CommandContext, run_id: str | None, as_json: bool) -> No
 @click.option("--round", "number", type=int, help="Made by this round, 0 for the initial one; default: the newest.")
 @as_json
 @click.pass_obj
-def model_export_(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
+def model_export(context: CommandContext, out: Path, run_id: str | None, number: int | None, as_json: bool) -> None:
     """Write a model to OUT (safetensors), after checking it against its digest."""
     app = context.app()
     with app.store.read() as session:
         chosen = export.choose(session, listings.chosen_run(session, run_id), number)
+    # Outside the transaction: a large model takes longer to copy than a database should be held.
     export.export(app.blobs, chosen, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})

@@ -7,7 +7,8 @@ import click
 from federation.plan import sign_plan
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, load_authority, of_run, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
+from aggregator.commands.printing import print_json, print_rows, table
 from aggregator.context import AppContext
 from aggregator.runs import lifecycle, plan_file
 from aggregator.store.tables import Run
@@ -24,18 +25,19 @@ def run() -> None:
 @as_json
 @click.pass_obj
 def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -> None:
-    """Sign PLAN (a plan.toml) and open its first round.
+    """Sign PLAN (a plan.toml) and begin its first round.
 
     deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
     """
     app = context.app()
-    custodian = load_authority(app.settings).custodian_key
-    made = plan_file.read_plan(plan, model, app.random)
-    started = lifecycle.start_run(app, sign_plan(made, custodian), model, custodian.public_key())
+    # The plan is bounded and signed before the run is stored: sites refuse any other.
+    custodian = load_authority(app).custodian_key
+    signed = sign_plan(plan_file.read_plan(plan, model, app.random), custodian)
+    started = lifecycle.start_run(app, signed, model, custodian.public_key())
     if as_json:
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return
-    click.echo(f"Run {started.run_id.hex()} ({started.name}) is open; plan {started.plan_digest.hex()}.")
+    click.echo(f"Run {started.run_id.hex()} ({started.name}) has begun; plan {started.plan_digest.hex()}.")
 
 
 @run.command("list")
@@ -61,7 +63,7 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
         print_json(row)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
-    click.echo(listings.table(listings.round_lines(row), listings.ROUND_COLUMNS))
+    click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))
 
 
 @run.command("pause")
@@ -82,6 +84,7 @@ def run_resume(context: CommandContext, run_id: str | None) -> None:
 
 @run.command("abort")
 @of_run
+# It asks first, because nothing brings the updates in progress back.
 @click.confirmation_option("--yes", prompt="Abort for good? Updates in progress are thrown away.")
 @click.pass_obj
 def run_abort(context: CommandContext, run_id: str | None) -> None:
@@ -90,10 +93,11 @@ def run_abort(context: CommandContext, run_id: str | None) -> None:
 
 
 def _change_run(
-    context: CommandContext, run_id: str | None, verb: Callable[[AppContext, bytes], None], outcome: str
+    context: CommandContext, run_id: str | None, change: Callable[[AppContext, bytes], None], outcome: str
 ) -> None:
     app = context.app()
+    # The choice and the change are two transactions; the change refuses a run that is in another state by then.
     with app.store.read() as session:
-        chosen: Run = listings.chosen_run(session, run_id)
-    verb(app, chosen.run_id)
-    click.echo(f"Run {chosen.run_id.hex()} ({chosen.name}): {outcome}.")
+        run: Run = listings.chosen_run(session, run_id)
+    change(app, run.run_id)
+    click.echo(f"Run {run.run_id.hex()} ({run.name}): {outcome}.")

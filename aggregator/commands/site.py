@@ -3,7 +3,8 @@
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, print_json, print_rows
+from aggregator.commands.base import CommandContext, as_json
+from aggregator.commands.printing import print_json, print_rows
 from aggregator.store import site_rows
 
 
@@ -25,6 +26,7 @@ def site_invite(context: CommandContext, name: str, auto_approve: bool, as_json:
     if as_json:
         print_json({"site": name, "token": token, "valid_hours": hours})
         return
+    # Alone on standard output, so that a script can take it; the hints go to standard error.
     click.echo(token)
     click.echo(f"Hand it to {name} on a trusted way. It works once, within {hours} hours:", err=True)
     click.echo("  hemofed-site join ADDRESS TOKEN", err=True)
@@ -49,13 +51,14 @@ def site_approve(context: CommandContext, name: str, words: str | None) -> None:
     """Let NAME in, after comparing its six words by telephone."""
     enrolment = context.enrolment()
     with enrolment.store.read() as session:
-        stated = site_rows.get(session, name).fingerprint
+        fingerprint = site_rows.get(session, name).fingerprint
     if words is None:
-        click.echo(f"Call {name}. Its screen must show:\n\n  {stated}\n")
+        click.echo(f"Call {name}. Its screen must show:\n\n  {fingerprint}\n")
         click.confirm("Are these the words?", abort=True)
-    elif words.split() != stated.split():
+    elif words.split() != fingerprint.split():
         raise click.ClickException(f"expected the words of {name}, got others; do not approve, find out who joined")
-    enrolment.approve(name, stated)
+    # The words go along: a host that joined with other keys since they were shown is not approved by them.
+    enrolment.approve(name, fingerprint)
     click.echo(f"{name} is approved and stands in the new roster.")
 
 

@@ -1,1 +1,1 @@
-"""Web pages for administrators: one URL, one function, one template. Reads the rounds' rows; changes none."""
+"""Web pages for administrators: one URL, one function, one template. They read the rows of rounds and change none."""

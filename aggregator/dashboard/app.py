@@ -1,4 +1,4 @@
-"""The dashboard's application: who may see it, what headers its answers carry, which pages it has."""
+"""The dashboard's application: its pages, the guard before them, and the headers of every answer."""
 
 import os
 import secrets
@@ -17,10 +17,10 @@ from aggregator.dashboard import pages, sessions
 from aggregator.dashboard.rendering import page
 
 HERE = Path(__file__).resolve().parent
-OPEN_PATHS = ("/login", "/static/")  # everything else asks for a session
+PUBLIC_PATHS = ("/login", "/static/")  # all others need a session
 HEADERS = {
-    # No script, style, image or frame from anywhere else, and none inside a page: it works in a network without
-    # internet, and text that found its way into a page stays text.
+    # No script, style, image or frame from another origin, and no inline one: pages work in a network without internet,
+    # and text that was injected into a page stays text.
     "Content-Security-Policy": "default-src 'self'; object-src 'none'; frame-ancestors 'none'; form-action 'self'; "
     "base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -32,7 +32,7 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(app: AppContext) -> FastAPI:
-    """The pages over this app's rows. Plain HTTP: a reverse proxy of the coordinator's speaks HTTPS."""
+    """Make the application. It speaks plain HTTP; the coordinator puts a reverse proxy with HTTPS in front."""
     web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
     web.state.context = app
     web.state.logins = sessions.FailedLogins(
@@ -57,7 +57,7 @@ def create_app(app: AppContext) -> FastAPI:
 
 
 def session_key(folder: Path) -> str:
-    """The key that signs session cookies; made once, for the service's eyes only. A restart logs nobody out."""
+    """Return the key that signs session cookies; made once, so that a restart ends no session."""
     path = folder / "dashboard.key"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -72,12 +72,12 @@ def _refused(request: Request, error: HTTPException) -> Response:
     return page(request, "error.html", status_code=error.status_code, problem=error.detail)
 
 
-# The coroutines here are Starlette's middleware, asynchronous by nature; the store is asked in a thread.
+# Starlette's middleware has to be asynchronous. The store is not, so it is read in a thread.
 
 
 async def _guard(request: Request, call_next: Next) -> Response:
-    """Sends whoever has no session in force to the log-in page."""
-    if request.url.path.startswith(OPEN_PATHS):
+    """Send a visitor without a session in force to the log-in page."""
+    if request.url.path.startswith(PUBLIC_PATHS):
         return await call_next(request)
     if await run_in_threadpool(request.app.state.sessions.in_force, request.session):
         return await call_next(request)
@@ -86,13 +86,13 @@ async def _guard(request: Request, call_next: Next) -> Response:
 
 
 async def _harden(request: Request, call_next: Next) -> Response:
-    """Refuses what another site's page makes a browser send; adds the headers to every answer."""
+    """Refuse a form that another site's page makes a browser send, and add the headers to every answer."""
     if request.method not in ("GET", "HEAD") and not sessions.is_own_form(request):
         response: Response = PlainTextResponse("This form came from another site.", status_code=403)
     else:
         response = await call_next(request)
     response.headers.update(HEADERS)
-    if request.url.scheme == "https":  # as told by the proxy in front; then the cookie must never travel in clear
+    if request.url.scheme == "https":  # by the word of the proxy in front; then the cookie never travels in clear
         response.headers["Strict-Transport-Security"] = "max-age=31536000"
         for index, (name, value) in enumerate(response.raw_headers):
             if name == b"set-cookie":

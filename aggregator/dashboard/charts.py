@@ -21,19 +21,29 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
+    """One line of a chart."""
+
     name: str
-    points: tuple[Point, ...]  # gaps are simply absent
+    points: tuple[Point, ...]  # a model without a figure has no point
 
 
 def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = None, high: float | None = None) -> str:
-    """An SVG element. x is the model's number, y the value; the axis holds at least `low` to `high` where given.
+    """Draw an SVG element. x is the model's number, y the value.
 
-    A line's dash and color follow from its place in `lines`. Lines without a point are left out; with nothing to draw
-    the chart says so. Every point carries its figure and its cohort as a tooltip.
+    Lines without a point are left out; with nothing to draw the chart says so. Every point has its figure and its
+    cohort as a tooltip.
+
+    Args:
+        title: Read out by screen readers.
+        unit: Above the y axis.
+        lines: Dash and color of a line follow from its place here.
+        low: The y axis begins at this value or below.
+        high: The y axis ends at this value or above.
     """
     drawn = [(index, line) for index, line in enumerate(lines) if line.points]
-    spoken = "; ".join(_spoken(line) for _, line in drawn) or "no figures yet"
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {spoken}")}">'
+    described = "; ".join(f"{line.name} " + ", ".join(map(_describe, line.points)) for _, line in drawn)
+    label = escape(f"{title}: {described or 'no figures yet'}")
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     if not drawn:
         return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="none">no figures yet</text></svg>'
     values = [point.value for _, line in drawn for point in line.points]
@@ -61,7 +71,7 @@ class _Scale:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
-    wanted = max(high - low, 1e-3) / 5
+    wanted = max(high - low, 1e-3) / 5  # a constant line has a height, too
     power = 10.0 ** math.floor(math.log10(wanted))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -69,6 +79,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _grid(scale: _Scale, unit: str) -> str:
+    # As many decimals as it takes to tell neighbouring ticks apart.
     places = max(1, -math.floor(math.log10(scale.ticks[1] - scale.ticks[0]) + 1e-9))
     parts = [f'<text class="tick" x="6" y="16">{escape(unit)}</text>']
     for value in scale.ticks:
@@ -88,15 +99,11 @@ def _draw(scale: _Scale, index: int, line: Curve) -> str:
     style = f'class="line c{index % 6}"' + (f' stroke-dasharray="{dash}"' if dash else "")
     dots = "".join(
         f'<circle class="dot c{index % 6}" cx="{scale.x(point.number):.1f}" cy="{scale.y(point.value):.1f}" r="3.5">'
-        f"<title>{escape(line.name)} {_said(point)}</title></circle>"
+        f"<title>{escape(line.name)} {_describe(point)}</title></circle>"
         for point in line.points
     )
     return f'<polyline {style} points="{path}"/>{dots}'
 
 
-def _spoken(line: Curve) -> str:
-    return f"{line.name} " + ", ".join(_said(point) for point in line.points)
-
-
-def _said(point: Point) -> str:
+def _describe(point: Point) -> str:
     return f"{point.value:.3f} after round {point.number} ({point.sites} sites)"

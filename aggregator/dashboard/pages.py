@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
-from aggregator.dashboard import contexts
+from aggregator.dashboard import run_views
 from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_views import site_views
@@ -17,10 +17,12 @@ AUDIT_ROWS = 100
 
 @router.get("/")
 def overview(request: Request) -> Response:
+    """Show the run in progress, or else the last one, and the sites."""
     app = request.app.state.context
+    # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
-        run = contexts.shown_run(session)
-        view = None if run is None else contexts.run_view(app, session, run)
+        run = run_views.shown_run(session)
+        view = None if run is None else run_views.run_view(app, session, run)
         shown = site_views(app, session)
     moving = view is not None and view.moving
     return page(request, "overview.html", run=view, sites=shown, charts=_charts(view), here="overview", moving=moving)
@@ -28,33 +30,41 @@ def overview(request: Request) -> Response:
 
 @router.get("/runs")
 def run_list(request: Request) -> Response:
+    """Show every run in one line, the newest first."""
     app = request.app.state.context
     with app.store.read() as session:
-        rows = [contexts.run_view(app, session, run) for run in reversed(run_rows.every(session))]
+        rows = [run_views.run_view(app, session, run) for run in reversed(run_rows.all_runs(session))]
     return page(request, "runs.html", runs=rows, here="runs")
 
 
 @router.get("/runs/{hex_id}")
-def one_run(request: Request, hex_id: str) -> Response:
+def run_page(request: Request, hex_id: str) -> Response:
+    """Show one run round by round.
+
+    Raises:
+        HTTPException: 404 when there is no such run.
+    """
     app = request.app.state.context
     with app.store.read() as session:
         try:
             run = run_rows.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
-        view = contexts.run_view(app, session, run)
+        view = run_views.run_view(app, session, run)
     return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
 
 
 @router.get("/audit")
 def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with."""
     with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
+    # Paged by id and not by number of rows: rows that are added meanwhile move nothing.
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
     return page(request, "audit.html", rows=rows, older=older, newest=before is None, here="audit")
 
 
-def _charts(run: contexts.RunView | None) -> dict[str, str]:
+def _charts(run: run_views.RunView | None) -> dict[str, str]:
     if run is None:
         return {}
     return {

@@ -11,13 +11,21 @@ TEMPLATES = Jinja2Templates(directory=Path(__file__).resolve().parent / "templat
 
 
 def page(request: Request, template: str, status_code: int = 200, **context: object) -> Response:
-    """One template, with what every page needs: the time it was made and who is looking."""
+    """Render a template; every page shows the time it was made and the administrator's name.
+
+    Args:
+        request: The request that the page answers.
+        template: Its file name.
+        status_code: Of the answer.
+        context: The template's variables.
+    """
     shared = {"now": request.app.state.context.clock(), "who": request.session.get("name")}
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 4 s, 2 h 5 min, 3 d 4 h: the two largest units."""
+    """Write seconds in their two largest units: 12 s, 3 min 4 s, 2 h 5 min, 3 d 4 h."""
+    # A clock that was set back makes negative ages; zero is the least wrong thing to show.
     whole = max(0, round(seconds))
     for size, unit, below, below_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
@@ -27,7 +35,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in SI units, as networks count them."""
+    """Write a number of bytes in SI units, as networks count them."""
     if count < 1000:
         return f"{count} B"
     value = float(count)
@@ -39,24 +47,28 @@ def size(count: int) -> str:
 
 
 def short(digest: bytes | None) -> str:
+    """Write the first digits of a digest."""
     return "–" if not digest else digest.hex()[:12]
 
 
 def clock_time(moment: datetime) -> str:
+    """Write a time in UTC, to the second."""
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A metric, or a dash where there is none to show."""
+    """Write a metric, or a dash when there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def short_ids(text: str) -> str:
-    """`text` with every run id and process id in it cut to its first digits; for names the audit writes in full."""
-    return _LONG_HEX.sub(lambda found: found[0][:6] + "…", text)
+    """Cut every run id and process id in a text to its first digits; the audit trail holds them in full."""
+    return _LONG_HEX.sub(lambda match: match[0][:6] + "…", text)
 
 
+# Run ids have 32 digits, process ids 16; the first six tell them apart for a reader.
 _LONG_HEX = re.compile(r"[0-9a-f]{12,}")
 
+# Templates call them by their own names.
 for _filter in (duration, size, short, clock_time, figure, short_ids):
     TEMPLATES.env.filters[_filter.__name__] = _filter

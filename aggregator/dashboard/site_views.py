@@ -1,29 +1,29 @@
-"""What the pages show of the sites: what each last said of itself, and how old that is."""
+"""The sites as the pages show them: each one's last report, and how old it is."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
+from federation.vocabulary import SiteState
 from sqlalchemy.orm import Session
 
-from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
-from aggregator.dashboard.contexts import shown_run
-from aggregator.states import RunState
+from aggregator.dashboard.run_views import shown_run
+from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
-from aggregator.store.tables import SiteReport
 
-STALE_FACTOR = 3  # a site is stale when it is this many polling intervals late
-STALE_LEAST_S = 15.0  # below this a late poll says nothing: reports are written every few seconds only
+STALE_FACTOR = 3  # a report is stale when the next one is this many polling intervals late
+STALE_LEAST_S = 15.0  # reports are written every few seconds only, so a younger one is never stale
 
 
 @dataclass(frozen=True)
 class SiteView:
-    """A site and its last report; everything of the report is None or empty before the first one."""
+    """A site and its last report; all fields of the report are None or empty before the first one."""
 
     name: str
-    standing: str
-    certificate_days: float | None
+    standing: SiteStanding
+    tone_of_standing: str
+    certificate_days: float | None  # until the newest certificate expires; negative afterwards
     state: str = "never seen"
     tone: str = ""
     reasons: tuple[str, ...] = ()
@@ -39,55 +39,48 @@ class SiteView:
 
 
 def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
-    """Every site that ever joined, by name."""
+    """Read every site that ever joined, by name."""
     now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
     run = shown_run(session)
-    newest = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
-    silence_s = _silence_s(app.settings.pacing, paused=run is not None and run.state is RunState.PAUSED)
+    newest_model = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
+    # A site polls as often as it was told to, and that is how old a healthy report may be.
+    pacing = app.settings.pacing
+    paused = run is not None and run.state is RunState.PAUSED
+    busy_s = max(pacing.training_s, pacing.paused_s if paused else 0.0)
+    idle_s = max(pacing.idle_s, busy_s)
     views = []
-    for site in site_rows.everyone(session):
-        expires, report = site_rows.certificate_expiry(session, site.name), reports.get(site.name)
-        days = None if expires is None else (expires - now).total_seconds() / 86_400
+    for site in site_rows.all_sites(session):
+        standing = site_rows.standing(site)
+        expires_at = site_rows.certificate_expiry(session, site.name)
+        tone = wording.TONES.get(standing, "warn")
+        days = None if expires_at is None else (expires_at - now).total_seconds() / 86_400
+        report = reports.get(site.name)
         if report is None:
-            views.append(SiteView(site.name, site_rows.standing(site), days))
-        else:
-            views.append(_reported(site.name, site_rows.standing(site), days, report, silence_s, now, newest, epoch))
+            views.append(SiteView(site.name, standing, tone, days))
+            continue
+        age_s = (now - report.seen_at).total_seconds()
+        interval_s = idle_s if report.state == SiteState.IDLE else busy_s
+        shows_progress = report.state in (SiteState.TRAINING, SiteState.PAUSED)
+        views.append(
+            SiteView(
+                name=site.name,
+                standing=standing,
+                tone_of_standing=tone,
+                certificate_days=days,
+                state=wording.SITE_STATES.get(report.state, report.state),
+                tone=wording.SITE_TONES.get(report.state, ""),
+                reasons=tuple(wording.REASONS.get(name, name) for name in report.reasons.split(",") if name),
+                seen_at=report.seen_at,
+                age_s=age_s,
+                # A site that left is silent for good; its last report is not late.
+                stale=standing is not SiteStanding.LEFT and age_s > max(STALE_FACTOR * interval_s, STALE_LEAST_S),
+                progress_percent=report.progress_percent if shows_progress else None,
+                version=report.version,
+                model=report.model_digest or None,
+                holds_newest=bool(newest_model) and report.model_digest == newest_model,
+                roster_behind=report.roster_epoch < epoch,
+                ledger_entries=report.ledger_entries,
+            )
+        )
     return tuple(views)
-
-
-def _silence_s(pacing: PacingSettings, *, paused: bool) -> dict[str, float]:
-    """By state, the seconds of silence after which a site is late: several of the intervals it was told to keep."""
-    busy = max(pacing.training_s, pacing.paused_s if paused else 0.0)
-    idle = max(pacing.idle_s, busy)
-    return {"SITE_IDLE": max(STALE_FACTOR * idle, STALE_LEAST_S), "": max(STALE_FACTOR * busy, STALE_LEAST_S)}
-
-
-def _reported(
-    name: str,
-    standing: str,
-    certificate_days: float | None,
-    report: SiteReport,
-    silence_s: dict[str, float],
-    now: datetime,
-    newest: bytes,
-    epoch: int,
-) -> SiteView:
-    age_s = (now - report.seen_at).total_seconds()
-    return SiteView(
-        name=name,
-        standing=standing,
-        certificate_days=certificate_days,
-        state=wording.SITE_STATES.get(report.state, report.state),
-        tone=wording.SITE_TONES.get(report.state, ""),
-        reasons=tuple(wording.REASONS.get(code, code) for code in report.reasons.split(",") if code),
-        seen_at=report.seen_at,
-        age_s=age_s,
-        stale=standing != site_rows.LEFT and age_s > silence_s.get(report.state, silence_s[""]),
-        progress_percent=report.progress_percent if report.state in ("SITE_TRAINING", "SITE_PAUSED") else None,
-        version=report.version,
-        model=report.model_digest or None,
-        holds_newest=bool(newest) and report.model_digest == newest,
-        roster_behind=report.roster_epoch < epoch,
-        ledger_entries=report.ledger_entries,
-    )

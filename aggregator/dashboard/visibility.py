@@ -1,6 +1,6 @@
 """What the aggregator could and could not see of one round, in words for an administrator. Pure.
 
-The words follow the phases the round went through, in all attempts: what had not arrived cannot have been seen.
+The words follow the phases that the round went through, in all attempts: a message that had not arrived was not seen.
 docs/SECURITY.md states the assumptions behind them.
 """
 
@@ -12,12 +12,20 @@ from aggregator.states import RoundState
 
 @dataclass(frozen=True)
 class Visibility:
+    """Two lists of facts about a round."""
+
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
 
 
 def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only: bool) -> Visibility:
-    """`reached`: every state the round has been in. `members`: uploads in its opened sum, None while none is open."""
+    """Say what was visible of a round.
+
+    Args:
+        reached: Every state that the round has been in.
+        members: Uploads in its decoded sum; None while there is none.
+        evaluation_only: Whether the round trained nothing.
+    """
     seen = ["which sites were asked, which took part or why not, when, and how many bytes each sent"]
     if RoundState.KEYS in reached:
         seen.append("the members' public keys and signatures")
@@ -26,12 +34,13 @@ def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only
     if RoundState.UPLOAD in reached:
         seen.append("the members' words under their masks: each alone looks like random numbers")
     if members is not None:
-        what = "score histograms" if evaluation_only else "updates, weights, losses, counts and score histograms"
-        seen.append(f"the sum of {what} over {members} sites together")
+        content = "score histograms" if evaluation_only else "updates, weights, losses, counts and score histograms"
+        seen.append(f"the sum of {content} over {members} sites together")
     elif RoundState.AGGREGATING in reached:
-        seen.append("enough shares to open the sum of the cohort; no model was published from it")
+        # The shares are there even if the arithmetic failed: the page must not promise that the sum stayed hidden.
+        seen.append("enough shares to unmask the sum of the cohort; no model was published from it")
     else:
-        seen.append("no sum: none was opened" if RoundState.ABANDONED in reached else "no sum: none is open yet")
+        seen.append("no sum: none was decoded" if RoundState.ABANDONED in reached else "no sum: none is decoded yet")
     return Visibility(tuple(seen), _UNSEEN)
 
 

@@ -1,4 +1,4 @@
-"""The database's schema through time. `upgrade` brings any older one to what `tables.py` says today.
+"""The database's schema through time. `upgrade` brings any older one to that of `store/tables.py`.
 
 A new revision: change tables.py, then `python -m aggregator.migrations "what changed"` writes a draft into versions/
 from the difference; read it, correct it, commit both. A test fails when the two disagree.
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def upgrade(engine: Engine) -> None:
-    """Create or bring up to date every table, in one transaction where the database allows; twice does nothing."""
+    """Create every table or bring it up to date, in one transaction where the database allows it."""
     with engine.connect() as connection, connection.begin():
         config = _config()
         config.attributes["connection"] = connection
@@ -23,7 +23,7 @@ def upgrade(engine: Engine) -> None:
 
 
 def revision_of(engine: Engine) -> str | None:
-    """The revision a database stands at; None when it holds no tables of ours."""
+    """Return the revision of a database; None when it holds no tables of the aggregator."""
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 

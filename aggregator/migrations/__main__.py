@@ -11,7 +11,7 @@ from aggregator.store import open_store
 
 
 def main() -> None:
-    """Compare tables.py with a database made by the revisions so far, and write what is missing as a new one."""
+    """Compare tables.py with a database made by the revisions so far, and write the difference as a new revision."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{Path(folder) / 'draft.sqlite'}")
         upgrade(store.engine)

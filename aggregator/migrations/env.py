@@ -1,4 +1,4 @@
-"""Run by Alembic for each command; the connection comes from `aggregator.migrations`."""
+"""Alembic runs this file for each command; the connection comes from `aggregator.migrations`."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ from aggregator.store.tables import Base, UtcDateTime
 
 
 def run() -> None:
+    """Run the migrations of one command."""
     # Batch mode: SQLite cannot alter a column, so Alembic copies the table.
     context.configure(
         connection=context.config.attributes["connection"],
@@ -21,7 +22,7 @@ def run() -> None:
 
 
 def _render(kind: str, item: object, _autogen: object) -> str | Literal[False]:
-    """A revision is history: it names no type of ours that may change later."""
+    """Write a type into a draft: a revision is history, so it names no class that may change later."""
     return "sa.DateTime()" if kind == "type" and isinstance(item, UtcDateTime) else False
 
 

@@ -1,10 +1,10 @@
 """From the masked uploads of a round to its published sum and the next model.
 
-    uploads (disk) -> one accumulator -> unmask -> open_sum -> next_model -> blobs -> PUBLISHED, in one transaction
+    uploads (disk) -> one accumulator -> unmask -> decode_sum -> next_model -> blobs -> PUBLISHED, in one transaction
 
 Memory is one accumulator and the arithmetic of one model, however many sites take part: uploads are added while they
-are read. Everything before the last transaction can be done again with the same result (blobs are named by their
-content), so a driver killed anywhere in here is followed by one that begins anew.
+are read. Everything before the last transaction can be done again with the same result, because blobs are named by
+their content. So a driver may be killed anywhere in here; the next one begins anew.
 """
 
 import os
@@ -32,10 +32,10 @@ from aggregator.errors import NotFound
 from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs import metrics
-from aggregator.runs.lifecycle import Cause, continue_run, model_row
+from aggregator.runs.lifecycle import continue_run
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
-from aggregator.store import Change, record, round_rows, run_rows
+from aggregator.store import Cause, record, round_rows, run_rows
 from aggregator.store.blobs import Blobs, StoredBlob
 from aggregator.store.tables import ModelMetrics, ModelVersion, Round, Run, Seat
 
@@ -47,7 +47,7 @@ OnProgress = Callable[[], None]  # called between stages, to renew a lease
 
 @dataclass(frozen=True)
 class AggregationInput:
-    """Everything a round left behind for its recovered, as the rows say it."""
+    """Everything that the rows hold of a round in AGGREGATING."""
 
     run: Run
     row: Round
@@ -55,38 +55,48 @@ class AggregationInput:
     layout: Layout
     masking: MaskingAttempt
     shared: list[str]  # U2
-    uploads: dict[str, bytes]  # U3, and the digest each member claimed
+    uploads: dict[str, bytes]  # U3, with the digest that each member claimed
     answers: Mapping[str, secagg.Answer]  # by revealer
     base: ModelVersion
 
 
 @dataclass(frozen=True)
 class AggregationResult:
-    """The opened sum and where it led, stored as blobs."""
+    """The decoded sum and the model it gives, both stored as blobs."""
 
-    opened: DecodedSum
+    decoded: DecodedSum
     model_digest: bytes
     model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
     sum_blob: StoredBlob
-    altered: Mapping[str, tuple[str, ...]]
+    altered: Mapping[str, tuple[str, ...]]  # about whom shares were altered -> who revealed them
 
 
 def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
-    """Open a round that is in AGGREGATING, publish it, and open the next one.
+    """Aggregate a round that is in AGGREGATING, publish it, and begin the next one.
 
-    Raises: SecaggError, FederationError, NotFound when the sum cannot be opened however often it is tried; LostRace
-    when another driver, or an abort, was first. Anything else (a full disk) may be tried again.
+    Args:
+        app: The aggregator.
+        round_id: Primary key of the round.
+        actor: The driver, for the audit.
+        progress: Called between stages, often; what it raises ends the aggregation.
+
+    Raises:
+        SecaggError: when the masks cannot be recovered, however often it is tried.
+        FederationError: when the sum cannot be decoded, or leads to no model.
+        NotFound: when an upload or the base model is gone or damaged.
+        LostRace: when another driver, or an abort, was first.
+        OSError: for example on a full disk; a later try may succeed.
     """
     with app.store.read() as session:
-        sealed = _read_input(session, round_id)
-    memory.trim()  # the uploads have just come in
-    result = _aggregate(app, sealed, progress)
-    _publish(app, sealed, result, actor)
+        inputs = _read_input(session, round_id)
+    memory.trim()  # the uploads have just come in, and their buffers are free
+    result = _aggregate(app, inputs, progress)
+    _publish(app, inputs, result, actor)
     log.info(
         "round published",
-        run=sealed.row.run_id.hex(),
-        round=sealed.row.number,
-        members=result.opened.members,
+        run=inputs.row.run_id.hex(),
+        round=inputs.row.number,
+        members=result.decoded.members,
         model=result.model_digest.hex()[:16],
     )
 
@@ -94,11 +104,21 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
 def sum_uploads(
     uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: OnProgress, threads: int = 1
 ) -> secagg.Words:
-    """uint64 [words], modulo 2^64: the sum of complete blobs, each of that many little-endian words.
+    """Add up complete blobs of little-endian 64-bit words, modulo 2^64.
 
-    threads: among which the words of each blob are shared out.
+    Args:
+        uploads: Where the blobs are.
+        digests: The blob of each member.
+        words: How many words each blob must hold.
+        progress: Called after each blob.
+        threads: Among which the words of each blob are divided.
 
-    Raises: NotFound for a blob that is gone; secagg.Malformed for one of another size.
+    Returns:
+        uint64 [words].
+
+    Raises:
+        NotFound: for a blob that is gone.
+        secagg.MalformedValue: for a blob of another size.
     """
     total = np.zeros(words, np.uint64)
 
@@ -109,12 +129,13 @@ def sum_uploads(
                 raise secagg.MalformedValue(f"expected an upload of {8 * words} bytes, got {size_bytes}")
             file.seek(8 * first)
             for start in range(first, end, READ_WORDS):
-                part = np.fromfile(file, "<u8", min(READ_WORDS, end - start))
-                total[start : start + part.size] += part
+                piece = np.fromfile(file, "<u8", min(READ_WORDS, end - start))
+                total[start : start + piece.size] += piece
 
-    bounds = [words * part // threads for part in range(threads + 1)]
+    bounds = [words * index // threads for index in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         for digest in digests.values():
+            # Each thread owns a stretch of `total`, so no two write to one word; `list` re-raises what a thread raised.
             list(pool.map(partial(add, digest), bounds, bounds[1:]))
             progress()
     return total
@@ -139,90 +160,106 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
     )
 
 
-def _aggregate(app: AppContext, sealed: AggregationInput, progress: OnProgress) -> AggregationResult:
-    masking = sealed.masking
+def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
+    masking = inputs.masking
     threads = app.settings.driver.aggregation_threads or os.cpu_count() or 1
-    total = sum_uploads(app.uploads, sealed.uploads, sealed.layout.words, progress, threads)
-    recovered = secagg.recover_masks(masking.ctx, masking.cohort, sealed.shared, sealed.uploads, sealed.answers)
+    total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, threads)
+    recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.shared, inputs.uploads, inputs.answers)
     progress()
     secagg.unmask(total, recovered, threads)
     progress()
-    opened = encoding.decode_sum(sealed.layout, total, len(sealed.uploads))
-    del total
+    decoded = encoding.decode_sum(inputs.layout, total, len(inputs.uploads))
+    del total  # as large as the model; the next steps need its memory
     progress()
-    with ThreadPoolExecutor(1) as beside:  # the disk takes its time
-        sum_blob = beside.submit(lambda: app.blobs.add(encoding.pack_sum(sealed.layout, opened)))
-        digest, model_blob = sealed.row.base_model, None
-        if not sealed.plan.evaluates_only(sealed.row.number):
-            digest, model_blob = _compute_next(app, sealed, opened, threads)
+    # The disk stores the sum while the cores compute the next model.
+    with ThreadPoolExecutor(1) as disk:
+        sum_blob = disk.submit(lambda: app.blobs.add(encoding.pack_sum(inputs.layout, decoded)))
+        digest, model_blob = inputs.row.base_model, None
+        if not inputs.plan.evaluates_only(inputs.row.number):
+            model = next_model(inputs.plan, _take_base(app, inputs), decoded, threads, uses_up=True)
+            digest, model_blob = model.digest, _store_model(app, model)
     progress()
-    return AggregationResult(opened, digest, model_blob, sum_blob.result(), recovered.altered)
+    return AggregationResult(decoded, digest, model_blob, sum_blob.result(), recovered.altered)
 
 
-def _compute_next(
-    app: AppContext, sealed: AggregationInput, opened: DecodedSum, threads: int
-) -> tuple[bytes, StoredBlob]:
-    """The model that the sum leads to: its digest, and the blob it is now."""
-    model = next_model(sealed.plan, _take_base(app, sealed), opened, threads, uses_up=True)
-    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="opening-") as folder:
-        file = Path(folder) / "next.safetensors"
-        save_model(file, model)
-        blob = app.blobs.take(file)
-    app.models[model.digest] = model  # the next round's base
-    return model.digest, blob
+def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
+    """Return the base model; `next_model` destroys it, so it leaves the memory of `app`.
 
-
-def _take_base(app: AppContext, sealed: AggregationInput) -> Model:
-    """The base model, to be used up: out of hand if it still is there, or out of its blob.
-
-    Raises: NotFound when the file holds another model by now: no site would follow what comes of it.
+    Raises:
+        NotFound: when the file holds another model. Sites compute the next model from the true one, and would refuse.
     """
-    kept = app.models.pop(sealed.base.digest, None)
-    app.models.clear()
-    if kept is not None:
-        return kept
-    with app.blobs.open(sealed.base.blob) as source:
+    cached = app.models.pop(inputs.base.digest, None)
+    app.models.clear()  # a model of another run would only take memory
+    if cached is not None:
+        return cached
+    with app.blobs.open(inputs.base.blob) as source:
         model = load_model(Path(f"/dev/fd/{source.fileno()}"))
-    if model.digest != sealed.base.digest:
+    if model.digest != inputs.base.digest:
         raise NotFound(
-            f"expected model {sealed.base.digest.hex()[:16]} in its blob, got another; restore the state folder"
+            f"expected model {inputs.base.digest.hex()[:16]} in its blob, got another; restore the state folder"
         )
     return model
 
 
-def _publish(app: AppContext, sealed: AggregationInput, result: AggregationResult, actor: str) -> None:
-    """Everything that says the round is over, and the next round, at once. Raises: LostRace."""
-    row, now = sealed.row, app.clock()
-    members = result.opened.members
-    change = Change(now, actor, round_rows.subject(row), f"opened the sum of {members} uploads")
+def _store_model(app: AppContext, model: Model) -> StoredBlob:
+    # In the state folder, so that the file can become the blob by a rename.
+    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="aggregation-") as folder:
+        file = Path(folder) / "next.safetensors"
+        save_model(file, model)
+        blob = app.blobs.take(file)
+    app.models[model.digest] = model  # the next round's base: it need not be read again
+    return blob
+
+
+def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResult, actor: str) -> None:
+    """Write in one transaction that the round is over, what it led to, and that the next one begins.
+
+    Raises:
+        LostRace: when the round has left AGGREGATING.
+    """
+    row, members = inputs.row, result.decoded.members
+    cause = Cause(app.clock(), actor, f"decoded the sum of {members} uploads")
+    subject = round_rows.subject(row)
+    published = {
+        "sum_blob": result.sum_blob.digest,
+        "sum_size_bytes": result.sum_blob.size_bytes,
+        "members": members,
+        "next_model": result.model_digest,
+    }
     with app.store.write() as session:
-        published = {
-            "sum_blob": result.sum_blob.digest,
-            "sum_size_bytes": result.sum_blob.size_bytes,
-            "members": members,
-            "next_model": result.model_digest,
-        }
-        round_rows.move(session, row, RoundState.PUBLISHED, change, published)
-        for about, liars in result.altered.items():
-            why = f"wrong shares about {about} were revealed by {', '.join(liars)}; the sum is right in spite of them"
-            record(session, Change(now, actor, round_rows.subject(row), why), None, "altered shares")
+        # First the guarded transition: a driver that was too late stops here, before it adds a row.
+        round_rows.move(session, row, RoundState.PUBLISHED, cause.of(subject), published)
+        for about, revealers in result.altered.items():
+            why = f"wrong shares about {about} were revealed by {', '.join(revealers)}; the sum is right all the same"
+            record(session, cause.because(why).of(subject), None, "altered shares")
         if result.model_blob is not None:
-            run_rows.add_model(session, model_row(row.run_id, row.number, result.model_digest, result.model_blob, now))
-        round_rows.add_metrics(session, _metrics_row(sealed, result, app.settings.metrics.positives_min))
-        continue_run(session, run_rows.get(session, row.run_id), Cause(now, actor, "the round before was published"))
+            model = ModelVersion(
+                run_id=row.run_id,
+                round_number=row.number,
+                digest=result.model_digest,
+                blob=result.model_blob.digest,
+                size_bytes=result.model_blob.size_bytes,
+                created_at=cause.at,
+            )
+            run_rows.add_model(session, model)
+        round_rows.add_metrics(session, _metrics_row(inputs, result, app.settings.metrics.positives_min))
+        run = run_rows.get(session, row.run_id)
+        continue_run(session, run, cause.because("the round before was published"))
 
 
-def _metrics_row(sealed: AggregationInput, result: AggregationResult, least: int) -> ModelMetrics:
-    header, members = result.opened.header, result.opened.members
-    trained = not sealed.plan.evaluates_only(sealed.row.number)
-    enough = members >= sealed.plan.cohort.minimum
-    judged = enough and Metric.HISTOGRAMS in sealed.plan.metrics
+def _metrics_row(inputs: AggregationInput, result: AggregationResult, cases_min: int) -> ModelMetrics:
+    header, members = result.decoded.header, result.decoded.members
+    trained = not inputs.plan.evaluates_only(inputs.row.number)
+    # After dropouts the sum may be over fewer sites than the plan's minimum. It still moves the model, but figures over
+    # so few sites would say too much about each.
+    enough = members >= inputs.plan.cohort.minimum
+    judged = enough and Metric.HISTOGRAMS in inputs.plan.metrics
     has_loss = enough and trained and header.example_count > 0
     return ModelMetrics(
-        round_id=sealed.row.id,
-        model_digest=sealed.row.base_model,
+        round_id=inputs.row.id,
+        model_digest=inputs.row.base_model,
         cohort_size=members,
         train_loss=header.loss_sum / header.example_count if has_loss else None,
         studies=header.weight if trained else None,
-        report=(metrics.report(header.histograms, least) if judged else metrics.NOTHING).to_json(),
+        report=(metrics.report(header.histograms, cases_min) if judged else metrics.NOTHING).to_json(),
     )

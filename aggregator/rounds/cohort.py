@@ -1,8 +1,8 @@
 """The cohort of one attempt as secure aggregation sees it, read from the seats.
 
-The sets of the protocol are what has arrived, not what a state says: a member that missed a later phase keeps its place
-in the earlier sets. U1 advertised keys, U2 sent shares, U3 uploaded, U4 confirmed, U5 revealed; each within the last.
-Members of one phase are read when the phase before is over, so the sets used in a check do not change any more.
+The sets of the protocol are the messages that have arrived, whatever a seat's state: a member that missed a later phase
+keeps its place in the earlier sets. U1 advertised keys, U2 sent shares, U3 uploaded, U4 confirmed, U5 revealed; each
+lies within the one before. The set of a phase is read after that phase, so it no longer changes.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from aggregator.store.tables import Round, Run, Seat
 
 @dataclass(frozen=True)
 class MaskingAttempt:
-    """One attempt: what it is about, who signs with which key, and U1 with its advertisements."""
+    """One attempt: its context, the keys that members sign with, and U1 with its advertisements."""
 
     ctx: secagg.Context
     signing_keys: dict[str, bytes]  # Ed25519 public key by site, of the frozen roster
@@ -29,7 +29,7 @@ class MaskingAttempt:
 
 
 def attempt_of(session: Session, run: Run, row: Round) -> MaskingAttempt:
-    """The attempt frozen in `row`; only for rounds past TRAINING, which have a roster epoch.
+    """Read the attempt frozen in `row`; only rounds past TRAINING have one.
 
     A plan admits at most 500 members, so the whole cohort is one complete graph (`secagg.split`).
     """
@@ -39,7 +39,8 @@ def attempt_of(session: Session, run: Run, row: Round) -> MaskingAttempt:
     return MaskingAttempt(ctx, roster_of(session, row.roster_epoch).signing_keys, cohort)
 
 
-@lru_cache(2)  # after the keys phase it is the same for every message of the attempt
+# After the keys phase it is the same for every message of the attempt; to parse it each time would be quadratic.
+@lru_cache(2)
 def _cohort(ctx: secagg.Context, sent: tuple[tuple[str, bytes], ...]) -> secagg.Cohort:
     advertised = {site: advertisement_of(secagg_pb2.Advertisement.FromString(data)) for site, data in sent}
     return secagg.Cohort(secagg.cohort_context(ctx, advertised), advertised)

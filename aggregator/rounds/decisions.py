@@ -1,10 +1,10 @@
-"""What a driver does with a round it looks at. Pure: rows and the time in, one decision out.
+"""Decides what is due for a round. Pure: rows and the time in, one decision out.
 
-TRAINING   freeze when `target` are ready, or nobody else can come, or the deadline is past and `minimum` are ready
-a phase    advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS,
-           the threshold t of the keyed members (U1) afterwards
-           otherwise try again with fresh keys, unless shares may have been revealed: then abandon
-AGGREGATING    open; nobody is waited for
+TRAINING     freeze when `target` sites are ready, or no other site can come, or the deadline is past and `minimum` are
+a phase      advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS, the
+             threshold t of the keyed members (U1) afterwards
+             otherwise try again with fresh keys, unless shares may have been revealed: then abandon
+AGGREGATING  aggregate; the round waits for no site
 """
 
 import hashlib
@@ -12,19 +12,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from federation.plan import CohortBounds as CohortBounds
+from federation.plan import CohortBounds
 from federation.secagg import threshold
 
 from aggregator.states import PHASE_SEATS, RoundState, SeatState
 
-ATTEMPTS_MAX = 5  # a cohort that fails this often is better asked to train again
+# A cohort that fails this often is unlikely to succeed; the next round asks its sites to train again.
+ATTEMPTS_MAX = 5
 
 
 @dataclass(frozen=True)
 class RoundSnapshot:
     """A round that is not over, as a driver sees it."""
 
-    name: str  # names the round; orders surplus candidates, see Freeze
+    name: str  # of the round; orders surplus candidates, see `_freeze`
     state: RoundState
     attempt: int
     deadline: datetime
@@ -56,7 +57,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class Retry:
-    """Start over with fresh keys; `missed` have to come back first."""
+    """Start over with fresh keys; `missed` have to be ready again first."""
 
     missed: tuple[str, ...]
     reason: str
@@ -64,34 +65,38 @@ class Retry:
 
 @dataclass(frozen=True)
 class Abandon:
+    """End the round without a sum."""
+
     reason: str
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Open the sum."""
+    """Recover the masks, decode the sum, compute the next model."""
 
 
 RoundDecision = Wait | Freeze | Advance | Retry | Abandon | Aggregate
 
 
 def decide(view: RoundSnapshot, now: datetime) -> RoundDecision:
-    """What is due. `view.state` is not an end state."""
+    """Decide what is due at `now` (aware UTC). `view.state` is not an end state."""
     if view.state is RoundState.TRAINING:
         return _after_training(view, now)
     if view.state is RoundState.AGGREGATING:
-        return Aggregate() if now < view.deadline else Abandon("the sum could not be opened in time; the log says why")
+        return Aggregate() if now < view.deadline else Abandon("the sum could not be decoded in time; the log says why")
     return _after_phase(view, now)
 
 
 def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     ready = [site for site in _in(view, SeatState.READY) if site in view.eligible]
+    # MISSED seats are of a failed attempt; their sites hold an update and may still come back.
     awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
     late = now >= view.deadline
     if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not awaited)):
         return _freeze(view, ready)
     if late:
         return Abandon(f"at the deadline {len(ready)} sites were ready, the plan's minimum is {view.bounds.minimum}")
+    # Without this the round would wait until its deadline, days, for sites that have said that they will not come.
     declined = len(_in(view, SeatState.DECLINED))
     if declined and len(ready) + len(awaited) < view.bounds.minimum:
         return Abandon(f"{declined} sites declined; fewer than the plan's minimum of {view.bounds.minimum} are left")
@@ -99,7 +104,7 @@ def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
 
 
 def _freeze(view: RoundSnapshot, ready: list[str]) -> Freeze:
-    """Members by a hash of round and site, so that a round with too many candidates does not favour the same ones."""
+    """Choose members by a hash of round and site, so that surplus candidates are other ones in every round."""
     drawn = sorted(ready, key=lambda site: hashlib.sha256(f"{view.name}/{site}".encode()).digest())
     members = sorted(drawn[: view.bounds.maximum])
     left_out = [site for site in _in(view, SeatState.OFFERED, SeatState.READY) if site not in members]
@@ -115,6 +120,8 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if done >= need:
         return Advance(missing)
     reason = f"{done} members answered in phase {view.state}, {need} are needed"
+    # In REVEAL some shares are out. In a second attempt the same update would enter a second sum, and the difference of
+    # the two sums could be a single update.
     if view.state is RoundState.REVEAL or view.attempt >= ATTEMPTS_MAX:
         return Abandon(reason)
     return Retry(missing, reason)

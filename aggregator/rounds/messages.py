@@ -1,4 +1,4 @@
-"""Rows to messages, and the messages of secure aggregation to the values `federation.secagg` works on. One place."""
+"""The one place where rows become messages, and messages become values of `federation.secagg`."""
 
 from federation.secagg import RevealedShare, ShareKind
 from federation.v1 import rounds_pb2, secagg_pb2
@@ -9,20 +9,28 @@ from aggregator.store.tables import Round
 
 
 def round_ref(row: Round) -> RoundRef:
-    """The round in its current attempt."""
+    """Name the round in its current attempt."""
     return RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
 
 
 def published_sum(row: Round) -> rounds_pb2.PublishedSum:
-    """What a PUBLISHED round led to."""
+    """Describe the sum and the model of a PUBLISHED round.
+
+    Raises:
+        ValueError: for a round in another state.
+    """
     if row.sum_blob is None or row.sum_size_bytes is None or row.members is None or row.next_model is None:
-        raise ValueError(f"round {row.number} is {row.state}: only a published round has an opened sum")
+        raise ValueError(f"round {row.number} is {row.state}: only a published round has a sum")
     blob = rounds_pb2.BlobRef(digest=row.sum_blob, size_bytes=row.sum_size_bytes)
     return rounds_pb2.PublishedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model)
 
 
 def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:
-    """About site -> the share revealed. Raises: MessageRefused for a share that does not say of which secret."""
+    """Return the share that the message reveals about each site.
+
+    Raises:
+        MessageRefused: for a share that does not say of which secret it is.
+    """
     if any(share.kind == secagg_pb2.RevealedShare.KIND_UNSPECIFIED for share in message.shares):
         raise MessageRefused("expected SEED or MASK_KEY as the kind of every revealed share, got none")
     return {share.about_site: RevealedShare(ShareKind(share.kind), share.share) for share in message.shares}

@@ -1,11 +1,11 @@
-"""What a Poll is answered. A function of the rows, the request and the clock: the aggregator remembers no conversation.
+"""The answer to a Poll: a function of the rows, the request and the clock. The aggregator remembers no conversation.
 
-The same rows give the same step, so a lost answer, a restarted site or a restarted aggregator need no special care:
-the site polls again and is told the same. The order of the questions asked here:
+The same rows give the same step. So a lost answer, a restarted site or a restarted aggregator need no special care: the
+site polls again and gets the same answer. The answer is found in this order:
 
-1. Does the site still work on something that is over, or that goes on without it? Then Close.
-2. Is it a seat's turn in the newest round of the active run? Then that step.
-3. Otherwise nothing, and how long to stay away: seconds after a phase began, minutes after an hour of waiting.
+1. Close, when the site works on a round that is over or continues without it.
+2. The step that its seat is due in the newest round of the active run.
+3. Otherwise only when to poll again: seconds after a phase began, minutes after an hour of waiting.
 """
 
 import math
@@ -16,7 +16,7 @@ from datetime import datetime
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
 from federation.v1.plan_pb2 import SignedPlan
-from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare, SharesMessage
+from federation.v1.secagg_pb2 import Advertisement, Confirmation, SharesMessage
 from sqlalchemy.orm import Session
 
 from aggregator.config import PacingSettings
@@ -29,7 +29,7 @@ from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
-AT_ONCE_MS = 20  # after a step or a close: do it, then ask again
+AT_ONCE_MS = 20  # after a step or a close: the site does it, then polls again
 HOLD_BELOW_MS = 2_000  # an answer is worth holding when the site would be back this soon anyway
 PATIENCE = 8  # a site that has waited for T seconds comes back T / 8 seconds later
 READY_PER_PHASE = 4  # a ready site looks at least this often within one phase's time: it must not miss the first
@@ -39,44 +39,67 @@ CHAIN_LINKS_MAX = 16  # a site further behind takes the whole model
 
 @dataclass(frozen=True)
 class PollPacing:
-    """Settings of pacing, and a number in [0, 1) drawn anew for each answer to spread sites out."""
+    """Settings of pacing, and a source of numbers in [0, 1): one is drawn for each answer, to spread sites out."""
 
     settings: PacingSettings
     jitter: Callable[[], float]
 
     def milliseconds(self, seconds: float) -> int:
-        """`seconds`, varied by a quarter up and down."""
+        """Convert seconds to milliseconds, varied by a quarter up and down."""
         return max(1, round(1000 * seconds * (0.75 + 0.5 * self.jitter())))
 
 
 @dataclass(frozen=True)
 class PollAnswer:
-    """`seat`: whose bytes the call's are. `hold`: whether holding the call back is useful."""
+    """The reply, and how the server treats the call."""
 
     reply: pb.PollReply
-    seat: SeatKey | None
-    hold: bool
+    seat: SeatKey | None  # the bytes of the call are counted for it
+    hold: bool  # whether holding the call back for a moment may spare the site a second one
 
 
-def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pace: PollPacing) -> PollAnswer:
-    """The reply to one Poll. Reads rows, changes none."""
-    here = round_rows.position(session, site)
-    epoch, run, row, seat = here.epoch, here.run, here.row, here.seat
+def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, pacing: PollPacing) -> PollAnswer:
+    """Compute the reply to one Poll. Reads rows, changes none.
+
+    Args:
+        session: A session of `Store.read`.
+        site: The caller, authenticated.
+        request: Its Poll.
+        now: Aware UTC.
+        pacing: When sites are to poll again.
+    """
+    position = round_rows.position(session, site)
+    epoch, run, row, seat = position.epoch, position.run, position.row, position.seat
     if request.HasField("working_on"):
-        close, key = _close(session, site, request.working_on, here)
+        close, key = _close(session, site, request.working_on, position)
         if close is not None:
             return PollAnswer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
     if run is None or row is None or seat is None or row.state in round_rows.OVER:
-        reply = pb.PollReply(retry_after_ms=pace.milliseconds(_idle_wait_s(run, pace)), roster_epoch=epoch)
+        wait_s = pacing.settings.idle_s
+        if run is not None:
+            # A running run gives a new site its seat, or begins its next round, within moments.
+            wait_s = pacing.settings.paused_s if run.state is RunState.PAUSED else min(wait_s, SEATED_WITHIN_S)
+        reply = pb.PollReply(retry_after_ms=pacing.milliseconds(wait_s), roster_epoch=epoch)
         return PollAnswer(reply, None, hold=False)
     reply = _step(session, run, row, seat, request, now)
     reply.roster_epoch = epoch
-    reply.retry_after_ms = _retry_after_ms(reply, run, row, seat, now, pace)
-    return PollAnswer(reply, SeatKey(row.run_id, row.number, site), _is_worth_holding(reply, seat))
+    has_step = reply.WhichOneof("step") is not None
+    if row.state is RoundState.TRAINING:
+        reply.retry_after_ms = pacing.milliseconds(_training_wait_s(run, row, seat, now, pacing))
+    else:
+        reply.retry_after_ms = AT_ONCE_MS if has_step else pacing.milliseconds(pacing.settings.masking_s)
+    # A site that waits for the others' messages would be back in a moment; the held call answers it sooner.
+    concerned = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
+    hold = concerned and not has_step and reply.retry_after_ms <= HOLD_BELOW_MS
+    return PollAnswer(reply, SeatKey(row.run_id, row.number, site), hold)
 
 
 def plan_for(app: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan, SeatKey]:
-    """The signed plan of a run in which the site has a seat. Raises: NotFound."""
+    """Return the signed plan of a run in which the site has a seat, and the seat that its bytes count for.
+
+    Raises:
+        NotFound: when there is no such plan, or only in a run without this site.
+    """
     with app.store.read() as session:
         run = run_rows.by_plan(session, plan_digest)
         number = round_rows.newest_seat(session, run.run_id, site)
@@ -85,14 +108,14 @@ def plan_for(app: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan
     return SignedPlan.FromString(run.signed_plan), SeatKey(run.run_id, number, site)
 
 
-# --- 1. what is over ---
+# --- 1. the round is over, or continues without the site ---
 
 
 def _close(
-    session: Session, site: str, ref: RoundRef, here: round_rows.SitePosition
+    session: Session, site: str, ref: RoundRef, position: round_rows.SitePosition
 ) -> tuple[pb.CloseStep | None, SeatKey | None]:
-    """How the round the site works on has ended for it, if it has; and its seat there, if it has one."""
-    run, row, seat = here.run, here.row, here.seat
+    """Say how the round that the site works on has ended for it, if it has, and return the site's seat in it."""
+    run, row, seat = position.run, position.row, position.seat
     if run is None or row is None or (row.run_id, row.number) != (ref.run_id, ref.round):
         try:
             run = run_rows.get(session, ref.run_id)
@@ -106,12 +129,12 @@ def _close(
     outcome = _outcome(run, row, seat)
     if outcome is None:
         return None, key
-    opened = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
-    return pb.CloseStep(round=ref, outcome=outcome, opened=opened), key
+    published = published_sum(row) if outcome == pb.CloseStep.PUBLISHED else None
+    return pb.CloseStep(round=ref, outcome=outcome, published=published), key
 
 
 def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:
-    """None while the round goes on and may still need this site."""
+    """How the round has ended for this seat; None while it continues and may still need the site."""
     if seat.state is SeatState.LEFT_OUT:
         return pb.CloseStep.NOT_IN_COHORT
     if row.state is RoundState.PUBLISHED:
@@ -121,34 +144,41 @@ def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType
     return None
 
 
-# --- 2. whose turn it is ---
+# --- 2. the step that is due ---
 
 
 def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRequest, now: datetime) -> pb.PollReply:
-    """A reply with the step the seat is due, or without one."""
+    """Return a reply with the step that the seat is due, or without one."""
     reply = pb.PollReply()
     if row.state is RoundState.TRAINING:
-        # A member that missed a phase of a failed attempt is offered the round again: it still holds its update and
-        # says Ready anew if it is back.
+        # A member that missed a phase of a failed attempt is offered the round again: it still holds its update, and
+        # sends Ready once more if it is back.
         if seat.state in (SeatState.OFFERED, SeatState.MISSED):
             reply.train.CopyFrom(_train(session, run, row, request.model_digest, now))
         return reply
     if row.state not in MASKING_PHASES or seat.state is not PHASE_SEATS[row.state][0]:
         return reply
     ref = round_ref(row)
-    if row.state is RoundState.KEYS:
-        reply.keys.CopyFrom(pb.KeysStep(round=ref, base_model_digest=row.base_model, roster_epoch=row.roster_epoch))
-        return reply
-    if row.state is RoundState.SHARES:
-        reply.shares.CopyFrom(pb.SharesStep(round=ref, advertisements=_advertisements(session, row)))
-    elif row.state is RoundState.UPLOAD:
-        members = round_rows.senders(session, row.id, Seat.shares)
-        reply.upload.CopyFrom(pb.UploadStep(round=ref, members=members, shares=_shares_for(session, row, seat.site)))
-    elif row.state is RoundState.CONFIRM:
-        reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=_uploaded(session, row)))
-    else:
-        confirmations = _confirmations(session, row)
-        reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=_uploaded(session, row), confirmations=confirmations))
+    match row.state:
+        case RoundState.KEYS:
+            reply.keys.CopyFrom(pb.KeysStep(round=ref, base_model_digest=row.base_model, roster_epoch=row.roster_epoch))
+        case RoundState.SHARES:
+            payloads = round_rows.payloads(session, row.id, Seat.advertisement)
+            advertisements = [Advertisement.FromString(data) for data in payloads.values()]
+            reply.shares.CopyFrom(pb.SharesStep(round=ref, advertisements=advertisements))
+        case RoundState.UPLOAD:
+            payloads = round_rows.payloads(session, row.id, Seat.shares)
+            messages = (SharesMessage.FromString(data) for data in payloads.values())
+            shares = [share for message in messages for share in message.shares if share.to_site == seat.site]
+            reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(payloads), shares=shares))
+        case RoundState.CONFIRM:
+            uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
+            reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded))
+        case RoundState.REVEAL:
+            uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
+            payloads = round_rows.payloads(session, row.id, Seat.confirmation)
+            confirmations = [Confirmation.FromString(data) for data in payloads.values()]
+            reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=uploaded, confirmations=confirmations))
     return reply
 
 
@@ -166,63 +196,26 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
 
 
 def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.PublishedSum]:
-    """The sums from the model the site holds to the newest; none when the whole model is the shorter way."""
+    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it."""
     if held_model == newest.digest:
         return []
     models = run_rows.models(session, run.run_id)
-    held = [model.round_number for model in models if model.digest == held_model]
-    if not held:
+    holding = [model.round_number for model in models if model.digest == held_model]
+    if not holding:
         return []
-    made_by = {model.round_number for model in models if model.round_number > held[-1]}
+    made_by = {model.round_number for model in models if model.round_number > holding[-1]}
     links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     return links if shorter else []
 
 
-def _advertisements(session: Session, row: Round) -> list[Advertisement]:
-    return [
-        Advertisement.FromString(sent) for sent in round_rows.payloads(session, row.id, Seat.advertisement).values()
-    ]
+# --- 3. when to poll again ---
 
 
-def _shares_for(session: Session, row: Round, site: str) -> list[EncryptedShare]:
-    messages = (SharesMessage.FromString(sent) for sent in round_rows.payloads(session, row.id, Seat.shares).values())
-    return [share for message in messages for share in message.shares if share.to_site == site]
-
-
-def _uploaded(session: Session, row: Round) -> list[str]:
-    return round_rows.senders(session, row.id, Seat.upload_claim)
-
-
-def _confirmations(session: Session, row: Round) -> list[Confirmation]:
-    return [Confirmation.FromString(sent) for sent in round_rows.payloads(session, row.id, Seat.confirmation).values()]
-
-
-# --- 3. how long to stay away ---
-
-
-def _retry_after_ms(reply: pb.PollReply, run: Run, row: Round, seat: Seat, now: datetime, pace: PollPacing) -> int:
-    if row.state is RoundState.TRAINING:
-        return pace.milliseconds(_training_wait_s(run, row, seat, now, pace))
-    return pace.milliseconds(pace.settings.masking_s) if reply.WhichOneof("step") is None else AT_ONCE_MS
-
-
-def _is_worth_holding(reply: pb.PollReply, seat: Seat) -> bool:
-    """Whether the site waits for something that the others may bring about any moment."""
-    concerned = seat.state not in (SeatState.LEFT_OUT, SeatState.DECLINED)
-    return concerned and reply.WhichOneof("step") is None and reply.retry_after_ms <= HOLD_BELOW_MS
-
-
-def _idle_wait_s(run: Run | None, pace: PollPacing) -> float:
-    """Without a run nothing is near; a running one seats a new site, or opens its next round, within moments."""
-    if run is None:
-        return pace.settings.idle_s
-    return pace.settings.paused_s if run.state is RunState.PAUSED else min(pace.settings.idle_s, SEATED_WITHIN_S)
-
-
-def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pace: PollPacing) -> float:
+def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pacing: PollPacing) -> float:
     waited_s = max(0.0, (now - row.phase_since).total_seconds())
-    wait_s = min(pace.settings.training_s, max(pace.settings.masking_s, waited_s / PATIENCE))
+    wait_s = min(pacing.settings.training_s, max(pacing.settings.masking_s, waited_s / PATIENCE))
     if seat.state is SeatState.READY:
+        # Masking may begin any moment, and a member that misses a phase costs everybody an attempt.
         return min(wait_s, plan_of(run).deadlines.phase_s / READY_PER_PHASE)
     return wait_s

@@ -1,10 +1,10 @@
-"""What a site may say in a round, and what becomes of it. One function a message, one transaction a call.
+"""The messages that a site may send in a round. One function a message, one transaction a call.
 
 Every call is idempotent. The same message again is ACCEPTED again; a message whose phase is over is LATE, which is an
-answer and not an error: the site polls and learns what to do. Refused with an error is only what no honest site sends:
+answer and not an error: the site polls and learns what to do. An error is only for messages that no honest site sends:
 a second, different message in the same phase, a forged signature, shares for the wrong peers.
 
-A message is counted only while its round is locked in the phase it belongs to, so the driver never sees half of one.
+A message counts only while its round is locked in the phase it belongs to, so the driver never sees half of one.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from federation.secagg.keys import CIPHERTEXT_BYTES
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
 from federation.v1.secagg_pb2 import ConfirmMessage, KeysMessage, RevealMessage, SharesMessage, UploadMessage
+from federation.vocabulary import DECLINE_REASONS
 from google.protobuf.message import Message
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -32,64 +33,86 @@ from aggregator.store.tables import Round, Seat
 Receipt = Literal["accepted", "late"]
 Check = Callable[[Session, Round, MaskingAttempt], None]
 
-DECLINE_REASONS = frozenset({pb.PLAN_REFUSED, pb.POLICY, pb.TOO_FEW_STUDIES, pb.NO_LABELS, pb.TRAINING_FAILED})
 _HOLDS_UPDATE = frozenset({SeatState.READY, *(state for pair in PHASE_SEATS.values() for state in pair)})
 
 
 def accept_ready(app: AppContext, site: str, message: pb.ReadyMessage) -> Receipt:
-    """The site holds a trained update for the round."""
+    """Accept that the site holds a trained update for the round.
+
+    Raises:
+        NotFound: when the site has no seat in the round; so do all functions here.
+    """
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
+        # Also past READY: the answer was lost, and the cohort may have been frozen since.
         if seat.state in _HOLDS_UPDATE and row.state not in round_rows.OVER:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.MISSED):
             return "late"
         change = _change(app, row, site, "holds an update")
         round_rows.move_seat(session, row, site, seat.state, SeatState.READY, change)
-        states = round_rows.seat_states(session, row.id)
-        enough = plan_of(run).cohort.target
-    if len(round_rows.sites_in(states, {SeatState.READY})) >= enough:
+        states = list(round_rows.seat_states(session, row.id).values())
+        target = plan_of(run).cohort.target
+    # Below the target a driver's look would find nothing: it waits for the deadline, or for every other site.
+    if states.count(SeatState.READY) >= target:
         app.work_due.notify()
     return "accepted"
 
 
 def accept_decline(app: AppContext, site: str, message: pb.DeclineMessage) -> Receipt:
-    """The site takes no part in the round. A cohort member that has masked already cannot step back: LATE."""
-    if message.reason not in DECLINE_REASONS:
-        allowed = ", ".join(sorted(pb.StateReason.Name(reason) for reason in DECLINE_REASONS))
-        raise MessageRefused(f"expected one of {allowed} as the reason to decline")
+    """Accept that the site takes no part in the round. A member of the cohort is LATE: it may have masked already.
+
+    Raises:
+        MessageRefused: for a reason with which no site may decline.
+    """
+    reasons = {reason.number: reason for reason in DECLINE_REASONS}
+    reason = reasons.get(message.reason)
+    if reason is None:
+        raise MessageRefused(f"expected one of {', '.join(sorted(DECLINE_REASONS))} as the reason to decline")
     with app.store.write() as session:
         _run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
         if seat.state is SeatState.DECLINED:
             return "accepted"
         if row.state is not RoundState.TRAINING or seat.state not in (SeatState.OFFERED, SeatState.READY):
             return "late"
-        reason = pb.StateReason.Name(message.reason)
-        change = _change(app, row, site, reason)
-        round_rows.move_seat(session, row, site, seat.state, SeatState.DECLINED, change, {"decline_reason": reason})
-    app.work_due.notify()  # with everybody else ready, nobody has to wait for the deadline
+        change = _change(app, row, site, reason.value)
+        values = {"decline_reason": reason.value}
+        round_rows.move_seat(session, row, site, seat.state, SeatState.DECLINED, change, values)
+    app.work_due.notify()  # when all others are ready, the round need not wait for its deadline
     return "accepted"
 
 
 def accept_keys(app: AppContext, site: str, message: KeysMessage) -> Receipt:
-    """The member's fresh public keys, signed with its roster key."""
+    """Accept the member's fresh public keys, signed with its roster key.
+
+    Raises:
+        SecaggError: for a forged signature or weak keys, or when another member has the same keys.
+        MessageRefused: for keys in another site's name; and see `_accept`.
+    """
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.advertisement.site, site)
-        sent = advertisement_of(message.advertisement)
-        secagg.verify_advertisement(masking.ctx, masking.signing_keys, sent)
-        secagg.check_distinct([*masking.cohort.advertisements.values(), sent])
+        advertisement = advertisement_of(message.advertisement)
+        secagg.verify_advertisement(masking.ctx, masking.signing_keys, advertisement)
+        # Two members with one key would have the same masks with every third member.
+        secagg.check_distinct([*masking.cohort.advertisements.values(), advertisement])
 
     return _accept(app, site, message.round, RoundState.KEYS, Seat.advertisement, message.advertisement, check)
 
 
 def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt:
-    """One ciphertext for every other member of U1, sorted."""
+    """Accept one ciphertext for every other member of U1, sorted by site.
+
+    Raises:
+        MessageRefused: for other peers or another size; and see `_accept`.
+    """
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
-        expected = [(site, other) for other in masking.cohort.members if other != site]
+        # All peers or none: a member without its share could not help to recover this one's masks.
+        expected = [(site, peer) for peer in masking.cohort.members if peer != site]
         if [(share.from_site, share.to_site) for share in message.shares] != expected:
             raise MessageRefused(f"expected one share for each of {len(expected)} peers, sorted by site")
+        # The aggregator cannot read a share. It can see that every one has the size of an honest one.
         if any(len(share.ciphertext) != CIPHERTEXT_BYTES for share in message.shares):
             raise MessageRefused(f"expected ciphertexts of {CIPHERTEXT_BYTES} bytes")
 
@@ -97,7 +120,12 @@ def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt
 
 
 def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt:
-    """The signed digest of the masked words; their blob must be complete."""
+    """Accept the signed digest of the masked words, whose blob must be complete.
+
+    Raises:
+        MessageRefused: for a digest that was not offered, or a blob that is not complete; and see `_accept`.
+        SecaggError: for a forged signature.
+    """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.claim.site, site)
@@ -105,8 +133,9 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
         seat = round_rows.held_seat(session, row.id, site)
         if seat.upload_digest != message.claim.digest:
             raise MessageRefused("expected the digest of the blob offered in this attempt; offer and send it first")
-        size = Layout.of_round(plan_of(run), row.number).bytes
-        if not app.uploads.offer(message.claim.digest, size).complete:
+        # A claim without its bytes would count toward the threshold and could not be summed.
+        size_bytes = Layout.of_round(plan_of(run), row.number).bytes
+        if not app.uploads.offer(message.claim.digest, size_bytes).complete:
             raise MessageRefused("expected a complete blob; send the rest of it, then claim it")
         claim, key = message.claim, masking.signing_keys[site]
         secagg.verify_claim(masking.cohort.uctx, site, claim.digest, claim.signature, key)
@@ -115,7 +144,12 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
 
 
 def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Receipt:
-    """The member's signature over the set of members whose uploads arrived."""
+    """Accept the member's signature over the set of members whose uploads arrived (U3).
+
+    Raises:
+        SecaggError: for a forged signature, or one over another set.
+        MessageRefused: for a confirmation in another site's name; and see `_accept`.
+    """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         _expect_site(message.confirmation.site, site)
@@ -127,7 +161,12 @@ def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Recei
 
 
 def accept_reveal(app: AppContext, site: str, message: RevealMessage) -> Receipt:
-    """One share a member of U2: of the seed if it uploaded, of the mask key if it did not."""
+    """Accept one share about each member of U2: of its seed if it uploaded, of its mask key if it did not.
+
+    Raises:
+        MessageRefused: for shares about other members; and see `_accept`.
+        SecaggError: for a share of the wrong secret. Both secrets of one member would unmask its update.
+    """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
         shared = round_rows.senders(session, row.id, Seat.shares)
@@ -151,7 +190,12 @@ def _accept(
     payload: Message,
     check: Check,
 ) -> Receipt:
-    """Keep `payload` in the seat's `column` and move the seat on, if it is this member's turn in `phase`."""
+    """Keep `payload` in the seat's `column` and move the seat, if it is this member's turn in `phase`.
+
+    Raises:
+        MessageRefused: for an attempt or a phase that has not begun, or a second message that differs from the first.
+    """
+    # Serialized again and deterministically: the same message has the same bytes, however it was encoded on the way.
     data = payload.SerializeToString(deterministic=True)
     before, after = PHASE_SEATS[phase]
     with app.store.write() as session:
@@ -160,31 +204,28 @@ def _accept(
             raise MessageRefused(f"expected attempt {row.attempt} of the round, got {ref.attempt}")
         if ref.attempt < row.attempt:
             return "late"
-        kept: bytes | None = getattr(seat, column.key)
-        if kept is not None:
-            if kept != data:
+        # Compared before the phase: the answer to a message may be lost, and its repetition come a phase later.
+        accepted: bytes | None = getattr(seat, column.key)
+        if accepted is not None:
+            if accepted != data:
                 raise MessageRefused(f"another message of this member was accepted in phase {phase}; it cannot change")
             return "accepted"
         if row.state is not phase:
-            _refuse_early(row, phase)
+            order = (RoundState.TRAINING, *MASKING_PHASES)
+            if row.state in order and order.index(row.state) < order.index(phase):
+                # Only a site that does not poll is early.
+                raise MessageRefused(f"phase {phase} has not begun; the round is in {row.state}. Poll for what to do")
             return "late"
         if seat.state is not before:
             return "late"
+        # Under the lock: the sets of members that a check reads cannot change before the seat has moved.
         check(session, row, attempt_of(session, run, row))
-        round_rows.move_seat(
-            session, row, site, before, after, _change(app, row, site, phase.value), {column.key: data}
-        )
-        waiting = round_rows.sites_in(round_rows.seat_states(session, row.id), {before})
-    if not waiting:
+        change = _change(app, row, site, phase.value)
+        round_rows.move_seat(session, row, site, before, after, change, {column.key: data})
+        all_answered = before not in round_rows.seat_states(session, row.id).values()
+    if all_answered:
         app.work_due.notify()
     return "accepted"
-
-
-def _refuse_early(row: Round, phase: RoundState) -> None:
-    """A message for a phase that has not begun can only come from a site that does not poll."""
-    order = (RoundState.TRAINING, *MASKING_PHASES)
-    if row.state in order and order.index(row.state) < order.index(phase):
-        raise MessageRefused(f"phase {phase} has not begun; the round is in {row.state}. Poll for what to do")
 
 
 def _expect_site(named: str, caller: str) -> None:

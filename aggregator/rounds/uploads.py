@@ -1,7 +1,7 @@
-"""Which blobs a site may send and which it may read. `blobs` moves the bytes.
+"""Which blobs a site may send and which it may read. `store.blobs` moves the bytes.
 
-Sent: the one upload that a cohort member owes the current attempt, of exactly the size the plan implies. Read: models
-and opened sums of runs in which the site has a seat. Uploads lie in a folder of their own and are never read out.
+A site sends the one upload that a cohort member owes the current attempt, of exactly the size the plan implies. It
+reads models and published sums of runs in which it has a seat. Uploads are in a folder of their own; no call reads one.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, SeatState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.blobs import UploadProgress
-from aggregator.store.tables import Round, Run, Seat
+from aggregator.store.tables import Round, Seat
 from aggregator.store.traffic import SeatKey
 
 _SENDS = (SeatState.SHARED, SeatState.UPLOADED)
@@ -25,7 +25,7 @@ _SENDS = (SeatState.SHARED, SeatState.UPLOADED)
 
 @dataclass(frozen=True)
 class ExpectedUpload:
-    """An upload that may be sent now."""
+    """An upload that its site may send now."""
 
     digest: bytes
     size_bytes: int
@@ -33,9 +33,13 @@ class ExpectedUpload:
 
 
 def offer(app: AppContext, site: str, message: BlobOffer) -> UploadProgress:
-    """How much of the member's upload is here; the first offer in an attempt names the digest to expect.
+    """Say how much of the member's upload is here. The first offer in an attempt names the digest to expect.
 
-    Raises: MessageRefused, WrongState, NotFound, BlobRefused.
+    Raises:
+        NotFound: when the site has no seat in the round.
+        WrongState: when no upload of the site is expected now.
+        MessageRefused: for another size than the plan's, a digest of another member, or a second upload.
+        BlobRefused: see `Blobs.offer`.
     """
     ref = message.round
     if len(message.digest) != DIGEST_BYTES:
@@ -43,42 +47,50 @@ def offer(app: AppContext, site: str, message: BlobOffer) -> UploadProgress:
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, ref.run_id, ref.round, site)
         _expect_turn(row, seat, ref.attempt)
-        size = _size_of(run, row)
-        if message.size_bytes != size:
+        size_bytes = Layout.of_round(plan_of(run), row.number).bytes
+        if message.size_bytes != size_bytes:
             raise MessageRefused(
-                f"expected an upload of {size} bytes by the plan, got an offer of {message.size_bytes}"
+                f"expected an upload of {size_bytes} bytes by the plan, got an offer of {message.size_bytes}"
             )
-        if any(
-            (other.round_id, other.site) != (row.id, site) for other in round_rows.upload_seats(session, message.digest)
-        ):
+        # Two seats with one blob: what is left over of the one would be deleted, and with it the upload of the other.
+        owners = {(owner.round_id, owner.site) for owner in round_rows.upload_seats(session, message.digest)}
+        if owners - {(row.id, site)}:
             raise MessageRefused("another upload has this digest; masked words are never the same twice")
         before = seat.upload_digest
         if before != message.digest:
             if seat.state is SeatState.UPLOADED:
                 raise MessageRefused("this member's upload was accepted already; it cannot change")
             round_rows.expect_upload(session, row.id, site, message.digest)
-    if before not in (None, message.digest):  # of an attempt that failed
+    # The upload of an attempt that failed. After the commit: before it, a crash would leave a seat without its blob.
+    if before not in (None, message.digest):
         app.uploads.drop(before)
-    return app.uploads.offer(message.digest, size)
+    return app.uploads.offer(message.digest, size_bytes)
 
 
 def expected(app: AppContext, site: str, digest: bytes) -> ExpectedUpload:
-    """The upload of that digest, if `site` offered it and may send it now. Raises: MessageRefused, WrongState."""
+    """Return the upload of that digest, if `site` offered it and may send it now.
+
+    Raises:
+        MessageRefused: when the site offered no such upload.
+        WrongState: when its phase is over.
+    """
     with app.store.read() as session:
         for seat in round_rows.upload_seats(session, digest):
             if seat.site == site:
                 row = round_rows.by_id(session, seat.round_id)
                 _expect_turn(row, seat, row.attempt)
-                size = _size_of(run_rows.get(session, row.run_id), row)
-                return ExpectedUpload(digest, size, SeatKey(row.run_id, row.number, site))
+                layout = Layout.of_round(plan_of(run_rows.get(session, row.run_id)), row.number)
+                return ExpectedUpload(digest, layout.bytes, SeatKey(row.run_id, row.number, site))
     raise MessageRefused("expected chunks of an offered upload; offer it first")
 
 
 def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatKey]:
-    """A model or opened sum, open for reading, and the seat its bytes count for.
+    """Open a model or published sum for reading, and return the seat that its bytes count for.
 
-    Raises: NotFound, whether there is no such blob or it is none of this site's business.
+    Raises:
+        NotFound: when there is no such blob, or only in runs without this site. The sentence is the same.
     """
+    # A digest is no secret, so knowing one gives no right to the blob: the site must have a seat in a run that has it.
     with app.store.read() as session:
         run_ids = {model.run_id for model in run_rows.model_blobs(session, digest)}
         run_ids |= {row.run_id for row in round_rows.publishes_sum(session, digest)}
@@ -86,13 +98,10 @@ def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatK
             number = round_rows.newest_seat(session, run_id, site)
             if number is not None:
                 return app.blobs.open(digest), SeatKey(run_id, number, site)
-    raise NotFound("no model or opened sum of that digest in a run of this site")
+    raise NotFound("no model or published sum of that digest in a run of this site")
 
 
 def _expect_turn(row: Round, seat: Seat, attempt: int) -> None:
+    # Outside its turn a site could fill the disk: each upload is as large as the model.
     if row.state is not RoundState.UPLOAD or attempt != row.attempt or seat.state not in _SENDS:
         raise WrongState(f"no upload of this site is expected in attempt {row.attempt}, {row.state}; poll")
-
-
-def _size_of(run: Run, row: Round) -> int:
-    return Layout.of_round(plan_of(run), row.number).bytes

@@ -1,6 +1,7 @@
-"""The gRPC door: authenticate, parse, call one function, translate errors. The only file with servicers.
+"""The gRPC services: authenticate, parse, call one function, translate errors. The only room with servicers.
 
-Every call is authenticated by its peer certificate against the database, streams again while they last. Requests with
-fields this version does not know are refused: nothing unexamined is ever kept or handed on. Threads are few, so calls
-that last (streams, held polls) share a bounded number of places and the others always find a thread.
+Every call is authenticated by its peer certificate against the database; streams are authenticated again while they
+last. A request with fields that this version does not know is refused: nothing unexamined is kept or handed on.
+Threads are few, so calls that last (streams, held polls) share a bounded number of slots, and the other calls always
+get a thread.
 """

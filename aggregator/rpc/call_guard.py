@@ -1,4 +1,4 @@
-"""What every call goes through."""
+"""What every call passes: authentication, a bound on calls that last, and errors as status codes."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,8 @@ THREADS_KEPT_FREE = 4  # for calls that do not last
 
 Reply = TypeVar("Reply", bound=Message)
 
-# The first class that fits counts, so subclasses stand before their bases.
+# The first class that fits counts, so subclasses stand before their bases. UNAUTHENTICATED and PERMISSION_DENIED make a
+# site act (renew, stop); ABORTED and RESOURCE_EXHAUSTED make it try again.
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.SiteRevoked, grpc.StatusCode.PERMISSION_DENIED),
     (errors.SiteLeft, grpc.StatusCode.PERMISSION_DENIED),
@@ -43,17 +44,24 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 
 
 class CallGuard:
-    """What every call goes through."""
+    """Authenticates callers and bounds the calls that last. Shared by all servicers."""
 
     def __init__(self, app: AppContext) -> None:
         self.app = app
         self.stopping = threading.Event()
-        self._places = threading.BoundedSemaphore(max(1, app.settings.listen.threads - THREADS_KEPT_FREE))
+        self._slots = threading.BoundedSemaphore(max(1, app.settings.listen.threads - THREADS_KEPT_FREE))
 
     def call(
         self, request: Message, context: grpc.ServicerContext, act: Callable[[str], Reply], seat: SeatKey | None = None
     ) -> Reply:
-        """One unary call of an enrolled site. `seat` (its site is filled in here) is whose bytes these are."""
+        """Answer one unary call of an enrolled site.
+
+        Args:
+            request: Refused when it has unknown fields.
+            context: gRPC's; a refusal ends the call through it.
+            act: Gets the site's name and returns the reply.
+            seat: The bytes of the call are counted for it; its site is filled in here.
+        """
         with translated(context):
             site = self.caller(context)
             check_known(request)
@@ -63,21 +71,30 @@ class CallGuard:
             return reply
 
     def caller(self, context: grpc.ServicerContext) -> str:
-        """The approved site at the other end, still in. Raises: Denied."""
-        # grpc's stub leaves the values' type open; x509_pem_cert holds PEM bytes, one entry a peer.
-        shown: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
-        return authenticate(self.app.store, shown[0] if shown else None, self.app.clock())
+        """Return the name of the approved site at the other end.
+
+        Raises:
+            Denied: when it is none, or is no longer one.
+        """
+        # grpc's stub does not say what the values are; x509_pem_cert holds PEM bytes, one entry a peer.
+        certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
+        return authenticate(self.app.store, certificates[0] if certificates else None, self.app.clock())
 
     def acquire_slot(self) -> bool:
-        """A place for a call that lasts; to be given back. Never waits."""
-        return self._places.acquire(blocking=False)
+        """Take a slot for a call that lasts, without waiting; False when all are taken."""
+        return self._slots.acquire(blocking=False)
 
     def release_slot(self) -> None:
-        self._places.release()
+        """Give a slot back."""
+        self._slots.release()
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """A place for a stream. Raises: Busy; the site tries again shortly, and resumes."""
+        """Hold a slot for a stream.
+
+        Raises:
+            Busy: when all are taken; the site tries again shortly, and continues where it stopped.
+        """
         if not self.acquire_slot():
             raise errors.Busy("too many transfers at once; try again in a few seconds")
         try:
@@ -88,11 +105,11 @@ class CallGuard:
 
 @contextmanager
 def translated(context: grpc.ServicerContext) -> Iterator[None]:
-    """Our errors as status codes with their one sentence; a bug as INTERNAL, with nothing of it in the answer."""
+    """Answer a refusal with its status code and its one sentence, and a bug with INTERNAL and nothing of the bug."""
     try:
         yield
         return
-    except grpc.RpcError:  # the caller went away in the middle of a stream; it resumes when it is back
+    except grpc.RpcError:  # the caller went away in the middle of a stream; it continues when it is back
         raise
     except tuple(kind for kind, _code in _CODES) as error:
         code = next(code for kind, code in _CODES if isinstance(error, kind))

@@ -1,10 +1,9 @@
-"""Enrolment."""
+"""The enrolment service, divided among two listeners: sites that have a certificate, and hosts that have none yet."""
 
 from typing import NoReturn
 
 import grpc
-from federation.v1 import enrolment_pb2
-from federation.v1.enrolment_pb2_grpc import EnrolmentServicer
+from federation.v1 import enrolment_pb2, enrolment_pb2_grpc
 from federation.wire import check_known
 
 from aggregator import errors
@@ -12,52 +11,63 @@ from aggregator.rpc.call_guard import CallGuard, translated
 from aggregator.sites.enrolment import EnrolmentService
 
 
-class EnrolledDoor(EnrolmentServicer):
-    """The part of enrolment that asks for a certificate; on the mutual-TLS listener."""
+class SiteEnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
+    """Calls of enrolled sites: Renew, FetchRoster, Leave. On the mutual-TLS listener."""
 
-    def __init__(self, gate: CallGuard, enrolment: EnrolmentService) -> None:
-        self._gate = gate
+    def __init__(self, guard: CallGuard, enrolment: EnrolmentService) -> None:
+        self._guard = guard
         self._enrolment = enrolment
 
     def Renew(self, request: enrolment_pb2.RenewRequest, context: grpc.ServicerContext) -> enrolment_pb2.Credentials:
-        return self._gate.call(request, context, lambda site: self._enrolment.renew(site, request))
+        """Issue the site's next certificate."""
+        return self._guard.call(request, context, lambda site: self._enrolment.renew(site, request))
 
     def FetchRoster(
         self, request: enrolment_pb2.FetchRosterRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.SignedRoster:
-        return self._gate.call(request, context, lambda _site: self._enrolment.roster())
+        """Return the roster in force."""
+        return self._guard.call(request, context, lambda _site: self._enrolment.roster())
 
     def Leave(self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext) -> enrolment_pb2.LeaveReply:
+        """Let the site leave for good."""
         with translated(context):
+            # Not through `guard.call`, which would refuse the repetition of a call that succeeded.
             try:
-                site = self._gate.caller(context)
+                site = self._guard.caller(context)
                 check_known(request)
                 self._enrolment.leave(site)
-            except errors.SiteLeft:  # it has; the answer to its first call was lost
+            # The answer to its first call was lost. A site that has left asks for nothing else, so this is its success.
+            except errors.SiteLeft:
                 check_known(request)
             return enrolment_pb2.LeaveReply()
 
     def Join(self, request: enrolment_pb2.JoinRequest, context: grpc.ServicerContext) -> enrolment_pb2.JoinReply:
-        _other_listener(context)
+        """Refuse: hosts without a certificate use the other listener."""
+        _refuse_listener(context)
 
     def Challenge(
         self, request: enrolment_pb2.ChallengeRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.ChallengeReply:
-        _other_listener(context)
+        """Refuse: hosts without a certificate use the other listener."""
+        _refuse_listener(context)
 
     def Recover(
         self, request: enrolment_pb2.RecoverRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.Credentials:
-        _other_listener(context)
+        """Refuse: hosts without a certificate use the other listener."""
+        _refuse_listener(context)
 
 
-class JoiningDoor(EnrolmentServicer):
-    """The part of enrolment for hosts without a certificate; on the enrolment listener, which has nothing else."""
+class HostEnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
+    """Calls of hosts without a valid certificate: Join, Challenge, Recover. The enrolment listener has no others."""
+
+    # No guard: the callers have no certificate. The listener's message size and threads bound what they may cost.
 
     def __init__(self, enrolment: EnrolmentService) -> None:
         self._enrolment = enrolment
 
     def Join(self, request: enrolment_pb2.JoinRequest, context: grpc.ServicerContext) -> enrolment_pb2.JoinReply:
+        """Admit a host with a one-time token."""
         with translated(context):
             check_known(request)
             return self._enrolment.join(request)
@@ -65,6 +75,7 @@ class JoiningDoor(EnrolmentServicer):
     def Challenge(
         self, request: enrolment_pb2.ChallengeRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.ChallengeReply:
+        """Hand out a nonce to a site whose certificate has expired."""
         with translated(context):
             check_known(request)
             return self._enrolment.challenge(request)
@@ -72,21 +83,25 @@ class JoiningDoor(EnrolmentServicer):
     def Recover(
         self, request: enrolment_pb2.RecoverRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.Credentials:
+        """Issue a certificate to the site that has signed the nonce."""
         with translated(context):
             check_known(request)
             return self._enrolment.recover(request)
 
     def Renew(self, request: enrolment_pb2.RenewRequest, context: grpc.ServicerContext) -> enrolment_pb2.Credentials:
-        _other_listener(context)
+        """Refuse: enrolled sites use the other listener."""
+        _refuse_listener(context)
 
     def FetchRoster(
         self, request: enrolment_pb2.FetchRosterRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.SignedRoster:
-        _other_listener(context)
+        """Refuse: enrolled sites use the other listener."""
+        _refuse_listener(context)
 
     def Leave(self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext) -> enrolment_pb2.LeaveReply:
-        _other_listener(context)
+        """Refuse: enrolled sites use the other listener."""
+        _refuse_listener(context)
 
 
-def _other_listener(context: grpc.ServicerContext) -> NoReturn:
+def _refuse_listener(context: grpc.ServicerContext) -> NoReturn:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "this call belongs to the aggregator's other listener")

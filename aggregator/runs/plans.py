@@ -1,4 +1,4 @@
-"""The plan of a run, parsed once a process. It was verified when the run began; here it is only read."""
+"""The plan of a run, parsed once a process. Its signature was verified when the run began."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ PLANS_KEPT = 8  # one run at a time; a few more for pages that look back
 
 
 def plan_of(run: Run) -> TrainingPlan:
-    """The run's plan."""
+    """Parse the run's plan."""
     return _parsed(run.signed_plan)
 
 

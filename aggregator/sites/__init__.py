@@ -1,0 +1,1 @@
+"""The sites: enrolment, certificates, authentication, rosters, reports."""

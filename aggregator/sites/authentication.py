@@ -1,6 +1,6 @@
-"""Who calls: a peer certificate becomes an approved site that is still in. Asked of the database on every call.
+"""A peer certificate becomes the name of an approved site; the database is asked on every call.
 
-TLS has already proved that the caller holds the certificate's key and that our CA signed it. That is not enough: a
+TLS has already proved that the caller holds the certificate's key and that this CA signed it. That is not enough: a
 revocation must count from the very next call on, and only a row can say so.
 """
 
@@ -13,27 +13,40 @@ from aggregator.store import Store, site_rows
 
 
 def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> str:
-    """The name of the site whose certificate this is.
+    """Return the name of the site whose certificate this is.
 
-    Args: `certificate_pem` as gRPC's `x509_pem_cert` gives it; None when the caller showed none.
-    Raises: SiteRevoked; SiteLeft; NotEnrolled for everything else, in one sentence that does not tell the cases apart.
+    Args:
+        store: The database.
+        certificate_pem: As gRPC's `x509_pem_cert` gives it; None when the caller showed none.
+        now: Aware UTC.
+
+    Raises:
+        SiteRevoked: when the coordinator revoked the site.
+        SiteLeft: when the site has left.
+        NotEnrolled: for everything else, in one sentence that does not tell the cases apart.
     """
+    # By the whole certificate and not by the name in it: a certificate of before a new enrolment must not count.
     fingerprint = certificate_fingerprint(certificate_pem)
     with store.read() as session:
-        held = site_rows.holder(session, fingerprint)
-    if held is None:
+        holder = site_rows.holder(session, fingerprint)
+    if holder is None:
         raise NotEnrolled(_NOT_ENROLLED)
-    if held.revoked_at is not None:
-        raise SiteRevoked(f"site {held.site!r} was revoked; contact the coordinator")
-    if held.left_at is not None:
-        raise SiteLeft(f"site {held.site!r} has left; to come back, ask the coordinator for a new invitation")
-    if held.approved_at is None or held.expires_at <= now:
+    # Before the expiry: revoking a site lets its certificates expire too, and it is to learn the true reason.
+    if holder.revoked_at is not None:
+        raise SiteRevoked(f"site {holder.site!r} was revoked; contact the coordinator")
+    if holder.left_at is not None:
+        raise SiteLeft(f"site {holder.site!r} has left; to come back, ask the coordinator for a new invitation")
+    if holder.approved_at is None or holder.expires_at <= now:
         raise NotEnrolled(_NOT_ENROLLED)
-    return held.site
+    return holder.site
 
 
 def certificate_fingerprint(certificate_pem: bytes | None) -> bytes:
-    """SHA-256 of the DER. Raises: NotEnrolled when it is no PEM certificate."""
+    """Compute the SHA-256 of the certificate's DER, 32 bytes.
+
+    Raises:
+        NotEnrolled: when it is no PEM certificate.
+    """
     if not certificate_pem:
         raise NotEnrolled("expected a client certificate, got none; join first")
     try:

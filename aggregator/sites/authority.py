@@ -1,4 +1,4 @@
-"""The consortium's certificate authority: three keys in one folder, and what they sign.
+"""The consortium's certificate authority: three keys in one folder, and the certificates they sign.
 
     ca.key, ca.pem                P-256; signs every certificate below. Its fingerprint stands in each invitation.
     custodian.key, custodian.pem  Ed25519; signs rosters and plans. Sites trust it because the CA certified it.
@@ -39,7 +39,7 @@ _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(frozen=True)
 class ServerIdentity:
-    """What a TLS listener presents."""
+    """The key and the certificate chain of a TLS listener."""
 
     key_pem: bytes = field(repr=False)
     certificate_pem: bytes
@@ -56,12 +56,17 @@ class SiteCertificate:
 
 
 class Authority:
-    """The opened CA folder. Thread-safe."""
+    """The CA of one folder. Thread-safe."""
 
     def __init__(self, folder: Path, clock: Callable[[], datetime]) -> None:
         """Read the keys.
 
-        Raises: StateFolderRefused when one is missing or unreadable.
+        Args:
+            folder: As `create_authority` made it.
+            clock: Aware UTC.
+
+        Raises:
+            StateFolderRefused: when a file is missing or unreadable.
         """
         self._folder = folder
         self._clock = clock
@@ -77,18 +82,27 @@ class Authority:
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of the CA certificate's DER, 32 bytes: what an invitation pins."""
+        """SHA-256 of the CA certificate's DER, 32 bytes; each invitation pins it."""
         return self._certificate.fingerprint(hashes.SHA256())
 
     def issue_site_certificate(
         self, site: str, csr_der: bytes, issued_at: datetime, expires_at: datetime
     ) -> SiteCertificate:
-        """Certify the key in `csr_der` for `site`; of the request only the key is taken. Same arguments, same bytes.
+        """Certify a site's key. The same arguments give the same bytes.
 
-        Raises: JoinDenied when the request is malformed, not signed by its own key, or not P-256.
+        Args:
+            site: The name in the certificate.
+            csr_der: PKCS#10 in DER; only its key is taken.
+            issued_at: Aware UTC.
+            expires_at: Aware UTC.
+
+        Raises:
+            JoinDenied: when the request is malformed, not signed by its own key, or not P-256.
         """
         issued_at, expires_at = issued_at.replace(microsecond=0), expires_at.replace(microsecond=0)
+        # Derived and not drawn: a call that is repeated after a lost answer gets the same certificate.
         serial = hashlib.sha256(b"hemofed serial\0" + csr_der + issued_at.isoformat().encode()).digest()[:16]
+        # The name is the one that the token was bound to, whatever the request calls itself.
         builder = _builder(site, read_csr(csr_der), issued_at - BACKDATED, expires_at)
         builder = builder.serial_number(int.from_bytes(serial) | 1)
         certificate = self._sign(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -100,14 +114,15 @@ class Authority:
         )
 
     def server_identity(self, host_names: Sequence[str]) -> ServerIdentity:
-        """What the listeners present for `host_names`, localhost and loopback; cheap enough to ask at every handshake.
+        """Return the listeners' identity for `host_names`, localhost and loopback; cheap enough for every handshake.
 
-        Makes a new pair when there is none, when two thirds of its life are over, or when it lacks one of the names.
+        A new pair is made when there is none, when two thirds of its life are over, or when it lacks one of the names.
         The chain ends with the CA certificate, which a joining host compares with the fingerprint in its token.
         """
-        names = _host_names((*ALWAYS_SERVED, *host_names))
+        names = [_host_name(name) for name in dict.fromkeys((*ALWAYS_SERVED, *host_names))]
         path = self._folder / "server.pem"  # one file: no crash can pair a key with another's certificate
         with self._server_lock:
+            # One handshake makes the pair; the others of that moment wait for it.
             if not path.exists() or not self._serves(path.read_bytes(), names):
                 write_secret(path, self._make_server(names))
             key_pem, begins, chain = path.read_bytes().partition(_CERTIFICATE_BEGINS)
@@ -115,9 +130,9 @@ class Authority:
 
     def _serves(self, server_pem: bytes, names: Sequence[x509.GeneralName]) -> bool:
         certificate = x509.load_pem_x509_certificate(server_pem)
-        stated = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        certified = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         renew_at = certificate.not_valid_before_utc + SERVER_LIFE * 2 / 3
-        return set(names) <= set(stated) and self._clock() < renew_at
+        return set(names) <= set(certified) and self._clock() < renew_at
 
     def _make_server(self, names: Sequence[x509.GeneralName]) -> bytes:
         key, now = ec.generate_private_key(ec.SECP256R1()), self._clock()
@@ -131,13 +146,15 @@ class Authority:
         builder = builder.issuer_name(self._certificate.subject)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         builder = builder.add_extension(_authority_key_id(self._key.public_key()), critical=False)
+        # RFC 6979: no random number in the signature, so the same certificate has the same bytes.
         return builder.sign(self._key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
 def create_authority(folder: Path, clock: Callable[[], datetime]) -> Authority:
     """Make the CA and the custodian in `folder` (0700).
 
-    Raises: StateFolderRefused when a CA is there already: replacing it would lock every site out.
+    Raises:
+        StateFolderRefused: when a CA is there already; a new one would lock every site out.
     """
     if (folder / "ca.key").exists():
         raise StateFolderRefused(f"{folder} already holds a CA; a new one would lock out every site that joined")
@@ -154,18 +171,20 @@ def create_authority(folder: Path, clock: Callable[[], datetime]) -> Authority:
 
 
 def read_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:
-    """The P-256 key of a certificate request that its own key signed.
+    """Return the P-256 key of a certificate request that its own key signed.
 
-    Raises: JoinDenied with what is wrong with it.
+    Raises:
+        JoinDenied: naming the mistake in the request.
     """
+    # Before parsing: the caller is not authenticated.
     if len(csr_der) > CSR_LIMIT_BYTES:
         raise JoinDenied(f"expected a certificate request of at most {CSR_LIMIT_BYTES} bytes, got {len(csr_der)}")
     try:
         request = x509.load_der_x509_csr(csr_der)
-        signed_by_itself, key = request.is_signature_valid, request.public_key()
+        signed, key = request.is_signature_valid, request.public_key()
     except (ValueError, UnsupportedAlgorithm, InvalidSignature):
         raise JoinDenied("expected a PKCS#10 certificate request in DER, got something else") from None
-    if not signed_by_itself:
+    if not signed:
         raise JoinDenied("the certificate request is not signed by the key it carries")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise JoinDenied("expected a certificate request for a P-256 key, got another kind")
@@ -173,15 +192,17 @@ def read_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 atomically: other names never see half of it, and it survives a power cut."""
+    """Write a file of mode 0600 atomically: no reader sees half of it, and it survives a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
+    # Made with its mode and not changed to it later: at no moment may another user read it.
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(file, "wb") as writer:
         writer.write(content)
         writer.flush()
         os.fsync(writer.fileno())
     temporary.rename(path)
+    # Without it a power cut may undo the rename, and the CA would be another one than the invitations pin.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -194,6 +215,7 @@ def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certific
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.not_valid_before(now - BACKDATED).not_valid_after(now + AUTHORITY_LIFE)
     builder = builder.serial_number(x509.random_serial_number())
+    # path_length 0: it certifies sites and servers, and no further authority.
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(certifies=True), critical=True)
     key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -236,10 +258,6 @@ def _key_usage(*, certifies: bool) -> x509.KeyUsage:
 
 def _authority_key_id(key: ec.EllipticCurvePublicKey) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-
-
-def _host_names(names: Sequence[str]) -> list[x509.GeneralName]:
-    return [_host_name(name) for name in dict.fromkeys(names)]
 
 
 def _host_name(name: str) -> x509.GeneralName:

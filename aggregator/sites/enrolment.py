@@ -2,11 +2,11 @@
 
     invite    the coordinator makes a one-time token, bound to a name
     join      the host proves that it holds the token and its keys; the first request that does so takes the token
-    approve   the coordinator compared six words by telephone: certificate, and a roster with one site more
+    approve   the coordinator has compared six words by telephone: a certificate, and a roster with one site more
     renew     at two thirds of a certificate's life, over mutual TLS
-    challenge, recover   after weeks offline: the signing key answers for the certificate that ran out
-    revoke    a row; counts from the next call on; a roster with one site less
-    leave     the same, by the site's own word
+    challenge, recover   after weeks offline: the signing key vouches for the site whose certificate has expired
+    revoke    the site is refused from its next call on; a roster with one site less
+    leave     the same, at the site's own request
 
 Every use case is one transaction with its audit row. Refusals to an unauthenticated caller say little: they must not
 tell which names exist.
@@ -30,7 +30,7 @@ from aggregator.errors import JoinDenied, LostRace, NotFound, WrongState
 from aggregator.sites.authority import Authority, SiteCertificate, read_csr
 from aggregator.sites.proofs import check_join, check_recovery, hashed
 from aggregator.states import SITE_TRANSITIONS, SiteStanding
-from aggregator.store import Change, Store, record, site_rows
+from aggregator.store import Cause, Change, Store, record, site_rows
 from aggregator.store.tables import Certificate, Challenge, Invitation, RosterEpoch, Site
 
 CHALLENGE_LIFE = timedelta(minutes=5)
@@ -40,7 +40,7 @@ NONCE_BYTES = 32
 
 @dataclass(frozen=True)
 class EnrolmentService:
-    """The enrolment desk: everything it needs, nothing it remembers."""
+    """All use cases of enrolment. It remembers nothing between calls, so any number may serve one database."""
 
     store: Store
     authority: Authority
@@ -49,10 +49,18 @@ class EnrolmentService:
     random: Callable[[int], bytes]
 
     def invite(self, site: str, *, auto_approve: bool = False) -> Token:
-        """A token that lets one host join as `site`. It exists only in the answer; the row holds a hash.
+        """Make a token that lets one host join as `site`; it replaces an older invitation of that name.
 
-        Inviting again replaces an older invitation. Raises: federation.errors.TokenRefused for a name that is none;
-        WrongState when the site is approved: revoke it first, so that never two hosts answer to one name.
+        Args:
+            site: The name that the token is bound to.
+            auto_approve: Approve the host when it joins, without comparing words.
+
+        Returns:
+            The token. It exists only here; the row holds a hash.
+
+        Raises:
+            federation.errors.TokenRefused: when `site` is no site's name.
+            WrongState: when the site is approved; two hosts would answer to one name.
         """
         now = self.clock()
         token = Token.new(check_site_name(site), self.authority.fingerprint, self.random)
@@ -60,6 +68,7 @@ class EnrolmentService:
             joined = site_rows.find(session, site)
             if joined is not None and site_rows.standing(joined) == site_rows.APPROVED:
                 raise WrongState(f"site {site!r} is approved already; `site revoke {site}` before inviting it anew")
+            # Only the hash: who copies the database must not be able to join with it.
             row = Invitation(
                 site=site,
                 secret_hash=hashed(token.secret),
@@ -69,21 +78,25 @@ class EnrolmentService:
             )
             site_rows.put_invitation(session, row)
             why = "invited, approved on joining" if auto_approve else "invited"
-            record(session, Change(now, "operator", f"site:{site}", why), None, "invited")
+            record(session, _operator(now, why).of(f"site:{site}"), None, "invited")
         return token
 
     def join(self, request: enrolment_pb2.JoinRequest) -> enrolment_pb2.JoinReply:
-        """Pending until approved, then credentials; the same bytes again get the same answer.
+        """Answer "pending" until the site is approved, then credentials; the same bytes again get the same answer.
 
-        An invitation runs out only while unused: a host that waits for a telephone call may wait longer.
+        An invitation expires only while it is unused: a host that waits for the telephone call may wait longer.
 
-        Raises: JoinDenied for a token that is wrong, expired, or was used by another request, and for keys that do not
-        prove possession.
+        Raises:
+            JoinDenied: for a token that is wrong, expired, or was used by another request, and for keys that do not
+                prove possession.
+            federation.errors.TokenRefused: when the name is no site's name.
         """
         check_join(request)
+        # Of the whole request: the token is bound to the keys of the host that used it first.
         digest, now = hashed(serialize(request)), self.clock()
         with self.store.write() as session:
             invitation = site_rows.invitation(session, request.site)
+            # Constant time, and one sentence for all cases: the caller may be guessing names or secrets.
             if invitation is None or not hmac.compare_digest(invitation.secret_hash, hashed(request.secret)):
                 raise JoinDenied(_UNKNOWN)
             if invitation.used_by is None:
@@ -91,32 +104,39 @@ class EnrolmentService:
                     raise JoinDenied("this token has expired; ask the coordinator for a new one")
                 if site_rows.claim_invitation(session, request.site, invitation.secret_hash, digest):
                     self._admit(session, request, now, auto_approve=invitation.auto_approve)
-                # else another process claimed it a moment ago; what it wrote is seen below
+                # Else another process claimed it a moment ago; the row says for which request.
                 session.refresh(invitation)
             if invitation.used_by != digest:
                 raise JoinDenied("this token was used by another host; if that was not you, tell the coordinator now")
             return self._join_reply(session, site_rows.get(session, request.site))
 
     def approve(self, site: str, fingerprint: str) -> None:
-        """Let a pending site in, the one whose six words are `fingerprint`.
+        """Approve the pending site whose six words are `fingerprint`.
 
-        Raises: NotFound; WrongState when it is not pending; LostRace when other keys stand there by now.
+        Raises:
+            NotFound: when no such site has joined.
+            WrongState: when it is not pending.
+            LostRace: when a host with other keys has joined under this name since the words were read.
         """
+        # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
         now = self.clock().replace(microsecond=0)
         with self.store.write() as session:
             row = site_rows.get(session, site)
             if site_rows.standing(row) != site_rows.PENDING:
                 raise WrongState(f"expected a pending site, got {site!r}: {site_rows.standing(row)}")
-            self._approve(session, row, fingerprint, Change(now, "operator", f"site:{site}", "six words compared"))
+            self._approve(session, row, fingerprint, _operator(now, "six words compared").of(f"site:{site}"))
 
     def revoke(self, site: str) -> None:
-        """Shut a site out from its next call on; also withdraws an invitation and refuses a pending host.
+        """Refuse a site from its next call on. An invitation is withdrawn, a pending host refused.
 
-        Raises: NotFound when there is neither site nor invitation; WrongState when it is out already.
+        Raises:
+            NotFound: when there is neither site nor invitation.
+            WrongState: when it was revoked, or has left, already.
         """
         now = self.clock()
-        change = Change(now, "operator", f"site:{site}", "revoked by the coordinator")
+        change = _operator(now, "revoked by the coordinator").of(f"site:{site}")
         with self.store.write() as session:
+            # In every case: an unused invitation would let the site in again.
             withdrawn = site_rows.withdraw_invitation(session, site)
             row = site_rows.find(session, site)
             if row is None and not withdrawn:
@@ -131,21 +151,26 @@ class EnrolmentService:
                 raise WrongState(f"site {site!r} {'has left' if before is site_rows.LEFT else 'is revoked'} already")
 
     def leave(self, site: str) -> None:
-        """`site`, whom `auth` has just authenticated, is gone for good; again, after a lost answer, changes nothing.
+        """Let an authenticated site leave for good. A second call, after a lost answer, changes nothing.
 
-        Raises: LostRace when the coordinator revoked it a moment ago.
+        Raises:
+            LostRace: when the coordinator has revoked it a moment ago.
         """
         now = self.clock()
         with self.store.write() as session:
             before = site_rows.standing(site_rows.get(session, site))
             if before is site_rows.LEFT:
                 return
-            site_rows.leave(session, site, Change(now, f"site:{site}", f"site:{site}", "left for good"))
+            site_rows.leave(session, site, _own(site, now, "left for good"))
             site_rows.withdraw_invitation(session, site)
             self._shut_out(session, site, before, now)
 
     def challenge(self, request: enrolment_pb2.ChallengeRequest) -> enrolment_pb2.ChallengeReply:
-        """A nonce for a site whose certificate has run out. Raises: JoinDenied when no active site has that name."""
+        """Make a nonce for a site whose certificate has expired.
+
+        Raises:
+            JoinDenied: when no active site has that name.
+        """
         nonce, now = self.random(NONCE_BYTES), self.clock()
         with self.store.write() as session:
             _active_site(session, request.site)
@@ -154,9 +179,11 @@ class EnrolmentService:
         return enrolment_pb2.ChallengeReply(nonce=nonce)
 
     def recover(self, request: enrolment_pb2.RecoverRequest) -> enrolment_pb2.Credentials:
-        """Credentials for a challenge signed by the enrolled key; a nonce serves once, a site only so often.
+        """Issue credentials for a challenge that the enrolled key has signed. A nonce serves once, a site a few times.
 
-        Raises: JoinDenied; nothing is spent unless the signature is right.
+        Raises:
+            JoinDenied: for an unknown or expired nonce, a wrong signature, or when no recovery is left. A wrong
+                signature spends neither nonce nor recovery.
         """
         read_csr(request.csr_der)
         now = self.clock().replace(microsecond=0)
@@ -165,41 +192,49 @@ class EnrolmentService:
             nonce = site_rows.challenge(session, request.nonce)
             if nonce is None or nonce.site != site.name or nonce.expires_at <= now:
                 raise JoinDenied("this challenge is unknown, used or older than 5 minutes; ask for another")
+            # Before anything is spent: a stranger knows the name, and could otherwise use up nonces and recoveries.
             check_recovery(site.signing_key, request)
             if not site_rows.use_challenge(session, request.nonce):
                 raise JoinDenied("this challenge was used a moment ago; ask for another")
-            change = Change(now, f"site:{site.name}", f"site:{site.name}", "answered a challenge")
             try:
-                site_rows.spend_recovery(session, site.name, change)
+                site_rows.spend_recovery(session, site.name, _own(site.name, now, "answered a challenge"))
             except LostRace:
                 raise JoinDenied("no recovery is left; ask the coordinator to revoke and invite this site") from None
             return self._credentials(session, self._issue(session, site.name, request.csr_der, now))
 
     def renew(self, site: str, request: enrolment_pb2.RenewRequest) -> enrolment_pb2.Credentials:
-        """A new certificate for `site`, whom `auth` has just authenticated; the old one stays good until it ends.
+        """Issue the next certificate of an authenticated site; the one before stays good until it expires.
 
-        Raises: JoinDenied for a malformed request, or when the site was revoked in between.
+        Raises:
+            JoinDenied: for a malformed request, or when the site was revoked in between.
         """
         read_csr(request.csr_der)
         now = self.clock().replace(microsecond=0)
         with self.store.write() as session:
+            # Once more, in this transaction: the coordinator may have revoked it since the call was authenticated.
             _active_site(session, site)
             issued = self._issue(session, site, request.csr_der, now)
-            record(session, Change(now, f"site:{site}", f"site:{site}", "certificate renewed"), None, "renewed")
+            record(session, _own(site, now, "certificate renewed"), None, "renewed")
             return self._credentials(session, issued)
 
     def roster(self) -> enrolment_pb2.SignedRoster:
-        """The newest. Raises: NotFound before the first site was approved."""
+        """Return the roster in force.
+
+        Raises:
+            NotFound: before the first site is approved.
+        """
         with self.store.read() as session:
             return _newest_roster(session)
 
     def _admit(
         self, session: Session, request: enrolment_pb2.JoinRequest, now: datetime, *, auto_approve: bool
     ) -> None:
-        taken = [site for site in site_rows.everyone(session) if site.name != request.site]
-        if any(site.signing_key == request.signing_key or site.sealing_key == request.sealing_key for site in taken):
+        # One host under two names would count twice toward the minimum of a cohort.
+        others = [site for site in site_rows.all_sites(session) if site.name != request.site]
+        if any(site.signing_key == request.signing_key or site.sealing_key == request.sealing_key for site in others):
             raise JoinDenied("these keys belong to another site already; make new ones on this host")
         now = now.replace(microsecond=0)
+        # A new row over an old one: a site that comes back after it was revoked begins as pending, with its new keys.
         row = Site(
             name=request.site,
             csr_der=request.csr_der,
@@ -213,11 +248,10 @@ class EnrolmentService:
             recoveries_left=self.settings.recoveries,
         )
         site_rows.put_site(session, row)
-        actor = f"site:{request.site}"
-        record(session, Change(now, actor, actor, "joined with its token"), "invited", site_rows.PENDING)
+        record(session, _own(request.site, now, "joined with its token"), "invited", site_rows.PENDING)
         session.flush()
         if auto_approve:
-            change = Change(now, "operator", actor, "invited with automatic approval")
+            change = _operator(now, "invited with automatic approval").of(f"site:{request.site}")
             self._approve(session, site_rows.get(session, request.site), row.fingerprint, change)
 
     def _approve(self, session: Session, site: Site, fingerprint: str, change: Change) -> None:
@@ -234,15 +268,16 @@ class EnrolmentService:
         return issued
 
     def _shut_out(self, session: Session, site: str, before: SiteStanding, now: datetime) -> None:
-        """Nothing that it holds opens a door any more, and no later roster names it."""
+        """Void everything that the site holds, and make a roster without it."""
+        # A nonce that was handed out before could still bring back a certificate.
         site_rows.drop_challenges(session, site)
         site_rows.end_certificates(session, site, now)
-        if before is site_rows.APPROVED:
+        if before is site_rows.APPROVED:  # a pending site is in no roster
             self._next_roster(session, now)
 
     def _next_roster(self, session: Session, now: datetime) -> None:
-        # The epoch before the sites: whatever another process commits in between then collides on the epoch, instead of
-        # being left out of a newer roster.
+        # The epoch is read before the sites. A change that another process commits in between then collides on the
+        # epoch, instead of being left out of a newer roster.
         epoch = site_rows.newest_epoch(session) + 1
         entries = tuple(
             RosterEntry(site.name, site.signing_key, site.sealing_key) for site in site_rows.active(session)
@@ -262,9 +297,10 @@ class EnrolmentService:
                 raise JoinDenied(_UNKNOWN)
 
     def _first(self, session: Session, site: Site) -> SiteCertificate:
-        """The certificate made on approval, once more: its row holds the dates, and the rest follows from them."""
+        """Make the certificate of the approval once more: its row holds the dates, and the rest follows from them."""
         # approve() sets approved_at and adds the certificate's row in one transaction, and standing() saw approved_at.
         assert site.approved_at is not None
+        # By its time: a renewed certificate of the site has another, and a repeated Join must not get that one.
         row = site_rows.certificate_issued_at(session, site.name, site.approved_at)
         if row is None:
             raise NotFound(f"site {site.name!r} has no certificate from its approval; revoke and invite it again")
@@ -279,7 +315,17 @@ class EnrolmentService:
         )
 
 
+def _operator(at: datetime, why: str) -> Cause:
+    return Cause(at, "operator", why)
+
+
+def _own(site: str, at: datetime, why: str) -> Change:
+    """A change that a site makes to its own row."""
+    return Cause(at, f"site:{site}", why).of(f"site:{site}")
+
+
 def _active_site(session: Session, name: str) -> Site:
+    # One sentence for a name that never joined and for one that is out: the caller may be a stranger.
     site = site_rows.find(session, name)
     if site is None or site_rows.standing(site) != site_rows.APPROVED:
         raise JoinDenied("no active site of that name; ask the coordinator for an invitation")

@@ -1,4 +1,4 @@
-"""What a host has to prove before the enrolment desk looks into its rows. Pure: nothing here knows any site."""
+"""Proofs that a host gives before enrolment reads a row. Pure: nothing here knows any site."""
 
 import hashlib
 
@@ -12,37 +12,48 @@ from federation.v1 import enrolment_pb2
 from aggregator.errors import JoinDenied
 from aggregator.sites.authority import read_csr
 
+# One domain a purpose: a signature that was made for one call is none for the other.
 JOIN_DOMAIN = b"hemofed join v1\x00"
 RECOVER_DOMAIN = b"hemofed recover v1\x00"
 
 
 def check_join(request: enrolment_pb2.JoinRequest) -> None:
-    """Shape, and possession of the signing key. Raises: JoinDenied, TokenRefused."""
+    """Check the shape of the request, and that the host holds its keys.
+
+    Raises:
+        TokenRefused: when the name is no site's name.
+        JoinDenied: for anything else.
+    """
     check_site_name(request.site)
-    for what, value, size in (
+    for name, value, size in (
         ("secret", request.secret, SECRET_BYTES),
         ("signing key", request.signing_key, SIGNING_KEY_BYTES),
         ("sealing key", request.sealing_key, SEALING_KEY_BYTES),
     ):
         if len(value) != size:
-            raise JoinDenied(f"expected a {what} of {size} bytes, got {len(value)}")
+            raise JoinDenied(f"expected a {name} of {size} bytes, got {len(value)}")
     read_csr(request.csr_der)
+    # The signature covers all keys, so none of them can be exchanged for another one on the way.
     digests = hashed(request.csr_der) + hashed(request.sealing_key)
     _verify(request.signing_key, request.possession, JOIN_DOMAIN + digests)
 
 
 def check_recovery(signing_key: bytes, request: enrolment_pb2.RecoverRequest) -> None:
-    """The enrolled key signed this nonce and this request for a certificate. Raises: JoinDenied."""
+    """Check that the enrolled key signed this nonce and this certificate request.
+
+    Raises:
+        JoinDenied: when it did not.
+    """
     _verify(signing_key, request.signature, RECOVER_DOMAIN + request.nonce + hashed(request.csr_der))
 
 
 def hashed(data: bytes) -> bytes:
-    """SHA-256."""
+    """Compute SHA-256, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 def _verify(signing_key: bytes, signature: bytes, message: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(signing_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError):  # ValueError: the bytes are no point of the curve
         raise JoinDenied("the signature is not one of the signing key over these bytes") from None

@@ -1,4 +1,4 @@
-"""The rosters in the database: any epoch, parsed, and who may take part under the newest."""
+"""The rosters in the database: any epoch, parsed, and the sites that may take part under the newest."""
 
 from functools import lru_cache
 
@@ -12,12 +12,16 @@ ROSTERS_KEPT = 2  # the one in force and the one a round was frozen with
 
 
 def roster_of(session: Session, epoch: int) -> Roster:
-    """The roster of an epoch; the custodian's signature was made, and is kept, in this very database."""
+    """Parse the roster of an epoch. Its signature is not checked: this aggregator made and stored it.
+
+    Raises:
+        NotFound: when there is no such epoch.
+    """
     return _parsed(site_rows.roster_at(session, epoch).signed)
 
 
 def eligible(session: Session) -> list[str]:
-    """Sites that may take part: active, and in the newest signed roster."""
+    """Return the sites that may take part in a round, by name: active, and in the newest signed roster."""
     epoch = site_rows.newest_epoch(session)
     if epoch == 0:
         return []

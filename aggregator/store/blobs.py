@@ -1,17 +1,17 @@
-"""Content-addressed files: masked uploads, opened sums, models. A blob is named by its SHA-256 and nothing else.
+"""Content-addressed files: masked uploads, published sums, models. A blob is named by its SHA-256 and nothing else.
 
 Six verbs, so that an object store can stand behind the same ones later:
 
     offer(digest, size)              how much of it is here already
     put(digest, size, offset, data)  one chunk of an upload, in order; the last one completes it
     add(bytes or file)               a whole blob of our own making
-    take(file)                       the same, and the file is gone: it may have become the blob
+    take(file)                       the same without a copy: the file becomes the blob
     open(digest)                     a complete blob, for reading
     drop(digest)                     forget it, complete or not
 
-A blob is either absent, partial or complete, and only its hash makes it complete: chunks gather in `partial/`, and are
-renamed into place after hashing and fsync. What a crash leaves in `partial/` is gone on with, or, if the disk lost
-part of it, found out by the hash and begun again. Names on disk come from 32 raw bytes through hex, so no caller can
+A blob is absent, partial or complete, and only its hash makes it complete: chunks gather in `partial/`, and are renamed
+into place after hashing and fsync. An upload continues in the partial file that a crash left; if the disk lost part of
+it, the hash is wrong and the upload begins again. Names on disk come from 32 raw bytes through hex, so no caller can
 choose a path.
 """
 
@@ -35,7 +35,7 @@ class UploadProgress:
     """How far an upload is."""
 
     held_bytes: int
-    complete: bool  # all bytes there and the hash right
+    complete: bool  # all bytes are here and the hash is right
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,24 @@ class Blobs:
     """One folder of blobs. Safe for several threads and processes: each partial blob is locked while it grows."""
 
     def __init__(self, folder: Path, size_limit_bytes: int) -> None:
-        """Use `folder`, made if missing (0700). No blob may be larger than `size_limit_bytes`."""
+        """Use `folder`, made if missing (0700).
+
+        Args:
+            folder: Holds the blobs and nothing else.
+            size_limit_bytes: No blob may be larger.
+        """
         self._whole = folder / "whole"
         self._partial = folder / "partial"
         self._size_limit_bytes = size_limit_bytes
-        for made in (folder, self._whole, self._partial):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder, self._whole, self._partial):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def offer(self, digest: bytes, size_bytes: int) -> UploadProgress:
-        """Say where an upload should go on. Asking twice changes nothing.
+        """Say where an upload should continue. Asking twice changes nothing.
 
-        A crash may have come between the last chunk and its hashing; then the hashing happens here.
-
-        Raises: BlobRefused for a digest that is not 32 bytes, a size of 0 or above the limit, or a complete blob of
-        another size.
+        Raises:
+            BlobRefused: for a digest that is not 32 bytes, a size of 0 or above the limit, or a complete blob of
+                another size.
         """
         self._check_size(size_bytes)
         whole, partial = self._whole_path(digest), self._partial_path(digest)
@@ -72,9 +76,10 @@ class Blobs:
         if not partial.exists():
             return UploadProgress(0, complete=False)
         with self._locked_partial(digest) as file:
-            held = os.fstat(file).st_size
-            if held < size_bytes:
-                return UploadProgress(held, complete=False)
+            held_bytes = os.fstat(file).st_size
+            if held_bytes < size_bytes:
+                return UploadProgress(held_bytes, complete=False)
+            # A crash came between the last chunk and its hashing.
             try:
                 self._complete(file, digest)
             except DigestRefused:
@@ -84,8 +89,10 @@ class Blobs:
     def put(self, digest: bytes, size_bytes: int, offset: int, data: bytes) -> UploadProgress:
         """Append one chunk. A chunk that is here already is accepted and changes nothing.
 
-        Raises: OffsetRefused when it leaves a gap or straddles the end of what is held; BlobRefused for a chunk that
-        is empty, above 1 MiB, or goes beyond `size_bytes`; DigestRefused when the last byte is here and the hash wrong.
+        Raises:
+            OffsetRefused: when it leaves a gap or straddles the end of the bytes that are held.
+            BlobRefused: for a chunk that is empty, above 1 MiB, or goes beyond `size_bytes`.
+            DigestRefused: when the last byte is here and the hash is wrong; all bytes are discarded.
         """
         self._check_size(size_bytes)
         if not 1 <= len(data) <= CHUNK_BYTES_MAX or offset < 0 or offset + len(data) > size_bytes:
@@ -94,27 +101,32 @@ class Blobs:
             )
         whole = self._whole_path(digest)
         with self._locked_partial(digest) as file:
-            if whole.exists():  # finished before, or by a call this one waited for
+            if whole.exists():  # completed before, or by a call that this one waited for
                 self._partial_path(digest).unlink()
                 return _finished(whole, size_bytes)
-            held = os.fstat(file).st_size
-            if offset > held or offset < held < offset + len(data):
-                raise OffsetRefused(f"expected the chunk at offset {held}, got one at {offset}; go on at {held}", held)
-            if offset == held:
+            held_bytes = os.fstat(file).st_size
+            if offset > held_bytes or offset < held_bytes < offset + len(data):
+                raise OffsetRefused(
+                    f"expected the chunk at offset {held_bytes}, got one at {offset}; continue at {held_bytes}",
+                    held_bytes,
+                )
+            if offset == held_bytes:  # else the chunk came before and its answer was lost
                 _write_all(file, data)
-                held += len(data)
-            if held < size_bytes:
-                return UploadProgress(held, complete=False)
+                held_bytes += len(data)
+            if held_bytes < size_bytes:
+                return UploadProgress(held_bytes, complete=False)
             self._complete(file, digest)
             return UploadProgress(size_bytes, complete=True)
 
     def add(self, source: bytes | Path) -> StoredBlob:
         """Store a whole blob from memory or from a file. The same content twice is one blob.
 
-        Raises: BlobRefused when it is empty or above the limit.
+        Raises:
+            BlobRefused: when it is empty or above the limit.
         """
         temporary = self._partial / f"add-{secrets.token_hex(16)}"
         hasher, size_bytes = hashlib.sha256(), 0
+        # O_EXCL and O_NOFOLLOW: a name that is taken, even by a link, is an error and never written through.
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             for chunk in _chunks(source):
@@ -129,22 +141,26 @@ class Blobs:
         return StoredBlob(hasher.digest(), size_bytes)
 
     def take(self, path: Path) -> StoredBlob:
-        """Make a file of our own a blob without copying it; it has to lie on the disk of this folder.
+        """Make a file a blob without copying it; it has to lie on the disk of this folder.
 
-        Raises: BlobRefused when it is empty or above the limit, and leaves it.
+        Raises:
+            BlobRefused: when it is empty or above the limit; the file stays.
         """
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             self._check_size(size_bytes)
+            # The writer of the file chose its mode; a blob is for no other user of this machine.
             os.fchmod(file.fileno(), 0o600)
             digest = hashlib.file_digest(file, "sha256").digest()
             self._publish(file.fileno(), path, digest)
         return StoredBlob(digest, size_bytes)
 
     def open(self, digest: bytes) -> BinaryIO:
-        """A complete blob, opened for reading at its start; seekable, a real file (numpy may map it).
+        """Open a complete blob for reading: a real file, which numpy may map.
 
-        Raises: NotFound when it is absent or only partial. BlobRefused for a digest that is not 32 bytes.
+        Raises:
+            NotFound: when it is absent or only partial.
+            BlobRefused: for a digest that is not 32 bytes.
         """
         try:
             return os.fdopen(os.open(self._whole_path(digest), os.O_RDONLY | os.O_NOFOLLOW), "rb")
@@ -152,12 +168,13 @@ class Blobs:
             raise NotFound(f"no complete blob {digest.hex()}") from None
 
     def drop(self, digest: bytes) -> None:
-        """Forget a blob, complete or partial; nothing happens when there is none. An open reader keeps its bytes."""
+        """Delete a blob, complete or partial, if there is one. A file that is open keeps its bytes."""
         self._whole_path(digest).unlink(missing_ok=True)
         self._partial_path(digest).unlink(missing_ok=True)
 
     def _complete(self, file: int, digest: bytes) -> None:
         path = self._partial_path(digest)
+        # Hashed from the disk: earlier chunks may have come to another process, before a crash or beside this one.
         with open(path, "rb") as reader:
             actual = hashlib.file_digest(reader, "sha256").digest()
         if actual != digest:
@@ -168,8 +185,10 @@ class Blobs:
     def _publish(self, file: int, path: Path, digest: bytes) -> None:
         whole = self._whole_path(digest)
         whole.parent.mkdir(mode=0o700, exist_ok=True)
+        # In this order: after a power cut, a name in `whole/` must never lead to bytes that were not written.
         os.fsync(file)
         path.rename(whole)
+        # Both folders: the first may be new, and then its name is an entry of the second.
         for folder in (whole.parent, self._whole):
             _sync_folder(folder)
 
@@ -177,10 +196,13 @@ class Blobs:
     def _locked_partial(self, digest: bytes) -> Iterator[int]:
         path = self._partial_path(digest)
         while True:
+            # O_APPEND: no write can land on bytes that were received before.
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
+                # A lock of the file and not of this process: several aggregators may share the folder.
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if _still_at(path, file):
+                # The holder before may have moved the file away or deleted it while this call waited for the lock.
+                if _is_at(path, file):
                     yield file
                     return
             finally:
@@ -211,8 +233,8 @@ def _finished(whole: Path, size_bytes: int) -> UploadProgress:
     return UploadProgress(actual, complete=True)
 
 
-def _still_at(path: Path, file: int) -> bool:
-    """Whether the file locked is still the one of that name: the last holder of the lock may have moved it away."""
+def _is_at(path: Path, file: int) -> bool:
+    """Whether `path` still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
@@ -229,14 +251,15 @@ def _chunks(source: bytes | Path) -> Iterator[bytes]:
 
 
 def _write_all(file: int, data: bytes) -> None:
+    # One call may write less than all, for example the last bytes that a disk has room for.
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
 
 
 def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

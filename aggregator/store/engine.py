@@ -1,16 +1,16 @@
 """The database connection, and the one way to change a state.
 
 Every module of this package takes a `Session` that `Store.read` or `Store.write` made, so that a use case chooses
-what belongs into one transaction. Rows stay readable after it ends.
+which changes belong into one transaction. Rows stay readable after it ends.
 
-SQLite runs in WAL with full synchronisation: readers never wait, writers take the write lock when they begin, so that a
-transaction that has read cannot fail halfway for a lock. A postgresql URL works the same; there the guard of
-`transition` is what decides a race.
+SQLite runs in WAL with full synchronization: readers never wait, and writers take the write lock when they begin, so
+that a transaction that has read cannot fail halfway for a lock. PostgreSQL works the same; there the guard of
+`transition` decides a race.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import Lock
 from typing import Any, TypeVar
@@ -29,34 +29,35 @@ State = TypeVar("State", RunState, RoundState, SeatState)
 
 
 class Store:
-    """One engine, handed to every use case. Thread-safe; a Session is not."""
+    """One engine, shared by all use cases. Thread-safe; a Session is not."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        # SQLite lets one write at a time and has the others sleep longer and longer, long after it is free again; here
-        # the next one of this process begins at once. Others, and PostgreSQL, decide by their own locks.
-        self._turn: AbstractContextManager[object] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        # SQLite lets one writer in and has the others sleep longer and longer, long after it is free again. With this
+        # lock the next writer of the process begins at once. Other processes, and PostgreSQL, use their own locks.
+        self._write_lock: AbstractContextManager[object] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._writer = engine.execution_options(hemofed_write=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One consistent snapshot; whatever is written in it is rolled back."""
+        """Yields a session on one consistent snapshot; writes in it are rolled back."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
-        with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
+        """Yields a session in one transaction: committed when the block ends, rolled back when it raises."""
+        with self._write_lock, Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
+        """Close all connections; a later session opens new ones."""
         self.engine.dispose()
 
 
 @dataclass(frozen=True)
 class Change:
-    """Who changes what, when and why: the audit row that goes with a change, less the states."""
+    """Who changes which row, when and why: the audit row of a change, without the states."""
 
     at: datetime
     actor: str  # site:<name>, operator, driver:<owner>
@@ -64,10 +65,28 @@ class Change:
     why: str  # one sentence or a closed code; never free text from a site
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Who changes something, when and why. One cause may change several rows: each gets a Change of its own."""
+
+    at: datetime
+    actor: str
+    why: str
+
+    def of(self, subject: str) -> Change:
+        """Return the change of the row that the audit calls `subject`."""
+        return Change(self.at, self.actor, subject, self.why)
+
+    def because(self, why: str) -> "Cause":
+        """Return the same actor and time with another reason."""
+        return replace(self, why=why)
+
+
 def open_store(url: str) -> Store:
     """Connect. The tables must be there already: `migrations` makes them.
 
-    Args: `url` as SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
+    Args:
+        url: As SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
     """
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, pool_size=32, max_overflow=32)
@@ -88,10 +107,22 @@ def transition(
 ) -> None:
     """Move one row from `before` to `after`, together with `values`, and write its audit row.
 
-    `where` must name one row; its state is guarded here. Example:
+    Example::
+
         transition(session, Round.state, Round.id == 7, RoundState.TRAINING, RoundState.KEYS, change, {"deadline": ...})
 
-    Raises: LostRace when the row is not in `before` (any more). ValueError for a step that `states` does not know.
+    Args:
+        session: A session of `Store.write`.
+        column: The state column.
+        where: Names one row; its state is guarded here.
+        before: The state that the caller has read.
+        after: The state to enter.
+        change: The audit row.
+        values: Other columns of the same row.
+
+    Raises:
+        LostRace: when the row is not, or no longer, in `before`.
+        ValueError: for a step that `states` does not know.
     """
     if after not in allowed_after(before):
         raise ValueError(f"{type(before).__name__}: no transition from {before} to {after} in aggregator.states")
@@ -102,26 +133,30 @@ def transition(
 def guarded(session: Session, statement: Update, change: Change, before: str | None, after: str) -> None:
     """Run an UPDATE whose WHERE holds the old state, and write its audit row; for changes that are no state column.
 
-    Raises: LostRace when no row matched. RuntimeError when several did: the WHERE named more than one row.
+    Raises:
+        LostRace: when no row matched.
+        RuntimeError: when several did, because the WHERE named more than one row.
     """
     rows = rows_changed(session, statement)
     if rows == 0:
         raise LostRace(
             f"{change.subject}: expected {before or 'the state just read'} before {after}, but it has changed"
         )
+    # The caller's transaction rolls back both cases, so no row keeps a change without its audit row.
     if rows > 1:
         raise RuntimeError(f"{change.subject}: {rows} rows for one transition")
     record(session, change, before, after)
 
 
 def rows_changed(session: Session, statement: Update | Delete) -> int:
-    """Run it, after what was added to the session, and past the session's objects: who needs one reads it anew."""
+    """Run a statement and count its rows. Objects of the session keep old values; read them anew."""
+    # What was added to the session goes first: the statement may concern it.
     session.flush()
     return session.connection().execute(statement).rowcount
 
 
 def record(session: Session, change: Change, before: str | None, after: str) -> None:
-    """Append one audit row to the transaction in hand: for a row that begins, or for what has no state."""
+    """Append one audit row to the current transaction: for a row that is new, or for an event without a state."""
     row = {"at": change.at, "actor": change.actor, "subject": change.subject}
     session.connection().execute(_APPEND, row | {"before": before, "after": after, "why": change.why})
 
@@ -129,7 +164,7 @@ def record(session: Session, change: Change, before: str | None, after: str) -> 
 def allowed_after(
     before: RunState | RoundState | SeatState,
 ) -> frozenset[RunState] | frozenset[RoundState] | frozenset[SeatState]:
-    """What may follow `before`, from the table of its kind."""
+    """Return the states that may follow `before`, from the table of its kind."""
     match before:
         case RunState():
             return RUN_TRANSITIONS[before]
@@ -139,7 +174,8 @@ def allowed_after(
             return SEAT_TRANSITIONS[before]
 
 
-_APPEND = insert(Audit)  # made once, because making a statement costs as much as carrying it out
+# Built once: building a statement costs as much as running it.
+_APPEND = insert(Audit)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -18,18 +18,22 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """scrypt's parameters, RFC 7914. A hash is stored with its own, so that they may grow later."""
+    """Parameters of scrypt (RFC 7914). A hash is stored with its own, so that they may grow later."""
 
     n: int
     r: int
     p: int
 
 
-COST = Cost(n=1 << 15, r=8, p=1)  # of new hashes: 32 MiB and about 50 ms a try
+COST = Cost(n=1 << 15, r=8, p=1)  # of new hashes: a guess costs 32 MiB and about 50 ms
 
 
 def add_administrator(session: Session, name: str, password: str, salt: bytes, change: Change) -> None:
-    """Raises: WrongState when the name is taken or the password shorter than 12 characters."""
+    """Add an administrator; `salt` are 16 random bytes.
+
+    Raises:
+        WrongState: when the name is taken or the password is shorter than 12 characters.
+    """
     if session.get(Administrator, name) is not None:
         raise WrongState(f"administrator {name!r} exists; remove it first, or choose another name")
     if len(password) < PASSWORD_CHARACTERS_MIN:
@@ -39,7 +43,11 @@ def add_administrator(session: Session, name: str, password: str, salt: bytes, c
 
 
 def remove_administrator(session: Session, name: str, change: Change) -> None:
-    """Raises: NotFound."""
+    """Remove an administrator; `password_hash_of` then ends their sessions.
+
+    Raises:
+        NotFound: when there is none of that name.
+    """
     administrator = session.get(Administrator, name)
     if administrator is None:
         raise NotFound(f"no administrator {name!r}; `admin list` shows those there are")
@@ -48,24 +56,27 @@ def remove_administrator(session: Session, name: str, change: Change) -> None:
 
 
 def administrators(session: Session) -> list[Administrator]:
+    """Return all administrators, by name."""
     return list(session.scalars(select(Administrator).order_by(Administrator.name)))
 
 
 def password_hash_of(session: Session, name: str) -> str | None:
-    """The stored hash; None when there is no such administrator."""
+    """Return the stored hash; None when there is no such administrator."""
     administrator = session.get(Administrator, name)
     return None if administrator is None else administrator.password_hash
 
 
 def password_fits(session: Session, name: str, password: str) -> bool:
-    """Whether `password` is the one of `name`. Takes as long for a name that does not exist."""
+    """Whether `password` is the one of `name`."""
     administrator = session.get(Administrator, name)
-    stored = _nobody() if administrator is None else administrator.password_hash
+    # A name that does not exist costs as much time as one that does, so the answer does not tell which names exist.
+    # The hash of zeros has no password.
+    stored = _stored(COST, bytes(16), bytes(HASH_BYTES)) if administrator is None else administrator.password_hash
     return verify_password(password, stored) and administrator is not None
 
 
 def hash_password(password: str, salt: bytes) -> str:
-    """scrypt$n$r$p$salt$hash, base64. `salt`: 16 random bytes."""
+    """Return scrypt$n$r$p$salt$hash, salt and hash in base64. `salt` are 16 random bytes."""
     return _stored(COST, salt, _scrypt(password, salt, COST))
 
 
@@ -73,15 +84,24 @@ def verify_password(password: str, stored: str) -> bool:
     """Whether `stored` was made from `password`, at the cost it names."""
     _kind, n, r, p, salt, expected = stored.split("$")
     hashed = _scrypt(password, base64.b64decode(salt), Cost(int(n), int(r), int(p)))
+    # In constant time: the time of a comparison must not tell how many bytes were right.
     return hmac.compare_digest(hashed, base64.b64decode(expected))
 
 
 def audit_trail(
     session: Session, subject: str | None = None, limit: int = 100, before_id: int | None = None
 ) -> list[Audit]:
-    """The newest `limit` rows, newest first; of subjects beginning with `subject`; older than row `before_id`."""
+    """Return rows of the audit trail, newest first.
+
+    Args:
+        session: A session of `Store.read`.
+        subject: Only rows whose subject begins with this.
+        limit: At most so many rows.
+        before_id: Only rows older than the one with this id.
+    """
     chosen = select(Audit).order_by(Audit.id.desc()).limit(limit)
     if subject is not None:
+        # autoescape: an underscore in a site's name is a letter, not SQL's wildcard.
         chosen = chosen.where(Audit.subject.startswith(subject, autoescape=True))
     if before_id is not None:
         chosen = chosen.where(Audit.id < before_id)
@@ -89,6 +109,7 @@ def audit_trail(
 
 
 def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
+    # scrypt needs 128 * n * r bytes and a little more, which is just above OpenSSL's own limit of 32 MiB.
     memory = 256 * cost.n * cost.r
     return hashlib.scrypt(
         password.encode(), salt=salt, n=cost.n, r=cost.r, p=cost.p, maxmem=max(memory, 1 << 20), dklen=HASH_BYTES
@@ -97,11 +118,6 @@ def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
 
 def _stored(cost: Cost, salt: bytes, hashed: bytes) -> str:
     return "$".join(("scrypt", str(cost.n), str(cost.r), str(cost.p), _text(salt), _text(hashed)))
-
-
-def _nobody() -> str:
-    """A hash that no password has: zeros, not an scrypt output. At the usual cost, so it takes the usual time."""
-    return _stored(COST, bytes(16), bytes(HASH_BYTES))
 
 
 def _text(raw: bytes) -> str:

@@ -1,6 +1,6 @@
 """Rows of rounds and seats: leases, transitions, payloads, byte counts."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -21,7 +21,7 @@ _NO_SEAT = "this site has no seat in that round; poll for what to do"
 
 @dataclass(frozen=True)
 class SitePosition:
-    """Where one site stands: the active run, its newest round, the site's seat in it. None for what there is not."""
+    """Where one site is: the active run, its newest round, the site's seat in it. None for what does not exist."""
 
     epoch: int  # of the newest roster; 0 before the first
     run: Run | None
@@ -30,12 +30,12 @@ class SitePosition:
 
 
 def subject(row: Round) -> str:
-    """How the audit names a round."""
+    """Return the audit's name for a round."""
     return f"round:{row.run_id.hex()}/{row.number}"
 
 
 def seat_subject(row: Round, site: str) -> str:
-    """How the audit names a seat."""
+    """Return the audit's name for a seat."""
     return f"seat:{row.run_id.hex()}/{row.number}/{site}"
 
 
@@ -45,14 +45,18 @@ def seat_subject(row: Round, site: str) -> str:
 def begin_round(session: Session, row: Round, sites: Iterable[str], change: Change) -> None:
     """Begin a round in TRAINING with an OFFERED seat for every site."""
     session.add(row)
-    session.flush()
+    session.flush()  # gives the round its primary key, which the seats need
     record(session, change, None, row.state.value)
     for site in sorted(sites):
         add_seat(session, row, site)
 
 
 def by_id(session: Session, round_id: int) -> Round:
-    """Raises: NotFound."""
+    """Return the round with this primary key.
+
+    Raises:
+        NotFound: when there is none.
+    """
     row = session.get(Round, round_id)
     if row is None:
         raise NotFound(f"no round with id {round_id}")
@@ -60,55 +64,64 @@ def by_id(session: Session, round_id: int) -> Round:
 
 
 def get(session: Session, run_id: bytes, number: int) -> Round:
-    """Raises: NotFound."""
-    row = session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)).first()
-    if row is None:
+    """Return a round of a run.
+
+    Raises:
+        NotFound: when there is none.
+    """
+    rows = find(session, run_id, number)
+    if not rows:
         raise NotFound(f"no round {number} in run {run_id.hex()}")
-    return row
+    return rows[0]
 
 
 def find(session: Session, run_id: bytes, number: int) -> list[Round]:
-    """That round, or nothing."""
+    """Return that round in a list, which is empty when there is none."""
     return list(session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)))
 
 
 def lock(session: Session, run_id: bytes, number: int, site: str) -> tuple[Run, Round, Seat]:
-    """A round and the site's seat in it, and no driver can move the round before this transaction ends.
+    """Return a run, a round and the site's seat in it; no driver can move the round before the transaction ends.
 
-    SQLite's writers exclude each other anyway; elsewhere this takes a shared lock on the row. Raises: NotFound.
+    Raises:
+        NotFound: when there is no such round, or the site has no seat in it.
     """
-    found = session.execute(_LOCK, {"run": run_id, "number": number, "seated": site}).first()
-    if found is None:
+    locked = session.execute(_LOCK, {"run": run_id, "number": number, "seated": site}).first()
+    if locked is None:
         raise NotFound("no such round; poll for what to do")
-    if found[2] is None:
+    run, row, seat_row = locked
+    if seat_row is None:
         raise NotFound(_NO_SEAT)
-    return found[0], found[1], found[2]
+    return run, row, seat_row
 
 
 def newest(session: Session, run_id: bytes) -> Round | None:
-    """The round with the highest number, over or not."""
+    """Return the round with the highest number, over or not."""
     return session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number.desc()).limit(1)).first()
 
 
 def position(session: Session, site: str) -> SitePosition:
-    """All that the answer to a site's Poll begins with, in one question: it is asked more often than all others."""
-    found = session.execute(_STANDING, {"seated": site}).first()
-    if found is not None:
-        return SitePosition(found[0] or 0, found[1], found[2], found[3])
-    return SitePosition(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+    """Return everything that a Poll needs, in one query; this is the hottest one."""
+    current = session.execute(_POSITION, {"seated": site}).first()
+    if current is None:  # no run is active; a site still wants the roster's epoch
+        return SitePosition(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+    epoch, run, row, seat_row = current
+    return SitePosition(epoch or 0, run, row, seat_row)
 
 
-# Made once, because making a statement costs as much as carrying it out.
+# Built once: building a statement costs as much as running it.
 _SEATED = and_(Seat.round_id == Round.id, Seat.site == bindparam("seated"))
+# A shared lock on the round's row. SQLite ignores it, because its writers exclude one another anyway.
 _LOCK = (
     select(Run, Round, Seat)
     .join(Round, Round.run_id == Run.run_id)
     .outerjoin(Seat, _SEATED)
     .where(Run.run_id == bindparam("run"), Round.number == bindparam("number"))
-    .options(defer(Seat.shares))
+    .options(defer(Seat.shares))  # megabytes in a large cohort
     .with_for_update(read=True, of=Round)
 )
-_OPEN_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
+_UNFINISHED_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
+# TRAINING with an upload digest: the attempt that the upload belonged to has failed.
 _LEFTOVERS = (
     select(Seat.round_id, Seat.site, Seat.upload_digest)
     .join(Round, Round.id == Seat.round_id)
@@ -121,7 +134,7 @@ _COUNT_BYTES = (
     .values(bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down"))
 )
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
-_STANDING = (
+_POSITION = (
     select(_NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
     .select_from(Run)
     .outerjoin(Round, Round.run_id == Run.run_id)
@@ -134,50 +147,62 @@ _STANDING = (
 
 
 def of_run(session: Session, run_id: bytes) -> list[Round]:
-    """All rounds by number."""
+    """Return all rounds of a run, by number."""
     return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
 
 
 def unfinished_ids(session: Session) -> list[int]:
-    """Rounds that are not over, oldest first: what drivers look after."""
-    return list(session.scalars(_OPEN_IDS))
+    """Return the primary keys of the rounds that are not over, oldest first."""
+    return list(session.scalars(_UNFINISHED_IDS))
 
 
 def move(
     session: Session, row: Round, after: RoundState, change: Change, values: Mapping[str, object] | None = None
 ) -> None:
-    """One transition of a round, from the state `row` was read in; the time it spent there is kept.
+    """Move a round from the state `row` was read in, and keep the time it spent there.
 
-    A `row` of this session is read anew afterwards. Raises: LostRace when it has left that state.
+    A `row` of this session is read anew afterwards.
+
+    Args:
+        session: A session of `Store.write`.
+        row: The round.
+        after: The state to enter.
+        change: The audit row.
+        values: Other columns of the round.
+
+    Raises:
+        LostRace: when the round has left that state, or is in another attempt.
     """
-    left, attempt = row.state, row.attempt
+    before, attempt = row.state, row.attempt
     seconds = max(0.0, (change.at - row.phase_since).total_seconds())
     ended = {"ended_at": change.at, "lease_owner": None, "lease_until": None} if after in OVER else {}
     merged = {"phase_since": change.at, **ended, **(values or {})}
-    # The attempt is part of the guard: a round that came back to the same state in a later attempt is another matter.
+    # The attempt belongs to the guard: a round may be back in the same state in a later attempt.
     where = (Round.id == row.id) & (Round.attempt == row.attempt)
-    transition(session, Round.state, where, left, after, change, merged)
-    session.add(PhaseTime(round_id=row.id, attempt=attempt, state=left, seconds=seconds))
+    transition(session, Round.state, where, before, after, change, merged)
+    session.add(PhaseTime(round_id=row.id, attempt=attempt, state=before, seconds=seconds))
+    # The UPDATE went past the session's objects, so `row` still has its old state.
     session.get(Round, row.id, populate_existing=True)
 
 
 def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
-    """In the order they were spent."""
+    """Return how long a round was in each state, in the order of the states."""
     return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
 
 
 def publishes_sum(session: Session, digest: bytes) -> list[Round]:
-    """The rounds whose opened sum is the blob `digest`; usually one or none."""
+    """Return the rounds whose published sum is the blob `digest`; usually one or none."""
     return list(session.scalars(select(Round).where(Round.sum_blob == digest)))
 
 
 def add_metrics(session: Session, metrics: ModelMetrics) -> None:
+    """Keep what a round says of its base model."""
     session.add(metrics)
     session.flush()
 
 
 def metrics_of_run(session: Session, run_id: bytes) -> list[ModelMetrics]:
-    """By round number."""
+    """Return the metrics of a run's rounds, by round number."""
     joined = select(ModelMetrics).join(Round, Round.id == ModelMetrics.round_id)
     return list(session.scalars(joined.where(Round.run_id == run_id).order_by(Round.number)))
 
@@ -188,15 +213,16 @@ def metrics_of_run(session: Session, run_id: bytes) -> list[ModelMetrics]:
 def lease(session: Session, round_id: int, owner: str, now: datetime, until: datetime) -> bool:
     """Take or renew the lease; False when another driver holds it or the round is over.
 
-    No audit row: a lease changes nothing that anybody but drivers can see.
+    There is no audit row: a lease changes nothing outside the drivers.
     """
+    # One guarded UPDATE: of two drivers that want the lease, the later one changes no row.
     free = or_(Round.lease_until.is_(None), Round.lease_until <= now, Round.lease_owner == owner)
     statement = update(Round).where(Round.id == round_id, free, Round.state.not_in(OVER))
     return rows_changed(session, statement.values(lease_owner=owner, lease_until=until)) == 1
 
 
 def leases(session: Session) -> list[tuple[int, str]]:
-    """(round id, owner) of every lease, run out or not."""
+    """Return (round id, owner) of every lease, expired or not."""
     rows = session.execute(select(Round.id, Round.lease_owner).where(Round.lease_owner.is_not(None)))
     return [(round_id, owner) for round_id, owner in rows if owner is not None]
 
@@ -217,31 +243,35 @@ def add_seat(session: Session, row: Round, site: str) -> None:
 
 
 def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
-    """Site -> state, sorted by site; cheap, for the driver's look at a round."""
-    found = session.execute(_SEAT_STATES, {"round": round_id})
-    return dict(sorted((site, state) for site, state in found))
+    """Return site -> state, sorted by site. It reads no payload, so a driver can afford it at every look."""
+    rows = session.execute(_SEAT_STATES, {"round": round_id})
+    return dict(sorted((site, state) for site, state in rows))
 
 
 def seats(session: Session, round_id: int) -> list[Seat]:
-    """Every seat of a round, by site, without the shares."""
+    """Return every seat of a round, by site, without the shares."""
     statement = select(Seat).where(Seat.round_id == round_id).order_by(Seat.site).options(defer(Seat.shares))
     return list(session.scalars(statement))
 
 
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
-    """The seat of one site, if it has one. Its shares are read only when asked for, within the session."""
+    """Return the seat of one site, if it has one; its shares are read at first use, within the session."""
     return session.get(Seat, (round_id, site), options=[defer(Seat.shares)])
 
 
 def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:
-    """Number of the newest round of the run in which the site has a seat."""
+    """Return the number of the newest round of the run in which the site has a seat."""
     numbers = select(Round.number).join(Seat, Seat.round_id == Round.id)
     numbers = numbers.where(Round.run_id == run_id, Seat.site == site)
     return session.scalars(numbers.order_by(Round.number.desc()).limit(1)).first()
 
 
 def held_seat(session: Session, round_id: int, site: str) -> Seat:
-    """Like `seat`. Raises: NotFound."""
+    """Return the seat of one site.
+
+    Raises:
+        NotFound: when it has none.
+    """
     row = seat(session, round_id, site)
     if row is None:
         raise NotFound(_NO_SEAT)
@@ -257,37 +287,35 @@ def move_seat(
     change: Change,
     values: Mapping[str, object] | None = None,
 ) -> None:
-    """One transition of a seat. Raises: LostRace when it is not in `before`."""
+    """Move a seat from `before` to `after`, together with other columns of it.
+
+    Raises:
+        LostRace: when it is not in `before`.
+    """
     where = (Seat.round_id == row.id) & (Seat.site == site)
     transition(session, Seat.state, where, before, after, change, values)
 
 
-def payload(session: Session, round_id: int, site: str, column: InstrumentedAttribute[bytes | None]) -> bytes | None:
-    """What one site sent in one phase of the current attempt."""
-    return session.scalar(select(column).where(_is_seat(round_id, site)))
-
-
 def payloads(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> dict[str, bytes]:
-    """Site -> what it sent in one phase of the current attempt, sorted by site; only those that sent it."""
-    found = session.execute(_sent(column, with_payload=True), {"round": round_id})
+    """Return site -> serialized message of one phase of the current attempt, sorted by site."""
+    rows = session.execute(_sent(column, with_payload=True), {"round": round_id})
     # Sorted here, by code point as secure aggregation does: a database may collate names in another order.
-    return dict(sorted((site, payload) for site, payload in found))
+    return dict(sorted((site, payload) for site, payload in rows))
 
 
 def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
-    """The sites of `payloads`, without reading them: a large cohort's shares are megabytes."""
+    """Return the sites of `payloads`, sorted, without reading the messages: shares of a large cohort are megabytes."""
     return sorted(session.scalars(_sent(column, with_payload=False), {"round": round_id}))
 
 
-@cache
+@cache  # one statement for each of the few columns
 def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) -> Select[Any]:
-    """Made once for each of the few columns."""
     wanted = (Seat.site, column) if with_payload else (Seat.site,)
     return select(*wanted).where(Seat.round_id == bindparam("round"), column.is_not(None))
 
 
 def clear_payloads(session: Session, round_id: int) -> None:
-    """Forget what was sent in an attempt that failed; the digests of blobs stay until those are deleted."""
+    """Forget the messages of an attempt that failed. Digests of blobs stay until the blobs are deleted."""
     nothing = {"advertisement": None, "shares": None, "upload_claim": None, "confirmation": None, "reveal": None}
     rows_changed(session, update(Seat).where(Seat.round_id == round_id).values(nothing))
 
@@ -298,30 +326,26 @@ def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
 
 
 def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
-    """The blob `digest` is deleted; a newer one that the member has offered since stays."""
+    """Forget the blob `digest` of a member; a newer one that the member has offered since stays."""
+    # The digest is part of the guard: the member may offer the upload of the next attempt at this very moment.
     where = _is_seat(round_id, site) & (Seat.upload_digest == digest)
     rows_changed(session, update(Seat).where(where).values(upload_digest=None))
 
 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:
-    """The seats that expect the blob `digest`; never more than one while the doors do their work."""
+    """Return the seats that expect the blob `digest`. `rounds.uploads` lets no second seat expect it."""
     return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
 
 
 def leftovers(session: Session) -> list[tuple[int, str, bytes]]:
-    """(round id, site, digest) of every upload whose attempt is over, so that its blob is waste."""
+    """Return (round id, site, digest) of every upload whose attempt is over."""
     return [(round_id, site, digest) for round_id, site, digest in session.execute(_LEFTOVERS) if digest is not None]
 
 
 def count_bytes(session: Session, round_id: int, counts: Iterable[tuple[str, int, int]]) -> None:
-    """Add to what sites sent and received in this round: (site, up, down)."""
+    """Add (site, bytes up, bytes down) to the seats of a round."""
     rows = [{"round": round_id, "seated": site, "up": up, "down": down} for site, up, down in counts]
     session.connection().execute(_COUNT_BYTES, rows)
-
-
-def sites_in(states: Mapping[str, SeatState], wanted: Collection[SeatState]) -> list[str]:
-    """Sites, sorted, whose seat is in one of the wanted states."""
-    return sorted(site for site, state in states.items() if state in wanted)
 
 
 def _is_seat(round_id: int, site: str) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Rows of runs and of the models they lead to."""
+"""Rows of runs and of their models."""
 
 from datetime import datetime
 
@@ -14,15 +14,17 @@ ACTIVE = (RunState.RUNNING, RunState.PAUSED)
 
 
 def subject(run_id: bytes) -> str:
-    """How the audit names a run."""
+    """Return the audit's name for a run."""
     return f"run:{run_id.hex()}"
 
 
 def add(session: Session, run: Run, change: Change) -> None:
     """Begin a run.
 
-    Raises: RunInProgress while another is running or paused, or when this very plan was carried out before.
+    Raises:
+        RunInProgress: while another run is running or paused, or when this plan has a run already.
     """
+    # A site works on one round at a time, so two runs would starve each other.
     running = active(session)
     if running is not None:
         raise RunInProgress(f"one run at a time: {running.name} is {running.state}; abort it or let it end first")
@@ -34,12 +36,16 @@ def add(session: Session, run: Run, change: Change) -> None:
 
 
 def active(session: Session) -> Run | None:
-    """The run that is RUNNING or PAUSED, if any."""
+    """Return the run that is RUNNING or PAUSED, if any."""
     return session.scalars(select(Run).where(Run.state.in_(ACTIVE)).order_by(Run.created_at)).first()
 
 
 def get(session: Session, run_id: bytes) -> Run:
-    """Raises: NotFound."""
+    """Return a run by its id, 16 bytes.
+
+    Raises:
+        NotFound: when there is none.
+    """
     run = session.get(Run, run_id)
     if run is None:
         raise NotFound(f"no run {run_id.hex()}; `hemofed-aggregator run list` shows those there are")
@@ -47,49 +53,67 @@ def get(session: Session, run_id: bytes) -> Run:
 
 
 def by_plan(session: Session, plan_digest: bytes) -> Run:
-    """Raises: NotFound."""
+    """Return the run of a plan, by the SHA-256 of the plan.
+
+    Raises:
+        NotFound: when there is none.
+    """
     run = session.scalars(select(Run).where(Run.plan_digest == plan_digest)).first()
     if run is None:
         raise NotFound(f"no run with plan {plan_digest.hex()[:16]}")
     return run
 
 
-def every(session: Session) -> list[Run]:
-    """Oldest first."""
+def all_runs(session: Session) -> list[Run]:
+    """Return every run, oldest first."""
     return list(session.scalars(select(Run).order_by(Run.created_at)))
 
 
 def move(session: Session, run: Run, after: RunState, change: Change, ended_at: datetime | None = None) -> None:
-    """One transition of a run, from the state `run` was read in; `change.why` becomes its reason.
+    """Move a run from the state `run` was read in; `change.why` becomes its reason.
 
-    A `run` of this session is read anew afterwards. Raises: LostRace when it has left that state.
+    A `run` of this session is read anew afterwards.
+
+    Raises:
+        LostRace: when the run has left that state.
     """
     values = {"reason": change.why, "ended_at": ended_at}
     transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
+    # The UPDATE went past the session's objects, so `run` still has its old state.
     session.get(Run, run.run_id, populate_existing=True)
 
 
 def add_model(session: Session, model: ModelVersion) -> None:
-    """Keep a model of a run; the caller has put its file into blobs."""
+    """Keep a model of a run, whose file is a blob already."""
     session.add(model)
     session.flush()
 
 
 def models(session: Session, run_id: bytes) -> list[ModelVersion]:
-    """Every model of the run, the initial one first."""
+    """Return every model of the run, the initial one first."""
+    # The order of the primary key is the order in which they were made.
     return list(session.scalars(select(ModelVersion).where(ModelVersion.run_id == run_id).order_by(ModelVersion.id)))
 
 
 def newest_model(session: Session, run_id: bytes) -> ModelVersion:
-    """The one the next round starts from. Raises: NotFound for a run without models, that is, an unknown run."""
-    kept = models(session, run_id)
-    if not kept:
+    """Return the model that the next round starts from.
+
+    Raises:
+        NotFound: for an unknown run; every other one has its initial model.
+    """
+    versions = models(session, run_id)
+    if not versions:
         raise NotFound(f"no model of run {run_id.hex()}")
-    return kept[-1]
+    return versions[-1]
 
 
 def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVersion:
-    """Raises: NotFound."""
+    """Return a model of a run by its digest (`federation.manifest.model_digest`).
+
+    Raises:
+        NotFound: when there is none.
+    """
+    # The first one: an update of zeros leads to a model with the same digest as its base.
     where = (ModelVersion.run_id == run_id) & (ModelVersion.digest == digest)
     model = session.scalars(select(ModelVersion).where(where).order_by(ModelVersion.id)).first()
     if model is None:
@@ -98,5 +122,5 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
 
 
 def model_blobs(session: Session, digest: bytes) -> list[ModelVersion]:
-    """The models whose file is the blob `digest`; usually one or none."""
+    """Return the models whose file is the blob `digest`; usually one or none."""
     return list(session.scalars(select(ModelVersion).where(ModelVersion.blob == digest)))

@@ -1,7 +1,7 @@
-"""Sites, their invitations, certificates, challenges, reports, and the rosters made of them.
+"""Rows of sites, their invitations, certificates, challenges and reports, and of the rosters made of them.
 
-Functions of one statement each; `enrolment` composes them into transactions. A row that a race could change twice is
-changed by `guarded`, so the loser gets LostRace.
+Functions of one statement each; `sites.enrolment` composes them into transactions. `guarded` changes a row that two
+processes could change at once, so the later one gets LostRace.
 """
 
 from datetime import datetime
@@ -21,7 +21,7 @@ REVOKED, LEFT = SiteStanding.REVOKED, SiteStanding.LEFT
 
 
 def standing(site: Site) -> SiteStanding:
-    """What the times of the row amount to."""
+    """Derive the standing of a site from the times in its row."""
     if site.revoked_at is not None:
         return REVOKED
     if site.left_at is not None:
@@ -30,58 +30,71 @@ def standing(site: Site) -> SiteStanding:
 
 
 def find(session: Session, name: str) -> Site | None:
+    """Return the site of that name; None when it never joined."""
     return session.get(Site, name)
 
 
 def get(session: Session, name: str) -> Site:
-    """Raises: NotFound."""
+    """Return the site of that name.
+
+    Raises:
+        NotFound: when it never joined.
+    """
     site = find(session, name)
     if site is None:
         raise NotFound(f"no site {name!r} has joined; `site list` shows those that have")
     return site
 
 
-def everyone(session: Session) -> list[Site]:
-    """All that ever joined, by name."""
+def all_sites(session: Session) -> list[Site]:
+    """Return every site that ever joined, by name."""
     return list(session.scalars(select(Site).order_by(Site.name)))
 
 
 def active(session: Session) -> list[Site]:
-    """Approved, and neither revoked nor gone, by name: those a roster holds and a round may invite."""
+    """Return the sites that are approved, not revoked and have not left, by name: those of a roster."""
     return list(session.scalars(_ACTIVE))
 
 
 def invitation(session: Session, site: str) -> Invitation | None:
+    """Return the invitation of that name, used or not."""
     return session.get(Invitation, site)
 
 
 def invitations(session: Session) -> list[Invitation]:
+    """Return every invitation, used or not, by name."""
     return list(session.scalars(select(Invitation).order_by(Invitation.site)))
 
 
 def put_invitation(session: Session, row: Invitation) -> None:
-    """A new invitation replaces an older one of that name, used or not."""
+    """Store an invitation; it replaces an older one of that name, used or not."""
     session.merge(row)
 
 
 def withdraw_invitation(session: Session, site: str) -> bool:
-    """Whether there was one."""
+    """Delete an invitation, and say whether there was one."""
     return rows_changed(session, delete(Invitation).where(Invitation.site == site)) == 1
 
 
 def claim_invitation(session: Session, site: str, secret_hash: bytes, request_digest: bytes) -> bool:
     """Bind an unused invitation to one JoinRequest; False when another request was first."""
+    # `used_by` is part of the guard: of two hosts with one token, the later one changes no row.
     unused = Invitation.site == site, Invitation.secret_hash == secret_hash, Invitation.used_by.is_(None)
     return rows_changed(session, update(Invitation).where(*unused).values(used_by=request_digest)) == 1
 
 
 def put_site(session: Session, row: Site) -> None:
-    """A site that joins again, after it was out or with a second invitation, replaces its row."""
+    """Store a site; it replaces the row of a site that joined under that name before."""
     session.merge(row)
 
 
 def approve(session: Session, name: str, fingerprint: str, change: Change) -> None:
-    """Raises: LostRace when the site is not pending any more, or joined again with other keys since they were read."""
+    """Approve a pending site whose six words are `fingerprint`.
+
+    Raises:
+        LostRace: when the site is no longer pending, or joined again with other keys since its words were read.
+    """
+    # The words are part of the guard: the coordinator approves the keys that were read out on the telephone, no others.
     pending = (
         Site.name == name,
         Site.fingerprint == fingerprint,
@@ -92,48 +105,63 @@ def approve(session: Session, name: str, fingerprint: str, change: Change) -> No
 
 
 def revoke(session: Session, name: str, before: str, change: Change) -> None:
-    """Raises: LostRace when it is out already."""
+    """Revoke a site that stands at `before`.
+
+    Raises:
+        LostRace: when it was revoked or left in between.
+    """
     guarded(session, _still_in(name).values(revoked_at=change.at), change, before, REVOKED)
 
 
 def leave(session: Session, name: str, change: Change) -> None:
-    """Raises: LostRace when it is not approved, or out already."""
+    """Let a site leave for good.
+
+    Raises:
+        LostRace: when it is not approved, was revoked or left already.
+    """
     approved = _still_in(name).where(Site.approved_at.is_not(None))
     guarded(session, approved.values(left_at=change.at), change, APPROVED, LEFT)
 
 
 def spend_recovery(session: Session, name: str, change: Change) -> None:
-    """Raises: LostRace when none is left."""
-    left = Site.name == name, Site.recoveries_left > 0
-    spent = update(Site).where(*left).values(recoveries_left=Site.recoveries_left - 1)
-    guarded(session, spent, change, None, "recovered")
+    """Take one from the recoveries that a site has left.
+
+    Raises:
+        LostRace: when none is left.
+    """
+    # The count is part of the guard: two recoveries at once cannot both spend the last one.
+    any_left = Site.name == name, Site.recoveries_left > 0
+    statement = update(Site).where(*any_left).values(recoveries_left=Site.recoveries_left - 1)
+    guarded(session, statement, change, None, "recovered")
 
 
 def add_certificate(session: Session, row: Certificate) -> None:
-    """The same certificate twice is one row: a call repeated after a lost answer."""
+    """Store a certificate; a call that is repeated after a lost answer stores the same row."""
     session.merge(row)
 
 
 def certificate_issued_at(session: Session, site: str, issued_at: datetime) -> Certificate | None:
-    """The one that is good the longest, should the site have been out and in again within that second."""
+    """Return the site's certificate of that second; the one that expires last, when the site joined twice in it."""
+    # Revoked and approved anew within one second, a site has two rows; those of the first time have expired.
     chosen = select(Certificate).where(Certificate.site == site, Certificate.issued_at == issued_at)
     return session.scalars(chosen.order_by(Certificate.expires_at.desc()).limit(1)).first()
 
 
 def certificate_expiry(session: Session, site: str) -> datetime | None:
-    """When the site's newest certificate expires; None before it has one."""
+    """Return when the site's newest certificate expires; None before it has one."""
     return session.scalar(select(func.max(Certificate.expires_at)).where(Certificate.site == site))
 
 
 def end_certificates(session: Session, site: str, now: datetime) -> None:
-    """No certificate of the site is accepted from `now` on."""
+    """Let every certificate of the site expire at `now`."""
+    # Expired and not deleted: the next call is still found to be of this site, and learns that it was revoked or left.
     session.execute(
         update(Certificate).where(Certificate.site == site, Certificate.expires_at > now).values(expires_at=now)
     )
 
 
 class Holder(NamedTuple):
-    """Whom a certificate we issued was issued to, until when it is good, and how that site stands."""
+    """The site of an issued certificate, when the certificate expires, and the times of that site's standing."""
 
     site: str
     expires_at: datetime
@@ -143,12 +171,13 @@ class Holder(NamedTuple):
 
 
 def holder(session: Session, fingerprint: bytes) -> Holder | None:
-    """By the SHA-256 of the certificate's DER."""
+    """Return the holder of a certificate, by the SHA-256 of its DER; None for one that this CA did not issue."""
     row = session.execute(_HOLDER, {"fingerprint": fingerprint}).first()
     return None if row is None else Holder(*row)
 
 
-# Asked at every call or look: made once, because making a statement costs as much as carrying it out.
+# `_IN` also guards revoke and leave: of the two at once, the later one changes no row.
+# Run at every call or look. Built once: building a statement costs as much as running it.
 _IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
 _ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
@@ -160,38 +189,50 @@ _HOLDER = (
 
 
 def add_challenge(session: Session, row: Challenge, now: datetime, outstanding_max: int) -> None:
-    """Add a challenge; the site's expired ones, and the soonest to expire beyond `outstanding_max`, make room."""
+    """Add a challenge and delete others: all that have expired, and the site's oldest beyond `outstanding_max`.
+
+    The caller is not authenticated, so the table must not grow with the number of calls.
+    """
     session.execute(delete(Challenge).where(Challenge.expires_at <= now))
-    kept = select(Challenge.nonce).where(Challenge.site == row.site).order_by(Challenge.expires_at.desc())
-    newest = list(session.scalars(kept.limit(outstanding_max - 1)))
+    # A flood of calls for one name can push out the challenge that its site is about to answer. The site then asks for
+    # another, and other sites are not touched.
+    by_expiry = select(Challenge.nonce).where(Challenge.site == row.site).order_by(Challenge.expires_at.desc())
+    newest = list(session.scalars(by_expiry.limit(outstanding_max - 1)))
     session.execute(delete(Challenge).where(Challenge.site == row.site, Challenge.nonce.not_in(newest)))
     session.add(row)
 
 
 def challenge(session: Session, nonce: bytes) -> Challenge | None:
+    """Return the challenge with this nonce, expired or not."""
     return session.get(Challenge, nonce)
 
 
 def use_challenge(session: Session, nonce: bytes) -> bool:
-    """Delete it; False when another call was first."""
+    """Delete a challenge; False when another call was first."""
     return rows_changed(session, delete(Challenge).where(Challenge.nonce == nonce)) == 1
 
 
 def drop_challenges(session: Session, site: str) -> None:
+    """Delete every challenge of a site."""
     session.execute(delete(Challenge).where(Challenge.site == site))
 
 
 def newest_roster(session: Session) -> RosterEpoch | None:
+    """Return the roster in force; None before the first site is approved."""
     return session.scalars(select(RosterEpoch).order_by(RosterEpoch.epoch.desc()).limit(1)).first()
 
 
 def newest_epoch(session: Session) -> int:
-    """0 before the first roster."""
+    """Return the epoch of the roster in force; 0 before the first."""
     return session.scalar(_NEWEST_EPOCH) or 0
 
 
 def roster_at(session: Session, epoch: int) -> RosterEpoch:
-    """The roster of one epoch; rounds keep the epoch they froze. Raises: NotFound."""
+    """Return the roster of one epoch; a round keeps the epoch it was frozen with.
+
+    Raises:
+        NotFound: when there is no such epoch.
+    """
     row = session.get(RosterEpoch, epoch)
     if row is None:
         raise NotFound(f"no roster of epoch {epoch}")
@@ -199,8 +240,13 @@ def roster_at(session: Session, epoch: int) -> RosterEpoch:
 
 
 def add_roster(session: Session, row: RosterEpoch) -> None:
-    """Raises: LostRace when another process made that epoch first."""
+    """Add the roster of the next epoch.
+
+    Raises:
+        LostRace: when another process made that epoch first.
+    """
     session.add(row)
+    # The epoch is the primary key, so the database itself decides which of two processes was first.
     try:
         session.flush()
     except IntegrityError:
@@ -208,15 +254,17 @@ def add_roster(session: Session, row: RosterEpoch) -> None:
 
 
 def put_report(session: Session, row: SiteReport) -> None:
-    """What a site said of itself; replaces what it said before."""
+    """Store a site's report; it replaces the one before."""
     session.merge(row)
 
 
 def report(session: Session, site: str) -> SiteReport | None:
+    """Return the last stored report of a site."""
     return session.get(SiteReport, site)
 
 
 def reports(session: Session) -> list[SiteReport]:
+    """Return the last stored report of every site, by name."""
     return list(session.scalars(select(SiteReport).order_by(SiteReport.site)))
 
 

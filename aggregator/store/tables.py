@@ -1,7 +1,8 @@
-"""The aggregator's state as tables. `docs/DATA_MODEL.md` tells the same as prose; migrations/ creates them.
+"""The aggregator's state as tables. `docs/DATA_MODEL.md` explains them; `migrations` creates them.
 
-Times are aware UTC. Digests are 32 raw bytes. Wire messages that must be handed on unchanged are kept as their
-serialized bytes, so that what one site signed is what the others check.
+Times are aware UTC. Digests are 32 raw bytes. Messages that are handed on to other sites are kept as serialized bytes,
+so that the others check exactly the bytes that a site signed. Column comments are part of the schema: a change of one
+needs a migration.
 """
 
 from datetime import UTC, datetime
@@ -22,6 +23,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to the database's form.
+
+        Raises:
+            ValueError: for a naive time.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
@@ -29,10 +35,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Convert from the database's form."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
+    """What all tables share: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
+
     # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
     type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
     metadata = MetaData(
@@ -46,7 +55,7 @@ class Base(DeclarativeBase):
 
 
 class Invitation(Base):
-    """A one-time token, known here only by its hash."""
+    """A one-time token. Only its hash is stored."""
 
     __tablename__ = "invitations"
 
@@ -102,16 +111,18 @@ class RosterEpoch(Base):
 
     __tablename__ = "rosters"
 
+    # Counted by `sites.enrolment` and not by the database: two processes that make the next roster must collide.
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     signed: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized SignedRoster")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class SiteReport(Base):
-    """What a site said of itself in its last Poll; one row a site, overwritten."""
+    """A site's report in its last Poll; one row a site, overwritten."""
 
     __tablename__ = "site_reports"
 
+    # State and reasons are text and not enums: a rollback must be able to read rows of a newer version.
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="when the Poll arrived: the age of all below")
     state: Mapped[str] = mapped_column(comment="name of a SiteState")
@@ -140,12 +151,12 @@ class Run(Base):
 
 
 class Round(Base):
-    """One round; the driver leases the rows that are not over and steps each."""
+    """One round. A driver leases the rows that are not over and steps each."""
 
     __tablename__ = "rounds"
     __table_args__ = (
-        UniqueConstraint("run_id", "number"),
-        Index("ix_rounds_due", "state", "lease_until"),
+        UniqueConstraint("run_id", "number"),  # two processes cannot both begin the next round
+        Index("ix_rounds_due", "state", "lease_until"),  # for the drivers, which look twice a second
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -159,6 +170,7 @@ class Round(Base):
     began_at: Mapped[datetime] = mapped_column(UtcDateTime)
     phase_since: Mapped[datetime] = mapped_column(UtcDateTime, comment="when it entered its state")
     deadline: Mapped[datetime] = mapped_column(UtcDateTime, comment="of its state; meaningless once over")
+    # A lease and not a lock: it ends by itself when its driver is killed.
     lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="free again afterwards")
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -185,13 +197,16 @@ class Seat(Base):
 
     __tablename__ = "seats"
 
+    # Both columns are the key: a site cannot have two seats in one round, and so cannot count twice.
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     state: Mapped[SeatState] = mapped_column()
     decline_reason: Mapped[str | None] = mapped_column(comment="name of a StateReason; DECLINED only")
+    # Kept as they came: a member signs its bytes, and the others check the signature.
     advertisement: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized Advertisement; from KEYED on")
     shares: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized SharesMessage; from SHARED on")
     upload_claim: Mapped[bytes | None] = mapped_column(LargeBinary, comment="serialized UploadClaim; from UPLOADED on")
+    # Stays when an attempt fails, until housekeeping has deleted the blob.
     upload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="blob offered in UPLOAD, complete or not")
     confirmation: Mapped[bytes | None] = mapped_column(
         LargeBinary, comment="serialized Confirmation; from CONFIRMED on"
@@ -205,11 +220,13 @@ class ModelVersion(Base):
     """A model of a run: the initial one, and one a published round."""
 
     __tablename__ = "models"
+    # A round that is aggregated twice cannot add a second model.
     __table_args__ = (UniqueConstraint("run_id", "round_number"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), index=True)
     round_number: Mapped[int] = mapped_column(comment="round that made it; 0 for the initial model")
+    # Two digests: this one is over the tensors and is what sites compare, the blob's is over the bytes of the file.
     digest: Mapped[bytes] = mapped_column(LargeBinary, comment="federation.manifest.model_digest", index=True)
     blob: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of its safetensors file in blobs")
     size_bytes: Mapped[int] = mapped_column(comment="of that file")
@@ -217,7 +234,7 @@ class ModelVersion(Base):
 
 
 class ModelMetrics(Base):
-    """What the opened header words of a round say of that round's base model, over the whole cohort."""
+    """Figures of a round's base model over the whole cohort, from the header words of the decoded sum."""
 
     __tablename__ = "model_metrics"
 
@@ -235,6 +252,7 @@ class Audit(Base):
     """Append-only: who changed what, from what, to what, why. One row a transition, in its transaction."""
 
     __tablename__ = "audit"
+    # No foreign keys: the trail also names invitations and administrators that are deleted.
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
@@ -246,7 +264,7 @@ class Audit(Base):
 
 
 class Administrator(Base):
-    """Somebody who may log in to the dashboard."""
+    """A person who may log in to the dashboard."""
 
     __tablename__ = "administrators"
 

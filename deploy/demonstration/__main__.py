@@ -145,7 +145,7 @@ def _watch(federation: Federation) -> bool:
             progress.say(f"  {name} had died and was restarted")
         progress.show()
         with progress.hub.store.read() as session:
-            run = run_rows.every(session)[-1]
+            run = run_rows.all_runs(session)[-1]
         if run.state is RunState.PAUSED:
             raise StepFailed(f"the run was paused: {run.reason}; read {federation.processes.folder}")
         if run.state in (RunState.COMPLETED, RunState.ABORTED):
@@ -204,7 +204,7 @@ def _listens(port: int) -> bool:
 def _agreed_digests(federation: Federation) -> dict[str, str]:
     """The digest of the model each site holds by its own word, once all hold the newest or time is up."""
     with federation.hub().store.read() as session:
-        newest = run_rows.newest_model(session, run_rows.every(session)[-1].run_id).digest.hex()
+        newest = run_rows.newest_model(session, run_rows.all_runs(session)[-1].run_id).digest.hex()
     deadline = time.monotonic() + AGREEING_S
     while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
         _look_after(federation)

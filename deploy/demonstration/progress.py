@@ -64,7 +64,7 @@ class DemoProgress:
 
     def _round_lines(self) -> list[str]:
         with self.hub.store.read() as session:
-            every = run_rows.every(session)
+            every = run_rows.all_runs(session)
             if not every:
                 return []
             judged = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, every[-1].run_id)}

@@ -58,7 +58,7 @@ class Results:
 
 def collect(hub: AppContext, site_digests: Mapping[str, str]) -> Results:
     with hub.store.read() as session:
-        run = run_rows.every(session)[-1]
+        run = run_rows.all_runs(session)[-1]
         training = [row for row in round_rows.of_run(session, run.run_id) if row.number <= plan_of(run).rounds]
         judged = _judgements(session, run)
         figures = [_figures(session, row, judged) for row in training if row.state is RoundState.PUBLISHED]

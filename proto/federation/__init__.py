@@ -1,0 +1,1 @@
+"""The contract: code on which two machines must agree exactly."""

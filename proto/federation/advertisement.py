@@ -16,6 +16,7 @@ def advertisement_of(message: secagg_pb2.Advertisement) -> Advertisement:
 
 
 def message_of(own: Advertisement) -> secagg_pb2.Advertisement:
+    """Converts an advertisement to its message."""
     return secagg_pb2.Advertisement(
         site=own.site,
         mask_key=own.mask_key,

@@ -1,4 +1,4 @@
-"""The next model, from this one and an opened sum: the same bits at every site and at the aggregator.
+"""The next model, from this one and a decoded sum: the same bits at every site and at the aggregator.
 
 The sum's levels are whole numbers; the inverse rotation of whole numbers is exact in float64 (encoding.rotation). What
 follows is elementwise IEEE 754 arithmetic in a fixed order (+ - * / sqrt, each correctly rounded), so neither the
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.encoding import DecodedSum, Layout
-from federation.encoding.rotation import block_of, put, take, unrotate, unrotated
+from federation.encoding.rotation import block_of, put, take, unrotated
 from federation.errors import ChainRefused, ManifestMismatch
 from federation.manifest import Model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
@@ -32,31 +32,37 @@ _STATES = {ServerKind.FEDAVG: 0, ServerKind.FEDAVGM: 1, ServerKind.FEDADAM: 2, S
 
 
 def next_model(
-    plan: TrainingPlan, model: Model, opened: DecodedSum, threads: int = 1, *, uses_up: bool = False
+    plan: TrainingPlan, model: Model, decoded: DecodedSum, threads: int = 1, *, uses_up: bool = False
 ) -> Model:
-    """The model that `opened` leads to from `model`. After an evaluation-only round that is `model` itself.
+    """Computes the next model from `model` and the decoded sum of a round.
 
-    threads: among which the rotation's pieces are shared out; the largest is half of all or more.
-    uses_up: the next model is written over this one, which is worth nothing afterwards, after an error neither. It
-    saves the memory of a model, and finding that takes longer than filling it.
+    An evaluation-only round leaves the model as it is.
 
-    Errors: ChainRefused when the model is not of this plan, or when the result is not finite: such a round has to be
-    abandoned.
+    Args:
+        plan: The plan of the run.
+        model: The round's base model.
+        decoded: The decoded sum of the cohort.
+        threads: Number of threads that share the pieces of the rotation. The largest piece is half of all or more.
+        uses_up: Write the next model over the input model, which is destroyed, also on error. This saves one
+            allocation, and finding that much memory takes longer than filling it.
+
+    Raises:
+        ChainRefused: The model is not of this plan, or the result is not finite. Such a round has to be abandoned.
     """
     if model.manifest != plan.manifest:
         raise ChainRefused("expected a model of the plan's manifest, got one of another")
-    if opened.levels.size == 0:
+    if decoded.levels.size == 0:
         return model
     layout = Layout.of(plan, plan.manifest.size)
-    if opened.levels.size != layout.coordinates:
-        raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {opened.levels.size}")
+    if decoded.levels.size != layout.coordinates:
+        raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {decoded.levels.size}")
     size = block_of(layout)
     weights = _writable(model.weights, copied=not uses_up)
     state = [_writable(vector, copied=not uses_up) for vector in _state(plan.server, model)]
 
     def move(piece: int) -> None:
         # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at a site.
-        for numbers, mean in unrotated(layout, opened.levels, *_affine(layout, opened), piece):
+        for numbers, mean in unrotated(layout, decoded.levels, *affine(layout, decoded), piece):
             old = [take(vector, numbers, size) for vector in state]
             new = [np.empty_like(mean) for _ in state]
             step = _STEPS[plan.server.kind](plan.server, mean, old, new)
@@ -79,18 +85,13 @@ def next_model(
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
 
 
-def mean_update(layout: Layout, opened: DecodedSum) -> Reals:
-    """The weighted mean of the members' updates, f64[d].
+def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:
+    """Returns the center and the factor with which `unrotated` gives the mean update.
 
-    A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max).
+    A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max), step = 2 range / level_max.
     """
-    return unrotate(layout, opened.levels, *_affine(layout, opened))
-
-
-def _affine(layout: Layout, opened: DecodedSum) -> tuple[int, float]:
-    """`center` and `factor` of the mean update."""
     half_step = layout.range / layout.level_max
-    return opened.members * layout.level_max, half_step * layout.weight_cap / opened.header.weight
+    return decoded.members * layout.level_max, half_step * layout.weight_cap / decoded.header.weight
 
 
 def _writable(vector: NDArray[Any], *, copied: bool) -> NDArray[Any]:

@@ -31,7 +31,7 @@ def check_site_name(name: str) -> str:
     """Returns `name` when it may be a site's name.
 
     Raises:
-        TokenRefused: otherwise.
+        TokenRefused: It may not.
     """
     if not is_site_name(name):
         raise TokenRefused(

@@ -60,6 +60,7 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -67,7 +68,8 @@ class TensorSpec:
 class Manifest:
     """The tensors of a model in the order of the flat vector.
 
-    Refuses (ManifestMismatch) no tensors, more than 10 000, a repeated name, or more than 2^28 parameters.
+    Raises:
+        ManifestMismatch: There are no tensors, more than 10 000, a repeated name, or more than 2^28 parameters.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -82,16 +84,21 @@ class Manifest:
 
     @classmethod
     def of_message(cls, message: plan_pb2.Manifest) -> "Manifest":
-        """From the wire. Errors: ManifestMismatch."""
+        """Converts a message.
+
+        Raises:
+            ManifestMismatch: The message holds no valid manifest.
+        """
         return cls(tuple(TensorSpec(tensor.name, tuple(tensor.shape)) for tensor in message.tensors))
 
     def to_message(self) -> plan_pb2.Manifest:
+        """Converts to the message."""
         tensors = [plan_pb2.Tensor(name=tensor.name, shape=tensor.shape) for tensor in self.tensors]
         return plan_pb2.Manifest(tensors=tensors)
 
     @cached_property
     def size(self) -> int:
-        """Parameters, that is the length of the flat vector."""
+        """Number of parameters d: the length of the flat vector."""
         return sum(tensor.size for tensor in self.tensors)
 
     @cached_property
@@ -100,7 +107,11 @@ class Manifest:
         return sha256(b"hemofed manifest v1\x00" + serialize(self.to_message())).digest()
 
     def flatten(self, named: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """f32[size] of exactly these tensors, whatever the mapping's order. Errors: ManifestMismatch."""
+        """Copies the named tensors into one f32[size] in manifest order.
+
+        Raises:
+            ManifestMismatch: The names, dtypes or shapes are not those of the manifest.
+        """
         _check_names({tensor.name for tensor in self.tensors}, named.keys())
         vector = np.empty(self.size, np.float32)
         start = 0
@@ -115,7 +126,11 @@ class Manifest:
         return vector
 
     def unflatten(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """The named tensors as views into `vector` f32[size], in manifest order. Errors: ManifestMismatch."""
+        """Returns the named tensors as views into `vector` f32[size], in manifest order.
+
+        Raises:
+            ManifestMismatch: The vector has another dtype or length.
+        """
         _check_vector("vector", vector, np.dtype(np.float32), self.size)
         named: dict[str, NDArray[np.float32]] = {}
         start = 0
@@ -160,13 +175,18 @@ class Model:
 
 
 def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
-    """Write `model` to `path`, whole or not at all: to a name beside it, synced, then renamed. Equal models give
-    equal bytes.
+    """Writes `model` to `path`, whole or not at all: to a name beside it, synced, then renamed.
 
-    spare: a file on the same disk that nobody needs or reads any more; it is written over and becomes the new one.
-    A new file of its length takes several times as long, most of it the system's search for memory and blocks.
+    Equal models give equal bytes. Two writers of one path at once are not supported.
 
-    Not for two writers of one path at once. Errors: OSError from the disk.
+    Args:
+        path: The file to write.
+        model: The model.
+        spare: A file on the same disk that is not needed or read any more. It is overwritten and becomes the new file.
+            A new file of this length takes several times as long: the system has to find memory and blocks.
+
+    Raises:
+        OSError: The disk refuses.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     if spare is not None:
@@ -183,10 +203,13 @@ def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
 
 
 def load_model(path: Path) -> Model:
-    """Read what `save_model` wrote.
+    """Reads a file of `save_model`.
 
-    Errors: Malformed for anything else, a model with a changed number or name included; OSError when it cannot be
-    read. The caller still has to compare the manifest's or the model's digest with the one it expects.
+    The caller still has to compare the digest of the manifest or the model with the expected one.
+
+    Raises:
+        Malformed: The file is anything else; a changed number or name counts.
+        OSError: The file cannot be read.
     """
     try:
         with safe_open(path, framework="numpy") as file:

@@ -46,6 +46,8 @@ class ServerKind(StrEnum):
 
 @dataclass(frozen=True)
 class Inputs:
+    """Size of the network's input. The fields are those of plan.proto, with plan.toml's defaults."""
+
     image_size_px: int = 256
     slices_max: int = 64
 
@@ -58,6 +60,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class LocalTraining:
+    """Training at a site in one round. The fields are those of plan.proto, with plan.toml's defaults."""
+
     epochs: int = 1
     learning_rate: float = 0.0003
     weight_decay: float = 0.0001
@@ -96,6 +100,8 @@ class ServerOptimizer:
 
 @dataclass(frozen=True)
 class CohortBounds:
+    """Number of sites in one sum. The fields are those of plan.proto, with plan.toml's defaults."""
+
     minimum: int = 3
     target: int = 3
     maximum: int = 64
@@ -108,6 +114,8 @@ class CohortBounds:
 
 @dataclass(frozen=True)
 class Deadlines:
+    """Deadlines of a round in seconds. The fields are those of plan.proto, with plan.toml's defaults."""
+
     training_s: int = 259_200
     phase_s: int = 600
 
@@ -118,6 +126,8 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Encoding:
+    """Clipping, quantization, weights of an update. The fields are those of plan.proto, with plan.toml's defaults."""
+
     clip_norm: float = 1.0
     bits: int = 6
     weight_cap: int = 1000
@@ -133,7 +143,11 @@ class Encoding:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Errors on building one: PlanRefused, naming the field and its bounds."""
+    """A plan within its bounds; plan.proto explains every field.
+
+    Raises:
+        PlanRefused: A value is out of its bounds. The error names the field and the bounds.
+    """
 
     run_id: bytes
     name: str
@@ -168,11 +182,16 @@ class TrainingPlan:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainingPlan":
-        """Errors: Malformed when the bytes are no canonical Plan; PlanRefused when a value is out of its bounds."""
+        """Parses the canonical bytes of a plan.
+
+        Raises:
+            Malformed: The bytes are not a canonical Plan.
+            PlanRefused: A value is out of its bounds.
+        """
         return _of_message(parse(plan_pb2.Plan, data))
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes: what is signed and what the digest is over."""
+        """Returns the canonical bytes. The custodian signs them, and the digest is over them."""
         return serialize(_to_message(self))
 
     @cached_property
@@ -194,15 +213,18 @@ Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBound
 
 
 def sign_plan(plan: TrainingPlan, custodian: Ed25519PrivateKey) -> plan_pb2.SignedPlan:
-    """The plan as it travels."""
+    """Serializes and signs a plan."""
     data = plan.to_bytes()
     return plan_pb2.SignedPlan(plan=data, signature=sign(custodian, _DOMAIN, data))
 
 
 def verify_plan(signed: plan_pb2.SignedPlan, custodian: Ed25519PublicKey) -> TrainingPlan:
-    """The plan inside, its signature checked before a byte of it is parsed.
+    """Checks the custodian's signature, then parses the plan. No byte is parsed before.
 
-    Errors: BadSignature; Malformed; PlanRefused.
+    Raises:
+        BadSignature: The custodian did not sign these bytes.
+        Malformed: The bytes are not a canonical Plan.
+        PlanRefused: A value is out of its bounds.
     """
     verify(custodian, _DOMAIN, signed.plan, signed.signature)
     return TrainingPlan.from_bytes(signed.plan)

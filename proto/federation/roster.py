@@ -23,7 +23,16 @@ _DOMAIN = "hemofed roster v1"
 
 @dataclass(frozen=True)
 class RosterEntry:
-    """One site: Ed25519 public key (32 bytes) and HPKE X-Wing public key (1216 bytes). Errors: RosterRefused."""
+    """One site.
+
+    Attributes:
+        site: Its name.
+        signing_key: Ed25519 public key, 32 bytes.
+        sealing_key: HPKE X-Wing public key, 1216 bytes.
+
+    Raises:
+        RosterRefused: The name or a key's length is wrong.
+    """
 
     site: str
     signing_key: bytes
@@ -42,7 +51,11 @@ class RosterEntry:
 
 @dataclass(frozen=True)
 class Roster:
-    """The sites of one epoch, sorted by name. A name or a key that stands twice is refused (RosterRefused)."""
+    """The sites of one epoch, sorted by name.
+
+    Raises:
+        RosterRefused: A name or a key stands twice, the order is another, or there are too many sites.
+    """
 
     epoch: int
     entries: tuple[RosterEntry, ...]
@@ -61,12 +74,18 @@ class Roster:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Roster":
-        """Errors: Malformed when the bytes are no canonical Roster; RosterRefused."""
+        """Parses the canonical bytes of a roster.
+
+        Raises:
+            Malformed: The bytes are not a canonical Roster.
+            RosterRefused: An entry is bad.
+        """
         message = parse(enrolment_pb2.Roster, data)
         entries = tuple(RosterEntry(one.site, one.signing_key, one.sealing_key) for one in message.sites)
         return cls(message.epoch, entries)
 
     def to_bytes(self) -> bytes:
+        """Returns the canonical bytes. The custodian signs them."""
         sites = [
             enrolment_pb2.RosterEntry(site=one.site, signing_key=one.signing_key, sealing_key=one.sealing_key)
             for one in self.entries
@@ -86,10 +105,18 @@ def sign_roster(roster: Roster, custodian: Ed25519PrivateKey) -> enrolment_pb2.S
 
 
 def verify_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKey, epoch_held: int = 0) -> Roster:
-    """The roster inside, its signature checked before a byte of it is parsed.
+    """Checks the custodian's signature, then parses the roster. No byte is parsed before.
 
-    `epoch_held` is the epoch the site holds; an older one is refused, or an aggregator could bring back a site that
-    was removed. Errors: BadSignature; Malformed; RosterRefused.
+    Args:
+        signed: The roster as it travels.
+        custodian: The custodian's public key.
+        epoch_held: The epoch that the site holds. An older roster is refused: with it an aggregator could bring back a
+            removed site.
+
+    Raises:
+        BadSignature: The custodian did not sign these bytes.
+        Malformed: The bytes are not a canonical Roster.
+        RosterRefused: An entry is bad, or the epoch is older than `epoch_held`.
     """
     verify(custodian, _DOMAIN, signed.roster, signed.signature)
     roster = Roster.from_bytes(signed.roster)

@@ -7,12 +7,16 @@ from federation.errors import BadSignature
 
 
 def sign(key: Ed25519PrivateKey, domain: str, data: bytes) -> bytes:
-    """64 bytes, Ed25519 over domain || 0x00 || data."""
+    """Signs domain || 0x00 || data with Ed25519: 64 bytes."""
     return key.sign(_signed(domain, data))
 
 
 def verify(key: Ed25519PublicKey, domain: str, data: bytes, signature: bytes) -> None:
-    """Errors: BadSignature."""
+    """Checks a signature of `sign`.
+
+    Raises:
+        BadSignature: The key did not sign these bytes in this domain.
+    """
     try:
         key.verify(signature, _signed(domain, data))
     except InvalidSignature as error:

@@ -23,7 +23,11 @@ _FORM = re.compile(r"hf1_([a-z0-9-]{1,32})_([a-z2-7]{52})_([a-z2-7]{52})_([0-9a-
 
 @dataclass(frozen=True)
 class Token:
-    """A token taken apart. The secret never shows in a repr or a message. Errors: TokenRefused."""
+    """The parts of a token. The secret never shows in a repr or a message.
+
+    Raises:
+        TokenRefused: The name or a length is wrong.
+    """
 
     site: str
     secret: bytes = field(repr=False)
@@ -41,9 +45,10 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> "Token":
-        """Read a token as it was pasted; spaces around it are forgiven, nothing else.
+        """Parses a pasted token. Spaces around it are ignored, and nothing else.
 
-        Errors: TokenRefused, which never repeats the token.
+        Raises:
+            TokenRefused: The text is not a token. The message never repeats the text.
         """
         found = _FORM.fullmatch(text.strip())
         if found is None:
@@ -68,7 +73,11 @@ def _to_base32(data: bytes) -> str:
 
 
 def _from_base32(text: str) -> bytes:
-    """Errors: TokenRefused when `text` is not how these bytes are written (its last character has spare bits)."""
+    """Decodes canonical base32. The last character has spare bits, which have to be 0.
+
+    Raises:
+        TokenRefused: The text is not the canonical form.
+    """
     try:
         data = base64.b32decode(text.upper() + "====")
     except binascii.Error as error:

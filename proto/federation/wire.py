@@ -19,10 +19,11 @@ M = TypeVar("M", bound=Message)
 
 
 def parse(message_type: type[M], data: bytes) -> M:
-    """The message whose canonical serialization is `data`.
+    """Parses the message whose canonical serialization is `data`.
 
-    Errors: Malformed when the bytes are too many (over 16 MiB), are no such message, hold a field or an enum value
-    unknown to this version, or are not canonical (fields out of order, defaults spelt out, overlong numbers).
+    Raises:
+        Malformed: The bytes are too many (over 16 MiB), are no such message, hold a field or an enum value unknown to
+            this version, or are not canonical (fields out of order, defaults spelt out, overlong numbers).
     """
     name = message_type.DESCRIPTOR.name
     if len(data) > MESSAGE_BYTES_MAX:
@@ -39,9 +40,10 @@ def parse(message_type: type[M], data: bytes) -> M:
 
 
 def serialize(message: Message) -> bytes:
-    """The canonical bytes of `message`: fields in the order of their numbers, defaults left out.
+    """Returns the canonical bytes of `message`: fields in the order of their numbers, defaults left out.
 
-    Errors: Malformed when it is over 16 MiB, which `parse` would refuse.
+    Raises:
+        Malformed: The message exceeds 16 MiB, which `parse` would refuse.
     """
     data = message.SerializeToString(deterministic=True)
     if len(data) > MESSAGE_BYTES_MAX:
@@ -52,9 +54,10 @@ def serialize(message: Message) -> bytes:
 
 
 def check_known(message: Message) -> None:
-    """Refuse fields and enum values that this version does not know, at any depth.
+    """Refuses fields and enum values that this version does not know, at any depth. For requests that gRPC has parsed.
 
-    For requests that gRPC has parsed already. Errors: Malformed, naming the message and the field's number.
+    Raises:
+        Malformed: The error names the message and the field's number.
     """
     name = message.DESCRIPTOR.name
     unknown = UnknownFieldSet(message)

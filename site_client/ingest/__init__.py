@@ -1,5 +1,5 @@
-"""The PACS export, read: folder -> dicom -> series -> catalog -> volume, with the labels beside it.
+"""From a PACS export to a dataset: `files`, then `series`, then `catalog`, with `labels` beside them.
 
-Nothing in here writes to the export, and nothing that leaves this package names a patient: studies, patients, series
-and slices are known by pseudonyms (`pseudonym`), refusals by codes (`quarantine`).
+No code in here writes to the export, and nothing that leaves this package names a patient. Studies, patients, series
+and slices are known by pseudonyms (`pseudonym`), refusals by codes (`reasons`).
 """

@@ -1,8 +1,9 @@
-"""Patient data stops here: UIDs become pseudonyms, paths become ciphertext.
+"""Pseudonyms: patient data stops here. UIDs become keyed hashes, paths become ciphertext.
 
-A pseudonym is base32(HMAC-SHA256(site secret, kind + "|" + value)[:16 bytes]). It never leaves the site, and neither
-does the secret. The catalog keeps paths only sealed (AES-SIV, RFC 5297: equal paths give equal bytes, so they can be a
-key), because folder names in exports are often patients' names, and a database file gets copied about.
+A pseudonym is base32(HMAC-SHA256(site secret, kind + "|" + value)[:16 bytes]) (DICOM PS3.15 annex E names the idea). It
+never leaves the site, and neither does the secret. The catalog keeps paths only encrypted, because folder names in
+exports are often patients' names and a database file gets copied about. The cipher is AES-SIV (RFC 5297): equal paths
+give equal bytes, so that a path can be a key.
 """
 
 import base64
@@ -22,60 +23,78 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True)
 class SiteSecret:
-    """Keys every pseudonym of a site. At least 16 bytes from a real random source."""
+    """The key of all pseudonyms of a site: at least 16 bytes from a source of true randomness."""
 
     value: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
+        """Refuses a short secret.
+
+        Raises:
+            IngestError: fewer than 16 bytes.
+        """
         if len(self.value) < 16:
             raise IngestError(f"expected a site secret of at least 16 bytes, got {len(self.value)}; make a new one")
 
     def study(self, uid: str) -> StudyKey:
-        """Pseudonym of a StudyInstanceUID."""
-        return StudyKey(self._key("study", uid))
+        """Computes the pseudonym of (0020,000D) *Study Instance UID*."""
+        return StudyKey(self.token("study", uid))
 
     def patient(self, patient_id: str) -> PatientKey:
-        """Pseudonym of a PatientID."""
-        return PatientKey(self._key("patient", patient_id))
+        """Computes the pseudonym of (0010,0020) *Patient ID*."""
+        return PatientKey(self.token("patient", patient_id))
 
     def series(self, uid: str) -> SeriesKey:
-        """Pseudonym of a SeriesInstanceUID, or of one stack in it."""
-        return SeriesKey(self._key("series", uid))
+        """Computes the pseudonym of (0020,000E) *Series Instance UID*, or of one stack of the series."""
+        return SeriesKey(self.token("series", uid))
 
     def slice(self, uid: str) -> SliceKey:
-        """Pseudonym of a SOPInstanceUID."""
-        return SliceKey(self._key("slice", uid))
+        """Computes the pseudonym of (0008,0018) *SOP Instance UID*."""
+        return SliceKey(self.token("slice", uid))
 
     def token(self, kind: str, value: str) -> str:
-        """Pseudonym of anything else that only has to be compared: a kernel's name, a frame of reference."""
-        return self._key(kind, value)
+        """Computes the pseudonym of any value that only has to be compared, such as a kernel's name.
+
+        `kind` separates the domains: equal values of two kinds have different pseudonyms.
+        """
+        # surrogateescape: names of files need not be valid UTF-8.
+        digest = hmac.digest(self.value, f"{kind}|{value}".encode("utf-8", "surrogateescape"), "sha256")
+        # 128 bits: two of a million studies collide with a chance of 10^-27.
+        return base64.b32encode(digest[:16]).decode().rstrip("=")
 
     def path_seal(self) -> "PathSeal":
-        """Seals and opens paths."""
+        """Makes the cipher for paths, under a key of its own that is derived from the secret."""
         return PathSeal(AESSIV(hmac.digest(self.value, b"paths|v1", "sha512")))
-
-    def _key(self, kind: str, value: str) -> str:
-        digest = hmac.digest(self.value, f"{kind}|{value}".encode("utf-8", "surrogateescape"), "sha256")
-        return base64.b32encode(digest[:16]).decode().rstrip("=")
 
 
 @dataclass(frozen=True)
 class PathSeal:
-    """Paths <-> bytes that only this site's secret opens."""
+    """Encrypts paths under the site's secret, and decrypts them."""
 
     _cipher: AESSIV = field(repr=False)
 
     def seal(self, path: str) -> bytes:
-        """Deterministic: the same path gives the same bytes."""
+        """Encrypts a path. The same path always gives the same bytes."""
+        # AES-SIV refuses an empty plaintext; no path holds a zero byte.
         return self._cipher.encrypt(path.encode("utf-8", "surrogateescape") or b"\0", None)
 
     def decrypt(self, sealed: bytes) -> str:
-        """The path again."""
+        """Decrypts the bytes that `seal` gave."""
         return self._cipher.decrypt(sealed, None).decode("utf-8", "surrogateescape")
 
 
 def load_secret(path: Path, random: Callable[[int], bytes]) -> SiteSecret:
-    """Reads the site secret, making it when there is none yet. The file is 0600; lose it and all pseudonyms change."""
+    """Reads the site secret, or makes it if the file does not exist. The file has mode 0600.
+
+    A lost file changes all pseudonyms: the catalog is built anew, and the split of the patients changes.
+
+    Args:
+        path: of the file.
+        random: gives so many random bytes.
+
+    Raises:
+        IngestError: the file is too short.
+    """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, random(SECRET_BYTES))

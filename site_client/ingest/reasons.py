@@ -1,15 +1,20 @@
-"""Why something in the export is not trained on: a closed list of codes, each with one sentence for the people on site.
+"""Reason codes: a closed list of why a file or a series is not trained on, each with a phrase for the people on site.
 
-S_ a file that is none of our business; Q_ something wrong with a file, a series or a label, put aside until it changes;
-R_ a sound series that is not the one to train on; W_ used, but worth knowing. A code is all that a log, a message or a
-count ever holds: never a header's value, a UID or a path.
+| prefix | meaning |
+|---|---|
+| S_ | skipped: a file that does not concern us |
+| Q_ | quarantined: a fault in a file, a series or a label; held back until it changes |
+| R_ | refused: a sound series that training does not use |
+| W_ | warning: an oddity in a series that is used |
+
+Logs, messages and counts hold codes only, and never a header's value, a UID or a path.
 """
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a file or a series is not used. The value of each is its meaning, in words."""
+    """Reasons against a file or a series. The value of each is its meaning in words."""
 
     S_JUNK = "not an image: an empty, temporary, hidden or viewer's file"
     S_NOT_DICOM = "not DICOM"
@@ -52,7 +57,7 @@ class Reason(StrEnum):
 
 
 class Warn(StrEnum):
-    """What was noticed in a series that is used all the same."""
+    """Oddities in a series that is used all the same. The value of each is its meaning in words."""
 
     W_VARIABLE_SPACING = "distances between slices vary"
     W_MIXED_THICKNESS = "slices of different thickness"
@@ -67,7 +72,7 @@ class Warn(StrEnum):
 
 
 class SeriesState(StrEnum):
-    """Where a series stands."""
+    """State of a stack. `state_of` derives it from the reasons; a scan may find READY still WAITING."""
 
     READY = "ready"
     WAITING = "still arriving"
@@ -76,7 +81,8 @@ class SeriesState(StrEnum):
 
 
 def state_of(reasons: tuple[Reason, ...]) -> SeriesState:
-    """The state that a set of reasons means. Anything wrong outweighs anything merely unsuitable."""
+    """Derives the state from the reasons. One fault (Q_) outweighs any number of refusals (R_)."""
+    # A fault may be repaired and the series then be ready; a refusal stays what it is.
     if any(reason.name.startswith("Q_") for reason in reasons):
         return SeriesState.QUARANTINED
     return SeriesState.NOT_SELECTED if reasons else SeriesState.READY

@@ -1,6 +1,6 @@
-"""What the catalog hands to training: studies that are ready, and their labels.
+"""Records that the catalog hands to training: studies that are ready, and their labels.
 
-Everything in a record except `files` is free of patient data; `files` never leaves the trainer's machine.
+A record is free of patient data except for `files`, which never leave the trainer's machine.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ SliceKey = NewType("SliceKey", str)
 class SeriesRecord:
     """One stack of axial slices.
 
-    `content_hash`: hex SHA-256 over the digests of the files in order; `volume.read_volume` refuses other bytes.
-    `files`: T paths, caudal to cranial.
+    `content_hash`: hex SHA-256 over the digests of the files in order; `series.volume.read_volume` refuses files with
+    other bytes. `files`: T paths, caudal to cranial.
     """
 
     series_key: SeriesKey
@@ -45,10 +45,10 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything that could be trained on at one moment, ordered by study_key.
+    """All studies that could be trained on at one moment, ordered by study_key.
 
-    `hash`: hex SHA-256 over keys, content and labels of all studies; `Catalog.dataset(hash)` gives this same dataset
-    back later in the round, whatever arrived in between.
+    `hash`: hex SHA-256 over keys, content and labels of all studies. `Catalog.dataset(hash)` gives the same dataset
+    again later in the round, whatever arrived in between.
     """
 
     hash: str

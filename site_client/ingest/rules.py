@@ -1,14 +1,14 @@
-"""What counts as a head CT fit for training. Defaults are MODEL.md section 1; a site may widen or narrow them."""
+"""Rules: the thresholds of a head CT that is fit for training. A site may change three of them in site.toml."""
 
 import hashlib
 from dataclasses import asdict, dataclass
 
-PIPELINE_VERSION = 1  # raise it when a verdict or a HU value could come out differently for the same files
+PIPELINE_VERSION = 1  # raise it when the same files could get another assessment or other HU values
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds of the catalog. Lengths in mm, times in seconds, fractions of 1."""
+    """Thresholds of the catalog. Lengths are in mm, times in seconds."""
 
     settle_s: float = 60.0  # a file is complete when neither size nor time changed for this long
     incomplete_after_s: float = 7200.0  # a series with a hole waits this long for the rest
@@ -22,12 +22,12 @@ class Rules:
     tilt_max_degrees: float = 30.0
     preferred_thickness_mm: float = 5.0
     lossy: bool = False
-    check_coverage: bool = True  # off only for judging other criteria on truncated test series
+    check_coverage: bool = True  # off only in tests that assess truncated series by other criteria
     check_content: bool = True
     file_max_bytes: int = 64 * 2**20
 
     @property
     def digest(self) -> str:
-        """Hex; verdicts reached under another digest are reached anew."""
+        """Hex digest of all thresholds. A series that was assessed under another digest is assessed again."""
         text = repr((PIPELINE_VERSION, sorted(asdict(self).items())))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
 """A synthetic CT scanner and its patients, for tests, demos and benchmarks.
 
-A result on these patients is never clinical evidence, and every report built on them says so.
+A result on these patients is never clinical evidence, and every report about them says so.
 """

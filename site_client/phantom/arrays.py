@@ -13,7 +13,10 @@ from site_client.phantom.study import Study
 
 
 def volume_of(study: Study) -> Volume:
-    """What reading the study's files would give, but for the scanner's corners outside the reconstruction circle."""
+    """Makes the volume that reading the study's files would give.
+
+    It differs outside the reconstruction circle only, where the files hold padding and this volume holds air.
+    """
     return Volume(
         hu=np.clip(np.rint(study.image), AIR_HU, TOP_HU).astype(np.int16),
         spacing_mm=(study.scan.pixel_mm, study.scan.pixel_mm),
@@ -23,7 +26,7 @@ def volume_of(study: Study) -> Volume:
 
 
 def write_arrays(streams: PhantomStreams, identity: StudyIdentity, study: Study, out: Path) -> WrittenSeries:
-    """`out`/<PatientID>/<StudyUID>.npz, under the UIDs that the DICOM files of the study would have."""
+    """Writes `out`/<PatientID>/<StudyUID>.npz, under the UIDs that the DICOM files of the study would have."""
     part, volume = identity.part, volume_of(study)
     study_uid, series_uid = streams.uid("study", part), streams.uid("series", part)
     path = out / identity.patient_id / f"{study_uid}.npz"
@@ -40,8 +43,13 @@ def write_arrays(streams: PhantomStreams, identity: StudyIdentity, study: Study,
 
 
 def read_arrays(path: Path) -> Volume:
-    """Raises PhantomRefused when the file is not one that `write_arrays` wrote."""
+    """Reads a file that `write_arrays` wrote.
+
+    Raises:
+        PhantomRefused: another file.
+    """
     try:
+        # Without pickle: loading a file must not run its code.
         with np.load(path, allow_pickle=False) as file:
             rows, columns = file["spacing_mm"].tolist()
             return Volume(file["hu"], (rows, columns), file["positions_mm"], file["thickness_mm"])

@@ -1,7 +1,7 @@
-"""What physics does to an image besides blur and noise: beam hardening, cupping, motion, metal, overshoot.
+"""Artifacts: the effects of physics on an image besides blur and noise.
 
-Every part acts on HU images f32[T, H, W] in place and draws the same numbers whatever the image holds, so that a twin
-meets the same accidents as its study.
+Every function changes an HU image f32[T, H, W] in place. Each draws the same random numbers whatever the image holds.
+So a twin meets the same accidents as its study.
 """
 
 import numpy as np
@@ -12,13 +12,12 @@ from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Kernel
 
-VAULT_MM = 15.0
-"""Bone a ray meets on one side of an ordinary vault; only more than that hardens the beam visibly."""
+VAULT_MM = 15.0  # of bone that a ray meets on one side of an ordinary vault; only more hardens the beam visibly
 OVERSHOOT: dict[Kernel, float] = {"smooth": 0.0, "standard": 0.12, "sharp": 0.4, "new": 0.3}
 
 
 def scale_kvp(image: Floats, kvp: int) -> None:
-    """Lower tube voltage raises what calcium, and a little what hemoglobin, absorb."""
+    """Scales bone and blood to the tube voltage: the lower, the more calcium absorbs, and blood a little more."""
     if kvp != 120:
         bone, blood = (1.16, 1.04) if kvp < 120 else (0.9, 0.98)
         np.copyto(image, 100 + (image - 100) * np.float32(bone), where=image > 100)
@@ -26,7 +25,7 @@ def scale_kvp(image: Floats, kvp: int) -> None:
 
 
 def overshoot(image: Floats, scan: Scan, kernel: Kernel) -> None:
-    """A sharp kernel's ringing beside bone."""
+    """Adds a sharp kernel's ringing beside bone."""
     gain = OVERSHOOT[kernel]
     if gain:
         sigma = max(0.6, 0.9 / scan.pixel_mm)
@@ -34,12 +33,16 @@ def overshoot(image: Floats, scan: Scan, kernel: Kernel) -> None:
 
 
 def harden(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan) -> None:
-    """Dark bands of 10-20 HU between the petrous bones, and a rim 3-8 HU too bright under the vault."""
+    """Adds dark bands of 10-20 HU between the petrous bones, and a rim 3-8 HU too bright under the vault.
+
+    `bone`: f32[T, H, W], what hardens a beam.
+    """
     rim, band = random.uniform(3, 8), random.uniform(0.7, 1.3)
-    step = max(1, round(1.6 / scan.pixel_mm))
+    step = max(1, round(1.6 / scan.pixel_mm))  # the bands are smooth, so a coarse grid is enough
     dense = np.clip(bone[:, ::step, ::step] / 900, 0, 1.3)
     dense[dense < 0.35] = 0
     grid_mm = scan.pixel_mm * step
+    # The path through bone on either side; the shorter one decides, because a band lies between two bones.
     left = np.cumsum(dense, axis=2, dtype=np.float32) * grid_mm
     right = left[:, :, -1:] - left
     dark = -np.clip(band * (np.minimum(left, right) - VAULT_MM), 0, 20)
@@ -50,7 +53,8 @@ def harden(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan)
 
 
 def blur_by_motion(random: np.random.Generator, image: Floats, scan: Scan, chance: float) -> None:
-    """A patient who moves: double contours in a run of slices."""
+    """Adds double contours to a few neighbouring slices: the patient moved."""
+    # All numbers are drawn first: a patient who lies still must not shift the stream.
     moved = random.random() < chance
     start, length = random.uniform(0, 0.8), int(random.integers(2, 7))
     shift = random.normal(0, 2.2, 2) / scan.pixel_mm
@@ -62,8 +66,9 @@ def blur_by_motion(random: np.random.Generator, image: Floats, scan: Scan, chanc
 
 
 def streak(random: np.random.Generator, image: Floats, scan: Scan, metal_mm: list[npt.NDArray[np.float64]]) -> None:
-    """Streaks around metal at positions given in scanner space (mm)."""
+    """Adds streaks around metal. `metal_mm`: positions in scanner space."""
     phase = random.uniform(0, np.pi)
+    # A star of rays in the slice of the metal, fading with distance.
     for place in metal_mm:
         along = place[2] * np.cos(scan.tilt_rad) - place[1] * np.sin(scan.tilt_rad)
         k = int(np.argmin(np.abs(scan.along_mm - along)))

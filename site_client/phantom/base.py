@@ -1,4 +1,4 @@
-"""Below the brain: the floor of the skull with its three fossae, and the face and neck under it.
+"""The base of the head: the floor of the skull with its three fossae, and the face and neck under it.
 
 The floor's height is a function of x and y alone, tabulated once a head with its slope. Each fossa is a basin whose
 walls rise toward the lines it shares with its neighbors: the lesser wings, the petrous ridges, the clivus.
@@ -18,7 +18,11 @@ MUSCLE, FAT, AIR, BONE = 56.0, -92.0, -970.0, 950.0
 
 @dataclass(frozen=True)
 class FloorMap:
-    """height: mm of the floor over a grid of x, y, f32; steep: what turns height above it into distance from it."""
+    """The floor over a grid of x and y, flattened.
+
+    `height`: f32, mm. `steep`: f32, factor from the height above the floor to the distance from it. `top_mm`: the
+    highest point under the brain.
+    """
 
     height: Floats = field(repr=False)
     steep: Floats = field(repr=False)
@@ -26,19 +30,22 @@ class FloorMap:
 
     @classmethod
     def of(cls, tile: NoiseTile, size: float) -> "FloorMap":
+        """Tabulates the floor of one head. `size`: of the head, 1 for an average one."""
         across = (np.arange(round(2 * REACH_MM[0] / STEP_MM)) * STEP_MM - REACH_MM[0]).astype(np.float32)
         along = (np.arange(round(2 * REACH_MM[1] / STEP_MM)) * STEP_MM - REACH_MM[1]).astype(np.float32)
         x, y = np.meshgrid(across, along)
         height = np.asarray(_floor(tile, x, y) * size, dtype=np.float32)
         down, right = np.gradient(height, STEP_MM)
+        # Limited: beside a wall the height alone would say nothing.
         steep = (1 / np.sqrt(1 + np.minimum(down**2 + right**2, 60))).astype(np.float32)
         inner = height[(np.abs(x) < 70) & (np.abs(y) < 85)]
+        # The foramen magnum: no floor there.
         hole = (x / 14) ** 2 + ((y - 33) / 16.5) ** 2 < 1
         height[hole], steep[hole] = -300.0, 1.0
         return cls(height.ravel(), steep.ravel(), float(inner.max()))
 
     def clearance(self, points: Points) -> Floats:
-        """About the distance in mm to the floor, negative below it."""
+        """Approximates the distance in mm to the floor at N points: f32[N], negative below it."""
         x, y, z = points
         width = round(2 * REACH_MM[0] / STEP_MM)
         cell = np.clip((y + REACH_MM[1]) / STEP_MM, 0, 2 * REACH_MM[1] / STEP_MM - 1).astype(np.int32) * width
@@ -62,6 +69,7 @@ def _floor(tile: NoiseTile, x: Floats, y: Floats) -> Floats:
     saddle = -17 + 0.36 * np.maximum(0, side - 9) - 6 * np.exp(-((x / 7) ** 2) - ((y + 11) / 6) ** 2)
     saddle = saddle + 6 * np.exp(-(((side - 10) / 3) ** 2) - ((y + 20) / 4) ** 2)
     saddle = saddle + 5 * np.exp(-((x / 7) ** 4) - ((y + 2) / 2.5) ** 2)
+    # The lowest of the fossae at each point: a wall belongs to the deeper one.
     return np.asarray(np.minimum(np.minimum(front, middle), np.minimum(back, saddle)), dtype=np.float32)
 
 
@@ -70,7 +78,10 @@ def _wall(distance: Floats, length: float) -> Floats:
 
 
 def fill_base(tile: NoiseTile, pneumatized: bool, points: Points, gap: Floats) -> Floats:
-    """HU below the floor, story by story; later lines lie in front of earlier ones. `gap`: negative below the floor."""
+    """Computes HU below the floor at N points, f32[N]. Later parts lie in front of earlier ones.
+
+    `gap`: f32[N], distance to the floor in mm, negative below it.
+    """
     x, y, z = points
     # Faces are symmetric: fields are read at |x|, with a little that is not.
     coarse = tile.at((np.abs(x), y, z), 6.5, 5)
@@ -85,7 +96,7 @@ def fill_base(tile: NoiseTile, pneumatized: bool, points: Points, gap: Floats) -
 
 
 def _soft_parts(tile: NoiseTile, side: Floats, y: Floats, z: Floats, coarse: Floats) -> Floats:
-    """Fat, with the muscles of mastication and of the neck in it."""
+    """Fills with fat, and sets the muscles of mastication and of the neck into it."""
     hu = np.full(side.shape, FAT, dtype=np.float32)
     ragged = 0.12 * coarse
     for center, half in (
@@ -109,7 +120,7 @@ def _soft_parts(tile: NoiseTile, side: Floats, y: Floats, z: Floats, coarse: Flo
 
 
 def _face(hu: Floats, x: Floats, side: Floats, y: Floats, z: Floats, coarse: Floats, fine: Floats) -> None:
-    """Jaws, cheek bones, nose and its sinuses, throat, spine."""
+    """Sets in jaws, cheek bones, nose with its sinuses, throat and spine."""
     ramus = (np.abs(side - 49 - 0.1 * (y + 12)) < 3.2) & (np.abs(y + 14) < 12) & (z < -52)
     condyle = _ball(side, y, z, (50, -5, -47), (9, 5, 6))
     hu[ramus | condyle] = 1000.0
@@ -140,7 +151,7 @@ def _face(hu: Floats, x: Floats, side: Floats, y: Floats, z: Floats, coarse: Flo
 def _floor_bone(
     hu: Floats, side: Floats, y: Floats, z: Floats, gap: Floats, coarse: Floats, fine: Floats, pneumatized: bool
 ) -> None:
-    """The plate under the brain, the petrous pyramids, the mastoids with their cells, the ear canals."""
+    """Sets in the plate under the brain, petrous pyramids, mastoids with their cells, and ear canals."""
     plate = 3.4 + 0.9 * coarse + 3.5 * np.exp(-((side / 14) ** 2) - ((y - 6) / 14) ** 2)
     under = (gap < 0) & (gap > -plate)
     hu[under] = np.where(gap[under] > -1.3, 1000.0, 650 + 160 * fine[under])
@@ -158,7 +169,7 @@ def _floor_bone(
 
 
 def _orbits(hu: Floats, side: Floats, y: Floats, z: Floats) -> None:
-    """Cones of bone filled with fat: muscles, nerve, globe and lens."""
+    """Sets in the orbits: cones of bone filled with fat, with muscles, nerve, globe and lens."""
     along = np.clip((-28.0 - y) / 46.0, 0, 1.3)
     off = np.hypot(side - (13 + 18 * along), 1.05 * (z + 28.0))
     reach = 5 + 14.5 * np.minimum(along, 1)
@@ -186,7 +197,7 @@ def _hollow(
     ragged: Floats,
     wall_mm: float,
 ) -> None:
-    """An air space in a thin shell of bone."""
+    """Sets in an air space in a thin shell of bone."""
     wide = (half[0] + wall_mm, half[1] + wall_mm, half[2] + wall_mm)
     hu[_ball(side, y, z, center, wide, ragged)] = 600.0
     hu[_ball(side, y, z, center, half, ragged)] = AIR

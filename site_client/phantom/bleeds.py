@@ -1,7 +1,7 @@
 """The shapes of bleeds: each lesion grows in its space until it holds its volume.
 
-Every shape is a score over cavity points that rises outward from the lesion's seed; the points with the lowest scores
-are taken until their volume is the lesion's. So volumes are exact on any scanner and shapes stay in head space.
+Every shape is a score over cavity points that rises outward from the lesion's seed. The lesion takes the points of the
+lowest scores until it has its volume. So volumes are exact on any scanner, and shapes stay in head space.
 """
 
 from dataclasses import dataclass
@@ -15,26 +15,28 @@ from site_client.phantom.head import Head
 from site_client.phantom.lesions import Lesion
 from site_client.phantom.noise import Floats, Mask, Points
 
-FAR = np.float32(1e6)
+FAR = np.float32(1e6)  # score of a point that the lesion cannot take
 
 
 @dataclass(frozen=True)
 class Bleeds:
-    """subtype: 0 for none, 1..5 in label order, one a cavity point; hu: the brain's HU with the bleeds painted in."""
+    """Bleeds at N cavity points. `subtype`: uint8[N], 0 for none, else 1 + index in SUBTYPES. `hu`: f32[N]."""
 
     subtype: npt.NDArray[np.uint8]
     hu: Floats
 
 
 def shift_points(lesions: tuple[Lesion, ...], points: Points, gap: Floats) -> Points:
-    """Mass effect: where each point's tissue was before large lesions pushed it aside.
+    """Computes the mass effect: the place of each point's tissue before large lesions pushed it aside.
 
-    The midline moves away from the lesion by up to 12 mm, growing with volume, fading toward the bone.
+    The midline moves away from a lesion by up to 12 mm, growing with its volume and fading toward the bone. `gap`:
+    f32[N], distance to the bone in mm.
     """
     x, y, z = points
     push = np.zeros_like(x)
     for lesion in lesions:
-        if lesion.subtype in ("subarachnoid", "intraventricular") or lesion.ml < 6:
+        # Films in folds and blood in ventricles push nothing aside.
+        if lesion.subtype in {"subarachnoid", "intraventricular"} or lesion.ml < 6:
             continue
         amount = min(12.0, 0.13 * (lesion.ml - 4)) * -np.sign(lesion.center_mm[0])
         away = ((y - lesion.center_mm[1]) / 55) ** 2 + ((z - lesion.center_mm[2]) / 50) ** 2
@@ -44,15 +46,20 @@ def shift_points(lesions: tuple[Lesion, ...], points: Points, gap: Floats) -> Po
 
 
 def grow(lesions: tuple[Lesion, ...], head: Head, points: Points, brain: Brain, point_ml: Floats) -> Bleeds:
-    """Paint all lesions, smallest first within the order given, into the brain's HU."""
+    """Paints all lesions in their order into the brain's HU. A point belongs to the first lesion that takes it.
+
+    `point_ml`: f32[N], volume of each point.
+    """
     subtype = np.zeros(len(brain.hu), dtype=np.uint8)
     hu = brain.hu.copy()
     for lesion in lesions:
+        # Points that an earlier lesion holds are out of reach: lesions grow around each other.
         score = np.where(subtype == 0, _SCORES[lesion.style](lesion, head, points, brain), FAR)
         taken, edge = _fill(score, point_ml, lesion.ml)
         subtype[taken] = SUBTYPES.index(lesion.subtype) + 1
         grain = head.tile.at((points[0][taken], points[1][taken], points[2][taken]), 2.5, 21)
         hu[taken] = lesion.hu + 2.5 * grain
+        # The rim is white matter only, the next few millimeters of the same score.
         if lesion.edema_mm and len(taken):
             rim = (score >= edge) & (score < edge + lesion.edema_mm) & (brain.tissue == Tissue.WHITE)
             hu[rim] = np.minimum(hu[rim], HU[Tissue.WHITE] - 9.0)
@@ -60,13 +67,14 @@ def grow(lesions: tuple[Lesion, ...], head: Head, points: Points, brain: Brain, 
 
 
 def _fill(score: Floats, point_ml: Floats, ml: float) -> tuple[npt.NDArray[np.intp], float]:
-    """The points of lowest score that hold `ml`, and the score where they end."""
+    """Finds the points of lowest score that hold `ml`, and the score where they end."""
     typical = float(np.median(point_ml))
-    open_points = np.flatnonzero(score < FAR)
-    if not len(open_points):
-        return open_points, 0.0
-    wanted = min(len(open_points) - 1, int(3 * ml / typical) + 8)
-    near = open_points[np.argpartition(score[open_points], wanted)[: wanted + 1]]
+    free = np.flatnonzero(score < FAR)
+    if not len(free):
+        return free, 0.0
+    # Sorting all points would be slow. Three times the expected number is enough, whatever their volumes.
+    wanted = min(len(free) - 1, int(3 * ml / typical) + 8)
+    near = free[np.argpartition(score[free], wanted)[: wanted + 1]]
     near = near[np.argsort(score[near], kind="stable")]
     count = int(np.searchsorted(np.cumsum(point_ml[near]), ml)) + 1
     taken = near[:count]
@@ -74,7 +82,7 @@ def _fill(score: Floats, point_ml: Floats, ml: float) -> tuple[npt.NDArray[np.in
 
 
 def _along_bone(lesion: Lesion, points: Points, gap: Floats) -> Floats:
-    """Distance from the lesion's anchor measured along the bone, in mm, squared."""
+    """Computes the squared distance in mm from the lesion's anchor, measured along the bone."""
     x, y, z = points
     a, b, c = lesion.center_mm
     across = 0.45 if lesion.style == "convexity" else 0.7
@@ -82,7 +90,7 @@ def _along_bone(lesion: Lesion, points: Points, gap: Floats) -> Floats:
 
 
 def _lens(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
-    """Biconvex: depth < h s (1 - (g / G s)^2), solved for the size s; stays on its side of the midline."""
+    """Scores a biconvex lens: depth < h s (1 - (g / G s)^2), solved for the size s, on one side of the midline."""
     high, wide = 12.0, 27.0
     lift = brain.gap_mm / high
     g2 = _along_bone(lesion, points, brain.gap_mm) / wide**2
@@ -91,7 +99,7 @@ def _lens(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
 
 
 def _convexity(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
-    """A crescent: a flat superellipsoid laid along the inner table."""
+    """Scores a crescent: a flat superellipsoid along the inner table."""
     wobble = 1 + 0.12 * head.tile.at(points, 12.0, 22)
     lift = brain.gap_mm / (7.5 * wobble)
     size = np.cbrt(lift**3 + (_along_bone(lesion, points, brain.gap_mm) / 52.0**2) ** 1.5)
@@ -116,7 +124,7 @@ def _tentorial(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floa
 
 
 def _film(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
-    """Blood in the fluid of folds and cisterns nearest to the seed, thinning at its ends."""
+    """Scores a film in the fluid of folds and cisterns near the seed, thinning at its ends."""
     x, y, z = points
     a, b, c = lesion.center_mm
     away = np.sqrt((x - a) ** 2 + (y - b) ** 2 + (1.3 * (z - c)) ** 2)
@@ -125,11 +133,12 @@ def _film(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
 
 
 def _lump(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
-    """A lobulated clot in the tissue."""
+    """Scores a lobulated clot in the tissue."""
     x, y, z = points
     a, b, c = lesion.center_mm
     away = np.sqrt((1.12 * (x - a)) ** 2 + (0.9 * lesion.flatness * (y - b)) ** 2 + (z - c) ** 2)
     radius = (3 * lesion.ml * 1000 / 4 / np.pi) ** (1 / 3)
+    # Noise is read near the clot only.
     reach = away < 3 * radius + 14
     score = np.full(len(x), FAR, dtype=np.float32)
     near = np.flatnonzero(reach & (brain.gap_mm > 1.2) & (brain.tissue < Tissue.FLUID))
@@ -139,7 +148,7 @@ def _lump(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
 
 
 def _level(lesion: Lesion, head: Head, points: Points, brain: Brain) -> Floats:
-    """Blood settles: the dependent part of a lateral ventricle of a supine patient is its back, not its floor."""
+    """Scores a fluid level. The patient lies on the back: blood settles at the back of a ventricle, not its floor."""
     x, y, z = points
     score = -y + 0.05 * np.abs(z) + 0.4 * head.tile.at(points, 4.0, 25) + 200
     inside = (brain.tissue == Tissue.VENTRICLE) & (x * np.sign(lesion.center_mm[0]) > 0.8) & (np.abs(x) > 5)
@@ -157,6 +166,7 @@ def _only(score: Floats, where: Mask) -> Floats:
     return np.where(where, score, FAR).astype(np.float32)
 
 
+# Two styles may share a shape: they differ by where `lesions` puts them.
 _SCORES = {
     "lens": _lens,
     "convexity": _convexity,

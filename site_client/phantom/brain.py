@@ -16,7 +16,7 @@ from site_client.phantom.noise import Floats, Mask, Points, sheet_distance
 
 
 class Tissue(IntEnum):
-    """What fills a cavity point, in the order the brain is painted."""
+    """Tissues of a cavity point, in the order in which the brain is painted."""
 
     WHITE = 0
     GRAY = 1
@@ -40,7 +40,11 @@ HU = {
 
 @dataclass(frozen=True)
 class Brain:
-    """One value a cavity point. gap_mm: distance to the bone; sheet_mm: distance to the middle of a fold or cistern."""
+    """The brain at N cavity points.
+
+    `tissue`: uint8[N]. `gap_mm`, `fluid_mm`, `ventricle_mm`: f32[N], distances to the bone, to the fluid of folds and
+    cisterns, and to the ventricles; the latter two are negative inside. `hu`: f32[N].
+    """
 
     tissue: npt.NDArray[np.uint8]
     gap_mm: Floats
@@ -49,7 +53,7 @@ class Brain:
     hu: Floats
 
     def part(self, indices: npt.NDArray[np.intp]) -> "Brain":
-        """A copy of some of the points."""
+        """Copies some of the points."""
         return Brain(
             self.tissue[indices],
             self.gap_mm[indices],
@@ -60,7 +64,7 @@ class Brain:
 
 
 def joined(parts: list[Brain]) -> Brain:
-    """Parts of one brain, one after another."""
+    """Joins parts of one brain, one after another."""
     return Brain(
         np.concatenate([part.tissue for part in parts]),
         np.concatenate([part.gap_mm for part in parts]),
@@ -85,9 +89,10 @@ _TEMPORAL = (((25.0, 35.0, 4.0), 4.4), ((32.0, 20.0, -8.0), 2.0), ((30.0, -4.0, 
 
 
 def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
-    """Paint the cavity. `gap` is the distance in mm of each point to the bone around it."""
+    """Paints the cavity at N points. `gap`: f32[N], distance in mm to the bone around it."""
     x, y, z = points
     a = head.atrophy
+    # Noise of 9 mm makes every border uneven: smooth borders would give the drawing away.
     coarse = head.tile.at(points, 9.0, 1)
     below = z < tentorium_mm(x, y)
     hind = below & (y > 6 + 0.45 * np.abs(x))
@@ -95,11 +100,13 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
     fluid = _cortical_fluid(head, points, gap - space, hind)
     fluid = np.minimum(fluid, _fissures(head, points))
     fluid = np.minimum(fluid, _cisterns(head, points))
+    # Also over the cerebellum and the poles: the subarachnoid space lies under all bone.
     fluid = np.minimum(fluid, gap - space)
     ventricle = ventricles_mm(head, points)
     tissue = np.where(fluid < 3.4 - 0.5 * a + 0.5 * coarse, np.uint8(Tissue.GRAY), np.uint8(Tissue.WHITE))
     tissue[_nuclei(points, coarse)] = Tissue.NUCLEUS
     tissue[_stem(points)] = Tissue.WHITE
+    # Fluid and ventricles after the solid tissue, coverings last: later parts lie in front.
     tissue[fluid < 0] = Tissue.FLUID
     tissue[ventricle < 0] = Tissue.VENTRICLE
     _coverings(head, points, gap, tissue)
@@ -112,7 +119,7 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
 
 
 def tentorium_mm(x: Floats, y: Floats) -> Floats:
-    """Height of the tentorium: highest at the incisura, falling to the transverse sinuses."""
+    """Computes the height of the tentorium in mm: highest at the incisura, falling to the transverse sinuses."""
     round_x = np.sqrt(x * x + 120) - 11
     return np.asarray(8.0 - 0.42 * round_x - 0.004 * np.maximum(0, y - 20) ** 1.75, dtype=np.float32)
 
@@ -122,9 +129,10 @@ def _subarachnoid_gap(head: Head, coarse: Floats) -> Floats:
 
 
 def _cortical_fluid(head: Head, points: Points, depth: Floats, hind: Mask) -> Floats:
-    """Distance to sulcal CSF: zero sheets of a field carried inward along the radius, so that folds stand upright."""
+    """Computes the distance to sulcal CSF: zero sheets of a field that is carried inward, so that folds are upright."""
     x, y, z = points
     fluid = np.full(x.shape, 30.0, dtype=np.float32)
+    # Folds reach 24 mm deep at most; the rest of the brain needs no noise.
     cortex = np.flatnonzero((depth < 24) & ~hind)
     px, py, pz = x[cortex], y[cortex], z[cortex]
     radius = np.sqrt(px * px + (0.8 * py) ** 2 + pz * pz) + 1
@@ -135,13 +143,14 @@ def _cortical_fluid(head: Head, points: Points, depth: Floats, hind: Mask) -> Fl
     width = (0.4 + 1.05 * head.atrophy) * np.clip(1.15 - depth[cortex] / reach, -3, 1)
     fluid[cortex] = sheet_distance(field, 3.1) - width + 2.2 * np.maximum(0, depth[cortex] / reach - 0.9)
     leaf = np.flatnonzero(hind & (depth < 16))
+    # The cerebellum's folia are finer and lie flat.
     folia = head.tile.at((x[leaf] * 0.5, y[leaf] * 0.8, z[leaf] * 1.6), 2.6, 10)
     fluid[leaf] = sheet_distance(folia, 2.6) * 1.4 - (0.1 + 0.55 * head.atrophy) * (1.1 - depth[leaf] / 16)
     return fluid
 
 
 def _fissures(head: Head, points: Points) -> Floats:
-    """Interhemispheric and Sylvian fissures."""
+    """Computes the distance to the interhemispheric and Sylvian fissures."""
     x, y, z = points
     a = head.atrophy
     wave = head.tile.at(points, 6.0, 11)
@@ -159,10 +168,11 @@ def _fissures(head: Head, points: Points) -> Floats:
 
 
 def _cisterns(head: Head, points: Points) -> Floats:
-    """Suprasellar star, ambient and quadrigeminal cisterns, prepontine space, cisterna magna."""
+    """Computes the distance to the cisterns: suprasellar, ambient, quadrigeminal, prepontine, magna."""
     x, y, z = points
     a = head.atrophy
     side = np.abs(x)
+    # The suprasellar cistern is a star of five points.
     turn = np.cos(5 * np.arctan2(x, -(y + 7)))
     stellate = np.sqrt((x / 1.2) ** 2 + (y + 7) ** 2 + ((z + 15) * 1.1) ** 2) - (6.3 + 2.2 * a) * (1 + 0.33 * turn)
     arms = np.maximum(np.abs(y + 9 - 0.35 * side) - (1.4 + a), np.maximum(side - 26, np.abs(z + 14) - 5))
@@ -180,8 +190,9 @@ def _cisterns(head: Head, points: Points) -> Floats:
 
 
 def ventricles_mm(head: Head, points: Points) -> Floats:
-    """Signed distance to the ventricles in mm, negative inside."""
+    """Computes the signed distance to the ventricles in mm, negative inside."""
     x, y, z = points
+    # Only where a ventricle can be: the other points need no noise and no tubes.
     near = np.flatnonzero((np.abs(x) < 46) & (np.abs(y - 14) < 66) & (np.abs(z + 4) < 46))
     distance = np.full(x.shape, 30.0, dtype=np.float32)
     px, py, pz = x[near], y[near], z[near]
@@ -200,13 +211,14 @@ def ventricles_mm(head: Head, points: Points) -> Floats:
 
 
 def _tube(points: Points, path: tuple[tuple[tuple[float, float, float], float], ...], scale: float) -> Floats:
-    """Signed distance to a tube of changing radius along a path, a little taller than wide."""
+    """Computes the signed distance to a tube of changing radius along a path, a little taller than wide."""
     x, y, z = points
     best = np.full(x.shape, 60.0, dtype=np.float32)
     for (start, r0), (end, r1) in itertools.pairwise(path):
         d = [e - s for s, e in zip(start, end, strict=True)]
         length2 = sum(c * c for c in d)
         t = ((x - start[0]) * d[0] + (y - start[1]) * d[1] + (z - start[2]) * d[2]) / length2
+        # Beyond the ends the nearest end counts, so that neighbouring segments join.
         t = np.clip(t, 0, 1).astype(np.float32)
         dx, dy, dz = (c - s - t * e for c, s, e in zip((x, y, z), start, d, strict=True))
         off = np.sqrt((dx * 1.15) ** 2 + dy * dy + (dz * 0.9) ** 2) - scale * (r0 + t * (r1 - r0))
@@ -216,6 +228,7 @@ def _tube(points: Points, path: tuple[tuple[tuple[float, float, float], float], 
 
 def _nuclei(points: Points, coarse: Floats) -> Mask:
     x, y, z = points
+    # One formula for both sides; the noise keeps them from being mirror images.
     side = np.abs(x) + 0.8 * coarse
     lean = 0.28 * (y + 2)
     caudate = ((side - 13) / 5) ** 2 + ((y + 20) / 11) ** 2 + ((z - 11) / 10) ** 2
@@ -240,6 +253,7 @@ def _coverings(head: Head, points: Points, gap: Floats, tissue: npt.NDArray[np.u
     leaf = np.abs(z - tentorium_mm(x, y))
     tent = (leaf < 0.9) & (y > 22) & (np.abs(x) > np.maximum(0, 16 - 0.4 * (y - 22)))
     tissue[falx | (tent & (gap < 60))] = Tissue.DURA
+    # Venous sinuses after the dura in whose folds they lie.
     sagittal = (np.abs(x) + gap * 0.9 < 5.2) & (z > 0) & (y > -60)
     transverse = (leaf < 3.2) & (gap < 4.0) & (y > 30) & (np.abs(x) > 8)
     torcula = (np.abs(x) < 8) & (gap < 6) & (leaf < 6) & (y > 50)

@@ -1,4 +1,4 @@
-"""`hemofed-site phantom`: synthetic patients on disk."""
+"""`hemofed-site phantom`: writes synthetic patients to a folder."""
 
 import math
 from pathlib import Path

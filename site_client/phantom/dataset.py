@@ -1,4 +1,4 @@
-"""A whole set of studies on disk: the folder a site would export, its label files, and the truth kept apart."""
+"""A whole set of studies on disk: the folder that a site would export, its label files, and the truth apart from it."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from federation.labels import SUBTYPES
 from site_client.errors import PhantomRefused
 from site_client.phantom.arrays import write_arrays
 from site_client.phantom.delivery import DeliveredStudy, map_rows, noisy, slice_ids, slice_rows, study_rows
-from site_client.phantom.dicom import StudyIdentity, WrittenSeries
+from site_client.phantom.dicom import StudyIdentity
 from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults, write_study
 from site_client.phantom.lesions import percent_of
 from site_client.phantom.profiles import PROFILES, Patients, Scanner
@@ -26,15 +26,15 @@ from site_client.phantom.study import Study, Wishes, make_study
 
 Format = Literal["dicom", "npz"]
 
-SECOND_VISIT = 0.08
-"""Share of patients with two studies, so that splitting by patient can be tested."""
+SECOND_VISIT = 0.08  # share of patients with two studies, so that splitting by patient can be tested
 
 
 @dataclass(frozen=True)
 class Order:
-    """The arguments of one set; with the generator's version they determine every byte of it.
+    """The arguments of one set. With the generator's version they determine every byte of it.
 
-    `alpha`: label skew of the site, see `skew`. `faults`: how often what real archives get wrong is injected.
+    `render_as`: the profile whose scanner takes the images; None: the patients' own. `twins`: add a lesion-free twin of
+    each positive study. `alpha`: label skew of the site, see `skew`. `faults`: shares of studies with each fault.
     """
 
     profile: str
@@ -49,17 +49,22 @@ class Order:
 
     @property
     def patients(self) -> Patients:
-        """Whose patients come, with the percentages that hold for this set."""
+        """The patients, with the percentages that hold for this set."""
         patients = PROFILES[self.profile].patients
         random = PhantomStreams.of(self.profile, self.seed, -1).generator("skew")
         return replace(patients, percent=skewed(random, percent_of(self.wishes.prevalence, patients), self.alpha))
 
     @property
     def scanner(self) -> Scanner:
+        """The scanner that takes the images."""
         return PROFILES[self.render_as or self.profile].scanner
 
     def check(self) -> None:
-        """Raises PhantomRefused when something cannot be made."""
+        """Checks every argument.
+
+        Raises:
+            PhantomRefused: the set cannot be made.
+        """
         for name in (self.profile, self.render_as or self.profile):
             if name not in PROFILES:
                 raise PhantomRefused(f"expected a profile of {', '.join(PROFILES)}, got {name!r}")
@@ -81,7 +86,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Visit:
-    """One study of the set. `patient`: index of the patient's first study; days: since then."""
+    """One study of the set. `patient`: index of the patient's first study. `days`: since then."""
 
     index: int
     patient: int
@@ -89,67 +94,78 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a worker hands back of one study."""
+class WrittenStudy:
+    """A study on disk: its rows in the label files, and the digest of its files for the manifest."""
 
     delivered: DeliveredStudy
     sha256: str
 
 
 def make_set(order: Order, out: Path, workers: int = 1, report: Callable[[int], None] = lambda done: None) -> None:
-    """Write the set to `out`, which must be new or empty. Equal orders give equal bytes, for any number of workers.
+    """Writes a set. Equal orders give equal bytes, for any number of workers.
 
-    `report` is called with the number of studies done. Raises PhantomRefused.
+    Args:
+        order: the arguments of the set.
+        out: a folder that is new or empty.
+        workers: processes.
+        report: called with the number of studies that are done.
+
+    Raises:
+        PhantomRefused: the order cannot be filled, or the folder is not empty.
     """
-    order.check()
+    order.check()  # before the first file
     if out.exists() and any(out.iterdir()):
         raise PhantomRefused("the folder to write to is not empty; name a new one, or empty it first")
     for folder in (order.format, "hidden"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    made: list[Made] = []
-    for done, studies in enumerate(_made(order, out, workers), start=1):
-        made.extend(studies)
+    written: list[WrittenStudy] = []
+    for done, studies in enumerate(_write_studies(order, out, workers), start=1):
+        written.extend(studies)
         report(done)
-    delivered = [study.delivered for study in made]
+    delivered = [study.delivered for study in written]
     (out / "labels_slices.csv").write_text(slice_rows(delivered))
     (out / "slice_map.csv").write_text(map_rows(delivered))
     (out / "labels_studies.csv").write_text(study_rows(delivered))
-    (out / "manifest.json").write_text(_manifest(order, made))
+    # Last: a set without a manifest is unfinished.
+    (out / "manifest.json").write_text(_manifest(order, written))
 
 
 def visits(order: Order) -> list[Visit]:
-    """Which study belongs to which patient: after one study in twelve the same patient comes once more."""
-    found: list[Visit] = []
+    """Assigns studies to patients: after one study in twelve the same patient comes once more."""
+    planned: list[Visit] = []
     for index in range(order.studies):
         random = PhantomStreams.of(order.profile, order.seed, index).generator("visit")
-        again = random.random() < SECOND_VISIT and found and found[-1].patient == found[-1].index
-        patient = found[-1].patient if again else index
-        found.append(Visit(index, patient, int(random.integers(1, 30)) if again else 0))
-    return found
+        # Only after a first visit: no patient comes a third time.
+        again = random.random() < SECOND_VISIT and planned and planned[-1].patient == planned[-1].index
+        patient = planned[-1].patient if again else index
+        planned.append(Visit(index, patient, int(random.integers(1, 30)) if again else 0))
+    return planned
 
 
-def _made(order: Order, out: Path, workers: int) -> Iterator[list[Made]]:
+def _write_studies(order: Order, out: Path, workers: int) -> Iterator[list[WrittenStudy]]:
     jobs = [(order, visit, out) for visit in visits(order)]
     if workers <= 1:
-        yield from map(_make, jobs)
+        yield from map(_write_visit, jobs)
         return
+    # spawn: a forked child would inherit locks of the parent's threads, held by nobody.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_make, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers))))
+        yield from pool.map(_write_visit, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers))))
 
 
-def _make(job: tuple[Order, Visit, Path]) -> list[Made]:
+def _write_visit(job: tuple[Order, Visit, Path]) -> list[WrittenStudy]:
+    """Writes one study, and its twin if one is ordered. One argument, because `map` passes one."""
     order, visit, out = job
     streams = PhantomStreams.of(order.profile, order.seed, visit.index)
     patient = PhantomStreams.of(order.profile, order.seed, visit.patient)
     wishes = replace(order.wishes, prevalence="profile")  # the mix is in order.patients
-    whose = (streams, patient, order.patients, order.scanner, wishes, visit.days)
-    study = make_study(*whose)
-    made = [_write(order, visit, streams, patient, study, out)]
+    arguments = (streams, patient, order.patients, order.scanner, wishes, visit.days)
+    study = make_study(*arguments)
+    written = [_write(order, visit, streams, patient, study, out)]
     if order.twins and study.truth.slice_labels.any():
-        twin = make_study(*whose, lesion_free=True)
-        made.append(_write(order, visit, streams, patient, twin, out, part="twin"))
-    return made
+        twin = make_study(*arguments, lesion_free=True)
+        written.append(_write(order, visit, streams, patient, twin, out, part="twin"))
+    return written
 
 
 def _write(
@@ -160,16 +176,21 @@ def _write(
     study: Study,
     out: Path,
     part: str = "",
-) -> Made:
+) -> WrittenStudy:
     profile = PROFILES[order.profile]
     identity = StudyIdentity(f"PH{patient.name(10, 'patient').upper()}", study.age, visit.days, part)
     faults = draw_faults(streams.generator("faults"), order.faults, order.scanner, study.scan.slices)
-    series = _files(order, identity, streams, study, out, faults)
+    if order.format == "npz":
+        series = write_arrays(streams, identity, study, out / "npz")
+    else:
+        series = write_study(streams, identity, order.scanner, study.scan, study.image, out / "dicom", faults)
     random = streams.generator("labels")
+    # Drawn before the noise and for every site, so that one option moves no other.
     study_only = random.random() < profile.study_labels_only
     truth = study.truth.slice_labels
     labels = noisy(random, truth, profile.label_noise)
     other = streams.uid("study", "" if part else "twin") if order.twins and (part or truth.any()) else ""
+    # After the noise was drawn for all slices: a lost slice must not change the labels of the others.
     kept = np.array([k for k in range(study.scan.slices) if k != faults.missing])
     _hide(out / "hidden" / f"{series.study_uid}.npz", study, kept, series.sop_uids, other, faults)
     ids = slice_ids(order.seed, 2 * visit.index + bool(part), study.scan.slices)
@@ -183,23 +204,18 @@ def _write(
         slice_labels=None if study_only else labels[kept],
         study_labels=labels[kept].max(axis=0),
     )
-    return Made(delivered, series.sha256)
-
-
-def _files(
-    order: Order, identity: StudyIdentity, streams: PhantomStreams, study: Study, out: Path, faults: Faults
-) -> WrittenSeries:
-    if order.format == "npz":
-        return write_arrays(streams, identity, study, out / "npz")
-    return write_study(streams, identity, order.scanner, study.scan, study.image, out / "dicom", faults)
+    return WrittenStudy(delivered, series.sha256)
 
 
 def _hide(
     path: Path, study: Study, kept: npt.NDArray[np.int64], sop_uids: tuple[str, ...], twin: str, faults: Faults
 ) -> None:
-    """The truth of the slices that are delivered; a bleed seen on a lost slice only is in nobody's hands."""
+    """Writes the truth of the slices that are delivered. A bleed on lost slices only counts nowhere."""
     truth = study.truth
-    masks = {f"mask_{name}": truth.masks[i][kept] for i, name in enumerate(SUBTYPES) if truth.masks[i].any()}
+    # By name: a reader of the file needs no order of labels.
+    masks = {
+        f"mask_{name}": truth.masks[index][kept] for index, name in enumerate(SUBTYPES) if truth.masks[index].any()
+    }
     np.savez_compressed(
         path,
         **masks,
@@ -217,12 +233,12 @@ def _hide(
     )
 
 
-def _manifest(order: Order, made: list[Made]) -> str:
+def _manifest(order: Order, written: list[WrittenStudy]) -> str:
     content = {
         "version": GENERATOR_VERSION,
         "notice": "Synthetic patients. A result on them is never clinical evidence.",
         "arguments": asdict(order) | {"alpha": str(order.alpha)},  # JSON has no infinity
         "seed": order.seed,
-        "studies": {study.delivered.study_uid: study.sha256 for study in made},
+        "studies": {study.delivered.study_uid: study.sha256 for study in written},
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"

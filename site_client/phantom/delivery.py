@@ -14,7 +14,10 @@ SLICE_BITS = 10
 
 @dataclass(frozen=True)
 class DeliveredStudy:
-    """What the label files say of one study. slice_labels: int8[T, 6], or None where only the study was read."""
+    """One study in the label files. Columns of labels are in the order of LABELS.
+
+    `slice_labels`: int8[T, 6], or None where only the study was read. `study_labels`: int8[6], -1 for unknown.
+    """
 
     index: int
     patient_id: str
@@ -27,18 +30,28 @@ class DeliveredStudy:
 
 
 def noisy(random: np.random.Generator, truth: Labels, share: float) -> Labels:
-    """Truth int8[T, 6] as a reader delivers it: lesion ends move by a slice, so that about `share` of positives differ.
+    """Moves ends of lesions by a slice, as readers do.
 
-    No study loses a subtype by it and none gains one: readers miss ends, not bleeds. `any` stays the OR.
+    No study loses a subtype by it and none gains one: readers miss ends, not bleeds. `any` stays the OR of the others.
+
+    Args:
+        random: the study's label stream.
+        truth: int8[T, 6], `any` last.
+        share: of positive slices that differ afterwards, about.
+
+    Returns:
+        int8[T, 6].
     """
     labels = truth[:, :-1].copy()
     for label in range(labels.shape[1]):
         column = labels[:, label]
         for start, stop in _runs(truth[:, label]):
+            # Both ends move with half the chance, so that the expected share of changed slices is `share`.
             chance = min(0.9, 0.5 * share * (stop - start))
             for end, outward in ((start, -1), (stop - 1, 1)):
-                pick = random.random()
+                pick = random.random()  # drawn for either end, whatever comes of it: later draws stay in place
                 beyond = end + outward
+                # A lesion of one or two slices keeps them: else the study would lose its subtype.
                 if pick < chance / 2 and stop - start > 2:
                     column[end] = 0
                 elif pick < chance and 0 <= beyond < len(column):
@@ -47,17 +60,22 @@ def noisy(random: np.random.Generator, truth: Labels, share: float) -> Labels:
 
 
 def _runs(column: Labels) -> list[tuple[int, int]]:
+    # A zero at either end closes runs that touch it.
     edges = np.flatnonzero(np.diff(np.concatenate([[0], column, [0]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def slice_ids(seed: int, index: int, slices: int) -> tuple[str, ...]:
-    """`ID_` and nine hexadecimal digits a slice: a bijection of 36 bits, so that no two slices of a set collide."""
+    """Names slices as RSNA does: `ID_` and nine hexadecimal digits.
+
+    A bijection of 36 bits makes them, so that no two slices of a set collide.
+    """
     return tuple(f"ID_{_mixed(seed, (index << SLICE_BITS) + k):09x}" for k in range(slices))
 
 
 def _mixed(seed: int, value: int) -> int:
     bits = (1 << 36) - 1
+    # Odd factors and xor-shifts are invertible modulo 2^36: three turns mix well, and no two values meet.
     for turn in range(3):
         value = (value * (0x5DEECE66D + 2 * (seed % 9973) + 2 * turn) + 0xB0A7 * (seed + turn + 1)) & bits
         value ^= value >> 17
@@ -65,6 +83,7 @@ def _mixed(seed: int, value: int) -> int:
 
 
 def slice_rows(studies: Iterable[DeliveredStudy]) -> str:
+    """Formats labels_slices.csv: six rows ID_<image>_<label>,<0|1> a slice, in the order of LABELS."""
     lines = ["ID,Label"]
     for study in studies:
         if study.slice_labels is not None:
@@ -77,6 +96,7 @@ def slice_rows(studies: Iterable[DeliveredStudy]) -> str:
 
 
 def map_rows(studies: Iterable[DeliveredStudy]) -> str:
+    """Formats slice_map.csv: one row a slice, from its ID to its UIDs."""
     lines = ["ID,SOPInstanceUID,SeriesInstanceUID,StudyInstanceUID,PatientID"]
     for study in studies:
         lines.extend(
@@ -87,6 +107,7 @@ def map_rows(studies: Iterable[DeliveredStudy]) -> str:
 
 
 def study_rows(studies: Iterable[DeliveredStudy]) -> str:
+    """Formats labels_studies.csv: one row a study, one column a label; an empty cell is unknown."""
     lines = ["StudyInstanceUID,PatientID," + ",".join(LABELS)]
     for study in studies:
         cells = ("" if value < 0 else str(int(value)) for value in study.study_labels)

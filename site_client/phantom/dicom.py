@@ -1,4 +1,4 @@
-"""A study as CT Image Storage files (PS3.3 A.3), in the header family of its scanner."""
+"""A study as CT Image Storage files (DICOM PS3.3 A.3), in the header family of its scanner."""
 
 import hashlib
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ from site_client.phantom.streams import GENERATOR_VERSION, PhantomStreams
 
 IMPLEMENTATION_UID = "2.25.180150000000000000000000000000000001"
 COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
-FIRST_DAY = datetime(2021, 1, 4)
+FIRST_DAY = datetime(2021, 1, 4)  # dates follow from the seed, never from the clock
 
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """Who and when, all synthetic. `part` names what the UIDs are for, so that a twin's differ from its study's."""
+    """Patient and time, all synthetic. `part` enters the UIDs, so that a twin's differ from its study's."""
 
     patient_id: str
     age: float
@@ -41,6 +41,8 @@ class StudyIdentity:
 
 @dataclass(frozen=True)
 class WrittenSeries:
+    """A series on disk. `sop_uids` and `files` are caudal to cranial; `sha256`: hex, over the bytes of all files."""
+
     study_uid: str
     series_uid: str
     sop_uids: tuple[str, ...]
@@ -59,11 +61,20 @@ def write_series(
     second: bool = False,
     wrapped: bool = False,
 ) -> WrittenSeries:
-    """Write HU f32[T, H, W] below `out`/<PatientID>/<StudyUID>/<SeriesUID>/ under file names that mean nothing.
+    """Writes a series below `out`/<PatientID>/<StudyUID>/<SeriesUID>/, under file names that mean nothing.
 
-    `second`: another reconstruction of the study's scan, a series of its own. `wrapped`: 12-bit values modulo 4096.
+    Args:
+        streams: of the study; its header stream decides date, sex, order and compression.
+        identity: patient and time.
+        scanner: decides the header family.
+        scan: geometry.
+        image: HU f32[T, H, W].
+        out: the folder.
+        second: another reconstruction of the study's scan, as a series of its own.
+        wrapped: store 12-bit values modulo 4096.
     """
     names = (identity.part, "second") if second else (identity.part,)
+    # One header stream a study: all its series share date, sex and age.
     dataset, random = _series_header(streams, identity, scanner, scan)
     dataset.SeriesInstanceUID = streams.uid("series", *names)
     dataset.SeriesNumber = "3" if second else "2"
@@ -71,6 +82,7 @@ def write_series(
     if wrapped:
         stored = np.asarray(np.maximum(stored.astype(np.int32) + scanner.intercept, -1000) % 4096, dtype=np.uint16)
         dataset.RescaleIntercept = "0"
+    # Half of the scanners number from the vertex down: instance numbers must not tell the order.
     upward = bool(random.random() < 0.5)
     syntax = _syntax(random, scanner)
     folder = _folder(dataset, out)
@@ -87,7 +99,7 @@ def write_series(
 def write_localizer(
     streams: PhantomStreams, identity: StudyIdentity, scanner: Scanner, scan: Scan, image: Floats, out: Path
 ) -> Path:
-    """The lateral scout of HU f32[T, H, W]: one image of the mean along the way through the head, 1 mm a row."""
+    """Writes the lateral localizer of HU f32[T, H, W]: means along the way through the head, 1 mm a row."""
     ds, _ = _series_header(streams, identity, scanner, scan)
     ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     ds.SeriesDescription, ds.SeriesNumber = "SCOUT", "1"
@@ -114,7 +126,7 @@ def write_localizer(
 
 
 def digest_of(files: Iterable[Path]) -> str:
-    """Hex SHA-256 over the bytes of the files in order."""
+    """Computes the hex SHA-256 over the bytes of the files in order."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
@@ -128,7 +140,7 @@ def _folder(dataset: Dataset, out: Path) -> Path:
 
 
 def _syntax(random: np.random.Generator, scanner: Scanner) -> UID:
-    """One transfer syntax a series: the scanner's own, or, after an archive's compression, a lossless one."""
+    """Draws a series' transfer syntax: the scanner's own, or a lossless one after an archive's compression."""
     archived, kind = random.random() < scanner.compressed, int(random.integers(len(COMPRESSED)))
     if archived:
         return COMPRESSED[kind]
@@ -136,12 +148,13 @@ def _syntax(random: np.random.Generator, scanner: Scanner) -> UID:
 
 
 def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] | npt.NDArray[np.uint16]:
-    """HU to stored values: intercept, range of the stored bits, padding outside the reconstruction circle."""
+    """Converts HU f32[T, H, W] to stored values of the same shape: intercept, range, padding outside the circle."""
     values = np.round(image) - scanner.intercept
     low, high = (-32768, 32767) if scanner.signed else (0, 2**scanner.bits_stored - 1)
     values = np.clip(values, max(low, -1024 - scanner.intercept), min(high, 3071 - scanner.intercept))
     pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) / scan.size_px
     outside = np.hypot(pixels[:, None], pixels[None, :]) > 0.5
+    # Scanners fill the corners outside the circle of reconstruction with padding, or with the lowest value.
     values[:, outside] = scanner.padding if scanner.padding is not None else low
     return values.astype(np.int16) if scanner.signed else values.astype(np.uint16)
 
@@ -149,7 +162,7 @@ def store(scanner: Scanner, scan: Scan, image: Floats) -> npt.NDArray[np.int16] 
 def _series_header(
     streams: PhantomStreams, identity: StudyIdentity, scanner: Scanner, scan: Scan
 ) -> tuple[Dataset, np.random.Generator]:
-    """What all series of the study share, and the header stream after it."""
+    """Fills in the attributes that all series of the study share; gives the header stream after it, too."""
     random = streams.generator("header")
     ds = Dataset()
     taken = FIRST_DAY + timedelta(days=int(random.integers(1400)) + identity.days, seconds=int(random.integers(86400)))
@@ -162,15 +175,18 @@ def _series_header(
     ds.AccessionNumber = streams.name(8, "accession", identity.part)
     ds.Modality = "CT"
     ds.Manufacturer = scanner.manufacturer
+    # No attribute may tell of the lesion: descriptions are constants.
     ds.StudyDescription = "CT HEAD WITHOUT CONTRAST (SYNTHETIC)"
     ds.SeriesDescription = "HEAD"
     ds.PatientName = f"PHANTOM^{identity.patient_id}"
     ds.PatientID = identity.patient_id
+    # Age and birth date agree, as far as a year can tell.
     ds.PatientBirthDate = f"{taken.year - int(identity.age)}0101"
     ds.PatientSex = "M" if random.random() < 0.5 else "F"
     ds.PatientAge = f"{int(identity.age):03d}Y"
     ds.BodyPartExamined = "HEAD"
     ds.KVP = str(scanner.kvp)
+    # Its sign differs between vendors; readers have to use the orientation.
     ds.GantryDetectorTilt = f"{np.rad2deg(-scan.tilt_rad):.1f}"
     ds.ConvolutionKernel = scanner.kernel_name
     ds.PatientPosition = "HFS"
@@ -212,7 +228,7 @@ def _write_slice(
     k: int,
     stored: npt.NDArray[np.int16] | npt.NDArray[np.uint16],
 ) -> None:
-    ds = Dataset(series)
+    ds = Dataset(series)  # a copy: the series' header stays free of the slice's attributes
     ds.InstanceNumber = str(number)
     position = scan.position_mm(k)
     ds.ImagePositionPatient = [_ds(v) for v in position]
@@ -234,7 +250,7 @@ def _save(
     ds = FileDataset(str(path), dataset, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPInstanceUID = sop_uid
     ds.PixelData = stored.astype("<u2" if stored.dtype == np.uint16 else "<i2").tobytes()
-    ds["PixelData"].VR = "OW"
+    ds["PixelData"].VR = "OW"  # more than 8 bits allocated (PS3.5 section 8.1.2)
     if syntax in COMPRESSED:
         # The UID is ours, derived from the seed: a compressed copy must not get a random one.
         ds.compress(syntax, generate_instance_uid=False)
@@ -242,5 +258,6 @@ def _save(
 
 
 def _ds(value: float) -> str:
-    """A decimal string of at most 16 characters (PS3.5 6.2, VR DS)."""
+    """Formats a decimal string of at most 16 characters (PS3.5 section 6.2, VR DS)."""
+    # + 0.0 turns -0.0 into 0.0.
     return f"{value + 0.0:.6f}".rstrip("0").rstrip(".")

@@ -1,6 +1,7 @@
-"""What real archives do to a study: slices lost, sent twice or cut short, a scout and a bone reconstruction beside the
-series, 12-bit values that wrapped. Drawn from a stream of its own: a fault changes neither the patient nor the header,
-and a twin has the faults of its study.
+"""Faults of real archives: slices lost, sent twice or cut short, additional series, 12-bit values that wrapped.
+
+They are drawn from a stream of their own. So a fault changes neither the patient nor the header, and a twin has the
+faults of its study.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +17,7 @@ from site_client.phantom.profiles import Scanner
 from site_client.phantom.streams import PhantomStreams
 
 BONE_KERNEL = "BONE"
-_EDGE_SLICES = 3
-"""Slices at either end that are never lost: without a neighbour nobody could tell."""
+_EDGE_SLICES = 3  # at either end no slice is lost: without a neighbour beyond it no reader could notice
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ NO_FAULTS = Rates(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Faults:
-    """Those of one study; missing, duplicate, truncated: a slice counted from the lowest, or None."""
+    """The faults of one study. `missing`, `duplicate`, `truncated`: a slice, counted from the lowest, or None."""
 
     missing: int | None
     duplicate: int | None
@@ -48,13 +48,18 @@ class Faults:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the faults that this study has."""
         return tuple(name for name, value in vars(self).items() if value is not None and value is not False)
 
 
 def draw_faults(random: np.random.Generator, rates: Rates, scanner: Scanner, slices: int) -> Faults:
-    """Every number is drawn whatever the rates, so that one fault's rate moves no other fault."""
+    """Draws the faults of one study with so many slices.
+
+    Every number is drawn whatever the rates, so that one fault's rate moves no other fault.
+    """
     missing, duplicate, truncated, localizer, second_kernel, wrapped = random.random(6)
     places = [int(place) for place in random.integers(_EDGE_SLICES, max(_EDGE_SLICES + 1, slices - _EDGE_SLICES), 3)]
+    # Signed values have room for -1000 HU, and 16 bits have room above.
     may_wrap = not scanner.signed and scanner.bits_stored == 12
     return Faults(
         missing=places[0] if missing < rates.missing else None,
@@ -75,7 +80,11 @@ def write_study(
     out: Path,
     faults: Faults,
 ) -> WrittenSeries:
-    """The study with its faults. What comes back names the files and images of the main series that are delivered."""
+    """Writes a study with its faults; `image` is HU f32[T, H, W].
+
+    Returns:
+        The main series with the files and images that are delivered. Its digest covers all files of the study.
+    """
     series = write_series(streams, identity, scanner, scan, image, out, wrapped=faults.wrapped)
     extra: list[Path] = []
     if faults.second_kernel:
@@ -90,7 +99,8 @@ def write_study(
     if faults.truncated is not None:
         path = series.files[faults.truncated]
         content = path.read_bytes()
-        path.write_bytes(content[: len(content) * 2 // 3])
+        path.write_bytes(content[: len(content) * 2 // 3])  # the header stays whole, the pixels do not
+    # Last: the slices above are counted in the whole series.
     if faults.missing is not None:
         series.files[faults.missing].unlink()
         series = _without(series, faults.missing)
@@ -98,7 +108,7 @@ def write_study(
 
 
 def sharpened(image: Floats) -> Floats:
-    """HU as a bone kernel shows the same projections: edges overshoot, noise about doubles."""
+    """Imitates a bone kernel on HU f32[T, H, W]: edges overshoot, noise about doubles."""
     return np.asarray(image + 1.5 * (image - ndimage.gaussian_filter(image, (0, 1.0, 1.0))), dtype=np.float32)
 
 

@@ -1,7 +1,7 @@
-"""The head around the brain: vault, scalp, and what they enclose, as functions of points in head space.
+"""The head around the brain: vault, scalp and cavity, as functions of points in head space.
 
 Everything is analytic in continuous coordinates, so the same patient can be put through any scanner. HU are standard
-ranges: fat -100, muscle and skin 50, skull tables 1000, diploe 700-800, air -1000. The base and the face are base.py's.
+ranges: fat -100, muscle and skin 50, skull tables 1000, diploe 700-800, air -1000. `base` has floor and face.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ AIR_HU = -1000.0
 
 @dataclass(frozen=True)
 class Head:
-    """One patient's anatomy, drawn once. `atrophy` runs 0 (young) to 1 (very old) and widens every CSF space."""
+    """One patient's anatomy, drawn once.
+
+    `atrophy`: 0 (young) to 1 (very old), widens every CSF space. `half_mm`: half extents of the inner skull. `egg`,
+    `bumps`: its deviations from a superellipsoid. `ventricles`: factor of their radius. `frontal_sinus`: size, 0 to 1.
+    """
 
     age: float
     atrophy: float
@@ -35,6 +39,8 @@ class Head:
 
     @classmethod
     def draw(cls, random: np.random.Generator, age: float) -> "Head":
+        """Draws the anatomy of a patient of this age in years."""
+        # A head of a newborn is 16 % smaller; growth ends at 12.
         child = 1.0 - 0.16 * max(0.0, 1.0 - age / 12.0)
         half = np.array([66.5, 82.5, 71.0]) * child * random.normal(1.0, [0.03, 0.03, 0.025])
         atrophy = float(np.clip((age - 35.0) / 55.0 + random.normal(0, 0.12), 0.0, 1.1))
@@ -59,11 +65,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Shell:
-    """What the outer head says of each point.
+    """The outer head at each point, arrays f32 of one shape.
 
-    depth: mm below the vault's smooth inner table, negative in skull and scalp; gap: mm to the nearest inner bone,
-    floor and ridges included, negative outside the cavity; u, v, w: coordinates relative to the vault (about 1 at the
-    inner table).
+    `depth`: mm below the vault's smooth inner table, negative in skull and scalp. `gap`: mm to the nearest inner bone,
+    floor and ridges included, negative outside the cavity. `u`, `v`, `w`: coordinates relative to the vault, about 1 at
+    the inner table.
     """
 
     depth: Floats
@@ -74,11 +80,12 @@ class Shell:
 
 
 def shell_at(head: Head, points: Points) -> Shell:
-    """The vault's implicit surface: an asymmetric superellipsoid with low-order bumps, and the floor it stands on."""
+    """Computes the vault's implicit surface, an asymmetric superellipsoid with low-order bumps, and the floor below."""
     x, y, z = points
     a, b, c = head.half_mm
     v = (y - 2.0) / b
     u = x / (a * (1 + head.egg * np.clip(v, -1.2, 1.2)))
+    # Below the origin the vault is longer: the floor cuts it off.
     height = np.where(z > 0, np.float32(c), np.float32(1.75 * c))
     w = np.asarray(z / height, dtype=np.float32)
     uu, vv, ww = u * u, v * v, w * w
@@ -86,17 +93,19 @@ def shell_at(head: Head, points: Points) -> Shell:
     rho2 = uu + vv + ww - 0.2 * uu * vv - 0.12 * ww * (uu + vv)
     rho2 += k[0] * u * v + k[1] * u * w + k[2] * v * w + k[3] * (uu - vv) * w + k[4] * u * uu + k[5] * v * vv
     rho = np.sqrt(np.maximum(rho2, np.float32(1e-3)))
+    # Distance is the implicit function over its gradient, to first order.
     slope = np.sqrt(uu / (a * a) + vv / (b * b) + ww / (height * height)) / rho
     depth = np.asarray((1 - rho) / np.maximum(slope, np.float32(0.5 / b)), dtype=np.float32)
     gap = depth - _ridges(head, points, depth)
-    if float(z.min()) < head.floor.top_mm:
+    if float(z.min()) < head.floor.top_mm:  # most slabs lie above the whole floor
         np.minimum(gap, head.floor.clearance(points), out=gap)
     return Shell(depth, gap, u, v, w)
 
 
 def _ridges(head: Head, points: Points, depth: Floats) -> Floats:
-    """How far bone stands into the cavity: impressions of gyri, the frontal and the occipital crest."""
+    """Computes how far bone stands into the cavity: impressions of gyri, frontal and occipital crest."""
     out = np.zeros(depth.shape, dtype=np.float32)
+    # Ridges rise 9 mm at most: elsewhere no noise is read.
     near = np.flatnonzero((np.abs(depth) < 9).ravel())
     px, py, pz = (axis.ravel()[near] for axis in points)
     crest = np.exp(-((px / 4) ** 2) - np.abs(py - 80) / 25 - ((pz + 12) / 22) ** 2) * 6.5
@@ -106,12 +115,12 @@ def _ridges(head: Head, points: Points, depth: Floats) -> Floats:
 
 
 def cavity_of(shell: Shell) -> Mask:
-    """Where the brain, its fluid and its coverings lie."""
+    """Marks the points of the brain, its fluid and its coverings."""
     return np.asarray(shell.gap > 0)
 
 
 def skull_mm(head: Head, points: Points, shell: Shell) -> Floats:
-    """Thickness of the vault in mm: thicker at forehead and occiput, thin at the temples."""
+    """Computes the thickness of the vault in mm: thick at forehead and occiput, thin at the temples."""
     temple = np.exp(-((shell.v + 0.1) ** 2) / 0.12 - (shell.w + 0.25) ** 2 / 0.1) * np.clip(np.abs(shell.u), 0, 1)
     wave = 0.09 * np.sin(5 * shell.u + 3 * shell.w + 40 * head.bumps[0]) + 0.05 * np.sin(9 * shell.v - 4 * shell.w)
     thickness = 0.82 + 0.4 * shell.v * shell.v + wave - 0.45 * temple
@@ -119,18 +128,19 @@ def skull_mm(head: Head, points: Points, shell: Shell) -> Floats:
 
 
 def fill_head(head: Head, points: Points, shell: Shell) -> Floats:
-    """HU of every point that is not in the cavity (cavity points hold 0 and are the brain's to fill)."""
+    """Computes HU of every point outside the cavity; cavity points hold 0 until the brain is painted."""
     skull = skull_mm(head, points, shell)
     temple = np.exp(-((shell.v + 0.25) ** 2) / 0.1 - (shell.w + 0.28) ** 2 / 0.05)
     muscle = np.asarray(8.5 * temple * np.clip(2 * np.abs(shell.u) - 0.8, 0, 1), dtype=np.float32)
     scalp = np.asarray(head.scalp_mm * (1 + 0.3 * shell.v) + muscle, dtype=np.float32)
-    if float(points[2].min()) < 0:
+    if float(points[2].min()) < 0:  # a nose and a nape are below the brow only
         scalp += _profile(points)
     out = -shell.depth
     hu = np.full(shell.depth.shape, AIR_HU, dtype=np.float32)
     inside = out < skull + scalp
     under = inside & ~cavity_of(shell)
     hu[inside] = 0.0
+    # Scalp, vault, then base and face: each fills the points that are left.
     _soft_shell(head, hu, under & (out > skull), points, out - skull, scalp, muscle)
     # The vault ends on a slope from the brows to the nape; below it lie the face and the neck.
     edge = -16.0 - 0.28 * (points[1] + 80.0) + 0.63 * np.maximum(0, points[1] - 22)
@@ -145,7 +155,7 @@ def fill_head(head: Head, points: Points, shell: Shell) -> Floats:
 
 
 def _profile(points: Points) -> Floats:
-    """Nose, and a nape and cheeks that fall back below the skull, in mm of scalp."""
+    """Computes additional scalp in mm: the nose, and a nape and cheeks that fall back below the skull."""
     x, y, z = points
     low = np.clip(-z - 28, 0, 50)
     nose = 26 * np.clip((-z - 22) / 45, 0, 1) * np.exp(-((x / (6 + 0.12 * low)) ** 2)) * (y < -60)
@@ -155,7 +165,7 @@ def _profile(points: Points) -> Floats:
 
 
 def _ears(hu: Floats, points: Points, outside: Floats) -> None:
-    """Two folded shells beside the head."""
+    """Sets in two folded shells beside the head."""
     _, y, z = points
     if float(z.min()) > 4:
         return
@@ -172,7 +182,7 @@ def _ears(hu: Floats, points: Points, outside: Floats) -> None:
 def _soft_shell(
     head: Head, hu: Floats, where: Mask, points: Points, above: Floats, scalp: Floats, muscle: Floats
 ) -> None:
-    """Skin, fat, galea; where the temporal muscle lies, muscle takes the lower part."""
+    """Fills the scalp with skin, fat and galea; at the temples muscle takes the lower part."""
     height, top, deep = above[where], scalp[where], muscle[where]
     flat = (points[0][where], points[1][where], points[2][where])
     strand = head.tile.at(flat, 3.5, 35)
@@ -183,7 +193,7 @@ def _soft_shell(
 
 
 def _bone_shell(head: Head, hu: Floats, where: Mask, points: Points, share: Floats) -> None:
-    """Two tables and the diploe between them, sutures cut through; a frontal sinus in some."""
+    """Fills the vault with two tables and the diploe between them, cut by sutures; some heads have a frontal sinus."""
     place = share[where]
     x, y, z = flat = (points[0][where], points[1][where], points[2][where])
     grain = head.tile.at(flat, 2.2, 3)
@@ -191,6 +201,7 @@ def _bone_shell(head: Head, hu: Floats, where: Mask, points: Points, share: Floa
     spongy = 620 + 130 * grain + 160 * head.tile.at(flat, 8.0, 36)
     bone = spongy + (1180 - spongy) * table
     wiggle = 1.6 * grain + 2.2 * head.tile.at(flat, 5.0, 32)
+    # Sutures wander: a straight gap would look like a fracture.
     coronal = np.abs(y + 18 + 0.12 * (z - 60) + wiggle) < 0.8
     lambdoid = np.abs(y - 62 + 0.45 * (z - 20) + 0.25 * np.abs(x) + wiggle) < 0.8
     bone[(coronal | lambdoid) & (np.abs(z - 30) < 45)] = 250.0

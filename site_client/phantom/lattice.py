@@ -1,4 +1,4 @@
-"""Where a scan's samples lie: slices, tilt, pose of the head, and the way from pixels to head space.
+"""The sample points of a scan: slices, tilt, pose of the head, and the way from pixels to head space.
 
 Head space is in mm: x to the patient's left, y to the back, z to the vertex, origin in the middle of the brain.
 Scanner space is the DICOM patient system of a supine patient (LPS). A tilted gantry keeps its table axis, so slices are
@@ -13,13 +13,17 @@ import numpy.typing as npt
 from site_client.phantom.noise import Floats
 
 SLAB_POINTS = 100_000
-HEAD_REACH_MM = (92.0, 118.0)
-"""Half extents of the head across and along the image, pose included."""
+HEAD_REACH_MM = (92.0, 118.0)  # half extents of the head across and along the image, pose included
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Geometry of one series. Slices run caudal to cranial; `along_mm` is measured along the slice normal."""
+    """Geometry of one series of T slices, caudal to cranial.
+
+    `along_mm`: f64[T], middles of the slices along their normal. `thickness_mm`: f64[T]. `sample_mm`: distance of the
+    sub-slices that are averaged. `pose`: f64[3, 3], rotation from head space to scanner space; `center_mm`: f64[3], the
+    head's origin in scanner space.
+    """
 
     size_px: int
     pixel_mm: float
@@ -32,26 +36,30 @@ class Scan:
 
     @property
     def slices(self) -> int:
+        """Number of slices."""
         return len(self.along_mm)
 
     @property
     def row_direction(self) -> npt.NDArray[np.float64]:
+        """First three of (0020,0037) *Image Orientation (Patient)*."""
         return np.array([1.0, 0.0, 0.0])
 
     @property
     def column_direction(self) -> npt.NDArray[np.float64]:
+        """Last three of (0020,0037) *Image Orientation (Patient)*."""
         return np.array([0.0, np.cos(self.tilt_rad), np.sin(self.tilt_rad)])
 
     def position_mm(self, index: int) -> npt.NDArray[np.float64]:
-        """Image Position (Patient) of a slice: the center of its first pixel."""
+        """Computes (0020,0032) *Image Position (Patient)* of a slice: the center of its first pixel, f64[3]."""
         half = (self.size_px - 1) / 2 * self.pixel_mm
         return self._middle(self.along_mm[index]) - half * (self.row_direction + self.column_direction)
 
     def seen_at(self, head_mm: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-        """Where a point of the head lies in scanner space (mm)."""
+        """Computes the place in scanner space, f64[3] in mm, of a point of the head."""
         return np.asarray(self.pose @ np.array(head_mm) + self.center_mm)
 
     def _middle(self, along_mm: float) -> npt.NDArray[np.float64]:
+        # The table moves along z, whatever the tilt.
         return np.array([0.0, 0.0, along_mm / np.cos(self.tilt_rad)])
 
 
@@ -59,8 +67,9 @@ class Scan:
 class Lattice:
     """The sample points of a scan inside the head's box: thin sub-slices that average to the slices.
 
-    x, y, z: head-space coordinates f32[S, H, W]; box: rows and columns of the image the box covers; first: the index of
-    each slice's first sub-slice; voxel_ml: volume of a sub-slice's voxel, one a sub-slice.
+    `x`, `y`, `z`: head-space coordinates f32[S, H, W]. `box`: rows and columns of the image that the box covers.
+    `first`, `counts`: int64[T], index of each slice's first sub-slice and their number. `voxel_ml`: f32[S], volume of a
+    voxel of each sub-slice.
     """
 
     x: Floats = field(repr=False)
@@ -73,11 +82,14 @@ class Lattice:
 
     @classmethod
     def of(cls, scan: Scan) -> "Lattice":
+        """Computes the sample points of a scan."""
         along, counts = _sub_slices(scan)
         box = _head_box(scan)
         pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm
         middle = np.stack([np.zeros_like(along), np.zeros_like(along), along / np.cos(scan.tilt_rad)], axis=1)
         to_head = scan.pose.T
+        # A point is a sum of a term a slice, a term a row and a term a column: three small arrays instead of a rotation
+        # of every point.
         by_slice = (middle - scan.center_mm) @ to_head.T
         by_row = np.outer(pixels[box[0]], to_head @ scan.column_direction)
         by_column = np.outer(pixels[box[1]], to_head @ scan.row_direction)
@@ -92,12 +104,13 @@ class Lattice:
         return cls(x, y, z, box, first, counts, (step * scan.pixel_mm**2 / 1000).astype(np.float32))
 
     def slabs(self) -> list[slice]:
-        """Sub-slices in runs small enough that a run's arrays stay in the processor's cache."""
-        run = max(1, SLAB_POINTS // (self.x.shape[1] * self.x.shape[2]))
-        return [slice(start, start + run) for start in range(0, len(self.x), run)]
+        """Divides the sub-slices into slabs whose arrays stay in the processor's cache."""
+        thickness = max(1, SLAB_POINTS // (self.x.shape[1] * self.x.shape[2]))
+        return [slice(start, start + thickness) for start in range(0, len(self.x), thickness)]
 
     def averaged(self, values: Floats) -> Floats:
-        """Sub-slices f32[S, H, W] averaged to slices f32[T, H, W]."""
+        """Averages sub-slices f32[S, H, W] to slices f32[T, H, W]."""
+        # Slice by slice into one array: a reshaped mean would need equal counts, and a second copy of all sub-slices.
         out = np.empty((len(self.counts), *values.shape[1:]), dtype=np.float32)
         for k, (first, count) in enumerate(zip(self.first, self.counts, strict=True)):
             np.mean(values[first : first + count], axis=0, out=out[k])
@@ -105,6 +118,7 @@ class Lattice:
 
 
 def _sub_slices(scan: Scan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    # At least one sub-slice; thick slices get more, so that all are sampled about equally densely.
     counts = np.maximum(1, np.round(scan.thickness_mm / scan.sample_mm)).astype(np.int64)
     offsets = [((np.arange(n) + 0.5) / n - 0.5) * t for n, t in zip(counts, scan.thickness_mm, strict=True)]
     return np.concatenate([a + o for a, o in zip(scan.along_mm, offsets, strict=True)]), counts

@@ -1,16 +1,17 @@
-"""What bleeds in a study: which subtypes together, how many, how large, how dense, where.
+"""The bleeds of a study: their subtypes, number, volume, density and place.
 
 Drawn in head space from the lesion stream alone. Volumes and HU follow the published quantiles; difficulty below 1
 makes lesions larger and brighter, above 1 smaller and fainter.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal
 
 import numpy as np
 from federation.labels import LABELS, SUBTYPES
 
-from site_client.phantom.profiles import Patients
+from site_client.phantom.profiles import Patients, Percent
 from site_client.phantom.statistics import SUBTYPE_SETS, draw_count, draw_hu, draw_ml
 
 Prevalence = Literal["profile", "rsna", "natural", "balanced"]
@@ -18,17 +19,52 @@ Style = Literal[
     "lens", "convexity", "falcine", "tentorial", "sulcal", "sylvian", "basal", "deep", "lobar", "hind", "level", "cast"
 ]
 
-STUDY_PERCENT: Final[dict[str, tuple[float, ...]]] = {
-    # RSNA-like: study any 40 %; subtype shares keep the published slice ratios.
-    "rsna": (2.0, 17.0, 13.0, 16.0, 15.0, 40.0),
-    "natural": (0.3, 2.0, 0.9, 1.8, 2.6, 6.0),
-    "balanced": (14.0, 20.0, 16.0, 20.0, 20.0, 50.0),
+# Mixes beside the profiles' own. "rsna" has 40 % positive studies; its subtypes keep the published ratios of slices.
+# "natural" is an emergency department's. "balanced" shows every subtype often.
+STUDY_PERCENT: Final[dict[str, Percent]] = {
+    "rsna": {
+        "epidural": 2,
+        "intraparenchymal": 17,
+        "intraventricular": 13,
+        "subarachnoid": 16,
+        "subdural": 15,
+        "any": 40,
+    },
+    "natural": {
+        "epidural": 0.3,
+        "intraparenchymal": 2,
+        "intraventricular": 0.9,
+        "subarachnoid": 1.8,
+        "subdural": 2.6,
+        "any": 6,
+    },
+    "balanced": {
+        "epidural": 14,
+        "intraparenchymal": 20,
+        "intraventricular": 16,
+        "subarachnoid": 20,
+        "subdural": 20,
+        "any": 50,
+    },
+}
+
+# The published means are averaged over partial volumes. Thin lesions lose most by it, so their cores are densest.
+_CORE_ABOVE_MEAN_HU: Final = {
+    "epidural": 4,
+    "intraparenchymal": 8,
+    "intraventricular": 12,
+    "subarachnoid": 16,
+    "subdural": 6,
 }
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One bleed. hu: of its core; ml: its volume before anything is averaged; edema_mm: rim of a parenchymal bleed."""
+    """One bleed in head space.
+
+    `ml`: its volume before anything is averaged. `hu`: of its core. `edema_mm`: width of the dark rim around a
+    parenchymal bleed. `flatness`: stretches the shape along one axis, about 1.
+    """
 
     subtype: str
     style: Style
@@ -39,31 +75,53 @@ class Lesion:
     flatness: float = 0.3
 
 
-def percent_of(prevalence: Prevalence, patients: Patients) -> tuple[float, ...]:
-    """Percent of studies by label, RSNA order."""
+def percent_of(prevalence: Prevalence, patients: Patients) -> Percent:
+    """Looks up the percent of studies, by label."""
     return patients.percent if prevalence == "profile" else STUDY_PERCENT[prevalence]
 
 
 def draw_lesions(
-    random: np.random.Generator, percent: tuple[float, ...], chronic: float, difficulty: float
+    random: np.random.Generator, percent: Percent, chronic: float, difficulty: float
 ) -> tuple[Lesion, ...]:
-    """The bleeds of one study, none for a negative one."""
-    positive = random.random() < percent[-1] / 100
-    chosen = _draw_set(random, percent)
+    """Draws the bleeds of one study.
+
+    Args:
+        random: the patient's lesion stream.
+        percent: of studies, by label.
+        chronic: share of subdural bleeds that are chronic, and so dark.
+        difficulty: below 1 larger and brighter bleeds, above 1 smaller and fainter ones.
+
+    Returns:
+        The bleeds, subtype by subtype, the largest of each first; none for a negative study.
+    """
+    positive = random.random() < percent["any"] / 100
+    # Drawn for a negative study too: a change of prevalence must not change the positive patients.
+    subtypes = _draw_set(random, percent)
     if not positive:
         return ()
-    lesions: list[Lesion] = []
-    for subtype in chosen:
-        lesions.extend(_of_subtype(random, subtype, chronic, difficulty))
-    return tuple(lesions)
+    return tuple(lesion for subtype in subtypes for lesion in _of_subtype(random, subtype, chronic, difficulty))
 
 
-def set_weights(percent: tuple[float, ...]) -> dict[tuple[str, ...], float]:
-    """Weights of the published subtype sets, tilted so that each subtype's share of positives comes out as asked.
+def set_weights(percent: Percent) -> dict[tuple[str, ...], float]:
+    """Computes weights of the published sets of subtypes, so that each subtype has its share of the positive studies.
 
-    Iterative scaling: each set's weight is multiplied by a factor of each of its subtypes until the shares agree.
+    Each set's weight is multiplied by a factor of each of its subtypes until the shares agree. Source: iterative
+    proportional fitting, Deming and Stephan, Ann. Math. Statist. 11 (1940).
+
+    Args:
+        percent: of studies, by label.
+
+    Returns:
+        Weights by set, with sum 1.
     """
-    target = {name: min(0.98, percent[i] / percent[-1]) for i, name in enumerate(SUBTYPES)}
+    return _fit_weights(tuple(percent[label] for label in LABELS))
+
+
+@cache  # a tenth of a second of work, and every study of a site asks for the same
+def _fit_weights(percents: tuple[float, ...]) -> dict[tuple[str, ...], float]:
+    """`percents`: in the order of LABELS, because a mapping cannot be the key of a cache."""
+    percent = dict(zip(LABELS, percents, strict=True))
+    target = {name: min(0.98, percent[name] / percent["any"]) for name in SUBTYPES}
     factor = dict.fromkeys(SUBTYPES, 1.0)
     weights: dict[tuple[str, ...], float] = {}
     for _ in range(200):
@@ -76,15 +134,8 @@ def set_weights(percent: tuple[float, ...]) -> dict[tuple[str, ...], float]:
     return weights
 
 
-_WEIGHTS: dict[tuple[float, ...], dict[tuple[str, ...], float]] = {}
-
-
-def _draw_set(random: np.random.Generator, percent: tuple[float, ...]) -> tuple[str, ...]:
-    if len(percent) != len(LABELS):
-        raise ValueError(f"expected one share for each of {len(LABELS)} labels, got {len(percent)}")
-    if percent not in _WEIGHTS:
-        _WEIGHTS[percent] = set_weights(percent)
-    weights = _WEIGHTS[percent]
+def _draw_set(random: np.random.Generator, percent: Percent) -> tuple[str, ...]:
+    weights = set_weights(percent)
     edges = np.cumsum(list(weights.values()))
     return list(weights)[int(np.searchsorted(edges, random.random() * edges[-1] * (1 - 1e-12)))]
 
@@ -96,10 +147,10 @@ def _of_subtype(random: np.random.Generator, subtype: str, chronic: float, diffi
     mean_hu = draw_hu(random, subtype)
     if subtype == "subdural" and random.random() < chronic:
         mean_hu = float(random.uniform(14, 38))
-    found = []
+    lesions = []
     for rank, ml in enumerate(volumes):
         style, center = _place(random, subtype, side, ml, rank)
-        found.append(
+        lesions.append(
             Lesion(
                 subtype,
                 style,
@@ -110,30 +161,29 @@ def _of_subtype(random: np.random.Generator, subtype: str, chronic: float, diffi
                 flatness=float(random.uniform(0.8, 1.25)),
             )
         )
-    return found
+    return lesions
 
 
 def _eased_ml(ml: float, difficulty: float, rank: int) -> float:
+    # An easy study shows at least one bleed of a size that cannot be overlooked.
     floor = 10.0 * max(0.0, 1.0 - difficulty) if rank == 0 else 0.0
     return float(min(140.0, max(ml * difficulty**-0.8, floor)))
 
 
 def _core_hu(subtype: str, mean_hu: float, difficulty: float) -> float:
-    """The published means are partial-volume averaged; thin lesions lose most, so their cores are densest."""
-    lost = {"epidural": 4, "intraparenchymal": 8, "intraventricular": 12, "subarachnoid": 16, "subdural": 6}[subtype]
-    core = mean_hu + lost
-    away = 34.0
-    if difficulty < 1 and abs(core - away) < 40:
-        core = away + max(core - away, 12.0) * (1 + 1.0 * (1 - difficulty))
+    core = mean_hu + _CORE_ABOVE_MEAN_HU[subtype]
+    brain = 34.0
+    if difficulty < 1 and abs(core - brain) < 40:
+        core = brain + max(core - brain, 12.0) * (1 + 1.0 * (1 - difficulty))
     elif difficulty > 1:
-        core = away + (core - away) / difficulty
+        core = brain + (core - brain) / difficulty
     return float(np.clip(core, 8.0, 95.0))
 
 
 def _place(
     random: np.random.Generator, subtype: str, side: float, ml: float, rank: int
 ) -> tuple[Style, tuple[float, float, float]]:
-    if rank and random.random() < 0.35:
+    if rank and random.random() < 0.35:  # further bleeds may lie on the other side
         side = -side
     jitter = random.normal(0, 1, 3)
     match subtype:

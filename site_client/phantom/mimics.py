@@ -1,4 +1,4 @@
-"""What looks like blood and is not: calcium, dense vessels, tumors, infarcts, operations, injuries without a bleed.
+"""Mimics of blood: calcium, dense vessels, tumors, infarcts, operations, injuries without a bleed.
 
 Drawn from the patient's mimics stream, for positives and negatives alike, so that density alone never tells.
 """
@@ -36,6 +36,7 @@ Kind = Literal[
     "craniotomy",
     "clip",
 ]
+# One of these at most, with chance `Patients.mimics`; the others have chances of their own.
 RARE: tuple[Kind, ...] = (
     "dense_artery",
     "dense_sinus",
@@ -52,6 +53,8 @@ RARE: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class Mimic:
+    """One look-alike. `hu`: of its core, or, for an infarct, the change of HU."""
+
     kind: Kind
     center_mm: tuple[float, float, float]
     size_mm: float
@@ -61,42 +64,46 @@ class Mimic:
 def draw_mimics(
     random: np.random.Generator, patients: Patients, age: float, lesions: tuple[Lesion, ...]
 ) -> tuple[Mimic, ...]:
-    """One patient's mimics. An epidural bleed brings its fracture (80 %), which its lesion-free twin keeps."""
+    """Draws one patient's mimics. An epidural bleed brings its fracture (80 %), which its lesion-free twin keeps."""
     side = float(random.choice([-1.0, 1.0]))
     j = random.normal(0, 1, 8)
+    # All at once: one mimic's chance must not shift another one's numbers.
     chance = random.random(8)
+    # Calcium comes with age.
     grown = min(1.0, max(0.0, (age - 12) / 30))
-    found: list[Mimic] = []
+    mimics: list[Mimic] = []
     calcified = patients.calcification
     if chance[0] < 0.9 * grown:
-        found.append(Mimic("pineal", (0.8 * j[0], 28 + j[1], 2.0), 1.6 + abs(0.7 * j[2]), 90 + 70 * chance[1]))
+        mimics.append(Mimic("pineal", (0.8 * j[0], 28 + j[1], 2.0), 1.6 + abs(0.7 * j[2]), 90 + 70 * chance[1]))
     if chance[1] < 1.2 * calcified * grown:
-        found.append(Mimic("choroid", (24 + j[3], 40 + j[4], 9.0), 2.2 + abs(1.2 * j[5]), 90 + 150 * chance[2]))
+        mimics.append(Mimic("choroid", (24 + j[3], 40 + j[4], 9.0), 2.2 + abs(1.2 * j[5]), 90 + 150 * chance[2]))
     if chance[2] < 0.35 * calcified:
-        found.append(Mimic("ganglia", (21 + j[6], -4 + 2 * j[7], 2.0), 3 + abs(1.5 * j[0]), 60 + 50 * chance[3]))
+        mimics.append(Mimic("ganglia", (21 + j[6], -4 + 2 * j[7], 2.0), 3 + abs(1.5 * j[0]), 60 + 50 * chance[3]))
     if chance[3] < patients.mimics:
-        found.append(_rare(random, side))
+        mimics.append(_rare(random, side))
     if chance[4] < patients.infarct:
-        found.append(
+        mimics.append(
             Mimic("infarct", (side * 48, 4 + 18 * j[1], 16 + 12 * j[2]), 20 + 12 * chance[5], -6 - 8 * chance[6])
         )
     if chance[5] < patients.postoperative:
-        found.extend(_operation(random, side, chance[6] < 0.35))
+        mimics.extend(_operation(random, side, chance[6] < 0.35))
     if chance[6] < patients.metal:
-        found.append(Mimic("clip", (10 * j[3], -6 + 6 * j[4], -13.0), 1.6, 3000.0))
+        mimics.append(Mimic("clip", (10 * j[3], -6 + 6 * j[4], -13.0), 1.6, 3000.0))
     if chance[7] < patients.fracture:
-        found.append(Mimic("fracture", (side * 60, 10 + 25 * j[5], 15 + 15 * j[6]), 0.5 + 0.25 * abs(j[7]), -50.0))
+        mimics.append(Mimic("fracture", (side * 60, 10 + 25 * j[5], 15 + 15 * j[6]), 0.5 + 0.25 * abs(j[7]), -50.0))
+    # Drawn for every patient: a study with a bleed and its twin must read the same stream.
     broken = random.random()
     for lesion in lesions:
         if lesion.subtype == "epidural" and broken < 0.8:
-            found.append(Mimic("fracture", lesion.center_mm, 0.7, -50.0))
-            break
-    return tuple(found)
+            mimics.append(Mimic("fracture", lesion.center_mm, 0.7, -50.0))
+            break  # one blow, one fracture
+    return tuple(mimics)
 
 
 def _rare(random: np.random.Generator, side: float) -> Mimic:
     kind = RARE[int(random.integers(len(RARE)))]
     j = random.normal(0, 1, 3)
+    # One number places, sizes and shades the mimic: so the stream stays in step whatever kind was drawn.
     far = random.random()
     center = {
         "dense_artery": (side, 0.0, 0.0),
@@ -115,18 +122,19 @@ def _rare(random: np.random.Generator, side: float) -> Mimic:
 
 def _operation(random: np.random.Generator, side: float, shunted: bool) -> list[Mimic]:
     place = (side * 56, float(random.normal(-10, 22)), float(random.normal(28, 8)))
-    found = [Mimic("craniotomy", place, float(random.uniform(22, 34)), -60.0)]
+    traces = [Mimic("craniotomy", place, float(random.uniform(22, 34)), -60.0)]
     if random.random() < 0.5:
-        found.append(Mimic("gas", (side * 30, -62.0, 40.0), float(random.uniform(3, 7)), -900.0))
+        traces.append(Mimic("gas", (side * 30, -62.0, 40.0), float(random.uniform(3, 7)), -900.0))
     if shunted:
-        found.append(Mimic("shunt", (side * 13, 20.0, 18.0), 1.4, 320.0))
-    return found
+        traces.append(Mimic("shunt", (side * 13, 20.0, 18.0), 1.4, 320.0))
+    return traces
 
 
 def paint_brain(mimics: tuple[Mimic, ...], head: Head, points: Points, brain: Brain) -> None:
-    """Change the HU of brain points in place."""
+    """Changes the HU of brain points in place."""
     for mimic in mimics:
         if mimic.kind in _LOCAL:
+            # A few points instead of the whole brain.
             near = np.flatnonzero(_near(mimic, points))
             if len(near):
                 part = brain.part(near)
@@ -138,20 +146,24 @@ def paint_brain(mimics: tuple[Mimic, ...], head: Head, points: Points, brain: Br
 
 
 def _near(mimic: Mimic, points: Points) -> Mask:
-    """Points a local mimic can change, those of its mirror image included."""
+    """Marks the points that a local mimic can change, those of its mirror image included."""
     (x, y, z), (a, b, c) = points, mimic.center_mm
     reach = 2 * mimic.size_mm + 14
     return np.asarray((np.abs(np.abs(x) - abs(a)) < reach) & (np.abs(y - b) < reach) & (np.abs(z - c) < reach))
 
 
 def paint_skull(mimics: tuple[Mimic, ...], points: Points, depth: Floats, hu: Floats) -> None:
-    """Change the HU of scalp and skull in place: fractures, bone flaps, swellings under the skin."""
+    """Changes the HU of scalp and skull in place: fractures, bone flaps, swellings under the skin.
+
+    `depth`: f32, mm below the inner table, negative in skull and scalp.
+    """
     for mimic in mimics:
         if mimic.kind in ("fracture", "craniotomy", "scalp_hematoma"):
             away = _away(mimic, points)
             if mimic.kind == "scalp_hematoma":
                 hu[(away < 3.2 * mimic.size_mm) & (depth < 0) & (hu > -200) & (hu < 100)] = mimic.hu
                 continue
+            # Bone of the vault only: the face has no craniotomy.
             bone = (hu > 200) & (depth > -14) & (depth < 0)
             if mimic.kind == "fracture":
                 slanted = points[2] - mimic.center_mm[2] + 0.6 * (points[1] - mimic.center_mm[1])
@@ -162,7 +174,7 @@ def paint_skull(mimics: tuple[Mimic, ...], points: Points, depth: Floats, hu: Fl
 
 
 def _away(mimic: Mimic, points: Points) -> Floats:
-    """Distance to a mimic's center in mm."""
+    """Computes the distance to a mimic's center in mm."""
     (x, y, z), (a, b, c) = points, mimic.center_mm
     return np.asarray(np.sqrt((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2), dtype=np.float32)
 
@@ -173,7 +185,7 @@ def _spot(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
 
 
 def _pair(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """The same on both sides."""
+    """Paints the same spot on both sides."""
     x, y, z = points
     ragged = _away(mimic, (np.abs(x), y, z)) - mimic.size_mm
     brain.hu[ragged < 1.1 * head.tile.at(points, 1.6, 42)] = mimic.hu
@@ -185,7 +197,7 @@ def _plaque(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
 
 
 def _artery(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """A middle cerebral artery full of clot: a dense thread in the Sylvian fissure."""
+    """Paints a middle cerebral artery full of clot: a dense thread in the Sylvian fissure."""
     x, y, z = points
     along = x * np.float32(mimic.center_mm[0])
     thread = np.hypot(y + 8 + 2 * np.sin(along / 5), z + 13 - 0.28 * along) < 1.5
@@ -200,7 +212,7 @@ def _of_tissue(tissue: Tissue) -> "_Painter":
 
 
 def _contrast(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """Given contrast: bright sinuses, enhancing dura, arteries of the base on both sides, a warmer cortex."""
+    """Paints given contrast: bright sinuses and dura, arteries of the base on both sides, a warmer cortex."""
     x, y, z = points
     brain.hu[brain.tissue == Tissue.VEIN] = mimic.hu + 25
     brain.hu[brain.tissue == Tissue.DURA] = 70.0
@@ -216,9 +228,10 @@ def _meningioma(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
 
 
 def _infarct(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """A territory darker than it should be, gray and white alike."""
+    """Darkens a territory, gray and white matter alike."""
     reach = _away(mimic, points) - mimic.size_mm - 4 * head.tile.at(points, 8.0, 46)
     inside = (reach < 0) & (brain.tissue <= Tissue.NUCLEUS)
+    # Darkest in the middle, fading to the rim of the territory.
     brain.hu[inside] += np.maximum(mimic.hu, 0.8 * reach[inside]).astype(np.float32)
 
 
@@ -230,13 +243,13 @@ def _shunt(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
 
 
 def _gas(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """Gas rises: a bubble under the frontal bone of a supine patient."""
+    """Paints a bubble under the frontal bone: gas rises, and the patient lies on the back."""
     x, y, _ = points
     brain.hu[(brain.gap_mm < mimic.size_mm) & (y < -55) & (x * np.sign(mimic.center_mm[0]) > 4)] = mimic.hu
 
 
 def _edema(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
-    """Diffuse swelling: dark brain beside fluid spaces that are gone, so that the rest looks like blood."""
+    """Paints diffuse swelling: dark brain beside lost fluid spaces, so that the rest looks like blood."""
     brain.hu[brain.tissue <= Tissue.NUCLEUS] -= 7.0
     brain.hu[(brain.tissue == Tissue.FLUID) & (points[2] < 10)] = 33.0
 
@@ -246,6 +259,7 @@ def _cyst(mimic: Mimic, head: Head, points: Points, brain: Brain) -> None:
 
 
 _Painter = Callable[[Mimic, Head, Points, Brain], None]
+# Mimics within a few centimeters.
 _LOCAL: dict[Kind, _Painter] = {
     "pineal": _spot,
     "colloid": _spot,
@@ -257,6 +271,7 @@ _LOCAL: dict[Kind, _Painter] = {
     "infarct": _infarct,
     "cyst": _cyst,
 }
+# Mimics that reach far, and so see the whole brain.
 _SPREAD: dict[Kind, _Painter] = {
     "dense_artery": _artery,
     "dense_sinus": _of_tissue(Tissue.VEIN),
@@ -269,5 +284,5 @@ _SPREAD: dict[Kind, _Painter] = {
 
 
 def clips_of(mimics: tuple[Mimic, ...]) -> tuple[Mimic, ...]:
-    """Those of metal, which streak."""
+    """Selects the mimics of metal, which streak."""
     return tuple(m for m in mimics if m.kind == "clip")

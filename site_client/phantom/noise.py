@@ -27,6 +27,8 @@ class NoiseTile:
 
     @classmethod
     def draw(cls, random: np.random.Generator) -> "NoiseTile":
+        """Draws a tile."""
+        # Half the cells, then doubled: filtering the full tile would cost eight times as much.
         white = random.standard_normal((COARSE, COARSE, COARSE), dtype=np.float32)
         smooth = ndimage.gaussian_filter(white, TILE_SIGMA / 2, mode="wrap", truncate=3.0)
         smooth /= smooth.std()
@@ -35,7 +37,16 @@ class NoiseTile:
         return cls(np.ascontiguousarray(smooth, dtype=np.float32).ravel())
 
     def at(self, points: tuple[Floats, Floats, Floats], sigma_mm: float, number: int) -> Floats:
-        """The field `number`, smoothed as by a Gaussian of `sigma_mm`, at `points` (x, y, z in mm)."""
+        """Reads the field `number`, smoothed as by a Gaussian of `sigma_mm`.
+
+        Args:
+            points: x, y, z in mm, three arrays of one shape.
+            sigma_mm: smoothness of the field.
+            number: of the field; another number gives another field.
+
+        Returns:
+            f32 of the shape of x.
+        """
         scale = np.float32(TILE_SIGMA / sigma_mm)
         # The cast below truncates toward zero: a shift of many periods keeps every coordinate positive.
         shift = (np.array([19.3, 31.9, 47.1]) * number) % TILE + 64 * TILE
@@ -49,12 +60,12 @@ class NoiseTile:
 
 
 def sheet_distance(field: Floats, sigma_mm: float) -> Floats:
-    """About the distance in mm to the zero sheets of a field of `sigma_mm`: |n| over its mean gradient 1.13 / sigma."""
+    """Approximates the distance in mm to the zero sheets of a field: |n| over its mean gradient 1.13 / sigma."""
     return np.abs(field) * np.float32(sigma_mm / 1.13)
 
 
 def _doubled(values: Floats, axis: int) -> Floats:
-    """Twice as many cells along a periodic axis, the new ones halfway between their neighbors."""
+    """Doubles the cells along a periodic axis, the new ones halfway between their neighbors."""
     between = (values + np.roll(values, -1, axis)) / 2
     shape = list(values.shape)
     shape[axis] *= 2

@@ -1,21 +1,26 @@
-"""Six sites: who their patients are and what scanner they have.
+"""Six sites: their patients and their scanners.
 
 Shares are percent of studies and overlap. Within a site the header carries no label information: everything about the
 scanner is drawn from the physics and header streams, which know nothing of the lesion.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Kernel = Literal["smooth", "standard", "sharp", "new"]
 ProfileName = Literal["T", "S", "N", "C", "R", "U"]
+Percent = Mapping[str, float]  # of studies, by label; a study counts under each of its labels
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Who comes. `percent` of studies by subtype (RSNA order, `any` last); age as (share, median, spread) groups."""
+    """The patients of a site. `percent`: of studies, by label. `ages`: groups of (share, median, spread) in years.
 
-    percent: tuple[float, ...]
+    The other figures are shares of patients or, for `motion`, of studies; `mimics` is the chance of one rare mimic.
+    """
+
+    percent: Percent
     ages: tuple[tuple[float, float, float], ...]
     mimics: float
     fracture: float = 0.02
@@ -29,10 +34,12 @@ class Patients:
 
 @dataclass(frozen=True)
 class Scanner:
-    """What takes the images, and the family of its headers.
+    """A scanner and the family of its headers.
 
-    thickness_mm: one value, or (base, vertex) for two blocks; padding: the stored value outside the reconstruction
-    circle, None for none; padding_tag: whether the header declares it; wrapped: share of studies with 12-bit overflow.
+    `thickness_mm`: one value, or (base, vertex) for two blocks. `tilt_deg`: lowest and highest gantry tilt. `padding`:
+    the stored value outside the reconstruction circle, None for none; `padding_tag`: whether the header declares it.
+    `window`: centers and widths in HU. `wrapped`: share of studies with 12-bit overflow. `compressed`: share of series
+    that an archive has compressed.
     """
 
     kernel: Kernel
@@ -55,6 +62,8 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Profile:
+    """A site. `label_noise`: share of positive slices that differ. `study_labels_only`: share of studies."""
+
     name: str
     patients: Patients
     scanner: Scanner
@@ -65,6 +74,7 @@ class Profile:
 def _signed16(
     kernel: Kernel, noise: float, thickness: tuple[float, ...], tilt: tuple[float, float], intercept: int, padding: int
 ) -> Scanner:
+    # Each intercept stands for one vendor's habits.
     names = {-1024: ("Alpine Imaging", "H41s"), 0: ("Meridian Medical", "STD+"), -1000: ("Nova CT", "Hr40")}
     manufacturer, kernel_name = names[intercept]
     return Scanner(
@@ -115,36 +125,102 @@ def _unsigned12(
 
 
 PROFILES: Final[dict[str, Profile]] = {
-    "T": Profile(
+    "T": Profile(  # a trauma center
         "T",
-        Patients((6, 12, 4, 14, 18, 35), ((1.0, 38, 17),), mimics=0.35, fracture=0.2),
+        Patients(
+            {
+                "epidural": 6,
+                "intraparenchymal": 12,
+                "intraventricular": 4,
+                "subarachnoid": 14,
+                "subdural": 18,
+                "any": 35,
+            },
+            ((1.0, 38, 17),),
+            mimics=0.35,
+            fracture=0.2,
+        ),
         _signed16("sharp", 4.0, (2.5, 5.0), (8, 26), -1024, -2000),
     ),
-    "S": Profile(
+    "S": Profile(  # a stroke hub
         "S",
-        Patients((0.5, 18, 10, 6, 7, 30), ((1.0, 72, 10),), mimics=0.5, calcification=0.6, infarct=0.25),
+        Patients(
+            {
+                "epidural": 0.5,
+                "intraparenchymal": 18,
+                "intraventricular": 10,
+                "subarachnoid": 6,
+                "subdural": 7,
+                "any": 30,
+            },
+            ((1.0, 72, 10),),
+            mimics=0.5,
+            calcification=0.6,
+            infarct=0.25,
+        ),
         _unsigned12("smooth", 2.5, (5.0,), (0, 0), "Lumen Systems", "UB", implicit=True),
     ),
-    "N": Profile(
+    "N": Profile(  # a neurosurgical clinic
         "N",
-        Patients((2, 20, 24, 30, 14, 55), ((1.0, 55, 14),), mimics=0.4, postoperative=0.3, metal=0.2),
+        Patients(
+            {
+                "epidural": 2,
+                "intraparenchymal": 20,
+                "intraventricular": 24,
+                "subarachnoid": 30,
+                "subdural": 14,
+                "any": 55,
+            },
+            ((1.0, 55, 14),),
+            mimics=0.4,
+            postoperative=0.3,
+            metal=0.2,
+        ),
         _unsigned12("standard", 3.0, (1.25, 4.0), (0, 20), "Kepler Health", "H31f"),
     ),
-    "C": Profile(
+    "C": Profile(  # a community hospital
         "C",
-        Patients((0.3, 2, 0.8, 1.8, 2.5, 6), ((1.0, 60, 18),), mimics=0.4),
+        Patients(
+            {
+                "epidural": 0.3,
+                "intraparenchymal": 2,
+                "intraventricular": 0.8,
+                "subarachnoid": 1.8,
+                "subdural": 2.5,
+                "any": 6,
+            },
+            ((1.0, 60, 18),),
+            mimics=0.4,
+        ),
         _signed16("standard", 3.5, (5.0,), (0, 15), 0, -1500),
     ),
-    "R": Profile(
+    "R": Profile(  # a rural site with a mobile scanner
         "R",
-        Patients((0.5, 4, 1.5, 2.5, 4, 10), ((1.0, 58, 18),), mimics=0.35, motion=0.25),
+        Patients(
+            {
+                "epidural": 0.5,
+                "intraparenchymal": 4,
+                "intraventricular": 1.5,
+                "subarachnoid": 2.5,
+                "subdural": 4,
+                "any": 10,
+            },
+            ((1.0, 58, 18),),
+            mimics=0.35,
+            motion=0.25,
+        ),
         _unsigned12("smooth", 6.0, (7.0, 10.0), (10, 20), "Trailhead Mobile", "FC21", wrapped=0.15),
         label_noise=0.08,
         study_labels_only=0.5,
     ),
-    "U": Profile(
+    "U": Profile(  # unseen: a site that is never federated, with a quarter of children
         "U",
-        Patients((1, 6, 4, 5, 12, 20), ((0.25, 9, 5), (0.75, 78, 8)), mimics=0.4, chronic_subdural=0.6),
+        Patients(
+            {"epidural": 1, "intraparenchymal": 6, "intraventricular": 4, "subarachnoid": 5, "subdural": 12, "any": 20},
+            ((0.25, 9, 5), (0.75, 78, 8)),
+            mimics=0.4,
+            chronic_subdural=0.6,
+        ),
         _signed16("new", 3.0, (3.0,), (0, 0), -1000, -2000),
     ),
 }

@@ -1,4 +1,4 @@
-"""From tissue to image: how the scan is laid out, blur, noise, and what the table adds."""
+"""From tissue to image: layout of the scan, blur, noise, and the headrest."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,19 +8,27 @@ from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Kernel, Scanner
 
+# Sigma of the point spread.
 BLUR_MM: dict[Kernel, float] = {"smooth": 0.75, "standard": 0.6, "sharp": 0.42, "new": 0.5}
+# Sigma of the noise filter: CT noise is correlated over 1.5-2 px of 0.45 mm, and white noise is a give-away.
 NOISE_MM: dict[Kernel, float] = {"smooth": 0.62, "standard": 0.5, "sharp": 0.4, "new": 0.45}
-"""Gaussian sigma of the noise filter: CT noise is correlated over 1.5-2 px of 0.45 mm; white noise is a give-away."""
 
-LOWEST_MM, HIGHEST_MM = -60.0, 88.0
-PARTS_MM = 40.0
-"""Length of the thin base block where a scanner uses two thicknesses."""
+LOWEST_MM, HIGHEST_MM = -60.0, 88.0  # extent of a scan in head space
+PARTS_MM = 40.0  # length of the thin base block where a scanner uses two thicknesses
 
 
 def lay_out(
     random: np.random.Generator, scanner: Scanner, size_px: int, thickness_mm: float | None, head_mm: tuple[float, ...]
 ) -> Scan:
-    """A scan of the whole head on this scanner. `head_mm`: half extents of the inner skull."""
+    """Lays out a scan of the whole head.
+
+    Args:
+        random: the study's physics stream.
+        scanner: decides thickness and tilt.
+        size_px: rows and columns.
+        thickness_mm: in place of the scanner's own.
+        head_mm: half extents of the inner skull.
+    """
     thickness = _thicknesses(random, scanner, thickness_mm, head_mm[2])
     edges = np.concatenate([[0.0], np.cumsum(thickness)])
     start = LOWEST_MM + float(random.uniform(-4, 4))
@@ -28,6 +36,7 @@ def lay_out(
     tilt = -np.deg2rad(random.uniform(low, high)) if high else 0.0
     pixel_mm = float(random.uniform(225, 248)) / size_px
     room = 0.5 * pixel_mm * size_px - np.array([82.0, 105.0])
+    # The head must fit into the field of view wherever it lies.
     reach = np.clip(room, 1.0, 20.0)
     center = np.array([random.uniform(-1, 1) * reach[0], random.uniform(-1, 1) * reach[1], 0.0])
     center[1] += 2.0
@@ -58,7 +67,7 @@ def _thicknesses(
 
 
 def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rotation about x (nod), y (lean), z (turn), in that order."""
+    """Computes the rotation about x (nod), y (lean), z (turn), in that order."""
     (ca, cb, cc), (sa, sb, sc) = np.cos(angles), np.sin(angles)
     nod = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
     lean = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
@@ -67,7 +76,7 @@ def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def full_image(scan: Scan, scanner: Scanner, box: tuple[slice, slice], head: Floats) -> Floats:
-    """The box of the head set into the field of view, with the headrest under it."""
+    """Sets the box of the head, f32[T, h, w], into the field of view, f32[T, H, W], with the headrest under it."""
     image = np.full((scan.slices, scan.size_px, scan.size_px), -1000.0, dtype=np.float32)
     image[:, box[0], box[1]] = head
     rest = _headrest(scan)
@@ -85,13 +94,13 @@ def _headrest(scan: Scan) -> Floats:
 
 
 def blur(image: Floats, scan: Scan, kernel: Kernel) -> Floats:
-    """The kernel's point spread in the plane, never below what the pixel grid itself does."""
+    """Applies the kernel's point spread in the plane to f32[T, H, W], at least that of the pixel grid itself."""
     sigma = max(0.45, BLUR_MM[kernel] / scan.pixel_mm)
     return np.asarray(ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=3.0), dtype=np.float32)
 
 
 def add_noise(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan, scanner: Scanner) -> Floats:
-    """Correlated noise of the scanner's level, rising to the rim, more where bone takes the photons."""
+    """Adds correlated noise to f32[T, H, W], rising to the rim and with the bone that takes the photons."""
     white = random.standard_normal(image.shape, dtype=np.float32)
     sigma = NOISE_MM[scanner.kernel] / min(scan.pixel_mm, 0.6)
     noise = ndimage.gaussian_filter(white, (0, sigma, sigma), truncate=3.0)
@@ -99,6 +108,7 @@ def add_noise(random: np.random.Generator, image: Floats, bone: Floats, scan: Sc
     pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm / 100
     radial = 0.9 + 0.2 * (pixels[:, None] ** 2 + pixels[None, :] ** 2)
     dense = (bone[:, ::4, ::4] > 300).mean(axis=(1, 2))
+    # Noise falls with the square root of the photons, and so of the thickness.
     thin = np.sqrt(5.0 / np.clip(scan.thickness_mm, 2.5, 10))
     level = scanner.noise_hu * thin * (0.85 + 2.5 * np.minimum(dense, 0.12))
     noise *= level[:, None, None].astype(np.float32) * radial[None].astype(np.float32)

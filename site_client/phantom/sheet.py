@@ -2,8 +2,8 @@
 
 python -m site_client.phantom.sheet --out docs/phantom/contact_sheet.png
 
-Rows: the five bleeds in label order, then the sites T, S, N, C, R, U. Columns: three levels or the bleed's largest
-slice and its neighbors, each in the brain window; then the middle one in the subdural and the bone window.
+Rows: the five bleeds in label order, then the sites T, S, N, C, R, U. Columns: three levels, or the bleed's largest
+slice and its neighbors, in the brain window; then the middle one in the subdural and the bone window.
 """
 
 import struct
@@ -22,6 +22,7 @@ from site_client.phantom.streams import PhantomStreams
 from site_client.phantom.study import Study, Wishes, make_study
 
 Gray = npt.NDArray[np.uint8]
+# Center and width in HU.
 WINDOWS = {"brain": (40, 80), "subdural": (80, 200), "bone": (600, 2800)}
 WISHES = Wishes(prevalence="balanced")
 SHOWN_ML = 3.0
@@ -29,13 +30,13 @@ LEVELS_MM = (-28.0, 10.0, 42.0)
 
 
 def window(image: Floats, name: str) -> Gray:
-    """HU f32[H, W] to gray uint8[H, W] through one of WINDOWS (center, width)."""
+    """Converts HU f32[H, W] to gray uint8[H, W] through one of WINDOWS."""
     center, width = WINDOWS[name]
     return np.asarray(np.clip((image - center + width / 2) / width * 255, 0, 255).astype(np.uint8))
 
 
 def png_bytes(gray: Gray) -> bytes:
-    """An 8-bit grayscale PNG (ISO/IEC 15948) of uint8[H, W]."""
+    """Encodes uint8[H, W] as an 8-bit grayscale PNG (ISO/IEC 15948)."""
     height, width = gray.shape
     rows = b"".join(b"\0" + row.tobytes() for row in gray)
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -44,7 +45,7 @@ def png_bytes(gray: Gray) -> bytes:
 
 
 def contact_sheet(seed: int) -> Gray:
-    """The whole sheet, uint8[11 * 256, 5 * 256]."""
+    """Draws the whole sheet, uint8[11 * 256, 5 * 256]."""
     rows = [_bleed_row(subtype, index, seed) for index, subtype in enumerate(SUBTYPES)]
     rows += [_site_row(name, seed) for name in PROFILES]
     return np.vstack(rows)
@@ -55,7 +56,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _bleed_row(subtype: str, index: int, seed: int) -> Gray:
-    study = _study("S", seed, _first_with(subtype, seed))
+    study = _study("S", seed, first_with(subtype, seed))
     largest = int(study.truth.ml[:, index].argmax())
     last = study.scan.slices - 1
     return _row(study, [max(0, largest - 1), largest, min(last, largest + 1)])
@@ -72,9 +73,10 @@ def _row(study: Study, slices: list[int]) -> Gray:
     return np.hstack(shown)
 
 
-def _first_with(subtype: str, seed: int) -> int:
-    """The first stroke-hub patient whose bleeds of this kind alone hold enough to be seen."""
+def first_with(subtype: str, seed: int) -> int:
+    """Finds the first patient of the stroke hub with bleeds of this subtype only, large enough to be seen."""
     index = 0
+    # The lesion stream alone is read: many patients are tried, and one is drawn.
     while True:
         random = PhantomStreams.of("S", seed, index).generator("lesion")
         lesions = draw_lesions(random, STUDY_PERCENT["balanced"], PROFILES["S"].patients.chronic_subdural, 1.0)

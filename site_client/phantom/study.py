@@ -16,12 +16,12 @@ from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Patients, Scanner
 from site_client.phantom.scanner import add_noise, blur, full_image, lay_out
 from site_client.phantom.streams import PhantomStreams
-from site_client.phantom.truth import Truth, judge
+from site_client.phantom.truth import Truth, truth_of
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the caller asks of every study."""
+    """Options of every study of a set."""
 
     size_px: int = 256
     thickness_mm: float | None = None
@@ -31,7 +31,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Study:
-    """image: HU f32[T, H, W] as the scanner reconstructs it, before quantization; truth: what is really there."""
+    """One study. `image`: HU f32[T, H, W] as reconstructed, before quantization. `truth`: of its bleeds."""
 
     scan: Scan
     age: float
@@ -45,8 +45,8 @@ class Study:
 class Matter:
     """A scan's slices before any physics, f32[T, h, w] of the lattice's box.
 
-    hu: everything; bone: what hardens a beam, HU above water outside the brain, which no bleed changes; brain: share of
-    a pixel's thickness inside the skull; subtype: lesion map uint8[S, h, w] of the lattice.
+    `hu`: of everything. `bone`: HU above water outside the brain, which hardens a beam and which no bleed changes.
+    `brain`: share of a pixel's thickness inside the skull. `subtype`: lesion map uint8[S, h, w] of the lattice.
     """
 
     hu: Floats
@@ -64,10 +64,17 @@ def make_study(
     days: int = 0,
     lesion_free: bool = False,
 ) -> Study:
-    """Make one study. Anatomy, lesion and mimics come from the patient's streams, all else from the study's own.
+    """Makes one study.
 
-    `days` ages the bleeds since the patient's first study; `lesion_free` makes the study's twin: the same in everything
-    but the lesion. What a bleed leaves on bone (its fracture) and in the width of the ventricles, the twin keeps.
+    Args:
+        streams: of the study; everything comes from them but anatomy, lesion and mimics.
+        patient: streams of the patient's first study.
+        patients: of the site.
+        scanner: takes the images.
+        wishes: options of the set.
+        days: since the patient's first study; they age the bleeds.
+        lesion_free: makes the study's twin, which is the same in everything but the lesion. The twin keeps the fracture
+            that came with a bleed, and the width of the ventricles.
     """
     anatomy = patient.generator("anatomy")
     age = draw_age(anatomy, patients)
@@ -77,15 +84,18 @@ def make_study(
         patients.chronic_subdural,
         wishes.difficulty,
     )
+    # By the drawn lesions, also for a twin: the width of the ventricles must not tell the twin from its study.
     head = _swollen(Head.draw(anatomy, age), drawn)
     mimics = draw_mimics(patient.generator("mimics"), _eased(patients, wishes.difficulty), age, drawn)
     lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in drawn)
+    # From here on the study's own streams: another scanner must not change the patient.
     physics = streams.generator("physics")
     scan = lay_out(physics, scanner, wishes.size_px, wishes.thickness_mm, head.half_mm)
     lattice = Lattice.of(scan)
     matter = _fill(head, lesions, mimics, lattice)
     image = blur(full_image(scan, scanner, lattice.box, matter.hu), scan, scanner.kernel)
-    truth = judge(scan, lattice, matter.subtype, image, matter.brain)
+    # Before noise and artifacts: a label must not depend on chance.
+    truth = truth_of(scan, lattice, matter.subtype, image, matter.brain)
     accidents = streams.generator("accidents")
     bone = np.zeros(image.shape, dtype=np.float32)
     bone[:, lattice.box[0], lattice.box[1]] = matter.bone
@@ -99,33 +109,35 @@ def make_study(
 
 
 def _eased(patients: Patients, difficulty: float) -> Patients:
-    """Easy sets have fewer look-alikes, as they have larger bleeds."""
+    """Lowers the share of mimics in easy sets, which have larger bleeds as well."""
     return replace(patients, mimics=patients.mimics * min(1.0, difficulty))
 
 
 def _aged(lesion: Lesion, days: int) -> Lesion:
-    """Clots lose about 1 HU a day, down to chronic blood."""
+    """Ages a clot, which loses about 1 HU a day, down to chronic blood."""
+    # A bleed that was chronic from the start stays as dark as it is.
     return replace(lesion, hu=max(min(lesion.hu, 18.0), lesion.hu - 1.1 * days))
 
 
 def draw_age(random: np.random.Generator, patients: Patients) -> float:
-    """Age in years: one of the profile's groups, normal within it."""
+    """Draws an age in years: one of the profile's groups, and a normal distribution within it."""
     edges = np.cumsum([share for share, _, _ in patients.ages])
     _, median, spread = patients.ages[int(np.searchsorted(edges, random.random() * edges[-1] * (1 - 1e-12)))]
     return float(np.clip(random.normal(median, spread), 1.0, 98.0))
 
 
 def _swollen(head: Head, lesions: tuple[Lesion, ...]) -> Head:
-    """Blood in the ventricles widens them: at least enough to hold it."""
+    """Widens the ventricles at least enough to hold the blood in them."""
     inside = sum(lesion.ml for lesion in lesions if lesion.subtype == "intraventricular")
     return replace(head, ventricles=max(head.ventricles, float(np.sqrt(inside / 16.0))))
 
 
 def _fill(head: Head, lesions: tuple[Lesion, ...], mimics: tuple[Mimic, ...], lattice: Lattice) -> Matter:
-    """Ask the anatomy at every point of the lattice, slab by slab; then let the bleeds grow through the whole brain."""
+    """Asks the anatomy at every point of the lattice, slab by slab, then lets the bleeds grow in the whole brain."""
     hu = np.empty(lattice.x.shape, dtype=np.float32)
     cavity = np.empty(lattice.x.shape, dtype=np.bool_)
     brains: list[Brain] = []
+    # Slabs keep the temporary arrays in the processor's cache.
     for slab in lattice.slabs():
         points = (lattice.x[slab], lattice.y[slab], lattice.z[slab])
         shell = shell_at(head, points)
@@ -135,8 +147,10 @@ def _fill(head: Head, lesions: tuple[Lesion, ...], mimics: tuple[Mimic, ...], la
         gap = shell.gap[here]
         x, y, z = (axis[here] for axis in points)
         moved = shift_points(lesions, (x, y, z), gap)
+        # The brain is painted at the places from which its tissue was pushed.
         brains.append(brain_at(head, moved, gap))
         paint_brain(mimics, head, moved, brains[-1])
+    # Before the bleeds grow: blood must not harden the beam, or the image would tell of it far away.
     bone = lattice.averaged(np.where(cavity, np.float32(0), np.maximum(hu, 0)))
     inside = np.flatnonzero(cavity.ravel())
     x, y, z = (axis.ravel()[inside] for axis in (lattice.x, lattice.y, lattice.z))

@@ -1,11 +1,12 @@
-"""One round's job at a site: judge the base model, train from it, hand over the update. The heart of the worker."""
+"""One round's job at a site: evaluate the base model, train it on, hand over the update. The heart of the worker."""
 
 import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from typing import Final
 
 import structlog
 import torch
@@ -24,238 +25,269 @@ from site_client.model.network import Network
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
 from site_client.records import Histograms
 from site_client.spool import Job, TrainerSide, Update, histograms_of
-from site_client.trainer.worker_messages import Tell, WorkerMessage, job_folder
+from site_client.trainer.job_folders import job_folder
+from site_client.trainer.worker_messages import SendMessage, WorkerMessage
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.loop import Stopped, TrainingPosition, TrainingProgress, train
-from site_client.training.ranks import Ranks
+from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import slice_histograms
 from site_client.training.streams import RandomStreams
 
 _log = structlog.get_logger()
+_DATASET_FILE: Final = "dataset"  # in the job's folder: the hash of the dataset that the job began with
+
+RankProcesses = Callable[[], AbstractContextManager[None]]
 
 
 def scan(settings: SiteSettings) -> int:
-    """Brings the catalog up to date; the number of studies that could be trained on."""
+    """Brings the catalog up to date.
+
+    Returns:
+        The number of studies that a job could train on.
+
+    Raises:
+        IngestError: the export or the catalog cannot be read.
+    """
     with closing(open_catalog(settings)) as catalog:
         report = catalog.scan(settings.folders.export, settings.folders.labels)
         _log.info("export scanned", **{key: value for key, value in report.as_json().items() if isinstance(value, int)})
         return len(catalog.dataset().studies)
 
 
-def carry_out(
-    settings: SiteSettings,
-    job: Job,
-    spool: TrainerSide,
-    tell: Tell,
-    stopping: Callable[[], bool],
-    gather: Callable[[], AbstractContextManager[None]],
-) -> Update:
-    """Does the job and delivers its update; `gather` has the other processes that `training.processes` asks for.
-
-    What this hospital cannot do is declined with its reason, which is an outcome. Raises Stopped after a checkpoint.
-    """
-    plan, base = _read(job)
-    declined = Update(job.run_id, job.round, job.base_model_digest, "declined", None, 0, 0.0, 0, False)
-    try:
-        net = _network(plan, base)
-        dataset = _dataset(settings, job)
-    except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
-        _log.error("job declined", error=str(error))
-        return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
-    if not dataset.studies:
-        return spool.deliver(replace(declined, reason="NO_LABELS"))
-    work = _prepare(settings, job, plan, dataset, tell, stopping)
-    needed = max(settings.policy.studies_min, plan.training.studies_min)
-    if len(work.split.training) < needed:
-        _log.info("job declined", expected_studies=needed, got=len(work.split.training))
-        return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
-    work.compute.place(net)
-    histograms = work.judge(net, tell, stopping)
-    if job.evaluation_only:
-        judged = replace(declined, outcome="evaluated", studies=len(work.split.training), histograms=histograms)
-        return spool.deliver(judged)
-    return _train(job, plan, base, net, work, histograms, spool, tell, stopping, gather)
-
-
-def help_out(settings: SiteSettings, job: Job, ranks: Ranks, stopping: Callable[[], bool]) -> None:
-    """What a process beside the first does: its share of the job's training, of studies that the first has prepared."""
-    plan, base = _read(job)
-    net = _network(plan, base)
-    compute, loader = _tools(settings, plan, ranks)
-    split, identity = ranks.first(_made_elsewhere)
-    work = _Work(split, loader, compute, job_folder(settings, job), identity)
-    work.train(compute.place(net), plan, lambda at: None, stopping)
-
-
-def _made_elsewhere() -> tuple[Split, CheckpointIdentity]:
-    raise AssertionError("only the first process makes it")
-
-
 @dataclass(frozen=True)
-class _Work:
-    """What judging and training share."""
+class PreparedStudies:
+    """The studies that could be read, split by patient, and the identity of every checkpoint made from them."""
 
     split: Split
-    loader: Loader
-    compute: Compute
-    folder: Path
     identity: CheckpointIdentity
-
-    def checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.folder, replace(self.identity, stage=stage))
 
     @property
     def count(self) -> int:
+        """Studies for training and validation together."""
         return len(self.split.training) + len(self.split.validation)
 
-    def judge(self, net: Network, tell: Tell, stopping: Callable[[], bool]) -> Histograms:
-        def report(done: int, of: int) -> None:
-            tell(WorkerMessage("SITE_PREPARING", 0, done, of, None, self.count))
 
-        stage = self.checkpoints("evaluate")
-        counts = slice_histograms(net, self.split.validation, self.loader, self.compute, stage, report, stopping)
+class JobInProgress:
+    """A job in the hands of one process: the verified plan, the base model, and the tools that training needs.
+
+    The worker calls `carry_out`. Each of its rank processes makes the same object and calls `train_share`.
+    """
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        job: Job,
+        stopping: Callable[[], bool],
+        send: SendMessage = lambda message: None,
+        ranks: Ranks = ONE,
+    ) -> None:
+        """Reads plan and base model from the job's folder.
+
+        Args:
+            settings: of this site.
+            job: from the spool. The agent has verified the plan's signature.
+            stopping: asked at every micro-batch; True ends the work after a checkpoint.
+            send: takes the messages about progress.
+            ranks: this process among those that share the training.
+
+        Raises:
+            TrainingFailed: plan or base model is not the one that job.json names.
+        """
+        self.settings, self.job, self.ranks = settings, job, ranks
+        self._stopping, self._send = stopping, send
+        self.plan = TrainingPlan.from_bytes(SignedPlan.FromString(job.plan_file.read_bytes()).plan)
+        self.base: Model = load_model(job.base_file)
+        # The spool is writable by the agent: the digests bind this job to the plan and the model that were announced.
+        if self.plan.digest != job.plan_digest or self.base.digest != job.base_model_digest:
+            raise TrainingFailed("expected the plan and base model that job.json names, got others; withdraw the job")
+
+    def carry_out(self, spool: TrainerSide, rank_processes: RankProcesses) -> Update:
+        """Does the job and delivers its update.
+
+        A job that this hospital cannot do is declined with its reason. That is an outcome and no error.
+
+        Args:
+            spool: receives the update.
+            rank_processes: starts the other processes of the training; they live inside its block.
+
+        Returns:
+            The update as it lies in the spool.
+
+        Raises:
+            Stopped: the worker has to end; a checkpoint is written.
+        """
+        declined = Update(
+            self.job.run_id, self.job.round, self.job.base_model_digest, "declined", None, 0, 0.0, 0, False
+        )
+        try:
+            net = self._network()
+            dataset = self._dataset()
+        except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
+            _log.error("job declined", error=str(error))
+            return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
+        if not dataset.studies:
+            return spool.deliver(replace(declined, reason="NO_LABELS"))
+        prepared = self._prepare(dataset)
+        needed = max(self.settings.policy.studies_min, self.plan.training.studies_min)
+        if len(prepared.split.training) < needed:
+            _log.info("job declined", expected_studies=needed, got=len(prepared.split.training))
+            return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
+        self._compute.place(net)
+        # Before training, which changes the weights in place: the histograms are of the base model.
+        histograms = self._evaluate(net, prepared)
+        if self.job.evaluation_only:
+            studies = len(prepared.split.training)
+            return spool.deliver(replace(declined, outcome="evaluated", studies=studies, histograms=histograms))
+        with rank_processes():
+            self.ranks.first(lambda: prepared)
+            position = self._train(net, prepared)
+        trained = self.base.manifest.flatten(weights_of(net))
+        delta, clipped = clip(trained - self.base.weights, self.plan.encoding.clip_norm)
+        update = Update(
+            run_id=self.job.run_id,
+            round=self.job.round,
+            base_model_digest=self.job.base_model_digest,
+            outcome="trained",
+            reason=None,
+            studies=len(prepared.split.training),
+            loss_sum=position.loss_sum,
+            example_count=position.position,
+            clipped=clipped,
+            histograms=histograms,
+        )
+        return spool.deliver(update, delta)
+
+    def train_share(self) -> None:
+        """Computes this rank's share of the training, on studies that the worker has prepared.
+
+        Raises:
+            RanksApart: the worker failed, or is at another step.
+            Stopped: the rank process has to end.
+        """
+
+        def leading_rank_only() -> PreparedStudies:
+            raise AssertionError("Ranks.first calls this in rank 0 only, and rank 0 calls carry_out")
+
+        net = self._network()
+        compute = self._compute  # before the exchange: it selects this rank's GPU
+        prepared = self.ranks.first(leading_rank_only)
+        self._train(compute.place(net), prepared)
+
+    # Made at their first use: a job that is declined needs neither a GPU nor a cache.
+
+    @cached_property
+    def _compute(self) -> Compute:
+        training = self.settings.training
+        return choose(training.device, training.threads, self.plan.inputs.image_size_px, self.ranks)
+
+    @cached_property
+    def _loader(self) -> Loader:
+        inputs, folder = self.plan.inputs, self.settings.folders.cache
+        cache_max_bytes = self.settings.training.cache_max_bytes
+        cache = StudyCache(folder, cache_max_bytes, inputs.image_size_px, inputs.slices_max, read_volume)
+        return Loader(cache, Augmentation(), self._compute.device, self.plan.training.slices_per_study)
+
+    def _network(self) -> Network:
+        """Builds the plan's network with the weights of the base model."""
+        net = build(self.plan.architecture, seed=0)
+        if manifest_of(net) != self.plan.manifest or self.base.manifest != self.plan.manifest:
+            raise TrainingFailed(
+                f"the plan's tensors are not those of {self.plan.architecture!r} in this version; update hemofed"
+            )
+        load_weights(net, self.base.manifest.unflatten(self.base.weights))
+        return net
+
+    def _dataset(self) -> Dataset:
+        """Scans the export when the job begins; after a crash, recalls the dataset that the job began with.
+
+        A resumed training must see the same studies: its checkpoint counts positions in their order.
+        """
+        pin = job_folder(self.settings, self.job) / _DATASET_FILE
+        with closing(open_catalog(self.settings)) as catalog:
+            if pin.exists():
+                return catalog.dataset(pin.read_text())
+            catalog.scan(self.settings.folders.export, self.settings.folders.labels)
+            dataset = catalog.dataset()
+        pin.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(pin, dataset.hash.encode())
+        return dataset
+
+    def _prepare(self, dataset: Dataset) -> PreparedStudies:
+        """Puts every study once through the image pipeline into the cache; leaves out what cannot be read."""
+        split = split_patients(dataset.studies, self.settings.training.validation_fraction)
+        split = Split(self._readable(split.training), self._readable(split.validation))
+        # Everything else that decides the numbers: a checkpoint of other circumstances is refused.
+        circumstances = {
+            "site": self.settings.name,
+            "plan": self.plan.digest.hex(),
+            "compute": self._compute.name,
+            "training": [study.study_key for study in split.training],
+            "validation": [study.study_key for study in split.validation],
+        }
+        identity = CheckpointIdentity(
+            stage="",
+            run_id=self.job.run_id.hex(),
+            round=self.job.round,
+            base_model_digest=self.job.base_model_digest.hex(),
+            dataset_hash=dataset.hash,
+            config_hash=hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest(),
+        )
+        return PreparedStudies(split, identity)
+
+    def _readable(self, studies: tuple[StudyRecord, ...]) -> tuple[StudyRecord, ...]:
+        readable = []
+        for number, study in enumerate(studies, 1):
+            if self._stopping():  # no checkpoint: the cache keeps what is prepared
+                raise Stopped
+            try:
+                self._loader.prepare(study)
+                readable.append(study)
+            except SeriesUnreadable as error:
+                # The code only: a traceback of DICOM code could quote a header.
+                _log.warning("study left out", study=study.study_key, code=error.code)
+            self._send(WorkerMessage("SITE_PREPARING", 0, number, len(studies), None, len(readable)))
+        return tuple(readable)
+
+    def _evaluate(self, net: Network, prepared: PreparedStudies) -> Histograms:
+        """Counts the base model's scores on the slices of the validation patients."""
+
+        def report(done: int, total: int) -> None:
+            self._send(WorkerMessage("SITE_PREPARING", 0, done, total, None, prepared.count))
+
+        checkpoints = self._checkpoints(prepared, "evaluate")
+        validation = prepared.split.validation
+        counts = slice_histograms(net, validation, self._loader, self._compute, checkpoints, report, self._stopping)
         return histograms_of(counts)
 
-    def train(
-        self, net: Network, plan: TrainingPlan, report: Callable[[TrainingProgress], None], stopping: Callable[[], bool]
-    ) -> TrainingPosition:
-        streams = RandomStreams(plan.run_id, self.identity.round, self.identity.config_hash)
-        loader, checkpoints = self.loader.for_training(net, self.split.training), self.checkpoints("train")
-        studies = self.split.training
-        return train(net, plan.training, studies, loader, streams, self.compute, checkpoints, report, stopping)
+    def _train(self, net: Network, prepared: PreparedStudies) -> TrainingPosition:
+        """Trains `net` in place, with the other ranks."""
 
+        def report(at: TrainingProgress) -> None:
+            percent = 100 * at.step // at.steps
+            self._send(WorkerMessage("SITE_TRAINING", percent, at.step, at.steps, at.loss, prepared.count))
 
-def _train(
-    job: Job,
-    plan: TrainingPlan,
-    base: Model,
-    net: Network,
-    work: _Work,
-    histograms: Histograms,
-    spool: TrainerSide,
-    tell: Tell,
-    stopping: Callable[[], bool],
-    gather: Callable[[], AbstractContextManager[None]],
-) -> Update:
-    def report(at: TrainingProgress) -> None:
-        tell(WorkerMessage("SITE_TRAINING", 100 * at.step // at.steps, at.step, at.steps, at.loss, work.count))
-
-    with gather():
-        work.compute.ranks.first(lambda: (work.split, work.identity))
-        place = work.train(net, plan, report, stopping)
-    trained = base.manifest.flatten(weights_of(net))
-    delta, clipped = clip(trained - base.weights, plan.encoding.clip_norm)
-    update = Update(
-        run_id=job.run_id,
-        round=job.round,
-        base_model_digest=job.base_model_digest,
-        outcome="trained",
-        reason=None,
-        studies=len(work.split.training),
-        loss_sum=place.loss_sum,
-        example_count=place.position,
-        clipped=clipped,
-        histograms=histograms,
-    )
-    return spool.deliver(update, delta)
-
-
-def _read(job: Job) -> tuple[TrainingPlan, Model]:
-    """The agent has verified the plan's signature; that these are the plan and the model it meant is checked here."""
-    plan = TrainingPlan.from_bytes(SignedPlan.FromString(job.plan_file.read_bytes()).plan)
-    base = load_model(job.base_file)
-    if plan.digest != job.plan_digest or base.digest != job.base_model_digest:
-        raise TrainingFailed("expected the plan and base model that job.json names, got others; withdraw the job")
-    return plan, base
-
-
-def _network(plan: TrainingPlan, base: Model) -> Network:
-    net = build(plan.architecture, seed=0)
-    if manifest_of(net) != plan.manifest or base.manifest != plan.manifest:
-        raise TrainingFailed(
-            f"the plan's tensors are not those of {plan.architecture!r} in this version; update hemofed"
+        # Every rank derives the same streams: they depend on run, round and circumstances, never on the process.
+        streams = RandomStreams(self.plan.run_id, prepared.identity.round, prepared.identity.config_hash)
+        return train(
+            net,
+            self.plan.training,
+            prepared.split.training,
+            self._loader.for_training(net, prepared.split.training),
+            streams,
+            self._compute,
+            self._checkpoints(prepared, "train"),
+            report,
+            self._stopping,
         )
-    load_weights(net, base.manifest.unflatten(base.weights))
-    return net
+
+    def _checkpoints(self, prepared: PreparedStudies, stage: str) -> Checkpoints:
+        return Checkpoints(job_folder(self.settings, self.job), replace(prepared.identity, stage=stage))
 
 
-def _dataset(settings: SiteSettings, job: Job) -> Dataset:
-    """The dataset this job began with, after a crash too; a fresh scan's when it begins."""
-    pin = job_folder(settings, job) / "dataset"
-    with closing(open_catalog(settings)) as catalog:
-        if pin.exists():
-            return catalog.dataset(pin.read_text())
-        catalog.scan(settings.folders.export, settings.folders.labels)
-        dataset = catalog.dataset()
-    pin.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(pin, dataset.hash.encode())
-    return dataset
-
-
-def _prepare(
-    settings: SiteSettings, job: Job, plan: TrainingPlan, dataset: Dataset, tell: Tell, stopping: Callable[[], bool]
-) -> _Work:
-    """Every study once through the image pipeline into the cache; what cannot be read is left out and counted."""
-    compute, loader = _tools(settings, plan, Ranks(0, settings.training.processes))
-    split = split_patients(dataset.studies, settings.training.validation_fraction)
-    readable = Split(
-        _readable(split.training, loader, tell, stopping), _readable(split.validation, loader, tell, stopping)
-    )
-    identity = CheckpointIdentity(
-        stage="",
-        run_id=job.run_id.hex(),
-        round=job.round,
-        base_model_digest=job.base_model_digest.hex(),
-        dataset_hash=dataset.hash,
-        config_hash=_config_hash(settings, plan, compute, readable),
-    )
-    return _Work(readable, loader, compute, job_folder(settings, job), identity)
-
-
-def _tools(settings: SiteSettings, plan: TrainingPlan, ranks: Ranks) -> tuple[Compute, Loader]:
-    compute = choose(settings.training.device, settings.training.threads, plan.inputs.image_size_px, ranks)
-    cache = StudyCache(
-        settings.folders.cache,
-        settings.training.cache_max_bytes,
-        plan.inputs.image_size_px,
-        plan.inputs.slices_max,
-        read_volume,
-    )
-    return compute, Loader(cache, Augmentation(), compute.device, plan.training.slices_per_study)
-
-
-def _readable(
-    studies: tuple[StudyRecord, ...], loader: Loader, tell: Tell, stopping: Callable[[], bool]
-) -> tuple[StudyRecord, ...]:
-    found = []
-    for number, study in enumerate(studies, 1):
-        if stopping():  # what is prepared stays in the cache
-            raise Stopped
-        try:
-            loader.prepare(study)
-            found.append(study)
-        except SeriesUnreadable as error:
-            _log.warning("study left out", study=study.study_key, code=error.code)
-        tell(WorkerMessage("SITE_PREPARING", 0, number, len(studies), None, len(found)))
-    return tuple(found)
-
-
-def _config_hash(settings: SiteSettings, plan: TrainingPlan, compute: Compute, split: Split) -> str:
-    """Over whatever else decides the numbers, so that a checkpoint of other circumstances is refused."""
-    parts = {
-        "site": settings.name,
-        "plan": plan.digest.hex(),
-        "compute": compute.name,
-        "training": [study.study_key for study in split.training],
-        "validation": [study.study_key for study in split.validation],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def one_thread_at_a_time() -> None:
-    """Inter-operator threads cannot be set twice in a process; the worker sets them once, first thing."""
+def limit_interop_threads() -> None:
+    """Limits inter-operator threads to one. torch allows this once in a process, before its first parallel work."""
     torch.set_num_interop_threads(1)

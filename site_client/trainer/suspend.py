@@ -1,9 +1,9 @@
-"""Stopping a worker where it is, and letting it go on. Its memory stays; its bits do not change.
+"""Suspending a worker and resuming it. A suspended worker keeps its memory, and its bits do not change.
 
-First it is asked (SIGUSR1): it stops itself between two micro-batches, holding nothing. One that has not done so after
-ASK_S is stopped by the kernel (SIGSTOP), with whatever it has in hand. SIGCONT ends both. A worker that is to be ended
-is told so first (SIGTERM) and then let go on, so that it can write its checkpoint. Processes that help a worker train
-stand still and go on with it.
+The service first asks with SIGUSR1. The worker then stops itself between two micro-batches, where it holds no lock and
+no file. If it has not stopped after ASK_S seconds, the kernel stops it in the middle of its work (SIGSTOP). SIGCONT
+ends both states. A worker that has to end gets SIGTERM first and SIGCONT after it, so that it can write its checkpoint.
+Rank processes are suspended and resumed together with their worker.
 """
 
 import os
@@ -15,71 +15,81 @@ from pathlib import Path
 from typing import Any, Final
 
 ASK_S: Final = 0.25
-_LOOK_S: Final = 0.01
+_POLL_S: Final = 0.01
 
 
 def suspend(process: "subprocess.Popen[Any]") -> float:
-    """Stops a worker; gives the seconds until it stood still. An ended one stands still."""
+    """Suspends a worker with its rank processes.
+
+    Returns:
+        Seconds until the last of them was suspended; 0 if the worker had ended or was suspended before.
+    """
     began = time.monotonic()
     if process.poll() is not None or is_suspended(process):
         return 0.0
-    process.send_signal(signal.SIGUSR1)  # not to its helpers: what they have in hand ends when it waits, or by SIGSTOP
+    # Not to its rank processes: they come to rest in the next exchange with the worker, or by SIGSTOP below.
+    process.send_signal(signal.SIGUSR1)
     while not is_suspended(process) and time.monotonic() - began < ASK_S:
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     if not is_suspended(process):
-        _tell(process, signal.SIGSTOP)
-        while not is_suspended(process):  # the kernel needs no consent
-            time.sleep(_LOOK_S)
+        _signal_family(process, signal.SIGSTOP)
+        while not is_suspended(process):  # SIGSTOP cannot be caught, so this ends
+            time.sleep(_POLL_S)
     return time.monotonic() - began
 
 
 def resume(process: "subprocess.Popen[Any]") -> None:
-    """Lets a worker go on, and makes it forget that it was asked to stop. Harmless when it was not."""
-    _tell(process, signal.SIGCONT)
+    """Resumes a worker, and makes it forget a request to stop. Nothing happens to a worker that runs."""
+    _signal_family(process, signal.SIGCONT)
 
 
 def is_suspended(process: "subprocess.Popen[Any]") -> bool:
-    """Whether all of it stands still or has ended."""
-    return all(_is_still(number) for number in family(process))
+    """Tells whether the worker and all its rank processes are suspended or have ended."""
+    return all(_stands_still(process_id) for process_id in family(process))
 
 
 def family(process: "subprocess.Popen[Any]") -> list[int]:
-    """The process ids of a worker and of those that help it train: its children (proc(5), task/tid/children)."""
+    """Lists the process ids of a worker and of its rank processes, which are its children.
+
+    Source: proc(5), /proc/pid/task/tid/children.
+    """
     try:
-        helpers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    except OSError:  # ended
-        helpers = []
-    return [process.pid, *map(int, helpers)]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:  # the worker has ended
+        children = []
+    return [process.pid, *map(int, children)]
 
 
-def _tell(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
-    if process.poll() is not None:  # its number may be somebody else's by now
+def _signal_family(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
+    # After the process was waited for, the kernel may give its number to a foreign process.
+    if process.poll() is not None:
         return
-    for one in family(process):
+    for process_id in family(process):
         with suppress(ProcessLookupError):
-            os.kill(one, number)
+            os.kill(process_id, number)
 
 
-def _is_still(number: int) -> bool:
-    """State T (stopped), Z or X in /proc/<pid>/stat, or no such process."""
+def _stands_still(process_id: int) -> bool:
+    """Reads state T or t (stopped), Z or X (ended) from /proc/pid/stat; a process without that file has ended."""
     try:
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return True
     return state in "TtZX"
 
 
 class PauseSignal:
-    """The worker's side: `answer` at every micro-batch stops this very process if it was asked to."""
+    """The worker's side of suspending: it notes the request and stops itself where `obey` is called."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         signal.signal(signal.SIGUSR1, lambda *_: self._set(True))
         signal.signal(signal.SIGCONT, lambda *_: self._set(False))
 
-    def answer(self) -> None:
-        if self._asked:
-            os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT
+    def obey(self) -> None:
+        """Stops this very process until SIGCONT if the service asked for it. Called at every micro-batch."""
+        if self._requested:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-    def _set(self, asked: bool) -> None:
-        self._asked = asked
+    def _set(self, requested: bool) -> None:
+        self._requested = requested

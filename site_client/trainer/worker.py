@@ -1,8 +1,9 @@
-"""The training child process: one scan or one job, then it ends. Only it decodes DICOM and imports torch.
+"""The worker: a child process of the service that does one scan or one job and ends. Only it decodes DICOM.
 
-It tells the service what it does in JSON lines on standard output, stops at the next micro-batch with a checkpoint on
-SIGTERM, stands still there on SIGUSR1 until SIGCONT, and dies with its parent, so that a killed service leaves nobody
-training. With `training.processes` it starts others like itself, which help it train and say nothing.
+It also is the only process that imports torch. It reports in JSON lines on standard output. SIGTERM ends it at the next
+micro-batch, after a checkpoint; SIGUSR1 suspends it there until SIGCONT. It dies with its parent, so that a killed
+service leaves no training behind. With `training.processes` it starts rank processes, which run this same file and send
+no messages.
 """
 
 import argparse
@@ -21,74 +22,81 @@ from site_client.spool import TrainerSide
 from site_client.trainer.suspend import PauseSignal
 from site_client.trainer.worker_messages import WorkerMessage, as_line
 
-STOPPED: Final = 3  # exit status: asked to stop, checkpoint written
-_NICE_LAST: Final = 19  # behind the service too, which on a busy machine must get its turn to pause this process
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOPPED: Final = 3  # exit status: the worker was asked to stop and has written a checkpoint
+_NICE_LAST: Final = 19  # lower than the service, which on a busy machine must get its turn to suspend this process
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N [--rank N])."""
+    """Parses the command line and exits with the status of the work.
+
+    python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N [--rank N])
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--scan", action="store_true")
     parser.add_argument("--run")
     parser.add_argument("--round", type=int)
-    parser.add_argument("--rank", type=int, default=0)  # 1 and up: helps the worker that is its parent
+    parser.add_argument("--rank", type=int, default=0)  # 1 and up: a rank process, whose parent is the worker
     arguments = parser.parse_args()
     _die_with(arguments.parent)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     status = _work(arguments)
-    if arguments.rank:  # whose end the worker watches: gloo's threads have been seen to abort an ordinary exit
+    if arguments.rank:
+        # Its exit status decides about the worker's, and gloo's threads have been seen to abort an ordinary exit.
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    asked: list[int] = []
-    bell = PauseSignal()
+    stop_requests: list[int] = []
+    pause = PauseSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _frame: asked.append(signum))
-    os.nice(_NICE_LAST)  # before any thread is made: each inherits it
-    from site_client.trainer import job as jobs  # torch: seconds, and only now that a stop can be heard
-    from site_client.trainer.rank_processes import connected, helpers
+        signal.signal(number, lambda signum, _frame: stop_requests.append(signum))
+    os.nice(_NICE_LAST)  # before any thread exists: each inherits it
+    # After the handlers: importing torch takes seconds, in which the service may already ask for a stop.
+    from site_client.trainer import rank_processes
+    from site_client.trainer.job import JobInProgress, limit_interop_threads, scan
     from site_client.training.loop import Stopped
     from site_client.training.ranks import Ranks
 
-    def tell(note: WorkerMessage) -> None:
-        print(as_line(note), flush=True)
+    def send(message: WorkerMessage) -> None:
+        print(as_line(message), flush=True)
 
     settings = load(arguments.config)
     if arguments.scan:
-        tell(WorkerMessage(studies=jobs.scan(settings)))
+        send(WorkerMessage(studies=scan(settings)))
         return 0
     spool = TrainerSide(settings.folders.spool)
-    wanted = [job for job in spool.jobs() if (job.run_id.hex(), job.round) == (arguments.run, arguments.round)]
-    if not wanted:  # withdrawn in the meantime
+    jobs = [job for job in spool.jobs() if (job.run_id.hex(), job.round) == (arguments.run, arguments.round)]
+    if not jobs:  # the agent withdrew the job after the service had started this worker
         return 0
-    jobs.one_thread_at_a_time()
+    job = jobs[0]
+    limit_interop_threads()
 
     def stopping() -> bool:
-        bell.answer()
-        return bool(asked)
+        pause.obey()
+        return bool(stop_requests)
 
+    ranks = Ranks(arguments.rank, settings.training.processes)
     try:
         if arguments.rank:
-            ranks = Ranks(arguments.rank, settings.training.processes)
-            with connected(settings, wanted[0], ranks, arguments.parent):
-                jobs.help_out(settings, wanted[0], ranks, stopping)
+            with rank_processes.connected(settings, job, ranks, arguments.parent):
+                JobInProgress(settings, job, stopping, ranks=ranks).train_share()
         else:
-            gather = partial(helpers, settings, arguments.config, wanted[0], STOPPED)
-            jobs.carry_out(settings, wanted[0], spool, tell, stopping, gather)
+            others = partial(rank_processes.started, settings, arguments.config, job, STOPPED)
+            JobInProgress(settings, job, stopping, send, ranks).carry_out(spool, others)
     except Stopped:
         return STOPPED
     return 0
 
 
-def _die_with(parent: int) -> None:
+def _die_with(parent_id: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above took effect
+    # A parent that died before the line above sends no signal; this process then has another parent.
+    if os.getppid() != parent_id:
         sys.exit(STOPPED)
 
 

@@ -1,17 +1,16 @@
-"""What the worker tells the service: one JSON line a note. Free of torch, so that the service stays light."""
+"""Messages from the worker to the service: one JSON line each, on the worker's standard output.
+
+This file must not import torch: the service reads the messages and has to stay light.
+"""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from site_client.config import SiteSettings
-from site_client.spool import Job
 
 
 @dataclass(frozen=True)
 class WorkerMessage:
-    """State of the work: a SiteState name, progress of local training, and how many studies are ready."""
+    """State of the work as a SiteState name, progress of local training, and the number of studies that are ready."""
 
     state: str = "SITE_PREPARING"
     percent: int = 0
@@ -21,38 +20,44 @@ class WorkerMessage:
     studies: int = 0
 
 
+SendMessage = Callable[[WorkerMessage], None]
+
+
 @dataclass
 class TrainingSpeed:
-    """How fast this worker trains, from its own steps: those before a checkpoint and the time of preparing are not."""
+    """Speed of one worker's training, measured on its own steps.
 
-    first: tuple[int, float] | None = None  # the step of its first note of training, and when
+    A resumed worker starts at the step of its checkpoint, and it prepares studies first. Neither counts, because the
+    measurement begins with the worker's first message of training.
+    """
+
+    first: tuple[int, float] | None = None  # step of the first message of training, and its time in seconds
     last: tuple[int, float] | None = None
 
-    def hear(self, note: WorkerMessage, now_s: float) -> None:
-        """`now_s`: of a monotonic clock."""
-        if note.state == "SITE_TRAINING":
-            self.last = (note.step, now_s)
+    def observe(self, message: WorkerMessage, now_s: float) -> None:
+        """Takes one message into account.
+
+        Args:
+            message: any message of the worker; only those of training count.
+            now_s: seconds of a monotonic clock.
+        """
+        if message.state == "SITE_TRAINING":
+            self.last = (message.step, now_s)
             self.first = self.first or self.last
 
-    def seconds_left(self, note: WorkerMessage) -> int | None:
-        """None before the second step, and outside training."""
+    def seconds_left(self, message: WorkerMessage) -> int | None:
+        """Estimates the seconds until the last step, or gives None before the second step and outside training."""
         first, last = self.first, self.last
-        if note.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
+        if message.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
             return None
-        return round((last[1] - first[1]) / (last[0] - first[0]) * (note.steps - note.step))
+        return round((last[1] - first[1]) / (last[0] - first[0]) * (message.steps - message.step))
 
 
-Tell = Callable[[WorkerMessage], None]
-
-
-def as_line(note: WorkerMessage) -> str:
-    return json.dumps(asdict(note))
+def as_line(message: WorkerMessage) -> str:
+    """Writes a message as one line of JSON, without the line's end."""
+    return json.dumps(asdict(message))
 
 
 def from_line(line: str) -> WorkerMessage:
+    """Reads a line that `as_line` wrote."""
     return WorkerMessage(**json.loads(line))
-
-
-def job_folder(settings: SiteSettings, job: Job) -> Path:
-    """Checkpoints of a job and the hash of its dataset; the service removes it when the job is gone."""
-    return settings.folders.trainer / "jobs" / f"{job.run_id.hex()}-{job.round}"

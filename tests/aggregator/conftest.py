@@ -109,8 +109,8 @@ def authority(tmp_path: Path, clock: StandingClock) -> Authority:
 
 
 @pytest.fixture
-def desk(store: Store, authority: Authority, clock: StandingClock) -> EnrolmentService:
-    """The enrolment desk with the default settings."""
+def enrolment(store: Store, authority: Authority, clock: StandingClock) -> EnrolmentService:
+    """The enrolment service with the default settings."""
     return EnrolmentService(store, authority, config.EnrolmentSettings(), clock, os.urandom)
 
 

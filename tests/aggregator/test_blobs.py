@@ -79,13 +79,13 @@ def test_an_upload_of_something_complete_is_complete_at_once(blobs: Blobs, tmp_p
 
 
 @pytest.mark.parametrize("offset", [0, 500, 999, 1001, 2000])
-def test_a_chunk_that_overlaps_or_leaves_a_gap_is_told_where_to_go_on(blobs: Blobs, offset: int) -> None:
+def test_a_chunk_that_overlaps_or_leaves_a_gap_is_refused_with_where_to_continue(blobs: Blobs, offset: int) -> None:
     data = os.urandom(3000)
     blobs.put(digest(data), len(data), 0, data[:1000])
     with pytest.raises(OffsetRefused) as refused:
         blobs.put(digest(data), len(data), offset, data[offset : offset + 1000 + (offset == 0)])
     assert refused.value.held_bytes == 1000
-    assert refused.value.retryable
+    assert str(refused.value).endswith("continue at 1000")
 
 
 def test_wrong_bytes_are_found_out_at_the_end_and_thrown_away(blobs: Blobs, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator.cli import main
+from aggregator.commands.lazy_group import LazyCommand
 from aggregator.config import load_settings
 from aggregator.context import open_context
 from aggregator.sites.authority import Authority
@@ -53,9 +54,9 @@ class Console:
     def join(self, token: str, host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
         authority = Authority(app.settings.state.folder / "ca", app.clock)
-        desk = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
+        enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
         try:
-            return desk.join(host.join_request(Token.parse(token)))
+            return enrolment.join(host.join_request(Token.parse(token)))
         finally:
             app.store.close()
 
@@ -80,6 +81,32 @@ def with_run(console: Console) -> Console:
         "run", "start", str(console.folder / "plan.toml"), "--model", str(console.folder / "initial.safetensors")
     )
     return console
+
+
+# --- the root ---
+
+
+def test_help_imports_neither_the_database_nor_grpc() -> None:
+    program = (
+        "import sys\nfrom aggregator.cli import main\nmain(['--help'], standalone_mode=False)\n"
+        "assert not {'sqlalchemy', 'grpc', 'numpy', 'fastapi'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Hospitals: invite, approve, list, revoke." in done.stdout
+
+
+def test_every_stand_in_of_the_root_has_the_name_and_the_short_help_of_its_command() -> None:
+    for name, stand_in in main.commands.items():
+        assert isinstance(stand_in, LazyCommand)
+        command = stand_in.load()
+        assert (command.name, command.get_short_help_str(100)) == (name, stand_in.get_short_help_str(100))
+
+
+def test_a_misspelt_command_is_refused_with_the_nearest_one(fresh: Console) -> None:
+    result = fresh("modle")
+    assert result.exit_code == 2
+    assert "Did you mean 'model'?" in result.stderr
 
 
 # --- init ---
@@ -245,7 +272,7 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing_half_written(wit
     out = with_run.folder / "out.safetensors"
     app = open_context(load_settings(with_run.config))
     with app.store.read() as session:
-        assert run_rows.every(session)  # as long as somebody reads it, the database needs no new file to be read
+        assert run_rows.all_runs(session)  # as long as somebody reads it, the database needs no new file to be read
         with file_size_limit(64):
             told = with_run.refused("model", "export", str(out))
     app.store.close()

@@ -1,29 +1,31 @@
 """aggregator.toml and plan.toml: the references say what the code says, and mistakes stop the start."""
 
-import dataclasses
 import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import pytest
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import ServerKind, TrainingPlan
 from federation.vocabulary import Metric
+from msgspec import inspect
+from structlog.testing import capture_logs
 
-from aggregator.config import AggregatorSettings, from_table, load_settings
+from aggregator.config import AggregatorSettings, load_settings
 from aggregator.errors import ConfigRefused, PlanFileRefused
-from aggregator.runs.plan_file import PlanFile, read_plan
+from aggregator.runs.plan_file import GIVEN, read_plan
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
-def keys_of(kind: type) -> dict:
-    """Every key a dataclass of settings knows, nested."""
-    hints = get_type_hints(kind)
-    return {name: keys_of(hint) if dataclasses.is_dataclass(hint) else None for name, hint in hints.items()}
+def keys_of(kind: inspect.Type, path: str = "") -> dict | None:
+    """Every key that a table of this type may hold, nested; None for a type that is no table."""
+    if not isinstance(kind, inspect.StructType | inspect.DataclassType):
+        return None
+    names = {field.name: field.type for field in kind.fields if f"{path}{field.name}" not in GIVEN}
+    return {name: keys_of(nested, f"{path}{name}.") for name, nested in names.items()}
 
 
 def keys_in(table: dict) -> dict:
@@ -41,7 +43,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_reference_holds_every_key_with_its_default() -> None:
     table = tomllib.loads((DEPLOY / "aggregator.toml").read_text())
-    assert keys_in(table) == keys_of(AggregatorSettings)
+    assert keys_in(table) == keys_of(inspect.type_info(AggregatorSettings))
     assert load_settings(DEPLOY / "aggregator.toml") == AggregatorSettings()
 
 
@@ -60,32 +62,66 @@ def test_an_empty_file_gives_the_defaults_and_the_database_in_the_folder(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
         ("[listne]\n", "unknown key 'listne'; did you mean 'listen'?"),
         ('[listen]\nenrollment = ""\n', "unknown key 'enrollment'; did you mean 'enrolment'?"),
         ("[driver]\nzzz = 1\n", "expected one of abandoned_in_a_row_max"),
-        ("[driver]\nthreads = 1.5\n", "expected int, got float"),
-        ("[driver]\nthreads = true\n", "expected int, got bool"),
-        ('[driver]\ninterval_s = "1"\n', "expected float, got str"),
-        ("listen = 1\n", "expected a table, got int"),
-        ('[listen]\nhost_names = "hub"\n', "expected a list, got str"),
-        ("[listen]\nhost_names = [1]\n", "expected str, got int"),
+        ("[driver]\nthreads = 1.5\n", "settings.toml: driver.threads: expected int, got float 1.5"),
+        ("[driver]\nthreads = true\n", "driver.threads: expected int, got bool True"),
+        ('[driver]\ninterval_s = "1"\n', "driver.interval_s: expected float, got str '1'"),
+        ("listen = 1\n", "listen: expected a table, got int 1"),
+        ('[listen]\nhost_names = "hub"\n', "listen.host_names: expected a list, got str 'hub'"),
+        ("[listen]\nhost_names = [1]\n", "listen.host_names[0]: expected str, got int 1"),
+        ("[state]\nfolder = 3\n", "state.folder: expected str, got int 3"),
         ("[driver]\nthreads = 0\n", "driver.threads: expected 1..64, got 0"),
-        ("[pacing]\nmasking_s = nan\n", "pacing.masking_s"),
-        ("[pacing]\nidle_s = inf\n", "pacing.idle_s"),
+        ("[pacing]\nmasking_s = nan\n", "pacing.masking_s: expected 0.05..60, got nan"),
+        ("[pacing]\nidle_s = inf\n", "pacing.idle_s: expected 0.1..86400, got inf"),
         ('[listen]\nsites = "8443"\n', "listen.sites: expected host:port"),
         ('[listen]\nsites = ""\n', "listen.sites: expected host:port"),
         ('[listen]\ndashboard = "localhost:99999"\n', "listen.dashboard: expected host:port"),
         ("[listen\n", "no TOML"),
     ],
 )
-def test_a_mistake_stops_the_start_and_names_the_key(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(ConfigRefused, match=re.escape(told)):
+def test_a_mistake_stops_the_start_and_names_the_key(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigRefused, match=re.escape(sentence)):
         load_settings(write(tmp_path, text))
 
 
-def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_every_number_of_the_settings_has_its_bounds_beside_it() -> None:
+    for table in inspect.type_info(AggregatorSettings).fields:
+        for field in table.type.fields:
+            if isinstance(field.type, inspect.IntType | inspect.FloatType):
+                assert None not in (field.type.ge, field.type.le), f"{table.name}.{field.name}"
+
+
+def test_the_bounds_in_the_reference_are_those_of_the_code() -> None:
+    """A comment such as "... 1..64" ends the explanation of each number."""
+    text = (DEPLOY / "aggregator.toml").read_text()
+    for table in inspect.type_info(AggregatorSettings).fields:
+        section = text.split(f"[{table.name}]\n")[1].split("\n[")[0]
+        for field in table.type.fields:
+            if isinstance(field.type, inspect.IntType | inspect.FloatType):
+                above = section.split(f"\n{field.name} = ")[0].splitlines()[-1]
+                assert above.endswith(f" {field.type.ge}..{field.type.le}"), f"{table.name}.{field.name}"
+
+
+def test_a_key_of_version_0_1_is_read_with_one_warning(tmp_path: Path) -> None:
+    path = write(tmp_path, "[driver]\nopening_threads = 3\n")
+    with capture_logs() as events:
+        assert load_settings(path).driver.aggregation_threads == 3
+    [event] = events
+    assert (event["log_level"], event["key"]) == ("warning", "driver.opening_threads")
+    assert event["write_instead"] == "driver.aggregation_threads"
+
+
+def test_a_key_under_its_old_and_its_new_name_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "[driver]\nopening_threads = 3\naggregation_threads = 4\n")
+    with pytest.raises(ConfigRefused, match=r"both are there; remove 'driver\.opening_threads'"):
+        load_settings(path)
+
+
+def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigRefused, match=r"copy deploy/aggregator\.toml"):
         load_settings(tmp_path / "none.toml")
 
@@ -98,6 +134,8 @@ def test_an_integer_will_do_where_a_float_is_expected_and_the_enrolment_listener
 
 
 # --- plan.toml ---
+
+DECIDED = 'name = "p"\narchitecture = "lite"\nrounds = 2\n'
 
 
 @pytest.fixture
@@ -113,12 +151,24 @@ def counting(size: int) -> bytes:
 
 def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan(model_path: Path) -> None:
     table = tomllib.loads((DEPLOY / "plan.toml").read_text())
-    assert keys_in(table) == keys_of(PlanFile)
-    decided = {key: table[key] for key in ("name", "architecture", "rounds")}
-    assert from_table(PlanFile, table, "plan", PlanFileRefused) == PlanFile(**decided)
+    assert keys_in(table) == keys_of(inspect.type_info(TrainingPlan))
+    decided = "".join(f"{key} = {table[key]!r}\n" for key in ("name", "architecture", "rounds"))
     plan = read_plan(DEPLOY / "plan.toml", model_path, counting)
+    assert plan == read_plan(write(model_path.parent, decided), model_path, counting)
     assert plan.architecture == "densenet121-gru"
     assert plan.metrics == (Metric.LOSS, Metric.HISTOGRAMS)
+
+
+def test_metrics_may_stand_in_any_order_and_twice(tmp_path: Path, model_path: Path) -> None:
+    text = DECIDED + 'metrics = ["histograms", "loss", "loss"]\n'
+    assert read_plan(write(tmp_path, text), model_path, counting).metrics == (Metric.LOSS, Metric.HISTOGRAMS)
+
+
+def test_a_plan_with_the_old_key_arm_is_read_with_one_warning(tmp_path: Path, model_path: Path) -> None:
+    with capture_logs() as events:
+        plan = read_plan(write(tmp_path, 'name = "p"\narm = "lite"\nrounds = 2\n'), model_path, counting)
+    assert plan.architecture == "lite"
+    assert [(event["log_level"], event["write_instead"]) for event in events] == [("warning", "architecture")]
 
 
 def test_the_model_file_and_chance_fill_in_what_nobody_should_type(tmp_path: Path, model_path: Path) -> None:
@@ -133,21 +183,26 @@ def test_the_model_file_and_chance_fill_in_what_nobody_should_type(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
-        ("", "'architecture' is missing"),
+        ("", "'name' is missing"),
+        ('name = "p"\nrounds = 2\n', "'architecture' is missing"),
+        (DECIDED + 'run_id = "r"\n', "unknown key 'run_id'"),
+        ('name = "p"\narchitecture = "lite"\nrounds = "2"\n', "rounds: expected int, got str '2'"),
+        (DECIDED + "encoding = 3\n", "encoding: expected a table, got int 3"),
+        (DECIDED + '[encoding]\nrotation_seed = "s"\n', "encoding: unknown key 'rotation_seed'"),
         ('name = "p"\narchitecture = "lite"\nround = 2\n', "unknown key 'round'; did you mean 'rounds'?"),
-        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[encoding]\nclipnorm = 1.0\n', "did you mean 'clip_norm'?"),
+        (DECIDED + "[encoding]\nclipnorm = 1.0\n", "did you mean 'clip_norm'?"),
         ('name = "p"\narchitecture = "lite"\nrounds = 0\n', "plan.rounds: expected a whole number from 1 to 1000"),
-        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[encoding]\nbits = 7\n', "plan.encoding.bits"),
-        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[server]\nkind = "adam"\n', "expected one of fedavg"),
-        ('name = "p"\narchitecture = "lite"\nrounds = 2\nmetrics = ["accuracy"]\n', "expected one of loss, histograms"),
-        ('name = "p"\narchitecture = "lite"\nrounds = 2\n[cohort]\nminimum = 2\n', "plan.cohort.minimum"),
+        (DECIDED + "[encoding]\nbits = 7\n", "plan.encoding.bits"),
+        (DECIDED + '[server]\nkind = "adam"\n', "server.kind: expected one of fedavg, "),
+        (DECIDED + 'metrics = ["accuracy"]\n', "metrics[0]: expected one of loss, histograms, got 'accuracy'"),
+        (DECIDED + "[cohort]\nminimum = 2\n", "plan.cohort.minimum"),
         ("name = ", "no TOML"),
     ],
 )
-def test_a_mistake_in_a_plan_is_refused_and_named(tmp_path: Path, model_path: Path, text: str, told: str) -> None:
-    with pytest.raises(PlanFileRefused, match=re.escape(told)):
+def test_a_mistake_in_a_plan_is_refused_and_named(tmp_path: Path, model_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(PlanFileRefused, match=re.escape(sentence)):
         read_plan(write(tmp_path, text), model_path, counting)
 
 

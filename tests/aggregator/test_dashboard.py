@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import sign_plan
-from federation.v1 import rounds_pb2
+from federation.vocabulary import SiteState, StateReason
 
 from aggregator import config
 from aggregator.context import AppContext, open_context
@@ -80,8 +80,8 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> App
                 )
             )
         session.flush()
-        session.add(_report("north", clock(), "SITE_TRAINING", "", 40))
-        session.add(_report("south", clock() - timedelta(hours=2), "SITE_PAUSED", "USER_ACTIVE", 10))
+        session.add(_report("north", clock(), SiteState.TRAINING, "", 40))
+        session.add(_report("south", clock() - timedelta(hours=2), SiteState.PAUSED, StateReason.USER_ACTIVE, 10))
     model_path, plan_path = tmp_path / "model.safetensors", tmp_path / "plan.toml"
     save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
     plan_path.write_text(PLAN)
@@ -239,7 +239,7 @@ def test_the_overview_shows_rounds_sites_and_curves(running: AppContext, ada: Te
 
 def test_a_site_that_fell_silent_is_said_to_be_unknown(running: AppContext, ada: TestClient) -> None:
     row = _row_of(ada.get("/").text, "south")
-    assert "unknown; last said" in row
+    assert "unknown; last report" in row
     assert "2 h ago" in row
     assert "paused: workstation in use" in row
     assert "unknown" not in _row_of(ada.get("/").text, "north")
@@ -304,11 +304,11 @@ S = RoundState
 @pytest.mark.parametrize(
     ("reached", "members", "said", "unsaid"),
     [
-        ({S.TRAINING}, None, "none is open yet", "public keys"),
-        ({S.TRAINING, S.KEYS, S.ABANDONED}, None, "none was opened", "under their masks"),
+        ({S.TRAINING}, None, "none is decoded yet", "public keys"),
+        ({S.TRAINING, S.KEYS, S.ABANDONED}, None, "none was decoded", "under their masks"),
         ({S.TRAINING, S.KEYS, S.SHARES, S.UPLOAD, S.ABANDONED}, None, "under their masks", "sum of updates"),
-        ({S.AGGREGATING, S.ABANDONED}, None, "enough shares to open the sum", "none was opened"),
-        ({S.AGGREGATING, S.PUBLISHED}, 4, "over 4 sites together", "none was opened"),
+        ({S.AGGREGATING, S.ABANDONED}, None, "enough shares to unmask the sum", "none was decoded"),
+        ({S.AGGREGATING, S.PUBLISHED}, 4, "over 4 sites together", "none was decoded"),
     ],
 )
 def test_what_was_visible_follows_the_phases_a_round_went_through(reached, members, said: str, unsaid: str) -> None:
@@ -322,11 +322,11 @@ def test_every_round_says_what_the_aggregator_could_see(running: AppContext, ada
         run_id = session.query(Round).one().run_id
     text = _words_of(ada.get(f"/runs/{run_id.hex()}").text)
     assert "Visible to the aggregator" in text
-    assert "no sum: none is open yet" in text
+    assert "no sum: none is decoded yet" in text
     assert "any one site's update, weight, loss, number of studies or scores" in text
 
 
-def test_an_opened_round_names_how_many_sites_its_sum_is_over(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_published_round_names_how_many_sites_its_sum_is_over(running: AppContext, ada: TestClient, clock) -> None:
     with running.store.write() as session:
         row = session.query(Round).one()
         row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
@@ -367,10 +367,29 @@ def _audit_row(at, number: int):
 
 
 def test_every_state_and_reason_has_its_words() -> None:
-    assert set(wording.SITE_STATES) == set(rounds_pb2.SiteState.keys()) - {"SITE_STATE_UNSPECIFIED"}
-    assert set(wording.REASONS) == set(rounds_pb2.StateReason.keys()) - {"STATE_REASON_UNSPECIFIED"}
-    assert set(wording.ROUND_STATES) == {state.value for state in RoundState}
-    assert set(wording.SEAT_STATES) == {state.value for state in SeatState}
+    assert set(wording.SITE_STATES) == set(wording.SITE_TONES) == set(SiteState)
+    assert set(wording.REASONS) == set(StateReason)
+    assert set(wording.ROUND_STATES) == set(RoundState)
+    assert set(wording.SEAT_STATES) == set(SeatState)
+
+
+@pytest.mark.parametrize("state", SiteState)
+def test_every_state_and_reason_a_site_reports_is_on_the_page_in_words(
+    running: AppContext, ada: TestClient, clock, state: SiteState
+) -> None:
+    with running.store.write() as session:
+        session.merge(_report("north", clock(), state, ",".join(StateReason), 40))
+    row = _row_of(ada.get("/").text, "north")
+    assert wording.SITE_STATES[state] in row
+    assert all(words in row for words in wording.REASONS.values())
+    assert not any(name in row for name in (*SiteState, *StateReason))
+
+
+def test_a_state_of_a_newer_version_is_shown_by_its_name(running: AppContext, ada: TestClient, clock) -> None:
+    """A report may be older than a rollback of the aggregator."""
+    with running.store.write() as session:
+        session.merge(_report("north", clock(), "SITE_DREAMING", "FULL_MOON", 0))
+    assert "SITE_DREAMING: FULL_MOON" in _row_of(ada.get("/").text, "north")
 
 
 @pytest.mark.parametrize(

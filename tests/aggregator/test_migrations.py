@@ -44,7 +44,7 @@ def test_a_database_of_version_0_1_keeps_its_sites_and_nobody_has_left(tmp_path:
         connection.execute(text(f"INSERT INTO sites ({columns}) VALUES ({values})"))
     upgrade(store.engine)
     with store.read() as session:
-        (site,) = site_rows.everyone(session)
+        (site,) = site_rows.all_sites(session)
         assert (site.name, site_rows.standing(site)) == ("mercy", SiteStanding.APPROVED)
     store.close()
 

@@ -1,5 +1,6 @@
 """`hemofed-aggregator serve` as a process: it drains on SIGTERM, comes back as it was, and says what is in its way."""
 
+import json
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 from aggregator.cli import main as cli_main
+from aggregator.states import RoundState, RunState
+from aggregator.store import open_store
 from aggregator.store.blobs import Blobs
+from aggregator.store.tables import Round, Run
 
 STARTED_S = 30.0
 
@@ -60,6 +65,10 @@ class Service:
         except OSError:
             return False
 
+    def events(self) -> list[dict[str, str]]:
+        """What it has logged so far; a line that is still being written is left out."""
+        return [json.loads(line) for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
     def end(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -79,11 +88,47 @@ def test_a_kill_is_followed_by_a_start_and_sigterm_ends_it_in_order(service: Ser
     assert service.end(signal.SIGKILL) == -signal.SIGKILL
     service.start()
     assert service.end(signal.SIGTERM) == 0
-    told = service.log.read_text()
-    assert told.count("aggregator listening") == 2
-    assert "aggregator stopping" in told
-    assert told.index("driver stopped") < told.index("aggregator stopped")
-    assert "Traceback" not in told
+    events = [line["event"] for line in service.events()]
+    assert events.count("aggregator started") == 2
+    assert events.index("driver stopped") < events.index("aggregator stopped")
+    assert "stop requested" in events
+    assert all("exception" not in line for line in service.events())
+
+
+def test_a_step_that_fails_is_in_the_log_with_its_traceback_and_the_service_goes_on(service: Service) -> None:
+    """A run whose signed plan is damaged: each look at its round fails, in the driver and nowhere else."""
+    state, now = service.config.parent / "state", datetime.now(UTC)
+    store = open_store(f"sqlite:///{state / 'hub.sqlite'}")
+    run = Run(
+        run_id=bytes(16), name="p", signed_plan=b"damaged", plan_digest=b"", state=RunState.RUNNING, created_at=now
+    )
+    row = Round(
+        run_id=bytes(16),
+        number=1,
+        attempt=1,
+        state=RoundState.TRAINING,
+        base_model=b"",
+        roster_epoch=0,
+        began_at=now,
+        phase_since=now,
+        deadline=now,
+    )
+    with store.write() as session:
+        session.add(run)
+        session.flush()
+        session.add(row)
+    store.close()
+    service.start()
+    deadline = time.monotonic() + STARTED_S
+    while not (failures := [line for line in service.events() if line["event"] == "round step failed"]):
+        assert time.monotonic() < deadline, service.log.read_text()
+        time.sleep(0.05)
+    assert failures[0]["level"] == "error"
+    assert failures[0]["exception"].startswith("Traceback (most recent call last):")
+    assert "google.protobuf.message.DecodeError" in failures[0]["exception"]
+    assert "exc_info" not in failures[0]
+    assert service.answers()
+    assert service.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("key", ["sites", "enrolment", "dashboard"])

@@ -132,31 +132,31 @@ def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store
         assert len(audit_trail(session)) == 1
 
 
-def test_of_two_hosts_racing_for_one_token_one_is_admitted(desk: EnrolmentService, host, other_host) -> None:
+def test_of_two_hosts_racing_for_one_token_one_is_admitted(enrolment: EnrolmentService, host, other_host) -> None:
     for attempt in range(5):
-        token = desk.invite(f"site-{attempt}", auto_approve=True)
+        token = enrolment.invite(f"site-{attempt}", auto_approve=True)
         first, second = host.join_request(token), other_host.join_request(token)
-        outcome = outcomes_of(lambda one=first: desk.join(one), lambda other=second: desk.join(other))
+        outcome = outcomes_of(lambda one=first: enrolment.join(one), lambda other=second: enrolment.join(other))
         assert outcome == ["lost", "won"]
-        desk.revoke(f"site-{attempt}")
+        enrolment.revoke(f"site-{attempt}")
         host, other_host = type(host)(), type(other_host)()
 
 
-def test_two_sites_approved_at_once_end_in_two_epochs(desk: EnrolmentService, host, other_host) -> None:
+def test_two_sites_approved_at_once_end_in_two_epochs(enrolment: EnrolmentService, host, other_host) -> None:
     """Both want the same next epoch; one may have to be done again, and nothing of it was left behind."""
-    requests = {name: one.join_request(desk.invite(name)) for name, one in (("a", host), ("b", other_host))}
+    requests = {name: one.join_request(enrolment.invite(name)) for name, one in (("a", host), ("b", other_host))}
     for request in requests.values():
-        desk.join(request)
-    with desk.store.read() as session:
+        enrolment.join(request)
+    with enrolment.store.read() as session:
         words = {name: site_rows.get(session, name).fingerprint for name in requests}
 
     def approve(name: str) -> None:
         try:
-            desk.approve(name, words[name])
+            enrolment.approve(name, words[name])
         except LostRace:
-            desk.approve(name, words[name])
+            enrolment.approve(name, words[name])
 
     assert outcomes_of(lambda: approve("a"), lambda: approve("b")) == ["won", "won"]
-    with desk.store.read() as session:
+    with enrolment.store.read() as session:
         assert site_rows.newest_epoch(session) == 2
         assert [site.name for site in site_rows.active(session)] == ["a", "b"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from federation.chain import mean_update, next_model
+from federation.chain import next_model
 from federation.encoding import HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import (
@@ -27,6 +27,8 @@ from federation.plan import (
     TrainingPlan,
 )
 from federation.vocabulary import Metric
+
+from tests.contract.mean import mean_update
 
 T = TypeVar("T")
 

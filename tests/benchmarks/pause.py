@@ -100,7 +100,7 @@ class Trainer:
         # Popen was given a pipe for standard error.
         assert self.service.stderr is not None
         for line in self.service.stderr:
-            if found := re.search(r"worker held .*after_ms\D*?(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", line)):
+            if found := re.search(r"worker suspended .*after_ms\D*?(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", line)):
                 self.held_s.append(int(found[1]) / 1000)
 
     def training_worker(self) -> int:

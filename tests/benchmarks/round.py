@@ -114,7 +114,7 @@ def _watch(
     while time.monotonic() < ends_at:
         time.sleep(0.2)
         with app.store.read() as session:
-            run = run_rows.every(session)[-1]
+            run = run_rows.all_runs(session)[-1]
             over = [row for row in round_rows.of_run(session, run.run_id) if row.state in round_rows.OVER]
         for row in over[len(seen.aggregator) - 1 :]:
             if row.state is RoundState.ABANDONED:
@@ -132,7 +132,7 @@ def _report(
     app: AppContext, place: Place, parameters: int, training_rounds: int, watched: Watched
 ) -> dict[str, object]:
     with app.store.read() as session:
-        run = run_rows.every(session)[-1]
+        run = run_rows.all_runs(session)[-1]
         rows = round_rows.of_run(session, run.run_id)[:training_rounds]
         times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]
         seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation.chain import mean_update, next_model
+from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout, SiteHeader, decode_sum, encode, pack_sum, unpack_sum
 from federation.encoding import rotation as rotation_module
 from federation.errors import ChainRefused
 from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
+
+from tests.contract.mean import mean_update
 
 Make = Callable[..., TrainingPlan]
 MakeHeader = Callable[..., SiteHeader]

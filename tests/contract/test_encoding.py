@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from federation.chain import mean_update
 from federation.encoding import (
     HEADER_WORDS,
     DecodedSum,
@@ -21,6 +20,8 @@ from federation.errors import EncodingRefused, Malformed
 from federation.plan import TrainingPlan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.contract.mean import mean_update
 
 Make = Callable[..., TrainingPlan]
 MakeHeader = Callable[..., SiteHeader]

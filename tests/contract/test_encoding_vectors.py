@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation.chain import mean_update, next_model
+from federation.chain import next_model
 from federation.encoding import HEADER_WORDS, HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, lanes, pack_sum
 from federation.encoding.header import write_header
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
+
+from tests.contract.mean import mean_update
 
 FILE = Path(__file__).parent / "vectors" / "encoding.json"
 SEED = bytes(range(7, 39))

@@ -35,7 +35,7 @@ def test_a_member_deals_no_shares_to_a_cohort_that_leaves_its_upload_openable() 
     """Seven members, five open; two of them were told that it failed. With a third, corrupt one they are a cohort."""
     first, second = Session(7), Session(3, ctx=a_context(attempt=2))
     member = second.members["site-0000"]
-    with pytest.raises(CohortRefused, match="could still be opened"):
+    with pytest.raises(CohortRefused, match="could still be recovered"):
         member.share(second.advertisements, second.roster, uploaded_to=first.sites)
     assert member.phase.value == "advertised"
 

@@ -167,7 +167,7 @@ def test_members_shown_different_cohorts_and_so_different_thresholds_cannot_open
     smaller = {site: session.advertisements[site] for site in session.sites[:4]}
     session.members["site-0000"].share(session.advertisements, session.roster)
     dealt = {site: session.members[site].share(smaller, session.roster) for site in session.sites[1:4]}
-    with pytest.raises(ShareRefused, match="does not open"):
+    with pytest.raises(ShareRefused, match="does not decrypt"):
         session.members["site-0000"].mask(session.words["site-0000"], addressed_to("site-0000", dealt))
 
 
@@ -177,7 +177,7 @@ def test_a_ciphertext_altered_on_the_way_is_refused_and_its_sender_named(positio
     shares = addressed_to("site-0000", session.share_all())
     altered = bytearray(shares["site-0002"])
     altered[position] ^= 1
-    with pytest.raises(ShareRefused, match="does not open") as refused:
+    with pytest.raises(ShareRefused, match="does not decrypt") as refused:
         session.members["site-0000"].mask(session.words["site-0000"], {**shares, "site-0002": bytes(altered)})
     assert refused.value.site == "site-0002"
     assert session.members["site-0000"].phase is Phase.SHARED

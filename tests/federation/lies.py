@@ -207,7 +207,7 @@ def _reveal_on_one_confirmation_copied(site: str, reply: rounds_pb2.PollReply) -
 
 def _published_another_model(site: str, reply: rounds_pb2.PollReply) -> None:
     reply.close.outcome = rounds_pb2.CloseStep.PUBLISHED
-    reply.close.opened.model_digest = flipped(reply.close.opened.model_digest)
+    reply.close.published.model_digest = flipped(reply.close.published.model_digest)
 
 
 def _closed_early(site: str, reply: rounds_pb2.PollReply) -> None:

@@ -107,19 +107,19 @@ def _grow(folder: Path, kind: Kind) -> None:
     authority = create_authority(aggregator_folder / "ca", clock)
     app = replace(open_context(aggregator_settings(aggregator_folder)), clock=clock)
     upgrade(app.store.engine)
-    desk = EnrolmentService(app.store, authority, app.settings.enrolment, clock, os.urandom)
+    enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, clock, os.urandom)
     for name in kind.names:
-        _enrol(desk, name, folder / name / "state" / "agent" / "identity")
+        _enrol(enrolment, name, folder / name / "state" / "agent" / "identity")
     for name in kind.names:  # those that joined first hold an older roster
-        SiteIdentity(folder / name / "state" / "agent" / "identity").accept_roster(desk.roster())
+        SiteIdentity(folder / name / "state" / "agent" / "identity").accept_roster(enrolment.roster())
     _begin(app, kind, authority.custodian_key)
     app.store.close()
 
 
-def _enrol(desk: EnrolmentService, name: str, folder: Path) -> None:
-    token = desk.invite(name, auto_approve=True)
+def _enrol(enrolment: EnrolmentService, name: str, folder: Path) -> None:
+    token = enrolment.invite(name, auto_approve=True)
     joining = Joining.prepare(folder, name)
-    reply = desk.join(
+    reply = enrolment.join(
         enrolment_pb2.JoinRequest(
             site=name,
             secret=token.secret,

@@ -18,11 +18,12 @@ from aggregator.config import AggregatorSettings, ListenSettings, PacingSettings
 from aggregator.config import DriverSettings as DriverSettings
 from aggregator.context import AppContext, open_context
 from aggregator.rounds.driver import Driver
-from aggregator.rpc.bandwidth import LineDoor
-from aggregator.rpc.blobs import BlobsDoor
+from aggregator.rounds.housekeeping import Housekeeping
+from aggregator.rpc.bandwidth import BandwidthServicer
+from aggregator.rpc.blobs import BlobsServicer
 from aggregator.rpc.call_guard import CallGuard
-from aggregator.rpc.enrolment import EnrolledDoor
-from aggregator.rpc.rounds import RoundsDoor
+from aggregator.rpc.enrolment import SiteEnrolmentServicer
+from aggregator.rpc.rounds import RoundsServicer
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.egress.egress import Egress
@@ -61,7 +62,7 @@ class Clock:
 
 
 def aggregator_settings(folder: Path) -> AggregatorSettings:
-    """Nothing is held or waited for; one thread opens."""
+    """Nothing is held or waited for; one thread aggregates."""
     return AggregatorSettings(
         listen=ListenSettings(answer_hold_ms=0),
         state=StateSettings(folder=folder),
@@ -79,7 +80,8 @@ class AggregatorMachine:
     clock: Clock
     app: AppContext = field(init=False)
     driver: Driver = field(init=False)
-    desk: EnrolmentService = field(init=False)
+    housekeeping: Housekeeping = field(init=False)
+    enrolment: EnrolmentService = field(init=False)
 
     def __post_init__(self) -> None:
         self._up = False
@@ -89,20 +91,21 @@ class AggregatorMachine:
         """End the process, if there is one, and start it from its folder."""
         self.shut()
         self.app = replace(open_context(aggregator_settings(self.folder)), clock=self.clock)
-        gate, settings = CallGuard(self.app), self.app.settings.enrolment
+        guard, settings = CallGuard(self.app), self.app.settings.enrolment
         authority = Authority(self.folder / "ca", self.clock)
-        self.desk = EnrolmentService(self.app.store, authority, settings, self.clock, os.urandom)
-        self.wire.doors = {
-            "Rounds": RoundsDoor(gate),
-            "Blobs": BlobsDoor(gate),
-            "Line": LineDoor(gate),
-            "Enrolment": EnrolledDoor(gate, self.desk),
+        self.enrolment = EnrolmentService(self.app.store, authority, settings, self.clock, os.urandom)
+        self.wire.servicers = {
+            "Rounds": RoundsServicer(guard),
+            "Blobs": BlobsServicer(guard),
+            "Line": BandwidthServicer(guard),
+            "Enrolment": SiteEnrolmentServicer(guard, self.enrolment),
         }
         self.driver = self.another_driver()
+        self.housekeeping = Housekeeping(self.app, self.clock.seconds)
         self._up = True
 
     def shut(self) -> None:
-        self.wire.doors = {}
+        self.wire.servicers = {}
         if self._up:
             self.app.store.close()
             self._up = False
@@ -112,9 +115,10 @@ class AggregatorMachine:
         return Driver(self.app, monotonic=self.clock.seconds)
 
     def settle(self) -> None:
-        """The driver looks until nothing moves."""
+        """The driver looks until nothing moves; then the housekeeping has its turn."""
         while self.driver.turn():
             pass
+        self.housekeeping.turn()
 
 
 @dataclass
@@ -166,7 +170,7 @@ class Site:
 
     def step(self, fault: Fault | None = None) -> Turn:
         """One turn of the agent. Errors: as SiteRounds.step; Killed when the fault says so."""
-        self.transport.architecture(fault)
+        self.transport.arm(fault)
         try:
             return self.rounds.step()
         finally:

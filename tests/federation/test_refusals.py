@@ -204,7 +204,7 @@ def test_who_was_left_out_of_an_opening_is_in_no_second_sum_of_that_round(make_w
             if isinstance(one.message, secagg_pb2.KeysMessage) and one.message.round == ref
         ]
     assert {one.site for one in advertised} == {"site-e", *victims}
-    assert all("could still be opened" in str(refusal) for _, refusal in world.refused[-2:])
+    assert all("could still be recovered" in str(refusal) for _, refusal in world.refused[-2:])
     assert not any(
         isinstance(one.message, secagg_pb2.SharesMessage) and one.message.round == ref for one in world.wire.heard
     )

@@ -1,7 +1,8 @@
-"""What crosses between the sites and the aggregator, in one process: requests reach the real gRPC doors, without gRPC.
+"""The wire between the sites and the aggregator, in one process: requests reach the real servicers, without gRPC.
 
-Only the transport is replaced. A request is the very bytes that the guard passed and the ledger holds; the door parses
-and authenticates it, and refuses with a status code; the site hears what its own link would have made of that code.
+Only the transport is replaced. A request is the very bytes that the guard passed and the ledger holds; the servicer
+parses and authenticates it, and refuses with a status code; the site gets the error that its own link would have made
+of that code.
 
 The wire also misbehaves when told to: it loses a request or an answer, kills whoever speaks, and lets a liar change
 what passes. Whatever a site hands over is kept in `heard`, lost answers included: a malicious aggregator has it all.
@@ -33,7 +34,7 @@ LATER = frozenset(
 _PATHS = {call.path: call for call in CALLS.values()}
 
 M = TypeVar("M", bound=Message)
-Doors = Mapping[str, object]  # service -> its servicer
+Servicers = Mapping[str, object]  # by service
 
 
 class Killed(BaseException):
@@ -72,7 +73,7 @@ class Aborted(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """The part of gRPC's ServicerContext that our doors use: who calls, and how to refuse."""
+    """The part of gRPC's ServicerContext that our servicers use: who calls, and how to refuse."""
 
     certificate_pem: bytes
 
@@ -88,9 +89,9 @@ class Context:
 
 @dataclass
 class Wire:
-    """Between all sites and the aggregator that is up; `doors` is empty while it is down."""
+    """Between all sites and the aggregator that is up; `servicers` is empty while it is down."""
 
-    doors: Doors = field(default_factory=dict)
+    servicers: Servicers = field(default_factory=dict)
     heard: list[Heard] = field(default_factory=list)
     refusals: list[tuple[str, str, grpc.StatusCode, str]] = field(default_factory=list)  # site, call, code, sentence
     # A liar sees (site, call, message), may change the message, and returns what passes on.
@@ -98,7 +99,7 @@ class Wire:
     lies_down: list[Callable[[str, str, Message, Message], Message]] = field(default_factory=list)  # and the request
 
     def call(self, site: str, certificate_pem: bytes, call: Call[Message, Message], data: list[bytes]) -> list[Message]:
-        """Hand a call's messages to its door. Errors: Unreachable, Refused."""
+        """Hand a call's messages to its servicer. Errors: Unreachable, Refused."""
         first = len(self.heard)
         self.overhear(site, call, data)
         requests = [self._lied_up(site, call.name, call.request.FromString(one)) for one in data]
@@ -115,14 +116,14 @@ class Wire:
         self, site: str, certificate_pem: bytes, call: Call[Message, Message], requests: list[Message]
     ) -> list[Message]:
         service, method = call.name.split("/")
-        if service not in self.doors:
+        if service not in self.servicers:
             raise Unreachable("the aggregator is down")
-        door = getattr(self.doors[service], method)
+        method_of = getattr(self.servicers[service], method)
         context = Context(certificate_pem)
         try:
             if call.name == "Blobs/Put":
-                return [door(iter(requests), context)]
-            reply = door(requests[0], context)
+                return [method_of(iter(requests), context)]
+            reply = method_of(requests[0], context)
             return list(reply) if call.name == "Blobs/Get" else [reply]
         except Aborted as refusal:
             self.refusals.append((site, call.name, refusal.code, refusal.details))
@@ -151,7 +152,7 @@ class SiteWire:
         self._fault: Fault | None = None
         self._count = 0
 
-    def architecture(self, fault: Fault | None) -> None:
+    def arm(self, fault: Fault | None) -> None:
         """The fault of the turn that begins now."""
         self._fault, self._count = fault, 0
 

@@ -18,6 +18,7 @@ from federation.secagg.state import MemberState, OwnSecrets
 from aggregator.errors import WrongState
 from aggregator.runs import lifecycle
 from aggregator.runs.plans import plan_of
+from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Round, Run
 from site_client.agent.egress.calls import CALLS
@@ -75,8 +76,7 @@ class World:
     def _walked(cls, nursery: Nursery, kind: Kind) -> "Past":
         """From the phase before, which is kept as well."""
         world = cls.begin(nursery, replace(kind, phase=PHASES[PHASES.index(kind.phase) - 1]))
-        while world.round.state.value != kind.phase:
-            world.everybody()
+        world.until(RoundState(kind.phase))
         world.aggregator.shut()
         for site in world.sites.values():
             site.shut()
@@ -131,6 +131,23 @@ class World:
                 self.train(name)
         self.drive()
 
+    def ready(self) -> None:
+        """Every site trains what it was offered and says Ready; the driver has not looked yet."""
+        for name in self.sites:
+            self.step(name)
+            self.train(name)
+            self.step(name)
+
+    def until(self, state: RoundState | RunState) -> None:
+        """Everybody steps until the newest round, or the run, is in `state`."""
+        for _ in range(60):
+            if state in (self.round.state, self.run.state):
+                return
+            self.everybody()
+        raise AssertionError(
+            f"expected {state}, got {self.run.state} with its round {self.round.number} in {self.round.state}"
+        )
+
     def replay(self, name: str, number: int) -> None:
         """Somebody who recorded a site's messages plays one of them again, over that site's own connection."""
         said = [one for one in self.wire.heard if one.site == name and one.call != "Blobs/Put"]
@@ -141,6 +158,9 @@ class World:
             self.wire.call(name, site.identity.certificate_pem, CALLS[chosen.call], [chosen.data])
         except (Unreachable, Refused):
             return  # in `wire.refusals`
+
+    def abort(self) -> None:
+        lifecycle.abort(self.aggregator.app, self.run_id)
 
     def pause(self) -> None:
         try:
@@ -172,6 +192,12 @@ class World:
     @property
     def round(self) -> Round:
         return self.rounds()[-1]
+
+    def seats(self, number: int | None = None) -> dict[str, SeatState]:
+        """The seats of a round by site; of the newest when `number` is None."""
+        row = self.round if number is None else self.rounds()[number - 1]
+        with self.aggregator.app.store.read() as session:
+            return round_rows.seat_states(session, row.id)
 
     def model(self, blob: bytes) -> Model:
         """A model out of the aggregator's blobs."""

@@ -81,7 +81,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tmp_path: Path) -> None:
 def test_a_worker_stopped_on_a_gpu_frees_it_and_goes_on(place: Callable[..., Place]) -> None:
     at = place("site", epochs=20, instead=ON_GPU)
     assert at.stop_at(5, signal.SIGTERM) == STOPPED
-    assert Gpus().look(own=[os.getpid()]) == GpuUse(0, 0)
+    assert Gpus().sample(own=[os.getpid()]) == GpuUse(0, 0)
     update = at.finish()
     assert update.outcome == "trained"
     assert update.loss_sum > 0
@@ -127,15 +127,15 @@ def test_training_leaves_the_gpu_to_whoever_comes_and_comes_back_after_them(plac
     service = subprocess.Popen(command)
     try:
         _until(trains, TRAINS_S)
-        assert Gpus().look(own) == GpuUse(1, 0)  # the worker's memory is on the card
+        assert Gpus().sample(own) == GpuUse(1, 0)  # the worker's memory is on the card
         with _foreigner():
-            took_s = _until(lambda: Gpus().look(own) == GpuUse(1, 0), GPU_FREE_S)
+            took_s = _until(lambda: Gpus().sample(own) == GpuUse(1, 0), GPU_FREE_S)
             print(f"the worker had given the card back {took_s:.2f} s after somebody came")
             _until(lambda: "GPU_BUSY" in reasons(), GPU_FREE_S)
             time.sleep(1.0)
-            assert Gpus().look(own) == GpuUse(1, 0)
+            assert Gpus().sample(own) == GpuUse(1, 0)
         _until(trains, TRAINS_S)
     finally:
         service.send_signal(signal.SIGTERM)
         assert service.wait(60) == 0
-    assert Gpus().look(own) == GpuUse(0, 0)
+    assert Gpus().sample(own) == GpuUse(0, 0)

@@ -13,7 +13,7 @@ from federation.labels import LABELS
 from pydicom.dataset import FileDataset
 
 from site_client.errors import PhantomRefused
-from site_client.ingest.series.content import judge, measure
+from site_client.ingest.series.content import assess, measure
 from site_client.phantom.command import phantom
 from site_client.phantom.dataset import Order, make_set, visits
 from site_client.phantom.profiles import PROFILES
@@ -36,13 +36,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def series_of(folder: Path) -> dict[str, list[FileDataset]]:
-    found: dict[str, list[FileDataset]] = {}
+    series_by_uid: dict[str, list[FileDataset]] = {}
     for path in sorted((folder / "dicom").rglob("*.dcm")):
         ds = pydicom.dcmread(path)
-        found.setdefault(str(ds.StudyInstanceUID), []).append(ds)
-    for series in found.values():
+        series_by_uid.setdefault(str(ds.StudyInstanceUID), []).append(ds)
+    for series in series_by_uid.values():
         series.sort(key=along)
-    return found
+    return series_by_uid
 
 
 def along(ds: FileDataset) -> float:
@@ -125,7 +125,7 @@ def test_a_series_is_an_ordered_head_in_hounsfield_units(profile: str, tmp_path:
     assert np.diff([along(ds) for ds in series]) == pytest.approx(5.0, abs=1e-3)
     assert all(ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.2" and ds.Modality == "CT" for ds in series)
     middle = series[len(series) // 3 : 2 * len(series) // 3]
-    assert judge([measure(hu_of(ds), spacing) for ds in middle]) == ()
+    assert assess([measure(hu_of(ds), spacing) for ds in middle]) == ()
 
 
 def test_a_tilted_gantry_shows_in_orientation_and_shears_the_stack(tmp_path: Path) -> None:
@@ -163,11 +163,11 @@ def test_another_scanner_sees_the_same_lesions(tmp_path: Path) -> None:
         make_set(Order("T", 3, 2, SMALL, render_as=scanner), tmp_path / scanner)
     lesions = []
     for scanner in ("T", "S"):
-        found = set()
+        drawn = set()
         for path in (tmp_path / scanner / "hidden").glob("*.npz"):
             with np.load(path) as hidden:
-                found.add((path.stem, str(hidden["lesions"])))
-        lesions.append(found)
+                drawn.add((path.stem, str(hidden["lesions"])))
+        lesions.append(drawn)
     assert lesions[0] == lesions[1]
     assert any(text != "[]" for _, text in lesions[0])
 

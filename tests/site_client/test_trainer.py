@@ -109,13 +109,13 @@ class Place:
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
     def stop_at(self, step: int, number: signal.Signals) -> int:
-        """Start a worker, signal it once it reports training step `step`; its exit status."""
+        """Starts a worker and signals it once it reports training step `step`; gives its exit status."""
         process = self.worker()
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                note = json.loads(line)
-                if note["state"] == "SITE_TRAINING" and note["step"] >= step:
+                message = json.loads(line)
+                if message["state"] == "SITE_TRAINING" and message["step"] >= step:
                     process.send_signal(number)
                     break
             lines.read()
@@ -148,7 +148,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
             assert old in text
             text = text.replace(old, new)
         (folder / "site.toml").write_text(text)
-        # One hospital, told twice: with the same pseudonyms its patients are split the same way.
+        # One hospital in two folders: with the same pseudonyms its patients are split the same way.
         (folder / "state" / "trainer").mkdir(parents=True)
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
         plan = _plan(model, epochs, per_step)
@@ -214,12 +214,12 @@ def test_a_job_yields_a_clipped_delta_and_what_the_sums_need(place: Callable[...
 
 
 @pytest.mark.timeout(900)
-def test_an_evaluation_only_job_judges_the_same_slices_and_trains_nothing(place: Callable[..., Place]) -> None:
-    trained, judged = place("training").finish(), place("judging", evaluation_only=True).finish()
-    assert judged.outcome == "evaluated"
-    assert judged.delta_sha256 is None
-    assert judged.histograms == trained.histograms
-    assert judged.studies == trained.studies
+def test_an_evaluation_only_job_evaluates_the_same_slices_and_trains_nothing(place: Callable[..., Place]) -> None:
+    trained, evaluated = place("training").finish(), place("evaluating", evaluation_only=True).finish()
+    assert evaluated.outcome == "evaluated"
+    assert evaluated.delta_sha256 is None
+    assert evaluated.histograms == trained.histograms
+    assert evaluated.studies == trained.studies
 
 
 def test_a_hospital_with_too_few_studies_declines(place: Callable[..., Place]) -> None:
@@ -270,7 +270,7 @@ def test_a_job_that_is_withdrawn_stops_its_worker(
 
 
 @pytest.mark.timeout(900)
-def test_paused_by_hand_it_stands_still_within_a_second_says_why_and_goes_on(
+def test_paused_by_hand_it_is_suspended_within_a_second_names_the_reason_and_resumes(
     place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
 ) -> None:
     at = place("paused")
@@ -292,17 +292,17 @@ def test_paused_by_hand_it_stands_still_within_a_second_says_why_and_goes_on(
 
 
 @pytest.mark.timeout(900)
-def test_a_worker_that_was_held_in_the_middle_ends_with_the_very_bits_of_one_that_was_not(
+def test_a_worker_that_was_suspended_ends_with_the_very_bits_of_one_that_was_not(
     place: Callable[..., Place],
 ) -> None:
     undisturbed = place("free").finish()
-    at = place("held")
+    at = place("suspended")
     process = at.worker()
     assert process.stdout is not None
     with process.stdout as lines:
         for line in lines:
-            note = json.loads(line)
-            if note["state"] == "SITE_TRAINING" and note["step"] in (2, 5):
+            message = json.loads(line)
+            if message["state"] == "SITE_TRAINING" and message["step"] in (2, 5):
                 assert suspend(process) < 1.0
                 assert is_suspended(process)
                 resume(process)
@@ -339,8 +339,8 @@ def test_the_service_starts_without_torch_and_grpc() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def _wait(true: Callable[[], bool], timeout_s: float = 280) -> None:
+def _wait(condition: Callable[[], bool], timeout_s: float = 280) -> None:
     deadline = time.monotonic() + timeout_s
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)

@@ -24,7 +24,7 @@ class Consortium:
     """What runs at the coordinator's, and how a hospital gets in."""
 
     app: AppContext
-    desk: EnrolmentService
+    enrolment: EnrolmentService
     aggregator: AggregatorServer
     folder: Path
 
@@ -41,16 +41,20 @@ class Consortium:
     def joined(self, name: str) -> SiteSettings:
         """A hospital that has joined with a fresh invitation."""
         settings = self.hospital(name)
-        token = self.desk.invite(name, auto_approve=True).text()
+        token = self.enrolment.invite(name, auto_approve=True).text()
         join(settings, f"127.0.0.1:{self.aggregator.enrolment_port}", token, say=lambda _: None)
         return settings
 
 
 @contextmanager
 def consortium(folder: Path) -> Iterator[Consortium]:
-    listen = config.ListenSettings("127.0.0.1:0", "127.0.0.1:0", "", ("127.0.0.1",), threads=8)
+    any_port = "127.0.0.1:0"
+    listen = config.ListenSettings(
+        sites=any_port, enrolment=any_port, dashboard=any_port, host_names=("127.0.0.1",), threads=8
+    )
     dashboard = config.DashboardSettings(enabled=False)
-    settings = config.AggregatorSettings(listen, config.StateSettings(folder / "hub"), dashboard=dashboard)
+    state = config.StateSettings(folder=folder / "hub")
+    settings = config.AggregatorSettings(listen=listen, state=state, dashboard=dashboard)
     (folder / "hub").mkdir(parents=True)
     authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
     app = open_context(settings)
@@ -58,7 +62,7 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     aggregator = AggregatorServer(app, authority)
     aggregator.start()
     try:
-        desk = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
-        yield Consortium(app, desk, aggregator, folder)
+        enrolment = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
+        yield Consortium(app, enrolment, aggregator, folder)
     finally:
         aggregator.stop()

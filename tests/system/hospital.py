@@ -111,7 +111,7 @@ class Hospital:
     def published(self) -> int:
         """Rounds of the run that ended well, with this hospital in the cohort."""
         with self.federation.app().store.read() as session:
-            rows = round_rows.of_run(session, run_rows.every(session)[-1].run_id)
+            rows = round_rows.of_run(session, run_rows.all_runs(session)[-1].run_id)
             done = [row for row in rows if row.state is RoundState.PUBLISHED]
             return sum(any(seat.site == self.name for seat in round_rows.seats(session, row.id)) for row in done)
 

@@ -1,4 +1,4 @@
-"""An enrolment through its whole life: a real site identity and a real enrolment desk on one standing clock.
+"""An enrolment through its whole life: a real site identity and a real enrolment service on one standing clock.
 
 Only TLS is left out, because it looks at the machine's own clock: the wire hands a certificate over as TLS would.
 """
@@ -48,9 +48,9 @@ class StandingClock:
 
 @dataclass
 class Wire:
-    """Carries a call to the desk; `certificate` is what the site's end shows, None at the enrolment listener."""
+    """Carries a call to the service; `certificate` is the one the site shows, None at the enrolment listener."""
 
-    desk: EnrolmentService
+    enrolment: EnrolmentService
     certificate: Callable[[], bytes | None]
     calls: list[str] = field(default_factory=list)
     peer: str = "hub.example:8443"
@@ -60,13 +60,13 @@ class Wire:
         self.calls.append(name)
         try:
             if name == "Join":
-                return serialize(self.desk.join(parse(enrolment_pb2.JoinRequest, request.data)))
+                return serialize(self.enrolment.join(parse(enrolment_pb2.JoinRequest, request.data)))
             if name == "Challenge":
-                return serialize(self.desk.challenge(parse(enrolment_pb2.ChallengeRequest, request.data)))
+                return serialize(self.enrolment.challenge(parse(enrolment_pb2.ChallengeRequest, request.data)))
             if name == "Recover":
-                return serialize(self.desk.recover(parse(enrolment_pb2.RecoverRequest, request.data)))
-            site = authenticate(self.desk.store, self.certificate(), self.desk.clock())
-            return serialize(self.desk.renew(site, parse(enrolment_pb2.RenewRequest, request.data)))
+                return serialize(self.enrolment.recover(parse(enrolment_pb2.RecoverRequest, request.data)))
+            site = authenticate(self.enrolment.store, self.certificate(), self.enrolment.clock())
+            return serialize(self.enrolment.renew(site, parse(enrolment_pb2.RenewRequest, request.data)))
         except AggregatorError as error:
             raise Refused(str(error), type(error).__name__) from error
 
@@ -79,9 +79,9 @@ class Wire:
 
 @dataclass
 class Place:
-    """One hospital's host and the coordinator's desk, each with a clock."""
+    """One hospital's host and the coordinator's enrolment, each with a clock."""
 
-    desk: EnrolmentService
+    enrolment: EnrolmentService
     hub_clock: StandingClock
     clock: StandingClock
     folder: Path
@@ -98,26 +98,26 @@ class Place:
             sealing_key=joining.keys.sealing.public_bytes,
             possession=prove_possession(joining.keys, joining.request.csr_der),
         )
-        if self.desk.join(request).WhichOneof("outcome") == "pending":
+        if self.enrolment.join(request).WhichOneof("outcome") == "pending":
             words = six_words(request.csr_der, request.signing_key, request.sealing_key)
-            self.desk.approve(token.site, words)
+            self.enrolment.approve(token.site, words)
         membership = Membership(token.site, "hub.example:8444", token.ca_fingerprint)
-        return joining.accept(self.desk.join(request).credentials, membership)
+        return joining.accept(self.enrolment.join(request).credentials, membership)
 
     def keeper(self, identity: SiteIdentity) -> Certificates:
         ledger = Ledger(self.folder / "ledger.jsonl", identity.keys.signing, self.clock, joining=True)
         self.held.append(ledger)
-        enrolled = Wire(self.desk, lambda: identity.certificate_pem, self.calls)
+        enrolled = Wire(self.enrolment, lambda: identity.certificate_pem, self.calls)
 
         @contextmanager
-        def desk() -> Iterator[Egress]:
-            yield Egress(Guard(PolicySettings()), ledger, Wire(self.desk, lambda: None, self.calls))
+        def enrolment() -> Iterator[Egress]:
+            yield Egress(Guard(PolicySettings()), ledger, Wire(self.enrolment, lambda: None, self.calls))
 
-        return Certificates(identity, Egress(Guard(PolicySettings()), ledger, enrolled), desk, self.clock)
+        return Certificates(identity, Egress(Guard(PolicySettings()), ledger, enrolled), enrolment, self.clock)
 
     def is_let_in(self, identity: SiteIdentity) -> bool:
         try:
-            return authenticate(self.desk.store, identity.certificate_pem, self.hub_clock()) == identity.site
+            return authenticate(self.enrolment.store, identity.certificate_pem, self.hub_clock()) == identity.site
         except AggregatorError:
             return False
 
@@ -127,10 +127,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
     clock = StandingClock()
     store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     upgrade(store.engine)
-    desk = EnrolmentService(
+    enrolment = EnrolmentService(
         store, create_authority(tmp_path / "ca", clock), config.EnrolmentSettings(), clock, os.urandom
     )
-    made = Place(desk, clock, clock, tmp_path / "site")
+    made = Place(enrolment, clock, clock, tmp_path / "site")
     yield made
     for ledger in made.held:
         ledger.close()
@@ -138,7 +138,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_a_certificate_is_renewed_once_at_two_thirds_of_its_life_and_the_site_stays_let_in(place: Place) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     keeper = place.keeper(identity)
     renewals = 0
     for _ in range(120):
@@ -154,19 +154,19 @@ def test_a_certificate_is_renewed_once_at_two_thirds_of_its_life_and_the_site_st
 
 
 def test_renewals_are_spread_and_stay_where_they_are_at_a_restart(place: Place) -> None:
-    first, again = place.join(place.desk.invite("mercy")), SiteIdentity(place.folder / "identity")
+    first, again = place.join(place.enrolment.invite("mercy")), SiteIdentity(place.folder / "identity")
     assert first.renewal_due() == again.renewal_due()
     dues = set()
     for number in range(6):
-        other = Place(place.desk, place.hub_clock, place.clock, place.folder.with_name(f"site-{number}"))
-        dues.add(other.join(place.desk.invite(f"site-{number}")).renewal_due())
+        other = Place(place.enrolment, place.hub_clock, place.clock, place.folder.with_name(f"site-{number}"))
+        dues.add(other.join(place.enrolment.invite(f"site-{number}")).renewal_due())
     assert len(dues) == 6
     assert max(dues) - min(dues) <= timedelta(days=31) / 20
 
 
 @pytest.mark.parametrize("weeks", [5, 30, 100])
 def test_after_weeks_offline_the_signing_key_answers_for_the_certificate(place: Place, weeks: int) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     place.clock.advance(weeks=weeks)
     assert not place.is_let_in(identity)
     assert place.keeper(identity).keep()
@@ -176,9 +176,9 @@ def test_after_weeks_offline_the_signing_key_answers_for_the_certificate(place: 
 
 
 def test_a_renewal_that_fails_harms_nothing_until_the_certificate_has_run_out(place: Place) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     keeper = place.keeper(identity)
-    place.desk.revoke("mercy")
+    place.enrolment.revoke("mercy")
     place.clock.advance(days=22)
     assert not keeper.keep()
     place.clock.advance(days=10)
@@ -187,22 +187,22 @@ def test_a_renewal_that_fails_harms_nothing_until_the_certificate_has_run_out(pl
 
 
 def test_a_revoked_site_gets_in_by_no_door_until_it_is_invited_anew(place: Place, tmp_path: Path) -> None:
-    identity = place.join(place.desk.invite("mercy"))
-    place.desk.revoke("mercy")
+    identity = place.join(place.enrolment.invite("mercy"))
+    place.enrolment.revoke("mercy")
     assert not place.is_let_in(identity)
     place.clock.advance(days=40)
     with pytest.raises(Refused):
         place.keeper(identity).keep()
     with pytest.raises(IdentityRefused, match="enrolled already"):
-        place.join(place.desk.invite("mercy"))
+        place.join(place.enrolment.invite("mercy"))
     (place.folder / "identity").rename(place.folder / "identity-before")
-    again = place.join(place.desk.invite("mercy"))
+    again = place.join(place.enrolment.invite("mercy"))
     assert place.is_let_in(again)
     assert again.keys.signing_public != identity.keys.signing_public
 
 
 def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     place.clock = StandingClock(place.hub_clock.now + timedelta(days=400))
     keeper = place.keeper(identity)
     assert keeper.keep()
@@ -213,13 +213,13 @@ def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place)
         assert not keeper.keep()
     assert place.calls == ["Challenge", "Recover"]
     assert place.is_let_in(identity)
-    with place.desk.store.read() as session:
+    with place.enrolment.store.read() as session:
         assert site_rows.get(session, "mercy").recoveries_left == config.EnrolmentSettings().recoveries - 1
 
 
 @pytest.mark.parametrize("minutes", [-5, 5])
 def test_a_clock_five_minutes_off_is_tolerated(place: Place, minutes: int) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     place.clock = StandingClock(place.hub_clock.now + timedelta(minutes=minutes))
     keeper = place.keeper(identity)
     assert identity.valid_from <= place.clock.now
@@ -232,7 +232,7 @@ def test_a_clock_five_minutes_off_is_tolerated(place: Place, minutes: int) -> No
 
 
 def test_a_clock_behind_is_reported_at_the_next_certificate(place: Place) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     place.hub_clock.advance(days=3)
     place.clock = StandingClock(identity.renewal_due())
     place.hub_clock.now = identity.renewal_due() + timedelta(hours=2)
@@ -242,7 +242,7 @@ def test_a_clock_behind_is_reported_at_the_next_certificate(place: Place) -> Non
 
 
 def test_keys_and_certificates_are_for_the_agent_alone(place: Place) -> None:
-    identity = place.join(place.desk.invite("mercy"))
+    identity = place.join(place.enrolment.invite("mercy"))
     place.clock.advance(days=22)
     assert place.keeper(identity).keep()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (place.folder / "identity").iterdir()}

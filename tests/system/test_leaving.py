@@ -46,8 +46,10 @@ def sent(settings: SiteSettings) -> list[str]:
 
 
 def roster(coordinator: Consortium) -> list[str]:
-    signed = coordinator.desk.roster()
-    return [one.site for one in verify_roster(signed, coordinator.desk.authority.custodian_key.public_key()).entries]
+    signed = coordinator.enrolment.roster()
+    return [
+        one.site for one in verify_roster(signed, coordinator.enrolment.authority.custodian_key.public_key()).entries
+    ]
 
 
 def standing(coordinator: Consortium, site: str) -> str:
@@ -103,7 +105,7 @@ def test_typed_again_it_sends_nothing_and_says_when_it_left(coordinator: Consort
 
 def test_a_farewell_whose_answer_was_lost_is_said_again_and_answered_alike(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    coordinator.desk.leave("mercy")  # what the first call did before the line broke
+    coordinator.enrolment.leave("mercy")  # what the first call did before the line broke
     epoch_before = roster(coordinator)
     assert leave(settings).startswith("mercy has left")
     assert (standing(coordinator, "mercy"), roster(coordinator)) == ("left", epoch_before)
@@ -138,7 +140,7 @@ def test_with_an_ended_certificate_it_says_what_to_do_and_sends_nothing(coordina
 
 def test_a_revoked_site_is_told_so(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    coordinator.desk.revoke("mercy")
+    coordinator.enrolment.revoke("mercy")
     with pytest.raises(Refused, match="was revoked"):
         leave(settings)
     assert standing(coordinator, "mercy") == "revoked"
@@ -162,7 +164,7 @@ def test_coming_back_takes_a_new_invitation_and_the_ledger_goes_on(coordinator: 
     old = SiteIdentity(folder_of(settings))
     leave(settings)
     with pytest.raises(WrongState, match="has left already"):
-        coordinator.desk.revoke("mercy")
+        coordinator.enrolment.revoke("mercy")
     coordinator.joined("mercy")
     again = SiteIdentity(folder_of(settings))
     assert again.certificate_pem != old.certificate_pem

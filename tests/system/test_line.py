@@ -114,7 +114,7 @@ def test_the_aggregator_refuses_more_than_a_mebibyte_and_a_site_that_left(coordi
     settings = coordinator.joined("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
         egress.send(ECHO, bandwidth_pb2.EchoRequest(wanted_bytes=CHUNK_BYTES_MAX + 1))
-    coordinator.desk.leave("greedy")
+    coordinator.enrolment.leave("greedy")
     with way(settings) as egress, pytest.raises(Refused, match="has left"):
         egress.send(ECHO, bandwidth_pb2.EchoRequest(data=sequence(10)))
 

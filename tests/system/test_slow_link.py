@@ -95,7 +95,7 @@ def await_end(app: AppContext) -> None:
     ends_at = time.monotonic() + LIMIT_S
     while time.monotonic() < ends_at:
         with app.store.read() as session:
-            run = run_rows.every(session)[-1]
+            run = run_rows.all_runs(session)[-1]
         if run.state is RunState.COMPLETED:
             return
         assert run.state is RunState.RUNNING, run.reason
@@ -106,7 +106,7 @@ def await_end(app: AppContext) -> None:
 def count(place: Place, app: AppContext, line: slow_link.Line, model: Path) -> Moved:
     """After everything has stopped, so that the aggregator's last counts are written."""
     with app.store.read() as session:
-        run = run_rows.every(session)[-1]
+        run = run_rows.all_runs(session)[-1]
         for row in round_rows.of_run(session, run.run_id):
             print({one.state.value: round(one.seconds, 1) for one in round_rows.phase_times(session, row.id)})
         seats = [seat for row in round_rows.of_run(session, run.run_id) for seat in round_rows.seats(session, row.id)]

@@ -23,7 +23,7 @@ from site_client.agent.status_file import read_status
 from site_client.config import FoldersSettings, SiteSettings
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.spool import AgentSide
-from tests.federation.nursery import PHASE_S, Kind
+from tests.federation.nursery import Kind
 from tests.federation.places import aggregator_settings
 from tests.federation.world import World
 

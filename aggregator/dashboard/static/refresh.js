@@ -1,5 +1,5 @@
 // Fetches the page again and swaps its <main>: every 2 s while a round is in progress, slower otherwise or when hidden.
-// When the aggregator does not answer, the page says so and since when; it never shows old figures as if they were new.
+// When the aggregator does not answer, the page says so and since when, so that old figures never pass for new ones.
 (() => {
   const QUICK_MS = 2000, SLOW_MS = 15000;
   const banner = document.getElementById("connection");
@@ -8,16 +8,16 @@
   const places = (root) => [...root.querySelectorAll("a, button, summary, [tabindex]")];
   let answered = Date.now();
 
-  // What the reader has done to the page stays done: opened details, scrolled tables, the place of the keyboard.
+  // The reader's changes to the page stay: expanded details, scrolled tables, the focus of the keyboard.
   function swap(fresh) {
     const shown = main();
-    const scrolled = [...shown.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+    const scrolled = [...shown.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
     const focused = places(shown).indexOf(document.activeElement);
-    for (const each of shown.querySelectorAll("details[open][id]")) {
-      fresh.querySelector(`#${CSS.escape(each.id)}`)?.setAttribute("open", "");
+    for (const details of shown.querySelectorAll("details[open][id]")) {
+      fresh.querySelector(`#${CSS.escape(details.id)}`)?.setAttribute("open", "");
     }
     shown.replaceWith(fresh);
-    fresh.querySelectorAll(".scroll").forEach((each, index) => { each.scrollLeft = scrolled[index] ?? 0; });
+    fresh.querySelectorAll(".scroll").forEach((table, index) => { table.scrollLeft = scrolled[index] ?? 0; });
     if (focused >= 0) places(fresh)[focused]?.focus({ preventScroll: true });
   }
 
@@ -27,7 +27,7 @@
       if (reply.redirected) { location.reload(); return; }
       if (!reply.ok) throw new Error(String(reply.status));
       const fresh = new DOMParser().parseFromString(await reply.text(), "text/html").querySelector("main");
-      // Somebody marking text to copy it is not interrupted; the banner stays truthful because the page is fresh enough.
+      // A reader who marks text to copy it is not interrupted; the banner then still counts from the last swap.
       if (getSelection().isCollapsed) { swap(document.adoptNode(fresh)); answered = Date.now(); }
       banner.hidden = true;
     } catch {

@@ -1,7 +1,7 @@
 """The header words of an upload: what a site tells about itself, one whole number a word, under the same masks.
 
-Only sums over a cohort are ever opened. Each value has a largest one for a single site, so that a sum no honest cohort
-can have made is refused on opening, and no sum of 500 sites comes near 2^64.
+Only sums over a cohort are ever decoded. Each value has a largest one for a single site, so that a sum no honest cohort
+can have made is refused on decoding, and no sum of 500 sites comes near 2^64.
 
     word   content, summed over the members
     0      min(studies, cap)
@@ -32,12 +32,18 @@ _BINS_PER_LOGIT = BINS / (2 * LOGIT_EDGE)
 
 @dataclass(frozen=True, eq=False)
 class SiteHeader:
-    """What one site adds.
+    """The header of one site.
 
-    studies: training studies, at least 1; the cap is applied in encoding. loss_sum: summed training loss over
-    example_count examples, 0 to 2^31. clipped: whether the update was longer than the clip norm.
-    histograms: int64 [6, 2, 64], counts of validation slices by label, truth (negative, positive) and `bin_of` the
-    base model's logit. Errors: EncodingRefused.
+    Attributes:
+        studies: Training studies, at least 1. Encoding applies the cap.
+        loss_sum: Training loss, summed over `example_count` examples, 0 to 2^31.
+        example_count: Examples in `loss_sum`, 0 to 2^32.
+        clipped: Whether the update was longer than the clip norm.
+        histograms: int64 [6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
+            of the base model.
+
+    Raises:
+        EncodingRefused: A value is out of range.
     """
 
     studies: int
@@ -60,10 +66,14 @@ class SiteHeader:
 
 @dataclass(frozen=True, eq=False)
 class HeaderSum:
-    """The header words of a cohort's sum, read.
+    """The sum of the headers of a cohort. Metrics that the plan does not list are 0.
 
-    weight: sum of min(studies, cap). clipped: members whose update was clipped. histograms: int64 [6, 2, 64].
-    Metrics that the plan does not list are 0.
+    Attributes:
+        weight: Sum of min(studies, cap).
+        loss_sum: Sum of the members' `loss_sum`.
+        example_count: Sum of the members' `example_count`.
+        clipped: Members whose update was clipped.
+        histograms: int64 [6, 2, 64], summed.
     """
 
     weight: int
@@ -74,9 +84,12 @@ class HeaderSum:
 
 
 def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Histogram bin 0..63 of each logit, same shape: 64 equal bins over [-8, 8), what lies outside in the end bins.
+    """Returns the histogram bin, 0 to 63, of each logit: int64, of the same shape.
 
-    Errors: EncodingRefused for NaN.
+    The 64 bins divide [-8, 8) evenly; the outermost two also take all logits beyond.
+
+    Raises:
+        EncodingRefused: A logit is NaN.
     """
     if np.isnan(logits).any():
         raise EncodingRefused("expected logits, got NaN; the model does not score these inputs")
@@ -86,7 +99,7 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
-    """uint64 [772]. Metrics that the plan does not list are left 0."""
+    """Writes one site's header words, uint64 [772]. Metrics that the plan does not list stay 0."""
     words = np.zeros(HEADER_WORDS, np.uint64)
     words[0] = min(header.studies, layout.weight_cap)
     words[3] = int(header.clipped)
@@ -99,20 +112,21 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
 
 
 def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> HeaderSum:
-    """Read the sum of `members` headers, uint64 [772].
+    """Reads the sum of `members` headers, uint64 [772].
 
-    Errors: EncodingRefused for a value that no sum of so many honest headers can have.
+    Raises:
+        EncodingRefused: No sum of so many honest headers has this value.
     """
     loss_max = members * round(LOSS_MAX / LOSS_UNIT) if Metric.LOSS in layout.metrics else 0
     count_max = members * COUNT_MAX if Metric.LOSS in layout.metrics else 0
     bin_max = members * COUNT_MAX if Metric.HISTOGRAMS in layout.metrics else 0
-    _check_range("weight", int(words[0]), members, members * layout.weight_cap)
-    _check_range("loss sum", int(words[1]), 0, loss_max)
-    _check_range("example count", int(words[2]), 0, count_max)
+    _check_range("a weight", int(words[0]), members, members * layout.weight_cap)
+    _check_range("a loss sum", int(words[1]), 0, loss_max)
+    _check_range("an example count", int(words[2]), 0, count_max)
     _check_range("clipped members", int(words[3]), 0, members)
-    _check_range("histogram bin", int(words[4:].max()), 0, bin_max)
+    _check_range("histogram counts", int(words[4:].max()), 0, bin_max)
     if words[1] > 0 and words[2] == 0:
-        raise EncodingRefused("opened sum: expected no loss without examples, got some")
+        raise EncodingRefused("sum: expected no loss without examples, got some")
     return HeaderSum(
         weight=int(words[0]),
         loss_sum=int(words[1]) * LOSS_UNIT,
@@ -125,7 +139,7 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
 def _check_range(what: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise EncodingRefused(
-            f"opened sum: expected a {what} from {low} to {high}, got {value}; a member sent words out of range"
+            f"sum: expected {what} from {low} to {high}, got {value}; a member sent words out of range"
         )
 
 

@@ -14,7 +14,7 @@ _CHUNK = 1 << 15
 
 
 def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) -> None:
-    """Write `numbers` [m] of at most `width` bits each over `words` [W]. The caller vouches for the range."""
+    """Writes `numbers` [m] of at most `width` bits each over `words` uint64 [W]. The caller checks the range."""
     words[...] = 0
     for start in range(0, words.size, _CHUNK):
         part = words[start : start + _CHUNK]
@@ -24,9 +24,13 @@ def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) ->
 
 
 def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> NDArray[np.integer]:
-    """The `count` numbers in `words` [W]; uint16 where lanes are no wider, or else int32.
+    """Reads the `count` numbers in `words` uint64 [W].
 
-    Errors: EncodingRefused when a number is over `largest`, or when bits that belong to no number are set.
+    Returns:
+        uint16 [count] where a lane has at most 16 bits, int32 [count] otherwise.
+
+    Raises:
+        EncodingRefused: A number exceeds `largest`, or a bit is set that belongs to no number.
     """
     # As narrow as they come: a vector of them is held beside those of the next model.
     dtype: type[np.uint16 | np.int32] = np.uint16 if width <= 16 else np.int32
@@ -39,11 +43,11 @@ def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> N
             numbers[first : first + part.size] = part & mask
             part >>= np.uint64(width)
         if part.any():
-            raise EncodingRefused("opened sum: expected 0 above the highest lane, got more; lanes overflowed")
+            raise EncodingRefused("sum: expected 0 above the highest lane, got more; lanes overflowed")
     if numbers[count:].any():
-        raise EncodingRefused("opened sum: expected 0 past the end of the vector, got more")
+        raise EncodingRefused("sum: expected 0 past the end of the vector, got more")
     if numbers.max(initial=0) > largest:
         raise EncodingRefused(
-            f"opened sum: expected levels up to {largest}, got {numbers.max()}; a member sent words out of range"
+            f"sum: expected levels up to {largest}, got {numbers.max()}; a member sent words out of range"
         )
     return numbers[:count]

@@ -40,9 +40,14 @@ class Layout:
 
     @classmethod
     def of(cls, plan: TrainingPlan, parameters: int) -> "Layout":
-        """Layout of a round. `parameters` is plan.manifest.size, or 0 for the evaluation-only round.
+        """Returns the layout of a round.
 
-        Errors: EncodingRefused for any other number.
+        Args:
+            plan: The plan of the run.
+            parameters: plan.manifest.size, or 0 for the evaluation-only round.
+
+        Raises:
+            EncodingRefused: `parameters` is any other number.
         """
         if parameters not in (0, plan.manifest.size):
             raise EncodingRefused(f"expected {plan.manifest.size} parameters (or 0 to evaluate), got {parameters}")
@@ -127,7 +132,11 @@ class Layout:
         return 8 * (HEADER_WORDS + self.vector_words_for(members))
 
     def check_members(self, members: int) -> None:
-        """Errors: EncodingRefused unless 1 <= members <= members_max."""
+        """Checks that 1 <= members <= members_max.
+
+        Raises:
+            EncodingRefused: `members` is outside that range.
+        """
         if not 1 <= members <= self.members_max:
             raise EncodingRefused(f"expected 1 to {self.members_max} members, got {members}")
 

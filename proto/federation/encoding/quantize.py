@@ -17,9 +17,13 @@ _CHUNK = 1 << 16
 
 
 def clip(delta: NDArray[np.float32], norm: float) -> tuple[NDArray[np.float32], bool]:
-    """(`delta` scaled to L2 norm `norm` if it is longer, else itself; whether it was longer).
+    """Scales `delta` f32[d] down to L2 norm `norm` if it is longer.
 
-    Errors: EncodingRefused when `delta` holds NaN or infinity, as it does after training that diverged.
+    Returns:
+        The scaled vector, or `delta` itself; and whether it was longer.
+
+    Raises:
+        EncodingRefused: `delta` holds NaN or infinity, as it does after training that diverged.
     """
     length = norm_of(delta)
     if length <= norm:
@@ -28,7 +32,11 @@ def clip(delta: NDArray[np.float32], norm: float) -> tuple[NDArray[np.float32], 
 
 
 def norm_of(delta: NDArray[np.float32]) -> float:
-    """L2 norm, summed in float64. Errors: EncodingRefused for NaN or infinity."""
+    """Returns the L2 norm of `delta` f32[d], summed in float64.
+
+    Raises:
+        EncodingRefused: `delta` holds NaN or infinity.
+    """
     total = 0.0
     for start in range(0, delta.size, _CHUNK):
         part = delta[start : start + _CHUNK].astype(np.float64)
@@ -40,7 +48,7 @@ def norm_of(delta: NDArray[np.float32]) -> float:
 
 
 def quantize(layout: Layout, rotated: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Levels uint8 [k], 0 to level_max, of some coordinates f32[k]. Overwrites `rotated`."""
+    """Quantizes rotated coordinates f32[k] to levels uint8 [k], 0 to level_max. Overwrites `rotated`."""
     levels = np.empty(rotated.size, np.uint8)
     draws = np.empty(_CHUNK, np.float32)
     top = np.float32(layout.level_max)

@@ -35,8 +35,9 @@ _EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 
 def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterator[NDArray[np.float32]]:
-    """factor * R(vector), piece by piece: f32[d] -> f32 [coordinates] in all, of the same L2 norm times `factor` up to
-    rounding.
+    """Yields factor * R(vector) piece by piece: f32[d] in, f32 [coordinates] out in all.
+
+    The result has `factor` times the L2 norm of the vector, up to rounding.
     """
     order, size = _order(layout), block_of(layout)
     for begin, end in _bounds(layout):
@@ -54,26 +55,27 @@ def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterat
         yield rotated
 
 
-def unrotate(layout: Layout, levels: NDArray[np.integer], center: int, factor: float) -> NDArray[np.float64]:
-    """factor * the inverse of `rotate`, of the whole numbers 2 levels - center: int[coordinates] -> f64[d].
-
-    Each coordinate is its exact whole-number transform times one float64, factor / sqrt(length of its piece).
-    Errors: EncodingRefused when sums could reach 2^53 and stop being exact.
-    """
-    result = np.empty(layout.parameters)
-    for piece in range(len(layout.pieces)):
-        for numbers, blocks in unrotated(layout, levels, center, factor, piece):
-            put(result, numbers, blocks)
-    return result
-
-
 def unrotated(
     layout: Layout, levels: NDArray[np.integer], center: int, factor: float, piece: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
-    """What one piece adds to `unrotate`, block by block: numbers of some blocks [k], their coordinates f64 [k, size].
+    """Yields one piece of factor * the inverse of `rotate`, applied to the whole numbers 2 levels - center.
 
-    Each block comes once, of one piece, in no particular order; past the end of the vector there are some as well. A
-    part stays in the cache, and the whole vector never exists in float64. Pieces may be taken by several threads.
+    Yields every block of the piece exactly once, unordered, padding blocks included. One block at a time stays in the
+    cache, and the whole vector never exists in float64. Several threads may take different pieces.
+
+    Args:
+        layout: Layout of the round.
+        levels: int [coordinates], sums of levels.
+        center: The whole number that stands for zero.
+        factor: Scale of the result. A coordinate is its exact whole-number transform times one float64,
+            factor / sqrt(length of its piece).
+        piece: Index into layout.pieces.
+
+    Yields:
+        Block indices intp [k] and their coordinates f64 [k, block_of(layout)].
+
+    Raises:
+        EncodingRefused: Sums could reach 2^53 and stop being exact.
     """
     order, size = _order(layout), block_of(layout)
     begin, end = list(_bounds(layout))[piece]
@@ -91,7 +93,7 @@ def unrotated(
 
 
 def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[Any]:
-    """The blocks [k, size] of a vector that have these numbers; 0 past its end."""
+    """Returns the blocks [k, size] of a vector with these indices; 0 past its end."""
     whole, left = divmod(vector.size, size)
     # "clip" because "raise" would look at every number first; those out of range are mended below.
     blocks = np.take(vector[: whole * size].reshape(-1, size), numbers, axis=0, mode="clip")
@@ -102,7 +104,7 @@ def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[
 
 
 def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -> None:
-    """Write blocks [k, size] to where these numbers are in a vector; what would lie past its end is left out."""
+    """Writes blocks [k, size] into a vector at these indices, and drops coordinates past its end."""
     size = blocks.shape[1]
     whole, left = divmod(vector.size, size)
     if left and (last := numbers == whole).any():
@@ -113,7 +115,7 @@ def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -
 
 
 def _wide_enough(rows: Vector) -> Vector:
-    """rows [runs, width] as floats in which each column sums up exactly, in any order and with any signs."""
+    """Copies rows [runs, width] as floats in which each column sums exactly, in any order and with any signs."""
     part = rows.copy()
     if part.dtype == np.float32 and np.abs(part).sum(axis=0).max() >= _EXACT_MAX_32:
         part = part.astype(np.float64)
@@ -151,12 +153,15 @@ def _summed_in_runs(levels: NDArray[np.integer], center: int) -> Vector:
 
 
 def hadamard(vector: Vector, begin: int = 1, end: int | None = None) -> None:
-    """Multiply by the Walsh-Hadamard matrix in place, no normalization. The length must be a power of two.
+    """Multiplies `vector` by the Walsh-Hadamard matrix in place, without normalization.
 
-    begin, end: only the factors that join coordinates `begin` to `end` / 2 apart, powers of two.
+    H of order 2^k is a Kronecker product of smaller ones. Up to 2^4 of them are one matrix product on blocks that stay
+    in the cache: a quarter of the passes over memory that butterflies take.
 
-    H of order 2^k is a Kronecker product of smaller ones. Up to 2^4 at a time are one matrix product, on blocks that
-    stay in the cache: a quarter of the passes over memory that butterflies take.
+    Args:
+        vector: f32 or f64; its length is a power of two.
+        begin: Apply only the factors that join coordinates from this distance on, a power of two.
+        end: Apply only the factors that join coordinates up to end / 2 apart, a power of two.
     """
     length, stride = min(vector.size, end or vector.size), begin
     while stride < length:
@@ -186,7 +191,7 @@ def _multiply_rows(rows: Vector, matrix: Vector) -> None:
 
 
 def _multiply_columns(blocks: Vector, matrix: Vector) -> None:
-    """blocks [outer, radix, stride]: the middle axis is transformed."""
+    """Transforms the middle axis of blocks [outer, radix, stride]."""
     _, radix, stride = blocks.shape
     width = min(stride, _CHUNK // radix)
     outers = max(1, _CHUNK // (radix * width))
@@ -215,7 +220,7 @@ def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
 
 
 def block_of(layout: Layout) -> int:
-    """How many coordinates the shuffle moves together."""
+    """Returns the number of coordinates that the shuffle moves together."""
     return 1 if layout.coordinates <= _SINGLES_MAX else _BLOCK
 
 

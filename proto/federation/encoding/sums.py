@@ -22,11 +22,14 @@ _NORM_SLACK = 1 + 1e-4
 
 @dataclass(frozen=True, eq=False)
 class DecodedSum:
-    """A cohort's sum, opened and in range.
+    """A cohort's sum, unmasked and in range.
 
-    members: uploads in it. header_words: uint64 [772] as summed. header: the same, read. levels: uint16 or int32
-    [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty after an evaluation-only
-    round.
+    Attributes:
+        members: Uploads in the sum.
+        header_words: uint64 [772] as summed.
+        header: The same words, read.
+        levels: uint16 or int32 [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
+            after an evaluation-only round.
     """
 
     members: int
@@ -38,11 +41,17 @@ class DecodedSum:
 def encode(
     layout: Layout, delta: NDArray[np.float32] | None, header: SiteHeader, rng: np.random.Generator
 ) -> NDArray[np.uint64]:
-    """A site's upload before masking, uint64 [layout.words].
+    """Encodes a site's update: uint64 [layout.words], before masking.
 
-    delta: f32[layout.parameters], already clipped; None in an evaluation-only round. It is weighted here, by
-    min(header.studies, cap) / cap. `rng` rounds the coordinates; its draws need not be secret, only uniform.
-    Errors: EncodingRefused for a delta of another length, longer than the clip norm, or not finite.
+    Args:
+        layout: Layout of the round.
+        delta: f32[layout.parameters], already clipped; None in an evaluation-only round. It is weighted here by
+            min(header.studies, cap) / cap.
+        header: The site's header.
+        rng: Rounds the coordinates. Its draws have to be uniform; they need not be secret.
+
+    Raises:
+        EncodingRefused: `delta` has another length, exceeds the clip norm, or is not finite.
     """
     words = np.empty(layout.words, np.uint64)
     words[:HEADER_WORDS] = write_header(layout, header)
@@ -59,9 +68,10 @@ def encode(
 
 
 def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> DecodedSum:
-    """Read the unmasked sum of `members` uploads, uint64 [layout.words].
+    """Decodes the unmasked sum of `members` uploads, uint64 [layout.words].
 
-    Errors: EncodingRefused when it is not one that so many honest members can have made: it is then worthless.
+    Raises:
+        EncodingRefused: So many honest members cannot have made this sum. It is worthless.
     """
     layout.check_members(members)
     if words.dtype != np.uint64 or words.shape != (layout.words,):
@@ -69,19 +79,21 @@ def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> Decod
     return _read(layout, words, members, layout.lane_width)
 
 
-def pack_sum(layout: Layout, opened: DecodedSum) -> bytes:
-    """The published form, `layout.sum_bytes_for(opened.members)` bytes."""
-    words = np.empty(layout.sum_bytes_for(opened.members) // 8, np.dtype("<u8"))
-    words[:HEADER_WORDS] = opened.header_words
+def pack_sum(layout: Layout, decoded: DecodedSum) -> bytes:
+    """Returns the published form of a sum: `layout.sum_bytes_for(decoded.members)` bytes."""
+    words = np.empty(layout.sum_bytes_for(decoded.members) // 8, np.dtype("<u8"))
+    words[:HEADER_WORDS] = decoded.header_words
     if layout.parameters:
-        lanes.pack(opened.levels, layout.width_for(opened.members), words[HEADER_WORDS:])
+        lanes.pack(decoded.levels, layout.width_for(decoded.members), words[HEADER_WORDS:])
     return words.tobytes()
 
 
 def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> DecodedSum:
-    """Read what `pack_sum` gave for a sum of `members` uploads; one byte string per sum.
+    """Reads the published form of a sum of `members` uploads. One sum has one byte string.
 
-    Errors: Malformed for another length; EncodingRefused for values out of range.
+    Raises:
+        Malformed: The data has another length.
+        EncodingRefused: A value is out of range.
     """
     layout.check_members(members)
     expected = layout.sum_bytes_for(members)

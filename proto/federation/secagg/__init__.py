@@ -1,4 +1,4 @@
-"""Secure aggregation: members hand over vectors so that only their sum can be opened.
+"""Secure aggregation: members hand over vectors so that only their sum can be recovered.
 
 Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth: "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning", CCS 2017, figure 4 with the parts for an active adversary, on the complete graph.

@@ -5,11 +5,11 @@ What each check stops:
     signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
                                    both ends of every mask. The roster is the custodian's, stored at the site before.
     canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
-    no duplicates                  a member that echoes another's key to have its shares, or masks, cancel or open twice
+    no duplicates                  a member that echoes another's key, so that shares or masks cancel, or come off twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
-    earlier attempt out of reach   a member that uploaded, and was told that the attempt failed while it was opened, in
-                                   a second sum of the same round
+    earlier attempt out of reach   a second sum of one round with a member that uploaded and was told, falsely, that the
+                                   attempt had failed
 
 Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
 shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
@@ -48,8 +48,10 @@ SHARD_SIZE_MIN = 112
 
 @dataclass(frozen=True)
 class Cohort:
-    """U1 of one complete graph: a whole cohort, or one shard of it. Made by `split`, which checks nothing a single
-    advertisement could be checked for (`verify_advertisement`)."""
+    """U1 of one complete graph: a whole cohort, or one shard of it.
+
+    `split` makes it, and checks nothing that `verify_advertisement` checks.
+    """
 
     uctx: CohortContext
     advertisements: Mapping[str, Advertisement]
@@ -61,6 +63,7 @@ class Cohort:
 
     @property
     def threshold(self) -> int:
+        """Number of members that can recover the sum: t."""
         return threshold(len(self.advertisements))
 
     def places(self) -> dict[str, int]:
@@ -69,9 +72,15 @@ class Cohort:
 
 
 def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisement: Advertisement) -> None:
-    """Refuse keys that the roster's owner of that name did not sign for this very attempt, or that are unfit for use.
+    """Refuses keys that the roster's owner of the name did not sign for this attempt, or that are unfit for use.
 
-    roster: raw Ed25519 public key by site. Raises AdvertisementRefused.
+    Args:
+        ctx: Context of the attempt.
+        roster: Raw Ed25519 public key by site.
+        advertisement: The keys that a member advertised.
+
+    Raises:
+        AdvertisementRefused: The site is not in the roster, the signature does not hold, or a key is weak.
     """
     site = advertisement.site
     if site not in roster:
@@ -85,7 +94,11 @@ def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisemen
 
 
 def check_distinct(advertisements: Iterable[Advertisement]) -> None:
-    """Refuse two members with a key or a commitment in common, and a member with one key for both uses."""
+    """Refuses a key or a commitment that two members share, and one key for both uses of a member.
+
+    Raises:
+        AdvertisementRefused: A value stands twice.
+    """
     owners: dict[bytes, str] = {}
     for a in advertisements:
         for value in (a.mask_key, a.share_key, a.seed_commitment):
@@ -95,7 +108,11 @@ def check_distinct(advertisements: Iterable[Advertisement]) -> None:
 
 
 def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Mapping[str, Advertisement]) -> None:
-    """All checks of a whole cohort, before it is split. Raises AdvertisementRefused."""
+    """Checks a whole cohort before it is split.
+
+    Raises:
+        AdvertisementRefused: An advertisement is refused, stands under another name, or shares a key.
+    """
     for site, advertisement in advertisements.items():
         if advertisement.site != site:
             raise AdvertisementRefused(site, f"it is filed under another name than its own, {advertisement.site!r}")
@@ -104,7 +121,7 @@ def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Map
 
 
 def out_of_reach(earlier: Collection[str], later: Collection[str]) -> bool:
-    """Whether an attempt can be opened no more, because enough of its members have signed keys for a later one.
+    """Whether the sum of an attempt can no longer be recovered: enough of its members signed keys for a later one.
 
     earlier: U1 of the attempt (of one complete graph). later: those who signed. An honest member signs keys for its
     newest attempt only, and for none after it has revealed: it will not reveal in an earlier one. Fewer than a third
@@ -136,9 +153,17 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
 
 
 def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes, signing_key: bytes) -> None:
-    """Refuse an upload that its member did not sign: nobody can put words under another member's masks.
+    """Refuses an upload that its member did not sign. So a member's masks hide only words that this member chose.
 
-    digest: SHA-256 of the uploaded blob. signing_key: the roster's. Raises UploadRefused.
+    Args:
+        uctx: Context of the cohort.
+        site: The member.
+        digest: SHA-256 of the uploaded blob.
+        signature: The claim.
+        signing_key: The member's key in the roster.
+
+    Raises:
+        UploadRefused: The signature does not hold.
     """
     if not keys.signature_holds(signing_key, signature, upload_statement(uctx, site, digest)):
         raise UploadRefused(f"the claim of {site!r} is not signed by the roster's key for these bytes in this cohort")
@@ -147,6 +172,10 @@ def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes
 def verify_confirmation(
     uctx: CohortContext, site: str, uploaded: Iterable[str], signature: bytes, signing_key: bytes
 ) -> None:
-    """Refuse a confirmation that `site` did not sign for exactly this set of uploads. Raises ConfirmationRefused."""
+    """Refuses a confirmation that `site` did not sign for exactly this set of uploads.
+
+    Raises:
+        ConfirmationRefused: The signature does not hold.
+    """
     if not keys.signature_holds(signing_key, signature, confirm_statement(uctx, list(uploaded))):
         raise ConfirmationRefused(f"the confirmation of {site!r} is not its signature over this set of uploads")

@@ -1,15 +1,15 @@
 """What secure aggregation refuses, one type a reason.
 
 SecaggError
-├── Malformed              a value has the wrong length, type or encoding; nothing was learnt from it
+├── MalformedValue         a value has the wrong length, type or encoding; nothing was learnt from it
 ├── AdvertisementRefused   keys phase: forged, foreign, duplicate or weak keys (.site says whose)
 ├── CohortRefused          shares phase: the cohort as a whole is not one this member may join
-├── ShareRefused           a ciphertext that does not open, or a share outside the field (.site says whose)
+├── ShareRefused           a ciphertext that does not decrypt, or a share outside the field (.site says whose)
 ├── UploadRefused          a second vector, a second digest, or a claim that nobody signed
 ├── ConfirmationRefused    confirm and reveal phases: the set of uploads, or the signatures on it
 ├── OutOfOrder             a step that this member's phase does not allow
-├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is opened
-├── Unrecoverable             t shares are there, yet no t of them open the secret (.about, .suspects)
+├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is recovered
+├── Unrecoverable             t shares are there, yet no t of them give the secret (.about, .suspects)
 └── SnapshotRefused        saved member state that is torn, altered or of another version
 
 None is worth repeating with the same input. `BelowThreshold` and `Unrecoverable` end the attempt at the aggregator; at
@@ -58,16 +58,16 @@ class OutOfOrder(SecaggError):
 
 
 class BelowThreshold(SecaggError):
-    """Fewer members or shares than the threshold: this attempt opens nothing."""
+    """Fewer members or shares than the threshold: this attempt recovers nothing."""
 
     def __init__(self, what: str, have: int, need: int) -> None:
         self.have = have
         self.need = need
-        super().__init__(f"{what}: {have}, the threshold is {need}; this attempt opens nothing")
+        super().__init__(f"{what}: {have}, the threshold is {need}; this attempt recovers nothing")
 
 
 class Unrecoverable(SecaggError):
-    """Enough shares arrived, but no subset of them opens the secret of `about`.
+    """Enough shares arrived, but no subset of them gives the secret of `about`.
 
     suspects: the dealer `about`, who may have dealt inconsistent shares, and everyone who revealed one of them.
     """
@@ -76,7 +76,7 @@ class Unrecoverable(SecaggError):
         self.about = about
         self.suspects = suspects
         super().__init__(
-            f"the secret of {about!r} does not open with any choice of the {len(suspects)} shares tried: either "
+            f"the secret of {about!r} does not follow from any choice of the {len(suspects)} shares tried: either "
             f"{about!r} dealt inconsistent shares or too many revealers altered theirs; abandon the round"
         )
 

@@ -55,8 +55,14 @@ def public_key(secret: MaskSecret | ShareSecret) -> bytes:
 
 
 def check_public_key(site: str, key: bytes) -> None:
-    """Refuse what is not the one encoding of a coordinate (two strings could be one key, and the duplicate check would
-    miss it), and points of small order (whatever the peer's secret, everybody would know the agreed key)."""
+    """Refuses non-canonical encodings of a coordinate, and points of small order.
+
+    With two encodings of one key the duplicate check would miss it. With a point of small order the agreed key is known
+    to everybody, whatever the peer's secret.
+
+    Raises:
+        AdvertisementRefused: The key is one of these.
+    """
     coordinate = int.from_bytes(key, "little")
     if len(key) != KEY_BYTES or coordinate >= _CURVE_PRIME or coordinate in _SMALL_ORDER:
         raise AdvertisementRefused(site, "a mask or share key is not a canonical X25519 key of large order")
@@ -81,7 +87,7 @@ def decrypt_shares(
         plaintext = AESGCM(key).decrypt(_NONCE, ciphertext, label)
     except InvalidTag:
         raise ShareRefused(
-            sender, f"its ciphertext for {receiver!r} does not open; it or the wire altered it"
+            sender, f"its ciphertext for {receiver!r} does not decrypt; it or the wire altered it"
         ) from None
     seed_share, key_share = plaintext[: shamir.ELEMENT_BYTES], plaintext[shamir.ELEMENT_BYTES :]
     check_share(sender, seed_share)
@@ -112,7 +118,7 @@ def pair_keys(
 
 
 def self_key(seed: Seed, uctx: CohortContext, site: str) -> StreamKey:
-    """Key of the self mask. It stays on an upload that arrives late and whose pairwise masks were already opened."""
+    """Key of the self mask. It stays on an upload that arrives late and whose pairwise masks were already recovered."""
     return StreamKey(_derive(seed.expose(), self_label(uctx, site)))
 
 

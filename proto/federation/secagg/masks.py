@@ -25,7 +25,8 @@ CHUNK_BYTES = 64 * 1024
 _WORD_BYTES = 8
 _BLOCK_WORDS = 2  # an AES block
 _CHUNK_WORDS = CHUNK_BYTES // _WORD_BYTES
-_STREAMS_AT_ONCE = 1024  # bounds the memory of open ciphers; a pass over the vector is cheap against that many streams
+# Bounds the memory of running ciphers. A pass over the vector is cheap against so many streams.
+_STREAMS_AT_ONCE = 1024
 _ZEROS = bytes(CHUNK_BYTES)
 
 
@@ -37,9 +38,11 @@ class MaskStreams:
     subtract: tuple[StreamKey, ...]
 
     def inverse(self) -> "MaskStreams":
+        """Returns the same streams with opposite signs."""
         return MaskStreams(add=self.subtract, subtract=self.add)
 
     def wipe(self) -> None:
+        """Overwrites every key."""
         for key in self.add + self.subtract:
             key.wipe()
 

@@ -86,10 +86,12 @@ class Member:
 
     @property
     def site(self) -> str:
+        """Name of this member."""
         return self._state.own.site
 
     @property
     def phase(self) -> Phase:
+        """The last step that this member took."""
         return self._state.phase
 
     @property
@@ -116,18 +118,29 @@ class Member:
         minimum: int = MEMBERS_MIN,
         uploaded_to: Collection[str] = (),
     ) -> dict[str, bytes]:
-        """Check the cohort and deal both secrets: an 82-byte ciphertext for every other member of U1 (of its shard).
+        """Checks the cohort and deals shares of both secrets.
 
-        advertisements: by site, of the whole cohort, this member's included. roster: raw Ed25519 key by site, from the
-        custodian's signed roster that this site *stores*; never from the aggregator's round messages. minimum: the
-        site's own, at least 3. uploaded_to: `cohort` of the last attempt at this round that this site's upload left
-        in; the cohort shown has to put that attempt `out_of_reach`. Raises AdvertisementRefused, CohortRefused;
-        CohortRefused too for a second cohort.
+        Args:
+            advertisements: By site, of the whole cohort, this member's included.
+            roster: Raw Ed25519 key by site, from the custodian's signed roster that this site *stores*; never from the
+                aggregator's round messages.
+            minimum: The site's own minimum, at least 3.
+            uploaded_to: `cohort` of the last attempt at this round that this site's upload left in. The cohort shown
+                has to put that attempt `out_of_reach`.
+
+        Returns:
+            An 82-byte ciphertext for every other member of U1 (of its shard), by site.
+
+        Raises:
+            AdvertisementRefused: An advertisement is refused.
+            CohortRefused: The cohort is not one this member may join, or it is a second one.
         """
         secrets = self._secrets(Phase.ADVERTISED, Phase.SHARED, Phase.MASKED)
         cohort = self._accept_cohort(advertisements, roster, minimum)
         if uploaded_to and not out_of_reach(uploaded_to, advertisements):
-            raise CohortRefused("an earlier attempt, which holds this member's upload, could still be opened beside it")
+            raise CohortRefused(
+                "an earlier attempt, which holds this member's upload, could still be recovered beside it"
+            )
         pairs = _deal(secrets, cohort)
         ciphertexts = {
             peer: keys.seal_shares(
@@ -149,11 +162,18 @@ class Member:
         return ciphertexts
 
     def mask(self, words: Words, shares: Mapping[str, bytes], *, in_place: bool = False) -> Words:
-        """A masked copy of `words` (uint64 [m]), or the words themselves, masked; nothing is, when this raises.
+        """Masks `words` uint64 [m] and returns a copy, or the words themselves. Changes nothing when it raises.
 
-        shares: ciphertext for this member from every other member of U2. With this member they are U2, whose masks go
-        on the words. Raises ShareRefused (one does not open), BelowThreshold (|U2| < t), UploadRefused (a second vector
-        or another U2 under the same keys).
+        Args:
+            words: The encoded update.
+            shares: Ciphertext for this member from every other member of U2. With this member they are U2, whose masks
+                hide the words.
+            in_place: Mask `words` itself.
+
+        Raises:
+            ShareRefused: A ciphertext does not decrypt.
+            BelowThreshold: |U2| < t.
+            UploadRefused: A second vector, or another U2 under the same keys.
         """
         secrets = self._secrets(Phase.SHARED, Phase.MASKED)
         masks.check_words(words)
@@ -192,9 +212,11 @@ class Member:
         return signature
 
     def confirm(self, uploaded: Collection[str]) -> bytes:
-        """Signature over H(U3): from now on this member helps to open this set and no other; its own secrets go.
+        """Signs H(U3), and wipes this member's own secrets. From now on it helps to recover the sum over this set only.
 
-        Raises ConfirmationRefused (not part of U2, without this member, a second set), BelowThreshold (|U3| < t).
+        Raises:
+            ConfirmationRefused: The set is not part of U2, lacks this member, or is a second one.
+            BelowThreshold: |U3| < t.
         """
         self._require(Phase.MASKED, Phase.CONFIRMED)
         chosen = self._accept_uploaded(uploaded)
@@ -208,10 +230,15 @@ class Member:
         return signature
 
     def reveal(self, uploaded: Collection[str], confirmations: Mapping[str, bytes]) -> dict[str, RevealedShare]:
-        """The one answer: a seed share about each of U3, a mask-key share about each of U2 \\ U3, by site.
+        """Returns the one answer, by site: a seed share about each of U3, a mask-key share about each of U2 without U3.
 
-        confirmations: signature by member of U3, at least t of them, this member's own among them or not. Raises
-        ConfirmationRefused (another set than confirmed, a foreign or wrong signature), BelowThreshold (fewer than t).
+        Args:
+            uploaded: U3.
+            confirmations: Signature by member of U3, at least t of them, this member's own among them or not.
+
+        Raises:
+            ConfirmationRefused: The set is another than the confirmed one, or a signature is foreign or wrong.
+            BelowThreshold: Fewer than t confirmations.
         """
         self._require(Phase.CONFIRMED, Phase.REVEALED)
         self._check_confirmations(uploaded, confirmations)
@@ -233,7 +260,11 @@ class Member:
 
     @classmethod
     def from_bytes(cls, data: bytes, signing_key: Ed25519PrivateKey) -> "Member":
-        """The member that was saved. Raises SnapshotRefused."""
+        """Restores a saved member.
+
+        Raises:
+            SnapshotRefused: The data is torn, altered or of another version.
+        """
         return cls(state.from_bytes(data), signing_key)
 
     def __repr__(self) -> str:
@@ -309,7 +340,7 @@ class Member:
         return chosen
 
     def _check_confirmations(self, uploaded: Collection[str], confirmations: Mapping[str, bytes]) -> None:
-        """Proof that t members will open this set; then no other set can find t members to open it."""
+        """Proof that t members will help to recover this set; then no other set can find t of them."""
         if tuple(order(uploaded)) != self._state.uploaded:
             raise ConfirmationRefused("the set of uploads is not the one this member confirmed")
         for site, signature in confirmations.items():
@@ -333,7 +364,7 @@ def _deal(secrets: OwnSecrets, cohort: Cohort) -> dict[str, tuple[bytes, bytes]]
 
 
 def _one_kind(uploaded: bool, pair: SharePair) -> RevealedShare:
-    """Both kinds about one member would open its update: the seed and the mask key take off its two masks."""
+    """Both kinds about one member would recover its update: the seed and the mask key take off its two masks."""
     both = pair.expose()
     if uploaded:
         return RevealedShare(ShareKind.SEED, both[: shamir.ELEMENT_BYTES])

@@ -1,4 +1,4 @@
-"""The aggregator's end: from t answers to the mask keys that remain on the sum, and off with them.
+r"""The aggregator's end: from t answers to the mask keys that remain on the sum, and off with them.
 
     total  =  Σ_{i in U3} words_i  +  Σ_{i in U3} PRG(b_i)  +  Σ_{i in U3, d in U2 \\ U3} ± PRG(k_id)
 
@@ -30,11 +30,12 @@ Answer = Mapping[str, RevealedShare]  # by the member the share is about
 
 @dataclass(frozen=True)
 class RecoveredMasks:
-    """What has to come off the sum, and who answered wrongly.
+    """The masks left on the sum, and who answered wrongly.
 
-    streams: already with the sign that removes them. altered: for each member about whom a wrong share was noticed,
-    the revealers of wrong ones (none, if there are too many to tell whose are wrong). The sum is right in spite of
-    them; the coordinator should hear of them.
+    Attributes:
+        streams: The masks, with the sign that removes them.
+        altered: By member about whom a wrong share was noticed: the revealers of wrong shares; empty when there are too
+            many to tell. The sum is right in spite of them; the coordinator should hear of them.
     """
 
     streams: MaskStreams
@@ -44,9 +45,19 @@ class RecoveredMasks:
 def verify_answer(
     cohort: Cohort, shared: Collection[str], uploaded: Collection[str], revealer: str, answer: Answer
 ) -> None:
-    """Refuse an answer that is not one well-formed share of the right kind about each of U2, from a member of U3.
+    """Refuses an answer that is not one well-formed share of the right kind about each of U2, from a member of U3.
 
-    shared: U2. uploaded: U3. Whether the shares are *right* shows only in `recover_masks`. Raises ShareRefused.
+    Only `recover_masks` shows whether the shares are *right*.
+
+    Args:
+        cohort: U1 of the graph.
+        shared: U2.
+        uploaded: U3.
+        revealer: The member that answered.
+        answer: Its shares, by the member each is about.
+
+    Raises:
+        ShareRefused: The answer is another.
     """
     if revealer not in uploaded:
         raise ShareRefused(revealer, "only members whose upload is in the sum are asked for shares")
@@ -66,10 +77,19 @@ def recover_masks(
     uploaded: Collection[str],
     answers: Mapping[str, Answer],
 ) -> RecoveredMasks:
-    """Recover the seeds of U3 and the mask secrets of U2 \\ U3.
+    """Recovers the seeds of U3 and the mask secrets of U2 without U3: the masks left on the sum.
 
-    ctx: of the attempt (also for a shard). answers: by revealer, at least t of them. Raises ShareRefused,
-    BelowThreshold, Unrecoverable.
+    Args:
+        ctx: Context of the attempt (also for a shard).
+        cohort: U1 of the graph.
+        shared: U2.
+        uploaded: U3.
+        answers: By revealer, at least t of them.
+
+    Raises:
+        ShareRefused: An answer is refused.
+        BelowThreshold: Fewer than t uploads or answers.
+        Unrecoverable: No choice of t shares gives a secret.
     """
     for revealer, answer in answers.items():
         verify_answer(cohort, shared, uploaded, revealer, answer)
@@ -92,7 +112,7 @@ def recover_masks(
 
 
 def unmask(total: Words, recovered: RecoveredMasks, threads: int = 1) -> None:
-    """Turn the sum of the masked uploads of U3 into the sum of their words, in place: uint64 [m], modulo 2^64."""
+    """Subtracts the recovered masks from the sum of masked uploads, in place: uint64 [m], modulo 2^64."""
     masks.apply(total, recovered.streams, threads)
 
 

@@ -38,6 +38,7 @@ class Secret:
 
     @property
     def wiped(self) -> bool:
+        """Whether the bytes were overwritten."""
         return not self._buffer
 
     def __eq__(self, other: object) -> bool:
@@ -53,7 +54,7 @@ class Secret:
 
 
 class MaskSecret(Secret):
-    """X25519 private key that agrees pairwise masks. Shamir-shared; opened only if its owner vanished before upload."""
+    """X25519 private key of the pairwise masks. Shamir-shared; recovered only if its owner vanished before upload."""
 
 
 class ShareSecret(Secret):
@@ -61,7 +62,7 @@ class ShareSecret(Secret):
 
 
 class Seed(Secret):
-    """Seed b of the self mask. Shamir-shared; opened only if its owner's upload is in the sum."""
+    """Seed b of the self mask. Shamir-shared; recovered only if its owner's upload is in the sum."""
 
 
 class PolynomialSecret(Secret):

@@ -22,7 +22,7 @@ COEFFICIENT_BYTES = 48
 
 
 def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> list[bytes]:
-    """Shares of a 32-byte secret for places 1..members, in that order; any `threshold` of them open it.
+    """Shares of a 32-byte secret for places 1..members, in that order; any `threshold` of them give it.
 
     randomness: (threshold - 1) * COEFFICIENT_BYTES uniform bytes, used for nothing else.
     """
@@ -64,6 +64,7 @@ def inner(left: Iterable[int], right: Iterable[int]) -> int:
 
 
 def encode(element: int) -> bytes:
+    """Returns a share as 33 bytes, big-endian."""
     return element.to_bytes(ELEMENT_BYTES, "big")
 
 

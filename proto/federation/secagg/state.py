@@ -55,6 +55,7 @@ class OwnSecrets:
     polynomial: PolynomialSecret
 
     def wipe(self) -> None:
+        """Overwrites every secret."""
         for secret in (self.mask, self.share, self.seed, self.polynomial):
             secret.wipe()
 

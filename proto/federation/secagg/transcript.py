@@ -8,7 +8,8 @@ protocol to another), and the same statement has only one encoding.
           is in it, so members who were handed different models share no key and their sum is noise, not a difference
           of two models that would show one member alone (Pasquini et al., CCS 2022).
     uctx  ctx and who takes part with which keys, in one digest. Every later key, ciphertext and signature hangs on it:
-          a server that shows two members different cohorts gets ciphertexts that do not open, masks that do not cancel.
+          a server that shows two members different cohorts gets ciphertexts that do not decrypt and masks that do not
+          cancel.
 """
 
 import hashlib
@@ -67,10 +68,10 @@ class RevealedShare:
 
 
 def threshold(members: int) -> int:
-    """t = ⌊2n/3⌋ + 1, computed by each site for itself and never taken from a message.
+    """Computes t = ⌊2n/3⌋ + 1. Each site computes it for itself and never takes it from a message.
 
     With fewer than n/3 corrupt members no two different sets can both collect t signatures, because an honest member
-    signs one set only; so the aggregator cannot have seeds opened for one set and mask keys for another.
+    signs one set only. So the aggregator cannot have seeds recovered for one set and mask keys for another.
     """
     return 2 * members // 3 + 1
 
@@ -84,9 +85,16 @@ def context(
     roster_epoch: int,
     shard: int = 0,
 ) -> Context:
-    """ctx of one attempt at one round of one run. Digests have 32 bytes, run_id 1 to 64, integers are below 2^63.
+    """Computes ctx of one attempt at one round of one run.
 
-    shard: 0 for a cohort that advertises as one, however it is split afterwards (`cohort.split`).
+    Args:
+        plan_digest: 32 bytes.
+        base_digest: Digest of the base model, 32 bytes.
+        run_id: 1 to 64 bytes.
+        round_number: Below 2^63, as all integers here.
+        attempt: Number of the attempt.
+        roster_epoch: Epoch of the frozen roster.
+        shard: 0 for a cohort that advertises as one, however it is split afterwards (`cohort.split`).
     """
     _require_digest("plan digest", plan_digest)
     _require_digest("base model digest", base_digest)
@@ -97,8 +105,10 @@ def context(
 
 
 def cohort_context(ctx: Context, advertisements: Mapping[str, Advertisement]) -> CohortContext:
-    """uctx: ctx, t and all advertisements in the order of their sites. Signatures are left out: they are checked, and
-    Ed25519 allows a signer several on one statement."""
+    """Returns uctx: the digest of ctx, t and all advertisements in the order of their sites.
+
+    Signatures are left out: they are checked, and Ed25519 allows a signer several on one statement.
+    """
     return CohortContext(digest("cohort", ctx, _u64(threshold(len(advertisements))), *_entries(advertisements)))
 
 
@@ -113,7 +123,7 @@ def shard_rank(seed: bytes, site: str) -> bytes:
 
 
 def shard_context(ctx: Context, seed: bytes, index: int) -> Context:
-    """ctx of one shard: sites that were shown different cohorts share no key, even if their shards look alike."""
+    """Computes ctx of one shard. Sites that saw different cohorts share no key, even if their shards look alike."""
     return Context(digest("shard", ctx, seed, _u64(index)))
 
 
@@ -123,8 +133,10 @@ def order(sites: Iterable[str]) -> list[str]:
 
 
 def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
-    """H(b). Binds a member to its self-mask seed before anyone sees a share, so a wrong recovered is noticed. b has 256
-    bits of entropy, so the digest hides it."""
+    """Returns H(b), which binds a member to its self-mask seed before anybody sees a share. So a wrong recovery shows.
+
+    b has 256 bits of entropy, so the digest hides it.
+    """
     return digest("seed", ctx, _site(site), seed)
 
 

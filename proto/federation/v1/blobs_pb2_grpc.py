@@ -69,7 +69,7 @@ class BlobsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """a model or an opened sum; never another site's upload
+        """a model or a published sum; never another site's upload
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class BlobsStub:
     Put: _grpc.StreamUnaryMultiCallable[_blobs_pb2.BlobChunk, _blobs_pb2.BlobProgress]
     """chunks in order, first one at the offered offset"""
     Get: _grpc.UnaryStreamMultiCallable[_blobs_pb2.BlobRequest, _blobs_pb2.BlobChunk]
-    """a model or an opened sum; never another site's upload"""
+    """a model or a published sum; never another site's upload"""
 
 @_typing.type_check_only
 class BlobsAsyncStub(BlobsStub):
@@ -50,7 +50,7 @@ class BlobsAsyncStub(BlobsStub):
     Put: _aio.StreamUnaryMultiCallable[_blobs_pb2.BlobChunk, _blobs_pb2.BlobProgress]  # type: ignore[assignment]
     """chunks in order, first one at the offered offset"""
     Get: _aio.UnaryStreamMultiCallable[_blobs_pb2.BlobRequest, _blobs_pb2.BlobChunk]  # type: ignore[assignment]
-    """a model or an opened sum; never another site's upload"""
+    """a model or a published sum; never another site's upload"""
 
 class BlobsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -75,6 +75,6 @@ class BlobsServicer(metaclass=_abc_1.ABCMeta):
         request: _blobs_pb2.BlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blobs_pb2.BlobChunk], _abc.AsyncIterator[_blobs_pb2.BlobChunk]]:
-        """a model or an opened sum; never another site's upload"""
+        """a model or a published sum; never another site's upload"""
 
 def add_BlobsServicer_to_server(servicer: BlobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

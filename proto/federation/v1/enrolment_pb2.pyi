@@ -247,7 +247,7 @@ Global___FetchRosterRequest: _TypeAlias = FetchRosterRequest  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):
-    """The caller's certificate says who leaves. From here on it opens nothing but this same answer; the next roster has one
+    """The caller's certificate says who leaves. From here on it gets nothing but this same answer; the next roster has one
     site less, and only a new invitation brings the site back.
     """
 

@@ -4,18 +4,18 @@ isort:skip_file
 One round, as a story.
 
 A site dials out and polls. As long as nothing is due the answer is "come back in N milliseconds": minutes while
-hospitals train, about a second while they mask. When a round opens, the answer is Train: fetch the plan, check the
-custodian's signature, fetch the base model (or the last opened sum, and compute the model), train for as long as it
+hospitals train, about a second while they mask. When a round begins, the answer is Train: fetch the plan, check the
+custodian's signature, fetch the base model (or the last published sum, and compute the model), train for as long as it
 takes, in the hours the machine is idle. Nobody waits awake.
 
 A site that holds a trained update says Ready. Once enough are ready the aggregator freezes them into a cohort, and
 five short phases follow, in which every member must be awake: keys, shares, upload, confirm, reveal (secagg.proto).
 A member that vanishes during them costs its own update, and the masks of the others still open as long as two
-thirds of the cohort stay. Below that the attempt fails, nothing is opened, and the round is tried again with those
+thirds of the cohort stay. Below that the attempt fails, nothing is recovered, and the round is tried again with those
 still ready, under fresh keys - unless shares were already revealed: then it is abandoned, because no update may be
-in two opened sums.
+in two sums.
 
-The aggregator opens the sum, computes the next model, and publishes the sum. Every site computes the same model
+The aggregator recovers the sum, computes the next model, and publishes the sum. Every site computes the same model
 from the same sum, compares the digest, and erases its update. The next round begins.
 
 Every call is idempotent: the same call again, after a lost answer or a crash, gets the same answer. A call for a
@@ -546,12 +546,12 @@ class CloseStep(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
-    OPENED_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
     outcome: Global___CloseStep.Outcome.ValueType
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
-    def opened(self) -> Global___PublishedSum:
+    def published(self) -> Global___PublishedSum:
         """with PUBLISHED"""
 
     def __init__(
@@ -559,11 +559,11 @@ class CloseStep(_message.Message):
         *,
         round: _blobs_pb2.RoundRef | None = ...,
         outcome: Global___CloseStep.Outcome.ValueType = ...,
-        opened: Global___PublishedSum | None = ...,
+        published: Global___PublishedSum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "round", b"round"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["published", b"published", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "outcome", b"outcome", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "published", b"published", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

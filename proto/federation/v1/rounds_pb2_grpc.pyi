@@ -4,18 +4,18 @@ isort:skip_file
 One round, as a story.
 
 A site dials out and polls. As long as nothing is due the answer is "come back in N milliseconds": minutes while
-hospitals train, about a second while they mask. When a round opens, the answer is Train: fetch the plan, check the
-custodian's signature, fetch the base model (or the last opened sum, and compute the model), train for as long as it
+hospitals train, about a second while they mask. When a round begins, the answer is Train: fetch the plan, check the
+custodian's signature, fetch the base model (or the last published sum, and compute the model), train for as long as it
 takes, in the hours the machine is idle. Nobody waits awake.
 
 A site that holds a trained update says Ready. Once enough are ready the aggregator freezes them into a cohort, and
 five short phases follow, in which every member must be awake: keys, shares, upload, confirm, reveal (secagg.proto).
 A member that vanishes during them costs its own update, and the masks of the others still open as long as two
-thirds of the cohort stay. Below that the attempt fails, nothing is opened, and the round is tried again with those
+thirds of the cohort stay. Below that the attempt fails, nothing is recovered, and the round is tried again with those
 still ready, under fresh keys - unless shares were already revealed: then it is abandoned, because no update may be
-in two opened sums.
+in two sums.
 
-The aggregator opens the sum, computes the next model, and publishes the sum. Every site computes the same model
+The aggregator recovers the sum, computes the next model, and publishes the sum. Every site computes the same model
 from the same sum, compares the digest, and erases its update. The next round begins.
 
 Every call is idempotent: the same call again, after a lost answer or a crash, gets the same answer. A call for a

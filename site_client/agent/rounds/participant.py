@@ -310,7 +310,7 @@ class Participant:
             return
         try:
             if step.outcome == rounds_pb2.CloseStep.PUBLISHED and self.models.holds(current.base_model_digest):
-                self._verify(current, step.opened)
+                self._verify(current, step.published)
         except ModelMismatch:
             self.plans.distrust(current.run_id)
             self._erase(current)

@@ -180,10 +180,10 @@ def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Ite
 
 def _look(settings: SiteSettings) -> Signals:
     processor = Processor()
-    processor.look(time.monotonic(), [os.getpid()])
+    processor.sample(time.monotonic(), [os.getpid()])
     signals = SlowProbes(settings).read()
     time.sleep(0.5)  # counters are differences
-    load = processor.look(time.monotonic(), [os.getpid()])
+    load = processor.sample(time.monotonic(), [os.getpid()])
     return replace(
         signals,
         foreign_cpu=load.foreign_cpu,

@@ -1,0 +1,1 @@
+"""The catalog: the trainer's database of files, series and labels, and the datasets made from it."""

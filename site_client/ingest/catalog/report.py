@@ -1,14 +1,22 @@
-"""What a scan found, in counts. Safe to log and to show: no key, no name, no path of an image."""
+"""The report of a scan, in counts. It is safe to log and to show: it holds no name and no path of an image."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from site_client.ingest.reasons import Reason, Warn
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from site_client.ingest.catalog import label_rows
+from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks
+from site_client.ingest.catalog.tables import FileRow, LabelRow, SliceRow, StackRow
+from site_client.ingest.reasons import Reason, SeriesState, Warn
 
 
 @dataclass(frozen=True)
 class SeriesSummary:
-    """One stack as judged. `sheet`: criterion, value, points. Keys are pseudonyms: for this site's eyes only."""
+    """One stack as assessed. `sheet`: criterion, value, points. Keys are pseudonyms, and stay on this site."""
 
     study_key: str
     series_key: str
@@ -23,7 +31,7 @@ class SeriesSummary:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """How labels and images meet. Studies are counted among those with a chosen series."""
+    """Counts of labels and of images that they match. Studies are counted among those with a chosen series."""
 
     studies_labelled: int
     studies_unlabelled: int
@@ -39,7 +47,7 @@ class LabelReport:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """Counts by Reason name: `files` that are not images to use, `series` (stacks) that are not trained on."""
+    """Counts by Reason name: `files` that are no usable images, `series` (stacks) that are not trained on."""
 
     files_seen: int
     files_read: int
@@ -53,11 +61,11 @@ class ScanReport:
     labels: LabelReport
 
     def as_json(self) -> dict[str, object]:
-        """Plain values for json.dumps."""
+        """Gives plain values for json.dumps."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """A page for people."""
+        """Formats a page for people."""
         labels = self.labels
         lines = [
             f"{self.files_seen} files, {self.files_read} read in {self.seconds:.1f} s",
@@ -80,3 +88,84 @@ def _table(title: str, counts: Mapping[str, int], words: Mapping[str, str]) -> l
     if not counts:
         return []
     return [f"{title}:", *(f"  {count:>7}  {name:<18} {words[name]}" for name, count in sorted(counts.items()))]
+
+
+def scan_report(session: Session, files_seen: int, files_read: int, seconds: float) -> ScanReport:
+    """Counts the rows as they are now. The first three figures are those of the scan itself."""
+    files = session.execute(select(FileRow.code, func.count()).group_by(FileRow.code)).all()
+    stacks = session.execute(select(StackRow.state, StackRow.chosen, StackRow.reasons, StackRow.warnings)).all()
+    series: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
+    for stack in stacks:
+        # A stack that waits has no settled reasons: tomorrow the missing slices may be there.
+        if stack.state != SeriesState.WAITING.name:
+            series.update(_reasons(stack.state, stack.chosen, stack.reasons))
+        # A warning about an unused stack would only distract.
+        warnings.update(stack.warnings.split() if stack.chosen else [])
+    return ScanReport(
+        files_seen=files_seen,
+        files_read=files_read,
+        seconds=round(seconds, 3),
+        series_ready=sum(stack.state == SeriesState.READY.name for stack in stacks),
+        series_waiting=sum(stack.state == SeriesState.WAITING.name for stack in stacks),
+        studies_ready=sum(stack.chosen for stack in stacks),
+        files={code: count for code, count in files if code is not None},
+        series=dict(series),
+        warnings=dict(warnings),
+        labels=_label_report(session),
+    )
+
+
+def series_summaries(session: Session) -> list[SeriesSummary]:
+    """Lists all stacks, the best of a study first."""
+    query = select(StackRow).order_by(StackRow.study_key, StackRow.score.desc(), StackRow.stack_key)
+    return [
+        SeriesSummary(
+            study_key=stack.study_key,
+            series_key=stack.stack_key,
+            state=SeriesState.NOT_SELECTED.name if _lost(stack.state, stack.chosen) else stack.state,
+            chosen=stack.chosen,
+            slices=stack.slices,
+            score=stack.score,
+            reasons=_reasons(stack.state, stack.chosen, stack.reasons),
+            warnings=tuple(stack.warnings.split()),
+            sheet=tuple((criterion, value, points) for criterion, value, points in json.loads(stack.sheet)),
+        )
+        for stack in session.scalars(query)
+    ]
+
+
+def _lost(state: str, chosen: bool) -> bool:
+    """Tells whether a sound stack lost against another one of its study. No row says so: the choice may change."""
+    return state == SeriesState.READY.name and not chosen
+
+
+def _reasons(state: str, chosen: bool, reasons: str) -> tuple[str, ...]:
+    return (Reason.R_LOWER_SCORE.name,) if _lost(state, chosen) else tuple(reasons.split())
+
+
+def _label_report(session: Session) -> LabelReport:
+    files = label_rows.counts(session)
+    studies: Counter[LabelState] = Counter()
+    slices: Counter[bool] = Counter()
+    for stack in chosen_stacks(session):
+        studies[stack.label_state] += 1
+        slices.update(cells != NO_CELLS for cells in stack.slice_cells)
+    # Labels without an image usually mean that a UID was altered on the way: worth a line in the report.
+    total = session.scalar(select(func.count()).select_from(LabelRow)) or 0
+    matching = select(LabelRow.key).where(
+        LabelRow.key.in_(select(SliceRow.slice_key)) | LabelRow.key.in_(select(StackRow.study_key))
+    )
+    matched = session.scalar(select(func.count()).select_from(matching.subquery())) or 0
+    return LabelReport(
+        studies_labelled=studies[LabelState.LABELLED],
+        studies_unlabelled=studies[LabelState.UNLABELLED],
+        studies_in_conflict=studies[LabelState.CONFLICT],
+        slices_labelled=slices[True],
+        slices_unlabelled=slices[False],
+        labels_without_images=total - matched,
+        rows=files.rows,
+        duplicate_rows=files.duplicates,
+        unreadable_cells=files.unreadable,
+        refused_files=files.refused,
+    )

@@ -1,12 +1,12 @@
-"""The catalog's rows. A cache of what the export says: it can be dropped and rebuilt, except for `datasets`.
+"""The catalog's rows. They cache what the export holds: all can be dropped and rebuilt, except for `datasets`.
 
-No column holds a name, an identifier, a UID, a date or a readable path: keys are pseudonyms, paths are sealed.
+No column holds a name, an identifier, a UID, a date or a readable path: keys are pseudonyms, paths are encrypted.
 """
 
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1  # another number in the file: everything is dropped and read again
+SCHEMA_VERSION = 1  # a file with another number is emptied, and the export read again
 
 
 class Base(DeclarativeBase):
@@ -14,7 +14,7 @@ class Base(DeclarativeBase):
 
 
 class FileRow(Base):
-    """One file of the export, as it was when last seen with this size and time."""
+    """One file of the export, as of the scan that first met it with this size and time."""
 
     __tablename__ = "files"
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="relative to the export, sealed")
@@ -27,7 +27,7 @@ class FileRow(Base):
 
 
 class StackRow(Base):
-    """One stack of a series, judged."""
+    """One stack of a series, assessed."""
 
     __tablename__ = "stacks"
     stack_key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="pseudonym")
@@ -42,7 +42,7 @@ class StackRow(Base):
     slices: Mapped[int]
     chosen: Mapped[bool] = mapped_column(comment="the one stack of its study that is trained on")
     content_hash: Mapped[str] = mapped_column(comment="hex; empty unless READY")
-    rules: Mapped[str] = mapped_column(comment="digest of the rules it was judged by")
+    rules: Mapped[str] = mapped_column(comment="digest of the rules it was assessed by")
 
 
 class SliceRow(Base):
@@ -64,7 +64,7 @@ class LabelRow(Base):
 
 
 class FactRow(Base):
-    """Single values: which export, which secret, which label files were read last."""
+    """Single values: the export, the secret, the label files that were read last."""
 
     __tablename__ = "facts"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -72,7 +72,7 @@ class FactRow(Base):
 
 
 class DatasetRow(Base):
-    """A dataset that was handed out and that a round may still be pinned to."""
+    """A dataset that was handed out and to which a round may still be pinned."""
 
     __tablename__ = "datasets"
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)

@@ -1,0 +1,1 @@
+"""Single files of the export: walking, header pass, pixel data, Hounsfield units."""

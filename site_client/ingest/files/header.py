@@ -1,4 +1,4 @@
-"""What ingest knows of one CT image after its header was read: geometry, flags, pseudonyms. No text, no UID."""
+"""The facts of one CT image that ingest keeps after its header was read. They hold no text and no UID."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,10 +13,16 @@ Origin = Literal["original", "derived", "reformatted"]
 
 @dataclass(frozen=True, slots=True)
 class DicomHeader:
-    """One image. Lengths in mm, in the patient's coordinates (DICOM PS3.3 C.7.6.2: x left, y posterior, z cranial).
+    """One image. Lengths are in mm, in the patient's coordinates: x left, y posterior, z cranial (PS3.3 C.7.6.2).
 
-    `reasons`: what the header alone says against the image; `warnings`: what was odd. `position` and `orientation` are
-    empty when absent, `thickness_mm` 0.0, numbers -1, `expected` (images in the series, (0020,1209)) 0.
+    An absent tuple is empty, an absent thickness 0.0, an absent number -1, an absent `expected` 0.
+
+    `frame_key`: pseudonym of (0020,0052) *Frame of Reference UID*. `kernel_key`: pseudonym of (0018,1210) *Convolution
+    Kernel*; `kernel`: its class. `origin`: from (0008,0008) *Image Type*. `acquisition`: (0020,0012) *Acquisition
+    Number*. `instance`: (0020,0013) *Instance Number*. `spacing_mm`: (0028,0030) *Pixel Spacing*, between rows, between
+    columns. `position`: (0020,0032) *Image Position (Patient)*. `orientation`: (0020,0037) *Image Orientation
+    (Patient)*. `expected`: (0020,1209) *Number of Series Related Instances*. `native`: the transfer syntax is not
+    compressed. `reasons`: codes against the image by its header alone. `warnings`: oddities.
     """
 
     study_key: StudyKey
@@ -41,18 +47,19 @@ class DicomHeader:
     warnings: tuple[Warn, ...]
 
     def to_json(self) -> str:
-        """Closed form for the catalog."""
+        """Writes the header for the catalog."""
         table = asdict(self)
+        # Names, not values: the sentences of a code may change, and old rows stay readable.
         table["reasons"] = [reason.name for reason in self.reasons]
         table["warnings"] = [warning.name for warning in self.warnings]
         return json.dumps(table, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "DicomHeader":
-        """The inverse."""
+        """Reads the text that `to_json` wrote."""
         table = json.loads(text)
         table["reasons"] = tuple(Reason[name] for name in table["reasons"])
         table["warnings"] = tuple(Warn[name] for name in table["warnings"])
-        for name in ("spacing_mm", "position", "orientation"):
+        for name in ("spacing_mm", "position", "orientation"):  # JSON has lists only
             table[name] = tuple(table[name])
         return cls(**table)

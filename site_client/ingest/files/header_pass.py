@@ -1,8 +1,8 @@
-"""The header pass: one file -> a Header, or the one code that says why it is not a CT image.
+"""The header pass: it turns one file into a DicomHeader, or into the one code that says why it is no CT image.
 
-Reads no pixel, raises nothing because of what a file holds, and lets no value of a header out: pydicom's own checks
-are off (their warnings quote the value), its logger is silent, and texts are compared, then dropped. Elements are
-parsed from their raw bytes, which tolerates missing character sets, overlong UIDs and decimal commas.
+It decodes no pixel, raises nothing because of a file's contents, and lets no value of a header out. pydicom's own
+checks are off, because their warnings quote the value; its logger is silent; texts are compared, then dropped. Elements
+are parsed from their raw bytes, which tolerates missing character sets, overlong UIDs and decimal commas.
 """
 
 import logging
@@ -16,7 +16,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
 from site_client.ingest.files import tags
-from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, has_decoder
+from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, encoding_syntax, has_decoder
 from site_client.ingest.files.header import DicomHeader, Origin
 from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
@@ -24,112 +24,81 @@ from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
 
-# Their messages quote header values.
+# Both at import, before any file is read: their messages quote header values.
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
+# SOP classes (PS3.4 annex B): CT Image Storage; Enhanced CT and Legacy Converted Enhanced CT; DICOMDIR.
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CT = frozenset((CT + ".1", CT + ".2"))
 DIRECTORY = "1.2.840.10008.1.3.10"
 
+# Scanners in several languages fill in (0018,0010) *Contrast/Bolus Agent* to say that there was none.
 _NO_AGENT = frozenset(("", "NONE", "NO", "N", "NATIVE", "NATIV", "OHNE", "SANS", "WITHOUT", "W/O", "0"))
 _HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI", "CEREB", "KOPF", "SCHAEDEL", "SCHÄDEL", "TETE", "CABEZA")
-_ELSEWHERE = [
-    "CHEST",
-    "THORAX",
-    "ABDOMEN",
-    "PELVIS",
-    "SPINE",
-    "NECK",
-    "KNEE",
-    "LEG",
-    "ARM",
-    "HAND",
-    "FOOT",
-    "ANKLE",
-    "WRIST",
-    "ELBOW",
-    "SHOULDER",
-    "HIP",
-    "HEART",
-    "CARDIAC",
-    "EXTREMITY",
-    "LIVER",
-    "KIDNEY",
-    "LUNG",
-    "COLON",
-    "AORTA",
-    "FEMUR",
-    "TIBIA",
-    "HUMERUS",
-    "WHOLEBODY",
-    "BREAST",
-]
-_MAPS = frozenset(
-    [
-        "MIP",
-        "MINIP",
-        "VOLREN",
-        "REF_SURVIEW",
-        "PATIENT_INFO",
-        "DOSE_INFO",
-        "SCREENSAVE",
-        "MONOENERGETIC",
-        "MONO",
-        "IODINE",
-        "VNC",
-        "OVERLAY",
-        "RHO_Z",
-        "ZEFF",
-        "PRESENTATION",
-        "SUBTRACTION",
-        "MASK",
-    ]
-)
-_PERFUSION = frozenset(
-    ["PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "TTP", "TMAX", "TTD", "TTS", "RMTT", "DYNAMIC_PERFUSION"]
-)
+_ELSEWHERE = (
+    "CHEST", "THORAX", "ABDOMEN", "PELVIS", "SPINE", "NECK", "KNEE", "LEG", "ARM", "HAND", "FOOT", "ANKLE", "WRIST",
+    "ELBOW", "SHOULDER", "HIP", "HEART", "CARDIAC", "EXTREMITY", "LIVER", "KIDNEY", "LUNG", "COLON", "AORTA",
+    "FEMUR", "TIBIA", "HUMERUS", "WHOLEBODY", "BREAST",
+)  # fmt: skip
+# Values of (0008,0008) *Image Type*.
+_LOCALIZERS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"))
+_MAPS = frozenset((
+    "MIP", "MINIP", "VOLREN", "REF_SURVIEW", "PATIENT_INFO", "DOSE_INFO", "SCREENSAVE", "MONOENERGETIC", "MONO",
+    "IODINE", "VNC", "OVERLAY", "RHO_Z", "ZEFF", "PRESENTATION", "SUBTRACTION", "MASK",
+))  # fmt: skip
+_PERFUSION = frozenset((
+    "PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "TTP", "TMAX", "TTD", "TTS", "RMTT", "DYNAMIC_PERFUSION",
+))  # fmt: skip
 _REFORMATS = frozenset(("MPR", "REFORMATTED", "REFORMAT", "CURVED"))
+_COPIES = frozenset(("DERIVED", "SECONDARY"))
+# Values of (0028,1054) *Rescale Type* other than HU (PS3.3 C.11.1.1.2).
 _NOT_HU = frozenset(("OD", "HU_MOD", "PCT", "MGML", "Z_EFF", "ED", "EDW"))
 
 
 def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
-    """Reads one file up to its pixel data, and checks by length that the pixel data is all there."""
+    """Reads one file up to its pixel data, and checks by length that the pixel data is all there.
+
+    Args:
+        path: the file.
+        size_bytes: its size.
+        secret: keys the pseudonyms.
+        rules: say whether lossy compression is allowed, and how large an image may be.
+
+    Returns:
+        The header, which may hold reasons against the image; or a code if the file is no single-frame CT image.
+    """
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _header(file, size_bytes, secret, rules)
+            return _read(file, size_bytes, secret, rules)
     except OSError:
         return Reason.Q_READ
 
 
-def _header(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
-    preamble = _sniff(file)
-    if preamble is None:
+def _read(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
+    start = file.read(132)
+    file.seek(0)
+    has_preamble = start[128:] == b"DICM"
+    # Without the preamble of PS3.10 section 7.1 a file may still be a bare data set: it begins with group 0002 or 0008.
+    bare = len(start) == 132 and start[:4] != b"\0\0\0\0" and start[:2] in (b"\2\0", b"\x08\0")
+    if not has_preamble and not bare:
         return Reason.S_NOT_DICOM
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags.READ), force=not preamble)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags.READ), force=not has_preamble)
     except OSError:
         raise
     except Exception:  # pydicom lets nearly any exception through for a broken file; the file is counted, not raised
-        return Reason.Q_READ if preamble else Reason.S_NOT_DICOM
+        return Reason.Q_READ if has_preamble else Reason.S_NOT_DICOM
     fields = Fields(dataset)
     sop_class = fields.text(tags.SOP_CLASS) or _meta(dataset, "MediaStorageSOPClassUID")
-    refused = _refuse_class(sop_class, fields)
-    if refused is not None:
-        return refused
-    syntax = _syntax(dataset)
+    refusal = _refuse_class(sop_class, fields)
+    if refusal is not None:
+        return refusal
+    stated = _meta(dataset, "TransferSyntaxUID")
+    syntax = UID(stated or encoding_syntax(dataset))
     pixels = pixel_reason(file, dataset, syntax, fields, size_bytes, rules.file_max_bytes)
-    return _assemble(fields, sop_class, syntax, pixels, secret, rules)
-
-
-def _sniff(file: BinaryIO) -> bool | None:
-    """True: preamble and DICM. False: no preamble, but begins like a data set. None: not DICOM."""
-    start = file.read(132)
-    file.seek(0)
-    if start[128:] == b"DICM":
-        return True
-    return False if len(start) == 132 and start[:4] != b"\0\0\0\0" and start[:2] in (b"\2\0", b"\x08\0") else None
+    return _header(fields, sop_class, syntax, pixels, secret, rules)
 
 
 def _refuse_class(sop_class: str, fields: Fields) -> Reason | None:
@@ -146,7 +115,7 @@ def _refuse_class(sop_class: str, fields: Fields) -> Reason | None:
 
 
 def _meta(dataset: FileDataset, name: str) -> str:
-    """An element of group 0002 as text; "" when it is absent or damaged beyond conversion."""
+    """Reads an element of group 0002 as text; "" when it is absent or damaged beyond conversion."""
     meta = getattr(dataset, "file_meta", None)
     try:
         return str(meta.get(name, "")) if meta is not None else ""
@@ -154,15 +123,7 @@ def _meta(dataset: FileDataset, name: str) -> str:
         return ""
 
 
-def _syntax(dataset: FileDataset) -> UID:
-    stated = _meta(dataset, "TransferSyntaxUID")
-    if stated:
-        return UID(stated)
-    implicit, little = dataset.original_encoding
-    return UID("1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2")
-
-
-def _assemble(
+def _header(
     fields: Fields, sop_class: str, syntax: UID, pixels: Reason | None, secret: SiteSecret, rules: Rules
 ) -> DicomHeader | Reason:
     uids = [fields.uid(tag) for tag in (tags.STUDY_UID, tags.SERIES_UID, tags.SOP_UID)]
@@ -171,22 +132,23 @@ def _assemble(
     study, series, sop = (uid or "" for uid in uids)
     patient = fields.text(tags.PATIENT_ID)
     kernel = fields.words(tags.KERNEL)
-    reasons, warned = _judge(fields, syntax, rules)
+    reasons, oddities = _assess(fields, syntax, rules)
     if pixels is not None:
         reasons.append(pixels)
     if not sop_class:
-        warned.append(Warn.W_NO_SOP_CLASS)
+        oddities.append(Warn.W_NO_SOP_CLASS)
     if not patient:
-        warned.append(Warn.W_NO_PATIENT)
+        oddities.append(Warn.W_NO_PATIENT)
     return DicomHeader(
         study_key=secret.study(study),
+        # A study without a patient ID is a patient of its own: one key for all of them would tie strangers together.
         patient_key=secret.patient(patient if patient else f"study|{study}"),
         series_key=secret.series(series),
         slice_key=secret.slice(sop),
         frame_key=secret.token("frame", fields.text(tags.FRAME_UID)),
         kernel_key=secret.token("kernel", "\\".join(kernel)),
         kernel=tags.kernel_class(kernel),
-        origin=_origin(fields.words(tags.IMAGE_TYPE)),
+        origin=_origin(set(fields.words(tags.IMAGE_TYPE))),
         acquisition=fields.whole(tags.ACQUISITION),
         instance=fields.whole(tags.INSTANCE),
         rows=fields.whole(tags.ROWS),
@@ -198,45 +160,44 @@ def _assemble(
         expected=max(0, fields.whole(tags.EXPECTED)),
         native=syntax in RAW_SYNTAXES,
         reasons=tuple(dict.fromkeys(reasons)),
-        warnings=tuple(warned),
+        warnings=tuple(oddities),
     )
 
 
-def _judge(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:
-    kinds = set(fields.words(tags.IMAGE_TYPE))
+def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:
+    image_type = set(fields.words(tags.IMAGE_TYPE))
     rescaled = fields.number(tags.SLOPE) is not None and fields.number(tags.INTERCEPT) is not None
     lossy = fields.text(tags.LOSSY) == "01" or syntax in LOSSY_SYNTAXES
     contrast = fields.text(tags.CONTRAST_AGENT).upper() not in _NO_AGENT or fields.present(tags.CONTRAST_SEQUENCE)
     body_part = fields.text(tags.BODY_PART).upper()
-    found = {
-        Reason.R_LOCALIZER: bool(kinds & {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"}),
-        Reason.R_DERIVED: bool(kinds & _MAPS)
+    # Head words first: "HEADNECK" names another part too, and shows a head.
+    elsewhere = not any(word in body_part for word in _HEAD) and any(word in body_part for word in _ELSEWHERE)
+    grounds = {
+        Reason.R_LOCALIZER: bool(image_type & _LOCALIZERS),
+        # DERIVED alone is no ground: recompression sets it too (PS3.3 C.7.6.1.1.2). Without a rescale it is no CT.
+        Reason.R_DERIVED: bool(image_type & _MAPS)
         or fields.text(tags.RESCALE_TYPE).upper() in _NOT_HU
-        or ("DERIVED" in kinds and not rescaled)
+        or ("DERIVED" in image_type and not rescaled)
         or fields.whole(tags.SAMPLES) > 1,
-        Reason.R_PERFUSION: bool(kinds & _PERFUSION),
+        Reason.R_PERFUSION: bool(image_type & _PERFUSION),
         Reason.R_LOSSY: lossy and not rules.lossy,
         Reason.R_CONTRAST: contrast or (fields.number(tags.CONTRAST_VOLUME) or 0.0) > 0,
         Reason.R_BURNED_IN: fields.text(tags.BURNED_IN).upper() == "YES",
-        Reason.R_NOT_HEAD: _is_elsewhere(body_part),
+        Reason.R_NOT_HEAD: elsewhere,
         Reason.Q_NO_DECODER: not has_decoder(syntax),
         Reason.Q_MISSING_TAG: not rescaled or fields.whole(tags.ROWS) <= 0 or fields.whole(tags.COLUMNS) <= 0,
         Reason.Q_NO_POSITION: not (fields.numbers(tags.POSITION, 3) and fields.numbers(tags.ORIENTATION, 6)),
         Reason.Q_GEOMETRY: not all(0.05 < mm < 5.0 for mm in fields.numbers(tags.SPACING, 2) or (0.0,)),
     }
-    noticed = {Warn.W_LOSSY: lossy and rules.lossy, Warn.W_DERIVED: bool(kinds & {"DERIVED", "SECONDARY"})}
-    reasons = [reason for reason, holds in found.items() if holds]
+    oddities = {Warn.W_LOSSY: lossy and rules.lossy, Warn.W_DERIVED: bool(image_type & _COPIES)}
+    reasons = [reason for reason, holds in grounds.items() if holds]
     if {Reason.R_LOCALIZER, Reason.R_DERIVED} & set(reasons):
-        # A scout or summary is not a damaged CT: what it lacks does not need anybody's attention.
+        # A localizer or a map is no damaged CT: what it lacks needs no attention.
         reasons = [reason for reason in reasons if reason.name.startswith("R_")]
-    return reasons, [warning for warning, holds in noticed.items() if holds]
+    return reasons, [warning for warning, holds in oddities.items() if holds]
 
 
-def _is_elsewhere(body_part: str) -> bool:
-    return not any(word in body_part for word in _HEAD) and any(word in body_part for word in _ELSEWHERE)
-
-
-def _origin(kinds: tuple[str, ...]) -> Origin:
-    if set(kinds) & _REFORMATS:
+def _origin(image_type: set[str]) -> Origin:
+    if image_type & _REFORMATS:
         return "reformatted"
-    return "derived" if set(kinds) & {"DERIVED", "SECONDARY"} else "original"
+    return "derived" if image_type & _COPIES else "original"

@@ -1,4 +1,4 @@
-"""Stored values -> Hounsfield units. Pure; MODEL.md section 1, step 3."""
+"""Stored values -> Hounsfield units (DICOM PS3.3 C.7.6.3.1, C.8.2.1.1; C.11.1 Modality LUT). Pure functions."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,12 @@ AIR_HU, TOP_HU = -1024, 3071
 
 @dataclass(frozen=True)
 class Scale:
-    """How one file's stored values are meant. `padding`: inclusive range in stored units, () when not stated."""
+    """The meaning of one file's stored values.
+
+    `slope`, `intercept`: (0028,1053) *Rescale Slope*, (0028,1052) *Rescale Intercept*. `bits_stored`, `signed`:
+    (0028,0101) *Bits Stored*, (0028,0103) *Pixel Representation*. `padding`: (0028,0120) *Pixel Padding Value* and
+    (0028,0121) *Pixel Padding Range Limit*, an inclusive range in stored units; () when not stated.
+    """
 
     slope: float
     intercept: float
@@ -20,23 +25,38 @@ class Scale:
 
 
 def to_hu(stored: NDArray[np.int32], scale: Scale, wrapped: bool = False) -> NDArray[np.int16]:
-    """int32[...] stored -> int16[...] HU within [-1024, 3071]; padding and all that lies below air becomes -1024.
+    """Converts stored values to HU.
 
-    Padding is compared in stored units, before anything else (DICOM PS3.3 C.7.5.1.1.2). `wrapped`: the values are HU
-    modulo 4096, and the intercept, which hid that, is ignored. MONOCHROME1 changes nothing here: it says how to
-    display, not what a value means; a file that means it otherwise fails the plausibility check.
+    | value | HU |
+    |---|---|
+    | padding, compared in stored units (PS3.3 C.7.5.1.1.2) | -1024 |
+    | below -1024 HU or above 3071 HU | clipped |
+    | else | round(stored x slope + intercept) |
+
+    MONOCHROME1 changes nothing here: (0028,0004) says how to display a value, not what it means. A file that means it
+    otherwise fails the check of its contents.
+
+    Args:
+        stored: int32 of any shape.
+        scale: of the file.
+        wrapped: the values are HU modulo 4096. The intercept, which hid that, is ignored.
+
+    Returns:
+        int16 of the same shape, within [-1024, 3071].
     """
     values, intercept = (unwrap(stored), 0.0) if wrapped else (stored, scale.intercept)
+    # In float64: a fractional slope in float32 would round values near .5 to another HU.
     exact = values.astype(np.float64) * scale.slope + intercept
     hu: NDArray[np.int16] = np.clip(np.rint(exact), AIR_HU, TOP_HU).astype(np.int16)
     if scale.padding:
+        # In MONOCHROME1 images the range's limit lies below its value.
         low, high = min(scale.padding), max(scale.padding)
         hu[(stored >= low) & (stored <= high)] = AIR_HU
     return hu
 
 
 def may_have_wrapped(scale: Scale) -> bool:
-    """Whether the header allows that HU were stored modulo 4096: unsigned, 12 bits, an intercept that hides no sign.
+    """Tells whether the header allows that HU were stored modulo 4096: unsigned, 12 bits, intercept above -100.
 
     Signed data with intercept 0 is sound and never qualifies.
     """
@@ -44,16 +64,21 @@ def may_have_wrapped(scale: Scale) -> bool:
 
 
 def has_wrapped(stored: NDArray[np.int32]) -> bool:
-    """Whether the histogram shows the wrap: air (-1000) sits near 3096, above any tissue, and dominates.
+    """Tells whether the histogram shows the wrap.
 
-    `stored` are the values of a whole series (or a fair sample): at least 5 % of them within 150 of -1000 mod 4096, and
-    a trough below, because between dense bone and air stored that way there is nothing in a head.
+    Args:
+        stored: values of a whole series, or a fair sample of them.
+
+    Returns:
+        True if at least 5 % of the values lie within 150 of -1000 modulo 4096, and more than ten times as many as lie
+        in the trough below. Between dense bone and air stored that way there is nothing in a head.
     """
+    # -1000 modulo 4096 is 3096.
     air = np.mean((stored >= 2946) & (stored <= 3246))
     trough = np.mean((stored >= 2200) & (stored < 2900))
     return bool(air >= 0.05 and air > 10 * trough)
 
 
 def unwrap(stored: NDArray[np.int32]) -> NDArray[np.int32]:
-    """HU modulo 4096 -> HU, for values from -1000 on: the repair common in public RSNA code, with its intercept."""
+    """Converts HU modulo 4096 to HU, for values from -1000 on. Public RSNA 2019 code repairs them the same way."""
     return np.asarray((stored + 1000) % 4096 - 1000, dtype=np.int32)

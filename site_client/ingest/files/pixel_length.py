@@ -1,7 +1,7 @@
-"""Is all the pixel data there? Answered from lengths alone, without reading it (DICOM PS3.5 section 8, annex A.4).
+"""The check that all pixel data is there, from lengths alone (DICOM PS3.5 section 8, annex A.4).
 
-A parser accepts a file cut in half: its last element just is short. So the length the element states is held against
-what rows, columns and bits need and against the file's end; encapsulated data has to reach its delimiter.
+A parser accepts a file that was cut in half: its last element just is short. So the length that the element states is
+compared with rows, columns and bits, and with the file's end. Encapsulated data has to reach its delimiter.
 """
 
 import struct
@@ -16,17 +16,30 @@ from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_PIXELS = (0x7FE0, 0x0010)
-_ITEM, _DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
-_UNDEFINED = 0xFFFFFFFF
+_PIXEL_DATA = (0x7FE0, 0x0010)
+_ITEM, _SEQUENCE_DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)  # PS3.5 section 7.5
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
 def pixel_reason(
     file: BinaryIO, dataset: FileDataset, syntax: UID, fields: Fields, size_bytes: int, limit_bytes: int
 ) -> Reason | None:
-    """Reads on where the header ended. `file` stands at the pixel data element, as pydicom leaves it."""
+    """Checks the pixel data element.
+
+    Args:
+        file: stands at the pixel data element, where pydicom's `stop_before_pixels` leaves it.
+        dataset: of the header, for its encoding.
+        syntax: the transfer syntax.
+        fields: of the header.
+        size_bytes: of the file.
+        limit_bytes: an image may decode to at most this.
+
+    Returns:
+        None if all is there; else Q_DECODE_LIMIT, Q_NO_PIXELS or Q_TRUNCATED.
+    """
     needed = fields.whole(tags.ROWS) * fields.whole(tags.COLUMNS) * max(1, fields.whole(tags.SAMPLES))
     needed *= max(1, fields.whole(tags.FRAMES)) * fields.whole(tags.BITS_ALLOCATED) // 8
+    # Before anything is decoded: a small compressed file may claim an image of gigabytes.
     if needed > limit_bytes:
         return Reason.Q_DECODE_LIMIT
     if syntax == _DEFLATED:
@@ -34,13 +47,14 @@ def pixel_reason(
     implicit, little = dataset.original_encoding
     order = "<" if little else ">"
     start = file.read(8)
-    if len(start) < 8 or struct.unpack(order + "HH", start[:4]) != _PIXELS:
+    if len(start) < 8 or struct.unpack(order + "HH", start[:4]) != _PIXEL_DATA:
         return Reason.Q_NO_PIXELS
+    # Explicit VR: bytes 4 to 7 hold the VR and two reserved bytes, and the length follows (PS3.5 section 7.1.2).
     length_bytes = start[4:] if implicit else file.read(4)
     if len(length_bytes) < 4:
         return Reason.Q_TRUNCATED
     length = int(struct.unpack(order + "I", length_bytes)[0])
-    if length == _UNDEFINED:
+    if length == _UNDEFINED_LENGTH:
         return None if _reaches_delimiter(file, size_bytes) else Reason.Q_TRUNCATED
     if length == 0:
         return Reason.Q_NO_PIXELS
@@ -49,24 +63,25 @@ def pixel_reason(
 
 
 def _reaches_delimiter(file: BinaryIO, size_bytes: int) -> bool:
-    fragments = 0
+    """Walks the fragments of encapsulated pixel data, which is little endian always (PS3.5 annex A.4)."""
+    items = 0
     while len(start := file.read(8)) == 8:
         group, element, length = struct.unpack("<HHI", start)
-        if (group, element) == _DELIMITER:
-            return fragments >= 2  # the offset table and at least one fragment
+        if (group, element) == _SEQUENCE_DELIMITER:
+            return items >= 2  # the offset table and at least one fragment
         if (group, element) != _ITEM or file.tell() + length > size_bytes:
             return False
         file.seek(length, 1)
-        fragments += 1
+        items += 1
     return False
 
 
 def _deflated(file: BinaryIO, needed: int) -> Reason | None:
-    # The stream has to be inflated as a whole either way; it is small and rare.
+    # Lengths say nothing about a deflated stream: it is inflated as a whole. Such files are small and rare.
     file.seek(0)
     try:
         dataset = pydicom.dcmread(file, specific_tags=["PixelData"])
-    except Exception:  # a stream cut short raises what zlib or pydicom happens to run into
+    except Exception:  # a stream that was cut short raises what zlib or pydicom happens to run into
         return Reason.Q_TRUNCATED
     if "PixelData" not in dataset:
         return Reason.Q_NO_PIXELS

@@ -1,4 +1,4 @@
-"""One file -> its digest, its stored values and their scale. The only place where pixel data is decoded."""
+"""One file -> its digest, its stored values and their scale. Only this file decodes pixel data."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from pydicom.dataset import FileDataset
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files import tags
-from site_client.ingest.files.decoders import RAW_SYNTAXES
+from site_client.ingest.files.decoders import RAW_SYNTAXES, encoding_syntax
 from site_client.ingest.files.hounsfield import Scale
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
@@ -21,7 +21,7 @@ from site_client.ingest.reasons import Reason
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One decoded image, still in stored units: int32[H, W]. `sha256` is over the whole file."""
+    """One decoded image. `stored`: int32[H, W] in stored units. `sha256`: over the whole file. Lengths in mm."""
 
     sha256: bytes
     stored: NDArray[np.int32]
@@ -33,7 +33,11 @@ class Slice:
 
 
 def digest(path: Path) -> bytes:
-    """SHA-256 of a file."""
+    """Computes the SHA-256 of a file.
+
+    Raises:
+        SeriesUnreadable: Q_READ.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -42,31 +46,33 @@ def digest(path: Path) -> bytes:
 
 
 def read_slice(path: Path) -> Slice:
-    """Reads and decodes one file. Raises SeriesUnreadable with Q_READ, Q_NO_DECODER, Q_MISSING_TAG or Q_DECODE."""
+    """Reads and decodes one file.
+
+    Raises:
+        SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG or Q_DECODE.
+    """
     try:
         data = path.read_bytes()
     except OSError:
         raise _unreadable(Reason.Q_READ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _decode(data)
-
-
-def _decode(data: bytes) -> Slice:
+    # Once into memory: digest and pixels are of the same bytes, even if the archive replaces the file meanwhile.
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*tags.READ, *tags.PIXELS], force=True)
-        fields = Fields(dataset)
-        slope, intercept = fields.number(tags.SLOPE), fields.number(tags.INTERCEPT)
-        stored = _stored(dataset)
-    except Exception as error:  # decoders raise what they like, with values in it: only the kind of failure goes on
-        raise _unreadable(Reason.Q_NO_DECODER if _lacks_decoder(error) else Reason.Q_DECODE) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*tags.READ, *tags.PIXELS], force=True)
+            fields = Fields(dataset)
+            slope, intercept = fields.number(tags.SLOPE), fields.number(tags.INTERCEPT)
+            stored = _stored(dataset)
+    except Exception as error:  # decoders raise all kinds, with values in them: only the kind of failure goes on
+        lacks_decoder = isinstance(error, NotImplementedError) or "missing required dependencies" in str(error)
+        raise _unreadable(Reason.Q_NO_DECODER if lacks_decoder else Reason.Q_DECODE) from None
     if slope is None or intercept is None or stored.ndim != 2:
         raise _unreadable(Reason.Q_MISSING_TAG)
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     return Slice(
         sha256=hashlib.sha256(data).digest(),
         stored=stored,
-        scale=Scale(slope, intercept, bits, signed, _padding(dataset, bits, signed)),
+        scale=Scale(slope, intercept, bits, signed, _padding(dataset, signed)),
         spacing_mm=fields.numbers(tags.SPACING, 2),
         position=fields.numbers(tags.POSITION, 3),
         orientation=fields.numbers(tags.ORIENTATION, 6),
@@ -76,6 +82,7 @@ def _decode(data: bytes) -> Slice:
 
 def _stored(dataset: FileDataset) -> NDArray[np.int32]:
     _complete(dataset)
+    # Wide enough for any 16-bit value, signed or not, and for the shifts below.
     raw = np.asarray(dataset.pixel_array).astype(np.int32)
     bits = int(dataset.BitsStored)
     if bits >= int(dataset.BitsAllocated) or dataset.file_meta.TransferSyntaxUID not in RAW_SYNTAXES:
@@ -86,11 +93,9 @@ def _stored(dataset: FileDataset) -> NDArray[np.int32]:
 
 
 def _complete(dataset: FileDataset) -> None:
-    """Fills in what files without a meta header or from the RSNA set leave out, in memory only."""
+    """Fills in, in memory only, the elements that files without a meta header or files of the RSNA set lack."""
     if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, little = dataset.original_encoding
-        code = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(code)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(encoding_syntax(dataset))
     if "SamplesPerPixel" not in dataset:
         dataset.SamplesPerPixel = 1
     if "PhotometricInterpretation" not in dataset:
@@ -99,21 +104,17 @@ def _complete(dataset: FileDataset) -> None:
         dataset.HighBit = int(dataset.BitsStored) - 1
 
 
-def _padding(dataset: FileDataset, bits: int, signed: bool) -> tuple[int, ...]:
-    """PixelPaddingValue and its range limit. Read as signed or unsigned by the pixels, whatever VR was written."""
-    found = []
+def _padding(dataset: FileDataset, signed: bool) -> tuple[int, ...]:
+    """Reads Pixel Padding Value and its range limit, signed or unsigned as the pixels are, whatever VR was written."""
+    values = []
     for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         value = dataset.get(name)
         if isinstance(value, bytes) and len(value) >= 2:
             value = int.from_bytes(value[:2], "little")
         if isinstance(value, int):
-            low = value & 0xFFFF
-            found.append(low - 0x10000 if signed and low >= 0x8000 else low)
-    return tuple(found)
-
-
-def _lacks_decoder(error: Exception) -> bool:
-    return isinstance(error, NotImplementedError) or "missing required dependencies" in str(error)
+            low = value & 0xFFFF  # as stored: some write it signed under VR US, or the other way round
+            values.append(low - 0x10000 if signed and low >= 0x8000 else low)
+    return tuple(values)
 
 
 def _unreadable(reason: Reason) -> SeriesUnreadable:

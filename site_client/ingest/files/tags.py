@@ -1,4 +1,4 @@
-"""The attributes that ingest reads, and reading them from raw bytes. Nothing else of a header is ever touched."""
+"""The attributes that ingest reads, and their reading from raw bytes. It touches no other attribute of a header."""
 
 import math
 import re
@@ -9,39 +9,40 @@ from pydicom.tag import BaseTag, Tag
 
 from site_client.ingest.files.header import Kernel
 
-IMAGE_TYPE = Tag(0x0008, 0x0008)
-SOP_CLASS = Tag(0x0008, 0x0016)
-SOP_UID = Tag(0x0008, 0x0018)
-MODALITY = Tag(0x0008, 0x0060)
-PATIENT_ID = Tag(0x0010, 0x0020)
-CONTRAST_AGENT = Tag(0x0018, 0x0010)
-CONTRAST_SEQUENCE = Tag(0x0018, 0x0012)
-BODY_PART = Tag(0x0018, 0x0015)
-THICKNESS = Tag(0x0018, 0x0050)
-CONTRAST_VOLUME = Tag(0x0018, 0x1041)
-KERNEL = Tag(0x0018, 0x1210)
-STUDY_UID = Tag(0x0020, 0x000D)
-SERIES_UID = Tag(0x0020, 0x000E)
-ACQUISITION = Tag(0x0020, 0x0012)
-INSTANCE = Tag(0x0020, 0x0013)
-POSITION = Tag(0x0020, 0x0032)
-ORIENTATION = Tag(0x0020, 0x0037)
-FRAME_UID = Tag(0x0020, 0x0052)
-EXPECTED = Tag(0x0020, 0x1209)
-SAMPLES = Tag(0x0028, 0x0002)
-FRAMES = Tag(0x0028, 0x0008)
-ROWS = Tag(0x0028, 0x0010)
-COLUMNS = Tag(0x0028, 0x0011)
-SPACING = Tag(0x0028, 0x0030)
-BITS_ALLOCATED = Tag(0x0028, 0x0100)
-BURNED_IN = Tag(0x0028, 0x0301)
-INTERCEPT = Tag(0x0028, 0x1052)
-SLOPE = Tag(0x0028, 0x1053)
-RESCALE_TYPE = Tag(0x0028, 0x1054)
-LOSSY = Tag(0x0028, 0x2110)
+IMAGE_TYPE = Tag(0x0008, 0x0008)  # Image Type
+SOP_CLASS = Tag(0x0008, 0x0016)  # SOP Class UID
+SOP_UID = Tag(0x0008, 0x0018)  # SOP Instance UID
+MODALITY = Tag(0x0008, 0x0060)  # Modality
+PATIENT_ID = Tag(0x0010, 0x0020)  # Patient ID
+CONTRAST_AGENT = Tag(0x0018, 0x0010)  # Contrast/Bolus Agent
+CONTRAST_SEQUENCE = Tag(0x0018, 0x0012)  # Contrast/Bolus Agent Sequence
+BODY_PART = Tag(0x0018, 0x0015)  # Body Part Examined
+THICKNESS = Tag(0x0018, 0x0050)  # Slice Thickness
+CONTRAST_VOLUME = Tag(0x0018, 0x1041)  # Contrast/Bolus Volume
+KERNEL = Tag(0x0018, 0x1210)  # Convolution Kernel
+STUDY_UID = Tag(0x0020, 0x000D)  # Study Instance UID
+SERIES_UID = Tag(0x0020, 0x000E)  # Series Instance UID
+ACQUISITION = Tag(0x0020, 0x0012)  # Acquisition Number
+INSTANCE = Tag(0x0020, 0x0013)  # Instance Number
+POSITION = Tag(0x0020, 0x0032)  # Image Position (Patient)
+ORIENTATION = Tag(0x0020, 0x0037)  # Image Orientation (Patient)
+FRAME_UID = Tag(0x0020, 0x0052)  # Frame of Reference UID
+EXPECTED = Tag(0x0020, 0x1209)  # Number of Series Related Instances
+SAMPLES = Tag(0x0028, 0x0002)  # Samples per Pixel
+FRAMES = Tag(0x0028, 0x0008)  # Number of Frames
+ROWS = Tag(0x0028, 0x0010)  # Rows
+COLUMNS = Tag(0x0028, 0x0011)  # Columns
+SPACING = Tag(0x0028, 0x0030)  # Pixel Spacing
+BITS_ALLOCATED = Tag(0x0028, 0x0100)  # Bits Allocated
+BURNED_IN = Tag(0x0028, 0x0301)  # Burned In Annotation
+INTERCEPT = Tag(0x0028, 0x1052)  # Rescale Intercept
+SLOPE = Tag(0x0028, 0x1053)  # Rescale Slope
+RESCALE_TYPE = Tag(0x0028, 0x1054)  # Rescale Type
+LOSSY = Tag(0x0028, 0x2110)  # Lossy Image Compression
 
+# All tags above and no other: a header's other attributes are never parsed.
 READ = tuple(value for value in list(globals().values()) if isinstance(value, BaseTag))
-# Needed beside READ to decode: photometric interpretation, planar configuration, bits, padding, the pixels themselves.
+# Beside READ, decoding needs photometric interpretation, planar configuration, bits, padding, and the pixels.
 _IMAGE = (0x0004, 0x0006, 0x0101, 0x0102, 0x0103, 0x0120, 0x0121)
 PIXELS = (
     *(Tag(0x0028, element) for element in _IMAGE),
@@ -52,31 +53,32 @@ _SPREADSHEET_NUMBER = re.compile(r"\d[.,]?\d*E\+\d+", re.IGNORECASE)
 
 
 class Fields:
-    """Typed access to a data set's raw elements. Absent or malformed gives the empty value, never an exception."""
+    """Typed access to a data set's raw elements. An absent or malformed one gives an empty value and raises nothing."""
 
     def __init__(self, dataset: Dataset) -> None:
+        """Takes a data set as pydicom read it, whose elements are still raw."""
         self._dataset = dataset
         self._order = ">" if dataset.original_encoding[1] is False else "<"
 
     def present(self, tag: BaseTag) -> bool:
-        """Whether the element is there and not empty."""
+        """Tells whether the element exists and is not empty."""
         return tag in self._dataset and bool(self._dataset.get_item(tag).value)
 
     def text(self, tag: BaseTag) -> str:
-        """First value of a text, without padding; "" when absent."""
+        """Reads the first value of a text, without padding; "" when absent."""
         return next(iter(self._values(tag)), "")
 
     def words(self, tag: BaseTag) -> tuple[str, ...]:
-        """All values in upper case."""
+        """Reads all values in upper case."""
         return tuple(value.upper() for value in self._values(tag))
 
     def uid(self, tag: BaseTag) -> str | None:
-        """A UID, or what stands for one (RSNA: "ID_..."). None when it cannot tell two objects apart."""
+        """Reads a UID, or its substitute (RSNA: "ID_..."); None when it cannot tell two objects apart."""
         uid = self.text(tag)
         return uid if is_uid(uid) else None
 
     def numbers(self, tag: BaseTag, count: int) -> tuple[float, ...]:
-        """Exactly `count` finite decimal numbers, or ()."""
+        """Reads exactly `count` finite decimal numbers (VR DS); else gives ()."""
         values = self._values(tag)
         try:
             numbers = tuple(float(value.replace(",", ".")) for value in values)
@@ -85,7 +87,7 @@ class Fields:
         return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else ()
 
     def number(self, tag: BaseTag) -> float | None:
-        """One finite decimal number (the first value)."""
+        """Reads the first value as a finite decimal number (VR DS)."""
         first = self.text(tag).replace(",", ".")
         try:
             number = float(first)
@@ -94,7 +96,7 @@ class Fields:
         return number if math.isfinite(number) else None
 
     def whole(self, tag: BaseTag) -> int:
-        """A whole number, binary (US) or text (IS); -1 when absent."""
+        """Reads a whole number, binary (VR US) or text (VR IS); -1 when absent."""
         raw = self._raw(tag)
         if tag in (SAMPLES, ROWS, COLUMNS, BITS_ALLOCATED):
             return int(struct.unpack(self._order + "H", raw[:2])[0]) if len(raw) >= 2 else -1
@@ -103,6 +105,7 @@ class Fields:
 
     def _values(self, tag: BaseTag) -> list[str]:
         raw = self._raw(tag)
+        # Latin-1 decodes any byte: (0008,0005) *Specific Character Set* is often wrong, and keywords are ASCII.
         return [value.strip(" \0\t\r\n") for value in raw.decode("latin-1").split("\\")] if raw else []
 
     def _raw(self, tag: BaseTag) -> bytes:
@@ -113,12 +116,15 @@ class Fields:
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text can serve as a UID. A spreadsheet's 1.2E+30 cannot: it stands for many."""
+    """Tells whether a text can serve as a UID. A spreadsheet's 1.2E+30 cannot: it stands for many UIDs."""
     return 0 < len(text) <= 128 and text.isprintable() and " " not in text and not _SPREADSHEET_NUMBER.fullmatch(text)
 
 
 def kernel_class(kernel: tuple[str, ...]) -> Kernel:
-    """Soft-tissue or bone, by the vendors' naming (a table of habits, used only to prefer one reconstruction)."""
+    """Classifies a reconstruction by the vendors' names of kernels, (0018,1210) *Convolution Kernel*.
+
+    The table holds habits, no standard. It only decides which reconstruction of a study is preferred.
+    """
     name = kernel[0].replace(" ", "") if kernel else ""
     siemens = re.match(r"[A-Z]{1,2}(\d\d)", name)
     toshiba = re.match(r"FC(\d\d)", name)

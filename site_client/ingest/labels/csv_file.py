@@ -1,4 +1,4 @@
-"""Tables as hospitals export them: any of three encodings, three delimiters, odd capitals, blank lines."""
+"""CSV tables as hospitals export them: any of three encodings, four delimiters, odd capitals, blank lines."""
 
 import csv
 import io
@@ -9,10 +9,12 @@ from pathlib import Path
 
 from site_client.errors import LabelsRefused
 
+_HEADER_BYTES = 65536  # enough for any first line
+
 
 @dataclass(frozen=True)
 class CsvTable:
-    """`columns`: name without capitals, blanks and signs -> place. `rows`: line number, cells padded to the header."""
+    """A table in memory. `columns`: name, without capitals, blanks and signs, to its place in a row."""
 
     name: str
     columns: Mapping[str, int]
@@ -21,26 +23,37 @@ class CsvTable:
 
     @property
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """All rows below the header that are not blank. May be walked again."""
+        """Every row below the header that is not blank: line number, and cells padded to the header's length.
+
+        Each access starts again at the first row.
+        """
         reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter)
         width = len(self.columns)
-        seen_header = False
+        after_header = False
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
-            if seen_header:
+            if after_header:
                 yield reader.line_num, row if len(row) >= width else row + [""] * (width - len(row))
-            seen_header = True
+            after_header = True
 
 
 def read_table(path: Path) -> CsvTable:
-    """Raises LabelsRefused when the file cannot be read or is no table."""
+    """Reads a whole file.
+
+    Raises:
+        LabelsRefused: the file cannot be read or is no table.
+    """
     return _table(path, -1)
 
 
 def read_columns(path: Path) -> Mapping[str, int]:
-    """Only the column names, from the file's first 64 KiB. Raises like read_table."""
-    return _table(path, 65536).columns
+    """Reads only the column names; a large file that is no label table costs 64 KiB.
+
+    Raises:
+        LabelsRefused: the file cannot be read or is no table.
+    """
+    return _table(path, _HEADER_BYTES).columns
 
 
 def _table(path: Path, limit_bytes: int) -> CsvTable:
@@ -50,8 +63,10 @@ def _table(path: Path, limit_bytes: int) -> CsvTable:
     except OSError as error:
         raise LabelsRefused(f"{path.name} cannot be read ({error.strerror}); correct folders.labels") from None
     first = next((line for line in text.splitlines() if line.strip()), "")
+    # By the header, which holds no decimal commas.
     delimiter = max(",;\t|", key=first.count)
-    names = [_plain(name) for name in next(csv.reader([first], delimiter=delimiter), [])]
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     if len(names) < 2 or "\0" in text:
         raise LabelsRefused(f"{path.name} is not a table with a first line of column names; export it as CSV")
     if len(set(names)) != len(names):
@@ -65,8 +80,5 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
+        # What spreadsheets of Western Europe write; it decodes nearly any byte, so it comes last.
         return data.decode("cp1252", errors="replace")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

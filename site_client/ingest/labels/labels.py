@@ -1,18 +1,18 @@
-"""Label files -> labels by pseudonym. Three shapes, told apart by their columns:
+"""Label files -> cells by pseudonym. Three shapes exist, told apart by their columns.
 
-ID,Label                       RSNA 2019, one row a slice and label: ID_<image>_<label>,0
-SOPInstanceUID|StudyInstanceUID, epidural, ..., any     one row a slice or study; an empty cell is unknown, not negative
-ID,SOPInstanceUID              which image an RSNA-style ID stands for; without it the ID is the image's own UID
+ID,Label                                             RSNA 2019, one row a slice and label: ID_<image>_<label>,0
+SOPInstanceUID|StudyInstanceUID and label columns    one row a slice or study; an empty cell is unknown, not negative
+ID,SOPInstanceUID                                    the image of an RSNA-style ID; without this file the ID is its UID
 
 A cell that cannot be understood is unknown and counted. Two rows that contradict each other make a conflict, which
-keeps the study out of training. Nothing from a file is kept but keys and cells.
+keeps the study out of training. Only keys and cells of a file are kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from federation.labels import LABELS
+from federation.labels import ANY, LABELS
 
 from site_client.errors import LabelsRefused
 from site_client.ingest.files.tags import is_uid
@@ -22,33 +22,16 @@ from site_client.ingest.pseudonym import SiteSecret
 UNKNOWN, CONFLICT = 255, 2
 Cells = bytes  # six bytes in the order of LABELS, each 0, 1, CONFLICT or UNKNOWN
 
-_YES = frozenset(
-    [
-        "1",
-        "1.0",
-        "1,0",
-        "true",
-        "yes",
-        "y",
-        "ja",
-        "j",
-        "oui",
-        "si",
-        "sí",
-        "x",
-        "+",
-        "pos",
-        "positive",
-        "positiv",
-        "wahr",
-        "vrai",
-    ]
-)
-_NO = frozenset(
-    ["0", "0.0", "0,0", "false", "no", "n", "nein", "non", "-", "neg", "negative", "negativ", "falsch", "faux"]
-)
+_YES = frozenset((
+    "1", "1.0", "1,0", "true", "yes", "y", "ja", "j", "oui", "si", "sí", "x", "+", "pos", "positive", "positiv",
+    "wahr", "vrai",
+))  # fmt: skip
+_NO = frozenset((
+    "0", "0.0", "0,0", "false", "no", "n", "nein", "non", "-", "neg", "negative", "negativ", "falsch", "faux",
+))  # fmt: skip
 _BLANK = frozenset(("", "na", "n/a", "nan", "none", "null", "?", "unknown", "unbekannt", ".", "-1", "-1.0"))
-_COLUMNS: Mapping[str, str] = {
+# Names of label columns beside LABELS themselves, as radiologists abbreviate them.
+_SYNONYMS: Mapping[str, str] = {
     "edh": "epidural",
     "iph": "intraparenchymal",
     "ivh": "intraventricular",
@@ -63,7 +46,7 @@ MAP_NAME = "slice_map.csv"
 
 @dataclass(frozen=True)
 class Labels:
-    """All label files together. `counts`: rows read, duplicates dropped, unreadable cells, contradictions."""
+    """All label files together: cells by pseudonym of the slice or study, and counts of rows and cells."""
 
     slices: Mapping[str, Cells] = field(default_factory=dict)
     studies: Mapping[str, Cells] = field(default_factory=dict)
@@ -74,38 +57,56 @@ class Labels:
 
 
 def read_labels(files: Sequence[Path], secret: SiteSecret) -> Labels:
-    """Reads all files. One that has to be refused is named in `refused` with the reason; the rest still counts."""
+    """Reads all label files.
+
+    Args:
+        files: CSV files. A slice_map.csv beside one of them is read too.
+        secret: keys the pseudonyms.
+
+    Returns:
+        The merged labels. A file that has to be refused is named in `refused` with its reason, and the others count.
+    """
     tables, refused = [], []
     for path in [*files, *maps_beside(files)]:
         try:
             tables.append(read_table(path))
         except LabelsRefused as error:
             refused.append(str(error))
-    ids = {id_: sop for table in tables if _is_map(table) for id_, sop in _map_rows(table)}
-    merged = Labels(refused=tuple(refused))
+    # Maps before labels: an ID must not be taken for a UID because its map comes later in the list.
+    ids: dict[str, str] = {}
+    for table in tables:
+        if _is_map(table):
+            id_place, sop_place = table.columns["id"], table.columns[_SOP]
+            ids |= {row[id_place].strip(): row[sop_place].strip() for _, row in table.rows}
+    merged = Labels()
     for table in tables:
         if _is_map(table):
             continue
         try:
             merged = _add(merged, table, ids, secret)
         except LabelsRefused as error:
-            merged = replace(merged, refused=(*merged.refused, str(error)))
+            refused.append(str(error))
     return replace(
         merged,
+        # After all files: a subtype in one file and `any` in another only contradict each other together.
         slices={key: settle(cells) for key, cells in merged.slices.items()},
         studies={key: settle(cells) for key, cells in merged.studies.items()},
+        refused=tuple(refused),
     )
 
 
 def label_files(export: Path, labels: Sequence[Path]) -> list[Path]:
-    """The label files meant by a list of files and folders; an empty list means the top of the export.
+    """Lists the label files that a configuration means.
 
-    In a folder only files with a known shape count. A file named one by one is taken, and refused if it has none.
+    Args:
+        export: its top is searched if `labels` is empty.
+        labels: files and folders. In a folder only files of a known shape count; a file that is named itself is taken,
+            and later refused if it has no known shape.
     """
-    found = [path for path in labels if not path.is_dir()]
+    files = [path for path in labels if not path.is_dir()]
     for folder in [path for path in labels if path.is_dir()] or ([] if labels else [export]):
-        found += [path for path in sorted(folder.glob("*.csv")) if path.is_file() and _has_known_shape(path)]
-    return found
+        files += [path for path in sorted(folder.glob("*.csv")) if path.is_file() and _has_known_shape(path)]
+    return files
 
 
 def _has_known_shape(path: Path) -> bool:
@@ -117,11 +118,18 @@ def _has_known_shape(path: Path) -> bool:
 
 
 def settle(cells: Cells) -> Cells:
-    """What follows from what is known: a subtype present makes `any` 1, `any` absent makes all absent, no more.
+    """Fills in the cells that follow from others.
 
-    A subtype present while `any` is absent is a contradiction: both become CONFLICT.
+    | known | follows |
+    |---|---|
+    | a subtype is present, `any` unknown | `any` is present |
+    | `any` is absent, a subtype unknown | the subtype is absent |
+    | a subtype is present, `any` absent | both are CONFLICT |
+
+    Nothing else follows: `any` present does not say which subtype.
     """
-    subtypes, overall = cells[:5], cells[5]
+    # `any` is the last label, so the subtypes are a prefix.
+    subtypes, overall = cells[:ANY], cells[ANY]
     if 1 in subtypes and overall == 0:
         return bytes(CONFLICT if cell == 1 else cell for cell in subtypes) + bytes([CONFLICT])
     if 1 in subtypes and overall == UNKNOWN:
@@ -132,7 +140,11 @@ def settle(cells: Cells) -> Cells:
 
 
 def merge(one: Cells, other: Cells) -> Cells:
-    """Cell by cell: unknown gives way, agreement stays, contradiction is CONFLICT. Commutative and associative."""
+    """Merges two readings of one slice or study, cell by cell.
+
+    The unknown gives way, agreement stays, contradiction is CONFLICT. Commutative and associative, so that the order of
+    rows and files means nothing.
+    """
     if one == other:
         return one
     return bytes(
@@ -141,80 +153,77 @@ def merge(one: Cells, other: Cells) -> Cells:
 
 
 def maps_beside(files: Sequence[Path]) -> list[Path]:
-    """The slice maps that lie next to label files."""
-    beside = {path.with_name(MAP_NAME) for path in files} - set(files)
-    return sorted(path for path in beside if path.is_file())
+    """Lists the slice maps that lie beside a label file and are not listed themselves."""
+    beside = {path.with_name(MAP_NAME) for path in files}
+    return sorted(path for path in beside - set(files) if path.is_file())
 
 
 def _is_map(table: CsvTable) -> bool:
     return "id" in table.columns and _SOP in table.columns and not any(name in table.columns for name in LABELS)
 
 
-def _map_rows(table: CsvTable) -> Iterable[tuple[str, str]]:
-    id_at, sop_at = table.columns["id"], table.columns[_SOP]
-    return ((row[id_at].strip(), row[sop_at].strip()) for _, row in table.rows)
-
-
-def _add(so_far: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
+def _add(merged: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
+    """Adds a whole table to what is merged; when it refuses the table, `merged` stays as it is."""
     if "id" in table.columns and "label" in table.columns:
-        return _add_long(so_far, table, ids, secret)
+        return _add_long(merged, table, ids, secret)
     if _SOP in table.columns or _STUDY in table.columns:
-        return _add_wide(so_far, table, secret)
+        return _add_wide(merged, table, secret)
     raise LabelsRefused(
         f"{table.name}: expected columns ID,Label or StudyInstanceUID (or SOPInstanceUID) and the six labels; "
         "correct the first line"
     )
 
 
-def _add_long(so_far: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
-    id_at, label_at = table.columns["id"], table.columns["label"]
+def _add_long(merged: Labels, table: CsvTable, ids: Mapping[str, str], secret: SiteSecret) -> Labels:
+    id_place, label_place = table.columns["id"], table.columns["label"]
     images: dict[str, bytearray] = {}
     rows = duplicates = unreadable = 0
-    places = {name: place for place, name in enumerate(LABELS)}
     for line, row in table.rows:
-        image, _, name = row[id_at].strip().rpartition("_")
-        place, cell = places.get(name.lower()), _cell(row[label_at])
+        image, _, name = row[id_place].strip().rpartition("_")
+        name, cell = name.lower(), _cell(row[label_place])
         rows += 1
-        if place is None or cell is None or not _checked_uid(image, table, line):
+        if name not in LABELS or cell is None or not _checked_uid(image, table, line):
             unreadable += 1
             continue
-        cells = images.setdefault(image, bytearray([UNKNOWN] * 6))
-        duplicates += cells[place] != UNKNOWN
-        cells[place] = merge(bytes([cells[place]]), bytes([cell]))[0]
-    slices = dict(so_far.slices)
-    for image, found in images.items():
+        label = LABELS.index(name)
+        # Six rows an image: a bytearray of its own saves a new `bytes` for each of millions of rows.
+        cells = images.setdefault(image, bytearray([UNKNOWN] * len(LABELS)))
+        duplicates += cells[label] != UNKNOWN
+        cells[label] = merge(bytes([cells[label]]), bytes([cell]))[0]
+    slices = dict(merged.slices)
+    for image, read in images.items():
         key = secret.slice(_sop_of(image, ids))
-        slices[key] = merge(slices[key], bytes(found)) if key in slices else bytes(found)
+        slices[key] = merge(slices[key], bytes(read)) if key in slices else bytes(read)
     return replace(
-        so_far,
+        merged,
         slices=slices,
-        rows=so_far.rows + rows,
-        duplicates=so_far.duplicates + duplicates,
-        unreadable=so_far.unreadable + unreadable,
+        rows=merged.rows + rows,
+        duplicates=merged.duplicates + duplicates,
+        unreadable=merged.unreadable + unreadable,
     )
 
 
 def _sop_of(image: str, ids: Mapping[str, str]) -> str:
     if image in ids:
         return ids[image]
+    # ID_1.2.840... stands for the UID; RSNA's own ID_1a2b3c is the very UID of its files, prefix and all.
     bare = image.removeprefix("ID_")
-    # ID_1.2.840... stands for the UID; RSNA's own ID_1a2b3c is what its files carry as UID, prefix and all.
     return bare if "." in bare else image
 
 
-def _add_wide(so_far: Labels, table: CsvTable, secret: SiteSecret) -> Labels:
+def _add_wide(merged: Labels, table: CsvTable, secret: SiteSecret) -> Labels:
     by_slice = _SOP in table.columns
-    uid_at = table.columns[_SOP if by_slice else _STUDY]
-    names = {_COLUMNS.get(name, name): at for name, at in table.columns.items()}
-    places = [names.get(label) for label in LABELS]
+    uid_place = table.columns[_SOP if by_slice else _STUDY]
+    columns = {_SYNONYMS.get(name, name): place for name, place in table.columns.items()}
+    places = [columns.get(label) for label in LABELS]
     if not any(place is not None for place in places):
         raise LabelsRefused(
             f"{table.name}: expected at least one column of {', '.join(LABELS)}; correct the first line"
         )
-    found = dict(so_far.slices if by_slice else so_far.studies)
+    cells_by_key = dict(merged.slices if by_slice else merged.studies)
     rows = duplicates = unreadable = 0
     for line, row in table.rows:
-        uid = row[uid_at].strip()
+        uid = row[uid_place].strip()
         rows += 1
         if not _checked_uid(uid, table, line):
             unreadable += 1
@@ -223,18 +232,19 @@ def _add_wide(so_far: Labels, table: CsvTable, secret: SiteSecret) -> Labels:
         unreadable += read.count(None)
         cells = bytes(UNKNOWN if cell is None else cell for cell in read)
         key = secret.slice(uid) if by_slice else secret.study(uid)
-        duplicates += key in found
-        found[key] = merge(found[key], cells) if key in found else cells
+        duplicates += key in cells_by_key
+        cells_by_key[key] = merge(cells_by_key[key], cells) if key in cells_by_key else cells
     counted = replace(
-        so_far,
-        rows=so_far.rows + rows,
-        duplicates=so_far.duplicates + duplicates,
-        unreadable=so_far.unreadable + unreadable,
+        merged,
+        rows=merged.rows + rows,
+        duplicates=merged.duplicates + duplicates,
+        unreadable=merged.unreadable + unreadable,
     )
-    return replace(counted, slices=found) if by_slice else replace(counted, studies=found)
+    return replace(counted, slices=cells_by_key) if by_slice else replace(counted, studies=cells_by_key)
 
 
 def _checked_uid(uid: str, table: CsvTable, line: int) -> bool:
+    # The whole file is refused: the spreadsheet has most likely ruined other rows in a way that still looks right.
     if uid and "E+" in uid.upper() and not is_uid(uid.removeprefix("ID_")):
         raise LabelsRefused(
             f"{table.name}, line {line}: the UID was turned into a number by a spreadsheet and stands for many images; "
@@ -244,7 +254,7 @@ def _checked_uid(uid: str, table: CsvTable, line: int) -> bool:
 
 
 def _cell(text: str) -> int | None:
-    """0, 1 or UNKNOWN; None when it cannot be understood."""
+    """Reads a cell as 0, 1 or UNKNOWN; None when it cannot be understood."""
     word = text.strip().lower()
     if word in _YES:
         return 1

@@ -1,9 +1,9 @@
-"""Images of one series -> stacks: split, ordered, checked, scored. Pure; MODEL.md section 1, steps 4 and 5.
+"""Images of one series -> stacks: split, ordered, checked, scored. Pure functions.
 
-A "stack" is what can be read as one block: one orientation, size, spacing, kernel, frame of reference and origin. A
-series of a real archive often holds several (a scout inside, two kernels, two tilts). Order and distance come from
-position . normal only, never from a name or an instance number; AcquisitionNumber changes within sound series
-(step-and-shoot), so it decides between repeats and splits nothing.
+A stack can be read as one block: it has one orientation, size, spacing, kernel, frame of reference and origin. A series
+of a real archive often holds several (a localizer inside, two kernels, two tilts). Order and distance come from
+position . normal only, never from a file's name or an instance number. The acquisition number changes within sound
+series (step-and-shoot), so it splits nothing and only decides between repeats.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,13 @@ from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
 
 SAME_POSITION_MM = 0.05
+_KERNEL_POINTS = {"soft": 4000, "unknown": 2000, "bone": 0}
+_ORIGIN_POINTS = {"original": 60, "derived": 30, "reformatted": 0}
 
 
 @dataclass(frozen=True)
 class Image:
-    """A header and the number by which its caller knows the file."""
+    """A header, and the number by which the caller knows the file."""
 
     file: int
     header: DicomHeader
@@ -38,7 +40,10 @@ class Points:
 
 @dataclass(frozen=True)
 class Stack:
-    """Ordered caudal to cranial. `repeats`: files that showed a position again and lost to another one."""
+    """Images ordered caudal to cranial. `repeats`: files that show a position again and lost to another file.
+
+    `positions_mm`: of each image along the normal, ascending.
+    """
 
     images: tuple[Image, ...]
     repeats: tuple[int, ...]
@@ -49,24 +54,44 @@ class Stack:
 
     @property
     def score(self) -> int:
-        """Sum of the sheet."""
+        """Sum of the score sheet."""
         return sum(line.points for line in self.sheet)
 
 
 def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
-    """Every image lands in exactly one stack, as a slice or as a repeat, whatever the order they come in."""
+    """Splits a series into stacks.
+
+    Args:
+        images: of one series, each SOP instance once, in any order.
+        rules: the thresholds.
+
+    Returns:
+        Stacks in which every image is once, as a slice or as a repeat. The order of `images` does not matter.
+    """
     groups: list[list[Image]] = []
+    # By key, because the first image of a group decides who belongs to it.
     for image in sorted(images, key=lambda image: image.header.slice_key):
-        home = next((group for group in groups if _belongs(image.header, group[0].header)), None)
-        if home is None:
+        group = next((group for group in groups if _belongs(image.header, group[0].header)), None)
+        if group is None:
             groups.append([image])
         else:
-            home.append(image)
+            group.append(image)
     return [_stack(group, rules) for group in groups]
 
 
 def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Distances f64[T] along the slices' normal, which is turned to point cranially (+z in DICOM's patient system)."""
+    """Computes distances along the slices' normal, which is turned to point cranially.
+
+    Under a tilted gantry this is the distance between slices, and the difference in z is not. Source: DICOM PS3.3
+    C.7.6.2.1.1, where +z points to the head.
+
+    Args:
+        orientation: six direction cosines, (0020,0037) *Image Orientation (Patient)*.
+        positions: T triples in mm, (0020,0032) *Image Position (Patient)*.
+
+    Returns:
+        f64[T] in mm.
+    """
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     normal = np.cross(row, column)
     if normal[2] < 0:
@@ -74,57 +99,78 @@ def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[floa
     return np.asarray(np.array(positions, dtype=np.float64).reshape(-1, 3) @ normal)
 
 
-def _belongs(one: DicomHeader, other: DicomHeader) -> bool:
+def gaps(positions_mm: NDArray[np.float64], thickness_mm: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Finds the indices i where a slice is missing between i and i+1.
+
+    A step is a gap when it is longer than both neighbouring steps by 40 % and than the slices themselves by 20 %. So a
+    change from thin to thick blocks, a constant distance between thin slices, and an overlap are no gaps.
+
+    Args:
+        positions_mm: f64[T], ascending.
+        thickness_mm: f64[T], 0 where not stated.
+    """
+    steps = np.diff(positions_mm)
+    if steps.size < 3:
+        return np.zeros(0, dtype=np.intp)
+    padded = np.concatenate([[0.0], steps, [0.0]])
+    longest_neighbour = np.maximum(padded[:-2], padded[2:])
+    slabs = np.maximum(thickness_mm[:-1], thickness_mm[1:])
+    return np.flatnonzero((steps > 1.4 * longest_neighbour) & (steps > 1.2 * slabs))
+
+
+def _belongs(header: DicomHeader, first: DicomHeader) -> bool:
     return (
-        (one.rows, one.columns, one.kernel_key, one.frame_key, one.origin == "reformatted", _lasting(one))
-        == (
-            other.rows,
-            other.columns,
-            other.kernel_key,
-            other.frame_key,
-            other.origin == "reformatted",
-            _lasting(other),
-        )
-        and _close(one.orientation, other.orientation, 0.01)
-        and _close(one.spacing_mm, other.spacing_mm, 0.001)
+        _block(header) == _block(first)
+        and _close(header.orientation, first.orientation, 0.01)
+        and _close(header.spacing_mm, first.spacing_mm, 0.001)
     )
 
 
-def _lasting(header: DicomHeader) -> tuple[Reason, ...]:
-    # Lossy copies stay with their originals: as repeats they lose, whereas a stack of their own would compete.
-    return tuple(r for r in header.reasons if r.name.startswith("R_") and r is not Reason.R_LOSSY)
+def _block(header: DicomHeader) -> tuple[object, ...]:
+    """Gives the attributes that are equal in all images of a stack.
+
+    Refusals (R_) are among them: a localizer inside a series must not condemn the other images. Lossy copies stay with
+    their originals: as repeats they lose, whereas a stack of their own would compete.
+    """
+    refusals = tuple(r for r in header.reasons if r.name.startswith("R_") and r is not Reason.R_LOSSY)
+    reformatted = header.origin == "reformatted"
+    return header.rows, header.columns, header.kernel_key, header.frame_key, reformatted, refusals
 
 
-def _close(one: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
-    return len(one) == len(other) and all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
+def _close(values: Sequence[float], others: Sequence[float], tolerance: float) -> bool:
+    return len(values) == len(others) and all(abs(a - b) <= tolerance for a, b in zip(values, others, strict=True))
 
 
 def _stack(group: list[Image], rules: Rules) -> Stack:
     heads = [image.header for image in group]
     if not all(head.position and _is_frame(head.orientation) for head in heads):
-        # Without a frame there is no order and nothing to measure; the files' own reasons say why.
-        reasons = {r for head in heads for r in head.reasons} or {Reason.Q_GEOMETRY}
+        # Without a frame there is no order, and nothing can be measured. The files' own reasons say why.
+        reasons = {reason for head in heads for reason in head.reasons} or {Reason.Q_GEOMETRY}
         return Stack(tuple(group), (), (), _sorted(reasons), (), ())
     offsets = along_normal(heads[0].orientation, [head.position for head in heads])
     order = np.argsort(offsets, kind="stable")
     places = _places([group[i] for i in order], offsets[order])
-    chosen = [min(place, key=_preference) for _, place in places]
+    images = [min(place, key=_preference) for _, place in places]
     positions = tuple(float(offset) for offset, _ in places)
-    repeats = tuple(i.file for _, place in places for i in place if i is not min(place, key=_preference))
-    reasons = {r for image in chosen for r in image.header.reasons} | _measured(chosen, positions, rules)
+    repeats = tuple(
+        image.file for best, (_, place) in zip(images, places, strict=True) for image in place if image is not best
+    )
+    reasons = {reason for image in images for reason in image.header.reasons} | _measured(images, positions, rules)
+    # Most positions three times or more: a series over time, not one with a few repeats.
     if len(places) > 1 and np.median([len(place) for _, place in places]) >= 3:
         reasons.add(Reason.R_PERFUSION)
     return Stack(
-        tuple(chosen),
+        tuple(images),
         repeats,
         positions,
         _sorted(reasons),
-        _warnings(chosen, positions),
-        _sheet(chosen, positions, rules),
+        _warnings(images, positions),
+        _sheet(images, positions, rules),
     )
 
 
 def _places(images: list[Image], offsets: NDArray[np.float64]) -> list[tuple[float, list[Image]]]:
+    """Groups ordered images by position."""
     places: list[tuple[float, list[Image]]] = []
     for image, offset in zip(images, offsets, strict=True):
         if places and offset - places[-1][0] < SAME_POSITION_MM:
@@ -135,17 +181,19 @@ def _places(images: list[Image], offsets: NDArray[np.float64]) -> list[tuple[flo
 
 
 def _preference(image: Image) -> tuple[bool, int, bool, bool, str]:
+    """Orders the images of one position, the best first."""
     head = image.header
     return (
         Reason.R_LOSSY in head.reasons or Warn.W_LOSSY in head.warnings,
-        -head.acquisition,
+        -head.acquisition,  # a scan is repeated because the first one was bad
         head.origin != "original",
         not head.native,
-        head.slice_key,
+        head.slice_key,  # any order, but always the same one
     )
 
 
 def _is_frame(orientation: Sequence[float]) -> bool:
+    """Tells whether six direction cosines are two orthogonal unit vectors."""
     if len(orientation) != 6:
         return False
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
@@ -155,50 +203,30 @@ def _is_frame(orientation: Sequence[float]) -> bool:
 def _measured(images: list[Image], positions: tuple[float, ...], rules: Rules) -> set[Reason]:
     head = images[0].header
     thickness = np.array([image.header.thickness_mm for image in images])
-    found: set[Reason] = set()
+    reasons: set[Reason] = set()
     normal = np.cross(head.orientation[:3], head.orientation[3:])
     if abs(normal[2]) < np.cos(np.radians(rules.tilt_max_degrees)):
-        found.add(Reason.R_NOT_AXIAL)
+        reasons.add(Reason.R_NOT_AXIAL)
     if gaps(np.array(positions), thickness).size:
-        found.add(Reason.Q_GAP)
-    if head.expected > len(images) and Reason.Q_GAP in found:
-        found.add(Reason.Q_INCOMPLETE)
+        reasons.add(Reason.Q_GAP)
+        # Only together with a gap: the stated number often counts the images of other stacks too.
+        if head.expected > len(images):
+            reasons.add(Reason.Q_INCOMPLETE)
     if rules.check_coverage:
-        found |= _coverage(images, positions, _slab(positions, thickness), rules)
-    return found
-
-
-def _coverage(images: list[Image], positions: tuple[float, ...], slab: float, rules: Rules) -> set[Reason]:
-    head = images[0].header
-    found: set[Reason] = set()
-    if len(images) < rules.slices_min:
-        found.add(Reason.R_TOO_FEW)
-    extent = positions[-1] - positions[0]
-    field = [size * mm for size, mm in zip((head.rows, head.columns), head.spacing_mm, strict=False)]
-    fits = rules.coverage_min_mm <= extent <= rules.coverage_max_mm
-    fits = fits and rules.thickness_min_mm <= slab <= rules.thickness_max_mm
-    if not (fits and all(rules.field_min_mm <= mm <= rules.field_max_mm for mm in field)):
-        found.add(Reason.R_EXTENT)
-    return found
-
-
-def gaps(positions_mm: NDArray[np.float64], thickness_mm: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Indices i where a slice is missing between i and i+1.
-
-    A step is a gap when it is longer than both neighbouring steps by 40 % and than the slices themselves by 20 %. So a
-    change from thin to thick blocks, a lasting distance between thin slices, and an overlap are none.
-    """
-    steps = np.diff(positions_mm)
-    if steps.size < 3:
-        return np.zeros(0, dtype=np.intp)
-    padded = np.concatenate([[0.0], steps, [0.0]])
-    around = np.maximum(padded[:-2], padded[2:])
-    slabs = np.maximum(thickness_mm[:-1], thickness_mm[1:])
-    return np.flatnonzero((steps > 1.4 * around) & (steps > 1.2 * slabs))
+        if len(images) < rules.slices_min:
+            reasons.add(Reason.R_TOO_FEW)
+        extent = positions[-1] - positions[0]
+        slab = _slab(positions, thickness)
+        field = [size * mm for size, mm in zip((head.rows, head.columns), head.spacing_mm, strict=False)]
+        fits = rules.coverage_min_mm <= extent <= rules.coverage_max_mm
+        fits = fits and rules.thickness_min_mm <= slab <= rules.thickness_max_mm
+        if not (fits and all(rules.field_min_mm <= mm <= rules.field_max_mm for mm in field)):
+            reasons.add(Reason.R_EXTENT)
+    return reasons
 
 
 def _slab(positions: tuple[float, ...], thickness: NDArray[np.float64]) -> float:
-    """Typical thickness, from the distances when it is not stated (RSNA)."""
+    """Computes the typical thickness in mm, from the distances when no file states it (RSNA)."""
     stated = thickness[thickness > 0]
     steps = np.diff(positions)
     return float(np.median(stated)) if stated.size else float(np.median(steps)) if steps.size else 0.0
@@ -208,7 +236,6 @@ def _warnings(images: list[Image], positions: tuple[float, ...]) -> tuple[Warn, 
     thickness = np.array([image.header.thickness_mm for image in images])
     steps = np.diff(positions)
     numbers = sorted(image.header.instance for image in images)
-    found = {warning for image in images for warning in image.header.warnings}
     conditions = {
         Warn.W_VARIABLE_SPACING: steps.size > 1 and float(np.ptp(steps)) > 0.1 * float(np.median(steps)),
         Warn.W_MIXED_THICKNESS: float(np.ptp(thickness)) > 0.1,
@@ -216,20 +243,22 @@ def _warnings(images: list[Image], positions: tuple[float, ...]) -> tuple[Warn, 
         Warn.W_OVERLAP: bool((steps < 0.9 * np.minimum(thickness[:-1], thickness[1:])).any()),
         Warn.W_INSTANCE_HOLE: numbers[0] > 0 and numbers[-1] - numbers[0] + 1 > len(numbers),
     }
-    found |= {warning for warning, holds in conditions.items() if holds}
-    return tuple(sorted(found, key=lambda warning: warning.name))
+    warnings = {warning for image in images for warning in image.header.warnings}
+    warnings |= {warning for warning, holds in conditions.items() if holds}
+    return tuple(sorted(warnings, key=lambda warning: warning.name))
 
 
 def _sheet(images: list[Image], positions: tuple[float, ...], rules: Rules) -> tuple[Points, ...]:
-    """Soft kernel over thickness near the preferred one over original over completeness, in this order of weight."""
+    """Scores a stack. A soft kernel outweighs thickness near the preferred one, then origin, then completeness."""
     heads = [image.header for image in images]
     slab = _slab(positions, np.array([head.thickness_mm for head in heads]))
-    off = min(9.0, abs(slab - rules.preferred_thickness_mm))
+    off_mm = min(9.0, abs(slab - rules.preferred_thickness_mm))
     origin = "original" if all(head.origin == "original" for head in heads) else heads[0].origin
+    # A class of kernel outweighs all other lines; a millimeter of thickness outweighs origin and slices together.
     return (
-        Points("kernel", heads[0].kernel, {"soft": 4000, "unknown": 2000, "bone": 0}[heads[0].kernel]),
-        Points("thickness_mm", f"{slab:.2f}", 1000 - round(100 * off)),
-        Points("origin", origin, {"original": 60, "derived": 30, "reformatted": 0}[origin]),
+        Points("kernel", heads[0].kernel, _KERNEL_POINTS[heads[0].kernel]),
+        Points("thickness_mm", f"{slab:.2f}", 1000 - round(100 * off_mm)),
+        Points("origin", origin, _ORIGIN_POINTS[origin]),
         Points("slices", str(len(images)), min(len(images), 50) // 2),
     )
 

@@ -1,4 +1,4 @@
-"""One series as a block of Hounsfield units."""
+"""One series as a volume of Hounsfield units."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from site_client.ingest.series.stacks import along_normal
 class Volume:
     """T slices, caudal to cranial, in their native grid.
 
-    `hu`: int16[T, H, W] within [-1024, 3071]. `spacing_mm`: between rows, between columns. `positions_mm`: f64[T],
-    along the slices' normal, ascending, gaps and changes of spacing as they were. `thickness_mm`: f64[T], from the
-    distances where the files do not state it.
+    `hu`: int16[T, H, W] within [-1024, 3071]. `spacing_mm`: between rows, between columns. `positions_mm`: f64[T] along
+    the slices' normal, ascending, with all gaps and changes of spacing. `thickness_mm`: f64[T], derived from the
+    distances where the files do not state (0018,0050) *Slice Thickness*.
     """
 
     hu: NDArray[np.int16]
@@ -33,41 +33,38 @@ class Volume:
 def read_volume(series: SeriesRecord) -> Volume:
     """Reads the files of a series that the catalog found ready.
 
-    Raises SeriesUnreadable when a file is gone, cannot be decoded, or is not byte for byte what the catalog saw
-    (`series.content_hash`): a round trains on what it announced, or not at all.
+    Raises:
+        SeriesUnreadable: a file is gone, cannot be decoded, or is not byte for byte the file that the catalog saw
+            (`series.content_hash`). A round trains on what it announced, or not at all.
     """
     slices = [read_slice(path) for path in series.files]
-    if content_hash([one.sha256 for one in slices]) != series.content_hash:
+    if content_hash([image.sha256 for image in slices]) != series.content_hash:
         raise SeriesUnreadable(
             "expected the files that the catalog saw, got others; leave the series out and scan again",
             Reason.Q_READ.name,
         )
     shape, spacing = slices[0].stored.shape, slices[0].spacing_mm
-    if len(spacing) != 2 or any(one.stored.shape != shape for one in slices):
+    if len(spacing) != 2 or any(image.stored.shape != shape for image in slices):
         raise SeriesUnreadable("expected slices of one size and spacing; scan again", Reason.Q_GEOMETRY.name)
-    positions = along_normal(slices[0].orientation, [one.position for one in slices])
+    positions = along_normal(slices[0].orientation, [image.position for image in slices])
+    # One decision for all slices: some show too little air to see by themselves that they have wrapped.
+    wrapped = have_wrapped(slices)
     return Volume(
-        hu=to_hounsfield(slices),
+        hu=np.stack([to_hu(image.stored, image.scale, wrapped and may_have_wrapped(image.scale)) for image in slices]),
         spacing_mm=(spacing[0], spacing[1]),
         positions_mm=positions,
-        thickness_mm=_thickness(np.array([one.thickness_mm for one in slices]), positions),
+        thickness_mm=_thickness(np.array([image.thickness_mm for image in slices]), positions),
     )
 
 
 def content_hash(digests: list[bytes]) -> str:
-    """Hex SHA-256 over the files' digests in order."""
+    """Computes the hex SHA-256 over the digests of a series' files in order."""
     return hashlib.sha256(b"hemofed series v1" + b"".join(digests)).hexdigest()
 
 
-def to_hounsfield(slices: Sequence[Slice]) -> NDArray[np.int16]:
-    """int16[T, H, W] out of slices of one size."""
-    wrapped = have_wrapped(slices)
-    return np.stack([to_hu(one.stored, one.scale, wrapped and may_have_wrapped(one.scale)) for one in slices])
-
-
 def have_wrapped(slices: Sequence[Slice]) -> bool:
-    """Whether 12-bit values wrapped: decided once for a series, over all slices whose header allows it."""
-    suspects = [one.stored[::4, ::4] for one in slices if may_have_wrapped(one.scale)]
+    """Tells whether 12-bit values wrapped, by every fourth pixel of all slices whose header allows it."""
+    suspects = [image.stored[::4, ::4] for image in slices if may_have_wrapped(image.scale)]
     return bool(suspects) and has_wrapped(np.stack(suspects))
 
 
@@ -75,5 +72,6 @@ def _thickness(stated: NDArray[np.float64], positions: NDArray[np.float64]) -> N
     if positions.size < 2 or (stated > 0).all():
         return stated
     steps = np.diff(positions)
+    # Half the way to either neighbour; the outermost slices have one neighbour only.
     around = np.concatenate([steps[:1], (steps[:-1] + steps[1:]) / 2, steps[-1:]])
     return np.where(stated > 0, stated, around)

@@ -1,15 +1,15 @@
-"""May training run now? One pure function of signals, policy, what it remembers, and the time.
+"""May training run now? One pure function of signals, policy, its own memory, and the time.
 
-| now | then |
+| sample | decision |
 |---|---|
-| a known busy signal, or an order | paused by this very sample |
-| nothing busy for `calm_s` (after the start: `start_delay_s`), and no order | runs |
+| a known busy signal, or an order | training pauses with this very sample |
+| nothing busy for `calm_s` (after the start: `start_delay_s`), and no order | training runs |
 | a signal is unknown for up to UNKNOWN_GRACE_S | its last value holds |
-| unknown for longer | denies, for the two kinds in `rules.denials`; any other is left out, and shown |
-| paused and still busy after `release_s`, or memory or GPU are wanted | the worker gives its memory back |
+| a signal is unknown for longer | the two signals in `rules.denials` deny training; any other is ignored, and shown |
+| paused and still busy after `release_s`, or others need memory or GPU | the worker ends and frees its memory |
 
-So a pause comes at once and an end of it late: however signals jump, training cannot begin more often than once in
-`calm_s`. Orders (operator, hours) do not touch the calm: it counts on while they last.
+So a pause begins at once and ends late: however signals jump, training resumes at most once in `calm_s`. Orders
+(operator, hours) leave the calm alone: it counts on while they last.
 """
 
 from collections.abc import Mapping
@@ -25,62 +25,75 @@ UNKNOWN_GRACE_S: Final = 30.0
 
 
 class Mode(Enum):
-    """What the worker may do."""
+    """Modes of the worker. Only `decide` changes the mode."""
 
     RUN = "run"
-    HOLD = "hold"  # stopped where it is, its memory kept
-    RELEASE = "release"  # ended after a checkpoint, its memory given back
+    HOLD = "hold"  # suspended; the worker keeps its memory
+    RELEASE = "release"  # ended after a checkpoint; its memory is free
 
 
 @dataclass(frozen=True)
 class GateState:
-    """What `decide` remembers from one sample to the next."""
+    """The memory of `decide` from one sample to the next."""
 
-    mode: Mode = Mode.RELEASE  # nothing runs before the first decision
+    mode: Mode = Mode.RELEASE  # no worker runs before the first decision
     paused_at_s: float = 0.0
-    calm_since_s: float | None = None  # None: the last sample was busy, or there was none
+    calm_since_s: float | None = None  # None: the last sample was busy, or there is none yet
     starting: bool = True  # no busy sample since the start: `start_delay_s` is enough
-    known: Mapping[str, tuple[Any, float]] = field(default_factory=dict)  # last value of every signal, and when
+    known: Mapping[str, tuple[Any, float]] = field(default_factory=dict)  # last value of every signal, and its time
 
 
 @dataclass(frozen=True)
 class IdleDecision:
-    """The gate after a sample, and why it is not open (nothing when it is)."""
+    """The gate's state after a sample, and the reasons to pause; without a reason training runs."""
 
     gate: GateState
-    findings: tuple[PauseReason, ...]
+    pause_reasons: tuple[PauseReason, ...]
 
     @property
     def mode(self) -> Mode:
+        """The worker's mode from now on."""
         return self.gate.mode
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """StateReason names, sorted, each once."""
-        return tuple(sorted({finding.reason for finding in self.findings}))
+        """Names of StateReason, sorted, each once."""
+        return tuple(sorted({pause.reason for pause in self.pause_reasons}))
 
 
 def decide(
     signals: Signals, policy: IdleSettings, gate: GateState, now: Moment, *, job_at_hand: bool = False
 ) -> IdleDecision:
-    """The next gate. `job_at_hand`: a job has been begun, which "pause after this round" lets end."""
+    """Decides about one sample.
+
+    Args:
+        signals: of this sample.
+        policy: [idle] of site.toml.
+        gate: the state after the sample before; `GateState()` for the first.
+        now: of this sample.
+        job_at_hand: a job is in progress; an operator's pause "after this round" lets it end.
+
+    Returns:
+        The next state with the reasons to pause.
+    """
     signals, known = _settled(signals, gate, now)
     needs = needs_of_others(signals, policy)
     busy = (*needs, *denials(signals, policy))
     ordered = orders(signals, policy, now, job_at_hand=job_at_hand)
     gate = replace(gate, known=known, starting=gate.starting and not needs, calm_since_s=_calm_since(gate, busy, now))
-    findings = (*busy, *ordered) or _waiting(gate, policy, now)
-    if not findings:
+    # Waiting for calm is a reason of its own only if nothing else is: the status then says when training resumes.
+    pause_reasons = (*busy, *ordered) or _waiting(gate, policy, now)
+    if not pause_reasons:
         return IdleDecision(replace(gate, mode=Mode.RUN), ())
     if gate.mode is Mode.RUN:
         gate = replace(gate, mode=Mode.HOLD, paused_at_s=now.elapsed_s)
     if gate.mode is Mode.HOLD and _gives_memory_back(gate, (*busy, *ordered), policy, now):
         gate = replace(gate, mode=Mode.RELEASE)
-    return IdleDecision(gate, findings)
+    return IdleDecision(gate, pause_reasons)
 
 
 def _settled(signals: Signals, gate: GateState, now: Moment) -> tuple[Signals, Mapping[str, tuple[Any, float]]]:
-    """Signals with a recent value in place of what could not be read just now; and the values to remember."""
+    """Fills in the last value of a signal that is unknown only now; gives the values to remember too."""
     known = dict(gate.known)
     filled = {}
     for item in fields(signals):
@@ -109,7 +122,8 @@ def _waiting(gate: GateState, policy: IdleSettings, now: Moment) -> tuple[PauseR
     return (PauseReason(reason, f"calm for {calm_s:.0f} s, training goes on after {needed_s:.0f} s"),)
 
 
-def _gives_memory_back(gate: GateState, against: tuple[PauseReason, ...], policy: IdleSettings, now: Moment) -> bool:
-    if any(finding.reason in FREES_MEMORY_AT_ONCE for finding in against):
+def _gives_memory_back(gate: GateState, reasons: tuple[PauseReason, ...], policy: IdleSettings, now: Moment) -> bool:
+    if any(pause.reason in FREES_MEMORY_AT_ONCE for pause in reasons):
         return True
-    return bool(against) and now.elapsed_s - gate.paused_at_s >= policy.release_s
+    # Not while it only waits for calm: training is about to resume.
+    return bool(reasons) and now.elapsed_s - gate.paused_at_s >= policy.release_s

@@ -1,8 +1,7 @@
-"""Who else uses the GPUs, through NVIDIA's management library. Optional: `pip install hemofed[gpu]`.
+"""Other users of the GPUs, read through NVIDIA's management library (NVML). Optional: `pip install hemofed[gpu]`.
 
-Processes are listed in the host's numbers, and a confined service may see them as foreign though they are its own:
-ours are told by their process ids, so where NVML and this process disagree about numbers (a PID namespace of its own)
-this errs towards pausing.
+NVML lists processes by the host's process ids. A service in a PID namespace of its own sees other numbers, and would
+take its own processes for foreign ones. That errs towards pausing.
 """
 
 from collections.abc import Collection
@@ -13,14 +12,22 @@ from site_client.trainer.idle.readings import GpuUse, Reading, Unknown
 
 
 class Gpus:
-    """NVML, loaded when first asked; asked again after it failed, because a driver may be loaded late."""
+    """NVML, loaded at the first sample, and again after a failure, because a driver may be loaded late."""
 
     def __init__(self, driver: Path = Path("/proc/driver/nvidia/version")) -> None:
+        """`driver`: a file that exists if and only if NVIDIA's driver is loaded."""
         self._driver = driver
         self._nvml: Any = None  # the module; it has no type hints
 
-    def look(self, own: Collection[int]) -> Reading[GpuUse]:
-        """A machine without NVIDIA's driver has no GPU to share: nobody uses it."""
+    def sample(self, own: Collection[int]) -> Reading[GpuUse]:
+        """Counts the foreign processes on all GPUs.
+
+        Args:
+            own: process ids of the service and its worker.
+
+        Returns:
+            Their numbers; zeros on a machine without NVIDIA's driver, which has no GPU to share.
+        """
         if not self._driver.exists():
             return GpuUse(0, 0)
         try:
@@ -31,17 +38,14 @@ class Gpus:
             if self._nvml is None:
                 pynvml.nvmlInit()
                 self._nvml = pynvml
-            return _count(pynvml, own)
+            compute: set[int] = set()
+            graphics: set[int] = set()
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                device = pynvml.nvmlDeviceGetHandleByIndex(index)
+                compute |= {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device)}
+                graphics |= {process.pid for process in pynvml.nvmlDeviceGetGraphicsRunningProcesses(device)}
         except pynvml.NVMLError as error:
             self._nvml = None
             return Unknown(f"NVML answers {type(error).__name__}")
-
-
-def _count(nvml: Any, own: Collection[int]) -> GpuUse:
-    compute: set[int] = set()
-    graphics: set[int] = set()
-    for index in range(nvml.nvmlDeviceGetCount()):
-        device = nvml.nvmlDeviceGetHandleByIndex(index)
-        compute |= {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)}
-        graphics |= {process.pid for process in nvml.nvmlDeviceGetGraphicsRunningProcesses(device)}
-    return GpuUse(len(compute - set(own)), len(graphics - set(own)))
+        # One process may use several GPUs: the sets count it once.
+        return GpuUse(len(compute - set(own)), len(graphics - set(own)))

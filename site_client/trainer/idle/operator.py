@@ -1,6 +1,6 @@
 """`hemofed-site pause` and `resume`: one small file in the state folder, which the trainer reads four times a second.
 
-A pause outlives restarts. A file that cannot be understood pauses too: somebody wanted something.
+A pause outlives restarts. A file that cannot be understood pauses too: an administrator wrote it for some reason.
 """
 
 import json
@@ -11,11 +11,21 @@ from site_client.files import replace_file
 from site_client.trainer.idle.readings import OperatorPause
 
 _NAME = "pause.json"
-_MODE = 0o644  # written by an administrator, read by the trainer's user
+_MODE = 0o644  # an administrator writes it, the trainer's user reads it
 
 
 def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: bool) -> OperatorPause:
-    """Pauses training, for a length or until `resume`; `after_round` lets the job at hand end first."""
+    """Pauses training.
+
+    Args:
+        state: the site's state folder.
+        now: aware.
+        length: of the pause; None: until `resume`.
+        after_round: the job in progress may end first.
+
+    Returns:
+        The pause that is in force from now on.
+    """
     order = OperatorPause(None if length is None else now + length, after_round)
     until = None if order.until is None else order.until.isoformat()
     replace_file(state / _NAME, json.dumps({"until": until, "after_round": after_round}).encode(), _MODE)
@@ -23,7 +33,7 @@ def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: 
 
 
 def resume(state: Path) -> bool:
-    """Takes the pause back; False when there was none."""
+    """Ends the pause; False when there was none."""
     try:
         (state / _NAME).unlink()
     except FileNotFoundError:
@@ -32,10 +42,11 @@ def resume(state: Path) -> bool:
 
 
 def current(state: Path) -> OperatorPause | None:
-    """The pause in force, or one that has ended by itself; None without any."""
+    """Reads the pause in force, or one whose time is over; None without any."""
     try:
         record = json.loads((state / _NAME).read_bytes())
         until = None if record["until"] is None else datetime.fromisoformat(record["until"])
+        # A time without a zone could be off by hours: it counts as not understood.
         if until is not None and until.utcoffset() is None:
             raise ValueError
         return OperatorPause(until, bool(record["after_round"]))

@@ -1,16 +1,16 @@
-"""What the gate knows of the machine at one moment. Every signal is a value, or unknown with the reason why."""
+"""Signals: the gate's knowledge of the machine at one moment. Each is a value, or unknown with the reason."""
 
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Final, TypeAlias, TypeVar
 
 T = TypeVar("T")
-NEVER_S: Final = float("inf")  # nobody is logged in, so nobody's last touch was ever
+NEVER_S: Final = float("inf")  # no person is logged in, so there never was a last touch
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """A signal that could not be read; `why` is a clause for a person, without values of anybody's."""
+    """A signal that could not be read. `why` is a clause for people and holds no value of a person's."""
 
     why: str
 
@@ -21,7 +21,7 @@ _NOT_READ: Final = Unknown("not read yet")
 
 @dataclass(frozen=True)
 class GpuUse:
-    """Processes of others on the GPUs that training may use."""
+    """Numbers of foreign processes on the GPUs that training may use."""
 
     compute: int
     graphics: int
@@ -29,7 +29,7 @@ class GpuUse:
 
 @dataclass(frozen=True)
 class OperatorPause:
-    """Somebody said `hemofed-site pause`. `until` None: until `resume`. `after_round`: the job at hand may end."""
+    """A pause by `hemofed-site pause`. `until` None: until `resume`. `after_round`: the job in progress may end."""
 
     until: datetime | None
     after_round: bool = False
@@ -37,31 +37,31 @@ class OperatorPause:
 
 @dataclass(frozen=True)
 class Signals:
-    """One look at the machine. Shares are 0..1, of the whole machine or of wall time."""
+    """One sample of the machine. Shares are 0..1, of the whole machine or of wall time."""
 
-    foreign_cpu: Reading[float] = _NOT_READ  # share of all cores used by everything but hemofed
+    foreign_cpu: Reading[float] = _NOT_READ  # share of all cores that is used, less hemofed's own use
     memory_pressure: Reading[float] = _NOT_READ  # share of time in which others' tasks stalled for memory
     io_pressure: Reading[float] = _NOT_READ  # ... for I/O
     memory_free_gib: Reading[float] = _NOT_READ
     gpu: Reading[GpuUse] = _NOT_READ
-    user_idle_s: Reading[float] = _NOT_READ  # since somebody at the console last did something; NEVER_S: nobody there
+    user_idle_s: Reading[float] = _NOT_READ  # since the last touch at the console; NEVER_S: no session there
     remote_idle_s: Reading[float] = _NOT_READ  # ... in a remote session
     on_battery: Reading[bool] = _NOT_READ
     on_ups: Reading[bool] = _NOT_READ
     temperature_c: Reading[float] = _NOT_READ  # of the hottest thermal zone
-    disk_free_gib: Reading[float] = _NOT_READ  # where state and cache are, the smaller
+    disk_free_gib: Reading[float] = _NOT_READ  # the smaller of state's and cache's disk
     programs: Reading[frozenset[str]] = _NOT_READ  # which of the exclusive programs are running
     operator: OperatorPause | None = None
 
     def unknown(self) -> dict[str, Unknown]:
-        """Name of every signal that is unknown."""
+        """Lists the unknown signals by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Unknown)}
 
 
 @dataclass(frozen=True)
 class Moment:
-    """`wall` aware, in the zone whose clock the windows mean; `elapsed_s` monotonic: durations never use the wall."""
+    """`wall`: aware, in the zone of the windows. `elapsed_s`: monotonic; durations never use the wall clock."""
 
     wall: datetime
     elapsed_s: float
@@ -69,7 +69,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class PauseReason:
-    """One reason to pause: a StateReason name, and a clause for a person."""
+    """One reason to pause: a name of StateReason, and a clause for people."""
 
     reason: str
     words: str = field(compare=False)

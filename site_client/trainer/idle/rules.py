@@ -1,7 +1,7 @@
-"""Which signals speak against training, by the hospital's policy. Pure: one line a rule, no memory, no clock.
+"""Rules that pause training, by the hospital's policy. Pure functions without memory and clock, one line a rule.
 
-Two kinds. Somebody or something needs the machine (`needs_of_others`): training then waits for sustained calm. The
-hospital does not want training now (`orders`): it goes on the moment that this ends, if the machine is calm.
+There are two kinds. Others need the machine (`needs_of_others`): after that, training waits for sustained calm. The
+hospital does not want training now (`orders`): training resumes as soon as the order ends, if the machine is calm.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from site_client.config import IdleSettings
 from site_client.trainer.idle.readings import Moment, PauseReason, Signals, Unknown
 from site_client.windows import parse_window
 
-FREES_MEMORY_AT_ONCE: Final = frozenset({"MEMORY", "GPU_BUSY", "SHUTDOWN"})  # a stopped process keeps what it holds
+FREES_MEMORY_AT_ONCE: Final = frozenset({"MEMORY", "GPU_BUSY", "SHUTDOWN"})  # a suspended process keeps its memory
 
 
 def needs_of_others(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
-    """Every busy signal. An unknown one is not busy; `denials` says which must not be unknown."""
+    """Lists every busy signal. An unknown signal is not busy; `denials` names those that must not be unknown."""
     return tuple(
         [
             *_load(signals, policy),
@@ -31,7 +31,7 @@ def needs_of_others(signals: Signals, policy: IdleSettings) -> tuple[PauseReason
 
 
 def denials(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
-    """Signals without which nothing may run: who else computes, and what the machine is fed from."""
+    """Lists the unknown signals without which training must not run: foreign CPU use and the power supply."""
     needed = {"foreign_cpu": policy.foreign_cpu_max < 1, "on_battery": policy.battery == "pause"}
     unknown = signals.unknown()
     return tuple(
@@ -42,7 +42,7 @@ def denials(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
 
 
 def orders(signals: Signals, policy: IdleSettings, now: Moment, *, job_at_hand: bool) -> tuple[PauseReason, ...]:
-    """What the hospital's people and calendar say."""
+    """Lists the orders of the hospital's operators and of its calendar."""
     return tuple([*_operator(signals, now, job_at_hand), *_calendar(policy, now)])
 
 
@@ -77,12 +77,12 @@ def _gpu(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
 
 
 def _people(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
-    for reason, idle_s, least_s, who in (
-        ("USER_ACTIVE", signals.user_idle_s, policy.user_idle_min_s, "somebody is at the console"),
-        ("REMOTE_SESSION", signals.remote_idle_s, policy.remote_idle_min_s, "somebody is working in a remote session"),
+    for reason, idle_s, least_s, presence in (
+        ("USER_ACTIVE", signals.user_idle_s, policy.user_idle_min_s, "a person is at the console"),
+        ("REMOTE_SESSION", signals.remote_idle_s, policy.remote_idle_min_s, "a person is working in a remote session"),
     ):
         if not isinstance(idle_s, Unknown) and idle_s < least_s:
-            yield PauseReason(reason, f"{who}, last touch {idle_s:.0f} s ago (at least {least_s:.0f})")
+            yield PauseReason(reason, f"{presence}, last touch {idle_s:.0f} s ago (at least {least_s:.0f})")
 
 
 def _power(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
@@ -142,8 +142,8 @@ WORDS: Final = {
     "io_pressure": "how long others wait for the disk",
     "memory_free_gib": "free memory",
     "gpu": "who uses the GPU",
-    "user_idle_s": "whether somebody is at the console",
-    "remote_idle_s": "whether somebody works in a remote session",
+    "user_idle_s": "whether a person is at the console",
+    "remote_idle_s": "whether a person works in a remote session",
     "on_battery": "battery or mains",
     "on_ups": "whether an emergency supply feeds the machine",
     "temperature_c": "the temperature",

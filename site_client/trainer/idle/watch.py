@@ -1,8 +1,8 @@
-"""The gate as it runs: reads every signal, asks `decide`, remembers. Four looks a second cost next to nothing.
+"""The idle gate as it runs: it samples every signal, asks `decide`, and keeps the state.
 
-CPU, pressure, memory and the operator's order are read at every look. What may take its time to answer (D-Bus daemons,
-disks that are mounted from elsewhere, the GPU's driver) is read by a thread of its own once a second: a probe that
-hangs makes its signals unknown, it never delays a pause.
+Every sample, four a second, reads CPU, pressure, memory and the operator's order. A thread of its own reads, once a
+second, the signals whose source may hang: D-Bus daemons, disks that are mounted from elsewhere, the GPU's driver. A
+source that hangs makes its signals unknown, and it never delays a pause.
 """
 
 import json
@@ -31,9 +31,16 @@ _RECORD = "gate.json"
 
 
 class Watch:
-    """Looks and decides. `start` begins the slow probes; `stop` ends them."""
+    """Samples the machine and decides. `start` starts the slow probes; `stop` ends them."""
 
     def __init__(self, settings: SiteSettings, clock: Callable[[], datetime], zone: tzinfo) -> None:
+        """Decides nothing yet: no worker may run before the first sample.
+
+        Args:
+            settings: of this site.
+            clock: the wall clock, aware.
+            zone: the time zone of the policy's windows.
+        """
         self._settings, self._clock, self._zone = settings, clock, zone
         self._processor = Processor()
         self._slow = SlowProbes(settings)
@@ -41,16 +48,23 @@ class Watch:
         self.signals = Signals()
 
     def start(self) -> None:
+        """Starts the slow probes."""
         threading.Thread(target=self._slow.run, name="signals", daemon=True).start()
 
     def stop(self) -> None:
+        """Ends the slow probes after their current round; does not wait for it, because it may hang."""
         self._slow.stopping.set()
 
-    def look(self, own: Collection[int], *, job_at_hand: bool) -> IdleDecision:
-        """One sample, one decision. `own`: process ids of the service and its worker."""
+    def sample(self, own: Collection[int], *, job_at_hand: bool) -> IdleDecision:
+        """Takes one sample and decides.
+
+        Args:
+            own: process ids of the service, its worker and the worker's rank processes.
+            job_at_hand: a job is in progress.
+        """
         now = Moment(self._clock().astimezone(self._zone), time.monotonic())
         self._slow.own = frozenset(own)
-        load = self._processor.look(now.elapsed_s, own)
+        load = self._processor.sample(now.elapsed_s, own)
         signals = replace(
             self._slow.latest(now.elapsed_s),
             foreign_cpu=load.foreign_cpu,
@@ -63,51 +77,50 @@ class Watch:
         self.signals = signals
         return self.decision
 
-    def tell(self) -> None:
-        """Writes what was found, in words, for `hemofed-site status`. Replaced by the next."""
-        record = GateRecord(
-            self._clock(),
-            self.decision.mode.value,
-            tuple(finding.words for finding in self.decision.findings),
-            tuple(sorted(self.signals.unknown())),
-        )
-        write_record(self._settings.folders.trainer, record)
+    def write_record(self) -> None:
+        """Writes the last decision in words, for `hemofed-site status`, in place of the record before."""
+        words = [pause.words for pause in self.decision.pause_reasons]
+        record = {
+            "written_at": self._clock().isoformat(),
+            "mode": self.decision.mode.value,
+            "words": words,
+            "unknown": sorted(self.signals.unknown()),
+        }
+        replace_file(self._settings.folders.trainer / _RECORD, json.dumps(record).encode())
 
 
 class SlowProbes:
-    """The probes that may hang, and their newest answers."""
+    """The probes that may hang, and their newest values."""
 
     def __init__(self, settings: SiteSettings) -> None:
+        """Reads nothing yet; `run` does, in a thread of its own."""
         self.stopping = threading.Event()
         self.own: Collection[int] = frozenset()
         self._settings = settings
         self._bus, self._gpus = Bus(), Gpus()
-        self._answer: tuple[Signals, float] | None = None
+        # Values and their time in one attribute: another thread reads it, and must not see half of a change.
+        self._newest: tuple[Signals, float] | None = None
 
     def run(self) -> None:
-        """Until `stopping`."""
+        """Reads all probes once a second until `stopping`."""
         while not self.stopping.is_set():
-            self._answer = (self.read(), time.monotonic())
+            self._newest = (self.read(), time.monotonic())
             self.stopping.wait(SLOW_S)
         self._bus.close()
 
     def latest(self, now_s: float) -> Signals:
-        """The last answers, all unknown when they are older than STALE_S."""
-        answer = self._answer
-        if answer is None:
-            return Signals()
-        if now_s - answer[1] > STALE_S:
-            return Signals()
-        return answer[0]
+        """Gives the newest values; all are unknown before the first, and when the newest are older than STALE_S."""
+        newest = self._newest
+        return Signals() if newest is None or now_s - newest[1] > STALE_S else newest[0]
 
     def read(self) -> Signals:
-        """Reads them now."""
+        """Reads the probes now."""
         settings = self._settings
-        user_idle_s, remote_idle_s = daemons.people(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-        on_battery, on_ups = daemons.power(self._bus)
+        user_idle_s, remote_idle_s = daemons.user_idle_s(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        on_battery, on_ups = daemons.power_supply(self._bus)
         without_gpu = settings.training.device == "cpu"
         return Signals(
-            gpu=Unknown("training does not use it") if without_gpu else self._gpus.look(self.own),
+            gpu=Unknown("training does not use it") if without_gpu else self._gpus.sample(self.own),
             user_idle_s=user_idle_s,
             remote_idle_s=remote_idle_s,
             on_battery=on_battery,
@@ -120,7 +133,7 @@ class SlowProbes:
 
 @dataclass(frozen=True)
 class GateRecord:
-    """The gate in words, as of `written_at`: what speaks against training, and which signals cannot be read."""
+    """The gate in words, as of `written_at`: reasons to pause, and the signals that cannot be read."""
 
     written_at: datetime
     mode: str
@@ -128,14 +141,8 @@ class GateRecord:
     unknown: tuple[str, ...]
 
 
-def write_record(folder: Path, record: GateRecord) -> None:
-    plain = {"written_at": record.written_at.isoformat(), "mode": record.mode}
-    data = json.dumps({**plain, "words": record.words, "unknown": record.unknown}).encode()
-    replace_file(folder / _RECORD, data)
-
-
 def read_record(folder: Path) -> GateRecord | None:
-    """The gate's last word; None before its first."""
+    """Reads the gate's last record from the trainer's folder; None before the first."""
     path = folder / _RECORD
     if not path.exists():
         return None
@@ -145,7 +152,7 @@ def read_record(folder: Path) -> GateRecord | None:
 
 
 def local_zone(localtime: Path = Path("/etc/localtime")) -> tzinfo:
-    """The zone of this machine's wall clock, with its changes to and from summer time: TZ, else /etc/localtime."""
+    """Finds this machine's time zone with its changes to and from summer time: TZ, else /etc/localtime, else UTC."""
     name = os.environ.get("TZ", "").lstrip(":")
     try:
         if name:

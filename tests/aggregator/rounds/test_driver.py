@@ -1,74 +1,76 @@
 """The driver: leases, deadlines, what a failed attempt keeps, and a run that asks for a person."""
 
-from federation.v1 import rounds_pb2 as pb
+from collections.abc import Callable
+from datetime import timedelta
 
-from aggregator.context import AppContext
-from aggregator.rounds import aggregation
-from aggregator.rounds.driver import Driver, is_dead, own_name
-from aggregator.runs import lifecycle
+from federation.v1 import secagg_pb2
+from sqlalchemy import func, select, update
+from structlog.testing import capture_logs
+
+from aggregator.rounds.driver import LEFT_ALONE_S, Driver, is_dead, own_name
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import round_rows
-from aggregator.store.tables import Audit
+from aggregator.store.tables import Audit, Run, Seat
+from tests.federation.nursery import PHASE_S, TRAINING_S
+from tests.federation.world import World
 
-PHASE_S, TRAINING_S = 61, 3601
-
-
-def test_a_round_leased_by_another_driver_is_left_to_it_until_the_lease_runs_out(federation) -> None:
-    federation.start()
-    for hospital in federation.hospitals.values():
-        hospital.act()
-    row, now = federation.round(), federation.clock()
-    with federation.app.store.write() as session:
-        assert round_rows.lease(session, row.id, "another", now, now.replace(minute=5))
-    assert not federation.driver.turn()
-    assert federation.round().state is RoundState.TRAINING
-    federation.clock.advance(minutes=6)
-    federation.settle()
-    assert federation.round().state is RoundState.KEYS
+MakeWorld = Callable[..., World]
 
 
-def test_a_lease_is_one_drivers_and_may_be_renewed_and_given_back_by_it_alone(federation) -> None:
-    federation.start()
-    row, now = federation.round(), federation.clock()
-    until = now.replace(minute=5)
-    with federation.app.store.write() as session:
-        assert round_rows.lease(session, row.id, "one", now, until)
-        assert not round_rows.lease(session, row.id, "other", now, until)
-        assert round_rows.lease(session, row.id, "one", now, until)
-        round_rows.release(session, row.id, "other")
-        assert round_rows.leases(session) == [(row.id, "one")]
-        round_rows.release(session, row.id, "one")
+def test_a_round_leased_by_another_driver_is_left_to_it_until_the_lease_expires(make_world: MakeWorld) -> None:
+    world = make_world(sites=3)
+    world.ready()
+    now = world.clock()
+    with world.aggregator.app.store.write() as session:
+        assert round_rows.lease(session, world.round.id, "another", now, now + timedelta(minutes=5))
+    assert not world.aggregator.driver.turn()
+    assert world.round.state is RoundState.TRAINING
+    world.clock.advance(6 * 60)
+    world.drive()
+    assert world.round.state is RoundState.KEYS
+
+
+def test_a_lease_is_one_drivers_and_may_be_renewed_and_given_back_by_it_alone(make_world: MakeWorld) -> None:
+    world = make_world(sites=3)
+    round_id, now = world.round.id, world.clock()
+    until = now + timedelta(minutes=5)
+    with world.aggregator.app.store.write() as session:
+        assert round_rows.lease(session, round_id, "first", now, until)
+        assert not round_rows.lease(session, round_id, "second", now, until)
+        assert round_rows.lease(session, round_id, "first", now, until)
+        round_rows.release(session, round_id, "second")
+        assert round_rows.leases(session) == [(round_id, "first")]
+        round_rows.release(session, round_id, "first")
         assert round_rows.leases(session) == []
 
 
-def test_two_drivers_that_both_open_publish_once(federation, monkeypatch) -> None:
-    """The lease is stolen in the middle: the slower one must lose, not publish a second time."""
-    federation.start()
-    federation.until(RoundState.REVEAL)
-    for hospital in federation.hospitals.values():
-        hospital.act()
-    other, real, stolen = Driver(federation.app), aggregation._publish, []
+def test_two_drivers_that_both_aggregate_publish_once(make_world: MakeWorld) -> None:
+    """The slower one stands still in the middle until its lease has expired and the other has published."""
+    world = make_world(sites=3, phase="reveal")
+    for name in world.sites:
+        world.step(name)
+    quick = world.aggregator.driver
+    assert quick.turn()
+    assert world.round.state is RoundState.AGGREGATING
 
-    def stolen_first(
-        app: AppContext, sealed: aggregation.AggregationInput, result: aggregation.AggregationResult, actor: str
-    ) -> None:
-        if not stolen:
-            stolen.append(True)
-            federation.clock.advance(minutes=10)  # past the lease
-            while other.turn():
+    def stands_still() -> float:
+        row = world.rounds()[0]
+        if row.state is RoundState.AGGREGATING and row.lease_owner == "slow":  # asked in the middle of aggregating
+            world.clock.advance(world.aggregator.app.settings.driver.lease_s + 1)
+            while quick.turn():
                 pass
-        real(app, sealed, result, actor)
+        return 0.0
 
-    monkeypatch.setattr(aggregation, "_publish", stolen_first)
-    federation.settle()
-    with federation.app.store.read() as session:
-        published = session.query(Audit).filter(Audit.after == "published").count()
-    assert published == 1
-    assert federation.round(1).state is RoundState.PUBLISHED
-    assert federation.round().number == 2
+    with capture_logs() as events:
+        assert not Driver(world.aggregator.app, "slow", stands_still).turn()
+    assert [event["event"] for event in events].count("round published") == 1
+    assert events[-1]["event"] == "race lost"
+    with world.aggregator.app.store.read() as session:
+        assert session.scalar(select(func.count()).where(Audit.after == "published")) == 1
+    assert [row.state for row in world.rounds()] == [RoundState.PUBLISHED, RoundState.TRAINING]
 
 
-def test_the_leases_of_a_dead_process_of_this_machine_are_known(federation) -> None:
+def test_the_leases_of_a_dead_process_of_this_machine_are_known() -> None:
     own = own_name()
     host, pid, _process, driver = own.split("/")
     assert not is_dead(own)
@@ -78,117 +80,91 @@ def test_the_leases_of_a_dead_process_of_this_machine_are_known(federation) -> N
     assert not is_dead("no driver's name")
 
 
-def test_a_member_silent_in_a_phase_is_missed_and_the_others_go_on(federation) -> None:
-    federation.start()
-    federation.until(RoundState.UPLOAD)
-    for name in ("site-a", "site-b", "site-c", "site-d"):
-        federation.hospitals[name].act()
-    federation.settle()
-    assert federation.round().state is RoundState.UPLOAD
-    federation.clock.advance(seconds=PHASE_S)
-    federation.settle()
-    assert federation.round().state is RoundState.CONFIRM
-    assert federation.seat("site-e").state is SeatState.MISSED
+def test_a_member_silent_in_a_phase_is_missed_and_the_others_continue(make_world: MakeWorld) -> None:
+    world = make_world(sites=5, phase="upload")
+    for name in list(world.sites)[:4]:
+        world.step(name)
+    world.drive()
+    assert world.round.state is RoundState.UPLOAD
+    world.clock.advance(PHASE_S + 1)
+    world.drive()
+    assert world.round.state is RoundState.CONFIRM
+    assert world.seats()["site-e"] is SeatState.MISSED
 
 
-def test_below_the_threshold_the_attempt_starts_over_with_fresh_keys_and_keeps_no_payload(federation) -> None:
-    federation.start()
-    federation.until(RoundState.SHARES)
-    before = federation.hospitals["site-a"].member.advertisement
+def test_below_the_threshold_the_attempt_starts_over_with_fresh_keys_and_keeps_no_payload(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(sites=5, phase="shares")
     for name in ("site-a", "site-b"):
-        federation.hospitals[name].act()
-    federation.clock.advance(seconds=PHASE_S)
-    federation.driver.turn()
-    row = federation.round()
+        world.step(name)
+    world.clock.advance(PHASE_S + 1)
+    world.drive()
+    row = world.round
     assert (row.state, row.attempt, row.roster_epoch) == (RoundState.TRAINING, 2, 0)
-    seats = [federation.seat(name) for name in federation.hospitals]
-    assert {seat.state for seat in seats} == {SeatState.READY, SeatState.MISSED}
-    assert all(seat.advertisement is None and seat.shares is None for seat in seats)
-    federation.until(RoundState.SHARES)
-    assert federation.hospitals["site-a"].member.advertisement.mask_key != before.mask_key
-    assert federation.complete().state is RunState.COMPLETED
+    assert sorted(world.seats().values()) == [*[SeatState.MISSED] * 3, *[SeatState.READY] * 2]
+    with world.aggregator.app.store.read() as session:
+        for column in (Seat.advertisement, Seat.shares):
+            assert round_rows.senders(session, row.id, column) == []
+    world.until(RoundState.SHARES)
+    keys = [message.message for message in world.wire.heard if message.site == "site-a"]
+    mask_keys = [key.advertisement.mask_key for key in keys if isinstance(key, secagg_pb2.KeysMessage)]
+    assert len(mask_keys) == len(set(mask_keys)) == 2
+    world.until(RunState.COMPLETED)
 
 
-def test_a_failed_reveal_abandons_the_round_and_publishes_nothing(federation) -> None:
-    federation.start()
-    federation.until(RoundState.REVEAL)
-    for name in ("site-a", "site-b", "site-c"):
-        federation.hospitals[name].act()
-    federation.clock.advance(seconds=PHASE_S)
-    federation.settle()
-    first = federation.round(1)
-    assert first.state is RoundState.ABANDONED
-    assert first.sum_blob is None
-    assert federation.round().number == 2
-    assert federation.round().base_model == federation.initial.digest
+def test_a_failed_reveal_abandons_the_round_and_publishes_nothing(make_world: MakeWorld) -> None:
+    world = make_world(sites=5, rounds=2, phase="reveal")
+    for name in list(world.sites)[:3]:
+        world.step(name)
+    world.clock.advance(PHASE_S + 1)
+    world.drive()
+    first, second = world.rounds()
+    assert (first.state, first.sum_blob) == (RoundState.ABANDONED, None)
+    assert (second.number, second.base_model) == (2, world.plan.initial_model_digest)
 
 
-def test_three_abandoned_rounds_in_a_row_pause_the_run_and_say_why_and_a_person_resumes_it(federation) -> None:
-    run = federation.start(rounds=10)
+def test_three_abandoned_rounds_in_a_row_pause_the_run_and_say_why_and_a_person_resumes_it(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(sites=3, rounds=10)
     for number in (1, 2, 3):
-        assert federation.round().number == number
-        federation.clock.advance(seconds=TRAINING_S)
-        federation.settle()
-    assert federation.run().state is RunState.PAUSED
-    assert "3 rounds in a row" in federation.run().reason
-    federation.clock.advance(seconds=TRAINING_S)
-    federation.settle()
-    assert federation.round().number == 3
-    lifecycle.resume(federation.app, run.run_id)
-    assert (federation.round().number, federation.round().state) == (4, RoundState.TRAINING)
+        assert world.round.number == number
+        world.clock.advance(TRAINING_S + 1)
+        world.drive()
+    assert world.run.state is RunState.PAUSED
+    assert "3 rounds in a row" in (world.run.reason or "")
+    world.clock.advance(TRAINING_S + 1)
+    world.drive()
+    assert world.round.number == 3
+    world.resume()
+    assert (world.round.number, world.round.state) == (4, RoundState.TRAINING)
 
 
-def test_a_paused_run_ends_its_round_and_begins_no_other(federation) -> None:
-    run = federation.start()
-    federation.until(RoundState.KEYS)
-    lifecycle.pause(federation.app, run.run_id)
+def test_a_paused_run_ends_its_round_and_begins_no_other(make_world: MakeWorld) -> None:
+    world = make_world(sites=3, rounds=2, phase="keys")
+    world.pause()
     for _ in range(8):
-        federation.turn()
-    assert (federation.round().number, federation.round().state) == (1, RoundState.PUBLISHED)
-    lifecycle.resume(federation.app, run.run_id)
-    assert federation.complete().state is RunState.COMPLETED
+        world.everybody()
+    assert (world.round.number, world.round.state) == (1, RoundState.PUBLISHED)
+    world.resume()
+    world.until(RunState.COMPLETED)
 
 
-def test_an_aborted_run_tells_every_site_to_erase_wherever_its_round_is(federation) -> None:
-    run = federation.start()
-    federation.until(RoundState.UPLOAD)
-    lifecycle.abort(federation.app, run.run_id)
-    federation.turn()
-    outcomes = {hospital.closes[-1].outcome for hospital in federation.hospitals.values()}
-    assert outcomes == {pb.CloseStep.RUN_OVER}
-    assert federation.round().state is RoundState.ABANDONED
-    assert not federation.driver.turn()
-
-
-def test_uploads_are_deleted_when_their_round_is_over(federation) -> None:
-    federation.start()
-    federation.until(RoundState.REVEAL)
-    digests = [federation.seat(name).upload_digest for name in federation.hospitals]
-    size = len(federation.hospitals["site-a"].uploaded)
-    assert all(federation.app.uploads.offer(digest, size).complete for digest in digests)
-    federation.turn()
-    federation.driver.turn()
-    assert federation.round(1).state is RoundState.PUBLISHED
-    assert not any(federation.app.uploads.offer(digest, size).complete for digest in digests)
-
-
-def test_a_round_whose_step_fails_is_left_alone_for_a_while_and_does_not_stop_the_loop(federation, monkeypatch) -> None:
-    federation.start()
-    for hospital in federation.hospitals.values():
-        hospital.act()
-    seconds = [100.0]
-    driver = Driver(federation.app, monotonic=lambda: seconds[0])
-    real, failures = Driver._act, []
-
-    def failing(self: Driver, round_id: int) -> object:
-        if not failures:
-            failures.append(round_id)
-            raise OSError("the disk is full")
-        return real(self, round_id)
-
-    monkeypatch.setattr(Driver, "_act", failing)
-    assert not driver.turn()
-    assert not driver.turn()
-    seconds[0] += 6
-    assert driver.turn()
-    assert federation.round().state is RoundState.KEYS
+def test_a_round_whose_step_fails_is_left_alone_for_a_while_and_then_tried_again(make_world: MakeWorld) -> None:
+    """Its run's plan is damaged for a moment. The loop itself does not stop."""
+    world = make_world(sites=3)
+    world.ready()
+    store, whole = world.aggregator.app.store, world.run.signed_plan
+    with store.write() as session:
+        session.execute(update(Run).values(signed_plan=b"damaged"))
+    with capture_logs() as events:
+        assert not world.aggregator.driver.turn()
+        assert not world.aggregator.driver.turn()  # it does not look at the round
+    assert [(event["event"], event["exc_info"]) for event in events] == [("round step failed", True)]
+    with store.write() as session:
+        session.execute(update(Run).values(signed_plan=whole))
+    assert not world.aggregator.driver.turn()
+    world.clock.advance(LEFT_ALONE_S + 1)
+    assert world.aggregator.driver.turn()
+    assert world.round.state is RoundState.KEYS

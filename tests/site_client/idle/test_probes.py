@@ -19,13 +19,13 @@ def counters(proc: Path, busy: int, idle: int, own: int) -> None:
 def test_what_hemofed_uses_itself_is_not_others(tmp_path: Path) -> None:
     processor = Processor(tmp_path, tmp_path)
     counters(tmp_path, 1000, 5000, 400)
-    assert isinstance(processor.look(10.0, [7]).foreign_cpu, Unknown)
+    assert isinstance(processor.sample(10.0, [7]).foreign_cpu, Unknown)
     counters(tmp_path, 1150, 5050, 500)
-    assert processor.look(11.0, [7]).foreign_cpu == pytest.approx(0.25)
+    assert processor.sample(11.0, [7]).foreign_cpu == pytest.approx(0.25)
     counters(tmp_path, 1250, 5150, 600)
-    assert processor.look(12.0, [7]).foreign_cpu == 0.0
+    assert processor.sample(12.0, [7]).foreign_cpu == 0.0
     (tmp_path / "stat").unlink()
-    assert isinstance(processor.look(13.0, [7]).foreign_cpu, Unknown)
+    assert isinstance(processor.sample(13.0, [7]).foreign_cpu, Unknown)
 
 
 def test_power_supplies_tell_battery_from_mains(tmp_path: Path) -> None:

@@ -89,42 +89,42 @@ def _await(true: Callable[[], bool]) -> None:
 
 
 def test_on_a_bus_without_these_daemons_everything_is_unknown(machine: Machine) -> None:
-    assert all(isinstance(value, Unknown) for value in daemons.people(machine.bus, 0))
-    assert isinstance(daemons.power(machine.bus)[1], Unknown)
+    assert all(isinstance(value, Unknown) for value in daemons.user_idle_s(machine.bus, 0))
+    assert isinstance(daemons.power_supply(machine.bus)[1], Unknown)
     assert is_metered(machine.bus) is None
 
 
 def test_no_bus_at_all_is_unknown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'nowhere'}")
     with closing(Bus()) as bus:
-        assert all(isinstance(value, Unknown) for value in daemons.people(bus, 0))
+        assert all(isinstance(value, Unknown) for value in daemons.user_idle_s(bus, 0))
         assert is_metered(bus) is None
 
 
 def test_logind_tells_who_is_there_and_for_how_long_nobody_touched_anything(machine: Machine) -> None:
     machine.start(LOGIN, "logind")
-    assert daemons.people(machine.bus, 0) == (NEVER_S, NEVER_S)
+    assert daemons.user_idle_s(machine.bus, 0) == (NEVER_S, NEVER_S)
     machine.session("c1", IdleHint=("b", True), IdleSinceHintMonotonic=("t", 10_000_000))
-    assert daemons.people(machine.bus, 70_000_000) == (60.0, NEVER_S)
+    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, NEVER_S)
     machine.session("c2", Remote=("b", True), IdleHint=("b", False))
-    assert daemons.people(machine.bus, 70_000_000) == (60.0, 0.0)
+    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)
     machine.session("c3", IdleHint=("b", False), Class=("s", "greeter"))
-    assert daemons.people(machine.bus, 70_000_000) == (60.0, 0.0)  # the login screen is nobody
+    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)  # the login screen is nobody
     machine.session("c4", IdleHint=("b", False), State=("s", "closing"))
-    assert daemons.people(machine.bus, 70_000_000) == (60.0, 0.0)  # nor is who has gone
+    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)  # nor is who has gone
 
 
 def test_upower_tells_battery_and_emergency_supply_apart(machine: Machine) -> None:
     machine.start(POWER, "upower")
-    assert daemons.power(machine.bus) == (False, False)
+    assert daemons.power_supply(machine.bus) == (False, False)
     machine.set(POWER, PATHS[POWER], POWER, "OnBattery", ("b", True))
-    assert daemons.power(machine.bus) == (True, False)
+    assert daemons.power_supply(machine.bus) == (True, False)
     ups = {"Type": ("u", 3), "State": ("u", 2)}
     device = (("s", f"{PATHS[POWER]}/devices/ups"), ("s", f"{POWER}.Device"), ("a{sv}", ups), ("a(ssss)", []))
     machine.mock(POWER, "AddObject", *device)
     listed = ("s", f'ret = [dbus.ObjectPath("{PATHS[POWER]}/devices/ups")]')
     machine.mock(POWER, "AddMethod", ("s", POWER), ("s", "EnumerateDevices"), ("s", ""), ("s", "ao"), listed)
-    assert daemons.power(machine.bus) == (False, True)
+    assert daemons.power_supply(machine.bus) == (False, True)
 
 
 @pytest.mark.parametrize(("answer", "metered"), [(0, None), (1, True), (2, False), (3, True), (4, False)])

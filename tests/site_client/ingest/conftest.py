@@ -94,7 +94,7 @@ class Scanner:
 
 @dataclass
 class Clock:
-    """Stands still until told."""
+    """Stands still until `advance`."""
 
     now: datetime = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -123,9 +123,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def catalog(tmp_path: Path, secret: SiteSecret, clock: Clock) -> Catalog:
-    found = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret, Rules(), clock)
-    yield found
-    found.close()
+    opened = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret, Rules(), clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ def test_every_file_is_met_once_in_a_fixed_order_whatever_it_is_called(tmp_path:
     for name in ("b/IM0001", "a/1.2.840.113", "a/deep/er/X", "c.dcm"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(200))
-    assert [(seen.path, seen.skip) for seen in walk(tmp_path)] == [
+    assert [(file.path, file.skip) for file in walk(tmp_path)] == [
         ("a/1.2.840.113", None),
         ("a/deep/er/X", None),
         ("b/IM0001", None),
@@ -36,7 +36,7 @@ def test_an_empty_file_is_junk_and_an_image_without_suffix_is_not() -> None:
 def test_the_hidden_answers_of_a_phantom_are_refused_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "x" / "hidden").mkdir(parents=True)
     (tmp_path / "x" / "hidden" / "truth").write_bytes(bytes(500))
-    assert [(seen.path, seen.skip) for seen in walk(tmp_path)] == [("x/hidden", Reason.S_HIDDEN_TRUTH)]
+    assert [(file.path, file.skip) for file in walk(tmp_path)] == [("x/hidden", Reason.S_HIDDEN_TRUTH)]
 
 
 def test_links_are_counted_and_never_followed(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_links_are_counted_and_never_followed(tmp_path: Path) -> None:
     (root / "again").symlink_to(root / "a")
     (root / "away").symlink_to(outside)
     (root / "trick").symlink_to(str(root / "a" / ".." / ".." / "outside" / "IM1"))
-    assert {seen.path: seen.skip for seen in walk(root)} == {
+    assert {file.path: file.skip for file in walk(root)} == {
         "a/IM2": None,
         "again": Reason.S_DUPLICATE,
         "away": Reason.S_OUTSIDE_ROOT,

@@ -61,10 +61,10 @@ def test_the_histogram_tells_wrapped_air_from_none(make_head) -> None:
 
 
 def test_a_head_is_a_head(make_head) -> None:
-    seen = [content.measure(image, (2.4, 2.4)) for image in make_head(5)]
-    assert content.judge(seen) == ()
-    assert seen[0].brain_mode_hu == pytest.approx(32, abs=3)
-    assert seen[0].air_hu == pytest.approx(-1000, abs=5)
+    contents = [content.measure(image, (2.4, 2.4)) for image in make_head(5)]
+    assert content.assess(contents) == ()
+    assert contents[0].brain_mode_hu == pytest.approx(32, abs=3)
+    assert contents[0].air_hu == pytest.approx(-1000, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_a_head_is_a_head(make_head) -> None:
     ],
 )
 def test_what_is_not_a_head_in_hounsfield_units_is_told_apart(make_head, change, reasons: set[Reason]) -> None:
-    seen = [content.measure(change(image).astype(np.int16), (2.4, 2.4)) for image in make_head(5)]
-    assert set(content.judge(seen)) == reasons
+    contents = [content.measure(change(image).astype(np.int16), (2.4, 2.4)) for image in make_head(5)]
+    assert set(content.assess(contents)) == reasons
 
 
 def test_a_body_as_wide_as_a_chest_is_not_a_head(make_head) -> None:
-    seen = [content.measure(image, (4.6, 4.6)) for image in make_head(5)]
-    assert Reason.R_NOT_HEAD in content.judge(seen)
+    contents = [content.measure(image, (4.6, 4.6)) for image in make_head(5)]
+    assert Reason.R_NOT_HEAD in content.assess(contents)

@@ -1,4 +1,4 @@
-"""Real scanners' files, each with the verdict that a person reached by opening it."""
+"""Real scanners' files, each with the assessment that a person reached by looking at it."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ from site_client.ingest.files.hounsfield import to_hu
 from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.assess import AssessedSeries, judge_series
+from site_client.ingest.series.assess import AssessedSeries, assess_series
 from site_client.ingest.series.stacks import Image
 from site_client.ingest.series.volume import read_volume
 
@@ -33,27 +33,27 @@ def data() -> Path:
 
 
 def codes(folder: Path, secret) -> Counter:
-    found: Counter = Counter()
-    for seen in walk(folder):
-        result = seen.skip or read_header(folder / seen.path, seen.size_bytes, secret, Rules())
-        found[result.name if isinstance(result, Reason) else "CT"] += 1
-    return found
+    counts: Counter = Counter()
+    for file in walk(folder):
+        result = file.skip or read_header(folder / file.path, file.size_bytes, secret, Rules())
+        counts[result.name if isinstance(result, Reason) else "CT"] += 1
+    return counts
 
 
-def judged(folder: Path, secret, rules: Rules | None = None) -> list[AssessedSeries]:
+def assessed(folder: Path, secret, rules: Rules | None = None) -> list[AssessedSeries]:
     rules = rules or Rules()
-    paths = [folder / seen.path for seen in walk(folder) if seen.skip is None]
-    read = [read_header(path, path.stat().st_size, secret, rules) for path in paths]
+    paths = [folder / file.path for file in walk(folder) if file.skip is None]
+    headers = [read_header(path, path.stat().st_size, secret, rules) for path in paths]
     by_series: dict[str, list[Image]] = {}
-    for place, header in enumerate(read):
+    for place, header in enumerate(headers):
         if isinstance(header, DicomHeader):
             by_series.setdefault(header.series_key, []).append(Image(place, header))
-    verdicts = (judge_series(images, lambda place: paths[place], rules) for images in by_series.values())
-    return [one for verdict in verdicts for one in verdict.stacks]
+    assessments = (assess_series(images, lambda place: paths[place], rules) for images in by_series.values())
+    return [stack for assessment in assessments for stack in assessment.stacks]
 
 
-def reasons(found: list[AssessedSeries]) -> list[set[str]]:
-    return [{reason.name for reason in one.reasons} for one in found]
+def reasons(stacks: list[AssessedSeries]) -> list[set[str]]:
+    return [{reason.name for reason in stack.reasons} for stack in stacks]
 
 
 def test_the_ge_head_is_accepted_with_its_overlap_its_two_thicknesses_and_its_zero_intercept(
@@ -66,13 +66,13 @@ def test_the_ge_head_is_accepted_with_its_overlap_its_two_thicknesses_and_its_ze
 
 
 def test_the_ge_volume_is_measured_along_the_normal_and_holds_no_padding(data: Path, secret, tmp_path: Path) -> None:
-    (one,) = judged(data / "dcm_qa_ct" / "In" / "GE", secret)
-    steps = np.diff(one.stack.positions_mm)
+    (series,) = assessed(data / "dcm_qa_ct" / "In" / "GE", secret)
+    steps = np.diff(series.stack.positions_mm)
     assert steps[:13] == pytest.approx(4.0, abs=0.02)
     assert steps[13] == pytest.approx(1.08, abs=0.02)
     assert steps[14:] == pytest.approx(7.0, abs=0.02)
-    assert one.stack.positions_mm[-1] - one.stack.positions_mm[0] == pytest.approx(144, abs=0.5)
-    paths = [data / "dcm_qa_ct" / "In" / "GE" / seen.path for seen in walk(data / "dcm_qa_ct" / "In" / "GE")]
+    assert series.stack.positions_mm[-1] - series.stack.positions_mm[0] == pytest.approx(144, abs=0.5)
+    paths = [data / "dcm_qa_ct" / "In" / "GE" / file.path for file in walk(data / "dcm_qa_ct" / "In" / "GE")]
     middle = to_hu(read_slice(paths[17]).stored, read_slice(paths[17]).scale)
     first = to_hu(read_slice(paths[0]).stored, read_slice(paths[0]).scale)
     assert middle.min() >= -1024
@@ -84,10 +84,10 @@ def test_a_whole_volume_is_read_back_by_its_hash(data: Path, secret) -> None:
     from site_client.ingest.records import SeriesKey, SeriesRecord
 
     folder = data / "dcm_qa_ct" / "In" / "GE"
-    paths = [folder / seen.path for seen in walk(folder)]
-    (one,) = judged(folder, secret)
-    files = tuple(paths[image.file] for image in one.stack.images)
-    volume = read_volume(SeriesRecord(SeriesKey("x"), one.content_hash, files))
+    paths = [folder / file.path for file in walk(folder)]
+    (series,) = assessed(folder, secret)
+    files = tuple(paths[image.file] for image in series.stack.images)
+    volume = read_volume(SeriesRecord(SeriesKey("x"), series.content_hash, files))
     assert volume.hu.shape == (28, 512, 512)
     assert volume.thickness_mm.tolist() == [4.0] * 14 + [7.0] * 14
 
@@ -103,9 +103,9 @@ def test_a_whole_volume_is_read_back_by_its_hash(data: Path, secret) -> None:
     ],
 )
 def test_philips_series_are_refused_for_what_they_are(data: Path, secret, folder: str, expected: set[str]) -> None:
-    (found,) = reasons(judged(data / "dcm_qa_ct" / "In" / "Philips" / folder, secret))
-    assert found >= expected - {"R_NOT_HEAD"}
-    assert found <= expected | {"R_NOT_HEAD"}
+    (codes_found,) = reasons(assessed(data / "dcm_qa_ct" / "In" / "Philips" / folder, secret))
+    assert codes_found >= expected - {"R_NOT_HEAD"}
+    assert codes_found <= expected | {"R_NOT_HEAD"}
 
 
 def test_directories_and_summaries_are_skipped_by_their_class(data: Path, secret) -> None:
@@ -114,8 +114,8 @@ def test_directories_and_summaries_are_skipped_by_their_class(data: Path, secret
 
 def test_the_stated_spacing_of_a_tilted_series_is_not_its_spacing(data: Path, secret) -> None:
     for folder, step in (("S2010", 2.37), ("S3010", 2.40)):
-        (one,) = judged(data / "dcm_qa_ct" / "In" / "Philips" / "S21610" / folder, secret)
-        assert np.diff(one.stack.positions_mm) == pytest.approx(step, abs=0.01)
+        (series,) = assessed(data / "dcm_qa_ct" / "In" / "Philips" / "S21610" / folder, secret)
+        assert np.diff(series.stack.positions_mm) == pytest.approx(step, abs=0.01)
 
 
 def test_of_three_reconstructions_the_soft_five_millimetre_one_is_chosen(data: Path, secret, tmp_path, clock) -> None:
@@ -141,7 +141,7 @@ def test_lossy_encodings_are_refused_and_decode_as_badly_as_they_should(
     data: Path, secret, syntax: str, largest: int
 ) -> None:
     folder = data / "wg04_ct_syntaxes" / SYNTAXES
-    assert all("R_LOSSY" in found for found in reasons(judged(folder / syntax, secret)))
+    assert all("R_LOSSY" in stack for stack in reasons(assessed(folder / syntax, secret)))
     (reference,), (path,) = (list((folder / name).glob("CT2_*")) for name in ("REF", syntax))
     assert np.abs(read_slice(path).stored - read_slice(reference).stored).max() == largest
 
@@ -150,17 +150,17 @@ def test_the_contrast_chest_is_refused_three_times_over_and_the_single_head_slic
     data: Path, secret
 ) -> None:
     for syntax in ("REF", "JLSL", "J2KR"):
-        found = reasons(judged(data / "wg04_ct_syntaxes" / SYNTAXES / syntax, secret))
-        chest = next(one for one in found if "R_CONTRAST" in one)
+        stacks = reasons(assessed(data / "wg04_ct_syntaxes" / SYNTAXES / syntax, secret))
+        chest = next(stack for stack in stacks if "R_CONTRAST" in stack)
         assert chest >= {"R_CONTRAST", "R_NOT_HEAD", "R_EXTENT"}
-        assert {"R_EXTENT", "R_TOO_FEW"} in found
+        assert {"R_EXTENT", "R_TOO_FEW"} in stacks
 
 
 def test_no_hu_falls_below_air_although_the_padding_says_minus_three_thousand(data: Path) -> None:
     (path,) = (data / "wg04_ct_syntaxes" / SYNTAXES / "REF").glob("CT1_*")
-    one = read_slice(path)
-    assert one.stored.min() == -2000
-    hu = to_hu(one.stored, one.scale)
+    image = read_slice(path)
+    assert image.stored.min() == -2000
+    hu = to_hu(image.stored, image.scale)
     assert hu.min() == -1024
     assert np.mean(hu == -1024) == pytest.approx(0.21, abs=0.02)
 
@@ -177,8 +177,8 @@ def test_the_encodings_of_one_image_are_copies_of_it(data: Path, secret, tmp_pat
 
 def test_the_abdomen_is_known_by_its_content(data: Path, secret) -> None:
     (folder,) = (data / "wg04_ct_syntaxes" / "data" / "dcmqi").rglob("ct-3slice")
-    (found,) = reasons(judged(folder, secret))
-    assert found == {"R_NOT_HEAD", "R_EXTENT", "R_TOO_FEW"}
+    (codes_found,) = reasons(assessed(folder, secret))
+    assert codes_found == {"R_NOT_HEAD", "R_EXTENT", "R_TOO_FEW"}
 
 
 def test_reading_the_sets_changes_nothing_in_them(data: Path, catalog: Catalog) -> None:

@@ -108,7 +108,7 @@ def test_a_series_over_time_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "thickness", "found"),
+    ("steps", "thickness", "missing_after"),
     [
         ([5, 5, 10, 5, 5], 5, [2]),
         ([5, 5, 5, 5], 5, []),
@@ -119,10 +119,12 @@ def test_a_series_over_time_is_named() -> None:
         ([5, 5], 5, []),
     ],
 )
-def test_a_gap_is_a_missing_slice_and_not_a_change_of_spacing(steps: list, thickness: object, found: list) -> None:
+def test_a_gap_is_a_missing_slice_and_not_a_change_of_spacing(
+    steps: list, thickness: object, missing_after: list
+) -> None:
     positions = np.concatenate([[0.0], np.cumsum(steps)])
     slabs = np.broadcast_to(np.array(thickness, dtype=float), positions.shape)
-    assert gaps(positions, slabs).tolist() == found
+    assert gaps(positions, slabs).tolist() == missing_after
 
 
 @pytest.mark.parametrize(

@@ -88,26 +88,28 @@ def test_wrapped_values_are_unwrapped_to_what_they_were(tmp_path: Path) -> None:
 def drawn(rates: Rates, profile: str, count: int) -> list[Faults]:
     scanner = PROFILES[profile].scanner
     streams = (PhantomStreams.of(profile, 1, index) for index in range(count))
-    return [draw_faults(each.generator("faults"), rates, scanner, 30) for each in streams]
+    return [draw_faults(study.generator("faults"), rates, scanner, 30) for study in streams]
 
 
 def test_faults_come_at_their_rates_and_never_at_the_ends_of_a_series() -> None:
-    found = drawn(Rates(), "S", 4000)
-    shares = {name: n / len(found) for name, n in Counter(name for each in found for name in each.names).items()}
+    studies = drawn(Rates(), "S", 4000)
+    counts = Counter(name for faults in studies for name in faults.names)
+    shares = {name: count / len(studies) for name, count in counts.items()}
     for name, rate in vars(Rates()).items():
-        assert shares[name] == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / len(found))), name
-    assert all(3 <= place < 27 for each in found for place in [each.missing, each.duplicate] if place is not None)
+        assert shares[name] == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / len(studies))), name
+    places = [place for faults in studies for place in (faults.missing, faults.duplicate) if place is not None]
+    assert all(3 <= place < 27 for place in places)
 
 
 def test_the_mobile_scanner_wraps_more_often_and_signed_data_never_do() -> None:
-    assert np.mean([each.wrapped for each in drawn(Rates(), "R", 2000)]) == pytest.approx(0.15, abs=0.03)
-    assert not any(each.wrapped for each in drawn(Rates(wrapped=1.0), "T", 50))
+    assert np.mean([faults.wrapped for faults in drawn(Rates(), "R", 2000)]) == pytest.approx(0.15, abs=0.03)
+    assert not any(faults.wrapped for faults in drawn(Rates(wrapped=1.0), "T", 50))
 
 
 def test_no_fault_comes_unasked_and_one_rate_moves_no_other_fault() -> None:
-    assert {each.names for each in drawn(NO_FAULTS, "R", 200)} == {()}
-    assert [each.localizer for each in drawn(Rates(), "S", 200)] == [
-        each.localizer for each in drawn(Rates(missing=1.0, truncated=1.0), "S", 200)
+    assert {faults.names for faults in drawn(NO_FAULTS, "R", 200)} == {()}
+    assert [faults.localizer for faults in drawn(Rates(), "S", 200)] == [
+        faults.localizer for faults in drawn(Rates(missing=1.0, truncated=1.0), "S", 200)
     ]
 
 
@@ -115,11 +117,11 @@ def test_a_study_and_its_twin_have_the_same_faults(tmp_path: Path) -> None:
     rates = Rates(missing=1.0, localizer=1.0)
     order = Order("N", 2, 3, replace(WISHES, size_px=64, thickness_mm=10.0), twins=True, faults=rates)
     make_set(order, tmp_path / "set")
-    found = {}
+    studies = {}
     for path in (tmp_path / "set" / "hidden").glob("*.npz"):
         with np.load(path) as hidden:
-            found[path.stem] = (str(hidden["twin"]), str(hidden["faults"]), len(hidden["sop_uids"]))
-    pairs = [(own, found[own[0]]) for own in found.values() if own[0]]
+            studies[path.stem] = (str(hidden["twin"]), str(hidden["faults"]), len(hidden["sop_uids"]))
+    pairs = [(own, studies[own[0]]) for own in studies.values() if own[0]]
     assert pairs
     assert all(own[1:] == twin[1:] for own, twin in pairs)
 

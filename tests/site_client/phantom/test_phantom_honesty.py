@@ -34,8 +34,8 @@ HISTOGRAM_HU = np.arange(0, 101, 5)
 
 
 def study_of(profile: str, seed: int, index: int, wishes: Wishes, lesion_free: bool = False) -> Study:
-    streams, found = PhantomStreams.of(profile, seed, index), PROFILES[profile]
-    return make_study(streams, streams, found.patients, found.scanner, wishes, lesion_free=lesion_free)
+    streams, site = PhantomStreams.of(profile, seed, index), PROFILES[profile]
+    return make_study(streams, streams, site.patients, site.scanner, wishes, lesion_free=lesion_free)
 
 
 def brain_of(image: np.ndarray) -> np.ndarray:
@@ -86,13 +86,13 @@ def metadata_alone(profile: str, studies: int, wishes: Wishes) -> float:
     """Cross-validated AUC per study of age and header, for "a bleed was drawn". Nothing is rendered: many are cheap."""
     features, positive = [], []
     for index in range(studies):
-        streams, found = PhantomStreams.of(profile, 31, index), PROFILES[profile]
+        streams, site = PhantomStreams.of(profile, 31, index), PROFILES[profile]
         anatomy = streams.generator("anatomy")
-        age = draw_age(anatomy, found.patients)
-        percent = percent_of(wishes.prevalence, found.patients)
-        drawn = draw_lesions(streams.generator("lesion"), percent, found.patients.chronic_subdural, wishes.difficulty)
+        age = draw_age(anatomy, site.patients)
+        percent = percent_of(wishes.prevalence, site.patients)
+        drawn = draw_lesions(streams.generator("lesion"), percent, site.patients.chronic_subdural, wishes.difficulty)
         half_mm = Head.draw(anatomy, age).half_mm
-        scan = lay_out(streams.generator("physics"), found.scanner, wishes.size_px, wishes.thickness_mm, half_mm)
+        scan = lay_out(streams.generator("physics"), site.scanner, wishes.size_px, wishes.thickness_mm, half_mm)
         features.append((age, *header_features(scan)))
         positive.append(bool(drawn))
     return separation(features, np.array(positive))
@@ -100,13 +100,13 @@ def metadata_alone(profile: str, studies: int, wishes: Wishes) -> float:
 
 def brighter_than_twins(profile: str, studies: Sequence[Study], wishes: Wishes) -> float:
     """How often the mean HU where the bleed is exceeds that of the same place in the twin. Chronic blood does not."""
-    found = []
+    brighter = []
     for index, study in enumerate(studies):
         masks = study.truth.masks.any(axis=0)
         if study.truth.slice_labels.any() and masks.any():
             twin = study_of(profile, 31, index, wishes, lesion_free=True)
-            found.append(study.image[masks].mean() > twin.image[masks].mean())
-    return float(np.mean(found))
+            brighter.append(study.image[masks].mean() > twin.image[masks].mean())
+    return float(np.mean(brighter))
 
 
 def make(profile: str, studies: int, wishes: Wishes) -> list[Study]:
@@ -116,12 +116,12 @@ def make(profile: str, studies: int, wishes: Wishes) -> list[Study]:
 def check_shortcuts(made: Sequence[Study]) -> dict[str, float]:
     positive = np.array([bool(study.truth.slice_labels.any()) for study in made])
     pixels = np.array([pixel_features(study) for study in made])
-    found = {
+    aucs = {
         name: float(roc_auc_score(positive, pixels[:, column]))
         for column, name in enumerate(("mean HU", "p99.9 HU", "bright share", "noise"))
     }
-    found["histogram regression"] = separation(pixels.tolist(), positive)
-    return {name: max(auc, 1 - auc) if "regression" not in name else auc for name, auc in found.items()}
+    aucs["histogram regression"] = separation(pixels.tolist(), positive)
+    return {name: max(auc, 1 - auc) if "regression" not in name else auc for name, auc in aucs.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -139,10 +139,10 @@ def test_brightness_alone_does_not_tell_a_bleed() -> None:
 @pytest.mark.parametrize("profile", ["T", "S", "N", "C", "R", "U"])
 @pytest.mark.timeout(3600)
 def test_on_a_full_set_only_the_lesion_tells_a_bleed(profile: str) -> None:
-    found = full_set(profile)
-    assert max(found["shortcuts"].values()) <= TRIVIAL_AUC, found
-    assert found["slice position"] <= POSITION_AUC, found
-    assert found["brighter than its twin"] >= 0.9, found
+    figures = full_set(profile)
+    assert max(figures["shortcuts"].values()) <= TRIVIAL_AUC, figures
+    assert figures["slice position"] <= POSITION_AUC, figures
+    assert figures["brighter than its twin"] >= 0.9, figures
 
 
 @pytest.mark.slow

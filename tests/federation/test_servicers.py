@@ -1,4 +1,4 @@
-"""The gRPC door, called as gRPC calls it: who is let in, what is refused with which code, and when to come back."""
+"""The gRPC services, called as gRPC calls them: callers let in, codes of refusals, and when to poll again."""
 
 import itertools
 import os
@@ -46,12 +46,12 @@ WRONG_REPORTS: list[dict[str, object]] = [
 
 
 def ask(world: World, name: str, message: Message, certificate_pem: bytes) -> list[Message]:
-    """One call at the door itself. Raises: Aborted."""
+    """One call of the servicer itself. Raises: Aborted."""
     service, method = name.split("/")
-    door = getattr(world.wire.doors[service], method)
+    method_of = getattr(world.wire.servicers[service], method)
     if name == "Blobs/Put":
-        return [door(iter([message]), Context(certificate_pem))]
-    reply = door(message, Context(certificate_pem))
+        return [method_of(iter([message]), Context(certificate_pem))]
+    reply = method_of(message, Context(certificate_pem))
     return list(reply) if name == "Blobs/Get" else [reply]
 
 
@@ -66,7 +66,7 @@ def test_every_call_asks_for_the_certificate_of_an_approved_site(make_world: Cal
 
 def test_a_revoked_site_is_refused_from_its_next_call_on(make_world: Callable[..., World]) -> None:
     world = make_world(sites=4)
-    world.aggregator.desk.revoke("site-d")
+    world.aggregator.enrolment.revoke("site-d")
     for name in GUARDED:
         with pytest.raises(Aborted) as refused:
             ask(world, name, CALLS[name].request(), world.sites["site-d"].identity.certificate_pem)
@@ -77,7 +77,7 @@ def test_a_site_revoked_in_the_middle_of_masking_is_out_and_the_others_publish(
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(sites=4, phase="upload")
-    world.aggregator.desk.revoke("site-d")
+    world.aggregator.enrolment.revoke("site-d")
     for _ in range(6):
         world.everybody()
         world.clock.advance(31)

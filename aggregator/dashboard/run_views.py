@@ -1,4 +1,4 @@
-"""What the pages show, read from the store in one snapshot: plain values, no rows, no HTML."""
+"""Runs and rounds as the pages show them, read from the store in one snapshot: plain values, no rows, no HTML."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from aggregator.store.tables import ModelMetrics, Round, Run, Seat
 
 @dataclass(frozen=True)
 class SeatView:
+    """A site in a round."""
+
     site: str
     state: str
     tone: str
@@ -32,7 +34,7 @@ class SeatView:
 
 @dataclass(frozen=True)
 class ModelJudgement:
-    """What a cohort's opened sum says of the round's base model, or in words why it says nothing."""
+    """Figures of a round's base model from the cohort's decoded sum, or in words why there are none."""
 
     model_number: int  # the round that made the model; 0 is the initial one
     cohort_size: int | None
@@ -45,6 +47,8 @@ class ModelJudgement:
 
 @dataclass(frozen=True)
 class RoundView:
+    """A round with its seats, phases and figures."""
+
     number: int
     attempt: int
     evaluation_only: bool
@@ -61,7 +65,7 @@ class RoundView:
     cohort: tuple[str, ...]
     members: int | None
     next_model: bytes | None
-    judged: ModelJudgement
+    judgement: ModelJudgement
     bytes_up: int
     phases: tuple[tuple[str, float], ...]
     visibility: Visibility
@@ -69,6 +73,8 @@ class RoundView:
 
 @dataclass(frozen=True)
 class RunView:
+    """A run with its rounds and curves, the newest round first."""
+
     hex_id: str
     name: str
     purpose: str
@@ -90,16 +96,17 @@ class RunView:
     @property
     def moving(self) -> bool:
         """Whether a round is in progress, so that the page is worth fetching often."""
-        return any(not each.over for each in self.rounds)
+        return any(not row.over for row in self.rounds)
 
 
 def shown_run(session: Session) -> Run | None:
-    """The run in progress, else the last one."""
-    every = run_rows.every(session)
-    return run_rows.active(session) or (every[-1] if every else None)
+    """Return the run in progress, else the last one."""
+    runs = run_rows.all_runs(session)
+    return run_rows.active(session) or (runs[-1] if runs else None)
 
 
 def run_view(app: AppContext, session: Session, run: Run) -> RunView:
+    """Read a run with all its rounds."""
     plan = plan_of(run)
     rows = round_rows.of_run(session, run.run_id)
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
@@ -110,7 +117,7 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         purpose=plan.purpose,
         architecture=plan.architecture,
         state=run.state.value,
-        tone=wording.TONES.get(run.state.value, ""),
+        tone=wording.TONES.get(run.state, ""),
         reason=run.reason,
         created_at=run.created_at,
         ended_at=run.ended_at,
@@ -121,7 +128,8 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         rounds=tuple(views),
         auc=_auc_lines(rows, metrics),
         losses=_loss_lines(rows, metrics),
-        newest_judgement=next((view.judged for view in views if view.judged.labels), None),
+        # The newest round often has no figures yet, or none because its cohort was too small.
+        newest_judgement=next((view.judgement for view in views if view.judgement.labels), None),
     )
 
 
@@ -131,25 +139,26 @@ def _round_view(
     now, seats = app.clock(), round_rows.seats(session, row.id)
     over = row.state in round_rows.OVER
     spent = round_rows.phase_times(session, row.id)
+    # Of all attempts: keys of a failed attempt were visible, too.
     reached = frozenset(time.state for time in spent) | {row.state}
     return RoundView(
         number=row.number,
         attempt=row.attempt,
         evaluation_only=plan.evaluates_only(row.number),
         state=row.state.value,
-        words=wording.ROUND_STATES[row.state.value],
-        tone=wording.TONES.get(row.state.value, ""),
+        words=wording.ROUND_STATES[row.state],
+        tone=wording.TONES.get(row.state, ""),
         reason=row.reason,
         over=over,
         phase_s=(now - row.phase_since).total_seconds(),
         deadline=row.deadline,
         left_s=(row.deadline - now).total_seconds(),
-        missing=() if over else tuple(_missing(row, seats)),
+        missing=() if over else tuple(seat.site for seat in seats if seat.state is _WAITED_FOR.get(row.state)),
         seats=tuple(_seat_view(seat) for seat in seats),
         cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
         members=row.members,
         next_model=row.next_model,
-        judged=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
+        judgement=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
         visibility=visibility(reached, row.members, evaluation_only=plan.evaluates_only(row.number)),
@@ -171,7 +180,8 @@ def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cas
 
 def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> str:
     if metrics is None:
-        return "no sum was opened" if row.state in round_rows.OVER else "the round is not over"
+        return "no sum was decoded" if row.state in round_rows.OVER else "the round is not over"
+    # `rounds.aggregation` makes an empty report in these cases; the reason is not stored, but follows from the plan.
     if metrics.cohort_size < plan.cohort.minimum:
         return f"{metrics.cohort_size} sites in the sum, below the plan's minimum of {plan.cohort.minimum}"
     if Metric.HISTOGRAMS not in plan.metrics:
@@ -179,7 +189,9 @@ def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> s
     return "nothing was judged"
 
 
+# A member that missed a phase belongs to the cohort all the same.
 _IN_COHORT = frozenset(SeatState) - {SeatState.OFFERED, SeatState.DECLINED, SeatState.READY, SeatState.LEFT_OUT}
+# In each state the round waits for the seats that have not acted yet.
 _WAITED_FOR: dict[RoundState, SeatState] = {
     RoundState.TRAINING: SeatState.OFFERED,
     RoundState.KEYS: SeatState.JOINED,
@@ -190,22 +202,22 @@ _WAITED_FOR: dict[RoundState, SeatState] = {
 }
 
 
-def _missing(row: Round, seats: list[Seat]) -> list[str]:
-    return [seat.site for seat in seats if seat.state == _WAITED_FOR.get(row.state)]
-
-
 def _seat_view(seat: Seat) -> SeatView:
     reason = None if seat.decline_reason is None else wording.REASONS.get(seat.decline_reason, seat.decline_reason)
-    state = seat.state.value
     return SeatView(
-        seat.site, wording.SEAT_STATES[state], wording.TONES.get(state, ""), reason, seat.bytes_up, seat.bytes_down
+        site=seat.site,
+        state=wording.SEAT_STATES[seat.state],
+        tone=wording.TONES.get(seat.state, ""),
+        reason=reason,
+        bytes_up=seat.bytes_up,
+        bytes_down=seat.bytes_down,
     )
 
 
 def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
-    """One line a label; x is the model's number: what round r measures is the model after round r - 1."""
-    found = [(row.number - 1, metrics[row.id]) for row in rows if row.id in metrics]
-    reports = [(number, each.cohort_size, Report.from_json(each.report)) for number, each in found]
+    """One line a label. x is the model's number: round r measures the model after round r - 1."""
+    measured = [(row.number - 1, metrics[row.id]) for row in rows if row.id in metrics]
+    reports = [(number, figures.cohort_size, Report.from_json(figures.report)) for number, figures in measured]
     return tuple(
         Curve(label, _known((number, _auc(report, label), size) for number, size, report in reports))
         for label in reversed(LABELS)
@@ -213,15 +225,20 @@ def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Cur
 
 
 def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
-    found = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
-    judged = ((number - 1, Report.from_json(each.report).weighted_log_loss, each.cohort_size) for number, each in found)
-    trained = ((number, each.train_loss, each.cohort_size) for number, each in found)
-    return (Curve("weighted log loss, validation", _known(judged)), Curve("training loss", _known(trained)))
+    measured = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
+    # The validation loss is of the model that the round began with, the training loss of the one it made.
+    validation = (
+        (number - 1, Report.from_json(figures.report).weighted_log_loss, figures.cohort_size)
+        for number, figures in measured
+    )
+    training = ((number, figures.train_loss, figures.cohort_size) for number, figures in measured)
+    return (Curve("weighted log loss, validation", _known(validation)), Curve("training loss", _known(training)))
 
 
 def _auc(report: Report, label: str) -> float | None:
     return report.labels[label].auc if label in report.labels else None
 
 
+# A gap is no point: a line would otherwise fall to zero where a label had too few cases.
 def _known(points: Iterable[tuple[int, float | None, int]]) -> tuple[Point, ...]:
     return tuple(Point(number, value, sites) for number, value, sites in points if value is not None)

@@ -1,0 +1,20 @@
+"""hemofed-aggregator serve: the service."""
+
+import click
+
+from aggregator.commands.base import CommandContext
+from aggregator.migrations import upgrade
+from aggregator.serve import serve as serve_forever
+
+
+@click.command()
+@click.pass_obj
+def serve(context: CommandContext) -> None:
+    """Listen for sites, run the rounds, show the dashboard.
+
+    Until SIGTERM or Ctrl-C; then calls in progress get a few seconds. Any moment is a good one to stop.
+    """
+    app = context.app()
+    upgrade(app.store.engine)
+    app.store.close()
+    serve_forever(app.settings)
