@@ -56,7 +56,7 @@ FLOORS: dict[str, list[str]] = {
         "plan.py",
         "manifest.py roster.py token.py",
         "signing.py wire.py advertisement.py fingerprint.py",
-        "vocabulary.py limits.py bandwidth.py",
+        "vocabulary.py limits.py bandwidth.py description.py",
         "secagg errors.py labels.py v1",
     ],
     "deploy": ["simulation demonstration deb"],

@@ -32,9 +32,10 @@ from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
-from site_client.training.loop import Stopped, TrainingPosition, TrainingProgress, train
+from site_client.training.loop import Stopped, TrainingProgress, train
 from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import slice_histograms
+from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 
 _log = structlog.get_logger()

@@ -18,6 +18,9 @@ from site_client.training.study_labels import complete, study_labels
 Reals = NDArray[np.float64]
 
 _EPIDURAL: Final = LABELS.index("epidural")
+# Share of slabs without an anchor. Without them a network never sees the heights at which no patient bleeds, and its
+# outputs there are arbitrary.
+_UNANCHORED: Final = 1 / 3
 
 
 def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> list[int]:
@@ -62,9 +65,9 @@ def _pools(studies: Sequence[StudyRecord]) -> list[tuple[NDArray[np.int64], int]
 class SlabSampler:
     """Draws a slab: some neighbouring slices of a study.
 
-    A slab of a study with hemorrhage holds a slice with one, any of them with equal probability, anywhere in the slab.
-    A slab of another study holds the slice at a height that is drawn from the bleeds of all training studies. Without
-    known bleeds every slab of a study is as likely as any other.
+    One slab in three is any slab of its study. The others have an anchor, which lies anywhere in the slab. In a study
+    with hemorrhage the anchor is one of its slices with hemorrhage. In another study it is the slice at a height that
+    is drawn from the bleeds of all training studies. Without known bleeds every slab is any slab.
     """
 
     def __init__(self, slices: int, bleeds: Reals) -> None:
@@ -86,7 +89,7 @@ class SlabSampler:
 
         Returns:
             f64[T - slices + 1], with sum 1; f64[1] if the study is read whole: it has no more slices than a slab, or a
-            slice lacks a label, so that a slab of it would lack its study label.
+            slice lacks a label, so that a slab of it would lack its study labels.
         """
         count = len(labels) - self._slices + 1
         if count <= 1 or (complete(labels) == MISSING).any():
@@ -94,10 +97,11 @@ class SlabSampler:
         anchors = self._anchors(labels, heights)
         if anchors is None:
             return np.full(count, 1 / count)
-        probability = np.zeros(count)
+        probability = np.full(count, _UNANCHORED / count)
+        anchors = anchors * (1 - _UNANCHORED) / self._slices
         for offset in range(self._slices):
             # The slab begins `offset` slices below its anchor, or as near to that as the ends of the study allow.
-            np.add.at(probability, (np.arange(len(labels)) - offset).clip(0, count - 1), anchors / self._slices)
+            np.add.at(probability, (np.arange(len(labels)) - offset).clip(0, count - 1), anchors)
         return probability
 
     def shown(self, labels: NDArray[np.int8], heights: Reals) -> tuple[Reals, Reals, NDArray[np.int8]]:

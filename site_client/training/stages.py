@@ -18,7 +18,8 @@ from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Source
 from site_client.training.embeddings import EmbeddingLoader
-from site_client.training.loop import TrainingPosition, TrainingProgress, train
+from site_client.training.loop import TrainingProgress, train
+from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 
 END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage adjusts trained weights

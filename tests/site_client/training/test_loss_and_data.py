@@ -7,8 +7,6 @@ import pytest
 import torch
 from federation.labels import ANY, MISSING
 
-from site_client.calibration.fit import prior_offsets
-from site_client.calibration.model import Calibrations
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.model.network import CHANNELS, Network, Output
 from site_client.model.registry import build
@@ -162,16 +160,6 @@ def test_sampling_weights_are_the_mean_draws_of_many_epochs() -> None:
     assert weights.sum() == pytest.approx(17)
     assert weights[0] == pytest.approx(2 * weights[1])
     assert np.mean(draws, axis=0) == pytest.approx(weights, abs=0.15)
-
-
-def test_offsets_undo_the_sampling_of_labels_that_are_known_and_leave_others_alone() -> None:
-    studies = [_record(number, number, number < 4) for number in range(40)]
-    offsets = prior_offsets(studies)
-    wanted = np.log(0.1 / 0.9)  # a tenth of the patients bleeds, half of what training shows
-    assert offsets.slices.offset[ANY] == pytest.approx(wanted)
-    assert offsets.studies.offset[ANY] == pytest.approx(wanted)
-    assert offsets.slices.temperature == (1.0,) * 6
-    assert prior_offsets([_record(number, number, None) for number in range(3)]) == Calibrations()
 
 
 def test_auc_of_a_histogram_counts_pairs_and_ties_half() -> None:
