@@ -86,7 +86,7 @@ def make_study(
     )
     # By the drawn lesions, also for a twin: the width of the ventricles must not tell the twin from its study.
     head = _swollen(Head.draw(anatomy, age), drawn)
-    mimics = draw_mimics(patient.generator("mimics"), _eased(patients, wishes.difficulty), age, drawn)
+    mimics = draw_mimics(patient.generator("mimics"), patients, age, drawn)
     lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in drawn)
     # From here on the study's own streams: another scanner must not change the patient.
     physics = streams.generator("physics")
@@ -106,11 +106,6 @@ def make_study(
     streak(accidents, image, scan, [scan.seen_at(clip.center_mm) for clip in clips_of(mimics)])
     image = add_noise(physics, image, bone, scan, scanner)
     return Study(scan, age, lesions, mimics, image, truth)
-
-
-def _eased(patients: Patients, difficulty: float) -> Patients:
-    """Lowers the share of mimics in easy sets, which have larger bleeds as well."""
-    return replace(patients, mimics=patients.mimics * min(1.0, difficulty))
 
 
 def _aged(lesion: Lesion, days: int) -> Lesion:
