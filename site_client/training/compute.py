@@ -1,6 +1,7 @@
 """The compute of a training: device, threads, precision, processes."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,8 +46,23 @@ class Compute:
         return net.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of forward passes."""
+        """Return the context of forward passes in training."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Yield the context of forward passes whose outputs are kept: no gradients, float32.
+
+        So probabilities do not depend on the machine beyond rounding. Without the flag a GPU would convolve in TF32,
+        which moves them in the third digit.
+        """
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
     @property
     def name(self) -> str:

@@ -34,6 +34,7 @@ class Sample:
         geometry: f32[B,T,4], see `PreparedStudy`.
         slice_labels: f32[B,T,6]: 0, 1 or -1 (missing).
         study_labels: f32[B,6], likewise.
+        anchored: bool[B], whether the study trains the backbone, see `SlabSampler`.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Sample:
     geometry: Tensor
     slice_labels: Tensor
     study_labels: Tensor
+    anchored: Tensor
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class Loader:
         """Put the study into the cache, and return the number of its slices."""
         return self._cache.get(study.series).slices
 
+    def prepared(self, study: StudyRecord) -> PreparedStudy:
+        """Return the prepared study."""
+        return self._cache.get(study.series)
+
     def name_of(self, study: StudyRecord) -> str:
         """Return a name that two studies share only if their samples hold the same pixels."""
         return self._cache.name_of(study.series)
@@ -122,12 +128,13 @@ class Loader:
         """Return an augmented slab of the study, whose study labels are those of its slices."""
         prepared = self._cache.get(study.series)
         labels = merge_labels(complete(study.slice_labels), prepared.source_slices)
-        slab = sampler.draw(labels, prepared.geometry[:, HEIGHT].astype(np.float64), rng)
+        slab, anchored = sampler.draw(labels, prepared.geometry[:, HEIGHT].astype(np.float64), rng)
         x = augment(input_of(prepared, self._device, slab), self._augmentation, rng)
         sample = sample_of(study, x, prepared.geometry[slab], prepared.source_slices[slab])
         if len(x) == prepared.slices:
             return sample
-        return replace(sample, study_labels=sample.slice_labels.amax(dim=1))
+        of_slab = sample.slice_labels.amax(dim=1)
+        return replace(sample, study_labels=of_slab, anchored=torch.full_like(sample.anchored, anchored))
 
     def pixels(self, study: StudyRecord) -> tuple[Tensor, NDArray[np.float32], tuple[range, ...]]:
         """Return x f32[T,5,H,W] on the device, geometry f32[T,4], and the source slices of each slice."""
@@ -165,6 +172,7 @@ def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], sour
         geometry=_batch_of_one(geometry, x.device),
         slice_labels=_batch_of_one(slices, x.device),
         study_labels=_batch_of_one(study_labels(study), x.device),
+        anchored=torch.ones(1, dtype=torch.bool, device=x.device),
     )
 
 
@@ -201,6 +209,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         geometry=padded((sample.geometry for sample in samples), 0),
         slice_labels=padded((sample.slice_labels for sample in samples), MISSING),
         study_labels=torch.cat([sample.study_labels for sample in samples]),
+        anchored=torch.cat([sample.anchored for sample in samples]),
     )
 
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
+from federation.plan import LocalTraining
 
 from site_client.ingest.records import PatientKey, StudyRecord
 from site_client.model.network import Network
-from site_client.training.data import Source
+from site_client.training.compute import Compute
+from site_client.training.data import Loader, Source
 from site_client.training.loss import reported_loss
 
 TUNING_FRACTION: Final = 0.15  # of the training patients
@@ -26,11 +27,13 @@ class EarlyStop:
     Attributes:
         studies: Of tuning patients.
         source: Of their samples, which are not augmented.
+        compute: Where the network is.
         patience: Epochs without a lower loss after which training ends.
     """
 
     studies: Sequence[StudyRecord]
     source: Source
+    compute: Compute
     patience: int
 
     def loss(self, net: Network) -> float:
@@ -39,9 +42,26 @@ class EarlyStop:
         losses = []
         for study in self.studies:
             sample = self.source.sample(study, None)
-            with torch.inference_mode():
+            with self.compute.inference():
                 losses.append(reported_loss(net(sample.x, sample.mask, sample.geometry), sample).item())
         return sum(losses) / len(losses)
+
+
+def with_early_stop(
+    plan: LocalTraining, studies: Sequence[StudyRecord], loader: Loader, compute: Compute
+) -> tuple[list[StudyRecord], EarlyStop | None]:
+    """Return the studies to train on, and the rule of the plan's early stop; None if it has none.
+
+    Args:
+        plan: Its patience decides.
+        studies: All training studies of a site.
+        loader: Of their pixels.
+        compute: Where the network is.
+    """
+    if not plan.patience:
+        return list(studies), None
+    training, tuning = split_tuning(studies)
+    return training, EarlyStop(tuning, loader, compute, plan.patience) if tuning else None
 
 
 def split_tuning(studies: Sequence[StudyRecord]) -> tuple[list[StudyRecord], list[StudyRecord]]:

@@ -26,9 +26,10 @@ def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:
     return StudyRecord(*keys, series, slices, np.full(6, MISSING, np.int8))
 
 
-def _sample(slice_labels: torch.Tensor, study: torch.Tensor) -> Sample:
+def _sample(slice_labels: torch.Tensor, study: torch.Tensor, *, anchored: bool = True) -> Sample:
     count = slice_labels.shape[1]
-    return Sample(torch.zeros(1), torch.ones(1, count).bool(), torch.zeros(1, count, 4), slice_labels, study)
+    mask = torch.ones(1, count).bool()
+    return Sample(torch.zeros(1), mask, torch.zeros(1, count, 4), slice_labels, study, torch.tensor([anchored]))
 
 
 def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
@@ -47,10 +48,11 @@ def test_without_any_label_the_loss_is_0_and_finite() -> None:
     assert reported_loss(output, _sample(unknown, unknown[:, 0])).item() == 0
 
 
-def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str, bool]:
+def _gradients(net: Network, slice_label: float, study_label: float, *, anchored: bool = True) -> dict[str, bool]:
     """Return which parts of `net` get a gradient from a study with one label in all slices and one of its own."""
     x = torch.rand(1, 3, CHANNELS, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
+    labels = torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label)
+    sample = _sample(*labels, anchored=anchored)
     net.zero_grad()
     output = net(x, sample.mask, sample.geometry)
     training_loss(output, sample).backward()
@@ -70,6 +72,11 @@ def test_a_studys_label_trains_the_backbone_only_if_no_slice_has_a_label() -> No
     assert all(value.grad is None for value in net.backbone.parameters())  # neither recurrence nor study head reach it
 
 
+def test_a_slab_without_an_anchor_trains_what_lies_behind_the_backbone_only() -> None:
+    parts = _gradients(build("lite", 1), 1.0, 1.0, anchored=False)
+    assert parts == {"backbone": False, "recurrence": True}
+
+
 def _whole_sample(slices: int, seed: int, label: float) -> Sample:
     random = torch.Generator().manual_seed(seed)
     labels = torch.full((1, slices, 6), label)
@@ -79,6 +86,7 @@ def _whole_sample(slices: int, seed: int, label: float) -> Sample:
         torch.rand(1, slices, 4, generator=random),
         labels,
         torch.ones(1, 6),
+        torch.ones(1).bool(),
     )
 
 

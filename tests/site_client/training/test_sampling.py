@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from site_client.calibration.fit import prior_offsets
-from site_client.calibration.model import Calibrations
+from site_client.calibration.model import Calibration
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model.registry import build
@@ -43,39 +43,46 @@ def test_starts_are_probabilities_of_slabs_within_the_study(
     labels = _labels(*(index for index in positive if index < length), slices=length)
     heights = np.linspace(0, 1, length) if length > 1 else np.array([0.5])
     sampler = SlabSampler(slices, np.array(bleeds))
-    starts = sampler.starts(labels, heights)
-    assert len(starts) == max(1, length - slices + 1)
-    assert starts.sum() == pytest.approx(1)
-    assert (starts >= 0).all()
-    read, slabs, slab_labels = sampler.shown(labels, heights)
-    assert read.sum() == pytest.approx(min(slices, length))
-    assert len(slabs) == len(slab_labels) == len(starts)
+    anchored, others = sampler.starts(labels, heights)
+    assert len(anchored) == len(others) == max(1, length - slices + 1)
+    assert anchored.sum() + others.sum() == pytest.approx(1)
+    assert min(anchored.min(), others.min()) >= 0
+    shown = sampler.shown(labels, heights, anchored_only=False)
+    assert shown.slices.sum() == pytest.approx(min(slices, length))
+    assert len(shown.slabs) == len(shown.slab_labels) == len(anchored)
 
 
 @pytest.mark.parametrize("slices", [1, 3])
 def test_bleeds_and_bleed_free_slices_are_read_at_the_same_heights(slices: int) -> None:
     bleeding, free = _labels(2, 3, 7), _labels()
     sampler = SlabSampler(slices, HEIGHTS[[2, 3, 7]])
-    with_bleed, without = (sampler.shown(labels, HEIGHTS)[0] for labels in (bleeding, free))
-    np.testing.assert_allclose(with_bleed, without)
+    for anchored_only in (True, False):
+        with_bleed, without = (
+            sampler.shown(labels, HEIGHTS, anchored_only=anchored_only).slices for labels in (bleeding, free)
+        )
+        np.testing.assert_allclose(with_bleed, without)
     assert without[[2, 3, 7]].sum() > 2 / 3
 
 
 def test_a_bleed_free_study_of_another_spacing_is_read_at_the_nearest_heights() -> None:
     sampler = SlabSampler(1, np.array([0.0, 0.52, 0.99]))
-    starts = sampler.starts(_labels(slices=3), np.array([0.0, 0.5, 1.0]))
-    np.testing.assert_allclose(starts, 1 / 3)
+    anchored, others = sampler.starts(_labels(slices=3), np.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(anchored, 1 / 4)
+    np.testing.assert_allclose(others, 1 / 12)
 
 
-def test_without_a_known_bleed_every_slab_is_as_likely() -> None:
-    np.testing.assert_allclose(SlabSampler(4, np.empty(0)).starts(_labels(), HEIGHTS), 1 / 7)
+def test_without_a_known_bleed_every_slab_is_as_likely_and_anchored() -> None:
+    anchored, others = SlabSampler(4, np.empty(0)).starts(_labels(), HEIGHTS)
+    np.testing.assert_allclose(anchored, 1 / 7)
+    assert not others.any()
 
 
 def test_draws_have_the_stated_probabilities() -> None:
     sampler, rng = SlabSampler(3, HEIGHTS[[5]]), np.random.default_rng(0)
-    drawn = np.zeros(8)
+    drawn = np.zeros((2, 8))
     for _ in range(4000):
-        drawn[sampler.draw(_labels(1), HEIGHTS, rng).start] += 1 / 4000
+        slab, anchored = sampler.draw(_labels(1), HEIGHTS, rng)
+        drawn[0 if anchored else 1, slab.start] += 1 / 4000
     np.testing.assert_allclose(drawn, sampler.starts(_labels(1), HEIGHTS), atol=0.03)
 
 
@@ -115,16 +122,20 @@ def test_offsets_of_whole_studies_undo_the_drawing_of_studies(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("slices_per_study", [1, 3])
-def test_offsets_of_slabs_undo_the_shares_that_training_reads(tmp_path: Path, slices_per_study: int) -> None:
+@pytest.mark.parametrize("architecture", ["lite", "lite-slices"])
+def test_offsets_of_slabs_undo_the_shares_that_training_reads(
+    tmp_path: Path, slices_per_study: int, architecture: str
+) -> None:
     studies = [_study(number, _labels(4, 5) if number < 6 else _labels()) for number in range(24)]
-    loader, net = _loader(tmp_path, slices_per_study), build("lite", 0)
+    loader, net = _loader(tmp_path, slices_per_study), build(architecture, 0)
     source, rng = loader.for_training(net, studies), np.random.default_rng(0)
     slices, slabs = [], []
     for _ in range(40):
         for index in epoch_order(studies, rng):
             sample = source.sample(studies[index], rng)
-            slices.append(float(sample.slice_labels[..., ANY].mean()))
-            slabs.append(float(sample.study_labels[0, ANY]))
+            if sample.anchored or architecture == "lite":  # the other slabs train the recurrence only
+                slices.append(float(sample.slice_labels[..., ANY].mean()))
+                slabs.append(float(sample.study_labels[0, ANY]))
 
     def offset(patients: float, training: float) -> float:
         return float(np.log(patients / (1 - patients)) - np.log(training / (1 - training)))
@@ -134,7 +145,19 @@ def test_offsets_of_slabs_undo_the_shares_that_training_reads(tmp_path: Path, sl
     assert offsets.studies.offset[ANY] == pytest.approx(offset(0.25, np.mean(slabs)), abs=0.2)
 
 
+def test_heights_without_bleeds_have_lower_offsets_and_whole_studies_have_none(tmp_path: Path) -> None:
+    studies = [_study(number, _labels(4, 5) if number % 2 else _labels()) for number in range(60)]
+    slabs = prior_offsets(studies, _loader(tmp_path, 1), build("lite-slices", 0)).slices
+    assert [len(row) for row in slabs.by_height] == [6] * 10
+    by_height = np.array(slabs.by_height)[:, ANY]
+    assert by_height[4] > by_height[0] + 1
+    assert by_height[5] > by_height[9] + 1
+    assert prior_offsets(studies, _loader(tmp_path, 0), build("lite-slices", 0)).slices.by_height == ()
+
+
 def test_offsets_of_unknown_labels_are_0(tmp_path: Path) -> None:
     unknown = np.full((SLICES, 6), MISSING, np.int8)
     studies = [_study(number, unknown) for number in range(3)]
-    assert prior_offsets(studies, _loader(tmp_path, 3), build("lite", 0)) == Calibrations()
+    offsets = prior_offsets(studies, _loader(tmp_path, 3), build("lite", 0))
+    assert offsets.studies == Calibration()
+    assert offsets.slices == Calibration(by_height=((0.0,) * 6,) * 10)

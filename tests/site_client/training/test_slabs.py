@@ -49,7 +49,7 @@ def test_a_slab_is_neighbouring_slices_with_their_own_labels_pixels_and_geometry
     whole = loader.sample(study, None)
     assert whole.x.shape[1] == SLICES
     source, starts = loader.for_training(build("lite", 0), [study]), set()
-    for seed in range(60):
+    for seed in range(150):
         slab = source.sample(study, np.random.default_rng(seed))
         start = round(float(slab.geometry[0, 0, 2]) * (SLICES - 1))
         inside = slice(start, start + SLAB)

@@ -127,7 +127,7 @@ def test_the_result_is_the_average_of_the_weights_and_reports_show_it(tmp_path: 
 
 @pytest.mark.parametrize("plan", [PLAN, replace(PLAN, ema_decay=0.9)], ids=["last", "averaged"])
 def test_an_early_stop_gives_the_best_weights_and_survives_stops(plan: LocalTraining, tmp_path: Path) -> None:
-    rule = EarlyStop(TUNING, _loader(tmp_path), patience=2)
+    rule = EarlyStop(TUNING, _loader(tmp_path), choose("cpu", 1, 64), patience=2)
     many = replace(plan, epochs=30, learning_rate=0.03)
     net, at = _train(tmp_path, many, "whole", early_stop=rule)
     assert at.epoch < 29
