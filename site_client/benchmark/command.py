@@ -19,9 +19,9 @@ from site_client.benchmark.settings import BenchmarkSettings, phantom_folder
 from site_client.benchmark.table import BenchmarkOrigin, write_table
 from site_client.errors import SiteError, TrainingFailed, UnknownArchitecture
 from site_client.inference.evaluation import evaluate
-from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import at_most, by_content, is_synthetic, read_folder, split_stratified
 from site_client.inference.report import Heading, page
+from site_client.inference.scores import refuse_shared_patients
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.registry import ARCHITECTURES

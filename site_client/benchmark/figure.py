@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from site_client.benchmark.arms import FinishedArm
 from site_client.benchmark.svg import COLORS, as_svg, line_style, style
-from site_client.inference.metrics import Estimate
+from site_client.inference.intervals import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

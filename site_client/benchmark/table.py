@@ -13,11 +13,10 @@ from site_client.benchmark.arms import Bench, FailedArm, FinishedArm
 from site_client.benchmark.figure import draw
 from site_client.benchmark.settings import TWINS
 from site_client.benchmark.svg import FiguresMissing
-from site_client.inference.metrics import (
+from site_client.inference.intervals import (
     DRAWS,
     Difference,
     Estimate,
-    Measure,
     accuracy,
     compare,
     compare_log_loss,
@@ -25,6 +24,7 @@ from site_client.inference.metrics import (
     estimate,
     weighted_log_loss,
 )
+from site_client.inference.measures import Measure
 from site_client.inference.patients import positives
 from site_client.inference.ranked import Reals
 
@@ -137,9 +137,9 @@ def _row_of(arm: FinishedArm, draws: Reals) -> BenchmarkRow:
     return BenchmarkRow(
         arm,
         *accuracy(arm.rows),
-        estimate(column, Measure.AUC, draws),
-        estimate(column, Measure.AP, draws),
-        weighted_log_loss(arm.rows, draws),
+        estimate([column], Measure.AUC, draws),
+        estimate([column], Measure.AP, draws),
+        weighted_log_loss([arm.rows], draws),
     )
 
 
@@ -149,8 +149,8 @@ def _pairs(finished: Sequence[FinishedArm], draws: Reals) -> list[Pair]:
         Pair(
             arm,
             twin,
-            compare_log_loss(by_name[arm], by_name[twin], draws),
-            compare(by_name[arm].column(ANY), by_name[twin].column(ANY), Measure.AUC, draws),
+            compare_log_loss([by_name[arm]], [by_name[twin]], draws),
+            compare([by_name[arm].column(ANY)], [by_name[twin].column(ANY)], Measure.AUC, draws),
         )
         for arm, twin in TWINS.items()
         if arm in by_name and twin in by_name
@@ -194,8 +194,8 @@ def _arm_json(row: BenchmarkRow) -> dict[str, object]:
         "arm": arm.name,
         "digest": arm.digest,
         "parameters": arm.parameters,
-        "training_slices_per_s": round(arm.training_slices_per_s, 2),
-        "inference_ms_per_slice": round(arm.inference_ms_per_slice, 3),
+        "training_slices_per_s": arm.training_slices_per_s,
+        "inference_ms_per_slice": arm.inference_ms_per_slice,
         **{name: asdict(getattr(row, name)) for name in ("accuracy", "all_negative", "auc", "ap", "log_loss")},
         "evaluated_by": "slices" if len(arm.slices.patients) else "studies",
         "positive": {name: int((arm.rows.labels[:, index] == 1).sum()) for index, name in enumerate(LABELS)},

@@ -13,11 +13,11 @@ from site_client.calibration.model import CalibratedNet
 from site_client.config import DEFAULT_FILE, load
 from site_client.files import replace_file
 from site_client.inference.evaluation import as_json, evaluate
-from site_client.inference.metrics import refuse_shared_patients
 from site_client.inference.patients import is_synthetic, read_folder
 from site_client.inference.predict import as_json as prediction_json
 from site_client.inference.predict import as_text, load_network, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
+from site_client.inference.scores import refuse_shared_patients
 from site_client.inference.scoring import score_studies
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume

@@ -114,7 +114,7 @@ def _predict_series(
     mask = torch.ones(1, prepared.slices, dtype=torch.bool, device=compute.device)
     geometry = torch.from_numpy(prepared.geometry).unsqueeze(0).to(compute.device)
     net.eval()
-    with torch.inference_mode(), compute.autocast():
+    with compute.inference():
         output = net(x, mask, geometry)
     # A network without slice outputs gives every slice the study's probabilities.
     logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits.expand(prepared.slices, -1)
