@@ -1,6 +1,6 @@
-"""The system's D-Bus, for asking daemons on this machine one property at a time. AF_UNIX only; nothing is changed.
+"""The system's D-Bus, to read properties of daemons on this machine. AF_UNIX only; nothing is changed.
 
-jeepney speaks the protocol (docs/decisions/0006). A connection is made when first needed and again after it broke.
+jeepney implements the protocol (docs/decisions/0006). A connection is made at the first call, and again after an error.
 """
 
 from typing import Any, Final
@@ -9,29 +9,45 @@ from jeepney import DBusAddress, DBusErrorResponse, MessageFlag, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
+# The idle gate asks from a thread of its own; a daemon that hangs must not stop it for long.
 _TIMEOUT_S: Final = 2.0
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 
 
 class BusError(Exception):
-    """No bus, no such daemon, or an answer that came too late or was an error. The message is a clause."""
+    """No bus, no such daemon, or an answer that was late or an error. The message is a clause."""
 
 
 class Bus:
-    """One connection to the system bus. Not for several threads."""
+    """One connection to the system bus. Not thread-safe."""
 
     def __init__(self, *, start_daemons: bool = False) -> None:
-        """`start_daemons`: a daemon that is not running may be started by asking it."""
+        """Connect at the first call. `start_daemons`: a call may start a daemon that is not running."""
         self._connection: DBusConnection | None = None
         self._flags = MessageFlag(0) if start_daemons else MessageFlag.no_auto_start
 
     def call(
         self, service: str, path: str, interface: str, method: str, *arguments: tuple[str, Any]
     ) -> tuple[Any, ...]:
-        """The answer's body. `arguments`: (D-Bus type, value) each. Errors: BusError."""
+        """Call a method.
+
+        Args:
+            service: bus name of the daemon.
+            path: of the object.
+            interface: of the method.
+            method: its name.
+            arguments: (D-Bus type, value) pairs.
+
+        Returns:
+            The body of the answer.
+
+        Raises:
+            BusError: no answer.
+        """
         address = DBusAddress(path, bus_name=service, interface=interface)
         signature = "".join(kind for kind, _ in arguments) or None
         message = new_method_call(address, method, signature, tuple(value for _, value in arguments))
+        # Without NO_AUTO_START a mere question would start UPower or NetworkManager on a server.
         message.header.flags |= self._flags
         try:
             if self._connection is None:
@@ -42,18 +58,28 @@ class Bus:
             raise BusError(f"{service} is not there ({str(error.name).rpartition('.')[2]})") from error
         except (OSError, KeyError, ValueError, EOFError) as error:
             self.close()
+            # The connection may be in the middle of a message: the next call makes a new one.
             raise BusError("the system bus does not answer") from error
 
     def get(self, service: str, path: str, interface: str, name: str) -> Any:
-        """One property. Errors: BusError."""
+        """Read one property.
+
+        Raises:
+            BusError: no answer.
+        """
         return self.call(service, path, _PROPERTIES, "Get", ("s", interface), ("s", name))[0][1]
 
     def get_all(self, service: str, path: str, interface: str) -> dict[str, Any]:
-        """Every property. Errors: BusError."""
-        found = self.call(service, path, _PROPERTIES, "GetAll", ("s", interface))[0]
-        return {name: value for name, (_, value) in found.items()}
+        """Read every property of an interface.
+
+        Raises:
+            BusError: no answer.
+        """
+        properties = self.call(service, path, _PROPERTIES, "GetAll", ("s", interface))[0]
+        return {name: value for name, (_, value) in properties.items()}
 
     def close(self) -> None:
+        """Drop the connection; the next call makes a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -1,54 +1,56 @@
-"""site.toml -> Settings. deploy/site.toml documents every key, its default, its unit and what follows from it.
+"""Settings of one site, read from site.toml. deploy/site.toml documents every key, its default, unit and consequence.
 
-An unknown key, a missing one, a wrong type or a value out of range stops the start with one sentence. Relative paths
-are relative to the folder of the file.
+An unknown key, a missing one, a wrong type or a value out of range stops the start with one sentence. Types and bounds
+stand beside the fields, and msgspec checks them. Relative paths are relative to the folder of the file.
 """
 
 import difflib
-import math
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from datetime import date
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 from urllib.parse import urlsplit
 
-from federation.limits import SLOW_PIECE_BYTES, is_site_name
+import msgspec
+import structlog
+from federation.limits import COHORT_MAX, COHORT_MIN, SLOW_PIECE_BYTES, is_site_name
+from federation.vocabulary import Metric
+from msgspec import Meta, inspect
 
 from site_client.errors import ConfigRefused
-from site_client.windows import WindowRefused, parse_window
+from site_client.windows import WindowRefused, parse_days, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
-_EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
 NOT_CONFIGURED = "not configured yet: edit site.toml"
-_T = TypeVar("_T")
-_WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-METRICS = ("HISTOGRAMS", "LOSS")  # federation.v1 Metric names
+_EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
+_log = structlog.get_logger()
+
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=86_400)]
+Gibibytes: TypeAlias = Annotated[float, Meta(ge=0, le=100_000)]
 
 
 @dataclass(frozen=True)
 class AggregatorSettings:
-    """Where the consortium's aggregator is, and how to get there."""
+    """Addresses of the consortium's aggregator, and the proxy in between."""
 
     address: str = ""  # host:port of the mutual-TLS listener; the agent does not start without
     enrolment_address: str = ""  # host:port of the enrolment listener; "": the one given to join
-    proxy: str = field(default="", repr=False)  # http://[user:password@]host:port; "": direct
+    # http://[user:password@]host:port; "": direct. The password must reach no repr and no refusal.
+    proxy: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        """Check the form of the addresses."""
         for name, value in (("address", self.address), ("enrolment_address", self.enrolment_address)):
             _require(not value or _is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
         if self.proxy:
-            parts = urlsplit(self.proxy)
-            # gRPC ignores an https:// proxy without a word and dials directly.
-            _require(parts.scheme == "http", "aggregator.proxy begins with http:// (https:// proxies do not work)")
-            _require(bool(parts.hostname and parts.port), "aggregator.proxy is http://[user:password@]host:port")
+            _check_proxy(self.proxy)
 
 
 @dataclass(frozen=True)
 class FoldersSettings:
-    """Where things are. The agent uses <state>/agent and the spool; the trainer everything else."""
+    """Folders. The agent uses <state>/agent and the spool; the trainer uses all others."""
 
     state: Path = Path("/var/lib/hemofed")
     spool: Path = Path("/var/lib/hemofed/spool")
@@ -69,61 +71,46 @@ class FoldersSettings:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What this hospital allows. It can only tighten what a plan says."""
+    """The limits that this hospital sets. They can only tighten those of a plan."""
 
     plan_approval: Literal["ask", "automatic"] = "ask"
-    cohort_min: int = 3
-    studies_min: int = 32
-    metrics: tuple[str, ...] = METRICS
+    cohort_min: Annotated[int, Meta(ge=COHORT_MIN, le=COHORT_MAX)] = COHORT_MIN
+    studies_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
+    metrics: tuple[Metric, ...] = tuple(Metric)
     transfer_windows: tuple[str, ...] = ()  # in the syntax of windows.py; none: always
-    bandwidth_kib_s: int = 0  # 0: no limit
+    bandwidth_kib_s: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # 0: no limit
     metered: Literal["wait", "ignore"] = "wait"
     metered_unknown: Literal["transfer", "wait"] = "transfer"
-    epsilon_max: float = 0.0  # of the differential privacy a plan must promise; 0: none asked for
+    epsilon_max: Annotated[float, Meta(ge=0, le=1_000)] = 0.0  # differential privacy of a plan; 0: none asked for
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        _between("policy.cohort_min", self.cohort_min, 3, 500)
-        _between("policy.studies_min", self.studies_min, 1, 1_000_000)
-        for name in self.metrics:
-            _require(name in METRICS, f"policy.metrics holds names of {', '.join(METRICS)}, got {name!r}")
-        for window in self.transfer_windows:
-            _window("policy.transfer_windows", window)
-        _between("policy.bandwidth_kib_s", self.bandwidth_kib_s, 0, 10_000_000)
-        _between("policy.epsilon_max", self.epsilon_max, 0, 1_000)
+        """Check the windows."""
+        _check_windows("policy.transfer_windows", self.transfer_windows)
 
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """How the export is read. Everything else about what fits is fixed in ingest/rules.py."""
+    """How the export is read. ingest/rules.py fixes all other criteria."""
 
-    settle_s: float = 60.0
-    slices_min: int = 12
+    settle_s: Seconds = 60.0
+    slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
     lossy: bool = False
-
-    def __post_init__(self) -> None:
-        _between("ingest.settle_s", self.settle_s, 0, 86_400)
-        _between("ingest.slices_min", self.slices_min, 3, 100)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the trainer may use."""
+    """Resources of the trainer."""
 
-    threads: int = 0  # 0: as many as there are cores
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0  # 0: as many as there are cores
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: int = 1
-    validation_fraction: float = 0.2
-    cache_max_gib: float = 50.0
-
-    def __post_init__(self) -> None:
-        _between("training.threads", self.threads, 0, 1024)
-        _between("training.processes", self.processes, 1, 16)
-        _between("training.validation_fraction", self.validation_fraction, 0.05, 0.5)
-        _between("training.cache_max_gib", self.cache_max_gib, 0.1, 100_000)
+    processes: Annotated[int, Meta(ge=1, le=16)] = 1
+    validation_fraction: Annotated[float, Meta(ge=0.05, le=0.5)] = 0.2
+    cache_max_gib: Annotated[float, Meta(ge=0.1, le=100_000)] = 50.0
 
     @property
     def cache_max_bytes(self) -> int:
+        """`cache_max_gib` in bytes."""
         return int(self.cache_max_gib * (1 << 30))
 
 
@@ -131,58 +118,54 @@ class TrainingSettings:
 class IdleSettings:
     """When the trainer may train. Shares are 0..1; 1 switches that gate off, as 0 does for idle times and GiB."""
 
-    foreign_cpu_max: float = 0.25
-    memory_pressure_max: float = 0.1
-    io_pressure_max: float = 0.5
-    memory_free_min_gib: float = 1.0
-    disk_free_min_gib: float = 2.0
-    temperature_max_c: float = 90.0
-    user_idle_min_s: float = 300.0
-    remote_idle_min_s: float = 300.0
+    foreign_cpu_max: Share = 0.25
+    memory_pressure_max: Share = 0.1
+    io_pressure_max: Share = 0.5
+    memory_free_min_gib: Gibibytes = 1.0
+    disk_free_min_gib: Gibibytes = 2.0
+    temperature_max_c: Annotated[float, Meta(ge=30, le=150)] = 90.0
+    user_idle_min_s: Seconds = 300.0
+    remote_idle_min_s: Seconds = 300.0
     gpu_others: Literal["compute", "any", "ignore"] = "compute"
     battery: Literal["pause", "ignore"] = "pause"
     exclusive_programs: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
     blackout: tuple[str, ...] = ()
-    start_delay_s: float = 60.0
-    calm_s: float = 600.0
-    release_s: float = 120.0
+    start_delay_s: Seconds = 60.0
+    calm_s: Seconds = 600.0
+    release_s: Seconds = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("foreign_cpu_max", "memory_pressure_max", "io_pressure_max"):
-            _between(f"idle.{name}", getattr(self, name), 0, 1)
-        for name in ("user_idle_min_s", "remote_idle_min_s", "start_delay_s", "calm_s", "release_s"):
-            _between(f"idle.{name}", getattr(self, name), 0, 86_400)
-        for name in ("memory_free_min_gib", "disk_free_min_gib"):
-            _between(f"idle.{name}", getattr(self, name), 0, 100_000)
-        _between("idle.temperature_max_c", self.temperature_max_c, 30, 150)
-        for window in self.windows:
-            _window("idle.windows", window)
+        """Check windows and days."""
+        _check_windows("idle.windows", self.windows)
         for text in self.blackout:
-            _require(_is_days(text), f"idle.blackout holds days, 2026-12-24..2027-01-01, got {text!r}")
+            try:
+                parse_days(text)
+            except WindowRefused as error:
+                raise ConfigRefused(f"site.toml: idle.blackout: {error}") from error
 
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How the agent paces itself."""
+    """How often the agent polls, and after which silence it acts."""
 
-    poll_min_s: float = 0.2
-    poll_max_s: float = 600.0
-    trainer_silent_s: float = 180.0
-    stall_s: float = 60.0
-    payloads_mib: int = 256
+    poll_min_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.2
+    poll_max_s: Seconds = 600.0
+    trainer_silent_s: Annotated[float, Meta(ge=5, le=86_400)] = 180.0
+    stall_s: Annotated[float, Meta(ge=5, le=3_600)] = 60.0
+    payloads_mib: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
 
     def __post_init__(self) -> None:
-        _between("agent.poll_min_s", self.poll_min_s, 0.01, 60)
-        _between("agent.poll_max_s", self.poll_max_s, self.poll_min_s, 86_400)
-        _between("agent.trainer_silent_s", self.trainer_silent_s, 5, 86_400)
-        _between("agent.stall_s", self.stall_s, 5, 3_600)
-        _between("agent.payloads_mib", self.payloads_mib, 0, 1_000_000)
+        """Check the two bounds of a pause against each other."""
+        _require(
+            self.poll_min_s <= self.poll_max_s,
+            f"agent.poll_max_s is at least agent.poll_min_s = {self.poll_min_s:g}, got {self.poll_max_s:g}",
+        )
 
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """A whole site.toml."""
+    """All of site.toml."""
 
     name: str
     aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
@@ -195,102 +178,148 @@ class SiteSettings:
 
     @property
     def is_example(self) -> bool:
-        """Nobody has edited the site.toml that the package installs."""
+        """Whether this is still the site.toml that the package installs."""
         return self.name == _EXAMPLE_NAME
 
     def __post_init__(self) -> None:
+        """Check the name, and bounds that span two sections."""
         _require(
             is_site_name(self.name),
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
-        piece_kib = SLOW_PIECE_BYTES // 1024  # no larger one leaves or comes at such a pace
-        chunk_s = piece_kib / (self.policy.bandwidth_kib_s or math.inf)
+        # A piece is handed over whole: at a lower bandwidth each would look like a stalled transfer, without end.
+        piece_kib, bandwidth_kib_s = SLOW_PIECE_BYTES // 1024, self.policy.bandwidth_kib_s
         _require(
-            chunk_s <= self.agent.stall_s / 2,
-            f"policy.bandwidth_kib_s = {self.policy.bandwidth_kib_s} moves a piece of {piece_kib} KiB in "
-            f"{chunk_s:.0f} s, and agent.stall_s gives up on it; raise either until a piece takes half of stall_s at "
-            "most",
+            bandwidth_kib_s == 0 or piece_kib / bandwidth_kib_s <= self.agent.stall_s / 2,
+            f"policy.bandwidth_kib_s = {bandwidth_kib_s} moves a piece of {piece_kib} KiB in "
+            f"{piece_kib / max(1, bandwidth_kib_s):.0f} s, and agent.stall_s gives up on it; raise either until a "
+            "piece takes half of stall_s at most",
         )
 
 
 def load(path: Path) -> SiteSettings:
-    """Reads and checks a site.toml."""
+    """Read and check a site.toml.
+
+    Raises:
+        ConfigRefused: the file cannot be read or used.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigRefused(f"{path} cannot be read ({error.strerror}); give the file with --config") from error
+    except UnicodeDecodeError:
+        raise ConfigRefused(f"{path} is not UTF-8; save it as UTF-8") from None
     return parse(text, path.parent)
 
 
 def parse(text: str, base: Path) -> SiteSettings:
-    """Checks the text of a site.toml; `base` is the folder its relative paths start from."""
+    """Read and check the text of a site.toml.
+
+    Args:
+        text: TOML.
+        base: the folder that relative paths start from.
+
+    Raises:
+        ConfigRefused: the text cannot be used. The message names the key, what was expected and what was there.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigRefused(f"site.toml is not TOML: {error}") from error
-    return _section(SiteSettings, table, "", base)
-
-
-def _section(cls: type[_T], table: Mapping[str, Any], prefix: str, base: Path) -> _T:
-    hints = get_type_hints(cls)
-    _refuse_unknown(table, list(hints), prefix)
-    values = {}
-    for key in fields(cls):  # type: ignore[arg-type]  # only the dataclasses above are passed
-        if key.name in table:
-            values[key.name] = _value(hints[key.name], table[key.name], prefix + key.name, base)
-        elif key.default is MISSING and key.default_factory is MISSING:
-            raise ConfigRefused(f"site.toml: {prefix}{key.name} is missing; deploy/site.toml shows every key")
-    return cls(**values)
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: list[str], prefix: str) -> None:
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ConfigRefused(f"site.toml: {prefix}{key} is unknown; nearest is {prefix}{near[0]}")
-
-
-def _value(kind: Any, value: Any, name: str, base: Path) -> Any:
-    if get_origin(kind) is Literal:
-        _require(value in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}, got {value!r}")
-        return value
-    if get_origin(kind) is tuple:
-        _require(isinstance(value, list), f"{name} is a list, got {value!r}")
-        return tuple(_value(get_args(kind)[0], item, name, base) for item in value)
-    if kind is Path:
-        _require(isinstance(value, str), f"{name} is a path, got {value!r}")
-        return base / value
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in (str, int, float, bool):
-        _require(type(value) is kind, f"{name} is {_WORDS[kind]}, got {value!r}")
-        return value
-    _require(isinstance(value, dict), f"{name} is a table, [{name}]")
-    return _section(kind, value, f"{name}.", base)
-
-
-def _window(name: str, text: str) -> None:
+    # Before the check of keys and values, which know only the present spelling.
+    _translate_old_spellings(table)
+    # A mistyped key would otherwise keep its default silently, such as a limit that the hospital believes to be set.
+    _refuse_unknown_keys(SiteSettings, table, "")
+    if "name" not in table:
+        raise ConfigRefused("site.toml: name is missing; deploy/site.toml shows every key")
     try:
-        parse_window(text)
-    except WindowRefused as error:
-        raise ConfigRefused(f"site.toml: {name}: {error}") from error
+        return msgspec.convert(table, SiteSettings, dec_hook=lambda kind, value: base / value)  # only paths need it
+    except msgspec.ValidationError as error:
+        raise _refusal(error, table) from None  # msgspec's own message may repeat a password
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
-    _require(low <= value <= high, f"{name} is from {low} to {high}, got {value}")
+def _translate_old_spellings(table: dict[str, Any]) -> None:
+    """Read names of metrics in upper case, as version 0.1.0 wrote them, with one warning."""
+    policy = table.get("policy")
+    metrics = policy.get("metrics") if isinstance(policy, dict) else None
+    old = {metric.name: metric.value for metric in Metric}
+    if not isinstance(metrics, list) or not any(isinstance(name, str) and name in old for name in metrics):
+        return
+    policy["metrics"] = [old.get(name, name) if isinstance(name, str) else name for name in metrics]  # type: ignore[index]  # a dict, or `metrics` would be None
+    _log.warning("old spelling read", key="policy.metrics", fix="write the metrics in lower case, as in plan.toml")
+
+
+def _refuse_unknown_keys(kind: type, table: dict[str, Any], prefix: str) -> None:
+    """Refuse a key that `kind` does not have; msgspec would ignore it."""
+    sections = get_type_hints(kind)
+    for key, value in table.items():
+        if key not in sections:
+            nearest = difflib.get_close_matches(key, sections, n=1, cutoff=0.0)[0]
+            raise ConfigRefused(f"site.toml: {prefix}{key} is unknown; nearest is {prefix}{nearest}")
+        if not prefix and isinstance(value, dict) and key != "name":
+            _refuse_unknown_keys(sections[key], value, f"{key}.")
+
+
+def _refusal(error: msgspec.ValidationError, table: dict[str, Any]) -> ConfigRefused:
+    """Return the sentence about a value of the wrong type or out of range."""
+    path = re.search(r"`\$\.([a-z_.]+)", str(error))
+    # Every key of the settings is lower case, and the top of a TOML document is a table: the error is below it.
+    assert path is not None
+    kind: Any = SiteSettings
+    value: Any = table
+    is_secret = False
+    for name in path[1].split("."):
+        is_secret = next(not item.repr for item in fields(kind) if item.name == name)
+        kind, value = get_type_hints(kind, include_extras=True)[name], value[name]
+    if is_dataclass(kind):  # what stands in its place may hold the proxy's password: it is not repeated
+        return ConfigRefused(f"site.toml: {path[1]} is a table, [{path[1]}]")
+    got = "" if is_secret else f", got {value!r}"
+    return ConfigRefused(f"site.toml: {path[1]} is {_expected(inspect.type_info(kind))}{got}")
+
+
+def _expected(info: inspect.Type) -> str:
+    """Return the expectation of a type, in words for a person."""
+    match info:
+        case inspect.IntType():
+            return f"a whole number from {info.ge} to {info.le}"
+        case inspect.FloatType():
+            return f"a number from {info.ge:g} to {info.le:g}"
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(str, info.values))}"
+        case inspect.EnumType():
+            return f"one of {', '.join(info.cls)}"
+        case inspect.VarTupleType():
+            return f"a list, each item {_expected(info.item_type)}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.CustomType():
+            return "a path"
+    return "text"
+
+
+def _check_proxy(proxy: str) -> None:
+    """Refuse a proxy that gRPC would ignore. No message repeats it: it may hold a password."""
+    try:
+        parts = urlsplit(proxy)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigRefused("site.toml: aggregator.proxy is http://[user:password@]host:port") from None
+    # gRPC ignores an https:// proxy silently and dials directly.
+    _require(parts.scheme == "http", "aggregator.proxy begins with http:// (https:// proxies do not work)")
+    _require(bool(host and port), "aggregator.proxy is http://[user:password@]host:port")
+
+
+def _check_windows(key: str, windows: tuple[str, ...]) -> None:
+    for text in windows:
+        try:
+            parse_window(text)
+        except WindowRefused as error:
+            raise ConfigRefused(f"site.toml: {key}: {error}") from error
 
 
 def _is_host_port(value: str) -> bool:
     host, _, port = value.rpartition(":")
     return bool(re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", host)) and port.isdigit() and 0 < int(port) < 65536
-
-
-def _is_days(text: str) -> bool:
-    first, dots, last = text.partition("..")
-    try:
-        return date.fromisoformat(first) <= date.fromisoformat(last if dots else first)
-    except ValueError:
-        return False
 
 
 def _require(holds: bool, sentence: str) -> None:

@@ -1,36 +1,41 @@
-"""What can go wrong at a site.
+"""All errors of a site.
 
 SiteError
-├── ConfigRefused      site.toml is not what it has to be; the start stops
-├── InUse              another process has what one alone may have; it may let go of it (retryable)
-├── SpoolRefused       a record in the spool is not what its schema says
-├── IdentityRefused    keys, certificates or a roster that must not be used
-├── LinkError
-│   ├── Unreachable    no answer; trying again later may help (retryable)
-│   │   └── ProxyRefused   the proxy answered CONNECT with something else than 200; carries its status
-│   └── Refused        the aggregator said no, and will say no again
-├── EgressRefused      the guard did not let a message leave
-├── LedgerBroken       the egress ledger's chain does not verify; nothing leaves until a person has looked
-├── StepRefused        the aggregator asked for something this site must not do
-├── ModelMismatch      a model does not have the digest it was announced with
-├── UnknownArchitecture         the plan names a network this version does not have
-├── WeightsRefused     a file of published weights is not that of the architecture, or would run code
-├── CheckpointRefused  a checkpoint is broken, or of another round, model, data set or configuration
-├── RanksApart         the processes of one training are not at the same place; it has to be started anew
-├── TrainingFailed     the training diverged, or a job could not be done
-├── EvaluationRefused  a model, a split or answers that cannot be judged as they are
-└── IngestError        the export, its labels or the catalog cannot be used as they are
-    ├── SeriesUnreadable   a series that was ready is no longer what it was; carries the reason's code
-    ├── LabelsRefused      a label file that cannot be understood without guessing
-    └── DatasetGone        the dataset a round is pinned to is no longer kept
+├── ConfigRefused          site.toml is not as deploy/site.toml describes it; the start stops
+├── InUse                  another process holds the state folder or the ledger, and may end (retryable)
+├── SpoolRefused           a record in the spool does not follow its schema
+├── StateRefused           a small file of the state folder is damaged
+├── IdentityRefused        a key, certificate or roster is missing or must not be trusted
+├── LinkError              a call to the aggregator did not succeed
+│   ├── Unreachable        no answer; a later try may succeed (retryable)
+│   │   └── ProxyRefused   the proxy answered CONNECT with another status than 200; carries that status
+│   └── Refused            the aggregator refused the call, and will refuse it again; carries the gRPC status
+├── EgressRefused          the guard did not let a message leave
+├── LedgerBroken           the egress ledger's chain does not verify; carries the first bad entry
+├── StepRefused            the aggregator asked for a step that this site must not take
+├── ModelMismatch          a model does not have the announced digest
+├── UnknownArchitecture    the plan names a network that this version does not have
+├── WeightsRefused         a file of published weights is not that of the architecture, or would run code
+├── CheckpointRefused      a checkpoint is broken, or of another round, model, dataset or configuration
+├── RanksApart             the processes of one training have diverged; it has to start again
+├── TrainingFailed         the training diverged, or a job could not be done
+├── EvaluationRefused      a model, a split or a set of answers cannot be evaluated as it is
+├── IngestError            the export, its labels or the catalog cannot be used as they are
+│   ├── SeriesUnreadable   a series that was ready has changed; carries the reason's code
+│   ├── LabelsRefused      a label file cannot be understood without guessing
+│   └── DatasetGone        the dataset of a round is no longer kept
+└── PhantomRefused         a synthetic dataset that cannot be made
 
-Every message says what was expected, what was there, and what to do. No message carries a patient's value, a value out
-of a DICOM header, or the path of an image.
+Every message says what was expected, what was there, and what to do. No message holds a patient's value, a value of a
+DICOM header, or the path of an image.
+
+`bus.BusError` and `windows.WindowRefused` are no part of the tree: their callers turn each into a signal that is
+unknown, or into ConfigRefused.
 """
 
 
 class SiteError(Exception):
-    """The root. `retryable`: the same call may succeed later without anybody changing anything."""
+    """The root. `retryable`: the same call may succeed later although no person changed anything."""
 
     retryable = False
 
@@ -40,13 +45,17 @@ class ConfigRefused(SiteError):
 
 
 class InUse(SiteError):
-    """A state folder or the egress ledger belongs to another process for as long as that runs."""
+    """Another process holds a state folder or the egress ledger for as long as it runs."""
 
     retryable = True
 
 
 class SpoolRefused(SiteError):
     """A record in the spool does not follow its schema, or its bytes do not have the digest it names."""
+
+
+class StateRefused(SiteError):
+    """A small file of the state folder is damaged, or was written by a newer version."""
 
 
 class IdentityRefused(SiteError):
@@ -64,7 +73,7 @@ class Unreachable(LinkError):
 
 
 class ProxyRefused(Unreachable):
-    """The proxy did not open a way. `status` is its HTTP status, 0 when it gave none."""
+    """The proxy refused CONNECT. `status` is its HTTP status, 0 when it gave none."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -72,7 +81,7 @@ class ProxyRefused(Unreachable):
 
 
 class Refused(LinkError):
-    """The aggregator refused the call, and the same call will be refused again. `code` is the gRPC status name."""
+    """The aggregator refused the call, and will refuse it again. `code` is the gRPC status name."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -84,7 +93,7 @@ class EgressRefused(SiteError):
 
 
 class LedgerBroken(SiteError):
-    """An entry of the egress ledger was changed, removed or reordered. `seq` is the first that does not verify."""
+    """An entry of the egress ledger was changed, removed or reordered. `seq` is the first bad entry."""
 
     def __init__(self, message: str, seq: int) -> None:
         super().__init__(message)
@@ -92,7 +101,7 @@ class LedgerBroken(SiteError):
 
 
 class StepRefused(SiteError):
-    """The aggregator asked for something that would break what this site promises to its patients."""
+    """The aggregator asked for a step that would break a promise of this site to its patients."""
 
 
 class ModelMismatch(SiteError):
@@ -100,7 +109,7 @@ class ModelMismatch(SiteError):
 
 
 class UnknownArchitecture(SiteError):
-    """The plan names a network this version does not have."""
+    """The plan names a network that this version does not have."""
 
 
 class WeightsRefused(SiteError):
@@ -108,11 +117,11 @@ class WeightsRefused(SiteError):
 
 
 class CheckpointRefused(SiteError):
-    """A checkpoint cannot be read, or belongs to another round, base model, data set or configuration."""
+    """A checkpoint cannot be read, or belongs to another round, base model, dataset or configuration."""
 
 
 class RanksApart(SiteError):
-    """One of several processes that train together has failed, or is elsewhere than the others."""
+    """One of several processes that train together has failed, or has other weights than the rest."""
 
 
 class TrainingFailed(SiteError):
@@ -120,7 +129,7 @@ class TrainingFailed(SiteError):
 
 
 class EvaluationRefused(SiteError):
-    """A model, a split of patients, or a set of answers and labels cannot be judged as it is."""
+    """A model, a split of patients, or a set of answers and labels cannot be evaluated as it is."""
 
 
 class IngestError(SiteError):
@@ -128,7 +137,7 @@ class IngestError(SiteError):
 
 
 class SeriesUnreadable(IngestError):
-    """A series that the catalog found ready changed or cannot be decoded. `code` is a name of ingest's Reason."""
+    """A series that was ready in the catalog has changed or cannot be decoded. `code` is a name of ingest's Reason."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -140,8 +149,8 @@ class LabelsRefused(IngestError):
 
 
 class DatasetGone(IngestError):
-    """The dataset that a round was pinned to is no longer kept; the round has to be declined."""
+    """The dataset that a round began with is no longer kept; the round has to be declined."""
 
 
 class PhantomRefused(SiteError):
-    """A synthetic set was asked for that cannot be made, or a folder to write it to that is not empty."""
+    """A synthetic dataset cannot be made as asked for, or its folder is not empty."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
-    """Writes a file inside a folder nobody reads yet, durably; `mode` whatever the umask says."""
+    """Write a file inside a folder that no process reads yet, durably, with `mode` whatever the umask is."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:
+        # Owner and mode before the first byte: no moment in which another user could read it.
         belongs_with_its_folder(handle, path)
         os.fchmod(handle, mode)
         file.write(data)
@@ -18,7 +19,7 @@ def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces a file so that a crash at any moment leaves either the old bytes or the new ones, durably."""
+    """Replace a file, durably; a crash at any moment leaves either the old bytes or the new ones."""
     draft = path.with_name(f".{path.name}.new")
     write_file(draft, data, mode)
     draft.rename(path)
@@ -26,24 +27,33 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -> None:
-    """Appends all of it or nothing: half of `what` in the middle of a file would spoil everything after it.
+    """Append all parts or nothing: half a record in the middle of a file would spoil every record after it.
 
-    Errors: OSError when the disk is full or, `durably`, does not keep it; the file is then as long as it was.
+    Args:
+        handle: of a file open for appending.
+        what: the record's noun, for the message.
+        parts: the record's bytes, in order.
+        durably: whether to sync.
+
+    Raises:
+        OSError: the disk is full, or could not sync. The file is then as long as before.
     """
     before, size_bytes = os.fstat(handle).st_size, sum(map(len, parts))
     try:
+        # One call for all parts: two writes could leave the first one alone in the file.
         written = os.writev(handle, parts)
         if written != size_bytes:
             raise OSError(f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?")
         if durably:
             os.fsync(handle)
     except OSError:
+        # Also what writev has written in part: the next record must begin where this one would have.
         os.ftruncate(handle, before)
         raise
 
 
 def refresh_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces a file that is written anew all the time: no reader finds half of it, but a power cut may empty it."""
+    """Replace a file that is written again and again: a reader never sees half of it, but a power cut may empty it."""
     draft = path.with_name(f".{path.name}.new")
     draft.write_bytes(data)
     belongs_with_its_folder(draft, path)
@@ -52,11 +62,12 @@ def refresh_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def lend_file(source: Path, target: Path, mode: int) -> None:
-    """A second name for a durable file that nobody writes to any more, or a copy where there can be none.
+    """Give a durable file, which no process writes any more, a second name; or copy it where a link is impossible.
 
-    The mode is the file's: it holds for the first name too.
+    The mode belongs to the file: it holds for the first name too.
     """
     try:
+        # A link costs no space and no copy of hundreds of MB.
         target.hardlink_to(source)
     except OSError:  # another file system, or another mount of the same one
         copy_file(source, target, mode)
@@ -65,7 +76,7 @@ def lend_file(source: Path, target: Path, mode: int) -> None:
 
 
 def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
-    """Copies into a new file, durably."""
+    """Copy into a new file, durably."""
     with source.open("rb") as reader, target.open("xb") as writer:
         os.fchmod(writer.fileno(), mode)
         shutil.copyfileobj(reader, writer)
@@ -74,18 +85,19 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder that only its owner can enter, and what is missing above it. Nothing happens when it is there."""
+    """Make a folder that only its owner can enter, and its missing parents. Nothing happens when it exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The umask can only narrow 0700 further.
         path.mkdir(mode=0o700)
         belongs_with_its_folder(path, path)
     return path
 
 
 def belongs_with_its_folder(file: int | Path, path: Path) -> None:
-    """Gives what root has made at `path` to the owner of the folder it lies in.
+    """Give a file that root has made at `path` to the owner of its folder.
 
-    `join` and `plan approve` are typed by root, and what they write is read by the agent's own user.
+    Root types `join` and `plan approve`, and the agent's own user reads their files.
     """
     if os.geteuid() == 0:
         parent = path.parent.stat()
@@ -93,7 +105,7 @@ def belongs_with_its_folder(file: int | Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and removals inside a folder durable."""
+    """Make renames and removals inside a folder durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -102,11 +114,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if there is one. A folder first loses its name: no reader finds half of it."""
+    """Remove a file or folder, if there is one. A folder first loses its name: a reader never sees half of it."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
+    # A second crash between the rename and the removal leaves a dot name, which `sweep_drafts` removes.
     if not path.name.startswith("."):
+        # Renamed first, because rmtree takes many steps, and a reader could open the folder between two of them.
         doomed = path.with_name(f".{path.name}.gone")
         if doomed.exists():
             shutil.rmtree(doomed)
@@ -116,7 +130,7 @@ def remove(path: Path) -> None:
 
 
 class Building:
-    """A folder under a dot name that gets its real name when the block ends well; nothing stays when it does not."""
+    """A folder under a dot name. It gets its real name when the block ends, and is removed when the block raises."""
 
     def __init__(self, target: Path, mode: int = 0o700) -> None:
         self._target, self._mode = target, mode
@@ -132,18 +146,19 @@ class Building:
         if kind is not None:
             remove(self._draft)
             return
+        # The folder's entries, then its name, then the name's folder: any other order may name a half-written folder.
         sync_folder(self._draft)
         self._draft.rename(self._target)
         sync_folder(self._target.parent)
 
 
 def sweep_drafts(folder: Path) -> None:
-    """Removes what a crash left between building and renaming. Only for a folder with one writer."""
+    """Remove the drafts that a crash left before their rename. Only for a folder with one writer."""
     for leftover in folder.glob(".*"):
         remove(leftover)
 
 
 def sha256_of(path: Path) -> bytes:
-    """Digest of a file's bytes, read in pieces."""
+    """Return the SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

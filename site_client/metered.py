@@ -1,4 +1,4 @@
-"""Whether the way to the network costs by the byte, as NetworkManager knows it. Holds back transfers, not training."""
+"""Whether the network costs by the byte, as NetworkManager reports it. Holds back transfers, not training."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -13,15 +13,16 @@ _ASK_EVERY: Final = timedelta(seconds=15)
 
 
 def is_metered(bus: Bus) -> bool | None:
-    """None: nobody knows, NetworkManager does not run here or cannot tell."""
+    """Ask NetworkManager; None when it does not run here or cannot tell."""
     try:
         return _METERED.get(bus.get(_NETWORK, "/org/freedesktop/NetworkManager", _NETWORK, "Metered"))
+    # No NetworkManager is normal on servers; `metered_unknown` decides then.
     except BusError:
         return None
 
 
 class Meter:
-    """Whether the policy holds transfers back because of what they cost. Asks the bus at most every 15 s."""
+    """Applies the policy about links that cost by the byte. Asks the bus at most every 15 s."""
 
     def __init__(self, policy: PolicySettings, clock: Callable[[], datetime], ask: Callable[[], bool | None]) -> None:
         self._policy, self._clock, self._ask = policy, clock, ask
@@ -29,11 +30,11 @@ class Meter:
         self._answer: bool | None = None
 
     def holds_back(self) -> bool:
-        """UNKNOWN holds back only if `metered_unknown` says so."""
+        """Whether transfers have to wait. An unknown answer holds them back only if `metered_unknown` is "wait"."""
         if self._policy.metered == "ignore":
             return False
         now = self._clock()
-        # A clock that was set back asks again, too.
+        # The difference is negative after the clock was set back; then the bus is asked again, too.
         if self._asked_at is None or not timedelta(0) <= now - self._asked_at < _ASK_EVERY:
             self._answer, self._asked_at = self._ask(), now
         return self._policy.metered_unknown == "wait" if self._answer is None else self._answer

@@ -1,4 +1,4 @@
-"""`hemofed-site status`: what agent and trainer last said, and how old each value is."""
+"""`hemofed-site status`: the newest values of agent and trainer, and the age of each."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Value: TypeAlias = "str | int | float | list[str] | None"
 
 @dataclass(frozen=True)
 class Fact:
-    """One value and its age. `age_s` None: never said."""
+    """One value and its age. `age_s` None: there was none yet."""
 
     name: str
     value: Value
@@ -23,43 +23,50 @@ class Fact:
 
 
 def gather(settings: SiteSettings, now: datetime | None = None) -> list[Fact]:
-    """Everything, in the order a person asks for it."""
+    """Gather every value, in the order of a person's questions.
+
+    Raises:
+        StateRefused: a status file is damaged.
+        SpoolRefused: the trainer's status does not follow its schema.
+    """
     now = now or datetime.now(UTC)
     if settings.is_example:
         return [Fact("state", NOT_CONFIGURED, None)]
-    dry = [Fact("dry_run", "yes: nothing that was trained leaves (policy.dry_run)", 0.0)]
-    return [*(dry if settings.policy.dry_run else []), *_of_agent(settings, now), *_of_trainer(settings, now)]
+    facts = [*_of_agent(settings, now), *_of_trainer(settings, now)]
+    if settings.policy.dry_run:
+        facts.insert(0, Fact("dry_run", "yes: no update leaves (policy.dry_run)", 0.0))
+    return facts
 
 
 def render_json(facts: list[Fact]) -> str:
-    """{name: {"value": ..., "age_s": ...}}"""
+    """Return {name: {"value": ..., "age_s": ...}, ...}."""
     return json.dumps({fact.name: {"value": fact.value, "age_s": fact.age_s} for fact in facts}, indent=2)
 
 
 def render_text(facts: list[Fact]) -> str:
-    """A line a fact."""
+    """Return one line for each value."""
     return "\n".join(f"{fact.name:<22}{_words(fact.value):<44}{_age(fact.age_s)}" for fact in facts)
 
 
 def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
-    view = read_status(settings.folders.agent)
-    if view is None:
+    status = read_status(settings.folders.agent)
+    if status is None:
         return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
-    age_s = (now - view.written_at).total_seconds()
-    days_left = round((view.certificate_expires_at - now).total_seconds() / 86_400, 1)
-    contact_s = None if view.last_contact_at is None else (now - view.last_contact_at).total_seconds()
+    age_s = (now - status.written_at).total_seconds()
+    days_left = round((status.certificate_expires_at - now).total_seconds() / 86_400, 1)
+    contact_s = None if status.last_contact_at is None else (now - status.last_contact_at).total_seconds()
     return [
-        Fact("state", view.state, age_s),
-        Fact("reasons", list(view.reasons), age_s),
-        Fact("run", view.run_id, age_s),
-        Fact("round", view.round, age_s),
-        Fact("model_digest", view.model_digest, age_s),
-        Fact("roster_epoch", view.roster_epoch, age_s),
-        Fact("roster", list(view.roster), age_s),
+        Fact("state", status.state, age_s),
+        Fact("reasons", list(status.reasons), age_s),
+        Fact("run", status.run_id, age_s),
+        Fact("round", status.round, age_s),
+        Fact("model_digest", status.model_digest, age_s),
+        Fact("roster_epoch", status.roster_epoch, age_s),
+        Fact("roster", list(status.roster), age_s),
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
-        Fact("last_error", view.last_error or None, age_s),
-        Fact("ledger_entries", view.ledger_entries, age_s),
+        Fact("last_error", status.last_error or None, age_s),
+        Fact("ledger_entries", status.ledger_entries, age_s),
     ]
 
 
@@ -82,9 +89,10 @@ def _of_trainer(settings: SiteSettings, now: datetime) -> list[Fact]:
 
 
 def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
-    """Why training is not running, in words. Only for who may read the trainer's folder."""
+    """Return the reasons why training is paused, in words, for users who may read the trainer's folder."""
     try:
         record = read_record(settings.folders.trainer)
+    # The trainer's folder is closed to all but its user; the other facts are shown all the same.
     except PermissionError:
         return []
     if record is None:

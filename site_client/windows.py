@@ -1,12 +1,10 @@
-"""Time windows in systemd's calendar syntax: "Mon..Fri 19:00 for 12h", "Sat,Sun for 1d", "*-12-24..31 for 1d".
+"""Time windows, such as "Mon..Fri 19:00 for 12h" or "Sat,Sun for 1d", and days without training.
 
-A window is a calendar expression (systemd.time(7), *Calendar Events*) that says when it opens, the word `for`, and how
-long it stays open. Understood: weekdays (names, lists, `..` ranges), dates and times of numbers, `*`, lists, `..`
-ranges and `/` steps, and the shorthands `hourly daily weekly monthly quarterly semiannually yearly`. Refused with one
-sentence: time zones (local time holds), `~` (days from the end of a month), and fractions of seconds.
+A window is `[<weekdays>] [<HH:MM>] for <length>`: weekdays as a list of names and `..` ranges, every day without them;
+midnight without a time. The grammar is a part of systemd's calendar events (systemd.time(7)), and means the same.
 
-Pure: `now` is passed in, aware, in the zone whose wall clock counts. An opening that falls into the hour a change to
-summer time leaves out opens an hour later.
+The functions are pure: `now` is a parameter, aware, in the zone whose wall clock counts. When summer time skips the
+hour in which a window begins, the window begins one hour later.
 """
 
 import re
@@ -14,150 +12,116 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
-_DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_SHORTHANDS: Final = {
-    "hourly": "*-*-* *:00:00",
-    "daily": "*-*-* 00:00:00",
-    "weekly": "Mon *-*-* 00:00:00",
-    "monthly": "*-*-01 00:00:00",
-    "quarterly": "*-01,04,07,10-01 00:00:00",
-    "semiannually": "*-01,07-01 00:00:00",
-    "yearly": "*-01-01 00:00:00",
-    "annually": "*-01-01 00:00:00",
-}
+_WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _UNITS_S: Final = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "d": 86_400, "w": 604_800}
 _LONGEST: Final = timedelta(days=31)
+_EXAMPLES: Final = 'write it like "Mon..Fri 19:00 for 12h", "Sat,Sun for 1d" or "22:30 for 8h"'
 
 
 class WindowRefused(ValueError):
-    """A window that is not understood; the message is one sentence."""
+    """A window or a range of days that is not understood. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """When it opens (every field a set of allowed numbers; `years` None: every year) and for how long."""
+    """A daily time of opening on some weekdays, and the time for which the window stays open."""
 
-    text: str
     weekdays: frozenset[int]  # 0 Monday .. 6 Sunday
-    years: frozenset[int] | None
-    months: frozenset[int]
-    days: frozenset[int]
-    hours: tuple[int, ...]  # ascending, as are the next two
-    minutes: tuple[int, ...]
-    seconds: tuple[int, ...]
+    begins: time
     length: timedelta
 
     def contains(self, now: datetime) -> bool:
-        opened = self.last_start(now)
-        return opened is not None and now.astimezone(UTC) - opened.astimezone(UTC) < self.length
+        """Whether the window is open at `now`."""
+        started = self.last_start(now)
+        # Subtracted in UTC: a night with a change of the clocks is an hour longer or shorter on the wall.
+        return started is not None and now.astimezone(UTC) - started.astimezone(UTC) < self.length
 
     def last_start(self, now: datetime) -> datetime | None:
-        """The newest opening at or before `now` that `length` may still reach from; None without one."""
-        for back in range(self.length.days + 2):
-            day = now.date() - timedelta(days=back)
-            latest = now.time().replace(microsecond=0) if back == 0 else time(23, 59, 59)
-            moment = self._latest(latest)
-            if self._starts_on(day) and moment is not None:
-                return datetime.combine(day, moment, now.tzinfo)
-        return None
-
-    def _starts_on(self, day: date) -> bool:
-        in_year = self.years is None or day.year in self.years
-        return in_year and day.month in self.months and day.day in self.days and day.weekday() in self.weekdays
-
-    def _latest(self, limit: time) -> time | None:
-        """The latest opening time of a day that is not after `limit`."""
-        for hour in reversed(self.hours):
-            for minute in reversed(self.minutes):
-                if (hour, minute) > (limit.hour, limit.minute):
-                    continue
-                for second in reversed(self.seconds):
-                    if (moment := time(hour, minute, second)) <= limit:
-                        return moment
+        """Return the newest start at or before `now` from which `length` may still reach it, or None."""
+        # Two more than whole days: the window may have begun yesterday, and a day of 25 hours may separate the two.
+        for days_back in range(self.length.days + 2):
+            day = now.date() - timedelta(days=days_back)
+            has_begun = days_back > 0 or self.begins <= now.time()
+            if has_begun and day.weekday() in self.weekdays:
+                return datetime.combine(day, self.begins, now.tzinfo)
         return None
 
 
 def parse_window(text: str) -> Window:
-    """Reads one window. Errors: WindowRefused."""
-    expression, found, length = text.partition(" for ")
-    if not found:
-        raise WindowRefused(
-            f'expected "<when it opens> for <how long>", such as "Mon..Fri 19:00 for 12h", got {text!r}'
-        )
-    words = _SHORTHANDS.get(expression.strip().lower(), expression).split()
-    weekdays = _weekdays(words.pop(0), text) if words and words[0][:1].isalpha() else frozenset(range(7))
-    day = words.pop(0) if words and ":" not in words[0] else "*-*-*"
-    clock = words.pop(0) if words and ":" in words[0] else "00:00:00"
+    """Read one window.
+
+    Raises:
+        WindowRefused: `text` is not of the form that the module's docstring shows.
+    """
+    start, separator, length = text.partition(" for ")
+    words = start.split()
+    if not separator:
+        raise WindowRefused(f'expected "<weekdays> <HH:MM> for <length>", got {text!r}; {_EXAMPLES}')
+    weekdays = frozenset(range(7))
+    if words and words[0][0].isalpha():
+        weekdays = _weekdays(words.pop(0), text)
+    begins = time()
+    if words and ":" in words[0]:
+        begins = _time(words.pop(0), text)
     if words:
-        raise WindowRefused(f"expected weekdays, date, time, got also {words[0]!r} in {text!r}; local time holds")
-    years, months, days = _date(day, text)
-    hours, minutes, seconds = _time(clock, text)
-    return Window(text, weekdays, years, months, days, hours, minutes, seconds, _length(length, text))
+        raise WindowRefused(f"expected weekdays and a local time only, got also {words[0]!r} in {text!r}; {_EXAMPLES}")
+    return Window(weekdays, begins, _length(length, text))
+
+
+def parse_days(text: str) -> tuple[date, date]:
+    """Read a day, "2026-12-24", or a range, "2026-12-24..2027-01-01".
+
+    Returns:
+        The first and the last day.
+
+    Raises:
+        WindowRefused: `text` is neither, or the range ends before it begins.
+    """
+    first, dots, last = text.partition("..")
+    try:
+        days = date.fromisoformat(first), date.fromisoformat(last if dots else first)
+    except ValueError:
+        days = date.max, date.min
+    if days[0] > days[1]:
+        raise WindowRefused(f'expected days such as "2026-12-24..2027-01-01", got {text!r}')
+    return days
 
 
 def _weekdays(word: str, text: str) -> frozenset[int]:
-    found: set[int] = set()
+    weekdays: set[int] = set()
     for item in word.split(","):
         first, dots, last = item.partition("..")
         start = _weekday(first, text)
         end = _weekday(last, text) if dots else start
         if end < start:  # systemd refuses it too
             raise WindowRefused(f"expected weekdays from Mon to Sun in order, got {item!r} in {text!r}; write a list")
-        found |= set(range(start, end + 1))
-    return frozenset(found)
+        weekdays |= set(range(start, end + 1))
+    return frozenset(weekdays)
 
 
 def _weekday(name: str, text: str) -> int:
-    matches = [index for index, day in enumerate(_DAYS) if len(name) >= 3 and day.startswith(name.lower())]
+    matches = [number for number, day in enumerate(_WEEKDAYS) if len(name) >= 3 and day.startswith(name.lower())]
     if len(matches) != 1:
-        raise WindowRefused(f"expected a weekday such as Mon, got {name!r} in {text!r}")
+        raise WindowRefused(f"expected a weekday such as Mon, got {name!r} in {text!r}; {_EXAMPLES}")
     return matches[0]
 
 
-def _date(word: str, text: str) -> tuple[frozenset[int] | None, frozenset[int], frozenset[int]]:
-    parts = word.split("-")
-    if len(parts) == 2:
-        parts = ["*", *parts]
-    if len(parts) != 3:
-        raise WindowRefused(f"expected a date such as *-*-01 or 2026-12-24, got {word!r} in {text!r}")
-    years = None if parts[0] == "*" else frozenset(_numbers(parts[0], 1970, 2199, text))
-    return years, frozenset(_numbers(parts[1], 1, 12, text)), frozenset(_numbers(parts[2], 1, 31, text))
+def _time(word: str, text: str) -> time:
+    match = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})", word)
+    hour, minute = (int(match[1]), int(match[2])) if match else (24, 0)
+    if hour > 23 or minute > 59:
+        raise WindowRefused(f"expected a time from 00:00 to 23:59, got {word!r} in {text!r}; {_EXAMPLES}")
+    return time(hour, minute)
 
 
-def _time(word: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    parts = word.split(":")
-    if len(parts) == 2:
-        parts = [*parts, "00"]
-    if len(parts) != 3:
-        raise WindowRefused(f"expected a time such as 19:00, got {word!r} in {text!r}")
-    return _numbers(parts[0], 0, 23, text), _numbers(parts[1], 0, 59, text), _numbers(parts[2], 0, 59, text)
-
-
-def _numbers(part: str, low: int, high: int, text: str) -> tuple[int, ...]:
-    """Numbers a component allows: `*`, N, N..M, each with an optional /step, joined by commas."""
-    found: set[int] = set()
-    for item in part.split(","):
-        match = re.fullmatch(r"(\*|[0-9]{1,4})(?:\.\.([0-9]{1,4}))?(?:/([0-9]{1,4}))?", item)
-        if match is None or (match[1] == "*" and match[2]):
-            raise WindowRefused(f"expected *, a number, N..M or N/step, got {item!r} in {text!r}")
-        start = low if match[1] == "*" else int(match[1])
-        open_end = match[1] == "*" or match[3] is not None
-        end = int(match[2]) if match[2] else high if open_end else start
-        step = int(match[3] or 1)
-        if not low <= start <= end <= high or step == 0:
-            raise WindowRefused(f"expected numbers from {low} to {high}, got {item!r} in {text!r}")
-        found |= set(range(start, end + 1, step))
-    return tuple(sorted(found))
-
-
-def _length(text: str, whole: str) -> timedelta:
-    parts = re.findall(r"([0-9]+)\s*([a-z]+)\s*", text.strip())
-    if not parts or "".join(text.split()) != "".join(number + unit for number, unit in parts):
-        raise WindowRefused(f'expected a length such as 12h or "1h 30min", got {text!r} in {whole!r}')
-    unknown = [unit for _, unit in parts if unit not in _UNITS_S]
+def _length(length: str, text: str) -> timedelta:
+    pairs = re.findall(r"([0-9]{1,9})\s*([a-z]+)\s*", length.strip())
+    if not pairs or "".join(length.split()) != "".join(number + unit for number, unit in pairs):
+        raise WindowRefused(f'expected a length such as 12h or "1h 30min", got {length!r} in {text!r}')
+    unknown = [unit for _, unit in pairs if unit not in _UNITS_S]
     if unknown:
-        raise WindowRefused(f"expected the units s, min, h, d, w, got {unknown[0]!r} in {whole!r}")
-    length = timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
-    if not timedelta(0) < length <= _LONGEST:
-        raise WindowRefused(f"expected a length of up to {_LONGEST.days} days, got {text.strip()!r} in {whole!r}")
-    return length
+        raise WindowRefused(f"expected the units s, min, h, d, w, got {unknown[0]!r} in {text!r}")
+    total_s = sum(int(number) * _UNITS_S[unit] for number, unit in pairs)
+    if not 0 < total_s <= _LONGEST.total_seconds():
+        raise WindowRefused(f"expected a length of up to {_LONGEST.days} days, got {length.strip()!r} in {text!r}")
+    return timedelta(seconds=total_s)

@@ -35,6 +35,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "site_client": [
         "cli.py",
+        "commands",
         "prove benchmark foreground.py",
         "doctor inference",
         "status.py calibration agent/service.py agent/commands",
@@ -47,7 +48,7 @@ FLOORS: dict[str, list[str]] = {
         "ingest",
         "spool.py metered.py",
         "records.py config.py notify.py",
-        "windows.py files.py bus.py",
+        "windows.py files.py bus.py typed_json.py logging_setup.py",
         "errors.py",
     ],
     "proto/federation": [

@@ -1,4 +1,4 @@
-"""./deploy/demo: one aggregator, a few hospitals and a dashboard on this machine, from nothing to a trained model."""
+"""./deploy/demo: an aggregator, a few hospitals and a dashboard on this machine, from nothing to a trained model."""
 
 import contextlib
 import fcntl
@@ -24,10 +24,10 @@ from deploy.demonstration.progress import DemoProgress
 from site_client.agent.status_file import read_status
 from site_client.config import load
 
-MARKER = ".hemofed-demo"  # a folder with this file is the demo's own and may be emptied
-LISTENING_S = 60.0
-AGREEING_S = 60.0
-LOOK_S = 0.5
+MARKER = ".hemofed-demo"  # the demo empties a folder only if this file is in it
+LISTENING_S = 60.0  # seconds are usual; a busy machine takes longer
+AGREEING_S = 60.0  # sites learn of the last model at their next poll
+POLL_S = 0.5
 
 
 @click.command()
@@ -54,19 +54,22 @@ LOOK_S = 0.5
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures there.")
 def main(state: Path, **options: object) -> None:
-    """Bring up a federation on this machine, train it, and show what came of it.
+    """Bring up a federation on this machine, train it, and show the results.
 
     Exit status 0 only if the run completed and the last model beats the first on held-out patients.
     """
     federation = Federation(Options(state=state.absolute(), **options))  # type: ignore[arg-type]  # click checked them
-    _stop_when_told(federation)
+    _stop_at_signal(federation)
     try:
         _check_json_file(federation.options.json_file)
         federation.require_ports()
-        with _own_folder(federation.folder), _everything_stopped(federation):
-            good = _story(federation)
+        with _own_folder(federation.folder), _all_stopped_afterwards(federation):
+            success = _run(federation)
             if federation.options.keep:
-                _stay(federation)
+                click.echo("  staying up; Ctrl-C ends everything")
+                while True:
+                    _look_after(federation)
+                    time.sleep(1.0)
     except (StepFailed, BadDataFolder, RestartedTooOften) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:  # no room, no right to write, a folder that went away
@@ -74,23 +77,23 @@ def main(state: Path, **options: object) -> None:
     except KeyboardInterrupt:
         click.echo("\nstopping")
         sys.exit(130)
-    sys.exit(0 if good else 1)
+    sys.exit(0 if success else 1)
 
 
 def _check_json_file(path: Path | None) -> None:
-    """Before the minutes of work, not after them."""
+    """Refuses a file that cannot be written, before minutes of work and not after them."""
     if path is not None and not os.access(path.absolute().parent, os.W_OK):
         raise StepFailed(f"cannot write {path}; --json needs a folder that exists and may be written to")
 
 
-def _stop_when_told(federation: Federation) -> None:
-    """Ctrl-C or SIGTERM ends the demo wherever it is, and at its next look when Python lost the exception.
+def _stop_at_signal(federation: Federation) -> None:
+    """Makes Ctrl-C and SIGTERM end the demo wherever it is.
 
-    An exception raised while a finalizer runs is printed and dropped.
+    Python drops an exception that is raised while a finalizer runs. For that case `_look_after` asks `stopping`, too.
     """
 
     def stop(*_: object) -> None:
-        federation.stopping = True
+        federation.stopping = True  # first: it stays set where the exception is lost
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
@@ -98,31 +101,39 @@ def _stop_when_told(federation: Federation) -> None:
 
 
 @contextlib.contextmanager
-def _everything_stopped(federation: Federation) -> Iterator[None]:
-    """Afterwards no process of the demo's is left, however it ended and whoever presses Ctrl-C again."""
+def _all_stopped_afterwards(federation: Federation) -> Iterator[None]:
+    """Ends every process of the demo at the end of the block, however that came, also under a second Ctrl-C."""
     try:
         yield
     finally:
+        # A second Ctrl-C must not interrupt the ending: it would leave processes behind.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         federation.processes.stop_all()
 
 
 def _look_after(federation: Federation) -> list[str]:
-    """Restart what died. Raises KeyboardInterrupt when the demo was told to stop."""
+    """Restarts the children that died; gives their names.
+
+    Raises:
+        KeyboardInterrupt: the demo has to end.
+        RestartedTooOften: a child died again and again.
+    """
     if federation.stopping:
         raise KeyboardInterrupt
     return federation.processes.restart_the_dead()
 
 
-def _story(federation: Federation) -> bool:
+def _run(federation: Federation) -> bool:
+    """Does all steps in order; tells whether the run succeeded."""
     began = time.monotonic()
     options = federation.options
     click.echo(f"hemofed demo in {federation.folder}")
+    # Each step needs the ones before it: addresses and keys, then data, then a listening aggregator, then sites.
     federation.initialize()
     federation.make_initial_model()
-    what = "synthetic" if options.data is None else "the given"
-    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {what} CT studies")
+    kind = "synthetic" if options.data is None else "the given"
+    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {kind} CT studies")
     federation.provide_data()
     federation.start_aggregator()
     _await_listening(federation)
@@ -131,31 +142,35 @@ def _story(federation: Federation) -> bool:
         federation.start_site(hospital)
         click.echo(f"  {hospital.name} enrolled with a one-time token")
     federation.start_run()
-    _say_dashboard(federation)
+    _print_dashboard(federation)
     completed = _watch(federation)
-    outcome = results.collect(federation.hub(), _agreed_digests(federation) if completed else _site_digests(federation))
+    digests = _agreed_digests(federation) if completed else _site_digests(federation)
+    outcome = results.collect(federation.app(), digests)
     return _conclude(federation, outcome, time.monotonic() - began)
 
 
 def _watch(federation: Federation) -> bool:
-    """Show progress and restart what dies, until the run is over."""
-    progress = DemoProgress(federation.hub(), federation.sites)
+    """Shows progress and restarts dead children until the run is over; tells whether it completed."""
+    progress = DemoProgress(federation.app(), federation.sites)
+    # Only the database tells the end: the demo sees what a coordinator sees.
     while True:
         for name in _look_after(federation):
-            progress.say(f"  {name} had died and was restarted")
+            progress.print(f"  {name} had died and was restarted")
         progress.show()
-        with progress.hub.store.read() as session:
+        with progress.app.store.read() as session:
             run = run_rows.all_runs(session)[-1]
+        # Abandoned rounds pause a run, and a demo has no coordinator who resumes it.
         if run.state is RunState.PAUSED:
             raise StepFailed(f"the run was paused: {run.reason}; read {federation.processes.folder}")
         if run.state in (RunState.COMPLETED, RunState.ABORTED):
             return run.state is RunState.COMPLETED
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 def _conclude(federation: Federation, outcome: results.Results, seconds: float) -> bool:
+    """Prints the results and writes the JSON file; tells whether the run succeeded."""
     options = federation.options
-    click.echo("\nThe global model before and after each round, judged on patients no hospital trained on:\n")
+    click.echo("\nThe global model before and after each round, on patients that no hospital trained on:\n")
     click.echo(results.table(outcome) + "\n")
     click.echo(f"  model     {federation.export_model()}")
     click.echo(f"  digest    {outcome.model_digest}")
@@ -163,25 +178,23 @@ def _conclude(federation: Federation, outcome: results.Results, seconds: float) 
         click.echo(
             f"  {site:<9} {'computed the same' if digest == outcome.model_digest else f'holds {digest or None}'}"
         )
-    _say_dashboard(federation)
+    _print_dashboard(federation)
     click.echo(f"  took      {seconds:.0f} s")
     if options.json_file is not None:
         results.write_json(outcome, options.json_file)
-    good = outcome.completed and outcome.improved and outcome.agreed
-    if not good:
-        click.echo(f"  {_complaint(outcome)}; logs in {federation.processes.folder}", err=True)
-    return good
-
-
-def _complaint(outcome: results.Results) -> str:
+    if outcome.completed and outcome.agreed and outcome.improved:
+        return True
     if not outcome.completed:
-        return f"the run did not complete: {outcome.reason}"
-    if not outcome.agreed:
-        return "some site does not hold the aggregator's model"
-    return "the last model does not beat the first"
+        failure = f"the run did not complete: {outcome.reason}"
+    elif not outcome.agreed:
+        failure = "some site does not hold the aggregator's model"
+    else:
+        failure = "the last model does not beat the first"
+    click.echo(f"  {failure}; logs in {federation.processes.folder}", err=True)
+    return False
 
 
-def _say_dashboard(federation: Federation) -> None:
+def _print_dashboard(federation: Federation) -> None:
     click.echo(f"  dashboard {federation.dashboard_url}  ({ADMINISTRATOR} / {federation.password})")
 
 
@@ -192,7 +205,7 @@ def _await_listening(federation: Federation) -> None:
             if time.monotonic() > deadline:
                 raise StepFailed(f"the aggregator does not listen; read {federation.processes.log('aggregator')}")
             _look_after(federation)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
 
 def _listens(port: int) -> bool:
@@ -202,42 +215,37 @@ def _listens(port: int) -> bool:
 
 
 def _agreed_digests(federation: Federation) -> dict[str, str]:
-    """The digest of the model each site holds by its own word, once all hold the newest or time is up."""
-    with federation.hub().store.read() as session:
+    """Waits until all sites hold the newest model or AGREEING_S is over; gives the digests that the sites report."""
+    with federation.app().store.read() as session:
         newest = run_rows.newest_model(session, run_rows.all_runs(session)[-1].run_id).digest.hex()
+    # A run is completed before its sites have computed the last model.
     deadline = time.monotonic() + AGREEING_S
-    while set((held := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
+    while set((digests := _site_digests(federation)).values()) != {newest} and time.monotonic() < deadline:
         _look_after(federation)
-        time.sleep(LOOK_S)
-    return held
+        time.sleep(POLL_S)
+    return digests
 
 
 def _site_digests(federation: Federation) -> dict[str, str]:
-    """As `hemofed-site status` at each hospital shows it; empty before the site has verified a model."""
-    views = {site.name: read_status(load(site.config).folders.agent) for site in federation.sites}
-    return {name: (view.model_digest or "") if view else "" for name, view in views.items()}
-
-
-def _stay(federation: Federation) -> None:
-    click.echo("  staying up; Ctrl-C ends everything")
-    while True:
-        _look_after(federation)
-        time.sleep(1.0)
+    """Reads the model digest of each site from its own status file; "" before the site has verified a model."""
+    statuses = {site.name: read_status(load(site.config).folders.agent) for site in federation.sites}
+    return {name: (status.model_digest or "") if status else "" for name, status in statuses.items()}
 
 
 @contextlib.contextmanager
 def _own_folder(folder: Path) -> Iterator[None]:
-    """Make it an empty folder of the demo's own; what an earlier demo left in it goes, one still running is refused."""
+    """Makes an empty folder and locks it. It removes the files of an earlier demo, and refuses one that still runs."""
     marker = folder / MARKER
     if folder.exists() and any(folder.iterdir()):
         if not marker.exists():
             raise StepFailed(f"{folder} is not empty and not a demo's; choose another with --state")
-        with marker.open("a") as held:
-            _lock(held, folder)
+        # Locked before anything is removed: the folder of a running demo stays untouched.
+        with marker.open("a") as lock:
+            _lock(lock, folder)
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with marker.open("w") as held:
-        _lock(held, folder)
+    with marker.open("w") as lock:
+        _lock(lock, folder)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The demo's federation, built with the commands an administrator would type, in the order they would type them."""
+"""The demo's federation, built with the commands that administrators type."""
 
 import json
 import os
@@ -15,12 +15,15 @@ from aggregator.context import AppContext, open_context
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.processes import Processes
 
-IMAGE_SIZE_PX = 96
+IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
 THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
 JOIN_TRIES = 4
-JOIN_AGAIN_S = 3.0  # what an aggregator needs to be back
+JOIN_AGAIN_S = 3.0  # an aggregator is back by then
+CLIP_NORM = 10.0
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
+# Large bright bleeds in half of the patients: so a few minutes of training show an effect.
+PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
 BIN = Path(sys.executable).parent
 
 AGGREGATOR_TOML = """\
@@ -32,7 +35,7 @@ dashboard = "127.0.0.1:{dashboard}"
 [state]
 folder = "{folder}"
 
-[pacing]  # a demo is watched; a hospital is asked every minute or so
+[pacing]  # a person watches the demo; real sites poll about once a minute
 idle_s = 1.0
 training_s = 1.0
 masking_s = 0.2
@@ -77,12 +80,12 @@ weight_cap = {studies}
 
 
 class StepFailed(RuntimeError):
-    """A command the demo typed did not work; the sentence holds its own last line."""
+    """A command that the demo ran failed; the message holds the command's last line."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line, checked."""
+    """The command line, checked by click."""
 
     sites: int
     rounds: int
@@ -99,9 +102,10 @@ class Options:
 
 
 class Federation:
-    """One aggregator and its hospitals in one folder."""
+    """One aggregator and its hospitals in one folder. Each method does one step; the caller keeps their order."""
 
     def __init__(self, options: Options) -> None:
+        """Starts and writes nothing."""
         self.options = options
         self.folder = options.state
         self.sites: list[Hospital] = hospitals(self.folder, options.sites)
@@ -113,24 +117,41 @@ class Federation:
 
     @property
     def ports(self) -> tuple[int, int, int]:
-        """Service, enrolment, dashboard."""
+        """Ports of service, enrolment and dashboard."""
         return self.options.port, self.options.port + 1, self.options.port + 2
 
     @property
     def dashboard_url(self) -> str:
+        """Address of the dashboard."""
         return f"http://127.0.0.1:{self.ports[2]}/"
 
-    def hub(self) -> AppContext:
-        """The aggregator's rows, read by the demo to show them."""
+    def app(self) -> AppContext:
+        """Opens the aggregator's database, from which the demo shows rounds and figures."""
         return open_context(load_settings(self.aggregator_toml))
 
     def require_ports(self) -> None:
-        """Raises: StepFailed, naming the first port that is taken."""
+        """Checks that the three ports are free.
+
+        Raises:
+            StepFailed: one is in use.
+        """
         for port in self.ports:
-            _require_free(port)
+            with socket.socket() as probe:
+                # As the servers bind: a connection that is only fading away does not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    raise StepFailed(
+                        f"port {port} on 127.0.0.1 is in use; choose three free in a row with --port"
+                    ) from None
 
     def initialize(self) -> None:
-        """Folders, settings, CA, an administrator, and a hospital's configuration each."""
+        """Makes folders, settings, CA, an administrator, and the configuration of each hospital.
+
+        Raises:
+            StepFailed: a command failed.
+        """
         service, enrolment, dashboard = self.ports
         self.aggregator_toml.parent.mkdir(parents=True)
         self.aggregator_toml.write_text(
@@ -138,15 +159,21 @@ class Federation:
                 sites=service, enrolment=enrolment, dashboard=dashboard, folder=self.aggregator_toml.parent / "state"
             )
         )
-        self.hub_command("init")
+        self.aggregator_command("init")
+        # Through standard input: arguments of a process are visible to all users of the machine.
         self.password = os.urandom(9).hex()
-        self.hub_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
+        self.aggregator_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
+        labels = ["data"] if self.options.data is None else ["data/labels_slices.csv"]
         for hospital in self.sites:
-            export, labels = self._intake(hospital)
-            write_config(hospital, f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}", labels, export)
+            write_config(hospital, f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}", labels, "data/dicom")
 
     def provide_data(self) -> None:
-        """Every hospital's DICOM: synthetic patients from its own scanner, or its part of --data."""
+        """Provides every hospital's DICOM: synthetic patients from its own scanner, or its part of --data.
+
+        Raises:
+            BadDataFolder: --data is not an RSNA folder.
+            StepFailed: a generator failed.
+        """
         if self.options.data is not None:
             split_rsna(self.options.data, self.sites, self.options.studies)
             return
@@ -155,13 +182,18 @@ class Federation:
             list(pool.map(self._generate, range(len(self.sites))))
 
     def start_aggregator(self) -> None:
+        """Starts the aggregator; it listens a few seconds later."""
         self.processes.start(
             "aggregator", [str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), "serve"]
         )
 
     def enroll(self, hospital: Hospital) -> None:
-        """A one-time token from the coordinator, typed at the hospital."""
-        invited = self.hub_command("site", "invite", hospital.name, "--auto-approve", "--json")
+        """Enrolls a hospital: the coordinator makes a one-time token, and the hospital joins with it.
+
+        Raises:
+            StepFailed: the hospital cannot join.
+        """
+        invited = self.aggregator_command("site", "invite", hospital.name, "--auto-approve", "--json")
         token = str(json.loads(invited)["token"])
         address = f"127.0.0.1:{self.ports[1]}"
         join = [str(BIN / "hemofed-site"), "join", address, token, "--config", str(hospital.config)]
@@ -169,18 +201,24 @@ class Federation:
             try:
                 self._run(join)
                 return
-            except StepFailed:  # the aggregator may have died; the same token goes on where it stopped
+            except StepFailed:  # the aggregator may have died; the same token resumes the enrolment
                 if not left:
                     raise
             self.processes.restart_the_dead()
             time.sleep(JOIN_AGAIN_S)
 
     def start_site(self, hospital: Hospital) -> None:
+        """Starts the agent and the trainer of a hospital."""
         for side in ("agent", "trainer"):
             command = [str(BIN / "hemofed-site"), side, "--config", str(hospital.config)]
             self.processes.start(f"{hospital.name}-{side}", command)
 
     def make_initial_model(self) -> None:
+        """Writes fresh weights, which follow from the seed.
+
+        Raises:
+            StepFailed: the architecture does not exist.
+        """
         architecture, seed = self.options.architecture, str(self.options.seed)
         site = str(BIN / "hemofed-site")
         self._run(
@@ -188,6 +226,11 @@ class Federation:
         )
 
     def start_run(self) -> None:
+        """Signs the plan and starts the run.
+
+        Raises:
+            StepFailed: the aggregator refuses the plan.
+        """
         plan = self.folder / "plan.toml"
         plan.write_text(
             PLAN_TOML.format(
@@ -202,28 +245,33 @@ class Federation:
                 studies=self.options.studies,
             )
         )
-        self.hub_command("run", "start", str(plan), "--model", str(self.initial_model))
+        self.aggregator_command("run", "start", str(plan), "--model", str(self.initial_model))
 
     def export_model(self) -> Path:
-        """The last model as a file anybody can open."""
+        """Exports the last model.
+
+        Returns:
+            A .safetensors file.
+        """
         path = self.folder / "model.safetensors"
-        self.hub_command("model", "export", str(path))
+        self.aggregator_command("model", "export", str(path))
         return path
 
-    def hub_command(self, *words: str, stdin: str | None = None) -> str:
-        """Type a command of the coordinator's."""
-        return self._run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words], stdin)
+    def aggregator_command(self, *words: str, stdin: str | None = None) -> str:
+        """Runs a command of the coordinator; gives its standard output.
 
-    def _intake(self, hospital: Hospital) -> tuple[str, list[str]]:
-        if self.options.data is not None:
-            return "data/dicom", ["data/labels_slices.csv"]
-        return "data/dicom", ["data"]
+        Raises:
+            StepFailed: the command failed.
+        """
+        return self._run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words], stdin)
 
     def _generate(self, index: int) -> None:
         hospital = self.sites[index]
+        # Before the first scan, which would make a random secret.
         fix_held_out(hospital, self.options.seed)
+        seed = self.options.seed * 1000 + index  # of its own for each hospital: no two share a patient
         words = ["--profile", hospital.profile, "--studies", str(self.options.studies)]
-        words += ["--seed", str(self.options.seed * 1000 + index), "--out", str(hospital.data)]
+        words += ["--seed", str(seed), "--out", str(hospital.data)]
         words += ["--size-px", str(IMAGE_SIZE_PX), "--thickness-mm", str(THICKNESS_MM), *PHANTOM_DEMO_OPTIONS]
         self._run([str(BIN / "hemofed-site"), "phantom", *words])
 
@@ -232,25 +280,13 @@ class Federation:
             command, input=stdin, capture_output=True, text=True, check=False, env=dict(self.processes.environment)
         )
         if done.returncode != 0:
+            # The last line holds the sentence of the refusal; the lines above are logs.
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise StepFailed(f"{Path(command[0]).name} {' '.join(command[1:3])}: {last}")
         return done.stdout
 
 
-CLIP_NORM = 10.0
-PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
-
-
 def _environment() -> dict[str, str]:
-    # One thread of arithmetic a process: more would only fight over two cores.
+    # One thread of arithmetic a process: more threads would only compete for two cores.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
-
-
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise StepFailed(f"port {port} on 127.0.0.1 is in use; choose three free in a row with --port") from None

@@ -1,4 +1,4 @@
-"""A hospital of the demo: its folder, its site.toml, and the DICOM it trains on."""
+"""The demo's hospitals: their folders, their site.toml, and the DICOM that they train on."""
 
 import csv
 import hashlib
@@ -15,8 +15,8 @@ from site_client.config import load
 from site_client.ingest.pseudonym import load_secret
 
 NAMES = ("north", "south", "east", "west", "harbor", "hill", "lake", "valley")
-PROFILES = ("T", "S", "N", "C", "R")  # site profiles of the phantom, by turns
-SUBTYPE_SEPARATOR = "_"
+PROFILES = ("T", "S", "N", "C", "R")  # of the phantom, by turns; U is never federated
+SUBTYPE_SEPARATOR = "_"  # in <SOPInstanceUID>_<label>
 
 SITE_TOML = """\
 name = "{name}"
@@ -33,12 +33,12 @@ export = "{export}"
 labels = [{labels}]
 
 [policy]
-plan_approval = "automatic"  # nobody sits at a demo hospital to read the plan
+plan_approval = "automatic"  # a demo hospital has no officer who reads the plan
 cohort_min = 3
 studies_min = 4
 
 [ingest]
-settle_s = 0  # nobody is still writing this export
+settle_s = 0  # this export is complete
 slices_min = 8
 
 [idle]  # what a laptop in use satisfies; `hemofed-site pause` still stops it
@@ -64,26 +64,30 @@ poll_max_s = 2.0
 
 
 class BadDataFolder(ValueError):
-    """--data does not hold what it must; one sentence says what."""
+    """The folder of --data lacks a table or images; the message says which."""
 
 
 @dataclass(frozen=True)
 class Hospital:
+    """One hospital. `profile`: of the phantom."""
+
     name: str
     folder: Path
     profile: str
 
     @property
     def config(self) -> Path:
+        """Its site.toml."""
         return self.folder / "site.toml"
 
     @property
     def data(self) -> Path:
+        """The folder of its export and label tables."""
         return self.folder / "data"
 
 
 def hospitals(folder: Path, count: int) -> list[Hospital]:
-    """The demo's hospitals, named and given a scanner profile by turns."""
+    """Names the demo's hospitals, and gives each a scanner profile by turns."""
     names = [NAMES[index] if index < len(NAMES) else f"site-{index + 1}" for index in range(count)]
     return [
         Hospital(name, folder / "sites" / name, PROFILES[index % len(PROFILES)]) for index, name in enumerate(names)
@@ -91,6 +95,7 @@ def hospitals(folder: Path, count: int) -> list[Hospital]:
 
 
 def write_config(hospital: Hospital, address: str, enrolment_address: str, labels: Sequence[str], export: str) -> None:
+    """Writes the hospital's site.toml. `labels`, `export`: paths relative to its folder."""
     hospital.folder.mkdir(parents=True, exist_ok=True)
     hospital.config.write_text(
         SITE_TOML.format(
@@ -104,20 +109,29 @@ def write_config(hospital: Hospital, address: str, enrolment_address: str, label
 
 
 def fix_held_out(hospital: Hospital, seed: int) -> None:
-    """Let the seed decide which synthetic patients are held out: the split follows the site's secret of pseudonyms.
+    """Lets the seed decide which synthetic patients are held out, because the split follows the site's secret.
 
-    Never for patients who exist: a secret that anybody can compute hides nobody.
+    Never use this for real patients: a secret that can be computed hides no pseudonym.
     """
     key = hashlib.sha256(f"hemofed demo|{seed}|{hospital.name}".encode()).digest()
     load_secret(load(hospital.config).folders.trainer / "pseudonym.key", lambda count: key[:count])
 
 
 def split_rsna(source: Path, sites: Sequence[Hospital], studies_max: int) -> None:
-    """Deal an RSNA-layout folder (*.dcm anywhere, one *.csv of ID,Label rows) to the sites, patient by patient.
+    """Deals an RSNA-layout folder (*.dcm anywhere, one *.csv of ID,Label rows) to the sites, patient by patient.
 
     Each site gets DIR/dicom with hard links (copies across file systems) and DIR/labels_slices.csv. A patient's studies
-    all go to one site. Errors: BadDataFolder.
+    all go to one site, because no patient may be both in training and in another site's validation.
+
+    Args:
+        source: the folder.
+        sites: the hospitals.
+        studies_max: a hospital gets at most so many studies.
+
+    Raises:
+        BadDataFolder: not exactly one table, no image, or a table that does not belong to the images.
     """
+    # The table lies at the top, the images anywhere below it: that is how the archive unpacks.
     tables = sorted(source.glob("*.csv"))
     files = sorted(source.rglob("*.dcm"))
     if len(tables) != 1 or not files:
@@ -140,6 +154,7 @@ def _deal(files: Sequence[Path], sites: Sequence[Hospital], studies_max: int) ->
             path, stop_before_pixels=True, force=True, specific_tags=["PatientID", "StudyInstanceUID", "SOPInstanceUID"]
         )
         patient = hashlib.sha256(str(header.get("PatientID", "")).encode()).digest()
+        # By hash: the order of the files, which may be sorted by finding, decides nothing.
         hospital = sites[int.from_bytes(patient[:8], "big") % len(sites)]
         study = str(header.get("StudyInstanceUID", ""))
         if study not in studies[hospital.name] and len(studies[hospital.name]) >= studies_max:
@@ -153,7 +168,7 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one that has no links
         shutil.copyfile(source, target)
 
 
@@ -170,6 +185,7 @@ def _split_labels(table: Path, sites: Sequence[Hospital], site_of_identifier: di
         )
     for hospital in sites:
         hospital.data.mkdir(parents=True, exist_ok=True)
+        # Also for a hospital without a row: its site.toml names the file.
         with (hospital.data / "labels_slices.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["ID", "Label"], *rows[hospital.name]])
 

@@ -1,7 +1,7 @@
-"""Long-running child processes by name: started, watched, restarted as systemd would, and all gone at the end.
+"""Long-running child processes by name: started, watched, restarted as systemd would do, and all ended at the end.
 
-Each child leads its own process group and dies with this process (PR_SET_PDEATHSIG), so that neither Ctrl-C nor
-kill -9 of the demo leaves one behind. Their output goes to one log file each.
+Each child leads its own process group and dies with this process (PR_SET_PDEATHSIG). So neither Ctrl-C nor kill -9 of
+the demo leaves one behind. The output of each goes to a log file of its own.
 """
 
 import contextlib
@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Loaded here: after a fork only functions that are loaded already are safe to call.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 STOP_S = 15.0
 
 
 @dataclass
 class Child:
+    """One child, and how often it was restarted."""
+
     name: str
     command: Sequence[str]
     process: subprocess.Popen[bytes]
@@ -29,12 +32,12 @@ class Child:
 
 
 class RestartedTooOften(RuntimeError):
-    """A child died again and again; its log says why."""
+    """A child died again and again; its log tells the cause."""
 
 
 @dataclass
 class Processes:
-    """The demo's children. `folder` receives NAME.log and processes.json (name -> pid)."""
+    """The demo's children. `folder` receives NAME.log and processes.json (name -> process id)."""
 
     folder: Path
     environment: Mapping[str, str]
@@ -42,30 +45,36 @@ class Processes:
     children: dict[str, Child] = field(default_factory=dict)
 
     def start(self, name: str, command: Sequence[str]) -> None:
+        """Starts a child under this name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.children[name] = Child(name, command, self._spawn(name, command))
-        self._write_pids()
+        self._write_process_ids()
 
     def restart_the_dead(self) -> list[str]:
-        """Start again whatever died since the last call, as Restart=on-failure does; return their names.
+        """Restarts every child that died since the last call, as systemd's Restart=on-failure does.
 
-        Errors: RestartedTooOften, naming the child and its log.
+        Returns:
+            Their names.
+
+        Raises:
+            RestartedTooOften: a child died once more than `restarts_max` times.
         """
         dead = [child for child in self.children.values() if child.process.poll() is not None]
         for child in dead:
             if child.restarts >= self.restarts_max:
                 raise RestartedTooOften(f"{child.name} died {child.restarts + 1} times; read {self.log(child.name)}")
             child.restarts += 1
-            _signal_group(child.process, signal.SIGKILL)  # grandchildren it may have left
+            _signal_group(child.process, signal.SIGKILL)  # grandchildren that it may have left
             child.process = self._spawn(child.name, child.command)
         if dead:
-            self._write_pids()
+            self._write_process_ids()
         return [child.name for child in dead]
 
     def stop_all(self) -> None:
-        """SIGTERM to all, then SIGKILL to the group of whoever is left; returns when none is."""
+        """Ends all children: SIGTERM, then SIGKILL to the groups of those that are left. Returns when none is left."""
         for child in self.children.values():
             _signal_group(child.process, signal.SIGTERM)
+        # One deadline for all: they end side by side.
         deadline = time.monotonic() + STOP_S
         for child in self.children.values():
             with contextlib.suppress(subprocess.TimeoutExpired):  # killed below, with its group
@@ -75,6 +84,7 @@ class Processes:
         self.children.clear()
 
     def log(self, name: str) -> Path:
+        """Names the log file of a child."""
         return self.folder / f"{name}.log"
 
     def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -85,15 +95,16 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 env=dict(self.environment),
+                # Ctrl-C in the terminal reaches the demo alone, which ends the children in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
 
-    def _write_pids(self) -> None:
+    def _write_process_ids(self) -> None:
         path = self.folder / "processes.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps({child.name: child.process.pid for child in self.children.values()}))
-        temporary.replace(path)
+        temporary.replace(path)  # a reader never sees half of the file
 
 
 def _die_with_parent() -> None:
@@ -101,5 +112,5 @@ def _die_with_parent() -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # the whole group is already gone
+    with contextlib.suppress(ProcessLookupError):  # the whole group has ended already
         os.killpg(process.pid, number)

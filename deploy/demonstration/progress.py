@@ -1,4 +1,4 @@
-"""Live progress in the terminal: one line a site, one a round. On a terminal it redraws; in a log it prints changes."""
+"""Live progress in the terminal: one line a site, one a round. A terminal is redrawn; a log gets the changes."""
 
 import shutil
 import sys
@@ -18,34 +18,39 @@ from site_client.config import load
 from site_client.spool import AgentSide
 
 BAR = 20
-ROUNDS_REDRAWN = 2  # the running one, and the last, whose bytes come a little later
+ROUNDS_REDRAWN = 2  # the running round, and the last one, whose bytes come a little later
+_OUTSIDE = {SeatState.OFFERED, SeatState.READY, SeatState.DECLINED, SeatState.LEFT_OUT}  # of the cohort
 
 
 @dataclass
 class DemoProgress:
-    """Shows what `hub` and the hospitals' own spools say."""
+    """Shows the aggregator's rounds and the hospitals' own status files."""
 
-    hub: AppContext
+    app: AppContext
     sites: Sequence[Hospital]
     out: TextIO = sys.stdout
-    _drawn: int = 0  # rows of the screen that the next look redraws
-    _settled: int = 0  # rounds whose line stays as it is
-    _said: set[str] = field(default_factory=set)
+    _drawn: int = 0  # rows of the screen that the next call redraws
+    _settled: int = 0  # rounds whose line no longer changes
+    _printed: set[str] = field(default_factory=set)
 
     def show(self) -> None:
-        redraws = self.out.isatty()
-        rounds_said = self._round_lines()
-        sites_said = [_site_line(hospital, in_full=redraws) for hospital in self.sites]
-        if not redraws:
-            self._print_new([*rounds_said, *sites_said])
+        """Shows the present state: redraws a terminal, or prints to a log the lines that have changed."""
+        is_terminal = self.out.isatty()
+        rounds = self._round_lines()
+        sites = [_site_line(hospital, in_full=is_terminal) for hospital in self.sites]
+        if not is_terminal:
+            lines = [*rounds, *sites]
+            self.out.writelines(line + "\n" for line in lines if line not in self._printed)
+            self.out.flush()
+            self._printed = set(lines)
             return
-        while self._settled < len(rounds_said) - ROUNDS_REDRAWN:
-            self.say(rounds_said[self._settled])
+        while self._settled < len(rounds) - ROUNDS_REDRAWN:
+            self.print(rounds[self._settled])
             self._settled += 1
-        self._redraw([*rounds_said[self._settled :], *sites_said])
+        self._redraw([*rounds[self._settled :], *sites])
 
-    def say(self, text: str) -> None:
-        """A line that stays, above what is redrawn."""
+    def print(self, text: str) -> None:
+        """Prints a line that stays, above the lines that are redrawn."""
         self._redraw([text])
         self._drawn = 0
 
@@ -57,53 +62,47 @@ class DemoProgress:
         self._drawn = sum(max(1, -(-len(line) // width)) for line in lines)  # a long line takes several rows
         self.out.flush()
 
-    def _print_new(self, lines: Sequence[str]) -> None:
-        self.out.writelines(line + "\n" for line in lines if line not in self._said)
-        self.out.flush()
-        self._said = set(lines)
-
     def _round_lines(self) -> list[str]:
-        with self.hub.store.read() as session:
-            every = run_rows.all_runs(session)
-            if not every:
+        with self.app.store.read() as session:
+            runs = run_rows.all_runs(session)
+            if not runs:
                 return []
-            judged = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, every[-1].run_id)}
-            rows = round_rows.of_run(session, every[-1].run_id)
-            return [_round_line(session, row, judged.get(row.id)) for row in rows]
+            metrics = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, runs[-1].run_id)}
+            rows = round_rows.of_run(session, runs[-1].run_id)
+            return [_round_line(session, row, metrics.get(row.id)) for row in rows]
 
 
-def _round_line(session: Session, row: Round, judged: ModelMetrics | None) -> str:
-    again = f", attempt {row.attempt}" if row.attempt > 1 else ""
-    name = f"  round {row.number}{again}: {row.state.value}"
+def _round_line(session: Session, row: Round, metrics: ModelMetrics | None) -> str:
+    attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
+    name = f"  round {row.number}{attempt}: {row.state.value}"
     if row.state is RoundState.ABANDONED:
         return f"{name}, {row.reason}"
     seats = [seat for seat in round_rows.seats(session, row.id) if seat.state not in _OUTSIDE]
-    inside = f"; cohort {', '.join(seat.site for seat in seats)}" if seats else ""
+    cohort = f"; cohort {', '.join(seat.site for seat in seats)}" if seats else ""
     if row.state is not RoundState.PUBLISHED:
-        return name + inside
-    up = max(seat.bytes_up for seat in seats)  # the aggregator writes it down a few seconds after the last byte
-    sent = f"; a site sent {up / 1e6:.2f} MB" if up else ""
-    return f"{name}{inside}{sent}{_judgement(judged)}"
+        return name + cohort
+    bytes_up = max(seat.bytes_up for seat in seats)
+    # The aggregator writes the bytes down a few seconds after the last one; until then the line goes without.
+    sent = f"; a site sent {bytes_up / 1e6:.2f} MB" if bytes_up else ""
+    return f"{name}{cohort}{sent}{_base_model_figures(metrics)}"
 
 
-def _judgement(judged: ModelMetrics | None) -> str:
-    """What the round's cohort said of the model it began with."""
-    if judged is None:
+def _base_model_figures(metrics: ModelMetrics | None) -> str:
+    """Formats the cohort's figures of the model with which the round began."""
+    if metrics is None:
         return ""
-    report = Report.from_json(judged.report)
+    report = Report.from_json(metrics.report)
     auc = report.labels["any"].auc if report.labels else None
     loss = report.weighted_log_loss
-    said = [f"AUC any {auc:.3f}"] if auc is not None else []
-    said += [f"log loss {loss:.3f}"] if loss is not None else []
-    return f"; its base model: {', '.join(said)}" if said else ""
-
-
-_OUTSIDE = {SeatState.OFFERED, SeatState.READY, SeatState.DECLINED, SeatState.LEFT_OUT}
+    figures = [f"AUC any {auc:.3f}"] if auc is not None else []
+    figures += [f"log loss {loss:.3f}"] if loss is not None else []
+    return f"; its base model: {', '.join(figures)}" if figures else ""
 
 
 def _site_line(hospital: Hospital, in_full: bool) -> str:
-    """`in_full`: with the step, which is old at once in a log."""
-    status = AgentSide.peek(load(hospital.config).folders.spool)  # looks only: an AgentSide would sweep the drafts
+    """`in_full`: with the step of training. In a log every step would be a new line."""
+    # Only reads: making an AgentSide would sweep drafts that the agent is writing.
+    status = AgentSide.peek(load(hospital.config).folders.spool)
     if status is None:
         return f"  {hospital.name:<8} starting"
     word = status.state.removeprefix("SITE_").lower().replace("_", " ")

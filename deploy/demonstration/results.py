@@ -1,4 +1,4 @@
-"""What came of the run, read from the aggregator's rows and the sites' own status: figures, table, verdict."""
+"""The run's results, read from the aggregator's rows and the sites' status files: figures, table, success."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from aggregator.store.tables import Round, Run
 
 
 @dataclass(frozen=True)
-class DemoJudgement:
-    """What the cohort's validation patients say of one model."""
+class ModelFigures:
+    """Figures of one model on the cohort's validation patients; None where too few cases were counted."""
 
     auc_any: float | None
     weighted_log_loss: float | None
@@ -24,10 +24,12 @@ class DemoJudgement:
 
 @dataclass(frozen=True)
 class RoundFigures:
+    """Figures of one published round. `before`, `after`: of its base model, and of the model that it published."""
+
     round: int
     cohort: tuple[str, ...]
-    before: DemoJudgement
-    after: DemoJudgement
+    before: ModelFigures
+    after: ModelFigures
     train_loss: float | None
     bytes_up_per_site: int
     bytes_down_per_site: int
@@ -36,6 +38,8 @@ class RoundFigures:
 
 @dataclass(frozen=True)
 class Results:
+    """Results of the whole run. `site_digests`: hex digest of the model that each site holds."""
+
     completed: bool
     reason: str | None
     rounds: tuple[RoundFigures, ...]
@@ -52,74 +56,80 @@ class Results:
 
     @property
     def agreed(self) -> bool:
-        """Whether every site computed the very model the aggregator published."""
+        """Whether every site computed the very model that the aggregator published."""
         return set(self.site_digests.values()) == {self.model_digest}
 
 
-def collect(hub: AppContext, site_digests: Mapping[str, str]) -> Results:
-    with hub.store.read() as session:
+def collect(app: AppContext, site_digests: Mapping[str, str]) -> Results:
+    """Collects the results of the newest run.
+
+    Args:
+        app: the aggregator's store.
+        site_digests: hex digest of the model that each site holds, by the site's name.
+    """
+    with app.store.read() as session:
         run = run_rows.all_runs(session)[-1]
+        # Without the evaluation-only round at the end, which trains nothing and only measures the last model.
         training = [row for row in round_rows.of_run(session, run.run_id) if row.number <= plan_of(run).rounds]
-        judged = _judgements(session, run)
-        figures = [_figures(session, row, judged) for row in training if row.state is RoundState.PUBLISHED]
+        by_digest = _model_figures(session, run)
+        figures = [_round_figures(session, row, by_digest) for row in training if row.state is RoundState.PUBLISHED]
         digest = run_rows.newest_model(session, run.run_id).digest.hex()
     return Results(run.state is RunState.COMPLETED, run.reason, tuple(figures), digest, dict(site_digests))
 
 
 def write_json(results: Results, path: Path) -> None:
-    """The figures as one JSON object; `round` N's metrics are those of the model that round N published."""
-    document = {
-        "rounds": [_as_json(figures) for figures in results.rounds],
-        "model_digest": results.model_digest,
-        "site_digests": dict(results.site_digests),
-    }
+    """Writes the figures as one JSON object. Metrics of `round` N are those of the model that round N published."""
+    rounds = [
+        {
+            "round": figures.round,
+            "cohort": list(figures.cohort),
+            "auc_any": figures.after.auc_any,
+            "weighted_log_loss": figures.after.weighted_log_loss,
+            "bytes_up_per_site": figures.bytes_up_per_site,
+            "bytes_down_per_site": figures.bytes_down_per_site,
+            "phase_s": dict(figures.phase_s),
+        }
+        for figures in results.rounds
+    ]
+    document = {"rounds": rounds, "model_digest": results.model_digest, "site_digests": dict(results.site_digests)}
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def table(results: Results) -> str:
-    """The global model before and after each round."""
+    """Formats the global model before and after each round."""
     head = (
         f"{'round':>5}  {'AUC any':>16}  {'weighted log loss':>18}  {'train loss':>10}  {'up':>9}  {'down':>9}  cohort"
     )
     return "\n".join([head, *(_row(figures) for figures in results.rounds)])
 
 
-def _judgements(session: Session, run: Run) -> dict[bytes, DemoJudgement]:
-    """By model digest. A model judged twice, after an abandoned round, keeps the later judgement."""
-    judged = {}
+def _model_figures(session: Session, run: Run) -> dict[bytes, ModelFigures]:
+    """Reads the metrics by model digest."""
+    by_digest = {}
+    # In the order of rounds: a model that was measured twice, after an abandoned round, keeps the later figures.
     for row in round_rows.metrics_of_run(session, run.run_id):
         report = json.loads(row.report)
         auc = report["labels"].get("any", {}).get("auc")
-        judged[row.model_digest] = DemoJudgement(auc, report.get("weighted_log_loss"))
-    return judged
+        by_digest[row.model_digest] = ModelFigures(auc, report.get("weighted_log_loss"))
+    return by_digest
 
 
-def _figures(session: Session, row: Round, judged: Mapping[bytes, DemoJudgement]) -> RoundFigures:
+def _round_figures(session: Session, row: Round, by_digest: Mapping[bytes, ModelFigures]) -> RoundFigures:
+    # Seats with an upload: sites that declined or were late have no part in the sum.
     seats = [seat for seat in round_rows.seats(session, row.id) if seat.upload_claim is not None]
-    nothing = DemoJudgement(None, None)
-    metrics = {each.round_id: each for each in round_rows.metrics_of_run(session, row.run_id)}.get(row.id)
+    # A cohort below the plan's minimum publishes no figures of its model.
+    unknown = ModelFigures(None, None)
+    metrics = {metrics.round_id: metrics for metrics in round_rows.metrics_of_run(session, row.run_id)}.get(row.id)
     return RoundFigures(
         round=row.number,
         cohort=tuple(seat.site for seat in seats),
-        before=judged.get(row.base_model, nothing),
-        after=judged.get(row.next_model or b"", nothing),
+        before=by_digest.get(row.base_model, unknown),
+        after=by_digest.get(row.next_model or b"", unknown),
         train_loss=None if metrics is None else metrics.train_loss,
         bytes_up_per_site=max((seat.bytes_up for seat in seats), default=0),
         bytes_down_per_site=max((seat.bytes_down for seat in seats), default=0),
         phase_s={time.state.value: round(time.seconds, 3) for time in round_rows.phase_times(session, row.id)},
     )
-
-
-def _as_json(figures: RoundFigures) -> dict[str, object]:
-    return {
-        "round": figures.round,
-        "cohort": list(figures.cohort),
-        "auc_any": figures.after.auc_any,
-        "weighted_log_loss": figures.after.weighted_log_loss,
-        "bytes_up_per_site": figures.bytes_up_per_site,
-        "bytes_down_per_site": figures.bytes_down_per_site,
-        "phase_s": dict(figures.phase_s),
-    }
 
 
 def _row(figures: RoundFigures) -> str:

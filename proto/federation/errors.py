@@ -15,8 +15,6 @@ FederationError
 class FederationError(Exception):
     """Anything two machines that keep the contract would both refuse."""
 
-    retryable = False
-
 
 class Malformed(FederationError):
     """Bytes that are not what they claim to be."""

@@ -1,4 +1,4 @@
-"""How long the agent waits after a failure. Failures in a row double the wait; getting on is no failure."""
+"""The wait after a failure. Failures in a row double it; a failure after some progress counts as the first."""
 
 import secrets
 from collections.abc import Callable
@@ -12,7 +12,7 @@ def _spread() -> float:
 
 
 class Backoff:
-    """Counts failures in a row. `spread` gives a factor from 0.5 to 1, so that sites do not come back together."""
+    """Counts failures in a row. `spread` gives a factor from 0.5 to 1, so that sites do not all return at once."""
 
     def __init__(self, longest_s: float = LONGEST_S, spread: Callable[[], float] = _spread) -> None:
         self._longest_s, self._spread = longest_s, spread
@@ -20,8 +20,15 @@ class Backoff:
         self.failures = 0
 
     def failed(self, progress: int) -> float:
-        """Seconds until the next try. `progress` grows when a transfer gets on: a line that is cut again and again, and
-        moves something in between, is tried at once each time."""
+        """Count a failure.
+
+        Args:
+            progress: grows while a transfer moves bytes. So a line that breaks off again and again, and moves bytes in
+                between, is tried at once each time.
+
+        Returns:
+            Seconds until the next try.
+        """
         if progress > self._progress:
             self.failures = 0
         self._progress = progress
@@ -29,4 +36,5 @@ class Backoff:
         return min(self._longest_s, FIRST_S * 2.0 ** min(self.failures - 1, 16)) * self._spread()
 
     def succeeded(self) -> None:
+        """Begin to count anew."""
         self.failures = 0

@@ -1,11 +1,11 @@
-"""The wire: one long-lived mutual-TLS HTTP/2 connection to the aggregator. The only file of a site that imports grpc.
+"""The link: one long-lived mutual-TLS HTTP/2 connection to the aggregator. The only file of a site that imports grpc.
 
-TLS 1.3 only. gRPC has no switch for the version; the consortium's certificates are ECDSA, so offering TLS 1.2 with
-nothing but an RSA suite leaves TLS 1.2 without a common cipher, while 1.3 has its own.
+TLS 1.3 only. gRPC has no switch for the version. The consortium's certificates are ECDSA, so an offer of TLS 1.2 with
+only an RSA suite leaves TLS 1.2 without a common cipher, while 1.3 has its own.
 
-Proxy: gRPC would take one from the environment, skip an https:// one without a word, and obey no_proxy. We pass ours
-as an argument or switch proxies off, and take no_proxy out of this process's environment: with a proxy configured
-nothing is ever dialled directly.
+Proxy: gRPC would take one from the environment, ignore an https:// one silently, and obey no_proxy. This file passes
+the configured one as an argument or switches proxies off, and removes no_proxy from this process's environment. So
+with a proxy configured no connection is ever direct.
 """
 
 import math
@@ -29,12 +29,12 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, EgressRefused, LinkError, Refused, Unreachable
 
-# When the line is cut and comes back under another address, a download waits in silence until a ping finds that out.
-# Below the shortest idle limit of common NAT (60 s), and not below what the aggregator allows (10 s).
+# When the line is cut and comes back under another address, a download waits silently until a ping finds that out.
+# Below the shortest idle limit of common NAT (60 s), and not below the aggregator's minimum (10 s).
 KEEPALIVE_MS = 15_000
-ANSWER_MS = 20_000  # a shorter silence breaks nothing
+ANSWER_MS = 20_000  # a shorter silence is normal on a slow line
 
-_LATER = {
+_RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -47,7 +47,7 @@ _LATER = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Whom to dial and as whom. Without key and certificate (enrolment listener) the client is anonymous."""
+    """An address to dial, and the identity to show. Without key and certificate the client is anonymous."""
 
     address: str
     ca_pem: bytes
@@ -58,7 +58,13 @@ class Endpoint:
 
 
 def enrolled(settings: SiteSettings, identity: SiteIdentity, patience_s: float = math.inf) -> Endpoint:
-    """The aggregator's listener for sites, as this one. `patience_s`: of who waits, if that is less than the stall."""
+    """Return the aggregator's listener for sites, dialled as this site.
+
+    Args:
+        settings: of this site.
+        identity: of this site.
+        patience_s: for an answer, where that is less than agent.stall_s.
+    """
     return Endpoint(
         address=settings.aggregator.address,
         ca_pem=identity.ca_pem,
@@ -70,7 +76,7 @@ def enrolled(settings: SiteSettings, identity: SiteIdentity, patience_s: float =
 
 
 class Link:
-    """A `Transport`. Calls raise Unreachable (try again) or Refused (do not); both say what to do."""
+    """A `Transport`. Calls raise Unreachable (try again) or Refused (do not); the message names the remedy."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -78,9 +84,11 @@ class Link:
 
     @property
     def peer(self) -> str:
+        """Address of the other end, host:port."""
         return self._endpoint.address
 
     def unary(self, path: str, request: Cleared) -> bytes:
+        """Send one message, return the answer."""
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
         try:
             return bytes(call(request.data, timeout=self._endpoint.stall_s))
@@ -88,21 +96,23 @@ class Link:
             raise self._explain(error) from error
 
     def put(self, path: str, requests: Iterator[Cleared]) -> bytes:
-        """A stream out. Slow is fine; no chunk taken for `stall_s` seconds ends the call with Unreachable."""
+        """Send a stream. A slow one is fine; one without progress for `stall_s` seconds ends with Unreachable."""
         watch = _Watch(self._endpoint.stall_s)
         feed = _Feed(requests, watch)
         stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = self._channel.stream_unary(path)
+        # Not the blocking call: the watch needs something to cancel.
         call = stream.future(feed)
         try:
             with watch.over(call):
                 return bytes(call.result())
         except grpc.RpcError as error:
+            # gRPC reports its own error for a request stream that raised; ours says why.
             if feed.error is not None:
                 raise feed.error from error
             raise self._explain(error) from error
 
     def get(self, path: str, request: Cleared) -> Iterator[bytes]:
-        """A stream in. Slow is fine; nothing received for `stall_s` seconds ends the call with Unreachable."""
+        """Receive a stream. A slow one is fine; one without progress for `stall_s` seconds ends with Unreachable."""
         watch = _Watch(self._endpoint.stall_s)
         stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
         call = stream(request.data)
@@ -117,19 +127,20 @@ class Link:
             call.cancel()
 
     def reconnect(self, endpoint: Endpoint) -> None:
-        """Drops the connection and dials with what a renewed certificate gave."""
+        """Drop the connection, and dial with a renewed certificate."""
         self._channel.close()
         self._endpoint = endpoint
         self._channel = _dial(endpoint)
 
     def close(self) -> None:
+        """Drop the connection; calls in progress end with Unreachable."""
         self._channel.close()
 
     def _explain(self, error: grpc.RpcError) -> LinkError:
-        # grpc types RpcError without the methods that every instance raised by a call has.
+        # Every RpcError that a call raises is a grpc.Call too, which its type does not say.
         call: Any = error
         code, details = call.code(), (call.details() or "")[:300]
-        if code in _LATER:
+        if code in _RETRYABLE:
             return Unreachable(_why_unreachable(self._endpoint, code, details))
         return Refused(f"the aggregator refused the call ({code.name}): {details or 'no reason given'}", code.name)
 
@@ -168,15 +179,15 @@ def _why_unreachable(endpoint: Endpoint, code: grpc.StatusCode, details: str) ->
     hints = {
         "407": "the proxy wants a user and password: set them in aggregator.proxy",
         "403": f"the proxy forbids it: ask IT to allow CONNECT to {endpoint.address}",
-        "CERTIFICATE_VERIFY_FAILED": "its certificate is not the consortium's: is TLS inspected on the way?",
-        "ALPN": "something on the way strips HTTP/2: ask IT to bypass the aggregator's address",
+        "CERTIFICATE_VERIFY_FAILED": "its certificate is not the consortium's: does a firewall inspect TLS?",
+        "ALPN": "a firewall or proxy strips HTTP/2: ask IT to bypass the aggregator's address",
     }
     hint = next((text for sign, text in hints.items() if sign in details), "it is tried again")
     return f"no answer from {endpoint.address}{through} ({code.name}); {hint}"
 
 
 class _Feed:
-    """Hands chunks to gRPC, and keeps an exception of ours that gRPC would only log."""
+    """Hands chunks to gRPC, and keeps an exception of ours, which gRPC would only log."""
 
     def __init__(self, requests: Iterator[Cleared], watch: "_Watch") -> None:
         self._requests, self._watch = requests, watch
@@ -211,6 +222,7 @@ class _Watch:
         return self
 
     def __enter__(self) -> None:
+        # A thread and no deadline: a deadline would limit the duration, and a slow transfer may take long.
         threading.Thread(target=self._watch, name="stall-watch", daemon=True).start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -1,59 +1,61 @@
-"""What the agent shows the hospital about itself: <state>/agent/status.json, replaced after every turn."""
+"""<state>/agent/status.json: the agent's state for the hospital's own eyes, replaced after every turn of its loop."""
 
-import json
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeAlias
+
+from federation.vocabulary import SiteState
+from msgspec import Meta
 
 from site_client.files import refresh_file
+from site_client.records import AwareTime, Count, Reasons, RoundNumber
+from site_client.typed_json import encode, read_state
 
-_TIMES = ("written_at", "certificate_expires_at", "last_contact_at")
+_RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_DigestHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 @dataclass(frozen=True)
 class AgentStatus:
     """The agent's own facts, as of `written_at`. Digests and ids in hex."""
 
-    written_at: datetime
-    state: str
-    reasons: tuple[str, ...]
-    run_id: str | None
-    round: int | None
-    model_digest: str | None
-    roster_epoch: int
-    certificate_expires_at: datetime
-    last_contact_at: datetime | None  # since this agent was started
-    last_error: str  # one sentence; empty when the last turn went well
-    ledger_entries: int
+    written_at: AwareTime
+    state: SiteState
+    reasons: Reasons
+    run_id: _RunHex | None
+    round: RoundNumber | None
+    model_digest: _DigestHex | None
+    roster_epoch: Count
+    certificate_expires_at: AwareTime
+    last_contact_at: AwareTime | None  # since this agent was started
+    last_error: str  # one sentence; empty when the last turn succeeded
+    ledger_entries: Count
     roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
 
 
-def in_words(view: AgentStatus) -> str:
-    """One line for `systemctl status`: state, reasons, round, and what went wrong last."""
-    line = view.state.removeprefix("SITE_").lower().replace("_", " ")
-    if view.reasons:
-        line += f": {', '.join(view.reasons)}"
-    if view.round is not None:
-        line += f"; round {view.round}"
-    return f"{line}; {view.last_error}" if view.last_error else line
+def in_words(status: AgentStatus) -> str:
+    """Return one line for `systemctl status`: state, reasons, round, and the last error."""
+    line = status.state.removeprefix("SITE_").lower().replace("_", " ")
+    if status.reasons:
+        line += f": {', '.join(status.reasons)}"
+    if status.round is not None:
+        line += f"; round {status.round}"
+    return f"{line}; {status.last_error}" if status.last_error else line
 
 
-def write_status(folder: Path, view: AgentStatus) -> None:
-    """Replaces the last one."""
-    plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(view).items()}
-    refresh_file(folder / "status.json", json.dumps(plain, sort_keys=True).encode())
+def write_status(folder: Path, status: AgentStatus) -> None:
+    """Replace the status file."""
+    # Not synced, which would cost a disk write at every turn: the next turn replaces a lost file.
+    refresh_file(folder / "status.json", encode(status))
 
 
 def read_status(folder: Path) -> AgentStatus | None:
-    """The agent's last word; None before its first, and after a power cut until its next."""
+    """Read the status file; None before the first one, and after a power cut until the next.
+
+    Raises:
+        StateRefused: the file is damaged.
+    """
     path = folder / "status.json"
-    data = path.read_bytes() if path.exists() else b""
-    if not data:
+    if not path.exists() or path.stat().st_size == 0:
         return None
-    record: dict[str, Any] = json.loads(data)
-    for key in _TIMES:
-        record[key] = datetime.fromisoformat(record[key]) if record[key] else None
-    record["reasons"] = tuple(record["reasons"])
-    record["roster"] = tuple(record.get("roster", ()))
-    return AgentStatus(**record)
+    return read_state(AgentStatus, path, "restart the agent, which writes a new one")

@@ -1,11 +1,11 @@
-"""`hemofed-site doctor`: one preflight. Every line is green, red with the exact fix, or grey: not looked at, and why.
+"""`hemofed-site doctor`: one preflight. Each line is green, red with the exact fix, or grey: not checked, and why.
 
-    network/   what the agent meets: runs as the agent's user, without torch and pydicom
-    data/      what the trainer meets: runs as the trainer's user, without grpc and without a network socket
+    network/   the agent's checks; they run as the agent's user, without torch and pydicom
+    data/      the trainer's checks; they run as the trainer's user, without grpc and without a network socket
     units      the two systemd units as they are installed, drop-ins included
-    command    runs the halves in processes of their own, as the units' users when root asks
-    bundle     everything above and the settings, redacted, in one file for whoever helps
+    command    runs the halves in processes of their own, as the units' users when root calls it
+    bundle     all of the above and the settings, redacted, in one file for support
 
 Nothing is changed. Six messages may leave, and only while no agent runs: a request for the roster, and five that
-measure the line with bytes everybody can compute; in the ledger like every other.
+measure the line with bytes that every machine can compute. The ledger records them like all others.
 """

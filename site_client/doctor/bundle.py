@@ -1,8 +1,8 @@
-"""What may be sent to whoever helps: one JSON file, made of what is known to be harmless.
+"""The support bundle: one JSON file that holds only facts known to be harmless.
 
-Settings: numbers, switches and choices as they are; of every text, path and list only that it is set, and how long.
-Checks: name and color as they are; words with every address, path, name of this machine, user and site taken out, and
-without the words that quote what others wrote. Nothing is read from the export, the catalog, the keys or the journal.
+Settings: numbers, switches and choices as they are; of every text, path and list only that it is set, and how long it
+is. Checks: name and color as they are; words without any address, path, and name of this machine, user and site, and
+without words that quote others. Nothing is read from the export, the catalog, the keys or the journal.
 """
 
 import getpass
@@ -23,7 +23,7 @@ from site_client.agent.egress.verify import totals
 from site_client.agent.status_file import read_status
 from site_client.config import SiteSettings
 from site_client.doctor.result import CheckResult
-from site_client.errors import LedgerBroken
+from site_client.errors import LedgerBroken, SpoolRefused, StateRefused
 from site_client.spool import AgentSide
 
 _PATH = re.compile(r"(?<![\w.])/[^\s,;:'\"]+")
@@ -31,8 +31,8 @@ _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|\b(?:[0-9a-fA-F]{0,4}:){2,}[
 _HOST = re.compile(r"\b(?:[a-zA-Z0-9-]+\.)+[a-zA-Z]{2,}\b(?=:\d)|\b(?:[a-z0-9-]+\.){2,}[a-z]{2,}\b")
 
 
-def bundle(settings: SiteSettings, lines: list[CheckResult]) -> bytes:
-    """The file."""
+def bundle(settings: SiteSettings, results: list[CheckResult]) -> bytes:
+    """Return the file."""
     hidden = _names(settings)
     record = {
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +43,7 @@ def bundle(settings: SiteSettings, lines: list[CheckResult]) -> bytes:
             "system": _system(),
         },
         "settings": _outline(settings),
-        "checks": [_told(line, hidden) for line in lines],
+        "checks": [_redacted(result, hidden) for result in results],
         "agent": _of_agent(settings),
         "trainer": _of_trainer(settings),
     }
@@ -51,7 +51,8 @@ def bundle(settings: SiteSettings, lines: list[CheckResult]) -> bytes:
 
 
 def redact(text: str, hidden: list[str]) -> str:
-    """Addresses, paths and the given names become <...>."""
+    """Replace addresses, paths and the given names by <...>."""
+    # Names first: a pattern that matched only a part of a name would leave the rest of it.
     for name in hidden:
         text = re.sub(re.escape(name), "<name>", text, flags=re.IGNORECASE)
     for pattern, word in ((_PATH, "<path>"), (_HOST, "<host>"), (_ADDRESS, "<address>")):
@@ -59,61 +60,70 @@ def redact(text: str, hidden: list[str]) -> str:
     return text
 
 
-def _told(line: CheckResult, hidden: list[str]) -> dict[str, str]:
-    words = ("kept here", "") if line.local else (redact(line.found, hidden), redact(line.fix, hidden))
-    return {"check": line.check, "color": line.color, "found": words[0], "fix": words[1]}
+def _redacted(result: CheckResult, hidden: list[str]) -> dict[str, str]:
+    if result.local:
+        found, fix = "kept here", ""
+    else:
+        found, fix = redact(result.found, hidden), redact(result.fix, hidden)
+    return {"check": result.check, "color": result.color, "found": found, "fix": fix}
 
 
 def _names(settings: SiteSettings) -> list[str]:
-    """Whatever names this place: longest first, so that no part of one is left over."""
+    """Return every name of this place, longest first, so that no part of one is left over."""
     proxy = urlsplit(settings.aggregator.proxy)
     addresses = (settings.aggregator.address, settings.aggregator.enrolment_address)
-    found = {
+    names = {
         *(address.rpartition(":")[0].strip("[]") for address in addresses),
         *(unquote(part or "") for part in (proxy.hostname, proxy.username, proxy.password)),
         *(part or "" for part in (proxy.username, proxy.password)),
         *(socket.gethostname(), socket.gethostname().partition(".")[0], settings.name, _user()),
         *(str(path) for path in (settings.folders.export, settings.folders.state, *settings.folders.labels)),
     }
-    return sorted((name for name in found if len(name) > 1), key=len, reverse=True)
+    return sorted((name for name in names if len(name) > 1), key=len, reverse=True)
 
 
 def _outline(value: Any) -> dict[str, Any]:
-    """A settings table without its texts."""
+    """Return a table of the settings without its texts."""
     hints = get_type_hints(type(value))
-    told: dict[str, Any] = {}
+    outline: dict[str, Any] = {}
     for item in fields(value):
         inner = getattr(value, item.name)
         if is_dataclass(inner):
-            told[item.name] = _outline(inner)
+            outline[item.name] = _outline(inner)
+        # Only types that cannot hold a name; everything else is counted.
         elif isinstance(inner, bool | int | float) or get_origin(hints[item.name]) is Literal:
-            told[item.name] = inner
+            outline[item.name] = inner
         elif isinstance(inner, tuple):
-            told[item.name] = f"{len(inner)} given"
+            outline[item.name] = f"{len(inner)} given"
         else:
-            told[item.name] = "given" if str(inner) else "empty"
-    return told
+            outline[item.name] = "given" if str(inner) else "empty"
+    return outline
 
 
 def _of_agent(settings: SiteSettings) -> dict[str, Any]:
-    """State and traffic, without to whom. Empty where it cannot be read."""
+    """Return state and traffic, without addresses. Empty where the files cannot be read."""
     try:
-        view = read_status(settings.folders.agent)
-        days = [
-            (str(one.day), one.messages, one.bytes_out) for one in totals(read(settings.folders.agent / "ledger.jsonl"))
-        ]
-    except (OSError, LedgerBroken):
+        status = read_status(settings.folders.agent)
+        traffic = totals(read(settings.folders.agent / "ledger.jsonl"))
+    except (OSError, LedgerBroken, StateRefused):
         return {}
-    facts: dict[str, Any] = {"traffic_by_day": days[-30:]}
-    if view is not None:
-        facts |= {"state": view.state, "reasons": list(view.reasons), "round": view.round, "epoch": view.roster_epoch}
+    facts: dict[str, Any] = {
+        "traffic_by_day": [(str(total.day), total.messages, total.bytes_out) for total in traffic[-30:]]
+    }
+    if status is not None:
+        facts |= {
+            "state": status.state,
+            "reasons": list(status.reasons),
+            "round": status.round,
+            "epoch": status.roster_epoch,
+        }
     return facts
 
 
 def _of_trainer(settings: SiteSettings) -> dict[str, Any]:
     try:
         status = AgentSide.peek(settings.folders.spool)
-    except OSError:
+    except (OSError, SpoolRefused):
         return {}
     if status is None:
         return {}
@@ -129,7 +139,7 @@ def _user() -> str:
 
 def _system() -> str:
     try:
-        found = re.search(r'^PRETTY_NAME="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE)
+        name = re.search(r'^PRETTY_NAME="?([^"\n]*)', Path("/etc/os-release").read_text(), re.MULTILINE)
     except OSError:
         return ""
-    return found[1] if found else ""
+    return name[1] if name else ""

@@ -1,6 +1,6 @@
-"""Runs the checks and says what they found.
+"""Runs the checks and renders their results.
 
-The halves are processes of their own. When root asks, each runs as the user of its unit and with the groups that the
+The halves are processes of their own. When root calls, each runs as the user of its unit and with the groups that the
 unit's drop-ins give it, so that "readable" means readable by the service.
 """
 
@@ -21,7 +21,7 @@ from site_client.doctor.units import check_units, supplementary_groups
 from site_client.errors import ConfigRefused
 
 CLEAN: Final = 0
-SOMETHING_RED: Final = 2  # 1 is what every command says for an expected failure
+SOMETHING_RED: Final = 2  # 1 is the status of every command for an expected failure
 _HALVES: Final = {"network": "hemofed-agent", "data": "hemofed-trainer"}
 _HALF_S: Final = 180.0
 _SIGNS: Final = {Color.GREEN: "\033[32m+\033[0m", Color.RED: "\033[31mx\033[0m", Color.GREY: "\033[90m-\033[0m"}
@@ -29,56 +29,58 @@ _PLAIN: Final = {Color.GREEN: "ok  ", Color.RED: "FIX ", Color.GREY: "--  "}
 
 
 def examine(config: Path) -> list[CheckResult]:
-    """Every line. A site.toml that cannot be used is one red line, and nothing else is looked at."""
+    """Run every check. A site.toml that cannot be used is one red line, and no other check is made."""
     try:
         load(config)
     except ConfigRefused as error:
         fix = "Use http://, not https://" if "proxies do not work" in str(error) else "Correct site.toml"
         return [red("configuration", str(error), fix, local=True)]
-    lines = [green("configuration", "site.toml is understood")]
+    results = [green("configuration", "site.toml is understood")]
     for half, user in _HALVES.items():
-        lines += _half(half, user, config)
-    return [*lines, *check_units()]
+        results += _half(half, user, config)
+    return [*results, *check_units()]
 
 
-def render_text(lines: list[CheckResult], *, colors: bool) -> str:
-    """A line a check, the fix under it; then the count."""
+def render_text(results: list[CheckResult], *, colors: bool) -> str:
+    """Return one line for each check with the fix under it, and the counts."""
     signs = _SIGNS if colors else _PLAIN
-    told = []
-    for line in lines:
-        told.append(f"{signs[line.color]} {line.check:<20}{line.found}")
-        if line.fix:
-            told.append(f"{'':<{5 if not colors else 2}}{'':<20}-> {line.fix}")
-    count = {color: sum(line.color is color for line in lines) for color in Color}
-    return "\n".join([*told, f"{count[Color.GREEN]} green, {count[Color.RED]} red, {count[Color.GREY]} not looked at"])
+    lines = []
+    for result in results:
+        lines.append(f"{signs[result.color]} {result.check:<20}{result.found}")
+        if result.fix:
+            lines.append(f"{'':<{5 if not colors else 2}}{'':<20}-> {result.fix}")
+    count = {color: sum(result.color is color for result in results) for color in Color}
+    return "\n".join([*lines, f"{count[Color.GREEN]} green, {count[Color.RED]} red, {count[Color.GREY]} not checked"])
 
 
-def render_json(lines: list[CheckResult]) -> str:
-    """[{check, color, found, fix, local}]"""
-    return json.dumps([asdict(line) for line in lines], indent=2)
+def render_json(results: list[CheckResult]) -> str:
+    """Return [{check, color, found, fix, local}, ...]."""
+    return json.dumps([asdict(result) for result in results], indent=2)
 
 
-def exit_status(lines: list[CheckResult]) -> int:
-    """0 with nothing red, 2 otherwise. Grey is neither."""
-    return SOMETHING_RED if any(line.color is Color.RED for line in lines) else CLEAN
+def exit_status(results: list[CheckResult]) -> int:
+    """Return 0 with nothing red, 2 otherwise. Grey is neither."""
+    # Grey is no fault: a machine without GPU or systemd can be in order.
+    return SOMETHING_RED if any(result.color is Color.RED for result in results) else CLEAN
 
 
 def _half(half: str, user: str, config: Path) -> Iterator[CheckResult]:
+    # Two processes, each with its own user and libraries, as the two services have them.
     command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute())]
     try:
         try:
             done = _run(command, **_as_service(user))
         except PermissionError:
-            yield grey(half, f"{user} may not run this Python; looked at as root instead, who may read everything")
+            yield grey(half, f"{user} may not run this Python; checked as root instead, which may read everything")
             done = _run(command)
     except subprocess.TimeoutExpired:
         yield red(half, f"its checks did not end within {_HALF_S:.0f} s", "Is the export's file server answering?")
         return
     try:
         yield from [from_json_line(line) for line in done.stdout.splitlines()]
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         done.returncode = done.returncode or 1
-    if done.returncode:  # its words stay there: they may hold anything
+    if done.returncode:  # its standard error is not shown: a traceback may quote a file of the export
         yield red(half, f"its checks ended with status {done.returncode}", f"{user} must be able to read site.toml")
 
 
@@ -89,13 +91,14 @@ def _run(command: list[str], **service: Any) -> "subprocess.CompletedProcess[str
 
 
 def _as_service(user: str) -> dict[str, Any]:
-    """Arguments of subprocess for running as that user, if root asks and there is such a user."""
+    """Return the arguments of subprocess for running as that user, if root calls and there is such a user."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
         return {}
     if os.geteuid() != 0:
         return {}
+    # subprocess sets the groups itself: without this a check would run with root's groups.
     known = {group.gr_name: group.gr_gid for group in grp.getgrall()}
     extra = [known[name] for name in supplementary_groups(user) if name in known]
     member = [group.gr_gid for group in grp.getgrall() if user in group.gr_mem]

@@ -1,23 +1,31 @@
-"""What a check says: one line. No patient value, no secret, no path of an image can be in it."""
+"""The result of a check: one line. It holds no patient value, no secret and no path of an image."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from site_client.typed_json import decode, encode
+
 
 class Color(StrEnum):
+    """The verdict of a check."""
+
     GREEN = "green"
     RED = "red"
-    GREY = "grey"  # not looked at; `found` says why
+    GREY = "grey"  # not checked; `found` holds the reason
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check. `fix` is what a person here has to do; empty unless red, or grey with something to be had.
+    """The result of one check.
 
-    local: the words quote what others wrote (a file's name, an issuer); they are shown here and kept out of a bundle.
+    Attributes:
+        check: its name.
+        color: its verdict.
+        found: the fact, in words.
+        fix: what a person here has to do; empty for green.
+        local: the words quote text of others (a file's name, an issuer): shown here, kept out of a bundle.
     """
 
     check: str
@@ -31,20 +39,25 @@ Check: TypeAlias = Callable[[], Iterable[CheckResult]]
 
 
 def green(check: str, found: str) -> CheckResult:
+    """Return a passed check."""
     return CheckResult(check, Color.GREEN, found)
 
 
 def red(check: str, found: str, fix: str, *, local: bool = False) -> CheckResult:
+    """Return a failed check."""
     return CheckResult(check, Color.RED, found, fix, local)
 
 
-def grey(check: str, why: str, fix: str = "") -> CheckResult:
-    return CheckResult(check, Color.GREY, why, fix)
+def grey(check: str, reason: str, fix: str = "") -> CheckResult:
+    """Return a check that was not made."""
+    return CheckResult(check, Color.GREY, reason, fix)
 
 
 def carry_out(checks: dict[str, Check]) -> Iterator[CheckResult]:
-    """Every line of every check. One that fails in a way nobody foresaw is red and stops no other; the exception's
-    text stays out, for it may hold anything."""
+    """Yield every result of every check.
+
+    A check that raises is red and stops no other. The exception's text stays out: it may quote a file of the export.
+    """
     for name, check in checks.items():
         try:
             yield from check()
@@ -52,11 +65,15 @@ def carry_out(checks: dict[str, Check]) -> Iterator[CheckResult]:
             yield red(name, f"the check itself failed ({type(error).__name__})", "Report it, with the bundle")
 
 
-def to_json_line(line: CheckResult) -> str:
-    return json.dumps(asdict(line))
+def to_json_line(result: CheckResult) -> str:
+    """Return the result as one line of JSON, from a half to the command."""
+    return encode(result).decode()
 
 
 def from_json_line(text: str) -> CheckResult:
-    """Errors: ValueError, TypeError, KeyError when it is not such a line."""
-    record = json.loads(text)
-    return CheckResult(record["check"], Color(record["color"]), record["found"], record["fix"], record["local"])
+    """Read a line of `to_json_line`.
+
+    Raises:
+        ValueError: `text` is no such line.
+    """
+    return decode(CheckResult, text, whole=True)

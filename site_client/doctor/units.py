@@ -1,4 +1,4 @@
-"""The two units as this machine has them: installed, running, how confined, and which drop-ins weaken that."""
+"""Checks of the two units on this machine: installed, running, their confinement, and drop-ins that weaken it."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from typing import Final
 
 from site_client.doctor.result import CheckResult, green, grey, red
 
-UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the exposure each may have, of systemd-analyze's 10
+UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the highest exposure, on systemd-analyze's scale to 10
 _ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")
 UNIT_FOLDERS: Final = tuple(Path(root, "systemd", "system") for root in _ROOTS)
 _TIMEOUT_S = 30.0
@@ -50,12 +50,12 @@ _NEVER: Final = {  # a drop-in that sets these opens a door
 
 
 def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[CheckResult]:
-    """Every unit: its state, its score, its drop-ins."""
+    """Check every unit: its state, its score, its drop-ins."""
     for unit, most in UNITS.items():
         file = find(unit, folders)
         if file is None:
-            yield grey("units", f"{unit}.service is not installed; without units the kernel holds no wall",
-                       "Install the package, or deploy/systemd")  # fmt: skip
+            reason = f"{unit}.service is not installed; without units the kernel enforces no wall"
+            yield grey("units", reason, "Install the package, or deploy/systemd")
             continue
         yield from _state(unit)
         added = drop_ins(unit, folders)
@@ -69,29 +69,34 @@ def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[CheckResul
 
 
 def find(unit: str, folders: tuple[Path, ...] = UNIT_FOLDERS) -> Path | None:
-    """The unit file that counts: the first one in systemd's own order."""
+    """Return the unit file that counts, the first one in systemd's own order; None without any."""
     return next((folder / f"{unit}.service" for folder in folders if (folder / f"{unit}.service").exists()), None)
 
 
 def drop_ins(unit: str, folders: tuple[Path, ...] = UNIT_FOLDERS) -> list[Path]:
-    """Its drop-ins in the order in which they are read; of two with one name the first folder's counts."""
-    found: dict[str, Path] = {}
+    """Return a unit's drop-ins in the order in which systemd reads them.
+
+    Of two with one name, systemd reads the one in the first folder.
+    """
+    by_name: dict[str, Path] = {}
     for folder in folders:
         for path in folder.glob(f"{unit}.service.d/*.conf"):
-            found.setdefault(path.name, path)
-    return [found[name] for name in sorted(found)]
+            by_name.setdefault(path.name, path)
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def weakens(unit: str, text: str) -> Iterator[str]:
-    """Directives of a drop-in that take something away from the wall. Made of what the shipped units set."""
+    """Yield the directives of a drop-in that weaken the wall of the shipped units."""
     for key, value in re.findall(r"^[ \t]*([A-Za-z]+)[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE):
         # The trainer never had MemoryDenyWriteExecute: PyTorch compiles.
         needed = key in _YES and not (key == "MemoryDenyWriteExecute" and unit == "hemofed-trainer")
+        # A drop-in may repeat a directive with another spelling of yes.
         off = needed and value.lower() not in ("yes", "true", "on", "1", "invisible")
         other = key in _EXACT and value != _EXACT[key]
         emptied = key in _NEVER_EMPTY and not value
         families = key == "RestrictAddressFamilies" and unit == "hemofed-trainer" and value not in ("", "AF_UNIX")
         root = key in ("User", "Group") and value in ("root", "0", "")
+        # A list without "~" allows; a "~" list forbids more, which is fine.
         calls = key == "SystemCallFilter" and "@privileged" in value and not value.startswith("~")
         if off or other or emptied or families or root or calls or key in _NEVER[unit]:
             yield key
@@ -112,13 +117,14 @@ def _state(unit: str) -> Iterator[CheckResult]:
 
 
 def _score(unit: str, file: Path, added: list[Path], most: float) -> Iterator[CheckResult]:
-    """Of the unit with its drop-ins, which systemd-analyze reads where they lie beside it."""
+    """Score the unit with its drop-ins, which systemd-analyze reads only beside the unit file."""
     if shutil.which("systemd-analyze") is None:
         yield grey("hardening", f"{unit}: systemd-analyze is not installed")
         return
     with tempfile.TemporaryDirectory(prefix="hemofed-") as folder:
         copy = Path(folder) / f"{unit}.service"
         copy.write_bytes(file.read_bytes())
+        # Without its drop-ins the score would be that of the shipped unit, not of this machine.
         beside = copy.with_suffix(".service.d")
         beside.mkdir()
         for path in added:
@@ -138,7 +144,7 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def supplementary_groups(unit: str) -> list[str]:
-    """What drop-ins add, so that a check sees what the service would see."""
+    """Return the groups that drop-ins add, so that a check reads with the service's own rights."""
     text = "\n".join(path.read_text(errors="replace") for path in drop_ins(unit))
     return [
         name

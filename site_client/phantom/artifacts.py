@@ -48,7 +48,8 @@ def harden(random: np.random.Generator, image: Floats, bone: Floats, scan: Scan)
     dark = -np.clip(band * (np.minimum(left, right) - VAULT_MM), 0, 20)
     dark = ndimage.gaussian_filter(dark, (0, 3 / grid_mm, 1.5 / grid_mm), truncate=2.5)
     glow = ndimage.gaussian_filter(np.minimum(dense, 1), (0, 4 / grid_mm, 4 / grid_mm), truncate=2.5)
-    change = _enlarged(dark + 2 * rim * np.minimum(glow, 0.5), step, image.shape)
+    coarse = dark + 2 * rim * np.minimum(glow, 0.5)
+    change = np.repeat(np.repeat(coarse, step, axis=1), step, axis=2)[:, : image.shape[1], : image.shape[2]]
     image += np.where((image > -150) & (image < 200), change, np.float32(0))
 
 
@@ -79,7 +80,3 @@ def streak(random: np.random.Generator, image: Floats, scan: Scan, metal_mm: lis
         angle, radius = np.arctan2(y, x), np.hypot(x, y)
         rays = np.cos(9 * angle + phase) * np.cos(4 * angle - 2 * phase)
         image[k] += np.where(image[k] > -300, 380 * rays / (1 + radius / 6), 0).astype(np.float32)
-
-
-def _enlarged(values: Floats, step: int, shape: tuple[int, ...]) -> Floats:
-    return np.asarray(np.repeat(np.repeat(values, step, axis=1), step, axis=2)[:, : shape[1], : shape[2]])

@@ -96,7 +96,7 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
     coarse = head.tile.at(points, 9.0, 1)
     below = z < tentorium_mm(x, y)
     hind = below & (y > 6 + 0.45 * np.abs(x))
-    space = _subarachnoid_gap(head, coarse)
+    space = np.asarray(0.9 + 2.2 * a + 0.4 * coarse, dtype=np.float32)  # the subarachnoid space, in mm
     fluid = _cortical_fluid(head, points, gap - space, hind)
     fluid = np.minimum(fluid, _fissures(head, points))
     fluid = np.minimum(fluid, _cisterns(head, points))
@@ -126,10 +126,6 @@ def tentorium_mm(x: Floats, y: Floats) -> Floats:
     """Computes the height of the tentorium in mm: highest at the incisura, falling to the transverse sinuses."""
     round_x = np.sqrt(x * x + 120) - 11
     return np.asarray(8.0 - 0.42 * round_x - 0.004 * np.maximum(0, y - 20) ** 1.75, dtype=np.float32)
-
-
-def _subarachnoid_gap(head: Head, coarse: Floats) -> Floats:
-    return np.asarray(0.9 + 2.2 * head.atrophy + 0.4 * coarse, dtype=np.float32)
 
 
 def _cortical_fluid(head: Head, points: Points, depth: Floats, hind: Mask) -> Floats:

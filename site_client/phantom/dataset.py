@@ -147,7 +147,7 @@ def _write_studies(order: Order, out: Path, workers: int) -> Iterator[list[Writt
     if workers <= 1:
         yield from map(_write_visit, jobs)
         return
-    # spawn: a forked child would inherit locks of the parent's threads, held by nobody.
+    # spawn: a forked child would inherit locks that no thread of it could release.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(_write_visit, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers))))

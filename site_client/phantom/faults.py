@@ -103,15 +103,12 @@ def write_study(
     # Last: the slices above are counted in the whole series.
     if faults.missing is not None:
         series.files[faults.missing].unlink()
-        series = _without(series, faults.missing)
+        kept = [k for k in range(len(series.files)) if k != faults.missing]
+        files, sop_uids = tuple(series.files[k] for k in kept), tuple(series.sop_uids[k] for k in kept)
+        series = replace(series, files=files, sop_uids=sop_uids)
     return replace(series, sha256=digest_of((*series.files, *extra)))
 
 
 def sharpened(image: Floats) -> Floats:
     """Imitates a bone kernel on HU f32[T, H, W]: edges overshoot, noise about doubles."""
     return np.asarray(image + 1.5 * (image - ndimage.gaussian_filter(image, (0, 1.0, 1.0))), dtype=np.float32)
-
-
-def _without(series: WrittenSeries, place: int) -> WrittenSeries:
-    kept = [k for k in range(len(series.files)) if k != place]
-    return replace(series, files=tuple(series.files[k] for k in kept), sop_uids=tuple(series.sop_uids[k] for k in kept))

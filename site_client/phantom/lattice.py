@@ -52,15 +52,13 @@ class Scan:
     def position_mm(self, index: int) -> npt.NDArray[np.float64]:
         """Computes (0020,0032) *Image Position (Patient)* of a slice: the center of its first pixel, f64[3]."""
         half = (self.size_px - 1) / 2 * self.pixel_mm
-        return self._middle(self.along_mm[index]) - half * (self.row_direction + self.column_direction)
+        # The table moves along z, whatever the tilt.
+        middle = np.array([0.0, 0.0, self.along_mm[index] / np.cos(self.tilt_rad)])
+        return np.asarray(middle - half * (self.row_direction + self.column_direction))
 
     def seen_at(self, head_mm: tuple[float, float, float]) -> npt.NDArray[np.float64]:
         """Computes the place in scanner space, f64[3] in mm, of a point of the head."""
         return np.asarray(self.pose @ np.array(head_mm) + self.center_mm)
-
-    def _middle(self, along_mm: float) -> npt.NDArray[np.float64]:
-        # The table moves along z, whatever the tilt.
-        return np.array([0.0, 0.0, along_mm / np.cos(self.tilt_rad)])
 
 
 @dataclass(frozen=True)

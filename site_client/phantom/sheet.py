@@ -46,25 +46,21 @@ def png_bytes(gray: Gray) -> bytes:
 
 def contact_sheet(seed: int) -> Gray:
     """Draws the whole sheet, uint8[11 * 256, 5 * 256]."""
-    rows = [_bleed_row(subtype, index, seed) for index, subtype in enumerate(SUBTYPES)]
-    rows += [_site_row(name, seed) for name in PROFILES]
+    bleeds = [_study("S", seed, first_with(subtype, seed)) for subtype in SUBTYPES]
+    sites = [_study(name, seed, 1) for name in PROFILES]
+    rows = [_row(study, largest_and_neighbors(study, name)) for study, name in zip(bleeds, SUBTYPES, strict=True)]
+    rows += [_row(study, [int(np.abs(study.scan.along_mm - level).argmin()) for level in LEVELS_MM]) for study in sites]
     return np.vstack(rows)
+
+
+def largest_and_neighbors(study: Study, subtype: str) -> list[int]:
+    """Finds the slice with most blood of this subtype; lists it between its neighbors."""
+    largest = int(study.truth.ml[:, SUBTYPES.index(subtype)].argmax())
+    return [max(0, largest - 1), largest, min(study.scan.slices - 1, largest + 1)]
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def _bleed_row(subtype: str, index: int, seed: int) -> Gray:
-    study = _study("S", seed, first_with(subtype, seed))
-    largest = int(study.truth.ml[:, index].argmax())
-    last = study.scan.slices - 1
-    return _row(study, [max(0, largest - 1), largest, min(last, largest + 1)])
-
-
-def _site_row(name: str, seed: int) -> Gray:
-    study = _study(name, seed, 1)
-    return _row(study, [int(np.abs(study.scan.along_mm - level).argmin()) for level in LEVELS_MM])
 
 
 def _row(study: Study, slices: list[int]) -> Gray:

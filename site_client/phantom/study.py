@@ -84,8 +84,11 @@ def make_study(
         patients.chronic_subdural,
         wishes.difficulty,
     )
-    # By the drawn lesions, also for a twin: the width of the ventricles must not tell the twin from its study.
-    head = _swollen(Head.draw(anatomy, age), drawn)
+    head = Head.draw(anatomy, age)
+    # Blood in the ventricles widens them, at least enough to hold it. By the drawn lesions, also for a twin: the width
+    # of the ventricles must not tell the twin from its study.
+    inside_ml = sum(lesion.ml for lesion in drawn if lesion.subtype == "intraventricular")
+    head = replace(head, ventricles=max(head.ventricles, float(np.sqrt(inside_ml / 16.0))))
     mimics = draw_mimics(patient.generator("mimics"), patients, age, drawn)
     lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in drawn)
     # From here on the study's own streams: another scanner must not change the patient.
@@ -119,12 +122,6 @@ def draw_age(random: np.random.Generator, patients: Patients) -> float:
     edges = np.cumsum([share for share, _, _ in patients.ages])
     _, median, spread = patients.ages[int(np.searchsorted(edges, random.random() * edges[-1] * (1 - 1e-12)))]
     return float(np.clip(random.normal(median, spread), 1.0, 98.0))
-
-
-def _swollen(head: Head, lesions: tuple[Lesion, ...]) -> Head:
-    """Widens the ventricles at least enough to hold the blood in them."""
-    inside = sum(lesion.ml for lesion in lesions if lesion.subtype == "intraventricular")
-    return replace(head, ventricles=max(head.ventricles, float(np.sqrt(inside / 16.0))))
 
 
 def _fill(head: Head, lesions: tuple[Lesion, ...], mimics: tuple[Mimic, ...], lattice: Lattice) -> Matter:

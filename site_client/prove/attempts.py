@@ -1,29 +1,32 @@
-"""What a service tries from within its confinement: python -m site_client.prove.attempts SIDE FILE.
+"""The attempts of a service within its confinement: python -m site_client.prove.attempts SIDE FILE.
 
-Prints one JSON object a line: attempt, whether it must be refused, and the kernel's answer (an errno's name, or null
-where the attempt succeeded). Attempts that must succeed are made as well: a probe that can do nothing proves nothing.
-Reads directory entries and opens files, never a byte of an image; writes nothing that stays.
+It prints one JSON line for each attempt: whether it must be refused, and the kernel's answer (an errno's name, or null
+where the attempt succeeded). It also makes attempts that must succeed: a probe that can do nothing proves nothing. It
+lists folders and opens files, reads no byte of an image, and leaves no file.
 """
 
 import ctypes
 import errno
-import json
 import mmap
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from site_client.config import SiteSettings, load
+from site_client.logging_setup import log_to_stderr
+from site_client.typed_json import encode
 
-_TEST_NET = ("192.0.2.1", 443)  # RFC 5737: an address that nobody has
+_TEST_NET: Final = ("192.0.2.1", 443)  # RFC 5737: an address that no machine has
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try. `answer`: an errno's name, None when it succeeded."""
+    """One attempt. `answer`: an errno's name, None when it succeeded."""
 
     what: str
     must_fail: bool
@@ -31,11 +34,12 @@ class Attempt:
 
     @property
     def as_it_must(self) -> bool:
+        """Whether the kernel's answer is the one that the wall demands."""
         return self.must_fail == (self.answer is not None)
 
 
 def of_trainer(settings: SiteSettings) -> Iterator[Attempt]:
-    """No socket but AF_UNIX, nothing written to the export, no key of the agent."""
+    """Make the trainer's attempts: no socket but AF_UNIX, no write to the export, no key of the agent."""
     export = settings.folders.export
     yield _try("open a socket of the Internet (AF_INET)", True, lambda: _connect(socket.AF_INET))
     yield _try("open a socket of the Internet (AF_INET6)", True, lambda: _close(socket.socket(socket.AF_INET6)))
@@ -43,15 +47,16 @@ def of_trainer(settings: SiteSettings) -> Iterator[Attempt]:
     yield _try("open a raw socket (AF_PACKET)", True, lambda: _close(_raw(socket.AF_PACKET)))
     yield _try("write into the export", True, lambda: _write(export))
     yield _try("read the agent's keys", True, lambda: _look_into(settings.folders.agent / "identity"))
+    # A control: a probe without any rights would pass every attempt above.
     yield _try("read the export", False, lambda: _look_into(export))
     yield _try("open a socket on this machine (AF_UNIX)", False, lambda: _close(socket.socket(socket.AF_UNIX)))
 
 
 def of_agent(settings: SiteSettings) -> Iterator[Attempt]:
-    """No image, nothing made of one, no memory that is written and run."""
+    """Make the agent's attempts: no image, no file made of one, no memory that is written and run."""
     yield _try("read the export", True, lambda: _look_into(settings.folders.export))
     for number, path in enumerate(settings.folders.labels, 1):
-        yield _try(f"read the labels ({number})", True, lambda path=path: _look_into(path))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        yield _try(f"read the labels ({number})", True, partial(_look_into, path))
     yield _try("read the catalog", True, lambda: _look_into(settings.folders.trainer))
     yield _try("read the prepared images", True, lambda: _look_into(settings.folders.cache))
     yield _try("make memory that can be written and run", True, _writable_code)
@@ -63,10 +68,11 @@ SIDES: dict[str, Callable[[SiteSettings], Iterator[Attempt]]] = {"trainer": of_t
 
 
 def main() -> None:
-    """Makes the attempts of one side."""
+    """Make the attempts of one side, and print them."""
+    log_to_stderr(tracebacks=False)
     side, config = sys.argv[1], Path(sys.argv[2])
     for attempt in SIDES[side](load(config)):
-        print(json.dumps(asdict(attempt)), flush=True)
+        print(encode(attempt).decode(), flush=True)
 
 
 def _try(what: str, must_fail: bool, act: Callable[[], None]) -> Attempt:
@@ -78,11 +84,11 @@ def _try(what: str, must_fail: bool, act: Callable[[], None]) -> Attempt:
 
 
 def _connect(family: socket.AddressFamily) -> None:
-    with socket.socket(family) as tried:
-        tried.settimeout(2)
+    with socket.socket(family) as attempted:
+        attempted.settimeout(2)
         try:
-            tried.connect(_TEST_NET)
-        except TimeoutError:  # packets left; nobody answered
+            attempted.connect(_TEST_NET)
+        except TimeoutError:  # packets left, and no answer came
             return
 
 
@@ -90,12 +96,12 @@ def _raw(family: socket.AddressFamily) -> socket.socket:
     return socket.socket(family, socket.SOCK_RAW)
 
 
-def _close(made: socket.socket) -> None:
-    made.close()
+def _close(opened: socket.socket) -> None:
+    opened.close()
 
 
 def _look_into(path: Path) -> None:
-    """Lists a folder, or opens a file for reading."""
+    """List a folder, or open a file for reading."""
     if path.is_dir():
         with os.scandir(path) as entries:
             next(entries, None)
@@ -110,7 +116,8 @@ def _write(folder: Path) -> None:
 
 
 def _writable_code() -> None:
-    """mmap(2) with PROT_WRITE and PROT_EXEC, past Python's own checks."""
+    """Call mmap(2) with PROT_WRITE and PROT_EXEC, past Python's own checks."""
+    # Python's mmap module refuses some combinations itself; only the kernel's answer counts.
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)

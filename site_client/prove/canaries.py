@@ -1,8 +1,8 @@
-"""A synthetic export in which all that could name somebody is a canary: python -m site_client.prove.canaries FOLDER.
+"""A synthetic export in which every value that could name a person is a canary.
 
-Every element of VR AE LO LT PN SH ST UC UN UR UT and every date and UID of every file, two private elements, folder and
-file names, and the cells of the label table. Some files are broken so that what reads them fails with the canaries in
-its hands. Prints the canaries, one a line.
+python -m site_client.prove.canaries FOLDER writes it, and prints the canaries, one on each line. Canaries are every
+element of VR LO LT PN SH ST UC UN UT, the date of birth, the UIDs, two private elements, folder and file names, and the
+cells of the label table. Some files are broken, so that a reader fails while it holds canaries.
 """
 
 import hashlib
@@ -15,16 +15,17 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
+from site_client.logging_setup import log_to_stderr
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 
 STUDIES: Final = 8
 _TEXT: Final = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"))
-_KEPT: Final = frozenset(  # what decides whether a series is used; all else may be anything
+_KEPT: Final = frozenset(  # elements that decide whether a series is used; a canary there would change the round
     ("ConvolutionKernel", "BodyPartExamined", "Modality", "SpecificCharacterSet", "PatientPosition", "RescaleType")
 )
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-_LATE: Final = (  # elements the phantom does not write and hospitals do
+_ADDED: Final = (  # elements that hospitals write and the phantom does not
     *("OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers", "PatientComments", "ReferringPhysicianName"),
     *("PerformingPhysicianName", "OperatorsName", "InstitutionName", "InstitutionAddress", "StationName"),
     *("RequestingService", "ProtocolName", "DeviceSerialNumber", "AdditionalPatientHistory", "ImageComments"),
@@ -38,19 +39,20 @@ _BREAKS: Final = (
 
 
 def main() -> None:
-    """Writes FOLDER/export and FOLDER/labels, both named after nobody."""
+    """Write FOLDER/export and FOLDER/labels."""
+    log_to_stderr(tracebacks=False)
     folder = Path(sys.argv[1])
     plain = folder / "plain"
     make_set(Order("S", STUDIES, 7, Wishes(64, 10.0, "balanced", 0.5), None, False), plain, 1)
-    for canary in sorted(set(_stain(plain, folder))):
+    for canary in sorted(set(_plant(plain, folder))):
         print(canary)
 
 
-def _stain(plain: Path, folder: Path) -> Iterator[str]:
+def _plant(plain: Path, folder: Path) -> Iterator[str]:
     paths = sorted(path for path in (plain / "dicom").rglob("*") if path.is_file())
     for number, path in enumerate(paths):
         ds = pydicom.dcmread(path)
-        yield from _stain_texts(ds, number)
+        yield from _plant_texts(ds, number)
         yield from (str(ds[name].value) for name in _UIDS if name in ds)
         target = folder / "export" / f"KANARI^ORDNER{number // 20:03d}" / f"Kanari_Datei{number:05d}"
         yield from (target.name, target.parent.name)
@@ -61,8 +63,8 @@ def _stain(plain: Path, folder: Path) -> Iterator[str]:
     (folder / "labels" / "slice_map.csv").write_bytes((plain / "slice_map.csv").read_bytes())
 
 
-def _stain_texts(ds: Dataset, number: int) -> Iterator[str]:
-    for name in _LATE:
+def _plant_texts(ds: Dataset, number: int) -> Iterator[str]:
+    for name in _ADDED:
         setattr(ds, name, "x")
     block = ds.private_block(0x0011, "KANARI PRIVAT", create=True)
     block.add_new(0x01, "LO", "x")
@@ -80,21 +82,22 @@ def _stain_texts(ds: Dataset, number: int) -> Iterator[str]:
 
 
 def _patient(ds: Dataset) -> str:
-    """Eight hex digits, the same for all images of a patient."""
+    """Return eight hex digits, the same for all images of a patient."""
     return hashlib.sha256(str(ds.PatientID).encode()).hexdigest()[:8].upper()
 
 
 def _break_some(export: Path) -> Iterator[str]:
-    """Files that make readers fail: cut short, a date that is none, a number that is none, no pixels."""
+    """Add files that make readers fail: cut short, with a malformed date or number, without pixels."""
     paths = sorted(path for path in export.rglob("*") if path.is_file())
     folder = export / "KANARI^KAPUTT"
     folder.mkdir()
     for number, (name, attribute, value) in enumerate(_BREAKS):
         ds = pydicom.dcmread(paths[number])
-        ds.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{9_041_317 + number}"  # else it were a copy, and skipped
+        ds.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{9_041_317 + number}"  # a copy would be skipped
         raw = ds.get_item(attribute)
         if isinstance(raw, RawDataElement):
             value += b" " * (len(value) % 2)
+            # pydicom would refuse to set such a value; a broken file on disk holds it all the same.
             ds._dict[raw.tag] = raw._replace(value=value, length=len(value))
         ds.save_as(folder / name)
         yield from (name, value.decode().strip().split("\\")[0])
@@ -103,12 +106,12 @@ def _break_some(export: Path) -> Iterator[str]:
 
 
 def _labels(plain: Path, target: Path) -> Iterator[str]:
-    """The slice labels with a column of remarks, and rows that cannot be understood."""
+    """Write the slice labels with a column of remarks, and rows that cannot be understood."""
     lines = plain.read_text().splitlines()
     target.parent.mkdir()
-    stained = [f"{lines[0]},Remark", *(f"{line},KANARIBEFUND{n:06d}" for n, line in enumerate(lines[1:]))]
-    stained += ["ID_KANARIZEILE_any,KANARIZELLE,KANARIREST"]
-    target.write_text("\n".join(stained) + "\n")
+    planted = [f"{lines[0]},Remark", *(f"{line},KANARIBEFUND{n:06d}" for n, line in enumerate(lines[1:]))]
+    planted += ["ID_KANARIZEILE_any,KANARIZELLE,KANARIREST"]
+    target.write_text("\n".join(planted) + "\n")
     yield from ("KANARI-TABELLE", "KANARIZEILE", "KANARIZELLE", "KANARIREST", "KANARIBEFUND000000")
     yield from (line.split(",")[0] for line in lines[1:4])
 

@@ -1,10 +1,9 @@
-"""The attempts, made from within the units' confinement by systemd itself; and the services that run, as they are.
+"""The attempts, made from within the units' confinement by systemd itself; and the running services.
 
-The twin of a unit is the unit's own file and drop-ins under another name, in /run, with another ExecStart=: what
-confines it is what confines the service. It is started, awaited and removed. It needs root and systemd as PID 1.
+The twin of a unit is the unit's own file and drop-ins under another name, in /run, with another ExecStart=. So the
+same directives confine it and the service. It is started, awaited and removed. It needs root and systemd as PID 1.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,8 @@ from typing import Final
 from site_client.config import SiteSettings
 from site_client.doctor.units import UNIT_FOLDERS, drop_ins, find
 from site_client.prove.attempts import Attempt
-from site_client.prove.finding import Outcome, ProofFinding
+from site_client.prove.finding import ProofFinding, ProofOutcome
+from site_client.typed_json import decode
 
 _RUN: Final = Path("/run/systemd/system")
 _CLAIMS: Final = {
@@ -35,7 +35,7 @@ WatchdogSec=0
 ExecStart=
 ExecStart={python} -m site_client.prove.attempts {side} {config}
 StandardOutput=truncate:{answers}
-# Not confinement, only whose turn it is: on a busy machine an idle process would wait for its turn for minutes.
+# Not confinement, only priority: on a busy machine an idle process would wait for its turn for minutes.
 Slice=system.slice
 Nice=0
 CPUSchedulingPolicy=other
@@ -44,8 +44,8 @@ TimeoutStartSec=300
 """
 
 
-def why_not() -> str:
-    """Why no twin can be started here; empty when one can."""
+def obstacle() -> str:
+    """Return the reason why no twin can be started here; empty when one can."""
     if not _RUN.is_dir() or shutil.which("systemctl") is None:
         return "systemd does not run on this machine"
     if os.geteuid() != 0:
@@ -54,50 +54,50 @@ def why_not() -> str:
 
 
 def show_walls(config: Path) -> Iterator[ProofFinding]:
-    """One finding a side."""
+    """Show the wall of each side, by its attempts."""
     for side, claim in _CLAIMS.items():
         unit = f"hemofed-{side}"
         file = find(unit)
-        if why := why_not() or ("" if file else f"{unit}.service is not installed"):
-            yield ProofFinding(claim, Outcome.NOT_SHOWN, (why,))
+        if reason := obstacle() or ("" if file else f"{unit}.service is not installed"):
+            yield ProofFinding(claim, ProofOutcome.NOT_SHOWN, (reason,))
             continue
-        # `why` would name a unit without a file.
+        # `reason` would name a unit without a file.
         assert file is not None
         try:
-            yield judge(claim, _from_twin(side, unit, file, config))
+            yield assess_attempts(claim, _from_twin(side, unit, file, config))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             words = (
                 f"the twin of {unit} could not be started ({type(error).__name__}); journalctl -u hemofed-prove-{side}"
             )
-            yield ProofFinding(claim, Outcome.NOT_SHOWN, (words,))
+            yield ProofFinding(claim, ProofOutcome.NOT_SHOWN, (words,))
 
 
-def judge(claim: str, attempts: list[Attempt]) -> ProofFinding:
-    """Broken when one attempt was not answered as it must be. No attempts show nothing."""
-    evidence = tuple(_words(one) for one in attempts)
+def assess_attempts(claim: str, attempts: list[Attempt]) -> ProofFinding:
+    """Return a finding: broken when one attempt was not answered as it must be. No attempts show nothing."""
+    evidence = tuple(_words(attempt) for attempt in attempts)
     if not attempts:
-        return ProofFinding(claim, Outcome.NOT_SHOWN, ("the probe gave no answer",))
-    good = all(one.as_it_must for one in attempts)
-    return ProofFinding(claim, Outcome.SHOWN if good else Outcome.BROKEN, evidence)
+        return ProofFinding(claim, ProofOutcome.NOT_SHOWN, ("the probe gave no answer",))
+    is_shown = all(attempt.as_it_must for attempt in attempts)
+    return ProofFinding(claim, ProofOutcome.SHOWN if is_shown else ProofOutcome.BROKEN, evidence)
 
 
 def show_running(settings: SiteSettings) -> Iterator[ProofFinding]:
-    """The services that run now: their network namespace, privileges, system call filter, and view of the export."""
+    """Show the confinement of the running services: network namespace, privileges, system calls, the export."""
     for side in _CLAIMS:
         unit = f"hemofed-{side}"
         claim = f"the {side} that runs now is confined"
-        pid = 0 if why_not() else _main_pid(unit)
+        pid = 0 if obstacle() else _main_pid(unit)
         if pid == 0:
-            yield ProofFinding(claim, Outcome.NOT_SHOWN, (why_not() or f"{unit} does not run",))
+            yield ProofFinding(claim, ProofOutcome.NOT_SHOWN, (obstacle() or f"{unit} does not run",))
             continue
         try:
-            yield look_at(claim, side, pid, settings)
+            yield check_process(claim, side, pid, settings)
         except OSError as error:
-            yield ProofFinding(claim, Outcome.NOT_SHOWN, (f"/proc/{pid} cannot be read ({error.strerror})",))
+            yield ProofFinding(claim, ProofOutcome.NOT_SHOWN, (f"/proc/{pid} cannot be read ({error.strerror})",))
 
 
-def look_at(claim: str, side: str, pid: int, settings: SiteSettings) -> ProofFinding:
-    """What the kernel says of one process."""
+def check_process(claim: str, side: str, pid: int, settings: SiteSettings) -> ProofFinding:
+    """Check the kernel's facts about one process (proc(5))."""
     lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     status = {name: value.strip() for name, _, value in lines}
     facts = [
@@ -108,18 +108,19 @@ def look_at(claim: str, side: str, pid: int, settings: SiteSettings) -> ProofFin
     ]
     if side == "trainer":
         devices = [line.split(":")[0].strip() for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]]
-        own = os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/1/ns/net")
-        facts.append(("a network namespace of its own, with nothing in it but lo", own and devices == ["lo"]))
+        # A namespace of its own may still hold a device that was moved into it.
+        is_own = os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/1/ns/net")
+        facts.append(("a network namespace of its own, with lo as its only device", is_own and devices == ["lo"]))
     else:
-        facts.append(
-            ("another thing where the export is: the export is hidden", _is_hidden(pid, settings.folders.export))
-        )
-    evidence = tuple(f"{'ok' if true else 'NO'}  {words}" for words, true in facts)
-    return ProofFinding(claim, Outcome.SHOWN if all(true for _, true in facts) else Outcome.BROKEN, evidence)
+        is_hidden = _is_hidden(pid, settings.folders.export)
+        facts.append(("another folder in the place of the export: the export is hidden", is_hidden))
+    evidence = tuple(f"{'ok' if holds else 'NO'}  {words}" for words, holds in facts)
+    is_shown = all(holds for _, holds in facts)
+    return ProofFinding(claim, ProofOutcome.SHOWN if is_shown else ProofOutcome.BROKEN, evidence)
 
 
 def _is_hidden(pid: int, export: Path) -> bool:
-    """Whether the process sees something else at the export's place, or nothing."""
+    """Whether the process sees another folder in the place of the export, or none."""
     try:
         seen = Path(f"/proc/{pid}/root{export}").stat()
     except OSError:
@@ -134,24 +135,26 @@ def _from_twin(side: str, unit: str, file: Path, config: Path) -> list[Attempt]:
     answers = Path("/run") / f"{name}.answers"
     folder.mkdir(mode=0o755, exist_ok=True)
     try:
+        # In /run: gone after a reboot, whatever happens to this process.
         (_RUN / f"{name}.service").write_text(file.read_text())
         for path in drop_ins(unit, UNIT_FOLDERS):
             (folder / path.name).write_text(path.read_text())
         probe = _PROBE.format(python=sys.executable, side=side, config=config.absolute(), answers=answers)
+        # Last in order: no drop-in of the unit overrides it.
         (folder / "zzz-prove.conf").write_text(probe)
         _systemctl("daemon-reload")
         _systemctl("start", f"{name}.service")
-        return [Attempt(**json.loads(line)) for line in answers.read_text().splitlines()]
+        return [decode(Attempt, line, whole=True) for line in answers.read_text().splitlines()]
     finally:
         shutil.rmtree(folder)
-        for left in (_RUN / f"{name}.service", answers):
-            left.unlink(missing_ok=True)
+        for leftover in (_RUN / f"{name}.service", answers):
+            leftover.unlink(missing_ok=True)
         subprocess.run(["systemctl", "reset-failed", name], capture_output=True, check=False, timeout=_START_S)
         _systemctl("daemon-reload")
 
 
 def _main_pid(unit: str) -> int:
-    """0 unless it has said that it is ready: before, a process is still on its way into its confinement."""
+    """Return the unit's process; 0 before it is ready, because until then it is not fully confined."""
     command = ["systemctl", "show", f"{unit}.service", "-p", "MainPID,ActiveState"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_START_S).stdout
     facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
@@ -162,7 +165,7 @@ def _systemctl(*words: str) -> None:
     subprocess.run(["systemctl", *words], capture_output=True, check=True, timeout=_START_S)
 
 
-def _words(one: Attempt) -> str:
-    answer = "done" if one.answer is None else f"refused by the kernel: {one.answer}"
-    demand = "must be refused" if one.must_fail else "must succeed"
-    return f"ok  {one.what}: {answer}" if one.as_it_must else f"NO  {one.what}: {answer}, and it {demand}"
+def _words(attempt: Attempt) -> str:
+    answer = "done" if attempt.answer is None else f"refused by the kernel: {attempt.answer}"
+    demand = "must be refused" if attempt.must_fail else "must succeed"
+    return f"ok  {attempt.what}: {answer}" if attempt.as_it_must else f"NO  {attempt.what}: {answer}, and it {demand}"

@@ -1,6 +1,6 @@
-"""A consortium of one on this machine, for a drill: CA, custodian, roster, an enrolled hospital. Thrown away."""
+"""A consortium of one hospital on this machine, for a round check: CA, custodian, roster. Its keys are never kept."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,22 +26,23 @@ from federation.v1 import enrolment_pb2
 from federation.vocabulary import Metric
 
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
+from site_client.typed_json import Digest
 
 
 @dataclass
 class Consortium:
-    """Keys drawn when it is made; nothing of it outlives the drill."""
+    """Its keys are drawn when it is made, and nothing of it outlives the round check."""
 
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     custodian: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def enrol(self, folder: Path, site: str) -> SiteIdentity:
-        """What `hemofed-site join` does, without the network."""
+        """Enrol a site as `hemofed-site join` does, without the network."""
         joining = Joining.prepare(folder, site)
-        ca = self._certify("drill CA", self.key.public_key())
+        ca = self._certify("round check CA", self.key.public_key())
         own = RosterEntry(site, joining.keys.signing_public, joining.keys.sealing.public_bytes)
         public = x509.load_der_x509_csr(joining.request.csr_der).public_key()
-        # The request was made a line above, with a key on P-256.
+        # `Joining.prepare` requested it a few lines above, for a key on P-256.
         assert isinstance(public, ec.EllipticCurvePublicKey)
         credentials = enrolment_pb2.Credentials(
             certificate_pem=self._certify(site, public).public_bytes(Form.PEM),
@@ -49,14 +50,16 @@ class Consortium:
             custodian_certificate_pem=self._certify("custodian", self.custodian.public_key()).public_bytes(Form.PEM),
             roster=sign_roster(Roster(1, (own,)), self.custodian),
         )
-        return joining.accept(credentials, Membership(site, "drill.invalid:1", ca.fingerprint(hashes.SHA256())))
+        return joining.accept(
+            credentials, Membership(site, "round-check.invalid:1", Digest(ca.fingerprint(hashes.SHA256())))
+        )
 
     def _certify(self, name: str, key: ec.EllipticCurvePublicKey | Ed25519PublicKey) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "drill CA")]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "round check CA")]))
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=5))
@@ -66,14 +69,14 @@ class Consortium:
 
 
 def plan_for(model: Model, architecture: str) -> TrainingPlan:
-    """One short round."""
-    plan = TrainingPlan(
+    """Return the plan of one short round."""
+    return TrainingPlan(
         run_id=bytes(range(16)),
-        name="drill",
-        purpose="To see what a round leaves behind.",
+        name="round check",
+        purpose="To search the files that a round leaves.",
         architecture=architecture,
         manifest=model.manifest,
-        initial_model_digest=bytes(32),
+        initial_model_digest=model.digest,
         rounds=1,
         inputs=Inputs(64, 20),
         training=LocalTraining(1, 1e-3, 0.0, 0.0, 2, 2),
@@ -83,4 +86,3 @@ def plan_for(model: Model, architecture: str) -> TrainingPlan:
         encoding=Encoding(1.0, 6, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
     )
-    return replace(plan, initial_model_digest=model.digest)

@@ -1,10 +1,12 @@
-"""What was shown, what was shown to be broken, and what could not be shown."""
+"""A finding: a claim that was shown, shown to be broken, or could not be shown."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Outcome(StrEnum):
+class ProofOutcome(StrEnum):
+    """The outcome of a claim."""
+
     SHOWN = "shown"
     BROKEN = "broken"
     NOT_SHOWN = "not shown"
@@ -12,8 +14,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class ProofFinding:
-    """One claim about this machine, and what was seen of it."""
+    """One claim about this machine, its outcome, and the evidence."""
 
     claim: str
-    outcome: Outcome
+    outcome: ProofOutcome
     evidence: tuple[str, ...] = ()

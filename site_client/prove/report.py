@@ -1,15 +1,16 @@
-"""The findings as text, and as one HTML page that needs nothing else: to print, sign and file."""
+"""The findings as text, and as one self-contained HTML page to print, sign and file."""
 
 import platform
 from datetime import datetime
 from html import escape
 from importlib.metadata import version
+from typing import Final
 
-from site_client.prove.finding import Outcome, ProofFinding
+from site_client.prove.finding import ProofFinding, ProofOutcome
 
-SOMETHING_BROKEN = 2
-SOMETHING_NOT_SHOWN = 3
-_MARKS = {Outcome.SHOWN: "SHOWN    ", Outcome.BROKEN: "BROKEN   ", Outcome.NOT_SHOWN: "not shown"}
+SOMETHING_BROKEN: Final = 2
+SOMETHING_NOT_SHOWN: Final = 3
+_MARKS = {ProofOutcome.SHOWN: "SHOWN    ", ProofOutcome.BROKEN: "BROKEN   ", ProofOutcome.NOT_SHOWN: "not shown"}
 _STYLE = """
 :root{color-scheme:light}
 body{font:10.5pt/1.4 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:46rem;margin:2rem auto;padding:0 1rem}
@@ -27,43 +28,43 @@ footer{margin-top:1.5rem;border-top:1px solid #999;padding-top:.5rem;font-size:9
 
 
 def render_text(findings: list[ProofFinding]) -> str:
-    """A claim, its verdict, and under it what was seen."""
-    told = []
+    """Return each claim with its outcome and evidence, and the summary."""
+    lines = []
     for finding in findings:
-        told.append(f"{_MARKS[finding.outcome]}  {finding.claim}")
-        told += [f"             {line}" for line in finding.evidence]
-    return "\n".join([*told, summary(findings)])
+        lines.append(f"{_MARKS[finding.outcome]}  {finding.claim}")
+        lines += [f"             {line}" for line in finding.evidence]
+    return "\n".join([*lines, summary(findings)])
 
 
 def summary(findings: list[ProofFinding]) -> str:
-    """One sentence."""
-    count = {verdict: sum(one.outcome is verdict for one in findings) for verdict in Outcome}
+    """Return the counts in one sentence."""
+    count = {outcome: sum(finding.outcome is outcome for finding in findings) for outcome in ProofOutcome}
     return (
-        f"{count[Outcome.SHOWN]} shown, {count[Outcome.BROKEN]} broken, "
-        f"{count[Outcome.NOT_SHOWN]} could not be shown on this machine"
+        f"{count[ProofOutcome.SHOWN]} shown, {count[ProofOutcome.BROKEN]} broken, "
+        f"{count[ProofOutcome.NOT_SHOWN]} could not be shown on this machine"
     )
 
 
 def exit_status(findings: list[ProofFinding]) -> int:
-    """0 when all was shown, 2 when something is broken, 3 when something could not be shown."""
-    verdicts = {one.outcome for one in findings}
-    if Outcome.BROKEN in verdicts:
+    """Return 0 when all was shown, 2 when something is broken, 3 when something could not be shown."""
+    outcomes = {finding.outcome for finding in findings}
+    if ProofOutcome.BROKEN in outcomes:
         return SOMETHING_BROKEN
-    return SOMETHING_NOT_SHOWN if Outcome.NOT_SHOWN in verdicts else 0
+    return SOMETHING_NOT_SHOWN if ProofOutcome.NOT_SHOWN in outcomes else 0
 
 
 def render_html(findings: list[ProofFinding], site: str, now: datetime) -> str:
-    """The page. Everything that is not ours is escaped; it loads nothing."""
-    sections = "\n".join(_section(one) for one in findings)
+    """Return the page. All text that is not ours is escaped; the page loads nothing."""
+    sections = "\n".join(_section(finding) for finding in findings)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>hemofed: what was shown at {escape(site)}</title><style>{_STYLE}</style></head><body>
-<h1>What was shown at {escape(site)}</h1>
+<title>hemofed: proof of the wall at {escape(site)}</title><style>{_STYLE}</style></head><body>
+<h1>Proof of the wall at {escape(site)}</h1>
 <p>{now:%Y-%m-%d %H:%M:%S} UTC, hemofed {escape(version("hemofed"))}, Linux {escape(platform.release())}.
 {escape(summary(findings))}.</p>
 <p>Each line was tried on this machine when this page was made: by processes under the units' own confinement, by
-looking at the services that run, and by a whole round on a synthetic export full of canaries. "Refused by the kernel"
-is followed by the kernel's error. What could not be tried is said to be not shown.</p>
+checks of the running services, and by a whole round on a synthetic export full of canaries. "Refused by the kernel"
+is followed by the kernel's error. A claim that could not be tried is reported as not shown.</p>
 {sections}
 <footer>Made by <code>hemofed-site prove --report</code>. The threat model is docs/SECURITY.md. Research use; not a
 medical device.<div class="sign"><div>Reviewed by</div><div>Date</div></div></footer>

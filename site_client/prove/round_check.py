@@ -1,8 +1,9 @@
-"""A whole round on a stained export, and the search for its canaries in all that it leaves behind.
+"""The round check: a whole round on an export full of canaries, and the search of all its files for them.
 
-Everything is the real thing but the consortium: the real catalog and worker processes, the real agent's steps, guard,
-ledger, masking. The messages end in a file instead of TLS: exactly the bytes that TLS would be given. Plan, model and
-peers are made here (a dry run: `rehearsal`). It takes a minute or two of CPU, and touches nothing of this site's own.
+Only the consortium is made up. Catalog and worker processes, the agent's steps, guard, ledger and masking are those of
+a real round. The messages end in files instead of TLS: exactly the bytes that TLS would get. Plan, model and peers are
+made here; the masking is a dry run (agent/rounds/dry_run.py). It takes a minute or two of CPU, and touches no file of
+this site.
 """
 
 import os
@@ -22,6 +23,7 @@ from federation.manifest import load_model
 from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
+from federation.vocabulary import Outcome
 from federation.wire import serialize
 
 from site_client.agent.egress import verify
@@ -34,7 +36,7 @@ from site_client.agent.rounds.dry_run import RecordingTransport
 from site_client.agent.rounds.participant import Participant
 from site_client.config import SiteSettings, load
 from site_client.prove.consortium import Consortium, plan_for
-from site_client.prove.finding import Outcome, ProofFinding
+from site_client.prove.finding import ProofFinding, ProofOutcome
 from site_client.prove.search import findings, spellings
 from site_client.records import RunId
 from site_client.spool import AgentSide
@@ -43,9 +45,9 @@ CLAIM: Final = "a round leaves no patient's value in messages, ledger, spool, da
 _ARCHITECTURE: Final = "lite"
 _STEP_S: Final = 900.0
 _SITE_TOML: Final = """
-name = "drill"
+name = "round-check"
 [aggregator]
-address = "drill.invalid:443"
+address = "round-check.invalid:443"
 [folders]
 state = "state"
 spool = "spool"
@@ -68,81 +70,76 @@ validation_fraction = 0.3
 
 
 @dataclass(frozen=True)
-class Drilled:
-    """What a round left behind: canaries that were put in, where they were looked for, and the hits."""
+class RoundCheck:
+    """The result: canaries that were planted, files that were searched, and the hits."""
 
     canaries: int
     spellings: int
     files: int
     bytes_searched: int
     messages: int
-    studies: int  # that the update was trained on
+    studies: int  # in the update
     hits: tuple[str, ...]
 
 
 def show_no_canary() -> ProofFinding:
-    """Runs the drill in a temporary folder. Not shown when the round did not come to its end."""
-    with tempfile.TemporaryDirectory(prefix="hemofed-drill-") as folder:
+    """Run the round check in a temporary folder. The claim is not shown when the round does not finish."""
+    # Nothing of it may stay: a canary in a later search would look like a leak.
+    with tempfile.TemporaryDirectory(prefix="hemofed-round-check-") as folder:
         try:
-            drilled = drill(Path(folder))
+            result = check_round(Path(folder))
         except (OSError, subprocess.SubprocessError, LookupError) as error:
-            return ProofFinding(
-                CLAIM, Outcome.NOT_SHOWN, (f"the drill did not come to its end ({type(error).__name__})",)
-            )
+            # Without the exception's text, which may quote a canary.
+            reason = f"the round check did not finish ({type(error).__name__})"
+            return ProofFinding(CLAIM, ProofOutcome.NOT_SHOWN, (reason,))
     evidence = (
-        f"{drilled.canaries} canaries in names, identifiers, dates, UIDs, private elements, paths and label cells",
-        f"a round trained on {drilled.studies} synthetic studies, {drilled.messages} messages up to the bytes for TLS",
-        f"{drilled.files} files, {drilled.bytes_searched:,} bytes searched for {drilled.spellings} spellings "
+        f"{result.canaries} canaries in names, identifiers, dates, UIDs, private elements, paths and label cells",
+        f"a round trained on {result.studies} synthetic studies, {result.messages} messages up to the bytes for TLS",
+        f"{result.files} files, {result.bytes_searched:,} bytes searched for {result.spellings} spellings "
         "(UTF-8, Latin-1, UTF-16, hex, base64, URL, MD5, SHA-1, SHA-256)",
-        f"{len(drilled.hits)} hits",
-        *drilled.hits[:10],
+        f"{len(result.hits)} hits",
+        *result.hits[:10],
     )
-    return ProofFinding(CLAIM, Outcome.BROKEN if drilled.hits else Outcome.SHOWN, evidence)
+    return ProofFinding(CLAIM, ProofOutcome.BROKEN if result.hits else ProofOutcome.SHOWN, evidence)
 
 
-def drill(folder: Path) -> Drilled:
-    """The round and the search, in an empty folder. Errors: OSError, SubprocessError, LookupError (no update came)."""
-    config = folder / "site.toml"
+def check_round(folder: Path) -> RoundCheck:
+    """Run the round and the search, in an empty folder.
+
+    Raises:
+        OSError: a file cannot be written.
+        SubprocessError: a process failed.
+        LookupError: no update, or no message of the round, was made.
+    """
+    config, model_file, logs = folder / "site.toml", folder / "m.safetensors", folder / "logs"
     config.write_text(_SITE_TOML)
-    logs = folder / "logs"
     logs.mkdir()
-    stained = _run(
-        ["-m", "site_client.prove.canaries", str(folder)], logs / "stain.txt", errors=None
-    )  # prints canaries
-    canaries = stained.read_text().splitlines()
-    (logs / "stain.txt").unlink()
-    _run(
-        [
-            "-m",
-            "site_client.cli",
-            "init-weights",
-            "--architecture",
-            _ARCHITECTURE,
-            "--out",
-            str(folder / "m.safetensors"),
-        ],
-        logs / "w.txt",
-    )
+    # Its standard output is the list of canaries, which must not stay among the searched logs.
+    listed = _run(["-m", "site_client.prove.canaries", str(folder)], logs / "canaries.txt", errors=None)
+    canaries = listed.read_text().splitlines()
+    listed.unlink()
+    architecture = ["--architecture", _ARCHITECTURE, "--out", str(model_file)]
+    _run(["-m", "site_client.cli", "init-weights", *architecture], logs / "weights.txt")
     settings = load(config)
     settings.folders.trainer.mkdir(parents=True)
     worker = ["-m", "site_client.trainer.worker", "--config", str(config), "--parent", str(os.getpid())]
     _run([*worker, "--scan"], logs / "scan.txt")
     _run(["-m", "site_client.cli", "catalog", "--series", "--config", str(config)], logs / "catalog.txt")
-    with closing(_Site(settings, folder / "m.safetensors")) as site:
+    with closing(_Site(settings, model_file)) as site:
         site.step()
-        run, number = site.plan.run_id.hex(), "1"
-        _run([*worker, "--run", run, "--round", number], logs / "worker.txt")
-        studies = site.trained()
+        _run([*worker, "--run", site.plan.run_id.hex(), "--round", "1"], logs / "worker.txt")
+        studies = site.trained_studies()
         site.step()
-        _keep(site.ear, folder / "sent")
+        _write_messages(site.aggregator, folder / "sent")
     messages = verify.verify(settings.folders.agent / "ledger.jsonl")
+    # No hit in a round that sent nothing would prove nothing.
     if messages.dry_run == 0:
         raise LookupError("the agent made no message of the round")
-    (folder / "m.safetensors").unlink()
+    model_file.unlink()
     places = [folder / name for name in ("state", "spool", "cache", "logs", "sent")]
     wanted = spellings(canaries)
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
-    return Drilled(
+    return RoundCheck(
         canaries=len(set(canaries)),
         spellings=len(wanted),
         files=len(files),
@@ -155,18 +152,20 @@ def drill(folder: Path) -> Drilled:
 
 @dataclass
 class _Aggregator(RecordingTransport):
-    """Offers one round, and hears all that is said."""
+    """Offers one round, and records every message."""
 
     model: bytes = b""
     answers: dict[str, bytes] = field(default_factory=dict)
 
     def unary(self, path: str, request: Cleared) -> bytes:
+        """Record a message, and give its prepared answer if there is one."""
         if path in self.answers:
             self.sent.append((path, request.data))
             return self.answers[path]
         return super().unary(path, request)
 
     def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+        """Record a message, and yield the base model."""
         self.sent.append((path, request.data))
         digest = sha256(self.model).digest()
         for at in range(0, len(self.model), CHUNK_BYTES_MAX):
@@ -175,7 +174,7 @@ class _Aggregator(RecordingTransport):
 
 
 class _Site:
-    """An agent's steps, without its service loop."""
+    """An agent without its service loop."""
 
     def __init__(self, settings: SiteSettings, model_file: Path) -> None:
         self._settings = settings
@@ -193,54 +192,54 @@ class _Site:
         )
         poll = rounds_pb2.PollReply(retry_after_ms=10, roster_epoch=1, train=step)
         signed = sign_plan(self.plan, consortium.custodian)
-        self.ear = _Aggregator(settings.aggregator.address, model=data)
-        self.ear.answers = {POLL.path: serialize(poll), FETCH_PLAN.path: serialize(signed)}
+        self.aggregator = _Aggregator(settings.aggregator.address, model=data)
+        self.aggregator.answers = {POLL.path: serialize(poll), FETCH_PLAN.path: serialize(signed)}
 
         def clock() -> datetime:
             return datetime.now(UTC)
 
         folder = settings.folders.agent
         self._ledger = Ledger(folder / "ledger.jsonl", identity.keys.signing, clock)
-        egress = Egress(Guard(settings.policy), self._ledger, self.ear, Payloads(folder / "payloads", 1 << 28))
-        self._rounds = Participant(egress, identity, AgentSide(settings.folders.spool), settings, clock)
+        egress = Egress(Guard(settings.policy), self._ledger, self.aggregator, Payloads(folder / "payloads", 1 << 28))
+        self._participant = Participant(egress, identity, AgentSide(settings.folders.spool), settings, clock)
 
     def step(self) -> None:
-        """One turn of the agent. Errors: LookupError when the agent refuses what it is asked."""
-        refusal = self._rounds.step().refusal
+        """Take one turn.
+
+        Raises:
+            LookupError: the agent refuses the step.
+        """
+        refusal = self._participant.step().refusal
         if refusal is not None:
             raise LookupError(str(refusal))
 
-    def trained(self) -> int:
-        """Studies of the update that the worker delivered. Errors: LookupError without one."""
+    def trained_studies(self) -> int:
+        """Return the number of studies in the update that the worker delivered.
+
+        Raises:
+            LookupError: there is no update.
+        """
         update = AgentSide(self._settings.folders.spool).update(RunId(self.plan.run_id), 1)
-        if update is None or update.outcome != "trained":
+        if update is None or update.outcome != Outcome.TRAINED:
             raise LookupError("the worker delivered no trained update")
         return update.studies
 
     def close(self) -> None:
+        """Release the ledger."""
         self._ledger.close()
 
 
-def _keep(ear: RecordingTransport, folder: Path) -> None:
-    """The polls and requests; what the rehearsal made lies among the agent's payloads."""
+def _write_messages(aggregator: RecordingTransport, folder: Path) -> None:
+    """Write the polls and requests, to be searched; the messages of the dry run are among the agent's payloads."""
     folder.mkdir()
-    for number, (_, data) in enumerate(ear.sent):
+    for number, (_, data) in enumerate(aggregator.sent):
         (folder / f"{number:06d}").write_bytes(data)
 
 
 def _run(arguments: list[str], log: Path, errors: int | None = subprocess.STDOUT) -> Path:
-    """A process of ours. Its output goes to `log`, and what it says of errors too, unless `errors` says otherwise.
-
-    Errors: SubprocessError.
-    """
+    """Run a Python process, with its output in `log`, and its standard error too unless `errors` is another target."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
     with log.open("wb") as out:
-        subprocess.run(
-            [sys.executable, *arguments],
-            stdout=out,
-            stderr=errors,
-            env=environment,
-            check=True,
-            timeout=_STEP_S,
-        )
+        subprocess.run(command, stdout=out, stderr=errors, env=environment, check=True, timeout=_STEP_S)
     return log

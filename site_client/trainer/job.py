@@ -14,6 +14,7 @@ from federation.encoding import clip
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
+from federation.vocabulary import Outcome, SiteState, StateReason
 
 from site_client.config import SiteSettings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArchitecture
@@ -123,37 +124,39 @@ class JobInProgress:
             Stopped: the worker has to end; a checkpoint is written.
         """
         declined = Update(
-            self.job.run_id, self.job.round, self.job.base_model_digest, "declined", None, 0, 0.0, 0, False
+            self.job.run_id, self.job.round, self.job.base_model_digest, Outcome.DECLINED, None, 0, 0.0, 0, False
         )
         try:
             net = self._network()
             dataset = self._dataset()
         except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
             _log.error("job declined", error=str(error))
-            return spool.deliver(replace(declined, reason="TRAINING_FAILED"))
+            return spool.deliver(replace(declined, reason=StateReason.TRAINING_FAILED))
         if not dataset.studies:
-            return spool.deliver(replace(declined, reason="NO_LABELS"))
+            return spool.deliver(replace(declined, reason=StateReason.NO_LABELS))
         prepared = self._prepare(dataset)
+        # The stricter of both: policy can tighten a plan, never loosen it.
         needed = max(self.settings.policy.studies_min, self.plan.training.studies_min)
         if len(prepared.split.training) < needed:
             _log.info("job declined", expected_studies=needed, got=len(prepared.split.training))
-            return spool.deliver(replace(declined, reason="TOO_FEW_STUDIES"))
+            return spool.deliver(replace(declined, reason=StateReason.TOO_FEW_STUDIES))
         self._compute.place(net)
         # Before training, which changes the weights in place: the histograms are of the base model.
         histograms = self._evaluate(net, prepared)
         if self.job.evaluation_only:
             studies = len(prepared.split.training)
-            return spool.deliver(replace(declined, outcome="evaluated", studies=studies, histograms=histograms))
+            return spool.deliver(replace(declined, outcome=Outcome.EVALUATED, studies=studies, histograms=histograms))
         with rank_processes():
             self.ranks.first(lambda: prepared)
             position = self._train(net, prepared)
         trained = self.base.manifest.flatten(weights_of(net))
+        # Clipped here as well as by the agent: the spool already holds a bounded update.
         delta, clipped = clip(trained - self.base.weights, self.plan.encoding.clip_norm)
         update = Update(
             run_id=self.job.run_id,
             round=self.job.round,
             base_model_digest=self.job.base_model_digest,
-            outcome="trained",
+            outcome=Outcome.TRAINED,
             reason=None,
             studies=len(prepared.split.training),
             loss_sum=position.loss_sum,
@@ -195,7 +198,7 @@ class JobInProgress:
 
     def _network(self) -> Network:
         """Builds the plan's network with the weights of the base model."""
-        net = build(self.plan.architecture, seed=0)
+        net = build(self.plan.architecture, seed=0)  # any seed: the base model replaces all weights
         if manifest_of(net) != self.plan.manifest or self.base.manifest != self.plan.manifest:
             raise TrainingFailed(
                 f"the plan's tensors are not those of {self.plan.architecture!r} in this version; update hemofed"
@@ -214,6 +217,7 @@ class JobInProgress:
                 return catalog.dataset(pin.read_text())
             catalog.scan(self.settings.folders.export, self.settings.folders.labels)
             dataset = catalog.dataset()
+        # After the scan and before any training: from here on the job is bound to these studies.
         pin.parent.mkdir(parents=True, exist_ok=True)
         replace_file(pin, dataset.hash.encode())
         return dataset
@@ -251,14 +255,14 @@ class JobInProgress:
             except SeriesUnreadable as error:
                 # The code only: a traceback of DICOM code could quote a header.
                 _log.warning("study left out", study=study.study_key, code=error.code)
-            self._send(WorkerMessage("SITE_PREPARING", 0, number, len(studies), None, len(readable)))
+            self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 
     def _evaluate(self, net: Network, prepared: PreparedStudies) -> Histograms:
         """Counts the base model's scores on the slices of the validation patients."""
 
         def report(done: int, total: int) -> None:
-            self._send(WorkerMessage("SITE_PREPARING", 0, done, total, None, prepared.count))
+            self._send(WorkerMessage(SiteState.PREPARING, 0, done, total, None, prepared.count))
 
         checkpoints = self._checkpoints(prepared, "evaluate")
         validation = prepared.split.validation
@@ -270,7 +274,7 @@ class JobInProgress:
 
         def report(at: TrainingProgress) -> None:
             percent = 100 * at.step // at.steps
-            self._send(WorkerMessage("SITE_TRAINING", percent, at.step, at.steps, at.loss, prepared.count))
+            self._send(WorkerMessage(SiteState.TRAINING, percent, at.step, at.steps, at.loss, prepared.count))
 
         studies, early_stop = with_early_stop(self.plan.training, prepared.split.training, self._loader, self._compute)
         # Every rank derives the same streams: they depend on run, round and circumstances, never on the process.

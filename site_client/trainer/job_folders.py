@@ -21,6 +21,7 @@ def sweep_job_folders(settings: SiteSettings, jobs: Collection[Job]) -> None:
 
     A job whose worker still runs has to be among them, because that worker writes there.
     """
+    # By name: a folder whose job the agent withdrew has no job to compare with.
     kept = {job_folder(settings, job).name for job in jobs}
     for folder in (settings.folders.trainer / "jobs").glob("*"):
         if folder.name not in kept:

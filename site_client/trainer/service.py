@@ -7,7 +7,6 @@ A job whose folder disappears is cancelled.
 
 import fcntl
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from federation.vocabulary import SiteState
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import InUse, SpoolRefused
+from site_client.logging_setup import log_to_stderr
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide
 from site_client.trainer.idle.decide import Mode
@@ -45,7 +46,7 @@ def run(settings: SiteSettings, config: Path) -> int:
     Raises:
         InUse: another trainer runs on the same state folder.
     """
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
     if settings.is_example:
         _stand_by(notifier)
@@ -108,8 +109,8 @@ class TrainerService:
 
     def run(self) -> None:
         """Runs until `stopping`, then ends the worker."""
-        self._spool.clear_drafts()
-        self._write_status(Status(self._clock(), "SITE_PREPARING"))
+        self._spool.clear_drafts()  # before the first worker, which may have a draft in hand
+        self._write_status(Status(self._clock(), SiteState.PREPARING))
         self._watch.start()
         self._notifier.ready()
         while not self.stopping.is_set():
@@ -120,12 +121,13 @@ class TrainerService:
                 _log.error("turn failed", error=type(error).__name__)
             self.stopping.wait(TURN_S)
         self._notifier.stopping()
+        # The worker first: it may need a minute for its checkpoint, in which systemd is told that the service is alive.
         self._supervisor.stop()
         self._watch.stop()
         _log.info("trainer stopped")
 
     def _turn(self) -> None:
-        # The gate comes first: what it decides must not wait for the spool, which may lie on a slow disk.
+        # The gate comes first: a bad record in the spool ends this turn, and must not delay a pause.
         self._ask_gate()
         jobs = self._spool.jobs()
         self._spool.sweep()
@@ -142,23 +144,24 @@ class TrainerService:
         sampled_at_s = time.monotonic()
         previous = self._watch.decision
         decision = self._watch.sample(self._supervisor.process_ids, job_at_hand=self._supervisor.job is not None)
+        # Changes only: four lines a second would fill the journal.
         if (decision.mode, decision.reasons) != (previous.mode, previous.reasons):
             _log.info("gate changed", mode=decision.mode.value, reasons=list(decision.reasons))
         self._supervisor.obey(decision.mode, previous.mode, sampled_at_s)
 
     def _status(self, jobs: list[Job]) -> Status:
         supervisor, worker = self._supervisor, self._supervisor.worker
-        idle = Status(self._clock(), "SITE_IDLE", studies_ready=supervisor.studies)
+        idle = Status(self._clock(), SiteState.IDLE, studies_ready=supervisor.studies)
         paused = self._watch.decision.reasons
         if worker is None:
             # The gate pauses only a site that has something to do: otherwise the site is idle, or ready to hand over.
             if paused and (not supervisor.scanned or supervisor.next_job(jobs) is not None):
-                return replace(idle, state="SITE_PAUSED", reasons=paused)
-            return replace(idle, state="SITE_READY") if jobs else idle
+                return replace(idle, state=SiteState.PAUSED, reasons=paused)
+            return replace(idle, state=SiteState.READY) if jobs else idle
         message = worker.message
         return replace(
             idle,
-            state="SITE_PAUSED" if paused else message.state,
+            state=SiteState.PAUSED if paused else message.state,
             reasons=paused,
             run_id=None if worker.job is None else worker.job.run_id,
             round=None if worker.job is None else worker.job.round,

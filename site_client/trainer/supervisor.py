@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from federation.vocabulary import Outcome, StateReason
 
 from site_client.spool import Job, TrainerSide, Update
 from site_client.trainer.idle.decide import Mode
@@ -50,7 +51,10 @@ class Worker:
         # Popen was given a pipe for standard output.
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.message = from_line(line)
+            try:
+                self.message = from_line(line)
+            except ValueError:  # a library's own output; unread, it would fill the pipe and block the worker
+                continue
             self.speed.observe(self.message, time.monotonic())
 
 
@@ -141,9 +145,17 @@ class Supervisor:
         key = (job.run_id, job.round)
         self._failures[key] = self._failures.get(key, 0) + 1
         if self._failures[key] >= TRIES and not self._spool.delivered(*key):
-            _log.error("job declined", reason="TRAINING_FAILED", tries=TRIES)
+            _log.error("job declined", reason=StateReason.TRAINING_FAILED, tries=TRIES)
             outcome = Update(
-                job.run_id, job.round, job.base_model_digest, "declined", "TRAINING_FAILED", 0, 0.0, 0, False
+                job.run_id,
+                job.round,
+                job.base_model_digest,
+                Outcome.DECLINED,
+                StateReason.TRAINING_FAILED,
+                0,
+                0.0,
+                0,
+                False,
             )
             self._spool.deliver(outcome)
 

@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from site_client.config import load
+from site_client.logging_setup import log_to_stderr
 from site_client.spool import TrainerSide
 from site_client.trainer.suspend import PauseSignal
 from site_client.trainer.worker_messages import WorkerMessage, as_line
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)  # 1 and up: a rank process, whose parent is the worker
     arguments = parser.parse_args()
     _die_with(arguments.parent)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_to_stderr(tracebacks=False)  # this process decodes DICOM
     status = _work(arguments)
     if arguments.rank:
         # Its exit status decides about the worker's, and gloo's threads have been seen to abort an ordinary exit.

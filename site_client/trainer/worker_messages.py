@@ -3,21 +3,27 @@
 This file must not import torch: the service reads the messages and has to stay light.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Annotated
+
+from federation.vocabulary import SiteState
+from msgspec import Meta
+
+from site_client.records import Count
+from site_client.typed_json import decode, encode
 
 
 @dataclass(frozen=True)
 class WorkerMessage:
-    """State of the work as a SiteState name, progress of local training, and the number of studies that are ready."""
+    """State of the work, progress of local training, and the number of studies that are ready."""
 
-    state: str = "SITE_PREPARING"
-    percent: int = 0
-    step: int = 0
-    steps: int = 0
+    state: SiteState = SiteState.PREPARING
+    percent: Annotated[int, Meta(ge=0, le=100)] = 0
+    step: Count = 0
+    steps: Count = 0
     loss: float | None = None
-    studies: int = 0
+    studies: Count = 0
 
 
 SendMessage = Callable[[WorkerMessage], None]
@@ -41,23 +47,27 @@ class TrainingSpeed:
             message: any message of the worker; only those of training count.
             now_s: seconds of a monotonic clock.
         """
-        if message.state == "SITE_TRAINING":
+        if message.state == SiteState.TRAINING:
             self.last = (message.step, now_s)
             self.first = self.first or self.last
 
     def seconds_left(self, message: WorkerMessage) -> int | None:
         """Estimates the seconds until the last step, or gives None before the second step and outside training."""
         first, last = self.first, self.last
-        if message.state != "SITE_TRAINING" or first is None or last is None or last[0] <= first[0]:
+        if message.state != SiteState.TRAINING or first is None or last is None or last[0] <= first[0]:
             return None
         return round((last[1] - first[1]) / (last[0] - first[0]) * (message.steps - message.step))
 
 
 def as_line(message: WorkerMessage) -> str:
     """Writes a message as one line of JSON, without the line's end."""
-    return json.dumps(asdict(message))
+    return encode(message).decode()
 
 
 def from_line(line: str) -> WorkerMessage:
-    """Reads a line that `as_line` wrote."""
-    return WorkerMessage(**json.loads(line))
+    """Reads a line that `as_line` wrote.
+
+    Raises:
+        ValueError: the line is no message.
+    """
+    return decode(WorkerMessage, line)

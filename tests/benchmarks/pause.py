@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -100,8 +99,9 @@ class Trainer:
         # Popen was given a pipe for standard error.
         assert self.service.stderr is not None
         for line in self.service.stderr:
-            if found := re.search(r"worker suspended .*after_ms\D*?(\d+)", re.sub(r"\x1b\[[0-9;]*m", "", line)):
-                self.held_s.append(int(found[1]) / 1000)
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "worker suspended":
+                self.held_s.append(event["after_ms"] / 1000)
 
     def training_worker(self) -> int:
         """Waits until it is in the middle of a round for a while, any part of the gate's interval more or less."""

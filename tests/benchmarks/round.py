@@ -79,7 +79,7 @@ def main() -> None:
 def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, object]:
     """Bring everything up, let it run, take it down, and read what it cost."""
     write_settings(place)
-    place.hub_command("init")
+    place.aggregator_command("init")
     model, plan = write_plan(place, parameters, training_rounds)
     delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
     app = open_context(load_settings(place.aggregator_toml))
@@ -91,7 +91,7 @@ def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, ob
             trainers = Trainers(place, delta)
             trainers.start()
             time.sleep(2.0)  # every agent polls: the run begins with all of them there
-            place.hub_command("run", "start", str(plan), "--model", str(model))
+            place.aggregator_command("run", "start", str(plan), "--model", str(model))
             watched = _watch(app, aggregator, sites, training_rounds)
             trainers.stop()
             time.sleep(6.0)  # the last byte counts are written every five seconds

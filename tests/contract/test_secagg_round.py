@@ -66,13 +66,10 @@ def test_a_vector_of_one_word_and_an_empty_one_are_summed() -> None:
     assert Session(3, length=0).play().total.size == 0
 
 
-def test_members_end_in_the_last_phase_and_erase_leaves_nothing() -> None:
+def test_members_end_in_the_last_phase() -> None:
     session = Session(4)
     session.play()
-    for member in session.members.values():
-        assert member.phase is Phase.REVEALED
-        member.erase()
-        assert member.phase is Phase.ERASED
+    assert {member.phase for member in session.members.values()} == {Phase.REVEALED}
 
 
 @pytest.mark.parametrize(("members", "t"), [(3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (64, 43), (100, 67), (500, 334)])

@@ -185,7 +185,7 @@ def models_are_one(world: World) -> None:
 def secrets_are_gone(world: World) -> None:
     """A site keeps the secrets of the attempt it is in, until it has confirmed, and of no other."""
     for site in world.sites.values():
-        current = site.rounds.book.current
+        current = site.rounds.journal.current
         now = "" if current is None or current.refused_attempt == current.attempt else f"attempt-{current.attempt}"
         kept = set()
         for file, member in site.member_files():

@@ -81,7 +81,7 @@ def test_a_lie_about_plan_round_or_base_model_trains_nothing(make_world: Callabl
         world.step("site-c")
         assert len(world.refused) == how + 1
         assert world.sites["site-c"].jobs() == []
-        assert world.sites["site-c"].rounds.book.current is None
+        assert world.sites["site-c"].rounds.journal.current is None
 
 
 def test_a_published_model_that_does_not_follow_from_its_sum_ends_the_run_for_the_site(

@@ -8,7 +8,7 @@ from federation.encoding import Layout
 from federation.plan import Deadlines, TrainingPlan
 
 from site_client.config import PolicySettings
-from site_client.doctor.network.echo import FULL_MODEL_BYTES, FULL_UPLOAD_BYTES, RoundTrip, Speed, judge, needs_of
+from site_client.doctor.network.echo import FULL_MODEL_BYTES, FULL_UPLOAD_BYTES, RoundTrip, Speed, assess, needs_of
 from site_client.doctor.result import Color
 from site_client.model.registry import build, manifest_of
 from tests.site_client.agent.conftest import plan as plan  # a fixture
@@ -22,7 +22,7 @@ def test_without_a_plan_it_speaks_of_the_full_network_and_its_sizes_are_the_real
     needs = needs_of(None)
     assert (needs.upload_bytes, needs.model_bytes) == (layout.bytes, 4 * size) == (FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
     assert layout.sum_bytes_for(64) == needs.sum_bytes
-    assert "a round of the full network sends 13.4 MB" in judge(Speed(KIB, KIB), needs, PolicySettings()).found
+    assert "a round of the full network sends 13.4 MB" in assess(Speed(KIB, KIB), needs, PolicySettings()).found
 
 
 def test_with_a_plan_it_speaks_of_that_plan_s_sizes(plan: TrainingPlan) -> None:
@@ -46,17 +46,17 @@ def test_up_and_down_add_up_and_the_policy_s_cap_counts(
 ) -> None:
     needs = RoundTrip("a round", int(1000 * KIB), int(1000 * KIB), int(4000 * KIB))
     speed = Speed(*(one * KIB for one in kib_s))
-    line = judge(speed, needs, PolicySettings(bandwidth_kib_s=cap_kib_s))
+    line = assess(speed, needs, PolicySettings(bandwidth_kib_s=cap_kib_s))
     found = re.search(r"needs (\d+ \w+); the whole model, \S+ MB, (\d+ \w+)$", line.found)
     assert found is not None, line.found
     assert (found[1], found[2], line.color) == (round_s, model_s, Color.GREEN)
-    assert ("held to 50 by policy.bandwidth_kib_s" in line.found) is (cap_kib_s == 50)
+    assert ("limited to 50 by policy.bandwidth_kib_s" in line.found) is (cap_kib_s == 50)
 
 
 def test_a_line_too_slow_for_the_plan_s_phase_is_red_and_says_what_to_ask_for(plan: TrainingPlan) -> None:
     hurried = replace(plan, deadlines=Deadlines(training_s=86_400, phase_s=2))
     needs = needs_of(hurried)
-    assert judge(Speed(needs.upload_bytes / 1.9, KIB), needs, PolicySettings()).color is Color.GREEN
-    line = judge(Speed(needs.upload_bytes / 2.1, KIB), needs, PolicySettings())
+    assert assess(Speed(needs.upload_bytes / 1.9, KIB), needs, PolicySettings()).color is Color.GREEN
+    line = assess(Speed(needs.upload_bytes / 2.1, KIB), needs, PolicySettings())
     assert (line.color, line.fix) == (Color.RED, "Raise the bandwidth, or ask the coordinator for a longer phase_s")
     assert "the plan gives the upload 2 s" in line.found

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from federation.vocabulary import SiteState
 
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.status_file import AgentStatus, write_status
@@ -102,7 +103,7 @@ def by_name(lines: Iterator[CheckResult]) -> dict[str, CheckResult]:
 
 def ask(consortium: Consortium, address: str, proxy: str = "", now: datetime | None = None) -> dict[str, CheckResult]:
     return by_name(
-        connection.check_way(AggregatorSettings(address, proxy=proxy), consortium.ca, now or datetime.now(UTC))
+        connection.check_connection(AggregatorSettings(address, proxy=proxy), consortium.ca, now or datetime.now(UTC))
     )
 
 
@@ -139,7 +140,7 @@ def test_a_way_without_http2_is_told(consortium: Consortium, tmp_path: Path, alp
     assert lines["tls"].color is Color.GREEN
     assert (lines["http2"].color, lines["http2"].fix) == (
         Color.RED,
-        "Something on the way strips HTTP/2: bypass 127.0.0.1",
+        "A firewall or proxy strips HTTP/2: bypass 127.0.0.1",
     )
 
 
@@ -236,7 +237,7 @@ def identity(settings: SiteSettings, consortium: Consortium) -> SiteIdentity:
     [
         (0, Color.GREEN, ""),
         (28, Color.RED, "Start the agent: it renews"),
-        (31, Color.RED, "Start the agent: it asks for a new one; else join anew"),
+        (31, Color.RED, "Start the agent: it requests a new one; else join anew"),
         (-3, Color.RED, "Enable NTP"),
     ],
 )
@@ -313,10 +314,10 @@ def test_a_running_agent_s_last_word_is_taken_and_nothing_is_sent(
     import fcntl
 
     now = datetime.now(UTC)
-    write_status(settings.folders.agent, AgentStatus(now, "SITE_IDLE", (), None, None, None, 1, now, now, error, 0))
+    write_status(settings.folders.agent, AgentStatus(now, SiteState.IDLE, (), None, None, None, 1, now, now, error, 0))
     with (settings.folders.agent / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (line,) = enrolment.check_standing(settings, identity, lambda: now)
+        (line,) = enrolment.check_enrolment(settings, identity, lambda: now)
     assert (line.color, line.fix) == (color, fix)
     assert not (settings.folders.agent / "ledger.jsonl").exists()
 
@@ -325,11 +326,11 @@ def test_without_an_agent_one_call_is_made_and_stands_in_the_ledger(
     settings: SiteSettings, identity: SiteIdentity
 ) -> None:
     quick = replace(settings, agent=AgentSettings(stall_s=5))
-    (line,) = enrolment.check_standing(quick, identity, lambda: datetime.now(UTC))
+    (line,) = enrolment.check_enrolment(quick, identity, lambda: datetime.now(UTC))
     assert line.color is Color.RED  # nobody listens there
     assert (settings.folders.agent / "ledger.jsonl").read_text().count("Enrolment/FetchRoster") == 1
     dry = replace(settings, policy=PolicySettings(dry_run=True))
-    (line,) = enrolment.check_standing(dry, identity, lambda: datetime.now(UTC))
+    (line,) = enrolment.check_enrolment(dry, identity, lambda: datetime.now(UTC))
     assert line.color is Color.GREY
 
 

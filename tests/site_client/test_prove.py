@@ -1,6 +1,5 @@
 """What prove shows, and that it shows nothing it has not seen."""
 
-import json
 import os
 import shutil
 import socket
@@ -15,10 +14,11 @@ from site_client.config import FoldersSettings, SiteSettings
 from site_client.prove import attempts, confined
 from site_client.prove.attempts import Attempt
 from site_client.prove.command import show_ledger
-from site_client.prove.finding import Outcome, ProofFinding
+from site_client.prove.finding import ProofFinding, ProofOutcome
 from site_client.prove.report import exit_status, render_html, render_text
-from site_client.prove.round_check import Drilled, drill
+from site_client.prove.round_check import RoundCheck, check_round
 from site_client.prove.search import findings, spellings
+from site_client.typed_json import decode
 
 
 def _may_unshare() -> bool:
@@ -49,8 +49,8 @@ def test_without_any_confinement_every_forbidden_attempt_succeeds_and_the_claim_
     assert tried["read the export"].answer is None
     assert not tried["read the export"].as_it_must
     assert tried["make memory that can be written and run"].answer is None
-    finding = confined.judge("no patient", list(tried.values()))
-    assert finding.outcome is Outcome.BROKEN
+    finding = confined.assess_attempts("no patient", list(tried.values()))
+    assert finding.outcome is ProofOutcome.BROKEN
     assert "NO  read the export: done, and it must be refused" in finding.evidence
     assert not list(settings.folders.export.iterdir())  # what was tried there is gone again
 
@@ -59,7 +59,7 @@ def test_without_any_confinement_every_forbidden_attempt_succeeds_and_the_claim_
 def test_in_an_empty_network_namespace_the_kernel_refuses_the_way_out(site: tuple[SiteSettings, Path]) -> None:
     command = [sys.executable, "-m", "site_client.prove.attempts", "trainer", str(site[1])]
     done = subprocess.run(["unshare", "-n", *command], capture_output=True, text=True, check=True)
-    tried = {one.what: one for one in (Attempt(**json.loads(line)) for line in done.stdout.splitlines())}
+    tried = {one.what: one for one in (decode(Attempt, line) for line in done.stdout.splitlines())}
     assert tried["open a socket of the Internet (AF_INET)"].answer == "ENETUNREACH"
     assert tried["read the export"].answer is None
 
@@ -70,42 +70,42 @@ def test_a_read_only_export_and_hidden_keys_are_refused(site: tuple[SiteSettings
     script = f"mount --bind {export} {export} && mount -o remount,ro,bind {export} && rmdir {keys} && exec "
     script += f"{sys.executable} -m site_client.prove.attempts trainer {site[1]}"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=True)
-    tried = {one.what: one for one in (Attempt(**json.loads(line)) for line in done.stdout.splitlines())}
+    tried = {one.what: one for one in (decode(Attempt, line) for line in done.stdout.splitlines())}
     assert tried["write into the export"].answer == "EROFS"
     assert tried["read the agent's keys"].answer == "ENOENT"
 
 
 def test_no_answer_shows_nothing_and_a_probe_that_can_do_nothing_is_no_proof() -> None:
-    assert confined.judge("a wall", []).outcome is Outcome.NOT_SHOWN
+    assert confined.assess_attempts("a wall", []).outcome is ProofOutcome.NOT_SHOWN
     refused, control = Attempt("socket", True, "EAFNOSUPPORT"), Attempt("read its own", False, "EACCES")
-    assert confined.judge("a wall", [refused]).outcome is Outcome.SHOWN
-    assert confined.judge("a wall", [refused, control]).outcome is Outcome.BROKEN
+    assert confined.assess_attempts("a wall", [refused]).outcome is ProofOutcome.SHOWN
+    assert confined.assess_attempts("a wall", [refused, control]).outcome is ProofOutcome.BROKEN
 
 
 @pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="systemd runs here: the system test shows the walls")
 def test_where_systemd_does_not_run_the_walls_are_not_shown(site: tuple[SiteSettings, Path]) -> None:
     found = [*confined.show_walls(site[1]), *confined.show_running(site[0])]
-    assert [one.outcome for one in found] == [Outcome.NOT_SHOWN] * 4
+    assert [one.outcome for one in found] == [ProofOutcome.NOT_SHOWN] * 4
     assert {one.evidence for one in found} == {("systemd does not run on this machine",)}
 
 
 def test_this_very_process_is_seen_as_it_is(site: tuple[SiteSettings, Path]) -> None:
-    finding = confined.look_at("the agent is confined", "agent", os.getpid(), site[0])
-    assert finding.outcome is Outcome.BROKEN  # a test runs without a filter, and sees the export
-    assert "NO  another thing where the export is: the export is hidden" in finding.evidence
+    finding = confined.check_process("the agent is confined", "agent", os.getpid(), site[0])
+    assert finding.outcome is ProofOutcome.BROKEN  # a test runs without a filter, and sees the export
+    assert "NO  another folder in the place of the export: the export is hidden" in finding.evidence
 
 
 def test_a_ledger_is_shown_only_when_there_is_one(site: tuple[SiteSettings, Path]) -> None:
-    assert show_ledger(site[0]).outcome is Outcome.NOT_SHOWN
+    assert show_ledger(site[0]).outcome is ProofOutcome.NOT_SHOWN
 
 
 def test_the_page_loads_nothing_and_escapes_what_is_not_ours() -> None:
     from datetime import UTC, datetime
 
     found = [
-        ProofFinding("a", Outcome.SHOWN, ("yes",)),
-        ProofFinding("b", Outcome.BROKEN, ("<script>alert(1)</script>",)),
-        ProofFinding("c", Outcome.NOT_SHOWN),
+        ProofFinding("a", ProofOutcome.SHOWN, ("yes",)),
+        ProofFinding("b", ProofOutcome.BROKEN, ("<script>alert(1)</script>",)),
+        ProofFinding("c", ProofOutcome.NOT_SHOWN),
     ]
     page = render_html(found, "mercy", datetime(2026, 11, 24, tzinfo=UTC))
     assert "<script" not in page
@@ -145,14 +145,14 @@ def test_a_canary_is_found_in_every_spelling(value: str, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def drilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Drilled, Path]:
-    folder = tmp_path_factory.mktemp("drill")
-    return drill(folder), folder
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[RoundCheck, Path]:
+    folder = tmp_path_factory.mktemp("round-check")
+    return check_round(folder), folder
 
 
 @pytest.mark.slow
-def test_a_round_on_a_stained_export_leaves_no_canary(drilled: tuple[Drilled, Path]) -> None:
-    done, folder = drilled
+def test_a_round_on_an_export_of_canaries_leaves_no_canary(checked: tuple[RoundCheck, Path]) -> None:
+    done, folder = checked
     assert done.hits == ()
     assert done.canaries > 400
     assert done.studies >= 2
@@ -161,8 +161,8 @@ def test_a_round_on_a_stained_export_leaves_no_canary(drilled: tuple[Drilled, Pa
 
 
 @pytest.mark.slow
-def test_the_search_of_the_drill_would_have_found_one(drilled: tuple[Drilled, Path]) -> None:
-    _, folder = drilled
+def test_the_search_of_the_round_check_would_have_found_one(checked: tuple[RoundCheck, Path]) -> None:
+    _, folder = checked
     name = next(path.name for path in (folder / "export").rglob("Kanari_Datei*"))
     with (folder / "logs" / "worker.txt").open("a") as log:
         log.write(f"cannot read {name}\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from federation.vocabulary import Outcome, SiteState, StateReason
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from site_client import spool as spool_module
 from site_client.errors import SpoolRefused
 from site_client.records import (
     NO_HISTOGRAMS,
-    STATE_REASONS,
+    RECORD_BYTES_MAX,
     Job,
     RunId,
     Status,
@@ -29,9 +30,10 @@ from site_client.spool import AgentSide, TrainerSide
 
 RUN = RunId(bytes(range(16)))
 JOB = Job(RUN, 3, False, bytes([1]) * 32, bytes([2]) * 32)
-UPDATE = Update(RUN, 3, bytes([1]) * 32, "trained", None, 40, 12.5, 80, True)
+UPDATE = Update(RUN, 3, bytes([1]) * 32, Outcome.TRAINED, None, 40, 12.5, 80, True)
 DELTA = np.arange(12, dtype=np.float32)
-STATUS = Status(datetime(2026, 11, 23, tzinfo=UTC), "SITE_TRAINING", ("FOREIGN_CPU",), RUN, 3, 40, 4, 10, 0.5, 60, 312)
+WHEN = datetime(2026, 11, 23, tzinfo=UTC)
+STATUS = Status(WHEN, SiteState.TRAINING, (StateReason.FOREIGN_CPU,), RUN, 3, 40, 4, 10, 0.5, 60, 312)
 
 
 class Crash(BaseException):
@@ -183,7 +185,7 @@ def test_a_changed_delta_is_refused(agent: AgentSide, trainer: TrainerSide, fold
 
 
 def test_a_delta_goes_with_a_trained_update_and_with_nothing_else(agent: AgentSide, trainer: TrainerSide) -> None:
-    evaluated = replace(UPDATE, outcome="evaluated")
+    evaluated = replace(UPDATE, outcome=Outcome.EVALUATED)
     for update, delta in ((UPDATE, None), (evaluated, DELTA)):
         with pytest.raises(SpoolRefused, match='a delta goes with "trained"'):
             trainer.deliver(update, delta)
@@ -210,7 +212,7 @@ def test_the_other_side_reads_and_cannot_write(
 
 # Records.
 
-RECORDS = [JOB, UPDATE, STATUS, replace(UPDATE, outcome="declined", reason="NO_LABELS")]
+RECORDS = [JOB, UPDATE, STATUS, replace(UPDATE, outcome=Outcome.DECLINED, reason=StateReason.NO_LABELS)]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=["job", "update", "status", "declined"])
@@ -234,7 +236,7 @@ def test_an_unknown_or_missing_key_is_refused(record: Job | Update | Status) -> 
         (JOB, "round", True),
         (JOB, "evaluation_only", 1),
         (UPDATE, "outcome", "leaked"),
-        (UPDATE, "loss_sum", float("nan")),
+        (UPDATE, "loss_sum", "12.5"),
         (UPDATE, "studies", -1),
         (UPDATE, "reason", "DOE^JANE"),
         (UPDATE, "histograms", [[[0] * 64] * 2] * 5),
@@ -262,7 +264,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 
 def test_a_reason_goes_with_declined_and_with_nothing_else() -> None:
-    for odd in (replace(UPDATE, reason="DISK"), replace(UPDATE, outcome="declined")):
+    for odd in (replace(UPDATE, reason=StateReason.DISK), replace(UPDATE, outcome=Outcome.DECLINED)):
         with pytest.raises(SpoolRefused, match="a reason goes with"):
             to_json(odd)
 
@@ -273,8 +275,39 @@ def test_histograms_have_their_shape() -> None:
         histograms_of(np.zeros((6, 64), np.int64))
 
 
-def test_the_reasons_are_the_protocol_s_own() -> None:
-    assert {"BATTERY", "NET_WINDOW", "MODEL_MISMATCH"} <= STATE_REASONS
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_neither_written_nor_read(number: float) -> None:
+    with pytest.raises(SpoolRefused, match="not finite"):
+        to_json(replace(UPDATE, loss_sum=number))
+    text = json.dumps(json.loads(to_json(UPDATE)) | {"loss_sum": number})
+    with pytest.raises(SpoolRefused, match="it is not JSON"):
+        from_json(Update, text.encode())
+
+
+def test_a_record_larger_than_the_limit_is_refused_before_it_is_parsed(
+    folder: Path, agent: AgentSide, trainer: TrainerSide, base: Path
+) -> None:
+    agent.offer_job(JOB, b"plan", base)
+    trainer.deliver(UPDATE, DELTA)
+    trainer.write_status(STATUS)
+    padding = b" " * RECORD_BYTES_MAX
+    for path in folder.rglob("*.json"):
+        path.write_bytes(padding + path.read_bytes())
+    for read in (agent.jobs, agent.status, lambda: agent.update(RUN, 3), trainer.jobs):
+        with pytest.raises(SpoolRefused, match=f"larger than {RECORD_BYTES_MAX} bytes"):
+            read()
+
+
+def test_a_record_that_nests_without_end_is_refused() -> None:
+    for kind in (Job, Update, Status):
+        with pytest.raises(SpoolRefused, match="it is not JSON"):
+            from_json(kind, b"[" * RECORD_BYTES_MAX)
+
+
+def test_a_record_reads_back_as_the_types_of_the_vocabulary() -> None:
+    status, update = from_json(Status, to_json(STATUS)), from_json(Update, to_json(UPDATE))
+    assert (type(status.state), type(status.reasons[0]), type(update.outcome)) == (SiteState, StateReason, Outcome)
+    assert (type(update.run_id), type(status.run_id)) == (RunId, RunId)
 
 
 def test_a_folder_that_is_no_job_is_not_taken_for_one(folder: Path, agent: AgentSide, base: Path) -> None:

@@ -21,7 +21,7 @@ from aggregator.serve import AggregatorServer  # isort: skip
 
 @dataclass
 class Consortium:
-    """What runs at the coordinator's, and how a hospital gets in."""
+    """The coordinator's services, and how a hospital joins."""
 
     app: AppContext
     enrolment: EnrolmentService
@@ -33,13 +33,13 @@ class Consortium:
         return f"127.0.0.1:{self.aggregator.sites_port}"
 
     def hospital(self, name: str) -> SiteSettings:
-        """site.toml of a hospital that has not joined."""
+        """Makes the settings of a hospital that has not joined."""
         state = self.folder / name / "state"
         folders = FoldersSettings(state, self.folder / name / "spool", self.folder / name / "export")
         return SiteSettings(name, Address(self.address), folders, agent=AgentSettings(stall_s=5))
 
     def joined(self, name: str) -> SiteSettings:
-        """A hospital that has joined with a fresh invitation."""
+        """Makes the settings of a hospital, and lets it join with a fresh invitation."""
         settings = self.hospital(name)
         token = self.enrolment.invite(name, auto_approve=True).text()
         join(settings, f"127.0.0.1:{self.aggregator.enrolment_port}", token, say=lambda _: None)

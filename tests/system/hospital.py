@@ -1,5 +1,6 @@
 """A hospital with the package installed, in a federation with two others that run as plain processes on this host."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -15,8 +16,8 @@ STUDIES = 12
 UNITS = TRAINER, AGENT = "hemofed-trainer.service", "hemofed-agent.service"
 STATUS = "/var/lib/hemofed/spool/to_agent/status.json"
 ROUND_S = 900.0
-# Two other hospitals and an aggregator work on the same cores: only what somebody types may hold this one ...
-LIVELY = """\
+# Two other hospitals and an aggregator use the same cores, so nothing but an operator's pause may suspend this one ...
+SITE_TOML = """\
 name = "{name}"
 [aggregator]
 address = "{address}"
@@ -50,12 +51,12 @@ PRIORITY = "[Service]\nNice=0\n"
 
 
 def free_ports() -> int:
-    """The first of three free ports in a row."""
+    """Finds the first of three free ports in a row."""
     for first in range(20443, 30000, 3):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        with contextlib.ExitStack() as stack:
             try:
-                for offset, each in enumerate((one, two, three)):
-                    each.bind(("127.0.0.1", first + offset))
+                for port in range(first, first + 3):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
             return first
@@ -63,7 +64,7 @@ def free_ports() -> int:
 
 
 def options(folder: Path, port: int) -> Options:
-    """Three hospitals and more rounds than any test waits for."""
+    """Orders three hospitals, and more rounds than any test waits for."""
     return Options(3, 200, "lite", STUDIES, 7, port, folder, False, None, None, 8, 0.003)
 
 
@@ -75,7 +76,7 @@ class Hospital:
         self.name = federation.sites[0].name
 
     def prepare(self) -> None:
-        """Everything but this hospital: patients for all three, the aggregator, two sites that have joined, a run."""
+        """Brings up everything but this hospital: patients for all three, the aggregator, two enrolled sites."""
         federation = self.federation
         federation.initialize()
         federation.make_initial_model()
@@ -87,16 +88,18 @@ class Hospital:
             federation.start_site(other)
 
     def fill_export(self) -> None:
-        """DICOM and labels, as a mount that only the group may read."""
+        """Copies DICOM and labels into a folder that only the group may read, as a mount would be."""
         export = self.machine.file("/srv/hemofed/export")
         shutil.copytree(self.federation.sites[0].data, export, dirs_exist_ok=True)
         self.machine.run("chown", "-R", "root:hemofed-export", "/srv/hemofed/export")
         self.machine.run("chmod", "-R", "u=rwX,g=rX,o=", "/srv/hemofed/export")
 
     def configure(self) -> None:
-        """Settings in the conffile, whose owner and mode stay as the package made them."""
+        """Writes the settings into the conffile, whose owner and mode stay as the package made them."""
         service, enrolment, _ = self.federation.ports
-        text = LIVELY.format(name=self.name, address=f"127.0.0.1:{service}", enrolment_address=f"127.0.0.1:{enrolment}")
+        text = SITE_TOML.format(
+            name=self.name, address=f"127.0.0.1:{service}", enrolment_address=f"127.0.0.1:{enrolment}"
+        )
         self.machine.file("/etc/hemofed/site.toml").write_text(text)
         folder = self.machine.file(f"/etc/systemd/system/{AGENT}.d")
         folder.mkdir(parents=True)
@@ -104,12 +107,12 @@ class Hospital:
         self.machine.run("systemctl", "daemon-reload")
 
     def invite(self) -> str:
-        """The word of the coordinator: an address and a token."""
-        said = self.federation.hub_command("site", "invite", self.name, "--auto-approve", "--json")
-        return str(json.loads(said)["token"])
+        """Lets the coordinator invite this hospital; gives the token."""
+        invitation = self.federation.aggregator_command("site", "invite", self.name, "--auto-approve", "--json")
+        return str(json.loads(invitation)["token"])
 
     def published(self) -> int:
-        """Rounds of the run that ended well, with this hospital in the cohort."""
+        """Counts published rounds with this hospital in the cohort."""
         with self.federation.app().store.read() as session:
             rows = round_rows.of_run(session, run_rows.all_runs(session)[-1].run_id)
             done = [row for row in rows if row.state is RoundState.PUBLISHED]
@@ -120,11 +123,11 @@ class Hospital:
         self.machine.wait("another round", lambda: self._go_on() and self.published() > before, ROUND_S)
 
     def await_training(self) -> None:
-        """In the middle of a round: some steps are done, and the update is not."""
+        """Waits for the middle of a round: some steps of training are done, and the update is not."""
         self.machine.wait("training", lambda: self._go_on() and self._trains(), ROUND_S)
 
     def await_active(self) -> None:
-        """Both services say that they are ready, whoever started them."""
+        """Waits until both services are active, however they were started."""
         states = ["active"] * len(UNITS)
         self.machine.wait("both", lambda: [self.machine.show(unit, "ActiveState") for unit in UNITS] == states, 120)
 
@@ -148,5 +151,5 @@ class Hospital:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     return
-            assert time.monotonic() < ends_at, f"nobody listens on port {port}"
+            assert time.monotonic() < ends_at, f"no server listens on port {port}"
             time.sleep(0.2)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nsenter", "dbus-daemon", "dpkg-deb")
-# What a Debian 12 server has, and what the package depends on: the machine itself gets no network packages later.
+# Packages of a Debian 12 server and dependencies of ours: the machine itself gets no network packages later.
 PACKAGES = "systemd,systemd-sysv,dbus,libpam-systemd,python3.11,libexpat1,procps,man-db,bash-completion"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hemofed" / "bookworm"
 COMMAND_S = 600.0
@@ -83,7 +83,7 @@ class Machine:
         self._await_boot()
 
     def run(self, *command: str, good: bool = True, timeout_s: float = COMMAND_S) -> str:
-        """A command as root inside; gives standard output and error. `good`: exit status 0 is demanded."""
+        """Runs a command as root inside; gives standard output and error. `good`: exit status 0 is demanded."""
         environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root", "TERM=dumb"]
         inside = ["nsenter", "-t", str(self.pid_1()), "-m", "-u", "-i", "-p", "-C", *environment, *command]
         done = subprocess.run(
@@ -93,37 +93,37 @@ class Machine:
         return done.stdout
 
     def fails(self, *command: str) -> str:
-        """A command that must not succeed; what it said."""
-        said = self.run("sh", "-c", 'if "$@"; then echo UNEXPECTED SUCCESS; fi', "sh", *command)
-        assert "UNEXPECTED SUCCESS" not in said, said
-        return said
+        """Runs a command that must not succeed; gives its output."""
+        output = self.run("sh", "-c", 'if "$@"; then echo UNEXPECTED SUCCESS; fi', "sh", *command)
+        assert "UNEXPECTED SUCCESS" not in output, output
+        return output
 
-    def show(self, unit: str, what: str) -> str:
-        """A property of a unit, as `systemctl show` gives it."""
-        return self.run("systemctl", "show", "--value", "-p", what, unit).strip()
+    def show(self, unit: str, name: str) -> str:
+        """Reads a property of a unit, as `systemctl show` gives it."""
+        return self.run("systemctl", "show", "--value", "-p", name, unit).strip()
 
     def file(self, path: str) -> Path:
-        """A path of the machine, seen from here."""
+        """Names a file of the machine by its path on this host."""
         return self.root / path.lstrip("/")
 
     def json(self, path: str) -> dict[str, object]:
         return dict(json.loads(self.file(path).read_bytes()))
 
-    def wait(self, what: str, true: Callable[[], bool], timeout_s: float) -> None:
-        def tell() -> str:
+    def wait(self, event: str, condition: Callable[[], bool], timeout_s: float) -> None:
+        def journal() -> str:
             return self.run("journalctl", "-n", "60", "--no-pager", "-u", "hemofed-*", good=False)
 
-        _wait(what, true, timeout_s, tell)
+        _wait(event, condition, timeout_s, journal)
 
     def reboot(self) -> None:
-        """Every service is stopped in order, then the machine boots again."""
+        """Stops every service in order, then boots the machine again."""
         assert self._nspawn is not None
         self.run("systemctl", "poweroff", good=False)
         self._nspawn.wait(120)
         self.boot()
 
     def pull_the_plug(self) -> None:
-        """Power is gone: nothing inside gets a signal that it could answer."""
+        """Takes the power away: no process inside gets a signal that it could answer."""
         assert self._nspawn is not None
         os.kill(self.pid_1(), signal.SIGKILL)
         self._nspawn.kill()
@@ -141,7 +141,7 @@ class Machine:
         self._nspawn = None
 
     def pid_1(self) -> int:
-        """The process on this host that is PID 1 inside; 0 while there is none."""
+        """Finds the process on this host that is PID 1 inside; 0 while there is none."""
         assert self._nspawn is not None
         assert self._nspawn.poll() is None, self._console.read_text(errors="replace")[-3000:]
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
@@ -160,8 +160,8 @@ class Machine:
         _wait("boot", up, BOOT_S, lambda: self._console.read_text(errors="replace")[-3000:])
 
 
-def _wait(what: str, true: Callable[[], bool], timeout_s: float, tell: Callable[[], str] = lambda: "") -> None:
+def _wait(event: str, condition: Callable[[], bool], timeout_s: float, journal: Callable[[], str] = lambda: "") -> None:
     ends_at = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < ends_at, f"{timeout_s} s without {what}: {tell()}"
+    while not condition():
+        assert time.monotonic() < ends_at, f"{timeout_s} s without {event}: {journal()}"
         time.sleep(0.2)

@@ -94,7 +94,7 @@ phase_s = 600
 
 @dataclass(frozen=True)
 class Place:
-    """Everything of one federation, in one folder. `namespaces`: in which network a program runs, where not in ours."""
+    """One federation in one folder. `namespaces`: of a program that runs in a network other than ours."""
 
     folder: Path
     sites: int
@@ -122,7 +122,7 @@ class Place:
     def site(self, name: str) -> Path:
         return self.folder / name
 
-    def hub_command(self, *words: str) -> str:
+    def aggregator_command(self, *words: str) -> str:
         return _run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words])
 
     def _in_its_network(self, program: str, command: list[str]) -> list[str]:
@@ -131,9 +131,9 @@ class Place:
 
 
 class Trainers(threading.Thread):
-    """Every site's trainer: the same update for every job, at once.
+    """Stands in for every site's trainer: the same update for every job, at once.
 
-    Its bytes are written and hashed once, and each delivery is a further name for them: what a trainer's disk costs
+    Its bytes are written and hashed once, and each delivery is a further name for them. The cost of a trainer's disk
     belongs to the hours of training, and is not measured here.
     """
 
@@ -150,7 +150,7 @@ class Trainers(threading.Thread):
             side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
 
     def run(self) -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each hospital has its own: none waits for another's disk
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hospitals do not wait for one another's disk
             while not self._stopping.wait(0.05):
                 list(pool.map(self._look_after, self._sides, self._spools))
 
@@ -161,7 +161,7 @@ class Trainers(threading.Thread):
     def _look_after(self, side: TrainerSide, spool: Path) -> None:
         to_trainer = spool / "to_trainer"
         names = os.listdir(to_trainer) if to_trainer.exists() else []
-        if self._seen.get(spool) == names:  # a look takes time of the cores that are measured
+        if self._seen.get(spool) == names:  # reading jobs takes time of the cores that are measured
             return
         self._seen[spool] = names
         for job in side.jobs():
@@ -193,7 +193,7 @@ def write_settings(place: Place) -> None:
 
 
 def write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Path, Path]:
-    """A model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
+    """Writes a model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
     shares = np.geomspace(1.0, 1000.0, TENSORS)
     sizes = np.maximum(1, (shares / shares.sum() * parameters).astype(int))
     sizes[-1] += parameters - sizes.sum()
@@ -206,7 +206,7 @@ def write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Pat
 
 
 def enrol(place: Place, name: str) -> None:
-    token = json.loads(place.hub_command("site", "invite", name, "--auto-approve", "--json"))["token"]
+    token = json.loads(place.aggregator_command("site", "invite", name, "--auto-approve", "--json"))["token"]
     _run(place.site_command(name, "join", f"{place.host}:{place.ports[1]}", token))
 
 

@@ -24,8 +24,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 NEAR = "10.77.0.1"
-FAR = "10.77.0.2"  # what the far side takes for its address
-PUBLIC = IPv4Address("10.77.1.1")  # what the near side sees instead; the next one after every cut
+FAR = "10.77.0.2"  # the far side's own address
+PUBLIC = IPv4Address("10.77.1.1")  # its address as the near side sees it; the next one after every cut
 SOURCE, DESTINATION = slice(12, 16), slice(16, 20)  # IPv4 header, RFC 791
 TCP_CHECKSUM = 16
 TUN, NO_HEADER, SET_INTERFACE = 0x0001, 0x1000, 0x400454CA
@@ -34,12 +34,12 @@ LOOK_S = 0.2
 
 @dataclass(frozen=True)
 class Quality:
-    """What a line is like. Rates and losses hold for each direction."""
+    """Properties of a line. Rates and losses hold for each direction."""
 
     bits_per_s: float = 1e6
     loss: float = 0.05
     delay_s: float = 0.04
-    queue_s: float = 0.1  # what the bottleneck holds back before it drops
+    queue_s: float = 0.1  # the bottleneck queues for so long before it drops
     cut_every_s: float = 20.0
     cut_s: float = 4.0
     seed: int = 7
@@ -47,7 +47,7 @@ class Quality:
 
 @dataclass
 class Direction:
-    """One way over the line. `bytes` and `packets` count what was handed to it: lost ones were paid for as well."""
+    """One direction of the line. `bytes` and `packets` count lost packets too, because they were sent and paid for."""
 
     quality: Quality
     chance: random.Random
@@ -77,12 +77,12 @@ class Direction:
 
 
 class Line:
-    """The line while it is up. `cuts` counts those that are over."""
+    """The line while it is up. `cuts`: cuts that are over."""
 
     def __init__(self, quality: Quality, near: int, far: int) -> None:
         self.quality, self.cuts = quality, 0
         self.up, self.down = (Direction(quality, random.Random(quality.seed + way)) for way in (0, 1))
-        self.breaking = False  # set from outside, once whatever shall not be cut is done
+        self.breaking = False  # set by the test once cuts may begin
         self._near, self._far = near, far
         self._public = PUBLIC.packed
         self._next_cut = self._back_at = 0.0
@@ -104,12 +104,12 @@ class Line:
             for device, way in ((self._far, self.up), (self._near, self.down)):
                 if device in ready:
                     packet = bytearray(os.read(device, 65_536))
-                    if not silent and packet[0] >> 4 == 4:  # a fresh device also talks IPv6 to nobody
+                    if not silent and packet[0] >> 4 == 4:  # a fresh device also sends IPv6
                         way.take(packet, now)
             for packet in self.up.arrived(now):
                 os.write(self._near, readdressed(packet, SOURCE, self._public))
             for packet in self.down.arrived(now):
-                if packet[DESTINATION] == self._public:  # of an earlier address nothing is known any more
+                if packet[DESTINATION] == self._public:  # packets to an earlier address are lost
                     os.write(self._far, readdressed(packet, DESTINATION, IPv4Address(FAR).packed))
 
     def _is_cut(self, now: float) -> bool:
@@ -126,7 +126,7 @@ class Line:
 
 
 def readdressed(packet: bytearray, where: slice, address: bytes) -> bytearray:
-    """The packet with one address exchanged, and the checksums that cover it (RFC 1624, equation 3)."""
+    """Exchanges one address of a packet, and corrects the checksums that cover it (RFC 1624, equation 3)."""
     before = struct.unpack("!2H", packet[where])
     after = struct.unpack("!2H", address)
     header_bytes, protocol = (packet[0] & 0x0F) * 4, packet[9]
@@ -143,7 +143,7 @@ def readdressed(packet: bytearray, where: slice, address: bytes) -> bytearray:
 
 
 def missing() -> str:
-    """Why no line can be laid here; empty when nothing is known to be in the way."""
+    """Tells why no line can be laid here; empty when one can."""
     if os.geteuid() != 0:
         return "only root can make network namespaces"
     if not Path("/dev/net/tun").exists():
@@ -156,7 +156,7 @@ def missing() -> str:
 
 @contextmanager
 def line(quality: Quality) -> Iterator[tuple[Line, str, str]]:
-    """A line, and the names of the namespaces at its near and its far end, for `ip netns exec`."""
+    """Lays a line; gives the names of the namespaces at its near and its far end, for `ip netns exec`."""
     near, far = (f"hemofed-{end}-{os.getpid()}" for end in ("near", "far"))
     devices = []
     try:
@@ -183,7 +183,7 @@ def _lay(space: str, name: str, own: str, others: str) -> int:
     _ip("-n", space, "link", "set", "lo", "up")
     _ip("-n", space, "address", "add", own, "dev", name)
     _ip("-n", space, "link", "set", name, "up")
-    _ip("-n", space, "route", "add", others, "dev", name, "congctl", "cubic")  # what a Debian uses
+    _ip("-n", space, "route", "add", others, "dev", name, "congctl", "cubic")  # Debian's default
     return device
 
 

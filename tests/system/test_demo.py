@@ -46,37 +46,37 @@ class Demo:
         return (self.folder / "demo.log").read_text()
 
     def pids(self) -> dict[str, int]:
-        """Name -> process id of what is up now."""
+        """Process ids of the running children, by name."""
         try:
             return dict(json.loads((self.folder / "state" / "logs" / "processes.json").read_text()))
         except FileNotFoundError:
             return {}
 
-    def wait_until(self, what: str, true: Callable[[], bool], timeout_s: float) -> None:
+    def wait_until(self, event: str, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while not true():
-            assert self.process.poll() is None, f"the demo ended before {what}:\n{self.output}"
-            assert time.monotonic() < deadline, f"{timeout_s} s without {what}:\n{self.output}"
+        while not condition():
+            assert self.process.poll() is None, f"the demo ended before {event}:\n{self.output}"
+            assert time.monotonic() < deadline, f"{timeout_s} s without {event}:\n{self.output}"
             time.sleep(0.1)
 
     def kill(self, name: str) -> None:
-        """kill -9, then wait for the demo to have started it again."""
+        """Kills a child (kill -9), and waits until the demo has started it again."""
         before = self.pids()[name]
         os.kill(before, signal.SIGKILL)
         self.wait_until(f"{name} is back", lambda: self.pids()[name] != before, 60)
 
     def kill_worker(self, site: str) -> None:
-        """kill -9 of the child that trains, as soon as there is one; its trainer starts another."""
-        found: list[psutil.Process] = []
+        """Kills a site's worker (kill -9) as soon as there is one; its trainer starts another."""
+        workers: list[psutil.Process] = []
 
-        def there_is_one() -> bool:
+        def has_worker() -> bool:
             with contextlib.suppress(psutil.NoSuchProcess):
                 trainer = psutil.Process(self.pids()[f"{site}-trainer"])
-                found[:] = [each for each in trainer.children() if "--run" in each.cmdline()]
-            return bool(found)
+                workers[:] = [child for child in trainer.children() if "--run" in child.cmdline()]
+            return bool(workers)
 
-        self.wait_until(f"{site} has a worker", there_is_one, STARTED_S)
-        found[0].kill()
+        self.wait_until(f"{site} has a worker", has_worker, STARTED_S)
+        workers[0].kill()
 
     def finish(self) -> int:
         return self.process.wait(COMPLETED_S)
@@ -94,15 +94,15 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         return started[-1]
 
     yield start
-    for each in started:
-        each.process.send_signal(signal.SIGINT)
-        each.process.wait(60)
+    for running in started:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
     assert _left_behind(tmp_path) == []
 
 
 @pytest.fixture(scope="session")
 def rsna_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as RSNA 2019 comes: one label table, every slice under its SOP instance UID, no other order."""
+    """A folder in the layout of RSNA 2019: one label table, every slice under its SOP instance UID, no other order."""
     folder = tmp_path_factory.mktemp("rsna")
     made = folder / "made"
     command = [Path(sys.executable).with_name("hemofed-site"), "phantom", "--profile", "T", "--studies", "36"]
@@ -146,12 +146,12 @@ def test_a_run_completes_though_this_process_is_killed_at_every_turn(demo: Calla
     if name == "aggregator":
         moments.insert(0, "north enrolled")
     for moment in moments:
-        # A short phase may pass between two looks of the demo; the next one is as good a moment.
+        # A short phase may pass between two polls of the demo; the next one is as good a moment.
         running.wait_until(moment, lambda now=moment: now in running.output or "round 2" in running.output, STARTED_S)
         running.kill(name)
     running.finish()
     _completed(running)
-    assert running.output.count(f"{name} had died and was restarted") >= len(moments) - 2  # the first are not told
+    assert running.output.count(f"{name} had died and was restarted") >= len(moments) - 2  # the first are not printed
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def _completed(running: Demo) -> None:
     assert isinstance(rounds, list)
     assert isinstance(sites, dict)
     assert "the run did not complete" not in running.output
-    assert all(len(each["cohort"]) == 3 for each in rounds), running.output
+    assert all(len(figures["cohort"]) == 3 for figures in rounds), running.output
     assert rounds, running.output
     assert len(sites) == 3
     assert set(sites.values()) == {figures["model_digest"]}, running.output
@@ -251,9 +251,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _left_behind(folder: Path) -> list[list[str]]:
     """Command lines of processes that still name this demo's folder."""
     return [
-        each.info["cmdline"]
-        for each in psutil.process_iter(["cmdline"])
-        if any(str(folder) in word for word in each.info["cmdline"] or [])
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in word for word in process.info["cmdline"] or [])
     ]
 
 

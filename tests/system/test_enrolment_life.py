@@ -48,7 +48,7 @@ class StandingClock:
 
 @dataclass
 class Wire:
-    """Carries a call to the service; `certificate` is the one the site shows, None at the enrolment listener."""
+    """Carries a call to the enrolment service. `certificate`: of the site's end, None at the enrolment listener."""
 
     enrolment: EnrolmentService
     certificate: Callable[[], bytes | None]
@@ -79,14 +79,14 @@ class Wire:
 
 @dataclass
 class Place:
-    """One hospital's host and the coordinator's enrolment, each with a clock."""
+    """One hospital's host and the coordinator's enrolment service, each with a clock."""
 
     enrolment: EnrolmentService
-    hub_clock: StandingClock
+    aggregator_clock: StandingClock
     clock: StandingClock
     folder: Path
     calls: list[str] = field(default_factory=list)
-    held: list[Ledger] = field(default_factory=list)
+    ledgers: list[Ledger] = field(default_factory=list)
 
     def join(self, token: Token) -> SiteIdentity:
         joining = Joining.prepare(self.folder / "identity", token.site)
@@ -106,18 +106,22 @@ class Place:
 
     def keeper(self, identity: SiteIdentity) -> Certificates:
         ledger = Ledger(self.folder / "ledger.jsonl", identity.keys.signing, self.clock, joining=True)
-        self.held.append(ledger)
+        self.ledgers.append(ledger)
         enrolled = Wire(self.enrolment, lambda: identity.certificate_pem, self.calls)
 
         @contextmanager
-        def enrolment() -> Iterator[Egress]:
+        def without_certificate() -> Iterator[Egress]:
             yield Egress(Guard(PolicySettings()), ledger, Wire(self.enrolment, lambda: None, self.calls))
 
-        return Certificates(identity, Egress(Guard(PolicySettings()), ledger, enrolled), enrolment, self.clock)
+        return Certificates(
+            identity, Egress(Guard(PolicySettings()), ledger, enrolled), without_certificate, self.clock
+        )
 
     def is_let_in(self, identity: SiteIdentity) -> bool:
         try:
-            return authenticate(self.enrolment.store, identity.certificate_pem, self.hub_clock()) == identity.site
+            return (
+                authenticate(self.enrolment.store, identity.certificate_pem, self.aggregator_clock()) == identity.site
+            )
         except AggregatorError:
             return False
 
@@ -132,7 +136,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     )
     made = Place(enrolment, clock, clock, tmp_path / "site")
     yield made
-    for ledger in made.held:
+    for ledger in made.ledgers:
         ledger.close()
     store.close()
 
@@ -158,7 +162,7 @@ def test_renewals_are_spread_and_stay_where_they_are_at_a_restart(place: Place) 
     assert first.renewal_due() == again.renewal_due()
     dues = set()
     for number in range(6):
-        other = Place(place.enrolment, place.hub_clock, place.clock, place.folder.with_name(f"site-{number}"))
+        other = Place(place.enrolment, place.aggregator_clock, place.clock, place.folder.with_name(f"site-{number}"))
         dues.add(other.join(place.enrolment.invite(f"site-{number}")).renewal_due())
     assert len(dues) == 6
     assert max(dues) - min(dues) <= timedelta(days=31) / 20
@@ -203,13 +207,13 @@ def test_a_revoked_site_gets_in_by_no_door_until_it_is_invited_anew(place: Place
 
 def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place) -> None:
     identity = place.join(place.enrolment.invite("mercy"))
-    place.clock = StandingClock(place.hub_clock.now + timedelta(days=400))
+    place.clock = StandingClock(place.aggregator_clock.now + timedelta(days=400))
     keeper = place.keeper(identity)
     assert keeper.keep()
     assert "clock is ahead" in keeper.notice
     for _ in range(200):
         place.clock.advance(minutes=30)
-        place.hub_clock.advance(minutes=30)
+        place.aggregator_clock.advance(minutes=30)
         assert not keeper.keep()
     assert place.calls == ["Challenge", "Recover"]
     assert place.is_let_in(identity)
@@ -220,12 +224,12 @@ def test_a_clock_far_ahead_spends_one_recovery_and_not_all_of_them(place: Place)
 @pytest.mark.parametrize("minutes", [-5, 5])
 def test_a_clock_five_minutes_off_is_tolerated(place: Place, minutes: int) -> None:
     identity = place.join(place.enrolment.invite("mercy"))
-    place.clock = StandingClock(place.hub_clock.now + timedelta(minutes=minutes))
+    place.clock = StandingClock(place.aggregator_clock.now + timedelta(minutes=minutes))
     keeper = place.keeper(identity)
     assert identity.valid_from <= place.clock.now
     for _ in range(45):
         place.clock.advance(days=1)
-        place.hub_clock.advance(days=1)
+        place.aggregator_clock.advance(days=1)
         keeper.keep()
         assert place.is_let_in(identity)
     assert keeper.notice == ""
@@ -233,9 +237,9 @@ def test_a_clock_five_minutes_off_is_tolerated(place: Place, minutes: int) -> No
 
 def test_a_clock_behind_is_reported_at_the_next_certificate(place: Place) -> None:
     identity = place.join(place.enrolment.invite("mercy"))
-    place.hub_clock.advance(days=3)
+    place.aggregator_clock.advance(days=3)
     place.clock = StandingClock(identity.renewal_due())
-    place.hub_clock.now = identity.renewal_due() + timedelta(hours=2)
+    place.aggregator_clock.now = identity.renewal_due() + timedelta(hours=2)
     keeper = place.keeper(identity)
     assert keeper.keep()
     assert "clock is behind" in keeper.notice

@@ -148,9 +148,9 @@ def test_a_revoked_site_is_told_so(coordinator: Consortium) -> None:
 
 def test_the_secrets_of_a_round_in_progress_do_not_outlive_the_farewell(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    book = RoundJournal(settings.folders.agent / "rounds")
-    book.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False, attempt=1))
-    (book.attempt_folder(1) / "member.bin").write_bytes(b"secret of the masking")
+    journal = RoundJournal(settings.folders.agent / "rounds")
+    journal.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False, attempt=1))
+    (journal.attempt_folder(1) / "member.bin").write_bytes(b"secret of the masking")
     leave(settings)
     after = RoundJournal(settings.folders.agent / "rounds")
     assert after.current is None

@@ -11,7 +11,7 @@ from federation.bandwidth import sequence
 from federation.limits import CHUNK_BYTES_MAX
 from federation.v1 import bandwidth_pb2
 
-from site_client.agent.commands.session import errand
+from site_client.agent.commands.session import session
 from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.ledger import read
@@ -45,9 +45,9 @@ def echoes(settings: SiteSettings) -> list[int]:
     return [entry.size_bytes for entry in entries if entry.rpc == ECHO.name and entry.left]
 
 
-def way(settings: SiteSettings) -> AbstractContextManager[Egress]:
+def connection(settings: SiteSettings) -> AbstractContextManager[Egress]:
     """The doctor's, for who wants to say something else on it."""
-    return errand(settings, SiteIdentity(settings.folders.agent / "identity"), now)
+    return session(settings, SiteIdentity(settings.folders.agent / "identity"), now)
 
 
 def test_a_line_is_measured_both_ways_with_five_messages_that_stand_in_the_ledger(coordinator: Consortium) -> None:
@@ -77,7 +77,7 @@ def test_the_speed_is_what_moved_in_the_time_it_took(coordinator: Consortium) ->
             at[0] += step_s
             return at[0]
 
-        with way(settings) as egress:
+        with connection(settings) as egress:
             speed = measure(egress, CHUNK_BYTES_MAX, monotonic)
         assert speed.up == speed.down == size / step_s
 
@@ -88,11 +88,11 @@ def test_a_site_that_holds_its_transfers_to_a_speed_sends_no_large_piece(coordin
     assert max(echoes(settings)) < FIRST_BYTES + 16
 
 
-def test_a_site_that_asks_too_often_is_told_to_come_back(coordinator: Consortium) -> None:
+def test_a_site_that_measures_too_often_is_sent_away_for_a_minute(coordinator: Consortium) -> None:
     settings = coordinator.joined("eager")
     lines = [measured(settings) for _ in range(5)]
     assert lines[0].color is Color.GREEN
-    assert (lines[-1].color, "asked too often" in lines[-1].found) == (Color.GREY, True)
+    assert (lines[-1].color, "measured too often" in lines[-1].found) == (Color.GREY, True)
 
 
 def test_while_an_agent_runs_and_in_a_dry_run_nothing_is_sent(coordinator: Consortium) -> None:
@@ -112,10 +112,10 @@ def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: 
 
 def test_the_aggregator_refuses_more_than_a_mebibyte_and_a_site_that_left(coordinator: Consortium) -> None:
     settings = coordinator.joined("greedy")
-    with way(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
+    with connection(settings) as egress, pytest.raises(Refused, match="at most 1048576 bytes wanted"):
         egress.send(ECHO, bandwidth_pb2.EchoRequest(wanted_bytes=CHUNK_BYTES_MAX + 1))
     coordinator.enrolment.leave("greedy")
-    with way(settings) as egress, pytest.raises(Refused, match="has left"):
+    with connection(settings) as egress, pytest.raises(Refused, match="has left"):
         egress.send(ECHO, bandwidth_pb2.EchoRequest(data=sequence(10)))
 
 

@@ -123,7 +123,7 @@ def test_a_round_is_trained_under_the_units(hospital: Hospital) -> None:
 
 def test_the_journal_names_each_step_of_a_round_once_not_at_every_poll(hospital: Hospital) -> None:
     lines = hospital.machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT).splitlines()
-    asked = [json.loads(line)["asked"] for line in lines if '"step_done"' in line]
+    asked = [json.loads(line)["asked"] for line in lines if '"step done"' in line]
     assert "train" in asked
     assert all(one != other for one, other in itertools.pairwise(asked))
 
@@ -261,7 +261,7 @@ def test_a_farewell_is_heard_by_the_coordinator_and_the_agent_does_not_come_back
     machine.run("systemctl", "stop", *UNITS)
     machine.run("cp", "-a", f"{IDENTITY}/tls.pem", "/var/tmp/tls.pem")
     assert "has left" in machine.run("hemofed-site", "leave", "--yes")
-    listed = json.loads(hospital.federation.hub_command("site", "list", "--json"))
+    listed = json.loads(hospital.federation.aggregator_command("site", "list", "--json"))
     assert [row["standing"] for row in listed if row["site"] == hospital.name] == ["left"]
     machine.fails("systemctl", "start", AGENT)
     assert "ask for an invitation" in machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT)

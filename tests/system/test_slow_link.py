@@ -73,7 +73,7 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
         spaces = {"aggregator": near, FAR: far, "site-01": near, "site-02": near}
         place = Place(folder, 3, (8443, 8444), slow_link.NEAR, spaces)
         write_settings(place)
-        place.hub_command("init")
+        place.aggregator_command("init")
         model, plan = write_plan(place, PARAMETERS, 1)
         app = open_context(load_settings(place.aggregator_toml))
         with running("aggregator", place.serve_command, place.folder):
@@ -82,7 +82,7 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
             with all_running(place.names, [place.site_command(name, "agent") for name in place.names], place.folder):
                 trainers = Trainers(place, np.full(PARAMETERS, 1e-4, np.float32))
                 trainers.start()
-                place.hub_command("run", "start", str(plan), "--model", str(model))
+                place.aggregator_command("run", "start", str(plan), "--model", str(model))
                 line.breaking = True
                 try:
                     await_end(app)

@@ -13,7 +13,8 @@ SecaggError
 └── SnapshotRefused        saved member state that is torn, altered or of another version
 
 None is worth repeating with the same input. `BelowThreshold` and `Unrecoverable` end the attempt at the aggregator; at
-a member every refusal means: take no further step in this attempt, erase. No message holds a secret.
+a member every refusal means: take no further step in this attempt, and overwrite its state file. No message holds a
+secret.
 """
 
 

@@ -6,14 +6,13 @@
     3 upload    member.mask(words, shares)                      -> masked words;   member.claim(digest) -> signature
     4 confirm   member.confirm(uploaded)                        -> signature
     5 reveal    member.reveal(uploaded, confirmations)          -> one share about each member
-                member.erase()
 
 Everything a member draws at random it draws in `begin`; afterwards each step is a function of its state and of what it
 is shown. So a step repeated after a crash, or because the answer was lost, gives identical bytes, and the same step
 with anything different is refused.
 
-The caller's part of the bargain: write `to_bytes()` durably *before* what a step returned leaves the machine, and call
-`erase` (and overwrite the file) when the attempt is over, however it ended. A refusal leaves the state as it was.
+The caller's part: write `to_bytes()` durably *before* the result of a step leaves the machine, drop the member after
+each step, and overwrite the file when the attempt is over, however it ended. A refusal leaves the state as it was.
 """
 
 import hashlib
@@ -248,11 +247,6 @@ class Member:
             self._state = replace(before, phase=Phase.REVEALED, held={}, answer=answer)
             before.wipe()
         return dict(self._state.answer)
-
-    def erase(self) -> None:
-        """Wipe every secret. Nothing but `to_bytes` and `erase` is possible afterwards."""
-        self._state.wipe()
-        self._state = MemberState(phase=Phase.ERASED, ctx=self._state.ctx, own=self._state.own)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of the state, secrets included, the signing key not."""

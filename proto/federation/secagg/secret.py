@@ -3,8 +3,8 @@
 Each kind of secret has a type of its own, so that mypy refuses a mask seed where a private key belongs.
 
 Limits, honestly: `wipe` overwrites our own buffer. Python and OpenSSL make short-lived copies (a `bytes` for each call
-into a primitive) that nobody can overwrite. What is promised is that after `Member.erase` no *reachable* object holds
-the secret, and that nothing prints it by accident.
+into a primitive) that nothing can overwrite. The promise is that a member's state holds no secret after the phase that
+needs it last (the table in state.py), and that nothing prints a secret by accident.
 """
 
 import hmac

@@ -1,6 +1,6 @@
 """What a member remembers between two steps, and its canonical bytes.
 
-    ADVERTISED -> SHARED -> MASKED -> CONFIRMED -> REVEALED -> ERASED        (and ERASED from anywhere)
+    ADVERTISED -> SHARED -> MASKED -> CONFIRMED -> REVEALED        (from anywhere the file is overwritten and removed)
 
     | phase      | secrets | cohort, signing keys | held           | words | claim | uploaded | answer |
     |------------|---------|----------------------|----------------|-------|-------|----------|--------|
@@ -9,7 +9,6 @@
     | MASKED     | all     | U1                   | of all of U2   | yes   | maybe | –        | –      |
     | CONFIRMED  | wiped   | U1                   | of all of U2   | yes   | yes   | U3       | –      |
     | REVEALED   | wiped   | U1                   | wiped          | yes   | yes   | U3       | yes    |
-    | ERASED     | wiped   | –                    | wiped          | –     | –     | –        | –      |
 
 Secrets go as early as they can: a member's own when it knows that its upload arrived, the other kind of each held
 share when the answer is made. Whoever reads the state file afterwards finds only what was already revealed.
@@ -42,7 +41,6 @@ class Phase(Enum):
     MASKED = "masked"
     CONFIRMED = "confirmed"
     REVEALED = "revealed"
-    ERASED = "erased"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The agent's commands: join, leave, and reading the ledger."""

@@ -19,6 +19,7 @@ from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused, Unreachable
+from site_client.typed_json import Digest
 
 
 def join(
@@ -29,16 +30,31 @@ def join(
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> SiteIdentity:
-    """Enrols this host; polls until the coordinator approves. A second run after an interruption continues.
+    """Enrol this host, and wait until the coordinator approves. A second run after an interruption continues.
 
-    Errors: TokenRefused, ConfigRefused, IdentityRefused, Refused, and Unreachable when the first contact fails.
+    Args:
+        settings: of this site.
+        address: of the enrolment listener, host:port.
+        token_text: from the coordinator.
+        say: shows a line to the person who typed the command.
+        wait: sleeps for seconds.
+        clock: aware time.
+
+    Raises:
+        TokenRefused: the token is not well formed.
+        ConfigRefused: the token is for another site than the settings name.
+        IdentityRefused: this host is enrolled already, or the server is not the token's aggregator.
+        Refused: the aggregator does not accept the token.
+        Unreachable: the first connection failed; later failures are shown, and the waiting goes on.
     """
     token = Token.parse(token_text)
+    # Before any contact: a mistake here must not use up the token of another site.
     if token.site != settings.name:
         raise ConfigRefused(f"the token is for {token.site!r}, but site.toml says name = {settings.name!r}")
     joining = Joining.prepare(settings.folders.agent / "identity", token.site)
     ca_pem = fetch_ca(address, settings.aggregator.proxy, token.ca_fingerprint)
     link = Link(Endpoint(address, ca_pem, proxy=settings.aggregator.proxy, stall_s=settings.agent.stall_s))
+    # The join is recorded, too; only its payload is not kept, because it holds the token.
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", joining.keys.signing, clock, joining=True)
     try:
         egress = Egress(Guard(settings.policy), ledger, link)
@@ -46,7 +62,7 @@ def join(
     finally:
         ledger.close()
         link.close()
-    identity = joining.accept(credentials, Membership(token.site, address, token.ca_fingerprint))
+    identity = joining.accept(credentials, Membership(token.site, address, Digest(token.ca_fingerprint)))
     say(f"enrolled as {identity.site}; certificate until {identity.expires_at:%Y-%m-%d}, renewed by the agent")
     return identity
 
@@ -71,6 +87,7 @@ def _ask_until_approved(
         say(f"    {six_words(request.csr_der, request.signing_key, request.sealing_key)}")
     while reply.WhichOneof("outcome") != "credentials":
         pause_s = max(1, reply.pending.retry_after_s)
+        # Spread, so that hospitals which wait for one coordinator do not poll together.
         wait(pause_s * (1 + secrets.randbelow(256) / 1024))
         try:
             reply = egress.send(JOIN, request)

@@ -1,13 +1,14 @@
-"""`hemofed-site leave`: this site goes for good, and the coordinator hears it from the site itself.
+"""`hemofed-site leave`: this site leaves for good, and tells the coordinator itself.
 
-Said first, forgotten afterwards: as long as no answer has come, nothing here has changed and the same command says it
-again. The aggregator answers a repeated farewell as it answered the first.
+The message goes first, the certificate afterwards. Until an answer has come, nothing here has changed, and the same
+command sends the message again. The aggregator answers a repeated message as it answered the first.
 """
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
 
-from site_client.agent.commands.session import errand
+from site_client.agent.commands.session import session
 from site_client.agent.egress.calls import LEAVE
 from site_client.agent.identity.identity import SiteIdentity, forget, left_on
 from site_client.agent.rounds.journal import RoundJournal
@@ -16,39 +17,45 @@ from site_client.errors import ConfigRefused, IdentityRefused, Unreachable
 from site_client.files import remove
 from site_client.spool import AgentSide
 
-_PATIENCE_S = 20.0  # somebody waits at a terminal
+_PATIENCE_S: Final = 20.0  # for an answer: a person waits at a terminal
 
 
 def leave(settings: SiteSettings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
-    """Says farewell, and forgets what opens the aggregator's door; gives one sentence for who typed it.
+    """Tell the aggregator, close the round in progress, and remove the TLS certificate.
 
     Keys and ledger stay, so that the ledger can still be verified. A site that has left already sends nothing.
-    Errors: IdentityRefused, ConfigRefused, InUse while the agent runs, Unreachable, Refused.
+
+    Returns:
+        One sentence for the person who typed the command.
+
+    Raises:
+        IdentityRefused: this host has not joined, or its certificate has expired.
+        ConfigRefused: the settings have no aggregator.
+        InUse: the agent is running.
+        Unreachable, Refused: the aggregator did not hear it, or does not accept it; nothing here was changed.
     """
     folder = settings.folders.agent / "identity"
-    if (when := left_on(folder)) is not None:
-        return f"this site left on {when} already; nothing was sent"
+    if (day := left_on(folder)) is not None:
+        return f"this site left on {day} already; nothing was sent"
     identity = SiteIdentity(folder)
-    _check(settings, identity, clock())
-    _say_farewell(settings, identity, clock)
+    if not settings.aggregator.address:
+        raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
+    if clock() >= identity.expires_at:
+        raise IdentityRefused(
+            "this site's certificate has expired, so the aggregator would not accept the message; start the agent "
+            "once, which requests a new one, or ask the coordinator to revoke this site"
+        )
+    # First: without an answer everything below stays undone, and the command can be repeated.
+    _tell_aggregator(settings, identity, clock)
     _close_round(settings)
     forget(folder, clock())
+    # A status of a site that has left would look like that of a stopped agent.
     remove(settings.folders.agent / "status.json")
     return f"{identity.site} has left: its certificate is no longer accepted. Only a new invitation brings it back"
 
 
-def _check(settings: SiteSettings, identity: SiteIdentity, now: datetime) -> None:
-    if not settings.aggregator.address:
-        raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
-    if now >= identity.expires_at:
-        raise IdentityRefused(
-            "this site's certificate has ended, so nobody would listen; start the agent once, which asks for a new "
-            "one, or ask the coordinator to revoke this site"
-        )
-
-
-def _say_farewell(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> None:
-    with errand(settings, identity, clock, _PATIENCE_S) as egress:
+def _tell_aggregator(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> None:
+    with session(settings, identity, clock, _PATIENCE_S) as egress:
         try:
             egress.send(LEAVE, LEAVE.request())
         except Unreachable as error:
@@ -59,7 +66,7 @@ def _say_farewell(settings: SiteSettings, identity: SiteIdentity, clock: Callabl
 
 
 def _close_round(settings: SiteSettings) -> None:
-    """A round in progress is over for this site: no job for the trainer, no secret of the masking."""
+    """End the round in progress for this site: no job for the trainer, no secret of the masking."""
     spool = AgentSide(settings.folders.spool)
     for job in spool.jobs():
         spool.withdraw_job(job.run_id, job.round)

@@ -1,13 +1,13 @@
-"""`hemofed-site ledger show | totals | verify | export`: the egress ledger in words, and as JSON."""
+"""`hemofed-site ledger show | totals | verify | export`: the egress ledger as text, and as JSON."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from federation.wire import parse
 from google.protobuf.json_format import MessageToDict
@@ -15,17 +15,17 @@ from google.protobuf.json_format import MessageToDict
 from site_client.agent.egress import payloads, verify
 from site_client.agent.egress.calls import CALLS
 from site_client.agent.egress.ledger import Entry, read
-from site_client.agent.egress.verify import Anchor, DayTotal
+from site_client.agent.egress.verify import Anchor
 from site_client.agent.identity import keys
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused
 from site_client.files import replace_file
 
-_SHOWN_BYTES = 64  # of a bytes field of a payload; the rest is counted
+_SHOWN_CHARACTERS: Final = 64  # of a text or bytes field of a payload; the rest is counted
 
 
-class LedgerView:
-    """The ledger of this site, or an exported one."""
+class LedgerReader:
+    """The ledger of this site, for people."""
 
     def __init__(self, settings: SiteSettings) -> None:
         self._agent = settings.folders.agent
@@ -33,50 +33,92 @@ class LedgerView:
         self._payloads = self._agent / "payloads"
 
     def show(self, count: int, *, as_json: bool) -> str:
-        """The newest `count` entries. Errors: LedgerBroken."""
+        """Show the newest `count` entries.
+
+        Raises:
+            LedgerBroken: the ledger does not verify.
+        """
         entries = verify.newest(self._path, count)
         if as_json:
             return _json([entry.record() for entry in entries])
-        return _table(_HEADINGS, [_row(entry) for entry in entries], "nothing has been sent from this site yet")
+        rows = [
+            (
+                str(entry.seq),
+                f"{entry.utc:%Y-%m-%d %H:%M:%S}",
+                entry.dest,
+                entry.rpc,
+                str(entry.size_bytes),
+                entry.decision,
+                entry.sha256[:16],  # enough to find it, and the line fits a terminal
+            )
+            for entry in entries
+        ]
+        return _table(_HEADINGS, rows, "nothing has been sent from this site yet")
 
     def show_entry(self, seq: int, *, as_json: bool) -> str:
-        """One entry, and its payload decoded when it is still kept. Errors: ConfigRefused, LedgerBroken."""
-        entry = verify.entry(self._path, seq)
+        """Show one entry, and its decoded payload while it is kept.
+
+        Raises:
+            ConfigRefused: there is no such entry.
+            LedgerBroken: the ledger does not verify up to there.
+        """
+        entry = verify.find_entry(self._path, seq)
         if entry is None:
             raise ConfigRefused(f"the egress ledger has no entry {seq}; `hemofed-site ledger show` lists the newest")
         data = payloads.find(self._payloads, seq)
         facts = entry.record() | {"payload": None if data is None else _decoded(entry, data)}
         if as_json:
             return _json(facts)
-        told = "no longer kept (agent.payloads_mib)" if data is None else "\n" + _json(facts["payload"])
-        return _facts({name: value for name, value in facts.items() if name != "payload"} | {"payload": told})
+        payload = "no longer kept (agent.payloads_mib)" if data is None else "\n" + _json(facts["payload"])
+        return _facts(facts | {"payload": payload})
 
     def totals(self, *, as_json: bool) -> str:
-        """What left, by day and address. Errors: LedgerBroken."""
+        """Show messages and bytes that left, by day and address.
+
+        Raises:
+            LedgerBroken: the ledger does not verify.
+        """
         days = verify.totals(read(self._path))
         if as_json:
             return _json([asdict(day) for day in days])
-        return _table(("day (UTC)", "to", "messages", "bytes"), [_day(day) for day in days], "nothing has left yet")
+        rows = [(total.day.isoformat(), total.dest, str(total.messages), str(total.bytes_out)) for total in days]
+        return _table(("day (UTC)", "to", "messages", "bytes"), rows, "nothing has left yet")
 
     def verify(self, anchor: str | None, *, as_json: bool) -> str:
-        """Errors: LedgerBroken with the first bad entry, ConfigRefused for an anchor that is none, IdentityRefused."""
+        """Verify the ledger and every kept payload.
+
+        Raises:
+            LedgerBroken: an entry or a payload does not verify; the error names the first.
+            ConfigRefused: `anchor` is not of the form <entries>:<head>.
+            IdentityRefused: this host has no keys.
+        """
         key = keys.load(self._agent / "identity").signing_public.hex()
-        found = verify.verify(self._path, key, _anchor(anchor))
-        facts = asdict(found) | {"payloads_checked": verify.check_payloads(self._path, self._payloads)}
+        verified = verify.verify(self._path, key, _anchor(anchor))
+        facts = asdict(verified) | {"payloads_checked": verify.check_payloads(self._path, self._payloads)}
         return _json(facts) if as_json else _facts({"verdict": "unbroken, every line signed"} | facts)
 
     def export(self, target: Path, form: str) -> str:
-        """Writes the ledger to `target`: "jsonl", byte for byte, or "csv". Errors: LedgerBroken, OSError."""
+        """Write the ledger to `target`: "jsonl", byte for byte, or "csv".
+
+        Raises:
+            LedgerBroken: the ledger does not verify.
+            OSError: `target` cannot be written.
+        """
         if form == "jsonl":
             replace_file(target, b"".join(verify.lines(self._path)))
         else:
             replace_file(target, _csv(read(self._path)))
-        found = verify.verify(self._path)
-        return f"{found.entries} entries, head {found.head}, to {target}"
+        verified = verify.verify(self._path)
+        return f"{verified.entries} entries, head {verified.head}, to {target}"
 
 
 def verify_file(path: Path, key: str | None, anchor: str | None, *, as_json: bool) -> str:
-    """An exported ledger, on any machine. Errors: LedgerBroken, ConfigRefused."""
+    """Verify an exported ledger, on any machine.
+
+    Raises:
+        LedgerBroken: an entry does not verify; the error names the first.
+        ConfigRefused: there is no such file, or `anchor` is not of the form <entries>:<head>.
+    """
     if not path.exists():
         raise ConfigRefused(f"expected an exported ledger, got no file at {path}")
     facts = asdict(verify.verify(path, key, _anchor(anchor)))
@@ -86,28 +128,19 @@ def verify_file(path: Path, key: str | None, anchor: str | None, *, as_json: boo
 _HEADINGS = ("entry", "when (UTC)", "to", "call", "bytes", "decision", "sha256")
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    when = f"{entry.utc:%Y-%m-%d %H:%M:%S}"
-    return (str(entry.seq), when, entry.dest, entry.rpc, str(entry.size_bytes), entry.decision, entry.sha256[:16])
-
-
-def _day(total: DayTotal) -> tuple[str, ...]:
-    return (total.day.isoformat(), total.dest, str(total.messages), str(total.bytes_out))
-
-
 def _decoded(entry: Entry, data: bytes) -> dict[str, Any]:
     call = CALLS[entry.rpc]
     return {call.request.DESCRIPTOR.name: _readable(MessageToDict(parse(call.request, data)))}
 
 
 def _readable(value: Any) -> Any:
-    """Long texts cut: JSON writes bytes as base64, and a megabyte of masked words is no reading."""
+    """Cut long texts: JSON writes bytes as base64, and no person reads a megabyte of masked words."""
     if isinstance(value, dict):
         return {name: _readable(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_readable(inner) for inner in value]
-    if isinstance(value, str) and len(value) > _SHOWN_BYTES:
-        return f"{value[:_SHOWN_BYTES]}... ({len(value)} characters)"
+    if isinstance(value, str) and len(value) > _SHOWN_CHARACTERS:
+        return f"{value[:_SHOWN_CHARACTERS]}... ({len(value)} characters)"
     return value
 
 
@@ -128,8 +161,8 @@ def _csv(entries: Iterable[Entry]) -> bytes:
 
 
 def _json(value: object) -> str:
-    def plain(odd: object) -> str:
-        return odd.isoformat() if isinstance(odd, datetime) else str(odd)
+    def plain(fact: object) -> str:
+        return fact.isoformat() if isinstance(fact, datetime) else str(fact)
 
     return json.dumps(value, indent=2, default=plain)
 
@@ -146,7 +179,7 @@ def _words(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> str:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> str:
     if not rows:
         return empty
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]

@@ -1,4 +1,4 @@
-"""The way out for who types a command: opened for one errand, while no agent holds the ledger."""
+"""A short-lived Egress for commands. It takes the ledger's lock, so the agent must not be running."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,10 +14,21 @@ from site_client.config import SiteSettings
 
 
 @contextmanager
-def errand(
+def session(
     settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime], patience_s: float = math.inf
 ) -> Iterator[Egress]:
-    """Guard, ledger and link of this enrolled site. `patience_s`: for an answer. Errors: InUse, LedgerBroken."""
+    """Put guard, ledger and link of this enrolled site together, for as long as the context lasts.
+
+    Args:
+        settings: of this site.
+        identity: of this site.
+        clock: aware time.
+        patience_s: for one answer, where that is less than agent.stall_s.
+
+    Raises:
+        InUse: the agent is running.
+        LedgerBroken: the ledger does not verify.
+    """
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
     with closing(ledger), closing(Link(enrolled(settings, identity, patience_s))) as link:
         yield Egress(Guard(settings.policy), ledger, link)

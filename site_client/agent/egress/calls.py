@@ -1,4 +1,4 @@
-"""Every call a site can make: name, what it sends, what comes back. The guard lets nothing else out."""
+"""Every call that a site can make: name, type of the message, type of the answer. The guard lets no other leave."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True)
 class Call(Generic[Q, R]):
-    """One RPC. `name` is Service/Method; `path` is what HTTP/2 sees."""
+    """One RPC; `name` is Service/Method."""
 
     name: str
     request: type[Q]
@@ -20,6 +20,7 @@ class Call(Generic[Q, R]):
 
     @property
     def path(self) -> str:
+        """The method's path in HTTP/2."""
         return f"/hemofed.v1.{self.name}"
 
 
@@ -47,7 +48,8 @@ GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a st
 ECHO = Call("Line/Echo", bandwidth_pb2.EchoRequest, bandwidth_pb2.EchoReply)
 
 CALLS: dict[str, Call[Message, Message]] = {
-    call.name: call  # type: ignore[misc]  # Call is read-only, so a call of a kind of message is a call of a message
+    # Call is read-only, so a call of one type of message is also a call of `Message`.
+    call.name: call  # type: ignore[misc]
     for call in (
         *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER, LEAVE),
         *(POLL, FETCH_PLAN, READY, DECLINE, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),

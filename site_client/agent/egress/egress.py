@@ -1,7 +1,7 @@
-"""The one way out: guard, then ledger, then the wire, in this order, for every message.
+"""The one way out of the hospital: guard, then ledger, then the wire, in this order, for every message.
 
-A transport takes only `Cleared` messages, and only `Egress` makes them. What the guard refuses stands in the ledger as
-well, as refused.
+A transport takes only `Cleared` messages, and only `Egress` makes them. The ledger also holds every refused message, as
+refused.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,21 +31,28 @@ class Cleared:
 
 
 class Transport(Protocol):
-    """Carries cleared bytes to a method and brings bytes back. Errors: Unreachable, Refused."""
+    """Carries cleared messages to a method and returns its answers. Every call may raise Unreachable or Refused."""
 
     @property
     def peer(self) -> str:
-        """host:port of whom it talks to."""
+        """Address of the other end, host:port."""
 
-    def unary(self, path: str, request: Cleared) -> bytes: ...
+    def unary(self, path: str, request: Cleared) -> bytes:
+        """Send one message, return the answer."""
 
-    def put(self, path: str, requests: Iterator[Cleared]) -> bytes: ...
+    def put(self, path: str, requests: Iterator[Cleared]) -> bytes:
+        """Send a stream of messages, return the answer."""
 
-    def get(self, path: str, request: Cleared) -> Iterator[bytes]: ...
+    def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+        """Send one message, yield a stream of answers."""
 
 
 class Egress:
-    """Sends. Errors: EgressRefused before anything is sent; Malformed when an answer is not one."""
+    """Sends messages.
+
+    Every method that sends raises EgressRefused before anything leaves, Unreachable or Refused from the transport, and
+    Malformed when the answer is not of the call's type.
+    """
 
     def __init__(
         self,
@@ -53,64 +60,76 @@ class Egress:
         ledger: Ledger,
         transport: Transport,
         payloads: Payloads | None = None,
-        pace: RateLimit | None = None,
+        rate_limit: RateLimit | None = None,
         moved: Callable[[], None] = lambda: None,
         decision: EgressDecision = EgressDecision.ALLOWED,
     ) -> None:
-        """`decision`: what the ledger says of a message that the guard passes; a rehearsal's is DRY_RUN.
+        """Put the way out together.
 
-        `moved` is called for every message and chunk, so that a slow transfer can be told from a hung one.
+        Args:
+            guard: checks every message.
+            ledger: records every message.
+            transport: carries every cleared message.
+            payloads: keeps the bytes of every cleared message; None keeps nothing.
+            rate_limit: for chunks, in both directions.
+            moved: called for every message and chunk, so that a slow transfer differs from a hung one.
+            decision: the ledger's word for a message that the guard passes; DRY_RUN in a dry run.
         """
         self.guard, self.ledger, self.payloads, self._moved = guard, ledger, payloads, moved
         self._decision = decision
-        self._held: dict[bytes, int] = {}
-        self.progress = 0  # grows whenever a blob got on, in either direction
-        self._transport, self._pace = transport, pace or RateLimit(0)
+        self._held_bytes: dict[bytes, int] = {}  # digest of the upload in progress -> bytes at the aggregator
+        self.progress = 0  # grows with every byte of a blob that arrives, in either direction
+        self._transport, self._rate_limit = transport, rate_limit or RateLimit(0)
 
     @property
     def dest(self) -> str:
-        """To whom it sends, host:port."""
+        """Address of the other end, host:port."""
         return self._transport.peer
 
     def send(self, call: Call[Q, R], message: Q) -> R:
-        """One message out, one back."""
+        """Send one message, return the answer."""
         return parse(call.reply, self._transport.unary(call.path, self._clear(call, message)))
 
     def note_held(self, digest: bytes, held_bytes: int) -> None:
-        """What the other side says it holds of an upload."""
-        if held_bytes > self._held.get(digest, 0):
+        """Record the size of the part of an upload that the aggregator holds."""
+        if held_bytes > self._held_bytes.get(digest, 0):
             self.progress += 1
-            self._held = {digest: held_bytes}
+            self._held_bytes = {digest: held_bytes}
 
     def send_chunks(self, chunks: Iterable[Message]) -> Message:
-        """Blobs.Put: each chunk is checked and recorded as the transport asks for it."""
+        """Call Blobs.Put. Each chunk is checked and recorded when the transport asks for it."""
         return parse(PUT_BLOB.reply, self._transport.put(PUT_BLOB.path, self._cleared(chunks)))
 
     def fetch_chunks(self, message: Message) -> Iterator[Message]:
-        """Blobs.Get: chunks as they come in."""
+        """Call Blobs.Get, and yield the chunks as they arrive."""
         for data in self._transport.get(GET_BLOB.path, self._clear(GET_BLOB, message)):
             self.progress += 1
             yield parse(GET_BLOB.reply, data)
             self._moved()
-            self._pace.spend(len(data))
+            self._rate_limit.spend(len(data))
 
     def _cleared(self, chunks: Iterable[Message]) -> Iterator[Cleared]:
         for chunk in chunks:
             cleared = self._clear(PUT_BLOB, chunk)
             yield cleared
-            self._pace.spend(len(cleared.data))
+            # After the yield: the transport takes the next chunk only when this wait is over.
+            self._rate_limit.spend(len(cleared.data))
 
     def _clear(self, call: Call[Q, R], message: Message) -> Cleared:
         self._moved()
+        # Serialized once: guard, ledger, payloads and wire are about the very same bytes.
         data = serialize(message)
         try:
-            # The guard looks the call up by name and compares the type itself.
+            # Proof of the cast: the guard looks the call up by name, and compares the message's type itself.
             rule = self.guard.check_message(cast(Call[Message, Message], call), message)
         except EgressRefused as refusal:
+            # A refusal is recorded as well: it tells the hospital that something tried to leave.
             self._record(call, message, data, EgressDecision.REFUSED, str(refusal))
             raise
+        # Before the wire: a message that left without an entry could never be found again.
         seq = self._record(call, message, data, self._decision, rule)
         if self.payloads is not None:
+            # After the ledger, which must hold the entry that a payload belongs to.
             self.payloads.keep(seq, data)
         return Cleared(data)
 
@@ -120,17 +139,19 @@ class Egress:
 
 
 def summary(message: Message, prefix: str = "") -> dict[str, str]:
-    """Which fields are set, and how long: names, types, counts. No value."""
-    found: dict[str, str] = {}
+    """Return name and length of each field that is set. No value."""
+    lengths: dict[str, str] = {}
     for field, value in message.ListFields():
         name = prefix + field.name
         if field.is_repeated:
-            found[name] = f"{len(value)} x {_type_name(field)}"
+            lengths[name] = f"{len(value)} x {_type_name(field)}"
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            found |= summary(value, f"{name}.")
+            lengths |= summary(value, f"{name}.")
         else:
-            found[name] = f"{_type_name(field)}[{len(value)}]" if isinstance(value, bytes | str) else _type_name(field)
-    return found
+            lengths[name] = (
+                f"{_type_name(field)}[{len(value)}]" if isinstance(value, bytes | str) else _type_name(field)
+            )
+    return lengths
 
 
 def _type_name(field: FieldDescriptor) -> str:

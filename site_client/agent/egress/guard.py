@@ -1,10 +1,16 @@
-"""What may leave this hospital: an allow-list, and everything else is refused.
+"""The guard: an allow-list of all that may leave this hospital. Everything else is refused.
 
-Three nets behind one another. Messages: a closed set of calls, each with its one type, known fields only; text fields
-are names of sites and nothing else; no message type has a place for a real number, so a loss or a score cannot travel
-in clear. Updates: with the size the signed plan's manifest gives, finite, within its clip norm, from enough studies,
-with metrics only where plan and policy both allow them. Uploads: only the very bytes that sealing has just masked, as
-many as the plan's layout has. The one other message with room for anything, an echo, takes only a fixed sequence.
+It checks three things, one behind the other.
+
+Messages: a closed set of calls, each with its one type, known fields only. Text fields hold names of sites and versions
+of this software, nothing else. No message type has a field for a real number, so a loss or a score cannot travel in
+clear.
+
+Updates: as long as the signed plan's manifest says, finite, within its clip norm, from enough studies, with metrics
+only where plan and policy both allow them.
+
+Uploads: only the very bytes that `mask_contribution` has just masked, as many as the plan's layout says. The one other
+message with room for arbitrary bytes, an echo, takes only a fixed sequence.
 """
 
 import math
@@ -19,6 +25,7 @@ from federation.encoding.quantize import norm_of
 from federation.errors import EncodingRefused, Malformed
 from federation.limits import CHUNK_BYTES_MAX, COHORT_MAX, SITE_NAME, VERSION
 from federation.plan import TrainingPlan
+from federation.vocabulary import Outcome
 from federation.wire import check_known
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -41,6 +48,7 @@ from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
 from site_client.records import Update
 
+# The calls by which an update, or a promise of one, leaves. A dry run makes none of them.
 _TAKES_PART = frozenset(
     call.name for call in (READY, SEND_KEYS, SEND_SHARES, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL, OFFER_BLOB, PUT_BLOB)
 )
@@ -86,6 +94,7 @@ _BYTES: dict[str, int] = {
     "BlobRequest.digest": 32,
     "EchoRequest.data": CHUNK_BYTES_MAX,
 }
+# No float and no double: a loss or a score has no field in which it could travel.
 _NUMBERS = {
     FieldDescriptor.TYPE_UINT32,
     FieldDescriptor.TYPE_UINT64,
@@ -95,57 +104,86 @@ _NUMBERS = {
 
 
 class Guard:
-    """Says no by raising EgressRefused."""
+    """Refuses by raising EgressRefused."""
 
     def __init__(self, policy: PolicySettings) -> None:
         self._policy = policy
-        self._sealed: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
+        self._upload: tuple[bytes, memoryview] | None = None  # digest and bytes of the one upload that may leave now
 
     @contextmanager
     def upload_of(self, layout: Layout, masked: memoryview, digest: bytes) -> Iterator[None]:
-        """While it lasts, `masked` may leave, under this digest. Sealing vouches that these are words under masks.
+        """Let `masked` leave, under this digest, while the context lasts.
 
-        Errors: EgressRefused unless it is as long as the plan's layout says.
+        The caller vouches that these are words under masks: the guard cannot tell masked words from others.
+
+        Args:
+            layout: the plan's, for this round.
+            masked: the bytes.
+            digest: SHA-256 of the bytes.
+
+        Raises:
+            EgressRefused: `masked` has another length than the layout says.
         """
         if len(masked) != layout.bytes:
             raise EgressRefused(
                 f"an upload of this plan has {layout.bytes} bytes, got {len(masked)}; it does not leave"
             )
-        self._sealed = (digest, masked)
+        self._upload = (digest, masked)
         try:
             yield
         finally:
-            self._sealed = None
+            # Also after an error: outside the context no chunk leaves.
+            self._upload = None
 
     def check_message(self, call: Call[Message, Message], message: Message) -> str:
-        """A message of the call's own type, with known fields in their bounds. Gives the rules it was held against."""
+        """Check a message: of the call's own type, with known fields within their bounds.
+
+        Returns:
+            The rules that it passed, for the ledger.
+
+        Raises:
+            EgressRefused: the message may not leave.
+        """
+        # By identity and exact type: a look-alike call or a subclass of the message is refused.
         if CALLS.get(call.name) is not call or type(message) is not call.request:
             raise EgressRefused(f"{call.name} with a {type(message).__name__} is not a call this site makes")
         if self._policy.dry_run and call.name in _TAKES_PART:
             raise EgressRefused(f"policy.dry_run is set: {call.name} does not leave")
         try:
+            # Unknown fields would leave unchecked: protobuf keeps and sends them.
             check_known(message)
         except Malformed as error:
             raise EgressRefused(f"{call.name}: {error}") from error
         _check_fields(message)
         if call.name == PUT_BLOB.name:
             self._check_chunk(message)
-            return "call, fields, sealed upload"
+            return "call, fields, masked upload"
         if call.name == ECHO.name:
             _check_echo(message)
             return "call, fields, fixed sequence"
         return "call, fields"
 
     def check_update(self, plan: TrainingPlan, update: Update, clipped: NDArray[np.float32] | None) -> None:
-        """`clipped` f32[d] is the delta after clipping; None in an evaluation-only round."""
+        """Check an update before it is encoded.
+
+        Args:
+            plan: of the round, signed.
+            update: as the trainer delivered it.
+            clipped: f32[d], the delta after clipping; None in an evaluation-only round.
+
+        Raises:
+            EgressRefused: the update may not leave.
+        """
         least = max(self._policy.studies_min, plan.training.studies_min)
-        excess = {metric.name for metric in plan.metrics} - set(self._policy.metrics)
+        # Checked here again, although the plan was declined for it before: the guard trusts no earlier step.
+        excess = set(plan.metrics) - set(self._policy.metrics)
         if excess:
             raise EgressRefused(f"policy.metrics does not hold {', '.join(sorted(excess))}; the update is withheld")
-        if update.outcome == "declined" or (update.outcome == "trained") != (clipped is not None):
-            raise EgressRefused(f"an update with outcome {update.outcome!r} does not leave")
+        if update.outcome == Outcome.DECLINED or (update.outcome == Outcome.TRAINED) != (clipped is not None):
+            raise EgressRefused(f"an update with outcome {str(update.outcome)!r} does not leave")
         if clipped is None:
             return
+        # An update from few studies reveals much about each of them, even within a sum.
         if update.studies < least:
             raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
         if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
@@ -154,19 +192,22 @@ class Guard:
             norm = norm_of(clipped)
         except EncodingRefused:
             norm = math.nan
-        if not norm <= plan.encoding.clip_norm * (1 + 1e-6):  # written so that NaN fails
+        # Written so that NaN fails, and with room for the rounding of the sum of squares.
+        if not norm <= plan.encoding.clip_norm * (1 + 1e-6):
             raise EgressRefused("the update is not finite and within the plan's clip norm")
 
     def _check_chunk(self, message: Message) -> None:
-        digest, offset, data = message.digest, message.offset, message.data  # type: ignore[attr-defined]  # a BlobChunk
-        sealed, masked = self._sealed or (b"", memoryview(b""))
-        # A view would be compared byte by byte.
-        if digest != sealed or not data or bytes(masked[offset : offset + len(data)]) != data:
-            raise EgressRefused("a chunk that is no part of the upload sealed by this agent does not leave")
+        # `check_message` has compared the type: a BlobChunk.
+        digest, offset, data = message.digest, message.offset, message.data  # type: ignore[attr-defined]
+        allowed, masked = self._upload or (b"", memoryview(b""))
+        # Copied first: a comparison of memoryviews is done item by item in Python, some hundred times slower.
+        if digest != allowed or not data or bytes(masked[offset : offset + len(data)]) != data:
+            raise EgressRefused("a chunk that is no part of the upload masked by this agent does not leave")
 
 
 def _check_echo(message: Message) -> None:
-    data: bytes = message.data  # type: ignore[attr-defined]  # an EchoRequest
+    # `check_message` has compared the type: an EchoRequest.
+    data: bytes = message.data  # type: ignore[attr-defined]
     if data != sequence(len(data)):
         raise EgressRefused("an echo with other bytes than the fixed sequence does not leave")
 
@@ -187,6 +228,7 @@ def _check_value(name: str, field: FieldDescriptor, value: object) -> None:
         if name not in _TEXT or _TEXT[name].fullmatch(value) is None:
             raise EgressRefused(f"{name} holds text that does not leave")
     elif isinstance(value, bytes):
+        # -1: a field that is not in the table does not leave, even when it is empty.
         if len(value) > _BYTES.get(name, -1):
             raise EgressRefused(f"{name} holds {len(value)} bytes, more than may leave")
     elif field.type not in _NUMBERS:

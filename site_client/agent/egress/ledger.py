@@ -1,24 +1,24 @@
-"""The egress ledger: a line for every message before it leaves, each line sealed by the next and signed by this site.
+"""The egress ledger: a line for every message before it leaves, each line hashed into the next and signed by this site.
 
 Canonical JSON, one object a line:
 
     seq        1, 2, 3 ...
-    utc        when, by this machine's clock
-    dest       to whom, host:port
+    utc        time, by this machine's clock
+    dest       destination, host:port
     rpc        Service/Method
     bytes      length of the serialized message; beside it TLS and HTTP/2 add what docs/HOSPITAL.md states
     sha256     of the serialized message
-    fields     names of what is set, and how long it is; never a value
+    fields     name and length of each field that is set; never a value
     decision   "allowed": it left, or was about to when the machine stopped. "refused": the guard kept it here.
                "dry_run": the guard passed it, and policy.dry_run kept it here. "repaired": no message; a line that a
                crash left unfinished was cut
-    rule       what the guard checked, or why it refused
+    rule       the guard's checks, or its refusal
     key        Ed25519 public key that signs this line: the site's own, or one it had before it joined anew
     prev_hash  SHA-256 of the line before, signature included, newline not; 64 zeros at the start
     sig        Ed25519 over "hemofed ledger v1" || 0x00 || the object without `sig`
 
-The number of entries and the head travel with every poll, so that the aggregator's audit shows a ledger whose end was
-cut off, which the chain alone cannot.
+The number of entries and the head travel with every poll. So the aggregator's audit shows a ledger whose end was cut
+off, which the chain alone cannot.
 """
 
 import fcntl
@@ -40,6 +40,7 @@ from site_client.errors import InUse, LedgerBroken
 from site_client.files import append_whole, belongs_with_its_folder, private_folder
 
 GENESIS = "0" * 64
+# Domain separation: a signature over a ledger line is never one over another kind of message.
 _DOMAIN = b"hemofed ledger v1\x00"
 _KEYS = {
     *("seq", "utc", "dest", "rpc", "bytes", "sha256", "fields", "decision", "rule", "key", "prev_hash", "sig"),
@@ -48,6 +49,8 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 class EgressDecision(StrEnum):
+    """The decision in an entry; the module's docstring explains each."""
+
     ALLOWED = "allowed"
     REFUSED = "refused"
     DRY_RUN = "dry_run"
@@ -73,25 +76,27 @@ class Entry:
 
     @property
     def left(self) -> bool:
-        """Whether it was let go."""
+        """Whether the message left."""
         return self.decision is EgressDecision.ALLOWED
 
     def record(self) -> dict[str, Any]:
-        """As it stands in the file."""
+        """Return the entry as it stands in the file."""
         return self._unsigned() | {"sig": self.sig}
 
     def line(self) -> bytes:
-        """The canonical JSON, without a newline."""
+        """Return the canonical JSON, without a newline."""
         return _canonical(self.record())
 
     def hash(self) -> str:
+        """Return the SHA-256 of the line, in hex: the `prev_hash` of the next entry."""
         return hashlib.sha256(self.line()).hexdigest()
 
     def signed_by(self, signer: Ed25519PrivateKey) -> "Entry":
+        """Return the entry with its signature."""
         return replace(self, sig=signer.sign(self._to_sign()).hex())
 
     def is_authentic(self) -> bool:
-        """Whether `key` signed all the rest."""
+        """Whether `key` signed the rest of the entry."""
         try:
             Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key)).verify(bytes.fromhex(self.sig), self._to_sign())
         except (InvalidSignature, ValueError):
@@ -119,7 +124,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """What is about to leave, or was kept from leaving, and what the guard said to it."""
+    """A message that is about to leave, or was refused, with the guard's decision."""
 
     dest: str
     rpc: str
@@ -130,23 +135,36 @@ class Outgoing:
 
 
 class Ledger:
-    """The file, open for appending by one process. Opening verifies the whole chain and the newest signature, which
-    covers everything before it."""
+    """The file, open for appending by one process.
+
+    Opening verifies the whole chain and the newest signature, which covers everything before it.
+    """
 
     def __init__(
         self, path: Path, signer: Ed25519PrivateKey, clock: Callable[[], datetime], *, joining: bool = False
     ) -> None:
-        """A last line without its newline never belonged to a message that left: it is cut, and an entry says so.
+        """Lock and verify the file.
 
-        joining: the ledger may end with another key's signature, of the identity this host had before.
-        Errors: LedgerBroken; InUse when another process has it open.
+        A last line without its newline never belonged to a message that left: it is cut, and an entry records that.
+
+        Args:
+            path: the file, made when it does not exist.
+            signer: the site's signing key.
+            clock: aware time.
+            joining: the ledger may end with another key's signature, of the identity that this host had before.
+
+        Raises:
+            LedgerBroken: an entry does not verify.
+            InUse: another process has the ledger open.
         """
         self._signer, self._clock = signer, clock
         self._key = signer.public_key().public_bytes_raw().hex()
         private_folder(path.parent)
+        # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         belongs_with_its_folder(self._handle, path)
         try:
+            # Locked before it is read: two writers would both continue from the same head.
             _lock(self._handle)
             torn = _cut_unfinished_line(self._handle)
             self.entries, self.head = self._check(path, joining)
@@ -156,10 +174,15 @@ class Ledger:
         self.repaired_bytes = len(torn)
         if torn:
             why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
+            # The cut is an entry of its own, so that an auditor sees that bytes were removed, and which.
             self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
 
     def append(self, outgoing: Outgoing) -> Entry:
-        """Records it; on disk when this returns. Errors: OSError when the disk is full, and nothing is recorded."""
+        """Record a message. The entry is on disk when this returns.
+
+        Raises:
+            OSError: the disk is full, and nothing was recorded.
+        """
         entry = Entry(
             seq=self.entries + 1,
             utc=self._clock(),
@@ -174,11 +197,14 @@ class Ledger:
             prev_hash=self.head,
         ).signed_by(self._signer)
         line = entry.line()
+        # Synced before the message leaves: after a power cut the ledger still holds everything that left.
         append_whole(self._handle, "ledger line", line, b"\n", durably=True)
+        # Only after the write: a full disk must not advance the chain.
         self.entries, self.head = entry.seq, hashlib.sha256(line).hexdigest()
         return entry
 
     def close(self) -> None:
+        """Release the lock."""
         os.close(self._handle)
 
     def _check(self, path: Path, joining: bool) -> tuple[int, str]:
@@ -187,15 +213,19 @@ class Ledger:
             last = entry
         if last is None:
             return 0, GENESIS
+        # One signature suffices at the start: it covers the hash of the line before, and so every line.
         if not last.is_authentic() or (last.key != self._key and not joining):
             raise broken(last.seq)
         return last.seq, last.hash()
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """Every entry, oldest first, each checked against the one before; an unfinished last line is left out.
+    """Yield every entry, oldest first, each checked against the one before; an unfinished last line is left out.
 
-    Signatures are not checked here: `audit.verify` does. Errors: LedgerBroken.
+    Signatures are not checked here; `verify.verify` checks them.
+
+    Raises:
+        LedgerBroken: an entry is malformed, or not chained to the one before.
     """
     seq, head = 0, GENESIS
     if not path.exists():
@@ -213,9 +243,10 @@ def read(path: Path) -> Iterator[Entry]:
 
 
 def broken(seq: int) -> LedgerBroken:
+    """Return the error about the entry `seq`."""
     return LedgerBroken(
-        f"the egress ledger does not verify at entry {seq}: it was changed outside the agent. Keep the file for who "
-        "has to look into it, and restore it from the backup",
+        f"the egress ledger does not verify at entry {seq}: it was changed outside the agent. Keep the file for the "
+        "investigation, and restore it from the backup",
         seq,
     )
 
@@ -239,6 +270,7 @@ def _entry(line: bytes, seq: int) -> Entry:
             prev_hash=record["prev_hash"],
             sig=record["sig"],
         )
+        # Canonical: two spellings of one entry would have two hashes.
         if entry.line() != line:
             raise broken(seq)
     except (ValueError, TypeError, AttributeError) as error:
@@ -258,7 +290,7 @@ def _lock(handle: int) -> None:
 
 
 def _cut_unfinished_line(handle: int) -> bytes:
-    """What was cut; empty when the file ends with a whole line."""
+    """Cut a last line without its newline, and return it; empty when the file ends with a whole line."""
     size = kept = os.fstat(handle).st_size
     while kept > 0:  # backwards in pieces: a ledger of years is not read for its last line
         step = min(65_536, kept)

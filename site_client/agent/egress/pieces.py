@@ -1,4 +1,4 @@
-"""How large the pieces are in which an upload leaves."""
+"""The size of the pieces in which an upload leaves: small ones until the line proves fast."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +12,11 @@ _UNDER_WAY_BYTES: Final = 2 << 20  # handed over and perhaps not moved yet: they
 
 
 def piece_sizes(now: Callable[[], float] = time.monotonic) -> Iterator[int]:
-    """Bytes of the next piece of one transfer, asked for when the line takes it: small ones until it proves fast."""
-    began, moved = now(), 0
+    """Yield the size in bytes of the next piece of one transfer, asked for when the line takes it."""
+    began_s, moved_bytes = now(), 0
     while True:
-        is_fast = moved - _UNDER_WAY_BYTES > _FAST_BYTES_S * (now() - began)
-        size = LARGE_BYTES if is_fast else SLOW_PIECE_BYTES
-        yield size
-        moved += size
+        # Buffers take the first bytes at once, however slow the line is; so those are not counted.
+        is_fast = moved_bytes - _UNDER_WAY_BYTES > _FAST_BYTES_S * (now() - began_s)
+        size_bytes = LARGE_BYTES if is_fast else SLOW_PIECE_BYTES
+        yield size_bytes
+        moved_bytes += size_bytes

@@ -1,11 +1,11 @@
-"""The hospital's own limit on how fast blobs move, in both directions. Small messages do not wait."""
+"""The hospital's own limit on the bandwidth of blobs, in both directions. Small messages do not wait."""
 
 import time
 from collections.abc import Callable
 
 
 class RateLimit:
-    """Holds transfers to `bytes_per_s` on average, chunk by chunk; 0 is no limit."""
+    """Limits transfers to `bytes_per_s` on average, chunk by chunk; 0 is no limit."""
 
     def __init__(
         self,
@@ -17,9 +17,10 @@ class RateLimit:
         self._free_at = now()
 
     def spend(self, size_bytes: int) -> None:
-        """Accounts for a chunk that has moved; returns when the next one may."""
+        """Account for a chunk that has moved; return when the next one may move."""
         if self._bytes_per_s == 0:
             return
         now = self._now()
+        # max: unused time is not saved up, or a pause would be followed by a burst.
         self._free_at = max(self._free_at, now) + size_bytes / self._bytes_per_s
         self._wait(self._free_at - now)

@@ -13,52 +13,82 @@ from site_client.files import sha256_of, sync_folder
 
 
 def upload(egress: Egress, round: blobs_pb2.RoundRef, data: memoryview, digest: bytes) -> None:
-    """Brings a blob to the aggregator, from wherever an earlier try stopped. Errors: Unreachable, Refused."""
+    """Upload a blob, from where an earlier try stopped.
+
+    Args:
+        egress: whose guard has this upload as its own.
+        round: that the upload belongs to.
+        data: the whole blob.
+        digest: SHA-256 of `data`.
+
+    Raises:
+        Unreachable: the connection broke off; the next try continues.
+        Refused: the aggregator does not take it.
+    """
     offer = blobs_pb2.BlobOffer(round=round, digest=digest, size_bytes=len(data))
     progress = egress.send(OFFER_BLOB, offer)
     egress.note_held(digest, progress.held_bytes)
     if progress.complete:
         return
-    done = egress.send_chunks(_chunks(data, digest, progress.held_bytes))
-    if not done.complete:  # type: ignore[attr-defined]  # Put answers with BlobProgress
+    answer = egress.send_chunks(_chunks(data, digest, progress.held_bytes))
+    # Put's answer is a BlobProgress: calls.py.
+    if not answer.complete:  # type: ignore[attr-defined]
         raise Unreachable("the aggregator does not hold the whole upload yet; it is continued at the next try")
 
 
 def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: int) -> None:
-    """Brings a blob into `target`, from wherever an earlier try stopped; there is no `target` before its hash is right.
+    """Download a blob, from where an earlier try stopped. `target` exists only with the right hash.
 
-    Errors: StepRefused when it is larger than `size_max` bytes, ModelMismatch when its hash is wrong, Unreachable.
+    Args:
+        egress: the way to the aggregator.
+        ref: digest and size of the blob.
+        target: the file to make; nothing happens when it exists.
+        size_max: bytes that a file of this kind can have at most.
+
+    Raises:
+        StepRefused: the blob is larger than `size_max`, or other bytes arrive than were asked for.
+        ModelMismatch: its hash is wrong; the next try begins anew.
+        Unreachable: the connection broke off; the next try continues.
     """
     if target.exists():
         return
     if ref.size_bytes > size_max:
         raise StepRefused(f"expected a file of at most {size_max} bytes, got one of {ref.size_bytes} on offer")
+    # Under a dot name until its hash is right.
     part = target.with_name(f".{ref.digest.hex()}.part")
     with part.open("ab") as file:
         if file.tell() < ref.size_bytes:
             for chunk in egress.fetch_chunks(blobs_pb2.BlobRequest(digest=ref.digest, offset=file.tell())):
-                file.write(_next_bytes(file.tell(), ref, chunk))  # type: ignore[arg-type]  # Get answers with BlobChunk
+                # Get's answers are BlobChunks: calls.py.
+                file.write(_next_bytes(file.tell(), ref, chunk))  # type: ignore[arg-type]
+                # So that the size on disk is the offset to continue from, after a crash too.
                 file.flush()
-        held = file.tell()
-    if held < ref.size_bytes:
-        raise Unreachable(f"the download stopped at {held} of {ref.size_bytes} bytes; it is continued at the next try")
+        held_bytes = file.tell()
+    if held_bytes < ref.size_bytes:
+        raise Unreachable(
+            f"the download stopped at {held_bytes} of {ref.size_bytes} bytes; it is continued at the next try"
+        )
     if sha256_of(part) != ref.digest:
+        # Which bytes are wrong cannot be known, so all are fetched anew.
         part.unlink()
         raise ModelMismatch("a downloaded file does not have the digest it was announced with; it is fetched anew")
     part.rename(target)
     sync_folder(target.parent)
 
 
-def _next_bytes(held: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> bytes:
+def _next_bytes(held_bytes: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> bytes:
     data = chunk.data
-    if chunk.offset != held or chunk.digest != ref.digest or held + len(data) > ref.size_bytes:
-        raise StepRefused(f"expected the bytes from {held} on of the file asked for, got others; it is asked for again")
+    if chunk.offset != held_bytes or chunk.digest != ref.digest or held_bytes + len(data) > ref.size_bytes:
+        raise StepRefused(
+            f"expected the bytes from {held_bytes} on of the file asked for, got others; it is asked for again"
+        )
     return data
 
 
 def _chunks(data: memoryview, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
     sizes = piece_sizes()
     while offset < len(data):
+        # Copied, because protobuf keeps the bytes until gRPC has sent them.
         piece = bytes(data[offset : offset + next(sizes)])
         yield blobs_pb2.BlobChunk(digest=digest, offset=offset, data=piece)
         offset += len(piece)

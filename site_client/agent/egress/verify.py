@@ -1,10 +1,11 @@
-"""Looking at the egress ledger: for people at the hospital, and whoever they show it to. Changes nothing.
+"""Verification of the egress ledger, for people at the hospital and their auditors. Changes nothing.
 
-Beside the agent or without it, on this machine or on another with the exported file and the site's public key.
+It works while the agent runs and while it does not, on this machine, or on another one with the exported file and the
+site's public key.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -17,14 +18,18 @@ from site_client.errors import LedgerBroken
 
 @dataclass(frozen=True)
 class Anchor:
-    """A head that somebody else wrote down: the aggregator, or last month's report."""
+    """A head that was recorded elsewhere: at the aggregator, or in last month's report."""
 
     entries: int
     head: str  # hex
 
     @classmethod
     def parse(cls, text: str) -> "Anchor":
-        """ "<entries>:<head>". Errors: ValueError."""
+        """Read "<entries>:<head>".
+
+        Raises:
+            ValueError: `text` is not of this form.
+        """
         entries, _, head = text.partition(":")
         if len(bytes.fromhex(head)) != 32 or int(entries) < 0:
             raise ValueError("expected <entries>:<64 hex digits>")
@@ -33,7 +38,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Verified:
-    """An unbroken ledger. `keys`: who signed, and from which entry on; more than one when the host has joined anew."""
+    """An unbroken ledger. `keys`: first entry and key of each signer; several when the host has joined again."""
 
     entries: int
     head: str  # hex
@@ -50,7 +55,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class DayTotal:
-    """What left for one address on one day (UTC): the figures to hold against a proxy's log."""
+    """All that left for one address on one day (UTC): figures to compare with a proxy's log."""
 
     day: date
     dest: str
@@ -59,44 +64,60 @@ class DayTotal:
 
 
 def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> Verified:
-    """Every line, link and signature.
+    """Verify every line, link and signature.
 
-    key: hex of the Ed25519 public key that must have signed the newest entry; None on a machine that does not know it.
-    anchor: an entry count and head that the ledger must have had.
-    Errors: LedgerBroken, with the first entry that does not verify.
+    Args:
+        path: the ledger.
+        key: hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
+        anchor: number of entries and head that the ledger must have had.
+
+    Raises:
+        LedgerBroken: an entry does not verify; the error names the first.
     """
-    tally = _Counts()
+    counts = _Counts()
     for entry in read(path):
+        # Every signature, although the newest covers all lines: an auditor learns which line was changed first.
         if not entry.is_authentic():
             raise broken(entry.seq)
-        tally.add(entry)
-        if anchor is not None and entry.seq == anchor.entries and tally.head != anchor.head:
+        counts.add(entry)
+        # An attacker with the site's key can sign a new chain; only a head recorded elsewhere shows that.
+        if anchor is not None and entry.seq == anchor.entries and counts.head != anchor.head:
             raise broken(entry.seq)
-    if key is not None and tally.keys and tally.keys[-1][1] != key:
+    if key is not None and counts.keys and counts.keys[-1][1] != key:
         raise LedgerBroken(
-            "the newest entries of the egress ledger are signed by a key that is not this site's", tally.keys[-1][0]
+            "the newest entries of the egress ledger are signed by a key that is not this site's", counts.keys[-1][0]
         )
-    if anchor is not None and tally.entries < anchor.entries:
+    if anchor is not None and counts.entries < anchor.entries:
         raise LedgerBroken(
-            f"expected {anchor.entries} entries or more in the egress ledger, got {tally.entries}: its end was cut off",
-            tally.entries + 1,
+            f"expected {anchor.entries} entries or more in the egress ledger, got {counts.entries}: its end was cut "
+            "off",
+            counts.entries + 1,
         )
-    return tally.verified(_is_unfinished(path))
+    return counts.verified(_is_unfinished(path))
 
 
 def check_payloads(path: Path, folder: Path) -> int:
-    """Holds every payload still kept against its entry's SHA-256. Errors: LedgerBroken, with the entry."""
-    held = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
-    recorded = {one.seq: one.sha256 for one in read(path) if one.left or one.decision is EgressDecision.DRY_RUN}
-    for seq, digest in held.items():
-        # A ledger that was read a moment after its payloads holds all of them.
+    """Compare every kept payload with the SHA-256 in its entry.
+
+    Returns:
+        The number of kept payloads.
+
+    Raises:
+        LedgerBroken: a payload is not the recorded one; the error names its entry.
+    """
+    # Payloads first: a running agent appends to the ledger before the payload, so the ledger then holds all of them.
+    digests = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
+    recorded = {
+        entry.seq: entry.sha256 for entry in read(path) if entry.left or entry.decision is EgressDecision.DRY_RUN
+    }
+    for seq, digest in digests.items():
         if recorded.get(seq) != digest:
             raise LedgerBroken(f"the payload kept for entry {seq} is not what the ledger recorded", seq)
-    return len(held)
+    return len(digests)
 
 
 def totals(entries: Iterable[Entry]) -> list[DayTotal]:
-    """Messages and bytes that left, by day and address, oldest first."""
+    """Count messages and bytes that left, by day and address, oldest first."""
     sums: dict[tuple[date, str], list[int]] = defaultdict(lambda: [0, 0])
     for entry in entries:
         if entry.left:
@@ -107,41 +128,43 @@ def totals(entries: Iterable[Entry]) -> list[DayTotal]:
 
 
 def newest(path: Path, count: int) -> list[Entry]:
-    """The last `count` entries, oldest first."""
-    found: list[Entry] = []
-    for entry in read(path):
-        found.append(entry)
-        del found[:-count]
-    return found
+    """Return the last `count` entries, oldest first."""
+    return list(deque(read(path), maxlen=count))
 
 
-def entry(path: Path, seq: int) -> Entry | None:
-    """One entry. Errors: LedgerBroken when the ledger does not verify up to there."""
-    return next((one for one in read(path) if one.seq == seq), None)
+def find_entry(path: Path, seq: int) -> Entry | None:
+    """Return one entry; None when there is none of this number.
+
+    Raises:
+        LedgerBroken: the ledger does not verify up to there.
+    """
+    return next((entry for entry in read(path) if entry.seq == seq), None)
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The whole lines, as they stand, each with its newline."""
-    for one in read(path):
-        yield one.line() + b"\n"
+    """Yield the whole lines, as they stand, each with its newline."""
+    for entry in read(path):
+        yield entry.line() + b"\n"
 
 
 class _Counts:
+    """Counts the entries of one pass over the ledger."""
+
     def __init__(self) -> None:
         self.entries, self.head = 0, GENESIS
         self.keys: list[tuple[int, str]] = []
         self._first: datetime | None = None
         self._last: datetime | None = None
-        self._counts: dict[str, int] = defaultdict(int)
+        self._by_decision: dict[EgressDecision, int] = defaultdict(int)
         self._bytes_out = 0
 
-    def add(self, one: Entry) -> None:
-        self.entries, self.head = one.seq, one.hash()
-        if not self.keys or self.keys[-1][1] != one.key:
-            self.keys.append((one.seq, one.key))
-        self._first, self._last = self._first or one.utc, one.utc
-        self._counts[one.decision] += 1
-        self._bytes_out += one.size_bytes if one.left else 0
+    def add(self, entry: Entry) -> None:
+        self.entries, self.head = entry.seq, entry.hash()
+        if not self.keys or self.keys[-1][1] != entry.key:
+            self.keys.append((entry.seq, entry.key))
+        self._first, self._last = self._first or entry.utc, entry.utc
+        self._by_decision[entry.decision] += 1
+        self._bytes_out += entry.size_bytes if entry.left else 0
 
     def verified(self, unfinished: bool) -> Verified:
         return Verified(
@@ -149,10 +172,10 @@ class _Counts:
             head=self.head,
             first_at=self._first,
             last_at=self._last,
-            allowed=self._counts["allowed"],
-            refused=self._counts["refused"],
-            dry_run=self._counts["dry_run"],
-            repaired=self._counts["repaired"],
+            allowed=self._by_decision[EgressDecision.ALLOWED],
+            refused=self._by_decision[EgressDecision.REFUSED],
+            dry_run=self._by_decision[EgressDecision.DRY_RUN],
+            repaired=self._by_decision[EgressDecision.REPAIRED],
             bytes_out=self._bytes_out,
             keys=tuple(self.keys),
             unfinished=unfinished,

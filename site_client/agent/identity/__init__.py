@@ -1,0 +1,1 @@
+"""Keys, certificates and pinned addresses of a site."""

@@ -1,8 +1,9 @@
-"""The TLS certificate through its life: renewed at two thirds, recovered after weeks offline, never begged for.
+"""The TLS certificate through its life: renewed at two thirds of it, recovered after weeks offline.
 
-This machine's clock decides when to ask. A clock that is far ahead makes a fresh certificate look expired; then the
-aggregator's word counts, the certificate is used, and nothing is spent on asking again before two thirds of its life
-have passed on this same clock. Recoveries are few, and a wrong clock must not use them up.
+This machine's clock decides when to request a new one. A clock that is far ahead makes a fresh certificate look
+expired. Then the certificate is used all the same, because the aggregator has just issued it, and the next request
+waits until two thirds of its life have passed on this same clock. The aggregator grants few recoveries, and a wrong
+clock must not use them up.
 """
 
 from collections.abc import Callable
@@ -24,53 +25,68 @@ NONCE_BYTES = 32
 
 
 class Certificates:
-    """Keeps the identity's certificate good. `egress` is the mutual-TLS way; `desk` opens the enrolment listener's."""
+    """Keeps the identity's certificate valid."""
 
     def __init__(
         self,
         identity: SiteIdentity,
         egress: Egress,
-        desk: Callable[[], AbstractContextManager[Egress]],
+        enrolment: Callable[[], AbstractContextManager[Egress]],
         clock: Callable[[], datetime],
     ) -> None:
-        self._identity, self._egress, self._desk, self._clock = identity, egress, desk, clock
-        self._ask_again_at: datetime | None = None
-        self.notice = ""  # what a person here should know about the clock
+        """Take the two ways to the aggregator.
+
+        Args:
+            identity: whose certificate is kept.
+            egress: to the listener for sites, which accepts a valid certificate.
+            enrolment: connects to the enrolment listener, which needs none.
+            clock: of this machine.
+        """
+        self._identity, self._egress, self._enrolment, self._clock = identity, egress, enrolment, clock
+        self._request_again_at: datetime | None = None
+        self.notice = ""  # for a person here: the clock is wrong
 
     def keep(self) -> bool:
-        """Asks for a new certificate when it is time; True when there is one, and the connection must be made anew.
+        """Request a new certificate when it is time.
 
-        Errors: SiteError and FederationError, once the certificate has run out; before that a failure is only logged.
+        Returns:
+            Whether there is a new one, so that the connection has to be made anew.
+
+        Raises:
+            SiteError, FederationError: the request failed, and the certificate has expired. Before it expires a
+                failure is only logged.
         """
         now = self._clock()
-        if self._ask_again_at is not None and now < self._ask_again_at:
+        if self._request_again_at is not None and now < self._request_again_at:
             return False
+        # Expired by this clock: the listener for sites would refuse the connection, so only recovery is left.
         expired = now >= self._identity.expires_at
         if not expired and now < self._identity.renewal_due():
             return False
         try:
-            self._recover() if expired else self._renew()
+            if expired:
+                self._recover()
+            else:
+                request = keys.request_certificate(self._identity.site)
+                credentials = self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
+                self._identity.accept_certificate(request, credentials)
         except (SiteError, FederationError) as error:
             if expired:
                 raise
-            _log.warning("certificate_not_renewed", why=str(error), expires_at=self._identity.expires_at.isoformat())
+            _log.warning("certificate not renewed", why=str(error), expires_at=self._identity.expires_at.isoformat())
             return False
-        self._look_at_clock(now)
-        _log.info("certificate_renewed", expires_at=self._identity.expires_at.isoformat())
+        self._check_clock(now)
+        _log.info("certificate renewed", expires_at=self._identity.expires_at.isoformat())
         return True
 
-    def _renew(self) -> None:
-        request = keys.request_certificate(self._identity.site)
-        self._identity.accept_certificate(
-            request, self._egress.send(RENEW, enrolment_pb2.RenewRequest(csr_der=request.csr_der))
-        )
-
     def _recover(self) -> None:
-        """After an outage longer than the certificate: the signing key answers a challenge. Errors: IdentityRefused."""
+        """Replace an expired certificate, after a long outage: the signing key answers a challenge."""
         site = self._identity.site
-        with self._desk() as egress:
+        with self._enrolment() as egress:
             request = keys.request_certificate(site)
+            # The aggregator draws the nonce, so a recorded recovery cannot be replayed.
             nonce = egress.send(CHALLENGE, enrolment_pb2.ChallengeRequest(site=site)).nonce
+            # The signing key signs nothing that is not a nonce.
             if len(nonce) != NONCE_BYTES:
                 raise IdentityRefused(
                     f"expected a challenge of {NONCE_BYTES} bytes, got {len(nonce)}; nothing was signed"
@@ -80,16 +96,17 @@ class Certificates:
             credentials = egress.send(RECOVER, message)
         self._identity.accept_certificate(request, credentials)
 
-    def _look_at_clock(self, now: datetime) -> None:
-        """Compares this machine's clock with the dates of a certificate made a moment ago."""
+    def _check_clock(self, now: datetime) -> None:
+        """Compare this machine's clock with the dates of a certificate that was issued a moment ago."""
         begins, ends = self._identity.valid_from, self._identity.expires_at
-        self._ask_again_at, self.notice = None, ""
+        self._request_again_at, self.notice = None, ""
         if now >= self._identity.renewal_due():
-            self._ask_again_at = now + (ends - begins) * (2 / 3)
+            # Without this, a clock that is ahead would request a certificate at every turn.
+            self._request_again_at = now + (ends - begins) * (2 / 3)
             self.notice = f"this machine's clock is ahead, perhaps by {(now - begins).days} days; set it (NTP)"
         elif now < begins:
             self.notice = (
                 f"this machine's clock is behind by {int((begins - now).total_seconds())} s or more; set it (NTP)"
             )
         if self.notice:
-            _log.warning("clock_is_wrong", why=self.notice)
+            _log.warning("wrong clock noticed", why=self.notice)

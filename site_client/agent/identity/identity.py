@@ -1,4 +1,4 @@
-"""Who this site is, and whom it believes: keys, certificate, the consortium's CA, the custodian, the roster.
+"""The identity of this site and its anchors of trust: keys, certificate, the consortium's CA, custodian, roster.
 
     <state>/agent/identity/
       signing.key  sealing.key   made here, never leave
@@ -6,52 +6,68 @@
       ca.pem  custodian.pem  roster.bin  membership.json
       tls.pem                    key and certificate in one file, so that no crash can pair the wrong two; written
                                  last: a site is enrolled when it is there
-      left                       the day this host said farewell, until it joins again
+      left                       the day on which this host left, until it joins again
 
 Trust starts at the CA fingerprint in the token. The CA vouches for the custodian, the custodian signs rosters.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
+from federation.limits import SITE_NAME
 from federation.roster import Roster, verify_roster
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
+from msgspec import Meta
 
 from site_client.agent.identity import keys
 from site_client.agent.identity.keys import Request, SiteKeys
 from site_client.errors import IdentityRefused
 from site_client.files import private_folder, remove, replace_file, sync_folder
+from site_client.typed_json import Digest, decode, encode, read_bounded
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What was agreed at join."""
+    """The facts agreed at join."""
 
-    site: str
-    enrolment_address: str
-    ca_fingerprint: bytes
+    site: Annotated[str, Meta(pattern=rf"^{SITE_NAME.pattern}\Z")]
+    enrolment_address: Annotated[str, Meta(min_length=1, max_length=300)]
+    ca_fingerprint: Digest
 
 
 class SiteIdentity:
     """An enrolled site. Reads everything once; roster and certificate are replaced on disk and here together."""
 
     def __init__(self, folder: Path) -> None:
-        """Errors: IdentityRefused when this host has not joined, or a file does not verify."""
+        """Read and verify every file.
+
+        Raises:
+            IdentityRefused: this host has not joined, or a file does not verify.
+            BadSignature: the custodian did not sign the roster.
+        """
         self._folder = folder
         if not (folder / "tls.pem").exists():
-            raise IdentityRefused(_not_enrolled(folder))
+            day = left_on(folder)
+            if day is None:
+                raise IdentityRefused("this host is not enrolled; run `hemofed-site join ADDRESS TOKEN` first")
+            raise IdentityRefused(
+                f"this host left on {day}; to come back, ask for an invitation and run "
+                "`hemofed-site join ADDRESS TOKEN`"
+            )
         self.keys: SiteKeys = keys.load(folder)
+        # In the order of trust: the fingerprint from the token, the CA it names, the custodian's certificate that the
+        # CA issued, the roster that the custodian signed.
         self.membership = _read_membership(folder / "membership.json")
         self.ca_pem = (folder / "ca.pem").read_bytes()
         self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
@@ -62,6 +78,7 @@ class SiteIdentity:
 
     @property
     def site(self) -> str:
+        """This site's name in the consortium."""
         return self.membership.site
 
     @property
@@ -75,29 +92,41 @@ class SiteIdentity:
         return self._certificate.not_valid_before_utc
 
     def renewal_due(self) -> datetime:
-        """Two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
+        """Return two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
         starts, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        # From the certificate, not drawn: a restart must not move the day, and sites must not renew all at once.
         spread = int.from_bytes(self._certificate.fingerprint(hashes.SHA256())[:4], "big") / 2**32
         return starts + (ends - starts) * (2 / 3 + spread / 20)
 
     def accept_roster(self, signed: enrolment_pb2.SignedRoster) -> Roster:
-        """Keeps a roster of a higher epoch that the custodian signed; the one already held changes nothing.
+        """Keep a roster of a higher epoch that the custodian signed; the one already held changes nothing.
 
-        Errors: BadSignature, RosterRefused (older), IdentityRefused when our own entry is not ours.
+        Raises:
+            BadSignature: the custodian did not sign it.
+            RosterRefused: it is older than the one held.
+            IdentityRefused: it lacks this site's own keys, or is a second roster of one epoch.
         """
         roster = verify_roster(signed, self.custodian, epoch_held=self.roster.epoch)
+        # Two signed rosters of one epoch mean that the custodian's key is misused.
         if roster.epoch == self.roster.epoch:
             if roster != self.roster:
                 raise IdentityRefused(f"expected one roster of epoch {roster.epoch}, got a second; call the custodian")
             return self.roster
+        # A roster with other keys for this site would let another machine take its place.
         _check_own_entry(roster, self.site, self.keys)
+        # On disk before it is used: a restart must not return to an older epoch.
         replace_file(self._folder / "roster.bin", serialize(signed))
         self.roster = roster
         return roster
 
     def accept_certificate(self, request: Request, credentials: enrolment_pb2.Credentials) -> None:
-        """Switches to a renewed certificate for the key in `request`. Errors: IdentityRefused."""
+        """Switch to a renewed certificate for the key in `request`.
+
+        Raises:
+            IdentityRefused: the certificate is not for this site and key, or not of the consortium's CA.
+        """
         _check_certificate(credentials.certificate_pem, request, self.site, self._ca)
+        # One file for key and certificate: a crash between two files would pair a key with another's certificate.
         replace_file(self._folder / "tls.pem", request.key_pem + credentials.certificate_pem)
         self._load_tls()
         if credentials.HasField("roster"):
@@ -120,7 +149,11 @@ class Joining:
 
     @classmethod
     def prepare(cls, folder: Path, site: str) -> "Joining":
-        """Makes what is missing; a second call finds the same keys and request. Errors: IdentityRefused if enrolled."""
+        """Make the keys and the request that are missing; a second call finds the same ones.
+
+        Raises:
+            IdentityRefused: this host is enrolled already.
+        """
         if (folder / "tls.pem").exists():
             raise IdentityRefused("this host is enrolled already; to enrol it anew, move its identity folder away")
         private_folder(folder)
@@ -132,7 +165,13 @@ class Joining:
         return cls(folder, site, keys.make_or_load(folder), Request(key.read_bytes(), csr.read_bytes()))
 
     def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> SiteIdentity:
-        """Verifies everything against the token's CA, then keeps it. Errors: IdentityRefused, BadSignature."""
+        """Verify everything against the token's CA, then keep it.
+
+        Raises:
+            IdentityRefused: a certificate or the roster is not right for this host.
+            BadSignature: the custodian did not sign the roster.
+        """
+        # Against the fingerprint in the token: everything else in this message came over the network.
         ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
         _check_certificate(credentials.certificate_pem, self.request, self.site, ca)
         custodian = _custodian_key(credentials.custodian_certificate_pem, ca)
@@ -140,7 +179,8 @@ class Joining:
         replace_file(self.folder / "ca.pem", credentials.ca_certificate_pem)
         replace_file(self.folder / "custodian.pem", credentials.custodian_certificate_pem)
         replace_file(self.folder / "roster.bin", serialize(credentials.roster))
-        replace_file(self.folder / "membership.json", _membership_json(membership))
+        replace_file(self.folder / "membership.json", encode(membership))
+        # Last: a site is enrolled when this file is there, and a crash before it leaves the site joining.
         replace_file(self.folder / "tls.pem", self.request.key_pem + credentials.certificate_pem)
         remove(self.folder / "joining.key")
         remove(self.folder / "joining.csr")
@@ -149,27 +189,20 @@ class Joining:
 
 
 def forget(folder: Path, now: datetime) -> None:
-    """This host has left: TLS key and certificate go. The signing key stays, or nobody could verify the ledger."""
+    """Remove TLS key and certificate of a host that has left. The signing key stays: the ledger needs it to verify."""
     replace_file(folder / "left", f"{now:%Y-%m-%d}".encode())
     remove(folder / "tls.pem")
     sync_folder(folder)
 
 
 def left_on(folder: Path) -> str | None:
-    """The day on which this host left; None when it has not, or has joined again."""
-    gone = (folder / "left").exists() and not (folder / "tls.pem").exists()
-    return (folder / "left").read_text() if gone else None
-
-
-def _not_enrolled(folder: Path) -> str:
-    when = left_on(folder)
-    if when is None:
-        return "this host is not enrolled; run `hemofed-site join ADDRESS TOKEN` first"
-    return f"this host left on {when}; to come back, ask for an invitation and run `hemofed-site join ADDRESS TOKEN`"
+    """Return the day on which this host left; None when it has not, or has joined again."""
+    has_left = (folder / "left").exists() and not (folder / "tls.pem").exists()
+    return (folder / "left").read_text() if has_left else None
 
 
 def days_left(identity: SiteIdentity, now: datetime) -> float:
-    """Days until the certificate ends; negative afterwards."""
+    """Return the days until the certificate ends; negative afterwards."""
     return (identity.expires_at - now) / timedelta(days=1)
 
 
@@ -194,15 +227,16 @@ def _check_certificate(pem: bytes, request: Request, site: str, ca: x509.Certifi
     _check_issued(certificate, ca, "site")
     wanted = x509.load_der_x509_csr(request.csr_der).public_key()
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    # The certificate must hold the key that was made here, or another party could speak for this site.
     if certificate.public_key() != wanted or [name.value for name in names] != [site]:
         raise IdentityRefused("the certificate is not for this host's name and key; ask the coordinator")
 
 
-def _check_issued(certificate: x509.Certificate, ca: x509.Certificate, whose: str) -> None:
+def _check_issued(certificate: x509.Certificate, ca: x509.Certificate, owner: str) -> None:
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise IdentityRefused(f"the {whose} certificate was not issued by the consortium's CA") from error
+        raise IdentityRefused(f"the {owner} certificate was not issued by the consortium's CA") from error
 
 
 def _check_own_entry(roster: Roster, site: str, own: SiteKeys) -> None:
@@ -212,25 +246,15 @@ def _check_own_entry(roster: Roster, site: str, own: SiteKeys) -> None:
         raise IdentityRefused(f"the roster does not hold this site's own keys under {site!r}; call the custodian")
 
 
-def _certificate(pem: bytes, whose: str) -> x509.Certificate:
+def _certificate(pem: bytes, owner: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise IdentityRefused(f"the {whose} certificate is not a PEM certificate; ask the coordinator") from error
-
-
-def _membership_json(membership: Membership) -> bytes:
-    record = {
-        "site": membership.site,
-        "enrolment_address": membership.enrolment_address,
-        "ca_fingerprint": membership.ca_fingerprint.hex(),
-    }
-    return json.dumps(record, indent=2).encode()
+        raise IdentityRefused(f"the {owner} certificate is not a PEM certificate; ask the coordinator") from error
 
 
 def _read_membership(path: Path) -> Membership:
     try:
-        record = json.loads(path.read_bytes())
-        return Membership(record["site"], record["enrolment_address"], bytes.fromhex(record["ca_fingerprint"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return decode(Membership, read_bounded(path))
+    except (OSError, ValueError) as error:
         raise IdentityRefused("membership.json is damaged; restore it from the backup or join again") from error

@@ -34,26 +34,32 @@ class SealingKey:
 
     @classmethod
     def generate(cls) -> "SealingKey":
+        """Draw a new pair."""
         return cls(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "SealingKey":
-        """96 bytes: ML-KEM seed, then X25519 key."""
+        """Read 96 bytes: ML-KEM seed, then X25519 key.
+
+        Raises:
+            IdentityRefused: another number of bytes.
+        """
         if len(raw) != _MLKEM_SEED_BYTES + _X25519_BYTES:
             raise IdentityRefused("the sealing key file is damaged; restore it from the backup or join again")
         mlkem = MLKEM768PrivateKey.from_seed_bytes(raw[:_MLKEM_SEED_BYTES])
         return cls(mlkem, X25519PrivateKey.from_private_bytes(raw[_MLKEM_SEED_BYTES:]))
 
     def to_bytes(self) -> bytes:
+        """Return the 96 bytes that `from_bytes` reads."""
         return self.mlkem.private_bytes_raw() + self.x25519.private_bytes_raw()
 
     @property
     def public_bytes(self) -> bytes:
-        """1216 bytes, as in the roster."""
+        """The public key, 1216 bytes, as in the roster."""
         return self.mlkem.public_key().public_bytes_raw() + self.x25519.public_key().public_bytes_raw()
 
     def private(self) -> MLKEM768X25519PrivateKey:
-        """What hpke.Suite.decrypt takes."""
+        """Return the pair as hpke.Suite.decrypt takes it."""
         return MLKEM768X25519PrivateKey(self.mlkem, self.x25519)
 
 
@@ -66,7 +72,7 @@ class SiteKeys:
 
     @property
     def signing_public(self) -> bytes:
-        """32 bytes, as in the roster."""
+        """The public signing key, 32 bytes, as in the roster."""
         return self.signing.public_key().public_bytes_raw()
 
 
@@ -79,8 +85,9 @@ class Request:
 
 
 def make_or_load(folder: Path) -> SiteKeys:
-    """The keys in `folder`; each one that is not there yet is made, 0600."""
+    """Load the keys in `folder`, and make those that are missing, with mode 0600."""
     signing, sealing = folder / "signing.key", folder / "sealing.key"
+    # Never replaced: the roster and the ledger know this key.
     if not signing.exists():
         replace_file(signing, Ed25519PrivateKey.generate().private_bytes_raw())
     if not sealing.exists():
@@ -89,7 +96,11 @@ def make_or_load(folder: Path) -> SiteKeys:
 
 
 def load(folder: Path) -> SiteKeys:
-    """The keys in `folder`. Errors: IdentityRefused."""
+    """Load the keys in `folder`.
+
+    Raises:
+        IdentityRefused: a key is missing or damaged.
+    """
     try:
         signing = Ed25519PrivateKey.from_private_bytes((folder / "signing.key").read_bytes())
         return SiteKeys(signing, SealingKey.from_bytes((folder / "sealing.key").read_bytes()))
@@ -98,7 +109,7 @@ def load(folder: Path) -> SiteKeys:
 
 
 def request_certificate(site: str) -> Request:
-    """A new P-256 key and a request for a certificate in this name."""
+    """Draw a new P-256 key, and request a certificate in this name."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
@@ -107,11 +118,12 @@ def request_certificate(site: str) -> Request:
 
 
 def prove_possession(keys: SiteKeys, csr_der: bytes) -> bytes:
-    """Signature of a join request: the signing key speaks for the TLS key and the sealing key."""
+    """Sign a join request: the signing key speaks for the TLS key and the sealing key."""
+    # Both keys in one signature: neither can be swapped for another key on the way.
     digests = hashlib.sha256(csr_der).digest() + hashlib.sha256(keys.sealing.public_bytes).digest()
     return keys.signing.sign(_JOIN_DOMAIN + digests)
 
 
 def answer_challenge(keys: SiteKeys, nonce: bytes, csr_der: bytes) -> bytes:
-    """Signature of a recover request."""
+    """Sign a recover request."""
     return keys.signing.sign(_RECOVER_DOMAIN + nonce + hashlib.sha256(csr_der).digest())

@@ -1,8 +1,8 @@
-"""The first connection of all: fetch the aggregator's certificate chain and keep only the CA that the token names.
+"""The very first connection: fetch the aggregator's certificate chain, and keep only the CA that the token names.
 
-Nothing is trusted because it was there first. The chain is read without verification, its CA is compared with the
-fingerprint, and every later connection verifies against that CA. Through a proxy we speak CONNECT ourselves, because
-then its answer can be told to a person.
+There is no trust on first use. The chain is read without verification, its CA is compared with the fingerprint, and
+every later connection verifies against that CA. Through a proxy this file sends CONNECT itself, so that a person sees
+the proxy's answer.
 """
 
 import base64
@@ -22,9 +22,19 @@ _DER = 2  # _ssl.ENCODING_DER
 
 
 def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
-    """The CA certificate (PEM) whose DER hashes to `fingerprint`, as the server at host:port presents it.
+    """Fetch the consortium's CA certificate.
 
-    Errors: Unreachable; IdentityRefused when the chain has no such certificate, naming who issued it instead.
+    Args:
+        address: of the aggregator, host:port.
+        proxy: http://[user:password@]host:port, or "".
+        fingerprint: SHA-256 of the certificate in DER.
+
+    Returns:
+        The certificate, PEM.
+
+    Raises:
+        Unreachable: no TLS 1.3 answers there.
+        IdentityRefused: the chain has no such certificate. The message names the issuer of the one that is there.
     """
     host, port = host_and_port(address)
     try:
@@ -34,10 +44,11 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
         raise Unreachable(
             f"{address} does not answer with TLS 1.3 ({error}); check address, firewall and proxy"
         ) from error
+    # Any certificate of the chain: a server may or may not present its root.
     for der in chain:
         if hashlib.sha256(der).digest() == fingerprint:
             return ssl.DER_cert_to_PEM_cert(der).encode()
-    issuer = x509.load_der_x509_certificate(chain[0]).issuer.rfc4514_string() if chain else "nobody"
+    issuer = x509.load_der_x509_certificate(chain[0]).issuer.rfc4514_string() if chain else "none"
     raise IdentityRefused(
         f"the server at {address} is not the aggregator of this token: its certificate was issued by {issuer[:120]!r}. "
         f"If that is your own TLS inspection, ask IT to bypass {host}"
@@ -45,11 +56,17 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
 
 
 def connect(host: str, port: int, proxy: str) -> socket.socket:
-    """A TCP connection to host:port, through the proxy if there is one. Errors: OSError, ProxyRefused, Unreachable."""
+    """Connect to host:port, through the proxy if there is one.
+
+    Raises:
+        OSError: no TCP connection.
+        ProxyRefused: the proxy refused CONNECT.
+        Unreachable: the proxy's answer is no HTTP.
+    """
     if not proxy:
         return socket.create_connection((host, port), TIMEOUT_S)
     parts = urlsplit(proxy)
-    plain = socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT_S)  # Settings saw to both
+    plain = socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT_S)  # config.py requires both
     try:
         _ask_proxy(plain, f"{host}:{port}", parts.username, parts.password)
     except BaseException:
@@ -67,7 +84,7 @@ def _ask_proxy(plain: socket.socket, target: str, user: str | None, password: st
     status = _status(plain)
     if status != 200:
         advice = {407: "set user and password of aggregator.proxy", 403: f"ask IT to allow CONNECT to {target}"}
-        raise ProxyRefused(f"the proxy answered {status}: {advice.get(status, 'ask IT what it wants')}", status)
+        raise ProxyRefused(f"the proxy answered {status}: {advice.get(status, 'ask IT about this status')}", status)
 
 
 def _status(plain: socket.socket) -> int:
@@ -91,14 +108,15 @@ def _context() -> ssl.SSLContext:
 
 
 def presented_chain(secured: ssl.SSLSocket) -> list[bytes]:
-    """The presented chain, leaf first, DER. Public from Python 3.13 on; the same method has its own home before."""
-    if hasattr(secured, "get_unverified_chain"):
+    """Return the presented chain, leaf first, DER."""
+    if hasattr(secured, "get_unverified_chain"):  # public from Python 3.13 on
         return [bytes(der) for der in secured.get_unverified_chain()]
+    # Before 3.13 the same method is at the inner object, which has no type hints.
     inner = cast(Any, secured)._sslobj
     return [certificate.public_bytes(_DER) for certificate in inner.get_unverified_chain() or ()]
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The two parts of host:port, which Settings has checked."""
+    """Split host:port, whose form config.py has checked."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)

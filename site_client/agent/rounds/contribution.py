@@ -1,7 +1,7 @@
-"""From a trained update to masked words: clip, check, encode, mask. After this nobody can tell what was in it.
+"""From a trained update to masked words: clip, check, encode, mask. The masked words reveal nothing about the update.
 
-The rounding noise of the encoder is drawn from a generator seeded by the cohort and the update, so that sealing again,
-after a crash too, gives the very same bytes and no mask ever lies on two different vectors.
+The rounding noise of the encoder comes from a generator seeded by the cohort and the update. So masking again, after a
+crash too, gives the very same bytes, and no mask ever lies on two different vectors.
 """
 
 import hashlib
@@ -21,9 +21,13 @@ from site_client.records import Update
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What this site puts into the sum. `delta` f32[d] within the clip norm; None in an evaluation-only round.
+    """This site's part of the sum.
 
-    delta_sha256: of the delta as the trainer gave it; empty in an evaluation-only round.
+    Attributes:
+        layout: of the upload.
+        delta: f32[d] within the clip norm; None in an evaluation-only round.
+        header: weight and metrics.
+        delta_sha256: of the delta as the trainer gave it; empty in an evaluation-only round.
     """
 
     layout: Layout
@@ -38,8 +42,25 @@ class Contribution:
 def prepare_contribution(
     guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.float32] | None
 ) -> Contribution:
-    """Clips and checks an update. Errors: EgressRefused; EncodingRefused when it is not finite."""
-    clipped, was_clipped = (None, False) if delta is None else _clip(plan, delta)
+    """Clip and check an update.
+
+    Args:
+        guard: of the way out.
+        plan: of the round.
+        update: as the trainer delivered it.
+        delta: f32[d], or None in an evaluation-only round.
+
+    Raises:
+        EgressRefused: the delta has another shape than the plan's manifest, or the guard withholds the update.
+        EncodingRefused: the delta is not finite.
+    """
+    clipped, was_clipped = None, False
+    if delta is not None:
+        if delta.dtype != np.float32 or delta.shape != (plan.manifest.size,):
+            raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
+        # Clipped again although training has clipped: the bound of the sum must not depend on the other process.
+        clipped, was_clipped = clip(delta, plan.encoding.clip_norm)
+    # After clipping, on the very vector that is encoded.
     guard.check_update(plan, update, clipped)
     header = SiteHeader(
         studies=update.studies,
@@ -53,21 +74,23 @@ def prepare_contribution(
 
 
 def mask_contribution(member: Member, contribution: Contribution, shares: Mapping[str, bytes]) -> memoryview:
-    """The upload: masked words, uint64 little-endian, layout.bytes long.
+    """Encode and mask.
 
-    shares: ciphertext by peer, from every other member of U2. Errors: whatever `Member.mask` refuses.
+    Args:
+        member: after the shares phase.
+        contribution: of this site.
+        shares: ciphertext by peer, from every other member of U2.
+
+    Returns:
+        The upload: masked words, uint64 little-endian, layout.bytes long.
+
+    Raises:
+        SecaggError: as `Member.mask`.
     """
-    words = encode(contribution.layout, contribution.delta, contribution.header, _rounding(member, contribution))
+    # The cohort's name holds the plan, and with it the clip norm: the same update always gets the same noise.
+    seed = member.uctx + member.site.encode() + b"\x00" + contribution.delta_sha256
+    rounding = np.random.default_rng(int.from_bytes(hashlib.sha256(b"hemofed rounding v2\x00" + seed).digest(), "big"))
+    # Encoded into words of the ring: masks hide only integers modulo 2^64.
+    words = encode(contribution.layout, contribution.delta, contribution.header, rounding)
+    # In place: a copy of a large upload would double the peak of memory.
     return member.mask(words, shares, in_place=True).astype("<u8", copy=False).data.cast("B")
-
-
-def _clip(plan: TrainingPlan, delta: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:
-    if delta.dtype != np.float32 or delta.shape != (plan.manifest.size,):
-        raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
-    return clip(delta, plan.encoding.clip_norm)
-
-
-def _rounding(member: Member, contribution: Contribution) -> np.random.Generator:
-    # The cohort's name holds the plan, and with it how the update was clipped.
-    named = member.uctx + member.site.encode() + b"\x00" + contribution.delta_sha256
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(b"hemofed rounding v2\x00" + named).digest(), "big"))

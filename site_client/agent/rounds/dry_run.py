@@ -1,15 +1,15 @@
-"""A masking without a consortium: imagined other members on this machine, real masks, and nothing that leaves.
+"""A dry run: a masking with imagined other members on this machine, with real masks, and nothing that leaves.
 
-For a dry run (`policy.dry_run`) and for `hemofed-site prove`: what would leave is made by the very code that would make
-it, passes the guard, and stands in the ledger, but ends here. The imagined members' keys are drawn for it and thrown
-away with it; without them what was masked can no more be opened than what really leaves.
+For `policy.dry_run` and for `hemofed-site prove`. The very code of a real round makes each message, the guard checks
+it, the ledger records it, and it ends here. The imagined members' keys are drawn for one dry run and dropped with it.
+Without them the masks can no more be removed than those of a real upload.
 """
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,41 +35,44 @@ from site_client.agent.rounds.masking import MaskingPhases
 from site_client.config import PolicySettings
 from site_client.files import remove
 
-_ATTEMPT = 1
+_ATTEMPT: Final = 1
 
 
 @dataclass
 class RecordingTransport:
-    """A transport whose other end is this object. Keeps what it was given, for whoever wants to look at it."""
+    """A transport whose other end is this object, which keeps every message in `sent`."""
 
     peer: str
     sent: list[tuple[str, bytes]] = field(default_factory=list)
 
     def unary(self, path: str, request: Cleared) -> bytes:
+        """Record a message, and accept it."""
         self.sent.append((path, request.data))
         if path == OFFER_BLOB.path:
             return serialize(blobs_pb2.BlobProgress())
         return serialize(rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED))
 
     def put(self, path: str, requests: Iterator[Cleared]) -> bytes:
-        held = 0
+        """Record a stream of chunks, and accept it."""
+        held_bytes = 0
         for request in requests:
             self.sent.append((path, request.data))
-            held += len(parse(PUT_BLOB.request, request.data).data)
-        return serialize(blobs_pb2.BlobProgress(held_bytes=held, complete=True))
+            held_bytes += len(parse(PUT_BLOB.request, request.data).data)
+        return serialize(blobs_pb2.BlobProgress(held_bytes=held_bytes, complete=True))
 
     def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+        """Refuse: a dry run downloads nothing."""
         raise NotImplementedError(path)
 
     def last(self, name: str) -> Message:
-        """The newest message of a call."""
+        """Return the newest message of a call."""
         call = CALLS[name]
         return parse(call.request, next(data for path, data in reversed(self.sent) if path == call.path))
 
 
 @dataclass(frozen=True)
 class DryRunSite:
-    """What a rehearsal needs of the site."""
+    """The parts of a site that a dry run uses."""
 
     identity: SiteIdentity
     ledger: Ledger
@@ -79,62 +82,87 @@ class DryRunSite:
 
 
 def run_dry(
-    stage: DryRunSite, plan: TrainingPlan, current: CurrentRound, contribution: Contribution, dest: str
+    site: DryRunSite, plan: TrainingPlan, current: CurrentRound, contribution: Contribution, dest: str
 ) -> RecordingTransport:
-    """All phases of one round; each message is recorded as `dry_run` for `dest`. Gives the ear they ended in.
+    """Run all phases of one round.
 
-    Errors: EgressRefused when the guard would not let something leave, StepRefused.
+    Args:
+        site: this site.
+        plan: of the round.
+        current: the round.
+        contribution: of this site.
+        dest: host:port that stands in the ledger, with the decision `dry_run`.
+
+    Returns:
+        The transport, with every message that would have left.
+
+    Raises:
+        EgressRefused: the guard would not let a message leave.
+        StepRefused: a phase was refused.
     """
-    remove(stage.folder)
-    ear = RecordingTransport(dest)
-    guard = Guard(replace(stage.policy, dry_run=False))
-    egress = Egress(guard, stage.ledger, ear, stage.payloads, decision=EgressDecision.DRY_RUN)
+    remove(site.folder)
+    transport = RecordingTransport(dest)
+    # This guard checks as for a real round; the transport below is what keeps the messages here.
+    guard = Guard(replace(site.policy, dry_run=False))
+    egress = Egress(guard, site.ledger, transport, site.payloads, decision=EgressDecision.DRY_RUN)
     try:
-        book = RoundJournal(stage.folder)
-        book.begin(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
+        # A journal of its own: the real one must not record an upload that never left.
+        journal = RoundJournal(site.folder)
+        journal.begin(replace(current, attempt=0, refused_attempt=0, revealed_attempt=0, declined=None))
         egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
-        _DryRun(stage, plan, current, egress, ear, book).run(contribution)
-        book.close()
+        _DryRun(site, plan, current, egress, transport, journal).run(contribution)
+        journal.close()
     finally:
-        remove(stage.folder)
-    return ear
+        remove(site.folder)
+    return transport
 
 
 @dataclass(frozen=True)
-class _Member:
-    """The parts of an Identity that masking looks at, with a roster that holds the imagined members."""
+class _MaskingIdentity:
+    """The parts of a SiteIdentity that masking uses, with a roster that holds the imagined members."""
 
     site: str
     keys: SiteKeys
     roster: Roster
 
+    @classmethod
+    def among(cls, identity: SiteIdentity, signers: dict[str, Ed25519PrivateKey]) -> "_MaskingIdentity":
+        own = RosterEntry(identity.site, identity.keys.signing_public, identity.keys.sealing.public_bytes)
+        imagined = [
+            RosterEntry(name, key.public_key().public_bytes_raw(), os.urandom(SEALING_KEY_BYTES))
+            for name, key in signers.items()
+        ]
+        entries = sorted([own, *imagined], key=lambda entry: entry.site)
+        return cls(identity.site, identity.keys, Roster(1, tuple(entries)))
+
 
 @dataclass
 class _DryRun:
-    """The phases, in order, with us as one of `minimum` members."""
+    """The phases, in order, with this site as one of `minimum` members."""
 
-    stage: DryRunSite
+    site: DryRunSite
     plan: TrainingPlan
     current: CurrentRound
     egress: Egress
-    ear: RecordingTransport
-    book: RoundJournal
+    transport: RecordingTransport
+    journal: RoundJournal
 
     def run(self, contribution: Contribution) -> None:
-        minimum = max(self.stage.policy.cohort_min, self.plan.cohort.minimum)
+        minimum = max(self.site.policy.cohort_min, self.plan.cohort.minimum)
         signers = {f"imagined-{number}": Ed25519PrivateKey.generate() for number in range(1, minimum)}
-        member = _enlist(self.stage.identity, signers)
-        # Masking asks an identity for nothing but these three.
-        masking = MaskingPhases(self.egress, cast(SiteIdentity, member), self.book, self.stage.policy.cohort_min)
+        identity = _MaskingIdentity.among(self.site.identity, signers)
+        # Masking uses no other attribute of an identity than these three.
+        masking = MaskingPhases(self.egress, cast(SiteIdentity, identity), self.journal, self.site.policy.cohort_min)
         ref = self.current.ref(_ATTEMPT)
-        base, epoch = self.current.base_model_digest, member.roster.epoch
+        base, epoch = self.current.base_model_digest, identity.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)
         others = [Member.begin(ctx, name, key) for name, key in signers.items()]
         masking.keys(self.plan, rounds_pb2.KeysStep(round=ref, base_model_digest=base, roster_epoch=epoch))
-        own = cast(secagg_pb2.KeysMessage, self.ear.last(SEND_KEYS.name)).advertisement
-        shown = [own, *(message_of(one.advertisement) for one in others)]
+        # `last` parses a call's messages as the type of that call; so do the other casts here.
+        own = cast(secagg_pb2.KeysMessage, self.transport.last(SEND_KEYS.name)).advertisement
+        shown = [own, *(message_of(member.advertisement) for member in others)]
         masking.shares(self.plan, rounds_pb2.SharesStep(round=ref, advertisements=shown))
-        self._upload_and_recover(masking, ref, others, shown, member, contribution)
+        self._upload_and_recover(masking, ref, others, shown, identity, contribution)
 
     def _upload_and_recover(
         self,
@@ -142,34 +170,30 @@ class _DryRun:
         ref: RoundRef,
         others: list[Member],
         shown: list[secagg_pb2.Advertisement],
-        member: _Member,
+        identity: _MaskingIdentity,
         contribution: Contribution,
     ) -> None:
-        advertisements = {one.site: advertisement_of(one) for one in shown}
-        dealt = {one.site: one.share(advertisements, member.roster.signing_keys) for one in others}
-        for share in cast(secagg_pb2.SharesMessage, self.ear.last(SEND_SHARES.name)).shares:
-            dealt.setdefault(member.site, {})[share.to_site] = share.ciphertext
-        names = sorted(name for name in dealt if name == member.site or member.site in dealt[name])
-        for_us = [
-            secagg_pb2.EncryptedShare(from_site=name, to_site=member.site, ciphertext=dealt[name][member.site])
+        advertisements = {message.site: advertisement_of(message) for message in shown}
+        dealt = {member.site: member.share(advertisements, identity.roster.signing_keys) for member in others}
+        # Proof of the cast: see `run`.
+        for share in cast(secagg_pb2.SharesMessage, self.transport.last(SEND_SHARES.name)).shares:
+            dealt.setdefault(identity.site, {})[share.to_site] = share.ciphertext
+        # In a cohort of several shards only this site's own shard takes part.
+        names = sorted(name for name in dealt if name == identity.site or identity.site in dealt[name])
+        for_this_site = [
+            secagg_pb2.EncryptedShare(from_site=name, to_site=identity.site, ciphertext=dealt[name][identity.site])
             for name in names
-            if name != member.site
+            if name != identity.site
         ]
-        masking.upload(rounds_pb2.UploadStep(round=ref, members=names, shares=for_us), contribution)
+        masking.upload(rounds_pb2.UploadStep(round=ref, members=names, shares=for_this_site), contribution)
         confirmations = []
-        for one in (other for other in others if other.site in names):
-            one.mask(np.zeros(1, np.uint64), {name: dealt[name][one.site] for name in names if name != one.site})
-            one.claim(os.urandom(32))
-            confirmations.append(secagg_pb2.Confirmation(site=one.site, signature=one.confirm(names)))
+        for member in (other for other in others if other.site in names):
+            shares = {name: dealt[name][member.site] for name in names if name != member.site}
+            # Their words are never summed here; masking is what moves their state to the next phase.
+            member.mask(np.zeros(1, np.uint64), shares)
+            member.claim(os.urandom(32))
+            confirmations.append(secagg_pb2.Confirmation(site=member.site, signature=member.confirm(names)))
         masking.confirm(rounds_pb2.ConfirmStep(round=ref, uploaded=names))
-        confirmations.append(cast(secagg_pb2.ConfirmMessage, self.ear.last(SEND_CONFIRM.name)).confirmation)
+        # Proof of the cast: see `run`.
+        confirmations.append(cast(secagg_pb2.ConfirmMessage, self.transport.last(SEND_CONFIRM.name)).confirmation)
         masking.reveal(rounds_pb2.RevealStep(round=ref, uploaded=names, confirmations=confirmations))
-
-
-def _enlist(identity: SiteIdentity, signers: dict[str, Ed25519PrivateKey]) -> _Member:
-    own = RosterEntry(identity.site, identity.keys.signing_public, identity.keys.sealing.public_bytes)
-    imagined = [
-        RosterEntry(name, key.public_key().public_bytes_raw(), os.urandom(SEALING_KEY_BYTES))
-        for name, key in signers.items()
-    ]
-    return _Member(identity.site, identity.keys, Roster(1, tuple(sorted([own, *imagined], key=lambda one: one.site))))

@@ -1,24 +1,31 @@
-"""What this site remembers of the round in progress. Everything is on disk before anything about it is said.
+"""The durable state of the round in progress. A fact is on disk before any message leaves that follows from it.
 
     <state>/agent/rounds/<run hex>-<round>/
-      round.json                       what was offered, and what was answered to it
-      attempt-<n>/member.bin           secure aggregation's own state, secrets included; overwritten before removal
-    <state>/agent/rounds/closed.json   per run, the last round that is over for this site
+      round.json                       the offer, and this site's answers to it
+      attempt-<n>/member.bin           state of secure aggregation, secrets included; overwritten before removal
+    <state>/agent/rounds/closed.json   the last closed round of each run
 
-At most one round is open. A round that was closed is never opened again: its update may already be in a sum.
+At most one round is in progress. A closed round never begins again: its update may already be in a sum.
 """
 
-import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Final, TypeAlias
 
+from federation.limits import COHORT_MAX
 from federation.v1.blobs_pb2 import RoundRef
+from federation.vocabulary import StateReason
+from msgspec import Meta
 
 from site_client.errors import StepRefused
 from site_client.files import private_folder, remove, replace_file, sweep_drafts
-from site_client.records import RunId
+from site_client.records import RoundNumber, RunId
+from site_client.typed_json import Digest, encode, read_state
+
+Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=2**31)]
+_RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_ADVICE: Final = "restore the state folder from the backup"
 
 
 @dataclass(frozen=True)
@@ -26,76 +33,107 @@ class CurrentRound:
     """The round this site works on."""
 
     run_id: RunId
-    number: int
-    plan_digest: bytes
-    base_model_digest: bytes
+    number: RoundNumber
+    plan_digest: Digest
+    base_model_digest: Digest
     evaluation_only: bool
-    declined: str | None = None  # StateReason name
-    attempt: int = 0  # the newest attempt this site has keys in; an older one is dead
-    refused_attempt: int = 0  # an attempt this site has left, and erased
-    revealed_attempt: int = 0  # the one attempt in which it answered reveal; then no other can follow
-    # The cohort of the last attempt that an upload of this site left in. Others may have opened it without a word to
-    # this site; it joins a later attempt only with a cohort that proves that they have not, and cannot any more.
-    uploaded_to: tuple[str, ...] = ()
+    declined: StateReason | None = None
+    attempt: Attempt = 0  # the newest attempt this site has keys in; an older one is dead
+    refused_attempt: Attempt = 0  # an attempt this site has left, and erased
+    revealed_attempt: Attempt = 0  # the one attempt in which it answered reveal; then no other can follow
+    # The cohort of the last attempt that an upload of this site left in. Others may have recovered its sum without
+    # this site. It joins a later attempt only with a cohort that proves that they have not, and no longer can.
+    # A round that version 0.1.0 began has none.
+    uploaded_to: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
 
     def ref(self, attempt: int | None = None) -> RoundRef:
+        """Return this round's name on the wire, with the newest attempt unless another is given."""
         return RoundRef(run_id=self.run_id, round=self.number, attempt=self.attempt if attempt is None else attempt)
 
     def is_of(self, ref: RoundRef) -> bool:
+        """Whether `ref` names this round, in whatever attempt."""
         return (self.run_id, self.number) == (ref.run_id, ref.round)
 
 
 class RoundJournal:
-    """The folder."""
+    """The folder <state>/agent/rounds. `current` is the round in progress, or None."""
 
     def __init__(self, folder: Path) -> None:
+        """Read the files, and finish a close that a crash interrupted.
+
+        Raises:
+            StateRefused: a file is damaged.
+        """
         self._folder = folder
         private_folder(folder)
         sweep_drafts(folder)
-        self.current: CurrentRound | None = self._read_current()
+        self.current: CurrentRound | None = None
+        in_progress = None
+        for path in list(folder.glob("*/round.json")):
+            recorded = read_state(CurrentRound, path, _ADVICE)
+            if recorded is not None and self._is_closed(recorded):
+                # A crash between the line in closed.json and the removal of the folder: its secrets still have to go.
+                self.current = recorded
+                self.close()
+            else:
+                in_progress = in_progress or recorded
+        self.current = in_progress
 
-    def begin(self, fresh: CurrentRound) -> CurrentRound:
-        """Opens a round; one that is open already stays as it is. Errors: StepRefused."""
-        if self.current is not None and self.current.is_of(fresh.ref()):
-            self._require_same(self.current, fresh)
-            return self.current
-        if fresh.number <= self._closed().get(fresh.run_id.hex(), 0):
+    def begin(self, offered: CurrentRound) -> CurrentRound:
+        """Begin a round; one that is in progress already stays as it is.
+
+        Raises:
+            StepRefused: the round is closed, or was offered before with another plan or base model.
+        """
+        current = self.current
+        if current is not None and current.is_of(offered.ref()):
+            fresh = replace(current, declined=None, attempt=0, refused_attempt=0, revealed_attempt=0, uploaded_to=())
+            if fresh != offered:
+                raise StepRefused(f"round {current.number} was offered before with another plan or base model; refused")
+            return current
+        if self._is_closed(offered):
             raise StepRefused(
-                f"round {fresh.number} is over for this site; it takes part in none of its later attempts"
+                f"round {offered.number} is over for this site; it takes part in none of its later attempts"
             )
-        if self.current is not None:
+        if current is not None:
             self.close()
-        return self.save(fresh)
+        return self.save(offered)
 
     def save(self, changed: CurrentRound) -> CurrentRound:
-        """Makes a change durable."""
+        """Make a change durable."""
         folder = self._path(changed)
         folder.mkdir(exist_ok=True, mode=0o700)
-        replace_file(folder / "round.json", _to_json(changed))
+        replace_file(folder / "round.json", encode(changed))
         self.current = changed
         return changed
 
     def close(self) -> None:
-        """Ends the round for good: remembers that it is over, overwrites its secrets, removes its folder."""
+        """Close the round for good: record it as closed, overwrite its secrets, remove its folder, in this order."""
         if self.current is None:
             return
+        # closed.json first: from this line on the round can never begin again, whatever is left of it.
         closed = self._closed() | {self.current.run_id.hex(): self.current.number}
-        replace_file(self._folder / "closed.json", json.dumps(closed).encode())
+        replace_file(self._folder / "closed.json", encode(closed))
+        # Overwritten before the folder goes: an unlinked file keeps its bytes on the disk.
         for attempt in range(1, self.current.attempt + 1):
             self.erase_attempt(attempt)
         remove(self._path(self.current))
         self.current = None
 
     def attempt_folder(self, attempt: int) -> Path:
-        """Made on first use. Only while a round is open."""
+        """Return the folder of an attempt, which is made on first use.
+
+        Raises:
+            StepRefused: no round is in progress.
+        """
         if self.current is None:
-            raise StepRefused("there is no open round to mask in; polling again")
+            raise StepRefused("there is no round in progress to mask in; polling again")
         folder = self._path(self.current) / f"attempt-{attempt}"
         folder.mkdir(exist_ok=True, mode=0o700)
         return folder
 
     def erase_attempt(self, attempt: int) -> None:
-        """Overwrites and removes what the attempt left. Nothing happens when there is nothing."""
+        """Overwrite and remove the files of an attempt. Nothing happens when there are none."""
         if self.current is None:
             return
         folder = self._path(self.current) / f"attempt-{attempt}"
@@ -104,48 +142,22 @@ class RoundJournal:
                 overwrite(folder / name)
             remove(folder)
 
-    def _path(self, one: CurrentRound) -> Path:
-        return self._folder / f"{one.run_id.hex()}-{one.number}"
+    def _path(self, recorded: CurrentRound) -> Path:
+        return self._folder / f"{recorded.run_id.hex()}-{recorded.number}"
 
-    def _read_current(self) -> CurrentRound | None:
-        found = [_of_json(path.read_bytes()) for path in self._folder.glob("*/round.json")]
-        closed = self._closed()
-        for over in [one for one in found if one.number <= closed.get(one.run_id.hex(), 0)]:
-            # A crash between remembering that it is over and removing it.
-            self.current = over
-            self.close()
-        alive = [one for one in found if one.number > closed.get(one.run_id.hex(), 0)]
-        return alive[0] if alive else None
+    def _is_closed(self, recorded: CurrentRound) -> bool:
+        return recorded.number <= self._closed().get(recorded.run_id.hex(), 0)
 
     def _closed(self) -> dict[str, int]:
-        path = self._folder / "closed.json"
-        return {str(run): int(last) for run, last in json.loads(path.read_bytes()).items()} if path.exists() else {}
-
-    @staticmethod
-    def _require_same(held: CurrentRound, offered: CurrentRound) -> None:
-        blank = {"declined": None, "attempt": 0, "refused_attempt": 0, "revealed_attempt": 0, "uploaded_to": ()}
-        if replace(held, **blank) != offered:  # type: ignore[arg-type]  # the keys and values are OpenRound's
-            raise StepRefused(f"round {held.number} was offered before with another plan or base model; refused")
+        return read_state(dict[_RunHex, RoundNumber], self._folder / "closed.json", _ADVICE) or {}
 
 
 def overwrite(path: Path) -> None:
-    """Replaces a file's bytes in place with zeros, durably. A best effort: a journal or an SSD may keep old blocks."""
+    """Replace a file's bytes in place with zeros, durably. A best effort: a journal or an SSD may keep old blocks."""
     if not path.exists():
         return
     with path.open("r+b") as file:
+        # In place ("r+b"): a replaced file would leave the old blocks unwritten.
         file.write(bytes(path.stat().st_size))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _to_json(one: CurrentRound) -> bytes:
-    plain = {key: value.hex() if isinstance(value, bytes) else value for key, value in asdict(one).items()}
-    return json.dumps(plain, sort_keys=True).encode()
-
-
-def _of_json(data: bytes) -> CurrentRound:
-    record: dict[str, Any] = json.loads(data)
-    for key in ("run_id", "plan_digest", "base_model_digest"):
-        record[key] = bytes.fromhex(record[key])
-    record["uploaded_to"] = tuple(record.get("uploaded_to", ()))  # a round opened by version 0.1.0 has none
-    return CurrentRound(**record)

@@ -1,8 +1,8 @@
-"""The five phases at a site: keys, shares, upload, confirm, reveal. One method a phase; each may be repeated.
+"""The five phases at a site: keys, shares, upload, confirm, reveal. One method for each; each may be repeated.
 
-The order within each is what makes a crash harmless: compute, write the member's state durably, then speak. A step that
-comes again finds the state and gives the same bytes; a step that comes again with anything different is refused by
-`federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it says no more in it.
+The order within each makes a crash harmless: compute, write the member's state durably, then send. A step that comes
+again finds the state and gives the same bytes. A step that comes again with anything different is refused by
+`federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it sends no more in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,33 +34,46 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class MaskingPhases:
-    """What the phases need. `cohort_min` is the hospital's own."""
+    """The phases. `cohort_min` is the hospital's own."""
 
     egress: Egress
     identity: SiteIdentity
-    book: RoundJournal
+    journal: RoundJournal
     cohort_min: int
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
-        """Fresh keys for a new attempt. Errors: StepRefused."""
+        """Draw fresh keys for a new attempt, and advertise them.
+
+        Raises:
+            StepRefused: the step is for another base model, or for a roster that this site does not hold.
+        """
         current = self._enter(step.round)
+        # Members with different base models would reveal by their sum how the models differ.
         if step.base_model_digest != current.base_model_digest:
-            raise StepRefused("the masking keys would hang on another base model than ours; no keys were made")
+            raise StepRefused("the masking keys would be bound to another base model than ours; no keys were made")
         if not 1 <= step.roster_epoch <= self.identity.roster.epoch:
             raise StepRefused(
                 f"the attempt is for roster epoch {step.roster_epoch}, this site holds {self.identity.roster.epoch}"
             )
+        # Loaded first: a repeated step must send the same keys, or two sets of masks would exist.
         member = self._load(step.round.attempt) or self._begin(plan, current, step)
         own = message_of(member.advertisement)
         self.egress.send(SEND_KEYS, secagg_pb2.KeysMessage(round=step.round, advertisement=own))
 
     def shares(self, plan: TrainingPlan, step: rounds_pb2.SharesStep) -> None:
-        """Checks the cohort against the stored roster and deals shares. Errors: StepRefused."""
+        """Check the cohort against the stored roster, and deal shares.
+
+        Raises:
+            StepRefused: the cohort is too small, or holds a site or key that the roster does not.
+        """
         member, current = self._member(step.round), self._enter(step.round)
-        advertisements = {one.site: advertisement_of(one) for one in step.advertisements}
+        advertisements = {message.site: advertisement_of(message) for message in step.advertisements}
+        # A dict would hide the second entry, and with it a replaced key.
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
+        # The stricter of hospital and plan.
         minimum = max(self.cohort_min, plan.cohort.minimum)
+        # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
         ciphertexts = self._checked(
             step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to)
@@ -73,24 +86,36 @@ class MaskingPhases:
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
 
     def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
-        """Seals and brings the upload. Sealing again gives the same bytes, and the member refuses any others, so they
-        need no file: a try that ended in the middle goes on where it stopped."""
+        """Mask the contribution and send it.
+
+        Masking again gives the same bytes, and the member refuses any others. So the masked bytes need no file: a
+        transfer that broke off continues where it stopped.
+
+        Raises:
+            StepRefused: the shares are not those of the members, or the member refuses them.
+        """
         member = self._member(step.round)
         shares = _shares_for(member.site, step)
         masked = self._checked(step.round, lambda: mask_contribution(member, contribution, shares))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
+            # The claim names the digest of the whole upload, so that the aggregator cannot exchange it.
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
             current = self._enter(step.round)
+            # On disk before the first byte leaves: from then on others may recover a sum that holds it.
             if current.uploaded_to != member.cohort:
-                self.book.save(replace(current, uploaded_to=member.cohort))
+                self.journal.save(replace(current, uploaded_to=member.cohort))
             upload(self.egress, step.round, masked, digest)
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 
     def confirm(self, step: rounds_pb2.ConfirmStep) -> None:
-        """Signs the one set whose sum this site helps to open."""
+        """Sign the one set of uploads whose sum this site helps to recover.
+
+        Raises:
+            StepRefused: the set is too small, lacks this site, or is a second one.
+        """
         member = self._member(step.round)
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
@@ -98,21 +123,27 @@ class MaskingPhases:
         self.egress.send(SEND_CONFIRM, secagg_pb2.ConfirmMessage(round=step.round, confirmation=confirmation))
 
     def reveal(self, step: rounds_pb2.RevealStep) -> None:
-        """The one answer of the round: written down, and that it was given, before it is."""
+        """Reveal one share about each member: the one answer of the round.
+
+        Raises:
+            StepRefused: too few members confirmed this set, or it is another set than this site confirmed.
+        """
         member = self._member(step.round)
-        confirmations = {one.site: one.signature for one in step.confirmations}
+        confirmations = {message.site: message.signature for message in step.confirmations}
         answer = self._checked(step.round, lambda: member.reveal(list(step.uploaded), confirmations))
         current = self._enter(step.round)
+        # Recorded before it is sent: a site that answered in one attempt must never answer in another, crash or not.
         if current.revealed_attempt != step.round.attempt:
-            self.book.save(replace(current, revealed_attempt=step.round.attempt))
+            self.journal.save(replace(current, revealed_attempt=step.round.attempt))
         self._save(step.round.attempt, member)
         self.egress.send(SEND_REVEAL, _reveal_message(step.round, answer))
 
     def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
+        # Earlier attempts are dead: their secrets go before new ones exist.
         for earlier in range(1, attempt):
-            self.book.erase_attempt(earlier)
-        self.book.save(replace(current, attempt=attempt))
+            self.journal.erase_attempt(earlier)
+        self.journal.save(replace(current, attempt=attempt))
         ctx = context(
             plan.digest, current.base_model_digest, current.run_id, current.number, attempt, step.roster_epoch
         )
@@ -121,10 +152,11 @@ class MaskingPhases:
         return member
 
     def _enter(self, ref: RoundRef) -> CurrentRound:
-        """The open round, if this step may concern it. Errors: StepRefused."""
-        current = self.book.current
+        """Return the round in progress, if a step of this attempt may concern it."""
+        current = self.journal.current
         if current is None or not current.is_of(ref):
             raise StepRefused(f"round {ref.round} is not the one this site works on; polling again")
+        # Answers in two attempts could together remove both masks of one upload.
         if current.revealed_attempt not in (0, ref.attempt):
             raise StepRefused("this site has already revealed in another attempt of this round; it joins no second one")
         if ref.attempt == 0 or ref.attempt < current.attempt or ref.attempt == current.refused_attempt:
@@ -139,44 +171,45 @@ class MaskingPhases:
         return member
 
     def _load(self, attempt: int) -> Member | None:
-        path = self.book.attempt_folder(attempt) / "member.bin"
+        path = self.journal.attempt_folder(attempt) / "member.bin"
         return Member.from_bytes(path.read_bytes(), self.identity.keys.signing) if path.exists() else None
 
     def _save(self, attempt: int, member: Member) -> None:
-        path = self.book.attempt_folder(attempt) / "member.bin"
+        path = self.journal.attempt_folder(attempt) / "member.bin"
         data = member.to_bytes()
         if path.exists() and path.read_bytes() == data:
             return
-        before = path.with_name(".member.bin.old")
-        _forget(before, path)
+        replaced = path.with_name(".member.bin.old")
+        _forget(replaced, path)
         if path.exists():
-            before.hardlink_to(path)  # so that the secrets in the replaced file can still be overwritten
+            replaced.hardlink_to(path)  # so that the secrets in the replaced file can still be overwritten
         replace_file(path, data)
-        _forget(before, path)
+        _forget(replaced, path)
 
     def _checked(self, ref: RoundRef, act: Callable[[], _T]) -> _T:
-        """Runs a step of the member; its refusal ends the attempt here. Errors: StepRefused."""
+        """Run a step of the member; its refusal ends the attempt here."""
         try:
             return act()
         except SecaggError as error:
             current = self._enter(ref)
-            self.book.save(replace(current, refused_attempt=ref.attempt))
-            self.book.erase_attempt(ref.attempt)
+            # Recorded before the secrets go: a restart must not enter the attempt again.
+            self.journal.save(replace(current, refused_attempt=ref.attempt))
+            self.journal.erase_attempt(ref.attempt)
             raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error
 
 
-def _forget(before: Path, current: Path) -> None:
-    """Overwrites and removes a replaced state file; one that is still the current file only loses this name."""
-    if not before.exists():
+def _forget(replaced: Path, current: Path) -> None:
+    """Overwrite and remove a replaced state file; one that is still the current file only loses this name."""
+    if not replaced.exists():
         return
-    if not (current.exists() and before.samefile(current)):
-        overwrite(before)
-    before.unlink()
+    if not (current.exists() and replaced.samefile(current)):
+        overwrite(replaced)
+    replaced.unlink()
 
 
 def _shares_for(site: str, step: rounds_pb2.UploadStep) -> dict[str, bytes]:
-    """Ciphertexts addressed to this site, by sender; together with it they are U2. Errors: StepRefused."""
-    shares = {one.from_site: one.ciphertext for one in step.shares if one.to_site == site}
+    """Return the ciphertexts addressed to this site, by sender; together with this site the senders are U2."""
+    shares = {share.from_site: share.ciphertext for share in step.shares if share.to_site == site}
     if len(shares) != len(step.shares) or sorted([*shares, site]) != sorted(step.members):
         raise StepRefused("expected one share from every other member that dealt shares, got others; polling again")
     return shares

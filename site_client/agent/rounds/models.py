@@ -1,8 +1,11 @@
-"""Models this site has verified: the newest, and the one before it. Every one after the first signed one was either
-recomputed here from an opened sum, or came whole with the digest that its cohort's mask keys hang on."""
+"""Models that this site has verified: the newest, and the one before it.
 
-import json
+Every model after the first signed one was either recomputed here from a published sum, or came whole with the digest
+that the mask keys of its cohort are bound to.
+"""
+
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from federation.chain import next_model
@@ -15,10 +18,11 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import download
 from site_client.errors import ModelMismatch, StepRefused
 from site_client.files import private_folder, remove, replace_file, sync_folder
+from site_client.typed_json import Digest, encode, read_state
 
-_KEPT = 2
-_HEADER_BYTES_MAX = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
-_BYTES_A_NUMBER = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
+_KEPT: Final = 2
+_HEADER_BYTES_MAX: Final = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
+_BYTES_A_NUMBER: Final = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
 
 
 class Models:
@@ -27,34 +31,45 @@ class Models:
     def __init__(self, folder: Path) -> None:
         self._folder, self._arrived = folder, folder / "arrived"
         private_folder(folder)
-        # Reading and hashing it anew each round would cost more than everything else that is done with it.
-        self._in_hand: Model | None = None
+        # Reading and hashing it anew each round would cost more than all other work on it.
+        self._in_memory: Model | None = None
 
     @property
     def newest(self) -> bytes:
         """Digest of the newest verified model; empty before the first."""
         history = self._history()
-        return bytes.fromhex(history[-1]) if history else b""
+        return history[-1] if history else b""
 
     def path(self, digest: bytes) -> Path:
+        """Return the model's file, whether it exists or not."""
         return self._folder / f"{digest.hex()}.safetensors"
 
     def holds(self, digest: bytes) -> bool:
-        return digest.hex() in self._history() and self.path(digest).exists()
+        """Whether this model was verified here and is still kept."""
+        return digest in self._history() and self.path(digest).exists()
 
     def load(self, plan: TrainingPlan, digest: bytes) -> Model:
-        """Errors: ModelMismatch when the file was altered or is of another manifest."""
-        if self._in_hand is None or self._in_hand.digest != digest:
-            self._in_hand = load_model(self.path(digest))
-        return _checked(plan, self._in_hand, digest)
+        """Load a kept model.
+
+        Raises:
+            ModelMismatch: the file was altered, or is of another manifest.
+        """
+        if self._in_memory is None or self._in_memory.digest != digest:
+            self._in_memory = load_model(self.path(digest))
+        return _checked(plan, self._in_memory, digest)
 
     def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
-        """Makes sure the step's base model is here: held, computed from a held one, or fetched whole.
+        """Make sure that the step's base model is here: kept, computed from a kept one, or fetched whole.
 
-        Errors: ModelMismatch, StepRefused, Unreachable, and whatever the chain refuses.
+        Raises:
+            ModelMismatch: another model than the announced one arrived or was computed.
+            StepRefused: the step offers no way to the base model.
+            Unreachable: a download broke off; the next call continues it.
+            FederationError: a published sum that the chain refuses.
         """
         if self.holds(step.base_model_digest):
             return
+        # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         if step.chain and self.newest:
             for link in step.chain:
                 self.follow(egress, plan, self.newest, link)
@@ -64,25 +79,32 @@ class Models:
         self._fetch_whole(egress, plan, step)
 
     def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
-        """Recomputes the model that `link` leads to from `base`, and keeps it.
+        """Recompute the model that `link` leads to from `base`, and keep it.
 
-        Errors: ModelMismatch when the digest differs from the published one: then somebody published another model.
+        Raises:
+            ModelMismatch: the digest differs from the published one, so the aggregator published another model.
+            StepRefused: the sum on offer has another size than the plan gives it.
+            Unreachable: a download broke off; the next call continues it.
+            FederationError: a published sum that the chain refuses.
         """
         if self.holds(link.model_digest):
             return
         layout = Layout.of(plan, plan.manifest.size)
+        # Before the size is computed from it: the number of members comes over the network.
         layout.check_members(link.members)
         if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
             raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
         arrived = self._folder / f"sum-{link.sum.digest.hex()}"
         download(egress, link.sum, arrived, expected)
-        opened = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
-        held, self._in_hand = self.load(plan, base), None
-        computed = next_model(plan, held, opened, uses_up=True)
+        published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+        # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
+        model, self._in_memory = self.load(plan, base), None
+        computed = next_model(plan, model, published, uses_up=True)
+        # Before the comparison, so that a wrong sum does not stay to be used again.
         remove(arrived)
         if computed.digest != link.model_digest:
             raise ModelMismatch(
-                f"the model published after round {link.round} is not the one its opened sum leads to; "
+                f"the model published after round {link.round} is not the one its published sum leads to; "
                 "this site takes no further part in the run until the coordinator has explained it"
             )
         self._keep(computed, self._spare())
@@ -100,29 +122,34 @@ class Models:
         draft = self._folder / ".model.new"
         save_model(draft, model, spare)
         draft.chmod(0o600)
+        # The file gets its digest as a name only when it is whole.
         draft.rename(self.path(model.digest))
         sync_folder(self._folder)
-        self._in_hand = model
-        history = [*(one for one in self._history() if one != model.digest.hex()), model.digest.hex()]
-        replace_file(self._folder / "history.json", json.dumps(history[-_KEPT:]).encode())
+        self._in_memory = model
+        # The history comes after the file: a digest in it always has its model.
+        history = [*(digest for digest in self._history() if digest != model.digest), Digest(model.digest)][-_KEPT:]
+        replace_file(self._folder / "history.json", encode(history))
+        kept = {self.path(digest) for digest in history}
         for path in self._folder.glob("*.safetensors"):
-            if path.stem not in history[-_KEPT:]:
+            if path not in kept:
                 remove(path)
 
     def _spare(self) -> Path | None:
-        """A file to write the next model over: the one that a whole model came in, which was kept for this, or the one
-        that the next pushes out, if there is one and it has no other name: a job's has two."""
+        """Return a file to write the next model over, which is faster than a new one; None without any.
+
+        It is the file that a whole model came in, or the one that the next model pushes out. A file with a second
+        name is a job's as well: the trainer may be reading it.
+        """
         if self._arrived.exists():
             return self._arrived
         for digest in self._history()[: 1 - _KEPT]:
-            path = self.path(bytes.fromhex(digest))
+            path = self.path(digest)
             if path.exists() and path.stat().st_nlink == 1:
                 return path
         return None
 
-    def _history(self) -> list[str]:
-        path = self._folder / "history.json"
-        return [str(digest) for digest in json.loads(path.read_bytes())] if path.exists() else []
+    def _history(self) -> list[Digest]:
+        return read_state(list[Digest], self._folder / "history.json", "remove it; models are then fetched whole") or []
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:

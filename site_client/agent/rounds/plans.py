@@ -1,14 +1,14 @@
-"""The plans this site has been shown, and what the hospital said to each.
+"""The plans that were offered to this site, and the hospital's decision on each.
 
 <state>/agent/plans/<digest hex>.plan       SignedPlan; kept only after its signature verified
 <state>/agent/plans/<digest hex>.decision   {"decision": "approved" | "refused"}
 <state>/agent/plans/run-<run hex>.mismatch  a model of this run did not verify here
 """
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.plan import TrainingPlan, verify_plan
@@ -19,18 +19,26 @@ from site_client.agent.rounds.policy import policy_conflicts
 from site_client.config import PolicySettings
 from site_client.errors import StepRefused
 from site_client.files import private_folder, replace_file
+from site_client.typed_json import encode, read_state
 
-_PREFIX_MIN = 8
+_PREFIX_MIN: Final = 8
 
 
 class PlanDecision(StrEnum):
+    """The hospital's answer to a plan."""
+
     APPROVED = "approved"
     REFUSED = "refused"
 
 
 @dataclass(frozen=True)
+class _DecisionFile:
+    decision: PlanDecision
+
+
+@dataclass(frozen=True)
 class HeldPlan:
-    """A plan and the exact bytes that were signed."""
+    """A plan, the exact bytes that were signed, and the hospital's decision."""
 
     plan: TrainingPlan
     signed: bytes  # serialized SignedPlan
@@ -38,19 +46,29 @@ class HeldPlan:
 
     @property
     def digest(self) -> bytes:
+        """The plan's digest."""
         return self.plan.digest
 
 
 class Plans:
-    """The folder. The agent keeps plans in it; `hemofed-site plan` writes decisions."""
+    """The folder <state>/agent/plans. The agent keeps plans in it; `hemofed-site plan` writes decisions."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[bytes, tuple[TrainingPlan, bytes]] = {}  # a plan never changes; it is asked for at every poll
+        self._parsed: dict[bytes, tuple[TrainingPlan, bytes]] = {}  # a plan never changes, and every poll needs it
 
     def keep(self, signed: plan_pb2.SignedPlan, digest: bytes, custodian: Ed25519PublicKey) -> HeldPlan:
-        """Verifies, then keeps. Errors: BadSignature, Malformed, PlanRefused; StepRefused when it is another plan."""
+        """Verify a plan, then keep it.
+
+        Raises:
+            BadSignature: the custodian did not sign it.
+            Malformed: it is no plan.
+            PlanRefused: a value is outside its bounds.
+            StepRefused: it is another plan than `digest` names.
+        """
+        # Verified before a byte is kept: `get` trusts the folder.
         plan = verify_plan(signed, custodian)
+        # A valid plan of another run would bind this site to other bounds.
         if plan.digest != digest:
             raise StepRefused("expected the plan that the step names, got another one; nothing was kept")
         private_folder(self._folder)
@@ -58,69 +76,76 @@ class Plans:
         return HeldPlan(plan, serialize(signed), self._decision(digest))
 
     def get(self, digest: bytes) -> HeldPlan | None:
-        """The plan with this digest, if it was kept."""
+        """Return the plan with this digest; None when it was not kept."""
         path = self._path(digest, "plan")
         if not path.exists():
             return None
-        if digest not in self._read:
+        if digest not in self._parsed:
             data = path.read_bytes()
-            self._read[digest] = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan), data
-        return HeldPlan(*self._read[digest], self._decision(digest))
+            self._parsed[digest] = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan), data
+        return HeldPlan(*self._parsed[digest], self._decision(digest))
 
     def all(self) -> list[HeldPlan]:
-        """Every plan kept, the newest first."""
+        """Return every plan that was kept, the newest first."""
         paths = sorted(self._folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
-        held = (self.get(bytes.fromhex(path.stem)) for path in paths)
-        return [plan for plan in held if plan is not None]
+        plans = (self.get(bytes.fromhex(path.stem)) for path in paths)
+        return [held for held in plans if held is not None]
 
     def find(self, prefix: str) -> HeldPlan:
-        """The one plan whose digest begins so. Errors: StepRefused when there is none, or more than one."""
-        found = [held for held in self.all() if held.digest.hex().startswith(prefix.lower())]
-        if len(prefix) < _PREFIX_MIN or len(found) != 1:
+        """Return the one plan whose digest begins with `prefix`.
+
+        Raises:
+            StepRefused: there is none, or more than one, or `prefix` is shorter than 8 characters.
+        """
+        matches = [held for held in self.all() if held.digest.hex().startswith(prefix.lower())]
+        if len(prefix) < _PREFIX_MIN or len(matches) != 1:
             raise StepRefused(
                 f"expected the first {_PREFIX_MIN} or more characters of one plan's digest; "
                 "`hemofed-site plan show` lists them"
             )
-        return found[0]
+        return matches[0]
 
     def decide(self, digest: bytes, *, approved: bool) -> None:
-        """Writes down what the hospital said; the last word counts."""
+        """Record the hospital's decision; a later one replaces it."""
         decision = PlanDecision.APPROVED if approved else PlanDecision.REFUSED
-        replace_file(self._path(digest, "decision"), json.dumps({"decision": decision}).encode())
+        replace_file(self._path(digest, "decision"), encode(_DecisionFile(decision)))
 
     def distrust(self, run_id: bytes) -> None:
-        """A model of this run did not verify: takes no further part in it until a person removes the file."""
+        """Take no further part in a run, of which a model did not verify, until a person removes the file."""
         private_folder(self._folder)
-        replace_file(self._distrusted(run_id), b"a published model did not verify; remove this file to go on\n")
+        replace_file(self._mismatch(run_id), b"a published model did not verify; remove this file to go on\n")
 
     def distrusted(self, run_id: bytes) -> bool:
-        return self._distrusted(run_id).exists()
+        """Whether a model of this run did not verify."""
+        return self._mismatch(run_id).exists()
 
     def distrusts_any(self) -> bool:
-        """Whether a person is still to look at some run."""
+        """Whether a model of any run did not verify, and no person has removed the file yet."""
         return any(self._folder.glob("run-*.mismatch"))
 
-    def _distrusted(self, run_id: bytes) -> Path:
+    def _mismatch(self, run_id: bytes) -> Path:
         return self._folder / f"run-{run_id.hex()}.mismatch"
 
     def _decision(self, digest: bytes) -> PlanDecision | None:
-        path = self._path(digest, "decision")
-        return PlanDecision(json.loads(path.read_bytes())["decision"]) if path.exists() else None
+        advice = "remove it, then decide again with `hemofed-site plan`"
+        recorded = read_state(_DecisionFile, self._path(digest, "decision"), advice)
+        return None if recorded is None else recorded.decision
 
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self._folder / f"{digest.hex()}.{suffix}"
 
 
 def summarize(plans: Plans) -> str:
-    """One line a plan."""
-    lines = [f"{p.digest.hex()[:16]}  {p.decision or 'waits for you':<14}  {p.plan.name}" for p in plans.all()]
+    """Return one line for each plan."""
+    lines = [
+        f"{held.digest.hex()[:16]}  {held.decision or 'waits for you':<14}  {held.plan.name}" for held in plans.all()
+    ]
     return "\n".join(lines) or "no plan has been offered to this site yet"
 
 
 def describe(held: HeldPlan, policy: PolicySettings) -> str:
-    """Everything a hospital agrees to, in words, and what its own policy has against it."""
+    """Return all that a hospital agrees to, in words, and the conflicts with its own policy."""
     plan = held.plan
-    metrics = ", ".join(metric.name.lower() for metric in plan.metrics) or "none"
     facts = {
         "name": plan.name,
         "purpose": plan.purpose,
@@ -132,8 +157,8 @@ def describe(held: HeldPlan, policy: PolicySettings) -> str:
         "training": f"{plan.training.epochs} passes a round, at least {plan.training.studies_min} studies",
         "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",
         "leaves this site": f"one masked update a round, clipped to norm {plan.encoding.clip_norm:g}, "
-        f"{plan.encoding.bits} bits a number; the aggregator opens only the sum over the cohort",
-        "metrics in the sum": metrics,
+        f"{plan.encoding.bits} bits a number; the aggregator decodes only the sum over the cohort",
+        "metrics in the sum": ", ".join(plan.metrics) or "none",
         "deadlines": f"{plan.deadlines.training_s} s to train, {plan.deadlines.phase_s} s a masking phase",
     }
     return "\n".join(f"{name:<20}{value}" for name, value in facts.items())

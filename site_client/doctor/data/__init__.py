@@ -1,1 +1,1 @@
-"""The trainer's half: export, labels, decoders, disk, signals. Never grpc, never a network socket."""
+"""The trainer's half: export, labels, decoders, disk, signals. Without grpc and without a network socket."""

@@ -1,4 +1,4 @@
-"""python -m site_client.doctor.data FILE: one JSON line a check, on standard output."""
+"""python -m site_client.doctor.data FILE writes one JSON line for each result, on standard output."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from site_client.config import load
 from site_client.doctor.data.checks import checks
 from site_client.doctor.result import carry_out, to_json_line
+from site_client.logging_setup import log_to_stderr
 
-for line in carry_out(checks(load(Path(sys.argv[1])))):
-    print(to_json_line(line), flush=True)
+log_to_stderr(tracebacks=False)
+for result in carry_out(checks(load(Path(sys.argv[1])))):
+    print(to_json_line(result), flush=True)

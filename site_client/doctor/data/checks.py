@@ -1,4 +1,4 @@
-"""The trainer's checks: what it must be able to read, what it must not be able to write, and what it runs on."""
+"""The trainer's checks: files that it must read, files that it must not write, and the machine it runs on."""
 
 import grp
 import os
@@ -26,9 +26,9 @@ from site_client.trainer.idle.rules import WORDS, denials
 from site_client.trainer.idle.watch import SlowProbes
 
 _GIB: Final = 1 << 30
-_LOOKED_AT: Final = 2000  # files of the export that are tried; a whole one may take an hour
+_SAMPLE: Final = 2000  # files of the export that are tried; all of them may take an hour
 _INODES_MIN: Final = 10_000
-_DECODERS: Final = {  # what hospitals' archives hold, and what would decode it
+_DECODERS: Final = {  # compressions in hospitals' archives (DICOM PS3.5 A.4), and the package that decodes each
     "1.2.840.10008.1.2.5": ("RLE", "pydicom"),
     "1.2.840.10008.1.2.4.57": ("JPEG lossless", "python-gdcm"),
     "1.2.840.10008.1.2.4.70": ("JPEG lossless, first order", "python-gdcm"),
@@ -49,7 +49,7 @@ _SIGNAL_FIX: Final = {
 
 
 def checks(settings: SiteSettings) -> dict[str, Check]:
-    """By name."""
+    """Return the checks, by name."""
     return {
         "export": lambda: check_export(settings.folders.export),
         "labels": lambda: check_labels(settings),
@@ -61,31 +61,33 @@ def checks(settings: SiteSettings) -> dict[str, Check]:
 
 
 def check_export(export: Path) -> Iterator[CheckResult]:
-    """Readable, all of it that is looked at; and not writable. Never names a file of it."""
+    """Check that the export can be read and not written. No result names a file of it."""
     try:
-        seen = list(islice(walk(export), _LOOKED_AT))
+        # From the front: a full walk over a network share takes an hour.
+        sample = list(islice(walk(export), _SAMPLE))
     except SiteError as error:
         yield red("export", str(error), _readable_fix(export))
         return
-    barred = sum(not os.access(export / one.path, os.R_OK) for one in seen)
-    if barred:
-        yield red("export", f"{barred} of {len(seen)} files looked at cannot be read", _readable_fix(export))
-    elif not seen:
+    unreadable = sum(not os.access(export / file.path, os.R_OK) for file in sample)
+    if unreadable:
+        yield red("export", f"{unreadable} of {len(sample)} files looked at cannot be read", _readable_fix(export))
+    elif not sample:
         yield red("export", "the export folder is empty", "Mount the export, or correct folders.export")
     else:
-        yield green("export", f"readable ({len(seen)} files looked at)")
-    folders = {export, *(parent for one in seen for parent in (export / one.path).parents if parent >= export)}
-    open_ = sum(os.access(path, os.W_OK) for path in [*folders, *(export / one.path for one in seen)])
-    if not open_:
+        yield green("export", f"readable ({len(sample)} files looked at)")
+    folders = {export, *(parent for file in sample for parent in (export / file.path).parents if parent >= export)}
+    writable = sum(os.access(path, os.W_OK) for path in [*folders, *(export / file.path for file in sample)])
+    if not writable:
         yield green("export is read-only", "nothing in it can be written from here")
-    elif os.geteuid() == 0 and not _on_read_only_disk(export):
+    elif os.geteuid() == 0 and not os.statvfs(export).f_flag & os.ST_RDONLY:
+        # Root passes every permission, so only a read-only mount counts for it.
         yield red("export is read-only", "root may write there", "Mount it read-only (ro)")
     else:
-        yield red("export is read-only", f"{open_} files or folders can be written", "Mount it read-only (ro)")
+        yield red("export is read-only", f"{writable} files or folders can be written", "Mount it read-only (ro)")
 
 
 def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
-    """The label files now, and what the last scan made of them. Scans nothing."""
+    """Check the label files, and the last scan's counts of them. Scans nothing."""
     try:
         files = label_files(settings.folders.export, settings.folders.labels)
     except (OSError, SiteError):
@@ -98,15 +100,18 @@ def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
     if not (settings.folders.trainer / "catalog.sqlite").exists():
         yield grey("labels", "the export was not scanned yet", "Run hemofed-site catalog, or start the trainer")
         return
+    # The last scan's report, not a scan: the trainer may be scanning now.
     with closing(open_catalog(settings)) as catalog:
         report = catalog.last_report()
-    found = report.labels
-    for sentence in found.refused_files:
+    labels = report.labels
+    for sentence in labels.refused_files:
         yield red("labels", sentence, "Correct the file; then hemofed-site catalog", local=True)
-    words = f"{found.studies_labelled} studies with labels, {found.studies_unlabelled} without, " \
-            f"{found.studies_in_conflict} in conflict"  # fmt: skip
-    if not found.studies_labelled or found.studies_unlabelled + found.studies_in_conflict > found.studies_labelled:
-        yield red("labels", words, f"{found.studies_unlabelled} studies unlabelled: see hemofed-site catalog")
+    words = (
+        f"{labels.studies_labelled} studies with labels, {labels.studies_unlabelled} without, "
+        f"{labels.studies_in_conflict} in conflict"
+    )
+    if not labels.studies_labelled or labels.studies_unlabelled + labels.studies_in_conflict > labels.studies_labelled:
+        yield red("labels", words, f"{labels.studies_unlabelled} studies unlabelled: see hemofed-site catalog")
     else:
         yield green("labels", words)
     waiting = report.series.get("Q_NO_DECODER", 0) + report.files.get("Q_NO_DECODER", 0)
@@ -115,27 +120,29 @@ def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
 
 
 def check_decoders() -> Iterator[CheckResult]:
-    """Which compressions of an archive can be opened here."""
+    """Check which compressions of an archive can be decoded here."""
     lacking = {name: package for syntax, (name, package) in _DECODERS.items() if not has_decoder(UID(syntax))}
     for name, package in lacking.items():
-        yield red("decoders", f"{name} cannot be opened", f"Install {package}; series in it wait until then")
+        yield red("decoders", f"{name} cannot be decoded", f"Install {package}; series in it wait until then")
     if not lacking:
-        yield green("decoders", f"{len(_DECODERS)} compressions can be opened")
+        yield green("decoders", f"{len(_DECODERS)} compressions can be decoded")
 
 
 def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
-    """Room for what the cache may grow to, and inodes."""
+    """Check that the disks have room for the full cache, and inodes."""
     for name, folder in (("cache", settings.folders.cache), ("state", settings.folders.trainer)):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        figures = os.statvfs(there)
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        figures = os.statvfs(nearest)
         free_gib = figures.f_bavail * figures.f_frsize / _GIB
-        held_gib = _size(folder) / _GIB if name == "cache" else 0.0
-        rest = settings.training.cache_max_gib - held_gib if name == "cache" else 0.0
-        needs_gib = max(0.0, rest) + settings.idle.disk_free_min_gib
+        growth_gib = 0.0
+        if name == "cache":  # it may still grow to its limit; the rest of the disk is for others
+            used_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            growth_gib = settings.training.cache_max_gib - used_bytes / _GIB
+        needs_gib = max(0.0, growth_gib) + settings.idle.disk_free_min_gib
         if free_gib < needs_gib:
             lower = "or lower training.cache_max_gib" if name == "cache" else "on that disk"
-            yield red("disk", f"{name}: {free_gib:.1f} GiB free, {needs_gib:.1f} wanted",
-                      f"Free {needs_gib - free_gib:.1f} GiB {lower}")  # fmt: skip
+            fix = f"Free {needs_gib - free_gib:.1f} GiB {lower}"
+            yield red("disk", f"{name}: {free_gib:.1f} GiB free, {needs_gib:.1f} wanted", fix)
         elif figures.f_files and figures.f_favail < _INODES_MIN:
             yield red("disk", f"{name}: {figures.f_favail} inodes left", "Free inodes: remove small files on that disk")
         else:
@@ -145,7 +152,7 @@ def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
 def check_gpu(
     settings: SiteSettings, proc: Path = Path("/proc"), devices: Path = Path("/dev")
 ) -> Iterator[CheckResult]:
-    """The driver's parts that a confined service cannot load by itself."""
+    """Check the parts of the driver that a confined service cannot load by itself."""
     if settings.training.device == "cpu":
         yield grey("gpu", 'training.device is "cpu"')
     elif not (proc / "driver" / "nvidia" / "version").exists():
@@ -156,15 +163,15 @@ def check_gpu(
         else:
             yield grey("gpu", "no NVIDIA driver: training uses the CPU")
     elif not (devices / "nvidia-uvm").exists():
-        yield red("gpu", "nvidia_uvm is not loaded", "Load nvidia_uvm at boot: echo nvidia_uvm > "
-                  "/etc/modules-load.d/nvidia-uvm.conf")  # fmt: skip
+        fix = "Load nvidia_uvm at boot: echo nvidia_uvm > /etc/modules-load.d/nvidia-uvm.conf"
+        yield red("gpu", "nvidia_uvm is not loaded", fix)
     else:
         yield green("gpu", "NVIDIA driver and nvidia_uvm are there")
 
 
 def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Iterator[CheckResult]:
-    """Every signal of the idle gate that cannot be read; red where the policy then denies training."""
-    signals = _look(settings) if signals is None else signals
+    """Check every signal of the idle gate; one that cannot be read is red where the policy then denies training."""
+    signals = _read_signals(settings) if signals is None else signals
     denied = " ".join(finding.words for finding in denials(signals, settings.idle))
     for name, why in signals.unknown().items():
         if name == "gpu" and settings.training.device == "cpu":
@@ -178,7 +185,7 @@ def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Ite
     yield green("signals", f"{known} of {len(WORDS)} signals are read")
 
 
-def _look(settings: SiteSettings) -> Signals:
+def _read_signals(settings: SiteSettings) -> Signals:
     processor = Processor()
     processor.sample(time.monotonic(), [os.getpid()])
     signals = SlowProbes(settings).read()
@@ -201,11 +208,3 @@ def _readable_fix(export: Path) -> str:
     return (
         f"Add hemofed-trainer to group {group}: systemctl edit hemofed-trainer, [Service] SupplementaryGroups={group}"
     )
-
-
-def _on_read_only_disk(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

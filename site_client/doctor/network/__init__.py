@@ -1,1 +1,1 @@
-"""The agent's half: the way to the aggregator, who answers there, certificate, ledger. Never torch, pydicom, images."""
+"""The agent's half: connection, enrolment, ledger, bandwidth. Without torch, pydicom and images."""

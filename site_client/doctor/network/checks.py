@@ -1,6 +1,6 @@
-"""The agent's checks, in the order in which a failing one explains the next."""
+"""The agent's checks, in an order in which a failure explains the next one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 
 from cryptography import x509
@@ -16,44 +16,44 @@ from site_client.errors import SiteError
 
 
 def checks(settings: SiteSettings, clock: Callable[[], datetime]) -> dict[str, Check]:
-    """By name. Nothing is read before the check runs."""
+    """Return the checks, by name. A check reads its files when it runs."""
     identity = _identity(settings)
-    found: dict[str, Check] = {"enrolment": lambda: [_enrolment(settings, identity)], "ntp": enrolment.check_clock}
+    named: dict[str, Check] = {"enrolment": lambda: [_enrolment(settings, identity)], "ntp": enrolment.check_clock}
     if settings.aggregator.address:
         ca = None if isinstance(identity, str) else x509.load_pem_x509_certificate(identity.ca_pem)
-        found["dns"] = lambda: connection.check_name(settings.aggregator)
-        found["way"] = lambda: connection.check_way(settings.aggregator, ca, clock())
+        named["dns"] = lambda: connection.check_name(settings.aggregator)
+        named["connection"] = lambda: connection.check_connection(settings.aggregator, ca, clock())
     else:
         missing = red("address", "aggregator.address is empty", "Set aggregator.address; the coordinator knows it")
-        found["address"] = lambda: [missing]
+        named["address"] = lambda: [missing]
     if not isinstance(identity, str):
-        found["certificate"] = lambda: enrolment.check_certificate(identity, clock())
+        named["certificate"] = lambda: enrolment.check_certificate(identity, clock())
         if settings.aggregator.address:
-            found["aggregator"] = lambda: enrolment.check_standing(settings, identity, clock)
-            found["echo"] = lambda: echo.check_echo(settings, identity, clock)
-        found["ledger"] = lambda: enrolment.check_ledger(settings.folders.agent)
-        found["speed"] = lambda: enrolment.check_speed(settings.folders.agent, _update_bytes(settings))
-    found["files"] = lambda: enrolment.check_modes(settings)
-    return found
+            named["aggregator"] = lambda: enrolment.check_enrolment(settings, identity, clock)
+            named["echo"] = lambda: echo.check_echo(settings, identity, clock)
+        named["ledger"] = lambda: enrolment.check_ledger(settings.folders.agent)
+        named["speed"] = lambda: enrolment.check_speed(settings.folders.agent, _update_bytes(settings))
+    named["files"] = lambda: enrolment.check_modes(settings)
+    return named
 
 
 def _identity(settings: SiteSettings) -> SiteIdentity | str:
-    """The identity, or one sentence why there is none."""
+    """Return the identity, or one sentence why there is none; empty when this host has not joined."""
     folder = settings.folders.agent / "identity"
     try:
         if not (folder / "tls.pem").exists():
             return ""
         return SiteIdentity(folder)
     except PermissionError:
-        return "the keys cannot be read by who asks; run doctor as root"
+        return "this user may not read the keys; run doctor as root"
     except (SiteError, FederationError) as error:
         return str(error)
 
 
 def _enrolment(settings: SiteSettings, identity: SiteIdentity | str) -> CheckResult:
-    when = left_on(settings.folders.agent / "identity") if identity == "" else None
-    if when is not None:
-        return grey("enrolment", f"this host left on {when}", "To come back, ask for an invitation and join")
+    day = left_on(settings.folders.agent / "identity") if identity == "" else None
+    if day is not None:
+        return grey("enrolment", f"this host left on {day}", "To come back, ask for an invitation and join")
     if identity == "":
         return grey("enrolment", "this host has not joined", "Run hemofed-site join ADDRESS TOKEN")
     if isinstance(identity, str):
@@ -64,8 +64,6 @@ def _enrolment(settings: SiteSettings, identity: SiteIdentity | str) -> CheckRes
 
 
 def _update_bytes(settings: SiteSettings) -> int | None:
-    """What a round of the newest plan uploads."""
-    held: Iterator[int] = (
-        Layout.of(one.plan, one.plan.manifest.size).bytes for one in Plans(settings.folders.agent / "plans").all()
-    )
-    return next(held, None)
+    """Return the size of an upload under the newest plan; None without a plan."""
+    plans = Plans(settings.folders.agent / "plans").all()
+    return Layout.of(plans[0].plan, plans[0].plan.manifest.size).bytes if plans else None

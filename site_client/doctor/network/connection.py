@@ -1,7 +1,7 @@
-"""From this machine to the aggregator's TLS: name, proxy, connection, who issued the certificate, HTTP/2, its dates.
+"""Checks from this machine to the aggregator's TLS: name, proxy, connection, issuer, HTTP/2, dates.
 
-The handshake verifies nothing and shows no certificate of ours: it only reads what is presented, so that whatever is on
-the way can be named. Nothing is sent over the connection.
+The handshake verifies nothing and shows no certificate of ours. It only reads the presented chain, so that a firewall
+that inspects TLS can be named. Nothing is sent over the connection.
 """
 
 import socket
@@ -30,7 +30,7 @@ _PROXY_ADVICE = {
 
 @dataclass(frozen=True)
 class Handshake:
-    """What was presented: the chain (leaf first), the protocol agreed on, the TLS version."""
+    """The presented chain (leaf first), the protocol agreed on, the TLS version."""
 
     chain: tuple[x509.Certificate, ...]
     alpn: str | None
@@ -40,54 +40,68 @@ class Handshake:
 
 
 def check_name(aggregator: AggregatorSettings) -> Iterator[CheckResult]:
-    """Whether the one name that this machine has to know is known: the proxy's, or the aggregator's."""
+    """Check the one name that this machine has to resolve: the proxy's, or the aggregator's."""
     host = urlsplit(aggregator.proxy).hostname if aggregator.proxy else host_and_port(aggregator.address)[0]
-    whose = "proxy" if aggregator.proxy else "aggregator"
+    role = "proxy" if aggregator.proxy else "aggregator"
     try:
-        found = {address[0] for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        addresses = {address[0] for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError:
-        yield red("dns", f"the {whose}'s name {host} is not known here", f"Ask IT to resolve {host}")
+        yield red("dns", f"the {role}'s name {host} is not known here", f"Ask IT to resolve {host}")
         return
-    yield green("dns", f"{whose} {host} has {len(found)} address{'es' * (len(found) != 1)}")
+    yield green("dns", f"{role} {host} has {len(addresses)} address{'es' * (len(addresses) != 1)}")
 
 
-def check_way(aggregator: AggregatorSettings, ca: x509.Certificate | None, now: datetime) -> Iterator[CheckResult]:
-    """Proxy, connection, TLS. `ca`: the consortium's; None before this host has joined."""
+def check_connection(
+    aggregator: AggregatorSettings, ca: x509.Certificate | None, now: datetime
+) -> Iterator[CheckResult]:
+    """Check proxy, connection and TLS.
+
+    Args:
+        aggregator: address and proxy.
+        ca: the consortium's; None before this host has joined.
+        now: by this machine's clock.
+    """
     host, port = host_and_port(aggregator.address)
     try:
         plain = connect(host, port, aggregator.proxy)
     except ProxyRefused as error:
-        advice = _PROXY_ADVICE.get(error.status, "Ask IT what the proxy wants").format(address=aggregator.address)
+        advice = _PROXY_ADVICE.get(error.status, "Ask IT about this answer of the proxy").format(
+            address=aggregator.address
+        )
         yield red("proxy", f"the proxy answered {error.status} to CONNECT", advice)
         return
     except Unreachable:
-        yield red("proxy", "what answers there is no HTTP proxy", "Set aggregator.proxy to an HTTP CONNECT proxy")
+        yield red("proxy", "the answer there is not an HTTP proxy's", "Set aggregator.proxy to an HTTP CONNECT proxy")
         return
     except OSError as error:
-        whom = "the proxy" if aggregator.proxy else aggregator.address
-        words = f"{whom} does not take a connection ({error.strerror or type(error).__name__})"
-        yield red("connection", words, f"Ask IT to allow outbound TCP from here to {whom}")
+        target = "the proxy" if aggregator.proxy else aggregator.address
+        words = f"{target} does not take a connection ({error.strerror or type(error).__name__})"
+        yield red("connection", words, f"Ask IT to allow outbound TCP from here to {target}")
         return
     yield green("proxy", "CONNECT was allowed") if aggregator.proxy else green("proxy", "none set: direct")
     try:
-        shake = _shake(plain, host)
+        handshake = _handshake(plain, host)
     except (OSError, ValueError) as error:
+        # TCP works and TLS does not: IT has to search at a device that understands TLS.
         yield green("connection", "TCP is open")
         words = f"no TLS there ({getattr(error, 'reason', None) or type(error).__name__})"
-        yield red("tls", words, f"Check aggregator.address; ask IT whether something on the way answers for {host}")
+        yield red("tls", words, f"Check aggregator.address; ask IT whether a firewall answers for {host}")
         return
-    mtu = f", path MTU {shake.mtu_bytes}" if shake.mtu_bytes else ""
-    yield green("connection", f"TCP and TLS in {1000 * shake.took_s:.0f} ms{mtu}")
-    yield from judge(shake, host, ca, now)
+    mtu = f", path MTU {handshake.mtu_bytes}" if handshake.mtu_bytes else ""
+    yield green("connection", f"TCP and TLS in {1000 * handshake.took_s:.0f} ms{mtu}")
+    yield from assess_handshake(handshake, host, ca, now)
 
 
-def judge(shake: Handshake, host: str, ca: x509.Certificate | None, now: datetime) -> Iterator[CheckResult]:
-    """Who issued it, which protocol, from when to when."""
-    leaf = shake.chain[0]
+def assess_handshake(
+    handshake: Handshake, host: str, ca: x509.Certificate | None, now: datetime
+) -> Iterator[CheckResult]:
+    """Check issuer, protocol and dates of the presented certificate."""
+    leaf = handshake.chain[0]
     if ca is None:
         yield grey("tls", "this host has not joined, so it knows no CA to compare with", "Run hemofed-site join")
     elif not _issued_by(leaf, ca):
-        issuer = _common_name(leaf.issuer)
+        common = [str(attribute.value) for attribute in leaf.issuer.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+        issuer = (common[0] if common else leaf.issuer.rfc4514_string())[:80]
         yield red(
             "tls",
             f"the certificate shown here was issued by CN={issuer}, not by the consortium's CA",
@@ -95,32 +109,33 @@ def judge(shake: Handshake, host: str, ca: x509.Certificate | None, now: datetim
             local=True,
         )
     else:
-        yield green("tls", f"{shake.version}, certificate of the consortium's CA")
-    if shake.alpn == "h2":
+        yield green("tls", f"{handshake.version}, certificate of the consortium's CA")
+    if handshake.alpn == "h2":
         yield green("http2", "HTTP/2 is agreed on")
     else:
-        yield red("http2", "no HTTP/2 (ALPN) is agreed on", f"Something on the way strips HTTP/2: bypass {host}")
+        yield red("http2", "no HTTP/2 (ALPN) is agreed on", f"A firewall or proxy strips HTTP/2: bypass {host}")
     if now < leaf.not_valid_before_utc:
         behind_s = (leaf.not_valid_before_utc - now).total_seconds()
-        yield red("clock", f"the aggregator's certificate is not valid yet by this clock: {behind_s:.0f} s to go",
-                  f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")  # fmt: skip
+        words = f"the aggregator's certificate is not valid yet by this clock: {behind_s:.0f} s to go"
+        yield red("clock", words, f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")
     elif now > leaf.not_valid_after_utc:
         ahead_s = (now - leaf.not_valid_after_utc).total_seconds()
-        yield red("clock", f"by this clock the aggregator's certificate ended {ahead_s:.0f} s ago",
-                  "Enable NTP if this clock is ahead; else tell the coordinator")  # fmt: skip
+        words = f"by this clock the aggregator's certificate expired {ahead_s:.0f} s ago"
+        yield red("clock", words, "Enable NTP if this clock is ahead; else tell the coordinator")
 
 
-def _shake(plain: socket.socket, host: str) -> Handshake:
+def _handshake(plain: socket.socket, host: str) -> Handshake:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The presented certificate is the finding: a handshake that verified would fail without showing its issuer.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # read, not trusted: see the module's first lines
     context.set_alpn_protocols(["h2"])
-    began = time.monotonic()
+    began_s = time.monotonic()
     with plain, context.wrap_socket(plain, server_hostname=host) as secured:
         chain = tuple(x509.load_der_x509_certificate(der) for der in presented_chain(secured))
         if not chain:
             raise ValueError("no certificate")
-        took_s = time.monotonic() - began
+        took_s = time.monotonic() - began_s
         return Handshake(chain, secured.selected_alpn_protocol(), secured.version() or "TLS", took_s, _mtu(secured))
 
 
@@ -137,8 +152,3 @@ def _issued_by(leaf: x509.Certificate, ca: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
-
-
-def _common_name(name: x509.Name) -> str:
-    found = [str(one.value) for one in name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    return (found[0] if found else name.rfc4514_string())[:80]

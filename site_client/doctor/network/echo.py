@@ -1,7 +1,7 @@
-"""How fast the line is, by what really moves over it, and how long a round takes at that speed.
+"""The bandwidth test: bytes a second over the agent's own connection, and the time that a round takes with them.
 
-At most five messages of a fixed sequence, no more than 1.2 MB each way, over the agent's own mutual-TLS way. A large
-one follows only a small one that took less than a second, so that a slow line is not kept busy for long.
+At most five messages of a fixed sequence, no more than 1.2 MB in each direction. A large message follows only a small
+one that took less than a second, so that a slow line is not busy for long.
 """
 
 import math
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from federation.bandwidth import sequence
 from federation.encoding import Layout
@@ -17,7 +18,7 @@ from federation.limits import CHUNK_BYTES_MAX
 from federation.plan import TrainingPlan
 from federation.v1 import bandwidth_pb2
 
-from site_client.agent.commands.session import errand
+from site_client.agent.commands.session import session
 from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
 from site_client.agent.identity.identity import SiteIdentity
@@ -29,15 +30,15 @@ from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import Refused, SiteError, Unreachable
 from site_client.metered import Meter, is_metered
 
-FIRST_BYTES = 64 * 1024
-_QUICK_S = 1.0
+FIRST_BYTES: Final = 64 * 1024
+_QUICK_S: Final = 1.0
 # densenet121-gru, 8 223 000 parameters: its upload at 6 bits for cohorts of up to 64, and its file of weights.
 FULL_UPLOAD_BYTES, FULL_MODEL_BYTES = 13_427_952, 32_892_000
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Bytes a second."""
+    """Bytes a second, in both directions."""
 
     up: float
     down: float
@@ -45,17 +46,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What a round moves. `phase_s`: how long the upload may take by the plan; None without a plan."""
+    """The bytes that a round moves. `phase_s`: the time that the plan gives the upload; None without a plan."""
 
-    whose: str
+    label: str
     upload_bytes: int
-    sum_bytes: int  # the largest there can be
+    sum_bytes: int  # of the largest cohort
     model_bytes: int
     phase_s: int | None = None
 
 
 def check_echo(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> Iterator[CheckResult]:
-    """Nothing is sent while an agent runs, in a dry run, or on a line that costs by the byte."""
+    """Measure, unless an agent runs, the policy asks for dry runs, or the line costs by the byte."""
     bus = Bus()
     if agent_runs(settings.folders.agent):
         yield grey("echo", "the agent runs, and the line is its own; not measured", "Stop the agent to measure")
@@ -68,27 +69,38 @@ def check_echo(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[
 
 
 def measure(egress: Egress, largest: int, monotonic: Callable[[], float] = time.monotonic) -> Speed:
-    """Up, then down. The first, empty message makes the connection, whose cost is no speed.
+    """Measure the upload, then the download.
 
-    Errors: Unreachable, Refused; Malformed when other bytes come back than were asked for.
+    Args:
+        egress: to the aggregator.
+        largest: bytes of the largest message.
+        monotonic: seconds of a monotonic clock.
+
+    Raises:
+        LinkError: no answer, or a refusal.
+        Malformed: other bytes come back than were asked for.
     """
+    # The first, empty message makes the connection, whose cost is no part of the speed.
     egress.send(ECHO, bandwidth_pb2.EchoRequest())
     up = _rate(lambda size: bandwidth_pb2.EchoRequest(data=sequence(size)), egress, largest, monotonic)
     return Speed(up, _rate(lambda size: bandwidth_pb2.EchoRequest(wanted_bytes=size), egress, largest, monotonic))
 
 
-def judge(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResult:
-    """The line in words; red where the plan's phase is too short for the upload."""
+def assess(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResult:
+    """Return the speed in words; red where the plan's phase is too short for the upload."""
     cap = policy.bandwidth_kib_s * 1024 or math.inf
     up, down = min(speed.up, cap), min(speed.down, cap)
-    held = f", held to {policy.bandwidth_kib_s} by policy.bandwidth_kib_s" if cap < max(speed.up, speed.down) else ""
+    limited = (
+        f", limited to {policy.bandwidth_kib_s} by policy.bandwidth_kib_s" if cap < max(speed.up, speed.down) else ""
+    )
     upload_s = needs.upload_bytes / up
     found = (
-        f"{speed.up / 1024:.0f} KiB/s up, {speed.down / 1024:.0f} down{held}: {needs.whose} sends "
+        f"{speed.up / 1024:.0f} KiB/s up, {speed.down / 1024:.0f} down{limited}: {needs.label} sends "
         f"{_megabytes(needs.upload_bytes)}, fetches at most {_megabytes(needs.sum_bytes)} and needs "
         f"{_duration(upload_s + needs.sum_bytes / down)}; the whole model, {_megabytes(needs.model_bytes)}, "
         f"{_duration(needs.model_bytes / down)}"
     )
+    # An upload that misses the phase costs the site the round, every round.
     if needs.phase_s is not None and upload_s > needs.phase_s:
         found += f"; the plan gives the upload {_duration(needs.phase_s)}"
         return red("echo", found, "Raise the bandwidth, or ask the coordinator for a longer phase_s")
@@ -96,7 +108,7 @@ def judge(speed: Speed, needs: RoundTrip, policy: PolicySettings) -> CheckResult
 
 
 def needs_of(plan: TrainingPlan | None) -> RoundTrip:
-    """Of this plan; without one, of the full network."""
+    """Return the bytes of a round of this plan; without a plan, of the full network."""
     if plan is None:
         return RoundTrip("a round of the full network", FULL_UPLOAD_BYTES, FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
     layout = Layout.of(plan, plan.manifest.size)
@@ -106,13 +118,13 @@ def needs_of(plan: TrainingPlan | None) -> RoundTrip:
 
 
 def _measured(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
-    # A site that holds its transfers to a speed is not tried beyond the first small piece.
+    # Where the policy limits the bandwidth, only the first small message is sent.
     largest = FIRST_BYTES if settings.policy.bandwidth_kib_s else CHUNK_BYTES_MAX
-    with errand(settings, identity, clock, PATIENCE_S) as egress:
+    with session(settings, identity, clock, PATIENCE_S) as egress:
         try:
             speed = measure(egress, largest)
         except Unreachable:
-            words = f"no answer within {PATIENCE_S:.0f} s: not reached, slower than 3 KiB/s, or asked too often"
+            words = f"no answer within {PATIENCE_S:.0f} s: not reached, slower than 3 KiB/s, or measured too often"
             return grey("echo", words, "See the lines above; else run doctor again in a minute")
         except Refused as error:
             if error.code == "UNIMPLEMENTED":
@@ -121,22 +133,23 @@ def _measured(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[]
         except (FederationError, SiteError) as error:
             return red("echo", str(error), "See the lines above", local=True)
     plans = [held.plan for held in Plans(settings.folders.agent / "plans").all()]
-    return judge(speed, needs_of(plans[0] if plans else None), settings.policy)
+    return assess(speed, needs_of(plans[0] if plans else None), settings.policy)
 
 
 def _rate(
     message: Callable[[int], bandwidth_pb2.EchoRequest], egress: Egress, largest: int, monotonic: Callable[[], float]
 ) -> float:
     size, took_s = FIRST_BYTES, _timed(message(FIRST_BYTES), egress, monotonic)
+    # On a slow line a large message would take minutes, and the small one has measured it already.
     if took_s < _QUICK_S and largest > FIRST_BYTES:
         size, took_s = largest, _timed(message(largest), egress, monotonic)
     return size / max(took_s, 1e-6)
 
 
 def _timed(message: bandwidth_pb2.EchoRequest, egress: Egress, monotonic: Callable[[], float]) -> float:
-    began = monotonic()
+    began_s = monotonic()
     reply = egress.send(ECHO, message)
-    took_s = monotonic() - began
+    took_s = monotonic() - began_s
     if reply.data != sequence(message.wanted_bytes):
         raise Malformed(f"expected {message.wanted_bytes} bytes of the sequence back, got others; tell the coordinator")
     return took_s

@@ -1,14 +1,15 @@
-"""Where this site stands: certificate, clock, what the aggregator says to a call, ledger, files, speed of uploads."""
+"""Checks of this site's enrolment: certificate, clock, the aggregator's answer, ledger, files, speed of uploads."""
 
 import ctypes
 import fcntl
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from federation.errors import FederationError
 
-from site_client.agent.commands.session import errand
+from site_client.agent.commands.session import session
 from site_client.agent.egress import verify
 from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
 from site_client.agent.egress.ledger import Entry, read
@@ -19,65 +20,70 @@ from site_client.config import SiteSettings
 from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
-PATIENCE_S = 20.0  # for one answer: somebody waits at a terminal
-_DAYS_LOW = 3.0
-_TIME_ERROR = 5  # sys/timex.h: the clock is not synchronized
+PATIENCE_S: Final = 20.0  # for one answer: a person waits at a terminal
+_DAYS_LOW: Final = 3.0
+_TIME_ERROR: Final = 5  # sys/timex.h: the clock is not synchronized
 
 
 def check_clock(state: int | None = None) -> Iterator[CheckResult]:
-    """Whether the kernel's clock is kept by somebody. `state`: what ntp_gettime(3) returns; None: asks."""
+    """Check that the kernel's clock is synchronized.
+
+    Args:
+        state: the value that ntp_gettime(3) returns; None calls it.
+    """
     state = _clock_state() if state is None else state
     if state == _TIME_ERROR:
-        yield red("ntp", "nothing keeps this machine's clock", "Enable NTP (systemd-timesyncd, chrony)")
+        yield red("ntp", "no service synchronizes this machine's clock", "Enable NTP (systemd-timesyncd, chrony)")
     elif state < 0:
-        yield grey("ntp", "the kernel does not tell whether its clock is kept")
+        yield grey("ntp", "the kernel does not tell whether its clock is synchronized")
     else:
         yield green("ntp", "the clock is synchronized")
 
 
 def check_certificate(identity: SiteIdentity, now: datetime) -> Iterator[CheckResult]:
-    """The site's own certificate against this clock."""
+    """Check the site's own certificate against this clock."""
     days = days_left(identity, now)
     if now < identity.valid_from:
         behind_s = (identity.valid_from - now).total_seconds()
-        yield red("certificate", f"not valid before {behind_s:.0f} s from now, by this clock",
-                  f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")  # fmt: skip
+        words = f"not valid before {behind_s:.0f} s from now, by this clock"
+        yield red("certificate", words, f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")
     elif days <= 0:
         yield red(
-            "certificate", f"ended {-days:.1f} days ago", "Start the agent: it asks for a new one; else join anew"
+            "certificate", f"expired {-days:.1f} days ago", "Start the agent: it requests a new one; else join anew"
         )
     elif days < _DAYS_LOW and now > identity.renewal_due():
-        yield red("certificate", f"ends in {days:.1f} days and was to be renewed", "Start the agent: it renews")
+        yield red("certificate", f"expires in {days:.1f} days and was to be renewed", "Start the agent: it renews")
     else:
         yield green("certificate", f"of {identity.site}, {days:.1f} days left; renewed by the agent")
 
 
-def check_standing(
+def check_enrolment(
     settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]
 ) -> Iterator[CheckResult]:
-    """What the aggregator says. From the running agent's last word; without an agent, one call asks for the roster."""
+    """Check that the aggregator accepts this site: by the running agent's status, or by one request for the roster."""
+    # The running agent holds the ledger, and nothing may be sent beside it.
     if agent_runs(settings.folders.agent):
-        yield _last_word(settings, clock())
+        yield _from_status(settings, clock())
     elif settings.policy.dry_run:
         yield grey("aggregator", "policy.dry_run is set and no agent runs: nothing was sent")
     else:
-        yield _ask(settings, identity, clock)
+        yield _from_call(settings, identity, clock)
 
 
 def check_ledger(folder: Path) -> Iterator[CheckResult]:
-    """Every line, link, signature and kept payload."""
+    """Check every line, link, signature and kept payload."""
     try:
-        found = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
+        verified = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
         payloads = verify.check_payloads(folder / "ledger.jsonl", folder / "payloads")
     except LedgerBroken as error:
-        yield red("ledger", f"the chain is broken at entry {error.seq}",
-                  "Keep the file for who has to look into it, and restore it from the backup")  # fmt: skip
+        fix = "Keep the file for the investigation, and restore it from the backup"
+        yield red("ledger", f"the chain is broken at entry {error.seq}", fix)
         return
-    yield green("ledger", f"{found.entries} entries unbroken and signed, {payloads} payloads as recorded")
+    yield green("ledger", f"{verified.entries} entries unbroken and signed, {payloads} payloads as recorded")
 
 
 def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]:
-    """From the times of the newest upload's pieces in the ledger; no message is sent for it."""
+    """Report the speed of the newest upload, from the times of its pieces in the ledger. Sends no message."""
     try:
         rate = upload_rate(list(read(folder / "ledger.jsonl")))
     except LedgerBroken:
@@ -90,23 +96,26 @@ def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]
 
 
 def upload_rate(entries: list[Entry]) -> float | None:
-    """Bytes a second of the newest run of upload pieces: each is recorded when the one before it has been taken."""
+    """Return the bytes a second of the newest upload; None when it has fewer than two pieces.
+
+    A piece is recorded when the line has taken the one before it.
+    """
     newest: list[Entry] = []
-    for entry in reversed([one for one in entries if one.left]):
+    for entry in reversed([entry for entry in entries if entry.left]):
         if entry.rpc == PUT_BLOB.name:
             newest.append(entry)
         elif newest:
             break
     took_s = (newest[0].utc - newest[-1].utc).total_seconds() if newest else 0.0
-    return sum(one.size_bytes for one in newest[1:]) / took_s if took_s > 0 else None
+    return sum(entry.size_bytes for entry in newest[1:]) / took_s if took_s > 0 else None
 
 
 def check_modes(settings: SiteSettings) -> Iterator[CheckResult]:
-    """Keys for their owner alone; the spool for the two services and nobody else."""
+    """Check that only their owner reads the keys, and only the two services read the spool."""
     identity = settings.folders.agent / "identity"
-    open_ = sorted(path.name for path in identity.glob("*") if path.is_file() and path.stat().st_mode & 0o077)
-    if open_:
-        yield red("key files", f"others may read {', '.join(open_)}", f"chmod 0600 {identity}/*")
+    exposed = sorted(path.name for path in identity.glob("*") if path.is_file() and path.stat().st_mode & 0o077)
+    if exposed:
+        yield red("key files", f"others may read {', '.join(exposed)}", f"chmod 0600 {identity}/*")
     elif identity.is_dir():
         yield green("key files", "readable by their owner alone")
     spool = settings.folders.spool
@@ -115,15 +124,16 @@ def check_modes(settings: SiteSettings) -> Iterator[CheckResult]:
         if not path.is_dir():
             yield grey("spool", f"{street} is not there yet; the services make it")
         elif path.stat().st_mode & 0o027:
-            yield red("spool", f"{street} is open to others", f"chmod 0750 {path}")
+            yield red("spool", f"others may read {street}", f"chmod 0750 {path}")
         else:
-            yield green("spool", f"{street} is closed to others")
+            yield green("spool", f"only the services may read {street}")
 
 
 def agent_runs(folder: Path) -> bool:
-    """Whether an agent has this state folder in hand."""
+    """Whether an agent runs on this state folder."""
     try:
         with (folder / "lock").open("rb") as lock:
+            # Shared and at once released: the question must not keep an agent from starting.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -132,31 +142,32 @@ def agent_runs(folder: Path) -> bool:
     return False
 
 
-def _last_word(settings: SiteSettings, now: datetime) -> CheckResult:
-    view = read_status(settings.folders.agent)
-    if view is None:
+def _from_status(settings: SiteSettings, now: datetime) -> CheckResult:
+    status = read_status(settings.folders.agent)
+    if status is None:
         return grey("aggregator", "the agent has only just started")
-    if "revoked" in view.last_error:
+    if "revoked" in status.last_error:
         return red("aggregator", "this site was revoked", "Contact the coordinator")
-    if view.last_error:
+    if status.last_error:
         return red(
             "aggregator",
-            f"the agent says: {view.last_error}",
+            f"the agent says: {status.last_error}",
             "See the lines above, and hemofed-site status",
             local=True,
         )
-    if view.last_contact_at is None:
+    if status.last_contact_at is None:
         return grey("aggregator", "the agent has not reached it since it started")
-    return green("aggregator", f"the agent reached it {(now - view.last_contact_at).total_seconds():.0f} s ago")
+    return green("aggregator", f"the agent reached it {(now - status.last_contact_at).total_seconds():.0f} s ago")
 
 
-def _ask(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
-    with errand(settings, identity, clock, PATIENCE_S) as egress:
+def _from_call(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], datetime]) -> CheckResult:
+    with session(settings, identity, clock, PATIENCE_S) as egress:
         try:
             began = clock()
             egress.send(FETCH_ROSTER, FETCH_ROSTER.request())
             return green("aggregator", f"it answered this site in {1000 * (clock() - began).total_seconds():.0f} ms")
         except Refused as error:
+            # The aggregator's own word in its refusal; the code alone does not tell it from a wrong certificate.
             if "revoked" in str(error):
                 return red("aggregator", "this site was revoked", "Contact the coordinator")
             return red("aggregator", str(error), "Contact the coordinator", local=True)
@@ -165,9 +176,9 @@ def _ask(settings: SiteSettings, identity: SiteIdentity, clock: Callable[[], dat
 
 
 def _clock_state() -> int:
-    """ntp_gettime(3): reads, changes nothing, needs no privilege."""
-    room = ctypes.create_string_buffer(256)  # struct ntptimeval, 72 bytes on 64-bit Linux
+    """Call ntp_gettime(3), which changes nothing and needs no privilege."""
+    buffer = ctypes.create_string_buffer(256)  # struct ntptimeval, 72 bytes on 64-bit Linux
     try:
-        return int(ctypes.CDLL(None).ntp_gettime(room))
+        return int(ctypes.CDLL(None).ntp_gettime(buffer))
     except AttributeError:  # another C library
         return -1

@@ -38,6 +38,7 @@ def catalog_json(settings: SiteSettings, with_series: bool) -> str:
     """
     report, series = _scan(settings)
     table = report.as_json()
+    # Under its own key: `series` holds the counts by reason.
     if with_series:
         table["listed"] = [asdict(summary) for summary in series]
     return json.dumps(table, indent=2, sort_keys=True)

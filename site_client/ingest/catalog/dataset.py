@@ -115,6 +115,7 @@ def assemble(session: Session, secret: SiteSecret) -> Dataset:
     # The hash covers all that training depends on: a checkpoint of other data is refused by it.
     digest = hashlib.sha256(b"hemofed dataset v1")
     for stack in chosen_stacks(session):
+        # A study without any label would only cost time: it teaches nothing.
         if stack.label_state is not LabelState.LABELLED:
             continue
         study = _record(stack, root, seal, stack.study_cells, stack.slice_cells)
@@ -164,6 +165,7 @@ def recall(session: Session, pinned: str, secret: SiteSecret) -> Dataset:
     Raises:
         DatasetGone: it is no longer kept.
     """
+    # From the stored body, never assembled again: new labels or files must not change a running job.
     row = session.get(DatasetRow, pinned)
     if row is None:
         raise DatasetGone("the dataset of this round is no longer kept by the catalog; decline the round")

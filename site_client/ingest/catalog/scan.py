@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import delete, insert, select, update
@@ -90,7 +90,10 @@ class Scan:
                 batch = []
         self._write_files(batch)
         changed |= {known[path].series_key for path in gone if known[path].series_key}
-        self._delete_files(gone)
+        missing = sorted(gone)
+        for start in range(0, len(missing), BATCH):
+            self._session.execute(delete(FileRow).where(FileRow.path.in_(missing[start : start + BATCH])))
+        self._session.flush()
         return changed
 
     def _file_row(self, file: ExportFile, path: bytes) -> dict[str, object]:
@@ -111,12 +114,6 @@ class Scan:
             self._session.execute(delete(FileRow).where(FileRow.path.in_([row["path"] for row in batch])))
             self._session.execute(insert(FileRow), list(batch))
             self._session.commit()
-
-    def _delete_files(self, paths: Iterable[bytes]) -> None:
-        ordered = sorted(paths)
-        for start in range(0, len(ordered), BATCH):
-            self._session.execute(delete(FileRow).where(FileRow.path.in_(ordered[start : start + BATCH])))
-        self._session.flush()
 
     def _unsettled_series(self) -> set[str]:
         """Finds series without an assessment, with one by other rules, and those that were still arriving."""

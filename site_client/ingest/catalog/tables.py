@@ -23,6 +23,7 @@ class FileRow(Base):
     since_s: Mapped[float] = mapped_column(comment="Unix time at which this size and mtime were first seen")
     series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
     code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
+    # As read: thresholds may change, and series are then assessed again without opening a file.
     header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
 
 

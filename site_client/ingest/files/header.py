@@ -25,6 +25,7 @@ class DicomHeader:
     compressed. `reasons`: codes against the image by its header alone. `warnings`: oddities.
     """
 
+    # Pseudonyms only: the catalog stores this object.
     study_key: StudyKey
     patient_key: PatientKey
     series_key: SeriesKey

@@ -69,6 +69,7 @@ def _table(path: Path, limit_bytes: int) -> CsvTable:
     names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     if len(names) < 2 or "\0" in text:
         raise LabelsRefused(f"{path.name} is not a table with a first line of column names; export it as CSV")
+    # Two columns of one name: taking either would be a guess.
     if len(set(names)) != len(names):
         raise LabelsRefused(f"{path.name} names a column twice; remove one")
     return CsvTable(path.name, {name: place for place, name in enumerate(names)}, text, delimiter)

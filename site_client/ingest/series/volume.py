@@ -38,6 +38,7 @@ def read_volume(series: SeriesRecord) -> Volume:
             (`series.content_hash`). A round trains on what it announced, or not at all.
     """
     slices = [read_slice(path) for path in series.files]
+    # Before anything is computed: an archive may have replaced a file since the scan.
     if content_hash([image.sha256 for image in slices]) != series.content_hash:
         raise SeriesUnreadable(
             "expected the files that the catalog saw, got others; leave the series out and scan again",

@@ -14,8 +14,10 @@ So a pause begins at once and ends late: however signals jump, training resumes 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final
+
+from federation.vocabulary import StateReason
 
 from site_client.config import IdleSettings
 from site_client.trainer.idle.readings import Moment, PauseReason, Signals, Unknown
@@ -24,7 +26,7 @@ from site_client.trainer.idle.rules import FREES_MEMORY_AT_ONCE, denials, needs_
 UNKNOWN_GRACE_S: Final = 30.0
 
 
-class Mode(Enum):
+class Mode(StrEnum):
     """Modes of the worker. Only `decide` changes the mode."""
 
     RUN = "run"
@@ -56,8 +58,8 @@ class IdleDecision:
         return self.gate.mode
 
     @property
-    def reasons(self) -> tuple[str, ...]:
-        """Names of StateReason, sorted, each once."""
+    def reasons(self) -> tuple[StateReason, ...]:
+        """The reasons, sorted, each once."""
         return tuple(sorted({pause.reason for pause in self.pause_reasons}))
 
 
@@ -118,7 +120,7 @@ def _waiting(gate: GateState, policy: IdleSettings, now: Moment) -> tuple[PauseR
     needed_s = policy.start_delay_s if gate.starting else policy.calm_s
     if gate.mode is Mode.RUN or calm_s >= needed_s:
         return ()
-    reason = "START_DELAY" if gate.starting else "HOLD"
+    reason = StateReason.START_DELAY if gate.starting else StateReason.HOLD
     return (PauseReason(reason, f"calm for {calm_s:.0f} s, training goes on after {needed_s:.0f} s"),)
 
 

@@ -3,12 +3,12 @@
 A pause outlives restarts. A file that cannot be understood pauses too: an administrator wrote it for some reason.
 """
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from site_client.files import replace_file
 from site_client.trainer.idle.readings import OperatorPause
+from site_client.typed_json import decode, encode, read_bounded
 
 _NAME = "pause.json"
 _MODE = 0o644  # an administrator writes it, the trainer's user reads it
@@ -27,8 +27,7 @@ def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: 
         The pause that is in force from now on.
     """
     order = OperatorPause(None if length is None else now + length, after_round)
-    until = None if order.until is None else order.until.isoformat()
-    replace_file(state / _NAME, json.dumps({"until": until, "after_round": after_round}).encode(), _MODE)
+    replace_file(state / _NAME, encode(order), _MODE)
     return order
 
 
@@ -44,13 +43,8 @@ def resume(state: Path) -> bool:
 def current(state: Path) -> OperatorPause | None:
     """Reads the pause in force, or one whose time is over; None without any."""
     try:
-        record = json.loads((state / _NAME).read_bytes())
-        until = None if record["until"] is None else datetime.fromisoformat(record["until"])
-        # A time without a zone could be off by hours: it counts as not understood.
-        if until is not None and until.utcoffset() is None:
-            raise ValueError
-        return OperatorPause(until, bool(record["after_round"]))
+        return decode(OperatorPause, read_bounded(state / _NAME), whole=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return OperatorPause(None)

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Final, TypeAlias, TypeVar
 
+from federation.vocabulary import StateReason
+
+from site_client.records import AwareTime
+
 T = TypeVar("T")
 NEVER_S: Final = float("inf")  # no person is logged in, so there never was a last touch
 
@@ -31,7 +35,7 @@ class GpuUse:
 class OperatorPause:
     """A pause by `hemofed-site pause`. `until` None: until `resume`. `after_round`: the job in progress may end."""
 
-    until: datetime | None
+    until: AwareTime | None
     after_round: bool = False
 
 
@@ -69,7 +73,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class PauseReason:
-    """One reason to pause: a name of StateReason, and a clause for people."""
+    """One reason to pause, and a clause about it for a person."""
 
-    reason: str
+    reason: StateReason
     words: str = field(compare=False)

@@ -5,7 +5,6 @@ second, the signals whose source may hang: D-Bus daemons, disks that are mounted
 source that hangs makes its signals unknown, and it never delays a pause.
 """
 
-import json
 import os
 import threading
 import time
@@ -19,11 +18,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from site_client.bus import Bus
 from site_client.config import SiteSettings
 from site_client.files import replace_file
+from site_client.records import AwareTime
 from site_client.trainer.idle import daemons, machine, operator
-from site_client.trainer.idle.decide import GateState, IdleDecision, decide
+from site_client.trainer.idle.decide import GateState, IdleDecision, Mode, decide
 from site_client.trainer.idle.gpu import Gpus
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Moment, Signals, Unknown
+from site_client.typed_json import encode, read_state
 
 SLOW_S: Final = 1.0
 STALE_S: Final = 10.0
@@ -73,20 +74,20 @@ class Watch:
             memory_free_gib=machine.memory_free_gib(),
             operator=operator.current(self._settings.folders.state),
         )
+        # `decide` keeps nothing: its memory travels in the decision before.
         self.decision = decide(signals, self._settings.idle, self.decision.gate, now, job_at_hand=job_at_hand)
         self.signals = signals
         return self.decision
 
     def write_record(self) -> None:
         """Writes the last decision in words, for `hemofed-site status`, in place of the record before."""
-        words = [pause.words for pause in self.decision.pause_reasons]
-        record = {
-            "written_at": self._clock().isoformat(),
-            "mode": self.decision.mode.value,
-            "words": words,
-            "unknown": sorted(self.signals.unknown()),
-        }
-        replace_file(self._settings.folders.trainer / _RECORD, json.dumps(record).encode())
+        record = GateRecord(
+            self._clock(),
+            self.decision.mode,
+            tuple(pause.words for pause in self.decision.pause_reasons),
+            tuple(sorted(self.signals.unknown())),
+        )
+        write_record(self._settings.folders.trainer, record)
 
 
 class SlowProbes:
@@ -98,7 +99,7 @@ class SlowProbes:
         self.own: Collection[int] = frozenset()
         self._settings = settings
         self._bus, self._gpus = Bus(), Gpus()
-        # Values and their time in one attribute: another thread reads it, and must not see half of a change.
+        # Values and their time in one tuple: the loop reads it in another thread, and must not see half of a change.
         self._newest: tuple[Signals, float] | None = None
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class SlowProbes:
         while not self.stopping.is_set():
             self._newest = (self.read(), time.monotonic())
             self.stopping.wait(SLOW_S)
-        self._bus.close()
+        self._bus.close()  # by the thread that uses it
 
     def latest(self, now_s: float) -> Signals:
         """Gives the newest values; all are unknown before the first, and when the newest are older than STALE_S."""
@@ -117,6 +118,7 @@ class SlowProbes:
         """Reads the probes now."""
         settings = self._settings
         user_idle_s, remote_idle_s = daemons.user_idle_s(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        # Each of these may wait seconds for a daemon, a disk or a driver: never call `read` from the loop.
         on_battery, on_ups = daemons.power_supply(self._bus)
         without_gpu = settings.training.device == "cpu"
         return Signals(
@@ -135,20 +137,24 @@ class SlowProbes:
 class GateRecord:
     """The gate in words, as of `written_at`: reasons to pause, and the signals that cannot be read."""
 
-    written_at: datetime
-    mode: str
+    written_at: AwareTime
+    mode: Mode
     words: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
+def write_record(folder: Path, record: GateRecord) -> None:
+    """Replaces the gate's record in the trainer's folder."""
+    replace_file(folder / _RECORD, encode(record))
+
+
 def read_record(folder: Path) -> GateRecord | None:
-    """Reads the gate's last record from the trainer's folder; None before the first."""
-    path = folder / _RECORD
-    if not path.exists():
-        return None
-    record = json.loads(path.read_bytes())
-    moment = datetime.fromisoformat(record["written_at"])
-    return GateRecord(moment, record["mode"], tuple(record["words"]), tuple(record["unknown"]))
+    """Reads the gate's last record from the trainer's folder; None before the first.
+
+    Raises:
+        StateRefused: the file is damaged.
+    """
+    return read_state(GateRecord, folder / _RECORD, "restart the trainer, which writes a new one")
 
 
 def local_zone(localtime: Path = Path("/etc/localtime")) -> tzinfo:

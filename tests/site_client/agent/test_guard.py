@@ -14,6 +14,7 @@ from federation.limits import CHUNK_BYTES_MAX
 from federation.plan import TrainingPlan
 from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
+from federation.vocabulary import Metric, Outcome, StateReason
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given
@@ -218,7 +219,7 @@ def test_any_part_of_the_sealed_upload_leaves_while_it_is_uploaded(guard: Guard,
     with guard.upload_of(layout, masked, digest):
         for start, end in ((0, 10), (10, len(masked)), (0, len(masked))):
             chunk = blobs_pb2.BlobChunk(digest=digest, offset=start, data=masked[start:end])
-            assert guard.check_message(calls.PUT_BLOB, chunk) == "call, fields, sealed upload"
+            assert guard.check_message(calls.PUT_BLOB, chunk) == "call, fields, masked upload"
     with pytest.raises(EgressRefused, match="no part of the upload"):
         guard.check_message(calls.PUT_BLOB, chunk)
 
@@ -269,7 +270,7 @@ def update(**changes: Any) -> Update:
         "run_id": RunId(bytes(range(16))),
         "round": 1,
         "base_model_digest": bytes(32),
-        "outcome": "trained",
+        "outcome": Outcome.TRAINED,
         "reason": None,
         "studies": 40,
         "loss_sum": 1.0,
@@ -286,7 +287,7 @@ def delta(plan: TrainingPlan) -> np.ndarray:
 
 def test_an_update_within_plan_and_policy_passes(guard: Guard, plan: TrainingPlan, delta: np.ndarray) -> None:
     guard.check_update(plan, update(studies=32), delta)
-    guard.check_update(plan, update(outcome="evaluated"), None)
+    guard.check_update(plan, update(outcome=Outcome.EVALUATED), None)
 
 
 def test_an_update_from_too_few_studies_is_withheld_whoever_asks_for_fewer(
@@ -305,8 +306,8 @@ def test_an_update_from_too_few_studies_is_withheld_whoever_asks_for_fewer(
 
 
 def test_an_update_with_a_metric_that_the_policy_keeps_is_withheld(plan: TrainingPlan, delta: np.ndarray) -> None:
-    with pytest.raises(EgressRefused, match="does not hold LOSS"):
-        Guard(PolicySettings(metrics=("HISTOGRAMS",))).check_update(plan, update(), delta)
+    with pytest.raises(EgressRefused, match="does not hold loss"):
+        Guard(PolicySettings(metrics=(Metric.HISTOGRAMS,))).check_update(plan, update(), delta)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +331,10 @@ def test_an_update_that_the_manifest_or_the_clip_norm_does_not_allow_is_withheld
 
 
 def test_a_declined_update_never_leaves(guard: Guard, plan: TrainingPlan, delta: np.ndarray) -> None:
-    for odd in (update(outcome="declined", reason="TOO_FEW_STUDIES"), update(outcome="evaluated"), update()):
+    for odd in (
+        update(outcome=Outcome.DECLINED, reason=StateReason.TOO_FEW_STUDIES),
+        update(outcome=Outcome.EVALUATED),
+        update(),
+    ):
         with pytest.raises(EgressRefused, match="does not leave"):
-            guard.check_update(plan, odd, None if odd.outcome == "trained" else delta)
+            guard.check_update(plan, odd, None if odd.outcome == Outcome.TRAINED else delta)

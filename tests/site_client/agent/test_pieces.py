@@ -9,7 +9,7 @@ from site_client.agent.egress.pieces import LARGE_BYTES, piece_sizes
 
 
 def _sizes(bytes_s: float, buffered: int, pieces: int) -> list[int]:
-    """What a line asks for that holds so much in buffers, takes the rest at that pace, and asks when it has room."""
+    """What a line asks for that holds so much in buffers, takes the rest at that rate, and asks when it has room."""
     moved = 0
 
     def now() -> float:

@@ -13,6 +13,7 @@ from federation.manifest import Model, save_model
 from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
+from federation.vocabulary import Metric, Outcome, SiteState, StateReason
 
 from site_client.agent.egress import calls, verify
 from site_client.agent.egress.egress import Egress
@@ -40,13 +41,15 @@ class Site:
     def step(self) -> list[str]:
         """One turn, a minute later; the calls it made."""
         self.clock.advance(minutes=1)
-        self.trainer.write_status(Status(self.clock(), "SITE_IDLE"))
+        self.trainer.write_status(Status(self.clock(), SiteState.IDLE))
         before = len(self.wire.sent)
         self.rounds.step()
         return [path.rpartition("/")[2] for path, _ in self.wire.sent[before:]]
 
     def train(self) -> None:
-        update = Update(RunId(self.plan.run_id), 1, self.plan.initial_model_digest, "trained", None, 40, 1.0, 40, False)
+        update = Update(
+            RunId(self.plan.run_id), 1, self.plan.initial_model_digest, Outcome.TRAINED, None, 40, 1.0, 40, False
+        )
         self.trainer.deliver(update, np.full(self.plan.manifest.size, 0.01, np.float32))
 
 
@@ -89,7 +92,7 @@ def test_a_plan_waits_for_this_hospital_s_yes(offer: Callable) -> None:
     site = offer(PolicySettings())
     assert site.step() == ["Poll", "FetchPlan"]
     assert site.step() == ["Poll"]
-    assert site.rounds.situation().state == "SITE_AWAITING_APPROVAL"
+    assert site.rounds.situation().state == SiteState.AWAITING_APPROVAL
     assert site.trainer.jobs() == []
     site.rounds.plans.decide(site.plan.digest, approved=True)
     assert site.rounds.has_news()
@@ -108,7 +111,7 @@ def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Calla
 @pytest.mark.parametrize(
     "policy",
     [
-        PolicySettings("automatic", metrics=("LOSS",)),
+        PolicySettings("automatic", metrics=(Metric.LOSS,)),
         PolicySettings("automatic", cohort_min=9),
         PolicySettings("automatic", epsilon_max=8.0),
     ],
@@ -132,20 +135,20 @@ def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_s
     assert site.step() == ["Poll", "FetchPlan"]
     assert site.step() == ["Poll"]
     situation = site.rounds.situation()
-    assert (situation.state, situation.reasons) == ("SITE_PAUSED", ("NET_WINDOW",))
+    assert (situation.state, situation.reasons) == (SiteState.PAUSED, (StateReason.NET_WINDOW,))
     site.clock.now = site.clock.now.replace(hour=20)
     assert site.step() == ["Poll", "Get"]
     site.clock.advance(hours=12)
     site.train()
     assert site.step() == ["Poll"]  # trained, and held here
-    assert site.rounds.situation().reasons == ("NET_WINDOW",)
+    assert site.rounds.situation().reasons == (StateReason.NET_WINDOW,)
     site.clock.advance(hours=12)
     assert site.step() == ["Poll", "Ready"]
-    assert site.rounds.situation().state == "SITE_READY"
+    assert site.rounds.situation().state == SiteState.READY
 
 
 def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Callable) -> None:
-    policy = PolicySettings(metrics=("LOSS",), cohort_min=9, epsilon_max=8.0)
+    policy = PolicySettings(metrics=(Metric.LOSS,), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
     against = describe(site.rounds.plans.find(site.plan.digest.hex()), policy)
@@ -170,7 +173,7 @@ def test_a_metered_link_holds_models_back_and_the_reason_is_said(
 ) -> None:
     site = offer(policy, lambda: answer)
     assert site.step() == (["Poll", "FetchPlan"] if waits else ["Poll", "FetchPlan", "Get"])
-    assert (site.rounds.situation().reasons == ("METERED",)) == waits
+    assert (site.rounds.situation().reasons == (StateReason.METERED,)) == waits
 
 
 def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_free_one(offer: Callable) -> None:
@@ -182,7 +185,10 @@ def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_
     site.train()
     assert site.step() == ["Poll"]
     assert len(site.trainer.jobs()) == 1
-    assert (site.rounds.situation().state, site.rounds.situation().reasons) == ("SITE_PAUSED", ("METERED",))
+    assert (site.rounds.situation().state, site.rounds.situation().reasons) == (
+        SiteState.PAUSED,
+        (StateReason.METERED,),
+    )
     link["metered"] = False
     assert site.step() == ["Poll", "Ready"]
 
@@ -203,7 +209,7 @@ def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
     put = next(one for one in entries if one.rpc == "Blobs/Put")
     assert put.size_bytes > Layout.of(site.plan, site.plan.manifest.size).bytes
     assert put.dest == "hub.example:8443"
-    assert not (tmp_path / "state" / "agent" / "rehearsal").exists()
+    assert not (tmp_path / "state" / "agent" / "dry_run").exists()
     assert verify.verify(tmp_path / "ledger" / "ledger.jsonl").dry_run == len(shown)
 
 

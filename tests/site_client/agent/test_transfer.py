@@ -1,4 +1,4 @@
-"""Blobs over a wire that breaks: continued where they stopped, hashed at the end, at the pace the hospital sets."""
+"""Blobs over a wire that breaks: continued where they stopped, hashed at the end, at the hospital's rate."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -141,25 +141,25 @@ def test_a_limited_hospital_moves_so_many_bytes_a_second_and_no_more() -> None:
         waited.append(seconds)
         now[0] += seconds
 
-    pace = RateLimit(1000, lambda: now[0], wait)
+    limit = RateLimit(1000, lambda: now[0], wait)
     for _ in range(5):
         now[0] += 0.1  # the chunk itself took that long
-        pace.spend(500)
+        limit.spend(500)
     assert now[0] == pytest.approx(5 * 0.6)
     now[0] += 100  # a pause is not saved up
-    pace.spend(500)
+    limit.spend(500)
     assert waited[-1] == pytest.approx(0.5)
     RateLimit(0, lambda: now[0], wait).spend(10**9)
     assert len(waited) == 6
 
 
-def test_chunks_wait_for_the_pace_in_both_directions(
+def test_chunks_wait_for_the_rate_limit_in_both_directions(
     plan: TrainingPlan, guard: Guard, ledger: Ledger, tmp_path: Path
 ) -> None:
     waited: list[float] = []
     layout = Layout.of(plan, plan.manifest.size)
     app = Breaking(blob=bytes(4000))
-    egress = Egress(guard, ledger, app, pace=RateLimit(1000, lambda: 0.0, waited.append))
+    egress = Egress(guard, ledger, app, rate_limit=RateLimit(1000, lambda: 0.0, waited.append))
     ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(4000)).digest(), size_bytes=4000)
     download(egress, ref, tmp_path / "model", 4000)
     assert waited[-1] >= 4.0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from federation.labels import LABELS
 
 from site_client.benchmark.arms import Bench, FailedArm, FinishedArm, load, run_arm
 from site_client.benchmark.command import _run_all, benchmark
@@ -146,6 +147,9 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert row["train"] == "12"
     assert row["parameters"] == "277,740"
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert [arm["positive"]["epidural"] for arm in report["arms"]] == [5, 5]
+    assert [arm["positive"]["subdural"] for arm in report["arms"]] == [0, 0]
+    assert report["validation"]["positive_studies"] == {**dict.fromkeys(LABELS, 0), "epidural": 5, "any": 5}
     (pair,) = report["pairs"]
     assert (pair["arm"], pair["twin"]) == ("lite", "lite-slices")
     losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}

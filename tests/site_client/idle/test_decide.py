@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from federation.vocabulary import StateReason
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from site_client.config import IdleSettings
-from site_client.records import STATE_REASONS
 from site_client.trainer.idle.decide import UNKNOWN_GRACE_S, GateState, IdleDecision, Mode, decide
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Moment, OperatorPause, Signals, Unknown
 
@@ -123,7 +123,7 @@ def test_on_a_whole_day_no_look_that_found_somebody_trains_and_none_sooner_than_
 def test_a_pause_has_reasons_that_the_protocol_knows_and_running_has_none(day: list[tuple[Signals, int]]) -> None:
     for _, decision in live(day):
         assert (decision.mode is Mode.RUN) == (decision.reasons == ())
-        assert set(decision.reasons) <= STATE_REASONS
+        assert set(decision.reasons) <= set(StateReason)
 
 
 @settings(max_examples=12, deadline=None)

@@ -16,7 +16,7 @@ from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.lesions import STUDY_PERCENT, Lesion, draw_lesions
 from site_client.phantom.mimics import draw_mimics
 from site_client.phantom.profiles import PROFILES
-from site_client.phantom.sheet import WINDOWS, first_with
+from site_client.phantom.sheet import WINDOWS, first_with, largest_and_neighbors
 from site_client.phantom.skew import skewed
 from site_client.phantom.statistics import LESION_HU, LESION_ML, LESIONS_PER_STUDY, QUANTILES, SUBTYPE_SETS
 from site_client.phantom.streams import PhantomStreams
@@ -171,6 +171,14 @@ def test_label_skew_moves_each_share_around_its_own_labels() -> None:
     drawn = [skewed(np.random.default_rng(seed), mix, 200.0) for seed in range(60)]
     means = {label: float(np.mean([share[label] for share in drawn])) for label in LABELS}
     assert means == pytest.approx(mix, rel=0.35)
+
+
+@pytest.mark.parametrize(("column", "label"), list(enumerate(SUBTYPES)))
+def test_the_contact_sheet_shows_the_largest_slice_of_its_label(column: int, label: str) -> None:
+    study = study_of(label)
+    assert (
+        largest_and_neighbors(study, label)[1] == study.truth.ml[:, column].argmax() == study.truth.ml.sum(1).argmax()
+    )
 
 
 @pytest.mark.parametrize("label", SUBTYPES)

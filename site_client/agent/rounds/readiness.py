@@ -1,0 +1,119 @@
+"""From the trainer's update to an answer: this site is ready, or declines the round with a reason.
+
+A reason is one of DECLINE_REASONS. The trainer may state others of the vocabulary; they leave as TRAINING_FAILED.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+from federation.errors import EncodingRefused
+from federation.plan import TrainingPlan
+from federation.v1 import rounds_pb2
+from federation.vocabulary import DECLINE_REASONS, Outcome, StateReason
+
+from site_client.agent.egress.calls import DECLINE, READY
+from site_client.agent.egress.egress import Egress
+from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.rounds.contribution import Contribution, prepare_contribution
+from site_client.agent.rounds.dry_run import DryRunSite, run_dry
+from site_client.agent.rounds.journal import CurrentRound
+from site_client.agent.rounds.round_files import RoundFiles
+from site_client.config import PolicySettings
+from site_client.errors import EgressRefused, SpoolRefused
+from site_client.records import Update
+
+_log = structlog.get_logger()
+
+
+class Readiness:
+    """Examines the update of the round in progress, and answers the aggregator."""
+
+    def __init__(
+        self, files: RoundFiles, egress: Egress, identity: SiteIdentity, policy: PolicySettings, scratch: Path
+    ) -> None:
+        """Take the parts that an answer needs.
+
+        Args:
+            files: of this site.
+            egress: where the answer leaves.
+            identity: of this site, for a dry run.
+            policy: the hospital's.
+            scratch: a folder for dry runs, empty between them.
+        """
+        self._files, self._egress, self._identity = files, egress, identity
+        self._policy, self._scratch = policy, scratch
+        # The examined update: clipping and hashing it again for each phase would read the whole vector each time.
+        self._examined: tuple[Update, Contribution] | None = None
+
+    def answer(self, current: CurrentRound) -> bool:
+        """Say Ready, or decline, once the trainer has delivered.
+
+        Returns:
+            Whether the site said Ready.
+
+        Raises:
+            LinkError: the answer did not arrive; the next turn repeats it.
+        """
+        try:
+            update = self._files.update_of(current)
+            if update is None:
+                return False
+            if update.outcome == Outcome.DECLINED:
+                self.decline(current, update.reason)
+                return False
+            plan = self._files.plan_of(current).plan
+            if update.studies < max(self._policy.studies_min, plan.training.studies_min):
+                self.decline(current, StateReason.TOO_FEW_STUDIES)
+                return False
+            # Examined before Ready: a cohort would wait in vain for an update that the guard withholds.
+            contribution = self.contribution(current, update)
+            if self._policy.dry_run:
+                self._run_dry(current, plan, contribution)
+                return False
+        except (EgressRefused, SpoolRefused, EncodingRefused) as error:
+            _log.warning("update withheld", round=current.number, why=str(error))
+            self.decline(current, StateReason.TRAINING_FAILED)
+            return False
+        # Nothing to record first: Ready may be repeated, and says only what the spool holds.
+        self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
+        return True
+
+    def decline(self, current: CurrentRound, reason: StateReason | None) -> None:
+        """Take no part in this round: recorded first, then the job is withdrawn, then the aggregator is told."""
+        # A reason outside the list could tell more about this hospital than a decline has to.
+        declined = reason if reason in DECLINE_REASONS else StateReason.TRAINING_FAILED
+        # Order: on disk, then the trainer stops, then the aggregator hears it. Each may be repeated after a crash.
+        self._files.journal.save(replace(current, declined=declined))
+        self._files.spool.withdraw_job(current.run_id, current.number)
+        self._egress.send(DECLINE, rounds_pb2.DeclineMessage(round=current.ref(attempt=0), reason=declined.number))
+
+    def contribution(self, current: CurrentRound, update: Update) -> Contribution:
+        """Return `update` as it goes into the sum; examined once, and kept until `forget`.
+
+        Raises:
+            EgressRefused: the guard does not let it leave, or it is of the wrong kind for this round.
+            SpoolRefused: the delta does not have the digest in `update`.
+            EncodingRefused: the delta is not finite.
+        """
+        if self._examined is None or self._examined[0] != update:
+            delta = self._files.spool.delta(update) if update.outcome == Outcome.TRAINED else None
+            # The evaluation-only round has no place for a delta in its upload.
+            if (delta is None) != current.evaluation_only:
+                raise EgressRefused(
+                    "expected a trained update in a training round, and none in the evaluation-only one"
+                )
+            plan = self._files.plan_of(current).plan
+            self._examined = update, prepare_contribution(self._egress.guard, plan, update, delta)
+        return self._examined[1]
+
+    def forget(self) -> None:
+        """Drop the examined update from memory, when its round is over."""
+        self._examined = None
+
+    def _run_dry(self, current: CurrentRound, plan: TrainingPlan, contribution: Contribution) -> None:
+        """Record in the ledger all that would leave, and decline the round."""
+        site = DryRunSite(self._identity, self._egress.ledger, self._egress.payloads, self._policy, self._scratch)
+        run_dry(site, plan, current, contribution, self._egress.dest)
+        _log.info("dry run finished", round=current.number, bytes=contribution.layout.bytes)
+        self.decline(current, StateReason.POLICY)

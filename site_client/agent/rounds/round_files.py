@@ -1,0 +1,72 @@
+"""All that the agent keeps on disk about rounds: plans, models, the journal, and its end of the spool.
+
+The parts of a round read and write these files and hold nothing else that matters. So a process that was killed
+anywhere goes on where it was, after one poll.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.models import Models
+from site_client.agent.rounds.plans import HeldPlan, PlanDecision, Plans
+from site_client.config import PolicySettings
+from site_client.errors import StepRefused
+from site_client.records import Update
+from site_client.spool import AgentSide
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """The files of one site."""
+
+    plans: Plans
+    models: Models
+    journal: RoundJournal
+    spool: AgentSide
+
+    @classmethod
+    def in_folder(cls, folder: Path, spool: AgentSide) -> "RoundFiles":
+        """Use the agent's state folder, and withdraw jobs of rounds that it no longer works on.
+
+        Raises:
+            StateRefused: the journal is damaged.
+        """
+        files = cls(Plans(folder / "plans"), Models(folder / "models"), RoundJournal(folder / "rounds"), spool)
+        current = files.journal.current
+        # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
+        for job in spool.jobs():
+            if current is None or (job.run_id, job.round) != (current.run_id, current.number):
+                spool.withdraw_job(job.run_id, job.round)
+        return files
+
+    def plan_of(self, current: CurrentRound) -> HeldPlan:
+        """Return the plan of the round in progress.
+
+        Raises:
+            StepRefused: its file is gone.
+        """
+        held = self.plans.get(current.plan_digest)
+        if held is None:
+            raise StepRefused(
+                "the plan of the round in progress is gone from the state folder; restore it from the backup"
+            )
+        return held
+
+    def waits_for_approval(self, current: CurrentRound, policy: PolicySettings) -> bool:
+        """Whether the policy asks for a decision on the plan that is not made yet.
+
+        Raises:
+            StepRefused: the plan's file is gone.
+        """
+        return policy.plan_approval == "ask" and self.plan_of(current).decision is not PlanDecision.APPROVED
+
+    def update_of(self, current: CurrentRound) -> Update | None:
+        """Return the trainer's update for the round in progress; None before it came.
+
+        Raises:
+            SpoolRefused: the record does not follow its schema.
+        """
+        update = self.spool.update(current.run_id, current.number)
+        # An update from another base model is a leftover: it would not fit the sum.
+        return update if update is not None and update.base_model_digest == current.base_model_digest else None

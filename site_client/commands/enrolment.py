@@ -1,0 +1,35 @@
+"""Commands that begin and end a site's membership: join, leave."""
+
+from pathlib import Path
+
+import click
+
+from site_client.commands.options import config_option
+from site_client.config import load
+
+
+@click.command()
+@click.argument("address")
+@click.argument("token")
+@config_option
+def join(address: str, token: str, config: Path) -> None:
+    """Enrol this host with the consortium.
+
+    ADDRESS is host:port, and TOKEN comes from the coordinator.
+    """
+    from site_client.agent.commands.join import join as run
+
+    run(load(config), address, token, say=click.echo)
+
+
+@click.command()
+@click.confirmation_option(prompt="Leave for good? Only a new invitation by the coordinator brings this site back")
+@config_option
+def leave(config: Path) -> None:
+    """Leave the consortium for good, and tell the coordinator.
+
+    Stop the agent first; afterwards the package may be purged.
+    """
+    from site_client.agent.commands.leave import leave as run
+
+    click.echo(run(load(config)))

@@ -1,0 +1,103 @@
+"""A damaged small file of a site raises one of our errors, which names the file and a remedy."""
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from federation.plan import TrainingPlan, sign_plan
+from federation.vocabulary import SiteState
+
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.models import Models
+from site_client.agent.rounds.plans import Plans
+from site_client.agent.status_file import AgentStatus, read_status, write_status
+from site_client.errors import SiteError, StateRefused
+from site_client.records import RunId
+from site_client.trainer.idle import operator
+from site_client.trainer.idle.decide import Mode
+from site_client.trainer.idle.readings import OperatorPause
+from site_client.trainer.idle.watch import GateRecord, read_record, write_record
+from site_client.typed_json import Digest
+from tests.site_client.agent.conftest import Consortium
+from tests.site_client.agent.conftest import plan as plan  # a fixture
+
+NOW = datetime(2026, 11, 23, 9, tzinfo=UTC)
+GARBAGE = [b"", b"{", b"[]", b"{}", b"null", b'{"x": 1}', b'["zz"]', b'{"decision": "DOE^JANE"}', b"\xff", b"[" * 5000]
+Reader = Callable[[], object]
+
+
+def a_journal(folder: Path, name: str) -> tuple[Path, Reader]:
+    journal = RoundJournal(folder / "rounds")
+    digest = Digest(bytes(32))
+    journal.begin(CurrentRound(RunId(bytes(16)), 1, digest, digest, evaluation_only=False))
+    journal.close()
+    journal.begin(CurrentRound(RunId(bytes(16)), 2, digest, digest, evaluation_only=False))
+    return next((folder / "rounds").rglob(name)), lambda: RoundJournal(folder / "rounds")
+
+
+def a_history(folder: Path) -> tuple[Path, Reader]:
+    models = Models(folder / "models")
+    (folder / "models" / "history.json").write_text(f'["{"ab" * 32}"]')
+    assert models.newest == b"\xab" * 32
+    return folder / "models" / "history.json", lambda: models.newest
+
+
+def a_decision(folder: Path, plan: TrainingPlan) -> tuple[Path, Reader]:
+    consortium, plans = Consortium(), Plans(folder / "plans")
+    plans.keep(sign_plan(plan, consortium.custodian), plan.digest, consortium.custodian.public_key())
+    plans.decide(plan.digest, approved=True)
+    return folder / "plans" / f"{plan.digest.hex()}.decision", lambda: plans.get(plan.digest)
+
+
+def a_status(folder: Path) -> tuple[Path, Reader]:
+    write_status(folder, AgentStatus(NOW, SiteState.IDLE, (), None, None, None, 1, NOW, None, "", 0))
+    return folder / "status.json", lambda: read_status(folder)
+
+
+def a_gate(folder: Path) -> tuple[Path, Reader]:
+    write_record(folder, GateRecord(NOW, Mode.HOLD, ("busy",), ()))
+    assert read_record(folder) == GateRecord(NOW, Mode.HOLD, ("busy",), ())
+    return folder / "gate.json", lambda: read_record(folder)
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("file", ["round.json", "closed.json", "history.json", "decision", "status.json", "gate.json"])
+def test_a_damaged_file_is_refused_by_name_with_a_remedy(
+    tmp_path: Path, plan: TrainingPlan, file: str, data: bytes
+) -> None:
+    makers: dict[str, Callable[[], tuple[Path, Reader]]] = {
+        "round.json": lambda: a_journal(tmp_path, "round.json"),
+        "closed.json": lambda: a_journal(tmp_path, "closed.json"),
+        "history.json": lambda: a_history(tmp_path),
+        "decision": lambda: a_decision(tmp_path, plan),
+        "status.json": lambda: a_status(tmp_path),
+        "gate.json": lambda: a_gate(tmp_path),
+    }
+    path, read = makers[file]()
+    read()
+    path.write_bytes(data)
+    if (file, data) in {("closed.json", b"{}"), ("history.json", b"[]"), ("status.json", b"")}:
+        read()  # empty is a state of its own: no round is closed, no model is kept, a power cut emptied the status
+        return
+    with pytest.raises(StateRefused) as refusal:
+        read()
+    assert isinstance(refusal.value, SiteError)
+    assert str(refusal.value).startswith(f"{path.name} in the state folder is damaged (")
+    assert "; " in str(refusal.value)
+    assert "DOE" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_damaged_pause_pauses(tmp_path: Path, data: bytes) -> None:
+    operator.pause(tmp_path, NOW, None, after_round=True)
+    assert operator.current(tmp_path) == OperatorPause(None, after_round=True)
+    (tmp_path / "pause.json").write_bytes(data)
+    assert operator.current(tmp_path) == OperatorPause(None)
+
+
+def test_a_pause_of_version_0_1_0_is_read(tmp_path: Path) -> None:
+    (tmp_path / "pause.json").write_text('{"until": "2026-11-23T09:00:00+00:00", "after_round": false}')
+    assert operator.current(tmp_path) == OperatorPause(NOW)
+    assert os.listdir(tmp_path) == ["pause.json"]
