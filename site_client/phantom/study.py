@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from site_client.phantom.artifacts import blur_by_motion, harden, overshoot, scale_kvp, streak
+from site_client.phantom.artifacts import blur_by_motion, harden, miscalibrate, overshoot, scale_kvp, streak
 from site_client.phantom.bleeds import grow, shift_points
 from site_client.phantom.brain import Brain, brain_at, joined
 from site_client.phantom.head import Head, cavity_of, fill_head, shell_at
@@ -108,6 +108,7 @@ def make_study(
     blur_by_motion(accidents, image, scan, patients.motion)
     streak(accidents, image, scan, [scan.seen_at(clip.center_mm) for clip in clips_of(mimics)])
     image = add_noise(physics, image, bone, scan, scanner)
+    miscalibrate(physics, image)
     return Study(scan, age, lesions, mimics, image, truth)
 
 
