@@ -117,7 +117,7 @@ def phantom_folder(
     """
     size_px = 128 if settings.image_size_px <= 128 else 256
     wishes = Wishes(size_px, prevalence="balanced", difficulty=difficulty)
-    orders = [Order(profile, studies, settings.split_seed, wishes) for profile in profiles]
+    orders = [Order(profile, studies, settings.split_seed, wishes, format="npz") for profile in dict.fromkeys(profiles)]
     for order in orders:
         order.check()
     content = json.dumps([GENERATOR_VERSION, *map(asdict, orders)], sort_keys=True)
