@@ -89,6 +89,7 @@ def sample_of(slices: int, size_px: int, device: torch.device) -> Sample:
         torch.zeros(1, slices, GEOMETRY, device=device),
         labels.to(device),
         labels.amax(dim=1).to(device),
+        torch.ones(1, dtype=torch.bool, device=device),
     )
 
 
