@@ -21,6 +21,8 @@ from aggregator.rpc.acceptor import Acceptor, ConnectionLimits
 from aggregator.rpc.call_server import CallServer
 from aggregator.rpc.calls import Call, CallLimits, CallReceiver
 from aggregator.sites.authority import Authority, create_authority
+from tests.aggregator.conftest import Host
+from tests.raw_channel import RawChannel
 
 import grpc  # isort: skip  # after aggregator.rpc, which sets its cipher suites
 
@@ -68,7 +70,7 @@ class Answers:
 class Place:
     """A listener, and dialling it as one of its sites."""
 
-    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Any], **limits: Any) -> None:
+    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Host], **limits: Any) -> None:
         self._stack, self._authority, self._hosts = stack, authority, hosts
         self.answers, self.revoked, self.lookups = Answers(), set[str](), 0
         self.acceptor = Acceptor("sites", listen("sites", "127.0.0.1:0"), ConnectionLimits(64, 32, 4, 30.0))
@@ -98,7 +100,7 @@ class Place:
             call.abort(CODE.PERMISSION_DENIED, f"site {site!r} was revoked")
         return site
 
-    def dial(self, site: str = "mercy") -> grpc.Channel:
+    def dial(self, site: str = "mercy") -> RawChannel:
         host, now = self._hosts[site], now_utc()
         issued = self._authority.issue_site_certificate(site, host.csr(), now, now + timedelta(days=1))
         key = host.tls_key.private_bytes(
@@ -110,7 +112,7 @@ class Place:
         self._stack.callback(channel.close)
         return channel
 
-    def begin(self, channel: grpc.Channel, path: str, *messages: Any) -> grpc.Call:
+    def begin(self, channel: RawChannel, path: str, *messages: Any) -> grpc.Call:
         """Begin a call that sends these messages and then nothing more, without an end."""
         released = threading.Event()
         self._stack.callback(released.set)
@@ -128,21 +130,20 @@ def now_utc() -> datetime:
 
 
 @pytest.fixture
-def make_place(tmp_path: Path, host, other_host) -> Iterator[Callable[..., Place]]:
+def make_place(tmp_path: Path, host: Host, other_host: Host) -> Iterator[Callable[..., Place]]:
     authority = create_authority(tmp_path / "ca", now_utc)
     with ExitStack() as stack:
         yield lambda **limits: Place(stack, authority, {"mercy": host, "north": other_host}, **limits)
 
 
-def ready(channel: grpc.Channel) -> bytes:
+def ready(channel: RawChannel) -> bytes:
     return channel.unary_unary(READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
 
 
 def code_of(act: Callable[[], object]) -> grpc.StatusCode:
     with pytest.raises(grpc.RpcError) as refused:
         act()
-    # Every RpcError that a call raises is a grpc.Call too, which its type does not say.
-    return refused.value.code()  # type: ignore[attr-defined]
+    return refused.value.code()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -153,7 +154,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("path", [READY, POLL, PUT, GET])
-def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(make_place: Callable[..., Place], path) -> None:
+def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(
+    make_place: Callable[..., Place], path: str
+) -> None:
     place = make_place()
     place.answers.gate.set()
     channel = place.dial()
