@@ -19,8 +19,9 @@ from federation.v1 import blobs_pb2, rounds_pb2
 from aggregator.network import listen
 from aggregator.rpc.acceptor import Acceptor, ConnectionLimits
 from aggregator.rpc.call_server import CallServer
-from aggregator.rpc.calls import Call, CallLimits, CallReceiver
+from aggregator.rpc.calls import CallLimits, CallReceiver, IncomingCall
 from aggregator.sites.authority import Authority, create_authority
+from tests.aggregator.conftest import Host
 
 import grpc  # isort: skip  # after aggregator.rpc, which sets its cipher suites
 
@@ -38,15 +39,15 @@ class Answers:
     inside: int = 0
     changed: bool = False
 
-    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: Call) -> rounds_pb2.Receipt:
+    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: IncomingCall) -> rounds_pb2.Receipt:
         self.inside += 1
         self.gate.wait(20)
         return rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED)
 
-    def look(self, _request: rounds_pb2.PollRequest, _call: Call, *, first: bool, last: bool) -> Any:
+    def look(self, _request: rounds_pb2.PollRequest, _call: IncomingCall, *, first: bool, last: bool) -> Any:
         return rounds_pb2.PollReply(retry_after_ms=7) if self.changed or last else None
 
-    def receive(self, _call: Call) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
+    def receive(self, _call: IncomingCall) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
         held = 0
 
         def take(chunk: blobs_pb2.BlobChunk) -> blobs_pb2.BlobProgress:
@@ -56,7 +57,7 @@ class Answers:
 
         return take
 
-    def Get(self, request: blobs_pb2.BlobRequest, _call: Call) -> Iterator[blobs_pb2.BlobChunk]:
+    def Get(self, request: blobs_pb2.BlobRequest, _call: IncomingCall) -> Iterator[blobs_pb2.BlobChunk]:
         chunk = blobs_pb2.BlobChunk(data=bytes(1 << 18))
         return repeat(chunk, request.offset) if request.offset else repeat(chunk)
 
@@ -90,7 +91,7 @@ class Place:
         stack.callback(self.server.stop, 0.2)
         stack.callback(self.answers.gate.set)
 
-    def _site_of(self, call: Call) -> str:
+    def _site_of(self, call: IncomingCall) -> str:
         self.lookups += 1
         certificate = x509.load_pem_x509_certificate(call.auth_context()["x509_pem_cert"][0])
         site = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
@@ -119,7 +120,8 @@ class Place:
             yield from (message.SerializeToString() for message in messages)
             released.wait()
 
-        return channel.stream_stream(path)(requests())
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+        return call(requests())
 
 
 def now_utc() -> datetime:
@@ -128,21 +130,28 @@ def now_utc() -> datetime:
 
 
 @pytest.fixture
-def make_place(tmp_path: Path, host, other_host) -> Iterator[Callable[..., Place]]:
+def make_place(tmp_path: Path, host: Host, other_host: Host) -> Iterator[Callable[..., Place]]:
     authority = create_authority(tmp_path / "ca", now_utc)
     with ExitStack() as stack:
         yield lambda **limits: Place(stack, authority, {"mercy": host, "north": other_host}, **limits)
 
 
+def unary(channel: grpc.Channel, path: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+    return channel.unary_unary(path)
+
+
+def download(channel: grpc.Channel) -> "grpc.UnaryStreamMultiCallable[bytes, bytes]":
+    return channel.unary_stream(GET)
+
+
 def ready(channel: grpc.Channel) -> bytes:
-    return channel.unary_unary(READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
+    return unary(channel, READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
 
 
 def code_of(act: Callable[[], object]) -> grpc.StatusCode:
     with pytest.raises(grpc.RpcError) as refused:
         act()
-    # Every RpcError that a call raises is a grpc.Call too, which its type does not say.
-    return refused.value.code()  # type: ignore[attr-defined]
+    return refused.value.code()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -153,7 +162,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("path", [READY, POLL, PUT, GET])
-def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(make_place: Callable[..., Place], path) -> None:
+def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(
+    make_place: Callable[..., Place], path: str
+) -> None:
     place = make_place()
     place.answers.gate.set()
     channel = place.dial()
@@ -175,7 +186,8 @@ def test_an_upload_that_stops_takes_no_thread_and_ends(make_place: Callable[...,
 
 def test_an_upload_in_many_chunks_is_answered_once_with_the_last_ones_answer(make_place: Callable[..., Place]) -> None:
     chunks = (blobs_pb2.BlobChunk(data=bytes(1000)).SerializeToString() for _ in range(50))
-    reply = make_place().dial().stream_unary(PUT)(chunks, timeout=20)
+    put: grpc.StreamUnaryMultiCallable[bytes, bytes] = make_place().dial().stream_unary(PUT)
+    reply = put(chunks, timeout=20)
     assert blobs_pb2.BlobProgress.FromString(reply).held_bytes == 50_000
     assert code_of(lambda: make_place().dial().stream_unary(PUT)(iter([]), timeout=20)) is CODE.INVALID_ARGUMENT
 
@@ -184,8 +196,8 @@ def test_a_download_that_is_read_slowly_goes_on_and_one_that_is_not_read_ends(ma
     place = make_place(progress_s=1.5)
     place.answers.gate.set()
     channel, other = place.dial(), place.dial("north")
-    call = other.unary_stream(GET)(blobs_pb2.BlobRequest().SerializeToString())  # without an end, and not read
-    slow = channel.unary_stream(GET)(blobs_pb2.BlobRequest(offset=20).SerializeToString())
+    call = download(other)(blobs_pb2.BlobRequest().SerializeToString())  # without an end, and not read
+    slow = download(channel)(blobs_pb2.BlobRequest(offset=20).SerializeToString())
     pieces = 0
     for _ in slow:
         pieces += 1
@@ -212,7 +224,7 @@ def test_one_call_too_many_is_refused_and_the_share_comes_back(make_place: Calla
 def test_a_caller_that_goes_away_counts_until_its_thread_is_free(make_place: Callable[..., Place]) -> None:
     place = make_place()
     channel = place.dial()
-    futures = [channel.unary_unary(READY).future(b"", timeout=20) for _ in range(3)]
+    futures = [unary(channel, READY).future(b"", timeout=20) for _ in range(3)]
     until(lambda: place.answers.inside == 1)
     until(lambda: sum(place.receiver._calls.values()) == 3)
     for future in futures:
@@ -249,7 +261,7 @@ def test_a_connection_is_looked_up_once(make_place: Callable[..., Place]) -> Non
 @pytest.mark.parametrize("ends", ["a change", "the hold's end", "the server's end"])
 def test_a_held_call_is_answered_at(make_place: Callable[..., Place], ends: str) -> None:
     place = make_place(hold_s=0.5 if ends == "the hold's end" else 20.0)
-    held = [place.dial(site).unary_unary(POLL).future(b"") for site in ("mercy", "north")]  # and there is one thread
+    held = [unary(place.dial(site), POLL).future(b"") for site in ("mercy", "north")]  # and there is one thread
     until(lambda: sum(place.receiver._calls.values()) == 2)
     if ends == "a change":
         place.answers.changed = True
@@ -262,9 +274,9 @@ def test_a_held_call_is_answered_at(make_place: Callable[..., Place], ends: str)
 
 def test_bytes_that_are_no_message_are_refused(make_place: Callable[..., Place]) -> None:
     channel = make_place().dial()
-    assert code_of(lambda: channel.unary_unary(READY)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
-    assert code_of(lambda: channel.unary_unary(PUT)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
-    assert code_of(lambda: list(channel.unary_stream(GET)(b"\xff\xff", timeout=10))) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: unary(channel, READY)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: unary(channel, PUT)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: list(download(channel)(b"\xff\xff", timeout=10))) is CODE.INVALID_ARGUMENT
 
 
 def test_a_new_certificate_is_shown_to_new_connections_and_calls_in_progress_go_on(
@@ -272,7 +284,7 @@ def test_a_new_certificate_is_shown_to_new_connections_and_calls_in_progress_go_
 ) -> None:
     place = make_place()
     channel = place.dial()
-    in_progress = channel.unary_unary(READY).future(b"", timeout=20)
+    in_progress = unary(channel, READY).future(b"", timeout=20)
     until(lambda: place.answers.inside == 1)
     before = len(place.server._servers)
     place.names.append("hub.example")  # the certificate lacks a name, and is made anew
