@@ -8,8 +8,8 @@ memory and no thread. Servicers are synchronous, and run in a few threads.
     3. the message arrives, or its time runs out
     4. the servicer authenticates the call, so that a revocation counts from the next call on, and answers
 
-To gRPC every method is a stream of messages in both directions, which is the same on the wire. In a unary method it
-would wait for the message by itself, for as long as the caller likes.
+To gRPC every method takes a stream of messages, which is the same on the wire. In a unary method it would wait for the
+message by itself, for as long as the caller likes.
 """
 
 import asyncio
@@ -80,7 +80,8 @@ class CallLimits(NamedTuple):
     hold_s: float
 
 
-Act: TypeAlias = Callable[[IncomingCall, Connection, Context], Awaitable[None]]
+# None: it has sent its answers itself.
+Act: TypeAlias = Callable[[IncomingCall, Connection, Context], Awaitable[bytes | None]]
 
 
 class CallReceiver:
@@ -121,15 +122,17 @@ class CallReceiver:
         """
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for method in service.methods:
+            kind = grpc.stream_unary_rpc_method_handler
             if method.client_streaming:
                 act = self._upload(servicer.receive, method.input_type)
             elif method.server_streaming:
                 act = self._download(getattr(servicer, method.name), method.input_type)
+                kind = grpc.stream_stream_rpc_method_handler
             elif held and method.name in held:
                 act = self._held(held[method.name], method.input_type)
             else:
                 act = self._unary(getattr(servicer, method.name), method.input_type)
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._received(act))
+            handlers[method.name] = kind(self._received(act))
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     def wake(self) -> None:
@@ -149,16 +152,15 @@ class CallReceiver:
 
     # --- any call ---
 
-    def _received(self, act: Act) -> Callable[[object, Context], Awaitable[None]]:
-        async def behavior(_requests: object, context: Context) -> None:
+    def _received(self, act: Act) -> Callable[[object, Context], Awaitable[bytes | None]]:
+        async def behavior(_requests: object, context: Context) -> bytes | None:
             connection = self._acceptor.connection(context.peer())
             if connection is None or connection.refused:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "this connection has ended; connect again")
             call = IncomingCall(context.auth_context(), connection.address)
             try:
                 with self._counted(await self._caller(call, connection)):
-                    await act(call, connection, context)
-                return
+                    return await act(call, connection, context)
             except CallRefused as refused:
                 code, sentence = refused.code, refused.sentence
             # Nobody who is refused for who it is has another call on this connection. A host that joins is a stranger
@@ -243,14 +245,14 @@ class CallReceiver:
     # --- the four kinds of methods ---
 
     def _unary(self, answer: Callable[[Message, IncomingCall], Message], kind: Descriptor) -> Act:
-        async def act(call: IncomingCall, _connection: Connection, context: Context) -> None:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             data = await self._only(context)
-            await context.write(await self._in_thread(lambda: answer(_parse(kind, data), call).SerializeToString()))
+            return await self._in_thread(lambda: answer(_parse(kind, data), call).SerializeToString())
 
         return act
 
     def _held(self, answer: Callable[..., Message | None], kind: Descriptor) -> Act:
-        async def act(call: IncomingCall, _connection: Connection, context: Context) -> None:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             request = _parse(kind, await self._only(context))
             loop = asyncio.get_running_loop()
             ends_at, first, reply = loop.time() + self._limits.hold_s, True, None
@@ -264,12 +266,12 @@ class CallReceiver:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(left_s):
                             await changed.wait()
-            await context.write(reply.SerializeToString())
+            return reply.SerializeToString()
 
         return act
 
     def _upload(self, receive: Callable[[IncomingCall], Callable[[Message], Message]], kind: Descriptor) -> Act:
-        async def act(call: IncomingCall, _connection: Connection, context: Context) -> None:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             chunk: bytes | None = await self._only(context)
             take, reply = receive(call), None
             while chunk is not None:
@@ -277,7 +279,7 @@ class CallReceiver:
                 chunk = await self._next(context, self._limits.progress_s)
             # There was at least one chunk, or `_only` had refused the call.
             assert reply is not None
-            await context.write(reply.SerializeToString())
+            return reply.SerializeToString()
 
         return act
 

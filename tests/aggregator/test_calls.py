@@ -22,6 +22,7 @@ from aggregator.rpc.call_server import CallServer
 from aggregator.rpc.calls import CallLimits, CallReceiver, IncomingCall
 from aggregator.sites.authority import Authority, create_authority
 from tests.aggregator.conftest import Host
+from tests.raw_channel import RawChannel
 
 import grpc  # isort: skip  # after aggregator.rpc, which sets its cipher suites
 
@@ -69,7 +70,7 @@ class Answers:
 class Place:
     """A listener, and dialling it as one of its sites."""
 
-    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Any], **limits: Any) -> None:
+    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Host], **limits: Any) -> None:
         self._stack, self._authority, self._hosts = stack, authority, hosts
         self.answers, self.revoked, self.lookups = Answers(), set[str](), 0
         self.acceptor = Acceptor("sites", listen("sites", "127.0.0.1:0"), ConnectionLimits(64, 32, 4, 30.0))
@@ -99,7 +100,7 @@ class Place:
             call.abort(CODE.PERMISSION_DENIED, f"site {site!r} was revoked")
         return site
 
-    def dial(self, site: str = "mercy") -> grpc.Channel:
+    def dial(self, site: str = "mercy") -> RawChannel:
         host, now = self._hosts[site], now_utc()
         issued = self._authority.issue_site_certificate(site, host.csr(), now, now + timedelta(days=1))
         key = host.tls_key.private_bytes(
@@ -111,7 +112,7 @@ class Place:
         self._stack.callback(channel.close)
         return channel
 
-    def begin(self, channel: grpc.Channel, path: str, *messages: Any) -> grpc.Call:
+    def begin(self, channel: RawChannel, path: str, *messages: Any) -> grpc.Call:
         """Begin a call that sends these messages and then nothing more, without an end."""
         released = threading.Event()
         self._stack.callback(released.set)
@@ -120,8 +121,7 @@ class Place:
             yield from (message.SerializeToString() for message in messages)
             released.wait()
 
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
-        return call(requests())
+        return channel.stream_stream(path)(requests())
 
 
 def now_utc() -> datetime:
@@ -136,16 +136,8 @@ def make_place(tmp_path: Path, host: Host, other_host: Host) -> Iterator[Callabl
         yield lambda **limits: Place(stack, authority, {"mercy": host, "north": other_host}, **limits)
 
 
-def unary(channel: grpc.Channel, path: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
-    return channel.unary_unary(path)
-
-
-def download(channel: grpc.Channel) -> "grpc.UnaryStreamMultiCallable[bytes, bytes]":
-    return channel.unary_stream(GET)
-
-
-def ready(channel: grpc.Channel) -> bytes:
-    return unary(channel, READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
+def ready(channel: RawChannel) -> bytes:
+    return channel.unary_unary(READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
 
 
 def code_of(act: Callable[[], object]) -> grpc.StatusCode:
@@ -186,8 +178,7 @@ def test_an_upload_that_stops_takes_no_thread_and_ends(make_place: Callable[...,
 
 def test_an_upload_in_many_chunks_is_answered_once_with_the_last_ones_answer(make_place: Callable[..., Place]) -> None:
     chunks = (blobs_pb2.BlobChunk(data=bytes(1000)).SerializeToString() for _ in range(50))
-    put: grpc.StreamUnaryMultiCallable[bytes, bytes] = make_place().dial().stream_unary(PUT)
-    reply = put(chunks, timeout=20)
+    reply = make_place().dial().stream_unary(PUT)(chunks, timeout=20)
     assert blobs_pb2.BlobProgress.FromString(reply).held_bytes == 50_000
     assert code_of(lambda: make_place().dial().stream_unary(PUT)(iter([]), timeout=20)) is CODE.INVALID_ARGUMENT
 
@@ -196,8 +187,8 @@ def test_a_download_that_is_read_slowly_goes_on_and_one_that_is_not_read_ends(ma
     place = make_place(progress_s=1.5)
     place.answers.gate.set()
     channel, other = place.dial(), place.dial("north")
-    call = download(other)(blobs_pb2.BlobRequest().SerializeToString())  # without an end, and not read
-    slow = download(channel)(blobs_pb2.BlobRequest(offset=20).SerializeToString())
+    call = other.unary_stream(GET)(blobs_pb2.BlobRequest().SerializeToString())  # without an end, and not read
+    slow = channel.unary_stream(GET)(blobs_pb2.BlobRequest(offset=20).SerializeToString())
     pieces = 0
     for _ in slow:
         pieces += 1
@@ -224,7 +215,7 @@ def test_one_call_too_many_is_refused_and_the_share_comes_back(make_place: Calla
 def test_a_caller_that_goes_away_counts_until_its_thread_is_free(make_place: Callable[..., Place]) -> None:
     place = make_place()
     channel = place.dial()
-    futures = [unary(channel, READY).future(b"", timeout=20) for _ in range(3)]
+    futures = [channel.unary_unary(READY).future(b"", timeout=20) for _ in range(3)]
     until(lambda: place.answers.inside == 1)
     until(lambda: sum(place.receiver._calls.values()) == 3)
     for future in futures:
@@ -261,7 +252,7 @@ def test_a_connection_is_looked_up_once(make_place: Callable[..., Place]) -> Non
 @pytest.mark.parametrize("ends", ["a change", "the hold's end", "the server's end"])
 def test_a_held_call_is_answered_at(make_place: Callable[..., Place], ends: str) -> None:
     place = make_place(hold_s=0.5 if ends == "the hold's end" else 20.0)
-    held = [unary(place.dial(site), POLL).future(b"") for site in ("mercy", "north")]  # and there is one thread
+    held = [place.dial(site).unary_unary(POLL).future(b"") for site in ("mercy", "north")]  # and there is one thread
     until(lambda: sum(place.receiver._calls.values()) == 2)
     if ends == "a change":
         place.answers.changed = True
@@ -274,9 +265,9 @@ def test_a_held_call_is_answered_at(make_place: Callable[..., Place], ends: str)
 
 def test_bytes_that_are_no_message_are_refused(make_place: Callable[..., Place]) -> None:
     channel = make_place().dial()
-    assert code_of(lambda: unary(channel, READY)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
-    assert code_of(lambda: unary(channel, PUT)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
-    assert code_of(lambda: list(download(channel)(b"\xff\xff", timeout=10))) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: channel.unary_unary(READY)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: channel.unary_unary(PUT)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
+    assert code_of(lambda: list(channel.unary_stream(GET)(b"\xff\xff", timeout=10))) is CODE.INVALID_ARGUMENT
 
 
 def test_a_new_certificate_is_shown_to_new_connections_and_calls_in_progress_go_on(
@@ -284,7 +275,7 @@ def test_a_new_certificate_is_shown_to_new_connections_and_calls_in_progress_go_
 ) -> None:
     place = make_place()
     channel = place.dial()
-    in_progress = unary(channel, READY).future(b"", timeout=20)
+    in_progress = channel.unary_unary(READY).future(b"", timeout=20)
     until(lambda: place.answers.inside == 1)
     before = len(place.server._servers)
     place.names.append("hub.example")  # the certificate lacks a name, and is made anew

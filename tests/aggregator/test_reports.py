@@ -50,7 +50,8 @@ def say(app: AppContext, entries: int, state: str = "SITE_TRAINING", head: bytes
     request = pb.PollRequest(
         state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head, secagg=SECAGG_VERSION
     )
-    return reports.keep(app, "north", request)
+    reports.keep(app, "north", request)
+    return app.last_reports["north"].longest_before
 
 
 def row(app: AppContext) -> SiteReport:

@@ -9,7 +9,7 @@ from federation.vocabulary import SiteState, StateReason
 
 from aggregator.states import RoundState, RunState, SeatState
 from site_client.errors import SpoolRefused
-from site_client.spool import RunId
+from site_client.records import RunId
 from tests.federation.invariants import check
 from tests.federation.nursery import TRAINING_S
 from tests.federation.places import Site

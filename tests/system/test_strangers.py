@@ -265,15 +265,14 @@ def test_handshakes_at_once_end_no_aggregator_and_all_honest_ones_are_served(
     assert statistics.median(federation.polls_s()) < ANSWER_S
 
 
-def _is_renewed(certificate: Path, before: bytes) -> bool:
-    return certificate.exists() and certificate.read_bytes() != before
+def _is_renewed(server_pem: Path, shown: bytes) -> bool:
+    return server_pem.exists() and server_pem.read_bytes() != shown
 
 
 def _code_of(channel: RawChannel, path: str, request: bytes) -> grpc.StatusCode | None:
     """Return the code with which a call is refused; None when it is answered."""
     try:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-        call(request, timeout=20)
+        channel.unary_unary(path)(request, timeout=20)
     except grpc.RpcError as error:
         return error.code()
     return None
