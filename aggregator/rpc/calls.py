@@ -48,7 +48,7 @@ class CallRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class IncomingCall:
     """A call as servicers see it: the part of gRPC's ServicerContext that they use."""
 
     identity: Any  # what TLS found out about the caller
@@ -80,14 +80,15 @@ class CallLimits(NamedTuple):
     hold_s: float
 
 
-Act: TypeAlias = Callable[[Call, Connection, Context], Awaitable[bytes | None]]  # None: it has sent its answers itself
+# None: it has sent its answers itself.
+Act: TypeAlias = Callable[[IncomingCall, Connection, Context], Awaitable[bytes | None]]
 
 
 class CallReceiver:
     """Receives the calls of one listener. Everything but `handler` runs in one event loop."""
 
     def __init__(
-        self, acceptor: Acceptor, limits: CallLimits, threads: int, site_of: Callable[[Call], str] | None
+        self, acceptor: Acceptor, limits: CallLimits, threads: int, site_of: Callable[[IncomingCall], str] | None
     ) -> None:
         """Make the threads.
 
@@ -156,7 +157,7 @@ class CallReceiver:
             connection = self._acceptor.connection(context.peer())
             if connection is None or connection.refused:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "this connection has ended; connect again")
-            call = Call(context.auth_context(), connection.address)
+            call = IncomingCall(context.auth_context(), connection.address)
             try:
                 with self._counted(await self._caller(call, connection)):
                     return await act(call, connection, context)
@@ -171,7 +172,7 @@ class CallReceiver:
 
         return behavior
 
-    async def _caller(self, call: Call, connection: Connection) -> str:
+    async def _caller(self, call: IncomingCall, connection: Connection) -> str:
         """Return whom the call counts for."""
         if self._site_of is None:
             return call.address
@@ -183,7 +184,7 @@ class CallReceiver:
             lookup = self._lookups[connection.peer] = asyncio.create_task(self._look_up(call, connection))
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, call: Call, connection: Connection) -> str:
+    async def _look_up(self, call: IncomingCall, connection: Connection) -> str:
         # Set where handlers are made for callers with certificates.
         assert self._site_of is not None
         try:
@@ -243,15 +244,15 @@ class CallReceiver:
 
     # --- the four kinds of methods ---
 
-    def _unary(self, answer: Callable[[Message, Call], Message], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> bytes:
+    def _unary(self, answer: Callable[[Message, IncomingCall], Message], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             data = await self._only(context)
             return await self._in_thread(lambda: answer(_parse(kind, data), call).SerializeToString())
 
         return act
 
     def _held(self, answer: Callable[..., Message | None], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> bytes:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             request = _parse(kind, await self._only(context))
             loop = asyncio.get_running_loop()
             ends_at, first, reply = loop.time() + self._limits.hold_s, True, None
@@ -269,8 +270,8 @@ class CallReceiver:
 
         return act
 
-    def _upload(self, receive: Callable[[Call], Callable[[Message], Message]], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> bytes:
+    def _upload(self, receive: Callable[[IncomingCall], Callable[[Message], Message]], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             chunk: bytes | None = await self._only(context)
             take, reply = receive(call), None
             while chunk is not None:
@@ -282,8 +283,8 @@ class CallReceiver:
 
         return act
 
-    def _download(self, answer: Callable[[Message, Call], Iterator[Message]], kind: Descriptor) -> Act:
-        async def act(call: Call, connection: Connection, context: Context) -> None:
+    def _download(self, answer: Callable[[Message, IncomingCall], Iterator[Message]], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, connection: Connection, context: Context) -> None:
             messages = answer(_parse(kind, await self._only(context)), call)
 
             def read() -> list[bytes]:

@@ -167,7 +167,7 @@ def _watch(federation: Federation) -> bool:
         time.sleep(POLL_S)
 
 
-def _conclude(federation: Federation, outcome: results.Results, seconds: float) -> bool:
+def _conclude(federation: Federation, outcome: results.RunResults, seconds: float) -> bool:
     """Prints the results and writes the JSON file; tells whether the run succeeded."""
     options = federation.options
     click.echo("\nThe global model before and after each round, on patients that no hospital trained on:\n")

@@ -19,7 +19,7 @@ from federation.v1 import blobs_pb2, rounds_pb2
 from aggregator.network import listen
 from aggregator.rpc.acceptor import Acceptor, ConnectionLimits
 from aggregator.rpc.call_server import CallServer
-from aggregator.rpc.calls import Call, CallLimits, CallReceiver
+from aggregator.rpc.calls import CallLimits, CallReceiver, IncomingCall
 from aggregator.sites.authority import Authority, create_authority
 from tests.aggregator.conftest import Host
 from tests.raw_channel import RawChannel
@@ -40,15 +40,15 @@ class Answers:
     inside: int = 0
     changed: bool = False
 
-    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: Call) -> rounds_pb2.Receipt:
+    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: IncomingCall) -> rounds_pb2.Receipt:
         self.inside += 1
         self.gate.wait(20)
         return rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED)
 
-    def look(self, _request: rounds_pb2.PollRequest, _call: Call, *, first: bool, last: bool) -> Any:
+    def look(self, _request: rounds_pb2.PollRequest, _call: IncomingCall, *, first: bool, last: bool) -> Any:
         return rounds_pb2.PollReply(retry_after_ms=7) if self.changed or last else None
 
-    def receive(self, _call: Call) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
+    def receive(self, _call: IncomingCall) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
         held = 0
 
         def take(chunk: blobs_pb2.BlobChunk) -> blobs_pb2.BlobProgress:
@@ -58,7 +58,7 @@ class Answers:
 
         return take
 
-    def Get(self, request: blobs_pb2.BlobRequest, _call: Call) -> Iterator[blobs_pb2.BlobChunk]:
+    def Get(self, request: blobs_pb2.BlobRequest, _call: IncomingCall) -> Iterator[blobs_pb2.BlobChunk]:
         chunk = blobs_pb2.BlobChunk(data=bytes(1 << 18))
         return repeat(chunk, request.offset) if request.offset else repeat(chunk)
 
@@ -92,7 +92,7 @@ class Place:
         stack.callback(self.server.stop, 0.2)
         stack.callback(self.answers.gate.set)
 
-    def _site_of(self, call: Call) -> str:
+    def _site_of(self, call: IncomingCall) -> str:
         self.lookups += 1
         certificate = x509.load_pem_x509_certificate(call.auth_context()["x509_pem_cert"][0])
         site = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)

@@ -144,7 +144,7 @@ def test_a_taken_port_is_one_sentence_that_names_it(service: Service, key: str) 
 def test_few_descriptors_are_shared_among_the_listeners_and_said_in_the_log(service: Service) -> None:
     service.start(descriptors=1000)
     [event] = [line for line in service.events() if line["event"] == "fewer connections than configured"]
-    assert (event["descriptors"], event["connections"], event["enrolment_connections"]) == (1000, 118, 60)
+    assert [event[key] for key in ("descriptors", "connections", "enrolment_connections")] == [1000, 118, 60]
     assert service.end(signal.SIGTERM) == 0
 
 

@@ -260,7 +260,7 @@ def test_a_signed_plan_that_is_not_canonical_is_refused(make_plan: Make, custodi
         verify_plan(plan_pb2.SignedPlan(plan=data, signature=signature), custodian.public_key())
 
 
-def test_a_plan_without_the_later_training_fields_is_the_plan_of_their_defaults_and_has_its_bytes(
+def test_a_plan_without_the_later_training_fields_equals_one_of_defaults_to_the_byte(
     make_plan: Make,
 ) -> None:
     message = plan_pb2.Plan.FromString(make_plan().to_bytes())

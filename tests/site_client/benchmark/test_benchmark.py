@@ -188,7 +188,8 @@ def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its
     for run in arm.runs:
         assert len(run.studies.patients) == len(set(run.studies.patients)) == 14
         assert len(run.slices.patients) == 14 * SLICES
-    assert not np.array_equal(*[run.studies.probabilities for run in arm.runs])
+    first, second = (run.studies.probabilities for run in arm.runs)
+    assert not np.array_equal(first, second)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {(line["seed"], line["fold"], line["number"]) for line in log} == {(s, f, 1) for s in (1, 2) for f in (0, 1)}
     report = write_table(tmp_path / "out", grid.benches, results, ORIGIN)

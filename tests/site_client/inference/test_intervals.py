@@ -17,6 +17,7 @@ from site_client.inference.intervals import (
 )
 from site_client.inference.measures import Measure, of_draws
 from site_client.inference.scores import Column, Scored
+from tests.site_client.inference.figures import bounds_of, value_of
 
 SLICES = 8
 SETS = 1000  # of a simulation of coverage, whose standard error is .007
@@ -32,10 +33,10 @@ def _patients(positive: int, negative: int, rng: np.random.Generator, better: fl
     patients = np.repeat(np.arange(count), SLICES)
     truth = np.zeros((count, SLICES), np.int8)
     truth[:positive] = np.arange(SLICES) < rng.integers(1, SLICES, (positive, 1))
-    truth = truth.ravel()
-    scores = rng.normal(0, 0.7, count)[patients] + rng.normal(0, 1, len(truth)) + 1.3 * truth
+    labels = truth.ravel()
+    scores = rng.normal(0, 0.7, count)[patients] + rng.normal(0, 1, len(labels)) + 1.3 * labels
     shifts = [0.0, better] if better else [0.0]
-    return [Column(1 / (1 + np.exp(-scores - shift * truth)), truth, patients, count) for shift in shifts]
+    return [Column(1 / (1 + np.exp(-scores - shift * labels)), labels, patients, count) for shift in shifts]
 
 
 @pytest.mark.parametrize(("positive", "negative"), [(10, 10), (10, 50), (25, 25)])
@@ -43,11 +44,12 @@ def test_intervals_of_few_patients_hold_the_true_value_as_often_as_they_say(posi
     """Nominal .95; at least .93 has to be held."""
     rng = np.random.default_rng([positive, negative, 1])
     (whole,) = _patients(100 * positive, 100 * negative, rng)
-    true, held = estimate([whole], Measure.AUC).value, 0
+    true, held = value_of(estimate([whole], Measure.AUC)), 0
     for _ in range(SETS):
         (column,) = _patients(positive, negative, rng)
         figure = estimate([column], Measure.AUC, draw_patients(positive + negative, 150, rng))
-        held += figure.low <= true <= figure.high
+        low, _, high = bounds_of(figure)
+        held += low <= true <= high
     assert held / SETS >= 0.93
 
 
@@ -55,7 +57,7 @@ def test_percentiles_of_the_draws_would_hold_it_too_seldom() -> None:
     """With them 10 patients of each kind have an interval that is too short: hence the rule of `interval`."""
     rng = np.random.default_rng(8)
     (whole,) = _patients(1000, 1000, rng)
-    true, held = estimate([whole], Measure.AUC).value, 0
+    true, held = value_of(estimate([whole], Measure.AUC)), 0
     for _ in range(SETS):
         (column,) = _patients(10, 10, rng)
         drawn = of_draws(column, Measure.AUC, draw_patients(20, 200, rng))
@@ -67,12 +69,13 @@ def test_percentiles_of_the_draws_would_hold_it_too_seldom() -> None:
 def test_differences_of_few_patients_hold_the_true_difference_as_often_as_they_say() -> None:
     rng = np.random.default_rng(9)
     whole = _patients(1500, 1500, rng, better=0.4)
-    true = estimate(whole[1:], Measure.AUC).value - estimate(whole[:1], Measure.AUC).value
+    true = value_of(estimate(whole[1:], Measure.AUC)) - value_of(estimate(whole[:1], Measure.AUC))
     held = 0
     for _ in range(SETS):
         first, second = _patients(15, 15, rng, better=0.4)
         difference = compare([second], [first], Measure.AUC, draw_patients(30, 200, rng))
-        held += difference.low <= true <= difference.high
+        low, _, high = bounds_of(difference)
+        held += low <= true <= high
     assert held / SETS >= 0.93
 
 
@@ -102,8 +105,10 @@ def test_a_mean_over_seeds_is_the_mean_of_the_models_and_no_wider_than_the_wides
     draws = draw_patients(80, 500, rng)
     single = [estimate([model], Measure.AUC, draws) for model in models]
     both = estimate(models, Measure.AUC, draws)
-    assert both.value == pytest.approx(np.mean([figure.value for figure in single]))
-    assert both.high - both.low <= max(figure.high - figure.low for figure in single) + 1e-3
+    low, value, high = bounds_of(both)
+    bounds = [bounds_of(figure) for figure in single]
+    assert value == pytest.approx(np.mean([one for _, one, _ in bounds]))
+    assert high - low <= max(end - begin for begin, _, end in bounds) + 1e-3
 
 
 def test_an_interval_stays_within_the_bounds_of_its_measure() -> None:
@@ -113,9 +118,10 @@ def test_an_interval_stays_within_the_bounds_of_its_measure() -> None:
     for measure in (Measure.AP, Measure.BRIER, Measure.LOG_LOSS, Measure.SPECIFICITY_95):
         figure = estimate([sharp], measure, draw_patients(24, 300, rng))
         if figure.low is not None:
-            assert 0 <= figure.low <= figure.value <= figure.high
-            assert measure is Measure.LOG_LOSS or figure.high <= 1
-    assert not math.isnan(estimate([sharp], Measure.AUC).value)
+            low, value, high = bounds_of(figure)
+            assert 0 <= low <= value <= high
+            assert measure is Measure.LOG_LOSS or high <= 1
+    assert not math.isnan(value_of(estimate([sharp], Measure.AUC)))
 
 
 def _rest(column: Column) -> tuple[NDArray[np.int8], NDArray[np.int64], int]:

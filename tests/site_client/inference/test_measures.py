@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from site_client.errors import EvaluationRefused
-from site_client.inference.intervals import Estimate, accuracy, draw_patients, estimate, predictive, weighted_log_loss
+from site_client.inference.intervals import accuracy, draw_patients, estimate, predictive, weighted_log_loss
 from site_client.inference.measures import Measure, of_draws, perfect_calibration_error, reliability
 from site_client.inference.scores import Column, Scored, refuse_shared_patients
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from tests.site_client.inference.figures import bounds_of, value_of
 
 # Few different probabilities, so that ties are the rule and not the exception.
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)
@@ -85,18 +86,11 @@ def test_a_rarer_finding_has_a_lower_ppv_and_a_higher_npv() -> None:
     truth = (rng.random(400) < 0.3).astype(np.int8)
     column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
     values = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
-    ppv, npv = ([_bounded(pair[index])[1] for pair in values] for index in (0, 1))
+    ppv, npv = ([value_of(pair[index]) for pair in values] for index in (0, 1))
     assert ppv == sorted(ppv)
     assert npv == sorted(npv, reverse=True)
-    bounded = [_bounded(figure) for pair in values for figure in pair]
+    bounded = [bounds_of(figure) for pair in values for figure in pair]
     assert all(low < value < high for low, value, high in bounded)
-
-
-def _bounded(figure: Estimate) -> tuple[float, float, float]:
-    assert figure.low is not None
-    assert figure.value is not None
-    assert figure.high is not None
-    return figure.low, figure.value, figure.high
 
 
 @given(ROWS)
@@ -231,7 +225,7 @@ def test_the_height_alone_has_an_auc_at_equal_height_of_one_half() -> None:
     heights = np.repeat(np.arange(20) / 20 + 0.025, 40)
     truth = (rng.random(800) < 0.5 - np.abs(heights - 0.5)).astype(np.int8)
     column = Column(1 - np.abs(heights - 0.5), truth, np.arange(800), 800, heights)
-    assert estimate([column], Measure.AUC).value > 0.6
+    assert value_of(estimate([column], Measure.AUC)) > 0.6
     assert estimate([column], Measure.AUC_HEIGHT).value == 0.5
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_a_file_that_says_no_size_needs_one_and_takes_it(tmp_path: Path) -> None
     ],
 )
 def test_a_contradiction_is_refused_in_a_sentence(
-    description: ModelDescription, arguments: dict[str, int], sentence: str, tmp_path: Path
+    description: ModelDescription, arguments: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(EvaluationRefused, match=sentence):
         load(_file(tmp_path, description), **arguments)

@@ -15,7 +15,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_a_standardized_convolution_is_one_with_kernels_of_mean_0_and_variance_gain_squared_by_fan_in(
+def test_a_standardized_convolution_has_kernels_of_mean_0_and_variance_gain_squared_by_fan_in(
     dimensions: int,
 ) -> None:
     kind, plain = (StandardizedConv2d, nn.Conv2d) if dimensions == 2 else (StandardizedConv3d, nn.Conv3d)
@@ -41,14 +41,15 @@ def test_a_kernel_of_equal_weights_stays_finite() -> None:
 
 def test_an_affine_layer_is_batch_norm_in_eval_mode_with_its_statistics_folded_in() -> None:
     norm = nn.BatchNorm2d(5).eval()
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     with torch.no_grad():
-        for value in (norm.weight, norm.bias, norm.running_mean):
+        for value in (norm.weight, norm.bias, mean):
             value.copy_(_random(5, seed=2))
-        norm.running_var.copy_(_random(5).abs() + 0.1)
+        variance.copy_(_random(5).abs() + 0.1)
     layer = Affine(5)
     with torch.no_grad():
-        layer.weight.copy_(norm.weight / (norm.running_var + norm.eps).sqrt())
-        layer.bias.copy_(norm.bias - layer.weight * norm.running_mean)
+        layer.weight.copy_(norm.weight / (variance + norm.eps).sqrt())
+        layer.bias.copy_(norm.bias - layer.weight * mean)
     x = _random(2, 5, 7, 7)
     torch.testing.assert_close(layer(x), norm(x), rtol=1e-5, atol=1e-5)
 
@@ -56,7 +57,7 @@ def test_an_affine_layer_is_batch_norm_in_eval_mode_with_its_statistics_folded_i
 def test_affine_layers_start_at_mean_0_and_variance_1_in_every_channel_but_silent_ones() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Affine(8), nn.ReLU(), nn.Conv2d(8, 4, 3), Affine(4))
     with torch.no_grad():
-        net[0].weight[0] = 0  # a silent channel
+        net.get_parameter("0.weight")[0] = 0  # a silent channel
     x = 50 * _random(6, 3, 12, 12) + 9
     start_affine_layers(net, x)
     first, last = net[:2](x), net(x)
@@ -81,7 +82,7 @@ def test_features_of_different_heads_differ_before_any_training(architecture: st
     """Under GroupNorm and published kernels their spread is .07 of their length: all slices look alike."""
     net = build(architecture, 2).eval()
     with torch.inference_mode():
-        features = net.backbone(synthetic_slices(torch.Generator().manual_seed(9)))
+        features = net.get_submodule("backbone")(synthetic_slices(torch.Generator().manual_seed(9)))
     lengths = torch.linalg.vector_norm(features, dim=1)
     spread = torch.linalg.vector_norm(features - features.mean(dim=0), dim=1)
     assert (spread / lengths).mean() > 0.25

@@ -34,7 +34,7 @@ def test_heads_are_the_last_layers_and_norms_are_scales_and_gains() -> None:
 
 def test_a_head_by_itself_has_the_parts_it_has_in_its_network() -> None:
     net = build("lite", 0)
-    parts, own = parts_of(net), parts_of(net.reader)
+    parts, own = parts_of(net), parts_of(net.get_submodule("reader"))
     assert own == {name.removeprefix("reader."): part for name, part in parts.items() if name.startswith("reader.")}
 
 

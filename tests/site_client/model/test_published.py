@@ -45,7 +45,8 @@ def _resnet_names(name: str) -> str:
     return name.replace("stem.0.", "conv1.").replace("stem.1.", "bn1.")
 
 
-CASES = {
+Case = tuple[Callable[[], tuple[nn.Module, int]], Callable[[str], str], Callable[[Tensor], Tensor], str]
+CASES: dict[str, Case] = {
     "densenet121-affine-gru": (lambda: densenet(DenseNet121, 3), _densenet_names, _torchvision, "classifier.weight"),
     "densenet169-affine": (lambda: densenet(DenseNet169, 3), _densenet_names_of_2017, _torchvision, "classifier.bias"),
     "resnet50-affine": (lambda: resnet((3, 4, 6, 3), 3), _resnet_names, _torchvision, "fc.weight"),
@@ -67,6 +68,7 @@ def _published(architecture: str) -> tuple[nn.Module, dict[str, Tensor]]:
                 (module.running_mean, -0.3, 0.3),
                 (module.running_var, 0.5, 2.0),
             ):
+                assert value is not None
                 value.data.uniform_(low, high, generator=random)
         elif isinstance(module, nn.Conv2d) and module.bias is not None:  # four of MONAI's ResNet, none of torchvision's
             nn.init.zeros_(module.bias)
@@ -83,12 +85,15 @@ def test_converted_features_equal_the_published_networks_in_eval_mode(
 ) -> None:
     trunk, tensors = _published(architecture)
     path = tmp_path / f"published{ending}"
-    (save_file if ending == ".safetensors" else torch.save)(tensors, path)
+    if ending == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
     net = build(architecture, 1).eval()
     origin = load_published(net, architecture, path, LICENCE)
     x = synthetic_slices(torch.Generator().manual_seed(1))[:4]
     with torch.inference_mode():
-        features = net.backbone(x)
+        features = net.get_submodule("backbone")(x)
         expected = torch.relu(trunk(CASES[architecture][2](x[:, :3]))).mean(dim=(2, 3))
     error = torch.linalg.vector_norm(features - expected) / torch.linalg.vector_norm(expected)
     assert error < 1e-6
@@ -96,7 +101,7 @@ def test_converted_features_equal_the_published_networks_in_eval_mode(
     assert LICENCE in str(origin)
 
 
-def test_the_windows_that_no_published_network_knows_change_nothing_at_first_and_can_be_learned(tmp_path: Path) -> None:
+def test_windows_unknown_to_a_published_network_change_nothing_at_first_and_can_learn(tmp_path: Path) -> None:
     _, tensors = _published("efficientnet-lite0-affine-gru")
     torch.save(tensors, tmp_path / "published.pth")
     net = build("efficientnet-lite0-affine-gru", 1).eval()
@@ -104,10 +109,11 @@ def test_the_windows_that_no_published_network_knows_change_nothing_at_first_and
     x = synthetic_slices(torch.Generator().manual_seed(1))[:2]
     other = x.clone()
     other[:, 3:] = 0.3
-    torch.testing.assert_close(net.backbone(other), net.backbone(x))
-    net.backbone(x).square().sum().backward()
-    stem = net.backbone.trunk.features._conv_stem.weight
+    torch.testing.assert_close(net.get_submodule("backbone")(other), net.get_submodule("backbone")(x))
+    torch.autograd.backward(net.get_submodule("backbone")(x).square().sum())
+    stem = net.get_parameter("backbone.trunk.features._conv_stem.weight")
     assert stem.shape[1] == CHANNELS
+    assert stem.grad is not None
     assert stem.grad[:, 3:].any()
 
 
@@ -162,6 +168,6 @@ def test_the_imagenet_weights_of_efficientnet_lite0_are_converted_to_features_th
     origin = load_published(net, "efficientnet-lite0-affine", path, "Apache-2.0 by its packager")
     assert origin.file_sha256.startswith("57934424")
     with torch.inference_mode():
-        features = net.backbone(synthetic_slices(torch.Generator().manual_seed(1)))
+        features = net.get_submodule("backbone")(synthetic_slices(torch.Generator().manual_seed(1)))
     assert features.isfinite().all()
     assert (features.std(dim=0) > 0).float().mean() > 0.5

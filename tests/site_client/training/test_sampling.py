@@ -1,6 +1,7 @@
 """Slabs at the heights of bleeds, and the prior correction for what training reads."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_every_step_of_two_studies_or_more_has_studies_with_and_without_hemorrha
 
 def _read(series: SeriesRecord) -> Volume:
     hu = np.full((SLICES, 32, 32), 30, np.int16)
-    return Volume(hu, (7.0, 7.0), np.arange(SLICES) * 5.0, np.full(SLICES, 5.0))
+    return Volume(hu, (7.0, 7.0), np.arange(SLICES, dtype=np.float64) * np.float64(5.0), np.full(SLICES, 5.0))
 
 
 def _study(number: int, labels: NDArray[np.int8]) -> StudyRecord:
@@ -137,7 +138,7 @@ def test_offsets_of_slabs_undo_the_shares_that_training_reads(
                 slices.append(float(sample.slice_labels[..., ANY].mean()))
                 slabs.append(float(sample.study_labels[0, ANY]))
 
-    def offset(patients: float, training: float) -> float:
+    def offset(patients: float, training: float | np.floating[Any]) -> float:
         return float(np.log(patients / (1 - patients)) - np.log(training / (1 - training)))
 
     offsets = prior_offsets(studies, loader, net)

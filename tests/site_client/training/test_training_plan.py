@@ -22,6 +22,7 @@ from site_client.training.early_stop import EarlyStop, split_tuning
 from site_client.training.loop import Stopped, TrainingProgress, train
 from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
+from tests.site_client.training.stopping import stop_after
 
 PLAN = LocalTraining(epochs=2, learning_rate=0.003, studies_per_step=2, studies_min=1, slices_per_study=2)
 
@@ -29,7 +30,7 @@ PLAN = LocalTraining(epochs=2, learning_rate=0.003, studies_per_step=2, studies_
 def _read(series: SeriesRecord) -> Volume:
     random = np.random.default_rng(int(series.content_hash, 16))
     hu = random.integers(-100, 200, (4, 64, 64)).astype(np.int16)
-    return Volume(hu, (3.0, 3.0), np.arange(4) * 5.0, np.full(4, 5.0))
+    return Volume(hu, (3.0, 3.0), np.arange(4, dtype=np.float64) * np.float64(5.0), np.full(4, 5.0))
 
 
 def _study(number: int) -> StudyRecord:
@@ -53,7 +54,8 @@ def _train(
     """`stops` are the numbers of studies after which each attempt is told to stop."""
     loader = _loader(folder)
     for budget in (*stops, None):
-        net, asked = build("lite", 1), iter(range(10_000))
+        net = build("lite", 1)
+        assert isinstance(net, SequenceNet)
         checkpoints = Checkpoints(folder / name, CheckpointIdentity("train", "", 1, "", "", ""), every_s=1e9)
         try:
             at = train(
@@ -65,7 +67,7 @@ def _train(
                 choose("cpu", 1, 64),
                 checkpoints,
                 (lambda at: None) if progress is None else progress.append,
-                lambda b=budget, a=asked: b is not None and next(a) >= b,
+                stop_after(budget),
                 early_stop,
             )
         except Stopped:
