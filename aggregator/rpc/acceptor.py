@@ -154,13 +154,13 @@ class Acceptor:
         self._watch(self._listener.fileno(), _IN)
         sweep_at = time.monotonic() + TICK_S
         while not self._stopping:
-            for descriptor, _events in self._epoll.poll(TICK_S):
+            for descriptor, events in self._epoll.poll(TICK_S):
                 if descriptor == self._requested:
                     os.eventfd_read(self._requested)
                 elif descriptor == self._listener.fileno():
                     self._accept()
                 elif (connection := self._by_descriptor.get(descriptor)) is not None:
-                    self._move(connection)
+                    self._move(connection, descriptor, events)
             while self._requests:
                 self._requests.popleft()()
             if (now := time.monotonic()) >= sweep_at:
@@ -246,18 +246,22 @@ class Acceptor:
         for connection in [connection for held in strangers for connection in held if connection.ends_at <= now]:
             self._end(connection)
 
-    def _move(self, connection: Connection) -> None:
-        """Pass on in both directions as many bytes as there are and as their target takes."""
+    def _move(self, connection: Connection, descriptor: int, events: int) -> None:
+        """Pass on as many bytes as there are and as their target takes, in the direction of an event or in both."""
         client = connection.client
+        readable, writable = bool(events & ~_OUT), bool(events & ~_IN)  # a hang-up or an error is both
+        upwards, downwards = (readable, writable) if descriptor == client.fileno() else (writable, readable)
         try:
             if connection.upstream is None and not self._forward(connection):
                 return
             # `_forward` has made it.
             assert connection.upstream is not None
             upstream = connection.upstream
-            rest = connection.to_upstream
-            came, connection.to_upstream, client_ended = self._pass(client, upstream, rest)
-            _, connection.to_client, upstream_ended = self._pass(upstream, client, connection.to_client)
+            came = client_ended = upstream_ended = False
+            if upwards:
+                came, connection.to_upstream, client_ended = self._pass(client, upstream, connection.to_upstream)
+            if downwards:
+                _, connection.to_client, upstream_ended = self._pass(upstream, client, connection.to_client)
         except OSError:  # one of the two was reset
             self._end(connection)
             return

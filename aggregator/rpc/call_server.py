@@ -21,7 +21,7 @@ from aggregator.sites.authority import ServerIdentity
 
 log = structlog.get_logger()
 
-CERTIFICATE_CHECK_S = 1.0  # it reads one small file
+CERTIFICATE_CHECK_S = 5.0  # it reads one small file
 REPLACED_AFTER_S = 60.0  # a server that stops ends the handshakes that have begun on it
 REPLACED_GRACE_S = 900.0  # for calls on the server with the old certificate: uploads over slow lines
 
@@ -44,7 +44,7 @@ class CallServer:
             acceptor: Not started yet; `stop` stops it.
             receiver: Made the handlers.
             handlers: One a service.
-            identity: Returns the certificate to show; asked once a second.
+            identity: Returns the certificate to show; asked every few seconds.
             client_ca_pem: A caller needs a certificate of this CA; None asks for none.
             options: gRPC's channel arguments.
         """
