@@ -16,6 +16,7 @@ AggregatorError
 │   ├── SiteLeft         the certificate is ours, but its site has left for good
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
+├── SumRefused           a recovered sum that leads to no model
 ├── Busy                 too many transfers at once
 └── BlobRefused          bytes that do not fit what was offered
     ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one
@@ -89,6 +90,16 @@ class JoinDenied(Denied):
 
 class MessageRefused(AggregatorError):
     """The message does not fit the round, the phase or the site it names."""
+
+
+class SumRefused(AggregatorError):
+    """The sum was recovered, and so many honest members cannot have made it; its words are kept for the sites."""
+
+    def __init__(self, why: str, blob: bytes, size_bytes: int, members: int) -> None:
+        self.blob = blob  # its digest
+        self.size_bytes = size_bytes
+        self.members = members
+        super().__init__(f"the sum of {members} uploads was refused: {why}")
 
 
 class Busy(AggregatorError):

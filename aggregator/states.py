@@ -55,6 +55,15 @@ class SeatState(StrEnum):
     LEFT_OUT = "left_out"  # the cohort was frozen without it, or goes on without it
 
 
+class FaultKind(StrEnum):
+    """Why a site sits out rounds: `runs.faults`."""
+
+    SILENT = "silent"  # a member that missed a phase
+    BAD_SHARES = "bad_shares"  # dealt no shares, by the signed word of more members than may lie
+    BAD_DEALING = "bad_dealing"  # dealt shares of no secret; they were put together
+    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model
+
+
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
     SiteStanding.PENDING: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED}),
     SiteStanding.APPROVED: frozenset({SiteStanding.REVOKED, SiteStanding.LEFT}),

@@ -20,6 +20,7 @@ import structlog
 from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
+from federation.errors import FederationError
 from federation.manifest import Model, load_model, save_model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
@@ -29,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from aggregator import memory
 from aggregator.context import AppContext
-from aggregator.errors import NotFound
+from aggregator.errors import NotFound, SumRefused
 from aggregator.rounds import messages
 from aggregator.rounds.cohort import MaskingAttempt, attempt_of
 from aggregator.runs import metrics
@@ -82,7 +83,7 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
 
     Raises:
         SecaggError: when the masks cannot be recovered, however often it is tried.
-        FederationError: when the sum cannot be decoded, or leads to no model.
+        SumRefused: when the sum cannot be decoded, or leads to no model.
         NotFound: when an upload or the base model is gone or damaged.
         LostRace: when another driver, or an abort, was first.
         OSError: for example on a full disk; a later try may succeed.
@@ -90,7 +91,12 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
     with app.store.read() as session:
         inputs = _read_input(session, round_id)
     memory.trim()  # the uploads have just come in, and their buffers are free
-    result = _aggregate(app, inputs, progress)
+    try:
+        result = _aggregate(app, inputs, progress)
+    except FederationError as error:
+        # Only now: an ordinary round must not hold the words of its sum beside the model that they lead to.
+        words = app.blobs.add(_unmasked(app, inputs, progress).astype("<u8", copy=False).tobytes())
+        raise SumRefused(str(error), words.digest, words.size_bytes, len(inputs.uploads)) from error
     _publish(app, inputs, result, actor)
     log.info(
         "round published",
@@ -170,14 +176,22 @@ def _dealt(session: Session, row: Round, uploaded: Collection[str]) -> secagg.De
     return dealt
 
 
-def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
+def _unmasked(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> secagg.Words:
     masking = inputs.masking
-    threads = app.settings.driver.aggregation_threads or os.cpu_count() or 1
-    total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, threads)
+    total = sum_uploads(app.uploads, inputs.uploads, inputs.layout.words, progress, _threads(app))
     recovered = secagg.recover_masks(masking.ctx, masking.cohort, inputs.dealt, inputs.uploads, inputs.answers)
     progress()
-    secagg.unmask(total, recovered, threads)
+    secagg.unmask(total, recovered, _threads(app))
     progress()
+    return total
+
+
+def _threads(app: AppContext) -> int:
+    return app.settings.driver.aggregation_threads or os.cpu_count() or 1
+
+
+def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) -> AggregationResult:
+    total = _unmasked(app, inputs, progress)
     decoded = encoding.decode_sum(inputs.layout, total, len(inputs.uploads))
     del total  # as large as the model; the next steps need its memory
     progress()
@@ -186,7 +200,7 @@ def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) 
         sum_blob = disk.submit(lambda: app.blobs.add(encoding.pack_sum(inputs.layout, decoded)))
         digest, model_blob = inputs.row.base_model, None
         if not inputs.plan.evaluates_only(inputs.row.number):
-            model = next_model(inputs.plan, _take_base(app, inputs), decoded, threads, uses_up=True)
+            model = next_model(inputs.plan, _take_base(app, inputs), decoded, _threads(app), uses_up=True)
             digest, model_blob = model.digest, _store_model(app, model)
     progress()
     return AggregationResult(decoded, digest, model_blob, sum_blob.result())

@@ -1,9 +1,11 @@
 """Decides what is due for a round. Pure: rows and the time in, one decision out.
 
-TRAINING     freeze when `target` sites are ready, or no other site can come, or the deadline is past and `minimum` are
+TRAINING     freeze when `target` sites are ready, or no other site can come, or the deadline is past and `minimum` are;
+             only a cohort that `regrouping` admits
 a phase      advance when every member has answered, or the deadline is past and enough have: `minimum` in KEYS, the
              threshold t of the keyed members (U1) afterwards
-             otherwise try again with fresh keys, unless shares may have been revealed: then abandon
+             otherwise try again with fresh keys. In REVEAL shares are out, so there is no second attempt: the round
+             waits for its members as long as training may take
 UPLOAD       also try again, at once and without it, when a dealer's shares are none by the word of enough members
 AGGREGATING  aggregate; the round waits for no site
 """
@@ -16,6 +18,7 @@ from datetime import datetime
 from federation.plan import CohortBounds
 from federation.secagg import threshold
 
+from aggregator.rounds.regrouping import SumHistory, choose_cohort
 from aggregator.states import PHASE_SEATS, RoundState, SeatState
 
 # A cohort that fails this often is unlikely to succeed; the next round asks its sites to train again.
@@ -30,11 +33,13 @@ class RoundSnapshot:
     state: RoundState
     attempt: int
     deadline: datetime
+    reveal_until: datetime  # the end of REVEAL, however few have answered
     seats: Mapping[str, SeatState]
     advertised: int  # members of U1
     guilty: Collection[str]  # members that dealt garbage, by enough complaints
-    eligible: Collection[str]  # sites of the roster in force
+    eligible: Collection[str]  # sites that are offered the round
     bounds: CohortBounds
+    history: SumHistory
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Abandon:
-    """End the round without a sum."""
+    """End the round without a sum; the run pauses where only a person can help."""
 
     reason: str
+    pauses_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def decide(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if view.state is RoundState.TRAINING:
         return _after_training(view, now)
     if view.state is RoundState.AGGREGATING:
-        return Aggregate() if now < view.deadline else Abandon("the sum could not be decoded in time; the log says why")
+        late = Abandon("the sum could not be decoded in time; the log says why", pauses_run=True)
+        return Aggregate() if now < view.deadline else late
     return _after_phase(view, now)
 
 
@@ -96,7 +103,12 @@ def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
     late = now >= view.deadline
     if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not awaited)):
-        return _freeze(view, ready)
+        members = choose_cohort(_ranked(view, ready), view.bounds, view.history)
+        if members is not None:
+            return _freeze(view, members)
+        if late or not awaited:
+            return _no_cohort(view, ready)
+        return Wait()
     if late:
         return Abandon(f"at the deadline {len(ready)} sites were ready, the plan's minimum is {view.bounds.minimum}")
     # Without this the round would wait until its deadline, days, for sites that have said that they will not come.
@@ -106,12 +118,24 @@ def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     return Wait()
 
 
-def _freeze(view: RoundSnapshot, ready: list[str]) -> Freeze:
-    """Choose members by a hash of round and site, so that surplus candidates are other ones in every round."""
-    drawn = sorted(ready, key=lambda site: hashlib.sha256(f"{view.name}/{site}".encode()).digest())
-    members = sorted(drawn[: view.bounds.maximum])
+def _ranked(view: RoundSnapshot, ready: list[str]) -> list[str]:
+    """Order candidates by a hash of round and site, so that surplus ones are other ones in every round."""
+    return sorted(ready, key=lambda site: hashlib.sha256(f"{view.name}/{site}".encode()).digest())
+
+
+def _freeze(view: RoundSnapshot, members: tuple[str, ...]) -> Freeze:
     left_out = [site for site in _in(view, SeatState.OFFERED, SeatState.READY) if site not in members]
-    return Freeze(tuple(members), tuple(left_out))
+    return Freeze(members, tuple(left_out))
+
+
+def _no_cohort(view: RoundSnapshot, ready: list[str]) -> Abandon:
+    least = view.bounds.minimum
+    return Abandon(
+        f"{len(ready)} sites were ready, but every cohort of them would differ by fewer than {least} members from one "
+        f"whose sum on the same model is known, or repeat one whose sum was refused; {2 * least} sites are enough to "
+        "form another, or a new run from another model",
+        pauses_run=True,
+    )
 
 
 def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
@@ -127,7 +151,14 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     reason = f"{done} members answered in phase {view.state}, {need} are needed"
     # In REVEAL some shares are out. In a second attempt the same update would enter a second sum, and the difference of
     # the two sums could be a single update.
-    if view.state is RoundState.REVEAL or view.attempt >= ATTEMPTS_MAX:
+    if view.state is RoundState.REVEAL:
+        if now < view.reveal_until:
+            return Wait()
+        return Abandon(
+            f"{reason}; those who answered take part in no other round on this model: begin a new run from another",
+            pauses_run=True,
+        )
+    if view.attempt >= ATTEMPTS_MAX:
         return Abandon(reason)
     return Retry(missing, reason)
 

@@ -17,17 +17,19 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
-from federation.errors import FederationError
+from federation.plan import TrainingPlan
 from federation.secagg import SecaggError
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
-from aggregator.errors import LostRace, NotFound
-from aggregator.rounds import aggregation, transitions
+from aggregator.errors import LostRace, NotFound, SumRefused
+from aggregator.rounds import aggregation, failures, transitions
 from aggregator.rounds.cohort import guilty_dealers
 from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
+from aggregator.rounds.failures import sum_history
+from aggregator.rounds.regrouping import SumHistory
+from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
-from aggregator.sites.roster import eligible
 from aggregator.states import RoundState
 from aggregator.store import Cause, round_rows, run_rows
 from aggregator.store.tables import Round, Seat
@@ -127,19 +129,20 @@ class Driver:
         return True
 
     def _aggregate(self, round_id: int) -> None:
-        """Aggregate under the lease. A sum that can never be decoded abandons the round; other failures are retried."""
+        """Aggregate under the lease. A sum that leads to no model abandons the round; other failures are retried."""
         try:
             aggregation.aggregate_round(self._app, round_id, self._actor, lambda: self._renew_lease(round_id))
-        except (SecaggError, FederationError, NotFound) as error:
+        except (SecaggError, SumRefused, NotFound) as error:
             log.warning("sum refused", round_id=round_id, why=str(error))
-            decision = Abandon(f"the sum could not be decoded: {error}")
-            cause = Cause(self._app.clock(), self._actor, decision.reason)
+            cause = Cause(self._app.clock(), self._actor, str(error))
             with self._app.store.write() as session:
                 row = round_rows.by_id(session, round_id)
                 step = transitions.Step(session, run_rows.get(session, row.run_id), row, cause)
-                transitions.abandon(step, decision, self._app.settings.driver.abandoned_in_a_row_max)
+                failures.abandon_aggregation(step, error, self._app.settings.driver.abandoned_in_a_row_max)
 
     def _snapshot(self, session: Session, row: Round) -> RoundSnapshot:
+        plan = plan_of(run_rows.get(session, row.run_id))
+        is_training = row.state is RoundState.TRAINING
         return RoundSnapshot(
             name=round_rows.subject(row),
             state=row.state,
@@ -148,9 +151,14 @@ class Driver:
             seats=round_rows.seat_states(session, row.id),
             advertised=len(advertised := round_rows.senders(session, row.id, Seat.advertisement)),
             guilty=guilty_dealers(session, row, len(advertised)) if row.state is RoundState.UPLOAD else (),
-            eligible=frozenset(eligible(session)) if row.state is RoundState.TRAINING else frozenset(),
-            bounds=plan_of(run_rows.get(session, row.run_id)).cohort,
+            reveal_until=row.phase_since + timedelta(seconds=plan.deadlines.training_s),
+            eligible=self._offered_to(session, row, plan) if is_training else (),
+            bounds=plan.cohort,
+            history=sum_history(session, row) if is_training else SumHistory(),
         )
+
+    def _offered_to(self, session: Session, row: Round, plan: TrainingPlan) -> frozenset[str]:
+        return frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
 
     # --- leases ---
 

@@ -14,15 +14,15 @@ def round_ref(row: Round) -> RoundRef:
 
 
 def published_sum(row: Round) -> rounds_pb2.PublishedSum:
-    """Describe the sum and the model of a PUBLISHED round.
+    """Describe the sum of a round and the model it led to; without a model for a refused sum.
 
     Raises:
-        ValueError: for a round in another state.
+        ValueError: for a round without a sum.
     """
-    if row.sum_blob is None or row.sum_size_bytes is None or row.members is None or row.next_model is None:
-        raise ValueError(f"round {row.number} is {row.state}: only a published round has a sum")
+    if row.sum_blob is None or row.sum_size_bytes is None or row.members is None:
+        raise ValueError(f"round {row.number} is {row.state} and has no sum")
     blob = rounds_pb2.BlobRef(digest=row.sum_blob, size_bytes=row.sum_size_bytes)
-    return rounds_pb2.PublishedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model)
+    return rounds_pb2.PublishedSum(round=row.number, sum=blob, members=row.members, model_digest=row.next_model or b"")
 
 
 def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:

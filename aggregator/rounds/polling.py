@@ -23,6 +23,7 @@ from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds.certificates import certificate_of
+from aggregator.rounds.failures import bad_dealings
 from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
@@ -131,9 +132,11 @@ def _close(
     if outcome is None:
         return None, key
     close = pb.CloseStep(round=ref, outcome=outcome)
-    if outcome == pb.CloseStep.PUBLISHED:
+    if outcome in (pb.CloseStep.PUBLISHED, pb.CloseStep.REFUSED):
         close.published.CopyFrom(published_sum(row))
         close.uploaded.extend(round_rows.senders(session, row.id, Seat.upload_claim))
+    elif outcome == pb.CloseStep.ABANDONED:
+        close.bad_dealings.extend(bad_dealings(session, row))
     return close, key
 
 
@@ -143,6 +146,8 @@ def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType
         return pb.CloseStep.NOT_IN_COHORT
     if row.state is RoundState.PUBLISHED:
         return pb.CloseStep.NOT_IN_COHORT if seat.state is SeatState.DECLINED else pb.CloseStep.PUBLISHED
+    if row.state is RoundState.ABANDONED and row.sum_blob is not None and run.state in run_rows.ACTIVE:
+        return pb.CloseStep.REFUSED
     if row.state is RoundState.ABANDONED:
         return pb.CloseStep.ABANDONED if run.state in run_rows.ACTIVE else pb.CloseStep.RUN_OVER
     return None

@@ -1,16 +1,18 @@
 """Carrying out a decision: the transitions of one round and its seats, in the caller's transaction."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from federation.v1.secagg_pb2 import BadShares, ComplaintMessage, EncryptedShare
 from sqlalchemy.orm import Session
 
 from aggregator.rounds.decisions import Abandon, Advance, Freeze, Retry
-from aggregator.runs.lifecycle import continue_run, pause_after
+from aggregator.runs.lifecycle import continue_run, pause_after, pause_because
 from aggregator.runs.plans import plan_of
-from aggregator.states import PHASE_SEATS, RoundState, SeatState
-from aggregator.store import Cause, round_rows, site_rows
-from aggregator.store.tables import Round, Run
+from aggregator.states import PHASE_SEATS, FaultKind, RoundState, SeatState
+from aggregator.store import Cause, fault_rows, masking_rows, round_rows, site_rows
+from aggregator.store.tables import Round, Run, Seat
 
 # The least deadline of AGGREGATING. It is arithmetic on bytes that are here: only a broken disk takes this long.
 AGGREGATING_S_MIN = 3600.0
@@ -58,6 +60,7 @@ def advance(step: Step, decision: Advance) -> None:
     if after is RoundState.AGGREGATING:
         deadline = max(deadline, step.cause.at + timedelta(seconds=AGGREGATING_S_MIN))
     missed = f"; {len(decision.missed)} members missed" if decision.missed else ""
+    _record_silence(step, decision.missed)
     _move(step, after, f"phase {phase} is over{missed}", {"deadline": deadline})
     for site in decision.missed:
         _move_seat(step, site, PHASE_SEATS[phase][0], SeatState.MISSED, f"did not answer in phase {phase}")
@@ -76,6 +79,10 @@ def retry(step: Step, decision: Retry) -> None:
     deadline = _phase_deadline(step)
     if len(ready) < plan.cohort.minimum:
         deadline = max(deadline, row.began_at + timedelta(seconds=plan.deadlines.training_s))
+    _record_silence(step, decision.missed)
+    for site in decision.left_out:
+        cause = step.cause.because("dealt no shares to members that say so, more than may lie")
+        fault_rows.add(step.session, row, site, FaultKind.BAD_SHARES, cause, _evidence_of_bad_shares(step, site))
     anew = {"attempt": row.attempt + 1, "roster_epoch": 0, "deadline": deadline, "reason": decision.reason}
     _move(step, RoundState.TRAINING, decision.reason, anew)
     # No message of the old attempt may meet one of the new: its keys and shares are of no use and would not verify.
@@ -88,11 +95,22 @@ def retry(step: Step, decision: Retry) -> None:
         _move_seat(step, site, before, SeatState.MISSED, "did not answer")
 
 
-def abandon(step: Step, decision: Abandon, in_a_row_max: int) -> None:
-    """End the round without a sum. The next number starts from the same model, unless too many in a row ended so."""
-    _move(step, RoundState.ABANDONED, decision.reason, {"reason": decision.reason})
+def abandon(step: Step, decision: Abandon, in_a_row_max: int, refused_sum: Mapping[str, object] | None = None) -> None:
+    """End the round without a model. The next number starts from the same one, unless too many in a row ended so.
+
+    Args:
+        step: The step.
+        decision: Why.
+        in_a_row_max: So many abandoned rounds in a row pause the run.
+        refused_sum: Columns of the round that describe a sum which led to no model.
+    """
+    seats = round_rows.seat_states(step.session, step.row.id)
+    _record_silence(step, [site for site, seat in seats.items() if _is_awaited(step, seat)])
+    _move(step, RoundState.ABANDONED, decision.reason, {"reason": decision.reason, **(refused_sum or {})})
     cause = step.cause.because(decision.reason)
     # Pause first: a paused run begins no round.
+    if decision.pauses_run:
+        pause_because(step.session, step.run, cause)
     pause_after(step.session, step.run, in_a_row_max, cause)
     continue_run(step.session, step.run, cause)
 
@@ -105,6 +123,27 @@ def _move(step: Step, after: RoundState, why: str, values: dict[str, object]) ->
 def _move_seat(step: Step, site: str, before: SeatState, after: SeatState, why: str) -> None:
     change = step.cause.because(why).of(round_rows.seat_subject(step.row, site))
     round_rows.move_seat(step.session, step.row, site, before, after, change)
+
+
+def _is_awaited(step: Step, seat: SeatState) -> bool:
+    return step.row.state in PHASE_SEATS and seat is PHASE_SEATS[step.row.state][0]
+
+
+def _record_silence(step: Step, missed: Iterable[str]) -> None:
+    for site in missed:
+        cause = step.cause.because(f"was ready, and did not answer in phase {step.row.state}")
+        fault_rows.add(step.session, step.row, site, FaultKind.SILENT, cause)
+
+
+def _evidence_of_bad_shares(step: Step, dealer: str) -> bytes:
+    evidence = BadShares()
+    for site, data in round_rows.payloads(step.session, step.row.id, Seat.complaints).items():
+        for complaint in ComplaintMessage.FromString(data).complaints:
+            if complaint.dealer == dealer:
+                (dealt,) = masking_rows.dealt(step.session, step.row.id, [dealer], [site])
+                evidence.complaints.append(complaint)
+                evidence.dealt.append(EncryptedShare.FromString(dealt))
+    return evidence.SerializeToString(deterministic=True)
 
 
 def _phase_deadline(step: Step) -> datetime:

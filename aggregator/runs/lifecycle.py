@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
+from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
-from aggregator.sites.roster import eligible
 from aggregator.states import RoundState, RunState
 from aggregator.store import Cause, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run
@@ -174,6 +174,12 @@ def pause_after(session: Session, run: Run, in_a_row_max: int, cause: Cause) -> 
         run_rows.move(session, run, RunState.PAUSED, cause.because(why).of(run_rows.subject(run.run_id)))
 
 
+def pause_because(session: Session, run: Run, cause: Cause) -> None:
+    """Pause a RUNNING run in the caller's transaction: only a person can help. `cause.why` says with what."""
+    if run.state is RunState.RUNNING:
+        run_rows.move(session, run, RunState.PAUSED, cause.of(run_rows.subject(run.run_id)))
+
+
 def _begin_next(session: Session, run: Run, plan: TrainingPlan, cause: Cause) -> None:
     last = round_rows.newest(session, run.run_id)
     row = Round(
@@ -187,8 +193,9 @@ def _begin_next(session: Session, run: Run, plan: TrainingPlan, cause: Cause) ->
         phase_since=cause.at,
         deadline=cause.at + timedelta(seconds=plan.deadlines.training_s),
     )
-    change = cause.because("offered to every enrolled site").of(round_rows.subject(row))
-    round_rows.begin_round(session, row, eligible(session), change)
+    change = cause.because("offered to every enrolled site that sits nothing out").of(round_rows.subject(row))
+    sites = offered_to(session, run.run_id, row.number, plan.cohort.minimum)
+    round_rows.begin_round(session, row, sites, change)
 
 
 def _in_state(session: Session, run_id: bytes, verb: str, *states: RunState) -> Run:

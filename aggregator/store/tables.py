@@ -13,7 +13,7 @@ from sqlalchemy import DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData,
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from aggregator.states import RoundState, RunState, SeatState
+from aggregator.states import FaultKind, RoundState, RunState, SeatState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -174,9 +174,9 @@ class Round(Base):
     lease_owner: Mapped[str | None] = mapped_column(comment="the driver stepping it now")
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="free again afterwards")
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    sum_blob: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the opened sum; PUBLISHED only")
+    sum_blob: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the sum, published or refused")
     sum_size_bytes: Mapped[int | None] = mapped_column()
-    members: Mapped[int | None] = mapped_column(comment="uploads in the sum; PUBLISHED only")
+    members: Mapped[int | None] = mapped_column(comment="uploads in the sum; null without one")
     next_model: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the model it led to")
 
 
@@ -232,6 +232,25 @@ class DealtShare(Base):
     member: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     dealer: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     message: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized EncryptedShare")
+
+
+class Fault(Base):
+    """A site held up a round: the reason why it sits out later ones, with the evidence."""
+
+    __tablename__ = "faults"
+    # A step that is carried out twice holds a fault against nobody twice.
+    __table_args__ = (UniqueConstraint("round_id", "attempt", "site", "kind"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"))
+    attempt: Mapped[int] = mapped_column()
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), index=True)
+    kind: Mapped[FaultKind] = mapped_column()
+    detail: Mapped[str] = mapped_column(comment="one sentence for people")
+    evidence: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="serialized BadShares or BadDealing, for kinds that have evidence"
+    )
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class ModelVersion(Base):

@@ -1,6 +1,6 @@
 """Values of `federation.secagg` as the messages that travel. Nothing is checked here: `secagg.verify_...` does."""
 
-from federation.secagg import Advertisement, DealtShares
+from federation.secagg import Advertisement, BadDealing, DealtShares, ShareKind
 from federation.v1 import secagg_pb2
 
 
@@ -52,3 +52,14 @@ def share_message(dealer: str, member: str, dealt: DealtShares) -> secagg_pb2.En
         key_digest=dealt.key_digest,
         signature=dealt.signature,
     )
+
+
+def bad_dealing_of(message: secagg_pb2.BadDealing) -> BadDealing | None:
+    """Converts the message to the value; None when it names no kind of secret, or its lists differ in length."""
+    if message.kind not in (secagg_pb2.RevealedShare.SEED, secagg_pb2.RevealedShare.MASK_KEY):
+        return None
+    if len(message.dealt) != len(message.shares):
+        return None
+    dealt = {share.to_site: dealt_of(share) for share in message.dealt}
+    shares = {share.to_site: data for share, data in zip(message.dealt, message.shares, strict=True)}
+    return BadDealing(message.dealer, ShareKind(message.kind), dealt, shares)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from federation.limits import SECAGG_VERSION
 from federation.v1 import rounds_pb2 as pb
 from sqlalchemy import select
 
@@ -47,7 +48,9 @@ def app(tmp_path: Path) -> Iterator[AppContext]:
 
 
 def say(app: AppContext, entries: int, state: str = "SITE_TRAINING", head: bytes = bytes(32)) -> None:
-    request = pb.PollRequest(state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head)
+    request = pb.PollRequest(
+        state=pb.SiteState.Value(state), ledger_entries=entries, ledger_head=head, secagg=SECAGG_VERSION
+    )
     reports.keep(app, "north", request)
 
 

@@ -6,9 +6,11 @@ from hashlib import sha256
 import numpy as np
 import pytest
 from federation.secagg import (
+    BadDealing,
     BelowThreshold,
     ComplaintRefused,
     DealtShares,
+    EvidenceRefused,
     RevealedShare,
     ShareKind,
     ShareRefused,
@@ -214,3 +216,57 @@ def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
         total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
         unmask(total, recovered, threads)
         assert np.array_equal(total, session.plain_sum(list(uploads)))
+
+
+def _evidence(session: Session, crook: str) -> BadDealing:
+    """What six of seven members hold of a dealer that shared another seed than it committed to."""
+    dealt = session.share_all() | {crook: crooked_shares(session, crook, "no polynomial")}
+    session.mask_all(dealt, session.sites)
+    confirmations = session.confirm_all(session.sites, session.sites)
+    members = session.sites[:6]
+    shares = {site: session.members[site].reveal(session.sites, confirmations)[crook].share for site in members}
+    return BadDealing(crook, ShareKind.SEED, {site: dealt[crook][site] for site in members}, shares)
+
+
+def test_shares_of_no_secret_prove_to_every_member_that_their_dealer_lied() -> None:
+    session = Session(7)
+    evidence = _evidence(session, "site-0006")
+    for site in session.sites[:6]:
+        session.members[site].verify_bad_dealing(evidence)
+
+
+@pytest.mark.parametrize("spoiled", ["signature", "share", "too few", "other kind", "stranger", "no member"])
+def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
+    session = Session(7)
+    good = _evidence(session, "site-0006")
+    first = session.sites[0]
+    other = {
+        "signature": replace(good, dealt=good.dealt | {first: replace(good.dealt[first], signature=bytes(64))}),
+        "share": replace(good, shares=good.shares | {first: bytes(33)}),
+        "too few": replace(
+            good,
+            dealt={site: good.dealt[site] for site in session.sites[:4]},
+            shares={site: good.shares[site] for site in session.sites[:4]},
+        ),
+        "other kind": replace(good, kind=ShareKind.MASK_KEY),
+        "stranger": replace(good, dealer="nobody"),
+        "no member": replace(
+            good,
+            dealt=good.dealt | {"nobody": good.dealt[first]},
+            shares=good.shares | {"nobody": good.shares[first]},
+        ),
+    }[spoiled]
+    with pytest.raises(EvidenceRefused):
+        session.members[first].verify_bad_dealing(other)
+
+
+def test_nobody_has_evidence_against_an_honest_dealer() -> None:
+    session = Session(7)
+    dealt = session.share_all()
+    session.mask_all(dealt, session.sites)
+    confirmations = session.confirm_all(session.sites, session.sites)
+    members, honest = session.sites[:6], "site-0006"
+    shares = {site: session.members[site].reveal(session.sites, confirmations)[honest].share for site in members}
+    evidence = BadDealing(honest, ShareKind.SEED, {site: dealt[honest][site] for site in members}, shares)
+    with pytest.raises(EvidenceRefused, match="give the secret"):
+        session.members[members[0]].verify_bad_dealing(evidence)

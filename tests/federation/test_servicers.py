@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.rounds.polling import AT_ONCE_MS
-from aggregator.states import RoundState, SeatState
+from aggregator.states import SeatState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError
@@ -126,7 +126,11 @@ def test_a_site_of_another_secure_aggregation_is_told_what_to_install_and_the_ot
         ask(world, "Rounds/Poll", older, world.sites["site-d"].identity.certificate_pem)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     world.silent.add("site-d")
-    world.until(RoundState.PUBLISHED)
+    for _ in range(3):
+        world.everybody()
+    world.clock.advance(world.plan.deadlines.training_s)
+    for _ in range(8):
+        world.everybody()
     assert world.rounds()[0].members == 3
 
 

@@ -15,6 +15,7 @@ Read in this order; each file says which attack each of its checks stops:
     state        what a member remembers, as canonical bytes
     member       2 shares, 3 upload, 4 confirm, 5 reveal, at a site
     recovery     the aggregator's end
+    evidence     that a member dealt shares of no secret, for everybody to check
 
 The promise, against an aggregator that lies as it likes together with fewer than a third of a cohort: of the honest
 members' words it learns nothing but their sum over one set U3 of at least t = ⌊2n/3⌋ + 1 members. It rests on the
@@ -43,6 +44,7 @@ from federation.secagg.errors import (
     CohortRefused,
     ComplaintRefused,
     ConfirmationRefused,
+    EvidenceRefused,
     MalformedValue,
     OutOfOrder,
     SecaggError,
@@ -51,6 +53,7 @@ from federation.secagg.errors import (
     Unrecoverable,
     UploadRefused,
 )
+from federation.secagg.evidence import BadDealing, verify_bad_dealing
 from federation.secagg.masks import Words
 from federation.secagg.member import MEMBERS_MIN, Member
 from federation.secagg.recovery import Answer, Dealt, recover_masks, unmask, verify_answer
@@ -72,6 +75,7 @@ __all__ = [
     "Advertisement",
     "AdvertisementRefused",
     "Answer",
+    "BadDealing",
     "BelowThreshold",
     "Cohort",
     "CohortContext",
@@ -81,6 +85,7 @@ __all__ = [
     "Context",
     "Dealt",
     "DealtShares",
+    "EvidenceRefused",
     "MalformedValue",
     "Member",
     "OutOfOrder",
@@ -104,6 +109,7 @@ __all__ = [
     "unmask",
     "verify_advertisement",
     "verify_answer",
+    "verify_bad_dealing",
     "verify_claim",
     "verify_cohort",
     "verify_complaint",

@@ -11,12 +11,15 @@ SecaggError
 ├── OutOfOrder             a step that this member's phase does not allow
 ├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is recovered
 ├── Unrecoverable          t shares that their dealer signed give no secret: the dealer lied (.about)
+├── EvidenceRefused        evidence against a dealer that proves nothing (.dealer)
 └── SnapshotRefused        saved member state that is torn, altered or of another version
 
 None is worth repeating with the same input. `BelowThreshold` and `Unrecoverable` end the attempt at the aggregator; at
 a member every refusal means: take no further step in this attempt, and overwrite its state file. No message holds a
 secret.
 """
+
+from collections.abc import Sequence
 
 
 class SecaggError(Exception):
@@ -78,9 +81,18 @@ class Unrecoverable(SecaggError):
     The digests, the signatures and the revealed shares prove that `about` dealt shares of no polynomial.
     """
 
-    def __init__(self, about: str) -> None:
+    def __init__(self, about: str, revealers: Sequence[str]) -> None:
         self.about = about
+        self.revealers = tuple(revealers)  # of the shares that were put together
         super().__init__(f"the shares that {about!r} dealt and signed give no secret of its; it is excluded")
+
+
+class EvidenceRefused(SecaggError):
+    """Evidence against a dealer that proves nothing."""
+
+    def __init__(self, dealer: str, why: str) -> None:
+        self.dealer = dealer
+        super().__init__(f"the evidence against {dealer!r} is refused: {why}")
 
 
 class SnapshotRefused(SecaggError):

@@ -41,6 +41,7 @@ from federation.secagg.errors import (
     ShareRefused,
     UploadRefused,
 )
+from federation.secagg.evidence import BadDealing, verify_bad_dealing
 from federation.secagg.masks import MaskStreams, Words
 from federation.secagg.secret import SECRET_BYTES, MaskSecret, PolynomialSecret, Seed, SharePair, ShareSecret, StreamKey
 from federation.secagg.state import MemberState, OwnSecrets, Phase
@@ -292,6 +293,16 @@ class Member:
         """Signature over the answer, so that a wrong share in it is evidence. OutOfOrder before `reveal`."""
         self._require(Phase.REVEALED)
         return self._signing_key.sign(reveal_statement(self._state.uctx, self.site, self._state.answer))
+
+    def verify_bad_dealing(self, evidence: BadDealing) -> None:
+        """Checks evidence against another member of this attempt; OutOfOrder before `share`.
+
+        Raises:
+            EvidenceRefused: It proves nothing.
+        """
+        cohort = Cohort(self.uctx, self._state.cohort)
+        signing_key = self._state.signing_keys.get(evidence.dealer, b"")
+        verify_bad_dealing(self._state.ctx, cohort, signing_key, evidence)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of the state, secrets included, the signing key not."""

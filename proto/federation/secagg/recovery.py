@@ -118,6 +118,27 @@ def recover_masks(
     return MaskStreams(tuple(add), tuple(subtract))
 
 
+def check_secret(ctx: Context, cohort: Cohort, answers: Mapping[str, Answer], about: str, kind: ShareKind) -> None:
+    """Checks that shares about one member give the secret that it committed to, and forgets it.
+
+    Args:
+        ctx: Context of the attempt.
+        cohort: U1 of the graph.
+        answers: By revealer; only the shares about this member are read.
+        about: The member.
+        kind: Of the secret.
+
+    Raises:
+        BelowThreshold: Fewer than t shares.
+        Unrecoverable: They give another secret, or none.
+    """
+    advertised = cohort.advertisements[about]
+    is_seed = kind is ShareKind.SEED
+    _Interpolation(cohort, answers).secret(
+        about, _is_committed(ctx, about, advertised.seed_commitment) if is_seed else _is_advertised(advertised)
+    )
+
+
 def unmask(total: Words, recovered: MaskStreams, threads: int = 1) -> None:
     """Subtracts the recovered masks from the sum of masked uploads, in place: uint64 [m], modulo 2^64."""
     masks.apply(total, recovered, threads)
@@ -149,7 +170,7 @@ class _Interpolation:
         shares = (shamir.decode(self._answers[site][about].share) for site in revealers)
         secret = shamir.inner(self._weights[places], shares)
         if secret >= 1 << 256 or not is_right(secret.to_bytes(32, "big")):
-            raise Unrecoverable(about)
+            raise Unrecoverable(about, revealers)
         return secret.to_bytes(32, "big")
 
 

@@ -664,6 +664,7 @@ class CloseStep(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
     UPLOADED_FIELD_NUMBER: _builtins.int
+    BAD_DEALINGS_FIELD_NUMBER: _builtins.int
     outcome: Global___CloseStep.Outcome.ValueType
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
@@ -675,6 +676,10 @@ class CloseStep(_message.Message):
     def uploaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """with PUBLISHED and REFUSED: U3"""
 
+    @_builtins.property
+    def bad_dealings(self) -> _containers.RepeatedCompositeFieldContainer[_secagg_pb2.BadDealing]:
+        """with ABANDONED, where they are why no sum was recovered"""
+
     def __init__(
         self,
         *,
@@ -682,10 +687,11 @@ class CloseStep(_message.Message):
         outcome: Global___CloseStep.Outcome.ValueType = ...,
         published: Global___PublishedSum | None = ...,
         uploaded: _abc.Iterable[_builtins.str] | None = ...,
+        bad_dealings: _abc.Iterable[_secagg_pb2.BadDealing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["published", b"published", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "published", b"published", "round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_dealings", b"bad_dealings", "outcome", b"outcome", "published", b"published", "round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

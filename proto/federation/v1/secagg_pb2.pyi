@@ -399,3 +399,69 @@ class RevealMessage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevealMessage: _TypeAlias = RevealMessage  # noqa: Y015
+
+@_typing.final
+class BadShares(_message.Message):
+    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Complaint]:
+        """sorted by site"""
+
+    @_builtins.property
+    def dealt(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
+        """to those sites, in the same order"""
+
+    def __init__(
+        self,
+        *,
+        complaints: _abc.Iterable[Global___Complaint] | None = ...,
+        dealt: _abc.Iterable[Global___EncryptedShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "dealt", b"dealt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadShares: _TypeAlias = BadShares  # noqa: Y015
+
+@_typing.final
+class BadDealing(_message.Message):
+    """Evidence that a dealer signed shares of no secret. Everybody who knows the cohort can check it (secagg.evidence)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.str
+    kind: Global___RevealedShare.Kind.ValueType
+    @_builtins.property
+    def dealt(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedShare]:
+        """at least t, sorted by to_site, as the dealer signed them"""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """what those members revealed, in the same order"""
+
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.str = ...,
+        kind: Global___RevealedShare.Kind.ValueType = ...,
+        dealt: _abc.Iterable[Global___EncryptedShare] | None = ...,
+        shares: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "dealt", b"dealt", "kind", b"kind", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BadDealing: _TypeAlias = BadDealing  # noqa: Y015

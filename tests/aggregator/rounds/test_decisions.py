@@ -1,5 +1,6 @@
 """What is due for a round, row by row: no store, no driver."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,6 +17,7 @@ from aggregator.rounds.decisions import (
     Wait,
     decide,
 )
+from aggregator.rounds.regrouping import RecoveredSum, SumHistory
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -30,11 +32,13 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: ob
         "state": state,
         "attempt": 1,
         "deadline": NOW - timedelta(seconds=1) if late else NOW + timedelta(seconds=1),
+        "reveal_until": NOW + timedelta(seconds=1),
         "seats": dict(zip(SITES, seats, strict=False)),
         "advertised": len(seats),
         "guilty": (),
         "eligible": SITES,
         "bounds": BOUNDS,
+        "history": SumHistory(),
     }
     return RoundSnapshot(**(fields | changes))  # type: ignore[arg-type]
 
@@ -87,7 +91,10 @@ def test_below_the_threshold_nothing_goes_on(phase: RoundState) -> None:
     few = view(phase, after, after, before, before, before, late=True)
     decision = decide(few, NOW)
     if phase is RoundState.REVEAL:  # shares may be out: no update may enter a second sum
-        assert isinstance(decision, Abandon)
+        assert decision == Wait()
+        over = replace(few, reveal_until=NOW)
+        assert isinstance(abandoned := decide(over, NOW), Abandon)
+        assert abandoned.pauses_run
     else:
         assert isinstance(decision, Retry)
         assert decision.missed == ("c", "d", "e")
@@ -108,3 +115,20 @@ def test_a_cohort_that_keeps_failing_is_asked_to_train_again() -> None:
 def test_a_sum_is_opened_until_it_is_too_late() -> None:
     assert decide(view(RoundState.AGGREGATING), NOW) == Aggregate()
     assert isinstance(decide(view(RoundState.AGGREGATING, late=True), NOW), Abandon)
+
+
+def test_no_cohort_differs_from_an_earlier_one_on_the_same_model_by_fewer_than_the_minimum() -> None:
+    earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=False)])
+    same = decide(view(RoundState.TRAINING, READY, READY, READY, READY, DECLINED, history=earlier), NOW)
+    assert same == Freeze(("a", "b", "c", "d"), ())
+    without_a = view(RoundState.TRAINING, DECLINED, READY, READY, READY, OFFERED, history=earlier)
+    assert decide(without_a, NOW) == Wait()  # `e` may still come
+    late = decide(replace(without_a, deadline=NOW), NOW)
+    assert isinstance(late, Abandon)
+    assert late.pauses_run
+
+
+def test_the_very_members_of_a_refused_sum_are_not_asked_again_on_that_model() -> None:
+    earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=True)], frozenset("abcd"))
+    again = view(RoundState.TRAINING, READY, READY, READY, READY, DECLINED, history=earlier)
+    assert isinstance(decide(again, NOW), Abandon)

@@ -50,6 +50,12 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
         ),
     ),
     (
+        calls.SEND_COMPLAINTS,
+        secagg_pb2.ComplaintMessage(
+            round=REF, complaints=[secagg_pb2.Complaint(site="mercy", dealer="north", signature=bytes(64))]
+        ),
+    ),
+    (
         calls.SEND_UPLOAD,
         secagg_pb2.UploadMessage(round=REF, claim=secagg_pb2.UploadClaim(site="mercy", digest=bytes(32))),
     ),
@@ -63,6 +69,7 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
             round=REF, shares=[secagg_pb2.RevealedShare(about_site="north", kind=1, share=bytes(33))]
         ),
     ),
+    (calls.SIGN_MODEL, rounds_pb2.ModelSignature(round=REF, signature=bytes(64))),
     (calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(1000), wanted_bytes=1000)),
     (calls.OFFER_BLOB, blobs_pb2.BlobOffer(round=REF, digest=bytes(32), size_bytes=10)),
     (calls.GET_BLOB, blobs_pb2.BlobRequest(digest=bytes(32), offset=5)),

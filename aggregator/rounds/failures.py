@@ -1,0 +1,104 @@
+"""Rounds whose sum led to no model: why, who is to blame, and what follows for the next cohorts."""
+
+from collections.abc import Iterator
+
+from federation.secagg import SecaggError, Unrecoverable
+from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare, RevealMessage
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from aggregator.errors import AggregatorError, SumRefused
+from aggregator.rounds.decisions import Abandon
+from aggregator.rounds.regrouping import RecoveredSum, SumHistory, suspects_after
+from aggregator.rounds.transitions import Step, abandon
+from aggregator.states import FaultKind, RoundState
+from aggregator.store import fault_rows, masking_rows, round_rows
+from aggregator.store.tables import Round, Seat
+
+
+def abandon_aggregation(step: Step, error: SecaggError | AggregatorError, in_a_row_max: int) -> None:
+    """Abandon a round in AGGREGATING because of `error`, and hold against a member what is known of it."""
+    match error:
+        case SumRefused():
+            refused = {"sum_blob": error.blob, "sum_size_bytes": error.size_bytes, "members": error.members}
+            _name_the_last_suspect(step)
+            abandon(step, Abandon(str(error)), in_a_row_max, refused)
+        case Unrecoverable():
+            cause = step.cause.because("dealt shares of no secret; so many were put together")
+            evidence = _evidence_of_bad_dealing(step, error).SerializeToString(deterministic=True)
+            fault_rows.add(step.session, step.row, error.about, FaultKind.BAD_DEALING, cause, evidence)
+            abandon(step, Abandon(f"no sum was recovered: {error}"), in_a_row_max)
+        case _:
+            # Members have revealed, and nobody can show them the sum or why there is none.
+            reason = f"no sum was recovered: {error}; begin a new run from another model"
+            abandon(step, Abandon(reason, pauses_run=True), in_a_row_max)
+
+
+def sum_history(session: Session, row: Round) -> SumHistory:
+    """Read what bounds the choice of the round's cohort."""
+    earlier = session.scalars(
+        select(Round)
+        .where(Round.base_model == row.base_model, Round.id != row.id, Round.state.in_(round_rows.OVER))
+        .order_by(Round.id)
+    )
+    on_this_model = [recovered for one in earlier for recovered in _recovered(session, one)]
+    return SumHistory(on_this_model, suspects_after(_sums_of_run(session, row)))
+
+
+def bad_dealings(session: Session, row: Round) -> list[BadDealing]:
+    """Return the evidence why no sum was recovered in a round: empty unless a dealer is proven guilty."""
+    return [
+        BadDealing.FromString(fault.evidence)
+        for fault in fault_rows.of_round(session, row.id)
+        if fault.kind is FaultKind.BAD_DEALING and fault.evidence is not None
+    ]
+
+
+def _name_the_last_suspect(step: Step) -> None:
+    members = frozenset(round_rows.senders(step.session, step.row.id, Seat.upload_claim))
+    sums = [*_sums_of_run(step.session, step.row), RecoveredSum(members, refused=True)]
+    suspects = suspects_after(sums)
+    if len(suspects) == 1:
+        (site,) = suspects
+        cause = step.cause.because("is the one member of every sum that was refused since this began")
+        fault_rows.add(step.session, step.row, site, FaultKind.SPOILED_SUM, cause)
+
+
+def _sums_of_run(session: Session, row: Round) -> list[RecoveredSum]:
+    rounds = [one for one in round_rows.of_run(session, row.run_id) if one.number < row.number]
+    # Almost every run has none; to read the members of all its rounds at every look would be a waste.
+    if not any(_is_refused(one) for one in rounds):
+        return []
+    return [recovered for one in rounds for recovered in _recovered(session, one)]
+
+
+def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
+    """Yield the sum that members of a round have revealed, if there is one."""
+    members = frozenset(round_rows.senders(session, row.id, Seat.upload_claim))
+    if row.sum_blob is not None:
+        yield RecoveredSum(members, refused=_is_refused(row))
+        return
+    guilty = {fault.site for fault in fault_rows.of_round(session, row.id) if fault.kind is FaultKind.BAD_DEALING}
+    # Only the guilty dealer could recover this sum; with its own part known to it, it is a sum over the others.
+    if guilty:
+        yield RecoveredSum(members - guilty, refused=False)
+
+
+def _is_refused(row: Round) -> bool:
+    return row.state is RoundState.ABANDONED and row.sum_blob is not None
+
+
+def _evidence_of_bad_dealing(step: Step, error: Unrecoverable) -> BadDealing:
+    uploaded = round_rows.senders(step.session, step.row.id, Seat.upload_claim)
+    reveals = round_rows.payloads(step.session, step.row.id, Seat.reveal)
+    evidence = BadDealing(
+        dealer=error.about, kind=RevealedShare.SEED if error.about in uploaded else RevealedShare.MASK_KEY
+    )
+    for member in sorted(error.revealers):
+        (dealt,) = masking_rows.dealt(step.session, step.row.id, [error.about], [member])
+        evidence.dealt.append(EncryptedShare.FromString(dealt))
+        (share,) = [
+            share.share for share in RevealMessage.FromString(reveals[member]).shares if share.about_site == error.about
+        ]
+        evidence.shares.append(share)
+    return evidence

@@ -1,0 +1,107 @@
+"""Chooses a cohort when the round's model already has sums, and narrows down the member that spoils them. Pure.
+
+Two sums on one model must not differ by a few members: their difference would be the sum of those few. Sites refuse to
+confirm such a second sum, so the aggregator does not ask for it.
+
+A member that clips nothing, or counts what there is not, spoils a sum, and nothing says who it was: masked uploads tell
+nothing apart. But it was a member of every spoiled sum. So each later cohort holds half of the suspects; after a few
+spoiled sums one suspect is left. A member that spoils no sum any more hurts nobody, and the case is closed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from federation.plan import CohortBounds
+
+CASE_CLOSED_AFTER: Final = 8  # published sums since the last spoiled one
+_ROTATIONS_MAX: Final = 16
+
+
+@dataclass(frozen=True)
+class RecoveredSum:
+    """The members of a sum, and whether it led to no model."""
+
+    members: frozenset[str]
+    refused: bool
+
+
+@dataclass(frozen=True)
+class SumHistory:
+    """The sums that bound the choice of a cohort.
+
+    Attributes:
+        on_this_model: Sums on the round's base model, in whatever run.
+        suspects: Members of every sum that was refused in this run.
+    """
+
+    on_this_model: Sequence[RecoveredSum] = ()
+    suspects: frozenset[str] = frozenset()
+
+
+def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
+    """Return the members of every refused sum; nobody when the case is closed.
+
+    Args:
+        sums: Of one run, oldest first.
+    """
+    suspects: frozenset[str] = frozenset()
+    published = 0
+    for recovered in sums:
+        if not recovered.refused:
+            published += 1
+            continue
+        if published >= CASE_CLOSED_AFTER:
+            suspects = frozenset()
+        # With two that spoil sums the intersection may be empty; the search then begins anew.
+        suspects = suspects & recovered.members or recovered.members
+        published = 0
+    return suspects if published < CASE_CLOSED_AFTER else frozenset()
+
+
+def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHistory) -> tuple[str, ...] | None:
+    """Choose the largest admissible cohort, sorted; None when there is none.
+
+    Args:
+        ranked: The sites that are ready, in the round's random order.
+        bounds: Of the plan.
+        history: The sums so far.
+    """
+    for pool in _pools(ranked, history):
+        for members in _choices(pool, bounds, constrained=bool(history.on_this_model)):
+            if _is_admissible(members, bounds.minimum, history.on_this_model):
+                return tuple(sorted(members))
+    return None
+
+
+def _pools(ranked: Sequence[str], history: SumHistory) -> Iterator[list[str]]:
+    """Yield the sites to choose from, the best first: everybody but half of the suspects, one half or the other.
+
+    A second sum on a model is to succeed rather than to teach: it does without any suspect if it can.
+    """
+    suspected = [site for site in ranked if site in history.suspects]
+    if len(suspected) > 1:
+        clean = [site for site in ranked if site not in history.suspects]
+        half = len(suspected) // 2
+        halves = [suspected[:half], suspected[half:]]
+        refused_before = any(recovered.refused for recovered in history.on_this_model)
+        for some in [[], *halves] if refused_before else [*halves, []]:
+            yield [site for site in ranked if site in clean or site in some]
+    yield list(ranked)
+
+
+def _choices(pool: Sequence[str], bounds: CohortBounds, *, constrained: bool) -> Iterator[Sequence[str]]:
+    largest = min(len(pool), bounds.maximum)
+    smallest = bounds.minimum if constrained else largest
+    for size in range(largest, max(smallest, bounds.minimum) - 1, -1):
+        for start in range(min(len(pool), _ROTATIONS_MAX) if constrained else 1):
+            yield (*pool[start:], *pool[:start])[:size]
+
+
+def _is_admissible(members: Sequence[str], minimum: int, earlier: Sequence[RecoveredSum]) -> bool:
+    chosen = frozenset(members)
+    # The very members of a refused sum would be refused again.
+    return all(
+        len(chosen ^ recovered.members) >= minimum or (chosen == recovered.members and not recovered.refused)
+        for recovered in earlier
+    )

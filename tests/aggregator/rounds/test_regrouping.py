@@ -1,0 +1,92 @@
+"""Who is chosen after a sum was refused, and how the member that spoils sums is found."""
+
+import random
+
+import pytest
+from federation.plan import CohortBounds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregator.rounds.regrouping import (
+    CASE_CLOSED_AFTER,
+    RecoveredSum,
+    SumHistory,
+    choose_cohort,
+    suspects_after,
+)
+
+BOUNDS = CohortBounds(minimum=3, target=3, maximum=500)
+Sites = list[str]
+
+
+def sites_of(count: int) -> Sites:
+    return [f"site-{index:02}" for index in range(count)]
+
+
+def carry_on(sites: Sites, crook: str, seed: int, spoils: float, rounds: int) -> list[tuple[int, RecoveredSum]]:
+    """Rounds with one member that spoils sums with this probability: each with the number of its base model."""
+    draw, base, log = random.Random(seed), 0, []  # no secret
+    for _ in range(rounds):
+        here = [recovered for model, recovered in log if model == base]
+        history = SumHistory(here, suspects_after([recovered for _, recovered in log]))
+        ranked = draw.sample(sites, len(sites))
+        members = choose_cohort(ranked, BOUNDS, history)
+        if members is None:
+            return log
+        refused = crook in members and draw.random() < spoils
+        log.append((base, RecoveredSum(frozenset(members), refused)))
+        base += not refused
+        if len(suspects_after([recovered for _, recovered in log])) == 1 and refused:
+            return log
+    return log
+
+
+@given(st.integers(6, 40), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_a_member_that_spoils_every_sum_is_named_and_nobody_else(count: int, seed: int) -> None:
+    sites = sites_of(count)
+    log = carry_on(sites, sites[seed % count], seed, spoils=1.0, rounds=60)
+    assert suspects_after([recovered for _, recovered in log]) == {sites[seed % count]}
+
+
+@given(st.integers(6, 40), st.integers(0, 2**32), st.floats(0.1, 1))
+@settings(max_examples=200, deadline=None)
+def test_two_sums_on_one_model_differ_by_the_minimum_and_nobody_honest_is_named(
+    count: int, seed: int, spoils: float
+) -> None:
+    sites = sites_of(count)
+    crook = sites[seed % count]
+    log = carry_on(sites, crook, seed, spoils, rounds=40)
+    for model, recovered in log:
+        others = [other for number, other in log if number == model and other is not recovered]
+        assert all(len(recovered.members ^ other.members) >= BOUNDS.minimum for other in others)
+    suspects = suspects_after([recovered for _, recovered in log])
+    assert not suspects or crook in suspects
+
+
+@given(st.integers(6, 40), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_the_honest_publish_in_spite_of_one_that_spoils_every_sum(count: int, seed: int) -> None:
+    sites = sites_of(count)
+    log = carry_on(sites, sites[seed % count], seed, spoils=1.0, rounds=60)
+    in_a_row = 0
+    for _, recovered in log:
+        in_a_row = in_a_row + 1 if recovered.refused else 0
+        assert in_a_row <= 2
+
+
+def test_too_few_to_form_another_cohort_choose_none() -> None:
+    members = frozenset(sites_of(5))
+    assert choose_cohort(sorted(members), BOUNDS, SumHistory([RecoveredSum(members, refused=True)], members)) is None
+
+
+def test_the_case_is_closed_after_enough_published_sums() -> None:
+    everybody = frozenset(sites_of(6))
+    quiet = [RecoveredSum(everybody, refused=False)] * CASE_CLOSED_AFTER
+    assert suspects_after([RecoveredSum(everybody, refused=True), *quiet[1:]]) == everybody
+    assert suspects_after([RecoveredSum(everybody, refused=True), *quiet]) == frozenset()
+
+
+@pytest.mark.parametrize("count", [3, 4, 16, 500])
+def test_without_a_history_everybody_who_is_ready_takes_part(count: int) -> None:
+    assert choose_cohort(sites_of(count), BOUNDS, SumHistory()) == tuple(sorted(sites_of(count)))
