@@ -23,6 +23,7 @@ from aggregator.context import open_context
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
+from tests.custodian import Program
 
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
 
@@ -34,6 +35,8 @@ class Console:
         self.folder = folder
         self.config = folder / "aggregator.toml"
         self.config.write_text(f'[state]\nfolder = "{folder / "state"}"\n')
+        self.custodian = Program.begin(folder / "custodian")
+        self.init = ("init", "--custodian", str(self.custodian.public_key_file))
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
         result = CliRunner().invoke(main, ["--config", str(self.config), *arguments], input=stdin)
@@ -50,6 +53,19 @@ class Console:
         result = self(*arguments, stdin=stdin)
         assert result.exit_code == 1, result.output
         return result.stderr
+
+    def sign_roster(self) -> None:
+        """Out to the custodian, and back."""
+        request = self.folder / "roster.request"
+        assert self("roster", "export", str(request)).exit_code == 0
+        assert self("roster", "import", str(self.custodian.sign(request))).exit_code == 0
+
+    def signed_plan(self) -> str:
+        """The plan of plan.toml, signed by the custodian."""
+        request = self.folder / "plan.request"
+        model = str(self.folder / "initial.safetensors")
+        assert self("plan", "export", str(self.folder / "plan.toml"), str(request), "--model", model).exit_code == 0
+        return str(self.custodian.sign(request))
 
     def join(self, token: str, host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
@@ -68,7 +84,7 @@ def fresh(tmp_path: Path, cheap_scrypt: None) -> Console:
 
 @pytest.fixture
 def console(fresh: Console) -> Console:
-    assert fresh("init").exit_code == 0
+    assert fresh(*fresh.init).exit_code == 0
     return fresh
 
 
@@ -77,9 +93,7 @@ def with_run(console: Console) -> Console:
     model = Model(Manifest((TensorSpec("w", (5,)),)), np.arange(5, dtype=np.float32))
     save_model(console.folder / "initial.safetensors", model)
     (console.folder / "plan.toml").write_text(PLAN)
-    console.json(
-        "run", "start", str(console.folder / "plan.toml"), "--model", str(console.folder / "initial.safetensors")
-    )
+    console.json("run", "start", console.signed_plan(), "--model", str(console.folder / "initial.safetensors"))
     return console
 
 
@@ -113,7 +127,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest_one(fresh: Console) -> N
 
 
 def test_init_makes_the_folder_for_its_owner_only_and_says_what_to_do_next(fresh: Console) -> None:
-    result = fresh("init")
+    result = fresh(*fresh.init)
     assert result.exit_code == 0
     assert "CA fingerprint" in result.output
     assert "site invite NAME" in result.output
@@ -122,8 +136,8 @@ def test_init_makes_the_folder_for_its_owner_only_and_says_what_to_do_next(fresh
 
 
 def test_init_twice_is_refused_and_changes_nothing(fresh: Console) -> None:
-    first = fresh.json("init")
-    assert "already" in fresh.refused("init")
+    first = fresh.json(*fresh.init)
+    assert "already" in fresh.refused(*fresh.init)
     token = Token.parse(fresh.json("site", "invite", "st-mary")["token"])
     assert token.ca_fingerprint.hex() == first["ca_fingerprint"]
 
@@ -155,8 +169,13 @@ def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host)
     [row] = console.json("site", "list")
     assert (row["standing"], len(row["words"].split())) == ("pending", 6)
     assert console("site", "approve", "st-mary", "--words", row["words"]).exit_code == 0
+    assert console.join(token, host).HasField("pending")
+    assert "it adds st-mary" in console("site", "list").stderr
+    console.sign_roster()
     assert console.join(token, host).HasField("credentials")
-    assert "approved" in console("site", "list").stdout
+    listed = console("site", "list")
+    assert "approved" in listed.stdout
+    assert listed.stderr == ""
     assert console("site", "revoke", "st-mary").exit_code == 0
     assert [row["standing"] for row in console.json("site", "list")] == ["revoked"]
     told = [(row["before"], row["after"]) for row in console.json("audit", "--subject", "site:st-mary")]
@@ -180,6 +199,8 @@ def test_approving_asks_and_no_means_no(console: Console, host) -> None:
 
 def test_automatic_approval_needs_no_telephone(console: Console, host) -> None:
     token = console.json("site", "invite", "st-mary", "--auto-approve")["token"]
+    assert console.join(token, host).HasField("pending")
+    console.sign_roster()
     assert console.join(token, host).HasField("credentials")
 
 
@@ -207,8 +228,7 @@ def test_a_run_starts_pauses_resumes_and_aborts(with_run: Console) -> None:
 
 def test_the_wrong_state_or_a_second_run_is_refused(with_run: Console) -> None:
     assert "it is running" in with_run.refused("run", "resume")
-    folder = with_run.folder
-    again = ["run", "start", str(folder / "plan.toml"), "--model", str(folder / "initial.safetensors")]
+    again = ["run", "start", with_run.signed_plan(), "--model", str(with_run.folder / "initial.safetensors")]
     assert "one run at a time" in with_run.refused(*again)
     with_run("run", "abort", "--yes")
     assert "it is aborted" in with_run.refused("run", "pause")
@@ -227,17 +247,23 @@ def test_without_any_run_status_says_how_to_begin_one(console: Console) -> None:
     assert "run start" in console.refused("run", "status")
 
 
-def test_a_plan_that_cannot_be_is_refused_and_no_run_begins(console: Console, with_run: Console) -> None:
+def test_a_plan_that_cannot_be_is_refused_and_never_reaches_the_custodian(with_run: Console) -> None:
+    plan, request = with_run.folder / "plan.toml", with_run.folder / "another.request"
+    plan.write_text(PLAN + "[cohort]\nminimum = 1\n")
+    model = str(with_run.folder / "initial.safetensors")
+    assert "cohort.minimum" in with_run.refused("plan", "export", str(plan), str(request), "--model", model)
+    assert not request.exists()
+
+
+def test_a_run_begins_with_a_plan_that_this_custodian_signed_and_no_other(with_run: Console) -> None:
     with_run("run", "abort", "--yes")
-    (console.folder / "plan.toml").write_text(PLAN + "[cohort]\nminimum = 1\n")
-    command = [
-        "run",
-        "start",
-        str(console.folder / "plan.toml"),
-        "--model",
-        str(console.folder / "initial.safetensors"),
-    ]
-    assert "cohort.minimum" in console.refused(*command)
+    model, plan = str(with_run.folder / "initial.safetensors"), with_run.folder / "plan.toml"
+    assert "expected a file of" in with_run.refused("run", "start", str(plan), "--model", model)
+    request = with_run.folder / "plan.request"
+    assert "expected a signed plan" in with_run.refused("run", "start", str(request), "--model", model)
+    foreign = Program.begin(with_run.folder / "stranger").sign(request)
+    assert "signed by the expected key" in with_run.refused("run", "start", str(foreign), "--model", model)
+    assert [row["state"] for row in with_run.json("run", "list")] == ["aborted"]
 
 
 def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run: Console) -> None:
@@ -315,6 +341,6 @@ def test_the_installed_command_works_from_another_process_beside_this_one(consol
         return done.stdout
 
     token = json.loads(other("site", "invite", "st-mary", "--auto-approve", "--json"))["token"]
-    assert console.join(token, host).HasField("credentials")
+    assert console.join(token, host).HasField("pending")
     other("site", "revoke", "st-mary")
     assert console.json("site", "list")[0]["standing"] == "revoked"

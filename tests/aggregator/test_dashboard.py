@@ -29,6 +29,7 @@ from aggregator.sites.authority import Authority
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import Change, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
+from tests.custodian import CUSTODIAN
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
@@ -70,7 +71,7 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> App
                     name=name,
                     csr_der=b"",
                     signing_key=os.urandom(32),
-                    sealing_key=b"",
+                    sealing_key=os.urandom(1216),
                     fingerprint="six words",
                     joined_at=clock(),
                     approved_at=clock(),
@@ -85,8 +86,8 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> App
     model_path, plan_path = tmp_path / "model.safetensors", tmp_path / "plan.toml"
     save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
     plan_path.write_text(PLAN)
-    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), authority.custodian_key)
-    lifecycle.start_run(app, signed, model_path, authority.custodian_key.public_key())
+    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), CUSTODIAN)
+    lifecycle.start_run(app, signed, model_path, CUSTODIAN.public_key())
     with app.store.write() as session:
         row = session.query(Round).one()
         for name in SITES:

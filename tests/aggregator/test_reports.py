@@ -37,7 +37,7 @@ def app(tmp_path: Path) -> Iterator[AppContext]:
                 name="north",
                 csr_der=b"",
                 signing_key=b"",
-                sealing_key=b"",
+                sealing_key=bytes(1216),
                 fingerprint="",
                 joined_at=BEGIN,
                 recoveries_left=1,

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aggregator.cli import main as cli_main
 from aggregator.states import RoundState, RunState
 from aggregator.store import open_store
 from aggregator.store.blobs import Blobs
 from aggregator.store.tables import Round, Run
+from tests.custodian import CUSTODIAN
 
 STARTED_S = 30.0
 
@@ -38,7 +40,10 @@ class Service:
             f'dashboard = "127.0.0.1:{self.dashboard_port}"\n'
             f'[state]\nfolder = "{folder / "state"}"\n'
         )
-        assert CliRunner().invoke(cli_main, ["--config", str(self.config), "init"]).exit_code == 0
+        custodian = folder / "custodian.pub"
+        custodian.write_bytes(CUSTODIAN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        command = ["--config", str(self.config), "init", "--custodian", str(custodian)]
+        assert CliRunner().invoke(cli_main, command).exit_code == 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
