@@ -1,4 +1,4 @@
-"""From a trained update to masked words: clip, check, encode, mask. The masked words reveal nothing about the update.
+"""From a trained update to masked words: clip, check, round counts, encode, mask. Masked words tell nothing about it.
 
 The rounding noise of the encoder comes from a generator seeded by the cohort and the update. So masking again, after a
 crash too, gives the very same bytes, and no mask ever lies on two different vectors.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from federation.encoding import Layout, SiteHeader, clip, encode
+from federation.encoding import Layout, SiteHeader, clip, coarse_header, encode
 from federation.plan import TrainingPlan
 from federation.secagg import DealtShares, Member
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class Contribution:
     Attributes:
         layout: of the upload.
         delta: f32[d] within the clip norm; None in an evaluation-only round.
-        header: weight and metrics.
+        header: weight and metrics, in size classes.
         delta_sha256: of the delta as the trainer gave it; empty in an evaluation-only round.
     """
 
@@ -42,7 +42,7 @@ class Contribution:
 def prepare_contribution(
     guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.float32] | None
 ) -> Contribution:
-    """Clip and check an update.
+    """Clip and check an update, and round its counts down to size classes.
 
     Args:
         guard: of the way out.
@@ -70,7 +70,8 @@ def prepare_contribution(
         histograms=np.array(update.histograms, np.int64),
     )
     layout = Layout.of(plan, 0 if clipped is None else plan.manifest.size)
-    return Contribution(layout, clipped, header, update.delta_sha256 or b"")
+    # Counts that hardly change would follow from the sums of many rounds; only their size classes leave.
+    return Contribution(layout, clipped, coarse_header(layout, header), update.delta_sha256 or b"")
 
 
 def mask_contribution(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:

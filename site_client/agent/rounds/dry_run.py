@@ -32,6 +32,7 @@ from site_client.agent.identity.keys import SiteKeys
 from site_client.agent.rounds.contribution import Contribution
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.masking import MaskingPhases
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.config import PolicySettings
 from site_client.files import remove
 
@@ -152,7 +153,8 @@ class _DryRun:
         signers = {f"imagined-{number}": Ed25519PrivateKey.generate() for number in range(1, minimum)}
         identity = _MaskingIdentity.among(self.site.identity, signers)
         # Masking uses no other attribute of an identity than these three.
-        masking = MaskingPhases(self.egress, cast(SiteIdentity, identity), self.journal, self.site.policy.cohort_min)
+        member, cohort_min = cast(SiteIdentity, identity), self.site.policy.cohort_min
+        masking = MaskingPhases(self.egress, member, self.journal, RevealedSums(self.site.folder), cohort_min)
         ref = self.current.ref(_ATTEMPT)
         base, epoch = self.current.base_model_digest, identity.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)
@@ -193,7 +195,7 @@ class _DryRun:
             member.mask(np.zeros(1, np.uint64), shares)
             member.claim(os.urandom(32))
             confirmations.append(secagg_pb2.Confirmation(site=member.site, signature=member.confirm(names)))
-        masking.confirm(rounds_pb2.ConfirmStep(round=ref, uploaded=names))
+        masking.confirm(self.plan, rounds_pb2.ConfirmStep(round=ref, uploaded=names))
         # Proof of the cast: see `run`.
         confirmations.append(cast(secagg_pb2.ConfirmMessage, self.transport.last(SEND_CONFIRM.name)).confirmation)
         masking.reveal(rounds_pb2.RevealStep(round=ref, uploaded=names, confirmations=confirmations))

@@ -56,6 +56,7 @@ class JobOffer:
         held = self._plan(step)
         # Against the signed plan, before any state changes.
         _check_step(held.plan, step)
+        self._files.sums.check_offer(step.base_model_digest)
         # Begun before it may be declined: the journal records the answer before it is sent.
         current = self._begin(step)
         # An answer once given is given again: a lost reply must not change it.

@@ -29,6 +29,7 @@ from site_client.agent.egress.transfer import upload
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal, overwrite
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.errors import StepRefused
 from site_client.files import replace_file
 
@@ -46,6 +47,7 @@ class MaskingPhases:
     egress: Egress
     identity: SiteIdentity
     journal: RoundJournal
+    sums: RevealedSums
     cohort_min: int
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
@@ -78,8 +80,7 @@ class MaskingPhases:
         # A dict would hide the second entry, and with it a replaced key.
         if len(advertisements) != len(step.advertisements):
             raise StepRefused("a site stands in the cohort twice; the attempt is left")
-        # The stricter of hospital and plan.
-        minimum = max(self.cohort_min, plan.cohort.minimum)
+        minimum = self._minimum(plan)
         # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
         dealt = self._checked(step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to))
@@ -114,13 +115,15 @@ class MaskingPhases:
         claim = secagg_pb2.UploadClaim(site=member.site, digest=digest, signature=signature)
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 
-    def confirm(self, step: rounds_pb2.ConfirmStep) -> None:
+    def confirm(self, plan: TrainingPlan, step: rounds_pb2.ConfirmStep) -> None:
         """Sign the one set of uploads whose sum this site helps to recover.
 
         Raises:
-            StepRefused: the set is too small, lacks this site, or is a second one.
+            StepRefused: the set is too small, lacks this site, is a second one, or differs by too few members from the
+                set of an earlier sum on the same model.
         """
         member = self._member(step.round)
+        self.sums.check_set(self._enter(step.round).base_model_digest, step.uploaded, self._minimum(plan))
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
         current = self._enter(step.round)
@@ -142,10 +145,15 @@ class MaskingPhases:
         current = self._enter(step.round)
         # Recorded before it is sent: a site that answered in one attempt must never answer in another, crash or not.
         if current.revealed_attempt != step.round.attempt:
+            self.sums.record(current)
             self.journal.save(replace(current, revealed_attempt=step.round.attempt))
         self._save(step.round.attempt, member)
         message = _reveal_message(step.round, answer, member.reveal_signature())
         self.egress.send(SEND_REVEAL, message)
+
+    def _minimum(self, plan: TrainingPlan) -> int:
+        """Return the stricter of hospital and plan."""
+        return max(self.cohort_min, plan.cohort.minimum)
 
     def _receive(self, ref: RoundRef, member: Member, dealt: dict[str, DealtShares]) -> None:
         complaints = self._checked(ref, lambda: member.receive(dealt))

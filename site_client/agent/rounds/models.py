@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
-from federation.encoding import Layout, unpack_sum
+from federation.encoding import Layout, decode_sum, unpack_sum
+from federation.errors import ChainRefused, EncodingRefused
 from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
@@ -128,6 +129,33 @@ class Models:
                 "this site takes no further part in the run until the coordinator has explained it"
             )
         self._keep(computed, self._spare())
+
+    def check_refused(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
+        """Check that a sum which was said to be refused leads to no model.
+
+        Raises:
+            ModelMismatch: it leads to one.
+            StepRefused: the sum on offer has another size than the plan gives it.
+            Unreachable: the download broke off; the next call continues it.
+        """
+        layout = Layout.of_round(plan, link.round)
+        layout.check_members(link.members)
+        if link.sum.size_bytes != layout.bytes:
+            raise StepRefused(f"expected a refused sum of {layout.bytes} bytes, got {link.sum.size_bytes} on offer")
+        arrived = self._folder / f"sum-{link.sum.digest.hex()}"
+        download(egress, link.sum, arrived, layout.bytes)
+        words = np.fromfile(arrived, "<u8").astype(np.uint64, copy=False)
+        remove(arrived)
+        try:
+            decoded = decode_sum(layout, words, link.members)
+            if not plan.evaluates_only(link.round):
+                next_model(plan, self.load(plan, base), decoded)
+        except (ChainRefused, EncodingRefused):
+            return
+        raise ModelMismatch(
+            f"the sum of round {link.round} was said to lead to no model, and leads to one; this site takes no further "
+            "part in the run until the coordinator has explained it"
+        )
 
     def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         if not step.HasField("certificate"):

@@ -71,7 +71,7 @@ class Participant:
         self._report = SituationReport(files, transfers, settings, clock)
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
         self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness)
-        self._masking = MaskingPhases(egress, identity, files.journal, policy.cohort_min)
+        self._masking = MaskingPhases(egress, identity, files.journal, files.sums, policy.cohort_min)
         self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
         self._seen = self._local_facts()
@@ -158,7 +158,7 @@ class Participant:
         elif phase == "upload":
             self._masking.upload(reply.upload, self._readiness.contribution(current, update))
         elif phase == "confirm":
-            self._masking.confirm(reply.confirm)
+            self._masking.confirm(plan, reply.confirm)
         else:
             self._masking.reveal(reply.reveal)
 

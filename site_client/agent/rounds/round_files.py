@@ -10,6 +10,7 @@ from pathlib import Path
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import HeldPlan, PlanDecision, Plans
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.config import PolicySettings
 from site_client.errors import StepRefused
 from site_client.records import Update
@@ -23,6 +24,7 @@ class RoundFiles:
     plans: Plans
     models: Models
     journal: RoundJournal
+    sums: RevealedSums
     spool: AgentSide
 
     @classmethod
@@ -32,7 +34,9 @@ class RoundFiles:
         Raises:
             StateRefused: the journal is damaged.
         """
-        files = cls(Plans(folder / "plans"), Models(folder / "models"), RoundJournal(folder / "rounds"), spool)
+        rounds = folder / "rounds"
+        journal, sums = RoundJournal(rounds), RevealedSums(rounds)
+        files = cls(Plans(folder / "plans"), Models(folder / "models"), journal, sums, spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
         for job in spool.jobs():

@@ -1,0 +1,57 @@
+"""Size classes: the counts of a site leave only as 0, 4, 8, 16, 32 … so that no two sums tell them apart exactly.
+
+How many studies a hospital trains on, and how many validation slices it has of each label, hardly change from round to
+round. Over many rounds with other cohorts the sums determine such numbers, without any fault of anybody. So a site
+rounds them down to a class before it encodes. Its loss stays a mean, and its histograms keep their form.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.encoding.header import SiteHeader
+from federation.encoding.layout import Layout
+
+SMALLEST_CLASS = 4  # fewer count as none
+
+
+def size_class(count: int) -> int:
+    """Returns the class of a count: the largest power of two in it; 0 below `SMALLEST_CLASS`."""
+    return 1 << (count.bit_length() - 1) if count >= SMALLEST_CLASS else 0
+
+
+def coarse_header(layout: Layout, header: SiteHeader) -> SiteHeader:
+    """Rounds every count of a site down to its class, at most to the plan's caps.
+
+    The weight is at least 1: an update without weight could not be encoded.
+
+    Args:
+        layout: Layout of the round.
+        header: The exact header.
+    """
+    examples = size_class(min(header.example_count, layout.count_cap))
+    mean_loss = header.loss_sum / header.example_count if header.example_count else 0.0
+    histograms = np.zeros_like(header.histograms)
+    for label, truth in np.ndindex(header.histograms.shape[:2]):
+        counts = header.histograms[label, truth]
+        histograms[label, truth] = _scaled(counts, size_class(min(int(counts.sum()), layout.count_cap)))
+    return replace(
+        header,
+        studies=max(1, size_class(min(header.studies, layout.weight_cap))),
+        loss_sum=mean_loss * examples,
+        example_count=examples,
+        histograms=histograms,
+    )
+
+
+def _scaled(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Scales whole counts so that they add up to `total`, by largest remainders; of equal ones the first bin's."""
+    if total == 0:
+        return np.zeros_like(counts)
+    # Python's whole numbers: products of counts and totals of 2^32 do not fit into int64.
+    parts = [divmod(count * total, int(counts.sum())) for count in counts.tolist()]
+    scaled = np.array([quotient for quotient, _ in parts], np.int64)
+    by_remainder = sorted(range(len(parts)), key=lambda place: -parts[place][1])
+    scaled[by_remainder[: total - int(scaled.sum())]] += 1
+    return scaled

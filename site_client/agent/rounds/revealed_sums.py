@@ -1,0 +1,110 @@
+"""The sums that this site has helped to recover, by the model they are on: <state>/agent/rounds/sums.json.
+
+Two sums on one model over almost the same members differ by what few of them said. So after a reveal this site works on
+that model again only when the round's end was shown to it: the sum, or the evidence why there is none. And it confirms
+no second set on that model that differs from an earlier one by some members, but by fewer than the least cohort.
+
+A member that is proven to have dealt shares of no secret does not count: it told the aggregator its part, or can.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+from federation.limits import COHORT_MAX
+from msgspec import Meta
+
+from site_client.agent.rounds.journal import CurrentRound
+from site_client.errors import StepRefused
+from site_client.files import replace_file
+from site_client.records import RoundNumber, RunId
+from site_client.typed_json import Digest, encode, read_state
+
+KEPT: Final = 256  # of several runs; a base model is left behind after a round or two
+_ADVICE: Final = "restore the state folder from the backup"
+
+
+@dataclass(frozen=True)
+class RevealedSum:
+    """One sum.
+
+    Attributes:
+        run_id: Of the round.
+        number: Of the round.
+        base_model_digest: Of the model it is on.
+        members: U3, sorted.
+        shown: Whether the sum, or the evidence why there is none, was shown to this site and verified.
+        exposed: Members whose guilt this site has verified.
+    """
+
+    run_id: RunId
+    number: RoundNumber
+    base_model_digest: Digest
+    members: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)]
+    shown: bool = False
+    exposed: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
+
+    def is_of(self, current: CurrentRound) -> bool:
+        """Whether it is the sum of this round."""
+        return (self.run_id, self.number) == (current.run_id, current.number)
+
+
+class RevealedSums:
+    """The file; read anew by each call, which is a few times a round."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "sums.json"
+
+    def record(self, current: CurrentRound) -> None:
+        """Record that this site is about to reveal for the set that it confirmed."""
+        known = self._read()
+        if not any(revealed.is_of(current) for revealed in known):
+            revealed = RevealedSum(current.run_id, current.number, current.base_model_digest, current.confirmed)
+            self._write([*known, revealed])
+
+    def settle(self, current: CurrentRound, exposed: Collection[str] = ()) -> None:
+        """Record that the round's end was shown and verified."""
+        known = self._read()
+        settled = [
+            replace(revealed, shown=True, exposed=tuple(sorted(exposed))) if revealed.is_of(current) else revealed
+            for revealed in known
+        ]
+        if settled != known:
+            self._write(settled)
+
+    def check_offer(self, base_model_digest: bytes) -> None:
+        """Refuse a model with a sum whose end was not shown.
+
+        Raises:
+            StepRefused: there is one.
+        """
+        for revealed in self._on(base_model_digest):
+            if not revealed.shown:
+                raise StepRefused(
+                    f"this site revealed in round {revealed.number} and was shown neither its sum nor why there is "
+                    "none; it takes part in no other round on that model. Ask the coordinator for a run from another"
+                )
+
+    def check_set(self, base_model_digest: bytes, members: Collection[str], minimum: int) -> None:
+        """Refuse a set whose sum, beside an earlier one on the same model, would say too much about few.
+
+        Raises:
+            StepRefused: it differs from an earlier one by some members, but by fewer than `minimum`.
+        """
+        for revealed in self._on(base_model_digest):
+            differing = set(members).symmetric_difference(revealed.members) - set(revealed.exposed)
+            if differing and len(differing) < minimum:
+                raise StepRefused(
+                    f"the sum would differ by {len(differing)} members from the sum of round {revealed.number} on the "
+                    f"same model, at least {minimum} are needed; this site does not confirm it"
+                )
+
+    def _on(self, base_model_digest: bytes) -> list[RevealedSum]:
+        return [revealed for revealed in self._read() if revealed.base_model_digest == base_model_digest]
+
+    def _read(self) -> list[RevealedSum]:
+        return read_state(list[RevealedSum], self._path, _ADVICE) or []
+
+    def _write(self, sums: list[RevealedSum]) -> None:
+        replace_file(self._path, encode(sums[-KEPT:]))
