@@ -137,8 +137,9 @@ def _run(federation: Federation) -> bool:
     federation.provide_data()
     federation.start_aggregator()
     _await_listening(federation)
+    federation.enroll(federation.sites)
+    click.echo("  the custodian signed the roster")
     for hospital in federation.sites:
-        federation.enroll(hospital)
         federation.start_site(hospital)
         click.echo(f"  {hospital.name} enrolled with a one-time token")
     federation.start_run()

@@ -33,6 +33,7 @@ from site_client.agent.identity.identity import Joining, Membership, SiteIdentit
 from site_client.agent.identity.keys import prove_possession
 from site_client.config import PolicySettings
 from site_client.errors import IdentityRefused, Refused
+from tests.custodian import CUSTODIAN, sign_pending
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Place:
         if self.enrolment.join(request).WhichOneof("outcome") == "pending":
             words = six_words(request.csr_der, request.signing_key, request.sealing_key)
             self.enrolment.approve(token.site, words)
+        sign_pending(self.enrolment.store, self.enrolment.authority, self.aggregator_clock())
         membership = Membership(token.site, "hub.example:8444", token.ca_fingerprint)
         return joining.accept(self.enrolment.join(request).credentials, membership)
 
@@ -132,7 +134,11 @@ def place(tmp_path: Path) -> Iterator[Place]:
     store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     upgrade(store.engine)
     enrolment = EnrolmentService(
-        store, create_authority(tmp_path / "ca", clock), config.EnrolmentSettings(), clock, os.urandom
+        store,
+        create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key()),
+        config.EnrolmentSettings(),
+        clock,
+        os.urandom,
     )
     made = Place(enrolment, clock, clock, tmp_path / "site")
     yield made

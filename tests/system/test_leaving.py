@@ -26,6 +26,8 @@ from site_client.errors import IdentityRefused, InUse, Refused, StepRefused, Unr
 from site_client.records import RunId
 from tests.system.consortium import Consortium, consortium
 
+from tests.custodian import CUSTODIAN  # isort: skip
+
 from aggregator.errors import WrongState  # isort: skip
 from aggregator.commands.listings import list_sites  # isort: skip
 from aggregator.store.people import audit_trail  # isort: skip
@@ -46,10 +48,9 @@ def sent(settings: SiteSettings) -> list[str]:
 
 
 def roster(coordinator: Consortium) -> list[str]:
-    signed = coordinator.enrolment.roster()
-    return [
-        one.site for one in verify_roster(signed, coordinator.enrolment.authority.custodian_key.public_key()).entries
-    ]
+    """The next roster that the custodian signs."""
+    coordinator.sign_roster()
+    return [entry.site for entry in verify_roster(coordinator.enrolment.roster(), CUSTODIAN.public_key()).entries]
 
 
 def standing(coordinator: Consortium, site: str) -> str:
