@@ -133,13 +133,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     clock = StandingClock()
     store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     upgrade(store.engine)
-    enrolment = EnrolmentService(
-        store,
-        create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key()),
-        config.EnrolmentSettings(),
-        clock,
-        os.urandom,
-    )
+    authority = create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key())
+    enrolment = EnrolmentService(store, authority, config.EnrolmentSettings(), clock, os.urandom)
     made = Place(enrolment, clock, clock, tmp_path / "site")
     yield made
     for ledger in made.ledgers:
