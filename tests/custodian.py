@@ -1,13 +1,14 @@
 """Custodians for tests: a key that many tests share, and the program with a folder of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.roster import Roster, sign_roster
+from federation.roster import ROSTER_DAYS, Roster, sign_roster
 from federation.v1.enrolment_pb2 import CustodianSuccession, SignedRoster
 
 from aggregator.custodian.cli import main
@@ -68,10 +69,12 @@ def sign_pending(
     now: datetime,
     key: Ed25519PrivateKey = CUSTODIAN,
     successions: Sequence[CustodianSuccession] = (),
+    days: float = ROSTER_DAYS,
 ) -> SignedRoster:
     """Sign what the aggregator asks for, and import it there."""
     with store.read() as session:
         request, newest = request_roster(session), in_force(session)
-    signed = sign_roster(next_roster(Roster.from_bytes(request.proposed), newest, now), key, successions)
+    roster = next_roster(Roster.from_bytes(request.proposed), newest, now)
+    signed = sign_roster(replace(roster, expires_at_s=roster.created_at_s + int(days * 86_400)), key, successions)
     import_roster(store, authority, signed, now)
     return signed
