@@ -205,7 +205,10 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
 
 
 def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.PublishedSum]:
-    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it."""
+    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it.
+
+    A single sum is returned in any case.
+    """
     if held_model == newest.digest:
         return []
     models = run_rows.models(session, run.run_id)
@@ -215,7 +218,8 @@ def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) 
     made_by = {model.round_number for model in models if model.round_number > holding[-1]}
     links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
-    return links if shorter else []
+    # A site that holds the model before takes its sum and nothing else, also where the sum is larger than the model.
+    return links if shorter or len(links) == 1 else []
 
 
 # --- 3. when to poll again ---

@@ -6,8 +6,9 @@ Each check reads what crossed the wire, the folders and the rows; none asks the 
 import hashlib
 from base64 import b64encode, urlsafe_b64encode
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,7 @@ def nothing_openable_alone(world: World) -> None:
                     f"the sum of {sorted(part)} can be opened in {attempt[1:]}, of {least} or more"
                 )
                 sums[attempt[:2]].append(part)
+    _no_difference_tells_of_few(world, sums)
     for parts in sums.values():
         assert not alone(parts), f"an update follows from the sums over {parts}"
         several = Counter(site for part in parts for site in part)
@@ -115,11 +117,30 @@ def nothing_openable_alone(world: World) -> None:
             assert len(parts) == 1, f"an honest aggregator could open {len(parts)} sums in one round: {parts}"
 
 
+def _no_difference_tells_of_few(world: World, sums: Mapping[object, list[frozenset[str]]]) -> None:
+    """Two sums on one model that can be recovered differ by nobody, or by as many as the least cohort.
+
+    Of those, corrupt members may be some; the parts below are of the honest.
+    """
+    on_model: dict[bytes, list[frozenset[str]]] = defaultdict(list)
+    for row in world.rounds():
+        on_model[row.base_model].extend(sums.get((row.run_id, row.number), []))
+    for parts in on_model.values():
+        for one, other in combinations(parts, 2):
+            apart = one ^ other
+            assert not apart or len(apart | world.corrupt) >= world.plan.cohort.minimum, (
+                f"two sums on one model tell of {sorted(apart)}"
+            )
+
+
 def sums_are_sums(world: World) -> None:
     """What was published is the sum of the members' words, without masks; and leads to the model that was published."""
     for row in world.rounds():
         if row.state is RoundState.PUBLISHED:
             _sum_is_sum(world, row)
+        elif row.sum_blob is not None:
+            assert row.next_model is None, f"the sum of round {row.number} was refused and led to a model"
+            assert world.corrupt, f"the sum of round {row.number} was refused, and everybody is honest"
         else:
             assert row.sum_blob is None, f"round {row.number} is {row.state} and has a sum"
             assert row.next_model is None, f"round {row.number} is {row.state} and has a model"

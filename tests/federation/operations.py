@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import pytest
+
+from tests.federation.crooks import SPOILED, let_in
 from tests.federation.lies import LIES_DOWN, LIES_UP, Lies
 from tests.federation.nursery import PHASE_S, PHASES, TRAINING_S, Kind
 from tests.federation.wire import FAULTS, Fault
@@ -130,6 +133,31 @@ class SiteLies:
 
 
 @dataclass(frozen=True)
+class SiteSpoilsSums:
+    """With words that no honest member has, from here on."""
+
+    site: str
+    how: str
+
+    def apply(self, world: World, lies: Lies) -> None:
+        if 3 * len(world.corrupt | {self.site}) < len(world.sites):
+            world.corrupt.add(self.site)
+            world.crooks.spoilers[self.site] = self.how
+
+
+@dataclass(frozen=True)
+class SiteDealsAnotherSecret:
+    """Than it commits to, from here on."""
+
+    site: str
+
+    def apply(self, world: World, lies: Lies) -> None:
+        if 3 * len(world.corrupt | {self.site}) < len(world.sites):
+            world.corrupt.add(self.site)
+            world.crooks.dealers.add(self.site)
+
+
+@dataclass(frozen=True)
 class RunPauses:
     def apply(self, world: World, lies: Lies) -> None:
         world.pause()
@@ -156,7 +184,7 @@ def draw(seed: int, length: int) -> History:
     """The history of a seed: mostly turns of everybody, so that things go on, and mischief in between."""
     rng = random.Random(seed)
     sites = rng.choice((3, 4, 4, 5))
-    kind = Kind(sites, phase=rng.choice(PHASES))
+    kind = Kind(sites, rounds=rng.choice((1, 2)), phase=rng.choice(PHASES))
     some = rng.choice(kind.names)  # most mischief is about one site: it meets itself
     drawn = []
     for _ in range(length):
@@ -170,8 +198,10 @@ def draw(seed: int, length: int) -> History:
 
 def play(world: World, history: History) -> None:
     lies = Lies(world)
-    for operation in history.operations:
-        operation.apply(world, lies)
+    with pytest.MonkeyPatch.context() as patch:
+        let_in(patch, world.crooks)
+        for operation in history.operations:
+            operation.apply(world, lies)
 
 
 _MISCHIEF: list[tuple[Callable[[random.Random, str], Operation], float]] = [
@@ -188,6 +218,8 @@ _MISCHIEF: list[tuple[Callable[[random.Random, str], Operation], float]] = [
     (lambda rng, name: ReplayMessage(name, rng.randrange(1000)), 2),
     (lambda rng, name: AggregatorLies(name, rng.choice(sorted(LIES_DOWN)), rng.randrange(8)), 4),
     (lambda rng, name: SiteLies(name, rng.choice(sorted(LIES_UP)), rng.randrange(8)), 1),
+    (lambda rng, name: SiteSpoilsSums(name, rng.choice(SPOILED)), 0.5),
+    (lambda rng, name: SiteDealsAnotherSecret(name), 0.5),
     (lambda rng, name: RunPauses(), 0.2),
     (lambda rng, name: RunResumes(), 0.3),
 ]

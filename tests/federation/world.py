@@ -23,6 +23,7 @@ from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Round, Run
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
+from tests.federation.crooks import Crooks
 from tests.federation.nursery import BEGIN, PARAMETERS, PHASES, Kind, Nursery
 from tests.federation.places import AggregatorMachine, Clock, Site, an_update
 from tests.federation.wire import Fault, Heard, Killed, Wire
@@ -48,6 +49,7 @@ class World:
     clock: Clock = field(default_factory=lambda: Clock(BEGIN))
     silent: set[str] = field(default_factory=set)
     corrupt: set[str] = field(default_factory=set)  # sites that work for the aggregator; fewer than a third
+    crooks: Crooks = field(default_factory=Crooks)  # those of them whose lies no message shows
     lied_down: bool = False  # the aggregator has lied to a site
     refused: list[tuple[str, Exception]] = field(default_factory=list)  # by site: what its turns refused or met
 

@@ -1,0 +1,256 @@
+"""Attacks that span rounds: members that spoil sums or deal nothing, an aggregator that wants a difference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from federation.encoding import size_class
+from federation.v1 import rounds_pb2, secagg_pb2
+from google.protobuf.message import Message
+
+from aggregator.rounds import regrouping
+from aggregator.states import FaultKind, RoundState, RunState
+from aggregator.store import fault_rows
+from site_client.errors import StepRefused
+from site_client.records import Job
+from tests.federation import crooks
+from tests.federation.invariants import check, contribution_of
+from tests.federation.nursery import PARAMETERS, TRAINING_S
+from tests.federation.places import an_update
+from tests.federation.world import World
+
+MakeWorld = Callable[..., World]
+
+
+def run_on(world: World, until: Callable[[], bool], turns: int = 200) -> None:
+    """Everybody steps, and time passes, until it is so."""
+    for _ in range(turns):
+        if until():
+            return
+        world.everybody()
+        world.clock.advance(31)
+    raise AssertionError(f"after {turns} turns the rounds are {[(row.state, row.reason) for row in world.rounds()]}")
+
+
+def faults(world: World) -> dict[str, list[FaultKind]]:
+    with world.aggregator.app.store.read() as session:
+        held = fault_rows.of_run(session, world.run_id)
+    return {site: [fault.kind for fault in of_site] for site, of_site in held.items()}
+
+
+def members_of(world: World, number: int) -> set[str]:
+    """The sites whose uploads are in the sum of a round."""
+    heard = (one.message for one in world.wire.heard)
+    return {
+        message.claim.site
+        for message in heard
+        if isinstance(message, secagg_pb2.UploadMessage) and message.round.round == number
+    }
+
+
+# --- a member that spoils sums ---
+
+
+@pytest.mark.parametrize("how", [crooks.NOISE, crooks.COUNTS])
+def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-d": how}))
+    world = make_world(sites=6, rounds=24)
+    world.corrupt = {"site-d"}
+    run_on(world, lambda: "site-d" in faults(world))
+    assert {site: kinds for site, kinds in faults(world).items() if FaultKind.SPOILED_SUM in kinds} == {
+        "site-d": [FaultKind.SPOILED_SUM]
+    }
+    number = len(world.rounds())
+    run_on(world, lambda: world.rounds()[number - 1].state is RoundState.PUBLISHED)
+    assert members_of(world, number) <= {"site-a", "site-b", "site-c", "site-e", "site-f"}
+    assert world.run.state is RunState.RUNNING
+    check(world)
+
+
+def test_with_too_few_for_another_cohort_the_run_pauses_and_says_why(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-d": crooks.NOISE}))
+    world = make_world(sites=4, rounds=3)
+    world.corrupt = {"site-d"}
+    run_on(world, lambda: world.run.state is RunState.PAUSED)
+    assert "6 sites are enough to form another" in str(world.run.reason)
+    check(world)
+
+
+def test_an_aggregator_that_calls_a_good_sum_refused_is_found_out(make_world: MakeWorld) -> None:
+    """It wants another sum on the same model. A site sees that the sum leads to a model, and leaves the run."""
+    world = make_world(sites=3, rounds=2, phase="reveal")
+    world.lied_down = True
+    run_on(world, lambda: world.rounds()[0].state is RoundState.PUBLISHED)
+
+    def refused(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "close":
+            reply.close.outcome = rounds_pb2.CloseStep.REFUSED
+            reply.close.published.model_digest = b""
+        return reply
+
+    world.wire.lies_down.append(refused)
+    for name in world.sites:
+        world.step(name)
+    assert len(world.refused) == 3
+    for _, refusal in world.refused:
+        assert "of a refused sum" in str(refusal) or "was said to lead to no model" in str(refusal)
+
+
+# --- a member that deals shares of no secret ---
+
+
+def test_a_dealer_of_no_secret_is_proven_guilty_and_the_others_publish_on_the_same_model(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks(dealers={"site-d"}))
+    world = make_world(sites=4, rounds=2)
+    world.corrupt = {"site-d"}
+    run_on(world, lambda: len(world.rounds()) > 1 and world.rounds()[1].state is RoundState.PUBLISHED)
+    first, second = world.rounds()[:2]
+    assert (first.state, second.base_model) == (RoundState.ABANDONED, first.base_model)
+    assert faults(world) == {"site-d": [FaultKind.BAD_DEALING]}
+    assert second.members == 3
+    assert world.refused == []
+    check(world)
+
+
+def test_without_the_evidence_no_site_works_on_that_model_again(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks(dealers={"site-d"}))
+    world = make_world(sites=4, rounds=2)
+    world.corrupt, world.lied_down = {"site-d"}, True
+
+    def withheld(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "close":
+            del reply.close.bad_dealings[:]
+        return reply
+
+    world.wire.lies_down.append(withheld)
+    run_on(world, lambda: bool(world.refused))
+    assert all("takes part in no other round on that model" in str(refusal) for _, refusal in world.refused)
+    assert not _revealed(world, 2)
+
+
+# --- an aggregator that wants the difference of two sums ---
+
+
+def _revealed(world: World, number: int) -> set[str]:
+    return {
+        one.site
+        for one in world.wire.heard
+        if isinstance(one.message, secagg_pb2.RevealMessage) and one.message.round.round == number
+    }
+
+
+def _lose_answers(world: World) -> None:
+    """All reveal, and the aggregator says that nothing arrived."""
+
+    def lost(site: str, call: str, message: Message) -> Message:
+        if isinstance(message, secagg_pb2.RevealMessage):
+            del message.shares[:]
+        return message
+
+    world.wire.lies_up.append(lost)
+
+
+def test_after_a_reveal_without_a_sum_no_site_works_on_that_model_again(make_world: MakeWorld) -> None:
+    """The aggregator of the attack abandoned behind the reveal phase, and asked three of the four again."""
+    world = make_world(sites=4, rounds=2, phase="reveal")
+    world.lied_down = True
+    _lose_answers(world)
+    for name in world.sites:
+        world.step(name)
+    world.clock.advance(TRAINING_S + 61)
+    world.drive()
+    assert world.rounds()[0].state is RoundState.ABANDONED
+    assert world.run.state is RunState.PAUSED
+    world.resume()
+    for _ in range(4):
+        world.everybody()
+    assert world.rounds()[1].base_model == world.rounds()[0].base_model
+    refusing = {name for name, refusal in world.refused if isinstance(refusal, StepRefused)}
+    assert refusing == set(world.sites)
+    assert not _revealed(world, 2)
+
+
+def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aggregator spoils the first sum with a corrupt member's help, shows it, and leaves out one victim."""
+    crooks.let_in(monkeypatch, crooks.Crooks({"site-e": crooks.NOISE}))
+    monkeypatch.setattr(regrouping, "_is_admissible", lambda *_: True)
+    world = make_world(sites=5, rounds=2)
+    world.corrupt, world.lied_down = {"site-e"}, True
+    run_on(world, lambda: len(world.rounds()) > 1)
+    assert world.rounds()[0].state is RoundState.ABANDONED
+    world.silent.add("site-a")
+    run_on(world, lambda: bool(world.refused))
+    honest = [refusal for name, refusal in world.refused if name != "site-e"]
+    assert honest
+    assert all("would differ by 1 members" in str(refusal) for refusal in honest)
+    assert not _revealed(world, 2)
+
+
+def test_each_site_away_in_turn_and_no_count_follows_but_its_size_class(make_world: MakeWorld) -> None:
+    """Everybody is honest. Four sums over three of four sites each determine what each site put in: classes."""
+    world = make_world(sites=4, rounds=6)
+    sums = []
+    for away in world.sites:
+        number = len(world.rounds())
+        world.silent = {away}
+        for _ in range(3):
+            world.everybody()
+        world.clock.advance(TRAINING_S + 1)
+        run_on(world, lambda number=number: world.rounds()[number - 1].state is RoundState.PUBLISHED)  # type: ignore[misc]
+        world.everybody()  # they close the round, and sign its model for the one that was away
+        assert members_of(world, number) == set(world.sites) - {away}
+        sums.append(number)
+    said = [put_in(world, number, site) for number in sums for site in members_of(world, number)]
+    assert len(said) == 12
+    for exact, left in said:
+        assert left == [max(size_class(exact[0]), 1), *map(size_class, exact[1:])]
+    assert any(exact != left for exact, left in said)
+    check(world)  # the published sums are the sums of these words, and of nothing else
+
+
+def put_in(world: World, number: int, site: str) -> tuple[list[int], list[int]]:
+    """Studies, examples, and slices by label and truth: as the trainer counted them, and as they left."""
+    row = world.rounds()[number - 1]
+    job = Job(world.run_id, number, world.plan.evaluates_only(number), row.base_model, world.plan.digest)  # type: ignore[arg-type]
+    update, _ = an_update(job, world.seed_of(site), PARAMETERS)
+    header = contribution_of(world, row, site).header
+    exact = [min(update.studies, world.plan.encoding.weight_cap), update.example_count]
+    exact += [sum(side) for label in update.histograms for side in label]
+    return exact, [header.studies, header.example_count, *header.histograms.sum(axis=2).ravel().tolist()]
+
+
+# --- a member that is ready and then silent ---
+
+
+def test_who_is_ready_and_then_silent_sits_out_and_comes_back(make_world: MakeWorld) -> None:
+    world = make_world(sites=5, rounds=8)
+    sat_out: list[int] = []
+
+    def step(name: str) -> Any:
+        world.step(name)
+        world.train(name)
+
+    for _ in range(400):
+        if len(world.rounds()) >= 7 or world.run.state is not RunState.RUNNING:
+            break
+        row = world.round
+        for name in world.sites:
+            if name != "site-e" or row.state is RoundState.TRAINING:
+                step(name)
+        if "site-e" not in world.seats() and row.number not in sat_out:
+            sat_out.append(row.number)
+        world.drive()
+        world.clock.advance(20)
+    assert faults(world)["site-e"][:2] == [FaultKind.SILENT, FaultKind.SILENT]
+    assert sat_out[0] == 3
+    assert {name for name, kinds in faults(world).items() if kinds} == {"site-e"}
