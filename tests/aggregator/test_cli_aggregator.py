@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from aggregator.cli import main
 from aggregator.commands.lazy_group import LazyCommand
 from aggregator.config import load_settings
 from aggregator.context import open_context
+from aggregator.custodian import sealed_key
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
-from tests.custodian import Program
+from tests.custodian import PASSPHRASE, Program, sign_pending
 
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
 
@@ -209,6 +211,75 @@ def test_a_site_that_does_not_exist_is_refused_in_one_line(console: Console) -> 
         told = console.refused(*command)
         assert told.startswith("Error: ")
         assert "Traceback" not in told
+
+
+# --- the roster and its custodian ---
+
+
+def approved(console: Console, host, name: str = "st-mary") -> None:
+    console.join(console.json("site", "invite", name, "--auto-approve")["token"], host)
+
+
+def test_a_change_of_the_roster_goes_out_is_read_signed_and_comes_back(console: Console, host, other_host) -> None:
+    approved(console, host)
+    approved(console, other_host, "charite")
+    console.sign_roster()
+    console("site", "revoke", "charite")
+    assert "it removes charite" in console.json("roster", "show")["notices"][0]
+    request = console.folder / "roster.request"
+    assert "removes charite" in console("roster", "export", str(request)).stdout
+    assert "removes     charite" in console.custodian.succeeds("review", str(request))
+    assert "removes charite" in console("roster", "import", str(console.custodian.sign(request))).stdout
+    shown = console.json("roster", "show")
+    assert (shown["epoch"], list(shown["sites"])) == (2, ["st-mary"])
+    assert (shown["awaits_signature"], shown["notices"]) == (None, [])
+    [row] = console.json("audit", "--subject", "roster:2")
+    assert (row["before"], row["after"]) == ("epoch 1", "epoch 2")
+    assert row["why"] == "signed by the custodian: removes charite"
+
+
+def test_an_import_that_is_a_request_foreign_or_in_force_already_changes_nothing(console: Console, host) -> None:
+    approved(console, host)
+    request = console.folder / "roster.request"
+    console("roster", "export", str(request))
+    assert "expected a signed roster" in console.refused("roster", "import", str(request))
+    foreign = Program.begin(console.folder / "stranger").sign(request)
+    assert "signed by the expected key" in console.refused("roster", "import", str(foreign))
+    assert console.json("roster", "show")["epoch"] is None
+    signed = console.custodian.sign(request)
+    assert console("roster", "import", str(signed)).exit_code == 0
+    assert "in force already" in console.refused("roster", "import", str(signed))
+    assert "There is no roster" not in console("roster", "show").stdout
+
+
+def test_without_any_change_an_export_asks_for_new_dates(console: Console, host) -> None:
+    approved(console, host)
+    console.sign_roster()
+    assert "lists the same sites" in console("roster", "export", str(console.folder / "roster.request")).stdout
+    console.sign_roster()
+    assert console.json("roster", "show")["epoch"] == 2
+
+
+def test_the_coordinator_is_warned_thirty_days_before_the_roster_ends(console: Console, host) -> None:
+    approved(console, host)
+    app = open_context(load_settings(console.config))
+    authority = Authority(app.settings.state.folder / "ca", app.clock)
+    for days, said in ((31, []), (29.5, ["in 29 days"]), (-1, ["no site takes part"])):
+        key = sealed_key.unseal(console.custodian.folder / "custodian.key", PASSPHRASE)
+        began = app.clock() - timedelta(days=2)
+        sign_pending(app.store, authority, began, key, days=days + 2)
+        notices = console.json("roster", "show")["notices"]
+        assert [text for text in said if text in " ".join(notices)] == said
+        assert len(notices) == len(said)
+        assert console("site", "list").stderr.splitlines() == notices
+    app.store.close()
+
+
+def test_init_takes_the_public_key_of_a_custodian_and_nothing_else(fresh: Console) -> None:
+    for path in (fresh.config, fresh.folder / "missing.pub", fresh.folder / "custodian" / "custodian.json"):
+        assert "expected the custodian.pub" in fresh.refused("init", "--custodian", str(path))
+    assert fresh("init").exit_code == 2  # there is no other way to make a custodian
+    assert fresh.json(*fresh.init)["custodian_words"] in fresh.custodian.succeeds("show")
 
 
 # --- runs and models ---

@@ -29,7 +29,7 @@ from aggregator.sites.authority import Authority
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import Change, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
-from tests.custodian import CUSTODIAN
+from tests.custodian import CUSTODIAN, sign_pending
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
@@ -424,3 +424,14 @@ def _words_of(html: str) -> str:
 def _row_of(html: str, site: str) -> str:
     rows = re.findall(r"<tr>.*?</tr>", html, re.S)
     return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">{site}\b', row))
+
+
+def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(
+    ada: TestClient, running: AppContext, authority: Authority, clock
+) -> None:
+    assert "A roster awaits the custodian&#39;s signature; it adds east, north, south." in ada.get("/").text
+    sign_pending(running.store, authority, clock())
+    assert 'class="notice"' not in ada.get("/").text
+    clock.advance(days=151)
+    ada.post("/login", data={"name": "ada", "password": PASSWORD})
+    assert "The roster ends on 2027-05-22, in 29 days." in ada.get("/").text

@@ -1,5 +1,6 @@
 """`hemofed-aggregator serve` as a process: it drains on SIGTERM, comes back as it was, and says what is in its way."""
 
+import ast
 import json
 import os
 import resource
@@ -184,3 +185,31 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_service_runs_without_the_custodian_s_key_and_opens_no_file_of_that_name(service: Service) -> None:
+    """A key that version 0.1.0 left there is a pipe here: to read it would hang the start for ever."""
+    folder = service.config.parent / "state" / "ca"
+    assert not (folder / "custodian.key").exists()
+    os.mkfifo(folder / "custodian.key")
+    service.start()
+    assert service.answers()
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_nothing_that_serve_loads_can_read_or_use_a_custodian_s_key() -> None:
+    program = (
+        "import sys\nimport aggregator.serve, aggregator.commands.serve\n"
+        "loaded = [name for name in sys.modules if name.startswith('aggregator')]\n"
+        "assert not [name for name in loaded if '.custodian' in name], loaded\n"
+        "print(*(sys.modules[name].__file__ for name in loaded), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {
+        node.id if isinstance(node, ast.Name) else node.name
+        for path in done.stdout.splitlines()
+        for node in ast.walk(ast.parse(Path(path).read_text()))
+        if isinstance(node, ast.Name | ast.alias)
+    }
+    assert not {"Ed25519PrivateKey", "sign_roster", "sign_plan", "succeed"} & names
