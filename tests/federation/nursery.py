@@ -110,9 +110,9 @@ def _grow(folder: Path, kind: Kind) -> None:
     upgrade(app.store.engine)
     enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, clock, os.urandom)
     hosts = [host_of(folder, name, enrolment.invite(name, auto_approve=True)) for name in kind.names]
-    for host in hosts:
+    for host in hosts:  # a roster for each, so that there are older ones
         enrolment.join(host.request)
-    sign_pending(app.store, authority, clock())
+        sign_pending(app.store, authority, clock())
     for host in hosts:
         host.accept(enrolment.join(host.request).credentials)
     _begin(app, kind)
