@@ -26,7 +26,7 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     enrolment: str = "0.0.0.0:8444"  # server TLS, only Join, Challenge, Recover; "" closes it
     dashboard: str = "127.0.0.1:8080"
     host_names: tuple[str, ...] = ()  # what sites dial; into the server certificate beside localhost and 127.0.0.1
-    # Calls served at once on each gRPC listener. Four stay free for calls that are short, see `rpc.call_guard`.
+    # Calls of sites served at once; the enrolment listener has an eighth. A call takes one when it is here whole.
     threads: Annotated[int, Meta(ge=4, le=1024)] = 32
     # A Poll may be held this long during masking before the answer "nothing yet".
     answer_hold_ms: Annotated[int, Meta(ge=0, le=10_000)] = 500
@@ -39,8 +39,32 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(f"{key}: expected host:port, got {address!r}")
 
 
+class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What callers may hold at once, and for how long.
+
+    A connection is a stranger's until a call on it is authenticated. An address is an IPv4 address, or the /64 of an
+    IPv6 address.
+    """
+
+    connections: Annotated[int, Meta(ge=16, le=65_536)] = 2048  # of the sites' listener; strangers get half of them
+    enrolment_connections: Annotated[int, Meta(ge=16, le=65_536)] = 1024  # half for one address is the most
+    dashboard_connections: Annotated[int, Meta(ge=4, le=65_536)] = 64
+    # Strangers' of one address, on each gRPC listener. Hospitals behind one proxy share it while they connect.
+    connections_per_address: Annotated[int, Meta(ge=4, le=65_536)] = 512
+    # An agent needs one, and a second one while its first is dead and not yet noticed.
+    connections_per_site: Annotated[int, Meta(ge=2, le=1024)] = 4
+    calls_per_connection: Annotated[int, Meta(ge=2, le=1024)] = 8
+    calls_per_site: Annotated[int, Meta(ge=2, le=1024)] = 8
+    calls_per_address: Annotated[int, Meta(ge=1, le=1024)] = 16  # of hosts without a certificate
+    handshake_s: Annotated[float, Meta(ge=1, le=3600)] = 30.0  # from the first packet to an authenticated call
+    message_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0  # from the beginning of a call to its first whole message
+    progress_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0  # between two messages of a transfer
+    request_s: Annotated[float, Meta(ge=1, le=3600)] = 15.0  # for a request to the dashboard and its answer
+    log_lines_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 60  # with the same event
+
+
 class StateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must survive a restart."""
+    """The folder and database that survive a restart."""
 
     folder: Path = Path("/var/lib/hemofed-aggregator")  # CA, blobs, and the database unless below
     database: str = ""  # SQLAlchemy URL; "" is hub.sqlite in the folder
@@ -48,7 +72,7 @@ class StateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class EnrolmentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How hospitals become sites and stay sites."""
+    """Enrolment of sites, and the life of their certificates."""
 
     invitation_hours: Annotated[int, Meta(ge=1, le=720)] = 24
     # A stolen key is worth something until its certificate expires, so the upper bound is low.
@@ -80,7 +104,7 @@ class DriverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the decoded histograms become figures."""
+    """Figures made from the decoded histograms."""
 
     # A label with fewer positives or negatives shows neither AUC nor calibration: they would say more about the few
     # patients than about the model.
@@ -92,7 +116,7 @@ class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     enabled: bool = True
     session_hours: Annotated[int, Meta(ge=1, le=720)] = 12
-    # Wrong passwords in a row for one name, from any address, after which that name has to wait.
+    # Wrong passwords in a row for one name from one address, after which that address has to wait.
     failed_logins_max: Annotated[int, Meta(ge=1, le=1000)] = 5
     failed_logins_wait_s: Annotated[int, Meta(ge=1, le=DAY_S)] = 300
 
@@ -101,6 +125,7 @@ class AggregatorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """All settings, one attribute a table of aggregator.toml."""
 
     listen: ListenSettings = ListenSettings()
+    limits: LimitsSettings = LimitsSettings()
     state: StateSettings = StateSettings()
     enrolment: EnrolmentSettings = EnrolmentSettings()
     pacing: PacingSettings = PacingSettings()

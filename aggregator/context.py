@@ -1,4 +1,4 @@
-"""What every use case is handed: store, blobs, clock, settings, and two signals. No logic."""
+"""The argument of every use case: store, blobs, clock, settings, and two signals. No logic."""
 
 import os
 import threading
@@ -31,10 +31,11 @@ class Signal:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._count = 0
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def count(self) -> int:
-        """How many notifications there were. Read it before the rows, so that none in between is missed."""
+        """The number of notifications so far. Read it before the rows, so that none in between is missed."""
         with self._condition:
             return self._count
 
@@ -43,6 +44,14 @@ class Signal:
         with self._condition:
             self._count += 1
             self._condition.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` at every notification, in the thread that notifies; it must not wait."""
+        with self._condition:
+            self._listeners.append(listener)
 
     def wait(self, count: int, timeout_s: float) -> bool:
         """Wait until there were more than `count` notifications. False when `timeout_s` went by first."""
@@ -50,11 +59,19 @@ class Signal:
             return self._condition.wait_for(lambda: self._count != count, timeout_s)
 
 
+class LedgerMark(NamedTuple):
+    """The length of a site's egress ledger, and its head."""
+
+    entries: int
+    head: bytes
+
+
 class LastReport(NamedTuple):
-    """A site's last report, and when one of its reports was last written to the database."""
+    """A site's last report, when one was last written to the database, and the longest ledger that it reported."""
 
     report: SiteReport
     written_at: datetime
+    longest: LedgerMark
 
 
 @dataclass(frozen=True)

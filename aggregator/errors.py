@@ -17,7 +17,7 @@ AggregatorError
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
 ├── SumRefused           a recovered sum that leads to no model
-├── Busy                 too many transfers at once
+├── Busy                 the site has had its share of a minute
 └── BlobRefused          bytes that do not fit what was offered
     ├── OffsetRefused    a chunk at the wrong offset; `held_bytes` says the right one
     └── DigestRefused    the bytes do not hash to their name; they were discarded
@@ -83,6 +83,10 @@ class SiteRevoked(Denied):
 class SiteLeft(Denied):
     """The site left for good; only a new invitation brings it back."""
 
+    def __init__(self, message: str, site: str) -> None:
+        super().__init__(message)
+        self.site = site
+
 
 class JoinDenied(Denied):
     """The joining or recovering host did not prove what it must."""
@@ -103,7 +107,7 @@ class SumRefused(AggregatorError):
 
 
 class Busy(AggregatorError):
-    """All slots for calls that last are taken; the caller comes back shortly, and continues where it stopped."""
+    """The caller has had its share for now; it comes back shortly."""
 
 
 class BlobRefused(AggregatorError):

@@ -53,6 +53,7 @@ def stale() -> list[str]:
 
 
 def main() -> None:
+    """Write the stubs, or compare them with `--check`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the stubs differ")
     if not parser.parse_args().check:

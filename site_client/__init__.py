@@ -1,4 +1,4 @@
-"""The hospital: agent, trainer, receiver."""
+"""The programs of a hospital: agent and trainer."""
 
 import os
 

@@ -32,7 +32,7 @@ Gibibytes: TypeAlias = Annotated[float, Meta(ge=0, le=100_000)]
 
 
 @dataclass(frozen=True)
-class AggregatorSettings:
+class AggregatorAddress:
     """Addresses of the consortium's aggregator, and the proxy in between."""
 
     address: str = ""  # host:port of the mutual-TLS listener; the agent does not start without
@@ -93,7 +93,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """How the export is read. ingest/rules.py fixes all other criteria."""
+    """Reading of the export. ingest/rules.py fixes all other criteria."""
 
     settle_s: Seconds = 60.0
     slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
@@ -149,7 +149,7 @@ class IdleSettings:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How often the agent polls, and after which silence it acts."""
+    """The times at which the agent polls, and the silences after which it acts."""
 
     poll_min_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.2
     poll_max_s: Seconds = 600.0
@@ -170,7 +170,7 @@ class SiteSettings:
     """All of site.toml."""
 
     name: str
-    aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
+    aggregator: AggregatorAddress = field(default_factory=AggregatorAddress)
     folders: FoldersSettings = field(default_factory=FoldersSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)

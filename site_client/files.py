@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
-    """Write a file inside a folder that no process reads yet, durably, with `mode` whatever the umask is."""
+    """Write a file inside a folder that no process reads yet, durably, with `mode` independent of the umask."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:
         # Owner and mode before the first byte: no moment in which another user could read it.

@@ -29,7 +29,10 @@ def log_to_stderr(*, tracebacks: bool) -> None:
             structlog.processors.add_log_level,
             _STAMP,
             structlog.processors.format_exc_info if tracebacks else _without_traceback,
-            structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer(),
+            # structlog's own choice is rich's traceback, if rich is installed. It prints local variables.
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            if on_terminal
+            else structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

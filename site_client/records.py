@@ -29,7 +29,8 @@ class RunId(HexBytes):
     LENGTH = 16
 
 
-RoundNumber: TypeAlias = Annotated[int, Meta(ge=1, le=2**31)]
+ROUND_MAX: Final = 2**31
+RoundNumber: TypeAlias = Annotated[int, Meta(ge=1, le=ROUND_MAX)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**40)]
 AwareTime: TypeAlias = Annotated[datetime, Meta(tz=True)]
 Reasons: TypeAlias = Annotated[tuple[StateReason, ...], Meta(max_length=REASONS_MAX)]

@@ -1,9 +1,12 @@
 """The spool, the only channel between the two processes of a site: one folder, two one-way streets.
 
     <spool>/to_trainer/   written by the agent only     job-<run hex>-<round>/   job.json  plan.bin  base.safetensors
+                                                        ledger.json, for the agent itself: agent/rounds/rollback.py
     <spool>/to_agent/     written by the trainer only   status.json
                                                         update-<run hex>-<round>/  update.json  delta.f32
 
+Neither side trusts the other one's files: `UntrustedFolder` follows no link, checks kind and size before it
+reads, and turns each fault into SpoolRefused.
 Folders are built under a dot name and renamed, files are replaced atomically, so that a reader never sees half of one.
 A job that disappears is cancelled; the trainer then removes the update that belongs to it.
 `records` holds the schema of every record. A record larger than RECORD_BYTES_MAX is refused before it is parsed.
@@ -31,7 +34,8 @@ from site_client.records import (
     histograms_of,
     to_json,
 )
-from site_client.typed_json import Digest, read_bounded
+from site_client.typed_json import Digest
+from site_client.untrusted_files import UntrustedFolder
 
 __all__ = ["AgentSide", "Histograms", "Job", "RunId", "Status", "TrainerSide", "Update", "histograms_of"]
 
@@ -45,7 +49,8 @@ class AgentSide:
 
     def __init__(self, spool: Path) -> None:
         self._out = _folder(spool / "to_trainer")
-        self._in = spool / "to_agent"
+        self._own = UntrustedFolder(spool, "to_trainer", RECORD_BYTES_MAX)
+        self._in = UntrustedFolder(spool, "to_agent", RECORD_BYTES_MAX)
 
     def clear_drafts(self) -> None:
         """Remove half-built jobs that a crash left.
@@ -59,10 +64,12 @@ class AgentSide:
         """Return the trainer's newest status without creating a folder; None before the first.
 
         Raises:
-            SpoolRefused: the record does not follow its schema.
+            SpoolRefused: the record does not follow its schema, or its file cannot be read.
         """
-        path = spool / "to_agent" / "status.json"
-        return from_json(Status, read_bounded(path, RECORD_BYTES_MAX)) if path.exists() else None
+        try:
+            return from_json(Status, UntrustedFolder(spool, "to_agent", RECORD_BYTES_MAX).read("status.json"))
+        except FileNotFoundError:
+            return None
 
     def offer_job(self, job: Job, signed_plan: bytes, base_model: Path) -> Job:
         """Make the job visible, whole. Offering the same job again changes nothing.
@@ -73,7 +80,7 @@ class AgentSide:
         # Idempotent: after a crash the agent offers the same job again, and the trainer may already be at work on it.
         target = self._out / _name(_JOB, job.run_id, job.round)
         if target.exists():
-            offered = _read_job(target)
+            offered = _read_job(self._own, target.name)
             if replace(offered, folder=job.folder) != job:
                 raise SpoolRefused(f"expected one job for round {job.round}, got a second one; withdraw the first")
             return offered
@@ -88,52 +95,79 @@ class AgentSide:
         """Cancel the job, or remove a finished one. Nothing happens when there is none."""
         remove(self._out / _name(_JOB, run_id, round))
 
+    def withdraw_others(self, run_id: RunId | None, round: int) -> None:
+        """Withdraw every job but this one; each one when `run_id` is None. A damaged job goes as well."""
+        kept = "" if run_id is None else _name(_JOB, run_id, round)
+        for path in self._out.glob(f"{_JOB}-*"):
+            if path.name != kept:
+                remove(path)
+
     def jobs(self) -> list[Job]:
         """Return every job on offer, oldest round first.
 
         Raises:
             SpoolRefused: a record does not follow its schema.
         """
-        return _jobs(self._out)
+        return _jobs(self._own)
 
     def status(self) -> Status | None:
         """Return the trainer's newest status; None before the first.
 
         Raises:
-            SpoolRefused: the record does not follow its schema.
+            SpoolRefused: the record does not follow its schema, or its file cannot be read.
         """
-        return self.peek(self._in.parent)
+        return self.peek(self._in.root)
 
     def update(self, run_id: RunId, round: int) -> Update | None:
         """Return the update that the trainer delivered for this round; None before it did.
 
         Raises:
-            SpoolRefused: the record does not follow its schema.
+            SpoolRefused: the record is missing, does not follow its schema, or its file cannot be read.
         """
-        path = self._in / _name(_UPDATE, run_id, round) / "update.json"
-        return from_json(Update, read_bounded(path, RECORD_BYTES_MAX)) if path.exists() else None
+        if not self.delivered(run_id, round):
+            return None
+        try:
+            return from_json(Update, self._in.read(_name(_UPDATE, run_id, round), "update.json"))
+        except FileNotFoundError:
+            # Its folder gets its name only when it is whole: no honest trainer leaves one without a record.
+            raise SpoolRefused(f"the update of round {round} in the spool has no record; retrain") from None
 
     def delivered(self, run_id: RunId, round: int) -> bool:
-        """Whether the trainer has delivered an update for this round. Does not read it."""
-        return (self._in / _name(_UPDATE, run_id, round)).exists()
+        """Whether the trainer has delivered an update for this round. Does not read it, and raises nothing."""
+        return self._in.has(_name(_UPDATE, run_id, round))
 
-    def delta(self, update: Update) -> NDArray[np.float32]:
-        """Map the update's delta from the spool.
+    def delta(self, update: Update, parameters: int) -> NDArray[np.float32]:
+        """Read the update's delta from the spool.
+
+        Args:
+            update: as `update` returned it.
+            parameters: d, of the plan's manifest.
 
         Returns:
-            f32[d], read-only.
+            f32[d], read-only, in this process's own memory.
 
         Raises:
-            SpoolRefused: the update has no delta, or its bytes do not have the digest in `update`.
+            SpoolRefused: the update has no delta, one of another length, or one without the digest in `update`.
         """
-        path = self._in / _name(_UPDATE, update.run_id, update.round) / "delta.f32"
         if update.delta_sha256 is None:
             raise SpoolRefused(f"expected a trained update for round {update.round}, got one without a delta")
-        size_bytes = path.stat().st_size  # only whole numbers can be mapped
-        delta = np.empty(0, "<f4") if not size_bytes or size_bytes % 4 else np.memmap(path, dtype="<f4", mode="r")
+        delta = np.empty(parameters, "<f4")
+        try:
+            with self._in.open(_name(_UPDATE, update.run_id, update.round), "delta.f32", size_max=delta.nbytes) as file:
+                # Read and not mapped: the trainer could change a mapped file after the check of its digest, and a file
+                # that it makes shorter would end this process by SIGBUS.
+                held_bytes = file.readinto(delta.data.cast("B"))
+        except FileNotFoundError:
+            raise SpoolRefused(f"delta.f32 of round {update.round} is missing in the spool; retrain") from None
+        if held_bytes != delta.nbytes:
+            raise SpoolRefused(
+                f"expected {delta.nbytes} bytes in delta.f32 of round {update.round}, as the plan's manifest has it, "
+                f"got {held_bytes}; retrain"
+            )
         # The digest is checked at every reading: the spool is the boundary to the side that reads patient data.
         if hashlib.sha256(delta.data).digest() != update.delta_sha256:
             raise SpoolRefused(f"delta.f32 of round {update.round} does not have the digest its update names; retrain")
+        delta.flags.writeable = False
         return delta
 
 
@@ -142,7 +176,7 @@ class TrainerSide:
 
     def __init__(self, spool: Path) -> None:
         self._out = _folder(spool / "to_agent")
-        self._in = spool / "to_trainer"
+        self._in = UntrustedFolder(spool, "to_trainer", RECORD_BYTES_MAX)
 
     def clear_drafts(self) -> None:
         """Remove half-built updates that a crash left.
@@ -201,7 +235,7 @@ class TrainerSide:
     def sweep(self) -> None:
         """Remove every update whose job is gone."""
         for path in self._out.glob(f"{_UPDATE}-*"):
-            if not (self._in / path.name.replace(_UPDATE, _JOB, 1)).exists():
+            if not self._in.has(path.name.replace(_UPDATE, _JOB, 1)):
                 remove(path)
 
 
@@ -217,21 +251,21 @@ def _name(kind: str, run_id: bytes, round: int) -> str:
     return f"{kind}-{run_id.hex()}-{round}"
 
 
-def _jobs(folder: Path) -> list[Job]:
+def _jobs(street: UntrustedFolder) -> list[Job]:
     jobs = []
-    for path in folder.glob(f"{_JOB}-*"):
-        if re.fullmatch(r"job-[0-9a-f]{32}-[0-9]+", path.name) is None:
+    for name in street.names():
+        if re.fullmatch(r"job-[0-9a-f]{32}-[0-9]+", name) is None:
             continue
         try:
-            jobs.append(_read_job(path))
+            jobs.append(_read_job(street, name))
         except FileNotFoundError:  # withdrawn between the listing and the reading: that is how a job is cancelled
             continue
     return sorted(jobs, key=lambda job: (job.run_id, job.round))
 
 
-def _read_job(folder: Path) -> Job:
-    job = replace(from_json(Job, read_bounded(folder / "job.json", RECORD_BYTES_MAX)), folder=folder)
+def _read_job(street: UntrustedFolder, name: str) -> Job:
+    job = replace(from_json(Job, street.read(name, "job.json")), folder=street.path / name)
     # A folder copied by hand under another name must not make the trainer train a round twice.
-    if folder.name != _name(_JOB, job.run_id, job.round):
+    if name != _name(_JOB, job.run_id, job.round):
         raise SpoolRefused("job.json names another round than its folder; withdraw the job")
     return job

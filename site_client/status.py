@@ -9,6 +9,7 @@ from federation.roster import ROSTER_WARNING_DAYS
 
 from site_client.agent.status_file import read_status
 from site_client.config import NOT_CONFIGURED, SiteSettings
+from site_client.errors import SpoolRefused, StateRefused
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
@@ -27,9 +28,10 @@ class Fact:
 def gather(settings: SiteSettings, now: datetime | None = None) -> list[Fact]:
     """Gather every value, in the order of a person's questions.
 
+    A file of the trainer that cannot be used is a value of its own, and hides no other.
+
     Raises:
-        StateRefused: a status file is damaged.
-        SpoolRefused: the trainer's status does not follow its schema.
+        StateRefused: the agent's status file is damaged.
     """
     now = now or datetime.now(UTC)
     if settings.is_example:
@@ -85,7 +87,10 @@ def _roster_end(expires_at: datetime | None, now: datetime) -> str | None:
 
 
 def _of_trainer(settings: SiteSettings, now: datetime) -> list[Fact]:
-    status = AgentSide.peek(settings.folders.spool)
+    try:
+        status = AgentSide.peek(settings.folders.spool)
+    except SpoolRefused as error:
+        return [Fact("trainer_state", f"unknown: {error}", None)]
     if status is None:
         return [Fact("trainer_state", "not started yet", None)]
     age_s = (now - status.written_at).total_seconds()
@@ -109,6 +114,8 @@ def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
     # The trainer's folder is closed to all but its user; the other facts are shown all the same.
     except PermissionError:
         return []
+    except StateRefused as error:
+        return [Fact("held_back_by", f"unknown: {error}", None)]
     if record is None:
         return []
     age_s = (now - record.written_at).total_seconds()

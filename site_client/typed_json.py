@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 import msgspec
 
 from site_client.errors import StateRefused
+from site_client.untrusted_files import read_regular
 
 SIZE_MAX: Final = 1 << 20  # bytes; the longest file, an agent's status with 500 hospitals, has 20 KiB
 LOCAL: Final = {"local": True}  # metadata of a dataclass field that is not written
@@ -90,12 +91,6 @@ def decode(kind: type[_T], data: bytes | str, *, whole: bool = False, size_max: 
         raise ValueError(f"{key[1] if key else 'a value'} is out of range") from None
 
 
-def read_bounded(path: Path, size_max: int = SIZE_MAX) -> bytes:
-    """Return a file's bytes, but at most one more than `size_max`, which `decode` then refuses."""
-    with path.open("rb") as file:
-        return file.read(size_max + 1)
-
-
 def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
     """Read a small file of the state folder; None when there is none.
 
@@ -105,12 +100,12 @@ def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
         advice: what to do about a damaged one, as an imperative clause.
 
     Raises:
-        StateRefused: the file is damaged, or of a newer version.
+        StateRefused: the file is damaged, of a newer version, or no regular file.
         OSError: the file cannot be read.
     """
     try:
         # Read and not tested for existence first: the file may go between the two.
-        return decode(kind, read_bounded(path))
+        return decode(kind, read_regular(path, SIZE_MAX))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -3,11 +3,17 @@
 import importlib
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-MODULES = ["aggregator.errors", "federation.errors", "federation.secagg.errors"]
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(source).with_suffix("").parts)
+    for source, house in ((ROOT, "aggregator"), (ROOT, "site_client"), (ROOT / "proto", "federation"))
+    for path in (source / house).rglob("errors.py")
+)
 
 ROOT_LINE = re.compile(r"^(\w+)$", re.MULTILINE)
 BRANCH = re.compile(r"^((?:│   |    )*)[├└]── (\w+)(?:\s{2,}\S.*)?$", re.MULTILINE)
@@ -36,7 +42,8 @@ def defined(module: ModuleType) -> dict[str, str | None]:
         if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == module.__name__
     }
     return {
-        name: base.__name__ if (base := kind.__base__) in classes.values() else None for name, kind in classes.items()
+        name: next((base.__name__ for base in kind.__bases__ if base in classes.values()), None)
+        for name, kind in classes.items()
     }
 
 

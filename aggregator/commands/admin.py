@@ -52,7 +52,7 @@ def admin_remove(context: CommandContext, name: str) -> None:
 @as_json
 @click.pass_obj
 def admin_list(context: CommandContext, as_json: bool) -> None:
-    """Everybody who may log in."""
+    """List the people who may log in."""
     with context.app().store.read() as session:
         rows = listings.list_administrators(session)
     print_rows(rows, ("name", "created_at"), as_json)

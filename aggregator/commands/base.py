@@ -1,4 +1,4 @@
-"""What every command of the coordinator starts from: the state folder, and how a refusal is printed.
+"""The start of every command of the coordinator: its state folder, and the printing of refusals.
 
 The root imports this module for `--help`, so the modules that need SQLAlchemy are imported in the functions that use
 them. They take half a second.
@@ -54,7 +54,7 @@ class RootGroup(LazyGroup):
 
 @dataclass(frozen=True)
 class CommandContext:
-    """What every command is handed."""
+    """The argument of every command."""
 
     config: Path  # aggregator.toml
 

@@ -42,7 +42,7 @@ def init(context: CommandContext, custodian: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder.absolute()), "ca_fingerprint": fingerprint, "custodian_words": words})
         return
-    click.echo(f"State folder    {folder.absolute()}  (back it up; whoever reads it can pose as the coordinator)")
+    click.echo(f"State folder    {folder.absolute()}  (back it up and keep it secret: its keys impersonate you)")
     click.echo(f"CA fingerprint  {fingerprint}")
     click.echo(f"Custodian       {words}  (compare with `hemofed-custodian show`)")
     click.echo("Next:")

@@ -1,4 +1,4 @@
-"""How commands print rows: a table for people, JSON for programs."""
+"""Printing of rows: a table for people, JSON for programs."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -15,6 +16,8 @@ from starlette.middleware.sessions import SessionMiddleware
 from aggregator.context import AppContext
 from aggregator.dashboard import pages, sessions
 from aggregator.dashboard.rendering import page
+
+log = structlog.get_logger()
 
 HERE = Path(__file__).resolve().parent
 PUBLIC_PATHS = ("/login", "/static/")  # all others need a session
@@ -35,9 +38,11 @@ def create_app(app: AppContext) -> FastAPI:
     """Make the application. It speaks plain HTTP; the coordinator puts a reverse proxy with HTTPS in front."""
     web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
     web.state.context = app
-    web.state.logins = sessions.FailedLogins(
+    key = session_key(app.settings.state.folder)
+    web.state.login_attempts = sessions.LoginAttempts(
         app.settings.dashboard.failed_logins_max, app.settings.dashboard.failed_logins_wait_s
     )
+    web.state.devices = sessions.Devices(key)
     web.state.sessions = sessions.Sessions(app)
     web.include_router(sessions.router)
     web.include_router(pages.router)
@@ -47,7 +52,7 @@ def create_app(app: AppContext) -> FastAPI:
     web.middleware("http")(_guard)
     web.add_middleware(
         SessionMiddleware,
-        secret_key=session_key(app.settings.state.folder),
+        secret_key=key,
         session_cookie="hemofed_session",
         max_age=app.settings.dashboard.session_hours * 3600,
         same_site="strict",
@@ -57,7 +62,7 @@ def create_app(app: AppContext) -> FastAPI:
 
 
 def session_key(folder: Path) -> str:
-    """Return the key that signs session cookies; made once, so that a restart ends no session."""
+    """Return the key that signs cookies; made once, so that a restart ends no session."""
     path = folder / "dashboard.key"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -90,7 +95,12 @@ async def _harden(request: Request, call_next: Next) -> Response:
     if request.method not in ("GET", "HEAD") and not sessions.is_own_form(request):
         response: Response = PlainTextResponse("This form came from another site.", status_code=403)
     else:
-        response = await call_next(request)
+        try:
+            response = await call_next(request)
+        except Exception:
+            # Here and not where Starlette would do it, outside of this function: its answer would lack the headers.
+            log.exception("page failed", path=request.url.path)
+            response = PlainTextResponse("The aggregator failed at this; its log says how.", status_code=500)
     response.headers.update(HEADERS)
     if request.url.scheme == "https":  # by the word of the proxy in front; then the cookie never travels in clear
         response.headers["Strict-Transport-Security"] = "max-age=31536000"

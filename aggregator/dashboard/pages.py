@@ -10,10 +10,11 @@ from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
-from aggregator.store import people, run_rows
+from aggregator.store import fault_rows, people, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
+ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
 
 @router.get("/")
@@ -65,9 +66,33 @@ def run_page(request: Request, hex_id: str) -> Response:
     return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
 
 
+@router.get("/faults/{fault_id}/evidence")
+def evidence(request: Request, fault_id: int) -> Response:
+    """Return the evidence of a fault as its members signed it: a serialized BadShares or BadDealing of secagg.proto.
+
+    Raises:
+        HTTPException: 404 when there is none.
+    """
+    if not 0 < fault_id <= ID_MAX:
+        raise HTTPException(404, "There is no such evidence.")
+    with request.app.state.context.store.read() as session:
+        try:
+            data = fault_rows.evidence(session, fault_id)
+        except NotFound:
+            raise HTTPException(404, "There is no such evidence.") from None
+    name = f'attachment; filename="fault-{fault_id}.bin"'
+    return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
+
+
 @router.get("/audit")
 def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
-    """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with."""
+    """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with.
+
+    Raises:
+        HTTPException: 400 when no row can have that id.
+    """
+    if before is not None and before > ID_MAX:
+        raise HTTPException(400, "There is no such row.")
     with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
     # Paged by id and not by number of rows: rows that are added meanwhile move nothing.

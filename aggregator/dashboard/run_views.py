@@ -13,11 +13,14 @@ from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.dashboard.charts import Curve, Point
 from aggregator.dashboard.visibility import Visibility, visibility
+from aggregator.runs.faults import sits_out_until
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, SeatState
-from aggregator.store import round_rows, run_rows
+from aggregator.store import fault_rows, round_rows, run_rows
 from aggregator.store.tables import ModelMetrics, Round, Run, Seat
+
+FAULTS_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,19 @@ class ModelJudgement:
     auc_any: float | None
     weighted_log_loss: float | None
     why_none: str | None
+
+
+@dataclass(frozen=True)
+class FaultView:
+    """What is held against a site in a run. `until`: the last round that it sits out for all its faults; 0: none."""
+
+    fault_id: int
+    site: str
+    round_number: int
+    words: str
+    detail: str
+    until: int
+    has_evidence: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class RunView:
     auc: tuple[Curve, ...]
     losses: tuple[Curve, ...]
     newest_judgement: ModelJudgement | None
+    faults: tuple[FaultView, ...]  # the newest first
 
     @property
     def moving(self) -> bool:
@@ -130,6 +147,24 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         losses=_loss_lines(rows, metrics),
         # The newest round often has no figures yet, or none because its cohort was too small.
         newest_judgement=next((view.judgement for view in views if view.judgement.labels), None),
+        faults=_faults(session, run),
+    )
+
+
+def _faults(session: Session, run: Run) -> tuple[FaultView, ...]:
+    held, completed = fault_rows.of_run(session, run.run_id), fault_rows.completed(session, run.run_id)
+    until = {site: sits_out_until(faults, completed.get(site, ())) for site, faults in held.items()}
+    return tuple(
+        FaultView(
+            fault_id=fault.id,
+            site=fault.site,
+            round_number=row.number,
+            words=wording.FAULTS[fault.kind],
+            detail=fault.detail,
+            until=until[fault.site],
+            has_evidence=fault.evidence is not None,
+        )
+        for fault, row in fault_rows.newest(session, run.run_id, FAULTS_SHOWN)
     )
 
 

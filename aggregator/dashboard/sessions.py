@@ -1,4 +1,4 @@
-"""Logging in and out. `store.people` checks passwords; a name under attack has to wait.
+"""Logging in and out. `store.people` checks passwords; a client that guesses has to wait.
 
 A session is a signed cookie with the administrator's name, a mark of the password, and an id. It is in force while
 that administrator exists with that password and has not logged out, so removing one ends their sessions at once.
@@ -7,53 +7,121 @@ that administrator exists with that password and has not logged out, so removing
 import hashlib
 import secrets
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
+from itsdangerous import BadData, URLSafeSerializer
 
 from aggregator.context import AppContext
 from aggregator.dashboard.rendering import page
+from aggregator.network import network_of
 from aggregator.store import people
 
 router = APIRouter()
 WRONG = "Name or password is wrong."  # one sentence for both: it must not tell which names exist
-NAMES_MAX = 10_000
+COUNTS_MAX = 10_000
+ALL_NAMES = 4  # a client may fail so many times as often for all names as for one
 CHECKED_AT_ONCE = 2  # each check of a password takes 32 MiB and a core for a moment
+CHECKS_WAITING_MAX = 8  # each holds one of the threads that make pages
+DEVICE_COOKIE = "hemofed_device"
+DEVICE_LASTS_S = 365 * 86_400
 
 
-class FailedLogins:
-    """Counts wrong passwords by name, in memory. A restart forgets the counts; the wait slows guessing all the same."""
+class Client(NamedTuple):
+    """Whom an attempt counts for: an address, or a device that the administrator of that name has logged in with."""
+
+    kind: Literal["address", "device"]
+    name: str
+
+
+class LoginAttempts:
+    """Bounds log-ins that fail, in memory. A restart forgets them; the wait slows guessing all the same.
+
+    An attempt is counted before its password is checked: of many at once, no more are checked than of many in a row.
+    It counts the attempts of one client for one name, and all attempts of one client. So a stranger who guesses keeps
+    out only clients of the same address that no administrator has logged in with.
+    """
 
     def __init__(self, allowed: int, wait_s: int) -> None:
         self._allowed, self._wait = allowed, timedelta(seconds=wait_s)
         self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, datetime]] = {}
-        self.checking = threading.BoundedSemaphore(CHECKED_AT_ONCE)
+        # By client and name; the name "" stands for all.
+        self._counts: dict[tuple[Client, str], tuple[int, datetime]] = {}
+        # Strangers of many addresses can fill their queue, and not that of administrators' devices.
+        self._waiting = {
+            "address": threading.BoundedSemaphore(CHECKS_WAITING_MAX),
+            "device": threading.BoundedSemaphore(CHECKS_WAITING_MAX),
+        }
+        self._checking = threading.BoundedSemaphore(CHECKED_AT_ONCE)
 
-    def must_wait(self, name: str, now: datetime) -> bool:
-        """Whether the name had too many wrong passwords a short while ago. `now` is aware UTC."""
+    def begin(self, name: str, client: Client, now: datetime) -> bool:
+        """Count an attempt; False when the client had too many a short while ago. `now` is aware UTC."""
+        bounds = {(client, name): self._allowed, (client, ""): self._allowed * ALL_NAMES}
         with self._lock:
-            count, since = self._failures.get(name, (0, now))
-            return count >= self._allowed and now - since < self._wait
+            counts = {key: self._count(key, now) for key in bounds}
+            # A refused attempt changes nothing. Were it counted, a client could not end its own wait by waiting.
+            if any(counts[key] >= bound for key, bound in bounds.items()):
+                return False
+            for key, count in counts.items():
+                self._counts.pop(key, None)  # to the end: the first entry is the oldest
+                self._counts[key] = count + 1, now
+            while len(self._counts) > COUNTS_MAX:
+                del self._counts[next(iter(self._counts))]
+        return True
 
-    def failed(self, name: str, now: datetime) -> None:
-        """Count a wrong password."""
+    def succeeded(self, name: str, client: Client) -> None:
+        """Forget the attempts of a client for a name that it has the password of."""
         with self._lock:
-            if len(self._failures) >= NAMES_MAX:  # an attacker invents names; forgetting is safer than growing
-                self._failures.clear()
-            count, since = self._failures.get(name, (0, now))
-            expired = now - since >= self._wait
-            # The time of the last failure: who keeps guessing keeps waiting.
-            self._failures[name] = (1 if expired else count + 1, now)
+            self._counts.pop((client, name), None)
+            if (client, "") in self._counts:
+                count, since = self._counts[client, ""]
+                self._counts[client, ""] = count - 1, since
 
-    def succeeded(self, name: str) -> None:
-        """Forget the wrong passwords of a name."""
-        with self._lock:
-            self._failures.pop(name, None)
+    @contextmanager
+    def checking(self, client: Client) -> Iterator[bool]:
+        """Hold one of the few places in which passwords are checked; yields False when too many wait for one."""
+        waiting = self._waiting[client.kind]
+        if not waiting.acquire(blocking=False):
+            yield False
+            return
+        try:
+            with self._checking:
+                yield True
+        finally:
+            waiting.release()
+
+    def _count(self, key: tuple[Client, str], now: datetime) -> int:
+        count, since = self._counts.get(key, (0, now))
+        return 0 if now - since >= self._wait else count
+
+
+class Devices:
+    """Signed cookies of browsers with which an administrator has logged in."""
+
+    def __init__(self, key: str) -> None:
+        self._serializer = URLSafeSerializer(key, salt="hemofed device")
+
+    def client(self, request: Request, name: str) -> Client:
+        """Return what the attempts of a request count for: its device for `name`, else its address."""
+        try:
+            owner, device = self._serializer.loads(request.cookies.get(DEVICE_COOKIE, ""))
+            if owner == name:
+                return Client("device", str(device))
+        except (BadData, ValueError, TypeError):
+            pass
+        return Client("address", network_of(request.client.host) if request.client else "")
+
+    def remember(self, response: Response, name: str) -> None:
+        """Give the browser a device of its own for `name`."""
+        cookie = self._serializer.dumps([name, secrets.token_hex(16)])
+        response.set_cookie(
+            DEVICE_COOKIE, cookie, max_age=DEVICE_LASTS_S, path="/login", httponly=True, samesite="strict"
+        )
 
 
 class Sessions:
@@ -119,20 +187,24 @@ def log_in(
     password: Annotated[str, Form(max_length=1024)],
 ) -> Response:
     """Begin a session, or show the form again."""
-    app, logins = request.app.state.context, request.app.state.logins
-    now = app.clock()
-    # Before the check: a name that has to wait learns nothing from a right password.
-    if logins.must_wait(name, now):
+    state = request.app.state
+    app, attempts = state.context, state.login_attempts
+    client = state.devices.client(request, name)
+    # Before the check: a client that has to wait learns nothing from a right password.
+    if not attempts.begin(name, client, app.clock()):
         return page(request, "login.html", status_code=429, problem="Too many wrong passwords. Try again later.")
-    # Bounded: each check takes 32 MiB and a core, and anyone who reaches the page can ask for one.
-    with logins.checking, app.store.read() as session:
-        fits = people.password_fits(session, name, password)
+    with attempts.checking(client) as free:
+        if not free:
+            return page(request, "login.html", status_code=503, problem="Too many log-ins at once. Try again.")
+        with app.store.read() as session:
+            fits = people.password_fits(session, name, password)
     if not fits:
-        logins.failed(name, now)
         return page(request, "login.html", status_code=401, problem=WRONG)
-    logins.succeeded(name)
-    request.app.state.sessions.begin(request.session, name)
-    return RedirectResponse("/", status_code=303)
+    attempts.succeeded(name, client)
+    state.sessions.begin(request.session, name)
+    reply = RedirectResponse("/", status_code=303)
+    state.devices.remember(reply, name)
+    return reply
 
 
 @router.post("/logout")

@@ -1,4 +1,4 @@
-"""What the aggregator could and could not see of one round, in words for an administrator. Pure.
+"""The facts of one round that the aggregator could see and those that it could not, in words. Pure.
 
 The words follow the phases that the round went through, in all attempts: a message that had not arrived was not seen.
 docs/SECURITY.md states the assumptions behind them.

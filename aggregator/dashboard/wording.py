@@ -9,7 +9,7 @@ from typing import Final
 
 from federation.vocabulary import SiteState, StateReason
 
-from aggregator.states import RoundState, RunState, SeatState, SiteStanding
+from aggregator.states import FaultKind, RoundState, RunState, SeatState, SiteStanding
 
 SITE_STATES: Final[Mapping[str, str]] = {
     SiteState.IDLE: "idle",
@@ -94,6 +94,12 @@ SEAT_STATES: Final[Mapping[str, str]] = {
     SeatState.LEFT_OUT: "came too late",
 }
 # Of runs, rounds, seats and standings. States that are not here have no color.
+FAULTS: Final[Mapping[FaultKind, str]] = {
+    FaultKind.SILENT: "ready, then silent",
+    FaultKind.BAD_SHARES: "dealt no shares",
+    FaultKind.BAD_DEALING: "dealt shares of no secret",
+    FaultKind.SPOILED_SUM: "spoiled sums",
+}
 TONES: Final[Mapping[str, str]] = {
     RunState.RUNNING: "calm",
     RunState.COMPLETED: "good",

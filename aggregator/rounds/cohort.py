@@ -1,8 +1,8 @@
 """The cohort of one attempt as secure aggregation sees it, read from the seats.
 
-The sets of the protocol are the messages that have arrived, whatever a seat's state: a member that missed a later phase
-keeps its place in the earlier sets. U1 advertised keys, U2 sent shares, U3 uploaded, U4 confirmed, U5 revealed; each
-lies within the one before. The set of a phase is read after that phase, so it no longer changes.
+The sets of the protocol are the messages that have arrived, independent of a seat's state. So a member that missed a
+later phase keeps its place in the earlier sets. U1 advertised keys, U2 sent shares, U3 uploaded, U4 confirmed, U5
+revealed; each lies within the one before. The set of a phase is read after that phase, so it no longer changes.
 """
 
 from dataclasses import dataclass

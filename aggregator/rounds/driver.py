@@ -1,4 +1,4 @@
-"""The loop that steps rounds: whatever is due by the rows and the clock, each round once a turn.
+"""The loop that steps rounds. A turn carries out every step that is due by the rows and the clock, one a round.
 
 Several drivers may run, in threads or on machines. A lease keeps two from aggregating the same round; should both do
 it, the guarded UPDATE at the end lets only one publish. A driver looks at once when a site's message completes a phase,

@@ -51,8 +51,9 @@ class Housekeeping:
         log.info("housekeeping stopped")
 
     def turn(self) -> None:
-        """Do once whatever is due."""
+        """Do every task that is due, once."""
         self._attempt(self._drop_leftovers)
+        self._attempt(self._drop_orphans)
         self._attempt(self._continue_run)
         # Not at every phase: it takes the write lock that the messages of the next phase need.
         if self._monotonic() >= self._write_due_at:
@@ -76,6 +77,17 @@ class Housekeeping:
         with self._app.store.write() as session:
             for round_id, site, digest in leftovers:
                 round_rows.forget_upload(session, round_id, site, digest)
+
+    def _drop_orphans(self) -> None:
+        """Drop every upload that no seat names: a stream may go on after its seat has offered another blob."""
+        # Listed before the seats are read: a seat names its blob before the first byte of it is written.
+        held = self._app.uploads.digests()
+        if not held:
+            return
+        with self._app.store.read() as session:
+            orphans = held - round_rows.expected_uploads(session)
+        for digest in orphans:
+            self._app.uploads.drop(digest)
 
     def _continue_run(self) -> None:
         with self._app.store.read() as session:

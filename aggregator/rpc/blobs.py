@@ -1,18 +1,18 @@
 """The service that moves blobs: uploads in, models and published sums out."""
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import grpc
 from federation.limits import SLOW_PIECE_BYTES
-from federation.v1 import blobs_pb2, blobs_pb2_grpc
+from federation.v1 import blobs_pb2
 from federation.wire import check_known
 
 from aggregator import errors
 from aggregator.rounds import uploads
-from aggregator.rpc.call_guard import CallGuard, translated
+from aggregator.rpc.call_guard import CallContext, CallGuard, translated
 from aggregator.store.traffic import SeatKey, size_of_chunk
 
 RECHECK_S = 5.0  # how often the caller of a stream is authenticated again
@@ -20,14 +20,14 @@ RECHECK_S = 5.0  # how often the caller of a stream is authenticated again
 Chunk = TypeVar("Chunk")
 
 
-class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
+class BlobsServicer:
     """Moves blobs. A transfer that breaks off continues at the first byte that is missing."""
 
     def __init__(self, guard: CallGuard) -> None:
         self._guard = guard
         self._app = guard.app
 
-    def Offer(self, request: blobs_pb2.BlobOffer, context: grpc.ServicerContext) -> blobs_pb2.BlobProgress:
+    def Offer(self, request: blobs_pb2.BlobOffer, context: CallContext) -> blobs_pb2.BlobProgress:
         """Say how much of an upload is here."""
 
         def offer(site: str) -> blobs_pb2.BlobProgress:
@@ -36,15 +36,20 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
 
         return self._guard.call(request, context, offer, SeatKey(request.round.run_id, request.round.round, ""))
 
-    def Put(
-        self, request_iterator: Iterator[blobs_pb2.BlobChunk], context: grpc.ServicerContext
-    ) -> blobs_pb2.BlobProgress:
-        """Receive chunks of one offered upload."""
-        with translated(context), self._guard.slot():
-            site = self._guard.caller(context)
-            upload: uploads.ExpectedUpload | None = None
-            progress = blobs_pb2.BlobProgress()
-            for chunk in self._rechecked(request_iterator, context):
+    def receive(self, context: CallContext) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
+        """Begin a Put: return what takes the chunks of its stream one by one, each when it is here as a whole.
+
+        The answer to the last chunk is the answer to the call.
+        """
+        upload: uploads.ExpectedUpload | None = None
+        authenticated_at = -math.inf
+
+        def take(chunk: blobs_pb2.BlobChunk) -> blobs_pb2.BlobProgress:
+            nonlocal upload, authenticated_at
+            with translated(context):
+                if time.monotonic() - authenticated_at >= RECHECK_S:
+                    site = self._guard.caller(context)
+                    authenticated_at = time.monotonic()
                 check_known(chunk)
                 # Once a stream, without a lock: if the phase ends meanwhile, housekeeping deletes the blob.
                 if upload is None:
@@ -53,15 +58,24 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
                     raise errors.MessageRefused("expected chunks of one blob in a stream, got a second one")
                 data = chunk.data
                 stored = self._app.uploads.put(upload.digest, upload.size_bytes, chunk.offset, data)
-                progress = blobs_pb2.BlobProgress(held_bytes=stored.held_bytes, complete=stored.complete)
                 self._app.traffic.add(upload.seat, up=size_of_chunk(chunk, len(data)))
-            if upload is None:
-                raise errors.MessageRefused("expected at least one chunk, got none")
-            return progress
+                return blobs_pb2.BlobProgress(held_bytes=stored.held_bytes, complete=stored.complete)
 
-    def Get(self, request: blobs_pb2.BlobRequest, context: grpc.ServicerContext) -> Iterator[blobs_pb2.BlobChunk]:
+        return take
+
+    def Put(self, request_iterator: Iterator[blobs_pb2.BlobChunk], context: CallContext) -> blobs_pb2.BlobProgress:
+        """Receive chunks of one offered upload, all of which are here."""
+        take, progress = self.receive(context), None
+        for chunk in request_iterator:
+            progress = take(chunk)
+        with translated(context):
+            if progress is None:
+                raise errors.MessageRefused("expected at least one chunk, got none")
+        return progress
+
+    def Get(self, request: blobs_pb2.BlobRequest, context: CallContext) -> Iterator[blobs_pb2.BlobChunk]:
         """Send a model or a published sum from an offset on."""
-        with translated(context), self._guard.slot():
+        with translated(context):
             site = self._guard.caller(context)
             check_known(request)
             # Open for the whole stream: a blob that is deleted meanwhile is still read to its end.
@@ -80,7 +94,7 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
                     yield chunk
                     offset += len(data)
 
-    def _rechecked(self, chunks: Iterator[Chunk], context: grpc.ServicerContext) -> Iterator[Chunk]:
+    def _rechecked(self, chunks: Iterator[Chunk], context: CallContext) -> Iterator[Chunk]:
         """Yield the chunks as long as their caller is let in: a revocation ends a transfer within seconds."""
         checked_at = time.monotonic()
         for chunk in chunks:

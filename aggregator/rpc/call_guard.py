@@ -1,9 +1,8 @@
-"""What every call passes: authentication, a bound on calls that last, and errors as status codes."""
+"""What every call passes: authentication, and errors as status codes."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -19,9 +18,7 @@ from aggregator.store.traffic import SeatKey
 
 log = structlog.get_logger()
 
-THREADS_KEPT_FREE = 4  # for calls that do not last
-
-Reply = TypeVar("Reply", bound=Message)
+Reply = TypeVar("Reply", bound=Message | None)
 
 # The first class that fits counts, so subclasses stand before their bases. UNAUTHENTICATED and PERMISSION_DENIED make a
 # site act (renew, stop); ABORTED and RESOURCE_EXHAUSTED make it try again.
@@ -43,16 +40,27 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
+class CallContext(Protocol):
+    """The part of gRPC's ServicerContext that servicers use."""
+
+    def auth_context(self) -> Any:
+        """Return what TLS found out about the caller, by property."""
+
+    def peer(self) -> str:
+        """Return the caller's address."""
+
+    def abort(self, code: grpc.StatusCode, details: str, /) -> NoReturn:
+        """End the call with a status and one sentence, by an exception."""
+
+
 class CallGuard:
-    """Authenticates callers and bounds the calls that last. Shared by all servicers."""
+    """Authenticates callers. Shared by all servicers."""
 
     def __init__(self, app: AppContext) -> None:
         self.app = app
-        self.stopping = threading.Event()
-        self._slots = threading.BoundedSemaphore(max(1, app.settings.listen.threads - THREADS_KEPT_FREE))
 
     def call(
-        self, request: Message, context: grpc.ServicerContext, act: Callable[[str], Reply], seat: SeatKey | None = None
+        self, request: Message, context: CallContext, act: Callable[[str], Reply], seat: SeatKey | None = None
     ) -> Reply:
         """Answer one unary call of an enrolled site.
 
@@ -66,45 +74,31 @@ class CallGuard:
             site = self.caller(context)
             check_known(request)
             reply = act(site)
-            if seat is not None:
+            if seat is not None and reply is not None:
                 self.app.traffic.add(seat._replace(site=site), up=request.ByteSize(), down=reply.ByteSize())
             return reply
 
-    def caller(self, context: grpc.ServicerContext) -> str:
+    def caller(self, context: CallContext) -> str:
         """Return the name of the approved site at the other end.
 
         Raises:
             Denied: when it is none, or is no longer one.
         """
-        # grpc's stub does not say what the values are; x509_pem_cert holds PEM bytes, one entry a peer.
-        certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())  # type: ignore[assignment]
+        # It holds PEM bytes, one entry a peer.
+        certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())
         return authenticate(self.app.store, certificates[0] if certificates else None, self.app.clock())
 
-    def acquire_slot(self) -> bool:
-        """Take a slot for a call that lasts, without waiting; False when all are taken."""
-        return self._slots.acquire(blocking=False)
-
-    def release_slot(self) -> None:
-        """Give a slot back."""
-        self._slots.release()
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a slot for a stream.
-
-        Raises:
-            Busy: when all are taken; the site tries again shortly, and continues where it stopped.
-        """
-        if not self.acquire_slot():
-            raise errors.Busy("too many transfers at once; try again in a few seconds")
-        try:
-            yield
-        finally:
-            self.release_slot()
+    def site_of(self, context: CallContext) -> str:
+        """Return the site that a new connection counts for. One that has left may repeat its farewell."""
+        with translated(context):
+            try:
+                return self.caller(context)
+            except errors.SiteLeft as left:
+                return left.site
 
 
 @contextmanager
-def translated(context: grpc.ServicerContext) -> Iterator[None]:
+def translated(context: CallContext) -> Iterator[None]:
     """Answer a refusal with its status code and its one sentence, and a bug with INTERNAL and nothing of the bug."""
     try:
         yield

@@ -35,7 +35,9 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
     if holder.revoked_at is not None:
         raise SiteRevoked(f"site {holder.site!r} was revoked; contact the coordinator")
     if holder.left_at is not None:
-        raise SiteLeft(f"site {holder.site!r} has left; to come back, ask the coordinator for a new invitation")
+        raise SiteLeft(
+            f"site {holder.site!r} has left; to come back, ask the coordinator for a new invitation", holder.site
+        )
     if holder.approved_at is None or holder.expires_at <= now:
         raise NotEnrolled(_NOT_ENROLLED)
     return holder.site

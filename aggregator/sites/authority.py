@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aggregator.errors import JoinDenied, StateFolderRefused
@@ -84,6 +85,12 @@ class Authority:
     def fingerprint(self) -> bytes:
         """SHA-256 of the CA certificate's DER, 32 bytes; each invitation pins it."""
         return self._certificate.fingerprint(hashes.SHA256())
+
+    @property
+    def challenge_key(self) -> bytes:
+        """A secret of 32 bytes that every aggregator with this CA has; no signature is made with it."""
+        scalar = self._key.private_numbers().private_value.to_bytes(32)
+        return HKDF(hashes.SHA256(), 32, salt=None, info=b"hemofed challenge key v1").derive(scalar)
 
     def issue_site_certificate(
         self, site: str, csr_der: bytes, issued_at: datetime, expires_at: datetime

@@ -1,4 +1,4 @@
-"""How a hospital becomes a site, stays one, and stops being one. Protobuf messages in and out; no gRPC here.
+"""Enrolment: a hospital becomes a site, stays one, and leaves. Protobuf messages in and out; no gRPC here.
 
     invite    the coordinator makes a one-time token, bound to a name
     join      the host proves that it holds the token and its keys; the first request that does so takes the token
@@ -28,15 +28,19 @@ from sqlalchemy.orm import Session
 from aggregator import config
 from aggregator.errors import JoinDenied, LostRace, NotFound, WrongState
 from aggregator.sites.authority import Authority, SiteCertificate, read_csr
-from aggregator.sites.proofs import check_join, check_recovery, hashed
+from aggregator.sites.proofs import (
+    CHALLENGE_REFUSED,
+    KEY_OF_NOBODY,
+    challenge_ends_at,
+    check_join,
+    check_recovery,
+    hashed,
+    make_challenge,
+)
 from aggregator.sites.roster import is_listed
 from aggregator.states import SITE_TRANSITIONS
 from aggregator.store import Cause, Change, Store, record, site_rows
 from aggregator.store.tables import Certificate, Challenge, Invitation, Site
-
-CHALLENGE_LIFE = timedelta(minutes=5)
-CHALLENGES_OUTSTANDING_MAX = 64
-NONCE_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,11 @@ class EnrolmentService:
         check_join(request)
         # Of the whole request: the token is bound to the keys of the host that used it first.
         digest, now = hashed(serialize(request)), self.clock()
+        # Twice: a stranger does not get the lock of the writers, and a token may be withdrawn before its owner gets it.
+        with self.store.read() as session:
+            _invited(session, request)
         with self.store.write() as session:
-            invitation = site_rows.invitation(session, request.site)
-            # Constant time, and one sentence for all cases: the caller may be guessing names or secrets.
-            if invitation is None or not hmac.compare_digest(invitation.secret_hash, hashed(request.secret)):
-                raise JoinDenied(_UNKNOWN)
+            invitation = _invited(session, request)
             if invitation.used_by is None:
                 if invitation.expires_at <= now:
                     raise JoinDenied("this token has expired; ask the coordinator for a new one")
@@ -169,36 +173,38 @@ class EnrolmentService:
             self._shut_out(session, site, now)
 
     def challenge(self, request: enrolment_pb2.ChallengeRequest) -> enrolment_pb2.ChallengeReply:
-        """Make a nonce for a site whose certificate has expired.
-
-        Raises:
-            JoinDenied: when no active site has that name.
-        """
-        nonce, now = self.random(NONCE_BYTES), self.clock()
-        with self.store.write() as session:
-            _active_site(session, request.site)
-            row = Challenge(nonce=nonce, site=request.site, expires_at=now + CHALLENGE_LIFE)
-            site_rows.add_challenge(session, row, now, CHALLENGES_OUTSTANDING_MAX)
+        """Make a nonce for a site whose certificate has expired. Every name gets one; no row is read or written."""
+        nonce = make_challenge(self.authority.challenge_key, request.site, self.clock(), self.random)
         return enrolment_pb2.ChallengeReply(nonce=nonce)
 
     def recover(self, request: enrolment_pb2.RecoverRequest) -> enrolment_pb2.Credentials:
         """Issue credentials for a challenge that the enrolled key has signed. A nonce serves once, a site a few times.
 
         Raises:
-            JoinDenied: for an unknown or expired nonce, a wrong signature, or when no recovery is left. A wrong
-                signature spends neither nonce nor recovery.
+            JoinDenied: for a nonce that is not ours, expired or used, a wrong signature, or when no recovery is left. A
+                wrong signature spends neither nonce nor recovery.
         """
         read_csr(request.csr_der)
+        ends_at = challenge_ends_at(self.authority.challenge_key, request.site, request.nonce)
         now = self.clock().replace(microsecond=0)
+        # Strangers know names, and get nonces for the asking. So before the signature is checked nothing is spent, and
+        # they do not get the lock of the writers.
+        with self.store.read() as session:
+            site = site_rows.find(session, request.site)
+        # Checked for an unknown name, too: neither the answer nor its time tells which names exist.
+        is_active = site is not None and site_rows.standing(site) is site_rows.APPROVED
+        check_recovery(site.signing_key if site is not None and is_active else KEY_OF_NOBODY, request)
+        if ends_at <= self.clock():
+            raise JoinDenied(CHALLENGE_REFUSED)
         with self.store.write() as session:
             site = _active_site(session, request.site)
-            nonce = site_rows.challenge(session, request.nonce)
-            if nonce is None or nonce.site != site.name or nonce.expires_at <= now:
-                raise JoinDenied("this challenge is unknown, used or older than 5 minutes; ask for another")
-            # Before anything is spent: a stranger knows the name, and could otherwise use up nonces and recoveries.
+            # Once more: a host with other keys may have joined under this name in between.
             check_recovery(site.signing_key, request)
-            if not site_rows.use_challenge(session, request.nonce):
-                raise JoinDenied("this challenge was used a moment ago; ask for another")
+            try:
+                row = Challenge(nonce=request.nonce, site=site.name, expires_at=ends_at)
+                site_rows.use_challenge(session, row, self.clock())
+            except LostRace:
+                raise JoinDenied(CHALLENGE_REFUSED) from None
             try:
                 site_rows.spend_recovery(session, site.name, _own(site.name, now, "answered a challenge"))
             except LostRace:
@@ -271,8 +277,6 @@ class EnrolmentService:
 
     def _shut_out(self, session: Session, site: str, now: datetime) -> None:
         """Void everything that the site holds. No round takes it any more, whatever roster is in force."""
-        # A nonce that was handed out before could still bring back a certificate.
-        site_rows.drop_challenges(session, site)
         site_rows.end_certificates(session, site, now)
 
     def _join_reply(self, session: Session, site: Site) -> enrolment_pb2.JoinReply:
@@ -312,6 +316,15 @@ def _operator(at: datetime, why: str) -> Cause:
 def _own(site: str, at: datetime, why: str) -> Change:
     """A change that a site makes to its own row."""
     return Cause(at, f"site:{site}", why).of(f"site:{site}")
+
+
+def _invited(session: Session, request: enrolment_pb2.JoinRequest) -> Invitation:
+    """Return the invitation whose secret the host holds."""
+    invitation = site_rows.invitation(session, request.site)
+    # Constant time, and one sentence for all cases: the caller may be guessing names or secrets.
+    if invitation is None or not hmac.compare_digest(invitation.secret_hash, hashed(request.secret)):
+        raise JoinDenied(_UNKNOWN)
+    return invitation
 
 
 def _active_site(session: Session, name: str) -> Site:

@@ -7,7 +7,7 @@ from federation.limits import DIGEST_BYTES, REASONS_MAX, SECAGG_VERSION, VERSION
 from federation.v1 import rounds_pb2 as pb
 from federation.vocabulary import SiteState, StateReason
 
-from aggregator.context import AppContext, LastReport
+from aggregator.context import AppContext, LastReport, LedgerMark
 from aggregator.errors import MessageRefused
 from aggregator.store import Cause, record, site_rows
 from aggregator.store.tables import SiteReport
@@ -19,12 +19,15 @@ _STATES = {state.number: state for state in SiteState}
 _REASONS = {reason.number: reason for reason in StateReason}
 
 
-def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
+def keep(app: AppContext, site: str, request: pb.PollRequest) -> LedgerMark:
     """Keep a site's report for the dashboard. It is written when the site's state changes, else every few seconds.
 
-    A ledger that got shorter, or has another head at the same length, was cut or rewritten: the audit says so. Each
-    report is compared with the one before, which stays in memory between two writes. A crash loses a few seconds of
-    reports.
+    A ledger that is shorter than the longest one reported, or has another head at that length, was cut or rewritten:
+    the audit says so, once a cut. The row keeps the longest ledger, for `hemofed-site` to compare with its own. Between
+    two writes the reports stay in memory; a crash loses a few seconds of them.
+
+    Returns:
+        The longest ledger that the site reported before this report; of length 0 when this is its first.
 
     Raises:
         MessageRefused: for values outside the bounds of rounds.proto, or from a site of another version of secure
@@ -38,6 +41,7 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
         )
     _check_report(request)
     now = app.clock()
+    mark = LedgerMark(request.ledger_entries, request.ledger_head)
     report = SiteReport(
         site=site,
         seen_at=now,
@@ -47,25 +51,33 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
         model_digest=request.model_digest,
         roster_epoch=request.roster_epoch,
         version=request.version,
-        ledger_entries=request.ledger_entries,
-        ledger_head=request.ledger_head,
+        ledger_entries=mark.entries,
+        ledger_head=mark.head,
     )
     last = app.last_reports.get(site)
     # A Poll is the most frequent call, and a synced write costs more than all the rest of it.
     if last is not None and _can_wait(last, report):
-        app.last_reports[site] = last._replace(report=report)
-        return
+        app.last_reports[site] = last._replace(report=report, longest=_longer(last.longest, mark))
+        return last.longest
     with app.store.write() as session:
+        row = site_rows.report(session, site)
+        if row is None:  # of a host that joined under this name just now: its ledger is another one
+            last = None
         # The row is the newer one if another process wrote it.
-        earlier = [site_rows.report(session, site), None if last is None else last.report]
-        for before in earlier:
-            if before is not None and _ledger_was_cut(before, report):
-                why = f"egress ledger had {before.ledger_entries} entries, now says {report.ledger_entries}"
-                record(session, Cause(now, f"site:{site}", why).of(f"site:{site}"), None, "ledger rewritten")
-                break
+        marks = [LedgerMark(0, b"")]
+        marks += [] if row is None else [LedgerMark(row.ledger_entries, row.ledger_head)]
+        marks += [] if last is None else [last.longest]
+        seen = max(marks, key=lambda seen: seen.entries)
+        if _is_cut(seen, mark, last):
+            why = f"egress ledger had {seen.entries} entries, now says {mark.entries}"
+            record(session, Cause(now, f"site:{site}", why).of(f"site:{site}"), None, "ledger rewritten")
+        longest = _longer(seen, mark)
+        report.ledger_entries, report.ledger_head = longest
         site_rows.put_report(session, report)
     # After the commit: a report that could not be written must be tried again with the next Poll.
-    app.last_reports[site] = LastReport(report, now)
+    report.ledger_entries, report.ledger_head = mark
+    app.last_reports[site] = LastReport(report, now, longest)
+    return seen
 
 
 def _check_report(request: pb.PollRequest) -> None:
@@ -92,9 +104,21 @@ def _can_wait(last: LastReport, report: SiteReport) -> bool:
     """Whether `report` has no news that the dashboard should show before the next write."""
     shown = ("state", "reasons", "model_digest", "roster_epoch", "version")
     same = all(getattr(last.report, field) == getattr(report, field) for field in shown)
-    return same and not _ledger_was_cut(last.report, report) and report.seen_at - last.written_at < REPORT_EVERY
+    is_cut = _is_cut(last.longest, LedgerMark(report.ledger_entries, report.ledger_head), last)
+    return same and not is_cut and report.seen_at - last.written_at < REPORT_EVERY
 
 
-def _ledger_was_cut(before: SiteReport, report: SiteReport) -> bool:
-    shorter = report.ledger_entries < before.ledger_entries
-    return shorter or (report.ledger_entries == before.ledger_entries and report.ledger_head != before.ledger_head)
+def _is_cut(seen: LedgerMark, mark: LedgerMark, last: LastReport | None) -> bool:
+    """Whether a ledger that was `seen` was cut since the last report; a cut one grows again, which is no second cut."""
+    if last is None:
+        return _differs(seen, mark)
+    before = LedgerMark(last.report.ledger_entries, last.report.ledger_head)
+    return _differs(seen, mark) and not (_differs(seen, before) and not _differs(before, mark))
+
+
+def _differs(before: LedgerMark, after: LedgerMark) -> bool:
+    return after.entries < before.entries or (after.entries == before.entries and after.head != before.head)
+
+
+def _longer(seen: LedgerMark, mark: LedgerMark) -> LedgerMark:
+    return mark if mark.entries > seen.entries else seen

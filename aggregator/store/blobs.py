@@ -1,6 +1,6 @@
 """Content-addressed files: masked uploads, published sums, models. A blob is named by its SHA-256 and nothing else.
 
-Six verbs, so that an object store can stand behind the same ones later:
+Seven verbs, so that an object store can stand behind the same ones later:
 
     offer(digest, size)              how much of it is here already
     put(digest, size, offset, data)  one chunk of an upload, in order; the last one completes it
@@ -8,6 +8,7 @@ Six verbs, so that an object store can stand behind the same ones later:
     take(file)                       the same without a copy: the file becomes the blob
     open(digest)                     a complete blob, for reading
     drop(digest)                     forget it, complete or not
+    digests()                        of all that are here
 
 A blob is absent, partial or complete, and only its hash makes it complete: chunks gather in `partial/`, and are renamed
 into place after hashing and fsync. An upload continues in the partial file that a crash left; if the disk lost part of
@@ -29,10 +30,12 @@ from federation.limits import CHUNK_BYTES_MAX, DIGEST_BYTES
 
 from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
 
+_OWN = "add-"  # before the name of a file that `add` is writing
+
 
 @dataclass(frozen=True)
 class UploadProgress:
-    """How far an upload is."""
+    """Progress of an upload."""
 
     held_bytes: int
     complete: bool  # all bytes are here and the hash is right
@@ -124,7 +127,7 @@ class Blobs:
         Raises:
             BlobRefused: when it is empty or above the limit.
         """
-        temporary = self._partial / f"add-{secrets.token_hex(16)}"
+        temporary = self._partial / f"{_OWN}{secrets.token_hex(16)}"
         hasher, size_bytes = hashlib.sha256(), 0
         # O_EXCL and O_NOFOLLOW: a name that is taken, even by a link, is an error and never written through.
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -166,6 +169,11 @@ class Blobs:
             return os.fdopen(os.open(self._whole_path(digest), os.O_RDONLY | os.O_NOFOLLOW), "rb")
         except FileNotFoundError:
             raise NotFound(f"no complete blob {digest.hex()}") from None
+
+    def digests(self) -> set[bytes]:
+        """Return the digests of all blobs, complete and partial, as of some moment of this call."""
+        names = [path.name for folder in (self._partial, *self._whole.iterdir()) for path in folder.iterdir()]
+        return {bytes.fromhex(name) for name in names if not name.startswith(_OWN)}
 
     def drop(self, digest: bytes) -> None:
         """Delete a blob, complete or partial, if there is one. A file that is open keeps its bytes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from aggregator.errors import NotFound
 from aggregator.states import FaultKind, RoundState
 from aggregator.store.engine import Cause, record
 from aggregator.store.tables import Fault, Round, Seat
@@ -63,10 +64,22 @@ def of_round(session: Session, round_id: int) -> list[Fault]:
     return list(session.scalars(select(Fault).where(Fault.round_id == round_id).order_by(Fault.id)))
 
 
-def newest(session: Session, limit: int) -> list[tuple[Fault, Round]]:
-    """Return the newest faults, each with its round."""
-    wanted = select(Fault, Round).join(Round, Round.id == Fault.round_id).order_by(Fault.id.desc()).limit(limit)
-    return [(fault, row) for fault, row in session.execute(wanted)]
+def newest(session: Session, run_id: bytes, limit: int) -> list[tuple[Fault, Round]]:
+    """Return the newest faults of a run, each with its round."""
+    in_run = select(Fault, Round).join(Round, Round.id == Fault.round_id).where(Round.run_id == run_id)
+    return [(fault, row) for fault, row in session.execute(in_run.order_by(Fault.id.desc()).limit(limit))]
+
+
+def evidence(session: Session, fault_id: int) -> bytes:
+    """Return the evidence of a fault.
+
+    Raises:
+        NotFound: when there is no such fault, or it has none.
+    """
+    fault = session.get(Fault, fault_id)
+    if fault is None or fault.evidence is None:
+        raise NotFound("no evidence of that number")
+    return fault.evidence
 
 
 def completed(session: Session, run_id: bytes) -> dict[str, set[int]]:

@@ -126,6 +126,7 @@ _LEFTOVERS = (
     .join(Round, Round.id == Seat.round_id)
     .where(Seat.upload_digest.is_not(None), Round.state.in_((RoundState.TRAINING, *OVER)))
 )
+_EXPECTED = select(Seat.upload_digest).where(Seat.upload_digest.is_not(None))
 _SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
 _COUNT_BYTES = (
     update(Seat)
@@ -344,6 +345,11 @@ def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:
     """Return the seats that expect the blob `digest`. `rounds.uploads` lets no second seat expect it."""
     return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
+
+
+def expected_uploads(session: Session) -> set[bytes]:
+    """Return the digest of every upload that a seat names."""
+    return {digest for digest in session.scalars(_EXPECTED) if digest is not None}
 
 
 def leftovers(session: Session) -> list[tuple[int, str, bytes]]:

@@ -84,8 +84,10 @@ def claim_invitation(session: Session, site: str, secret_hash: bytes, request_di
 
 
 def put_site(session: Session, row: Site) -> None:
-    """Store a site; it replaces the row of a site that joined under that name before."""
+    """Store a site; it replaces the row of a site that joined under that name before, and drops that one's report."""
     session.merge(row)
+    # Another host has another ledger, and must not be told that it was longer.
+    session.execute(delete(SiteReport).where(SiteReport.site == row.name))
 
 
 def approve(session: Session, name: str, fingerprint: str, change: Change) -> None:
@@ -188,33 +190,19 @@ _HOLDER = (
 )
 
 
-def add_challenge(session: Session, row: Challenge, now: datetime, outstanding_max: int) -> None:
-    """Add a challenge and delete others: all that have expired, and the site's oldest beyond `outstanding_max`.
+def use_challenge(session: Session, row: Challenge, now: datetime) -> None:
+    """Note that a challenge was answered, and forget those that have expired since they were.
 
-    The caller is not authenticated, so the table must not grow with the number of calls.
+    Raises:
+        LostRace: when it was answered before.
     """
     session.execute(delete(Challenge).where(Challenge.expires_at <= now))
-    # A flood of calls for one name can push out the challenge that its site is about to answer. The site then asks for
-    # another, and other sites are not touched.
-    by_expiry = select(Challenge.nonce).where(Challenge.site == row.site).order_by(Challenge.expires_at.desc())
-    newest = list(session.scalars(by_expiry.limit(outstanding_max - 1)))
-    session.execute(delete(Challenge).where(Challenge.site == row.site, Challenge.nonce.not_in(newest)))
     session.add(row)
-
-
-def challenge(session: Session, nonce: bytes) -> Challenge | None:
-    """Return the challenge with this nonce, expired or not."""
-    return session.get(Challenge, nonce)
-
-
-def use_challenge(session: Session, nonce: bytes) -> bool:
-    """Delete a challenge; False when another call was first."""
-    return rows_changed(session, delete(Challenge).where(Challenge.nonce == nonce)) == 1
-
-
-def drop_challenges(session: Session, site: str) -> None:
-    """Delete every challenge of a site."""
-    session.execute(delete(Challenge).where(Challenge.site == site))
+    # The nonce is the primary key, so the database itself decides which of two answers was first.
+    try:
+        session.flush()
+    except IntegrityError:
+        raise LostRace("this challenge was answered before") from None
 
 
 def newest_roster(session: Session) -> RosterEpoch | None:

@@ -40,7 +40,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """What all tables share: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
+    """The common part of all tables: states as text, and names of constraints that PostgreSQL and SQLite agree on."""
 
     # States as text: PostgreSQL's own enum types cannot be shared by two tables or changed in a transaction.
     type_annotation_map: ClassVar[dict[Any, Any]] = {StrEnum: Enum(StrEnum, native_enum=False, length=16)}
@@ -97,13 +97,13 @@ class Certificate(Base):
 
 
 class Challenge(Base):
-    """A nonce handed to a site whose certificate has expired."""
+    """A challenge that its site has answered; it is not answered again."""
 
     __tablename__ = "challenges"
 
     nonce: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     site: Mapped[str] = mapped_column(ForeignKey("sites.name"))
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="5 minutes; deleted when used")
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="of the challenge; the row is deleted afterwards")
 
 
 class RosterEpoch(Base):
@@ -181,7 +181,7 @@ class Round(Base):
 
 
 class PhaseTime(Base):
-    """How long a round stayed in each state; for the dashboard and the benchmark."""
+    """The time that a round spent in each state, for the dashboard and the benchmark."""
 
     __tablename__ = "phase_times"
 

@@ -1,4 +1,4 @@
-"""What travels when a line is measured: the first bytes of one sequence, the same for everybody."""
+"""The data of a bandwidth test: the first bytes of one sequence that every machine can compute."""
 
 import hashlib
 

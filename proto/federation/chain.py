@@ -139,7 +139,7 @@ def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:
 
 
 def _writable(vector: NDArray[Any], *, copied: bool) -> NDArray[Any]:
-    """The numbers of a model, which are read-only to everybody else."""
+    """Returns a writable view of a model's numbers, which are read-only elsewhere."""
     own = vector.copy() if copied else vector.view()
     own.flags.writeable = True
     return own

@@ -1,4 +1,4 @@
-"""What the contract can refuse. None of these goes away by trying again.
+"""The refusals of the contract. No retry makes one of them succeed.
 
 FederationError
 ├── Malformed          bytes that are not what they claim to be: a message, a model file, a published sum
@@ -8,7 +8,7 @@ FederationError
 ├── ManifestMismatch   tensors or a vector that are not those of the manifest
 ├── EncodingRefused    a value that cannot be encoded, or words that no honest cohort can have summed to
 ├── ChainRefused       a sum that leads from this model to no next one
-├── CertificateRefused a model certificate that proves nothing to this site
+├── CertificateRefused  a model certificate that proves nothing to this site
 └── BadSignature       bytes that the expected key did not sign
 """
 

@@ -37,6 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
 STATE_PREFIX = "hemofed."
 _STATE = STATE_PREFIX + "server_state."
 _FORMAT = "hemofed model v1"
+_OTHER_HEADER_BYTES = 4096  # another writer may order and pad the header of the same file otherwise
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ class Manifest:
     def size(self) -> int:
         """Number of parameters d: the length of the flat vector."""
         return sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def file_bytes_max(self) -> int:
+        """The most bytes that a model file of this manifest has: with both vectors of a server optimizer."""
+        numbers_bytes = self.size * (4 + 2 * 8)  # weights f32, server state f64
+        return len(_header(self, bytes(32), 2)) + numbers_bytes + _OTHER_HEADER_BYTES
 
     @cached_property
     def digest(self) -> bytes:
@@ -192,7 +199,7 @@ def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
     if spare is not None:
         spare.replace(unfinished)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
-        file.write(_header(model))
+        file.write(_header(model.manifest, model.digest, len(model.server_state)))
         for vector in model.server_state:  # first, so that they are aligned
             file.write(vector.data)
         file.write(model.weights.data)
@@ -222,20 +229,20 @@ def load_model(path: Path) -> Model:
     return model
 
 
-def _header(model: Model) -> bytes:
+def _header(manifest: Manifest, digest: bytes, states_count: int) -> bytes:
     """The length of what follows (u64 LE), then JSON, padded with spaces to whole words: safetensors' own format.
 
     Its writer puts metadata in an order drawn anew by each process, and copies every tensor once more.
     """
     metadata = {
         "format": _FORMAT,
-        "manifest": base64.b64encode(serialize(model.manifest.to_message())).decode(),
-        "digest": model.digest.hex(),
+        "manifest": base64.b64encode(serialize(manifest.to_message())).decode(),
+        "digest": digest.hex(),
     }
     entries: dict[str, object] = {"__metadata__": metadata}
-    size = model.manifest.size
-    states = [(f"{_STATE}{index}", "F64", (size,), 8 * size) for index in range(len(model.server_state))]
-    tensors = [(tensor.name, "F32", tensor.shape, 4 * tensor.size) for tensor in model.manifest.tensors]
+    size = manifest.size
+    states = [(f"{_STATE}{index}", "F64", (size,), 8 * size) for index in range(states_count)]
+    tensors = [(tensor.name, "F32", tensor.shape, 4 * tensor.size) for tensor in manifest.tensors]
     end = 0
     for name, dtype, shape, size_bytes in (*states, *tensors):
         begin, end = end, end + size_bytes

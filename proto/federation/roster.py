@@ -1,4 +1,4 @@
-"""Who the sites are: names and keys, signed by the custodian, in an epoch that only grows.
+"""The roster: names and keys of the sites, signed by the custodian, in an epoch that only grows.
 
 A site keeps the newest roster it has accepted. Nothing the aggregator says during a round may stand in for it.
 """

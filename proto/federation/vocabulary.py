@@ -81,7 +81,7 @@ DECLINE_REASONS: Final = frozenset(
 
 
 class Outcome(StrEnum):
-    """What became of a job at the trainer."""
+    """The end of a job at the trainer."""
 
     TRAINED = "trained"
     EVALUATED = "evaluated"
@@ -89,7 +89,7 @@ class Outcome(StrEnum):
 
 
 class Metric(StrEnum):
-    """What the header words of an upload may hold beside the weight. plan.toml and site.toml use these names."""
+    """The figures in the header words of an upload, beside the weight. plan.toml and site.toml use these names."""
 
     LOSS = "loss"  # sum of the training loss, and the number of examples it is over
     HISTOGRAMS = "histograms"  # score histograms of the base model on validation patients

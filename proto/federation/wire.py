@@ -2,7 +2,7 @@
 
 Signed bytes are kept and checked as bytes; parsing must therefore be the exact inverse of serializing. Protocol
 buffers alone are lenient: they skip fields they do not know, let a later value replace an earlier one, and accept
-overlong numbers. `parse` refuses whatever does not serialize to the very same bytes again.
+overlong numbers. `parse` refuses every message that does not serialize to the very same bytes again.
 """
 
 from functools import cache
@@ -81,7 +81,7 @@ def check_known(message: Message) -> None:
 
 @cache
 def _looked_into(message_type: Descriptor) -> tuple[FieldDescriptor, ...]:
-    """The fields with enum values or messages in them. To read a field of bytes is to copy it, so nobody does."""
+    """Returns the fields with enum values or messages in them. Reading a field of bytes would copy it."""
     return tuple(
         field
         for field in message_type.fields

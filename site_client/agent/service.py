@@ -117,6 +117,7 @@ class AgentService:
         bus = Bus()
         self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
         self._health = _Health()
+        self._attention = ""  # as last logged
         self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
 
     def stop(self) -> None:
@@ -212,9 +213,15 @@ class AgentService:
         try:
             situation, newest = self._participant.situation(), self._participant.models.newest
             waiting = tuple(sorted(set(self._identity.roster.signing_keys) - self._participant.known()))
-        except (SiteError, FederationError) as error:  # a damaged file of the state folder; the loop goes on
+        except (SiteError, FederationError, OSError) as error:  # a damaged file of the state folder; the loop goes on
             situation, newest, waiting = Situation(SiteState.ATTENTION), b"", ()
             self._health.last_error = str(error)
+        if situation.refusal != self._attention:
+            if situation.refusal:
+                _log.warning("attention needed", why=situation.refusal)
+            else:
+                _log.info("attention over")
+            self._attention = situation.refusal
         status = AgentStatus(
             written_at=self._clock(),
             state=situation.state,
@@ -225,13 +232,16 @@ class AgentService:
             roster_epoch=self._identity.roster.epoch,
             certificate_expires_at=self._identity.expires_at,
             last_contact_at=self._health.last_contact_at,
-            last_error=self._health.last_error,
+            last_error=self._health.last_error or situation.refusal,
             ledger_entries=self._ledger.entries,
             roster=tuple(sorted(self._identity.roster.signing_keys)),
             roster_waiting=waiting,
             roster_expires_at=self._identity.roster.expires_at,
         )
-        write_status(self._settings.folders.agent, status)
+        try:
+            write_status(self._settings.folders.agent, status)
+        except OSError as error:  # a full disk: the next turn writes it
+            _log.warning("status not written", why=error.strerror)
         self._notifier.status(in_words(status))
 
 

@@ -1,5 +1,7 @@
 """<state>/agent/status.json: the agent's state for the hospital's own eyes, replaced after every turn of its loop."""
 
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -58,6 +60,8 @@ def read_status(folder: Path) -> AgentStatus | None:
         StateRefused: the file is damaged.
     """
     path = folder / "status.json"
-    if not path.exists() or path.stat().st_size == 0:
-        return None
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+            return None
     return read_state(AgentStatus, path, "restart the agent, which writes a new one")

@@ -25,7 +25,7 @@ def status(config: Path, as_json: bool) -> None:
 @click.option("--after-round", is_flag=True, help="Let the round in training end first.")
 @config_option
 def pause(minutes: int | None, after_round: bool, config: Path) -> None:
-    """Pause training within a second, whatever the idle gate decides.
+    """Pause training within a second, against any decision of the idle gate.
 
     The agent goes on polling.
     """

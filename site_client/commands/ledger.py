@@ -55,6 +55,19 @@ def verify(exported: Path | None, key: str | None, anchor: str | None, as_json: 
 
 
 @ledger.command()
+@config_option
+def acknowledge(config: Path) -> None:
+    """Take part again after the state folder was put back to an earlier day. Find out why first."""
+    from site_client.agent.rounds.rollback import acknowledge as record
+
+    rollback = record(load(config).folders.agent)
+    click.echo(
+        f"acknowledged: {rollback.seen_entries} entries were remembered, {rollback.held_entries} were left; this site "
+        "takes part again in rounds on a later model"
+    )
+
+
+@ledger.command()
 @click.option("--out", required=True, type=FILE, help="The file to write.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @config_option

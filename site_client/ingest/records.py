@@ -48,7 +48,7 @@ class Dataset:
     """All studies that could be trained on at one moment, ordered by study_key.
 
     `hash`: hex SHA-256 over keys, content and labels of all studies. `Catalog.dataset(hash)` gives the same dataset
-    again later in the round, whatever arrived in between.
+    again later in the round, also when studies arrived in between.
     """
 
     hash: str

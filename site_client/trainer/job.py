@@ -6,15 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import structlog
 import torch
 from federation.encoding import clip
+from federation.limits import MESSAGE_BYTES_MAX
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.v1.plan_pb2 import SignedPlan
 from federation.vocabulary import Outcome, SiteState, StateReason
+from federation.wire import parse
 
 from site_client.config import SiteSettings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArchitecture
@@ -37,6 +40,7 @@ from site_client.training.loop import Stopped, TrainingPosition, TrainingProgres
 from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import slice_histograms
 from site_client.training.streams import RandomStreams
+from site_client.untrusted_files import open_regular, read_regular
 
 _log = structlog.get_logger()
 _DATASET_FILE: Final = "dataset"  # in the job's folder: the hash of the dataset that the job began with
@@ -96,12 +100,18 @@ class JobInProgress:
             ranks: this process among those that share the training.
 
         Raises:
-            TrainingFailed: plan or base model is not the one that job.json names.
+            TrainingFailed: plan or base model cannot be read, or is not the one that job.json names.
         """
         self.settings, self.job, self.ranks = settings, job, ranks
         self._stopping, self._send = stopping, send
-        self.plan = TrainingPlan.from_bytes(SignedPlan.FromString(job.plan_file.read_bytes()).plan)
-        self.base: Model = load_model(job.base_file)
+        try:
+            signed = parse(SignedPlan, read_regular(job.plan_file, MESSAGE_BYTES_MAX))
+            self.plan = TrainingPlan.from_bytes(signed.plan)
+            with open_regular(job.base_file, self.plan.manifest.file_bytes_max) as file:
+                # The file that was checked, by its descriptor: the name may lead to another one by now.
+                self.base: Model = load_model(Path(f"/proc/self/fd/{file.fileno()}"))
+        except (OSError, ValueError) as error:
+            raise TrainingFailed(f"plan or base model of the job cannot be read ({error}); withdraw the job") from error
         # The spool is writable by the agent: the digests bind this job to the plan and the model that were announced.
         if self.plan.digest != job.plan_digest or self.base.digest != job.base_model_digest:
             raise TrainingFailed("expected the plan and base model that job.json names, got others; withdraw the job")

@@ -7,10 +7,11 @@ from aggregator.sites.enrolment import EnrolmentService
 from aggregator.sites.roster import eligible
 from aggregator.store import site_rows
 from aggregator.store.people import audit_trail
+from tests.aggregator.conftest import Host
 from tests.custodian import CUSTODIAN, sign_pending
 
 
-def enroll(enrolment: EnrolmentService, host, name: str = "st-mary") -> enrolment_pb2.Credentials:
+def enroll(enrolment: EnrolmentService, host: Host, name: str = "st-mary") -> enrolment_pb2.Credentials:
     """A host joins, and the custodian signs a roster with it."""
     request = host.join_request(enrolment.invite(name, auto_approve=True))
     enrolment.join(request)

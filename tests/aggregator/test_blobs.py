@@ -59,7 +59,9 @@ def test_an_upload_goes_on_where_it_stopped_after_a_restart(blobs: Blobs, tmp_pa
 @given(
     data=st.binary(min_size=1, max_size=400), cuts=st.lists(st.integers(1, 399), max_size=5), again=st.integers(0, 5)
 )
-def test_any_way_to_cut_an_upload_leads_to_the_same_blob(tmp_path_factory, data, cuts, again) -> None:
+def test_any_way_to_cut_an_upload_leads_to_the_same_blob(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], again: int
+) -> None:
     blobs = Blobs(tmp_path_factory.mktemp("cut"), LIMIT)
     name = digest(data)
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})

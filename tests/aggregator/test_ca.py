@@ -4,6 +4,7 @@ import socket
 import ssl
 import stat
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -17,11 +18,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from aggregator.errors import JoinDenied, StateFolderRefused
-from aggregator.sites.authority import Authority, create_authority, read_csr
+from aggregator.sites.authority import Authority, SiteCertificate, create_authority, read_csr
+from tests.aggregator.conftest import Host, StandingClock
 from tests.custodian import CUSTODIAN
 
 
-def issue(authority: Authority, host, clock, days: int = 30):
+def issue(authority: Authority, host: Host, clock: Callable[[], datetime], days: int = 30) -> SiteCertificate:
     return authority.issue_site_certificate("st-mary", host.csr(), clock(), clock() + timedelta(days=days))
 
 
@@ -42,13 +44,15 @@ def test_every_file_is_for_its_owner_only(authority: Authority, tmp_path: Path) 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_second_ca_in_the_same_folder_is_refused(authority: Authority, tmp_path: Path, clock) -> None:
+def test_a_second_ca_in_the_same_folder_is_refused(authority: Authority, tmp_path: Path, clock: StandingClock) -> None:
     with pytest.raises(StateFolderRefused, match="already holds a CA"):
         create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key())
     assert Authority(tmp_path / "ca", clock).fingerprint == authority.fingerprint
 
 
-def test_a_folder_without_or_with_a_broken_ca_is_refused(authority: Authority, tmp_path: Path, clock) -> None:
+def test_a_folder_without_or_with_a_broken_ca_is_refused(
+    authority: Authority, tmp_path: Path, clock: StandingClock
+) -> None:
     with pytest.raises(StateFolderRefused, match="init"):
         Authority(tmp_path / "nothing", clock)
     (tmp_path / "ca" / "custodian.pem").write_bytes((tmp_path / "ca" / "ca.pem").read_bytes())
@@ -61,7 +65,9 @@ def test_the_fingerprint_is_the_sha256_of_the_certificates_der(authority: Author
     assert authority.fingerprint == sha256(der).digest()
 
 
-def test_a_site_certificate_names_the_site_and_not_what_the_request_said(authority, host, clock) -> None:
+def test_a_site_certificate_names_the_site_and_not_what_the_request_said(
+    authority: Authority, host: Host, clock: StandingClock
+) -> None:
     [certificate] = chain_of(issue(authority, host, clock).pem)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     assert [name.value for name in names] == ["st-mary"]
@@ -70,7 +76,9 @@ def test_a_site_certificate_names_the_site_and_not_what_the_request_said(authori
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-def test_a_site_certificate_lives_for_its_days_and_began_before_a_slow_clock(authority, host, clock) -> None:
+def test_a_site_certificate_lives_for_its_days_and_began_before_a_slow_clock(
+    authority: Authority, host: Host, clock: StandingClock
+) -> None:
     issued = issue(authority, host, clock, days=30)
     [certificate] = chain_of(issued.pem)
     assert certificate.not_valid_after_utc == clock() + timedelta(days=30) == issued.expires_at
@@ -80,7 +88,7 @@ def test_a_site_certificate_lives_for_its_days_and_began_before_a_slow_clock(aut
 
 @pytest.mark.parametrize("minutes", [-5, 0, 5])
 def test_a_verifier_whose_clock_is_five_minutes_off_accepts_every_certificate(
-    authority: Authority, host, clock, minutes: int
+    authority: Authority, host: Host, clock: StandingClock, minutes: int
 ) -> None:
     at = clock() + timedelta(minutes=minutes)
     server = authority.server_identity(["hub.example.org"]).certificate_pem
@@ -91,7 +99,9 @@ def test_a_verifier_whose_clock_is_five_minutes_off_accepts_every_certificate(
     verifier.build_server_verifier(x509.DNSName("hub.example.org")).verify(chain_of(server)[0], [])
 
 
-def test_the_same_request_at_the_same_time_gives_the_same_bytes(authority, host, other_host, clock) -> None:
+def test_the_same_request_at_the_same_time_gives_the_same_bytes(
+    authority: Authority, host: Host, other_host: Host, clock: StandingClock
+) -> None:
     assert issue(authority, host, clock) == issue(authority, host, clock)
     first = chain_of(issue(authority, host, clock).pem)[0]
     assert first.serial_number != chain_of(issue(authority, other_host, clock).pem)[0].serial_number
@@ -107,13 +117,13 @@ def test_the_custodian_is_an_ed25519_key_certified_by_the_ca(authority: Authorit
     assert not custodian.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def csr_with(key) -> bytes:
+def csr_with(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return request.sign(key, algorithm).public_bytes(serialization.Encoding.DER)
 
 
-def test_a_request_that_is_none_or_for_another_kind_of_key_is_refused(host) -> None:
+def test_a_request_that_is_none_or_for_another_kind_of_key_is_refused(host: Host) -> None:
     good = host.csr()
     forged = good[:-1] + bytes([good[-1] ^ 1])
     for bad in (b"", b"garbage", good[:-5], forged, bytes(10_000)):
@@ -124,7 +134,9 @@ def test_a_request_that_is_none_or_for_another_kind_of_key_is_refused(host) -> N
             read_csr(csr_with(key))
 
 
-def test_the_server_certificate_is_kept_until_two_thirds_of_its_life_or_another_name(authority, tmp_path, clock):
+def test_the_server_certificate_is_kept_until_two_thirds_of_its_life_or_another_name(
+    authority: Authority, tmp_path: Path, clock: StandingClock
+) -> None:
     first = authority.server_identity(["hub.example.org"])
     clock.advance(days=59)
     assert authority.server_identity(["hub.example.org"]) == first
@@ -143,7 +155,7 @@ def test_the_server_key_does_not_show(authority: Authority) -> None:
     assert "PRIVATE" not in repr(identity)
 
 
-def test_real_tls_with_both_certificates_and_the_ca_in_the_chain(tmp_path: Path, host) -> None:
+def test_real_tls_with_both_certificates_and_the_ca_in_the_chain(tmp_path: Path, host: Host) -> None:
     """Loopback, Python's own ssl on both ends; the real clock, for OpenSSL asks no other."""
 
     def clock() -> datetime:
@@ -162,7 +174,7 @@ def test_real_tls_with_both_certificates_and_the_ca_in_the_chain(tmp_path: Path,
             # The context demands a client certificate.
             assert peer is not None
             seen.append(peer)
-            connection.sendall(connection.version().encode())
+            connection.sendall(str(connection.version()).encode())
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -176,7 +188,7 @@ def test_real_tls_with_both_certificates_and_the_ca_in_the_chain(tmp_path: Path,
     assert sha256(seen[0]).digest() == issued.fingerprint
 
 
-def _contexts(folder: Path, authority: Authority, site_pem: bytes, host) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def _contexts(folder: Path, authority: Authority, site_pem: bytes, host: Host) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     identity = authority.server_identity(())
     (folder / "server.pem").write_bytes(identity.key_pem + identity.certificate_pem)
     key = host.tls_key.private_bytes(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from aggregator.custodian import sealed_key
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
+from tests.aggregator.conftest import Host
 from tests.custodian import PASSPHRASE, Program, sign_pending
 
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
@@ -46,7 +48,7 @@ class Console:
             raise result.exception
         return result
 
-    def json(self, *arguments: str):
+    def json(self, *arguments: str) -> Any:
         result = self(*arguments, "--json")
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
@@ -69,7 +71,7 @@ class Console:
         assert self("plan", "export", str(self.folder / "plan.toml"), str(request), "--model", model).exit_code == 0
         return str(self.custodian.sign(request))
 
-    def join(self, token: str, host) -> enrolment_pb2.JoinReply:
+    def join(self, token: str, host: Host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
         authority = Authority(app.settings.state.folder / "ca", app.clock)
         enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
@@ -164,7 +166,7 @@ def test_a_missing_settings_file_is_one_sentence(console: Console) -> None:
 # --- sites ---
 
 
-def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host) -> None:
+def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host: Host) -> None:
     token = console("site", "invite", "st-mary").stdout.strip()
     assert [row["standing"] for row in console.json("site", "list")] == ["invited"]
     assert console.join(token, host).HasField("pending")
@@ -184,14 +186,14 @@ def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host)
     assert told == [("approved", "revoked"), ("pending", "approved"), ("invited", "pending"), (None, "invited")]
 
 
-def test_other_words_than_the_sites_do_not_approve_it(console: Console, host) -> None:
+def test_other_words_than_the_sites_do_not_approve_it(console: Console, host: Host) -> None:
     console.join(console.json("site", "invite", "st-mary")["token"], host)
     assert "do not approve" in console.refused("site", "approve", "st-mary", "--words", "one two three four five six")
     [row] = console.json("site", "list")
     assert row["standing"] == "pending"
 
 
-def test_approving_asks_and_no_means_no(console: Console, host) -> None:
+def test_approving_asks_and_no_means_no(console: Console, host: Host) -> None:
     console.join(console.json("site", "invite", "st-mary")["token"], host)
     assert console("site", "approve", "st-mary", stdin="n\n").exit_code == 1
     assert console.json("site", "list")[0]["standing"] == "pending"
@@ -199,7 +201,7 @@ def test_approving_asks_and_no_means_no(console: Console, host) -> None:
     assert console.json("site", "list")[0]["standing"] == "approved"
 
 
-def test_automatic_approval_needs_no_telephone(console: Console, host) -> None:
+def test_automatic_approval_needs_no_telephone(console: Console, host: Host) -> None:
     token = console.json("site", "invite", "st-mary", "--auto-approve")["token"]
     assert console.join(token, host).HasField("pending")
     console.sign_roster()
@@ -216,11 +218,13 @@ def test_a_site_that_does_not_exist_is_refused_in_one_line(console: Console) -> 
 # --- the roster and its custodian ---
 
 
-def approved(console: Console, host, name: str = "st-mary") -> None:
+def approved(console: Console, host: Host, name: str = "st-mary") -> None:
     console.join(console.json("site", "invite", name, "--auto-approve")["token"], host)
 
 
-def test_a_change_of_the_roster_goes_out_is_read_signed_and_comes_back(console: Console, host, other_host) -> None:
+def test_a_change_of_the_roster_goes_out_is_read_signed_and_comes_back(
+    console: Console, host: Host, other_host: Host
+) -> None:
     approved(console, host)
     approved(console, other_host, "charite")
     console.sign_roster()
@@ -238,7 +242,7 @@ def test_a_change_of_the_roster_goes_out_is_read_signed_and_comes_back(console: 
     assert row["why"] == "signed by the custodian: removes charite"
 
 
-def test_an_import_that_is_a_request_foreign_or_in_force_already_changes_nothing(console: Console, host) -> None:
+def test_an_import_that_is_a_request_foreign_or_in_force_already_changes_nothing(console: Console, host: Host) -> None:
     approved(console, host)
     request = console.folder / "roster.request"
     console("roster", "export", str(request))
@@ -252,7 +256,7 @@ def test_an_import_that_is_a_request_foreign_or_in_force_already_changes_nothing
     assert "There is no roster" not in console("roster", "show").stdout
 
 
-def test_without_any_change_an_export_asks_for_new_dates(console: Console, host) -> None:
+def test_without_any_change_an_export_asks_for_new_dates(console: Console, host: Host) -> None:
     approved(console, host)
     console.sign_roster()
     assert "lists the same sites" in console("roster", "export", str(console.folder / "roster.request")).stdout
@@ -260,7 +264,7 @@ def test_without_any_change_an_export_asks_for_new_dates(console: Console, host)
     assert console.json("roster", "show")["epoch"] == 2
 
 
-def test_the_coordinator_is_warned_thirty_days_before_the_roster_ends(console: Console, host) -> None:
+def test_the_coordinator_is_warned_thirty_days_before_the_roster_ends(console: Console, host: Host) -> None:
     approved(console, host)
     app = open_context(load_settings(console.config))
     authority = Authority(app.settings.state.folder / "ca", app.clock)
@@ -401,7 +405,7 @@ def test_administrators_are_added_listed_and_removed(console: Console) -> None:
     assert console.json("admin", "list") == []
 
 
-def test_the_installed_command_works_from_another_process_beside_this_one(console: Console, host) -> None:
+def test_the_installed_command_works_from_another_process_beside_this_one(console: Console, host: Host) -> None:
     """What a coordinator does while `serve` runs: two processes, one state folder."""
     environment = {**os.environ, "HEMOFED_AGGREGATOR_CONFIG": str(console.config)}
     command = [sys.executable, "-c", "from aggregator.cli import main; main()"]

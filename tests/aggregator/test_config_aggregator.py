@@ -2,8 +2,10 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from aggregator.runs.plan_file import GIVEN, read_plan
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
-def keys_of(kind: inspect.Type, path: str = "") -> dict | None:
+def keys_of(kind: inspect.Type, path: str = "") -> dict[str, Any] | None:
     """Every key that a table of this type may hold, nested; None for a type that is no table."""
     if not isinstance(kind, inspect.StructType | inspect.DataclassType):
         return None
@@ -28,8 +30,17 @@ def keys_of(kind: inspect.Type, path: str = "") -> dict | None:
     return {name: keys_of(nested, f"{path}{name}.") for name, nested in names.items()}
 
 
-def keys_in(table: dict) -> dict:
+def keys_in(table: dict[str, Any]) -> dict[str, Any]:
     return {key: keys_in(value) if isinstance(value, dict) else None for key, value in table.items()}
+
+
+def tables() -> Iterator[tuple[str, tuple[inspect.Field, ...]]]:
+    """The name and the keys of every table of the settings."""
+    settings = inspect.type_info(AggregatorSettings)
+    assert isinstance(settings, inspect.StructType)
+    for table in settings.fields:
+        assert isinstance(table.type, inspect.StructType)
+        yield table.name, table.type.fields
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -89,21 +100,21 @@ def test_a_mistake_stops_the_start_and_names_the_key(tmp_path: Path, text: str, 
 
 
 def test_every_number_of_the_settings_has_its_bounds_beside_it() -> None:
-    for table in inspect.type_info(AggregatorSettings).fields:
-        for field in table.type.fields:
+    for table, fields in tables():
+        for field in fields:
             if isinstance(field.type, inspect.IntType | inspect.FloatType):
-                assert None not in (field.type.ge, field.type.le), f"{table.name}.{field.name}"
+                assert None not in (field.type.ge, field.type.le), f"{table}.{field.name}"
 
 
 def test_the_bounds_in_the_reference_are_those_of_the_code() -> None:
     """A comment such as "... 1..64" ends the explanation of each number."""
     text = (DEPLOY / "aggregator.toml").read_text()
-    for table in inspect.type_info(AggregatorSettings).fields:
-        section = text.split(f"[{table.name}]\n")[1].split("\n[")[0]
-        for field in table.type.fields:
+    for table, fields in tables():
+        section = text.split(f"[{table}]\n")[1].split("\n[")[0]
+        for field in fields:
             if isinstance(field.type, inspect.IntType | inspect.FloatType):
                 above = section.split(f"\n{field.name} = ")[0].splitlines()[-1]
-                assert above.endswith(f" {field.type.ge}..{field.type.le}"), f"{table.name}.{field.name}"
+                assert above.endswith(f" {field.type.ge}..{field.type.le}"), f"{table}.{field.name}"
 
 
 def test_a_key_of_version_0_1_is_read_with_one_warning(tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.toml")
 
 
-def test_an_integer_will_do_where_a_float_is_expected_and_the_enrolment_listener_may_be_closed(tmp_path: Path) -> None:
+def test_an_integer_is_read_as_a_float_and_the_enrolment_listener_may_be_closed(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, '[pacing]\nidle_s = 10\n[listen]\nenrolment = ""\n'))
     assert settings.pacing.idle_s == 10.0
     assert isinstance(settings.pacing.idle_s, float)

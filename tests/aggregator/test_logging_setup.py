@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from aggregator.logging_setup import configure_logging
+from aggregator.logging_setup import RepetitionLimit, configure_logging, limit_repetition
 
 AGGREGATOR = Path(__file__).resolve().parents[2] / "aggregator"
 
@@ -66,3 +66,26 @@ def test_every_message_is_constant_and_lower_case() -> None:
     ]
     assert len(calls) > 10
     assert [call for call in calls if not re.fullmatch(r'"[a-z][a-z0-9 ]+[a-z]"', call)] == []
+
+
+def test_an_event_gets_its_lines_a_minute_and_the_next_minute_says_how_many_were_left_out() -> None:
+    now = [0.0]
+    limit = RepetitionLimit(3, lambda: now[0])
+    for _ in range(3):
+        assert limit(None, "info", {"event": "call refused"}) == {"event": "call refused"}
+    for _ in range(997):
+        with pytest.raises(structlog.DropEvent):
+            limit(None, "info", {"event": "call refused"})
+    assert limit(None, "info", {"event": "run started"}) == {"event": "run started"}
+    now[0] = 60.0
+    assert limit(None, "info", {"event": "call refused"}) == {"event": "call refused", "left_out": 997}
+    assert limit(None, "info", {"event": "call refused"}) == {"event": "call refused"}
+
+
+def test_the_limit_holds_for_the_log_that_serve_writes() -> None:
+    stream = io.StringIO()
+    configure_logging(stream)
+    limit_repetition(10)
+    for _ in range(100_000):
+        structlog.get_logger().warning("connection refused")
+    assert len(stream.getvalue().splitlines()) == 10

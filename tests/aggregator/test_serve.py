@@ -47,15 +47,11 @@ class Service:
         assert CliRunner().invoke(cli_main, command).exit_code == 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-c",
-            "from aggregator.cli import main; main()",
-            "--config",
-            str(self.config),
-            "serve",
-        ]
+    def start(self, descriptors: int | None = None) -> None:
+        program = "from aggregator.cli import main; main()"
+        command = [sys.executable, "-c", program, "--config", str(self.config), "serve"]
+        if descriptors is not None:
+            command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *command]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log)
         deadline = time.monotonic() + STARTED_S
@@ -148,6 +144,18 @@ def test_a_taken_port_is_one_sentence_that_names_it(service: Service, key: str) 
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
     assert f"cannot listen at {taken} ([listen] {key}): Address already in use; stop what uses port" in done.stderr
+
+
+def test_few_descriptors_are_shared_among_the_listeners_and_said_in_the_log(service: Service) -> None:
+    service.start(descriptors=1000)
+    [event] = [line for line in service.events() if line["event"] == "fewer connections than configured"]
+    assert (event["descriptors"], event["connections"], event["enrolment_connections"]) == (1000, 118, 60)
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_too_few_descriptors_stop_the_start_in_one_sentence(service: Service) -> None:
+    with pytest.raises(AssertionError, match=r"expected at least 608 descriptors, got 500; raise the limit"):
+        service.start(descriptors=500)
 
 
 def test_a_locked_database_delays_a_page_and_breaks_nothing(service: Service) -> None:

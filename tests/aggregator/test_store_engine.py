@@ -11,17 +11,18 @@ from aggregator.states import RunState
 from aggregator.store import Change, Store, guarded, open_store, transition
 from aggregator.store.people import audit_trail
 from aggregator.store.tables import Audit, Run
+from tests.aggregator.conftest import StandingClock
 
 RUN = b"r" * 16
 
 
 @pytest.fixture
-def change(clock) -> Change:
+def change(clock: StandingClock) -> Change:
     return Change(clock(), "operator", f"run:{RUN.hex()}", "because a test says so")
 
 
 @pytest.fixture
-def running(store: Store, clock) -> Store:
+def running(store: Store, clock: StandingClock) -> Store:
     with store.write() as session:
         session.add(
             Run(
@@ -70,7 +71,9 @@ def test_a_transition_that_the_tables_do_not_know_is_a_bug(running: Store, chang
         transition(session, Run.state, Run.run_id == RUN, RunState.COMPLETED, RunState.RUNNING, change)
 
 
-def test_a_change_that_would_hit_several_rows_is_a_bug_and_undone(running: Store, change: Change, clock) -> None:
+def test_a_change_that_would_hit_several_rows_is_a_bug_and_undone(
+    running: Store, change: Change, clock: StandingClock
+) -> None:
     with running.write() as session:
         session.add(
             Run(
@@ -151,7 +154,7 @@ def test_sqlite_runs_in_wal_with_full_synchronisation_and_foreign_keys(store: St
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
 
 
-def test_the_audit_trail_is_newest_first_filtered_and_paged(store: Store, clock) -> None:
+def test_the_audit_trail_is_newest_first_filtered_and_paged(store: Store, clock: StandingClock) -> None:
     with store.write() as session:
         for number in range(5):
             subject = "site:b_d" if number == 3 else "site:bcd"

@@ -12,12 +12,13 @@ from aggregator.store.people import (
     remove_administrator,
     verify_password,
 )
+from tests.aggregator.conftest import StandingClock
 
 PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def change(clock) -> Change:
+def change(clock: StandingClock) -> Change:
     return Change(clock(), "operator", "administrator:ada", "test")
 
 

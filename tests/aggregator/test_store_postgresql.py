@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from aggregator.states import RunState
 from aggregator.store import Change, Store, open_store, site_rows, transition
 from aggregator.store.people import audit_trail
 from aggregator.store.tables import Base, Run
+from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import roster_of, sign
 from tests.custodian import CUSTODIAN
 
@@ -81,11 +83,12 @@ def store(server: str) -> Iterator[Store]:
     opened.close()
 
 
-def outcomes_of(*acts) -> list[str]:
+def outcomes_of(*acts: Callable[[], object]) -> list[str]:
     """What acts on threads of their own came to, started together; sorted."""
-    barrier, outcomes = threading.Barrier(len(acts)), []
+    barrier = threading.Barrier(len(acts))
+    outcomes: list[str] = []
 
-    def perform(act) -> None:
+    def perform(act: Callable[[], object]) -> None:
         barrier.wait()
         try:
             act()
@@ -111,7 +114,7 @@ def test_the_migrations_lead_to_the_tables_with_a_comment_on_every_column(store:
             assert comments == {column.name: column.comment for column in table.columns}
 
 
-def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store, clock) -> None:
+def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store, clock: StandingClock) -> None:
     with store.write() as session:
         session.add(
             Run(
@@ -137,17 +140,21 @@ def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store
         assert len(audit_trail(session)) == 1
 
 
-def test_of_two_hosts_racing_for_one_token_one_is_admitted(enrolment: EnrolmentService, host, other_host) -> None:
+def test_of_two_hosts_racing_for_one_token_one_is_admitted(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
     for attempt in range(5):
         token = enrolment.invite(f"site-{attempt}", auto_approve=True)
         first, second = host.join_request(token), other_host.join_request(token)
-        outcome = outcomes_of(lambda one=first: enrolment.join(one), lambda other=second: enrolment.join(other))
+        outcome = outcomes_of(partial(enrolment.join, first), partial(enrolment.join, second))
         assert outcome == ["lost", "won"]
         enrolment.revoke(f"site-{attempt}")
         host, other_host = type(host)(), type(other_host)()
 
 
-def test_two_sites_approved_at_once_stand_in_the_next_roster(enrolment: EnrolmentService, host, other_host) -> None:
+def test_two_sites_approved_at_once_stand_in_the_next_roster(
+    enrolment: EnrolmentService, host: Host, other_host: Host
+) -> None:
     requests = {name: one.join_request(enrolment.invite(name)) for name, one in (("a", host), ("b", other_host))}
     for request in requests.values():
         enrolment.join(request)
@@ -161,7 +168,7 @@ def test_two_sites_approved_at_once_stand_in_the_next_roster(enrolment: Enrolmen
     assert sorted(roster_of(enrolment, sign(enrolment)).signing_keys) == ["a", "b"]
 
 
-def test_of_two_imports_of_one_signed_roster_one_wins(enrolment: EnrolmentService, host) -> None:
+def test_of_two_imports_of_one_signed_roster_one_wins(enrolment: EnrolmentService, host: Host) -> None:
     enrolment.join(host.join_request(enrolment.invite("a", auto_approve=True)))
     with enrolment.store.read() as session:
         proposed = Roster.from_bytes(request_roster(session).proposed)

@@ -44,11 +44,12 @@ from federation.plan import (
 )
 from federation.vocabulary import Metric
 
-from site_client.inference.drawing import Axis, PlotLine, chart, legend, picture
+from site_client.benchmark.svg import COLORS, DASHES, as_svg, style
 from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId
+from site_client.typed_json import Digest
 
 LIMIT_S = 1.0  # docs/HOSPITAL.md promises it, from the first busy sample
 LOOK_S = 0.004
@@ -178,7 +179,9 @@ def prepare(folder: Path, size_px: int) -> None:
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
     )
     signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
-    AgentSide(folder / "spool").offer_job(Job(RunId(bytes(16)), 1, False, initial.digest, plan.digest), signed, model)
+    AgentSide(folder / "spool").offer_job(
+        Job(RunId(bytes(16)), 1, False, Digest(initial.digest), Digest(plan.digest)), signed, model
+    )
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -208,34 +211,30 @@ def distribution(values: list[float]) -> dict[str, float]:
     }
 
 
-PANEL = (420, 280)
-
-
 def draw(trials: list[Trial]) -> str:
-    """Share of the trials in which training stood still by then: a panel a latency, a line a number of cores."""
-    amounts = sorted({one.stress for one in trials})
-    longest = max(LIMIT_S, *(getattr(one, name) for one in trials for name, _ in LATENCIES))
-    panels = []
-    for place, (name, title) in enumerate(LATENCIES):
-        lines = [
-            PlotLine("", steps([getattr(one, name) for one in trials if one.stress == cores]), style)
-            for style, cores in enumerate(amounts)
-        ]
-        lines.append(PlotLine("", [(LIMIT_S, 0), (LIMIT_S, 1)], len(amounts)))
-        axes = Axis(f"seconds {title}", 0, longest), Axis("share of trials", 0, 1)
-        panels.append((PANEL[0] * place, 4.0, chart("Training stands still", *axes, lines, PANEL)))
-    names = [(f"{cores} of {os.cpu_count()} cores wanted", style) for style, cores in enumerate(amounts)]
-    key, height = legend([*names, (f"limit, {LIMIT_S:g} s", len(amounts))], 2 * PANEL[0], step=190)
-    spoken = "Cumulative distribution of the seconds until training stands still; the figures are in docs/HOSPITAL.md"
-    return picture([*panels, (46, PANEL[1] + 10, key)], 2 * PANEL[0], PANEL[1] + height + 14, spoken, alone=True) + "\n"
+    """Draw the share of trials in which training stood still in time: a panel a latency, a line a number of cores."""
+    amounts = sorted({trial.stress for trial in trials})
+    with style():
+        from matplotlib.figure import Figure
 
-
-def steps(values: list[float]) -> list[tuple[float, float]]:
-    """The empirical distribution function."""
-    points = [(0.0, 0.0)]
-    for number, value in enumerate(sorted(values), 1):
-        points += [(value, points[-1][1]), (value, number / len(values))]
-    return points
+        figure = Figure(figsize=(8.8, 3.4))
+        panels = figure.subplots(1, len(LATENCIES), sharey=True)
+        for axes, (name, title) in zip(panels, LATENCIES, strict=True):
+            for index, cores in enumerate(amounts):
+                axes.ecdf(
+                    [getattr(trial, name) for trial in trials if trial.stress == cores],
+                    label=f"{cores} of {os.cpu_count()} cores wanted",
+                    color=COLORS[index % len(COLORS)],
+                    linestyle=DASHES[index % len(DASHES)],
+                )
+            axes.axvline(LIMIT_S, color="#555555", linestyle=(0, (1, 1)), label=f"limit, {LIMIT_S:g} s")
+            axes.set_xlim(left=0)
+            axes.set_xlabel(f"seconds {title}")
+        panels[0].set_ylabel("share of trials")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(amounts) + 1)
+        figure.suptitle("Training stands still")
+        description = "Cumulative distribution of the seconds until training stands still; figures in docs/HOSPITAL.md"
+        return as_svg(figure, description)
 
 
 def main() -> None:

@@ -20,8 +20,10 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -136,8 +138,9 @@ def _report(
         times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]
         seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]
         layout = Layout.of(plan_of(run), parameters)
-    walls = [(row.ended_at - row.began_at).total_seconds() for row in rows]
-    per_round = [
+    # _watch returned after the last round was over, so each has an end.
+    walls = [(row.ended_at - row.began_at).total_seconds() for row in rows if row.ended_at]
+    per_round: list[dict[str, Any]] = [
         {
             "round": row.number,
             "wall_s": round(wall, 3),
@@ -152,14 +155,16 @@ def _report(
         (last.cpu_s - first.cpu_s) / training_rounds
         for first, last in zip(watched.sites[0], watched.sites[training_rounds], strict=True)
     ]
-    result = {
+    machine = _machine_limits(layout.bytes, place.sites)
+    masking_s = round(float(np.mean([row["masking_s"] for row in steady])), 3)
+    return {
         "sites": place.sites,
         "parameters": parameters,
         "processes": place.sites + 1,
         "cores": os.cpu_count(),
         "rounds": per_round,
-        "masking_s": round(float(np.mean([one["masking_s"] for one in steady])), 3),
-        "wall_s": round(float(np.mean([one["wall_s"] for one in steady])), 3),
+        "masking_s": masking_s,
+        "wall_s": round(float(np.mean([row["wall_s"] for row in steady])), 3),
         "aggregator_cpu_s_per_round": round(
             (watched.aggregator[training_rounds].cpu_s - watched.aggregator[0].cpu_s) / training_rounds, 3
         ),
@@ -169,10 +174,9 @@ def _report(
         "bytes_up_per_site": max(seat.bytes_up for seat in seats if seat),
         "bytes_down_per_site": max(seat.bytes_down for seat in seats if seat),
         "largest_message_up_bytes": max(_largest_message(place.site(name)) for name in place.names),
-        "machine": _machine_limits(layout.bytes, place.sites),
+        "machine": machine,
+        "ratio_to_machine": round(masking_s / machine["masking_floor_s"], 2),
     }
-    result["ratio_to_machine"] = round(result["masking_s"] / result["machine"]["masking_floor_s"], 2)
-    return result
 
 
 def _largest_message(site: Path) -> int:
@@ -198,11 +202,11 @@ def _machine_limits(upload_bytes: int, sites: int) -> dict[str, float]:
     }
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
-        work()  # type: ignore[operator]
+        work()
         best = min(best, time.perf_counter() - started)
     return best
 

@@ -30,7 +30,7 @@ from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
-from site_client.model.network import CHANNELS, GEOMETRY, SequenceNet
+from site_client.model.network import CHANNELS, GEOMETRY, Network, SequenceNet
 from site_client.model.registry import build
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
@@ -145,7 +145,7 @@ class Unaugmented:
         return self._source.sample(study, None)
 
 
-def epoch_of(net: torch.nn.Module, studies: list[StudyRecord], source: Source, compute: Compute) -> None:
+def epoch_of(net: Network, studies: list[StudyRecord], source: Source, compute: Compute) -> None:
     with tempfile.TemporaryDirectory() as nowhere:
         none = Checkpoints(Path(nowhere), CheckpointIdentity("train", "", 0, "", "", ""), every_s=math.inf)
         train(net, PLAN, studies, source, STREAMS, compute, none, lambda at: None, lambda: False)
@@ -159,7 +159,7 @@ def bare_epoch(net: torch.nn.Module, samples: list[Sample], compute: Compute) ->
         optimizer.zero_grad()
         with compute.autocast():
             output = net(sample.x, sample.mask, sample.geometry)
-        training_loss(output, sample).sum().backward()
+        torch.autograd.backward(training_loss(output, sample).sum())
         torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
         optimizer.step()
 

@@ -1,4 +1,4 @@
-"""What recovered a sum costs the aggregator: secrets from shares, then the masks that did not cancel, off the sum.
+"""What unmasking a sum costs the aggregator: secrets from shares, then the masks that did not cancel, off the sum.
 
     python tests/benchmarks/unmask.py --sites 100 --drops 30 --json unmask.json
 
@@ -13,28 +13,29 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from federation.encoding import Layout
-from federation.secagg import RecoveredMasks, recover_masks, unmask
-from federation.secagg.masks import CHUNK_BYTES
+from federation.secagg import Words, recover_masks, unmask
+from federation.secagg.masks import CHUNK_BYTES, MaskStreams
 from federation.vocabulary import Metric
 
 from tests.contract.secagg_session import Session
 
 
 def measure(sites: int, drops: int, params: int, members_max: int, threads: list[int]) -> dict[str, object]:
-    """Seconds to open a sum of `params` parameters over `sites - drops` uploads, by number of threads."""
+    """Measure the seconds to unmask a sum of `params` parameters over `sites - drops` uploads, by number of threads."""
     session, reconstruct_s, recovered = recovered_session(sites, drops)
     layout = Layout(params, 6, members_max, 1.0, 1000, bytes(32), frozenset(Metric))
     total = np.random.default_rng(0).integers(0, 1 << 64, layout.words, dtype=np.uint64)
-    streams = len(recovered.streams.add) + len(recovered.streams.subtract)
+    streams = len(recovered.add) + len(recovered.subtract)
     runs = []
     for count in threads:
-        seconds = timed(lambda count=count: unmask(total, recovered, count))
-        limit = timed(lambda count=count: keystreams(layout.bytes, streams, count))
+        seconds = timed(partial(unmask, total, recovered, count))
+        limit = timed(partial(keystreams, layout.bytes, streams, count))
         runs.append(
             {
                 "threads": count,
@@ -57,20 +58,21 @@ def measure(sites: int, drops: int, params: int, members_max: int, threads: list
     }
 
 
-def recovered_session(sites: int, drops: int) -> tuple[Session, float, RecoveredMasks]:
-    """A session played to its end, the seconds its secrets took to open, and the recovered."""
+def recovered_session(sites: int, drops: int) -> tuple[Session, float, MaskStreams]:
+    """A session played to its end, the seconds that recovering its masks took, and the masks."""
     session = Session(sites, length=3)
     uploaded = session.sites[: sites - drops]
-    uploads = session.mask_all(session.share_all(), uploaded)
+    dealt = session.share_all()
+    uploads = session.mask_all(dealt, uploaded)
     confirmations = session.confirm_all(uploaded, uploaded)
     answers = {site: session.members[site].reveal(uploaded, confirmations) for site in uploaded}
     start = time.perf_counter()
-    recovered = recover_masks(session.ctx, session.cohort, session.sites, uploaded, answers)
+    recovered = recover_masks(session.ctx, session.cohort, dealt, uploaded, answers)
     seconds = time.perf_counter() - start
-    total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+    total: Words = np.add.reduce(list(uploads.values()))
     unmask(total, recovered)
     if not np.array_equal(total, session.plain_sum(uploaded)):
-        raise SystemExit("the opened sum is wrong; there is nothing to time")
+        raise SystemExit("the unmasked sum is wrong, so there is nothing to time")
     return session, seconds, recovered
 
 

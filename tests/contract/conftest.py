@@ -62,7 +62,7 @@ def make_header() -> Callable[..., SiteHeader]:
     """A header with nothing in it but 100 studies, unless told otherwise."""
 
     def make(**changes: Any) -> SiteHeader:
-        empty = {
+        empty: dict[str, Any] = {
             "studies": 100,
             "loss_sum": 0.0,
             "example_count": 0,

@@ -78,7 +78,8 @@ def decompress(f: Poly, d: int) -> Poly:
 
 
 def sample_ntt(seed: bytes) -> Poly:  # algorithm 7
-    stream, f, i = shake_128(seed).digest(3 * 1024), [], 0
+    stream, i = shake_128(seed).digest(3 * 1024), 0
+    f: Poly = []
     while len(f) < N:
         a, b, c = stream[i : i + 3]
         i += 3

@@ -14,6 +14,7 @@ import hmac
 import json
 import random
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,30 @@ from tests.contract import mlkem_reference as mlkem
 
 VECTORS = Path(__file__).with_name("vectors") / "secagg.json"
 P = 2**256 + 297
+Dealt = dict[str, dict[str, list[bytes]]]  # by dealer, then by receiver: the fields as they are sent
+Answer = dict[str, tuple[str, bytes]]  # (kind, share) by the member it is about
 
 
-def enc(*fields):
+def enc(*fields: bytes) -> bytes:
     out = struct.pack(">Q", len(fields))
     for f in fields:
         out += struct.pack(">Q", len(f)) + f
     return out
 
 
-def label(name, *fields):
+def label(name: str, *fields: bytes) -> bytes:
     return enc(b"hemofed secagg 2", name.encode("ascii"), *fields)
 
 
-def sha(data):
+def sha(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def num(value):
+def num(value: int) -> bytes:
     return struct.pack(">Q", value)
 
 
-def hkdf(key, info, blocks=1):
+def hkdf(key: bytes, info: bytes, blocks: int = 1) -> bytes:
     """RFC 5869 with SHA-256, no salt, one or more whole blocks of output."""
     prk = hmac.new(bytes(32), key, "sha256").digest()
     out, block = b"", b""
@@ -57,21 +60,21 @@ def hkdf(key, info, blocks=1):
     return out
 
 
-def mask_keys(secret):
+def mask_keys(secret: bytes) -> tuple[bytes, bytes, bytes]:
     """X25519 private key, KEM encapsulation and decapsulation key that follow from a mask secret."""
     return (hkdf(secret, label("mask x25519")), *mlkem.key_pair(hkdf(secret, label("mask kem"), 2)))
 
 
-def xor(a, b):
+def xor(a: bytes, b: bytes) -> bytes:
     return bytes(x ^ y for x, y in zip(a, b, strict=True))
 
 
-def coins(secret, receiver):
+def coins(secret: dict[str, bytes], receiver: str) -> bytes:
     """What the encapsulation to one receiver draws, in the vectors."""
     return sha(secret["kem"] + receiver.encode())
 
 
-def ctr_stream(key, size):
+def ctr_stream(key: bytes, size: int) -> bytes:
     """AES-256 in counter mode from block 0, one block at a time."""
     out = b""
     block = 0
@@ -82,15 +85,15 @@ def ctr_stream(key, size):
     return out[:size]
 
 
-def dh(private, public):
+def dh(private: bytes, public: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
 
 
-def public(private):
+def public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def poly_shares(secret, t, n, stream):
+def poly_shares(secret: bytes, t: int, n: int, stream: bytes) -> list[bytes]:
     coefs = [int.from_bytes(secret, "big")]
     coefs += [int.from_bytes(stream[48 * k : 48 * k + 48], "big") % P for k in range(t - 1)]
     shares = []
@@ -102,7 +105,7 @@ def poly_shares(secret, t, n, stream):
     return shares
 
 
-def lagrange_zero(points):
+def lagrange_zero(points: list[tuple[int, int]]) -> bytes:
     total = 0
     for i, (xi, yi) in enumerate(points):
         term = yi
@@ -113,12 +116,12 @@ def lagrange_zero(points):
     return (total % P).to_bytes(32, "big")
 
 
-def mask_words(words, key, sign):
+def mask_words(words: list[int], key: bytes, sign: int) -> list[int]:
     stream = ctr_stream(key, 8 * len(words))
     return [(w + sign * struct.unpack_from("<Q", stream, 8 * k)[0]) % 2**64 for k, w in enumerate(words)]
 
 
-def play(case):
+def play(case: dict[str, Any]) -> dict[str, Any]:
     """Everything said in the attempt described by `case` (hex strings and integers, see VECTORS)."""
     c = case["context"]
     ctx = sha(
@@ -162,7 +165,7 @@ def play(case):
 
     u2 = [s for s in sites if s in case["dealers"]]
     u3 = [s for s in sites if s in case["uploaded"]]
-    dealt = {}
+    dealt: Dealt = {}
     for s in u2:
         dealt[s] = {}
         for r in sites:
@@ -184,10 +187,10 @@ def play(case):
             signed = label("dealt", uctx, *names, sha(label("dealt shares", *fields)))
             dealt[s][r] = [*fields, signer[s].sign(signed)]
 
-    def self_key(s):
+    def self_key(s: str) -> bytes:
         return hkdf(secret[s]["seed"], label("self", uctx, s.encode()))
 
-    def pair(a, b):
+    def pair(a: str, b: str) -> bytes:
         return pair_key(uctx, secret[a]["mask"], a, b, adv[b][0], dealt[b][a])
 
     masked = {}
@@ -202,8 +205,7 @@ def play(case):
     h_u3 = sha(label("uploaded", *(s.encode() for s in u3)))
 
     answers = {
-        s: {a: ["SEED" if a in u3 else "MASK_KEY", own[a][s][0 if a in u3 else 1]] for a in u2}
-        for s in case["revealing"]
+        s: {a: ("SEED", own[a][s][0]) if a in u3 else ("MASK_KEY", own[a][s][1]) for a in u2} for s in case["revealing"]
     }
     return {
         "ctx": ctx.hex(),
@@ -225,11 +227,11 @@ def play(case):
     }
 
 
-def answer_entries(sites, answer):
+def answer_entries(sites: list[str], answer: Answer) -> list[bytes]:
     return [enc(a.encode(), answer[a][0].encode(), answer[a][1]) for a in sites if a in answer]
 
 
-def pair_key(uctx, mask_secret, a, b, b_mask_key, dealt_to_a):
+def pair_key(uctx: bytes, mask_secret: bytes, a: str, b: str, b_mask_key: bytes, dealt_to_a: Sequence[bytes]) -> bytes:
     """The key of the mask of a and b, from the mask secret of a."""
     x25519, _ek, dk = mask_keys(mask_secret)
     low, high = sorted((a.encode(), b.encode()))
@@ -240,7 +242,17 @@ def pair_key(uctx, mask_secret, a, b, b_mask_key, dealt_to_a):
     return hkdf(dh(x25519, b_mask_key) + x, label("mask", uctx, low, high))
 
 
-def recover_sum(sites, t, adv, uctx, u2, u3, masked, answers, dealt):
+def recover_sum(
+    sites: list[str],
+    t: int,
+    adv: Mapping[str, Sequence[bytes]],
+    uctx: bytes,
+    u2: list[str],
+    u3: list[str],
+    masked: dict[str, list[int]],
+    answers: dict[str, Answer],
+    dealt: Dealt,
+) -> list[int]:
     """The aggregator, from what was sent alone."""
     place = {s: k + 1 for k, s in enumerate(sites)}
     total = [sum(column) % 2**64 for column in zip(*masked.values(), strict=True)]
@@ -256,11 +268,11 @@ def recover_sum(sites, t, adv, uctx, u2, u3, masked, answers, dealt):
     return total
 
 
-def make_case(names, silent, length, seed):
+def make_case(names: list[str], silent: dict[str, list[str]], length: int, seed: int) -> dict[str, Any]:
     """A case with random inputs. silent: for each phase after keys, who says nothing from there on."""
     draw = random.Random(seed)
 
-    def speaking(*phases):
+    def speaking(*phases: str) -> list[str]:
         gone = {s for phase in phases for s in silent.get(phase, ())}
         return [s for s in sorted(names, key=str.encode) if s not in gone]
 
@@ -290,7 +302,7 @@ def make_case(names, silent, length, seed):
 
 
 def make_vectors() -> list[dict[str, Any]]:
-    described = [
+    described: list[tuple[str, list[str], dict[str, list[str]], int]] = [
         ("three members, nobody drops", ["north", "south", "east"], {}, 5),
         ("one vanishes before it deals", ["a", "b", "c", "d"], {"shares": ["b"]}, 4),
         ("one vanishes before its upload", ["a", "b", "c", "d"], {"upload": ["a"]}, 4),

@@ -112,7 +112,8 @@ class Session:
         return {site: self.members[site].confirm(uploaded) for site in sites}
 
     def plain_sum(self, sites: list[str]) -> Words:
-        return np.sum([self.words[site] for site in sites], axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce([self.words[site] for site in sites])
+        return total
 
     def play(self, silent: Mapping[str, Silent] | None = None) -> "Played":
         """The whole attempt, with the aggregator verifying whatever it can. Raises what a member or it refuses."""
@@ -144,7 +145,7 @@ class Session:
             complained = {dealer for dealer, sites in self.complaints.items() if revealer in sites}
             signature, key = self.members[revealer].reveal_signature(), self.roster[revealer]
             verify_answer(cohort, dealt, uploaded, complained, revealer, answer, signature, key)
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
         unmask(total, recover_masks(self.ctx, cohort, dealt, uploaded, answers))
         return total
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_a_number_of_members_the_plan_does_not_allow_is_refused(
 
 def test_words_of_another_length_or_type_are_refused(opened_words: tuple[Layout, np.ndarray]) -> None:
     layout, words = opened_words
-    for wrong in (words[:-1], words.astype(np.int64), np.append(words, words[:1])):
+    wrong_words: list[Any] = [words[:-1], words.astype(np.int64), np.append(words, words[:1])]
+    for wrong in wrong_words:
         with pytest.raises(EncodingRefused):
             decode_sum(layout, wrong, 3)
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from federation.encoding import HEADER_WORDS, Layout, SiteHeader, bin_of, clip, lanes
-from federation.encoding.header import COUNT_MAX, LOSS_MAX, read_header, write_header
+from federation.encoding.header import LOSS_MAX, read_header, write_header
+from federation.encoding.layout import COUNT_MAX
 from federation.encoding.quantize import quantize
 from federation.encoding.rotation import hadamard, rotate
 from federation.errors import EncodingRefused

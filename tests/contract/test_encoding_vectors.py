@@ -220,7 +220,8 @@ def _sha256_of_words(words: list[int]) -> str:
 
 
 def _file() -> list[dict[str, Any]]:
-    return json.loads(FILE.read_text())["cases"]
+    cases: list[dict[str, Any]] = json.loads(FILE.read_text())["cases"]
+    return cases
 
 
 def _marked(number: int) -> Any:
@@ -236,7 +237,8 @@ def test_the_slow_implementation_agrees_with_the_file(number: int) -> None:
 
 @pytest.fixture(params=range(len(CASES)), ids=[f"{case[0]} parameters" for case in CASES])
 def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return _file()[request.param]
+    number: int = request.param
+    return _file()[number]
 
 
 def _plan(make_plan: Callable[..., TrainingPlan], case: dict[str, Any], kind: str) -> TrainingPlan:

@@ -77,13 +77,16 @@ def label_lists(source: str) -> Iterator[int]:
             names = {item.value for item in node.elts if isinstance(item, ast.Constant) and item.value in LABELS}
             if len(names & set(SUBTYPES)) > 1:
                 yield node.lineno
-        text = node.value if isinstance(node, ast.Constant) and id(node) not in prose else None
-        if isinstance(text, str) and sum(name in text for name in SUBTYPES) > 1:
+        if isinstance(node, ast.Constant) and id(node) not in prose and _names_two(node.value):
             yield node.lineno
         if isinstance(node, ast.Assign) and _is_labels(node.value) and isinstance(node.targets[0], ast.Tuple):
             yield node.lineno  # epidural, ... = SUBTYPES binds names by place
         if isinstance(node, ast.Subscript) and _is_labels(node.value) and isinstance(node.slice, ast.Constant):
             yield node.lineno  # LABELS[4] names a label by place
+
+
+def _names_two(value: object) -> bool:
+    return isinstance(value, str) and sum(name in value for name in SUBTYPES) > 1
 
 
 def _is_labels(node: ast.expr) -> bool:

@@ -29,7 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_flatten_follows_the_manifest_not_the_mapping() -> None:
     named = {
-        "scale": np.float32(9).reshape(()),
+        "scale": np.array(9, np.float32),
         "a.bias": np.array([6, 7, 8], np.float32),
         "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     }

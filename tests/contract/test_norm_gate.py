@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from federation.chain import check_norm, next_model, norm_bound
 from federation.encoding import HEADER_WORDS, HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, encode, lanes
@@ -22,7 +23,8 @@ def uploads(layout: Layout, deltas: list[np.ndarray], studies: list[int], seed: 
         encode(layout, delta, header, np.random.default_rng([seed, number]))
         for number, (delta, header) in enumerate(zip(deltas, headers, strict=True))
     ]
-    return np.sum(words, axis=0, dtype=np.uint64)
+    total: npt.NDArray[np.uint64] = np.sum(words, axis=0, dtype=np.uint64)
+    return total
 
 
 def update(layout: Layout, rng: np.random.Generator, norm: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 Make = Callable[..., TrainingPlan]
 
-WITHIN = [
+WITHIN: list[tuple[str, list[Any]]] = [
     ("name", ["a", "A run_1.2-x", "x" * 64]),
     ("purpose", ["", "Ä" * 500]),
     ("architecture", ["lite", "densenet121-gru"]),
@@ -43,7 +43,7 @@ WITHIN = [
     ("metrics", [(), (Metric.LOSS,), (Metric.HISTOGRAMS,)]),
 ]
 NAN, INF = float("nan"), float("inf")
-OUTSIDE = [
+OUTSIDE: list[tuple[str, list[Any]]] = [
     ("run_id", [b"", bytes(15), bytes(17)]),
     ("name", ["", "x" * 65, "tab\t", "new\nline", "Müller", "a/b"]),
     ("purpose", ["x" * 501, "two\nlines", "bell\x07", "\u202eright to left"]),
@@ -77,7 +77,7 @@ OUTSIDE = [
 ]
 
 
-def _cases(table: list[tuple[str, list[Any]]]) -> list[Any]:
+def _cases(table: list[tuple[str, list[Any]]]) -> list[pytest.ParameterSet]:
     return [pytest.param(field, value, id=f"{field}={value!r:.20}") for field, values in table for value in values]
 
 

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -58,8 +59,9 @@ def test_a_roster_that_contradicts_itself_is_refused(epoch: int, entries: tuple[
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_key_of_another_length_is_refused(field: str, change: int) -> None:
     entry = _entry("a", 1)
+    changes: dict[str, Any] = {field: bytes(len(getattr(entry, field)) + change)}
     with pytest.raises(RosterRefused):
-        replace(entry, **{field: bytes(len(getattr(entry, field)) + change)})
+        replace(entry, **changes)
 
 
 @pytest.mark.parametrize("site", ["", "A", "a_b", "-a", "a-", "a" * 33, "a b", "ä", "a\n"])

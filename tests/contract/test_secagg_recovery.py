@@ -15,6 +15,7 @@ from federation.secagg import (
     ShareKind,
     ShareRefused,
     Unrecoverable,
+    Words,
     proven_dealers,
     recover_masks,
     unmask,
@@ -213,7 +214,7 @@ def test_unmasking_gives_the_same_sum_with_any_number_of_threads() -> None:
     session, dealt, uploads, answers = answered(8, 1, length=100_003)
     recovered = recover_masks(session.ctx, session.cohort, dealt, list(uploads), answers)
     for threads in (1, 2, 5):
-        total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+        total: Words = np.add.reduce(list(uploads.values()))
         unmask(total, recovered, threads)
         assert np.array_equal(total, session.plain_sum(list(uploads)))
 
@@ -241,8 +242,8 @@ def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
     good = _evidence(session, "site-0006")
     first = session.sites[0]
     other = {
-        "signature": replace(good, dealt=good.dealt | {first: replace(good.dealt[first], signature=bytes(64))}),
-        "share": replace(good, shares=good.shares | {first: bytes(33)}),
+        "signature": replace(good, dealt={**good.dealt, first: replace(good.dealt[first], signature=bytes(64))}),
+        "share": replace(good, shares={**good.shares, first: bytes(33)}),
         "too few": replace(
             good,
             dealt={site: good.dealt[site] for site in session.sites[:4]},
@@ -252,8 +253,8 @@ def test_evidence_that_was_touched_proves_nothing(spoiled: str) -> None:
         "stranger": replace(good, dealer="nobody"),
         "no member": replace(
             good,
-            dealt=good.dealt | {"nobody": good.dealt[first]},
-            shares=good.shares | {"nobody": good.shares[first]},
+            dealt={**good.dealt, "nobody": good.dealt[first]},
+            shares={**good.shares, "nobody": good.shares[first]},
         ),
     }[spoiled]
     with pytest.raises(EvidenceRefused):

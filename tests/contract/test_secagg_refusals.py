@@ -156,7 +156,7 @@ def test_advertisements_replayed_from_another_round_or_base_model_are_refused(ch
         now.members["site-0000"].share(shown, now.roster)
 
 
-def test_a_second_cohort_after_shares_were_dealt_is_refused_and_the_first_repeated_in_identical_bytes() -> None:
+def test_a_second_cohort_is_refused_once_shares_were_dealt_and_the_first_repeats_its_bytes() -> None:
     session = Session(5)
     member = session.members["site-0000"]
     smaller = {site: session.advertisements[site] for site in session.sites[:4]}
@@ -169,7 +169,7 @@ def test_a_second_cohort_after_shares_were_dealt_is_refused_and_the_first_repeat
 # upload phase
 
 
-def test_members_shown_different_cohorts_and_so_different_thresholds_cannot_open_each_others_shares() -> None:
+def test_members_shown_different_cohorts_cannot_decrypt_each_others_shares() -> None:
     session = Session(5)
     smaller = {site: session.advertisements[site] for site in session.sites[:4]}
     session.members["site-0000"].share(session.advertisements, session.roster)

@@ -34,7 +34,7 @@ def test_sum_is_exact_or_refused_for_every_drop_pattern_of_three_members() -> No
         check_pattern(3, pattern, seed)
 
 
-def test_sum_is_exact_or_refused_for_every_drop_pattern_of_four_members_with_at_most_two_drops() -> None:
+def test_the_sum_is_exact_or_refused_for_every_way_to_lose_two_of_four_members() -> None:
     patterns = [p for p in itertools.product(Silent, repeat=4) if sum(moment is not Silent.NEVER for moment in p) <= 2]
     for seed, pattern in enumerate(patterns):
         check_pattern(4, pattern, seed)

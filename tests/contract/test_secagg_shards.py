@@ -78,7 +78,7 @@ def test_shard_sizes_keep_the_promise_with_a_tenth_of_a_thousand_sites_corrupt()
 
 
 def play_shard(index: int) -> tuple[list[str], Words]:
-    """(U3, opened sum) of one shard of a thousand, every member making all of its own checks.
+    """(U3, unmasked sum) of one shard of a thousand, every member making all of its own checks.
 
     The members are the same in every call: each shard can be played in a process of its own.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.secagg import Member, context, recover_masks, split, unmask
+from federation.secagg import Member, Words, context, recover_masks, split, unmask
 
 from tests.contract import mlkem_reference
 from tests.contract import secagg_reference as reference
@@ -87,7 +87,7 @@ def test_federation_secagg_says_what_the_vectors_say(case: dict[str, Any]) -> No
     signatures = {site: members[site].reveal_signature().hex() for site in answers}
     assert signatures == expected["answer_signatures"]
 
-    total = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
+    total: Words = np.sum(list(uploads.values()), axis=0, dtype=np.uint64)
     unmask(total, recover_masks(ctx, cohort, dealt, case["uploaded"], answers))
     assert total.tolist() == expected["sum"]
     plain = [case["members"][site]["words"] for site in case["uploaded"]]

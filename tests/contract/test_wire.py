@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federation.errors import Malformed
 from federation.limits import MESSAGE_BYTES_MAX
 from federation.v1 import blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
 from federation.wire import check_known, parse, serialize
-from google.protobuf import message_factory
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
@@ -32,14 +34,18 @@ EXAMPLE = rounds_pb2.PollRequest(
 )
 
 
+def _class_of(name: str) -> type[Message]:
+    return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))
+
+
 def filled(message_type: type[Message]) -> Message:
     """With something in every field, lists with two items; of a oneof, its last field."""
     message = message_type()
     for field in message_type.DESCRIPTOR.fields:
         number = field.number
         if field.message_type is not None:
-            inner = filled(message_factory.GetMessageClass(field.message_type))
-            values = [inner, inner]
+            inner = filled(_class_of(field.message_type.full_name))
+            values: list[Any] = [inner, inner]
         elif field.enum_type is not None:
             values = [field.enum_type.values[-1].number, field.enum_type.values[-1].number]
         else:
@@ -53,7 +59,7 @@ def filled(message_type: type[Message]) -> Message:
     return message
 
 
-_VALUES = {
+_VALUES: dict[int, Callable[[int], Any]] = {
     FieldDescriptor.TYPE_UINT32: lambda number: number * 300,
     FieldDescriptor.TYPE_UINT64: lambda number: number * 2**40,
     FieldDescriptor.TYPE_DOUBLE: lambda number: number / 3,
@@ -71,7 +77,7 @@ def test_a_message_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize("message_type", MESSAGES, ids=lambda one: one.DESCRIPTOR.name)
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=80))
-def test_random_bytes_are_refused_or_are_the_one_form_of_a_message(message_type: type, data: bytes) -> None:
+def test_random_bytes_are_refused_or_are_the_one_form_of_a_message(message_type: type[Message], data: bytes) -> None:
     try:
         message = parse(message_type, data)
     except Malformed:

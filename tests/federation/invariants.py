@@ -25,6 +25,7 @@ from aggregator.store.tables import Round, Seat
 from site_client.agent.egress.guard import Guard
 from site_client.agent.rounds.contribution import Contribution, prepare_contribution
 from site_client.records import Job
+from site_client.typed_json import Digest
 from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
 from tests.federation.places import an_update
@@ -140,7 +141,8 @@ def sums_are_sums(world: World) -> None:
             _sum_is_sum(world, row)
         elif row.sum_blob is not None:
             assert row.next_model is None, f"the sum of round {row.number} was refused and led to a model"
-            assert world.corrupt, f"the sum of round {row.number} was refused, and everybody is honest"
+            honest = not world.corrupt and not world.lied_down
+            assert not honest, f"the sum of round {row.number} was refused, and everybody is honest"
         else:
             assert row.sum_blob is None, f"round {row.number} is {row.state} and has a sum"
             assert row.next_model is None, f"round {row.number} is {row.state} and has a model"
@@ -184,7 +186,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
     job = Job(world.run_id, row.number, plan.evaluates_only(row.number), row.base_model, plan.digest)  # type: ignore[arg-type]
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
     if delta is not None:
-        update = replace(update, delta_sha256=hashlib.sha256(delta.tobytes()).digest())
+        update = replace(update, delta_sha256=Digest(hashlib.sha256(delta.tobytes()).digest()))
     return prepare_contribution(Guard(world.sites[site].settings.policy), plan, update, delta)
 
 

@@ -60,13 +60,14 @@ class Lies:
         for lie in [one for one in self._down if one[:2] == (site, step)]:
             self._down.remove(lie)
             self._world.lied_down = True
-            reply = (
-                self._told_before(site, lie[2]) if step == "nothing" else _changed(LIES_DOWN[step], lie[2], site, reply)
-            )
+            if step == "nothing":
+                reply = self._told_before(site, lie[2])
+            else:
+                reply = _changed(LIES_DOWN[step], lie[2], site, reply)
         self._told.setdefault(site, []).append(reply)
         return reply
 
-    def _told_before(self, site: str, number: int) -> Message:
+    def _told_before(self, site: str, number: int) -> rounds_pb2.PollReply:
         """A question of long ago, put a second time."""
         before = self._told.get(site) or [rounds_pb2.PollReply(retry_after_ms=20)]
         return before[number % len(before)]

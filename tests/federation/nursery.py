@@ -33,6 +33,7 @@ from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
+from site_client.typed_json import Digest
 from tests.custodian import CUSTODIAN, sign_pending
 from tests.federation.places import Clock, aggregator_settings
 
@@ -138,7 +139,7 @@ class Host:
         )
 
     def accept(self, credentials: enrolment_pb2.Credentials) -> SiteIdentity:
-        membership = Membership(self.token.site, "aggregator.test:444", self.token.ca_fingerprint)
+        membership = Membership(self.token.site, "aggregator.test:444", Digest(self.token.ca_fingerprint))
         return self.joining.accept(credentials, membership)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from federation.secagg import state as member_state
 from federation.secagg.state import MemberState, OwnSecrets
+from federation.vocabulary import Outcome, SiteState
 from numpy.typing import NDArray
 
 from aggregator.config import AggregatorSettings, ListenSettings, PacingSettings, StateSettings
@@ -182,7 +183,7 @@ class Site:
     def train(self, job: Job, update: Update, delta: NDArray[np.float32] | None) -> None:
         """What the trainer does when it has trained."""
         self.trainer.sweep()
-        self.trainer.write_status(Status(self.clock.now, "SITE_IDLE"))
+        self.trainer.write_status(Status(self.clock.now, SiteState.IDLE))
         self.trainer.deliver(update, delta)
 
     def member_files(self) -> list[tuple[Path, MemberState]]:
@@ -207,7 +208,7 @@ def an_update(job: Job, seed: int, parameters: int) -> tuple[Update, NDArray[np.
         run_id=job.run_id,
         round=job.round,
         base_model_digest=job.base_model_digest,
-        outcome="trained" if trained else "evaluated",
+        outcome=Outcome.TRAINED if trained else Outcome.EVALUATED,
         reason=None,
         studies=int(rng.integers(1, 60)),
         loss_sum=float(rng.integers(1, 1000)) / 8 if trained else 0.0,

@@ -254,3 +254,91 @@ def test_who_is_ready_and_then_silent_sits_out_and_comes_back(make_world: MakeWo
     assert faults(world)["site-e"][:2] == [FaultKind.SILENT, FaultKind.SILENT]
     assert sat_out[0] == 3
     assert {name for name, kinds in faults(world).items() if kinds} == {"site-e"}
+
+
+# --- an aggregator that offers a model of its own ---
+
+
+def _away_in_round_1(make_world: MakeWorld) -> World:
+    """site-d missed round 1; its model was published, and the three members signed it."""
+    world = make_world(sites=4, rounds=3)
+    world.silent = {"site-d"}
+    for _ in range(3):
+        world.everybody()
+    world.clock.advance(TRAINING_S + 1)
+    run_on(world, lambda: world.rounds()[0].state is RoundState.PUBLISHED)
+    world.everybody()
+    world.silent = set()
+    world.lied_down = True
+    return world
+
+
+def _no_certificate(train: rounds_pb2.TrainStep) -> None:
+    train.ClearField("certificate")
+
+
+def _of_another_model(train: rounds_pb2.TrainStep) -> None:
+    train.base_model_digest = bytes(32)
+
+
+def _too_few_signatures(train: rounds_pb2.TrainStep) -> None:
+    del train.certificate.signatures[-1]
+
+
+def _smaller_cohort(train: rounds_pb2.TrainStep) -> None:
+    del train.certificate.cohort[-1]
+    del train.certificate.signatures[-1]
+
+
+def _a_signature_over_another_model(train: rounds_pb2.TrainStep) -> None:
+    train.base_model_digest = train.certificate.model_digest = bytes(32)
+
+
+@pytest.mark.parametrize(
+    "lie", [_no_certificate, _of_another_model, _too_few_signatures, _smaller_cohort, _a_signature_over_another_model]
+)
+def test_a_whole_model_without_the_signatures_of_its_cohort_is_not_trained(
+    make_world: MakeWorld, lie: Callable[[rounds_pb2.TrainStep], None]
+) -> None:
+    world = _away_in_round_1(make_world)
+
+    def lied(site: str, call: str, reply: Message, request: Message) -> Message:
+        if site == "site-d" and isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "train":
+            lie(reply.train)
+        return reply
+
+    world.wire.lies_down.append(lied)
+    world.step("site-d")
+    world.step("site-d")
+    assert [name for name, _ in world.refused if name == "site-d"]
+    assert world.sites["site-d"].jobs() == []
+    world.wire.lies_down.remove(lied)
+    if lie is not _of_another_model and lie is not _a_signature_over_another_model:  # that offer stays as it was begun
+        world.step("site-d")
+        assert [job.round for job in world.sites["site-d"].jobs()] == [2]
+
+
+def test_a_site_that_holds_the_model_before_takes_no_whole_model(make_world: MakeWorld) -> None:
+    world = make_world(sites=4, rounds=3, phase="keys")
+    world.silent = {"site-d"}  # it trained, so it holds the first model, and falls silent
+    world.clock.advance(61)
+    run_on(world, lambda: world.rounds()[0].state is RoundState.PUBLISHED)
+    world.everybody()
+    world.lied_down = True
+
+    def no_chain(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "train":
+            del reply.train.chain[:]
+        elif isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "close":
+            reply.close.outcome = rounds_pb2.CloseStep.NOT_IN_COHORT  # so that it does not compute the model here
+        return reply
+
+    world.wire.lies_down.append(no_chain)
+    for _ in range(3):
+        world.step("site-d")
+    assert any("takes the published sum, and no whole model" in str(refusal) for _, refusal in world.refused)
+    assert [job.round for job in world.sites["site-d"].jobs()] in ([], [1])
+    world.wire.lies_down.remove(no_chain)
+    for _ in range(2):
+        world.step("site-d")
+    assert [job.round for job in world.sites["site-d"].jobs()] == [2]

@@ -35,7 +35,7 @@ def restore(world: World, backup: Path) -> None:
 @pytest.mark.parametrize(
     "phase", [phase if phase == "confirm" else pytest.param(phase, marks=pytest.mark.slow) for phase in PHASES]
 )
-def test_an_aggregator_restored_from_a_backup_of_any_phase_finishes_its_run_without_the_round_that_was_opened(
+def test_an_aggregator_restored_from_any_phase_finishes_its_run_without_the_round_in_hand(
     make_world: Callable[..., World], tmp_path: Path, phase: str
 ) -> None:
     """No site's update of a round gets into a second sum, so nobody comes to that round again."""

@@ -66,7 +66,7 @@ def test_an_aggregator_that_is_restarted_in_any_phase_goes_on(make_world: Callab
 
 
 @pytest.mark.parametrize("kill_in", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 9))])
-def test_a_driver_killed_anywhere_between_the_last_share_and_the_model_is_followed_by_one_that_publishes(
+def test_a_driver_killed_after_the_last_share_is_followed_by_one_that_publishes(
     make_world: Callable[..., World], kill_in: int
 ) -> None:
     world = make_world(sites=3, phase="reveal")
@@ -111,7 +111,7 @@ def test_the_one_answer_is_synced_to_disk_before_it_leaves(
     assert seen == sorted(world.sites)
 
 
-def test_a_site_that_lost_what_it_knew_of_the_round_draws_no_second_keys_for_the_attempt_that_anybody_takes(
+def test_a_site_that_lost_its_round_draws_no_second_keys_that_the_attempt_accepts(
     make_world: Callable[..., World],
 ) -> None:
     """The one loss that a restart cannot repair: its keys went out, and are gone. The others open their sum without."""
@@ -124,6 +124,6 @@ def test_a_site_that_lost_what_it_knew_of_the_round_draws_no_second_keys_for_the
         world.everybody()
         world.clock.advance(31)
     assert (world.rounds()[0].state, world.rounds()[0].members) == (RoundState.PUBLISHED, 3)
-    said = [one.message.round for one in world.wire.heard if (one.site, one.call) == ("site-d", "Rounds/SendKeys")]
+    said = [one.round for one in world.wire.heard if (one.site, one.call) == ("site-d", "Rounds/SendKeys")]
     assert [(ref.round, ref.attempt) for ref in said if ref.round == 1] == [(1, 1)]
     check(world)

@@ -3,10 +3,10 @@
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
-from federation.limits import SECAGG_VERSION
 from federation.v1 import blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import DecodeError, Message
@@ -18,7 +18,7 @@ from aggregator.states import SeatState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import LinkError
-from tests.federation.wire import Aborted, Context
+from tests.federation.wire import Aborted, Context, poll_of
 from tests.federation.world import World
 
 GUARDED = [
@@ -31,9 +31,8 @@ TYPED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ABORTED,
 }
-REPORT = {"state": rounds_pb2.SITE_IDLE, "version": "0.2.0", "secagg": SECAGG_VERSION}
 
-WRONG_REPORTS: list[dict[str, object]] = [
+WRONG_REPORTS: list[dict[str, Any]] = [
     {"state": 0},
     {"progress_percent": 101},
     {"reasons": [2, 1]},
@@ -138,7 +137,7 @@ def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> 
     world = make_world(sites=3)
     world.clock.advance(31 * 86_400)
     with pytest.raises(Aborted) as refused:
-        ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT), world.sites["site-a"].identity.certificate_pem)
+        ask(world, "Rounds/Poll", poll_of(), world.sites["site-a"].identity.certificate_pem)
     assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -148,10 +147,10 @@ def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
 ) -> None:
     world = make_world(sites=3)
     shown = world.sites["site-a"].identity.certificate_pem
-    ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: 2**63 - 1}), shown)
+    ask(world, "Rounds/Poll", poll_of(**{field: 2**63 - 1}), shown)
     for number in (2**63, 2**64 - 1):
         with pytest.raises(Aborted, match=f"PollRequest.{field} is not as rounds.proto says") as refused:
-            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**REPORT, **{field: number}), shown)
+            ask(world, "Rounds/Poll", poll_of(**{field: number}), shown)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -160,7 +159,7 @@ def test_a_report_outside_what_the_proto_says_is_refused(make_world: Callable[..
     shown = world.sites["site-a"].identity.certificate_pem
     for report in WRONG_REPORTS:
         with pytest.raises(Aborted) as refused:
-            ask(world, "Rounds/Poll", rounds_pb2.PollRequest(**(REPORT | report)), shown)
+            ask(world, "Rounds/Poll", poll_of(**report), shown)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -238,7 +237,7 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
     )
     def fuzz(name: str, data: bytes, refers: bool) -> None:
         try:
-            message = CALLS[name].request.FromString(data)
+            message: Any = CALLS[name].request.FromString(data)
         except DecodeError:
             message = CALLS[name].request()
         if refers and "round" in message.DESCRIPTOR.fields_by_name:
@@ -259,7 +258,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
     world = make_world(sites=3)
     pacing = world.aggregator.app.settings.pacing
     shown = world.sites["site-a"].identity.certificate_pem
-    poll = rounds_pb2.PollRequest(**REPORT)
+    poll = poll_of()
 
     def retry_after_ms() -> int:
         (reply,) = ask(world, "Rounds/Poll", poll, shown)
@@ -272,6 +271,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
     assert 750 * pacing.training_s <= retry_after_ms() <= 1250 * pacing.training_s
     masking = make_world(sites=3, phase="keys")
     (reply,) = ask(masking, "Rounds/Poll", poll, masking.sites["site-a"].identity.certificate_pem)
+    assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.retry_after_ms == AT_ONCE_MS
     world.pause()
     world.clock.advance(4000)
@@ -282,7 +282,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
 def test_a_poll_of_a_round_nobody_knows_is_told_that_it_is_over(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
     foreign = RoundRef(run_id=os.urandom(16), round=4_000_000_000, attempt=1)
-    poll = rounds_pb2.PollRequest(**REPORT, working_on=foreign)
+    poll = poll_of(working_on=foreign)
     (reply,) = ask(world, "Rounds/Poll", poll, world.sites["site-a"].identity.certificate_pem)
     assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.close.outcome == rounds_pb2.CloseStep.RUN_OVER

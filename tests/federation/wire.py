@@ -10,9 +10,12 @@ what passes. Whatever a site hands over is kept in `heard`, lost answers include
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from federation.limits import SECAGG_VERSION
+from federation.v1 import rounds_pb2
+from federation.v1.blobs_pb2 import RoundRef
 from google.protobuf.message import Message
 
 from site_client.agent.egress.calls import CALLS, Call
@@ -37,6 +40,12 @@ M = TypeVar("M", bound=Message)
 Servicers = Mapping[str, object]  # by service
 
 
+def poll_of(**changes: Any) -> rounds_pb2.PollRequest:
+    """The report of an idle site, with these fields changed."""
+    fields: dict[str, Any] = {"state": rounds_pb2.SITE_IDLE, "version": "0.2.0", "secagg": SECAGG_VERSION}
+    return rounds_pb2.PollRequest(**(fields | changes))
+
+
 class Killed(BaseException):
     """A process ends here, in the middle of whatever it does. No handler of ours may stop it."""
 
@@ -50,6 +59,13 @@ class Heard:
     message: Message
     data: bytes
     answered: bool  # the aggregator took it: it neither refused nor lost it
+
+    @property
+    def round(self) -> RoundRef:
+        """The round that the message refers to."""
+        message: Any = self.message
+        reference: RoundRef = message.round
+        return reference
 
 
 @dataclass(frozen=True)

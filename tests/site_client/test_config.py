@@ -7,7 +7,7 @@ from federation.vocabulary import Metric
 from msgspec import inspect
 from structlog.testing import capture_logs
 
-from site_client.config import AggregatorSettings, FoldersSettings, PolicySettings, SiteSettings, load, parse
+from site_client.config import AggregatorAddress, FoldersSettings, PolicySettings, SiteSettings, load, parse
 from site_client.errors import ConfigRefused
 
 REFERENCE = Path(__file__).parents[2] / "deploy" / "site.toml"
@@ -85,7 +85,7 @@ def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
 
 def test_the_proxy_password_is_not_in_the_repr() -> None:
     settings = SiteSettings(
-        "m", AggregatorSettings("hub:443", proxy="http://u:secret@proxy:3128"), FoldersSettings(), PolicySettings()
+        "m", AggregatorAddress("hub:443", proxy="http://u:secret@proxy:3128"), FoldersSettings(), PolicySettings()
     )
     assert "secret" not in repr(settings)
 
@@ -111,7 +111,9 @@ def test_no_refusal_repeats_the_proxy_password(text: str) -> None:
 def test_every_number_of_the_settings_has_bounds() -> None:
     # The proof that a refusal can always name them, and that no value is absurd.
     numbers = 0
-    for section in inspect.type_info(SiteSettings).fields:
+    settings = inspect.type_info(SiteSettings)
+    assert isinstance(settings, inspect.DataclassType)
+    for section in settings.fields:
         for key in getattr(section.type, "fields", ()):
             if isinstance(key.type, inspect.IntType | inspect.FloatType):
                 numbers += 1

@@ -18,7 +18,7 @@ from federation.vocabulary import SiteState
 
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.status_file import AgentStatus, write_status
-from site_client.config import AgentSettings, AggregatorSettings, FoldersSettings, PolicySettings, SiteSettings
+from site_client.config import AgentSettings, AggregatorAddress, FoldersSettings, PolicySettings, SiteSettings
 from site_client.doctor.network import connection, enrolment
 from site_client.doctor.network.checks import checks
 from site_client.doctor.result import CheckResult, Color, carry_out
@@ -103,7 +103,7 @@ def by_name(lines: Iterator[CheckResult]) -> dict[str, CheckResult]:
 
 def ask(consortium: Consortium, address: str, proxy: str = "", now: datetime | None = None) -> dict[str, CheckResult]:
     return by_name(
-        connection.check_connection(AggregatorSettings(address, proxy=proxy), consortium.ca, now or datetime.now(UTC))
+        connection.check_connection(AggregatorAddress(address, proxy=proxy), consortium.ca, now or datetime.now(UTC))
     )
 
 
@@ -176,9 +176,9 @@ def test_what_is_no_tls_and_what_does_not_answer_are_told_apart(consortium: Cons
 
 
 def test_a_name_nobody_knows_is_told() -> None:
-    (line,) = connection.check_name(AggregatorSettings("hub.invalid:443"))
+    (line,) = connection.check_name(AggregatorAddress("hub.invalid:443"))
     assert (line.color, line.fix) == (Color.RED, "Ask IT to resolve hub.invalid")
-    (line,) = connection.check_name(AggregatorSettings("hub.invalid:443", proxy="http://localhost:3128"))
+    (line,) = connection.check_name(AggregatorAddress("hub.invalid:443", proxy="http://localhost:3128"))
     assert line.color is Color.GREEN  # only the proxy has to be known here
 
 
@@ -223,7 +223,7 @@ def test_tinyproxy_s_407_and_403_each_have_their_fix(consortium: Consortium, tmp
 def settings(tmp_path: Path) -> SiteSettings:
     state = tmp_path / "state"
     return SiteSettings(
-        "mercy", AggregatorSettings("127.0.0.1:9"), FoldersSettings(state, tmp_path / "spool", tmp_path / "export")
+        "mercy", AggregatorAddress("127.0.0.1:9"), FoldersSettings(state, tmp_path / "spool", tmp_path / "export")
     )
 
 
@@ -335,7 +335,7 @@ def test_without_an_agent_one_call_is_made_and_stands_in_the_ledger(
 
 
 def test_a_host_that_has_not_joined_is_told_what_to_do_and_nothing_is_made(settings: SiteSettings) -> None:
-    lines = list(carry_out(checks(replace(settings, aggregator=AggregatorSettings()), lambda: datetime.now(UTC))))
+    lines = list(carry_out(checks(replace(settings, aggregator=AggregatorAddress()), lambda: datetime.now(UTC))))
     fixes = {line.check: line.fix for line in lines if line.fix}
     assert fixes["enrolment"] == "Run hemofed-site join ADDRESS TOKEN"
     assert fixes["address"].startswith("Set aggregator.address")

@@ -1,6 +1,7 @@
 """Files that survive a crash at any moment, and belong to whoever has to read them."""
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from site_client import files
 from site_client.files import (
     Building,
     belongs_with_its_folder,
@@ -99,7 +99,7 @@ def test_a_folder_loses_its_name_before_its_content(tmp_path: Path, monkeypatch:
     job.mkdir()
     (job / "plan").write_bytes(b"x")
     with monkeypatch.context() as patch:
-        patch.setattr(files.shutil, "rmtree", crash)
+        patch.setattr(shutil, "rmtree", crash)
         with pytest.raises(Crash):
             remove(job)
     assert not job.exists()

@@ -51,7 +51,7 @@ def along(ds: FileDataset) -> float:
 
 
 def hu_of(ds: FileDataset) -> np.ndarray:
-    stored = np.clip(ds.pixel_array.astype(int) + int(ds.RescaleIntercept), -1024, 3071)
+    stored: np.ndarray = np.clip(ds.pixel_array.astype(int) + int(ds.RescaleIntercept), -1024, 3071)
     return stored.astype(np.int16)
 
 

@@ -27,10 +27,11 @@ from site_client.records import (
     to_json,
 )
 from site_client.spool import AgentSide, TrainerSide
+from site_client.typed_json import Digest
 
 RUN = RunId(bytes(range(16)))
-JOB = Job(RUN, 3, False, bytes([1]) * 32, bytes([2]) * 32)
-UPDATE = Update(RUN, 3, bytes([1]) * 32, Outcome.TRAINED, None, 40, 12.5, 80, True)
+JOB = Job(RUN, 3, False, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
+UPDATE = Update(RUN, 3, Digest(bytes([1]) * 32), Outcome.TRAINED, None, 40, 12.5, 80, True)
 DELTA = np.arange(12, dtype=np.float32)
 WHEN = datetime(2026, 11, 23, tzinfo=UTC)
 STATUS = Status(WHEN, SiteState.TRAINING, (StateReason.FOREIGN_CPU,), RUN, 3, 40, 4, 10, 0.5, 60, 312)
@@ -74,13 +75,13 @@ def test_a_job_and_its_update_go_through_unchanged(agent: AgentSide, trainer: Tr
     assert agent.update(RUN, 3) is None
     delivered = trainer.deliver(UPDATE, DELTA)
     assert agent.update(RUN, 3) == delivered
-    assert np.array_equal(agent.delta(delivered), DELTA)
+    assert np.array_equal(agent.delta(delivered, 12), DELTA)
     trainer.write_status(STATUS)
     assert agent.status() == STATUS
 
 
 def test_a_delta_is_read_only_for_the_agent(agent: AgentSide, trainer: TrainerSide) -> None:
-    delta = agent.delta(trainer.deliver(UPDATE, DELTA))
+    delta = agent.delta(trainer.deliver(UPDATE, DELTA), 12)
     with pytest.raises(ValueError, match="read-only"):
         delta[0] = 1
 
@@ -91,7 +92,7 @@ def test_the_same_offer_again_changes_nothing_and_another_is_refused(agent: Agen
     assert agent.offer_job(JOB, b"signed plan", base) == first
     assert (first.folder / "job.json").stat().st_mtime_ns == before
     with pytest.raises(SpoolRefused, match="a second one"):
-        agent.offer_job(replace(JOB, plan_digest=bytes(32)), b"another", base)
+        agent.offer_job(replace(JOB, plan_digest=Digest(bytes(32))), b"another", base)
 
 
 def test_a_withdrawn_job_is_gone_and_its_update_is_swept(agent: AgentSide, trainer: TrainerSide, base: Path) -> None:
@@ -154,7 +155,8 @@ def test_only_the_service_that_owns_a_side_clears_its_drafts(
 
 
 def test_who_only_looks_never_disturbs_an_offer_being_built(folder: Path, agent: AgentSide, base: Path) -> None:
-    done, odd = threading.Event(), []
+    done = threading.Event()
+    odd: list[Job] = []
 
     def look() -> None:
         while not done.is_set():
@@ -181,7 +183,7 @@ def test_a_changed_delta_is_refused(agent: AgentSide, trainer: TrainerSide, fold
     path = next(folder.glob("to_agent/update-*/delta.f32"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SpoolRefused, match="does not have the digest"):
-        agent.delta(update)
+        agent.delta(update, 12)
 
 
 def test_a_delta_goes_with_a_trained_update_and_with_nothing_else(agent: AgentSide, trainer: TrainerSide) -> None:
@@ -190,14 +192,14 @@ def test_a_delta_goes_with_a_trained_update_and_with_nothing_else(agent: AgentSi
         with pytest.raises(SpoolRefused, match='a delta goes with "trained"'):
             trainer.deliver(update, delta)
     with pytest.raises(SpoolRefused, match="without a delta"):
-        agent.delta(trainer.deliver(evaluated))
+        agent.delta(trainer.deliver(evaluated), 12)
 
 
 def test_an_update_delivered_again_replaces_the_first(agent: AgentSide, trainer: TrainerSide) -> None:
     trainer.deliver(UPDATE, DELTA)
     second = trainer.deliver(replace(UPDATE, studies=41), DELTA + 1)
     assert agent.update(RUN, 3) == second
-    assert np.array_equal(agent.delta(second), DELTA + 1)
+    assert np.array_equal(agent.delta(second, 12), DELTA + 1)
 
 
 def test_the_other_side_reads_and_cannot_write(

@@ -37,6 +37,7 @@ from site_client.spool import AgentSide, Job, RunId, Update
 from site_client.trainer.idle import operator
 from site_client.trainer.suspend import is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
+from site_client.typed_json import Digest
 
 SITE_TOML = """
 name = "north"
@@ -153,7 +154,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
         plan = _plan(model, epochs, per_step)
         signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
-        job = Job(RunId(plan.run_id), 1, evaluation_only, load_model(model).digest, plan.digest)
+        job = Job(RunId(plan.run_id), 1, evaluation_only, Digest(load_model(model).digest), Digest(plan.digest))
         return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
 
     return make
@@ -203,7 +204,7 @@ def test_stopped_and_killed_it_ends_with_the_very_bits_of_an_undisturbed_run(pla
 def test_a_job_yields_a_clipped_delta_and_what_the_sums_need(place: Callable[..., Place]) -> None:
     at = place("site")
     update = at.finish()
-    delta = at.spool.delta(update)
+    delta = at.spool.delta(update, load_model(at.job.base_file).manifest.size)
     assert update.outcome == "trained"
     assert 0 < np.linalg.norm(delta) <= 10.0001
     assert update.studies == update.example_count >= 4

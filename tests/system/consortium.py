@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from site_client.agent.commands.join import join  # before the aggregator: grpc reads its cipher suites once
-from site_client.config import AgentSettings, FoldersSettings
-from site_client.config import AggregatorSettings as Address
+from site_client.config import AgentSettings, AggregatorAddress, FoldersSettings
 from site_client.config import SiteSettings as SiteSettings
 
 from aggregator import config  # isort: skip
@@ -37,7 +36,7 @@ class Consortium:
         """Makes the settings of a hospital that has not joined."""
         state = self.folder / name / "state"
         folders = FoldersSettings(state, self.folder / name / "spool", self.folder / name / "export")
-        return SiteSettings(name, Address(self.address), folders, agent=AgentSettings(stall_s=5))
+        return SiteSettings(name, AggregatorAddress(self.address), folders, agent=AgentSettings(stall_s=5))
 
     def joined(self, name: str) -> SiteSettings:
         """Makes the settings of a hospital, and lets it join with a fresh invitation."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nsenter", "dbus-daemon", "dpkg-deb")
 # Packages of a Debian 12 server and dependencies of ours: the machine itself gets no network packages later.
@@ -106,7 +107,7 @@ class Machine:
         """Names a file of the machine by its path on this host."""
         return self.root / path.lstrip("/")
 
-    def json(self, path: str) -> dict[str, object]:
+    def json(self, path: str) -> dict[str, Any]:
         return dict(json.loads(self.file(path).read_bytes()))
 
     def wait(self, event: str, condition: Callable[[], bool], timeout_s: float) -> None:

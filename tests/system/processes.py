@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 from federation.manifest import Manifest, Model, TensorSpec, save_model
+from federation.vocabulary import Outcome, SiteState
 
 from site_client.files import Building, lend_file, sha256_of, write_file
 from site_client.records import Status, Update, to_json
 from site_client.spool import TrainerSide
+from site_client.typed_json import Digest
 
 BIN = Path(sys.executable).parent
 TENSORS = 364  # as the peers' measurement of the same vector
@@ -66,6 +68,8 @@ cache = "{folder}/cache"
 
 [policy]
 plan_approval = "automatic"
+roster_approval = "wait"
+roster_wait_days = 0
 studies_min = 1
 
 [agent]
@@ -169,11 +173,11 @@ class Trainers(threading.Thread):
         self._sides = [TrainerSide(spool) for spool in self._spools]
         self._delta = place.folder / "delta.f32"
         self._delta.write_bytes(delta.astype("<f4").tobytes())
-        self._digest = sha256_of(self._delta)
+        self._digest = Digest(sha256_of(self._delta))
         self._seen: dict[Path, list[str]] = {}
         self._stopping = threading.Event()
         for side in self._sides:
-            side.write_status(Status(datetime.now(UTC), "SITE_IDLE"))
+            side.write_status(Status(datetime.now(UTC), SiteState.IDLE))
 
     def run(self) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hospitals do not wait for one another's disk
@@ -193,12 +197,12 @@ class Trainers(threading.Thread):
         for job in side.jobs():
             if side.delivered(job.run_id, job.round):
                 continue
-            update = Update(job.run_id, job.round, job.base_model_digest, "evaluated", None, 100, 0.0, 0, False)
+            update = Update(job.run_id, job.round, job.base_model_digest, Outcome.EVALUATED, None, 100, 0.0, 0, False)
             if job.evaluation_only:
                 side.deliver(update)
             else:
                 trained = replace(
-                    update, outcome="trained", delta_sha256=self._digest, loss_sum=50.0, example_count=100
+                    update, outcome=Outcome.TRAINED, delta_sha256=self._digest, loss_sum=50.0, example_count=100
                 )
                 self._lend(spool / "to_agent" / f"update-{job.run_id.hex()}-{job.round}", trained)
         side.sweep()
@@ -258,7 +262,7 @@ def running(name: str, command: list[str], folder: Path) -> Iterator[subprocess.
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             if name == "aggregator":
-                _await_line(folder / f"{name}.log", b"listening", process)
+                _await_line(folder / f"{name}.log", b"aggregator started", process)
             yield process
         finally:
             process.terminate()

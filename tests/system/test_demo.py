@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -105,7 +106,14 @@ def rsna_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the layout of RSNA 2019: one label table, every slice under its SOP instance UID, no other order."""
     folder = tmp_path_factory.mktemp("rsna")
     made = folder / "made"
-    command = [Path(sys.executable).with_name("hemofed-site"), "phantom", "--profile", "T", "--studies", "36"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("hemofed-site"),
+        "phantom",
+        "--profile",
+        "T",
+        "--studies",
+        "36",
+    ]
     size = ["--size-px", "96", "--thickness-mm", "8", "--prevalence", "balanced"]
     subprocess.run([*command, *size, "--seed", "5", "--out", made], check=True)
     uids = {row["ID"]: row["SOPInstanceUID"] for row in _rows(made / "slice_map.csv")}
@@ -147,7 +155,7 @@ def test_a_run_completes_though_this_process_is_killed_at_every_turn(demo: Calla
         moments.insert(0, "north enrolled")
     for moment in moments:
         # A short phase may pass between two polls of the demo; the next one is as good a moment.
-        running.wait_until(moment, lambda now=moment: now in running.output or "round 2" in running.output, STARTED_S)
+        running.wait_until(moment, partial(_has_passed, running, moment), STARTED_S)
         running.kill(name)
     running.finish()
     _completed(running)
@@ -159,7 +167,7 @@ def test_a_run_completes_though_this_process_is_killed_at_every_turn(demo: Calla
 def test_a_run_completes_though_every_hospitals_worker_is_killed_while_it_trains(demo: Callable[..., Demo]) -> None:
     running = demo(*SMALL[:-1], "4")
     for site in ("north", "south", "east"):
-        running.wait_until(f"{site} trains", lambda now=site: f"{now:<8} training" in running.output, STARTED_S)
+        running.wait_until(f"{site} trains", partial(_has_said, running, f"{site:<8} training"), STARTED_S)
         running.kill_worker(site)
     running.finish()
     _completed(running)
@@ -270,3 +278,11 @@ def _free_ports() -> int:
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _has_said(demo: Demo, text: str) -> bool:
+    return text in demo.output
+
+
+def _has_passed(demo: Demo, moment: str) -> bool:
+    return moment in demo.output or "round 2" in demo.output

@@ -33,6 +33,7 @@ from site_client.agent.identity.identity import Joining, Membership, SiteIdentit
 from site_client.agent.identity.keys import prove_possession
 from site_client.config import PolicySettings
 from site_client.errors import IdentityRefused, Refused
+from site_client.typed_json import Digest
 from tests.custodian import CUSTODIAN, sign_pending
 
 
@@ -103,7 +104,7 @@ class Place:
             words = six_words(request.csr_der, request.signing_key, request.sealing_key)
             self.enrolment.approve(token.site, words)
         sign_pending(self.enrolment.store, self.enrolment.authority, self.aggregator_clock())
-        membership = Membership(token.site, "hub.example:8444", token.ca_fingerprint)
+        membership = Membership(token.site, "hub.example:8444", Digest(token.ca_fingerprint))
         return joining.accept(self.enrolment.join(request).credentials, membership)
 
     def keeper(self, identity: SiteIdentity) -> Certificates:

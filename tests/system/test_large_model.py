@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.serve import FRAMING_BYTES
+from aggregator.rpc.listeners import FRAMING_BYTES
 from site_client.agent.egress.pieces import LARGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def test_three_times_the_sites_take_no_more_of_the_aggregators_memory(tmp_path: 
 
 def _measured(sites: int, folder: Path) -> dict[str, Any]:
     figures = folder / f"{sites}.json"
-    command = [sys.executable, ROOT / "tests" / "benchmarks" / "round.py", "--sites", str(sites)]
+    command: list[str | Path] = [sys.executable, ROOT / "tests" / "benchmarks" / "round.py", "--sites", str(sites)]
     command += ["--params", "9000000", "--rounds", "1", "--folder", folder, "--json", figures]
     subprocess.run(command, check=True, cwd=ROOT)
     found: dict[str, Any] = json.loads(figures.read_text())

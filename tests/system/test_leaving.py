@@ -21,9 +21,10 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Link, enrolled
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.cli import main
-from site_client.config import AggregatorSettings, PolicySettings, SiteSettings
+from site_client.config import AggregatorAddress, PolicySettings, SiteSettings
 from site_client.errors import IdentityRefused, InUse, Refused, StepRefused, Unreachable
 from site_client.records import RunId
+from site_client.typed_json import Digest
 from tests.system.consortium import Consortium, consortium
 
 from tests.custodian import CUSTODIAN  # isort: skip
@@ -119,7 +120,7 @@ def test_a_farewell_whose_answer_was_lost_is_said_again_and_answered_alike(coord
 
 def test_without_an_answer_nothing_is_lost_and_one_sentence_says_what_to_do(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
-    unheard = replace(settings, aggregator=AggregatorSettings("127.0.0.1:9"))
+    unheard = replace(settings, aggregator=AggregatorAddress("127.0.0.1:9"))
     with pytest.raises(Unreachable, match=r"^no answer from 127.0.0.1:9: this site has not left.*revoke this site$"):
         leave(unheard)
     ask_for_roster(settings, SiteIdentity(folder_of(settings)))
@@ -154,14 +155,16 @@ def test_a_revoked_site_is_told_so(coordinator: Consortium) -> None:
 def test_the_secrets_of_a_round_in_progress_do_not_outlive_the_farewell(coordinator: Consortium) -> None:
     settings = coordinator.joined("mercy")
     journal = RoundJournal(settings.folders.agent / "rounds")
-    journal.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False, attempt=1))
+    journal.begin(
+        CurrentRound(RunId(bytes(16)), 3, Digest(bytes(32)), Digest(bytes(32)), evaluation_only=False, attempt=1)
+    )
     (journal.attempt_folder(1) / "member.bin").write_bytes(b"secret of the masking")
     leave(settings)
     after = RoundJournal(settings.folders.agent / "rounds")
     assert after.current is None
     assert list(settings.folders.agent.glob("rounds/*/attempt-*")) == []
     with pytest.raises(StepRefused, match="is over for this site"):
-        after.begin(CurrentRound(RunId(bytes(16)), 3, bytes(32), bytes(32), evaluation_only=False))
+        after.begin(CurrentRound(RunId(bytes(16)), 3, Digest(bytes(32)), Digest(bytes(32)), evaluation_only=False))
 
 
 def test_coming_back_takes_a_new_invitation_and_the_ledger_goes_on(coordinator: Consortium) -> None:

@@ -16,7 +16,7 @@ from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.ledger import read
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.config import AggregatorSettings, PolicySettings, SiteSettings
+from site_client.config import AggregatorAddress, PolicySettings, SiteSettings
 from site_client.doctor.network.checks import checks
 from site_client.doctor.network.echo import FIRST_BYTES, check_echo, measure
 from site_client.doctor.result import CheckResult, Color
@@ -105,7 +105,7 @@ def test_while_an_agent_runs_and_in_a_dry_run_nothing_is_sent(coordinator: Conso
 
 
 def test_an_aggregator_that_is_not_there_is_grey_and_said_in_words(coordinator: Consortium) -> None:
-    settings = replace(coordinator.joined("far"), aggregator=AggregatorSettings("127.0.0.1:9"))
+    settings = replace(coordinator.joined("far"), aggregator=AggregatorAddress("127.0.0.1:9"))
     line = measured(settings)
     assert (line.color, line.found.startswith("no answer within 20 s")) == (Color.GREY, True)
 

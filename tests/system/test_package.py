@@ -88,7 +88,7 @@ def test_installing_makes_users_and_folders_and_starts_nothing(hospital: Hospita
     assert "coordinator" in machine.run("man", "hemofed-site")
 
 
-def test_before_anybody_edits_site_toml_the_trainer_stands_by_and_a_mistake_in_it_is_not_retried(
+def test_the_trainer_waits_for_an_edited_site_toml_and_does_not_retry_a_mistake_in_it(
     hospital: Hospital,
 ) -> None:
     machine, settings = hospital.machine, hospital.machine.file("/etc/hemofed/site.toml")
@@ -280,7 +280,15 @@ def test_removal_keeps_state_and_purge_leaves_nothing(hospital: Hospital) -> Non
 
 
 def _build(out: Path, version: str) -> Path:
-    command = [ROOT / "deploy" / "deb" / "build.sh", "--out", out, "--version", version, "--compression", "none"]
+    command: list[str | Path] = [
+        ROOT / "deploy" / "deb" / "build.sh",
+        "--out",
+        out,
+        "--version",
+        version,
+        "--compression",
+        "none",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())

@@ -32,7 +32,8 @@ class Signer:
     @property
     def fingerprint(self) -> str:
         listed = self.run("gpg", "--batch", "--with-colons", "--fingerprint", self.name).stdout
-        return re.findall(r"^fpr:+([0-9A-F]{40}):", listed, re.MULTILINE)[0]
+        (fingerprint, *_subkeys) = re.findall(r"^fpr:+([0-9A-F]{40}):", listed, re.MULTILINE)
+        return str(fingerprint)
 
 
 @pytest.fixture(scope="module")

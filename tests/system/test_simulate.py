@@ -35,7 +35,7 @@ def square_study(name: str, cache: Path, rng: np.random.Generator, bleeds: bool)
     if bleeds:
         hu[2:5, 24:40, 24:40] = 70
         labels[2:5, [1, 5]] = 1
-    volume = Volume(hu, (3.6, 3.6), np.arange(8) * 5.0, np.full(8, 5.0))
+    volume = Volume(hu, (3.6, 3.6), np.arange(0.0, 40.0, 5.0), np.full(8, 5.0))
     series = SeriesRecord(SeriesKey(name), name, ())
     StudyCache(cache, 1 << 30, TINY.image_size_px, TINY.slices_max, lambda _: volume).get(series)
     return StudyRecord(StudyKey(name), PatientKey(name), series, labels, labels.max(axis=0))
@@ -176,7 +176,17 @@ def test_training_and_test_patients_are_others_and_are_prepared_once(cache: Path
 
 @pytest.mark.slow
 def test_the_command_writes_its_report_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [ROOT / "deploy" / "simulate", "--studies", "6", "--test-studies", "4", "--rounds", "1", "--seeds", "1"]
+    command: list[str | Path] = [
+        ROOT / "deploy" / "simulate",
+        "--studies",
+        "6",
+        "--test-studies",
+        "4",
+        "--rounds",
+        "1",
+        "--seeds",
+        "1",
+    ]
     command += ["--epochs", "1", "--slices-max", "8", "--state", tmp_path / "state", "--out", tmp_path / "out"]
     first = subprocess.run(command, check=True, capture_output=True, text=True)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

@@ -20,8 +20,8 @@ from federation.v1 import blobs_pb2
 
 from aggregator.config import load_settings
 from aggregator.context import AppContext, open_context
+from aggregator.rpc.listeners import WINDOW_BYTES
 from aggregator.runs.plans import plan_of
-from aggregator.serve import WINDOW_BYTES
 from aggregator.states import RunState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.payloads import kept
@@ -146,8 +146,8 @@ def fallbacks(chunks: list[tuple[int, int]]) -> Iterator[int]:
 
 def ledger_bytes(site: Path) -> int:
     """As the hospital is shown them, after the chain was checked."""
-    command = [Path(sys.executable).parent / "hemofed-site", "ledger"]
-    config = ["--config", site / "site.toml"]
+    command: list[str | Path] = [Path(sys.executable).parent / "hemofed-site", "ledger"]
+    config: list[str | Path] = ["--config", site / "site.toml"]
     subprocess.run([*command, "verify", *config], check=True, capture_output=True)
     totals = subprocess.run([*command, "totals", "--json", *config], check=True, capture_output=True, text=True).stdout
     return sum(day["bytes_out"] for day in json.loads(totals))

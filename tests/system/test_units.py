@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from federation.vocabulary import SiteState, StateReason
 
 from site_client.agent.status_file import AgentStatus, in_words
 from site_client.config import load
@@ -138,7 +139,9 @@ def test_children_do_not_inherit_the_way_to_systemd(systemd: Systemd) -> None:
 
 def test_the_agents_line_holds_state_reasons_round_and_the_last_error() -> None:
     now = datetime(2026, 11, 23, tzinfo=UTC)
-    view = AgentStatus(now, "SITE_PAUSED", ("NET_WINDOW",), None, 3, None, 1, now, None, "no answer from hub:8443", 7)
+    view = AgentStatus(
+        now, SiteState.PAUSED, (StateReason.NET_WINDOW,), None, 3, None, 1, now, None, "no answer from hub:8443", 7
+    )
     assert in_words(view) == "paused: NET_WINDOW; round 3; no answer from hub:8443"
 
 

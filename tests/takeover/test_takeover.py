@@ -144,7 +144,7 @@ def test_a_site_s_ledger_journal_models_and_spool_are_read(state: Path, site: st
     (job,) = spool.jobs()
     update = spool.update(job.run_id, job.round)
     assert update is not None
-    assert spool.delta(update).shape == (60,)
+    assert spool.delta(update, 60).shape == (60,)
 
 
 def test_kept_payloads_and_the_status_file_are_read(state: Path) -> None:

@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Create every table."""
     op.create_table(
         "administrators",
         sa.Column("name", sa.String(), nullable=False),
@@ -102,7 +103,9 @@ def upgrade() -> None:
         "challenges",
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
         sa.Column("site", sa.String(), nullable=False),
-        sa.Column("expires_at", sa.DateTime(), nullable=False, comment="5 minutes; deleted when used"),
+        sa.Column(
+            "expires_at", sa.DateTime(), nullable=False, comment="of the challenge; the row is deleted afterwards"
+        ),
         sa.ForeignKeyConstraint(["site"], ["sites.name"], name="fk_challenges_site_sites"),
         sa.PrimaryKeyConstraint("nonce", name="pk_challenges"),
     )
@@ -221,6 +224,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Drop every table."""
     op.drop_table("seats")
 
     op.drop_table("phase_times")

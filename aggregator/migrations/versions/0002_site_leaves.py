@@ -10,5 +10,6 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Add the time at which a site left."""
     left_at = sa.Column("left_at", sa.DateTime(), nullable=True, comment="set: the site left for good, likewise")
     op.add_column("sites", left_at)

@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Rename the column and the state."""
     op.alter_column("rounds", "opened_at", new_column_name="began_at")
     for table in ("rounds", "phase_times"):
         state = sa.table(table, sa.column("state", sa.String()))

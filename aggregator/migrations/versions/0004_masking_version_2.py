@@ -19,6 +19,7 @@ PAST = datetime(2000, 1, 1)
 
 
 def upgrade() -> None:
+    """Add the tables and columns of version 2, and leave the attempts of version 1."""
     op.create_table(
         "dealt_shares",
         sa.Column("round_id", sa.Integer(), nullable=False),

@@ -13,6 +13,7 @@ KINDS = ("SILENT", "BAD_SHARES", "BAD_DEALING", "SPOILED_SUM")
 
 
 def upgrade() -> None:
+    """Add the table."""
     op.create_table(
         "faults",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -81,7 +81,7 @@ def verify_answer(
 def recover_masks(
     ctx: Context, cohort: Cohort, dealt: Dealt, uploaded: Collection[str], answers: Mapping[str, Answer]
 ) -> MaskStreams:
-    """Recovers the seeds of U3 and the mask secrets of U2 \\ U3, and from them the masks left on the sum.
+    r"""Recovers the seeds of U3 and the mask secrets of U2 \ U3, and from them the masks left on the sum.
 
     Args:
         ctx: Context of the attempt (also for a shard).

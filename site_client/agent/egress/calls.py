@@ -6,8 +6,9 @@ from typing import Generic, TypeVar
 from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, plan_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
-Q = TypeVar("Q", bound=Message)
-R = TypeVar("R", bound=Message)
+# Covariant, because a Call is read-only: a call of one type of message is also a call of `Message`.
+Q = TypeVar("Q", bound=Message, covariant=True)
+R = TypeVar("R", bound=Message, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a st
 ECHO = Call("Line/Echo", bandwidth_pb2.EchoRequest, bandwidth_pb2.EchoReply)
 
 CALLS: dict[str, Call[Message, Message]] = {
-    # Call is read-only, so a call of one type of message is also a call of `Message`.
-    call.name: call  # type: ignore[misc]
+    call.name: call
     for call in (
         *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER, LEAVE),
         *(POLL, FETCH_PLAN, READY, DECLINE, SIGN_MODEL),

@@ -18,7 +18,7 @@ Canonical JSON, one object a line:
     sig        Ed25519 over "hemofed ledger v1" || 0x00 || the object without `sig`
 
 The number of entries and the head travel with every poll. So the aggregator's audit shows a ledger whose end was cut
-off, which the chain alone cannot.
+off, which the chain alone cannot; and the aggregator's answer tells this site (`rounds/rollback.py`).
 """
 
 import fcntl
@@ -157,8 +157,8 @@ class Ledger:
             LedgerBroken: an entry does not verify.
             InUse: another process has the ledger open.
         """
-        self._signer, self._clock = signer, clock
-        self._key = signer.public_key().public_bytes_raw().hex()
+        self._signer, self._clock, self._path = signer, clock, path
+        self.key = signer.public_key().public_bytes_raw().hex()
         private_folder(path.parent)
         # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -193,7 +193,7 @@ class Ledger:
             fields=outgoing.fields,
             decision=outgoing.decision,
             rule=outgoing.rule,
-            key=self._key,
+            key=self.key,
             prev_hash=self.head,
         ).signed_by(self._signer)
         line = entry.line()
@@ -202,6 +202,13 @@ class Ledger:
         # Only after the write: a full disk must not advance the chain.
         self.entries, self.head = entry.seq, hashlib.sha256(line).hexdigest()
         return entry
+
+    def had(self, entries: int, head: str) -> bool:
+        """Whether this ledger had the head `head` (hex) when it had so many entries."""
+        if entries >= self.entries:
+            return (entries, head) == (self.entries, self.head)
+        # The line after holds it.
+        return str(_line_of(self._path, entries + 1)["prev_hash"]) == head
 
     def close(self) -> None:
         """Release the lock."""
@@ -214,7 +221,7 @@ class Ledger:
         if last is None:
             return 0, GENESIS
         # One signature suffices at the start: it covers the hash of the line before, and so every line.
-        if not last.is_authentic() or (last.key != self._key and not joining):
+        if not last.is_authentic() or (last.key != self.key and not joining):
             raise broken(last.seq)
         return last.seq, last.hash()
 
@@ -240,6 +247,28 @@ def read(path: Path) -> Iterator[Entry]:
                 raise broken(seq)
             head = hashlib.sha256(line[:-1]).hexdigest()
             yield entry
+
+
+def _line_of(path: Path, seq: int) -> dict[str, Any]:
+    """Find the line of an entry by bisection: a ledger of years has millions of lines."""
+    with path.open("rb") as file:
+        low, high = 0, file.seek(0, os.SEEK_END)  # the line begins in [low, high)
+        while low < high:
+            middle = (low + high) // 2
+            # To the first line that begins at `middle` or behind it.
+            file.seek(max(0, middle - 1))
+            if middle > 0:
+                file.readline()
+            begins, line = file.tell(), file.readline()
+            if begins >= high:
+                high = middle
+                continue
+            record: dict[str, Any] = json.loads(line)
+            if record["seq"] == seq:
+                return record
+            low, high = (begins + len(line), high) if record["seq"] < seq else (low, middle)
+    # The chain was verified when the ledger was opened, and only grows.
+    raise broken(seq)
 
 
 def broken(seq: int) -> LedgerBroken:
@@ -273,7 +302,7 @@ def _entry(line: bytes, seq: int) -> Entry:
         # Canonical: two spellings of one entry would have two hashes.
         if entry.line() != line:
             raise broken(seq)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise broken(seq) from error
     return entry
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from federation.limits import CHUNK_BYTES_MAX, DIGEST_BYTES
 from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.egress.calls import OFFER_BLOB
@@ -46,7 +47,8 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
         size_max: bytes that a file of this kind can have at most.
 
     Raises:
-        StepRefused: the blob is larger than `size_max`, or other bytes arrive than were asked for.
+        StepRefused: the blob is larger than `size_max`, its digest is none, or other bytes arrive than were asked for:
+            an empty chunk, one over 1 MiB or past the promised size.
         ModelMismatch: its hash is wrong; the next try begins anew.
         Unreachable: the connection broke off; the next try continues.
     """
@@ -54,6 +56,8 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
         return
     if ref.size_bytes > size_max:
         raise StepRefused(f"expected a file of at most {size_max} bytes, got one of {ref.size_bytes} on offer")
+    if len(ref.digest) != DIGEST_BYTES:  # a file will be named by it
+        raise StepRefused(f"expected a file's digest of {DIGEST_BYTES} bytes, got {len(ref.digest)}; polling again")
     # Under a dot name until its hash is right.
     part = target.with_name(f".{ref.digest.hex()}.part")
     with part.open("ab") as file:
@@ -78,7 +82,10 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
 
 def _next_bytes(held_bytes: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> bytes:
     data = chunk.data
-    if chunk.offset != held_bytes or chunk.digest != ref.digest or held_bytes + len(data) > ref.size_bytes:
+    left_bytes = ref.size_bytes - held_bytes
+    # Empty chunks would count as progress for ever, and no file would come of them.
+    is_sized = 1 <= len(data) <= min(left_bytes, CHUNK_BYTES_MAX)
+    if chunk.offset != held_bytes or chunk.digest != ref.digest or not is_sized:
         raise StepRefused(
             f"expected the bytes from {held_bytes} on of the file asked for, got others; it is asked for again"
         )

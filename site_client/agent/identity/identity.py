@@ -35,7 +35,8 @@ from site_client.agent.identity.keys import Request, SiteKeys
 from site_client.agent.identity.known_sites import KnownSites
 from site_client.errors import IdentityRefused
 from site_client.files import private_folder, remove, replace_file, sync_folder
-from site_client.typed_json import Digest, decode, encode, read_bounded
+from site_client.typed_json import SIZE_MAX, Digest, decode, encode
+from site_client.untrusted_files import read_regular
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
@@ -278,6 +279,6 @@ def _certificate(pem: bytes, owner: str) -> x509.Certificate:
 
 def _read_membership(path: Path) -> Membership:
     try:
-        return decode(Membership, read_bounded(path))
+        return decode(Membership, read_regular(path, SIZE_MAX))
     except (OSError, ValueError) as error:
         raise IdentityRefused("membership.json is damaged; restore it from the backup or join again") from error

@@ -22,7 +22,8 @@ from site_client.config import PolicySettings
 from site_client.errors import StateRefused
 from site_client.files import replace_file
 from site_client.records import AwareTime
-from site_client.typed_json import Digest, decode, encode, read_bounded
+from site_client.typed_json import Digest, decode, encode
+from site_client.untrusted_files import read_regular
 
 _T = TypeVar("_T")
 _SIZE_MAX: Final = 4 << 20  # bytes; 10 000 hospitals have 2 MiB
@@ -98,7 +99,7 @@ class KnownSites:
 
     def _read(self, kind: type[_T], path: Path) -> _T:
         try:
-            return decode(kind, read_bounded(path, _SIZE_MAX), size_max=_SIZE_MAX)
+            return decode(kind, read_regular(path, _SIZE_MAX), size_max=_SIZE_MAX)
         except ValueError as error:
             raise StateRefused(f"{path.name} in the state folder is damaged ({error}); {_ADVICE}") from None
 

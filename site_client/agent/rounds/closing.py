@@ -120,4 +120,5 @@ class Closing:
         # The job goes first: the trainer sees that the round is over, and removes the update.
         self._readiness.forget()
         self._files.spool.withdraw_job(current.run_id, current.number)
+        self._files.models.drop_arrivals()
         self._files.journal.close()

@@ -20,10 +20,11 @@ from msgspec import Meta
 
 from site_client.errors import StepRefused
 from site_client.files import private_folder, remove, replace_file, sweep_drafts
-from site_client.records import RoundNumber, RunId
+from site_client.records import ROUND_MAX, RoundNumber, RunId
 from site_client.typed_json import Digest, encode, read_state
 
-Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=2**31)]
+ATTEMPT_MAX: Final = 2**31
+Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=ATTEMPT_MAX)]
 _RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _ADVICE: Final = "restore the state folder from the backup"
 
@@ -121,10 +122,22 @@ class RoundJournal:
         closed = self._closed() | {self.current.run_id.hex(): self.current.number}
         replace_file(self._folder / "closed.json", encode(closed))
         # Overwritten before the folder goes: an unlinked file keeps its bytes on the disk.
-        for attempt in range(1, self.current.attempt + 1):
-            self.erase_attempt(attempt)
+        self.erase_attempts()
         remove(self._path(self.current))
         self.current = None
+
+    def bar(self, ref: RoundRef) -> None:
+        """Close the round in progress, and record this one as closed, whether it ever began here or not.
+
+        Raises:
+            StepRefused: `ref` names no round.
+        """
+        self.close()
+        if len(ref.run_id) != RunId.LENGTH or not 1 <= ref.round <= ROUND_MAX:
+            raise StepRefused("expected a step of a round, got one of none; polling again")
+        closed = self._closed()
+        run = ref.run_id.hex()
+        replace_file(self._folder / "closed.json", encode(closed | {run: max(ref.round, closed.get(run, 0))}))
 
     def attempt_folder(self, attempt: int) -> Path:
         """Return the folder of an attempt, which is made on first use.
@@ -138,12 +151,12 @@ class RoundJournal:
         folder.mkdir(exist_ok=True, mode=0o700)
         return folder
 
-    def erase_attempt(self, attempt: int) -> None:
-        """Overwrite and remove the files of an attempt. Nothing happens when there are none."""
+    def erase_attempts(self) -> None:
+        """Overwrite and remove the files of every attempt. Nothing happens when there are none."""
         if self.current is None:
             return
-        folder = self._path(self.current) / f"attempt-{attempt}"
-        if folder.exists():
+        # Listed and not counted: the aggregator chooses the numbers of attempts.
+        for folder in list(self._path(self.current).glob("attempt-*")):
             for name in ("member.bin", ".member.bin.old", ".member.bin.new"):
                 overwrite(folder / name)
             remove(folder)

@@ -29,7 +29,7 @@ from site_client.agent.egress.transfer import upload
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.identity.known_sites import check_cohort, check_uploaded
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
-from site_client.agent.rounds.journal import CurrentRound, RoundJournal, overwrite
+from site_client.agent.rounds.journal import ATTEMPT_MAX, CurrentRound, RoundJournal, overwrite
 from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.errors import StepRefused
 from site_client.files import replace_file
@@ -173,8 +173,7 @@ class MaskingPhases:
     def _begin(self, plan: TrainingPlan, current: CurrentRound, step: rounds_pb2.KeysStep) -> Member:
         attempt = step.round.attempt
         # Earlier attempts are dead: their secrets go before new ones exist.
-        for earlier in range(1, attempt):
-            self.journal.erase_attempt(earlier)
+        self.journal.erase_attempts()
         self.journal.save(replace(current, attempt=attempt))
         ctx = context(
             plan.digest, current.base_model_digest, current.run_id, current.number, attempt, step.roster_epoch
@@ -191,6 +190,8 @@ class MaskingPhases:
         # Answers in two attempts could together remove both masks of one upload.
         if current.revealed_attempt not in (0, ref.attempt):
             raise StepRefused("this site has already revealed in another attempt of this round; it joins no second one")
+        if ref.attempt > ATTEMPT_MAX:
+            raise StepRefused(f"expected an attempt up to {ATTEMPT_MAX}, got {ref.attempt}; polling again")
         if ref.attempt == 0 or ref.attempt < current.attempt or ref.attempt == current.refused_attempt:
             raise StepRefused(f"attempt {ref.attempt} is over for this site; polling again")
         return current
@@ -229,7 +230,7 @@ class MaskingPhases:
             current = self._enter(ref)
             # Recorded before the secrets go: a restart must not enter the attempt again.
             self.journal.save(replace(current, refused_attempt=ref.attempt))
-            self.journal.erase_attempt(ref.attempt)
+            self.journal.erase_attempts()
             raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error
 
 

@@ -25,8 +25,7 @@ from site_client.files import private_folder, remove, replace_file, sync_folder
 from site_client.typed_json import Digest, encode, read_state
 
 _KEPT: Final = 2
-_HEADER_BYTES_MAX: Final = 4 * 1024 * 1024  # names and shapes of 10 000 tensors
-_BYTES_A_NUMBER: Final = 4 + 8 + 8  # weights f32 and at most two server-optimizer vectors f64
+_ARRIVALS: Final = (".*.part", "sum-*", "whole-*")  # downloads: not whole yet, or not used yet
 
 
 @dataclass(frozen=True)
@@ -116,20 +115,28 @@ class Models:
         layout.check_members(link.members)
         if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
             raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
-        arrived = self._folder / f"sum-{link.sum.digest.hex()}"
-        download(egress, link.sum, arrived, expected)
-        published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
-        # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
-        model, self._in_memory = self.load(plan, base), None
-        computed = next_model(plan, model, published, uses_up=True)
-        # Before the comparison, so that a wrong sum does not stay to be used again.
-        remove(arrived)
+        arrived = self._download(egress, link.sum, "sum", expected)
+        try:
+            published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+            # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
+            model, self._in_memory = self.load(plan, base), None
+            computed = next_model(plan, model, published, uses_up=True)
+        finally:
+            # A refused sum must neither stay on the disk nor be used again.
+            remove(arrived)
         if computed.digest != link.model_digest:
             raise ModelMismatch(
                 f"the model published after round {link.round} is not the one its published sum leads to; "
                 "this site takes no further part in the run until the coordinator has explained it"
             )
         self._keep(computed, self._spare())
+
+    def drop_arrivals(self, wanted: bytes = b"") -> None:
+        """Remove every download, finished or not, but the one with the digest `wanted`."""
+        for pattern in _ARRIVALS:
+            for path in self._folder.glob(pattern):
+                if not wanted or wanted.hex() not in path.name:
+                    remove(path)
 
     def check_refused(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
         """Check that a sum which was said to be refused leads to no model.
@@ -143,8 +150,7 @@ class Models:
         layout.check_members(link.members)
         if link.sum.size_bytes != layout.bytes:
             raise StepRefused(f"expected a refused sum of {layout.bytes} bytes, got {link.sum.size_bytes} on offer")
-        arrived = self._folder / f"sum-{link.sum.digest.hex()}"
-        download(egress, link.sum, arrived, layout.bytes)
+        arrived = self._download(egress, link.sum, "sum", layout.bytes)
         words = np.fromfile(arrived, "<u8").astype(np.uint64, copy=False)
         remove(arrived)
         try:
@@ -177,11 +183,20 @@ class Models:
     def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         if not step.HasField("whole_model"):
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
-        arrived = self._folder / f"whole-{step.whole_model.digest.hex()}"
-        download(egress, step.whole_model, arrived, plan.manifest.size * _BYTES_A_NUMBER + _HEADER_BYTES_MAX)
-        model = load_model(arrived)
-        arrived.replace(self._arrived)
-        self._keep(_checked(plan, model, step.base_model_digest))
+        arrived = self._download(egress, step.whole_model, "whole", plan.manifest.file_bytes_max)
+        try:
+            model = _checked(plan, load_model(arrived), step.base_model_digest)
+            arrived.replace(self._arrived)
+        finally:
+            remove(arrived)
+        self._keep(model)
+
+    def _download(self, egress: Egress, ref: rounds_pb2.BlobRef, kind: str, size_max: int) -> Path:
+        # One download at a time lies on the disk: an aggregator that offers another file each time could fill it.
+        self.drop_arrivals(ref.digest)
+        arrived = self._folder / f"{kind}-{ref.digest.hex()}"
+        download(egress, ref, arrived, size_max)
+        return arrived
 
     def _keep(self, model: Model, spare: Path | None = None) -> None:
         draft = self._folder / ".model.new"

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from federation.errors import FederationError
 from federation.limits import SECAGG_VERSION
 from federation.v1 import rounds_pb2
+from federation.vocabulary import SiteState
 
 from site_client.agent.egress.calls import FETCH_ROSTER, POLL
 from site_client.agent.egress.egress import Egress
@@ -22,10 +23,11 @@ from site_client.agent.rounds.masking import MaskingPhases
 from site_client.agent.rounds.plans import PlanDecision
 from site_client.agent.rounds.policy import TransferPolicy
 from site_client.agent.rounds.readiness import Readiness
+from site_client.agent.rounds.rollback import RollbackWatch
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.agent.rounds.situation import Situation, SituationReport
 from site_client.config import SiteSettings
-from site_client.errors import ModelMismatch, SiteError, StepRefused
+from site_client.errors import ModelMismatch, SiteError, SpoolRefused, StepRefused
 from site_client.spool import AgentSide
 
 
@@ -35,7 +37,7 @@ class Turn:
 
     wait_s: float
     asked: str | None
-    refusal: StepRefused | ModelMismatch | None = None
+    refusal: StepRefused | ModelMismatch | SpoolRefused | None = None
 
 
 class Participant:
@@ -75,6 +77,7 @@ class Participant:
         self._masking = MaskingPhases(egress, identity, files.journal, files.sums, policy.cohort_min, self.known)
         self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
+        self._rollback = RollbackWatch(folder, settings.folders.spool, egress, files, clock)
         self._seen = self._local_facts()
 
     def step(self) -> Turn:
@@ -90,6 +93,7 @@ class Participant:
         # Before the poll: a change during the poll is then news afterwards, and not lost.
         self._seen = self._local_facts()
         reply = self._egress.send(POLL, self._poll_request())
+        self._rollback.look(reply)
         # Before the step, which may name a roster of this epoch.
         if reply.roster_epoch > self._identity.roster.epoch:
             self._identity.accept_roster(self._egress.send(FETCH_ROSTER, FETCH_ROSTER.request()))
@@ -98,8 +102,9 @@ class Participant:
         # The aggregator proposes, within the hospital's own bounds.
         wait_s = min(self._agent.poll_max_s, max(self._agent.poll_min_s, reply.retry_after_ms / 1000))
         try:
+            self._rollback.admit(reply)
             is_ready = self._take(asked, reply)
-        except (StepRefused, ModelMismatch) as refusal:
+        except (StepRefused, ModelMismatch, SpoolRefused) as refusal:
             return Turn(wait_s, asked, refusal)
         # The wait that came with an offer is a trainer's; a site that has just said Ready may be the one waited for.
         return Turn(self._agent.poll_min_s if is_ready else wait_s, asked)
@@ -108,7 +113,7 @@ class Participant:
         """Whether an update or a decision on a plan came since the last step."""
         try:
             return self._local_facts() != self._seen
-        except (SiteError, FederationError):
+        except (SiteError, FederationError, OSError):
             return True  # a damaged file: the next step raises it, where the caller expects errors
 
     def known(self) -> frozenset[str]:
@@ -117,7 +122,8 @@ class Participant:
 
     def situation(self) -> Situation:
         """Return this site's report about itself."""
-        return self._report.now()
+        stopped_by = self._rollback.stopped_by()
+        return Situation(SiteState.ATTENTION, refusal=stopped_by) if stopped_by else self._report.now()
 
     def _poll_request(self) -> rounds_pb2.PollRequest:
         situation, current = self.situation(), self.journal.current

@@ -97,13 +97,14 @@ class Readiness:
             EncodingRefused: the delta is not finite.
         """
         if self._examined is None or self._examined[0] != update:
-            delta = self._files.spool.delta(update) if update.outcome == Outcome.TRAINED else None
+            plan = self._files.plan_of(current).plan
+            is_trained = update.outcome == Outcome.TRAINED
+            delta = self._files.spool.delta(update, plan.manifest.size) if is_trained else None
             # The evaluation-only round has no place for a delta in its upload.
             if (delta is None) != current.evaluation_only:
                 raise EgressRefused(
                     "expected a trained update in a training round, and none in the evaluation-only one"
                 )
-            plan = self._files.plan_of(current).plan
             self._examined = update, prepare_contribution(self._egress.guard, plan, update, delta)
         return self._examined[1]
 

@@ -29,7 +29,7 @@ class RoundFiles:
 
     @classmethod
     def in_folder(cls, folder: Path, spool: AgentSide) -> "RoundFiles":
-        """Use the agent's state folder, and withdraw jobs of rounds that it no longer works on.
+        """Use the agent's state folder, and drop jobs and downloads of rounds that it no longer works on.
 
         Raises:
             StateRefused: the journal is damaged.
@@ -39,9 +39,9 @@ class RoundFiles:
         files = cls(Plans(folder / "plans"), Models(folder / "models"), journal, sums, spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
-        for job in spool.jobs():
-            if current is None or (job.run_id, job.round) != (current.run_id, current.number):
-                spool.withdraw_job(job.run_id, job.round)
+        if current is None:
+            files.models.drop_arrivals()  # of a round that was closed while a crash kept its download
+        spool.withdraw_others(None if current is None else current.run_id, 0 if current is None else current.number)
         return files
 
     def plan_of(self, current: CurrentRound) -> HeldPlan:

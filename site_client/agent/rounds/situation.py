@@ -23,11 +23,14 @@ _TRAINER_STATES: Final = (SiteState.PREPARING, SiteState.TRAINING, SiteState.PAU
 
 @dataclass(frozen=True)
 class Situation:
-    """A report, as it travels in a poll and stands in the status file."""
+    """A report, as it stands in the status file; all but `refusal` travels in a poll."""
 
     state: SiteState
     reasons: tuple[StateReason, ...] = ()
     progress_percent: int = 0
+    refusal: str = (
+        ""  # a sentence for the hospital's eyes: a file of the trainer, or this site's past, is not as it was
+    )
 
 
 _TRAINER_SILENT: Final = Situation(SiteState.ATTENTION, (StateReason.TRAINER_SILENT,))
@@ -47,8 +50,8 @@ class SituationReport:
         """Return the report of this moment."""
         try:
             return self._report()
-        except SpoolRefused:  # the record is logged when the round's next step reads it
-            return Situation(SiteState.ATTENTION, (StateReason.TRAINING_FAILED,))
+        except SpoolRefused as error:
+            return Situation(SiteState.ATTENTION, (StateReason.TRAINING_FAILED,), refusal=str(error))
 
     def _report(self) -> Situation:
         # The order is the order of importance to a person at the hospital: the first that holds is reported.

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from site_client.agent.identity.pinning import connect, host_and_port, presented_chain
-from site_client.config import AggregatorSettings
+from site_client.config import AggregatorAddress
 from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import ProxyRefused, Unreachable
 
@@ -39,7 +39,7 @@ class Handshake:
     mtu_bytes: int
 
 
-def check_name(aggregator: AggregatorSettings) -> Iterator[CheckResult]:
+def check_name(aggregator: AggregatorAddress) -> Iterator[CheckResult]:
     """Check the one name that this machine has to resolve: the proxy's, or the aggregator's."""
     host = urlsplit(aggregator.proxy).hostname if aggregator.proxy else host_and_port(aggregator.address)[0]
     role = "proxy" if aggregator.proxy else "aggregator"
@@ -52,7 +52,7 @@ def check_name(aggregator: AggregatorSettings) -> Iterator[CheckResult]:
 
 
 def check_connection(
-    aggregator: AggregatorSettings, ca: x509.Certificate | None, now: datetime
+    aggregator: AggregatorAddress, ca: x509.Certificate | None, now: datetime
 ) -> Iterator[CheckResult]:
     """Check proxy, connection and TLS.
 

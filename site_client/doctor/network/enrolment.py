@@ -16,6 +16,7 @@ from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
 from site_client.agent.egress.ledger import Entry, read
 from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
+from site_client.agent.rounds.rollback import read_rollback
 from site_client.agent.status_file import read_status
 from site_client.config import PolicySettings, SiteSettings
 from site_client.doctor.result import CheckResult, green, grey, red
@@ -98,6 +99,17 @@ def check_ledger(folder: Path) -> Iterator[CheckResult]:
         yield red("ledger", f"the chain is broken at entry {error.seq}", fix)
         return
     yield green("ledger", f"{verified.entries} entries unbroken and signed, {payloads} payloads as recorded")
+
+
+def check_rollback(folder: Path) -> Iterator[CheckResult]:
+    """Check that the state folder was not put back to an earlier day, or that an administrator knows why."""
+    record = read_rollback(folder)
+    if record is None:
+        yield green("state", "the agent has noticed no restored backup or snapshot")
+    elif record.acknowledged:
+        yield green("state", f"put back to an earlier day, acknowledged; noticed on {record.noticed_at:%Y-%m-%d}")
+    else:
+        yield red("state", record.sentence, "Find out why, then hemofed-site ledger acknowledge")
 
 
 def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]:

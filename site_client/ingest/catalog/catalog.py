@@ -20,8 +20,8 @@ from site_client.config import SiteSettings
 from site_client.errors import IngestError
 from site_client.ingest.catalog import dataset, label_rows
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
-from site_client.ingest.catalog.scan import Scan
-from site_client.ingest.catalog.tables import SCHEMA_VERSION, Base, FactRow, FileRow
+from site_client.ingest.catalog.scan import ExportScan
+from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, FactRow, FileRow
 from site_client.ingest.labels.labels import label_files
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
@@ -102,12 +102,12 @@ class Catalog:
             Counts of what the catalog now holds.
 
         Raises:
-            IngestError: the export cannot be listed. Whatever is wrong inside is counted, never raised.
+            IngestError: the export cannot be listed. Faults inside it are counted, never raised.
         """
         started = self._clock()
         files = label_files(export, labels)
         with _locked(self._lock), Session(self._engine) as session:
-            scan = Scan(session, export, self._secret, self._rules, started.timestamp())
+            scan = ExportScan(session, export, self._secret, self._rules, started.timestamp())
             scan.run()
             label_rows.refresh(session, files, self._secret)
             session.commit()
@@ -124,7 +124,7 @@ class Catalog:
         """Gives all studies with a ready series and at least one label, none in conflict, ordered by study_key.
 
         The catalog keeps the newest eight datasets. So a round that resumes after a crash gets the same studies again,
-        whatever arrived since.
+        also when studies arrived since.
 
         Args:
             pinned: the hash of a dataset that was given out before; None: the dataset of this moment.
@@ -179,8 +179,8 @@ def _prepare(engine: Engine, secret: SiteSecret) -> None:
     with engine.begin() as connection:
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
         if version not in (0, SCHEMA_VERSION) or (version and _mark(connection) != mark):
-            Base.metadata.drop_all(connection)
-        Base.metadata.create_all(connection)
+            CatalogTable.metadata.drop_all(connection)
+        CatalogTable.metadata.create_all(connection)
         connection.execute(text(f"PRAGMA user_version={SCHEMA_VERSION}"))
         if _mark(connection) != mark:
             connection.execute(insert(FactRow), [{"name": "secret", "value": mark}])

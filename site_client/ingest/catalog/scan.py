@@ -21,7 +21,7 @@ from site_client.ingest.series.stacks import Image
 BATCH = 1000  # rows a commit; also below SQLite's limit of variables in a statement
 
 
-class Scan:
+class ExportScan:
     """One scan of one export, inside a session of the catalog. `files_seen` and `files_read` count what it met."""
 
     def __init__(self, session: Session, export: Path, secret: SiteSecret, rules: Rules, now_s: float) -> None:
@@ -43,7 +43,7 @@ class Scan:
         """Updates the rows of files, of series and of the choice.
 
         Raises:
-            IngestError: the export cannot be listed. Whatever is wrong with a file or a series becomes a reason code.
+            IngestError: the export cannot be listed. A fault of a file or a series becomes a reason code.
         """
         self._forget_another_export()
         changed = self._update_files()

@@ -9,11 +9,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 SCHEMA_VERSION = 1  # a file with another number is emptied, and the export read again
 
 
-class Base(DeclarativeBase):
+class CatalogTable(DeclarativeBase):
     """All tables of the catalog."""
 
 
-class FileRow(Base):
+class FileRow(CatalogTable):
     """One file of the export, as of the scan that first met it with this size and time."""
 
     __tablename__ = "files"
@@ -27,7 +27,7 @@ class FileRow(Base):
     header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
 
 
-class StackRow(Base):
+class StackRow(CatalogTable):
     """One stack of a series, assessed."""
 
     __tablename__ = "stacks"
@@ -46,7 +46,7 @@ class StackRow(Base):
     rules: Mapped[str] = mapped_column(comment="digest of the rules it was assessed by")
 
 
-class SliceRow(Base):
+class SliceRow(CatalogTable):
     """A place in a READY stack, counted from its caudal end."""
 
     __tablename__ = "slices"
@@ -56,7 +56,7 @@ class SliceRow(Base):
     slice_key: Mapped[str] = mapped_column(String(26), index=True)
 
 
-class LabelRow(Base):
+class LabelRow(CatalogTable):
     """Labels of one slice or one study, merged over all label files."""
 
     __tablename__ = "labels"
@@ -64,7 +64,7 @@ class LabelRow(Base):
     cells: Mapped[bytes] = mapped_column(LargeBinary, comment="6 bytes in the order of LABELS: 0, 1, 2 conflict, 255")
 
 
-class FactRow(Base):
+class FactRow(CatalogTable):
     """Single values: the export, the secret, the label files that were read last."""
 
     __tablename__ = "facts"
@@ -72,7 +72,7 @@ class FactRow(Base):
     value: Mapped[bytes] = mapped_column(LargeBinary)
 
 
-class DatasetRow(Base):
+class DatasetRow(CatalogTable):
     """A dataset that was handed out and to which a round may still be pinned."""
 
     __tablename__ = "datasets"

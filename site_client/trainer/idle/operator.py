@@ -8,7 +8,8 @@ from pathlib import Path
 
 from site_client.files import replace_file
 from site_client.trainer.idle.readings import OperatorPause
-from site_client.typed_json import decode, encode, read_bounded
+from site_client.typed_json import SIZE_MAX, decode, encode
+from site_client.untrusted_files import read_regular
 
 _NAME = "pause.json"
 _MODE = 0o644  # an administrator writes it, the trainer's user reads it
@@ -43,7 +44,7 @@ def resume(state: Path) -> bool:
 def current(state: Path) -> OperatorPause | None:
     """Reads the pause in force, or one whose time is over; None without any."""
     try:
-        return decode(OperatorPause, read_bounded(state / _NAME), whole=True)
+        return decode(OperatorPause, read_regular(state / _NAME, SIZE_MAX), whole=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

@@ -32,6 +32,7 @@ from aggregator.commands.lazy_group import LazyCommand
 from aggregator.custodian import sealed_key
 from aggregator.custodian.cli import main
 from aggregator.custodian.folder import CustodianFolder
+from aggregator.errors import CustodianRefused
 from aggregator.signing_requests import (
     PlanRequest,
     RosterRequest,
@@ -125,7 +126,7 @@ def test_another_passphrase_or_an_altered_file_opens_nothing(custodian: Program,
     for field, value in (("public_key", "AAAA"), ("n", 2**30), ("n", 4)):
         table = json.loads(path.read_bytes()) | {field: value}
         (tmp_path / "altered.key").write_text(json.dumps(table))
-        with pytest.raises(sealed_key.CustodianRefused):
+        with pytest.raises(CustodianRefused):
             sealed_key.unseal(tmp_path / "altered.key", PASSPHRASE)
 
 

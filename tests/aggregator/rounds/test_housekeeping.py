@@ -1,5 +1,6 @@
 """The loop beside the drivers: uploads that are over, byte counts, and a run that a crash left without a round."""
 
+import hashlib
 import threading
 from collections.abc import Callable
 
@@ -57,6 +58,20 @@ def test_an_upload_of_a_failed_attempt_is_deleted_before_the_next_one(make_world
     world.aggregator.housekeeping.turn()
     assert not is_stored(world, digest)
     assert upload_digests(world) == []
+
+
+def test_an_upload_that_a_stream_wrote_after_its_seat_had_offered_another_is_deleted(make_world: MakeWorld) -> None:
+    """A hostile member could fill the disk that way: no seat names these uploads."""
+    world = make_world(sites=3, phase="upload")
+    world.step("site-a")
+    uploads, size_bytes = world.aggregator.app.uploads, Layout.of_round(world.plan, 1).bytes
+    for number in range(12):
+        uploads.put(bytes([number]) * 32, size_bytes, 0, bytes(size_bytes - 1))
+    whole = bytes(range(256)) * (size_bytes // 256) + bytes(size_bytes % 256)
+    uploads.put(hashlib.sha256(whole).digest(), size_bytes, 0, whole)
+    world.aggregator.housekeeping.turn()
+    assert uploads.digests() == set(upload_digests(world))
+    assert len(uploads.digests()) == 1
 
 
 def test_a_run_that_a_crash_left_without_an_unfinished_round_continues(make_world: MakeWorld) -> None:

@@ -25,7 +25,8 @@ def sites_of(count: int) -> Sites:
 
 def carry_on(sites: Sites, crook: str, seed: int, spoils: float, rounds: int) -> list[tuple[int, RecoveredSum]]:
     """Rounds with one member that spoils sums with this probability: each with the number of its base model."""
-    draw, base, log = random.Random(seed), 0, []  # no secret
+    draw, base = random.Random(seed), 0  # no secret
+    log: list[tuple[int, RecoveredSum]] = []
     for _ in range(rounds):
         here = [recovered for model, recovered in log if model == base]
         history = SumHistory(here, suspects_after([recovered for _, recovered in log]))

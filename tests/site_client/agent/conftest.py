@@ -36,6 +36,7 @@ from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.config import PolicySettings
+from site_client.typed_json import Digest
 
 PEM, DER = serialization.Encoding.PEM, serialization.Encoding.DER
 
@@ -102,7 +103,9 @@ class Consortium:
 
     def enrol(self, folder: Path, site: str = "mercy", **dates: float) -> SiteIdentity:
         joining = Joining.prepare(folder, site)
-        return joining.accept(self.credentials(joining, **dates), Membership(site, "127.0.0.1:1", self.fingerprint))
+        return joining.accept(
+            self.credentials(joining, **dates), Membership(site, "127.0.0.1:1", Digest(self.fingerprint))
+        )
 
     def _certify(
         self,

@@ -20,12 +20,13 @@ from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import EgressDecision, Ledger, read
 from site_client.agent.egress.payloads import Payloads
 from site_client.errors import EgressRefused
+from tests.site_client.agent.conftest import Wire
 
 REF = RoundRef(run_id=bytes(16), round=1)
 ACCEPTED = rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED)
 
 
-def test_a_message_is_recorded_before_it_is_sent(egress: Egress, ledger: Ledger, wire, tmp_path: Path) -> None:
+def test_a_message_is_recorded_before_it_is_sent(egress: Egress, ledger: Ledger, wire: Wire, tmp_path: Path) -> None:
     def answer(data: bytes) -> rounds_pb2.Receipt:
         (entry,) = read(tmp_path / "ledger" / "ledger.jsonl")  # already on disk while the wire has it
         assert (entry.sha256, entry.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
@@ -38,13 +39,13 @@ def test_a_message_is_recorded_before_it_is_sent(egress: Egress, ledger: Ledger,
 
 
 def test_every_chunk_of_an_upload_is_recorded(
-    egress: Egress, guard: Guard, wire, plan: TrainingPlan, tmp_path: Path
+    egress: Egress, guard: Guard, wire: Wire, plan: TrainingPlan, tmp_path: Path
 ) -> None:
     layout = Layout.of(plan, plan.manifest.size)
     masked = bytes(layout.bytes)
     wire.answers["Blobs/Put"] = lambda _: blobs_pb2.BlobProgress(held_bytes=len(masked), complete=True)
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         egress.send_chunks(
             blobs_pb2.BlobChunk(digest=digest, offset=at, data=masked[at : at + 1000])
             for at in range(0, len(masked), 1000)
@@ -55,7 +56,7 @@ def test_every_chunk_of_an_upload_is_recorded(
 
 
 def test_what_the_guard_refuses_is_not_sent_and_stands_in_the_ledger_as_refused(
-    egress: Egress, wire, tmp_path: Path
+    egress: Egress, wire: Wire, tmp_path: Path
 ) -> None:
     named = secagg_pb2.KeysMessage(round=REF, advertisement=secagg_pb2.Advertisement(site="DOE^JANE"))
     with pytest.raises(EgressRefused):
@@ -66,7 +67,7 @@ def test_what_the_guard_refuses_is_not_sent_and_stands_in_the_ledger_as_refused(
     assert "DOE" not in (tmp_path / "ledger" / "ledger.jsonl").read_text()
 
 
-def test_a_ledger_that_cannot_be_written_keeps_the_message_here(egress: Egress, ledger: Ledger, wire) -> None:
+def test_a_ledger_that_cannot_be_written_keeps_the_message_here(egress: Egress, ledger: Ledger, wire: Wire) -> None:
     reopened = ledger._handle
     ledger._handle = -1  # as after the disk under it went away
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -75,7 +76,7 @@ def test_a_ledger_that_cannot_be_written_keeps_the_message_here(egress: Egress, 
     assert wire.sent == []
 
 
-def test_what_left_can_be_opened_again(guard: Guard, ledger: Ledger, wire, tmp_path: Path) -> None:
+def test_what_left_can_be_opened_again(guard: Guard, ledger: Ledger, wire: Wire, tmp_path: Path) -> None:
     egress = Egress(guard, ledger, wire, Payloads(tmp_path / "payloads", 10_000))
     wire.answers["Rounds/Ready"] = lambda _: ACCEPTED
     message = rounds_pb2.ReadyMessage(round=REF)
@@ -83,7 +84,7 @@ def test_what_left_can_be_opened_again(guard: Guard, ledger: Ledger, wire, tmp_p
     assert payloads.find(tmp_path / "payloads", 1) == serialize(message)
 
 
-def test_an_answer_that_is_none_is_refused(egress: Egress, wire) -> None:
+def test_an_answer_that_is_none_is_refused(egress: Egress, wire: Wire) -> None:
     wire.answers["Rounds/Poll"] = lambda _: blobs_pb2.BlobChunk(digest=bytes(32), offset=1, data=b"x")
     with pytest.raises(Malformed):
         egress.send(POLL, rounds_pb2.PollRequest(state=rounds_pb2.SITE_IDLE))

@@ -15,6 +15,7 @@ from federation.plan import TrainingPlan
 from federation.v1 import bandwidth_pb2, blobs_pb2, enrolment_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from federation.vocabulary import Metric, Outcome, StateReason
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given
@@ -35,7 +36,16 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
     (calls.RENEW, enrolment_pb2.RenewRequest(csr_der=bytes(400))),
     (calls.FETCH_ROSTER, enrolment_pb2.FetchRosterRequest()),
     (calls.LEAVE, enrolment_pb2.LeaveRequest()),
-    (calls.POLL, rounds_pb2.PollRequest(state=4, reasons=[2, 10], working_on=REF, version="0.1.0", ledger_entries=9)),
+    (
+        calls.POLL,
+        rounds_pb2.PollRequest(
+            state=rounds_pb2.SITE_TRAINING,
+            reasons=[rounds_pb2.WINDOW, rounds_pb2.BATTERY],
+            working_on=REF,
+            version="0.1.0",
+            ledger_entries=9,
+        ),
+    ),
     (calls.FETCH_PLAN, rounds_pb2.FetchPlanRequest(plan_digest=bytes(32))),
     (calls.READY, rounds_pb2.ReadyMessage(round=REF)),
     (calls.DECLINE, rounds_pb2.DeclineMessage(round=REF, reason=rounds_pb2.TOO_FEW_STUDIES)),
@@ -66,7 +76,8 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
     (
         calls.SEND_REVEAL,
         secagg_pb2.RevealMessage(
-            round=REF, shares=[secagg_pb2.RevealedShare(about_site="north", kind=1, share=bytes(33))]
+            round=REF,
+            shares=[secagg_pb2.RevealedShare(about_site="north", kind=secagg_pb2.RevealedShare.SEED, share=bytes(33))],
         ),
     ),
     (calls.SIGN_MODEL, rounds_pb2.ModelSignature(round=REF, signature=bytes(64))),
@@ -76,6 +87,10 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
 ]
 
 
+def descriptor_of(message: type[Message]) -> Descriptor:
+    return descriptor_pool.Default().FindMessageTypeByName(message.DESCRIPTOR.full_name)
+
+
 def reachable(descriptor: Descriptor) -> Iterator[FieldDescriptor]:
     for field in descriptor.fields:
         yield field
@@ -83,7 +98,7 @@ def reachable(descriptor: Descriptor) -> Iterator[FieldDescriptor]:
             yield from reachable(field.message_type)
 
 
-OUTGOING = [field for call in CALLS.values() for field in reachable(call.request.DESCRIPTOR)]
+OUTGOING = [field for call in CALLS.values() for field in reachable(descriptor_of(call.request))]
 
 
 def with_value(path: list[FieldDescriptor], value: object, message: Message) -> None:
@@ -105,8 +120,8 @@ def paths(descriptor: Descriptor, kind: int) -> Iterator[list[FieldDescriptor]]:
             yield from ([field, *rest] for rest in paths(field.message_type, kind))
 
 
-TEXTS = [(c, p) for c in CALLS.values() for p in paths(c.request.DESCRIPTOR, FieldDescriptor.TYPE_STRING)]
-BYTES = [(c, p) for c in CALLS.values() for p in paths(c.request.DESCRIPTOR, FieldDescriptor.TYPE_BYTES)]
+TEXTS = [(c, p) for c in CALLS.values() for p in paths(descriptor_of(c.request), FieldDescriptor.TYPE_STRING)]
+BYTES = [(c, p) for c in CALLS.values() for p in paths(descriptor_of(c.request), FieldDescriptor.TYPE_BYTES)]
 
 
 @pytest.mark.parametrize(("call", "message"), GOOD, ids=[call.name for call, _ in GOOD])
@@ -170,7 +185,7 @@ def test_no_field_of_bytes_takes_more_than_its_own_measure(
 
 
 def test_a_list_longer_than_any_cohort_does_not_leave(guard: Guard) -> None:
-    message = rounds_pb2.PollRequest(state=1, reasons=[2] * 501)
+    message = rounds_pb2.PollRequest(state=rounds_pb2.SITE_IDLE, reasons=[rounds_pb2.WINDOW] * 501)
     with pytest.raises(EgressRefused, match="501 items"):
         guard.check_message(calls.POLL, message)
 
@@ -223,7 +238,7 @@ def masked(layout: Layout, random_bytes: Callable[[int], bytes]) -> bytes:
 
 def test_any_part_of_the_sealed_upload_leaves_while_it_is_uploaded(guard: Guard, layout: Layout, masked: bytes) -> None:
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         for start, end in ((0, 10), (10, len(masked)), (0, len(masked))):
             chunk = blobs_pb2.BlobChunk(digest=digest, offset=start, data=masked[start:end])
             assert guard.check_message(calls.PUT_BLOB, chunk) == "call, fields, masked upload"
@@ -238,7 +253,7 @@ def test_other_bytes_do_not_leave_under_its_digest(plan: TrainingPlan, at: int, 
     changed = bytearray(masked[200:300])
     changed[at] ^= flip
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         for offset, data in ((200, bytes(changed)), (200 + (shift or 1), masked[200:300]), (layout.bytes, b"x")):
             with pytest.raises(EgressRefused, match="no part of the upload"):
                 guard.check_message(calls.PUT_BLOB, blobs_pb2.BlobChunk(digest=digest, offset=offset, data=data))
@@ -248,7 +263,7 @@ def test_a_chunk_beyond_the_end_or_without_bytes_or_of_no_upload_does_not_leave(
     guard: Guard, layout: Layout, masked: bytes
 ) -> None:
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         for chunk in (
             blobs_pb2.BlobChunk(digest=digest, offset=len(masked) - 5, data=masked[-5:] + b"x"),
             blobs_pb2.BlobChunk(digest=digest, offset=5),
@@ -265,7 +280,10 @@ def test_an_upload_of_another_size_than_the_plan_gives_does_not_leave(
     guard: Guard, layout: Layout, masked: bytes, change: int
 ) -> None:
     wrong = masked[:change] if change < 0 else masked + bytes(change)
-    with pytest.raises(EgressRefused, match=f"has {layout.bytes} bytes"), guard.upload_of(layout, wrong, bytes(32)):
+    with (
+        pytest.raises(EgressRefused, match=f"has {layout.bytes} bytes"),
+        guard.upload_of(layout, memoryview(wrong), bytes(32)),
+    ):
         pass
 
 

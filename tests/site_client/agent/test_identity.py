@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +18,8 @@ from site_client.agent.identity import keys
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import SealingKey
 from site_client.errors import IdentityRefused
+from site_client.typed_json import Digest
+from tests.site_client.agent.conftest import Consortium
 
 
 @pytest.fixture
@@ -24,8 +27,8 @@ def joining(tmp_path: Path) -> Joining:
     return Joining.prepare(tmp_path / "identity", "mercy")
 
 
-def membership(consortium, **changes: object) -> Membership:
-    return replace(Membership("mercy", "127.0.0.1:1", consortium.fingerprint), **changes)
+def membership(consortium: Consortium, **changes: Any) -> Membership:
+    return replace(Membership("mercy", "127.0.0.1:1", Digest(consortium.fingerprint)), **changes)
 
 
 def test_join_repeated_before_the_answer_sends_the_same_keys_and_request(joining: Joining) -> None:
@@ -35,7 +38,7 @@ def test_join_repeated_before_the_answer_sends_the_same_keys_and_request(joining
     assert again.keys.sealing.public_bytes == joining.keys.sealing.public_bytes
 
 
-def test_an_enrolled_identity_is_the_same_after_a_restart(joining: Joining, consortium) -> None:
+def test_an_enrolled_identity_is_the_same_after_a_restart(joining: Joining, consortium: Consortium) -> None:
     made = joining.accept(consortium.credentials(joining), membership(consortium))
     found = SiteIdentity(joining.folder)
     assert (found.site, found.roster, found.certificate_pem) == ("mercy", made.roster, made.certificate_pem)
@@ -49,14 +52,16 @@ def test_a_host_that_has_not_joined_is_told_what_to_do(tmp_path: Path) -> None:
         SiteIdentity(tmp_path)
 
 
-def test_credentials_of_another_consortium_are_refused_and_nothing_is_kept(joining: Joining, consortium) -> None:
+def test_credentials_of_another_consortium_are_refused_and_nothing_is_kept(
+    joining: Joining, consortium: Consortium
+) -> None:
     other = type(consortium)()
     with pytest.raises(IdentityRefused, match="not the one the token names"):
         joining.accept(other.credentials(joining), membership(consortium))
     assert not (joining.folder / "tls.pem").exists()
 
 
-def test_credentials_that_do_not_hang_together_are_refused(joining: Joining, consortium) -> None:
+def test_credentials_that_do_not_hang_together_are_refused(joining: Joining, consortium: Consortium) -> None:
     other = type(consortium)()
     stranger = keys.request_certificate("mercy")
     good = consortium.credentials(joining)
@@ -82,7 +87,7 @@ def test_credentials_that_do_not_hang_together_are_refused(joining: Joining, con
 
 
 def test_a_roster_is_kept_only_with_the_custodian_s_signature_and_never_goes_back(
-    identity: SiteIdentity, consortium
+    identity: SiteIdentity, consortium: Consortium
 ) -> None:
     north = RosterEntry("north", Ed25519PrivateKey.generate().public_key().public_bytes_raw(), bytes(1216))
     first = consortium.signed_roster(1)
@@ -97,7 +102,9 @@ def test_a_roster_is_kept_only_with_the_custodian_s_signature_and_never_goes_bac
     assert identity.roster.epoch == 2
 
 
-def test_two_rosters_of_one_epoch_or_one_without_our_keys_are_refused(identity: SiteIdentity, consortium) -> None:
+def test_two_rosters_of_one_epoch_or_one_without_our_keys_are_refused(
+    identity: SiteIdentity, consortium: Consortium
+) -> None:
     own = consortium.entries[0]
     north = RosterEntry("north", Ed25519PrivateKey.generate().public_key().public_bytes_raw(), bytes(1216))
     consortium.entries = [own, north]

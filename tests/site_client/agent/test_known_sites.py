@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.roster import ROSTER_DAYS, Roster, RosterEntry, sign_roster
 from federation.secagg import CohortRefused, ConfirmationRefused
+from federation.vocabulary import SiteState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from site_client.doctor.network.enrolment import check_roster
 from site_client.doctor.result import Color
 from site_client.errors import StateRefused
 from site_client.status import gather, render_text
+from tests.site_client.agent.conftest import Consortium, StandingClock
 
 ASK = PolicySettings(roster_approval="ask")
 WAIT = PolicySettings(roster_approval="wait", roster_wait_days=7)
@@ -49,7 +51,7 @@ def known(tmp_path: Path) -> KnownSites:
 # --- what counts ---
 
 
-def test_an_added_name_waits_for_a_person_however_long(known: KnownSites, clock) -> None:
+def test_an_added_name_waits_for_a_person_however_long(known: KnownSites, clock: StandingClock) -> None:
     known.observe(GROWN, clock())
     clock.advance(days=365)
     assert known.known(GROWN, ASK, clock()) == {"mercy", "north", "south"}
@@ -58,7 +60,7 @@ def test_an_added_name_waits_for_a_person_however_long(known: KnownSites, clock)
     assert "ghost" in known.known(GROWN, ASK, clock())
 
 
-def test_with_wait_an_added_name_counts_after_its_days_and_not_before(known: KnownSites, clock) -> None:
+def test_with_wait_an_added_name_counts_after_its_days_and_not_before(known: KnownSites, clock: StandingClock) -> None:
     began = clock()
     known.observe(GROWN, began)
     clock.advance(days=6, hours=23)
@@ -68,7 +70,7 @@ def test_with_wait_an_added_name_counts_after_its_days_and_not_before(known: Kno
     assert "ghost" in known.known(GROWN, WAIT, clock())
 
 
-def test_a_name_that_vanishes_and_comes_back_waits_anew(known: KnownSites, clock) -> None:
+def test_a_name_that_vanishes_and_comes_back_waits_anew(known: KnownSites, clock: StandingClock) -> None:
     known.observe(GROWN, clock())
     clock.advance(days=6)
     known.observe(FIRST, clock())
@@ -78,7 +80,7 @@ def test_a_name_that_vanishes_and_comes_back_waits_anew(known: KnownSites, clock
 
 
 @pytest.mark.parametrize("policy", [ASK, WAIT])
-def test_a_known_name_with_other_keys_waits(known: KnownSites, clock, policy: PolicySettings) -> None:
+def test_a_known_name_with_other_keys_waits(known: KnownSites, clock: StandingClock, policy: PolicySettings) -> None:
     changed = roster(entry("mercy"), entry("north", key=1), entry("south"), epoch=2)
     known.observe(FIRST, clock())
     clock.advance(days=30)
@@ -86,16 +88,18 @@ def test_a_known_name_with_other_keys_waits(known: KnownSites, clock, policy: Po
     assert known.known(changed, policy, clock()) == {"mercy", "south"}
 
 
-def test_a_name_that_the_agent_has_not_recorded_yet_waits(known: KnownSites, clock) -> None:
+def test_a_name_that_the_agent_has_not_recorded_yet_waits(known: KnownSites, clock: StandingClock) -> None:
     assert known.known(GROWN, WAIT, clock()) == {"mercy", "north", "south"}
 
 
-def test_no_days_of_waiting_count_an_added_name_at_once(known: KnownSites, clock) -> None:
+def test_no_days_of_waiting_count_an_added_name_at_once(known: KnownSites, clock: StandingClock) -> None:
     policy = PolicySettings(roster_approval="wait", roster_wait_days=0)
     assert "ghost" in known.known(GROWN, policy, clock())
 
 
-def test_a_damaged_file_lets_nobody_count_and_says_what_to_do(known: KnownSites, tmp_path: Path, clock) -> None:
+def test_a_damaged_file_lets_nobody_count_and_says_what_to_do(
+    known: KnownSites, tmp_path: Path, clock: StandingClock
+) -> None:
     for damage in (b"{", b"[]", b'{"mercy": "00"}', b"x" * (5 << 20)):
         (tmp_path / "approved.json").write_bytes(damage)
         with pytest.raises(StateRefused, match="roster approve"):
@@ -132,7 +136,7 @@ def test_a_sum_needs_as_many_known_members_as_without_the_others(known_count: in
 # --- the site's own files ---
 
 
-def grown(identity: SiteIdentity, consortium, expires_at: datetime | None = None) -> Roster:
+def grown(identity: SiteIdentity, consortium: Consortium, expires_at: datetime | None = None) -> Roster:
     """The site takes a roster with one hospital more."""
     north = RosterEntry("north", Ed25519PrivateKey.generate().public_key().public_bytes_raw(), bytes(1216))
     entries = tuple(sorted([*identity.roster.entries, north], key=lambda one: one.site))
@@ -140,14 +144,16 @@ def grown(identity: SiteIdentity, consortium, expires_at: datetime | None = None
     return identity.accept_roster(sign_roster(Roster(identity.roster.epoch + 1, entries, *dates), consortium.custodian))
 
 
-def test_all_hospitals_of_the_first_roster_are_known_and_later_ones_wait(identity: SiteIdentity, consortium, clock):
+def test_all_hospitals_of_the_first_roster_are_known_and_later_ones_wait(
+    identity: SiteIdentity, consortium: Consortium, clock: StandingClock
+) -> None:
     assert identity.known_sites.known(identity.roster, ASK, clock()) == {"mercy"}
     grown(identity, consortium)
     assert identity.known_sites.known(identity.roster, ASK, clock()) == {"mercy"}
 
 
 def test_a_site_that_joined_with_the_first_version_knows_the_roster_it_held(
-    identity: SiteIdentity, consortium, clock, tmp_path: Path
+    identity: SiteIdentity, consortium: Consortium, clock: StandingClock, tmp_path: Path
 ) -> None:
     """Its folder has no list of known hospitals. The roster it holds is known; what comes later waits."""
     (tmp_path / "state" / "agent" / "identity" / "approved.json").unlink()
@@ -164,7 +170,9 @@ def settings(identity: SiteIdentity, tmp_path: Path) -> SiteSettings:
     return SiteSettings("mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool", tmp_path / "export"))
 
 
-def test_show_names_every_hospital_with_its_keys_and_the_custodians_words(settings, identity, consortium) -> None:
+def test_show_names_every_hospital_with_its_keys_and_the_custodians_words(
+    settings: SiteSettings, identity: SiteIdentity, consortium: Consortium
+) -> None:
     grown(identity, consortium)
     shown = commands.show(settings).splitlines()
     assert shown[0].startswith("Roster of epoch 2")
@@ -174,10 +182,17 @@ def test_show_names_every_hospital_with_its_keys_and_the_custodians_words(settin
     assert shown[3].endswith("waits for you: roster approve")
 
 
-def test_approving_asks_with_the_names_and_no_changes_nothing(settings, identity, consortium, clock) -> None:
+def test_approving_asks_with_the_names_and_no_changes_nothing(
+    settings: SiteSettings, identity: SiteIdentity, consortium: Consortium, clock: StandingClock
+) -> None:
     grown(identity, consortium)
     asked: list[str] = []
-    assert commands.approve(settings, lambda text: bool(asked.append(text))).startswith("nothing was changed")
+
+    def refuse(text: str) -> bool:
+        asked.append(text)
+        return False
+
+    assert commands.approve(settings, refuse).startswith("nothing was changed")
     assert "north" in asked[0]
     assert "mercy" not in asked[0]
     assert identity.known_sites.known(identity.roster, ASK, clock()) == {"mercy"}
@@ -186,7 +201,9 @@ def test_approving_asks_with_the_names_and_no_changes_nothing(settings, identity
     assert commands.approve(settings, lambda _: False).startswith("no hospital waits")
 
 
-def test_the_commands_are_on_the_command_line(settings, identity, consortium, tmp_path: Path) -> None:
+def test_the_commands_are_on_the_command_line(
+    settings: SiteSettings, identity: SiteIdentity, consortium: Consortium, tmp_path: Path
+) -> None:
     grown(identity, consortium)
     config = tmp_path / "site.toml"
     config.write_text(f'name = "mercy"\n[folders]\nstate = "{tmp_path / "state"}"\n')
@@ -201,7 +218,7 @@ def test_the_commands_are_on_the_command_line(settings, identity, consortium, tm
     ("days", "color", "word"), [(31, Color.GREEN, "hospitals"), (29, Color.RED, "ends"), (0, Color.RED, "ended")]
 )
 def test_doctor_warns_thirty_days_before_the_roster_ends(
-    identity, consortium, clock, days: int, color: Color, word: str
+    identity: SiteIdentity, consortium: Consortium, clock: StandingClock, days: int, color: Color, word: str
 ) -> None:
     end = clock() + timedelta(days=ROSTER_DAYS)
     grown(identity, consortium, expires_at=end)
@@ -211,7 +228,7 @@ def test_doctor_warns_thirty_days_before_the_roster_ends(
     assert word in result.found
 
 
-def test_doctor_says_which_hospitals_wait(identity, consortium, clock) -> None:
+def test_doctor_says_which_hospitals_wait(identity: SiteIdentity, consortium: Consortium, clock: StandingClock) -> None:
     grown(identity, consortium)
     [asked] = check_roster(identity, ASK, clock())
     assert (asked.color, asked.found) == (Color.RED, "north wait for you")
@@ -222,10 +239,12 @@ def test_doctor_says_which_hospitals_wait(identity, consortium, clock) -> None:
 @pytest.mark.parametrize(
     ("days", "said"), [(31, "in 31 days "), (29, "in 29 days: ask the coordinator"), (-1, "ended on")]
 )
-def test_status_warns_thirty_days_before_the_roster_ends(settings, clock, days: int, said: str) -> None:
+def test_status_warns_thirty_days_before_the_roster_ends(
+    settings: SiteSettings, clock: StandingClock, days: int, said: str
+) -> None:
     status = AgentStatus(
         written_at=clock(),
-        state="SITE_IDLE",
+        state=SiteState.IDLE,
         reasons=(),
         run_id=None,
         round=None,

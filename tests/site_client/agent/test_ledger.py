@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from site_client.agent.egress import verify
 from site_client.agent.egress.ledger import GENESIS, EgressDecision, Ledger, Outgoing, read
 from site_client.errors import InUse, LedgerBroken
+from tests.site_client.agent.conftest import StandingClock
 
 
 def message(number: int, decision: EgressDecision = EgressDecision.ALLOWED) -> Outgoing:
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_ledger(path: Path, signer: Ed25519PrivateKey, clock: Callable) -> Callable[..., Ledger]:
+def open_ledger(path: Path, signer: Ed25519PrivateKey, clock: StandingClock) -> Callable[..., Ledger]:
     return lambda key=signer, **rest: Ledger(path, key, clock, **rest)
 
 
@@ -50,6 +51,21 @@ def test_an_entry_says_what_when_to_whom_how_much_and_what_was_decided(
         "key": signer.public_key().public_bytes_raw().hex(),
         "prev_hash": GENESIS,
     }
+
+
+def test_a_ledger_knows_every_head_that_it_had_and_no_other(open_ledger: Callable[..., Ledger]) -> None:
+    ledger, heads = open_ledger(), [GENESIS]
+    for size in range(40):
+        ledger.append(message(size * size))  # lines of several lengths
+        heads.append(ledger.head)
+    ledger.close()
+    ledger = open_ledger()
+    for entries, head in enumerate(heads):
+        assert ledger.had(entries, head)
+        assert not ledger.had(entries, "ab" * 32)
+        assert not ledger.had(entries + 1, head)
+    assert not ledger.had(2**63 - 1, ledger.head)
+    ledger.close()
 
 
 def test_a_ledger_goes_on_where_it_stopped(open_ledger: Callable[..., Ledger], path: Path) -> None:

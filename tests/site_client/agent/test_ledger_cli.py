@@ -3,6 +3,8 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,17 @@ from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.payloads import Payloads
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.plans import PlanDecision, Plans
+from site_client.agent.rounds.rollback import Rollback, Witness, read_rollback
 from site_client.cli import main
+from site_client.doctor.network.enrolment import check_rollback
+from site_client.typed_json import encode
+from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
 
 Type = Callable[..., Result]
 
 
 @pytest.fixture
-def agent(tmp_path: Path, identity: SiteIdentity, guard: Guard, wire, clock) -> Path:
+def agent(tmp_path: Path, identity: SiteIdentity, guard: Guard, wire: Wire, clock: StandingClock) -> Path:
     """The agent's folder after three messages left."""
     folder = tmp_path / "state" / "agent"
     ledger = Ledger(folder / "ledger.jsonl", identity.keys.signing, clock)
@@ -97,7 +103,7 @@ def test_a_ledger_of_nothing_says_so(typed: Type) -> None:
 
 
 def test_a_plan_is_shown_approved_and_refused(
-    typed: Type, identity: SiteIdentity, consortium, plan: TrainingPlan, tmp_path: Path
+    typed: Type, identity: SiteIdentity, consortium: Consortium, plan: TrainingPlan, tmp_path: Path
 ) -> None:
     assert "no plan has been offered" in typed("plan", "show").output
     plans = Plans(tmp_path / "state" / "agent" / "plans")
@@ -112,3 +118,20 @@ def test_a_plan_is_shown_approved_and_refused(
         assert held.decision is decision
     assert typed("plan", "approve", digest[:7]).exit_code == 1
     assert typed("plan", "approve", "0" * 16).exit_code == 1
+
+
+def test_a_state_folder_that_was_put_back_is_red_until_it_is_acknowledged(agent: Path, typed: Type) -> None:
+    (colored,) = check_rollback(agent)
+    assert colored.color == "green"
+    refused = typed("ledger", "acknowledge")
+    assert refused.exit_code == 1
+    assert "there is nothing to do" in refused.output
+    noticed = Rollback(datetime(2026, 11, 23, tzinfo=UTC), Witness.AGGREGATOR, 5000, 3)
+    (agent / "rolled_back.json").write_bytes(encode(noticed))
+    (colored,) = check_rollback(agent)
+    assert colored.color == "red"
+    assert "ledger acknowledge" in colored.fix
+    assert "5000 entries were remembered, 3 were left" in typed("ledger", "acknowledge").output
+    (colored,) = check_rollback(agent)
+    assert colored.color == "green"
+    assert read_rollback(agent) == replace(noticed, acknowledged=True)

@@ -8,15 +8,17 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link  # before grpc: it sets the cipher suites
+from tests.site_client.agent.conftest import Consortium
 
 import grpc  # isort: skip
 
@@ -30,7 +32,7 @@ ECHO, REFUSE, PUT, GET = "/test.Echo/Say", "/test.Echo/Refuse", "/test.Echo/Put"
 class Echo(grpc.GenericRpcHandler):
     """Answers with what came, or who called."""
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         return {
             ECHO: grpc.unary_unary_rpc_method_handler(lambda data, context: data + self._caller(context)),
             REFUSE: grpc.unary_unary_rpc_method_handler(self._refuse),
@@ -40,14 +42,17 @@ class Echo(grpc.GenericRpcHandler):
 
     @staticmethod
     def _caller(context: grpc.ServicerContext) -> bytes:
-        return b" from " + context.auth_context().get("x509_common_name", [b"nobody"])[0]
+        (name,) = context.auth_context().get("x509_common_name", [b"nobody"])
+        # gRPC gives the names in a certificate as bytes.
+        assert isinstance(name, bytes)
+        return b" from " + name
 
     @staticmethod
     def _refuse(data: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "site 'mercy' was revoked; contact the coordinator")
 
 
-def serve(consortium, *, mutual: bool = True, **dates: float) -> tuple[grpc.Server, str]:
+def serve(consortium: Consortium, *, mutual: bool = True, **dates: float) -> tuple[grpc.Server, str]:
     server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Echo()])
     pair = consortium.server_pair(**dates)
     credentials = grpc.ssl_server_credentials([pair], consortium.ca_pem if mutual else None, mutual)
@@ -57,7 +62,7 @@ def serve(consortium, *, mutual: bool = True, **dates: float) -> tuple[grpc.Serv
 
 
 @pytest.fixture
-def app(consortium) -> Iterator[str]:
+def app(consortium: Consortium) -> Iterator[str]:
     server, address = serve(consortium)
     yield address
     server.stop(0).wait()
@@ -127,11 +132,11 @@ def proxy() -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def dial(identity: SiteIdentity) -> Iterator:
+def dial(identity: SiteIdentity) -> Iterator[Callable[..., Link]]:
     links: list[Link] = []
 
-    def make(address: str, **changes: object) -> Link:
-        plain = {"ca_pem": identity.ca_pem, "key_pem": identity.tls_key_pem, "stall_s": 5.0}
+    def make(address: str, **changes: Any) -> Link:
+        plain: dict[str, Any] = {"ca_pem": identity.ca_pem, "key_pem": identity.tls_key_pem, "stall_s": 5.0}
         endpoint = Endpoint(address, **(plain | {"certificate_pem": identity.certificate_pem} | changes))
         links.append(Link(endpoint))
         return links[-1]
@@ -141,7 +146,7 @@ def dial(identity: SiteIdentity) -> Iterator:
         link.close()
 
 
-def test_calls_go_both_ways_and_the_other_end_knows_who_calls(app: str, dial) -> None:
+def test_calls_go_both_ways_and_the_other_end_knows_who_calls(app: str, dial: Callable[..., Link]) -> None:
     link = dial(app)
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     assert link.put(PUT, iter([Cleared(b"a"), Cleared(b"b")])) == b"ab"
@@ -149,13 +154,13 @@ def test_calls_go_both_ways_and_the_other_end_knows_who_calls(app: str, dial) ->
     assert link.peer == app
 
 
-def test_a_refusal_is_told_with_the_aggregator_s_own_words(app: str, dial) -> None:
+def test_a_refusal_is_told_with_the_aggregator_s_own_words(app: str, dial: Callable[..., Link]) -> None:
     with pytest.raises(Refused, match="contact the coordinator") as refusal:
         dial(app).unary(REFUSE, Cleared(b""))
     assert refusal.value.code == "PERMISSION_DENIED"
 
 
-def test_nobody_else_s_server_is_believed(dial, consortium) -> None:
+def test_nobody_else_s_server_is_believed(dial: Callable[..., Link], consortium: Consortium) -> None:
     impostor = type(consortium)(name="impostor CA")
     server, address = serve(impostor, mutual=False)
     with pytest.raises(Unreachable):
@@ -163,7 +168,7 @@ def test_nobody_else_s_server_is_believed(dial, consortium) -> None:
     server.stop(0).wait()
 
 
-def test_without_a_certificate_nobody_gets_in(app: str, dial) -> None:
+def test_without_a_certificate_nobody_gets_in(app: str, dial: Callable[..., Link]) -> None:
     with pytest.raises(Unreachable):
         dial(app, key_pem=None, certificate_pem=None).unary(ECHO, Cleared(b""))
 
@@ -185,7 +190,7 @@ except Unreachable:
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def test_an_agent_speaks_tls_1_3_and_not_1_2(
-    newest: ssl.TLSVersion, identity: SiteIdentity, consortium, tmp_path: Path
+    newest: ssl.TLSVersion, identity: SiteIdentity, consortium: Consortium, tmp_path: Path
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = newest
@@ -213,7 +218,7 @@ def test_an_agent_speaks_tls_1_3_and_not_1_2(
     assert said == (["TLSv1.3"] if newest is ssl.TLSVersion.TLSv1_3 else ["NO_SHARED_CIPHER"])
 
 
-def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(app: str, dial) -> None:
+def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(app: str, dial: Callable[..., Link]) -> None:
     def chunks() -> Iterator[Cleared]:
         yield Cleared(b"a")
         raise EgressRefused("no part of the upload")
@@ -222,7 +227,9 @@ def test_a_refusal_of_the_guard_in_mid_stream_comes_back_as_itself(app: str, dia
         dial(app).put(PUT, chunks())
 
 
-def test_a_new_certificate_is_used_after_reconnecting(app: str, dial, consortium, tmp_path: Path) -> None:
+def test_a_new_certificate_is_used_after_reconnecting(
+    app: str, dial: Callable[..., Link], consortium: Consortium, tmp_path: Path
+) -> None:
     link = dial(app)
     assert link.unary(ECHO, Cleared(b"")) == b" from mercy"
     other = consortium.enrol(tmp_path / "other", "north")
@@ -232,7 +239,7 @@ def test_a_new_certificate_is_used_after_reconnecting(app: str, dial, consortium
     assert link.unary(ECHO, Cleared(b"")) == b" from north"
 
 
-def test_everything_goes_through_the_proxy_that_is_set(app: str, dial, proxy: Proxy) -> None:
+def test_everything_goes_through_the_proxy_that_is_set(app: str, dial: Callable[..., Link], proxy: Proxy) -> None:
     link = dial(app, proxy=f"http://127.0.0.1:{proxy.port}")
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     link.put(PUT, iter([Cleared(bytes(100_000))] * 3))
@@ -240,13 +247,15 @@ def test_everything_goes_through_the_proxy_that_is_set(app: str, dial, proxy: Pr
     assert 300_000 < proxy.bytes_up < 300_000 * 1.02 + 8_000  # the overhead that docs/HOSPITAL.md states
 
 
-def test_a_proxy_with_a_password_gets_it(app: str, dial, proxy: Proxy) -> None:
+def test_a_proxy_with_a_password_gets_it(app: str, dial: Callable[..., Link], proxy: Proxy) -> None:
     proxy.wants = "site:pass word"
     link = dial(app, proxy=f"http://site:pass%20word@127.0.0.1:{proxy.port}")
     assert link.unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
 
 
-def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(app: str, dial, proxy: Proxy) -> None:
+def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(
+    app: str, dial: Callable[..., Link], proxy: Proxy
+) -> None:
     proxy.wants = "site:secret"
     with pytest.raises(Unreachable, match="through the proxy"):
         dial(app, proxy=f"http://127.0.0.1:{proxy.port}").unary(ECHO, Cleared(b"hello"))
@@ -255,7 +264,7 @@ def test_a_proxy_that_refuses_is_named_and_nothing_goes_around_it(app: str, dial
 
 
 def test_with_a_dead_proxy_nothing_is_dialled_directly(
-    app: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    app: str, dial: Callable[..., Link], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")
@@ -264,14 +273,16 @@ def test_with_a_dead_proxy_nothing_is_dialled_directly(
         dial(app, proxy=f"http://127.0.0.1:{proxy.port}", stall_s=2.0).unary(ECHO, Cleared(b"hello"))
 
 
-def test_a_proxy_in_the_environment_is_not_asked(app: str, dial, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_in_the_environment_is_not_asked(
+    app: str, dial: Callable[..., Link], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("https_proxy", "grpc_proxy", "http_proxy"):
         monkeypatch.setitem(os.environ, name, f"http://127.0.0.1:{proxy.port}")
     assert dial(app).unary(ECHO, Cleared(b"hello")) == b"hello from mercy"
     assert proxy.asked == []
 
 
-def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(app: str, dial) -> None:
+def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(app: str, dial: Callable[..., Link]) -> None:
     with pytest.raises(ConfigRefused, match="http://"):
         dial(app, proxy="https://127.0.0.1:3128")
 
@@ -279,13 +290,15 @@ def test_an_https_proxy_is_refused_because_grpc_would_go_around_it(app: str, dia
 # The first connection of all.
 
 
-def test_the_ca_of_the_token_is_found_directly_and_through_a_proxy(app: str, consortium, proxy: Proxy) -> None:
+def test_the_ca_of_the_token_is_found_directly_and_through_a_proxy(
+    app: str, consortium: Consortium, proxy: Proxy
+) -> None:
     assert fetch_ca(app, "", consortium.fingerprint).split() == consortium.ca_pem.split()
     fetch_ca(app, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)
     assert len(proxy.asked) == 1
 
 
-def test_tls_inspection_is_named_by_its_issuer(consortium) -> None:
+def test_tls_inspection_is_named_by_its_issuer(consortium: Consortium) -> None:
     inspector = type(consortium)(name="Hospital Web Filter CA")
     server, address = serve(inspector, mutual=False)
     with pytest.raises(IdentityRefused, match="CN=Hospital Web Filter CA"):
@@ -293,7 +306,9 @@ def test_tls_inspection_is_named_by_its_issuer(consortium) -> None:
     server.stop(0).wait()
 
 
-def test_a_proxy_that_wants_a_password_is_said_at_the_first_contact(app: str, consortium, proxy: Proxy) -> None:
+def test_a_proxy_that_wants_a_password_is_said_at_the_first_contact(
+    app: str, consortium: Consortium, proxy: Proxy
+) -> None:
     proxy.wants = "site:secret"
     with pytest.raises(Unreachable, match="407: set user and password"):
         fetch_ca(app, f"http://127.0.0.1:{proxy.port}", consortium.fingerprint)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from federation.plan import TrainingPlan, sign_plan
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from federation.vocabulary import Metric, Outcome, SiteState, StateReason
+from google.protobuf.message import Message
 
 from site_client.agent.egress import calls, verify
 from site_client.agent.egress.egress import Egress
@@ -26,6 +28,8 @@ from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Status, Update
 from site_client.spool import AgentSide, TrainerSide
+from site_client.typed_json import Digest
+from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
 
 
 @dataclass
@@ -34,8 +38,8 @@ class Site:
 
     rounds: Participant
     trainer: TrainerSide
-    wire: object
-    clock: object
+    wire: Wire
+    clock: StandingClock
     plan: TrainingPlan
 
     def step(self) -> list[str]:
@@ -48,22 +52,39 @@ class Site:
 
     def train(self) -> None:
         update = Update(
-            RunId(self.plan.run_id), 1, self.plan.initial_model_digest, Outcome.TRAINED, None, 40, 1.0, 40, False
+            RunId(self.plan.run_id),
+            1,
+            Digest(self.plan.initial_model_digest),
+            Outcome.TRAINED,
+            None,
+            40,
+            1.0,
+            40,
+            False,
         )
         self.trainer.deliver(update, np.full(self.plan.manifest.size, 0.01, np.float32))
 
 
+Offer = Callable[..., Site]
+
+
 @pytest.fixture
 def offer(
-    tmp_path: Path, identity: SiteIdentity, consortium, wire, clock, ledger: Ledger, plan: TrainingPlan
-) -> Callable:
+    tmp_path: Path,
+    identity: SiteIdentity,
+    consortium: Consortium,
+    wire: Wire,
+    clock: StandingClock,
+    ledger: Ledger,
+    plan: TrainingPlan,
+) -> Offer:
     model = Model(plan.manifest, np.zeros(plan.manifest.size, np.float32), ())
     path = tmp_path / "model.safetensors"
     save_model(path, model)
     data = path.read_bytes()
     blob = rounds_pb2.BlobRef(digest=hashlib.sha256(data).digest(), size_bytes=len(data))
 
-    def make(policy: PolicySettings, is_metered: Callable[[], bool | None] = lambda: None, **changes: object) -> Site:
+    def make(policy: PolicySettings, is_metered: Callable[[], bool | None] = lambda: None, **changes: Any) -> Site:
         offered = replace(plan, initial_model_digest=model.digest, **changes)
         step = rounds_pb2.TrainStep(
             round=RoundRef(run_id=offered.run_id, round=1, attempt=0),
@@ -88,7 +109,7 @@ def offer(
     return make
 
 
-def test_a_plan_waits_for_this_hospital_s_yes(offer: Callable) -> None:
+def test_a_plan_waits_for_this_hospital_s_yes(offer: Offer) -> None:
     site = offer(PolicySettings())
     assert site.step() == ["Poll", "FetchPlan"]
     assert site.step() == ["Poll"]
@@ -100,7 +121,7 @@ def test_a_plan_waits_for_this_hospital_s_yes(offer: Callable) -> None:
     assert len(site.trainer.jobs()) == 1
 
 
-def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Callable) -> None:
+def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Offer) -> None:
     site = offer(PolicySettings())
     site.step()
     site.rounds.plans.decide(site.plan.digest, approved=False)
@@ -116,20 +137,20 @@ def test_a_plan_that_was_refused_is_declined_and_nothing_is_fetched(offer: Calla
         PolicySettings("automatic", epsilon_max=8.0),
     ],
 )
-def test_a_plan_outside_the_policy_is_declined_whoever_signed_it(offer: Callable, policy: PolicySettings) -> None:
+def test_a_plan_outside_the_policy_is_declined_whoever_signed_it(offer: Offer, policy: PolicySettings) -> None:
     site = offer(policy)
     assert site.step() == ["Poll", "FetchPlan", "Decline"]
     assert site.trainer.jobs() == []
 
 
-def test_an_update_from_fewer_studies_than_the_policy_wants_is_declined(offer: Callable) -> None:
+def test_an_update_from_fewer_studies_than_the_policy_wants_is_declined(offer: Offer) -> None:
     site = offer(PolicySettings("automatic", studies_min=41))
     site.step()
     site.train()
     assert site.step() == ["Poll", "Decline"]
 
 
-def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_said(offer: Callable) -> None:
+def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_said(offer: Offer) -> None:
     site = offer(PolicySettings("automatic", transfer_windows=("19:00 for 12h",)))
     site.clock.now = datetime(2026, 11, 23, 12, tzinfo=UTC).astimezone().replace(hour=12)
     assert site.step() == ["Poll", "FetchPlan"]
@@ -147,7 +168,7 @@ def test_outside_the_hours_for_transfers_nothing_large_moves_and_the_reason_is_s
     assert site.rounds.situation().state == SiteState.READY
 
 
-def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Callable) -> None:
+def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Offer) -> None:
     policy = PolicySettings(metrics=(Metric.LOSS,), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
@@ -169,14 +190,14 @@ def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Callable) 
     ],
 )
 def test_a_metered_link_holds_models_back_and_the_reason_is_said(
-    offer: Callable, policy: PolicySettings, answer: bool | None, waits: bool
+    offer: Offer, policy: PolicySettings, answer: bool | None, waits: bool
 ) -> None:
     site = offer(policy, lambda: answer)
     assert site.step() == (["Poll", "FetchPlan"] if waits else ["Poll", "FetchPlan", "Get"])
     assert (site.rounds.situation().reasons == (StateReason.METERED,)) == waits
 
 
-def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_free_one(offer: Callable) -> None:
+def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_free_one(offer: Offer) -> None:
     link = {"metered": False}
     site = offer(PolicySettings("automatic"), lambda: link["metered"])
     site.step()
@@ -194,7 +215,7 @@ def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_
 
 
 def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
-    offer: Callable, ledger: Ledger, tmp_path: Path
+    offer: Offer, ledger: Ledger, tmp_path: Path
 ) -> None:
     site = offer(PolicySettings("automatic", dry_run=True))
     site.step()
@@ -216,6 +237,6 @@ def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
 @pytest.mark.parametrize(
     "call", [calls.READY, calls.SEND_KEYS, calls.SEND_SHARES, calls.SEND_UPLOAD, calls.SEND_CONFIRM, calls.SEND_REVEAL]
 )
-def test_in_a_dry_run_the_guard_lets_nothing_of_a_round_out(call: calls.Call) -> None:
+def test_in_a_dry_run_the_guard_lets_nothing_of_a_round_out(call: calls.Call[Message, Message]) -> None:
     with pytest.raises(EgressRefused, match="dry_run"):
         Guard(PolicySettings(dry_run=True)).check_message(call, call.request())

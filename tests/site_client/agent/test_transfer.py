@@ -89,8 +89,8 @@ def test_an_upload_is_continued_from_where_the_line_was_cut(
     app, layout = Breaking(list(cuts)), Layout.of(plan, plan.manifest.size)
     egress, masked = Egress(guard, ledger, app), random_bytes(layout.bytes)
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
-        again(lambda: upload(egress, REF, masked, digest), len(cuts) + 1)
+    with guard.upload_of(layout, memoryview(masked), digest):
+        again(lambda: upload(egress, REF, memoryview(masked), digest), len(cuts) + 1)
     assert bytes(app.held) == masked
 
 
@@ -134,6 +134,30 @@ def test_a_download_that_is_not_what_was_announced_is_dropped(ledger: Ledger, gu
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("sizes", [[0], [1000, 0], [1000, 1000, 1001], [4001]])
+def test_a_chunk_that_is_empty_or_goes_past_the_promised_size_ends_the_download(
+    ledger: Ledger, guard: Guard, tmp_path: Path, sizes: list[int]
+) -> None:
+    class Offering(Breaking):
+        def get(self, path: str, request: Cleared) -> Iterator[bytes]:
+            at = 0
+            for size in sizes:
+                yield serialize(blobs_pb2.BlobChunk(digest=ref.digest, offset=at, data=bytes(size)))
+                at += size
+
+    ref = rounds_pb2.BlobRef(digest=hashlib.sha256(bytes(3000)).digest(), size_bytes=3000)
+    with pytest.raises(StepRefused, match="got others"):
+        download(Egress(guard, ledger, Offering()), ref, tmp_path / "model", 3000)
+    assert sum(path.stat().st_size for path in tmp_path.glob(".*.part")) <= 3000
+
+
+@pytest.mark.parametrize("digest", [b"", bytes(31), bytes(5000)])
+def test_a_digest_of_another_length_names_no_file(ledger: Ledger, guard: Guard, tmp_path: Path, digest: bytes) -> None:
+    with pytest.raises(StepRefused, match="digest of 32 bytes"):
+        download(Egress(guard, ledger, Breaking()), rounds_pb2.BlobRef(digest=digest), tmp_path / "model", 3000)
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_a_limited_hospital_moves_so_many_bytes_a_second_and_no_more() -> None:
     now, waited = [0.0], []
 
@@ -165,8 +189,8 @@ def test_chunks_wait_for_the_rate_limit_in_both_directions(
     assert waited[-1] >= 4.0
     before, masked = waited[-1], bytes(layout.bytes)
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
-        upload(egress, REF, masked, digest)
+    with guard.upload_of(layout, memoryview(masked), digest):
+        upload(egress, REF, memoryview(masked), digest)
     assert waited[-1] - before >= layout.bytes / 1000
 
 
@@ -177,10 +201,10 @@ def test_progress_grows_when_something_arrived_and_only_then(
     app, masked = Breaking([0, 0, 700, 0]), random_bytes(layout.bytes)
     egress, seen = Egress(guard, ledger, app), []
     digest = hashlib.sha256(masked).digest()
-    with guard.upload_of(layout, masked, digest):
+    with guard.upload_of(layout, memoryview(masked), digest):
         for _ in range(4):
             with pytest.raises(Unreachable):
-                upload(egress, REF, masked, digest)
+                upload(egress, REF, memoryview(masked), digest)
             seen.append(egress.progress)
     assert seen == [0, 0, 0, 1]  # what the third try moved is known when the fourth asks where to go on
     egress = Egress(guard, ledger, Breaking([2000, 0], bytes(4000)))

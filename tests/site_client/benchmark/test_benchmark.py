@@ -27,6 +27,7 @@ from site_client.training.data import Loader, Split
 from site_client.training.loop import Stopped
 from site_client.training.prepare import prepare_all
 from site_client.training.stages import Stages
+from tests.site_client.training.stopping import stop_after
 
 SLICES = 3
 
@@ -34,7 +35,7 @@ SLICES = 3
 def _read(series: SeriesRecord) -> Volume:
     random = np.random.default_rng(int(series.content_hash, 16))
     hu = random.integers(-100, 200, (SLICES, 64, 64)).astype(np.int16)
-    return Volume(hu, (3.0, 3.0), np.arange(SLICES) * 5.0, np.full(SLICES, 5.0))
+    return Volume(hu, (3.0, 3.0), np.arange(SLICES, dtype=np.float64) * np.float64(5.0), np.full(SLICES, 5.0))
 
 
 def _study(number: int, patient: int | None = None, positive: int | None = None) -> StudyRecord:
@@ -70,9 +71,8 @@ def test_an_arm_stopped_anywhere_goes_on_to_the_model_and_the_curve_of_an_undist
     whole = run_arm(bench("whole"), "lite-slices", _silent, lambda: False)
     pieces = bench("pieces")
     for budget in (1, 3):
-        asked = iter(range(100))
         with pytest.raises(Stopped):
-            run_arm(pieces, "lite-slices", _silent, lambda b=budget, a=asked: next(a) >= b)
+            run_arm(pieces, "lite-slices", _silent, stop_after(budget))
     done = run_arm(pieces, "lite-slices", _silent, lambda: False)
     assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
     assert [epoch.number for epoch in done.epochs] == [1, 2]
@@ -87,9 +87,8 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
     whole = run_arm(staged("whole"), "lite", _silent, lambda: False)
     pieces = staged("pieces")
     for budget in (3, 6, 3):  # studies: in the backbone's epoch, in the head's first and in its second
-        asked = iter(range(100))
         with pytest.raises(Stopped):
-            run_arm(pieces, "lite", _silent, lambda b=budget, a=asked: next(a) >= b)
+            run_arm(pieces, "lite", _silent, stop_after(budget))
     done = run_arm(pieces, "lite", _silent, lambda: False)
     assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
     assert [epoch.number for epoch in done.epochs] == [1, 2, 3, 4]
@@ -192,7 +191,7 @@ def _read_most(series: SeriesRecord) -> Volume:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_studies_are_prepared_alike_by_any_number_of_workers_and_one_that_cannot_be_read_is_left_out(
+def test_any_number_of_workers_prepares_studies_alike_and_leaves_out_an_unreadable_one(
     tmp_path: Path, workers: int
 ) -> None:
     loader = Loader(StudyCache(tmp_path, 1 << 30, 64, 8, _read_most), Augmentation(), torch.device("cpu"))

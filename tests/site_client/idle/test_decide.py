@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from federation.vocabulary import StateReason
@@ -20,7 +21,7 @@ STEP_S = 10.0
 START = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 GONE = Unknown("the probe failed")
 CALM = Signals(0.0, 0.0, 0.0, 8.0, GpuUse(0, 0), NEVER_S, NEVER_S, False, False, 40.0, 100.0, frozenset())
-BUSY = {
+BUSY: dict[str, tuple[Any, str]] = {
     "foreign_cpu": (0.9, "FOREIGN_CPU"),
     "memory_pressure": (0.5, "MEMORY"),
     "io_pressure": (0.9, "IO"),
@@ -35,10 +36,15 @@ BUSY = {
 }
 NEEDED = ("foreign_cpu", "on_battery")
 
+
+def calm_but(name: str, value: Any) -> Signals:
+    return replace(CALM, **{name: value})
+
+
 steps = st.one_of(
     st.just(CALM),
-    st.sampled_from(sorted(BUSY)).map(lambda name: replace(CALM, **{name: BUSY[name][0]})),
-    st.sampled_from(sorted(BUSY)).map(lambda name: replace(CALM, **{name: GONE})),
+    st.sampled_from(sorted(BUSY)).map(lambda name: calm_but(name, BUSY[name][0])),
+    st.sampled_from(sorted(BUSY)).map(lambda name: calm_but(name, GONE)),
     st.just(replace(CALM, operator=OperatorPause(None))),
 )
 days = st.lists(st.tuples(steps, st.integers(1, 120)), min_size=1, max_size=25)
@@ -141,13 +147,13 @@ def test_whatever_happened_a_calm_machine_is_used_again(day: list[tuple[Signals,
 
 def test_each_busy_signal_has_its_reason() -> None:
     for name, (value, reason) in BUSY.items():
-        assert live([(replace(CALM, **{name: value}), 1)])[-1][1].reasons == (reason,)
+        assert live([(calm_but(name, value), 1)])[-1][1].reasons == (reason,)
 
 
 def test_an_unknown_signal_denies_only_where_it_must_and_only_after_a_grace() -> None:
     for name in BUSY:
         grace = int(UNKNOWN_GRACE_S / STEP_S)
-        modes = [decision.mode for _, decision in live([(CALM, 10), (replace(CALM, **{name: GONE}), grace + 2)])]
+        modes = [decision.mode for _, decision in live([(CALM, 10), (calm_but(name, GONE), grace + 2)])]
         assert modes[9 + grace] is Mode.RUN
         assert (modes[-1] is Mode.RUN) == (name not in NEEDED), name
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -48,9 +49,10 @@ class Machine:
 
     def session(self, name: str, **properties: tuple[str, object]) -> None:
         added = (("s", name), ("s", "seat0"), ("u", 1000), ("s", "somebody"), ("b", True))
-        (path,) = self.mock(LOGIN, "AddSession", *added)  # type: ignore[misc]
+        # AddSession answers with the path of the session, an object path.
+        reply = cast(tuple[str], self.mock(LOGIN, "AddSession", *added))
         for key, value in properties.items():
-            self.set(LOGIN, path, f"{LOGIN}.Session", key, value)
+            self.set(LOGIN, reply[0], f"{LOGIN}.Session", key, value)
 
 
 @pytest.fixture
@@ -120,7 +122,12 @@ def test_upower_tells_battery_and_emergency_supply_apart(machine: Machine) -> No
     machine.set(POWER, PATHS[POWER], POWER, "OnBattery", ("b", True))
     assert daemons.power_supply(machine.bus) == (True, False)
     ups = {"Type": ("u", 3), "State": ("u", 2)}
-    device = (("s", f"{PATHS[POWER]}/devices/ups"), ("s", f"{POWER}.Device"), ("a{sv}", ups), ("a(ssss)", []))
+    device: list[tuple[str, object]] = [
+        ("s", f"{PATHS[POWER]}/devices/ups"),
+        ("s", f"{POWER}.Device"),
+        ("a{sv}", ups),
+        ("a(ssss)", []),
+    ]
     machine.mock(POWER, "AddObject", *device)
     listed = ("s", f'ret = [dbus.ObjectPath("{PATHS[POWER]}/devices/ups")]')
     machine.mock(POWER, "AddMethod", ("s", POWER), ("s", "EnumerateDevices"), ("s", ""), ("s", "ao"), listed)

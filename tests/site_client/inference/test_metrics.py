@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from site_client.errors import EvaluationRefused
 from site_client.inference.metrics import (
     Column,
+    Estimate,
     Measure,
     Scored,
     accuracy,
@@ -96,10 +97,18 @@ def test_a_rarer_finding_has_a_lower_ppv_and_a_higher_npv() -> None:
     truth = (rng.random(400) < 0.3).astype(np.int8)
     column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
     values = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
-    ppv, npv = ([pair[index].value for pair in values] for index in (0, 1))
+    ppv, npv = ([_bounded(pair[index])[1] for pair in values] for index in (0, 1))
     assert ppv == sorted(ppv)
     assert npv == sorted(npv, reverse=True)
-    assert all(figure.low < figure.value < figure.high for pair in values for figure in pair)
+    bounded = [_bounded(figure) for pair in values for figure in pair]
+    assert all(low < value < high for low, value, high in bounded)
+
+
+def _bounded(figure: Estimate) -> tuple[float, float, float]:
+    assert figure.low is not None
+    assert figure.value is not None
+    assert figure.high is not None
+    return figure.low, figure.value, figure.high
 
 
 @given(ROWS)
@@ -246,7 +255,7 @@ def test_clustering_by_patient_widens_the_interval_of_repeated_rows() -> None:
 def test_nine_patients_have_a_figure_and_no_interval() -> None:
     rng = np.random.default_rng(7)
     for patients, known in ((9, False), (10, True)):
-        column = Column(rng.random(40), np.arange(40) % 2, np.arange(40) % patients, patients)
+        column = Column(rng.random(40), np.arange(40, dtype=np.int8) % 2, np.arange(40) % patients, patients)
         draws = draw_patients(patients, 50, rng)
         figure = estimate(column, Measure.AUC, draws)
         assert figure.value is not None

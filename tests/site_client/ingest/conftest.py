@@ -1,9 +1,10 @@
 """A small CT scanner for these tests: heads of a few ellipses, written by pydicom, one attribute wrong at a time."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Scanner:
         slices: int = 24,
         step_mm: float = 5.0,
         positions: np.ndarray | None = None,
-        tags: Mapping[str, object] = field(default_factory=dict),  # type: ignore[assignment]
+        tags: Mapping[str, object] = MappingProxyType({}),
         edit: Edit = lambda dataset, index: None,
     ) -> list[Path]:
         """Paths caudal to cranial."""
@@ -53,7 +54,7 @@ class Scanner:
         paths = []
         for index, (image, position) in enumerate(zip(volume, z, strict=True)):
             dataset = self._dataset(study, number, patient, index, float(position), image)
-            for name, value in (tags if isinstance(tags, Mapping) else {}).items():
+            for name, value in tags.items():
                 setattr(dataset, name, value)
             edit(dataset, index)
             paths.append(self.write(dataset))
@@ -122,7 +123,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path, secret: SiteSecret, clock: Clock) -> Catalog:
+def catalog(tmp_path: Path, secret: SiteSecret, clock: Clock) -> Iterator[Catalog]:
     opened = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret, Rules(), clock)
     yield opened
     opened.close()

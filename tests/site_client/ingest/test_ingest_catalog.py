@@ -19,6 +19,7 @@ from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
+from tests.site_client.ingest.conftest import Clock, Scanner
 
 HEADER = "StudyInstanceUID," + ",".join(LABELS) + "\n"
 
@@ -29,7 +30,7 @@ def label(root: Path, *studies: str, any_: int = 0) -> Path:
     return path
 
 
-def test_a_labelled_head_becomes_a_study_to_train_on(scanner, catalog: Catalog, secret: SiteSecret) -> None:
+def test_a_labelled_head_becomes_a_study_to_train_on(scanner: Scanner, catalog: Catalog, secret: SiteSecret) -> None:
     paths = scanner.series()
     label(scanner.root, "1.2.3", any_=1)
     report = catalog.scan(scanner.root)
@@ -42,7 +43,9 @@ def test_a_labelled_head_becomes_a_study_to_train_on(scanner, catalog: Catalog, 
     assert (study.slice_labels == -1).all()
 
 
-def test_the_volume_is_what_the_scanner_saw(scanner, catalog: Catalog, make_head) -> None:
+def test_the_volume_is_what_the_scanner_saw(
+    scanner: Scanner, catalog: Catalog, make_head: Callable[..., np.ndarray]
+) -> None:
     scanner.series(tags={"PixelPaddingValue": -2000})
     label(scanner.root, "1.2.3")
     catalog.scan(scanner.root)
@@ -54,7 +57,7 @@ def test_the_volume_is_what_the_scanner_saw(scanner, catalog: Catalog, make_head
     assert volume.thickness_mm.tolist() == [5.0] * 24
 
 
-def test_slice_labels_follow_their_image_into_its_place(scanner, catalog: Catalog) -> None:
+def test_slice_labels_follow_their_image_into_its_place(scanner: Scanner, catalog: Catalog) -> None:
     scanner.series()
     rows = [
         f"ID_1.2.3.1.{k + 1}_{name},{int(k == 20 and name in ('subdural', 'any'))}"
@@ -70,7 +73,9 @@ def test_slice_labels_follow_their_image_into_its_place(scanner, catalog: Catalo
     assert (report.labels.slices_labelled, report.labels.labels_without_images) == (24, 0)
 
 
-def test_a_study_without_labels_or_with_contradicting_ones_is_counted_and_left_out(scanner, catalog: Catalog) -> None:
+def test_a_study_without_labels_or_with_contradicting_ones_is_counted_and_left_out(
+    scanner: Scanner, catalog: Catalog
+) -> None:
     scanner.series("1.2.3")
     scanner.series("1.2.4")
     scanner.series("1.2.5")
@@ -83,7 +88,7 @@ def test_a_study_without_labels_or_with_contradicting_ones_is_counted_and_left_o
     assert len(catalog.dataset().studies) == 1
 
 
-def test_a_scan_of_an_unchanged_export_reads_nothing_and_changes_nothing(scanner, catalog: Catalog) -> None:
+def test_a_scan_of_an_unchanged_export_reads_nothing_and_changes_nothing(scanner: Scanner, catalog: Catalog) -> None:
     scanner.series()
     label(scanner.root, "1.2.3")
     first = catalog.scan(scanner.root)
@@ -94,7 +99,7 @@ def test_a_scan_of_an_unchanged_export_reads_nothing_and_changes_nothing(scanner
     assert catalog.dataset().hash == before.hash
 
 
-def test_the_export_is_left_exactly_as_it_was(scanner, catalog: Catalog) -> None:
+def test_the_export_is_left_exactly_as_it_was(scanner: Scanner, catalog: Catalog) -> None:
     scanner.series()
     label(scanner.root, "1.2.3")
     state = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in scanner.root.rglob("*")}
@@ -103,7 +108,9 @@ def test_the_export_is_left_exactly_as_it_was(scanner, catalog: Catalog) -> None
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in scanner.root.rglob("*")} == state
 
 
-def test_a_later_slice_reopens_the_series_and_a_round_keeps_what_it_was_pinned_to(scanner, catalog: Catalog) -> None:
+def test_a_later_slice_reopens_the_series_and_a_round_keeps_what_it_was_pinned_to(
+    scanner: Scanner, catalog: Catalog
+) -> None:
     paths = scanner.series(slices=25)
     last = paths[-1].read_bytes()
     paths[-1].unlink()
@@ -121,7 +128,7 @@ def test_a_later_slice_reopens_the_series_and_a_round_keeps_what_it_was_pinned_t
     assert read_volume(again.studies[0].series).hu.shape == (24, 96, 96)
 
 
-def test_a_dataset_that_is_no_longer_kept_is_an_error(scanner, catalog: Catalog, clock) -> None:
+def test_a_dataset_that_is_no_longer_kept_is_an_error(scanner: Scanner, catalog: Catalog, clock: Clock) -> None:
     scanner.series()
     label(scanner.root, "1.2.3")
     catalog.scan(scanner.root)
@@ -135,7 +142,7 @@ def test_a_dataset_that_is_no_longer_kept_is_an_error(scanner, catalog: Catalog,
         catalog.dataset(first)
 
 
-def test_a_series_whose_bytes_changed_after_the_scan_is_refused(scanner, catalog: Catalog) -> None:
+def test_a_series_whose_bytes_changed_after_the_scan_is_refused(scanner: Scanner, catalog: Catalog) -> None:
     paths = scanner.series()
     label(scanner.root, "1.2.3")
     catalog.scan(scanner.root)
@@ -151,7 +158,7 @@ def test_a_series_whose_bytes_changed_after_the_scan_is_refused(scanner, catalog
         read_volume(series)
 
 
-def test_a_removed_series_leaves_the_dataset(scanner, catalog: Catalog) -> None:
+def test_a_removed_series_leaves_the_dataset(scanner: Scanner, catalog: Catalog) -> None:
     paths = scanner.series()
     label(scanner.root, "1.2.3")
     catalog.scan(scanner.root)
@@ -161,7 +168,7 @@ def test_a_removed_series_leaves_the_dataset(scanner, catalog: Catalog) -> None:
     assert catalog.dataset().studies == ()
 
 
-def test_an_export_that_is_not_mounted_empties_nothing(scanner, catalog: Catalog) -> None:
+def test_an_export_that_is_not_mounted_empties_nothing(scanner: Scanner, catalog: Catalog) -> None:
     scanner.series()
     label(scanner.root, "1.2.3")
     catalog.scan(scanner.root)
@@ -172,7 +179,9 @@ def test_an_export_that_is_not_mounted_empties_nothing(scanner, catalog: Catalog
     assert len(catalog.dataset().studies) == 1
 
 
-def test_a_series_still_arriving_waits_until_its_files_are_quiet(scanner, tmp_path, secret, clock) -> None:
+def test_a_series_still_arriving_waits_until_its_files_are_quiet(
+    scanner: Scanner, tmp_path: Path, secret: SiteSecret, clock: Clock
+) -> None:
     clock.now = clock.now.replace(year=2020)  # before the files' own times: only two looks can tell
     catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(), clock)
     scanner.series()
@@ -183,7 +192,9 @@ def test_a_series_still_arriving_waits_until_its_files_are_quiet(scanner, tmp_pa
     catalog.close()
 
 
-def test_a_hole_is_waited_for_and_then_put_aside(scanner, tmp_path, secret, clock) -> None:
+def test_a_hole_is_waited_for_and_then_put_aside(
+    scanner: Scanner, tmp_path: Path, secret: SiteSecret, clock: Clock
+) -> None:
     clock.now = clock.now.replace(year=2020)
     catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(), clock)
     paths = scanner.series()
@@ -201,7 +212,7 @@ def test_a_hole_is_waited_for_and_then_put_aside(scanner, tmp_path, secret, cloc
     catalog.close()
 
 
-def test_one_series_of_a_study_is_chosen_by_its_score(scanner, catalog: Catalog) -> None:
+def test_one_series_of_a_study_is_chosen_by_its_score(scanner: Scanner, catalog: Catalog) -> None:
     scanner.series(number=1, tags={"ConvolutionKernel": "BONE"})
     scanner.series(number=2, tags={"ConvolutionKernel": "STANDARD"})
     scanner.series(number=3, slices=90, step_mm=1.25, tags={"SliceThickness": "1.25"})
@@ -218,7 +229,7 @@ def test_one_series_of_a_study_is_chosen_by_its_score(scanner, catalog: Catalog)
     assert best.score == sum(points for _, _, points in best.sheet)
 
 
-def test_copies_are_dropped_and_two_images_under_one_uid_condemn_the_series(scanner, catalog: Catalog) -> None:
+def test_copies_are_dropped_and_two_images_under_one_uid_condemn_the_series(scanner: Scanner, catalog: Catalog) -> None:
     paths = scanner.series("1.2.3")
     (scanner.root / "copy").write_bytes(paths[4].read_bytes())
     report = catalog.scan(scanner.root)
@@ -244,7 +255,9 @@ def _spoil_first(paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "code"), [(_truncate, "Q_TRUNCATED"), (_spoil_first, "Q_DECODE")])
-def test_one_broken_slice_puts_its_series_aside(scanner, catalog: Catalog, spoil: Callable, code: str) -> None:
+def test_one_broken_slice_puts_its_series_aside(
+    scanner: Scanner, catalog: Catalog, spoil: Callable[..., object], code: str
+) -> None:
     spoil(scanner.series("1.2.3"))
     scanner.series("1.2.4")
     report = catalog.scan(scanner.root)
@@ -257,7 +270,9 @@ def wrap(dataset: Dataset, index: int) -> None:
     dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation, dataset.RescaleIntercept = 12, 11, 0, "0"
 
 
-def test_wrapped_twelve_bit_values_are_unwrapped_and_said_so(scanner, catalog: Catalog, make_head) -> None:
+def test_wrapped_twelve_bit_values_are_unwrapped_and_said_so(
+    scanner: Scanner, catalog: Catalog, make_head: Callable[..., np.ndarray]
+) -> None:
     scanner.series(edit=wrap)
     label(scanner.root, "1.2.3")
     assert catalog.scan(scanner.root).warnings == {"W_WRAPPED": 1}
@@ -265,7 +280,9 @@ def test_wrapped_twelve_bit_values_are_unwrapped_and_said_so(scanner, catalog: C
     assert np.array_equal(volume.hu, np.maximum(make_head(24), -1000))
 
 
-def test_signed_values_with_intercept_zero_are_left_alone(scanner, catalog: Catalog, make_head) -> None:
+def test_signed_values_with_intercept_zero_are_left_alone(
+    scanner: Scanner, catalog: Catalog, make_head: Callable[..., np.ndarray]
+) -> None:
     def signed(dataset: Dataset, index: int) -> None:
         hu = np.frombuffer(dataset.PixelData, "<i2").astype(np.int32) - 1024
         hu[:96] = -1500
@@ -281,7 +298,7 @@ def test_signed_values_with_intercept_zero_are_left_alone(scanner, catalog: Cata
     assert np.array_equal(hu[:, 1:], np.maximum(make_head(24), -1024)[:, 1:])
 
 
-def test_slices_without_a_stated_thickness_take_it_from_their_distances(scanner, catalog: Catalog) -> None:
+def test_slices_without_a_stated_thickness_take_it_from_their_distances(scanner: Scanner, catalog: Catalog) -> None:
     def nameless(dataset: Dataset, index: int) -> None:
         del dataset.SliceThickness
 
@@ -291,7 +308,7 @@ def test_slices_without_a_stated_thickness_take_it_from_their_distances(scanner,
     assert read_volume(catalog.dataset().studies[0].series).thickness_mm.tolist() == [5.0] * 24
 
 
-def test_studies_of_one_patient_share_a_key_and_nameless_ones_share_none(scanner, catalog: Catalog) -> None:
+def test_studies_of_one_patient_share_a_key_and_nameless_ones_share_none(scanner: Scanner, catalog: Catalog) -> None:
     for study, patient in (("1.1", "P1"), ("1.2", "P1"), ("1.3", ""), ("1.4", "")):
         scanner.series(study, patient=patient)
     label(scanner.root, "1.1", "1.2", "1.3", "1.4")
@@ -300,7 +317,9 @@ def test_studies_of_one_patient_share_a_key_and_nameless_ones_share_none(scanner
     assert (len(keys), len(set(keys))) == (4, 3)
 
 
-def test_the_catalog_holds_no_name_uid_or_path_and_is_the_owners_alone(scanner, catalog: Catalog, tmp_path) -> None:
+def test_the_catalog_holds_no_name_uid_or_path_and_is_the_owners_alone(
+    scanner: Scanner, catalog: Catalog, tmp_path: Path
+) -> None:
     scanner.series("1.2.826.0.1.4711", patient="CANARYPATIENT", tags={"ConvolutionKernel": "CANARYKERNEL"})
     (scanner.root / "CANARYFOLDER").mkdir()
     scanner.write(dcmread(next(scanner.root.rglob("I*"))), name="CANARYFILE")
@@ -317,7 +336,9 @@ def test_the_catalog_holds_no_name_uid_or_path_and_is_the_owners_alone(scanner, 
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_another_secret_or_other_rules_never_reuse_what_was_found(scanner, tmp_path, secret, clock) -> None:
+def test_another_secret_or_other_rules_never_reuse_what_was_found(
+    scanner: Scanner, tmp_path: Path, secret: SiteSecret, clock: Clock
+) -> None:
     scanner.series()
     label(scanner.root, "1.2.3")
     results = {}
@@ -343,7 +364,7 @@ def test_a_file_that_is_no_catalog_is_an_error_with_a_way_out(tmp_path: Path, se
         Catalog.open(tmp_path / "c.sqlite", secret)
 
 
-def test_the_command_counts_and_lists_without_a_name(scanner, tmp_path: Path) -> None:
+def test_the_command_counts_and_lists_without_a_name(scanner: Scanner, tmp_path: Path) -> None:
     scanner.series()
     scanner.series(number=2, tags={"ContrastBolusAgent": "CANARYAGENT"})
     label(scanner.root, "1.2.3")

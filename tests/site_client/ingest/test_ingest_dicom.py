@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -26,6 +27,7 @@ from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
+from tests.site_client.ingest.conftest import Scanner
 
 
 def read(path: Path, secret: SiteSecret) -> DicomHeader | Reason:
@@ -33,7 +35,7 @@ def read(path: Path, secret: SiteSecret) -> DicomHeader | Reason:
 
 
 @pytest.fixture
-def ct(scanner) -> Path:
+def ct(scanner: Scanner) -> Path:
     return scanner.series(slices=1)[0]
 
 
@@ -77,7 +79,7 @@ def test_neither_header_nor_json_holds_a_uid_or_a_name(ct: Path, secret: SiteSec
         ({"StudyInstanceUID": ""}, Reason.Q_BAD_UID),
     ],
 )
-def test_what_is_no_ct_image_is_one_code(ct: Path, secret: SiteSecret, tags: dict, reason: Reason) -> None:
+def test_what_is_no_ct_image_is_one_code(ct: Path, secret: SiteSecret, tags: dict[str, object], reason: Reason) -> None:
     assert read(rewrite(ct, **tags), secret) is reason
 
 
@@ -102,7 +104,9 @@ def test_what_is_no_ct_image_is_one_code(ct: Path, secret: SiteSecret, tags: dic
         ({"ContrastBolusAgent": "ISOVUE", "BodyPartExamined": "CHEST"}, {Reason.R_CONTRAST, Reason.R_NOT_HEAD}),
     ],
 )
-def test_every_ground_of_refusal_is_named(ct: Path, secret: SiteSecret, tags: dict, reasons: set[Reason]) -> None:
+def test_every_ground_of_refusal_is_named(
+    ct: Path, secret: SiteSecret, tags: dict[str, object], reasons: set[Reason]
+) -> None:
     header = read(rewrite(ct, **tags), secret)
     assert isinstance(header, DicomHeader)
     assert set(header.reasons) == reasons
@@ -122,7 +126,7 @@ def test_every_ground_of_refusal_is_named(ct: Path, secret: SiteSecret, tags: di
         {"Modality": None},
     ],
 )
-def test_what_only_sounds_like_a_ground_is_none(ct: Path, secret: SiteSecret, tags: dict) -> None:
+def test_what_only_sounds_like_a_ground_is_none(ct: Path, secret: SiteSecret, tags: dict[str, object]) -> None:
     header = read(rewrite(ct, **tags), secret)
     assert isinstance(header, DicomHeader)
     assert header.reasons == ()
@@ -146,7 +150,9 @@ def test_an_rsna_file_is_taken_although_it_lacks_half_its_header(ct: Path, secre
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
-def test_every_raw_transfer_syntax_reads_to_the_same_header_and_pixels(ct: Path, secret: SiteSecret, syntax) -> None:
+def test_every_raw_transfer_syntax_reads_to_the_same_header_and_pixels(
+    ct: Path, secret: SiteSecret, syntax: UID
+) -> None:
     before, pixels = read(ct, secret), read_slice(ct).stored
     dataset = dcmread(ct)
     if syntax == ExplicitVRBigEndian:
@@ -160,7 +166,7 @@ def test_every_raw_transfer_syntax_reads_to_the_same_header_and_pixels(ct: Path,
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
-def test_lossless_compression_changes_no_pixel_and_is_no_reason(ct: Path, secret: SiteSecret, syntax) -> None:
+def test_lossless_compression_changes_no_pixel_and_is_no_reason(ct: Path, secret: SiteSecret, syntax: UID) -> None:
     pixels = read_slice(ct).stored
     dataset = dcmread(ct)
     dataset.compress(syntax, generate_instance_uid=False)
@@ -234,7 +240,7 @@ def test_a_spreadsheets_number_is_no_uid(ct: Path, secret: SiteSecret) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 1400), junk=st.binary(min_size=1, max_size=12), cut=st.integers(0, 19000))
 def test_no_damage_raises_warns_or_logs(
-    ct: Path, secret: SiteSecret, tmp_path: Path, caplog, place: int, junk: bytes, cut: int
+    ct: Path, secret: SiteSecret, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, junk: bytes, cut: int
 ) -> None:
     data = bytearray(ct.read_bytes())
     data[place : place + len(junk)] = junk

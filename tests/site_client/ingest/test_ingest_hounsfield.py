@@ -1,5 +1,7 @@
 """Stored values -> HU: by the file's own scale, with padding gone, and the 12-bit repair only where it applies."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from site_client.ingest.series import content
     intercept=st.integers(-2000, 100),
     padding=st.sampled_from([(), (-2000,), (0,), (-2000, -1500)]),
 )
-def test_hu_are_always_within_range(stored: np.ndarray, slope: float, intercept: int, padding: tuple) -> None:
+def test_hu_are_always_within_range(stored: np.ndarray, slope: float, intercept: int, padding: tuple[int, ...]) -> None:
     hu = to_hu(stored, Scale(slope, intercept, 16, True, padding))
     assert hu.dtype == np.int16
     assert hu.min() >= -1024
@@ -53,14 +55,14 @@ def test_only_unsigned_12_bits_without_an_offset_can_have_wrapped(scale: Scale, 
     assert may_have_wrapped(scale) is possible
 
 
-def test_the_histogram_tells_wrapped_air_from_none(make_head) -> None:
+def test_the_histogram_tells_wrapped_air_from_none(make_head: Callable[..., np.ndarray]) -> None:
     hu = make_head(3).astype(np.int32)
     assert has_wrapped(hu % 4096)
     assert not has_wrapped(np.maximum(hu, 0))
     assert not has_wrapped(hu + 1024)
 
 
-def test_a_head_is_a_head(make_head) -> None:
+def test_a_head_is_a_head(make_head: Callable[..., np.ndarray]) -> None:
     contents = [content.measure(image, (2.4, 2.4)) for image in make_head(5)]
     assert content.assess(contents) == ()
     assert contents[0].brain_mode_hu == pytest.approx(32, abs=3)
@@ -79,11 +81,13 @@ def test_a_head_is_a_head(make_head) -> None:
         (lambda hu: -hu, {Reason.R_NOT_HEAD, Reason.R_NO_BRAIN}),
     ],
 )
-def test_what_is_not_a_head_in_hounsfield_units_is_told_apart(make_head, change, reasons: set[Reason]) -> None:
+def test_what_is_not_a_head_in_hounsfield_units_is_told_apart(
+    make_head: Callable[..., np.ndarray], change: Callable[[np.ndarray], np.ndarray], reasons: set[Reason]
+) -> None:
     contents = [content.measure(change(image).astype(np.int16), (2.4, 2.4)) for image in make_head(5)]
     assert set(content.assess(contents)) == reasons
 
 
-def test_a_body_as_wide_as_a_chest_is_not_a_head(make_head) -> None:
+def test_a_body_as_wide_as_a_chest_is_not_a_head(make_head: Callable[..., np.ndarray]) -> None:
     contents = [content.measure(image, (4.6, 4.6)) for image in make_head(5)]
     assert Reason.R_NOT_HEAD in content.assess(contents)

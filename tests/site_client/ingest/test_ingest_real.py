@@ -13,11 +13,13 @@ from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header
 from site_client.ingest.files.hounsfield import to_hu
 from site_client.ingest.files.pixels import read_slice
+from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.assess import AssessedSeries, assess_series
 from site_client.ingest.series.stacks import Image
 from site_client.ingest.series.volume import read_volume
+from tests.site_client.ingest.conftest import Clock
 
 pytestmark = pytest.mark.real_data
 
@@ -32,15 +34,15 @@ def data() -> Path:
     return Path(folder)
 
 
-def codes(folder: Path, secret) -> Counter:
-    counts: Counter = Counter()
+def codes(folder: Path, secret: SiteSecret) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for file in walk(folder):
         result = file.skip or read_header(folder / file.path, file.size_bytes, secret, Rules())
         counts[result.name if isinstance(result, Reason) else "CT"] += 1
     return counts
 
 
-def assessed(folder: Path, secret, rules: Rules | None = None) -> list[AssessedSeries]:
+def assessed(folder: Path, secret: SiteSecret, rules: Rules | None = None) -> list[AssessedSeries]:
     rules = rules or Rules()
     paths = [folder / file.path for file in walk(folder) if file.skip is None]
     headers = [read_header(path, path.stat().st_size, secret, rules) for path in paths]
@@ -65,7 +67,9 @@ def test_the_ge_head_is_accepted_with_its_overlap_its_two_thicknesses_and_its_ze
     assert set(report.warnings) == {"W_VARIABLE_SPACING", "W_MIXED_THICKNESS", "W_OVERLAP"}
 
 
-def test_the_ge_volume_is_measured_along_the_normal_and_holds_no_padding(data: Path, secret, tmp_path: Path) -> None:
+def test_the_ge_volume_is_measured_along_the_normal_and_holds_no_padding(
+    data: Path, secret: SiteSecret, tmp_path: Path
+) -> None:
     (series,) = assessed(data / "dcm_qa_ct" / "In" / "GE", secret)
     steps = np.diff(series.stack.positions_mm)
     assert steps[:13] == pytest.approx(4.0, abs=0.02)
@@ -80,7 +84,7 @@ def test_the_ge_volume_is_measured_along_the_normal_and_holds_no_padding(data: P
     assert np.mean((middle >= 0) & (middle <= 80)) == pytest.approx(0.32, abs=0.03)
 
 
-def test_a_whole_volume_is_read_back_by_its_hash(data: Path, secret) -> None:
+def test_a_whole_volume_is_read_back_by_its_hash(data: Path, secret: SiteSecret) -> None:
     from site_client.ingest.records import SeriesKey, SeriesRecord
 
     folder = data / "dcm_qa_ct" / "In" / "GE"
@@ -102,23 +106,27 @@ def test_a_whole_volume_is_read_back_by_its_hash(data: Path, secret) -> None:
         ("S21610/S3010", {"R_EXTENT", "R_NO_BRAIN", "R_TOO_FEW"}),
     ],
 )
-def test_philips_series_are_refused_for_what_they_are(data: Path, secret, folder: str, expected: set[str]) -> None:
+def test_philips_series_are_refused_for_what_they_are(
+    data: Path, secret: SiteSecret, folder: str, expected: set[str]
+) -> None:
     (codes_found,) = reasons(assessed(data / "dcm_qa_ct" / "In" / "Philips" / folder, secret))
     assert codes_found >= expected - {"R_NOT_HEAD"}
     assert codes_found <= expected | {"R_NOT_HEAD"}
 
 
-def test_directories_and_summaries_are_skipped_by_their_class(data: Path, secret) -> None:
+def test_directories_and_summaries_are_skipped_by_their_class(data: Path, secret: SiteSecret) -> None:
     assert codes(data / "dcm_qa_ct" / "In" / "Philips", secret) == {"CT": 54, "S_SOP_CLASS": 7, "S_DIRECTORY": 12}
 
 
-def test_the_stated_spacing_of_a_tilted_series_is_not_its_spacing(data: Path, secret) -> None:
+def test_the_stated_spacing_of_a_tilted_series_is_not_its_spacing(data: Path, secret: SiteSecret) -> None:
     for folder, step in (("S2010", 2.37), ("S3010", 2.40)):
         (series,) = assessed(data / "dcm_qa_ct" / "In" / "Philips" / "S21610" / folder, secret)
         assert np.diff(series.stack.positions_mm) == pytest.approx(step, abs=0.01)
 
 
-def test_of_three_reconstructions_the_soft_five_millimetre_one_is_chosen(data: Path, secret, tmp_path, clock) -> None:
+def test_of_three_reconstructions_the_soft_five_millimetre_one_is_chosen(
+    data: Path, secret: SiteSecret, tmp_path: Path, clock: Clock
+) -> None:
     rules = Rules(check_coverage=False, check_content=False)
     catalog = Catalog.open(tmp_path / "c.sqlite", secret, rules, clock)
     report = catalog.scan(data / "dcm_qa_ct" / "In" / "Philips" / "S21570")
@@ -138,7 +146,7 @@ def test_every_lossless_encoding_decodes_bit_for_bit(data: Path, syntax: str) ->
 
 @pytest.mark.parametrize(("syntax", "largest"), [("JLSN", 4), ("J2KI", 402)])
 def test_lossy_encodings_are_refused_and_decode_as_badly_as_they_should(
-    data: Path, secret, syntax: str, largest: int
+    data: Path, secret: SiteSecret, syntax: str, largest: int
 ) -> None:
     folder = data / "wg04_ct_syntaxes" / SYNTAXES
     assert all("R_LOSSY" in stack for stack in reasons(assessed(folder / syntax, secret)))
@@ -146,8 +154,8 @@ def test_lossy_encodings_are_refused_and_decode_as_badly_as_they_should(
     assert np.abs(read_slice(path).stored - read_slice(reference).stored).max() == largest
 
 
-def test_the_contrast_chest_is_refused_three_times_over_and_the_single_head_slice_for_its_extent(
-    data: Path, secret
+def test_the_contrast_chest_has_three_reasons_and_the_single_head_slice_its_extent(
+    data: Path, secret: SiteSecret
 ) -> None:
     for syntax in ("REF", "JLSL", "J2KR"):
         stacks = reasons(assessed(data / "wg04_ct_syntaxes" / SYNTAXES / syntax, secret))
@@ -165,7 +173,9 @@ def test_no_hu_falls_below_air_although_the_padding_says_minus_three_thousand(da
     assert np.mean(hu == -1024) == pytest.approx(0.21, abs=0.02)
 
 
-def test_the_encodings_of_one_image_are_copies_of_it(data: Path, secret, tmp_path, clock) -> None:
+def test_the_encodings_of_one_image_are_copies_of_it(
+    data: Path, secret: SiteSecret, tmp_path: Path, clock: Clock
+) -> None:
     catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(), clock)
     report = catalog.scan(data / "wg04_ct_syntaxes")
     assert report.files["S_DUPLICATE"] == 11  # five of each image's seven encodings, and the chest's small crop
@@ -175,7 +185,7 @@ def test_the_encodings_of_one_image_are_copies_of_it(data: Path, secret, tmp_pat
     catalog.close()
 
 
-def test_the_abdomen_is_known_by_its_content(data: Path, secret) -> None:
+def test_the_abdomen_is_known_by_its_content(data: Path, secret: SiteSecret) -> None:
     (folder,) = (data / "wg04_ct_syntaxes" / "data" / "dcmqi").rglob("ct-3slice")
     (codes_found,) = reasons(assessed(folder, secret))
     assert codes_found == {"R_NOT_HEAD", "R_EXTENT", "R_TOO_FEW"}

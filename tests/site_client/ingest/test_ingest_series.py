@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from site_client.ingest.series.stacks import Image, along_normal, gaps, split
 TILTED = (1.0, 0.0, 0.0, 0.0, 0.9483, -0.3173)
 
 
-def header(index: int, z: float, **changes: object) -> DicomHeader:
+def header(index: int, z: float, **changes: Any) -> DicomHeader:
     plain = DicomHeader(
         study_key=StudyKey("S"), patient_key=PatientKey("P"), series_key=SeriesKey("E"),
         slice_key=SliceKey(f"I{index:03}"), frame_key="F", kernel_key="K", kernel="soft", origin="original",
@@ -29,7 +30,7 @@ def header(index: int, z: float, **changes: object) -> DicomHeader:
     return replace(plain, **changes)
 
 
-def stack_of(heights: list[float], **changes: object) -> list[Image]:
+def stack_of(heights: list[float], **changes: Any) -> list[Image]:
     return [Image(index, header(index, z, **changes)) for index, z in enumerate(heights)]
 
 
@@ -50,7 +51,9 @@ def test_the_order_of_the_files_and_their_numbers_mean_nothing(order: list[int])
     kernels=st.lists(st.sampled_from("AB"), min_size=40, max_size=40),
     seed=st.integers(0, 9),
 )
-def test_every_image_ends_in_exactly_one_stack_whatever_the_order(heights: list, kernels: list, seed: int) -> None:
+def test_every_image_ends_in_exactly_one_stack_whatever_the_order(
+    heights: list[int], kernels: list[str], seed: int
+) -> None:
     images = [Image(i, header(i, float(z), kernel_key=kernels[i])) for i, z in enumerate(heights)]
     stacks = split(images, Rules())
     placed = [image.file for stack in stacks for image in stack.images] + [f for s in stacks for f in s.repeats]
@@ -82,7 +85,7 @@ def test_under_tilt_distances_are_along_the_normal_and_not_along_z() -> None:
         {"reasons": (Reason.R_LOCALIZER,)},
     ],
 )
-def test_what_cannot_be_one_block_is_split(changes: dict) -> None:
+def test_what_cannot_be_one_block_is_split(changes: dict[str, Any]) -> None:
     images = stack_of(UPRIGHT)
     mixed = [replace(i, header=replace(i.header, **changes)) if i.file % 2 else i for i in images]
     assert sorted(len(stack.images) for stack in split(mixed, Rules())) == [15, 15]
@@ -120,7 +123,7 @@ def test_a_series_over_time_is_named() -> None:
     ],
 )
 def test_a_gap_is_a_missing_slice_and_not_a_change_of_spacing(
-    steps: list, thickness: object, missing_after: list
+    steps: list[float], thickness: float | list[float], missing_after: list[int]
 ) -> None:
     positions = np.concatenate([[0.0], np.cumsum(steps)])
     slabs = np.broadcast_to(np.array(thickness, dtype=float), positions.shape)
@@ -142,7 +145,7 @@ def test_a_gap_is_a_missing_slice_and_not_a_change_of_spacing(
         (UPRIGHT, {"reasons": (Reason.Q_TRUNCATED,)}, {Reason.Q_TRUNCATED}),
     ],
 )
-def test_each_criterion_has_its_reason(heights: list, changes: dict, reasons: set[Reason]) -> None:
+def test_each_criterion_has_its_reason(heights: list[float], changes: dict[str, Any], reasons: set[Reason]) -> None:
     stacks = split(stack_of(heights, **changes), Rules())
     assert len(stacks) == 1
     assert set(stacks[0].reasons) == reasons

@@ -1,5 +1,7 @@
 """From log-odds to probabilities: the corrections restore a known prior and temperature, and keep the invariant."""
 
+from typing import TypeVar
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,10 @@ def _patients(count: int, prevalence: float, seed: int) -> tuple[NDArray[np.floa
     return rng.standard_normal(count) + np.where(truth == 1, 1.0, -1.0), truth
 
 
-def _six(column: NDArray[np.generic]) -> NDArray[np.generic]:
+Number = TypeVar("Number", bound=np.generic)
+
+
+def _six(column: NDArray[Number]) -> NDArray[Number]:
     return np.tile(column[:, None], (1, 6))
 
 

@@ -7,7 +7,16 @@ from federation.labels import ANY, LABELS
 from torch import Tensor, nn
 
 from site_client.errors import UnknownArchitecture
-from site_client.model.network import CHANNELS, GEOMETRY, PRIOR_SLICE, PRIOR_STUDY, Output, SequenceNet, clamp_any
+from site_client.model.network import (
+    CHANNELS,
+    GEOMETRY,
+    PRIOR_SLICE,
+    PRIOR_STUDY,
+    Network,
+    Output,
+    SequenceNet,
+    clamp_any,
+)
 from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of, weights_of
 
 # torchvision's counts of the convolution kernels alone, without the classifier and the normalization layers; the first
@@ -27,17 +36,25 @@ def _study(slices: int, padding: int = 0, seed: int = 0) -> tuple[Tensor, Tensor
 
 @pytest.fixture(scope="module")
 def lite() -> SequenceNet:
-    return build("lite", 3).eval()
+    return _lite(3)
 
 
-def _run(net: SequenceNet, study: tuple[Tensor, Tensor, Tensor]) -> Output:
+def _lite(seed: int) -> SequenceNet:
+    net = build("lite", seed)
+    assert isinstance(net, SequenceNet)
+    return net.eval()
+
+
+def _run(net: Network, study: tuple[Tensor, Tensor, Tensor]) -> Output:
     with torch.inference_mode():
-        return net(*study)
+        output: Output = net(*study)
+    return output
 
 
 @pytest.mark.parametrize("architecture", TORCHVISION_KERNELS)
 def test_an_architecture_has_the_published_networks_kernels(architecture: str) -> None:
-    kernels = [module for module in build(architecture, 0).backbone.modules() if isinstance(module, nn.Conv2d)]
+    backbone = build(architecture, 0).get_submodule("backbone")
+    kernels = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     counted = sum(kernel.weight.numel() for kernel in kernels)
     assert counted == TORCHVISION_KERNELS[architecture] + (CHANNELS - 3) * FIRST_KERNEL
 
@@ -58,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
 
 
 def test_weights_go_out_and_come_back(lite: SequenceNet) -> None:
-    other = build("lite", 4).eval()
+    other = _lite(4)
     load_weights(other, weights_of(lite))
     assert torch.equal(_run(other, _study(3)).study_logits, _run(lite, _study(3)).study_logits)
 
@@ -76,7 +93,7 @@ def test_padding_changes_no_output_even_if_it_is_nan(lite: SequenceNet) -> None:
 
 
 def test_the_chunk_changes_no_output() -> None:
-    net = build("lite", 3).eval()
+    net = _lite(3)
     whole = _run(net, _study(7))
     net.chunk = 2
     torch.testing.assert_close(_run(net, _study(7)).slice_logits, whole.slice_logits)
@@ -90,7 +107,7 @@ def test_every_parameter_has_a_gradient_from_slice_and_study_logits(architecture
     output = net(*_study(2))
     assert (output.slice_logits.shape, output.study_logits.shape) == ((1, 2, 6), (1, 6))
     logits = [output.slice_logits, output.study_logits, output.by_slice.slice_logits]
-    torch.cat([tensor.flatten() for tensor in logits]).sum().backward()
+    torch.autograd.backward(torch.cat([tensor.flatten() for tensor in logits]).sum())
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
@@ -113,10 +130,10 @@ def test_any_is_never_below_a_subtype_and_subtypes_stay() -> None:
 @pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
 def test_an_untrained_network_gives_each_label_its_own_prior(architecture: str) -> None:
     net = build(architecture, 0).eval()
-    heads = (net.reader.slice_head, net.reader.sequence.head) if architecture == "lite" else (net.study_head,)
+    heads = ("reader.slice_head", "reader.sequence.head") if architecture == "lite" else ("study_head",)
     with torch.no_grad():
         for head in heads:
-            head.weight.zero_()
+            net.get_parameter(f"{head}.weight").zero_()
     x = torch.zeros(1, 3, CHANNELS, 32, 32)
     output = _run(net, (x, torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, GEOMETRY)))
     assert dict(zip(LABELS, output.study_logits[0].sigmoid().tolist(), strict=True)) == pytest.approx(dict(PRIOR_STUDY))

@@ -43,11 +43,17 @@ def test_every_weight_of_a_recurrence_learns_and_no_padding_is_learned_from(name
     assert not x.grad[~mask].any()
 
 
+def _only_layer(recurrence: Recurrence) -> nn.Module:
+    assert isinstance(recurrence.layers, nn.ModuleList)
+    (layer,) = recurrence.layers
+    return layer
+
+
 def test_the_parallel_scan_is_the_recurrence_taken_step_by_step() -> None:
     recurrence = _make("mingru", layers=1)
     x = torch.randn(1, 320, INPUTS, generator=torch.Generator().manual_seed(2)) * 3
-    layer = recurrence.layers[0]
-    gate, candidate = layer.forwards(x).chunk(2, dim=-1)
+    forwards = _only_layer(recurrence).get_submodule("forwards")
+    gate, candidate = forwards(x).chunk(2, dim=-1)
     state, states = torch.zeros(1, HIDDEN), []
     for step in range(x.shape[1]):
         take = torch.sigmoid(gate[:, step])
@@ -61,15 +67,17 @@ def test_the_parallel_scan_is_the_recurrence_taken_step_by_step() -> None:
 def test_the_separated_gru_answers_as_the_librarys_gru_of_the_same_weights() -> None:
     separated, (x, mask) = _make("gru-sep", layers=1), _padded()
     whole = Recurrence("gru", INPUTS, HIDDEN, 1)
-    whole.layers = separated.layers[0].gru
+    library = _only_layer(separated).get_submodule("gru")
+    assert isinstance(library, nn.GRU)
+    whole.layers = library
     torch.testing.assert_close(separated(x, mask), whole(x, mask))
 
 
-def test_the_separated_grus_gradient_is_that_of_a_step_by_step_gru_whose_state_is_cut_off_at_every_step() -> None:
+def test_the_separated_grus_gradient_is_that_of_a_gru_whose_state_is_detached_at_every_step() -> None:
     separated = _make("gru-sep", layers=1)
     x = torch.randn(1, 6, INPUTS, generator=torch.Generator().manual_seed(3))
     (separated(x, torch.ones(1, 6, dtype=torch.bool))[..., :HIDDEN] ** 2).sum().backward()
-    gru = separated.layers[0].gru
+    gru = _only_layer(separated).get_submodule("gru")
     cell = nn.GRUCell(INPUTS, HIDDEN)
     for name, parameter in cell.named_parameters():
         parameter.data = getattr(gru, f"{name}_l0").data.clone()
@@ -77,7 +85,7 @@ def test_the_separated_grus_gradient_is_that_of_a_step_by_step_gru_whose_state_i
     for step in range(6):
         state = cell(x[:, step], state.detach())
         total = total + (state**2).sum()
-    total.backward()
+    torch.autograd.backward(total)
     for name, parameter in cell.named_parameters():
         torch.testing.assert_close(getattr(gru, f"{name}_l0").grad, parameter.grad)
 

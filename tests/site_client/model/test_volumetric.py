@@ -65,5 +65,5 @@ def test_it_learns_from_the_studys_label_in_every_layer_and_from_no_slices_label
     output = net(x, mask, geometry)
     loss = reported_loss(output, Sample(x, mask, geometry, known, study))
     assert loss == reported_loss(output, Sample(x, mask, geometry, unknown, study))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())

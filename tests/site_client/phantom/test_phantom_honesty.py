@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_a_twin_is_the_same_to_the_last_bit_away_from_the_lesion(profile: str) -
     assert compared
 
 
-def full_set(profile: str) -> dict[str, object]:
+def full_set(profile: str) -> dict[str, Any]:
     made = make(profile, STUDIES, FULL)
     return {
         "positive studies": sum(bool(study.truth.slice_labels.any()) for study in made),

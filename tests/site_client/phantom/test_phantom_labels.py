@@ -126,7 +126,7 @@ def test_an_epidural_bleed_alone_brings_a_fracture_to_its_own_place() -> None:
 
 
 def test_bleeds_in_folds_and_ventricles_push_nothing_aside() -> None:
-    points = tuple(np.full(1, value, np.float32) for value in (0.0, 0.0, 10.0))
+    points = (np.zeros(1, np.float32), np.zeros(1, np.float32), np.full(1, 10.0, np.float32))
     for label in SUBTYPES:
         lesion = Lesion(label, "lens", 60.0, 60.0, (40.0, 0.0, 10.0))
         (x, _, _) = shift_points((lesion,), points, np.full(1, 60.0, np.float32))

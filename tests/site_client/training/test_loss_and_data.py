@@ -44,7 +44,7 @@ def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
     labels = torch.tensor([[[0.0, 1, 0, 0, 0, 1], [-1.0] * 6, [1.0, -1, -1, -1, -1, 1]]])
     study = torch.full((1, 6), float(MISSING))
     loss = reported_loss(Output(logits, torch.zeros(1, 6), torch.zeros(1)), _sample(labels, study))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert logits.grad is not None
     assert torch.equal(logits.grad != 0, labels != MISSING)
 
@@ -61,10 +61,12 @@ def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str
     sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
     net.zero_grad()
     output = net(x, sample.mask, sample.geometry)
-    training_loss(output, sample).backward()
+    torch.autograd.backward(training_loss(output, sample))
     return {
-        part: any(bool((value.grad != 0).any()) for value in module.parameters() if value.grad is not None)
-        for part, module in [("backbone", net.backbone), ("recurrence", net.reader.sequence)]
+        part: any(
+            bool((value.grad != 0).any()) for value in net.get_submodule(name).parameters() if value.grad is not None
+        )
+        for part, name in [("backbone", "backbone"), ("recurrence", "reader.sequence")]
     }
 
 
@@ -75,7 +77,9 @@ def test_a_studys_label_trains_the_backbone_only_if_no_slice_has_a_label() -> No
     output = net(torch.zeros(1, 2, CHANNELS, 64, 64), torch.ones(1, 2).bool(), torch.zeros(1, 2, 4))
     net.zero_grad()
     (output.slice_logits.sum() + output.study_logits.sum()).backward()
-    assert all(value.grad is None for value in net.backbone.parameters())  # neither recurrence nor study head reach it
+    assert all(
+        value.grad is None for value in net.get_submodule("backbone").parameters()
+    )  # neither recurrence nor study head reach it
 
 
 def _whole_sample(slices: int, seed: int, label: float) -> Sample:
@@ -99,7 +103,7 @@ def test_studies_in_one_pass_have_the_losses_and_gradients_of_separate_passes(ar
         losses = []
         for sample in passes(samples, slices):
             output = net(sample.x, sample.mask, sample.geometry)
-            training_loss(output, sample).sum().backward()
+            torch.autograd.backward(training_loss(output, sample).sum())
             losses.append(reported_loss(output, sample).detach())
         results.append((torch.cat(losses), [parameter.grad for parameter in net.parameters()]))
     (separate, gradients), (together, others) = results

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from site_client.training.data import Loader
 from site_client.training.loop import Stopped, TrainingPosition, train
 from site_client.training.ranks import ONE, Ranks, of_torchrun
 from site_client.training.streams import RandomStreams
+from tests.site_client.training.stopping import stop_after as told_to_stop
 
 PLAN = LocalTraining(
     epochs=2, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.01, studies_per_step=3, studies_min=1
@@ -39,7 +41,7 @@ WORLD = 2
 def _read(series: SeriesRecord) -> Volume:
     random = np.random.default_rng(int(series.content_hash, 16))
     hu = random.integers(-100, 200, (3, 64, 64)).astype(np.int16)
-    return Volume(hu, (3.0, 3.0), np.arange(3) * 5.0, np.full(3, 5.0))
+    return Volume(hu, (3.0, 3.0), np.arange(3, dtype=np.float64) * np.float64(5.0), np.full(3, 5.0))
 
 
 def _study(number: int) -> StudyRecord:
@@ -55,12 +57,11 @@ def _train(
     compute = choose("cpu", 1, 64, ranks)
     loader = Loader(StudyCache(folder / "cache", 1 << 30, 64, 16, _read), Augmentation(), torch.device("cpu"))
     for budget in ([] if stop_after is None else [stop_after]) + [None]:
-        net, asked = build("lite", 1), iter(range(1000))
+        net = build("lite", 1)
         for module in net.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
         steps: list[int] = []
-        stops = budget is not None and ranks.rank == ranks.world - 1
         place: TrainingPosition | None = None
         try:
             place = train(
@@ -73,8 +74,8 @@ def _train(
                 Checkpoints(
                     folder / f"{name}.checkpoints", CheckpointIdentity("train", "00", 1, "base", "data", "config")
                 ),
-                lambda at, steps=steps: steps.append(at.step),
-                lambda stops=stops, budget=budget, asked=asked: stops and next(asked) >= budget,
+                partial(_record_step, steps),
+                told_to_stop(budget if ranks.rank == ranks.world - 1 else None),
             )
         except Stopped:
             files = [file.name for file in (folder / f"{name}.checkpoints").iterdir()]
@@ -86,6 +87,10 @@ def _train(
     )
     facts = {"place": vars(place), "reported": steps}
     (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(facts))
+
+
+def _record_step(steps: list[int], at: TrainingPosition) -> None:
+    steps.append(at.step)
 
 
 def _gradients(ranks: Ranks) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from site_client.training.compute import choose
 from site_client.training.data import Loader
 from site_client.training.loop import Stopped, TrainingPosition, train
 from site_client.training.streams import RandomStreams
+from tests.site_client.training.stopping import stop_after
 
 PLAN = LocalTraining(
     epochs=2, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.01, studies_per_step=2, studies_min=1
@@ -38,7 +39,7 @@ class CountingReader:
         self.calls += 1
         random = np.random.default_rng(int(series.content_hash, 16))
         hu = random.integers(-100, 200, (4, 64, 64)).astype(np.int16)
-        return Volume(hu, (3.0, 3.0), np.arange(4) * 5.0, np.full(4, 5.0))
+        return Volume(hu, (3.0, 3.0), np.arange(4, dtype=np.float64) * np.float64(5.0), np.full(4, 5.0))
 
 
 def _studies() -> list[StudyRecord]:
@@ -65,7 +66,8 @@ def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
 
     def go(name: str, stops: tuple[int, ...] = (), every_s: float = 1e9) -> tuple[SequenceNet, TrainingPosition]:
         for budget in (*stops, None):
-            net, asked = build("lite", 1), iter(range(1_000_000))
+            net = build("lite", 1)
+            assert isinstance(net, SequenceNet)
             checkpoints = Checkpoints(tmp_path / name, _identity(), every_s=every_s)
             streams = RandomStreams(bytes(16), 1, "north")
             try:
@@ -78,7 +80,7 @@ def run(tmp_path: Path) -> Callable[..., tuple[SequenceNet, TrainingPosition]]:
                     compute,
                     checkpoints,
                     lambda at: None,
-                    lambda b=budget, a=asked: b is not None and next(a) >= b,
+                    stop_after(budget),
                 )
             except Stopped:
                 continue

@@ -23,7 +23,7 @@ def _read(series: SeriesRecord) -> Volume:
     """A head whose slices can be told apart: 0, 4, 8 ... HU."""
     hu = np.full((SLICES, 64, 64), -1000, np.int16)
     hu[:, 12:52, 12:52] = 4 * np.arange(SLICES)[:, None, None]
-    return Volume(hu, (3.6, 3.6), np.arange(SLICES) * 5.0, np.full(SLICES, 5.0))
+    return Volume(hu, (3.6, 3.6), np.arange(SLICES, dtype=np.float64) * np.float64(5.0), np.full(SLICES, 5.0))
 
 
 def _study(slice_labels: NDArray[np.int8]) -> StudyRecord:

@@ -1,11 +1,13 @@
 """Training in stages over cached embeddings: the same numbers as over pixels, without reading any."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from federation.plan import LocalTraining
+from numpy.typing import NDArray
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -22,6 +24,7 @@ from site_client.training.embeddings import EmbeddingLoader, hash_of
 from site_client.training.loop import Stopped
 from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import RandomStreams
+from tests.site_client.training.stopping import stop_after
 
 PLAN = LocalTraining(
     epochs=1, learning_rate=0.003, weight_decay=1e-4, proximal_mu=0.0, studies_per_step=2, studies_min=1
@@ -32,7 +35,7 @@ STAGES = Stages(backbone=1, sequence_head=3, end_to_end=1)
 def _read(series: SeriesRecord) -> Volume:
     random = np.random.default_rng(int(series.content_hash, 16))
     hu = random.integers(-100, 200, (4, 64, 64)).astype(np.int16)
-    return Volume(hu, (3.0, 3.0), np.arange(4) * 5.0, np.full(4, 5.0))
+    return Volume(hu, (3.0, 3.0), np.arange(4, dtype=np.float64) * np.float64(5.0), np.full(4, 5.0))
 
 
 def _unread(series: SeriesRecord) -> Volume:
@@ -59,7 +62,7 @@ def _net(seed: int = 1) -> SequenceNet:
     return net
 
 
-def _loader(folder: Path, read=_read) -> Loader:
+def _loader(folder: Path, read: Callable[[SeriesRecord], Volume] = _read) -> Loader:
     return Loader(StudyCache(folder, 1 << 30, 64, 16, read), Augmentation(), torch.device("cpu"))
 
 
@@ -96,7 +99,7 @@ def test_cached_embeddings_need_no_pixels_and_are_not_used_for_another_backbone(
 def test_the_hash_of_a_backbone_covers_its_weights_and_not_those_of_the_head() -> None:
     net, again, other = _net(), _net(), _net(2)
     with torch.no_grad():
-        again.reader.study_bias += 1
+        again.reader.study_bias.add_(1)
     assert hash_of(net.backbone) == hash_of(again.backbone)
     assert hash_of(net.backbone) != hash_of(other.backbone)
 
@@ -110,7 +113,7 @@ class Watched(Loader):
         super().__init__(StudyCache(folder, 1 << 30, 64, 16, _read), Augmentation(), torch.device("cpu"))
         self.asked: list[tuple[str, str]] = []
 
-    def pixels(self, study: StudyRecord):
+    def pixels(self, study: StudyRecord) -> tuple[torch.Tensor, NDArray[np.float32], tuple[range, ...]]:
         self.asked.append((self.stage, study.study_key))
         return super().pixels(study)
 
@@ -118,7 +121,7 @@ class Watched(Loader):
 def _run(tmp_path: Path, compute: Compute, loader: Loader, name: str, stops: tuple[int, ...] = ()) -> SequenceNet:
     """`stops`: after how many studies each attempt is told to stop, whatever its stage."""
     for budget in (*stops, None):
-        net, asked = _net(), iter(range(1_000_000))
+        net = _net()
         try:
             train_in_stages(
                 net,
@@ -133,7 +136,7 @@ def _run(tmp_path: Path, compute: Compute, loader: Loader, name: str, stops: tup
                     tmp_path / name, CheckpointIdentity(stage, "00", 1, "base", "d", "c"), every_s=1e9
                 ),
                 lambda stage, at: setattr(loader, "stage", "after " + stage if at.step == at.steps else stage),
-                lambda b=budget, a=asked: b is not None and next(a) >= b,
+                stop_after(budget),
             )
         except Stopped:
             continue
