@@ -214,10 +214,13 @@ def test_nothing_that_serve_loads_can_read_or_use_a_custodian_s_key() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    names = {
-        node.id if isinstance(node, ast.Name) else node.name
-        for path in done.stdout.splitlines()
-        for node in ast.walk(ast.parse(Path(path).read_text()))
-        if isinstance(node, ast.Name | ast.alias)
-    }
-    assert not {"Ed25519PrivateKey", "sign_roster", "sign_plan", "succeed"} & names
+    nodes = {path: list(ast.walk(ast.parse(Path(path).read_text()))) for path in done.stdout.splitlines()}
+    imported = {node.name for walk in nodes.values() for node in walk if isinstance(node, ast.alias)}
+    assert not {"sign_roster", "sign_plan", "succeed"} & imported
+    # The one place that knows the file's name asks whether it is there, and tells the coordinator to hand it over.
+    naming = [path for path, walk in nodes.items() if any(_is_text(node, "custodian.key") for node in walk)]
+    assert [Path(path).name for path in naming] == ["roster.py"]
+
+
+def _is_text(node: ast.AST, text: str) -> bool:
+    return isinstance(node, ast.Constant) and node.value == text
