@@ -37,8 +37,10 @@ def main(ctx: click.Context, config: Path) -> None:
 for name, short_help in (
     ("admin", "Who may log in to the dashboard."),
     ("audit", "Who changed what and why, newest first."),
-    ("init", "Make the consortium CA, the custodian's key and the database."),
+    ("init", "Make the consortium CA and the database, and certify the custodian's key."),
     ("model", "Models of a run: list, export."),
+    ("plan", "Plans: export for the custodian."),
+    ("roster", "The roster: show, export for the custodian, import."),
     ("run", "Runs: start, watch, pause, resume, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),
     ("site", "Hospitals: invite, approve, list, revoke."),

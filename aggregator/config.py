@@ -66,7 +66,7 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class StateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The folder and database that survive a restart."""
 
-    folder: Path = Path("/var/lib/hemofed-aggregator")  # CA, custodian key, blobs, and the database unless below
+    folder: Path = Path("/var/lib/hemofed-aggregator")  # CA, blobs, and the database unless below
     database: str = ""  # SQLAlchemy URL; "" is hub.sqlite in the folder
     blob_max_mib: Annotated[int, Meta(ge=1, le=65_536)] = 512  # largest model or upload accepted
 

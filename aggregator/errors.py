@@ -4,6 +4,8 @@ AggregatorError
 ├── ConfigRefused        aggregator.toml: unknown key, wrong type, out of range
 ├── PlanFileRefused      plan.toml or the model file that goes with it
 ├── StateFolderRefused   `init` twice, another command before `init`, or an unusable CA
+├── RequestRefused       a file of another kind than the one expected between aggregator and custodian
+├── CustodianRefused     the custodian's folder, passphrase or token is not usable as asked
 ├── NotFound             no such site, run, round, model or blob
 ├── WrongState           what was asked does not fit the state it is in
 │   ├── LostRace         another process changed the row first
@@ -38,6 +40,14 @@ class PlanFileRefused(AggregatorError):
 
 class StateFolderRefused(AggregatorError):
     """The state folder is not what the command needs."""
+
+
+class RequestRefused(AggregatorError):
+    """The file is not of the kind that this command takes."""
+
+
+class CustodianRefused(AggregatorError):
+    """The custodian's key cannot be made, unlocked or used as asked."""
 
 
 class NotFound(AggregatorError):

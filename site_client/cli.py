@@ -46,6 +46,9 @@ _COMMANDS: Final = {
     "prove": LazyCommand(
         f"{_HERE}.checks", "prove", "Show the wall on this machine: attempts that the kernel refuses."
     ),
+    "roster": LazyCommand(
+        f"{_HERE}.roster", "roster", "Show the hospitals of the consortium, and approve those added."
+    ),
     "resume": LazyCommand(f"{_HERE}.control", "resume", "Take a pause back: the idle gate decides again."),
     "run": LazyCommand(f"{_HERE}.services", "run", "Run agent and trainer in the foreground, without systemd."),
     "status": LazyCommand(

@@ -75,6 +75,8 @@ class PolicySettings:
 
     plan_approval: Literal["ask", "automatic"] = "ask"
     cohort_min: Annotated[int, Meta(ge=COHORT_MIN, le=COHORT_MAX)] = COHORT_MIN
+    roster_approval: Literal["ask", "wait"] = "ask"
+    roster_wait_days: Annotated[int, Meta(ge=0, le=365)] = 14  # with roster_approval = "wait"
     studies_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
     metrics: tuple[Metric, ...] = tuple(Metric)
     transfer_windows: tuple[str, ...] = ()  # in the syntax of windows.py; none: always

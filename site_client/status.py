@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+from federation.roster import ROSTER_WARNING_DAYS
+
 from site_client.agent.status_file import read_status
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import SpoolRefused, StateRefused
@@ -65,11 +67,23 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
         Fact("model_digest", status.model_digest, age_s),
         Fact("roster_epoch", status.roster_epoch, age_s),
         Fact("roster", list(status.roster), age_s),
+        Fact("roster_waiting", list(status.roster_waiting), age_s),
+        Fact("roster_end", _roster_end(status.roster_expires_at, now), 0.0),
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
         Fact("last_error", status.last_error or None, age_s),
         Fact("ledger_entries", status.ledger_entries, age_s),
     ]
+
+
+def _roster_end(expires_at: datetime | None, now: datetime) -> str | None:
+    if expires_at is None:
+        return None
+    days = (expires_at - now).total_seconds() / 86_400
+    if days <= 0:
+        return f"ended on {expires_at:%Y-%m-%d}: ask the coordinator for a new one"
+    warning = ": ask the coordinator for a new one" if days < ROSTER_WARNING_DAYS else ""
+    return f"{expires_at:%Y-%m-%d}, in {days:.0f} days{warning}"
 
 
 def _of_trainer(settings: SiteSettings, now: datetime) -> list[Fact]:

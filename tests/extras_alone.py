@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ["federation"]
 SIDES: dict[str, tuple[list[str], list[str]]] = {  # extra: packages to import whole, libraries that must be absent
     "aggregator": (["aggregator", *CONTRACT], ["torch", "pydicom"]),
+    "custodian-token": (["aggregator.custodian", *CONTRACT], ["torch", "pydicom", "grpc", "fastapi", "sqlalchemy"]),
     "agent": (["site_client.agent", *CONTRACT], ["torch", "pydicom", "fastapi", "sqlalchemy"]),
     "trainer": (
         [

@@ -19,7 +19,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "aggregator", "site_clien
 # file that stands outside all folders. docs/ARCHITECTURE.md shows the same floors; a test compares.
 FLOORS: dict[str, list[str]] = {
     "aggregator": [
-        "cli.py",
+        "cli.py custodian",
         "commands",
         "serve.py",
         "rpc dashboard",
@@ -30,8 +30,9 @@ FLOORS: dict[str, list[str]] = {
         "migrations",
         "store",
         "config.py",
-        "toml_file.py network.py",
-        "states.py errors.py memory.py logging_setup.py",
+        "toml_file.py network.py signing_requests.py",
+        "states.py secret_file.py",
+        "errors.py memory.py logging_setup.py",
     ],
     "site_client": [
         "cli.py",

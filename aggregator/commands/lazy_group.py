@@ -20,7 +20,7 @@ class LazyCommand(click.Command):
 
     def load(self) -> click.Command:
         """Import the module and return its command."""
-        command = getattr(importlib.import_module(self.module), str(self.name))
+        command = getattr(importlib.import_module(self.module), str(self.name).replace("-", "_"))
         if not isinstance(command, click.Command):
             raise TypeError(f"expected a click command {self.name} in {self.module}, got {type(command).__name__}")
         return command

@@ -4,14 +4,16 @@ Times are ISO 8601 in UTC, digests hexadecimal. Nothing here is secret.
 """
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
+from federation.roster import Roster
 from sqlalchemy.orm import Session
 
 from aggregator.commands.printing import Row, Value
 from aggregator.errors import NotFound
 from aggregator.runs.metrics import Report
+from aggregator.signing_requests import RosterChange
 from aggregator.states import RoundState
 from aggregator.store import people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Run, Site, SiteReport
@@ -30,6 +32,27 @@ def list_sites(session: Session) -> list[Row]:
         if invitation.site not in names:
             rows.append({"site": invitation.site, "standing": "invited", "expires_at": _time(invitation.expires_at)})
     return sorted(rows, key=lambda row: str(row["site"]))
+
+
+def describe_roster(roster: Roster | None, awaited: RosterChange) -> Row:
+    """Describe the roster in force, and what the next one changes."""
+    entries = () if roster is None else roster.entries
+    created_at_s = 0 if roster is None else roster.created_at_s
+    return {
+        "epoch": None if roster is None else roster.epoch,
+        "created_at": _time(datetime.fromtimestamp(created_at_s, UTC)) if created_at_s else None,
+        "expires_at": None if roster is None else _time(roster.expires_at),
+        "sites": {entry.site: entry.fingerprint.hex() for entry in entries},
+        "awaits_signature": str(awaited) if awaited else None,
+    }
+
+
+def roster_lines(roster: Row) -> list[Row]:
+    """Shorten the sites of `describe_roster` to one line each, for people."""
+    sites = roster["sites"]
+    # describe_roster puts a mapping of texts there.
+    assert isinstance(sites, dict)
+    return [{"site": site, "keys": str(keys)[:16]} for site, keys in sites.items()]
 
 
 def chosen_run(session: Session, prefix: str | None) -> Run:

@@ -4,13 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from federation.plan import sign_plan
+from federation.v1.plan_pb2 import SignedPlan
+from federation.wire import parse
 
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
 from aggregator.commands.printing import print_json, print_rows, table
 from aggregator.context import AppContext
-from aggregator.runs import lifecycle, plan_file
+from aggregator.errors import RequestRefused
+from aggregator.runs import lifecycle
+from aggregator.signing_requests import SignedPlanFile, read_file
+from aggregator.sites.roster import custodian_in_force, roster_notices
 from aggregator.store.tables import Run
 
 
@@ -20,20 +24,22 @@ def run() -> None:
 
 
 @run.command("start")
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
 @as_json
 @click.pass_obj
-def run_start(context: CommandContext, plan: Path, model: Path, as_json: bool) -> None:
-    """Sign PLAN (a plan.toml) and begin its first round.
+def run_start(context: CommandContext, file: Path, model: Path, as_json: bool) -> None:
+    """Begin the first round of the signed plan in FILE.
 
-    deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
+    `plan export` and then `hemofed-custodian sign` make one of a plan.toml.
     """
     app = context.app()
-    # The plan is bounded and signed before the run is stored: sites refuse any other.
-    custodian = load_authority(app).custodian_key
-    signed = sign_plan(plan_file.read_plan(plan, model, app.random), custodian)
-    started = lifecycle.start_run(app, signed, model, custodian.public_key())
+    content = read_file(file)
+    if not isinstance(content, SignedPlanFile):
+        raise RequestRefused(f"{file}: expected a signed plan; `plan export`, then `hemofed-custodian sign` make one")
+    with app.store.read() as session:
+        custodian = custodian_in_force(session, load_authority(app))
+    started = lifecycle.start_run(app, parse(SignedPlan, content.signed), model, custodian)
     if as_json:
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return
@@ -59,11 +65,14 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
     app = context.app()
     with app.store.read() as session:
         row = listings.describe_run(session, listings.chosen_run(session, run_id))
+        notices = roster_notices(session, app.settings.state.folder, app.clock())
     if as_json:
         print_json(row)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))
+    for notice in notices:
+        click.echo(notice, err=True)
 
 
 @run.command("pause")

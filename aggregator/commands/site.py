@@ -5,6 +5,7 @@ import click
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json
 from aggregator.commands.printing import print_json, print_rows
+from aggregator.sites.roster import roster_notices
 from aggregator.store import site_rows
 
 
@@ -37,10 +38,14 @@ def site_invite(context: CommandContext, name: str, auto_approve: bool, as_json:
 @click.pass_obj
 def site_list(context: CommandContext, as_json: bool) -> None:
     """Every site, and what it last said of itself."""
-    with context.app().store.read() as session:
+    app = context.app()
+    with app.store.read() as session:
         rows = listings.list_sites(session)
+        notices = roster_notices(session, app.settings.state.folder, app.clock())
     columns = ("site", "standing", "state", "reasons", "progress_percent", "seen_at", "words")
     print_rows(rows, columns, as_json)
+    for notice in notices:
+        click.echo(notice, err=True)
 
 
 @site.command("approve")
@@ -59,7 +64,7 @@ def site_approve(context: CommandContext, name: str, words: str | None) -> None:
         raise click.ClickException(f"expected the words of {name}, got others; do not approve, find out who joined")
     # The words go along: a host that joined with other keys since they were shown is not approved by them.
     enrolment.approve(name, fingerprint)
-    click.echo(f"{name} is approved and stands in the new roster.")
+    click.echo(f"{name} is approved; it is let in with the next roster: roster export, sign, roster import.")
 
 
 @site.command("revoke")
@@ -68,4 +73,4 @@ def site_approve(context: CommandContext, name: str, words: str | None) -> None:
 def site_revoke(context: CommandContext, name: str) -> None:
     """Shut NAME out, from its next call on. Withdraws an invitation, too."""
     context.enrolment().revoke(name)
-    click.echo(f"{name} is revoked.")
+    click.echo(f"{name} is revoked from its next call on; the next roster removes it: roster export, sign, import.")

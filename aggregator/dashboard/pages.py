@@ -9,6 +9,7 @@ from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
+from aggregator.sites.roster import roster_notices
 from aggregator.store import fault_rows, people, run_rows
 
 router = APIRouter()
@@ -25,8 +26,18 @@ def overview(request: Request) -> Response:
         run = run_views.shown_run(session)
         view = None if run is None else run_views.run_view(app, session, run)
         shown = site_views(app, session)
+        notices = roster_notices(session, app.settings.state.folder, app.clock())
     moving = view is not None and view.moving
-    return page(request, "overview.html", run=view, sites=shown, charts=_charts(view), here="overview", moving=moving)
+    return page(
+        request,
+        "overview.html",
+        run=view,
+        sites=shown,
+        charts=_charts(view),
+        notices=notices,
+        here="overview",
+        moving=moving,
+    )
 
 
 @router.get("/runs")

@@ -1,8 +1,8 @@
-"""The consortium's certificate authority: three keys in one folder, and the certificates they sign.
+"""The consortium's certificate authority: its key in one folder, and the certificates that it signs.
 
-    ca.key, ca.pem                P-256; signs every certificate below. Its fingerprint stands in each invitation.
-    custodian.key, custodian.pem  Ed25519; signs rosters and plans. Sites trust it because the CA certified it.
-    server.pem                    P-256 key and certificate chain of both listeners, renewed before they run out.
+    ca.key, ca.pem  P-256; signs every certificate below. Its fingerprint stands in each invitation.
+    custodian.pem   Ed25519; certifies the key that signs rosters and plans. The key itself is with `hemofed-custodian`.
+    server.pem      P-256 key and certificate chain of both listeners, renewed before they run out.
 
 A site certificate is for clients only and always P-256, so none can pose as the server or as the custodian. It is a
 pure function of CA, name, request and dates: an enrolment call repeated after a lost answer gets the same bytes.
@@ -11,7 +11,6 @@ Keys are 0600 and written atomically; nothing here is ever logged.
 
 import hashlib
 import ipaddress
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +21,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aggregator.errors import JoinDenied, StateFolderRefused
+from aggregator.secret_file import write_secret
 
 # HOSPITAL rule: a clock five minutes off still works; the sixth is for the handshake itself.
 BACKDATED = timedelta(minutes=6)
@@ -77,7 +77,7 @@ class Authority:
             self.certificate_pem = (folder / "ca.pem").read_bytes()
             self._certificate = x509.load_pem_x509_certificate(self.certificate_pem)
             self.custodian_certificate_pem = (folder / "custodian.pem").read_bytes()
-            self.custodian_key = _read_ed25519(folder / "custodian.key")
+            self.custodian = _certified_custodian(self.custodian_certificate_pem)
         except (OSError, ValueError) as error:
             raise StateFolderRefused(f"no usable CA in {folder} ({error}); run `hemofed-aggregator init`") from None
 
@@ -157,8 +157,8 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
-def create_authority(folder: Path, clock: Callable[[], datetime]) -> Authority:
-    """Make the CA and the custodian in `folder` (0700).
+def create_authority(folder: Path, clock: Callable[[], datetime], custodian: Ed25519PublicKey) -> Authority:
+    """Make the CA in `folder` (0700), and certify the custodian's key.
 
     Raises:
         StateFolderRefused: when a CA is there already; a new one would lock every site out.
@@ -169,9 +169,7 @@ def create_authority(folder: Path, clock: Callable[[], datetime]) -> Authority:
     now = clock()
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca = _certify_ca(ca_key, now)
-    custodian_key = Ed25519PrivateKey.generate()
-    write_secret(folder / "custodian.key", _key_pem(custodian_key))
-    write_secret(folder / "custodian.pem", _certify_custodian(custodian_key, ca, ca_key, now))
+    write_secret(folder / "custodian.pem", _certify_custodian(custodian, ca, ca_key, now))
     write_secret(folder / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
     write_secret(folder / "ca.key", _key_pem(ca_key))  # last: its presence says that the rest is there
     return Authority(folder, clock)
@@ -198,25 +196,6 @@ def read_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 atomically: no reader sees half of it, and it survives a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    # Made with its mode and not changed to it later: at no moment may another user read it.
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(file, "wb") as writer:
-        writer.write(content)
-        writer.flush()
-        os.fsync(writer.fileno())
-    temporary.rename(path)
-    # Without it a power cut may undo the rename, and the CA would be another one than the invitations pin.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hemofed consortium CA")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -230,10 +209,10 @@ def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certific
 
 
 def _certify_custodian(
-    key: Ed25519PrivateKey, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, now: datetime
+    key: Ed25519PublicKey, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, now: datetime
 ) -> bytes:
     # No extended key usage: it authenticates no connection. Its Ed25519 key tells it from every site certificate.
-    builder = _builder("hemofed custodian", key.public_key(), now - BACKDATED, now + AUTHORITY_LIFE)
+    builder = _builder("hemofed custodian", key, now - BACKDATED, now + AUTHORITY_LIFE)
     builder = builder.issuer_name(ca.subject).serial_number(x509.random_serial_number())
     builder = builder.add_extension(_authority_key_id(ca_key.public_key()), critical=False)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -274,7 +253,7 @@ def _host_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -287,8 +266,8 @@ def _read_p256(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _read_ed25519(path: Path) -> Ed25519PrivateKey:
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"{path.name} holds no Ed25519 key")
+def _certified_custodian(pem: bytes) -> Ed25519PublicKey:
+    key = x509.load_pem_x509_certificate(pem).public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("custodian.pem certifies no Ed25519 key")
     return key

@@ -2,10 +2,11 @@
 
     invite    the coordinator makes a one-time token, bound to a name
     join      the host proves that it holds the token and its keys; the first request that does so takes the token
-    approve   the coordinator has compared six words by telephone: a certificate, and a roster with one site more
+    approve   the coordinator has compared six words by telephone: a certificate, once the custodian has signed a roster
+              with the site in it (`sites.roster`)
     renew     at two thirds of a certificate's life, over mutual TLS
     challenge, recover   after weeks offline: the signing key vouches for the site whose certificate has expired
-    revoke    the site is refused from its next call on; a roster with one site less
+    revoke    the site is refused from its next call on; the next roster has one site less
     leave     the same, at the site's own request
 
 Every use case is one transaction with its audit row. Refusals to an unauthenticated caller say little: they must not
@@ -19,7 +20,6 @@ from datetime import datetime, timedelta
 
 from federation.fingerprint import six_words
 from federation.limits import check_site_name
-from federation.roster import Roster, RosterEntry, sign_roster
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
@@ -37,9 +37,10 @@ from aggregator.sites.proofs import (
     hashed,
     make_challenge,
 )
-from aggregator.states import SITE_TRANSITIONS, SiteStanding
+from aggregator.sites.roster import is_listed
+from aggregator.states import SITE_TRANSITIONS
 from aggregator.store import Cause, Change, Store, record, site_rows
-from aggregator.store.tables import Certificate, Challenge, Invitation, RosterEpoch, Site
+from aggregator.store.tables import Certificate, Challenge, Invitation, Site
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class EnrolmentService:
         return token
 
     def join(self, request: enrolment_pb2.JoinRequest) -> enrolment_pb2.JoinReply:
-        """Answer "pending" until the site is approved, then credentials; the same bytes again get the same answer.
+        """Answer "pending" until the site is approved and in the roster, then credentials.
+
+        The same bytes again get the same answer.
 
         An invitation expires only while it is unused: a host that waits for the telephone call may wait longer.
 
@@ -148,7 +151,7 @@ class EnrolmentService:
             before = None if row is None else site_rows.standing(row)
             if before is not None and site_rows.REVOKED in SITE_TRANSITIONS[before]:
                 site_rows.revoke(session, site, before, change)
-                self._shut_out(session, site, before, now)
+                self._shut_out(session, site, now)
             elif withdrawn:
                 record(session, change, "invited", site_rows.REVOKED)
             else:
@@ -167,7 +170,7 @@ class EnrolmentService:
                 return
             site_rows.leave(session, site, _own(site, now, "left for good"))
             site_rows.withdraw_invitation(session, site)
-            self._shut_out(session, site, before, now)
+            self._shut_out(session, site, now)
 
     def challenge(self, request: enrolment_pb2.ChallengeRequest) -> enrolment_pb2.ChallengeReply:
         """Make a nonce for a site whose certificate has expired. Every name gets one; no row is read or written."""
@@ -264,7 +267,6 @@ class EnrolmentService:
         site_rows.approve(session, site.name, fingerprint, change)
         session.refresh(site)
         self._issue(session, site.name, site.csr_der, change.at)
-        self._next_roster(session, change.at)
 
     def _issue(self, session: Session, site: str, csr_der: bytes, now: datetime) -> SiteCertificate:
         expires_at = now + timedelta(days=self.settings.certificate_days)
@@ -273,30 +275,18 @@ class EnrolmentService:
         site_rows.add_certificate(session, row)
         return issued
 
-    def _shut_out(self, session: Session, site: str, before: SiteStanding, now: datetime) -> None:
-        """Void everything that the site holds, and make a roster without it."""
+    def _shut_out(self, session: Session, site: str, now: datetime) -> None:
+        """Void everything that the site holds. No round takes it any more, whatever roster is in force."""
         site_rows.end_certificates(session, site, now)
-        if before is site_rows.APPROVED:  # a pending site is in no roster
-            self._next_roster(session, now)
-
-    def _next_roster(self, session: Session, now: datetime) -> None:
-        # The epoch is read before the sites. A change that another process commits in between then collides on the
-        # epoch, instead of being left out of a newer roster.
-        epoch = site_rows.newest_epoch(session) + 1
-        entries = tuple(
-            RosterEntry(site.name, site.signing_key, site.sealing_key) for site in site_rows.active(session)
-        )
-        roster = Roster(epoch, entries)
-        signed = serialize(sign_roster(roster, self.authority.custodian_key))
-        site_rows.add_roster(session, RosterEpoch(epoch=roster.epoch, signed=signed, created_at=now))
 
     def _join_reply(self, session: Session, site: Site) -> enrolment_pb2.JoinReply:
         match site_rows.standing(site):
-            case site_rows.PENDING:
+            case site_rows.APPROVED if is_listed(session, site):
+                return enrolment_pb2.JoinReply(credentials=self._credentials(session, self._first(session, site)))
+            # An approved site waits, too: without a roster that holds its keys it could verify nothing.
+            case site_rows.PENDING | site_rows.APPROVED:
                 pending = enrolment_pb2.Pending(retry_after_s=self.settings.retry_after_s)
                 return enrolment_pb2.JoinReply(pending=pending)
-            case site_rows.APPROVED:
-                return enrolment_pb2.JoinReply(credentials=self._credentials(session, self._first(session, site)))
             case _:
                 raise JoinDenied(_UNKNOWN)
 

@@ -17,8 +17,9 @@ import click
 from aggregator.states import RunState
 from aggregator.store import run_rows
 from deploy.demonstration import results
-from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options, StepFailed
+from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options
 from deploy.demonstration.hospitals import BadDataFolder
+from deploy.demonstration.joining import StepFailed
 from deploy.demonstration.processes import RestartedTooOften
 from deploy.demonstration.progress import DemoProgress
 from site_client.agent.status_file import read_status
@@ -137,8 +138,9 @@ def _run(federation: Federation) -> bool:
     federation.provide_data()
     federation.start_aggregator()
     _await_listening(federation)
+    federation.enroll(federation.sites)
+    click.echo("  the custodian signed the roster")
     for hospital in federation.sites:
-        federation.enroll(hospital)
         federation.start_site(hospital)
         click.echo(f"  {hospital.name} enrolled with a one-time token")
     federation.start_run()

@@ -6,20 +6,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.config import load_settings
 from aggregator.context import AppContext, open_context
+from aggregator.store import site_rows
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
+from deploy.demonstration.joining import Join, StepFailed, last_line
 from deploy.demonstration.processes import Processes
 
 IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
 THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
-JOIN_TRIES = 4
-JOIN_AGAIN_S = 3.0  # an aggregator is back by then
+JOIN_LOOK_S = 0.2
 CLIP_NORM = 10.0
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
 # Large bright bleeds in half of the patients: so a few minutes of training show an effect.
@@ -79,10 +81,6 @@ weight_cap = {studies}
 """
 
 
-class StepFailed(RuntimeError):
-    """A command that the demo ran failed; the message holds the command's last line."""
-
-
 @dataclass(frozen=True)
 class Options:
     """The command line, checked by click."""
@@ -110,6 +108,7 @@ class Federation:
         self.folder = options.state
         self.sites: list[Hospital] = hospitals(self.folder, options.sites)
         self.aggregator_toml = self.folder / "aggregator" / "aggregator.toml"
+        self.custodian_folder = self.folder / "custodian"
         self.processes = Processes(self.folder / "logs", _environment())
         self.initial_model = self.folder / "initial.safetensors"
         self.password = ""
@@ -147,7 +146,7 @@ class Federation:
                     ) from None
 
     def initialize(self) -> None:
-        """Makes folders, settings, CA, an administrator, and the configuration of each hospital.
+        """Makes folders, settings, custodian, CA, an administrator, and the configuration of each hospital.
 
         Raises:
             StepFailed: a command failed.
@@ -159,7 +158,12 @@ class Federation:
                 sites=service, enrolment=enrolment, dashboard=dashboard, folder=self.aggregator_toml.parent / "state"
             )
         )
-        self.aggregator_command("init")
+        # A small consortium may keep the custodian on the same host. `serve` never reads this folder.
+        self.custodian_folder.mkdir()
+        self._passphrase_file.touch(0o600)
+        self._passphrase_file.write_text(os.urandom(16).hex())
+        self.custodian_command("init")
+        self.aggregator_command("init", "--custodian", str(self.custodian_folder / "custodian.pub"))
         # Through standard input: arguments of a process are visible to all users of the machine.
         self.password = os.urandom(9).hex()
         self.aggregator_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
@@ -187,25 +191,38 @@ class Federation:
             "aggregator", [str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), "serve"]
         )
 
-    def enroll(self, hospital: Hospital) -> None:
-        """Enrolls a hospital: the coordinator makes a one-time token, and the hospital joins with it.
+    def enroll(self, joining: Sequence[Hospital]) -> None:
+        """Enrolls hospitals: each joins with a one-time token, and the custodian signs one roster with all of them.
 
         Raises:
-            StepFailed: the hospital cannot join.
+            StepFailed: a hospital cannot join.
         """
-        invited = self.aggregator_command("site", "invite", hospital.name, "--auto-approve", "--json")
-        token = str(json.loads(invited)["token"])
-        address = f"127.0.0.1:{self.ports[1]}"
-        join = [str(BIN / "hemofed-site"), "join", address, token, "--config", str(hospital.config)]
-        for left in reversed(range(JOIN_TRIES)):
-            try:
-                self._run(join)
-                return
-            except StepFailed:  # the aggregator may have died; the same token resumes the enrolment
-                if not left:
-                    raise
-            self.processes.restart_the_dead()
-            time.sleep(JOIN_AGAIN_S)
+        names = {hospital.name for hospital in joining}
+        joins = [Join(self._join_command(hospital), self.processes.environment) for hospital in joining]
+        signed = False
+        try:
+            while not all([join.has_ended() for join in joins]):
+                if self.stopping:
+                    raise KeyboardInterrupt
+                self.processes.restart_the_dead()
+                # A host waits in its join until a roster lists it, so the roster is signed while all of them wait.
+                if not signed and names <= self._approved():
+                    self.sign_roster()
+                    signed = True
+                time.sleep(JOIN_LOOK_S)
+        finally:
+            for join in joins:
+                join.stop()
+
+    def sign_roster(self) -> None:
+        """Brings the roster that awaits a signature to the custodian and back.
+
+        Raises:
+            StepFailed: a command failed.
+        """
+        request = self.folder / "roster.request"
+        self.aggregator_command("roster", "export", str(request))
+        self.aggregator_command("roster", "import", str(self._signed(request)))
 
     def start_site(self, hospital: Hospital) -> None:
         """Starts the agent and the trainer of a hospital."""
@@ -226,10 +243,10 @@ class Federation:
         )
 
     def start_run(self) -> None:
-        """Signs the plan and starts the run.
+        """Lets the custodian sign the plan, and starts the run.
 
         Raises:
-            StepFailed: the aggregator refuses the plan.
+            StepFailed: the aggregator or the custodian refuses the plan.
         """
         plan = self.folder / "plan.toml"
         plan.write_text(
@@ -245,7 +262,9 @@ class Federation:
                 studies=self.options.studies,
             )
         )
-        self.aggregator_command("run", "start", str(plan), "--model", str(self.initial_model))
+        request, model = self.folder / "plan.request", str(self.initial_model)
+        self.aggregator_command("plan", "export", str(plan), str(request), "--model", model)
+        self.aggregator_command("run", "start", str(self._signed(request)), "--model", model)
 
     def export_model(self) -> Path:
         """Exports the last model.
@@ -265,6 +284,37 @@ class Federation:
         """
         return self._run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words], stdin)
 
+    def custodian_command(self, command: str, *words: str) -> str:
+        """Runs a command of the custodian; gives its standard output.
+
+        Raises:
+            StepFailed: the command failed.
+        """
+        program = [str(BIN / "hemofed-custodian"), "--folder", str(self.custodian_folder), command, *words]
+        return self._run([*program, "--passphrase-file", str(self._passphrase_file)])
+
+    @property
+    def _passphrase_file(self) -> Path:
+        # Beside the key only because a demo has nobody who types it.
+        return self.custodian_folder / "passphrase"
+
+    def _signed(self, request: Path) -> Path:
+        self.custodian_command("sign", str(request), "--yes")
+        return request.with_name(f"{request.name}.signed")
+
+    def _join_command(self, hospital: Hospital) -> list[str]:
+        invited = self.aggregator_command("site", "invite", hospital.name, "--auto-approve", "--json")
+        token, address = str(json.loads(invited)["token"]), f"127.0.0.1:{self.ports[1]}"
+        return [str(BIN / "hemofed-site"), "join", address, token, "--yes", "--config", str(hospital.config)]
+
+    def _approved(self) -> set[str]:
+        app = self.app()
+        try:
+            with app.store.read() as session:
+                return {site.name for site in site_rows.active(session)}
+        finally:
+            app.store.close()
+
     def _generate(self, index: int) -> None:
         hospital = self.sites[index]
         # Before the first scan, which would make a random secret.
@@ -280,8 +330,7 @@ class Federation:
             command, input=stdin, capture_output=True, text=True, check=False, env=dict(self.processes.environment)
         )
         if done.returncode != 0:
-            # The last line holds the sentence of the refusal; the lines above are logs.
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            last = last_line(done.stderr.strip() or done.stdout)
             raise StepFailed(f"{Path(command[0]).name} {' '.join(command[1:3])}: {last}")
         return done.stdout
 

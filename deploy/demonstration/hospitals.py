@@ -34,6 +34,8 @@ labels = [{labels}]
 
 [policy]
 plan_approval = "automatic"  # a demo hospital has no officer who reads the plan
+roster_approval = "wait"  # and none who knows the others
+roster_wait_days = 0
 cohort_min = 3
 studies_min = 4
 

@@ -1,4 +1,4 @@
-"""Six words over the keys of a site, for comparing them by telephone."""
+"""Six words over the keys of a site or of the custodian, for comparing them by telephone."""
 
 from functools import cache
 from hashlib import sha256
@@ -6,6 +6,7 @@ from hashlib import sha256
 from mnemonic import Mnemonic
 
 _DOMAIN = b"hemofed fingerprint v1\x00"
+_CUSTODIAN_DOMAIN = b"hemofed custodian fingerprint v1\x00"
 
 
 def six_words(csr_der: bytes, signing_key: bytes, sealing_key: bytes) -> str:
@@ -14,7 +15,16 @@ def six_words(csr_der: bytes, signing_key: bytes, sealing_key: bytes) -> str:
     The first 66 bits of SHA-256 over a domain and the SHA-256 of each argument.
     """
     parts = b"".join(sha256(part).digest() for part in (csr_der, signing_key, sealing_key))
-    number = int.from_bytes(sha256(_DOMAIN + parts).digest(), "big") >> (256 - 66)
+    return _first_66_bits(sha256(_DOMAIN + parts).digest())
+
+
+def custodian_words(key: bytes) -> str:
+    """Six BIP-39 words over the custodian's Ed25519 public key of 32 bytes, for reading aloud."""
+    return _first_66_bits(sha256(_CUSTODIAN_DOMAIN + key).digest())
+
+
+def _first_66_bits(digest: bytes) -> str:
+    number = int.from_bytes(digest, "big") >> (256 - 66)
     return " ".join(_words()[number >> shift & 2047] for shift in range(55, -1, -11))
 
 

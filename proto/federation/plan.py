@@ -13,13 +13,13 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Final, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import Message
 
 from federation.errors import ManifestMismatch, PlanRefused
 from federation.limits import COHORT_MAX, COHORT_MIN
 from federation.manifest import Manifest
-from federation.signing import sign, verify
+from federation.signing import Signer, sign, verify
 from federation.v1 import plan_pb2
 from federation.vocabulary import Metric
 from federation.wire import parse, serialize
@@ -246,7 +246,7 @@ Member = TypeVar("Member", ServerKind, Trainable, Metric)
 Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding)
 
 
-def sign_plan(plan: TrainingPlan, custodian: Ed25519PrivateKey) -> plan_pb2.SignedPlan:
+def sign_plan(plan: TrainingPlan, custodian: Signer) -> plan_pb2.SignedPlan:
     """Serializes and signs a plan."""
     data = plan.to_bytes()
     return plan_pb2.SignedPlan(plan=data, signature=sign(custodian, _DOMAIN, data))

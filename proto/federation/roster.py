@@ -5,15 +5,16 @@ A site keeps the newest roster it has accepted. Nothing the aggregator says duri
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from federation.errors import BadSignature, RosterRefused
 from federation.limits import is_site_name
-from federation.signing import sign, verify
+from federation.signing import Signer, sign, verify
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 
@@ -23,7 +24,8 @@ SEALING_KEY_BYTES = 1216
 
 _DOMAIN = "hemofed roster v1"
 _SUCCESSION_DOMAIN = "hemofed custodian v1"
-ROSTER_DAYS: Final = 180  # a roster's life; a warning 30 days before its end
+ROSTER_DAYS: Final = 180  # a roster's life
+ROSTER_WARNING_DAYS: Final = 30  # before its end, both sides say so every day
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class RosterEntry:
         ):
             if len(key) != size:
                 raise RosterRefused(f"site {self.site}: expected a {what} key of {size} bytes, got {len(key)}")
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 over both keys, 32 bytes; people compare its first hexadecimal digits."""
+        return sha256(self.signing_key + self.sealing_key).digest()
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,11 @@ class Roster:
         """
         return 0 < self.expires_at_s <= now.timestamp()
 
+    @property
+    def expires_at(self) -> datetime | None:
+        """The roster's end, aware UTC; None for one of version 0.1.0."""
+        return datetime.fromtimestamp(self.expires_at_s, UTC) if self.expires_at_s else None
+
     @cached_property
     def signing_keys(self) -> dict[str, bytes]:
         """Ed25519 public key by site."""
@@ -122,7 +134,7 @@ class Roster:
 
 def sign_roster(
     roster: Roster,
-    custodian: Ed25519PrivateKey,
+    custodian: Signer,
     successions: Sequence[enrolment_pb2.CustodianSuccession] = (),
 ) -> enrolment_pb2.SignedRoster:
     """Signs a roster. `successions`: how older keys of the custodian lead to this one, oldest first."""
@@ -130,7 +142,7 @@ def sign_roster(
     return enrolment_pb2.SignedRoster(roster=data, signature=sign(custodian, _DOMAIN, data), successions=successions)
 
 
-def succeed(custodian: Ed25519PrivateKey, successor: Ed25519PublicKey) -> enrolment_pb2.CustodianSuccession:
+def succeed(custodian: Signer, successor: Ed25519PublicKey) -> enrolment_pb2.CustodianSuccession:
     """Signs the custodian's new key with the old one."""
     key = successor.public_bytes_raw()
     return enrolment_pb2.CustodianSuccession(key=key, signature=sign(custodian, _SUCCESSION_DOMAIN, key))
@@ -159,12 +171,33 @@ def custodian_after(
     return key
 
 
+def custodian_of(
+    signed: enrolment_pb2.SignedRoster, anchor: Ed25519PublicKey, held: Ed25519PublicKey
+) -> Ed25519PublicKey:
+    """Finds the key that a roster has to be signed with.
+
+    Args:
+        signed: The roster as it travels.
+        anchor: The key of the custodian's certificate.
+        held: The newest key that the reader has accepted; `anchor` before the first succession.
+
+    Raises:
+        BadSignature: An old key did not sign its successor.
+        RosterRefused: The successions do not lead from `anchor` to the key that follows `held`. A stolen old key could
+            otherwise be used again, and a reader that stores the roster could not verify it from `anchor` alone.
+    """
+    key = custodian_after(signed.successions, held)
+    if custodian_after(signed.successions, anchor) != key:
+        raise RosterRefused("expected a roster of the custodian's newest key, got one of an older key or of a stranger")
+    return key
+
+
 def verify_roster(signed: enrolment_pb2.SignedRoster, custodian: Ed25519PublicKey, epoch_held: int = 0) -> Roster:
     """Checks the custodian's signature, then parses the roster. No byte is parsed before.
 
     Args:
         signed: The roster as it travels.
-        custodian: The custodian's public key, after `custodian_after`.
+        custodian: The custodian's public key, from `custodian_of`.
         epoch_held: The epoch that the site holds. An older roster is refused: with it an aggregator could bring back a
             removed site.
 

@@ -1,12 +1,21 @@
 """The custodian's signature over exact bytes, with a domain so that one kind of document cannot pass as another."""
 
+from typing import Protocol
+
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from federation.errors import BadSignature
 
 
-def sign(key: Ed25519PrivateKey, domain: str, data: bytes) -> bytes:
+class Signer(Protocol):
+    """An Ed25519 private key: `Ed25519PrivateKey`, or a key that a hardware token keeps."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Signs with Ed25519 (RFC 8032): 64 bytes."""
+
+
+def sign(key: Signer, domain: str, data: bytes) -> bytes:
     """Signs domain || 0x00 || data with Ed25519: 64 bytes."""
     return key.sign(_signed(domain, data))
 

@@ -212,8 +212,10 @@ class AgentService:
         current = self._participant.journal.current
         try:
             situation, newest = self._participant.situation(), self._participant.models.newest
+            waiting = tuple(sorted(set(self._identity.roster.signing_keys) - self._participant.known()))
         except (SiteError, FederationError, OSError) as error:  # a damaged file of the state folder; the loop goes on
-            situation, newest, self._health.last_error = Situation(SiteState.ATTENTION), b"", str(error)
+            situation, newest, waiting = Situation(SiteState.ATTENTION), b"", ()
+            self._health.last_error = str(error)
         if situation.refusal != self._attention:
             if situation.refusal:
                 _log.warning("attention needed", why=situation.refusal)
@@ -233,6 +235,8 @@ class AgentService:
             last_error=self._health.last_error or situation.refusal,
             ledger_entries=self._ledger.entries,
             roster=tuple(sorted(self._identity.roster.signing_keys)),
+            roster_waiting=waiting,
+            roster_expires_at=self._identity.roster.expires_at,
         )
         try:
             write_status(self._settings.folders.agent, status)

@@ -33,6 +33,8 @@ class AgentStatus:
     last_error: str  # one sentence; empty when the last turn succeeded
     ledger_entries: Count
     roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
+    roster_waiting: tuple[str, ...] = ()  # those of them that do not count yet
+    roster_expires_at: AwareTime | None = None
 
 
 def in_words(status: AgentStatus) -> str:

@@ -18,10 +18,12 @@ from federation.token import Token
 from federation.v1 import enrolment_pb2
 
 from aggregator import config
+from aggregator.custodian import sealed_key
 from aggregator.migrations import upgrade
 from aggregator.sites.authority import Authority, create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import Store, open_store, people
+from tests.custodian import CUSTODIAN
 
 
 @dataclass
@@ -90,8 +92,9 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cheap_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New password hashes at the lowest cost; a hash names its cost, so they verify as any other."""
+    """New hashes and sealed keys at the lowest cost; each names its cost, so they verify as any other."""
     monkeypatch.setattr(people, "COST", people.Cost(n=2, r=1, p=1))
+    monkeypatch.setattr(sealed_key, "COST_N", 2)
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def store(tmp_path: Path, migrated: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def authority(tmp_path: Path, clock: StandingClock) -> Authority:
-    return create_authority(tmp_path / "ca", clock)
+    return create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key())
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from aggregator.errors import JoinDenied, StateFolderRefused
 from aggregator.sites.authority import Authority, SiteCertificate, create_authority, read_csr
 from tests.aggregator.conftest import Host, StandingClock
+from tests.custodian import CUSTODIAN
 
 
 def issue(authority: Authority, host: Host, clock: Callable[[], datetime], days: int = 30) -> SiteCertificate:
@@ -36,7 +37,6 @@ def test_every_file_is_for_its_owner_only(authority: Authority, tmp_path: Path) 
     assert {path.name for path in folder.iterdir()} == {
         "ca.key",
         "ca.pem",
-        "custodian.key",
         "custodian.pem",
         "server.pem",
     }
@@ -46,7 +46,7 @@ def test_every_file_is_for_its_owner_only(authority: Authority, tmp_path: Path) 
 
 def test_a_second_ca_in_the_same_folder_is_refused(authority: Authority, tmp_path: Path, clock: StandingClock) -> None:
     with pytest.raises(StateFolderRefused, match="already holds a CA"):
-        create_authority(tmp_path / "ca", clock)
+        create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key())
     assert Authority(tmp_path / "ca", clock).fingerprint == authority.fingerprint
 
 
@@ -55,7 +55,7 @@ def test_a_folder_without_or_with_a_broken_ca_is_refused(
 ) -> None:
     with pytest.raises(StateFolderRefused, match="init"):
         Authority(tmp_path / "nothing", clock)
-    (tmp_path / "ca" / "custodian.key").write_bytes((tmp_path / "ca" / "ca.key").read_bytes())
+    (tmp_path / "ca" / "custodian.pem").write_bytes((tmp_path / "ca" / "ca.pem").read_bytes())
     with pytest.raises(StateFolderRefused, match="Ed25519"):
         Authority(tmp_path / "ca", clock)
 
@@ -113,7 +113,7 @@ def test_the_custodian_is_an_ed25519_key_certified_by_the_ca(authority: Authorit
     [custodian] = chain_of(authority.custodian_certificate_pem)
     [root] = chain_of(authority.certificate_pem)
     custodian.verify_directly_issued_by(root)
-    assert custodian.public_key() == authority.custodian_key.public_key()
+    assert custodian.public_key() == authority.custodian == CUSTODIAN.public_key()
     assert not custodian.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
@@ -161,7 +161,7 @@ def test_real_tls_with_both_certificates_and_the_ca_in_the_chain(tmp_path: Path,
     def clock() -> datetime:
         return datetime.now(UTC)
 
-    authority = create_authority(tmp_path / "real", clock)
+    authority = create_authority(tmp_path / "real", clock, CUSTODIAN.public_key())
     issued = issue(authority, host, clock)
     server, client = _contexts(tmp_path, authority, issued.pem, host)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -22,6 +22,7 @@ from aggregator.rpc.call_server import CallServer
 from aggregator.rpc.calls import CallLimits, CallReceiver, IncomingCall
 from aggregator.sites.authority import Authority, create_authority
 from tests.aggregator.conftest import Host
+from tests.custodian import CUSTODIAN
 from tests.raw_channel import RawChannel
 
 import grpc  # isort: skip  # after aggregator.rpc, which sets its cipher suites
@@ -131,7 +132,7 @@ def now_utc() -> datetime:
 
 @pytest.fixture
 def make_place(tmp_path: Path, host: Host, other_host: Host) -> Iterator[Callable[..., Place]]:
-    authority = create_authority(tmp_path / "ca", now_utc)
+    authority = create_authority(tmp_path / "ca", now_utc, CUSTODIAN.public_key())
     with ExitStack() as stack:
         yield lambda **limits: Place(stack, authority, {"mercy": host, "north": other_host}, **limits)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from aggregator.cli import main
 from aggregator.commands.lazy_group import LazyCommand
 from aggregator.config import load_settings
 from aggregator.context import open_context
+from aggregator.custodian import sealed_key
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import run_rows
 from tests.aggregator.conftest import Host
+from tests.custodian import PASSPHRASE, Program, sign_pending
 
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\n'
 
@@ -36,6 +39,8 @@ class Console:
         self.folder = folder
         self.config = folder / "aggregator.toml"
         self.config.write_text(f'[state]\nfolder = "{folder / "state"}"\n')
+        self.custodian = Program.begin(folder / "custodian")
+        self.init = ("init", "--custodian", str(self.custodian.public_key_file))
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
         result = CliRunner().invoke(main, ["--config", str(self.config), *arguments], input=stdin)
@@ -52,6 +57,19 @@ class Console:
         result = self(*arguments, stdin=stdin)
         assert result.exit_code == 1, result.output
         return result.stderr
+
+    def sign_roster(self) -> None:
+        """Out to the custodian, and back."""
+        request = self.folder / "roster.request"
+        assert self("roster", "export", str(request)).exit_code == 0
+        assert self("roster", "import", str(self.custodian.sign(request))).exit_code == 0
+
+    def signed_plan(self) -> str:
+        """The plan of plan.toml, signed by the custodian."""
+        request = self.folder / "plan.request"
+        model = str(self.folder / "initial.safetensors")
+        assert self("plan", "export", str(self.folder / "plan.toml"), str(request), "--model", model).exit_code == 0
+        return str(self.custodian.sign(request))
 
     def join(self, token: str, host: Host) -> enrolment_pb2.JoinReply:
         app = open_context(load_settings(self.config))
@@ -70,7 +88,7 @@ def fresh(tmp_path: Path, cheap_scrypt: None) -> Console:
 
 @pytest.fixture
 def console(fresh: Console) -> Console:
-    assert fresh("init").exit_code == 0
+    assert fresh(*fresh.init).exit_code == 0
     return fresh
 
 
@@ -79,9 +97,7 @@ def with_run(console: Console) -> Console:
     model = Model(Manifest((TensorSpec("w", (5,)),)), np.arange(5, dtype=np.float32))
     save_model(console.folder / "initial.safetensors", model)
     (console.folder / "plan.toml").write_text(PLAN)
-    console.json(
-        "run", "start", str(console.folder / "plan.toml"), "--model", str(console.folder / "initial.safetensors")
-    )
+    console.json("run", "start", console.signed_plan(), "--model", str(console.folder / "initial.safetensors"))
     return console
 
 
@@ -115,7 +131,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest_one(fresh: Console) -> N
 
 
 def test_init_makes_the_folder_for_its_owner_only_and_says_what_to_do_next(fresh: Console) -> None:
-    result = fresh("init")
+    result = fresh(*fresh.init)
     assert result.exit_code == 0
     assert "CA fingerprint" in result.output
     assert "site invite NAME" in result.output
@@ -124,8 +140,8 @@ def test_init_makes_the_folder_for_its_owner_only_and_says_what_to_do_next(fresh
 
 
 def test_init_twice_is_refused_and_changes_nothing(fresh: Console) -> None:
-    first = fresh.json("init")
-    assert "already" in fresh.refused("init")
+    first = fresh.json(*fresh.init)
+    assert "already" in fresh.refused(*fresh.init)
     token = Token.parse(fresh.json("site", "invite", "st-mary")["token"])
     assert token.ca_fingerprint.hex() == first["ca_fingerprint"]
 
@@ -157,8 +173,13 @@ def test_a_site_is_invited_joins_is_approved_and_revoked(console: Console, host:
     [row] = console.json("site", "list")
     assert (row["standing"], len(row["words"].split())) == ("pending", 6)
     assert console("site", "approve", "st-mary", "--words", row["words"]).exit_code == 0
+    assert console.join(token, host).HasField("pending")
+    assert "it adds st-mary" in console("site", "list").stderr
+    console.sign_roster()
     assert console.join(token, host).HasField("credentials")
-    assert "approved" in console("site", "list").stdout
+    listed = console("site", "list")
+    assert "approved" in listed.stdout
+    assert listed.stderr == ""
     assert console("site", "revoke", "st-mary").exit_code == 0
     assert [row["standing"] for row in console.json("site", "list")] == ["revoked"]
     told = [(row["before"], row["after"]) for row in console.json("audit", "--subject", "site:st-mary")]
@@ -182,6 +203,8 @@ def test_approving_asks_and_no_means_no(console: Console, host: Host) -> None:
 
 def test_automatic_approval_needs_no_telephone(console: Console, host: Host) -> None:
     token = console.json("site", "invite", "st-mary", "--auto-approve")["token"]
+    assert console.join(token, host).HasField("pending")
+    console.sign_roster()
     assert console.join(token, host).HasField("credentials")
 
 
@@ -190,6 +213,77 @@ def test_a_site_that_does_not_exist_is_refused_in_one_line(console: Console) -> 
         told = console.refused(*command)
         assert told.startswith("Error: ")
         assert "Traceback" not in told
+
+
+# --- the roster and its custodian ---
+
+
+def approved(console: Console, host: Host, name: str = "st-mary") -> None:
+    console.join(console.json("site", "invite", name, "--auto-approve")["token"], host)
+
+
+def test_a_change_of_the_roster_goes_out_is_read_signed_and_comes_back(
+    console: Console, host: Host, other_host: Host
+) -> None:
+    approved(console, host)
+    approved(console, other_host, "charite")
+    console.sign_roster()
+    console("site", "revoke", "charite")
+    assert "it removes charite" in console.json("roster", "show")["notices"][0]
+    request = console.folder / "roster.request"
+    assert "removes charite" in console("roster", "export", str(request)).stdout
+    assert "removes     charite" in console.custodian.succeeds("review", str(request))
+    assert "removes charite" in console("roster", "import", str(console.custodian.sign(request))).stdout
+    shown = console.json("roster", "show")
+    assert (shown["epoch"], list(shown["sites"])) == (2, ["st-mary"])
+    assert (shown["awaits_signature"], shown["notices"]) == (None, [])
+    [row] = console.json("audit", "--subject", "roster:2")
+    assert (row["before"], row["after"]) == ("epoch 1", "epoch 2")
+    assert row["why"] == "signed by the custodian: removes charite"
+
+
+def test_an_import_that_is_a_request_foreign_or_in_force_already_changes_nothing(console: Console, host: Host) -> None:
+    approved(console, host)
+    request = console.folder / "roster.request"
+    console("roster", "export", str(request))
+    assert "expected a signed roster" in console.refused("roster", "import", str(request))
+    foreign = Program.begin(console.folder / "stranger").sign(request)
+    assert "signed by the expected key" in console.refused("roster", "import", str(foreign))
+    assert console.json("roster", "show")["epoch"] is None
+    signed = console.custodian.sign(request)
+    assert console("roster", "import", str(signed)).exit_code == 0
+    assert "in force already" in console.refused("roster", "import", str(signed))
+    assert "There is no roster" not in console("roster", "show").stdout
+
+
+def test_without_any_change_an_export_asks_for_new_dates(console: Console, host: Host) -> None:
+    approved(console, host)
+    console.sign_roster()
+    assert "lists the same sites" in console("roster", "export", str(console.folder / "roster.request")).stdout
+    console.sign_roster()
+    assert console.json("roster", "show")["epoch"] == 2
+
+
+def test_the_coordinator_is_warned_thirty_days_before_the_roster_ends(console: Console, host: Host) -> None:
+    approved(console, host)
+    app = open_context(load_settings(console.config))
+    authority = Authority(app.settings.state.folder / "ca", app.clock)
+    for days, said in ((31, []), (29.5, ["in 29 days"]), (-1, ["no site takes part"])):
+        key = sealed_key.unseal(console.custodian.folder / "custodian.key", PASSPHRASE)
+        began = app.clock() - timedelta(days=2)
+        sign_pending(app.store, authority, began, key, days=days + 2)
+        notices = console.json("roster", "show")["notices"]
+        assert [text for text in said if text in " ".join(notices)] == said
+        assert len(notices) == len(said)
+        assert console("site", "list").stderr.splitlines() == notices
+    app.store.close()
+
+
+def test_init_takes_the_public_key_of_a_custodian_and_nothing_else(fresh: Console) -> None:
+    for path in (fresh.config, fresh.folder / "missing.pub", fresh.folder / "custodian" / "custodian.json"):
+        assert "expected the custodian.pub" in fresh.refused("init", "--custodian", str(path))
+    assert fresh("init").exit_code == 2  # there is no other way to make a custodian
+    assert fresh.json(*fresh.init)["custodian_words"] in fresh.custodian.succeeds("show")
 
 
 # --- runs and models ---
@@ -209,8 +303,7 @@ def test_a_run_starts_pauses_resumes_and_aborts(with_run: Console) -> None:
 
 def test_the_wrong_state_or_a_second_run_is_refused(with_run: Console) -> None:
     assert "it is running" in with_run.refused("run", "resume")
-    folder = with_run.folder
-    again = ["run", "start", str(folder / "plan.toml"), "--model", str(folder / "initial.safetensors")]
+    again = ["run", "start", with_run.signed_plan(), "--model", str(with_run.folder / "initial.safetensors")]
     assert "one run at a time" in with_run.refused(*again)
     with_run("run", "abort", "--yes")
     assert "it is aborted" in with_run.refused("run", "pause")
@@ -229,17 +322,23 @@ def test_without_any_run_status_says_how_to_begin_one(console: Console) -> None:
     assert "run start" in console.refused("run", "status")
 
 
-def test_a_plan_that_cannot_be_is_refused_and_no_run_begins(console: Console, with_run: Console) -> None:
+def test_a_plan_that_cannot_be_is_refused_and_never_reaches_the_custodian(with_run: Console) -> None:
+    plan, request = with_run.folder / "plan.toml", with_run.folder / "another.request"
+    plan.write_text(PLAN + "[cohort]\nminimum = 1\n")
+    model = str(with_run.folder / "initial.safetensors")
+    assert "cohort.minimum" in with_run.refused("plan", "export", str(plan), str(request), "--model", model)
+    assert not request.exists()
+
+
+def test_a_run_begins_with_a_plan_that_this_custodian_signed_and_no_other(with_run: Console) -> None:
     with_run("run", "abort", "--yes")
-    (console.folder / "plan.toml").write_text(PLAN + "[cohort]\nminimum = 1\n")
-    command = [
-        "run",
-        "start",
-        str(console.folder / "plan.toml"),
-        "--model",
-        str(console.folder / "initial.safetensors"),
-    ]
-    assert "cohort.minimum" in console.refused(*command)
+    model, plan = str(with_run.folder / "initial.safetensors"), with_run.folder / "plan.toml"
+    assert "expected a file of" in with_run.refused("run", "start", str(plan), "--model", model)
+    request = with_run.folder / "plan.request"
+    assert "expected a signed plan" in with_run.refused("run", "start", str(request), "--model", model)
+    foreign = Program.begin(with_run.folder / "stranger").sign(request)
+    assert "signed by the expected key" in with_run.refused("run", "start", str(foreign), "--model", model)
+    assert [row["state"] for row in with_run.json("run", "list")] == ["aborted"]
 
 
 def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run: Console) -> None:
@@ -320,6 +419,6 @@ def test_the_installed_command_works_from_another_process_beside_this_one(consol
         return done.stdout
 
     token = json.loads(other("site", "invite", "st-mary", "--auto-approve", "--json"))["token"]
-    assert console.join(token, host).HasField("credentials")
+    assert console.join(token, host).HasField("pending")
     other("site", "revoke", "st-mary")
     assert console.json("site", "list")[0]["standing"] == "revoked"

@@ -30,6 +30,7 @@ from aggregator.states import FaultKind, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
 from tests.aggregator.conftest import StandingClock
+from tests.custodian import CUSTODIAN, sign_pending
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
@@ -71,7 +72,7 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock: Standi
                     name=name,
                     csr_der=b"",
                     signing_key=os.urandom(32),
-                    sealing_key=b"",
+                    sealing_key=os.urandom(1216),
                     fingerprint="six words",
                     joined_at=clock(),
                     approved_at=clock(),
@@ -86,8 +87,8 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock: Standi
     model_path, plan_path = tmp_path / "model.safetensors", tmp_path / "plan.toml"
     save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
     plan_path.write_text(PLAN)
-    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), authority.custodian_key)
-    lifecycle.start_run(app, signed, model_path, authority.custodian_key.public_key())
+    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), CUSTODIAN)
+    lifecycle.start_run(app, signed, model_path, CUSTODIAN.public_key())
     with app.store.write() as session:
         row = session.query(Round).one()
         for name in SITES:
@@ -457,3 +458,14 @@ def _words_of(html: str) -> str:
 def _row_of(html: str, site: str) -> str:
     rows = re.findall(r"<tr>.*?</tr>", html, re.S)
     return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">{site}\b', row))
+
+
+def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(
+    ada: TestClient, running: AppContext, authority: Authority, clock: StandingClock
+) -> None:
+    assert "A roster awaits the custodian&#39;s signature; it adds east, north, south." in ada.get("/").text
+    sign_pending(running.store, authority, clock())
+    assert 'class="notice"' not in ada.get("/").text
+    clock.advance(days=151)
+    ada.post("/login", data={"name": "ada", "password": PASSWORD})
+    assert "The roster ends on 2027-05-22, in 29 days." in ada.get("/").text

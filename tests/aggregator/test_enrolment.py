@@ -22,7 +22,8 @@ from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import open_store, site_rows
 from aggregator.store.tables import Challenge, Invitation
 from tests.aggregator.conftest import Host, StandingClock
-from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of, words_of
+from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of, sign, words_of
+from tests.custodian import CUSTODIAN
 
 # --- invite ---
 
@@ -78,6 +79,8 @@ def test_a_host_is_pending_until_approved_and_then_gets_what_it_needs(
     assert words_of(enrolment) == six_words(request.csr_der, request.signing_key, request.sealing_key)
     clock.advance(hours=1)
     enrolment.approve("st-mary", words_of(enrolment))
+    assert enrolment.join(request).HasField("pending")  # the custodian has not signed yet
+    sign(enrolment)
     credentials = enrolment.join(request).credentials
     certificate = x509.load_pem_x509_certificate(credentials.certificate_pem)
     assert certificate.public_key() == host.tls_key.public_key()
@@ -95,6 +98,7 @@ def test_the_same_join_again_gets_the_same_bytes_even_days_later(
     clock.advance(days=3)  # longer than the token lives: it was used in time
     assert enrolment.join(request).HasField("pending")
     enrolment.approve("st-mary", words_of(enrolment))
+    sign(enrolment)
     first = enrolment.join(request)
     clock.advance(days=2)
     assert enrolment.join(request) == first
@@ -105,6 +109,8 @@ def test_a_renewal_in_between_does_not_change_what_joining_again_returns(
     enrolment: EnrolmentService, host: Host, clock: StandingClock
 ) -> None:
     request = host.join_request(enrolment.invite("st-mary", auto_approve=True))
+    enrolment.join(request)
+    sign(enrolment)
     first = enrolment.join(request)
     clock.advance(days=20)
     enrolment.renew("st-mary", enrolment_pb2.RenewRequest(csr_der=host.csr()))
@@ -152,7 +158,7 @@ def test_a_guessed_secret_is_refused_and_leaves_the_invitation_usable(enrolment:
 def test_a_token_of_another_consortium_is_refused(
     enrolment: EnrolmentService, host: Host, tmp_path: Path, clock: StandingClock
 ) -> None:
-    foreign = create_authority(tmp_path / "other-ca", clock)
+    foreign = create_authority(tmp_path / "other-ca", clock, CUSTODIAN.public_key())
     token = Token.new("st-mary", foreign.fingerprint, os.urandom)
     assert token.ca_fingerprint != enrolment.authority.fingerprint  # the host sees that before it sends anything
     ours = enrolment.invite("st-mary")
@@ -233,7 +239,7 @@ def test_of_two_joins_racing_for_one_token_exactly_one_is_admitted(
 # --- approve ---
 
 
-def test_approving_makes_a_roster_epoch_with_one_site_more(
+def test_a_signed_roster_has_the_sites_approved_until_then(
     enrolment: EnrolmentService, host: Host, other_host: Host
 ) -> None:
     with pytest.raises(NotFound):

@@ -12,7 +12,8 @@ from aggregator.sites.authentication import authenticate
 from aggregator.sites.authority import create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from tests.aggregator.conftest import Host, StandingClock
-from tests.aggregator.enrolment_helpers import audit_of, enroll, roster_of
+from tests.aggregator.enrolment_helpers import audit_of, eligible_of, enroll, roster_of, sign
+from tests.custodian import CUSTODIAN
 
 # --- revoke, and authentication on every call ---
 
@@ -26,7 +27,8 @@ def test_a_revocation_counts_from_the_next_call_on(
     enrolment.revoke("st-mary")
     with pytest.raises(SiteRevoked):
         authenticate(enrolment.store, credentials.certificate_pem, clock())
-    roster = roster_of(enrolment, enrolment.roster())
+    assert eligible_of(enrolment) == ["charite"]  # at once, though the roster in force still lists it
+    roster = roster_of(enrolment, sign(enrolment))
     assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
 
 
@@ -86,14 +88,16 @@ def test_a_farewell_counts_from_the_next_call_on_and_closes_every_way_back(
     enrolment: EnrolmentService, host: Host, other_host: Host, clock: StandingClock
 ) -> None:
     token = enrolment.invite("st-mary", auto_approve=True)
-    credentials = enrolment.join(host.join_request(token)).credentials
+    enrolment.join(host.join_request(token))
     enroll(enrolment, other_host, "charite")
+    credentials = enrolment.join(host.join_request(token)).credentials
     nonce = enrolment.challenge(enrolment_pb2.ChallengeRequest(site="st-mary")).nonce
     enrolment.leave("st-mary")
     with pytest.raises(SiteLeft, match="new invitation"):
         authenticate(enrolment.store, credentials.certificate_pem, clock())
-    roster = roster_of(enrolment, enrolment.roster())
-    assert (roster.epoch, [entry.site for entry in roster.entries]) == (3, ["charite"])
+    assert eligible_of(enrolment) == ["charite"]  # at once, though the roster in force still lists it
+    roster = roster_of(enrolment, sign(enrolment))
+    assert (roster.epoch, [entry.site for entry in roster.entries]) == (2, ["charite"])
     for way in (
         lambda: enrolment.join(host.join_request(token)),
         lambda: enrolment.recover(host.recover_request("st-mary", nonce)),
@@ -150,7 +154,7 @@ def test_a_certificate_that_is_none_foreign_or_expired_is_refused_in_the_same_wo
     enrolment: EnrolmentService, host: Host, other_host: Host, tmp_path: Path, clock: StandingClock
 ) -> None:
     ours = enroll(enrolment, host).certificate_pem
-    foreign = create_authority(tmp_path / "other-ca", clock)
+    foreign = create_authority(tmp_path / "other-ca", clock, CUSTODIAN.public_key())
     forged = foreign.issue_site_certificate("st-mary", other_host.csr(), clock(), clock() + timedelta(days=30)).pem
     told = set()
     for pem in (forged, b"no certificate", b"\xff"):

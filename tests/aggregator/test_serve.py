@@ -1,5 +1,6 @@
 """`hemofed-aggregator serve` as a process: it drains on SIGTERM, comes back as it was, and says what is in its way."""
 
+import ast
 import json
 import os
 import resource
@@ -18,12 +19,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aggregator.cli import main as cli_main
 from aggregator.states import RoundState, RunState
 from aggregator.store import open_store
 from aggregator.store.blobs import Blobs
 from aggregator.store.tables import Round, Run
+from tests.custodian import CUSTODIAN
 
 STARTED_S = 30.0
 
@@ -39,7 +42,10 @@ class Service:
             f'dashboard = "127.0.0.1:{self.dashboard_port}"\n'
             f'[state]\nfolder = "{folder / "state"}"\n'
         )
-        assert CliRunner().invoke(cli_main, ["--config", str(self.config), "init"]).exit_code == 0
+        custodian = folder / "custodian.pub"
+        custodian.write_bytes(CUSTODIAN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        command = ["--config", str(self.config), "init", "--custodian", str(custodian)]
+        assert CliRunner().invoke(cli_main, command).exit_code == 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, descriptors: int | None = None) -> None:
@@ -188,3 +194,34 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_service_runs_without_the_custodian_s_key_and_opens_no_file_of_that_name(service: Service) -> None:
+    """A key that version 0.1.0 left there is a pipe here: to read it would hang the start for ever."""
+    folder = service.config.parent / "state" / "ca"
+    assert not (folder / "custodian.key").exists()
+    os.mkfifo(folder / "custodian.key")
+    service.start()
+    assert service.answers()
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_nothing_that_serve_loads_can_read_or_use_a_custodian_s_key() -> None:
+    program = (
+        "import sys\nimport aggregator.serve, aggregator.commands.serve\n"
+        "loaded = [name for name in sys.modules if name.startswith('aggregator')]\n"
+        "assert not [name for name in loaded if '.custodian' in name], loaded\n"
+        "print(*(sys.modules[name].__file__ for name in loaded), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    nodes = {path: list(ast.walk(ast.parse(Path(path).read_text()))) for path in done.stdout.splitlines()}
+    imported = {node.name for walk in nodes.values() for node in walk if isinstance(node, ast.alias)}
+    assert not {"sign_roster", "sign_plan", "succeed"} & imported
+    # The one place that knows the file's name asks whether it is there, and tells the coordinator to hand it over.
+    naming = [path for path, walk in nodes.items() if any(_is_text(node, "custodian.key") for node in walk)]
+    assert [Path(path).name for path in naming] == ["roster.py"]
+
+
+def _is_text(node: ast.AST, text: str) -> bool:
+    return isinstance(node, ast.Constant) and node.value == text

@@ -40,7 +40,7 @@ from tests.system.processes import (
     Place,
     Trainers,
     all_running,
-    enrol,
+    enrol_all,
     free_port,
     running,
     write_plan,
@@ -81,19 +81,18 @@ def main() -> None:
 def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, object]:
     """Bring everything up, let it run, take it down, and read what it cost."""
     write_settings(place)
-    place.aggregator_command("init")
+    place.begin()
     model, plan = write_plan(place, parameters, training_rounds)
     delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
     app = open_context(load_settings(place.aggregator_toml))
     with running("aggregator", place.serve_command, place.folder) as aggregator:
-        for name in place.names:
-            enrol(place, name)
+        enrol_all(place)
         agents = [place.site_command(name, "agent") for name in place.names]
         with all_running(place.names, agents, place.folder) as sites:
             trainers = Trainers(place, delta)
             trainers.start()
             time.sleep(2.0)  # every agent polls: the run begins with all of them there
-            place.aggregator_command("run", "start", str(plan), "--model", str(model))
+            place.start_run(plan, model)
             watched = _watch(app, aggregator, sites, training_rounds)
             trainers.stop()
             time.sleep(6.0)  # the last byte counts are written every five seconds

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, RosterRefused
-from federation.roster import Roster, RosterEntry, custodian_after, sign_roster, succeed, verify_roster
+from federation.fingerprint import custodian_words, six_words
+from federation.roster import (
+    Roster,
+    RosterEntry,
+    custodian_after,
+    custodian_of,
+    sign_roster,
+    succeed,
+    verify_roster,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,3 +136,34 @@ def test_a_stranger_s_key_does_not_succeed_the_custodian_s() -> None:
     broken = [succeed(custodian, next_one.public_key()), succeed(stranger, stranger.public_key())]
     with pytest.raises(BadSignature):
         custodian_after(broken, custodian.public_key())
+
+
+def test_a_reader_never_goes_back_to_an_older_key_and_can_verify_again_from_the_first_one() -> None:
+    first, second, thief = (Ed25519PrivateKey.generate() for _ in range(3))
+    anchor, newest = first.public_key(), second.public_key()
+    chain, stolen = [succeed(first, newest)], [succeed(first, thief.public_key())]
+    followed = sign_roster(ROSTER, second, chain)
+    assert custodian_of(followed, anchor, held=anchor) == custodian_of(followed, anchor, held=newest) == newest
+    refused = {
+        "the old key": sign_roster(ROSTER, first),
+        "a chain to another key": sign_roster(ROSTER, thief, stolen),
+        "no chain to the newest key": sign_roster(ROSTER, second),
+    }
+    for signed in refused.values():
+        with pytest.raises(RosterRefused, match="newest key"):
+            custodian_of(signed, anchor, held=newest)
+    # A site that has not followed yet cannot tell the thief's chain from the custodian's: docs/SECURITY.md says so.
+    assert custodian_of(refused["a chain to another key"], anchor, held=anchor) == thief.public_key()
+
+
+def test_a_fingerprint_is_over_both_keys() -> None:
+    entry = _entry("east", 1)
+    others = (replace(entry, signing_key=bytes(32)), replace(entry, sealing_key=bytes(1216)))
+    assert len({entry.fingerprint, *(other.fingerprint for other in others)}) == 3
+    assert replace(entry, site="west").fingerprint == entry.fingerprint
+
+
+def test_the_custodian_s_six_words_follow_from_its_key() -> None:
+    assert custodian_words(bytes(32)) == custodian_words(bytes(32))
+    assert len(custodian_words(bytes(32)).split()) == 6
+    assert custodian_words(bytes(32)) not in (custodian_words(bytes([1]) * 32), six_words(bytes(32), b"", b""))

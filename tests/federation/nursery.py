@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import (
     CohortBounds,
@@ -23,6 +22,7 @@ from federation.plan import (
     TrainingPlan,
     sign_plan,
 )
+from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.vocabulary import Metric
 
@@ -34,6 +34,7 @@ from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import prove_possession
 from site_client.typed_json import Digest
+from tests.custodian import CUSTODIAN, sign_pending
 from tests.federation.places import Clock, aggregator_settings
 
 BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -105,37 +106,51 @@ def _grow(folder: Path, kind: Kind) -> None:
     clock = Clock(BEGIN)
     aggregator_folder = folder / "aggregator"
     aggregator_folder.mkdir(parents=True)
-    authority = create_authority(aggregator_folder / "ca", clock)
+    authority = create_authority(aggregator_folder / "ca", clock, CUSTODIAN.public_key())
     app = replace(open_context(aggregator_settings(aggregator_folder)), clock=clock)
     upgrade(app.store.engine)
     enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, clock, os.urandom)
-    for name in kind.names:
-        _enrol(enrolment, name, folder / name / "state" / "agent" / "identity")
-    for name in kind.names:  # those that joined first hold an older roster
-        SiteIdentity(folder / name / "state" / "agent" / "identity").accept_roster(enrolment.roster())
-    _begin(app, kind, authority.custodian_key)
+    hosts = [host_of(folder, name, enrolment.invite(name, auto_approve=True)) for name in kind.names]
+    for host in hosts:  # a roster for each, so that there are older ones
+        enrolment.join(host.request)
+        sign_pending(app.store, authority, clock())
+    for host in hosts:
+        host.accept(enrolment.join(host.request).credentials)
+    _begin(app, kind)
     app.store.close()
 
 
-def _enrol(enrolment: EnrolmentService, name: str, folder: Path) -> None:
-    token = enrolment.invite(name, auto_approve=True)
-    joining = Joining.prepare(folder, name)
-    reply = enrolment.join(
-        enrolment_pb2.JoinRequest(
-            site=name,
-            secret=token.secret,
-            csr_der=joining.request.csr_der,
-            signing_key=joining.keys.signing_public,
-            sealing_key=joining.keys.sealing.public_bytes,
-            possession=prove_possession(joining.keys, joining.request.csr_der),
+@dataclass(frozen=True)
+class Host:
+    """A hospital's machine that joins."""
+
+    joining: Joining
+    token: Token
+
+    @property
+    def request(self) -> enrolment_pb2.JoinRequest:
+        return enrolment_pb2.JoinRequest(
+            site=self.token.site,
+            secret=self.token.secret,
+            csr_der=self.joining.request.csr_der,
+            signing_key=self.joining.keys.signing_public,
+            sealing_key=self.joining.keys.sealing.public_bytes,
+            possession=prove_possession(self.joining.keys, self.joining.request.csr_der),
         )
-    )
-    joining.accept(reply.credentials, Membership(name, "aggregator.test:444", Digest(token.ca_fingerprint)))
+
+    def accept(self, credentials: enrolment_pb2.Credentials) -> SiteIdentity:
+        membership = Membership(self.token.site, "aggregator.test:444", Digest(self.token.ca_fingerprint))
+        return self.joining.accept(credentials, membership)
 
 
-def _begin(app: AppContext, kind: Kind, custodian: Ed25519PrivateKey) -> None:
+def host_of(folder: Path, name: str, token: Token) -> Host:
+    """The machine of a hospital that was invited, in the World's `folder`."""
+    return Host(Joining.prepare(folder / name / "state" / "agent" / "identity", name), token)
+
+
+def _begin(app: AppContext, kind: Kind) -> None:
     manifest = Manifest((TensorSpec("weight", (PARAMETERS - 4,)), TensorSpec("bias", (4,))))
     initial = Model(manifest, np.linspace(-1, 1, PARAMETERS, dtype=np.float32))
     file = app.settings.state.folder / "initial.safetensors"
     save_model(file, initial)
-    lifecycle.start_run(app, sign_plan(plan_of(kind, initial), custodian), file, custodian.public_key())
+    lifecycle.start_run(app, sign_plan(plan_of(kind, initial), CUSTODIAN), file, CUSTODIAN.public_key())

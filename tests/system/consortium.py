@@ -16,6 +16,7 @@ from aggregator.sites.enrolment import EnrolmentService  # isort: skip
 from aggregator.context import AppContext, open_context  # isort: skip
 from aggregator.migrations import upgrade  # isort: skip
 from aggregator.serve import AggregatorServer  # isort: skip
+from tests.custodian import CUSTODIAN, sign_pending  # isort: skip
 
 
 @dataclass
@@ -41,8 +42,13 @@ class Consortium:
         """Makes the settings of a hospital, and lets it join with a fresh invitation."""
         settings = self.hospital(name)
         token = self.enrolment.invite(name, auto_approve=True).text()
-        join(settings, f"127.0.0.1:{self.aggregator.enrolment_port}", token, say=lambda _: None)
+        address, accept = f"127.0.0.1:{self.aggregator.enrolment_port}", lambda _: True
+        join(settings, address, token, say=lambda _: None, confirm=accept, wait=lambda _: self.sign_roster())
         return settings
+
+    def sign_roster(self) -> None:
+        """The custodian signs a roster of all active sites."""
+        sign_pending(self.app.store, self.enrolment.authority, self.app.clock())
 
 
 @contextmanager
@@ -55,7 +61,7 @@ def consortium(folder: Path) -> Iterator[Consortium]:
     state = config.StateSettings(folder=folder / "hub")
     settings = config.AggregatorSettings(listen=listen, state=state, dashboard=dashboard)
     (folder / "hub").mkdir(parents=True)
-    authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC))
+    authority = create_authority(folder / "hub" / "ca", lambda: datetime.now(UTC), CUSTODIAN.public_key())
     app = open_context(settings)
     upgrade(app.store.engine)
     aggregator = AggregatorServer(app, authority)

@@ -5,10 +5,11 @@ import json
 import shutil
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aggregator.states import RoundState
-from aggregator.store import round_rows, run_rows
+from aggregator.store import round_rows, run_rows, site_rows
 from deploy.demonstration.federation import Federation, Options
 from tests.system.machine import Machine
 
@@ -83,8 +84,8 @@ class Hospital:
         federation.provide_data()
         federation.start_aggregator()
         self._await_port(federation.ports[1])
+        federation.enroll(federation.sites[1:])
         for other in federation.sites[1:]:
-            federation.enroll(other)
             federation.start_site(other)
 
     def fill_export(self) -> None:
@@ -110,6 +111,19 @@ class Hospital:
         """Lets the coordinator invite this hospital; gives the token."""
         invitation = self.federation.aggregator_command("site", "invite", self.name, "--auto-approve", "--json")
         return str(json.loads(invitation)["token"])
+
+    def join(self) -> str:
+        """Lets this hospital join, and the custodian sign a roster with it; gives the output of the command."""
+        address, token = f"127.0.0.1:{self.federation.ports[1]}", self.invite()
+        with ThreadPoolExecutor(1) as pool:
+            joining = pool.submit(self.machine.run, "hemofed-site", "join", address, token, "--yes")
+            self.machine.wait("approval", lambda: self._go_on() and self._is_approved(), 120)
+            self.federation.sign_roster()
+            return joining.result(120)
+
+    def _is_approved(self) -> bool:
+        with self.federation.app().store.read() as session:
+            return self.name in {site.name for site in site_rows.active(session)}
 
     def published(self) -> int:
         """Counts published rounds with this hospital in the cohort."""

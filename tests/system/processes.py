@@ -68,6 +68,8 @@ cache = "{folder}/cache"
 
 [policy]
 plan_approval = "automatic"
+roster_approval = "wait"
+roster_wait_days = 0
 studies_min = 1
 
 [agent]
@@ -126,6 +128,32 @@ class Place:
 
     def aggregator_command(self, *words: str) -> str:
         return _run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words])
+
+    def begin(self) -> None:
+        """Make the custodian and the aggregator's state folder."""
+        self._passphrase_file.write_text("correct horse battery staple")
+        self.custodian_command("init")
+        self.aggregator_command("init", "--custodian", str(self.folder / "custodian" / "custodian.pub"))
+
+    def custodian_command(self, command: str, *words: str) -> str:
+        program = [str(BIN / "hemofed-custodian"), "--folder", str(self.folder / "custodian"), command, *words]
+        return _run([*program, "--passphrase-file", str(self._passphrase_file)])
+
+    def sign_roster(self) -> None:
+        request = self.folder / "roster.request"
+        self.aggregator_command("roster", "export", str(request))
+        self.custodian_command("sign", str(request), "--yes")
+        self.aggregator_command("roster", "import", f"{request}.signed")
+
+    def start_run(self, plan: Path, model: Path) -> None:
+        request = self.folder / "plan.request"
+        self.aggregator_command("plan", "export", str(plan), str(request), "--model", str(model))
+        self.custodian_command("sign", str(request), "--yes")
+        self.aggregator_command("run", "start", f"{request}.signed", "--model", str(model))
+
+    @property
+    def _passphrase_file(self) -> Path:
+        return self.folder / "custodian.passphrase"
 
     def _in_its_network(self, program: str, command: list[str]) -> list[str]:
         space = self.namespaces.get(program)
@@ -207,9 +235,25 @@ def write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Pat
     return model, plan
 
 
-def enrol(place: Place, name: str) -> None:
-    token = json.loads(place.aggregator_command("site", "invite", name, "--auto-approve", "--json"))["token"]
-    _run(place.site_command(name, "join", f"{place.host}:{place.ports[1]}", token))
+def enrol_all(place: Place) -> None:
+    """Every hospital joins, and the custodian signs one roster with all of them."""
+
+    def join(name: str) -> None:
+        token = json.loads(place.aggregator_command("site", "invite", name, "--auto-approve", "--json"))["token"]
+        _run(place.site_command(name, "join", f"{place.host}:{place.ports[1]}", token, "--yes"))
+
+    def approved() -> list[str]:
+        rows = json.loads(place.aggregator_command("site", "list", "--json"))
+        return [row["site"] for row in rows if row["standing"] == "approved"]
+
+    with ThreadPoolExecutor(len(place.names)) as pool:
+        joining = [pool.submit(join, name) for name in place.names]
+        while approved() != place.names and not any(join.done() for join in joining):
+            time.sleep(0.1)
+        if approved() == place.names:
+            place.sign_roster()
+        for join_of_one in joining:
+            join_of_one.result()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from site_client.agent.identity.keys import prove_possession
 from site_client.config import PolicySettings
 from site_client.errors import IdentityRefused, Refused
 from site_client.typed_json import Digest
+from tests.custodian import CUSTODIAN, sign_pending
 
 
 @dataclass
@@ -102,6 +103,7 @@ class Place:
         if self.enrolment.join(request).WhichOneof("outcome") == "pending":
             words = six_words(request.csr_der, request.signing_key, request.sealing_key)
             self.enrolment.approve(token.site, words)
+        sign_pending(self.enrolment.store, self.enrolment.authority, self.aggregator_clock())
         membership = Membership(token.site, "hub.example:8444", Digest(token.ca_fingerprint))
         return joining.accept(self.enrolment.join(request).credentials, membership)
 
@@ -132,9 +134,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     clock = StandingClock()
     store = open_store(f"sqlite:///{tmp_path / 'hub.sqlite'}")
     upgrade(store.engine)
-    enrolment = EnrolmentService(
-        store, create_authority(tmp_path / "ca", clock), config.EnrolmentSettings(), clock, os.urandom
-    )
+    authority = create_authority(tmp_path / "ca", clock, CUSTODIAN.public_key())
+    enrolment = EnrolmentService(store, authority, config.EnrolmentSettings(), clock, os.urandom)
     made = Place(enrolment, clock, clock, tmp_path / "site")
     yield made
     for ledger in made.ledgers:

@@ -109,8 +109,7 @@ def test_a_round_is_trained_under_the_units(hospital: Hospital) -> None:
     hospital.prepare()
     hospital.fill_export()
     hospital.configure()
-    said = machine.run("hemofed-site", "join", f"127.0.0.1:{hospital.federation.ports[1]}", hospital.invite())
-    assert "enrolled" in said
+    assert "enrolled" in hospital.join()
     machine.run("systemctl", "restart", *UNITS)
     hospital.federation.start_run()
     machine.wait("a plan", lambda: "awaiting approval" in hospital.status_text(AGENT), 120)

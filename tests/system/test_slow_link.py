@@ -26,7 +26,7 @@ from aggregator.states import RunState
 from aggregator.store import round_rows, run_rows
 from site_client.agent.egress.payloads import kept
 from tests.system import slow_link
-from tests.system.processes import Place, Trainers, all_running, enrol, running, write_plan, write_settings
+from tests.system.processes import Place, Trainers, all_running, enrol_all, running, write_plan, write_settings
 
 MISSING = slow_link.missing()
 PARAMETERS = 1_000_000
@@ -73,16 +73,15 @@ def run_over(quality: slow_link.Quality, folder: Path) -> Moved:
         spaces = {"aggregator": near, FAR: far, "site-01": near, "site-02": near}
         place = Place(folder, 3, (8443, 8444), slow_link.NEAR, spaces)
         write_settings(place)
-        place.aggregator_command("init")
+        place.begin()
         model, plan = write_plan(place, PARAMETERS, 1)
         app = open_context(load_settings(place.aggregator_toml))
         with running("aggregator", place.serve_command, place.folder):
-            for name in place.names:
-                enrol(place, name)
+            enrol_all(place)
             with all_running(place.names, [place.site_command(name, "agent") for name in place.names], place.folder):
                 trainers = Trainers(place, np.full(PARAMETERS, 1e-4, np.float32))
                 trainers.start()
-                place.aggregator_command("run", "start", str(plan), "--model", str(model))
+                place.start_run(plan, model)
                 line.breaking = True
                 try:
                     await_end(app)

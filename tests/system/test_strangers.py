@@ -95,13 +95,7 @@ class Federation:
 
     def end_a_round(self) -> None:
         """Start a run of one round, and wait until it is over."""
-        self.place.aggregator_command(
-            "run",
-            "start",
-            str(self.place.folder / "plan.toml"),
-            "--model",
-            str(self.place.folder / "initial.safetensors"),
-        )
+        self.place.start_run(self.place.folder / "plan.toml", self.place.folder / "initial.safetensors")
         deadline = time.monotonic() + ROUND_S
         while True:
             with self.app.store.read() as session:
@@ -120,7 +114,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     write_settings(place)
     text = place.aggregator_toml.read_text().replace("enabled = false", "").replace("threads = 64\n", "")
     place.aggregator_toml.write_text(text.replace("[listen]", f'[listen]\ndashboard = "127.0.0.1:{dashboard_port}"'))
-    place.aggregator_command("init")
+    place.begin()
     settings = load_settings(place.aggregator_toml)
     app, authority = open_context(settings), Authority(settings.state.folder / "ca", open_context(settings).clock)
     enrolment = EnrolmentService(app.store, authority, settings.enrolment, app.clock, app.random)
@@ -132,7 +126,14 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         for name in place.names:
             token = enrolment.invite(name, auto_approve=True).text()
             site = load_site_settings(place.site(name) / "site.toml")
-            identities[name] = join(site, f"127.0.0.1:{place.ports[1]}", token, say=lambda _: None)
+            identities[name] = join(
+                site,
+                f"127.0.0.1:{place.ports[1]}",
+                token,
+                say=lambda _: None,
+                confirm=lambda _: True,
+                wait=lambda _: place.sign_roster(),
+            )
         enrolment.revoke(REVOKED)
         with all_running(agents, [place.site_command(name, "agent") for name in agents], place.folder):
             trainers = Trainers(place, np.full(PARAMETERS, 1e-4, np.float32))

@@ -12,9 +12,14 @@ from pathlib import Path
 
 import pytest
 from federation.manifest import load_model
+from federation.v1.enrolment_pb2 import SignedRoster
+from federation.wire import parse
 
 from aggregator.context import open_context
+from aggregator.custodian import sealed_key
 from aggregator.migrations import upgrade
+from aggregator.signing_requests import SignedRosterFile, read_file, write_file
+from aggregator.sites.roster import import_roster, request_roster, roster_notices
 from aggregator.states import RoundState, RunState
 from aggregator.store import people
 from site_client.agent.egress import verify
@@ -23,6 +28,7 @@ from site_client.agent.status_file import read_status
 from site_client.config import FoldersSettings, SiteSettings
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.spool import AgentSide
+from tests.custodian import Program
 from tests.federation.nursery import Kind
 from tests.federation.places import aggregator_settings
 from tests.federation.world import World
@@ -35,8 +41,9 @@ DATASET = "e084e28ab5c0b06d1c7fdbb387d297cb78bc27bc076e464a519226bf0271906c"
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A copy with the modes that git does not keep."""
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy with the modes that git does not keep. New sealed keys have the lowest cost, which each names."""
+    monkeypatch.setattr(sealed_key, "COST_N", 2)
     shutil.copytree(BEFORE, tmp_path / "state")
     (tmp_path / "state" / "hub").rename(tmp_path / "state" / "aggregator")
     for path in (tmp_path / "state").rglob("*"):
@@ -65,6 +72,56 @@ def test_a_round_that_stood_still_in_the_upload_phase_starts_over_and_is_finishe
     world.end()
     assert rounds == [(number, RoundState.PUBLISHED, 3) for number in (1, 2, 3)]
     assert newest == {published}
+
+
+def test_the_custodian_s_key_is_handed_over_in_one_command_and_no_site_joins_again(state: Path) -> None:
+    custodian = Program(state / "custodian")
+    secret = ("--passphrase-file", str(custodian.passphrase_file))
+    told = custodian.succeeds("take-over", str(state / "aggregator"), *secret)
+    assert "is destroyed" in told
+    left = {path.name for path in (state / "aggregator" / "ca").iterdir()}
+    assert left == {"ca.key", "ca.pem", "custodian.pem"}
+    world = World(state, Kind(sites=3, rounds=2))
+    world.clock.now = STOOD_STILL_AT
+    app, authority = world.aggregator.app, world.aggregator.enrolment.authority
+    request = state / "roster.request"
+    with app.store.read() as session:
+        write_file(request, request_roster(session))
+    assert "nothing changes but the dates" in custodian.succeeds("review", str(request))
+    signed = read_file(custodian.sign(request))
+    assert isinstance(signed, SignedRosterFile)
+    import_roster(app.store, authority, parse(SignedRoster, signed.signed), world.clock())
+    for site in world.sites.values():
+        before = site.identity.roster.epoch
+        site.rounds.step()
+        assert site.identity.roster.epoch == before + 1
+        assert site.identity.roster.expires_at is not None
+        assert site.rounds.known() == set(SITES)
+    world.end()
+
+
+def test_a_take_over_that_a_crash_interrupted_is_done_again_and_another_key_is_refused(state: Path) -> None:
+    plain = state / "aggregator" / "ca" / "custodian.key"
+    content, custodian = plain.read_bytes(), Program(state / "custodian")
+    command = ("take-over", str(state / "aggregator"), "--passphrase-file", str(custodian.passphrase_file))
+    custodian.succeeds(*command)
+    assert "no custodian's key to hand over" in custodian.refused(*command)
+    plain.write_bytes(content)  # as if the power had failed before it was destroyed
+    custodian.succeeds(*command)
+    assert not plain.exists()
+    plain.write_bytes(content)
+    other = Program.begin(state / "other")
+    assert "already holds another custodian" in other.refused(*command)
+    plain.write_bytes((state / "aggregator" / "ca" / "ca.key").read_bytes())
+    assert "not the key that custodian.pem certifies" in Program(state / "third").refused(*command)
+    assert plain.exists()
+
+
+def test_until_the_hand_over_the_aggregator_runs_and_asks_for_it(state: Path) -> None:
+    context = open_context(aggregator_settings(state / "aggregator"))
+    with closing(context.store), context.store.read() as session:
+        [notice] = roster_notices(session, state / "aggregator", STOOD_STILL_AT)
+    assert "hand it over with `hemofed-custodian take-over`" in notice
 
 
 def test_the_rows_say_what_they_said(state: Path) -> None:

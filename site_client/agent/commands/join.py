@@ -9,6 +9,7 @@ from federation.fingerprint import six_words
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 
+from site_client.agent.commands.roster import describe
 from site_client.agent.egress.calls import JOIN
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
@@ -18,7 +19,7 @@ from site_client.agent.identity.keys import prove_possession
 from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link
 from site_client.config import SiteSettings
-from site_client.errors import ConfigRefused, Unreachable
+from site_client.errors import ConfigRefused, IdentityRefused, Unreachable
 from site_client.typed_json import Digest
 
 
@@ -27,23 +28,28 @@ def join(
     address: str,
     token_text: str,
     say: Callable[[str], None],
+    confirm: Callable[[str], bool],
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> SiteIdentity:
-    """Enrol this host, and wait until the coordinator approves. A second run after an interruption continues.
+    """Enrol this host, and wait until the coordinator approves and the custodian has signed a roster with it.
+
+    A second run after an interruption, or after "no", continues.
 
     Args:
         settings: of this site.
         address: of the enrolment listener, host:port.
         token_text: from the coordinator.
         say: shows a line to the person who typed the command.
+        confirm: shows the first roster, and returns whether its hospitals are those of the agreement.
         wait: sleeps for seconds.
         clock: aware time.
 
     Raises:
         TokenRefused: the token is not well formed.
         ConfigRefused: the token is for another site than the settings name.
-        IdentityRefused: this host is enrolled already, or the server is not the token's aggregator.
+        IdentityRefused: this host is enrolled already, the server is not the token's aggregator, or the person does
+            not accept the roster.
         Refused: the aggregator does not accept the token.
         Unreachable: the first connection failed; later failures are shown, and the waiting goes on.
     """
@@ -62,7 +68,12 @@ def join(
     finally:
         ledger.close()
         link.close()
-    identity = joining.accept(credentials, Membership(token.site, address, Digest(token.ca_fingerprint)))
+    membership = Membership(token.site, address, Digest(token.ca_fingerprint))
+    roster, custodian = joining.check(credentials, membership)
+    # Later rosters are held against this one: invented hospitals in it would count from the first round on.
+    if not confirm(describe(roster, custodian, token.site, {})):
+        raise IdentityRefused("the roster was not accepted, so this host is not enrolled; ask the coordinator about it")
+    identity = joining.accept(credentials, membership)
     say(f"enrolled as {identity.site}; certificate until {identity.expires_at:%Y-%m-%d}, renewed by the agent")
     return identity
 

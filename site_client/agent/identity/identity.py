@@ -4,11 +4,13 @@
       signing.key  sealing.key   made here, never leave
       joining.key  joining.csr   from the first join call until it is answered: a repeated call sends the same bytes
       ca.pem  custodian.pem  roster.bin  membership.json
+      approved.json  seen.json   the hospitals known here, see `known_sites`
       tls.pem                    key and certificate in one file, so that no crash can pair the wrong two; written
                                  last: a site is enrolled when it is there
       left                       the day on which this host left, until it joins again
 
-Trust starts at the CA fingerprint in the token. The CA vouches for the custodian, the custodian signs rosters.
+Trust starts at the CA fingerprint in the token. The CA vouches for the custodian, the custodian signs rosters. A roster
+may bring the custodian's newer keys, each signed by the one before; this site follows them and never goes back.
 """
 
 import hashlib
@@ -23,13 +25,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 from federation.limits import SITE_NAME
-from federation.roster import Roster, verify_roster
+from federation.roster import Roster, custodian_of, verify_roster
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
 from msgspec import Meta
 
 from site_client.agent.identity import keys
 from site_client.agent.identity.keys import Request, SiteKeys
+from site_client.agent.identity.known_sites import KnownSites
 from site_client.errors import IdentityRefused
 from site_client.files import private_folder, remove, replace_file, sync_folder
 from site_client.typed_json import SIZE_MAX, Digest, decode, encode
@@ -72,9 +75,12 @@ class SiteIdentity:
         self.membership = _read_membership(folder / "membership.json")
         self.ca_pem = (folder / "ca.pem").read_bytes()
         self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
-        self.custodian = _custodian_key((folder / "custodian.pem").read_bytes(), self._ca)
+        self._anchor = _custodian_key((folder / "custodian.pem").read_bytes(), self._ca)
         signed = parse(enrolment_pb2.SignedRoster, (folder / "roster.bin").read_bytes())
+        # The stored roster brings the whole chain from the certificate's key: the newest key needs no file.
+        self.custodian = custodian_of(signed, self._anchor, held=self._anchor)
         self.roster: Roster = verify_roster(signed, self.custodian)
+        self.known_sites = KnownSites(folder)
         self._load_tls()
 
     @property
@@ -103,11 +109,12 @@ class SiteIdentity:
         """Keep a roster of a higher epoch that the custodian signed; the one already held changes nothing.
 
         Raises:
-            BadSignature: the custodian did not sign it.
-            RosterRefused: it is older than the one held.
+            BadSignature: the custodian did not sign it, or an old key of the custodian not its successor.
+            RosterRefused: it is older than the one held, or of an older key of the custodian.
             IdentityRefused: it lacks this site's own keys, or is a second roster of one epoch.
         """
-        roster = verify_roster(signed, self.custodian, epoch_held=self.roster.epoch)
+        custodian = custodian_of(signed, self._anchor, held=self.custodian)
+        roster = verify_roster(signed, custodian, epoch_held=self.roster.epoch)
         # Two signed rosters of one epoch mean that the custodian's key is misused.
         if roster.epoch == self.roster.epoch:
             if roster != self.roster:
@@ -115,9 +122,10 @@ class SiteIdentity:
             return self.roster
         # A roster with other keys for this site would let another machine take its place.
         _check_own_entry(roster, self.site, self.keys)
-        # On disk before it is used: a restart must not return to an older epoch.
+        self.known_sites.keep(self.roster)
+        # On disk before it is used: a restart must not return to an older epoch or an older key.
         replace_file(self._folder / "roster.bin", serialize(signed))
-        self.roster = roster
+        self.roster, self.custodian = roster, custodian
         return roster
 
     def accept_certificate(self, request: Request, credentials: enrolment_pb2.Credentials) -> None:
@@ -165,8 +173,11 @@ class Joining:
             replace_file(csr, fresh.csr_der)
         return cls(folder, site, keys.make_or_load(folder), Request(key.read_bytes(), csr.read_bytes()))
 
-    def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> SiteIdentity:
-        """Verify everything against the token's CA, then keep it.
+    def check(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> tuple[Roster, Ed25519PublicKey]:
+        """Verify everything against the token's CA, and keep nothing.
+
+        Returns:
+            The first roster, and the custodian's key that signed it.
 
         Raises:
             IdentityRefused: a certificate or the roster is not right for this host.
@@ -175,8 +186,20 @@ class Joining:
         # Against the fingerprint in the token: everything else in this message came over the network.
         ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
         _check_certificate(credentials.certificate_pem, self.request, self.site, ca)
-        custodian = _custodian_key(credentials.custodian_certificate_pem, ca)
-        _check_own_entry(verify_roster(credentials.roster, custodian), self.site, self.keys)
+        anchor = _custodian_key(credentials.custodian_certificate_pem, ca)
+        custodian = custodian_of(credentials.roster, anchor, held=anchor)
+        roster = verify_roster(credentials.roster, custodian)
+        _check_own_entry(roster, self.site, self.keys)
+        return roster, custodian
+
+    def accept(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> SiteIdentity:
+        """Verify everything, then keep it. All hospitals of the roster are known from then on.
+
+        Raises:
+            IdentityRefused, BadSignature: as `check`.
+        """
+        roster, _ = self.check(credentials, membership)
+        KnownSites(self.folder).approve(roster.entries)
         replace_file(self.folder / "ca.pem", credentials.ca_certificate_pem)
         replace_file(self.folder / "custodian.pem", credentials.custodian_certificate_pem)
         replace_file(self.folder / "roster.bin", serialize(credentials.roster))

@@ -154,7 +154,8 @@ class _DryRun:
         identity = _MaskingIdentity.among(self.site.identity, signers)
         # Masking uses no other attribute of an identity than these three.
         member, cohort_min = cast(SiteIdentity, identity), self.site.policy.cohort_min
-        masking = MaskingPhases(self.egress, member, self.journal, RevealedSums(self.site.folder), cohort_min)
+        sums, known = RevealedSums(self.site.folder), [self.site.identity.site, *signers]
+        masking = MaskingPhases(self.egress, member, self.journal, sums, cohort_min, lambda: known)
         ref = self.current.ref(_ATTEMPT)
         base, epoch = self.current.base_model_digest, identity.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)

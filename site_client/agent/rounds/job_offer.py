@@ -1,5 +1,7 @@
 """From the aggregator's train step to a job for the trainer: plan, approval, policy, base model, spool."""
 
+from collections.abc import Callable, Collection
+
 import structlog
 from federation.encoding import Layout
 from federation.plan import TrainingPlan
@@ -34,7 +36,10 @@ class JobOffer:
         policy: PolicySettings,
         transfers: TransferPolicy,
         readiness: Readiness,
+        known: Callable[[], Collection[str]],
     ) -> None:
+        """Take the parts. `known` gives the hospitals of the roster that count for this one now."""
+        self._known = known
         self._files, self._egress, self._identity = files, egress, identity
         self._policy, self._transfers, self._readiness = policy, transfers, readiness
 
@@ -99,7 +104,7 @@ class JobOffer:
     def _offer(self, current: CurrentRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> None:
         """Obtain the base model, then make the job visible to the trainer."""
         try:
-            witnesses = Witnesses(self._identity.roster.signing_keys, self._policy.cohort_min)
+            witnesses = Witnesses(self._identity.roster.signing_keys, self._known(), self._policy.cohort_min)
             self._files.models.obtain(self._egress, held.plan, step, witnesses)
         except ModelMismatch:
             # Recorded before the error travels on, so that a restart does not forget it.

@@ -5,7 +5,7 @@ again finds the state and gives the same bytes. A step that comes again with any
 `federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it sends no more in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from site_client.agent.egress.calls import (
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import upload
 from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.identity.known_sites import check_cohort, check_uploaded
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
 from site_client.agent.rounds.journal import ATTEMPT_MAX, CurrentRound, RoundJournal, overwrite
 from site_client.agent.rounds.revealed_sums import RevealedSums
@@ -42,13 +43,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class MaskingPhases:
-    """The phases. `cohort_min` is the hospital's own."""
+    """The phases. `cohort_min` is the hospital's own; `known` gives the names that count toward it now."""
 
     egress: Egress
     identity: SiteIdentity
     journal: RoundJournal
     sums: RevealedSums
     cohort_min: int
+    known: Callable[[], Collection[str]]
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
         """Draw fresh keys for a new attempt, and advertise them.
@@ -84,6 +86,7 @@ class MaskingPhases:
         # The stored roster, never one from this message: the aggregator could invent members otherwise.
         roster = self.identity.roster.signing_keys
         dealt = self._checked(step.round, lambda: member.share(advertisements, roster, minimum, current.uploaded_to))
+        self._checked(step.round, lambda: check_cohort(member.cohort, self.known(), self.cohort_min))
         self._save(step.round.attempt, member)
         shares = [share_message(member.site, peer, dealt[peer]) for peer in sorted(dealt)]
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
@@ -123,6 +126,7 @@ class MaskingPhases:
                 set of an earlier sum on the same model.
         """
         member = self._member(step.round)
+        self._checked(step.round, lambda: check_uploaded(step.uploaded, member.cohort, self.known()))
         self.sums.check_set(self._enter(step.round).base_model_digest, step.uploaded, self._minimum(plan))
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)

@@ -4,7 +4,7 @@ Every model after the first signed one was either recomputed here from a publish
 certificate: the signatures of enough members of the round that led to it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ class Witnesses:
     """The hospitals whose word this site believes about a model, and how many of them a cohort has to have."""
 
     signing_keys: Mapping[str, bytes]  # Ed25519 public key by name, of the stored roster
+    known: Collection[str]  # the names among them that count
     minimum: int
 
 
@@ -175,7 +176,7 @@ class Models:
             plan.digest,
             step.base_model_digest,
             witnesses.signing_keys,
-            witnesses.signing_keys.keys(),
+            witnesses.known,
             witnesses.minimum,
         )
 

@@ -66,14 +66,15 @@ class Participant:
             StateRefused: the journal is damaged.
         """
         folder, policy = settings.folders.agent, settings.policy
-        self._egress, self._identity, self._agent = egress, identity, settings.agent
+        self._egress, self._identity, self._agent, self._policy = egress, identity, settings.agent, policy
         self._version = version("hemofed")[:32]
         files = RoundFiles.in_folder(folder, spool)
         transfers = TransferPolicy(policy, clock, is_metered)
         self._report = SituationReport(files, transfers, settings, clock)
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
-        self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness)
-        self._masking = MaskingPhases(egress, identity, files.journal, files.sums, policy.cohort_min)
+        self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness, self.known)
+        self._clock = clock
+        self._masking = MaskingPhases(egress, identity, files.journal, files.sums, policy.cohort_min, self.known)
         self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
         self._rollback = RollbackWatch(folder, settings.folders.spool, egress, files, clock)
@@ -96,6 +97,7 @@ class Participant:
         # Before the step, which may name a roster of this epoch.
         if reply.roster_epoch > self._identity.roster.epoch:
             self._identity.accept_roster(self._egress.send(FETCH_ROSTER, FETCH_ROSTER.request()))
+        self._identity.known_sites.observe(self._identity.roster, self._clock())
         asked = reply.WhichOneof("step")
         # The aggregator proposes, within the hospital's own bounds.
         wait_s = min(self._agent.poll_max_s, max(self._agent.poll_min_s, reply.retry_after_ms / 1000))
@@ -113,6 +115,10 @@ class Participant:
             return self._local_facts() != self._seen
         except (SiteError, FederationError, OSError):
             return True  # a damaged file: the next step raises it, where the caller expects errors
+
+    def known(self) -> frozenset[str]:
+        """Return the hospitals of the roster that count for this one now."""
+        return self._identity.known_sites.known(self._identity.roster, self._policy, self._clock())
 
     def situation(self) -> Situation:
         """Return this site's report about itself."""
@@ -140,6 +146,8 @@ class Participant:
 
     def _take(self, asked: str | None, reply: rounds_pb2.PollReply) -> bool:
         """Take the step; whether the site said Ready in it."""
+        if asked not in (None, "close"):
+            self._require_roster()
         if asked == "train":
             return self._job_offer.take(reply.train)
         if asked == "close":
@@ -147,6 +155,15 @@ class Participant:
         elif asked is not None:
             self._mask(asked, reply)
         return False
+
+    def _require_roster(self) -> None:
+        """Refuse every step under a roster that has ended: the aggregator may withhold one that removes a site."""
+        roster = self._identity.roster
+        if roster.has_expired(self._clock()):
+            raise StepRefused(
+                f"the roster ended on {roster.expires_at:%Y-%m-%d}, so this site takes part in nothing; ask the "
+                "coordinator for a new one, signed by the custodian"
+            )
 
     def _mask(self, phase: str, reply: rounds_pb2.PollReply) -> None:
         current = self.journal.current

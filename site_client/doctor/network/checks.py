@@ -28,6 +28,7 @@ def checks(settings: SiteSettings, clock: Callable[[], datetime]) -> dict[str, C
         named["address"] = lambda: [missing]
     if not isinstance(identity, str):
         named["certificate"] = lambda: enrolment.check_certificate(identity, clock())
+        named["roster"] = lambda: enrolment.check_roster(identity, settings.policy, clock())
         if settings.aggregator.address:
             named["aggregator"] = lambda: enrolment.check_enrolment(settings, identity, clock)
             named["echo"] = lambda: echo.check_echo(settings, identity, clock)

@@ -3,11 +3,12 @@
 import ctypes
 import fcntl
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from federation.errors import FederationError
+from federation.roster import ROSTER_WARNING_DAYS
 
 from site_client.agent.commands.session import session
 from site_client.agent.egress import verify
@@ -17,7 +18,7 @@ from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
 from site_client.agent.rounds.rollback import read_rollback
 from site_client.agent.status_file import read_status
-from site_client.config import SiteSettings
+from site_client.config import PolicySettings, SiteSettings
 from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
@@ -56,6 +57,23 @@ def check_certificate(identity: SiteIdentity, now: datetime) -> Iterator[CheckRe
         yield red("certificate", f"expires in {days:.1f} days and was to be renewed", "Start the agent: it renews")
     else:
         yield green("certificate", f"of {identity.site}, {days:.1f} days left; renewed by the agent")
+
+
+def check_roster(identity: SiteIdentity, policy: PolicySettings, now: datetime) -> Iterator[CheckResult]:
+    """Check the end of the roster, and whether hospitals wait to be known here."""
+    roster = identity.roster
+    if roster.expires_at is not None and roster.expires_at - now < timedelta(days=ROSTER_WARNING_DAYS):
+        ended = "ended" if roster.has_expired(now) else "ends"
+        fix = "Ask the coordinator for a new roster; without one this site takes part in nothing"
+        yield red("roster", f"it {ended} on {roster.expires_at:%Y-%m-%d}", fix)
+        return
+    waiting = [entry.site for entry, _ in identity.known_sites.waiting(roster, policy, now)]
+    if waiting and policy.roster_approval == "ask":
+        yield red("roster", f"{', '.join(waiting)} wait for you", "hemofed-site roster show, then roster approve")
+    elif waiting:
+        yield green("roster", f"{', '.join(waiting)} will count after policy.roster_wait_days")
+    else:
+        yield green("roster", f"{len(roster.entries)} hospitals, all known here")
 
 
 def check_enrolment(
