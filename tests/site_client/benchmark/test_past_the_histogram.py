@@ -25,7 +25,7 @@ SLICES, SIZE_PX, BLOB_PX = 4, 48, 8
 # pixels stay as bright whether they lie together or apart.
 SPACING_MM, IMAGE_PX = 4.8, 50
 SETTINGS = BenchmarkSettings(
-    epochs=4,
+    epochs=2,
     image_size_px=SIZE_PX,
     slices_max=SLICES,
     learning_rate=0.002,
