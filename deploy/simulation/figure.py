@@ -35,7 +35,8 @@ def draw(summary: Summary) -> str:
             for column, population in enumerate(_POPULATIONS):
                 auc = summary.auc[population][arm]
                 x = column + _SPREAD * (index - 1)
-                intervals.plot([x, x], [auc.low, auc.high], color=look["color"], linewidth=1.5)
+                if auc.low is not None and auc.high is not None:
+                    intervals.plot([x, x], [auc.low, auc.high], color=look["color"], linewidth=1.5)
                 intervals.plot(x, auc.value, marker=look["marker"], color=look["color"])
         curves.set_title("Validation slices, mean over seeds")
         curves.set_xlabel("passes over the training studies")

@@ -125,6 +125,8 @@ def _table(rows: dict[str, dict[str, SeedSummary]]) -> str:
 
 
 def _text(figure: SeedSummary) -> str:
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 

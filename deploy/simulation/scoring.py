@@ -1,4 +1,4 @@
-"""Score last models on test patients, for the measures of `site_client.inference.metrics`."""
+"""Score last models on test patients, for the measures of `site_client.inference.measures`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ the site's own test patients; "worst" is the lowest of the five; "unseen" is the
 local arm is each site's own model, and at the unseen site the mean of the five.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,8 +30,8 @@ class SeedSummary:
     """A figure: its mean over seeds, the 95 % interval of that mean over patients, and each seed's own value."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     per_seed: tuple[float, ...]
 
 
@@ -123,8 +122,7 @@ def _population(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Rea
 
 def _figure(values: Reals, freedom: int | None, scale: Scale = "share") -> SeedSummary:
     draws = values.mean(axis=0)
-    ends = interval(float(draws[0]), draws[1:], scale, freedom)
-    low, high = (math.nan if end is None else end for end in ends)
+    low, high = interval(float(draws[0]), draws[1:], scale, freedom)
     return SeedSummary(float(draws[0]), low, high, tuple(float(seed_value) for seed_value in values[:, 0]))
 
 

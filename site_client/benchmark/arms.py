@@ -3,25 +3,23 @@
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Final
 
-import numpy as np
 from federation.description import ModelDescription
 from federation.labels import ANY
 from federation.manifest import Model, save_model
 
+from site_client.benchmark.finished import Epoch, FinishedArm, load_arm, save_arm
 from site_client.benchmark.settings import BenchmarkSettings
 from site_client.calibration.fit import prior_offsets
 from site_client.calibration.model import CalibratedNet, Calibrations
 from site_client.files import remove, replace_file
 from site_client.inference.intervals import accuracy, estimate, weighted_log_loss
 from site_client.inference.measures import Measure
-from site_client.inference.scores import Scored
 from site_client.inference.scoring import ScoredStudies, clock_of, score_studies
 from site_client.model.inputs import PIPELINE_VERSION
 from site_client.model.network import Network, SequenceNet
@@ -36,74 +34,6 @@ from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import RandomStreams
 
 _EMBEDDINGS_BYTES: Final = 16 << 30  # far more than a million slices of 1024 features in float32
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The evaluation on the validation patients after an epoch.
-
-    Attributes:
-        number: From 1.
-        steps: Optimizer steps so far.
-        slices: Slices read in training so far.
-        train_loss: Mean reported loss over the epoch, augmented and with half of the studies positive.
-        validation_loss: The same loss, not augmented, on the patients at their own prevalence. The outputs are
-            corrected for the training's prevalence.
-        accuracy: At a threshold of .5, per slice, or per study for an arm without slice outputs; None if undefined.
-        auc: Of `any`, likewise.
-        auc_height: Of `any` at equal height, of slices.
-        auc_study: Of `any`, of studies.
-        log_loss: Weighted log loss, likewise.
-    """
-
-    number: int
-    steps: int
-    slices: int
-    train_loss: float
-    validation_loss: float
-    accuracy: float | None
-    auc: float | None
-    auc_height: float | None
-    auc_study: float | None
-    log_loss: float | None
-
-
-@dataclass(frozen=True)
-class FinishedArm:
-    """A trained and evaluated arm; or a trivial row, which has no epochs.
-
-    Attributes:
-        name: Of its architecture.
-        parameters: Their number.
-        epochs: In order.
-        training_slices_per_s: By processor time per thread on a CPU.
-        inference_ms_per_slice: Likewise.
-        digest: Of the last weights, in hex.
-        slices: Scores of the validation slices.
-        studies: Scores of the validation studies.
-    """
-
-    name: str
-    parameters: int
-    epochs: tuple[Epoch, ...]
-    training_slices_per_s: float | None
-    inference_ms_per_slice: float | None
-    digest: str
-    slices: Scored = field(repr=False)
-    studies: Scored = field(repr=False)
-
-    @property
-    def rows(self) -> Scored:
-        """The scores by which the arm is evaluated: of slices, or of studies for an arm without slice outputs."""
-        return self.slices if len(self.slices.patients) else self.studies
-
-
-@dataclass(frozen=True)
-class FailedArm:
-    """An arm that could not be trained here. The other arms are not affected."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -163,7 +93,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     Raises:
         Stopped: `stopping` returned true; a checkpoint is written.
     """
-    finished = load(bench, arm)
+    finished = load_arm(bench.path(arm, ".npz"))
     if finished is not None:
         say(f"{arm}: finished before")
         return finished
@@ -315,11 +245,6 @@ def _finished(
     )
 
 
-# --- on disk ------------------------------------------------------------------------------------------------------
-
-_ARRAYS: Final = ("probabilities", "labels", "patients", "heights")
-
-
 def _save(bench: Bench, arm: FinishedArm, model: Model, offsets: Calibrations) -> None:
     settings = bench.settings
     description = ModelDescription(
@@ -333,26 +258,4 @@ def _save(bench: Bench, arm: FinishedArm, model: Model, offsets: Calibrations) -
     )
     # Order: the scores come last, so where they are the model is.
     save_model(bench.path(arm.name, ".safetensors"), model, description=description)
-    facts = {key: value for key, value in vars(arm).items() if key not in ("epochs", "slices", "studies")}
-    facts["epochs"] = [asdict(epoch) for epoch in arm.epochs]
-    arrays = {
-        f"{level}/{name}": getattr(getattr(arm, level), name) for level in ("slices", "studies") for name in _ARRAYS
-    }
-    draft = bench.path(arm.name, ".unfinished.npz")
-    np.savez(draft, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
-    draft.rename(bench.path(arm.name, ".npz"))
-
-
-def load(bench: Bench, arm: str) -> FinishedArm | None:
-    """Read a finished arm; None if it is not finished, or if its file is damaged."""
-    try:
-        # Opened here because numpy leaves a file open that it cannot read.
-        with bench.path(arm, ".npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            facts = json.loads(str(file["facts"]))
-            slices, studies = (
-                Scored(*(file[f"{level}/{name}"] for name in _ARRAYS)) for level in ("slices", "studies")
-            )
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError):
-        return None
-    facts["epochs"] = tuple(Epoch(**epoch) for epoch in facts["epochs"])
-    return FinishedArm(**facts, slices=slices, studies=studies)
+    save_arm(bench.path(arm.name, ".npz"), arm)

@@ -12,10 +12,11 @@ from typing import Literal
 import click
 import torch
 
+from site_client.benchmark.document import BenchmarkOrigin
 from site_client.benchmark.grid import Grid, read_data, say_of
 from site_client.benchmark.results import Results
 from site_client.benchmark.settings import BenchmarkSettings, phantom_folder
-from site_client.benchmark.table import BenchmarkOrigin, write_table
+from site_client.benchmark.table import write_table
 from site_client.errors import UnknownArchitecture
 from site_client.inference.evaluation import evaluate
 from site_client.inference.model_file import load_initial

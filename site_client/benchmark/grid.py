@@ -11,7 +11,8 @@ from typing import Final
 import click
 from federation.manifest import Model
 
-from site_client.benchmark.arms import Bench, FailedArm, FinishedArm, run_arm
+from site_client.benchmark.arms import Bench, run_arm
+from site_client.benchmark.finished import FailedArm, FinishedArm
 from site_client.benchmark.results import ArmResult, Results, pool_folds
 from site_client.benchmark.settings import BenchmarkSettings
 from site_client.benchmark.trivial import HISTOGRAM, POSITION, trivial_rows

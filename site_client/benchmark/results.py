@@ -9,7 +9,7 @@ import numpy as np
 from federation.labels import ANY
 from numpy.typing import NDArray
 
-from site_client.benchmark.arms import Epoch, FailedArm, FinishedArm
+from site_client.benchmark.finished import Epoch, FailedArm, FinishedArm
 from site_client.benchmark.settings import TWINS
 from site_client.benchmark.trivial import HISTOGRAM
 from site_client.inference.intervals import (

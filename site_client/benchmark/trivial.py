@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
-from site_client.benchmark.arms import FinishedArm
+from site_client.benchmark.finished import FinishedArm
 from site_client.inference.scores import Reals, Scored
 from site_client.ingest.records import StudyRecord
 from site_client.model.inputs import HEIGHT, merge_labels

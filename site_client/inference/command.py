@@ -24,6 +24,7 @@ from site_client.inference.scoring import score_studies
 from site_client.inference.submission import submission
 from site_client.ingest.records import StudyRecord
 from site_client.model.network import Network
+from site_client.phantom.sheet import png_bytes
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.compute import choose
@@ -61,6 +62,7 @@ Device = Literal["auto", "cpu", "cuda"]
 @click.option(
     "--submission", "submission_file", type=_FILE, help="Also ID,Label rows of every image, as RSNA 2019 takes them."
 )
+@click.option("--heat-maps", type=_FOLDER, help="Also a PNG a study: its highest slice, and where that comes from.")
 @click.pass_context
 def predict_command(
     context: click.Context,
@@ -74,6 +76,7 @@ def predict_command(
     flip: bool,
     out: Path | None,
     submission_file: Path | None,
+    heat_maps: Path | None,
 ) -> None:
     """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment.
 
@@ -81,13 +84,19 @@ def predict_command(
     """
     model = load(model_file, size_px, slices_max, calibration)
     compute = choose(device, threads, model.size_px)
-    predictions = predict(compute.place(_net(model, flip)), folder, model.size_px, model.slices_max, compute)
+    net, explained = compute.place(_net(model, flip)), None if heat_maps is None else model.net.eval()
+    predictions = predict(net, folder, model.size_px, model.slices_max, compute, explained)
     click.echo(as_text(predictions))
     if out is not None:
         document = prediction_json(predictions, folder, model.as_json() | {"flip": flip})
         replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
     if submission_file is not None:
         replace_file(submission_file, submission(predictions.predictions).encode())
+    if heat_maps is not None:
+        heat_maps.mkdir(parents=True, exist_ok=True)
+        for number, prediction in enumerate(predictions.predictions, 1):
+            if prediction.heat_map is not None:
+                replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.heat_map))
     if not predictions.predictions:
         context.exit(_NOTHING_USABLE)
 

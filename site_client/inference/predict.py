@@ -12,6 +12,7 @@ from federation.labels import ANY, LABELS
 from numpy.typing import NDArray
 
 from site_client.errors import SeriesUnreadable
+from site_client.inference.heat_map import picture
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.catalog.report import ScanReport
 from site_client.ingest.pseudonym import SiteSecret
@@ -34,11 +35,13 @@ class Prediction:
         study: f64[6].
         slices: f64[T,6], caudal to cranial.
         files: The files of each slice: several where thin slices were averaged.
+        heat_map: uint8[H,2W] of the slice with the highest `any`, see `heat_map`; None if none was asked for.
     """
 
     study: NDArray[np.float64]
     slices: NDArray[np.float64]
     files: tuple[tuple[Path, ...], ...]
+    heat_map: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,14 @@ class FolderPredictions:
     unreadable: tuple[str, ...]
 
 
-def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, compute: Compute) -> FolderPredictions:
+def predict(
+    net: Network,
+    folder: Path,
+    image_size_px: int,
+    slices_max: int,
+    compute: Compute,
+    explained: Network | None = None,
+) -> FolderPredictions:
     """Predict every usable study of a folder, in the order of its files' paths.
 
     Args:
@@ -65,8 +75,10 @@ def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, com
         image_size_px: As in the model's training.
         slices_max: As in the model's training.
         compute: Device and precision.
+        explained: The network behind `net` that heat maps are drawn of; None draws none.
 
     Raises:
+        EvaluationRefused: `explained` has no slice outputs.
         IngestError: The folder cannot be listed.
     """
     # The catalog and its secret exist for this call only: no pseudonym of these patients outlives it.
@@ -78,14 +90,19 @@ def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, com
     predictions, unreadable = [], []
     for series in chosen:
         try:
-            predictions.append(_predict_series(net, series, image_size_px, slices_max, compute))
+            predictions.append(_predict_series(net, series, image_size_px, slices_max, compute, explained))
         except SeriesUnreadable as error:
             unreadable.append(error.code)
     return FolderPredictions(tuple(predictions), report, tuple(unreadable))
 
 
 def _predict_series(
-    net: Network, series: SeriesRecord, image_size_px: int, slices_max: int, compute: Compute
+    net: Network,
+    series: SeriesRecord,
+    image_size_px: int,
+    slices_max: int,
+    compute: Compute,
+    explained: Network | None,
 ) -> Prediction:
     prepared = prepare(read_volume(series), image_size_px, slices_max)
     x = input_of(prepared, compute.device).unsqueeze(0)
@@ -99,7 +116,8 @@ def _predict_series(
     slices = clamp_any(logits).double().sigmoid().cpu().numpy()
     study = clamp_any(output.study_logits[0]).double().sigmoid().cpu().numpy()
     files = tuple(series.files[group.start : group.stop] for group in prepared.source_slices)
-    return Prediction(study, slices, files)
+    heat_map = None if explained is None else picture(explained, x[0, int(slices[:, ANY].argmax())])
+    return Prediction(study, slices, files, heat_map)
 
 
 def as_text(of_folder: FolderPredictions) -> str:

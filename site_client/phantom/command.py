@@ -33,7 +33,7 @@ PROFILE_NAMES = click.Choice(["T", "S", "N", "C", "R", "U"])
     type=click.FloatRange(0.2, 3.0),
     default=1.0,
     show_default=True,
-    help="Below 1: larger, brighter bleeds.",
+    help="Below 1: larger bleeds; above 1: smaller and fainter ones.",
 )
 @click.option(
     "--alpha",

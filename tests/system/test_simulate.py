@@ -112,18 +112,19 @@ def test_a_finished_seed_is_read_and_not_trained_again(
     np.testing.assert_array_equal(read.scores[key].logits, result.scores[key].logits)
 
 
-def scores_of(rng: np.random.Generator, quality: float) -> Scores:
-    labels = np.zeros((40, 6), np.int8)
-    labels[:, 5] = rng.integers(0, 2, 40)
-    logits = np.round(rng.normal(size=(40, 6)) + quality * labels, 1).astype(np.float32)
-    patient = np.repeat(np.arange(8), 5)
+def scores_of(rng: np.random.Generator, quality: float, patients: int = 8) -> Scores:
+    """Five slices of each patient; with an even number some of them are positive, else none."""
+    labels = np.zeros((5 * patients, 6), np.int8)
+    patient = np.repeat(np.arange(patients), 5)
+    labels[:, 5] = (np.arange(5 * patients) % 5 < rng.integers(1, 5, patients)[patient]) & (patient % 2 == 0)
+    logits = np.round(rng.normal(size=labels.shape) + quality * labels, 1).astype(np.float32)
     return Scores(logits, labels, patient, patient)
 
 
-def made_up(seed: int) -> SeedResult:
+def made_up(seed: int, patients: int = 24) -> SeedResult:
     quality = {CENTRAL: 4.0, FEDERATED: 2.0, **{local(site): 0.5 for site in SITES}}
     scores = {
-        (model, site): scores_of(np.random.default_rng([seed, number]), quality[model])
+        (model, site): scores_of(np.random.default_rng([seed, number]), quality[model], patients)
         for model in MODELS
         for number, site in enumerate((*SITES, UNSEEN))
     }
@@ -143,16 +144,25 @@ def test_the_bootstrap_draws_whole_patients_and_gives_the_exact_auc_of_each_draw
 
 
 def test_the_summary_pairs_differences_and_takes_the_worst_site() -> None:
-    summary = summarize([made_up(1), made_up(2)], draws=50)
+    summary = summarize([made_up(1), made_up(2)], draws=200)
     assert summary.in_order
     for measure, row in summary.auc.items():
         for figure in row.values():
+            assert figure.low is not None
+            assert figure.high is not None
             assert figure.low <= figure.value <= figure.high, measure
     gap = summary.differences["central - federated"]
     assert gap.value == pytest.approx(summary.auc["sites"][CENTRAL].value - summary.auc["sites"][FEDERATED].value)
     worst = np.mean([min(summary.by_site[site]["local"].per_seed[seed] for site in SITES) for seed in range(2)])
     assert summary.auc["worst"]["local"].value == pytest.approx(worst)
-    assert summary.test_patients["T"] == 8
+    assert summary.test_patients["T"] == 24
+
+
+def test_a_site_with_nine_patients_of_a_kind_has_a_figure_and_no_interval() -> None:
+    summary = summarize([made_up(1, patients=18)], draws=200)
+    assert summary.by_site["T"][CENTRAL].value > 0.5
+    assert summary.by_site["T"][CENTRAL].low is None
+    assert summary.auc["sites"][CENTRAL].low is not None  # five sites have 45 of each
 
 
 def test_training_and_test_patients_are_others_and_are_prepared_once(cache: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from site_client.benchmark.arms import Bench, load, run_arm
+from site_client.benchmark.arms import Bench, run_arm
 from site_client.benchmark.command import benchmark
+from site_client.benchmark.document import BenchmarkOrigin
+from site_client.benchmark.finished import load_arm
 from site_client.benchmark.grid import BenchmarkData, Grid
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
-from site_client.benchmark.table import BenchmarkOrigin, write_table
+from site_client.benchmark.table import write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
 from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -115,7 +117,7 @@ def test_a_finished_arm_is_read_and_not_trained_again(bench: Callable[[str], Ben
     assert np.array_equal(again.slices.probabilities, first.slices.probabilities)
     path = bench("one").path("lite-slices", ".npz")
     path.write_bytes(path.read_bytes()[:-100])
-    assert load(bench("one"), "lite-slices") is None
+    assert load_arm(path) is None
 
 
 def test_another_precision_is_another_result_of_the_same_draws(bench: Callable[[str], Bench]) -> None:

@@ -58,8 +58,10 @@ def test_a_submission_has_six_rows_an_image_and_the_answers_of_the_json(
 ) -> None:
     out, table = tmp_path / "answer.json", tmp_path / "submission.csv"
     asked = ("predict", patients, "--model", model, *SIZE, "--flip", "--threads", "1")
-    result = _site(*asked, "--out", out, "--submission", table)
+    result = _site(*asked, "--out", out, "--submission", table, "--heat-maps", tmp_path / "maps")
     assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["study-1.png", "study-2.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "maps").iterdir())
     header, *lines = table.read_text().splitlines()
     assert header == "ID,Label"
     answers = dict(line.split(",") for line in lines)
