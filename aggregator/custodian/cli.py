@@ -16,7 +16,7 @@ from aggregator.errors import AggregatorError
 DEFAULT_FOLDER = Path.home() / "hemofed-custodian"
 
 
-class RootGroup(LazyGroup):
+class CustodianGroup(LazyGroup):
     """Turns refusals into one line and exit code 1; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -34,7 +34,7 @@ class RootGroup(LazyGroup):
             raise click.ClickException(f"{error.strerror or error}{where}; put it right and try again") from error
 
 
-@click.group(cls=RootGroup)
+@click.group(cls=CustodianGroup)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),

@@ -23,7 +23,7 @@ from federation.v1.plan_pb2 import SignedPlan
 from federation.wire import parse, serialize
 
 from aggregator.custodian import sealed_key, token_key
-from aggregator.custodian.token_key import Token
+from aggregator.custodian.token_key import HardwareToken
 from aggregator.errors import CustodianRefused
 from aggregator.secret_file import write_secret
 
@@ -45,9 +45,9 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_label: str = ""
 
     @property
-    def token(self) -> Token | None:
+    def token(self) -> HardwareToken | None:
         """The token that holds the key; None when it lies in a file."""
-        return Token(self.token_module, self.token_label) if self.token_module else None
+        return HardwareToken(self.token_module, self.token_label) if self.token_module else None
 
 
 class CustodianFolder:
@@ -125,7 +125,9 @@ class CustodianFolder:
         raise CustodianRefused("the roster in the request was not signed by this custodian; it is of other keys")
 
 
-def make_key(path: Path, secret: str, token: Token | None = None, key: Ed25519PrivateKey | None = None) -> bytes:
+def make_key(
+    path: Path, secret: str, token: HardwareToken | None = None, key: Ed25519PrivateKey | None = None
+) -> bytes:
     """Make the key of a custodian whose folder holds none yet.
 
     Args:

@@ -17,7 +17,7 @@ _POINT_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Token:
+class HardwareToken:
     """Where the token is."""
 
     module: str  # path of its PKCS#11 library
@@ -35,7 +35,7 @@ class TokenKey:
         return bytes(self._key.sign(data, mechanism=self._mechanism))
 
 
-def make_key(token: Token, pin: str) -> bytes:
+def make_key(token: HardwareToken, pin: str) -> bytes:
     """Make the key in the token.
 
     Returns:
@@ -60,7 +60,7 @@ def make_key(token: Token, pin: str) -> bytes:
 
 
 @contextmanager
-def open_key(token: Token, pin: str) -> Iterator[TokenKey]:
+def open_key(token: HardwareToken, pin: str) -> Iterator[TokenKey]:
     """Find the key in the token, for as long as the context lasts.
 
     Raises:
@@ -75,7 +75,7 @@ def open_key(token: Token, pin: str) -> Iterator[TokenKey]:
 
 
 @contextmanager
-def _session(token: Token, pin: str) -> Iterator[tuple[Any, Any]]:
+def _session(token: HardwareToken, pin: str) -> Iterator[tuple[Any, Any]]:
     try:
         import pkcs11
     except ImportError:

@@ -54,7 +54,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def test_a_round_that_stood_still_in_the_upload_phase_starts_over_and_is_finished_by_this_version(state: Path) -> None:
+def test_a_round_that_stood_still_in_the_upload_phase_starts_over_and_is_finished(state: Path) -> None:
     """Its masked words are of version 1 of secure aggregation; the updates behind them are still at the sites."""
     world = World(state, Kind(sites=3, rounds=2))
     world.clock.now = STOOD_STILL_AT

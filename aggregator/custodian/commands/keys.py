@@ -15,7 +15,7 @@ from federation.roster import succeed as sign_successor
 
 from aggregator.custodian.commands.secrets import FILE, ask_secret, passphrase_file
 from aggregator.custodian.folder import CustodianFolder, Facts, Succession, begin, make_key
-from aggregator.custodian.token_key import Token
+from aggregator.custodian.token_key import HardwareToken
 from aggregator.errors import CustodianRefused
 from aggregator.secret_file import destroy_secret
 
@@ -117,10 +117,10 @@ def take_over(folder: Path, aggregator_folder: Path, passphrase_file: Path | Non
     click.echo(f"{plain} is destroyed. Destroy its backups, too.")
 
 
-def _token(module: str, label: str) -> Token | None:
+def _token(module: str, label: str) -> HardwareToken | None:
     if bool(module) != bool(label):
         raise CustodianRefused("expected both --token-module and --token-label, or neither")
-    return Token(module, label) if module else None
+    return HardwareToken(module, label) if module else None
 
 
 def _tell(custodian: CustodianFolder) -> None:
