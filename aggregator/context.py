@@ -67,11 +67,12 @@ class LedgerMark(NamedTuple):
 
 
 class LastReport(NamedTuple):
-    """A site's last report, when one was last written to the database, and the longest ledger that it reported."""
+    """A site's last report, and what is remembered of those before it."""
 
     report: SiteReport
-    written_at: datetime
-    longest: LedgerMark
+    written_at: datetime  # when a report was last written to the database
+    longest: LedgerMark  # of the ledgers that it reported
+    longest_before: LedgerMark  # without the last report; of length 0 before the second
 
 
 @dataclass(frozen=True)

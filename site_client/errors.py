@@ -15,6 +15,7 @@ SiteError
 ├── StepRefused            the aggregator asked for a step that this site must not take
 ├── ModelMismatch          a model does not have the announced digest
 ├── UnknownArchitecture    the plan names a network that this version does not have
+├── WeightsRefused         a file of published weights is not that of the architecture, or would run code
 ├── CheckpointRefused      a checkpoint is broken, or of another round, model, dataset or configuration
 ├── RanksApart             the processes of one training have diverged; it has to start again
 ├── TrainingFailed         the training diverged, or a job could not be done
@@ -109,6 +110,10 @@ class ModelMismatch(SiteError):
 
 class UnknownArchitecture(SiteError):
     """The plan names a network that this version does not have."""
+
+
+class WeightsRefused(SiteError):
+    """A file of published weights has other tensors than the architecture, or cannot be read without running code."""
 
 
 class CheckpointRefused(SiteError):

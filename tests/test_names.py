@@ -73,11 +73,11 @@ def test_the_name_of_a_test_is_a_sentence_of_fewer_than_90_characters() -> None:
 
 
 def test_each_package_configures_its_log_in_one_place() -> None:
-    places = [
+    places = {
         module
         for house in HOUSES
         for module, tree in sources(house).items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "structlog.configure"
-    ]
-    assert places == ["aggregator.logging_setup", "site_client.logging_setup"]
+    }
+    assert places == {"aggregator.logging_setup", "site_client.logging_setup"}

@@ -8,6 +8,7 @@ from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, of_run
 from aggregator.commands.printing import print_json, print_rows
 from aggregator.runs import export
+from aggregator.runs.plans import plan_of
 
 
 @click.group()
@@ -36,9 +37,10 @@ def model_export(context: CommandContext, out: Path, run_id: str | None, number:
     """Write a model to OUT (safetensors), after checking it against its digest."""
     app = context.app()
     with app.store.read() as session:
-        chosen = export.choose(session, listings.chosen_run(session, run_id), number)
+        run = listings.chosen_run(session, run_id)
+        chosen, plan = export.choose(session, run, number), plan_of(run)
     # Outside the transaction: a large model takes longer to copy than a database should be held.
-    export.export(app.blobs, chosen, out)
+    export.export(app.blobs, chosen, plan, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})
         return

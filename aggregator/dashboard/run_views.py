@@ -94,6 +94,7 @@ class RunView:
     hex_id: str
     name: str
     purpose: str
+    origin: str
     architecture: str
     state: str
     tone: str
@@ -132,6 +133,7 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         hex_id=run.run_id.hex(),
         name=run.name,
         purpose=plan.purpose,
+        origin=plan.origin,
         architecture=plan.architecture,
         state=run.state.value,
         tone=wording.TONES.get(run.state, ""),

@@ -51,7 +51,7 @@ class ConnectionLimits(NamedTuple):
     handshake_s: float
 
 
-class Holder(NamedTuple):
+class ConnectionHolder(NamedTuple):
     """Whom a connection counts for: an address as long as it is not authenticated, then a site."""
 
     kind: Literal["address", "site"]
@@ -64,7 +64,7 @@ class Connection:
 
     client: socket.socket
     address: str  # as `network_of` counts it
-    holder: Holder
+    holder: ConnectionHolder
     ends_at: float  # monotonic seconds; infinite when it is admitted
     site: str | None = None
     refused: bool = False
@@ -93,7 +93,7 @@ class Acceptor:
         self._by_descriptor: dict[int, Connection] = {}  # of both ends
         self._by_peer: dict[str, Connection] = {}
         # By holder, and within one in the order of the last bytes from the client: the first was quiet for longest.
-        self._held: dict[Holder, dict[Connection, None]] = {}
+        self._held: dict[ConnectionHolder, dict[Connection, None]] = {}
         self._counts = {"address": 0, "site": 0}  # connections by kind of holder
         self._masks: dict[int, int] = {}  # by descriptor: the events that epoll waits for
         self._epoll = select.epoll()
@@ -182,7 +182,7 @@ class Acceptor:
                 return
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            holder = Holder("address", network_of(peer[0]))
+            holder = ConnectionHolder("address", network_of(peer[0]))
             if not self._make_room(holder):
                 log.warning("connection refused", listener=self._name, why="sites hold all connections")
                 client.close()
@@ -193,7 +193,7 @@ class Acceptor:
             self._hold(connection, holder)
             self._watch(client.fileno(), _IN)
 
-    def _make_room(self, holder: Holder) -> bool:
+    def _make_room(self, holder: ConnectionHolder) -> bool:
         """End a connection where one more of `holder` would be too many; False when sites hold all there may be."""
         limits, strangers = self._limits, self._counts["address"]
         if len(self._held.get(holder, ())) >= limits.per_address:
@@ -206,11 +206,11 @@ class Acceptor:
             self._end_quietest(max(others, key=lambda other: len(self._held[other])), "too many not authenticated")
         return True
 
-    def _end_quietest(self, holder: Holder, why: str) -> None:
+    def _end_quietest(self, holder: ConnectionHolder, why: str) -> None:
         log.warning("connection ended", listener=self._name, why=why, holder=holder.name)
         self._end(next(iter(self._held[holder])))
 
-    def _hold(self, connection: Connection, holder: Holder) -> None:
+    def _hold(self, connection: Connection, holder: ConnectionHolder) -> None:
         connection.holder = holder
         self._held.setdefault(holder, {})[connection] = None
         self._counts[holder.kind] += 1
@@ -225,7 +225,7 @@ class Acceptor:
     def _admit(self, connection: Connection, site: str) -> None:
         if connection.ended or connection.refused:
             return
-        holder = Holder("site", site)
+        holder = ConnectionHolder("site", site)
         if connection.holder != holder:
             self._release(connection)
             self._hold(connection, holder)
@@ -238,7 +238,7 @@ class Acceptor:
         if connection.ended:
             return
         self._release(connection)
-        self._hold(connection, Holder("address", connection.address))
+        self._hold(connection, ConnectionHolder("address", connection.address))
         connection.ends_at = min(connection.ends_at, time.monotonic() + REFUSED_S)
 
     def _sweep(self, now: float) -> None:

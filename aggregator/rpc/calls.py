@@ -8,8 +8,8 @@ memory and no thread. Servicers are synchronous, and run in a few threads.
     3. the message arrives, or its time runs out
     4. the servicer authenticates the call, so that a revocation counts from the next call on, and answers
 
-To gRPC every method is a stream of messages in both directions, which is the same on the wire. In a unary method it
-would wait for the message by itself, for as long as the caller likes.
+To gRPC every method takes a stream of messages, which is the same on the wire. In a unary method it would wait for the
+message by itself, for as long as the caller likes.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class CallRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class IncomingCall:
     """A call as servicers see it: the part of gRPC's ServicerContext that they use."""
 
     identity: Any  # what TLS found out about the caller
@@ -80,14 +80,15 @@ class CallLimits(NamedTuple):
     hold_s: float
 
 
-Act: TypeAlias = Callable[[Call, Connection, Context], Awaitable[None]]
+# None: it has sent its answers itself.
+Act: TypeAlias = Callable[[IncomingCall, Connection, Context], Awaitable[bytes | None]]
 
 
 class CallReceiver:
     """Receives the calls of one listener. Everything but `handler` runs in one event loop."""
 
     def __init__(
-        self, acceptor: Acceptor, limits: CallLimits, threads: int, site_of: Callable[[Call], str] | None
+        self, acceptor: Acceptor, limits: CallLimits, threads: int, site_of: Callable[[IncomingCall], str] | None
     ) -> None:
         """Make the threads.
 
@@ -121,15 +122,17 @@ class CallReceiver:
         """
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for method in service.methods:
+            kind = grpc.stream_unary_rpc_method_handler
             if method.client_streaming:
                 act = self._upload(servicer.receive, method.input_type)
             elif method.server_streaming:
                 act = self._download(getattr(servicer, method.name), method.input_type)
+                kind = grpc.stream_stream_rpc_method_handler
             elif held and method.name in held:
                 act = self._held(held[method.name], method.input_type)
             else:
                 act = self._unary(getattr(servicer, method.name), method.input_type)
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._received(act))
+            handlers[method.name] = kind(self._received(act))
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     def wake(self) -> None:
@@ -149,16 +152,15 @@ class CallReceiver:
 
     # --- any call ---
 
-    def _received(self, act: Act) -> Callable[[object, Context], Awaitable[None]]:
-        async def behavior(_requests: object, context: Context) -> None:
+    def _received(self, act: Act) -> Callable[[object, Context], Awaitable[bytes | None]]:
+        async def behavior(_requests: object, context: Context) -> bytes | None:
             connection = self._acceptor.connection(context.peer())
             if connection is None or connection.refused:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "this connection has ended; connect again")
-            call = Call(context.auth_context(), connection.address)
+            call = IncomingCall(context.auth_context(), connection.address)
             try:
                 with self._counted(await self._caller(call, connection)):
-                    await act(call, connection, context)
-                return
+                    return await act(call, connection, context)
             except CallRefused as refused:
                 code, sentence = refused.code, refused.sentence
             # Nobody who is refused for who it is has another call on this connection. A host that joins is a stranger
@@ -170,7 +172,7 @@ class CallReceiver:
 
         return behavior
 
-    async def _caller(self, call: Call, connection: Connection) -> str:
+    async def _caller(self, call: IncomingCall, connection: Connection) -> str:
         """Return whom the call counts for."""
         if self._site_of is None:
             return call.address
@@ -182,7 +184,7 @@ class CallReceiver:
             lookup = self._lookups[connection.peer] = asyncio.create_task(self._look_up(call, connection))
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, call: Call, connection: Connection) -> str:
+    async def _look_up(self, call: IncomingCall, connection: Connection) -> str:
         # Set where handlers are made for callers with certificates.
         assert self._site_of is not None
         try:
@@ -242,15 +244,15 @@ class CallReceiver:
 
     # --- the four kinds of methods ---
 
-    def _unary(self, answer: Callable[[Message, Call], Message], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> None:
+    def _unary(self, answer: Callable[[Message, IncomingCall], Message], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             data = await self._only(context)
-            await context.write(await self._in_thread(lambda: answer(_parse(kind, data), call).SerializeToString()))
+            return await self._in_thread(lambda: answer(_parse(kind, data), call).SerializeToString())
 
         return act
 
     def _held(self, answer: Callable[..., Message | None], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> None:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             request = _parse(kind, await self._only(context))
             loop = asyncio.get_running_loop()
             ends_at, first, reply = loop.time() + self._limits.hold_s, True, None
@@ -264,12 +266,12 @@ class CallReceiver:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(left_s):
                             await changed.wait()
-            await context.write(reply.SerializeToString())
+            return reply.SerializeToString()
 
         return act
 
-    def _upload(self, receive: Callable[[Call], Callable[[Message], Message]], kind: Descriptor) -> Act:
-        async def act(call: Call, _connection: Connection, context: Context) -> None:
+    def _upload(self, receive: Callable[[IncomingCall], Callable[[Message], Message]], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, _connection: Connection, context: Context) -> bytes:
             chunk: bytes | None = await self._only(context)
             take, reply = receive(call), None
             while chunk is not None:
@@ -277,12 +279,12 @@ class CallReceiver:
                 chunk = await self._next(context, self._limits.progress_s)
             # There was at least one chunk, or `_only` had refused the call.
             assert reply is not None
-            await context.write(reply.SerializeToString())
+            return reply.SerializeToString()
 
         return act
 
-    def _download(self, answer: Callable[[Message, Call], Iterator[Message]], kind: Descriptor) -> Act:
-        async def act(call: Call, connection: Connection, context: Context) -> None:
+    def _download(self, answer: Callable[[Message, IncomingCall], Iterator[Message]], kind: Descriptor) -> Act:
+        async def act(call: IncomingCall, connection: Connection, context: Context) -> None:
             messages = answer(_parse(kind, await self._only(context)), call)
 
             def read() -> list[bytes]:

@@ -128,7 +128,8 @@ class RoundsServicer:
             if answer.hold and not first:  # held for as long as it may be: the site is to come back at once
                 answer.reply.retry_after_ms = polling.AT_ONCE_MS
             # A site whose ledger is shorter was put back to an earlier day, and takes part in nothing.
-            answer.reply.ledger_entries_seen, answer.reply.ledger_head_seen = self._app.last_reports[site].longest
+            seen = self._app.last_reports[site].longest_before
+            answer.reply.ledger_entries_seen, answer.reply.ledger_head_seen = seen
             if answer.seat is not None:
                 self._app.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
             return answer.reply

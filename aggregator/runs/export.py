@@ -1,9 +1,11 @@
-"""A model of a run becomes a file outside the state folder."""
+"""A model of a run becomes a file outside the state folder, with a description of itself."""
 
-import shutil
+import tempfile
 from pathlib import Path
 
-from federation.manifest import load_model
+from federation.description import ModelDescription
+from federation.manifest import load_model, save_model
+from federation.plan import TrainingPlan
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
@@ -26,8 +28,10 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     raise NotFound(f"round {round_number} of run {run.name} made no model; `model list` shows those there are")
 
 
-def export(blobs: Blobs, version: ModelVersion, out: Path) -> None:
+def export(blobs: Blobs, version: ModelVersion, plan: TrainingPlan, out: Path) -> None:
     """Write the model's safetensors file to `out`, whole or not at all, after computing its digest anew.
+
+    The file says what the model is: its architecture, inputs, origin, run, plan and round.
 
     Raises:
         WrongState: when the digest is not the recorded one; the state folder is damaged.
@@ -36,14 +40,25 @@ def export(blobs: Blobs, version: ModelVersion, out: Path) -> None:
     """
     if not out.parent.is_dir():
         raise NotFound(f"no folder {out.parent}; make it, or export to another")
-    unfinished = out.with_name(f".{out.name}.unfinished")  # in the same folder, so that `replace` is atomic
-    try:
-        with blobs.open(version.blob) as stored, unfinished.open("wb") as writer:
-            shutil.copyfileobj(stored, writer)
-        # Computed from the copy: it also finds a disk that wrote something else than it was given.
-        digest = load_model(unfinished).digest
-        if digest != version.digest:
-            raise WrongState(f"expected model {version.digest.hex()}, the stored file holds {digest.hex()}; restore it")
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with blobs.open(version.blob) as stored:
+        model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
+    if model.digest != version.digest:
+        raise WrongState(f"expected model {version.digest.hex()}, the blob holds {model.digest.hex()}; restore it")
+    description = ModelDescription(
+        architecture=plan.architecture,
+        image_size_px=plan.inputs.image_size_px,
+        slices_max=plan.inputs.slices_max,
+        slices_per_study=plan.training.slices_per_study,
+        origin=plan.origin,
+        run_id=plan.run_id.hex(),
+        plan_digest=plan.digest.hex(),
+        round=version.round_number,
+    )
+    # Beside `out`, so that `replace` is atomic.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        draft = Path(folder) / out.name
+        save_model(draft, model, description=description)
+        # Read back: this finds a disk that wrote other bytes than it was given.
+        if load_model(draft).digest != version.digest:
+            raise WrongState(f"expected model {version.digest.hex()} in {out.name}, read another; check the disk")
+        draft.replace(out)

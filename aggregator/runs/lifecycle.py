@@ -8,12 +8,13 @@ abandoned rounds in a row pause the run with the reason, so that a federation th
 instead of asking hospitals to train in vain.
 """
 
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.manifest import load_model
+from federation.manifest import load_model, save_model
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
@@ -59,7 +60,11 @@ def start_run(
             f"got {model.digest.hex()[:16]}; pass the file the plan was made with"
         )
     # The file before the rows: a crash in between leaves a blob without a row, which costs nothing but its bytes.
-    stored = app.blobs.add(initial_model)
+    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="initial-") as folder:
+        # Written anew: sites exchange models without a description, and the plan holds the origin that was in it.
+        file = Path(folder) / "initial.safetensors"
+        save_model(file, model)
+        stored = app.blobs.take(file)
     cause = Cause(app.clock(), actor, "first round")
     run = Run(
         run_id=plan.run_id,

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from federation.errors import FederationError, PlanRefused
-from federation.manifest import Model, load_model
+from federation.manifest import Model, load_description, load_model
 from federation.plan import TrainingPlan
 from federation.vocabulary import Metric
 
@@ -23,7 +23,7 @@ ROTATION_SEED_BYTES = 32
 # Keys of version 0.1.0 that have another name today. Files with the old one are read, with a warning.
 RENAMED = {"arm": "architecture"}
 
-GIVEN = ("run_id", "manifest", "initial_model_digest", "encoding.rotation_seed")  # never in the file
+GIVEN = ("run_id", "manifest", "initial_model_digest", "encoding.rotation_seed", "origin")  # never in the file
 
 # A table that is absent is an empty one: all its keys have defaults. On the wire every part of a plan is present.
 OPTIONAL: Table = {
@@ -48,7 +48,9 @@ def read_plan(path: Path, model_path: Path, random: Callable[[int], bytes]) -> T
     table = read_toml(path, f"no plan at {path}; start from deploy/plan.toml", PlanFileRefused)
     rename_old_keys(table, RENAMED, str(path), PlanFileRefused)
     model = _read_model(model_path)
-    given = (random(RUN_ID_BYTES), model.manifest, model.digest, random(ROTATION_SEED_BYTES))
+    description = load_description(model_path)
+    origin = "" if description is None else description.origin
+    given = (random(RUN_ID_BYTES), model.manifest, model.digest, random(ROTATION_SEED_BYTES), origin)
     values = OPTIONAL | table | {"metrics": _in_wire_order(table.get("metrics", OPTIONAL["metrics"]))}
     try:
         return from_table(TrainingPlan, values, str(path), PlanFileRefused, given=dict(zip(GIVEN, given, strict=True)))

@@ -19,15 +19,13 @@ _STATES = {state.number: state for state in SiteState}
 _REASONS = {reason.number: reason for reason in StateReason}
 
 
-def keep(app: AppContext, site: str, request: pb.PollRequest) -> LedgerMark:
+def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
     """Keep a site's report for the dashboard. It is written when the site's state changes, else every few seconds.
 
     A ledger that is shorter than the longest one reported, or has another head at that length, was cut or rewritten:
-    the audit says so, once a cut. The row keeps the longest ledger, for `hemofed-site` to compare with its own. Between
+    the audit says so, once a cut. The row keeps the longest ledger. The reply to a Poll carries `longest_before` of
+    `app.last_reports`, and the site compares it with its own ledger; the report itself would tell it nothing. Between
     two writes the reports stay in memory; a crash loses a few seconds of them.
-
-    Returns:
-        The longest ledger that the site reported before this report; of length 0 when this is its first.
 
     Raises:
         MessageRefused: for values outside the bounds of rounds.proto, or from a site of another version of secure
@@ -57,8 +55,9 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> LedgerMark:
     last = app.last_reports.get(site)
     # A Poll is the most frequent call, and a synced write costs more than all the rest of it.
     if last is not None and _can_wait(last, report):
-        app.last_reports[site] = last._replace(report=report, longest=_longer(last.longest, mark))
-        return last.longest
+        longest = _longer(last.longest, mark)
+        app.last_reports[site] = LastReport(report, last.written_at, longest, longest_before=last.longest)
+        return
     with app.store.write() as session:
         row = site_rows.report(session, site)
         if row is None:  # of a host that joined under this name just now: its ledger is another one
@@ -76,8 +75,7 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> LedgerMark:
         site_rows.put_report(session, report)
     # After the commit: a report that could not be written must be tried again with the next Poll.
     report.ledger_entries, report.ledger_head = mark
-    app.last_reports[site] = LastReport(report, now, longest)
-    return seen
+    app.last_reports[site] = LastReport(report, now, longest, longest_before=seen)
 
 
 def _check_report(request: pb.PollRequest) -> None:

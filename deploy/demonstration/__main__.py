@@ -133,8 +133,8 @@ def _run(federation: Federation) -> bool:
     # Each step needs the ones before it: addresses and keys, then data, then a listening aggregator, then sites.
     federation.initialize()
     federation.make_initial_model()
-    kind = "synthetic" if options.data is None else "the given"
-    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} of {kind} CT studies")
+    studies = "synthetic CT studies" if options.data is None else "of the given CT studies"
+    click.echo(f"  {options.sites} hospitals, each with up to {options.studies} {studies}")
     federation.provide_data()
     federation.start_aggregator()
     _await_listening(federation)
@@ -169,7 +169,7 @@ def _watch(federation: Federation) -> bool:
         time.sleep(POLL_S)
 
 
-def _conclude(federation: Federation, outcome: results.Results, seconds: float) -> bool:
+def _conclude(federation: Federation, outcome: results.RunResults, seconds: float) -> bool:
     """Prints the results and writes the JSON file; tells whether the run succeeded."""
     options = federation.options
     click.echo("\nThe global model before and after each round, on patients that no hospital trained on:\n")

@@ -37,7 +37,7 @@ class RoundFigures:
 
 
 @dataclass(frozen=True)
-class Results:
+class RunResults:
     """Results of the whole run. `site_digests`: hex digest of the model that each site holds."""
 
     completed: bool
@@ -60,7 +60,7 @@ class Results:
         return set(self.site_digests.values()) == {self.model_digest}
 
 
-def collect(app: AppContext, site_digests: Mapping[str, str]) -> Results:
+def collect(app: AppContext, site_digests: Mapping[str, str]) -> RunResults:
     """Collects the results of the newest run.
 
     Args:
@@ -74,10 +74,10 @@ def collect(app: AppContext, site_digests: Mapping[str, str]) -> Results:
         by_digest = _model_figures(session, run)
         figures = [_round_figures(session, row, by_digest) for row in training if row.state is RoundState.PUBLISHED]
         digest = run_rows.newest_model(session, run.run_id).digest.hex()
-    return Results(run.state is RunState.COMPLETED, run.reason, tuple(figures), digest, dict(site_digests))
+    return RunResults(run.state is RunState.COMPLETED, run.reason, tuple(figures), digest, dict(site_digests))
 
 
-def write_json(results: Results, path: Path) -> None:
+def write_json(results: RunResults, path: Path) -> None:
     """Writes the figures as one JSON object. Metrics of `round` N are those of the model that round N published."""
     rounds = [
         {
@@ -95,7 +95,7 @@ def write_json(results: Results, path: Path) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def table(results: Results) -> str:
+def table(results: RunResults) -> str:
     """Formats the global model before and after each round."""
     head = (
         f"{'round':>5}  {'AUC any':>16}  {'weighted log loss':>18}  {'train loss':>10}  {'up':>9}  {'down':>9}  cohort"

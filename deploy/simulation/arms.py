@@ -117,7 +117,7 @@ def _upload(
     if layout.parameters == 0:
         return encode(layout, None, header, rng)
     with _no_checkpoints() as checkpoints:
-        source = loader.for_training(net)
+        source = loader.for_training(net, site.training)
         end = train(net, plan.training, site.training, source, streams, compute, checkpoints, lambda _: None, _never)
     delta, clipped = clip(model.manifest.flatten(weights_of(net)) - model.weights, plan.encoding.clip_norm)
     header = replace(header, loss_sum=end.loss_sum, example_count=end.position, clipped=clipped)
@@ -149,7 +149,7 @@ def train_pooled(context: TaskContext, seed: int, name: str, sites: list[Simulat
 
     streams = RandomStreams(plan_of(settings, seed, 1).run_id, 0, name)
     with _no_checkpoints() as checkpoints:
-        source = loader.for_training(net)
+        source = loader.for_training(net, training)
         train(net, plan, training, source, streams, context.compute(), checkpoints, after_step, _never)
     return Trained(Model(model.manifest, model.manifest.flatten(weights_of(net)), ()), tuple(curve))
 

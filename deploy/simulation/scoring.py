@@ -9,7 +9,8 @@ from federation.manifest import Model
 from numpy.typing import NDArray
 
 from deploy.simulation.arms import TaskContext, network_of
-from site_client.inference.metrics import Column, Scored, weighted_log_loss
+from site_client.inference.intervals import weighted_log_loss
+from site_client.inference.scores import Column, Scored
 from site_client.ingest.records import StudyRecord
 from site_client.training.score_histograms import slice_scores
 
@@ -39,7 +40,7 @@ class Scores:
     def log_loss(self) -> float:
         """Weighted log loss of RSNA 2019; NaN if undefined."""
         probabilities = 1 / (1 + np.exp(-self.logits.astype(np.float64)))
-        value = weighted_log_loss(Scored(probabilities, self.labels, self.patient)).value
+        value = weighted_log_loss([Scored(probabilities, self.labels, self.patient)]).value
         return float("nan") if value is None else value
 
     def column(self, label: int = ANY) -> Column:

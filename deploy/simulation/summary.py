@@ -18,7 +18,8 @@ import numpy as np
 from deploy.simulation.scoring import Scores
 from deploy.simulation.seeds import CENTRAL, FEDERATED, LOCALS, SeedResult, local
 from deploy.simulation.settings import SITES, UNSEEN
-from site_client.inference.metrics import DRAWS, Measure, draw_patients, interval, of_draws
+from site_client.inference.intervals import DRAWS, Scale, degrees_of_freedom, draw_patients, interval
+from site_client.inference.measures import Measure, of_draws
 from site_client.inference.ranked import Reals
 
 ARMS: Final = ("local", FEDERATED, CENTRAL)
@@ -72,24 +73,24 @@ def summarize(results: Sequence[SeedResult], draws: int = DRAWS) -> Summary:
     studies = _table(results, Scores.of_studies, draws)
     populations = {name: _population(slices, name) for name in ("sites", "worst", "unseen")}
     sites, unseen = populations["sites"], populations["unseen"]
-    first = {site: results[0].scores[CENTRAL, site] for site in (*SITES, UNSEEN)}
+    freedom = _freedoms(results[0])
+    of_site = {site: results[0].scores[CENTRAL, site] for site in (*SITES, UNSEEN)}
     return Summary(
-        auc={name: {arm: _figure(table[arm]) for arm in ARMS} for name, table in populations.items()},
+        auc={name: {arm: _figure(table[arm], freedom[name]) for arm in ARMS} for name, table in populations.items()},
         study_auc={
-            name: {arm: _figure(_population(studies, name)[arm]) for arm in ARMS}
+            name: {arm: _figure(_population(studies, name)[arm], freedom[name]) for arm in ARMS}
             for name in ("sites", "worst", "unseen")
         },
-        by_site={site: {arm: _figure(slices[arm, site]) for arm in ARMS} for site in (*SITES, UNSEEN)},
+        by_site={site: {arm: _figure(slices[arm, site], freedom[site]) for arm in ARMS} for site in (*SITES, UNSEEN)},
         differences={
-            "central - federated": _figure(sites[CENTRAL] - sites[FEDERATED]),
-            "federated - local": _figure(sites[FEDERATED] - sites["local"]),
-            "unseen: central - federated": _figure(unseen[CENTRAL] - unseen[FEDERATED]),
-            "unseen: federated - local": _figure(unseen[FEDERATED] - unseen["local"]),
+            f"{prefix}{first} - {second}": _figure(values[first] - values[second], freedom[name], "difference")
+            for prefix, name, values in (("", "sites", sites), ("unseen: ", "unseen", unseen))
+            for first, second in ((CENTRAL, FEDERATED), (FEDERATED, "local"))
         },
         log_loss={arm: tuple(_log_loss(result, arm) for result in results) for arm in ARMS},
         curves=_curves(results),
-        test_patients={site: scores.patients for site, scores in first.items()},
-        test_positives={site: int(scores.of_studies().labels[:, -1].sum()) for site, scores in first.items()},
+        test_patients={site: scores.patients for site, scores in of_site.items()},
+        test_positives={site: int(scores.of_studies().labels[:, -1].sum()) for site, scores in of_site.items()},
     )
 
 
@@ -120,10 +121,21 @@ def _population(table: dict[tuple[str, str], Reals], name: str) -> dict[str, Rea
     return {arm: values.mean(axis=0) for arm, values in together.items()}
 
 
-def _figure(values: Reals) -> SeedSummary:
+def _figure(values: Reals, freedom: int | None, scale: Scale = "share") -> SeedSummary:
     draws = values.mean(axis=0)
-    low, high = (math.nan if end is None else end for end in interval(draws[1:]))
+    ends = interval(float(draws[0]), draws[1:], scale, freedom)
+    low, high = (math.nan if end is None else end for end in ends)
     return SeedSummary(float(draws[0]), low, high, tuple(float(seed_value) for seed_value in values[:, 0]))
+
+
+def _freedoms(result: SeedResult) -> dict[str, int | None]:
+    """Degrees of freedom by site and population: patients are drawn within each site."""
+    columns = {site: result.scores[CENTRAL, site].column() for site in (*SITES, UNSEEN)}
+    counts = {site: (column.positive_patients, column.negative_patients) for site, column in columns.items()}
+    counts["sites"] = (sum(counts[site][0] for site in SITES), sum(counts[site][1] for site in SITES))
+    counts["worst"] = min((counts[site] for site in SITES), key=min)
+    counts["unseen"] = counts[UNSEEN]
+    return {name: degrees_of_freedom(*own) for name, own in counts.items()}
 
 
 def _log_loss(result: SeedResult, arm: str) -> float:

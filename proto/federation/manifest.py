@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from federation.description import ModelDescription
 from federation.errors import Malformed, ManifestMismatch
 from federation.v1 import plan_pb2
 from federation.wire import parse, serialize
@@ -37,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
 STATE_PREFIX = "hemofed."
 _STATE = STATE_PREFIX + "server_state."
 _FORMAT = "hemofed model v1"
-_OTHER_HEADER_BYTES = 4096  # another writer may order and pad the header of the same file otherwise
+_OTHER_HEADER_BYTES = 8192  # another order and padding of the same header; the description of an initial model
 
 
 @dataclass(frozen=True)
@@ -181,16 +182,20 @@ class Model:
         return self.manifest.unflatten(self.weights)
 
 
-def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
+def save_model(
+    path: Path, model: Model, spare: Path | None = None, description: ModelDescription | None = None
+) -> None:
     """Writes `model` to `path`, whole or not at all: to a name beside it, synced, then renamed.
 
-    Equal models give equal bytes. Two writers of one path at once are not supported.
+    Equal models with equal descriptions give equal bytes. Two writers of one path at once are not supported.
 
     Args:
         path: The file to write.
         model: The model.
         spare: A file on the same disk that is not needed or read any more. It is overwritten and becomes the new file.
             A new file of this length takes several times as long: the system has to find memory and blocks.
+        description: Put into the file's metadata. A model that a federation exchanges has none: its file's bytes are
+            a function of the model alone.
 
     Raises:
         OSError: The disk refuses.
@@ -199,7 +204,7 @@ def save_model(path: Path, model: Model, spare: Path | None = None) -> None:
     if spare is not None:
         spare.replace(unfinished)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
-        file.write(_header(model.manifest, model.digest, len(model.server_state)))
+        file.write(_header(model.manifest, model.digest, len(model.server_state), description))
         for vector in model.server_state:  # first, so that they are aligned
             file.write(vector.data)
         file.write(model.weights.data)
@@ -229,7 +234,22 @@ def load_model(path: Path) -> Model:
     return model
 
 
-def _header(manifest: Manifest, digest: bytes, states_count: int) -> bytes:
+def load_description(path: Path) -> ModelDescription | None:
+    """Reads the description in a file of `save_model`; None if it has none.
+
+    Raises:
+        Malformed: The file is no safetensors file, or its description is none.
+        OSError: The file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("description")
+    except SafetensorError as error:
+        raise Malformed(f"expected a hemofed model file, got one that does not read as such: {error}") from error
+    return None if text is None else ModelDescription.from_json(text)
+
+
+def _header(manifest: Manifest, digest: bytes, states_count: int, description: ModelDescription | None = None) -> bytes:
     """The length of what follows (u64 LE), then JSON, padded with spaces to whole words: safetensors' own format.
 
     Its writer puts metadata in an order drawn anew by each process, and copies every tensor once more.
@@ -238,6 +258,7 @@ def _header(manifest: Manifest, digest: bytes, states_count: int) -> bytes:
         "format": _FORMAT,
         "manifest": base64.b64encode(serialize(manifest.to_message())).decode(),
         "digest": digest.hex(),
+        **({} if description is None else {"description": description.to_json()}),
     }
     entries: dict[str, object] = {"__metadata__": metadata}
     size = manifest.size
@@ -253,7 +274,7 @@ def _header(manifest: Manifest, digest: bytes, states_count: int) -> bytes:
 
 
 def _read_metadata(metadata: Mapping[str, str]) -> tuple[Manifest, bytes]:
-    if metadata.keys() != {"format", "manifest", "digest"} or metadata["format"] != _FORMAT:
+    if metadata.keys() - {"description"} != {"format", "manifest", "digest"} or metadata["format"] != _FORMAT:
         raise Malformed(f"expected a model file of format {_FORMAT!r}, got other metadata")
     try:
         manifest = base64.b64decode(metadata["manifest"], validate=True)

@@ -44,6 +44,20 @@ class ServerKind(StrEnum):
         return plan_pb2.ServerOptimizer.Kind.Value(self.name)
 
 
+class Trainable(StrEnum):
+    """The groups of tensors that training moves. Each includes the one before; the registry of the sites names them."""
+
+    HEADS = "heads"
+    READER = "reader"
+    NORMS = "norms"
+    ALL = "all"
+
+    @property
+    def number(self) -> plan_pb2.LocalTraining.Trainable.ValueType:
+        """The enumerator on the wire."""
+        return plan_pb2.LocalTraining.Trainable.Value(self.name)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Size of the network's input. The fields are those of plan.proto, with plan.toml's defaults."""
@@ -69,6 +83,14 @@ class LocalTraining:
     studies_per_step: int = 1
     studies_min: int = 32
     slices_per_study: int = 0
+    trainable: Trainable = Trainable.ALL
+    warm_up_steps: int = 5
+    heads_rate: float = 1.0
+    reader_rate: float = 1.0
+    trunk_rate: float = 1.0
+    ema_decay: float = 0.0
+    gradient_norm_max: float = 1.0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         _whole("training.epochs", self.epochs, 1, 100)
@@ -78,6 +100,12 @@ class LocalTraining:
         _whole("training.studies_per_step", self.studies_per_step, 1, 64)
         _whole("training.studies_min", self.studies_min, 1, 1_000_000)
         _whole("training.slices_per_study", self.slices_per_study, 0, 400)
+        _whole("training.warm_up_steps", self.warm_up_steps, 0, 10_000)
+        for name in ("heads_rate", "reader_rate", "trunk_rate"):
+            _real(f"training.{name}", getattr(self, name), 0.0, 100.0, "(]")
+        _real("training.ema_decay", self.ema_decay, 0.0, 1.0, "[)")
+        _real("training.gradient_norm_max", self.gradient_norm_max, 0.0, 1000.0, "(]")
+        _whole("training.patience", self.patience, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -166,13 +194,15 @@ class TrainingPlan:
     deadlines: Deadlines
     encoding: Encoding
     metrics: tuple[Metric, ...]
+    origin: str = ""
 
     def __post_init__(self) -> None:
         _length("run_id", self.run_id, 16)
         if not _NAME.fullmatch(self.name):
             raise PlanRefused("name", f"expected 1 to 64 of A-Z a-z 0-9 space . _ -, got {self.name[:80]!r}")
-        if len(self.purpose) > 500 or not self.purpose.isprintable():
-            raise PlanRefused("purpose", f"expected up to 500 printable characters, got {len(self.purpose)}")
+        for field, text in (("purpose", self.purpose), ("origin", self.origin)):
+            if len(text) > 500 or not text.isprintable():
+                raise PlanRefused(field, f"expected up to 500 printable characters, got {len(text)}")
         if not _ARCHITECTURE.fullmatch(self.architecture):
             raise PlanRefused(
                 "architecture", f"expected a registry name such as 'densenet121-gru', got {self.architecture[:80]!r}"
@@ -212,6 +242,7 @@ class TrainingPlan:
         return round_number > self.rounds
 
 
+Member = TypeVar("Member", ServerKind, Trainable, Metric)
 Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding)
 
 
@@ -255,7 +286,8 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         cohort=_section_of(CohortBounds, message.cohort),
         deadlines=_section_of(Deadlines, message.deadlines),
         encoding=_section_of(Encoding, message.encoding),
-        metrics=tuple(_metric(number) for number in message.metrics),
+        metrics=tuple(_member(Metric, "metrics", number) for number in message.metrics),
+        origin=message.origin,
     )
 
 
@@ -268,31 +300,35 @@ def _check_present(message: plan_pb2.Plan) -> None:
 
 def _section_of(kind: type[Section], message: Message) -> Section:
     """A part of the plan. Dataclass and message have the same field names; a test holds them equal."""
-    values = {field.name: getattr(message, field.name) for field in fields(kind)}
+    optional = {field.name for field in message.DESCRIPTOR.fields if field.has_presence}
+    absent = {name for name in optional if not message.HasField(name)}
+    values = {field.name: getattr(message, field.name) for field in fields(kind) if field.name not in absent}
+    for field in fields(kind):
+        # One behavior has one plan: without this rule a default could be written in two ways.
+        if field.name in optional - absent and values[field.name] == field.default:
+            raise PlanRefused(f"training.{field.name}", f"expected no value for the default {field.default}, got it")
     if kind is ServerOptimizer:
-        values["kind"] = _server_kind(values["kind"])
+        values["kind"] = _member(ServerKind, "server.kind", values["kind"])
+    if kind is LocalTraining:
+        values["trainable"] = _member(Trainable, "training.trainable", values["trainable"])
     return kind(**values)
 
 
 def _section_message(section: Section) -> Message:
-    values = {field.name: getattr(section, field.name) for field in fields(section)}
-    if isinstance(section, ServerOptimizer):
-        values["kind"] = section.kind.number
-    return _MESSAGES[type(section)](**values)
+    message = _MESSAGES[type(section)]()
+    for field in fields(section):
+        value = getattr(section, field.name)
+        optional = message.DESCRIPTOR.fields_by_name[field.name].has_presence
+        if not optional or value != field.default:
+            setattr(message, field.name, value.number if isinstance(value, ServerKind | Trainable) else value)
+    return message
 
 
-def _server_kind(number: int) -> ServerKind:
-    for kind in ServerKind:
-        if kind.number == number:
-            return kind
-    raise PlanRefused("server.kind", f"expected a known server optimizer, got number {number}")
-
-
-def _metric(number: int) -> Metric:
-    for metric in Metric:
-        if metric.number == number:
-            return metric
-    raise PlanRefused("metrics", f"expected a known metric, got number {number}")
+def _member(kind: type[Member], field: str, number: int) -> Member:
+    for member in kind:
+        if member.number == number:
+            return member
+    raise PlanRefused(field, f"expected a number of {', '.join(kind)}, got {number}")
 
 
 def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
@@ -306,6 +342,7 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
         initial_model_digest=plan.initial_model_digest,
         rounds=plan.rounds,
         metrics=[metric.number for metric in plan.metrics],
+        origin=plan.origin,
     )
     for name in _SECTIONS:
         getattr(message, name).CopyFrom(_section_message(getattr(plan, name)))

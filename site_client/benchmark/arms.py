@@ -11,21 +11,26 @@ from statistics import fmean, median
 from typing import Final
 
 import numpy as np
+from federation.description import ModelDescription
 from federation.labels import ANY
 from federation.manifest import Model, save_model
 
 from site_client.benchmark.settings import BenchmarkSettings
 from site_client.calibration.fit import prior_offsets
-from site_client.calibration.model import CalibratedNet
+from site_client.calibration.model import CalibratedNet, Calibrations
 from site_client.files import remove, replace_file
-from site_client.inference.metrics import Measure, Scored, accuracy, estimate, weighted_log_loss
+from site_client.inference.intervals import accuracy, estimate, weighted_log_loss
+from site_client.inference.measures import Measure
+from site_client.inference.scores import Scored
 from site_client.inference.scoring import ScoredStudies, clock_of, score_studies
+from site_client.model.inputs import PIPELINE_VERSION
 from site_client.model.network import Network, SequenceNet
-from site_client.model.registry import build, model_of
+from site_client.model.registry import build, load_weights, model_of
 from site_client.training.array_cache import ArrayCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Split
+from site_client.training.early_stop import with_early_stop
 from site_client.training.loop import TrainingProgress, train
 from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import RandomStreams
@@ -39,25 +44,33 @@ class Epoch:
 
     Attributes:
         number: From 1.
+        steps: Optimizer steps so far.
+        slices: Slices read in training so far.
         train_loss: Mean reported loss over the epoch, augmented and with half of the studies positive.
         validation_loss: The same loss, not augmented, on the patients at their own prevalence. The outputs are
             corrected for the training's prevalence.
         accuracy: At a threshold of .5, per slice, or per study for an arm without slice outputs; None if undefined.
         auc: Of `any`, likewise.
+        auc_height: Of `any` at equal height, of slices.
+        auc_study: Of `any`, of studies.
         log_loss: Weighted log loss, likewise.
     """
 
     number: int
+    steps: int
+    slices: int
     train_loss: float
     validation_loss: float
     accuracy: float | None
     auc: float | None
+    auc_height: float | None
+    auc_study: float | None
     log_loss: float | None
 
 
 @dataclass(frozen=True)
 class FinishedArm:
-    """A trained and evaluated arm.
+    """A trained and evaluated arm; or a trivial row, which has no epochs.
 
     Attributes:
         name: Of its architecture.
@@ -73,8 +86,8 @@ class FinishedArm:
     name: str
     parameters: int
     epochs: tuple[Epoch, ...]
-    training_slices_per_s: float
-    inference_ms_per_slice: float
+    training_slices_per_s: float | None
+    inference_ms_per_slice: float | None
     digest: str
     slices: Scored = field(repr=False)
     studies: Scored = field(repr=False)
@@ -95,16 +108,18 @@ class FailedArm:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the arms share.
+    """All that the arms of one seed and one split share.
 
     Attributes:
-        settings: Of the benchmark.
+        settings: Of this seed and split.
         digest: Of settings and patients.
         split: Training and validation studies.
         loader: Of their pixels.
         compute: Device, precision, processes.
         folder: For work in progress and finished arms.
         training_slices: Slices of all training studies.
+        log: A JSONL file that gets a line for every epoch; None for none.
+        initial: Model files of initial weights, by architecture; fresh ones without.
     """
 
     settings: BenchmarkSettings
@@ -114,10 +129,26 @@ class Bench:
     compute: Compute
     folder: Path
     training_slices: int
+    log: Path | None = None
+    initial: tuple[tuple[str, Model], ...] = ()
 
     def path(self, arm: str, ending: str) -> Path:
         """Return the path of an arm's file."""
         return self.folder / f"{self.digest}-{self.compute.kind}" / f"{arm}{ending}"
+
+    def network(self, arm: str) -> Network:
+        """Return the network of an arm with its initial weights, on the device."""
+        net = build(arm, self.settings.seed)
+        for architecture, model in self.initial:
+            if architecture == arm:
+                load_weights(net, model.named())
+        return self.compute.place(net)
+
+    @property
+    def slices_per_epoch(self) -> int:
+        """Slices that training reads in an epoch; fewer if some studies are shorter than a slab."""
+        in_slabs = self.settings.slices_per_study * len(self.split.training)
+        return min(self.training_slices, in_slabs) if in_slabs else self.training_slices
 
 
 def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callable[[], bool]) -> FinishedArm:
@@ -136,15 +167,15 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     if finished is not None:
         say(f"{arm}: finished before")
         return finished
-    net = bench.compute.place(build(arm, bench.settings.seed))
+    net = bench.network(arm)
     stages = bench.settings.stages_of(net)
     evaluator = _Evaluator(bench, arm, net, bench.settings.epochs if stages is None else stages.epochs, say)
     _train_arm(bench, arm, net, stages, evaluator, stopping)
 
     def finish() -> FinishedArm:
         model = model_of(net)
-        finished = _finished(bench, arm, model, evaluator, staged=stages is not None)
-        _save(bench, finished, model)
+        finished = _finished(bench, arm, model, evaluator, evaluator.score(net), staged=stages is not None)
+        _save(bench, finished, model, evaluator.offsets)
         for leftover in bench.path(arm, "").parent.glob(f"{arm}.*"):
             if leftover.suffix in (".checkpoints", ".embeddings"):
                 remove(leftover)
@@ -157,17 +188,18 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
 def _train_arm(
     bench: Bench, arm: str, net: Network, stages: Stages | None, evaluator: "_Evaluator", stopping: Callable[[], bool]
 ) -> None:
-    plan, studies, compute = bench.settings.training(), bench.split.training, bench.compute
+    plan, compute, loader = bench.settings.training(), bench.compute, bench.loader
+    studies, early_stop = with_early_stop(plan, bench.split.training, loader, compute)
     config = hashlib.sha256(f"{bench.digest}|{compute.name}".encode()).hexdigest()
     streams = RandomStreams(bytes.fromhex(bench.digest).ljust(16, b"\0"), 0, "benchmark")
-    loader = bench.loader.for_training(net)
 
     def checkpoints(stage: str) -> Checkpoints:
         folder = bench.path(arm, f".{stage}.checkpoints")
         return Checkpoints(folder, CheckpointIdentity("train", "", 0, arm, bench.digest, config))
 
     if stages is None or not isinstance(net, SequenceNet):
-        train(net, plan, studies, loader, streams, compute, checkpoints("whole"), evaluator.after_step, stopping)
+        source, after = loader.for_training(net, studies), evaluator.after_step
+        train(net, plan, studies, source, streams, compute, checkpoints("whole"), after, stopping, early_stop)
         return
     embeddings = ArrayCache(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
     epochs_before = {
@@ -177,7 +209,8 @@ def _train_arm(
     }
 
     def after_step(stage: str, at: TrainingProgress) -> None:
-        evaluator.after_step(at, epochs_before[stage])
+        # A stage trains a part of `net`; the whole of it is evaluated.
+        evaluator.after_step(at, epochs_before[stage], net)
 
     train_in_stages(net, plan, stages, studies, loader, embeddings, streams, compute, checkpoints, after_step, stopping)
 
@@ -186,37 +219,59 @@ class _Evaluator:
     """Evaluates an arm after every epoch, and reports how far it is."""
 
     def __init__(self, bench: Bench, arm: str, net: Network, epochs: int, say: Callable[[str], None]) -> None:
-        self._bench, self._arm, self._net, self._epochs, self._say = bench, arm, net, epochs, say
-        self._corrected = CalibratedNet(net, prior_offsets(bench.split.training))
-        self._steps_per_epoch = math.ceil(len(bench.split.training) / bench.settings.studies_per_step)
+        self._bench, self._arm, self._epochs, self._say = bench, arm, epochs, say
+        self.offsets = prior_offsets(bench.split.training, bench.loader, net)
+        studies, _ = with_early_stop(bench.settings.training(), bench.split.training, bench.loader, bench.compute)
+        self._steps_per_epoch = math.ceil(len(studies) / bench.settings.studies_per_step)
         self._clock = clock_of(bench.compute)
         self._start, self._steps = self._clock(), 0
-        self._last: ScoredStudies | None = None
         self.journal = _EpochJournal(bench.path(arm, ".begun.json"))
 
-    def after_step(self, at: TrainingProgress, epochs_before: int = 0) -> None:
+    def after_step(self, at: TrainingProgress, epochs_before: int = 0, net: Network | None = None) -> None:
         self._steps += 1
         if at.step % self._steps_per_epoch:
             return
         # After a stop fewer steps than those of an epoch were timed here.
         seconds = (self._clock() - self._start) * self._steps_per_epoch / self._steps
-        self._last = self._score()
-        epoch = _epoch(epochs_before + at.step // self._steps_per_epoch, at.loss, self._last)
-        self._net.train()
+        number = epochs_before + at.step // self._steps_per_epoch
+        epoch = self._epoch(number, at.loss, self.score(at.net if net is None else net))
         self.journal.add(epoch, seconds)
+        self._record(epoch, seconds)
         left = (self._epochs - epoch.number) * seconds
+        auc = "" if epoch.auc_height is None else f", AUC at equal height {epoch.auc_height:.3f}"
         self._say(
             f"{self._arm}: epoch {epoch.number} of {self._epochs}, training loss {epoch.train_loss:.4f}, "
-            f"validation loss {epoch.validation_loss:.4f}; about {left:.0f} processor seconds to go"
+            f"validation loss {epoch.validation_loss:.4f}{auc}; about {left:.0f} processor seconds to go"
         )
         self._start, self._steps = self._clock(), 0
 
-    def last_scores(self) -> ScoredStudies:
-        """The scores after the last epoch. They are computed here if a stop came before that evaluation."""
-        return self._last or self._score()
+    def score(self, net: Network) -> ScoredStudies:
+        corrected = CalibratedNet(net, self.offsets)
+        return score_studies(corrected, self._bench.split.validation, self._bench.loader, self._bench.compute)
 
-    def _score(self) -> ScoredStudies:
-        return score_studies(self._corrected, self._bench.split.validation, self._bench.loader, self._bench.compute)
+    def _epoch(self, number: int, train_loss: float, scored: ScoredStudies) -> Epoch:
+        rows = scored.slices if len(scored.slices.patients) else scored.studies
+        return Epoch(
+            number,
+            number * self._steps_per_epoch,
+            number * self._bench.slices_per_epoch,
+            train_loss,
+            scored.loss,
+            accuracy(rows)[0].value,
+            estimate([rows.column(ANY)], Measure.AUC).value,
+            estimate([rows.column(ANY)], Measure.AUC_HEIGHT).value,
+            estimate([scored.studies.column(ANY)], Measure.AUC).value,
+            weighted_log_loss([rows]).value,
+        )
+
+    def _record(self, epoch: Epoch, seconds: float) -> None:
+        if self._bench.log is None:
+            return
+        settings = self._bench.settings
+        facts = {"arm": self._arm, "seed": settings.seed, "fold": settings.fold, "patients": settings.patients}
+        event = {"event": "epoch ended", **facts, **asdict(epoch), "seconds": round(seconds, 1)}
+        with self._bench.log.open("a") as log:
+            log.write(json.dumps(event) + "\n")
 
 
 class _EpochJournal:
@@ -239,25 +294,13 @@ class _EpochJournal:
         replace_file(self.path, json.dumps(entries).encode())
 
 
-def _epoch(number: int, train_loss: float, scored: ScoredStudies) -> Epoch:
-    rows = scored.slices if len(scored.slices.patients) else scored.studies
-    return Epoch(
-        number,
-        train_loss,
-        scored.loss,
-        accuracy(rows)[0].value,
-        estimate(rows.column(ANY), Measure.AUC).value,
-        weighted_log_loss(rows).value,
-    )
-
-
-def _finished(bench: Bench, arm: str, model: Model, evaluator: _Evaluator, *, staged: bool) -> FinishedArm:
-    scores = evaluator.last_scores()
+def _finished(
+    bench: Bench, arm: str, model: Model, evaluator: _Evaluator, scores: ScoredStudies, *, staged: bool
+) -> FinishedArm:
     epochs = [epoch for _, (epoch, _) in sorted(evaluator.journal.epochs.items())]
     seconds = [seconds for _, seconds in evaluator.journal.epochs.values()]
-    slices = bench.training_slices
-    if bench.settings.slices_per_study and len(scores.slices.patients):  # a network without slice outputs reads all
-        slices = min(slices, bench.settings.slices_per_study * len(bench.split.training))
+    # A network without slice outputs reads whole studies.
+    slices = bench.slices_per_epoch if len(scores.slices.patients) else bench.training_slices
     # The median leaves out the first epoch's warm-up; the epochs of stages differ, so there it is the mean.
     seconds_per_epoch = fmean(seconds) if staged else median(seconds)
     return FinishedArm(
@@ -274,12 +317,22 @@ def _finished(bench: Bench, arm: str, model: Model, evaluator: _Evaluator, *, st
 
 # --- on disk ------------------------------------------------------------------------------------------------------
 
-_ARRAYS: Final = ("probabilities", "labels", "patients")
+_ARRAYS: Final = ("probabilities", "labels", "patients", "heights")
 
 
-def _save(bench: Bench, arm: FinishedArm, model: Model) -> None:
+def _save(bench: Bench, arm: FinishedArm, model: Model, offsets: Calibrations) -> None:
+    settings = bench.settings
+    description = ModelDescription(
+        arm.name,
+        settings.image_size_px,
+        settings.slices_max,
+        settings.slices_per_study,
+        PIPELINE_VERSION,
+        origin=f"benchmark {bench.digest}, seed {settings.seed}",
+        calibration=Calibrations(offsets.slices, offsets.studies, model.digest.hex()).to_json(),
+    )
     # Order: the scores come last, so where they are the model is.
-    save_model(bench.path(arm.name, ".safetensors"), model)
+    save_model(bench.path(arm.name, ".safetensors"), model, description=description)
     facts = {key: value for key, value in vars(arm).items() if key not in ("epochs", "slices", "studies")}
     facts["epochs"] = [asdict(epoch) for epoch in arm.epochs]
     arrays = {

@@ -1,23 +1,21 @@
 """The paper's Fig. 3 (accuracy and loss over training, one line an arm), and each arm's AUC with its interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from site_client.benchmark.arms import FinishedArm
+from site_client.benchmark.results import ArmResult, Figures
 from site_client.benchmark.svg import COLORS, as_svg, line_style, style
-from site_client.inference.metrics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(arms: Sequence[FinishedArm], aucs: Sequence[Estimate], all_negative: float | None, counts: str) -> str:
+def draw(arms: Sequence[ArmResult], figures: Mapping[str, Figures], counts: str) -> str:
     """Draw the benchmark's figure.
 
     Args:
-        arms: The arms.
-        aucs: AUC of `any` of each arm.
-        all_negative: Accuracy of the answer "no hemorrhage" everywhere; None if unknown.
+        arms: The arms and trivial rows.
+        figures: Of each of them by name.
         counts: Numbers of validation slices and patients, for the title.
 
     Returns:
@@ -31,38 +29,48 @@ def draw(arms: Sequence[FinishedArm], aucs: Sequence[Estimate], all_negative: fl
 
         figure = Figure(figsize=(9.6, 7.2))
         (accuracy, training), (validation, auc) = figure.subplots(2, 2)
-        _curves(accuracy, arms, "accuracy", "Accuracy at threshold .5", "share of correct labels")
+        trained = [arm for arm in arms if arm.runs[0].epochs]
+        _curves(accuracy, trained, "accuracy", "Accuracy at threshold .5", "share of correct labels")
+        all_negative = figures[arms[0].name].all_negative.value
         if all_negative is not None:
             accuracy.axhline(all_negative, color="#555555", linestyle=(0, (1, 1)), label='"no hemorrhage" everywhere')
-        _curves(training, arms, "train_loss", "Training loss (augmented, half of the studies positive)", "loss, nats")
-        _curves(validation, arms, "validation_loss", "Validation loss", "loss, nats")
-        _forest(auc, arms, aucs)
+        _curves(
+            training, trained, "train_loss", "Training loss (augmented, half of the studies positive)", "loss, nats"
+        )
+        _curves(validation, trained, "auc_height", "AUC of any at equal height", "AUC")
+        _forest(auc, arms, figures)
         handles, labels = accuracy.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         figure.suptitle(counts, fontsize=9)
         return as_svg(figure, "Accuracy and losses over epochs, and AUC with 95 % interval, by arm")
 
 
-def _curves(axes: "Axes", arms: Sequence[FinishedArm], field: str, title: str, unit: str) -> None:
+def _curves(axes: "Axes", arms: Sequence[ArmResult], field: str, title: str, unit: str) -> None:
+    """One line a seed; the lines of an arm look alike."""
     from matplotlib.ticker import MaxNLocator
 
     for index, arm in enumerate(arms):
-        points = [(epoch.number, getattr(epoch, field)) for epoch in arm.epochs if getattr(epoch, field) is not None]
-        # matplotlib's stubs want each keyword's own type
-        axes.plot([x for x, _ in points], [y for _, y in points], label=_label(arm), **line_style(index))  # type: ignore[arg-type]
+        for seed, run in enumerate(arm.runs):
+            points = [
+                (epoch.number, getattr(epoch, field)) for epoch in run.epochs if getattr(epoch, field) is not None
+            ]
+            label = _label(arm) if seed == 0 else None
+            # matplotlib's stubs want each keyword's own type
+            axes.plot([x for x, _ in points], [y for _, y in points], label=label, **line_style(index))  # type: ignore[arg-type]
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _label(arm: FinishedArm) -> str:
-    return arm.name + ("" if len(arm.slices.patients) else " (per study)")
+def _label(arm: ArmResult) -> str:
+    return arm.name + ("" if arm.has_slices else " (per study)")
 
 
-def _forest(axes: "Axes", arms: Sequence[FinishedArm], aucs: Sequence[Estimate]) -> None:
-    """One row an arm: the AUC and its 95 % interval over patients."""
-    for index, auc in enumerate(aucs):
+def _forest(axes: "Axes", arms: Sequence[ArmResult], figures: Mapping[str, Figures]) -> None:
+    """One row an arm: the AUC at equal height, or by study without slices, and its 95 % interval over patients."""
+    for index, arm in enumerate(arms):
+        auc = figures[arm.name].auc_height if arm.has_slices else figures[arm.name].auc_study
         if auc.value is None:
             continue
         color = COLORS[index % len(COLORS)]
@@ -72,5 +80,5 @@ def _forest(axes: "Axes", arms: Sequence[FinishedArm], aucs: Sequence[Estimate])
     axes.axvline(0.5, color="#555555", linestyle=(0, (1, 1)))
     axes.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
     axes.invert_yaxis()
-    axes.set_title("AUC of any, last epoch")
+    axes.set_title("AUC of any at equal height, last model")
     axes.set_xlabel("AUC, 95 % interval over patients")

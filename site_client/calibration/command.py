@@ -21,7 +21,13 @@ from site_client.training.prepare import prepare_all
 
 
 def fit(
-    settings: SiteSettings, net: Network, model: str, size_px: int, slices_max: int, compute: Compute
+    settings: SiteSettings,
+    net: Network,
+    model: str,
+    size_px: int,
+    slices_max: int,
+    slices_per_study: int,
+    compute: Compute,
 ) -> tuple[Calibrations, Split]:
     """Calibrate a model on the catalog's patients, split as the trainer splits them.
 
@@ -31,6 +37,7 @@ def fit(
         model: Digest of the weights in hex.
         size_px: Side of the model's input.
         slices_max: Most slices of a study.
+        slices_per_study: Of a study in a training step, which decides the offsets; 0 for all.
         compute: Device and precision.
 
     Returns:
@@ -42,7 +49,7 @@ def fit(
     with closing(open_catalog(settings)) as catalog:
         studies = catalog.dataset().studies
     cache = StudyCache(settings.folders.cache, settings.training.cache_max_bytes, size_px, slices_max, read_volume)
-    loader = Loader(cache, Augmentation(), compute.device)
+    loader = Loader(cache, Augmentation(), compute.device, slices_per_study)
     usable, _ = prepare_all(studies, loader, click.echo)
     split = split_patients(usable, settings.training.validation_fraction)
     if not split.training:

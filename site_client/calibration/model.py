@@ -3,20 +3,22 @@
     calibrated = (logit + offset) / temperature, then `any` is raised to its highest subtype
 
 `offset` = logit(prevalence among patients) - logit(prevalence in training), because training shows hemorrhage more
-often than patients have it (Saerens et al., Neural Computation 2002, for two classes). `temperature` follows Guo et
-al., ICML 2017, and is fitted on validation patients. Both keep the order of scores within a label, so no AUC changes.
-The order of labels within a slice may change, so `any` is raised last.
+often than patients have it (Saerens et al., Neural Computation 2002, for two classes). The offset of a slice depends on
+its height: training reads slices with and without hemorrhage at the same heights, and bleeds are rare at the base and
+the vertex. `temperature` follows Guo et al., ICML 2017, and is fitted on validation patients. The order of labels
+within a slice may change, so `any` is raised last.
 """
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from federation.labels import LABELS, MISSING
 from numpy.typing import NDArray
 from torch import Tensor
 
+from site_client.model.inputs import HEIGHT
 from site_client.model.network import Network, Output, clamp_any
 
 Reals = NDArray[np.float64]
@@ -24,6 +26,7 @@ Reals = NDArray[np.float64]
 TEMPERATURES: Final = (0.1, 10.0)  # beyond these the scores are worthless or the labels are perfectly separated
 EXAMPLES_MIN: Final = 5  # of each kind; with fewer a temperature would fit chance
 _PREVALENCE_MIN: Final = 1e-4  # of a label without a positive at a site: rare, not impossible
+HEIGHT_BINS: Final = 10
 _HALVINGS: Final = 50
 
 
@@ -34,14 +37,35 @@ class Calibration:
     Attributes:
         offset: Six numbers in the order of LABELS.
         temperature: Six numbers above 0, likewise.
+        by_height: For each of HEIGHT_BINS bins of relative height six numbers to add to the offset; () for none.
+            Between the middles of two bins they are interpolated.
     """
 
     offset: tuple[float, ...] = (0.0,) * len(LABELS)
     temperature: tuple[float, ...] = (1.0,) * len(LABELS)
+    by_height: tuple[tuple[float, ...], ...] = ()
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """Calibrate f32[...,6] and raise `any` to the highest subtype."""
-        return clamp_any((logits + logits.new_tensor(self.offset)) / logits.new_tensor(self.temperature))
+    def apply(self, logits: Tensor, heights: Tensor | None = None) -> Tensor:
+        """Calibrate log-odds, and raise `any` to the highest subtype.
+
+        Args:
+            logits: f32[...,6].
+            heights: f32[...], relative heights 0..1 of slices; None for studies.
+
+        Returns:
+            f32[...,6].
+        """
+        return clamp_any(self.shifted(logits, heights) / logits.new_tensor(self.temperature))
+
+    def shifted(self, logits: Tensor, heights: Tensor | None = None) -> Tensor:
+        """Add the offsets to log-odds f32[...,6]; arguments as those of `apply`."""
+        offset = logits.new_tensor(self.offset)
+        if self.by_height and heights is not None:
+            position = (heights.to(logits.dtype) * HEIGHT_BINS - 0.5).clamp(0, HEIGHT_BINS - 1)
+            below = position.floor().long().clamp(max=HEIGHT_BINS - 2)
+            table, share = logits.new_tensor(self.by_height), (position - below).unsqueeze(-1)
+            offset = offset + table[below] * (1 - share) + table[below + 1] * share
+        return logits + offset
 
 
 def prior_offset(patients: Reals, training: Reals) -> Reals:
@@ -132,15 +156,23 @@ class CalibratedNet(Network):
         """See `Network`, except that slice logits under a false mask are not 0."""
         output = self.net(x, mask, geom)
         return Output(
-            self._calibrations.slices.apply(output.slice_logits),
+            self._calibrations.slices.apply(output.slice_logits, geom[:, : output.slice_logits.shape[1], HEIGHT]),
             self._calibrations.studies.apply(output.study_logits),
             output.embedding,
         )
 
 
-def _calibration_of(content: dict[str, list[float]]) -> Calibration:
-    calibration = Calibration(tuple(map(float, content["offset"])), tuple(map(float, content["temperature"])))
-    numbers = len(calibration.offset), len(calibration.temperature)
-    if numbers != (len(LABELS), len(LABELS)) or min(calibration.temperature) <= 0:
-        raise ValueError(f"expected {len(LABELS)} offsets and as many temperatures above 0, got something else")
+def _calibration_of(content: dict[str, Any]) -> Calibration:
+    calibration = Calibration(
+        tuple(map(float, content["offset"])),
+        tuple(map(float, content["temperature"])),
+        tuple(tuple(map(float, row)) for row in content.get("by_height", ())),
+    )
+    rows = [calibration.offset, calibration.temperature, *calibration.by_height]
+    bins = len(calibration.by_height)
+    if {len(row) for row in rows} != {len(LABELS)} or min(calibration.temperature) <= 0 or bins not in (0, HEIGHT_BINS):
+        raise ValueError(
+            f"expected {len(LABELS)} offsets, as many temperatures above 0, and no or {HEIGHT_BINS} rows of offsets by "
+            "height, got something else"
+        )
     return calibration

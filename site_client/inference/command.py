@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from federation.manifest import Model
 
-from site_client.calibration.command import fit, load_calibration
-from site_client.calibration.model import CalibratedNet
-from site_client.config import DEFAULT_FILE, load
+from site_client.calibration.command import fit
+from site_client.config import DEFAULT_FILE
+from site_client.config import load as load_settings
 from site_client.files import replace_file
 from site_client.inference.evaluation import as_json, evaluate
-from site_client.inference.metrics import refuse_shared_patients
+from site_client.inference.flipped import FlippedMean
+from site_client.inference.model_file import LoadedModel, load
 from site_client.inference.patients import is_synthetic, read_folder
+from site_client.inference.phantom_sets import read_series
 from site_client.inference.predict import as_json as prediction_json
-from site_client.inference.predict import as_text, load_network, predict
+from site_client.inference.predict import as_text, predict
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
+from site_client.inference.scores import refuse_shared_patients
 from site_client.inference.scoring import score_studies
+from site_client.inference.submission import submission
 from site_client.ingest.records import StudyRecord
-from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
@@ -32,12 +34,17 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MODEL = click.option("--model", "model_file", required=True, type=_FILE, help="As the aggregator exports it.")
 _SIZE = click.option(
-    "--image-size", "size_px", default=256, type=click.IntRange(32, 512), help="That of the model's plan."
+    "--image-size", "size_px", type=click.IntRange(32, 512), help="Only of a model file that does not say it."
 )
-_SLICES = click.option("--slices-max", default=64, type=click.IntRange(4, 400), help="That of the model's plan.")
-_CALIBRATION = click.option("--calibration", type=_FILE, help="From `hemofed-site calibrate`, for this model.")
+_SLICES = click.option("--slices-max", type=click.IntRange(4, 400), help="Likewise.")
+_CALIBRATION = click.option(
+    "--calibration", type=_FILE, help="From `hemofed-site calibrate`, for this model; without it the model file's own."
+)
+_FLIP = click.option("--flip", is_flag=True, help="Answer with the mean of the image and its mirror image.")
 _DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+_THREADS = click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
 _CACHE_BYTES = 64 << 30
+_NOTHING_USABLE = 2  # exit status
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -47,62 +54,84 @@ Device = Literal["auto", "cpu", "cuda"]
 @_SIZE
 @_SLICES
 @_DEVICE
+@_THREADS
 @_CALIBRATION
+@_FLIP
 @click.option("--out", type=_FILE, help="Also every slice as JSON, with the names of its files below FOLDER.")
+@click.option(
+    "--submission", "submission_file", type=_FILE, help="Also ID,Label rows of every image, as RSNA 2019 takes them."
+)
+@click.pass_context
 def predict_command(
+    context: click.Context,
     folder: Path,
     model_file: Path,
-    size_px: int,
-    slices_max: int,
+    size_px: int | None,
+    slices_max: int | None,
     device: Device,
+    threads: int,
     calibration: Path | None,
+    flip: bool,
     out: Path | None,
+    submission_file: Path | None,
 ) -> None:
-    """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment."""
-    architecture, model, net = _network(model_file, calibration)
-    compute = choose(device, 0, size_px)
-    predictions = predict(compute.place(net), folder, size_px, slices_max, compute)
+    """Ask a model about every head CT in FOLDER. Research only: not for diagnosis or treatment.
+
+    Exit status 2: no study of the folder can be used.
+    """
+    model = load(model_file, size_px, slices_max, calibration)
+    compute = choose(device, threads, model.size_px)
+    predictions = predict(compute.place(_net(model, flip)), folder, model.size_px, model.slices_max, compute)
     click.echo(as_text(predictions))
     if out is not None:
-        document = prediction_json(predictions, folder, _about(architecture, model, size_px, slices_max, calibration))
+        document = prediction_json(predictions, folder, model.as_json() | {"flip": flip})
         replace_file(out, (json.dumps(document, indent=1) + "\n").encode())
+    if submission_file is not None:
+        replace_file(submission_file, submission(predictions.predictions).encode())
+    if not predictions.predictions:
+        context.exit(_NOTHING_USABLE)
 
 
 @click.command("evaluate", context_settings={"show_default": True})
-@click.option("--data", required=True, type=_FOLDER, help="DICOM with label tables at its top.")
+@click.option("--data", required=True, type=_FOLDER, help="DICOM with label tables at its top, or a phantom set.")
 @click.option("--training-data", multiple=True, type=_FOLDER, help="Refuse when a patient is in there too.")
 @click.option("--out", required=True, type=_FOLDER, help="evaluation.json and evaluation.html go here.")
 @_MODEL
 @_SIZE
 @_SLICES
 @_DEVICE
+@_THREADS
 @_CALIBRATION
+@_FLIP
 def evaluate_command(
     data: Path,
     training_data: Sequence[Path],
     out: Path,
     model_file: Path,
-    size_px: int,
-    slices_max: int,
+    size_px: int | None,
+    slices_max: int | None,
     device: Device,
+    threads: int,
     calibration: Path | None,
+    flip: bool,
 ) -> None:
     """Evaluate a model on studies with labels, by label, slice and study, with intervals over patients."""
-    architecture, model, net = _network(model_file, calibration)
-    compute = choose(device, 0, size_px)
+    model = load(model_file, size_px, slices_max, calibration)
+    compute = choose(device, threads, model.size_px)
     state = out / ".state"
     studies = read_folder(data, state)
     for folder in training_data:
         refuse_shared_patients(read_folder(folder, state), studies)
-    cache = StudyCache(state / "cache", _CACHE_BYTES, size_px, slices_max, read_volume)
+    cache = StudyCache(state / "cache", _CACHE_BYTES, model.size_px, model.slices_max, read_series)
     loader = Loader(cache, Augmentation(), compute.device)
     usable, _ = prepare_all(studies, loader, click.echo)
-    scored = score_studies(compute.place(net), usable, loader, compute)
+    scored = score_studies(compute.place(_net(model, flip)), usable, loader, compute)
     evaluation = evaluate(scored.slices, scored.studies)
-    heading = Heading(architecture, model.digest.hex(), _patients(usable, size_px), is_synthetic(data))
+    patients = _patients(usable, model.size_px)
+    heading = Heading(model.description.architecture, model.digest, patients, is_synthetic(data))
     document = {
         "notice": SYNTHETIC if heading.synthetic else REAL,
-        "model": _about(architecture, model, size_px, slices_max, calibration),
+        "model": model.as_json() | {"flip": flip},
         **as_json(evaluation),
     }
     (out / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -115,38 +144,37 @@ def evaluate_command(
 @click.option("--out", required=True, type=_FILE, help="For --calibration of predict and evaluate.")
 @_SIZE
 @_SLICES
+@click.option(
+    "--slices-per-study", type=click.IntRange(0, 400), help="Likewise: of a study in a training step; 0: all."
+)
 @_DEVICE
+@_THREADS
 @click.option("--config", default=DEFAULT_FILE, type=_FILE, envvar="HEMOFED_SITE_CONFIG", help="The site.toml.")
-def calibrate_command(model_file: Path, out: Path, size_px: int, slices_max: int, device: Device, config: Path) -> None:
+def calibrate_command(
+    model_file: Path,
+    out: Path,
+    size_px: int | None,
+    slices_max: int | None,
+    slices_per_study: int | None,
+    device: Device,
+    threads: int,
+    config: Path,
+) -> None:
     """Fit a model's calibration to this site's patients: the catalog's, split as the trainer splits them.
 
     Offsets come from the patients that are trained on, temperatures from those that never are.
     """
-    settings = load(config)
-    _, model, net = load_network(model_file)
-    compute = choose(device, settings.training.threads, size_px)
-    calibrations, split = fit(settings, net, model.digest.hex(), size_px, slices_max, compute)
+    settings = load_settings(config)
+    model = load(model_file, size_px, slices_max)
+    compute = choose(device, threads or settings.training.threads, model.size_px)
+    sizes = model.size_px, model.slices_max, model.slices_per_study(slices_per_study)
+    calibrations, split = fit(settings, model.net, model.digest, *sizes, compute)
     replace_file(out, (calibrations.to_json() + "\n").encode())
     click.echo(f"Written: {out}, from {len(split.training)} studies, temperatures from {len(split.validation)} others")
 
 
-def _network(model_file: Path, calibration: Path | None) -> tuple[str, Model, Network]:
-    architecture, model, net = load_network(model_file)
-    if calibration is not None:
-        net = CalibratedNet(net, load_calibration(calibration, model.digest.hex()))
-    return architecture, model, net
-
-
-def _about(
-    architecture: str, model: Model, size_px: int, slices_max: int, calibration: Path | None
-) -> dict[str, object]:
-    return {
-        "architecture": architecture,
-        "digest": model.digest.hex(),
-        "image_size_px": size_px,
-        "slices_max": slices_max,
-        "calibrated": calibration is not None,
-    }
+def _net(model: LoadedModel, flip: bool) -> Network:
+    return FlippedMean(model.calibrated) if flip else model.calibrated
 
 
 def _patients(studies: Sequence[StudyRecord], size_px: int) -> str:

@@ -8,27 +8,24 @@ import numpy as np
 from federation.labels import LABELS
 
 from site_client.inference import ranked
-from site_client.inference.metrics import (
+from site_client.inference.intervals import (
+    DRAW_SEED,
     DRAWS,
-    ECE_BINS,
     PREVALENCES,
-    Column,
     Estimate,
-    Measure,
-    Scored,
     accuracy,
     draw_patients,
     estimate,
     predictive,
-    reliability,
     weighted_log_loss,
 )
+from site_client.inference.measures import ECE_BINS, Measure, perfect_calibration_error, reliability
 from site_client.inference.ranked import Ranked
+from site_client.inference.scores import Column, Scored
 
 POSITIVES_MIN: Final = 10
 _TOO_FEW: Final = f"fewer than {POSITIVES_MIN} positives"
 _ROWS_A_POINT: Final = 20
-_DRAW_SEED: Final = 20_240_229
 
 Points = tuple[tuple[float, float], ...]
 
@@ -48,6 +45,7 @@ class Row:
         predictive: PPV and NPV by prevalence.
         roc: False and true positive rates.
         calibration: Mean probability and share of positives, of bins of equally many rows.
+        perfect_ece: ECE of a perfect model of this size; None without estimates.
     """
 
     positives: int
@@ -57,6 +55,7 @@ class Row:
     predictive: Mapping[float, tuple[Estimate, Estimate]]
     roc: Points
     calibration: Points
+    perfect_ece: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def evaluate(slices: Scored, studies: Scored, draws: int = DRAWS) -> Evaluation:
         studies: One row a study. Patients have the same numbers in both.
         draws: Of the bootstrap; both levels use the same ones.
     """
-    drawn = draw_patients(studies.patients_count, draws, np.random.default_rng(_DRAW_SEED))
+    drawn = draw_patients(studies.patients_count, draws, np.random.default_rng(DRAW_SEED))
     return Evaluation(studies.patients_count, _level(slices, drawn), _level(studies, drawn))
 
 
@@ -107,7 +106,7 @@ def as_json(evaluation: Evaluation) -> dict[str, object]:
 
 def _level(scored: Scored, draws: ranked.Reals) -> Level:
     labels = {name: _row(scored.column(index), draws) for index, name in enumerate(LABELS)}
-    return Level(len(scored.patients), labels, weighted_log_loss(scored, draws), *accuracy(scored))
+    return Level(len(scored.patients), labels, weighted_log_loss([scored], draws), *accuracy(scored))
 
 
 def _row(column: Column, draws: ranked.Reals) -> Row:
@@ -115,11 +114,18 @@ def _row(column: Column, draws: ranked.Reals) -> Row:
     counts = positives, len(column.truth), column.patients_with(1)
     if positives < POSITIVES_MIN:
         return Row(*counts, {measure: Estimate(None, reason=_TOO_FEW) for measure in Measure}, {}, (), ())
-    estimates = {measure: estimate(column, measure, draws) for measure in Measure}
+    estimates = {measure: estimate([column], measure, draws) for measure in Measure}
     # A point of a few rows is noise, so a small set has fewer points than ECE has bins.
     bins = min(ECE_BINS, max(2, len(column.truth) // _ROWS_A_POINT))
     calibration = tuple((probability, share) for probability, share, _ in reliability(column, bins))
-    return Row(*counts, estimates, predictive(column, PREVALENCES, draws), _roc(column), calibration)
+    return Row(
+        *counts,
+        estimates,
+        predictive(column, PREVALENCES, draws),
+        _roc(column),
+        calibration,
+        perfect_calibration_error(column),
+    )
 
 
 def _roc(column: Column) -> Points:
@@ -143,6 +149,7 @@ def _level_json(level: Level) -> dict[str, object]:
             },
             "roc": row.roc,
             "calibration": row.calibration,
+            "perfect_ece": row.perfect_ece,
         }
         for name, row in level.labels.items()
     }

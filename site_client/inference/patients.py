@@ -4,24 +4,27 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from federation.labels import LABELS
+from numpy.typing import NDArray
 
 from site_client.errors import EvaluationRefused
+from site_client.inference.phantom_sets import is_array_set, read_array_set
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
 from site_client.ingest.records import PatientKey, StudyKey, StudyRecord
 from site_client.ingest.rules import Rules
-from site_client.training.data import Split, study_labels
+from site_client.training.data import Split
+from site_client.training.study_labels import study_labels
 
 
 def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
-    """Read a folder of DICOM with label tables at its top, in any layout that `hemofed-site catalog` takes.
+    """Read a folder of DICOM with label tables at its top in any layout of `hemofed-site catalog`, or a phantom set.
 
     Args:
         data: The folder.
@@ -33,6 +36,8 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
     Raises:
         EvaluationRefused: There is no such study.
     """
+    if is_array_set(data):
+        return read_array_set(data)
     state.mkdir(parents=True, exist_ok=True)
     secret = load_secret(state / "pseudonym.key", os.urandom)
     name = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:12]
@@ -52,7 +57,7 @@ def by_content(studies: Sequence[StudyRecord]) -> list[StudyRecord]:
     """Name studies and patients by their images' content, and sort by it.
 
     The folder's secret no longer matters then: one folder and one seed give the same split, order and augmentation on
-    every machine. Use it for the studies of one folder only.
+    every machine. Patients of several folders need keys under one secret.
     """
     firsts: dict[PatientKey, str] = {}
     ordered = sorted(studies, key=lambda study: study.series.content_hash)
@@ -106,7 +111,48 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
     Raises:
         EvaluationRefused: A side would be empty.
     """
-    labels: dict[PatientKey, list[np.ndarray[tuple[int], np.dtype[np.int8]]]] = {}
+    ordered = _stratified_order(studies, seed)
+    # Systematic sampling over the strata: every 1/fraction-th patient of the ordered list, from a random start.
+    start = np.random.default_rng([seed, 3]).random()
+    steps = np.floor(np.arange(len(ordered) + 1) * validation_fraction + start)
+    return _split(studies, {patient for patient, step in zip(ordered, np.diff(steps), strict=True) if step})
+
+
+def positives(studies: Sequence[StudyRecord]) -> dict[str, int]:
+    """Count the positive studies of each label, by label name."""
+    rows = np.stack([study_labels(study) for study in studies])
+    return {name: int((rows[:, index] == 1).sum()) for index, name in enumerate(LABELS)}
+
+
+def fold_of(studies: Sequence[StudyRecord], folds: int, fold: int, seed: int) -> Split:
+    """Split patients into folds, stratified by each patient's rarest finding, and hold out one of them.
+
+    Args:
+        studies: Labelled ones.
+        folds: 2 or more.
+        fold: The one held out, from 0. Over all folds every patient is held out once.
+        seed: Of the draw.
+
+    Raises:
+        EvaluationRefused: A side would be empty.
+    """
+    ordered = _stratified_order(studies, seed)
+    held_out = set(ordered[fold::folds])
+    return _split(studies, held_out)
+
+
+def limit_patients(studies: Sequence[StudyRecord], patients: int, seed: int) -> tuple[StudyRecord, ...]:
+    """Take the studies of so many patients, stratified; a smaller number takes a subset of a larger one's patients."""
+    ordered = _stratified_order(studies, seed)
+    # A low-discrepancy order: each prefix takes about the same share of every stratum.
+    spread = sorted(range(len(ordered)), key=lambda index: index * 0.6180339887498949 % 1)
+    taken = {ordered[index] for index in spread[:patients]}
+    return tuple(study for study in studies if study.patient_key in taken)
+
+
+def _stratified_order(studies: Sequence[StudyRecord], seed: int) -> list[PatientKey]:
+    """All patients, shuffled, then sorted by their rarest finding."""
+    labels: dict[PatientKey, list[NDArray[np.int8]]] = {}
     for study in studies:
         labels.setdefault(study.patient_key, []).append(study_labels(study))
     findings = {patient: (np.stack(rows) == 1).any(axis=0) for patient, rows in labels.items()}
@@ -115,13 +161,12 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
         patient: min((int(counts[label]), label) for label in np.flatnonzero(own)) if own.any() else (0, -1)
         for patient, own in findings.items()
     }
-    rng = np.random.default_rng([seed, 2])
     patients = sorted(labels)
-    shuffled = [patients[index] for index in rng.permutation(len(patients))]
-    ordered = sorted(shuffled, key=lambda patient: stratum[patient])
-    # Systematic sampling over the strata: every 1/fraction-th patient of the ordered list, from a random start.
-    steps = np.floor(np.arange(len(ordered) + 1) * validation_fraction + rng.random())
-    held_out = {patient for patient, step in zip(ordered, np.diff(steps), strict=True) if step}
+    shuffled = [patients[index] for index in np.random.default_rng([seed, 2]).permutation(len(patients))]
+    return sorted(shuffled, key=lambda patient: stratum[patient])
+
+
+def _split(studies: Sequence[StudyRecord], held_out: Set[PatientKey]) -> Split:
     split = Split(
         tuple(study for study in studies if study.patient_key not in held_out),
         tuple(study for study in studies if study.patient_key in held_out),
@@ -132,9 +177,3 @@ def split_stratified(studies: Sequence[StudyRecord], validation_fraction: float,
             f"{len(split.validation)} studies; give more studies"
         )
     return split
-
-
-def positives(studies: Sequence[StudyRecord]) -> dict[str, int]:
-    """Count the positive studies of each label, by label name."""
-    rows = np.stack([study_labels(study) for study in studies])
-    return {name: int((rows[:, index] == 1).sum()) for index, name in enumerate(LABELS)}

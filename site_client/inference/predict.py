@@ -9,10 +9,9 @@ from typing import Final
 import numpy as np
 import torch
 from federation.labels import ANY, LABELS
-from federation.manifest import Model, load_model
 from numpy.typing import NDArray
 
-from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.errors import SeriesUnreadable
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.catalog.report import ScanReport
 from site_client.ingest.pseudonym import SiteSecret
@@ -21,7 +20,6 @@ from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
 from site_client.model.network import Network, clamp_any
-from site_client.model.registry import ARCHITECTURES, build, load_weights, manifest_of
 from site_client.training.compute import Compute
 from site_client.training.data import input_of
 
@@ -56,26 +54,6 @@ class FolderPredictions:
     predictions: tuple[Prediction, ...]
     report: ScanReport
     unreadable: tuple[str, ...]
-
-
-def load_network(path: Path) -> tuple[str, Model, Network]:
-    """Read a model file and build its network.
-
-    Returns:
-        The architecture's name, the model, and the network with its weights.
-
-    Raises:
-        EvaluationRefused: There is no file, or its tensors are of no known architecture.
-    """
-    if not path.is_file():
-        raise EvaluationRefused(f"expected a model file, got no file {path.name!r}; export one from the run")
-    model = load_model(path)
-    for architecture in ARCHITECTURES:
-        net = build(architecture, seed=0)
-        if manifest_of(net) == model.manifest:
-            load_weights(net, model.named())
-            return architecture, model, net
-    raise EvaluationRefused(f"expected a model of one of {', '.join(ARCHITECTURES)}, got other tensors; update hemofed")
 
 
 def predict(net: Network, folder: Path, image_size_px: int, slices_max: int, compute: Compute) -> FolderPredictions:
@@ -114,7 +92,7 @@ def _predict_series(
     mask = torch.ones(1, prepared.slices, dtype=torch.bool, device=compute.device)
     geometry = torch.from_numpy(prepared.geometry).unsqueeze(0).to(compute.device)
     net.eval()
-    with torch.inference_mode(), compute.autocast():
+    with compute.inference():
         output = net(x, mask, geometry)
     # A network without slice outputs gives every slice the study's probabilities.
     logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits.expand(prepared.slices, -1)

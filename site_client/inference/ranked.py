@@ -50,9 +50,20 @@ class Ranked:
 
 def auc(negative: Reals, positive: Reals) -> Reals:
     """Compute f64[D]: the Mann-Whitney statistic, ties counting half; NaN in a draw without positives or negatives."""
+    return _ratio(wins(negative, positive), pairs(negative, positive))
+
+
+def wins(negative: Reals, positive: Reals) -> Reals:
+    """Compute f64[D]: the weight of pairs whose positive row has the higher score, ties counting half."""
     above = np.cumsum(positive, axis=1) - positive
-    wins = (negative * (above + positive / 2)).sum(axis=1)
-    return _ratio(wins, negative.sum(axis=1) * positive.sum(axis=1))
+    won: Reals = (negative * (above + positive / 2)).sum(axis=1)
+    return won
+
+
+def pairs(negative: Reals, positive: Reals) -> Reals:
+    """Compute f64[D]: the weight of all pairs of a positive and a negative row."""
+    both: Reals = negative.sum(axis=1) * positive.sum(axis=1)
+    return both
 
 
 def average_precision(negative: Reals, positive: Reals) -> Reals:

@@ -8,12 +8,14 @@ from typing import Final
 
 from site_client.inference.drawing import COLORS, Axis, PlotLine, Points, chart, legend, picture
 from site_client.inference.evaluation import POSITIVES_MIN, Evaluation, Level, Row
-from site_client.inference.metrics import DRAWS, PATIENTS_MIN, PREVALENCES, Estimate, Measure
+from site_client.inference.intervals import DRAWS, PATIENTS_MIN, PREVALENCES, Estimate
+from site_client.inference.measures import Measure
 
 SYNTHETIC: Final = "Research. Synthetic patients: nothing here is clinical evidence."
 REAL: Final = "Research. Not a medical device; not for diagnosis or treatment."
 _COLUMNS: Final = {
     Measure.AUC: "AUC",
+    Measure.AUC_HEIGHT: "AUC at equal height",
     Measure.AP: "AP",
     Measure.SENSITIVITY_90: "sens. at spec. .90",
     Measure.SENSITIVITY_95: "sens. at spec. .95",
@@ -78,9 +80,17 @@ def _row(label: str, row: Row) -> str:
     count = f"{row.positives} of {row.rows}<small>{row.patients_with} patients</small>"
     if all(estimate.value is None for estimate in row.estimates.values()):
         reason = next(iter(row.estimates.values())).reason or ""
-        return f"<tr><th scope=row>{label}</th><td>{count}</td><td colspan=8 class=soft>{reason}: no figure</td></tr>"
-    cells = "".join(f"<td>{_cell(row.estimates[measure])}</td>" for measure in _COLUMNS)
+        empty = f"<td colspan={len(_COLUMNS)} class=soft>{reason}: no figure</td>"
+        return f"<tr><th scope=row>{label}</th><td>{count}</td>{empty}</tr>"
+    cells = "".join(f"<td>{_cell(row.estimates[measure])}{_beside(row, measure)}</td>" for measure in _COLUMNS)
     return f"<tr><th scope=row>{label}</th><td>{count}</td>{cells}</tr>"
+
+
+def _beside(row: Row, measure: Measure) -> str:
+    """The ECE of a perfect model, without which an ECE means nothing in a small set."""
+    if measure is not Measure.ECE or row.perfect_ece is None:
+        return ""
+    return f"<small>perfect model: {row.perfect_ece:.3f}</small>"
 
 
 def _predictive(level: Level) -> str:
@@ -166,10 +176,17 @@ td:nth-child(2) { white-space:nowrap; } thead th { font-size:.8rem; color:var(--
 svg { width:100%; max-width:44rem; height:auto; display:block; margin:.4rem 0; }
 @media print { body { max-width:none; padding:0; font-size:9.5px; } section { break-inside:avoid; }
   svg { max-width:30rem; } .notice { border:1px solid; } @page { margin:12mm; } }
-</style></head><body> <p class=notice>$notice</p> <h1>Evaluation of $model</h1> <p class=soft>Model $digest.
-$patients</p> $levels <section><h2>Training</h2>$losses</section> <p class=soft>Small type: 95 % intervals of $draws
-bootstrap draws of patients, each with all slices and studies. They cover the choice of these patients, not that of the
-training, and are left out below $patients_min patients. A label with fewer than $positives_min positives has no figure.
-ECE: 15 bins of equally many rows. The thresholds of sensitivity and specificity were chosen on these patients, so both
-are slightly too high.</p> </body></html>
+</style></head><body>
+<p class=notice>$notice</p>
+<h1>Evaluation of $model</h1>
+<p class=soft>Model $digest. $patients</p>
+$levels
+<section><h2>Training</h2>$losses</section>
+<p class=soft>Small type: 95 % intervals from $draws bootstrap draws of patients, each with all slices and studies.
+They cover the choice of these patients, not that of the training, and are left out below $patients_min patients with
+the finding or below $patients_min without it. AUC at equal height compares slices of one height only, so that the
+height alone has .5. A label with fewer than $positives_min positives has no figure. ECE: 15 bins of equally many rows;
+beside it stands that of a perfect model of so few rows. The thresholds of sensitivity and specificity were chosen on
+these patients, so both are slightly too high.</p>
+</body></html>
 """)

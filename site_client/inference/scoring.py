@@ -9,8 +9,9 @@ import torch
 from federation.labels import LABELS
 from numpy.typing import NDArray
 
-from site_client.inference.metrics import Scored
+from site_client.inference.scores import Scored
 from site_client.ingest.records import StudyRecord
+from site_client.model.inputs import HEIGHT
 from site_client.model.network import Network, clamp_any
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
@@ -54,18 +55,18 @@ def score_studies(net: Network, studies: Sequence[StudyRecord], loader: Loader, 
         net: On the device of `compute`; it is in eval mode afterwards.
         studies: One or more.
         loader: Of their pixels.
-        compute: Device and precision.
+        compute: Where `net` is. Scores are computed in float32 whatever the training's precision.
     """
     net.eval()
     clock = clock_of(compute)
     slices, slice_labels = [np.empty((0, len(LABELS)))], [np.empty((0, len(LABELS)), np.int8)]
     whole, study_labels, losses = [], [], []
-    slices_of = []
+    slices_of, heights = [], [np.empty(0)]
     seconds, slices_seen = 0.0, 0
     for study in studies:
         sample = loader.sample(study, None)
         start = clock()
-        with torch.inference_mode(), compute.autocast():
+        with compute.inference():
             output = net(sample.x, sample.mask, sample.geometry)
         seconds += clock() - start
         losses.append(reported_loss(output, sample).item())
@@ -73,12 +74,18 @@ def score_studies(net: Network, studies: Sequence[StudyRecord], loader: Loader, 
         slices_of.append(output.slice_logits.shape[1])
         slices.append(_probabilities(output.slice_logits[0]))
         slice_labels.append(_labels(sample.slice_labels[0, : slices_of[-1]]))
+        heights.append(sample.geometry[0, : slices_of[-1], HEIGHT].double().cpu().numpy())
         whole.append(_probabilities(output.study_logits))
         study_labels.append(_labels(sample.study_labels))
     numbers = {key: number for number, key in enumerate(dict.fromkeys(study.patient_key for study in studies))}
     patients = np.array([numbers[study.patient_key] for study in studies], np.int64)
     return ScoredStudies(
-        Scored(np.concatenate(slices), np.concatenate(slice_labels), np.repeat(patients, slices_of)),
+        Scored(
+            np.concatenate(slices),
+            np.concatenate(slice_labels),
+            np.repeat(patients, slices_of),
+            np.concatenate(heights),
+        ),
         Scored(np.concatenate(whole), np.concatenate(study_labels), patients),
         float(np.mean(losses)),
         1000 * seconds / slices_seen,

@@ -1,8 +1,11 @@
-"""The convolutional parts of the architectures: MONAI's networks with GroupNorm, without their classifiers.
+"""The convolutional parts of the full-size architectures: MONAI's networks without classifiers and without BatchNorm.
 
-Each constructor returns the module and the number of its features.
+Each constructor returns the module and the number of its features. `standardized` trunks are for training from scratch;
+`affine` trunks keep the published convolutions, so that published weights can be loaded (see `published`).
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -10,29 +13,23 @@ from monai.networks.nets import DenseNet, DenseNet121, ResNet
 from monai.networks.nets.resnet import ResNetBottleneck
 from torch import Tensor, nn
 
+from site_client.model.layers import Affine, start_affine_layers, without_batch_norm
+from site_client.model.synthetic import synthetic_slices
+
+Trunk = tuple[nn.Module, int]
+
 _RELU: Final = ("relu", {"inplace": False})
+_START_SEED: Final = 1  # of the slices on which affine layers start: the same for all seeds of weights
 
 
-def densenet(kind: type[DenseNet], channels: int) -> tuple[nn.Module, int]:
-    """Return a 2D DenseNet f32[N,channels,H,W] -> f32[N,F] (Huang et al., CVPR 2017) and F."""
-    net = kind(spatial_dims=2, in_channels=channels, out_channels=1, norm=("group", {"num_groups": 8}), act=_RELU)
-    return Pooled(net.features), net.class_layers.out.in_features
+def densenet(kind: type[DenseNet], channels: int) -> Trunk:
+    """Return a 2D DenseNet f32[N,channels,H,W] -> maps f32[N,F,H',W'] (Huang et al., CVPR 2017) and F."""
+    net = kind(spatial_dims=2, in_channels=channels, out_channels=1, norm="batch", act=_RELU)
+    return net.features, net.class_layers.out.in_features
 
 
-def densenet121_3d(channels: int) -> tuple[nn.Module, int]:
-    """Return a 3D DenseNet121 f32[N,channels,T,H,W] -> f32[N,F] and F.
-
-    The stem halves rows and columns only: a head has a few tens of slices and hundreds of rows.
-    """
-    net = DenseNet121(
-        spatial_dims=3, in_channels=channels, out_channels=1, norm=("group", {"num_groups": 8}), act=_RELU
-    )
-    net.features.conv0.stride = (1, 2, 2)
-    return Pooled(net.features), net.class_layers.out.in_features
-
-
-def resnet(layers: tuple[int, int, int, int], channels: int) -> tuple[nn.Module, int]:
-    """Return a bottleneck ResNet f32[N,channels,H,W] -> f32[N,F] (He et al., CVPR 2016) and F.
+def resnet(layers: tuple[int, int, int, int], channels: int) -> Trunk:
+    """Return a bottleneck ResNet f32[N,channels,H,W] -> maps f32[N,F,H',W'] (He et al., CVPR 2016) and F.
 
     Args:
         layers: Blocks of each of the four stages: (3, 4, 6, 3) for ResNet50, (3, 4, 23, 3) for ResNet101.
@@ -45,12 +42,39 @@ def resnet(layers: tuple[int, int, int, int], channels: int) -> tuple[nn.Module,
         spatial_dims=2,
         n_input_channels=channels,
         conv1_t_stride=2,  # as published; MONAI's default of 1 costs four times as much
-        norm=("group", {"num_groups": 8}),
+        norm="batch",
         act=_RELU,
         num_classes=1,
     )
-    _replace_batch_norm(net)
-    return Pooled(_ResNetTrunk(net)), net.fc.in_features
+    return _ResNetTrunk(net), net.fc.in_features
+
+
+def densenet121_3d(channels: int) -> Trunk:
+    """Return a standardized 3D DenseNet121 f32[N,channels,T,H,W] -> f32[N,F] and F.
+
+    The stem halves rows and columns only: a head has a few tens of slices and hundreds of rows.
+    """
+    net = DenseNet121(spatial_dims=3, in_channels=channels, out_channels=1, norm="batch", act=_RELU)
+    net.features.conv0.stride = (1, 2, 2)
+    trunk = without_batch_norm(net.features, "group", standardized=True)
+    return Pooled(trunk), net.class_layers.out.in_features
+
+
+def standardized(trunk: Callable[[int], Trunk], channels: int) -> Trunk:
+    """Return a trunk with standardized kernels and GroupNorm, and its pooled features: f32[N,F]."""
+    maps, features = trunk(channels)
+    return Pooled(without_batch_norm(maps, "group", standardized=True)), features
+
+
+def affine(trunk: Callable[[int], Trunk], channels: int) -> Trunk:
+    """Return a trunk with the published convolutions and affine layers, behind an affine layer on its input: f32[N,F].
+
+    The affine layers start from synthetic slices, so the trunk can also be trained without published weights.
+    """
+    maps, features = trunk(channels)
+    without_batch_norm(maps, "affine", standardized=False)
+    start_affine_layers(maps, synthetic_slices(torch.Generator().manual_seed(_START_SEED)))
+    return Pooled(nn.Sequential(OrderedDict(input=Affine(channels), features=maps))), features
 
 
 class Pooled(nn.Module):
@@ -85,12 +109,3 @@ class _ResNetTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.stages(self.stem(x))
         return out
-
-
-def _replace_batch_norm(module: nn.Module) -> None:
-    """Replace BatchNorm in the blocks: MONAI's ResNet passes `norm` to its stem only (monai 1.6.1, _make_layer)."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(8, child.num_features))
-        else:
-            _replace_batch_norm(child)

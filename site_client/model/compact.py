@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from site_client.model.layers import StandardizedConv2d
+
 WIDTHS: Final = (16, 32, 64, 96)  # channels of the stages; max pooling halves the image between two of them
 # The ReLU of a standard normal variable has variance (1 - 1/pi) / 2 (Brock et al., ICLR 2021, sec. 4.1).
 _RELU_GAIN: Final = math.sqrt(2 / (1 - 1 / math.pi))
@@ -30,28 +32,12 @@ def compact(channels: int) -> tuple[nn.Module, int]:
 class _Stage(nn.Module):
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.first = _StandardizedConv2d(before, width)
-        self.second = _StandardizedConv2d(width, width)
+        self.first = StandardizedConv2d(before, width, kernel_size=3, padding=1)
+        self.second = StandardizedConv2d(width, width, kernel_size=3, padding=1)
         self.excitation = _Excitation(width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.excitation(_scaled_relu(self.second(_scaled_relu(self.first(x)))))
-        return out
-
-
-class _StandardizedConv2d(nn.Conv2d):
-    """A 3x3 convolution. Each kernel has mean 0 and variance gain^2 / fan-in (Qiao et al., arXiv 1903.10520)."""
-
-    def __init__(self, before: int, width: int) -> None:
-        super().__init__(before, width, kernel_size=3, padding=1)
-        self.gain = nn.Parameter(torch.ones(width, 1, 1, 1))
-        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        scale = self.gain * torch.rsqrt(variance * self.weight[0].numel() + 1e-4)
-        out: Tensor = self._conv_forward(x, (self.weight - mean) * scale, self.bias)
         return out
 
 

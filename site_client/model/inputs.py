@@ -26,6 +26,7 @@ AIR_HU: Final = -1024.0
 WINDOWS_HU: Final = ((40.0, 80.0), (80.0, 200.0), (600.0, 2800.0))  # center, width: brain, subdural, bone
 
 WHOLE: Final = slice(None)  # of a study: all its slices
+HEIGHT: Final = 2  # the column of the geometry that holds the relative position
 
 _THIN_MM, _TARGET_MM = 2.5, 5.0  # stacks spaced closer than the first are averaged to about the second
 _COARSE_MM = 4.0  # grid on which the head is found

@@ -5,6 +5,7 @@ statistic of a hospital's patients travels with the weights.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from site_client.errors import UnknownArchitecture
-from site_client.model.backbones import Pooled, densenet, densenet121_3d, resnet
+from site_client.model.backbones import Pooled, Trunk, affine, densenet, densenet121_3d, resnet, standardized
 from site_client.model.compact import compact
+from site_client.model.efficientnet import efficientnet_lite0
 from site_client.model.network import CHANNELS, Network, SequenceHead, SequenceNet
 from site_client.model.recurrence import RecurrenceName
 from site_client.model.volumetric import WINDOWS, VolumeNet
@@ -71,9 +73,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, NDArray[np.float32]]) 
     module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
 
-def _full(trunk: Callable[[], tuple[nn.Module, int]], recurrence: RecurrenceName | None) -> Callable[[], Network]:
+def _full(
+    trunk: Callable[[int], Trunk],
+    recurrence: RecurrenceName | None,
+    build_backbone: Callable[[Callable[[int], Trunk], int], Trunk] = standardized,
+) -> Callable[[], Network]:
     def construct() -> Network:
-        backbone, features = trunk()
+        backbone, features = build_backbone(trunk, CHANNELS)
         head = SequenceHead(features, width=256, hidden=128, layers=2, recurrence=recurrence, dropout=0.3)
         return _channels_last(SequenceNet(backbone, head, recompute=True))
 
@@ -98,22 +104,31 @@ def _channels_last(net: Network) -> Network:
     return net
 
 
-def _densenet121() -> tuple[nn.Module, int]:
-    return densenet(DenseNet121, CHANNELS)
-
-
+_DENSENET121: Final = partial(densenet, DenseNet121)
+_DENSENET169: Final = partial(densenet, DenseNet169)
+_RESNET50: Final = partial(resnet, (3, 4, 6, 3))
+_RESNET101: Final = partial(resnet, (3, 4, 23, 3))
 ARCHITECTURES: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(
     {
         "lite": _lite,
         "lite-slices": lambda: _lite(None),
-        "densenet121-gru": _full(_densenet121, "gru"),
-        "densenet121-lstm": _full(_densenet121, "lstm"),
-        "densenet121-mingru": _full(_densenet121, "mingru"),
-        "densenet121-gru-sep": _full(_densenet121, "gru-sep"),
+        # From scratch: standardized kernels.
+        "densenet121-gru": _full(_DENSENET121, "gru"),
+        "densenet121-lstm": _full(_DENSENET121, "lstm"),
+        "densenet121-mingru": _full(_DENSENET121, "mingru"),
+        "densenet121-gru-sep": _full(_DENSENET121, "gru-sep"),
         "densenet121-3d": _volume,
-        "densenet121": _full(_densenet121, None),
-        "densenet169": _full(lambda: densenet(DenseNet169, CHANNELS), None),
-        "resnet50": _full(lambda: resnet((3, 4, 6, 3), CHANNELS), None),
-        "resnet101": _full(lambda: resnet((3, 4, 23, 3), CHANNELS), None),
+        "densenet121": _full(_DENSENET121, None),
+        "densenet169": _full(_DENSENET169, None),
+        "resnet50": _full(_RESNET50, None),
+        "resnet101": _full(_RESNET101, None),
+        # For published weights: affine layers with BatchNorm's statistics folded in.
+        "densenet121-affine-gru": _full(_DENSENET121, "gru", affine),
+        "densenet121-affine": _full(_DENSENET121, None, affine),
+        "densenet169-affine": _full(_DENSENET169, None, affine),
+        "resnet50-affine": _full(_RESNET50, None, affine),
+        "resnet101-affine": _full(_RESNET101, None, affine),
+        "efficientnet-lite0-affine-gru": _full(efficientnet_lite0, "gru", affine),
+        "efficientnet-lite0-affine": _full(efficientnet_lite0, None, affine),
     }
 )

@@ -13,6 +13,8 @@ from site_client.phantom.noise import Floats
 from site_client.phantom.profiles import Kernel
 
 VAULT_MM = 15.0  # of bone that a ray meets on one side of an ordinary vault; only more hardens the beam visibly
+WATER_SD_HU, WATER_MAX_HU = 2.5, 5.0
+GAIN_SD = 0.03  # of what absorbs more than water
 OVERSHOOT: dict[Kernel, float] = {"smooth": 0.0, "standard": 0.12, "sharp": 0.4, "new": 0.3}
 
 
@@ -80,3 +82,14 @@ def streak(random: np.random.Generator, image: Floats, scan: Scan, metal_mm: lis
         angle, radius = np.arctan2(y, x), np.hypot(x, y)
         rays = np.cos(9 * angle + phase) * np.cos(4 * angle - 2 * phase)
         image[k] += np.where(image[k] > -300, 380 * rays / (1 + radius / 6), 0).astype(np.float32)
+
+
+def miscalibrate(random: np.random.Generator, image: Floats) -> None:
+    """Shifts and scales f32[T, H, W] in place, as the water calibration of a scanner of that day allows.
+
+    A scanner passes with water between -5 and 5 HU (ACR CT accreditation, phantom testing). The mean brain differs by
+    as much as a small bleed changes it, so brightness alone must not tell them apart.
+    """
+    water_hu = np.clip(random.normal(0, WATER_SD_HU), -WATER_MAX_HU, WATER_MAX_HU)
+    gain = random.normal(0, GAIN_SD)
+    image += np.float32(water_hu) + np.float32(gain) * np.maximum(image, 0)

@@ -16,6 +16,8 @@ from site_client.phantom.lesions import Lesion
 from site_client.phantom.noise import Floats, Mask, Points
 
 FAR = np.float32(1e6)  # score of a point that the lesion cannot take
+EFFACING_ML = 12.0  # from this volume on a lesion closes the folds around it
+_PUSH_NOTHING = frozenset({"subarachnoid", "intraventricular"})  # films in folds, and blood in ventricles
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def shift_points(lesions: tuple[Lesion, ...], points: Points, gap: Floats) -> Po
     push = np.zeros_like(x)
     for lesion in lesions:
         # Films in folds and blood in ventricles push nothing aside.
-        if lesion.subtype in {"subarachnoid", "intraventricular"} or lesion.ml < 6:
+        if lesion.subtype in _PUSH_NOTHING or lesion.ml < 6:
             continue
         amount = min(12.0, 0.13 * (lesion.ml - 4)) * -np.sign(lesion.center_mm[0])
         away = ((y - lesion.center_mm[1]) / 55) ** 2 + ((z - lesion.center_mm[2]) / 50) ** 2
@@ -59,11 +61,25 @@ def grow(lesions: tuple[Lesion, ...], head: Head, points: Points, brain: Brain, 
         subtype[taken] = SUBTYPES.index(lesion.subtype) + 1
         grain = head.tile.at((points[0][taken], points[1][taken], points[2][taken]), 2.5, 21)
         hu[taken] = lesion.hu + 2.5 * grain
+        if lesion.style == "level" and len(taken):
+            # Cells sink and plasma floats: the dependent part of a fluid level is denser.
+            depth = points[1][taken] - points[1][taken].min()
+            hu[taken] += 14 * (depth / max(1.0, float(depth.max())) - 0.6)
         # The rim is white matter only, the next few millimeters of the same score.
         if lesion.edema_mm and len(taken):
             rim = (score >= edge) & (score < edge + lesion.edema_mm) & (brain.tissue == Tissue.WHITE)
             hu[rim] = np.minimum(hu[rim], HU[Tissue.WHITE] - 9.0)
+        if lesion.ml > EFFACING_ML and lesion.subtype not in _PUSH_NOTHING:
+            _efface(lesion, points, brain, subtype, hu)
     return Bleeds(subtype, hu)
+
+
+def _efface(lesion: Lesion, points: Points, brain: Brain, subtype: npt.NDArray[np.uint8], hu: Floats) -> None:
+    """Closes the folds beside a large lesion: swollen brain leaves no room for fluid there."""
+    near = np.sqrt(sum((axis - center) ** 2 for axis, center in zip(points, lesion.center_mm, strict=True)))
+    reach = 28.0 + 12.0 * np.log(lesion.ml / EFFACING_ML)
+    closed = (brain.tissue == Tissue.FLUID) & (subtype == 0) & (near < reach) & (points[2] > 5)
+    hu[closed] = 0.75 * HU[Tissue.GRAY] + 0.25 * hu[closed]
 
 
 def _fill(score: Floats, point_ml: Floats, ml: float) -> tuple[npt.NDArray[np.intp], float]:

@@ -110,7 +110,11 @@ def brain_at(head: Head, points: Points, gap: Floats) -> Brain:
     tissue[fluid < 0] = Tissue.FLUID
     tissue[ventricle < 0] = Tissue.VENTRICLE
     _coverings(head, points, gap, tissue)
-    hu = np.array([HU[t] for t in Tissue], dtype=np.float32)[tissue]
+    flowing = {
+        Tissue.VEIN: HU[Tissue.VEIN] * head.hematocrit,
+        Tissue.DURA: HU[Tissue.DURA] * (0.6 + 0.4 * head.hematocrit),
+    }
+    hu = np.array([flowing.get(t, HU[t]) for t in Tissue], dtype=np.float32)[tissue]
     hu += (0.9 * coarse + head.gray_hu).astype(np.float32)
     # Old white matter is darker beside the ventricles.
     pale = 7.0 * max(0.0, a - 0.35) * np.exp(-np.maximum(ventricle, 0) / 6)

@@ -19,7 +19,9 @@ class Head:
     """One patient's anatomy, drawn once.
 
     `atrophy`: 0 (young) to 1 (very old), widens every CSF space. `half_mm`: half extents of the inner skull. `egg`,
-    `bumps`: its deviations from a superellipsoid. `ventricles`: factor of their radius. `frontal_sinus`: size, 0 to 1.
+    `bumps`: its deviations from a superellipsoid. `bone`: factor on the HU of the vault. `fat`: share of fat in the
+    scalp, about 1. `muscle`: factor on the temporalis. `hematocrit`: factor on the HU of blood in vessels.
+    `ventricles`: factor of their radius. `frontal_sinus`: size, 0 to 1.
     """
 
     age: float
@@ -28,7 +30,11 @@ class Head:
     egg: float
     bumps: tuple[float, ...]
     skull_mm: float
+    bone: float
     scalp_mm: float
+    fat: float
+    muscle: float
+    hematocrit: float
     ventricles: float
     asymmetry: float
     pneumatized: bool
@@ -51,13 +57,17 @@ class Head:
             half_mm=(float(half[0]), float(half[1]), float(half[2])),
             egg=float(random.uniform(0.03, 0.1)),
             bumps=tuple(float(b) for b in random.normal(0.0, 0.018, 6)),
-            skull_mm=float(random.uniform(5.0, 7.5) * (0.55 + 0.45 * min(1.0, age / 16.0))),
-            scalp_mm=float(random.uniform(4.5, 7.5)),
+            skull_mm=float(random.uniform(4.2, 9.5) * (0.55 + 0.45 * min(1.0, age / 16.0))),
+            bone=float(random.normal(1.0, 0.11) * (0.75 + 0.25 * min(1.0, age / 16.0)) - 0.06 * atrophy),
+            scalp_mm=float(random.uniform(3.2, 9.0)),
+            fat=float(random.uniform(0.4, 1.6)),
+            muscle=float(random.lognormal(0.0, 0.45) * (1.0 - 0.35 * atrophy)),
+            hematocrit=float(random.normal(1.0, 0.12)),
             ventricles=float((0.95 + 0.75 * atrophy) * random.lognormal(0.0, 0.12)),
             asymmetry=float(random.normal(0.0, 0.06)),
             pneumatized=bool(random.random() < 0.85),
             frontal_sinus=float(random.uniform(0, 1) * min(1.0, age / 18.0)),
-            gray_hu=float(random.normal(0.0, 0.8)),
+            gray_hu=float(random.normal(0.0, 1.4)),
             tile=tile,
             floor=FloorMap.of(tile, float(half[2]) / 71.0),
         )
@@ -131,7 +141,8 @@ def fill_head(head: Head, points: Points, shell: Shell) -> Floats:
     """Computes HU of every point outside the cavity; cavity points hold 0 until the brain is painted."""
     skull = skull_mm(head, points, shell)
     temple = np.exp(-((shell.v + 0.25) ** 2) / 0.1 - (shell.w + 0.28) ** 2 / 0.05)
-    muscle = np.asarray(8.5 * temple * np.clip(2 * np.abs(shell.u) - 0.8, 0, 1), dtype=np.float32)
+    side = np.clip(2 * np.abs(shell.u) - 0.8, 0, 1)
+    muscle = np.asarray(8.5 * head.muscle * temple * side, dtype=np.float32)
     scalp = np.asarray(head.scalp_mm * (1 + 0.3 * shell.v) + muscle, dtype=np.float32)
     if float(points[2].min()) < 0:  # a nose and a nape are below the brow only
         scalp += _profile(points)
@@ -186,7 +197,7 @@ def _soft_shell(
     height, top, deep = above[where], scalp[where], muscle[where]
     flat = (points[0][where], points[1][where], points[2][where])
     strand = head.tile.at(flat, 3.5, 35)
-    meat = 0.24 * np.minimum(top, 9) + 0.75 * deep + 0.5 * strand
+    meat = (0.42 - 0.18 * head.fat) * np.minimum(top, 9) + 0.75 * deep + 0.5 * strand
     nape = (flat[1] > 30) & (flat[2] < -25)
     fat = np.where(strand > 1.7, 10.0, -98.0)
     hu[where] = np.where(height > top - 1.7, 42.0, np.where((height < meat) | (nape & (height < 0.7 * top)), 54.0, fat))
@@ -199,7 +210,7 @@ def _bone_shell(head: Head, hu: Floats, where: Mask, points: Points, share: Floa
     grain = head.tile.at(flat, 2.2, 3)
     table = np.minimum(1, 2.2 * np.maximum(0, np.abs(place - 0.5) - 0.2) / 0.3)
     spongy = 620 + 130 * grain + 160 * head.tile.at(flat, 8.0, 36)
-    bone = spongy + (1180 - spongy) * table
+    bone = (spongy + (1180 - spongy) * table) * np.float32(head.bone)
     wiggle = 1.6 * grain + 2.2 * head.tile.at(flat, 5.0, 32)
     # Sutures wander: a straight gap would look like a fracture.
     coronal = np.abs(y + 18 + 0.12 * (z - 60) + wiggle) < 0.8

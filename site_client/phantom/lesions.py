@@ -1,7 +1,8 @@
 """The bleeds of a study: their subtypes, number, volume, density and place.
 
 Drawn in head space from the lesion stream alone. Volumes and HU follow the published quantiles; difficulty below 1
-makes lesions larger and brighter, above 1 smaller and fainter.
+makes lesions larger, above 1 smaller and fainter. No clot is denser than blood can be: the brain window ends at 80 HU,
+and beyond it an extra-axial bleed would melt into the skull.
 """
 
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ STUDY_PERCENT: Final[dict[str, Percent]] = {
 }
 
 # The published means are averaged over partial volumes. Thin lesions lose most by it, so their cores are densest.
+CLOT_HU_MAX: Final = 80.0  # of clotted blood without plasma; fresh clots have 50 to 70
 _CORE_ABOVE_MEAN_HU: Final = {
     "epidural": 4,
     "intraparenchymal": 8,
@@ -89,7 +91,7 @@ def draw_lesions(
         random: the patient's lesion stream.
         percent: of studies, by label.
         chronic: share of subdural bleeds that are chronic, and so dark.
-        difficulty: below 1 larger and brighter bleeds, above 1 smaller and fainter ones.
+        difficulty: below 1 larger bleeds, above 1 smaller and fainter ones.
 
     Returns:
         The bleeds, subtype by subtype, the largest of each first; none for a negative study.
@@ -166,18 +168,16 @@ def _of_subtype(random: np.random.Generator, subtype: str, chronic: float, diffi
 
 def _eased_ml(ml: float, difficulty: float, rank: int) -> float:
     # An easy study shows at least one bleed of a size that cannot be overlooked.
-    floor = 10.0 * max(0.0, 1.0 - difficulty) if rank == 0 else 0.0
-    return float(min(140.0, max(ml * difficulty**-0.8, floor)))
+    floor = 20.0 * max(0.0, 1.0 - difficulty) if rank == 0 else 0.0
+    return float(min(140.0, max(ml * difficulty**-1.2, floor)))
 
 
 def _core_hu(subtype: str, mean_hu: float, difficulty: float) -> float:
     core = mean_hu + _CORE_ABOVE_MEAN_HU[subtype]
     brain = 34.0
-    if difficulty < 1 and abs(core - brain) < 40:
-        core = brain + max(core - brain, 12.0) * (1 + 1.0 * (1 - difficulty))
-    elif difficulty > 1:
+    if difficulty > 1:
         core = brain + (core - brain) / difficulty
-    return float(np.clip(core, 8.0, 95.0))
+    return float(np.clip(core, 8.0, CLOT_HU_MAX))
 
 
 def _place(

@@ -33,6 +33,23 @@ class Patients:
 
 
 @dataclass(frozen=True)
+class Headrest:
+    """What the head lies in: a shell lined with foam.
+
+    `radius_mm`: of the shell, from the middle of the field of view. `squareness`: 2 for a round cup, more for a flat
+    one. `from_mm`: it begins so far below the middle.
+    """
+
+    radius_mm: float = 121.0
+    shell_mm: float = 2.5
+    shell_hu: float = 90.0
+    foam_mm: float = 9.0
+    foam_hu: float = -920.0
+    squareness: float = 2.0
+    from_mm: float = 40.0
+
+
+@dataclass(frozen=True)
 class Scanner:
     """A scanner and the family of its headers.
 
@@ -58,6 +75,7 @@ class Scanner:
     window: tuple[tuple[float, ...], tuple[float, ...]]
     wrapped: float = 0.0
     compressed: float = 0.15
+    headrest: Headrest = Headrest()
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,17 @@ class Profile:
     study_labels_only: float = field(default=0.0)
 
 
+# By the name of the scanner's soft kernel, which each site has of its own.
+_HEADRESTS: Final = {
+    "H41s": Headrest(),
+    "UB": Headrest(116.0, 3.5, 60.0, 12.0, -880.0, 2.3, 30.0),
+    "H31f": Headrest(124.0, 1.6, 180.0, 5.0, -950.0, 2.0, 10.0),
+    "STD+": Headrest(119.0, 5.0, -150.0, 7.0, -900.0, 2.8, 55.0),
+    "FC21": Headrest(122.0, 2.0, 40.0, 14.0, -930.0, 4.0, 70.0),
+    "Hr40": Headrest(118.0, 3.0, 120.0, 10.0, -860.0, 2.2, -10.0),
+}
+
+
 def _signed16(
     kernel: Kernel, noise: float, thickness: tuple[float, ...], tilt: tuple[float, float], intercept: int, padding: int
 ) -> Scanner:
@@ -78,6 +107,7 @@ def _signed16(
     names = {-1024: ("Alpine Imaging", "H41s"), 0: ("Meridian Medical", "STD+"), -1000: ("Nova CT", "Hr40")}
     manufacturer, kernel_name = names[intercept]
     return Scanner(
+        headrest=_HEADRESTS[kernel_name],
         kernel=kernel,
         noise_hu=noise,
         thickness_mm=thickness,
@@ -106,6 +136,7 @@ def _unsigned12(
     wrapped: float = 0.0,
 ) -> Scanner:
     return Scanner(
+        headrest=_HEADRESTS[kernel_name],
         kernel=kernel,
         noise_hu=noise,
         thickness_mm=thickness,

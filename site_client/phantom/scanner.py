@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from site_client.phantom.lattice import Scan
 from site_client.phantom.noise import Floats
-from site_client.phantom.profiles import Kernel, Scanner
+from site_client.phantom.profiles import Headrest, Kernel, Scanner
 
 # Sigma of the point spread.
 BLUR_MM: dict[Kernel, float] = {"smooth": 0.75, "standard": 0.6, "sharp": 0.42, "new": 0.5}
@@ -76,20 +76,23 @@ def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def full_image(scan: Scan, scanner: Scanner, box: tuple[slice, slice], head: Floats) -> Floats:
-    """Sets the box of the head, f32[T, h, w], into the field of view, f32[T, H, W], with the headrest under it."""
+    """Sets the box of the head, f32[T, h, w], into the field of view, f32[T, H, W], with the scanner's headrest."""
     image = np.full((scan.slices, scan.size_px, scan.size_px), -1000.0, dtype=np.float32)
     image[:, box[0], box[1]] = head
-    rest = _headrest(scan)
+    rest = _headrest(scan, scanner.headrest)
     return np.where((image < -700) & (rest > -1000), rest[None], image)
 
 
-def _headrest(scan: Scan) -> Floats:
+def _headrest(scan: Scan, headrest: Headrest) -> Floats:
     pixels = (np.arange(scan.size_px) - (scan.size_px - 1) / 2) * scan.pixel_mm
     y, x = pixels[:, None], pixels[None, :]
-    radius = np.hypot(x, y + 6.0)
-    rest = np.full(radius.shape, -1000.0, dtype=np.float32)
-    rest[(radius > 112) & (radius < 121) & (y > 45)] = -920.0
-    rest[(radius > 121) & (radius < 123.5) & (y > 40)] = 90.0
+    # A cup is round; a flat one is a superellipse. Foam lines the shell.
+    away = (np.abs(x) ** headrest.squareness + np.abs(y + 6.0) ** headrest.squareness) ** (1 / headrest.squareness)
+    rest = np.full(away.shape, -1000.0, dtype=np.float32)
+    inner = headrest.radius_mm - headrest.foam_mm
+    rest[(away > inner) & (away <= headrest.radius_mm) & (y > headrest.from_mm + 5)] = headrest.foam_hu
+    shell = (away > headrest.radius_mm) & (away < headrest.radius_mm + headrest.shell_mm) & (y > headrest.from_mm)
+    rest[shell] = headrest.shell_hu
     return rest
 
 

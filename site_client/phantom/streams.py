@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-GENERATOR_VERSION = "2"  # raise it with any change of the patients that a seed gives
+GENERATOR_VERSION = "3"  # raise it with any change of the patients that a seed gives
 
 StreamName = Literal[
     "anatomy", "lesion", "mimics", "physics", "accidents", "header", "labels", "faults", "visit", "skew"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from site_client.phantom.artifacts import blur_by_motion, harden, overshoot, scale_kvp, streak
+from site_client.phantom.artifacts import blur_by_motion, harden, miscalibrate, overshoot, scale_kvp, streak
 from site_client.phantom.bleeds import grow, shift_points
 from site_client.phantom.brain import Brain, brain_at, joined
 from site_client.phantom.head import Head, cavity_of, fill_head, shell_at
@@ -89,9 +89,7 @@ def make_study(
     # of the ventricles must not tell the twin from its study.
     inside_ml = sum(lesion.ml for lesion in drawn if lesion.subtype == "intraventricular")
     head = replace(head, ventricles=max(head.ventricles, float(np.sqrt(inside_ml / 16.0))))
-    # Easy sets have fewer mimics, as they have larger bleeds.
-    eased = replace(patients, mimics=patients.mimics * min(1.0, wishes.difficulty))
-    mimics = draw_mimics(patient.generator("mimics"), eased, age, drawn)
+    mimics = draw_mimics(patient.generator("mimics"), patients, age, drawn)
     lesions = () if lesion_free else tuple(_aged(lesion, days) for lesion in drawn)
     # From here on the study's own streams: another scanner must not change the patient.
     physics = streams.generator("physics")
@@ -110,6 +108,7 @@ def make_study(
     blur_by_motion(accidents, image, scan, patients.motion)
     streak(accidents, image, scan, [scan.seen_at(clip.center_mm) for clip in clips_of(mimics)])
     image = add_noise(physics, image, bone, scan, scanner)
+    miscalibrate(physics, image)
     return Study(scan, age, lesions, mimics, image, truth)
 
 

@@ -36,9 +36,11 @@ from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
-from site_client.training.loop import Stopped, TrainingPosition, TrainingProgress, train
+from site_client.training.early_stop import with_early_stop
+from site_client.training.loop import Stopped, TrainingProgress, train
 from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import slice_histograms
+from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 from site_client.untrusted_files import open_regular, read_regular
 
@@ -284,18 +286,20 @@ class JobInProgress:
             percent = 100 * at.step // at.steps
             self._send(WorkerMessage(SiteState.TRAINING, percent, at.step, at.steps, at.loss, prepared.count))
 
+        studies, early_stop = with_early_stop(self.plan.training, prepared.split.training, self._loader, self._compute)
         # Every rank derives the same streams: they depend on run, round and circumstances, never on the process.
         streams = RandomStreams(self.plan.run_id, prepared.identity.round, prepared.identity.config_hash)
         return train(
             net,
             self.plan.training,
-            prepared.split.training,
-            self._loader.for_training(net),
+            studies,
+            self._loader.for_training(net, studies),
             streams,
             self._compute,
             self._checkpoints(prepared, "train"),
             report,
             self._stopping,
+            early_stop,
         )
 
     def _checkpoints(self, prepared: PreparedStudies, stage: str) -> Checkpoints:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 Arrays = dict[str, NDArray[Any]]
@@ -48,6 +48,14 @@ class ArrayCache:
             return None
         os.utime(path)  # marks the file as used: the oldest times go first
         return arrays
+
+    def get_some(self, name: str, wanted: Set[str]) -> Arrays | None:
+        """Read some arrays of an entry; None when it is absent, damaged or lacks one of them."""
+        try:
+            with safe_open(self._path(name), framework="numpy") as file:
+                return {key: file.get_tensor(key) for key in wanted}
+        except (FileNotFoundError, SafetensorError):
+            return None
 
     def put(self, name: str, arrays: Arrays) -> None:
         """Write an entry, after removing the least recently used ones that it has no room beside."""

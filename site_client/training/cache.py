@@ -14,6 +14,7 @@ from site_client.model.inputs import PIPELINE_VERSION, PreparedStudy, prepare
 from site_client.training.array_cache import ArrayCache
 
 _ARRAYS: Final = frozenset({"windows", "geometry", "source_slices"})
+_LAYOUT: Final = frozenset({"geometry", "source_slices"})
 
 
 class StudyCache:
@@ -51,6 +52,18 @@ class StudyCache:
         }
         self._cache.put(name, arrays)
         return study
+
+    def layout(self, series: SeriesRecord) -> tuple[NDArray[np.float32], tuple[range, ...]]:
+        """Return geometry f32[T,4] and source slices of a study, without reading its pixels if it is in the cache.
+
+        Raises:
+            SeriesUnreadable: From `read`.
+        """
+        arrays = self._cache.get_some(self.name_of(series), _LAYOUT)
+        if arrays is None:
+            study = self.get(series)
+            return study.geometry, study.source_slices
+        return arrays["geometry"], ranges_of(arrays["source_slices"])
 
     def name_of(self, series: SeriesRecord) -> str:
         """Return 64 hex digits: a hash of the series' content, the pipeline's version and the sizes."""

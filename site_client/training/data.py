@@ -10,18 +10,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from federation.labels import ANY, LABELS, MISSING
+from federation.labels import ANY, MISSING
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from site_client.ingest.records import PatientKey, StudyRecord
-from site_client.model.inputs import WHOLE, PreparedStudy, compose_channels, merge_labels
+from site_client.model.inputs import HEIGHT, WHOLE, PreparedStudy, compose_channels, merge_labels
 from site_client.model.network import Network
 from site_client.training.augment import Augmentation, augment
 from site_client.training.cache import StudyCache
-
-_EPIDURAL = LABELS.index("epidural")
+from site_client.training.sampling import SlabSampler
+from site_client.training.study_labels import complete, has_labels, study_labels
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Sample:
         geometry: f32[B,T,4], see `PreparedStudy`.
         slice_labels: f32[B,T,6]: 0, 1 or -1 (missing).
         study_labels: f32[B,6], likewise.
+        anchored: bool[B], whether the study trains the backbone, see `SlabSampler`.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Sample:
     geometry: Tensor
     slice_labels: Tensor
     study_labels: Tensor
+    anchored: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,62 +68,6 @@ def split_patients(studies: Sequence[StudyRecord], validation_fraction: float) -
     )
 
 
-def has_labels(study: StudyRecord) -> bool:
-    """Tell whether the study or a slice of it has a known label."""
-    return bool((study.slice_labels != MISSING).any() or (study.study_labels != MISSING).any())
-
-
-def study_labels(study: StudyRecord) -> NDArray[np.int8]:
-    """Return int8[6], the study's own labels. Its slices fill missing ones: 1 if any is 1, 0 if all are 0."""
-    own, slices = complete(study.study_labels), complete(study.slice_labels)
-    from_slices = np.where((slices == 1).any(axis=0), 1, np.where((slices == 0).all(axis=0), 0, MISSING))
-    return complete(np.where(own != MISSING, own, from_slices).astype(np.int8))
-
-
-def complete(labels: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Fill int8[...,6] with all that is certain: a positive subtype makes `any` 1, and `any` 0 makes all labels 0."""
-    labels = labels.copy()
-    labels[(labels[..., :ANY] == 1).any(axis=-1), ANY] = 1
-    labels[labels[..., ANY] == 0] = 0
-    return labels
-
-
-def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> list[int]:
-    """Draw the studies of an epoch: half with hemorrhage, epidural ones (the rarest) with double weight.
-
-    Each half is drawn without replacement until it is exhausted, then again. With studies of one kind only the result
-    is a permutation.
-
-    Returns:
-        Indices into `studies`, as many as there are studies.
-    """
-    drawn = []
-    for pool, count in _pools(studies):
-        passes_over_pool = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
-        drawn.append(np.concatenate(passes_over_pool)[:count])
-    return [int(index) for index in rng.permutation(np.concatenate(drawn))]
-
-
-def sampling_weights(studies: Sequence[StudyRecord]) -> NDArray[np.float64]:
-    """Return f64[N]: how often `epoch_order` draws each study in an epoch, in the mean over epochs."""
-    weights = np.zeros(len(studies))
-    for pool, count in _pools(studies):
-        np.add.at(weights, pool, count / len(pool))
-    return weights
-
-
-def _pools(studies: Sequence[StudyRecord]) -> list[tuple[NDArray[np.int64], int]]:
-    """The pools of indices that an epoch is drawn from, each with the number of its draws."""
-    labels = np.stack([study_labels(study) for study in studies])
-    positive = np.flatnonzero(labels[:, ANY] == 1)
-    negative = np.flatnonzero(labels[:, ANY] != 1)
-    if len(positive) == 0 or len(negative) == 0:
-        return [(np.arange(len(studies)), len(studies))]
-    epidural = np.flatnonzero(labels[:, _EPIDURAL] == 1)
-    half = (len(studies) + 1) // 2
-    return [(np.concatenate([positive, epidural]), half), (negative, len(studies) - half)]
-
-
 class Source(Protocol):
     """A source of samples for the loop."""
 
@@ -131,56 +77,85 @@ class Source(Protocol):
 
 
 class Loader:
-    """A source of pixels, through the cache.
-
-    In training it reads a slab of each study: `slices_per_study` neighbouring slices, other ones in every epoch.
-    """
+    """A source of whole studies, through the cache."""
 
     def __init__(
         self, cache: StudyCache, augmentation: Augmentation, device: torch.device, slices_per_study: int = 0
     ) -> None:
-        """Read from `cache` to `device`. With `slices_per_study` 0 training reads whole studies."""
+        """Read from `cache` to `device`. `slices_per_study` is for training, see `for_training`; 0 reads all."""
         self._cache = cache
         self._augmentation = augmentation
         self._device = device
         self._slices_per_study = slices_per_study
 
-    def for_training(self, net: Network) -> "Loader":
-        """Return the loader for training `net`: of whole studies if it has no slice outputs."""
-        return self if net.has_slice_outputs else Loader(self._cache, self._augmentation, self._device)
+    def for_training(self, net: Network, studies: Sequence[StudyRecord]) -> "Source":
+        """Return the source for training `net` on these studies: of slabs, or of whole studies.
+
+        A network without slice outputs is trained on whole studies.
+        """
+        sampler = self.sampler(studies)
+        return self if sampler is None or not net.has_slice_outputs else _SlabLoader(self, sampler)
+
+    def sampler(self, studies: Sequence[StudyRecord]) -> SlabSampler | None:
+        """Return the sampler of slabs for training on these studies; None if whole studies are read."""
+        if not self._slices_per_study:
+            return None
+        bleeds = [np.empty(0)]
+        for study in studies:
+            if (study.slice_labels == 1).any():
+                labels, heights = self.labels_and_heights(study)
+                bleeds.append(heights[labels[:, ANY] == 1])
+        return SlabSampler(self._slices_per_study, np.concatenate(bleeds))
 
     def prepare(self, study: StudyRecord) -> int:
         """Put the study into the cache, and return the number of its slices."""
         return self._cache.get(study.series).slices
+
+    def prepared(self, study: StudyRecord) -> PreparedStudy:
+        """Return the prepared study."""
+        return self._cache.get(study.series)
 
     def name_of(self, study: StudyRecord) -> str:
         """Return a name that two studies share only if their samples hold the same pixels."""
         return self._cache.name_of(study.series)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        """Return the whole study; with `rng` an augmented slab of it, whose study labels are those of its slices."""
-        if rng is None:
-            return sample_of(study, *self.pixels(study))
+        """Return the whole study, augmented if there is an `rng`."""
+        x, geometry, source_slices = self.pixels(study)
+        return sample_of(study, x if rng is None else augment(x, self._augmentation, rng), geometry, source_slices)
+
+    def slab(self, study: StudyRecord, sampler: SlabSampler, rng: np.random.Generator) -> Sample:
+        """Return an augmented slab of the study, whose study labels are those of its slices."""
         prepared = self._cache.get(study.series)
-        slab = self._slab(study, prepared.slices, rng)
+        labels = merge_labels(complete(study.slice_labels), prepared.source_slices)
+        slab, anchored = sampler.draw(labels, prepared.geometry[:, HEIGHT].astype(np.float64), rng)
         x = augment(input_of(prepared, self._device, slab), self._augmentation, rng)
         sample = sample_of(study, x, prepared.geometry[slab], prepared.source_slices[slab])
         if len(x) == prepared.slices:
             return sample
-        return replace(sample, study_labels=sample.slice_labels.amax(dim=1))
-
-    def _slab(self, study: StudyRecord, slices: int, rng: np.random.Generator) -> slice:
-        """Draw a slab. It is the whole study unless every slice has all labels: they are the slab's study labels."""
-        wanted = self._slices_per_study
-        if wanted == 0 or wanted >= slices or (complete(study.slice_labels) == MISSING).any():
-            return WHOLE
-        start = int(rng.integers(slices - wanted + 1))
-        return slice(start, start + wanted)
+        of_slab = sample.slice_labels.amax(dim=1)
+        return replace(sample, study_labels=of_slab, anchored=torch.full_like(sample.anchored, anchored))
 
     def pixels(self, study: StudyRecord) -> tuple[Tensor, NDArray[np.float32], tuple[range, ...]]:
         """Return x f32[T,5,H,W] on the device, geometry f32[T,4], and the source slices of each slice."""
         prepared = self._cache.get(study.series)
         return input_of(prepared, self._device), prepared.geometry, prepared.source_slices
+
+    def labels_and_heights(self, study: StudyRecord) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+        """Return labels int8[T,6] and relative heights f64[T] of the prepared slices, without reading pixels."""
+        geometry, source_slices = self._cache.layout(study.series)
+        return merge_labels(complete(study.slice_labels), source_slices), geometry[:, HEIGHT].astype(np.float64)
+
+
+class _SlabLoader:
+    """A source of augmented slabs."""
+
+    def __init__(self, loader: Loader, sampler: SlabSampler) -> None:
+        self._loader = loader
+        self._sampler = sampler
+
+    def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
+        return self._loader.sample(study, None) if rng is None else self._loader.slab(study, self._sampler, rng)
 
 
 def input_of(prepared: PreparedStudy, device: torch.device, slab: slice = WHOLE) -> Tensor:
@@ -197,6 +172,7 @@ def sample_of(study: StudyRecord, x: Tensor, geometry: NDArray[np.float32], sour
         geometry=_batch_of_one(geometry, x.device),
         slice_labels=_batch_of_one(slices, x.device),
         study_labels=_batch_of_one(study_labels(study), x.device),
+        anchored=torch.ones(1, dtype=torch.bool, device=x.device),
     )
 
 
@@ -233,6 +209,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         geometry=padded((sample.geometry for sample in samples), 0),
         slice_labels=padded((sample.slice_labels for sample in samples), MISSING),
         study_labels=torch.cat([sample.study_labels for sample in samples]),
+        anchored=torch.cat([sample.anchored for sample in samples]),
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
 
 import torch
 from federation.plan import LocalTraining
@@ -14,14 +14,13 @@ from site_client.ingest.records import StudyRecord
 from site_client.model.network import Network
 from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
-from site_client.training.data import Sample, Source, epoch_order, passes
+from site_client.training.data import Sample, Source, passes
+from site_client.training.early_stop import EarlyStop
 from site_client.training.loss import reported_loss, training_loss
 from site_client.training.ranks import Ranks
+from site_client.training.sampling import epoch_order
+from site_client.training.state import TrainingPosition, TrainingState
 from site_client.training.streams import RandomStreams
-
-WARM_UP_STEPS: Final = 5
-FINAL_SHARE: Final = 0.1  # of the learning rate, at the end of the cosine
-GRADIENT_NORM_MAX: Final = 1.0
 
 
 class Stopped(Exception):
@@ -34,30 +33,16 @@ class TrainingProgress:
 
     Attributes:
         step: Steps done, of all epochs.
-        steps: Steps of the whole training.
+        steps: Steps of the whole training; an early stop skips the last epochs.
         loss: Mean reported loss over the studies of this epoch so far.
+        net: The network that would be the result now: with averaged weights if the plan has `ema_decay`. It may be
+            evaluated, and its weights must stay.
     """
 
     step: int
     steps: int
     loss: float
-
-
-@dataclass(frozen=True)
-class TrainingPosition:
-    """The position of a training between two steps.
-
-    Attributes:
-        epoch: From 0.
-        position: Studies of the epoch that are done.
-        step: Steps done, of all epochs.
-        loss_sum: Sum of the reported losses of the epoch's studies so far.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
+    net: Network
 
 
 def train(
@@ -70,20 +55,20 @@ def train(
     checkpoints: Checkpoints,
     report: Callable[[TrainingProgress], None],
     stopping: Callable[[], bool],
+    early_stop: EarlyStop | None = None,
 ) -> TrainingPosition:
     """Train `net` in place.
 
-    The gradient of a step is the mean over its studies, accumulated study by study. So memory holds one study, and a
-    stop waits for one study; on a GPU, for the studies of one pass. A training that was stopped resumes from its last
-    checkpoint, bit-identical to an undisturbed one on a CPU with as many threads. From the checkpoint of its end it
-    only loads the weights.
+    The gradient of a step is the mean over its studies, accumulated pass by pass: memory holds the studies of one pass,
+    and a stop waits for one pass. A training that was stopped resumes from its last checkpoint, bit-identical to an
+    undisturbed one on a CPU with as many threads. From the checkpoint of its end it only loads the result.
 
     Several processes (`compute.ranks`) with equal arguments train as one process does, but for rounding and for the
     draws of dropout. The leading process writes and reports. If one of them is told to stop, all stop at the same step.
 
     Args:
         net: Holds the base model on entry, on the device of `compute`.
-        plan: Epochs, learning rate and so on.
+        plan: Epochs, learning rates, trainable parts and so on.
         studies: The training studies.
         source: Of their samples.
         streams: Of all random numbers.
@@ -91,6 +76,7 @@ def train(
         checkpoints: Of this training.
         report: Called after every step.
         stopping: Whether to stop; asked before every study.
+        early_stop: Ends the training early, with the best weights. None of its patients is in `studies`.
 
     Returns:
         The position at the end of the last epoch.
@@ -100,16 +86,17 @@ def train(
         TrainingFailed: The loss is not finite.
     """
     ranks = compute.ranks
-    base = [parameter.detach().clone() for parameter in net.parameters()]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    at = _resume(checkpoints, net, optimizer)
+    state = TrainingState(net, plan)
+    at = state.resume(checkpoints)
     ranks.meet(at.step, len(studies))
+    if at.finished:
+        return at
     steps = plan.epochs * math.ceil(len(studies) / plan.studies_per_step)
     net.train()
     for epoch in range(at.epoch, plan.epochs):
         order = epoch_order(studies, streams.generator("order", epoch))
         if at.epoch < epoch:
-            at = TrainingPosition(epoch=epoch, step=at.step)
+            at = replace(at, epoch=epoch, position=0, loss_sum=0.0)
         if at.position == 0:
             torch.manual_seed(streams.seed("dropout", epoch))
         while at.position < len(order):
@@ -119,7 +106,7 @@ def train(
                 _draw(studies[order[position]], source, streams, ranks, epoch, position)
                 for position in _until(stopping, ranks.share(batch))
             )
-            optimizer.zero_grad()
+            state.zero_grad()
             try:
                 losses = _add_gradients(net, samples, compute, len(batch))
                 stop = ranks.world > 1 and stopping()  # asked again: this process may have no study in this step
@@ -129,26 +116,30 @@ def train(
             loss_sum, stops = ranks.add_up(net, sum(loss.item() for loss in losses), stop)
             if stops:
                 # The step is not taken: its studies are drawn again after the resume, with the same random numbers.
-                _save_together(ranks, checkpoints, at, net, optimizer, random_before)
+                _save_together(ranks, state, checkpoints, at, random_before)
                 raise Stopped
-            _pull_towards(base, net, plan.proximal_mu)
-            torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * _rate(at.step, steps)
-            optimizer.step()
-            at = replace(
-                at,
-                position=at.position + len(batch),
-                step=at.step + 1,
-                loss_sum=at.loss_sum + loss_sum,
-            )
+            state.step(at.step, steps)
+            at = replace(at, position=at.position + len(batch), step=at.step + 1, loss_sum=at.loss_sum + loss_sum)
             if not math.isfinite(at.loss_sum):
                 raise TrainingFailed(f"expected a finite loss, got {at.loss_sum} at step {at.step} of {steps}")
             if ranks.leads:
                 if checkpoints.due():
-                    _save(checkpoints, at, net, optimizer, torch.get_rng_state())
-                report(TrainingProgress(at.step, steps, at.loss_sum / at.position))
-    _save_together(ranks, checkpoints, at, net, optimizer, torch.get_rng_state())
+                    state.save(checkpoints, at, torch.get_rng_state())
+                report(TrainingProgress(at.step, steps, at.loss_sum / at.position, state.averaged))
+                net.train()  # the report may have evaluated it
+        if early_stop is not None:
+            # Order: after the epoch's last checkpoint, so that a stop in between evaluates again instead of never.
+            loss = ranks.first(partial(early_stop.loss, state.averaged))
+            net.train()
+            at = replace(at, stale=at.stale + 1)
+            if loss < at.best_loss:
+                state.keep_as_best()
+                at = replace(at, stale=0, best_loss=loss)
+            if at.stale >= early_stop.patience:
+                break
+    state.finish()
+    at = replace(at, finished=1)
+    _save_together(ranks, state, checkpoints, at, torch.get_rng_state())
     return at
 
 
@@ -182,59 +173,10 @@ def _add_gradients(net: Network, samples: Iterable[Sample], compute: Compute, st
     return losses
 
 
-def _rate(step: int, steps: int) -> float:
-    """The share of the learning rate: a warm-up, while Adam's second moments are inexact, then half a cosine."""
-    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return warm * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
-
-
-def _pull_towards(base: list[Tensor], net: Network, mu: float) -> None:
-    """Add the gradient of mu/2 ||w - w_base||^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
-    if mu == 0:
-        return
-    for parameter, start in zip(net.parameters(), base, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=mu)
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------
-
-_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter; absent before its first step
-
-
-def _save(
-    checkpoints: Checkpoints, at: TrainingPosition, net: Network, adam: torch.optim.AdamW, random: Tensor
-) -> None:
-    tensors = {"random": random, "loss_sum": torch.tensor(at.loss_sum, dtype=torch.float64)}
-    for name, parameter in net.named_parameters():
-        tensors[f"weight.{name}"] = parameter
-        for moment, value in adam.state[parameter].items():
-            tensors[f"{moment}.{name}"] = value
-    checkpoints.save(at.step, {"epoch": at.epoch, "position": at.position, "step": at.step}, tensors)
-
-
 def _save_together(
-    ranks: Ranks, checkpoints: Checkpoints, at: TrainingPosition, net: Network, adam: torch.optim.AdamW, random: Tensor
+    ranks: Ranks, state: TrainingState, checkpoints: Checkpoints, at: TrainingPosition, random: Tensor
 ) -> None:
     """Save once. It is durable for all processes when this returns."""
     if ranks.leads:
-        _save(checkpoints, at, net, adam, random)
+        state.save(checkpoints, at, random)
     ranks.meet(at.step)
-
-
-def _resume(checkpoints: Checkpoints, net: Network, adam: torch.optim.AdamW) -> TrainingPosition:
-    saved = checkpoints.load()
-    if saved is None:
-        return TrainingPosition()
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            parameter.copy_(saved.tensors[f"weight.{name}"])
-            for moment in _MOMENTS:
-                value = saved.tensors.get(f"{moment}.{name}")
-                if value is not None:
-                    # In the parameter's layout and on its device, as Adam makes it; its step counter is a scalar.
-                    in_layout = value if moment == "step" else torch.empty_like(parameter).copy_(value)
-                    adam.state[parameter][moment] = in_layout
-    torch.set_rng_state(saved.tensors["random"])
-    return TrainingPosition(**saved.numbers, loss_sum=saved.tensors["loss_sum"].item())

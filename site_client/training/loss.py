@@ -34,8 +34,8 @@ def training_loss(output: Output, sample: Sample) -> Tensor:
     """Return the loss to minimize: the reported loss plus an auxiliary loss on the backbone's slice head.
 
     The reported loss alone does not reach the backbone of a `SequenceNet`. The auxiliary loss takes slice labels; of a
-    study without any, it takes the study's labels through the smooth maximum over its slices. It is 0 for architectures
-    without a slice head.
+    study without any, it takes the study's labels through the smooth maximum over its slices. It is 0 for slabs that
+    are not anchored, and for architectures without a slice head.
 
     Args:
         output: Of a batch of B studies.
@@ -51,7 +51,7 @@ def training_loss(output: Output, sample: Sample) -> Tensor:
     by_study = _known_loss(output.by_slice.study_logits, sample.study_labels)
     # torch.where instead of a Python condition, which would make the GPU's queue run empty.
     has_slice_labels = (sample.slice_labels != MISSING).flatten(1).any(dim=1)
-    return reported + torch.where(has_slice_labels, by_slices, by_study)
+    return reported + torch.where(has_slice_labels, by_slices, by_study) * sample.anchored
 
 
 def _known_loss(logits: Tensor, labels: Tensor) -> Tensor:

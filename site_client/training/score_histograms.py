@@ -74,7 +74,7 @@ def slice_scores(
     """
     sample = loader.sample(study, None)
     net.eval()
-    with torch.inference_mode(), compute.autocast():
+    with compute.inference():
         output = net(sample.x, sample.mask, sample.geometry)
     logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits
     labels = sample.slice_labels[0] if net.has_slice_outputs else sample.study_labels

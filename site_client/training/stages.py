@@ -18,7 +18,8 @@ from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader, Source
 from site_client.training.embeddings import EmbeddingLoader
-from site_client.training.loop import TrainingPosition, TrainingProgress, train
+from site_client.training.loop import TrainingProgress, train
+from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 
 END_TO_END_RATE: Final = 0.1  # of the learning rate: the last stage adjusts trained weights
@@ -97,7 +98,8 @@ def train_in_stages(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed("slicewise"))
         slicewise = net.slicewise()
-    stage("backbone", slicewise.to(compute.device), loader, stages.backbone)
+    slabs = loader.for_training(net, studies)
+    stage("backbone", slicewise.to(compute.device), slabs, stages.backbone)
     net.eval()  # before the features are computed: they must not depend on dropout
     stage("sequence-head", net.reader, EmbeddingLoader(net, loader, compute, embeddings), stages.sequence_head)
-    return stage("end-to-end", net, loader, stages.end_to_end, END_TO_END_RATE)
+    return stage("end-to-end", net, slabs, stages.end_to_end, END_TO_END_RATE)

@@ -19,9 +19,11 @@ from federation.v1 import blobs_pb2, rounds_pb2
 from aggregator.network import listen
 from aggregator.rpc.acceptor import Acceptor, ConnectionLimits
 from aggregator.rpc.call_server import CallServer
-from aggregator.rpc.calls import Call, CallLimits, CallReceiver
+from aggregator.rpc.calls import CallLimits, CallReceiver, IncomingCall
 from aggregator.sites.authority import Authority, create_authority
+from tests.aggregator.conftest import Host
 from tests.custodian import CUSTODIAN
+from tests.raw_channel import RawChannel
 
 import grpc  # isort: skip  # after aggregator.rpc, which sets its cipher suites
 
@@ -39,15 +41,15 @@ class Answers:
     inside: int = 0
     changed: bool = False
 
-    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: Call) -> rounds_pb2.Receipt:
+    def Ready(self, _request: rounds_pb2.ReadyMessage, _call: IncomingCall) -> rounds_pb2.Receipt:
         self.inside += 1
         self.gate.wait(20)
         return rounds_pb2.Receipt(verdict=rounds_pb2.Receipt.ACCEPTED)
 
-    def look(self, _request: rounds_pb2.PollRequest, _call: Call, *, first: bool, last: bool) -> Any:
+    def look(self, _request: rounds_pb2.PollRequest, _call: IncomingCall, *, first: bool, last: bool) -> Any:
         return rounds_pb2.PollReply(retry_after_ms=7) if self.changed or last else None
 
-    def receive(self, _call: Call) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
+    def receive(self, _call: IncomingCall) -> Callable[[blobs_pb2.BlobChunk], blobs_pb2.BlobProgress]:
         held = 0
 
         def take(chunk: blobs_pb2.BlobChunk) -> blobs_pb2.BlobProgress:
@@ -57,7 +59,7 @@ class Answers:
 
         return take
 
-    def Get(self, request: blobs_pb2.BlobRequest, _call: Call) -> Iterator[blobs_pb2.BlobChunk]:
+    def Get(self, request: blobs_pb2.BlobRequest, _call: IncomingCall) -> Iterator[blobs_pb2.BlobChunk]:
         chunk = blobs_pb2.BlobChunk(data=bytes(1 << 18))
         return repeat(chunk, request.offset) if request.offset else repeat(chunk)
 
@@ -69,7 +71,7 @@ class Answers:
 class Place:
     """A listener, and dialling it as one of its sites."""
 
-    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Any], **limits: Any) -> None:
+    def __init__(self, stack: ExitStack, authority: Authority, hosts: Mapping[str, Host], **limits: Any) -> None:
         self._stack, self._authority, self._hosts = stack, authority, hosts
         self.answers, self.revoked, self.lookups = Answers(), set[str](), 0
         self.acceptor = Acceptor("sites", listen("sites", "127.0.0.1:0"), ConnectionLimits(64, 32, 4, 30.0))
@@ -91,7 +93,7 @@ class Place:
         stack.callback(self.server.stop, 0.2)
         stack.callback(self.answers.gate.set)
 
-    def _site_of(self, call: Call) -> str:
+    def _site_of(self, call: IncomingCall) -> str:
         self.lookups += 1
         certificate = x509.load_pem_x509_certificate(call.auth_context()["x509_pem_cert"][0])
         site = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
@@ -99,7 +101,7 @@ class Place:
             call.abort(CODE.PERMISSION_DENIED, f"site {site!r} was revoked")
         return site
 
-    def dial(self, site: str = "mercy") -> grpc.Channel:
+    def dial(self, site: str = "mercy") -> RawChannel:
         host, now = self._hosts[site], now_utc()
         issued = self._authority.issue_site_certificate(site, host.csr(), now, now + timedelta(days=1))
         key = host.tls_key.private_bytes(
@@ -111,7 +113,7 @@ class Place:
         self._stack.callback(channel.close)
         return channel
 
-    def begin(self, channel: grpc.Channel, path: str, *messages: Any) -> grpc.Call:
+    def begin(self, channel: RawChannel, path: str, *messages: Any) -> grpc.Call:
         """Begin a call that sends these messages and then nothing more, without an end."""
         released = threading.Event()
         self._stack.callback(released.set)
@@ -129,21 +131,20 @@ def now_utc() -> datetime:
 
 
 @pytest.fixture
-def make_place(tmp_path: Path, host, other_host) -> Iterator[Callable[..., Place]]:
+def make_place(tmp_path: Path, host: Host, other_host: Host) -> Iterator[Callable[..., Place]]:
     authority = create_authority(tmp_path / "ca", now_utc, CUSTODIAN.public_key())
     with ExitStack() as stack:
         yield lambda **limits: Place(stack, authority, {"mercy": host, "north": other_host}, **limits)
 
 
-def ready(channel: grpc.Channel) -> bytes:
+def ready(channel: RawChannel) -> bytes:
     return channel.unary_unary(READY)(rounds_pb2.ReadyMessage().SerializeToString(), timeout=10)
 
 
 def code_of(act: Callable[[], object]) -> grpc.StatusCode:
     with pytest.raises(grpc.RpcError) as refused:
         act()
-    # Every RpcError that a call raises is a grpc.Call too, which its type does not say.
-    return refused.value.code()  # type: ignore[attr-defined]
+    return refused.value.code()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -154,7 +155,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("path", [READY, POLL, PUT, GET])
-def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(make_place: Callable[..., Place], path) -> None:
+def test_a_call_whose_message_does_not_come_takes_no_thread_and_ends(
+    make_place: Callable[..., Place], path: str
+) -> None:
     place = make_place()
     place.answers.gate.set()
     channel = place.dial()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from federation.manifest import Manifest, Model, TensorSpec, load_model, save_model
+from federation.manifest import Manifest, Model, TensorSpec, load_description, load_model, save_model
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 
@@ -346,7 +346,10 @@ def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run:
     out = with_run.folder / "out.safetensors"
     exported = with_run.json("model", "export", str(out))
     assert exported["model_digest"] == listed["model_digest"] == load_model(out).digest.hex()
-    assert out.read_bytes() == (with_run.folder / "initial.safetensors").read_bytes()
+    description = load_description(out)
+    assert description is not None
+    assert (description.architecture, description.round) == ("lite", 0)
+    assert len(description.plan_digest) == 64
     assert "made no model" in with_run.refused("model", "export", str(out), "--round", "7")
     assert "no folder" in with_run.refused("model", "export", str(out.parent / "absent" / "m.safetensors"))
     assert with_run("model", "export", str(out.parent)).exit_code == 2  # a folder is no file: wrong usage

@@ -19,14 +19,15 @@ from aggregator.dashboard.app import HEADERS, create_app
 from aggregator.dashboard.server import DashboardServer
 from aggregator.dashboard.sessions import CHECKS_WAITING_MAX, Client, LoginAttempts
 from aggregator.network import listen
-from aggregator.store import Change, people
+from aggregator.store import Change, Store, people
+from tests.aggregator.conftest import StandingClock
 
 PASSWORD = "correct horse battery"
 LIMITS = config.LimitsSettings(dashboard_connections=4, request_s=1.5)
 
 
 @pytest.fixture
-def app(tmp_path: Path, clock, store, cheap_scrypt: None) -> Iterator[AppContext]:
+def app(tmp_path: Path, clock: StandingClock, store: Store, cheap_scrypt: None) -> Iterator[AppContext]:
     settings = config.AggregatorSettings(state=config.StateSettings(folder=tmp_path), limits=LIMITS)
     opened = replace(open_context(settings), clock=clock)
     with opened.store.write() as session:
@@ -68,7 +69,7 @@ def test_of_sixty_guesses_at_once_five_are_checked(at: Callable[[str], TestClien
     assert codes[429] == 55
 
 
-def test_a_guesser_keeps_no_administrator_out_of_another_address(at: Callable[[str], TestClient], clock) -> None:
+def test_a_guesser_keeps_no_administrator_out_of_another_address(at: Callable[[str], TestClient]) -> None:
     for number in range(40):
         for guess in range(20):
             log_in(at(f"203.0.113.{number}"), f"guess {guess}")
@@ -76,7 +77,7 @@ def test_a_guesser_keeps_no_administrator_out_of_another_address(at: Callable[[s
 
 
 def test_a_guesser_at_the_same_address_keeps_no_administrator_out_of_a_known_browser(
-    at: Callable[[str], TestClient], clock
+    at: Callable[[str], TestClient], clock: StandingClock
 ) -> None:
     """Behind a proxy that does not pass addresses on, all share one."""
     known = at("203.0.113.5")

@@ -37,7 +37,7 @@ def test_who_sits_out_is_offered_nothing() -> None:
     assert participants(SITES, 12, 3, faults, {}) == SITES
 
 
-def test_silence_is_forgiven_when_fewer_than_the_minimum_would_be_left_and_a_proven_fault_is_not() -> None:
+def test_silence_is_forgiven_below_the_minimum_and_a_proven_fault_is_not() -> None:
     faults = {"c": silent(1, 2), "d": silent(1, 2)}
     assert participants(SITES, 3, 2, faults, {}) == ["a", "b"]
     assert participants(SITES, 3, 3, faults, {}) == SITES

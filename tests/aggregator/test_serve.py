@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -67,7 +68,7 @@ class Service:
         except OSError:
             return False
 
-    def events(self) -> list[dict[str, str]]:
+    def events(self) -> list[dict[str, Any]]:
         """What it has logged so far; a line that is still being written is left out."""
         return [json.loads(line) for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
@@ -149,7 +150,7 @@ def test_a_taken_port_is_one_sentence_that_names_it(service: Service, key: str) 
 def test_few_descriptors_are_shared_among_the_listeners_and_said_in_the_log(service: Service) -> None:
     service.start(descriptors=1000)
     [event] = [line for line in service.events() if line["event"] == "fewer connections than configured"]
-    assert (event["descriptors"], event["connections"], event["enrolment_connections"]) == (1000, 118, 60)
+    assert [event[key] for key in ("descriptors", "connections", "enrolment_connections")] == [1000, 118, 60]
     assert service.end(signal.SIGTERM) == 0
 
 

@@ -89,6 +89,7 @@ def sample_of(slices: int, size_px: int, device: torch.device) -> Sample:
         torch.zeros(1, slices, GEOMETRY, device=device),
         labels.to(device),
         labels.amax(dim=1).to(device),
+        torch.ones(1, dtype=torch.bool, device=device),
     )
 
 
@@ -101,7 +102,7 @@ def stepping(net: Network, batch: list[Sample], compute: Compute) -> Callable[[]
         for sample in passes(batch, compute.slices_a_pass):
             with compute.autocast():
                 output = net(sample.x, sample.mask, sample.geometry)
-            training_loss(output, sample).sum().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(training_loss(output, sample).sum())
         optimizer.step()
 
     return step

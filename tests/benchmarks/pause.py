@@ -146,9 +146,9 @@ def trial(trainer: Trainer, cores: int) -> Trial:
 @contextmanager
 def stress(cores: int) -> Iterator["subprocess.Popen[bytes]"]:
     """So many busy loops of another user, if root asks; ends them."""
-    other = {"user": "nobody"} if os.geteuid() == 0 else {}
+    user = "nobody" if os.geteuid() == 0 else None
     command = ["stress-ng", "--cpu", str(cores), "--quiet", "--temp-path", tempfile.gettempdir()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/", **other) as process:  # type: ignore[call-overload]  # mypy cannot follow a dict of keywords
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/", user=user) as process:
         try:
             yield process
         finally:

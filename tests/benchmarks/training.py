@@ -39,10 +39,11 @@ from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
-from site_client.training.data import Loader, Sample, Source, epoch_order
+from site_client.training.data import Loader, Sample, Source
 from site_client.training.embeddings import EmbeddingLoader
-from site_client.training.loop import GRADIENT_NORM_MAX, train
+from site_client.training.loop import train
 from site_client.training.loss import training_loss
+from site_client.training.sampling import epoch_order
 from site_client.training.streams import RandomStreams
 
 PLAN = LocalTraining(
@@ -160,7 +161,7 @@ def bare_epoch(net: torch.nn.Module, samples: list[Sample], compute: Compute) ->
         with compute.autocast():
             output = net(sample.x, sample.mask, sample.geometry)
         torch.autograd.backward(training_loss(output, sample).sum())
-        torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM_MAX)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), PLAN.gradient_norm_max)
         optimizer.step()
 
 

@@ -7,6 +7,7 @@ can be played again.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,7 +46,7 @@ class Silent(IntEnum):
 
 def a_context(**changes: object) -> Context:
     """ctx of some attempt, with what the test is about changed."""
-    inputs: dict[str, object] = {
+    inputs: dict[str, Any] = {
         "plan_digest": b"\x01" * 32,
         "base_digest": b"\x02" * 32,
         "run_id": b"run",
@@ -53,7 +54,7 @@ def a_context(**changes: object) -> Context:
         "attempt": 1,
         "roster_epoch": 1,
     }
-    return context(**(inputs | changes))  # type: ignore[arg-type]
+    return context(**(inputs | changes))
 
 
 @dataclass

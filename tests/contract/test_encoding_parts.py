@@ -151,6 +151,7 @@ def test_the_quantizer_is_unbiased_between_any_two_levels(layout_of: Callable[..
 class _Highest(np.random.Generator):
     """A generator whose every draw is the largest there is below 1."""
 
+    # The encoding calls it with these two arguments only, so the other forms of numpy's method are left out.
     def random(self, out: np.ndarray, dtype: type) -> None:  # type: ignore[override]
         out[...] = np.nextafter(np.float32(1), np.float32(0))
 

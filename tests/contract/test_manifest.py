@@ -8,8 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from federation.description import ModelDescription
 from federation.errors import Malformed, ManifestMismatch
-from federation.manifest import PARAMETERS_MAX, Manifest, Model, TensorSpec, load_model, save_model
+from federation.manifest import (
+    PARAMETERS_MAX,
+    Manifest,
+    Model,
+    TensorSpec,
+    load_description,
+    load_model,
+    save_model,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -276,3 +285,35 @@ def test_equal_models_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path / "nowhere.safetensors")
+
+
+def test_a_description_comes_back_from_its_file_and_changes_no_digest(tmp_path: Path) -> None:
+    description = ModelDescription(
+        "lite", 64, 24, 4, 1, origin="fresh weights, seed 1", run_id="00" * 16, round=3, calibration='{"x": 1}'
+    )
+    plain, described = tmp_path / "plain.safetensors", tmp_path / "described.safetensors"
+    save_model(plain, MODEL)
+    save_model(described, MODEL, description=description)
+    assert load_description(plain) is None
+    assert load_description(described) == description
+    assert load_model(described).digest == load_model(plain).digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"architecture": 3}',
+        '{"architecture": "lite", "round": "3"}',
+        '{"architecture": "x", "labels": 1}',
+    ],
+)
+def test_a_description_of_other_types_is_refused(text: str) -> None:
+    with pytest.raises(Malformed, match="description"):
+        ModelDescription.from_json(text)
+
+
+def test_keys_of_a_later_version_are_skipped_in_a_description() -> None:
+    assert ModelDescription.from_json('{"architecture": "lite", "colour": "blue"}') == ModelDescription("lite")

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature, Malformed, PlanRefused
-from federation.plan import LocalTraining, ServerKind, ServerOptimizer, TrainingPlan, sign_plan, verify_plan
+from federation.plan import (
+    LocalTraining,
+    ServerKind,
+    ServerOptimizer,
+    Trainable,
+    TrainingPlan,
+    sign_plan,
+    verify_plan,
+)
 from federation.v1 import plan_pb2
 from federation.vocabulary import Metric
 from federation.wire import serialize
@@ -30,6 +38,15 @@ WITHIN: list[tuple[str, list[Any]]] = [
     ("training.studies_per_step", [1, 64]),
     ("training.studies_min", [1, 1_000_000]),
     ("training.slices_per_study", [0, 1, 400]),
+    ("training.trainable", [*Trainable]),
+    ("training.warm_up_steps", [0, 5, 10_000]),
+    ("training.heads_rate", [1e-3, 1.0, 100.0]),
+    ("training.reader_rate", [1e-3, 1.0, 100.0]),
+    ("training.trunk_rate", [1e-3, 1.0, 100.0]),
+    ("training.ema_decay", [0.0, 0.999]),
+    ("training.gradient_norm_max", [1e-3, 1.0, 1000.0]),
+    ("training.patience", [0, 100]),
+    ("origin", ["", "Ä" * 500]),
     ("server.learning_rate", [1e-9, 10.0]),
     ("cohort.minimum", [3, 8]),
     ("cohort.target", [3, 64]),
@@ -59,6 +76,14 @@ OUTSIDE: list[tuple[str, list[Any]]] = [
     ("training.studies_per_step", [0, 65]),
     ("training.studies_min", [0, 1_000_001]),
     ("training.slices_per_study", [401]),
+    ("training.warm_up_steps", [10_001]),
+    ("training.heads_rate", [0.0, 100.1, NAN]),
+    ("training.reader_rate", [0.0, -1.0, INF]),
+    ("training.trunk_rate", [0.0, 1]),
+    ("training.ema_decay", [1.0, -0.0, NAN]),
+    ("training.gradient_norm_max", [0.0, 1000.1]),
+    ("training.patience", [101]),
+    ("origin", ["x" * 501, "two\nlines"]),
     ("server.learning_rate", [0.0, 10.1, NAN]),
     ("server.beta1", [0.5]),
     ("server.beta2", [0.5]),
@@ -96,13 +121,13 @@ def test_a_value_outside_its_bounds_is_refused_by_name(make_plan: Make, field: s
 
 
 @pytest.mark.parametrize(("field", "value"), _cases(OUTSIDE))
-def test_the_same_values_are_refused_on_the_wire(make_plan: Make, field: str, value: object) -> None:
+def test_the_same_values_are_refused_on_the_wire(make_plan: Make, field: str, value: Any) -> None:
     message = plan_pb2.Plan.FromString(make_plan().to_bytes())
     *parts, name = field.split(".")
     holder = getattr(message, parts[0]) if parts else message
     if name == "metrics":
         del message.metrics[:]
-        message.metrics.extend(metric.number for metric in value)  # type: ignore[attr-defined]
+        message.metrics.extend(metric.number for metric in value)
     else:
         setattr(holder, name, int(value) if value is True else value)
     if value is True:
@@ -112,7 +137,7 @@ def test_the_same_values_are_refused_on_the_wire(make_plan: Make, field: str, va
 
 
 def test_the_table_of_bounds_covers_every_field_of_the_plan(make_plan: Make) -> None:
-    named = {field for field, _ in OUTSIDE} | {"manifest", "server.kind"}
+    named = {field for field, _ in OUTSIDE} | {"manifest", "server.kind", "training.trainable"}
     plan = make_plan()
     for field in fields(TrainingPlan):
         inner = getattr(plan, field.name)
@@ -167,6 +192,7 @@ def test_wire_values_that_python_cannot_even_hold_are_refused(make_plan: Make, c
     elif change == "kind":
         message.server.kind = plan_pb2.ServerOptimizer.KIND_UNSPECIFIED
     elif change == "unknown kind":
+        # The stub allows the known enumerators only; the wire carries any number.
         message.server.kind = 77  # type: ignore[assignment]
     elif change == "metric":
         message.metrics[0] = plan_pb2.METRIC_UNSPECIFIED
@@ -232,3 +258,29 @@ def test_a_signed_plan_that_is_not_canonical_is_refused(make_plan: Make, custodi
     signature = custodian.sign(b"hemofed plan v1\x00" + data)
     with pytest.raises(Malformed):
         verify_plan(plan_pb2.SignedPlan(plan=data, signature=signature), custodian.public_key())
+
+
+def test_a_plan_without_the_later_training_fields_equals_one_of_defaults_to_the_byte(
+    make_plan: Make,
+) -> None:
+    message = plan_pb2.Plan.FromString(make_plan().to_bytes())
+    later = ("trainable", "warm_up_steps", "heads_rate", "reader_rate", "trunk_rate", "ema_decay", "gradient_norm_max")
+    assert not {field.name for field, _ in message.training.ListFields()} & {*later, "patience"}
+    training = TrainingPlan.from_bytes(serialize(message)).training
+    assert training == LocalTraining(1, 1e-3, 0.01, 0.0, 2, 32)
+    assert (training.trainable, training.warm_up_steps, training.trunk_rate) == (Trainable.ALL, 5, 1.0)
+
+
+@pytest.mark.parametrize(("field", "default"), [("warm_up_steps", 5), ("trunk_rate", 1.0), ("gradient_norm_max", 1.0)])
+def test_a_default_that_is_spelt_out_on_the_wire_is_refused(make_plan: Make, field: str, default: float) -> None:
+    message = plan_pb2.Plan.FromString(make_plan().to_bytes())
+    setattr(message.training, field, default)
+    with pytest.raises(PlanRefused, match=f"training.{field}: expected no value for the default"):
+        TrainingPlan.from_bytes(serialize(message))
+
+
+def test_an_unknown_group_of_tensors_is_refused(make_plan: Make) -> None:
+    message = plan_pb2.Plan.FromString(make_plan().to_bytes())
+    message.training.trainable = 9  # type: ignore[assignment]
+    with pytest.raises((PlanRefused, Malformed)):
+        TrainingPlan.from_bytes(serialize(message))

@@ -1,6 +1,7 @@
 """What an aggregator that lies may try, and the refusal that answers each."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +35,9 @@ from tests.contract.secagg_session import BLOB_DIGEST, Session, a_context, addre
 CURVE_PRIME = (1 << 255) - 19
 
 
-def signed(session: Session, site: str, **changes: object) -> Advertisement:
+def signed(session: Session, site: str, **changes: Any) -> Advertisement:
     """A member's advertisement with something changed, signed by that member itself: a corrupt member's work."""
-    altered = replace(session.members[site].advertisement, **changes)  # type: ignore[arg-type]
+    altered = replace(session.members[site].advertisement, **changes)
     return replace(altered, signature=session.signing_keys[site].sign(keys_statement(session.ctx, altered)))
 
 

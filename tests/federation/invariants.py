@@ -25,6 +25,7 @@ from aggregator.store.tables import Round, Seat
 from site_client.agent.egress.guard import Guard
 from site_client.agent.rounds.contribution import Contribution, prepare_contribution
 from site_client.records import Job
+from site_client.spool import RunId
 from site_client.typed_json import Digest
 from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
@@ -58,7 +59,7 @@ def one_answer_a_phase(world: World) -> None:
     said: dict[tuple[object, ...], set[bytes]] = defaultdict(set)
     for one in world.wire.heard:
         if type(one.message) in _ANSWERS and one.site not in world.corrupt:
-            said[one.site, one.call, attempt_of(one.message.round)].add(one.data)  # type: ignore[attr-defined]
+            said[one.site, one.call, attempt_of(one.round)].add(one.data)
     twice = [key[:2] for key, answers in said.items() if len(answers) > 1]
     assert not twice, f"more than one answer in a phase: {twice}"
 
@@ -183,7 +184,9 @@ def plain_words(world: World, row: Round, site: str, uctx: bytes) -> np.ndarray:
 
 def contribution_of(world: World, row: Round, site: str) -> Contribution:
     plan = world.plan
-    job = Job(world.run_id, row.number, plan.evaluates_only(row.number), row.base_model, plan.digest)  # type: ignore[arg-type]
+    job = Job(
+        RunId(world.run_id), row.number, plan.evaluates_only(row.number), Digest(row.base_model), Digest(plan.digest)
+    )
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
     if delta is not None:
         update = replace(update, delta_sha256=Digest(hashlib.sha256(delta.tobytes()).digest()))

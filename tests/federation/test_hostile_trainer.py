@@ -9,6 +9,7 @@ from federation.vocabulary import SiteState, StateReason
 
 from aggregator.states import RoundState, RunState, SeatState
 from site_client.errors import SpoolRefused
+from site_client.records import RunId
 from tests.federation.invariants import check
 from tests.federation.nursery import TRAINING_S
 from tests.federation.places import Site
@@ -144,7 +145,7 @@ def test_a_folder_exchanged_for_a_link_is_not_entered(make_world: Callable[..., 
 def test_a_delta_that_changes_while_it_is_read_is_taken_whole_or_refused(make_world: Callable[..., World]) -> None:
     world = make_world(sites=4, phase="upload")
     site = world.sites["site-a"]
-    update = site.rounds._files.spool.update(world.run_id, 1)
+    update = site.rounds._files.spool.update(RunId(world.run_id), 1)
     assert update is not None
     path, done = spool_file(site, "delta.f32"), threading.Event()
     whole, taken, refused = path.read_bytes(), 0, 0

@@ -111,7 +111,7 @@ def test_a_site_restored_from_before_its_confirmation_reveals_nothing_again(
     assert len(reveals(world)) == 1
 
 
-def test_a_site_that_was_restored_takes_part_again_when_it_is_acknowledged_and_the_base_is_another(
+def test_a_restored_site_takes_part_again_once_acknowledged_and_on_another_base(
     revealed: World, tmp_path: Path
 ) -> None:
     world, site = revealed, revealed.sites[NAME]
@@ -134,7 +134,7 @@ def test_a_site_that_was_restored_takes_part_again_when_it_is_acknowledged_and_t
     check(world)
 
 
-def test_a_site_that_was_acknowledged_at_once_joins_neither_that_round_nor_another_on_its_base(
+def test_a_site_acknowledged_at_once_joins_neither_that_round_nor_one_on_its_base(
     revealed: World, tmp_path: Path
 ) -> None:
     """The aggregator says that the round failed, and offers it and the next one on the same model."""

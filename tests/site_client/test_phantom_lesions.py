@@ -5,7 +5,7 @@ import pytest
 from federation.labels import SUBTYPES
 
 from site_client.phantom.delivery import noisy, slice_ids
-from site_client.phantom.lesions import STUDY_PERCENT, draw_lesions, set_weights
+from site_client.phantom.lesions import CLOT_HU_MAX, STUDY_PERCENT, draw_lesions, set_weights
 from site_client.phantom.profiles import PROFILES
 from site_client.phantom.statistics import LESION_HU, LESION_ML, QUANTILES, draw_hu, draw_ml
 from site_client.phantom.truth import labels_of
@@ -36,16 +36,27 @@ def test_the_share_of_positive_studies_is_the_profiles() -> None:
     assert np.mean([bool(lesions) for lesions in drawn]) == pytest.approx(0.35, rel=0.1)
 
 
-def test_an_easy_set_has_larger_and_brighter_bleeds() -> None:
-    def drawn(difficulty: float) -> tuple[float, float]:
+def test_an_easy_set_has_larger_bleeds_of_the_same_density_and_a_hard_one_fainter_ones() -> None:
+    def drawn(difficulty: float) -> tuple[float, list[float]]:
         random = np.random.Generator(np.random.Philox(key=3))
         studies = [draw_lesions(random, STUDY_PERCENT["balanced"], 0.0, difficulty) for _ in range(400)]
         largest = [max(lesion.ml for lesion in lesions) for lesions in studies if lesions]
-        return float(np.median(largest)), float(np.mean([lesion.hu for lesions in studies for lesion in lesions]))
+        return float(np.median(largest)), [lesion.hu for lesions in studies for lesion in lesions]
 
-    (easy_ml, easy_hu), (plain_ml, plain_hu) = drawn(0.4), drawn(1.0)
+    (easy_ml, easy_hu), (plain_ml, plain_hu), (_, hard_hu) = drawn(0.4), drawn(1.0), drawn(2.0)
     assert easy_ml > 1.5 * plain_ml
-    assert easy_hu > plain_hu + 5
+    assert easy_hu == plain_hu
+    assert np.mean(hard_hu) < np.mean(plain_hu) - 5
+
+
+@pytest.mark.parametrize("difficulty", [0.2, 0.5, 1.0, 3.0])
+def test_no_bleed_is_denser_than_clotted_blood(difficulty: float) -> None:
+    """Beyond 80 HU, the top of the brain window, an extra-axial bleed would melt into the skull."""
+    random = np.random.Generator(np.random.Philox(key=5))
+    bleeds = [bleed for _ in range(500) for bleed in draw_lesions(random, STUDY_PERCENT["balanced"], 0.2, difficulty)]
+    assert max(bleed.hu for bleed in bleeds) <= CLOT_HU_MAX == 80
+    acute = np.array([bleed.hu for bleed in bleeds if bleed.subtype == "epidural"])
+    assert difficulty > 1 or 50 <= np.median(acute) <= 70
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_twin_differs_in_the_lesion_only(trauma: Path) -> None:
 
 def test_another_scanner_sees_the_same_lesions(tmp_path: Path) -> None:
     for scanner in ("T", "S"):
-        make_set(Order("T", 3, 2, SMALL, render_as=scanner), tmp_path / scanner)
+        make_set(Order("T", 3, 4, SMALL, render_as=scanner), tmp_path / scanner)
     lesions = []
     for scanner in ("T", "S"):
         drawn = set()

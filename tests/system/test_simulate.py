@@ -16,7 +16,8 @@ from deploy.simulation.scoring import Scores
 from deploy.simulation.seeds import CENTRAL, FEDERATED, MODELS, SeedResult, local, result_of, save
 from deploy.simulation.settings import SITES, UNSEEN, SimulationSettings
 from deploy.simulation.summary import summarize
-from site_client.inference.metrics import Measure, draw_patients, of_draws
+from site_client.inference.intervals import draw_patients
+from site_client.inference.measures import Measure, of_draws
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
 from site_client.training.cache import StudyCache

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,6 +27,7 @@ from site_client.agent.egress.calls import CHALLENGE, JOIN, POLL, PUT_BLOB
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import load as load_site_settings
 from tests.federation.wire import poll_of
+from tests.raw_channel import RawChannel
 from tests.system.processes import Place, Trainers, all_running, free_port, running, write_plan, write_settings
 from tests.system.strangers import Target, client_hello, half_open_calls, handshake, idle_connections, junk
 
@@ -259,12 +261,16 @@ def test_handshakes_at_once_end_no_aggregator_and_all_honest_ones_are_served(
         with ThreadPoolExecutor(at_once) as threads:
             assert Counter(threads.map(begin, range(at_once))) == {"": at_once}
         if number % 3 == 1:
-            _until(lambda shown=shown: server_pem.exists() and server_pem.read_bytes() != shown)
+            _until(partial(_is_renewed, server_pem, shown))
     assert federation.aggregator.is_running()
     assert statistics.median(federation.polls_s()) < ANSWER_S
 
 
-def _code_of(channel: grpc.Channel, path: str, request: bytes) -> grpc.StatusCode | None:
+def _is_renewed(server_pem: Path, shown: bytes) -> bool:
+    return server_pem.exists() and server_pem.read_bytes() != shown
+
+
+def _code_of(channel: RawChannel, path: str, request: bytes) -> grpc.StatusCode | None:
     """Return the code with which a call is refused; None when it is answered."""
     try:
         channel.unary_unary(path)(request, timeout=20)

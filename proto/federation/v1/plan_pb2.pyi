@@ -92,6 +92,7 @@ class Plan(_message.Message):
     DEADLINES_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     schema: _builtins.int
     """1; any other value is refused"""
     run_id: _builtins.bytes
@@ -106,6 +107,8 @@ class Plan(_message.Message):
     """32 bytes, see federation.manifest.model_digest"""
     rounds: _builtins.int
     """1..1000 training rounds; one evaluation-only round follows the last"""
+    origin: _builtins.str
+    """of the initial weights, shown to people; up to 500 printable characters"""
     @_builtins.property
     def manifest(self) -> Global___Manifest:
         """the only tensors that may move"""
@@ -144,10 +147,11 @@ class Plan(_message.Message):
         deadlines: Global___Deadlines | None = ...,
         encoding: Global___Encoding | None = ...,
         metrics: _abc.Iterable[Global___Metric.ValueType] | None = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "inputs", b"inputs", "manifest", b"manifest", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "origin", b"origin", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,6 +232,35 @@ Global___Inputs: _TypeAlias = Inputs  # noqa: Y015
 class LocalTraining(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Trainable:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TrainableEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LocalTraining._Trainable.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ALL: LocalTraining._Trainable.ValueType  # 0
+        """also when absent"""
+        HEADS: LocalTraining._Trainable.ValueType  # 1
+        """the last layers, behind backbone and recurrence"""
+        READER: LocalTraining._Trainable.ValueType  # 2
+        """everything behind the backbone"""
+        NORMS: LocalTraining._Trainable.ValueType  # 3
+        """and the backbone's factors and summands: of normalization and affine layers, gains of kernels"""
+
+    class Trainable(_Trainable, metaclass=_TrainableEnumTypeWrapper):
+        """The tensors that training moves, by their group in the sites' registry. Each set includes the one before; the
+        update of every other tensor is 0.
+        """
+
+    ALL: LocalTraining.Trainable.ValueType  # 0
+    """also when absent"""
+    HEADS: LocalTraining.Trainable.ValueType  # 1
+    """the last layers, behind backbone and recurrence"""
+    READER: LocalTraining.Trainable.ValueType  # 2
+    """everything behind the backbone"""
+    NORMS: LocalTraining.Trainable.ValueType  # 3
+    """and the backbone's factors and summands: of normalization and affine layers, gains of kernels"""
+
     EPOCHS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
@@ -235,6 +268,14 @@ class LocalTraining(_message.Message):
     STUDIES_PER_STEP_FIELD_NUMBER: _builtins.int
     STUDIES_MIN_FIELD_NUMBER: _builtins.int
     SLICES_PER_STUDY_FIELD_NUMBER: _builtins.int
+    TRAINABLE_FIELD_NUMBER: _builtins.int
+    WARM_UP_STEPS_FIELD_NUMBER: _builtins.int
+    HEADS_RATE_FIELD_NUMBER: _builtins.int
+    READER_RATE_FIELD_NUMBER: _builtins.int
+    TRUNK_RATE_FIELD_NUMBER: _builtins.int
+    EMA_DECAY_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_MAX_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """1..100"""
     learning_rate: _builtins.float
@@ -248,7 +289,24 @@ class LocalTraining(_message.Message):
     studies_min: _builtins.int
     """a site with fewer training studies takes no part; 1..1000000"""
     slices_per_study: _builtins.int
-    """a step reads a piece of so many neighbouring slices; 0 means all; 0..400"""
+    """a step reads a slab of so many neighbouring slices; 0 means all; 0..400"""
+    trainable: Global___LocalTraining.Trainable.ValueType
+    warm_up_steps: _builtins.int
+    """Fields marked optional are absent when they have their default: a plan that spells it out is refused.
+    absent: 5; 0..10000, the rate rises linearly over so many steps
+    """
+    heads_rate: _builtins.float
+    """absent: 1; (0, 100], factor on learning_rate for the heads"""
+    reader_rate: _builtins.float
+    """absent: 1; (0, 100], for the rest behind the backbone"""
+    trunk_rate: _builtins.float
+    """absent: 1; (0, 100], for the backbone"""
+    ema_decay: _builtins.float
+    """[0, 1); the result is the moving average of the weights; 0 switches it off"""
+    gradient_norm_max: _builtins.float
+    """absent: 1; (0, 1000], L2 norm to which a step's gradient is clipped"""
+    patience: _builtins.int
+    """0..100 epochs without a better loss on tuning patients; 0: no early stop"""
     def __init__(
         self,
         *,
@@ -259,12 +317,39 @@ class LocalTraining(_message.Message):
         studies_per_step: _builtins.int = ...,
         studies_min: _builtins.int = ...,
         slices_per_study: _builtins.int = ...,
+        trainable: Global___LocalTraining.Trainable.ValueType = ...,
+        warm_up_steps: _builtins.int | None = ...,
+        heads_rate: _builtins.float | None = ...,
+        reader_rate: _builtins.float | None = ...,
+        trunk_rate: _builtins.float | None = ...,
+        ema_decay: _builtins.float = ...,
+        gradient_norm_max: _builtins.float | None = ...,
+        patience: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_heads_rate", b"_heads_rate", "_reader_rate", b"_reader_rate", "_trunk_rate", b"_trunk_rate", "_warm_up_steps", b"_warm_up_steps", "gradient_norm_max", b"gradient_norm_max", "heads_rate", b"heads_rate", "reader_rate", b"reader_rate", "trunk_rate", b"trunk_rate", "warm_up_steps", b"warm_up_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "learning_rate", b"learning_rate", "proximal_mu", b"proximal_mu", "slices_per_study", b"slices_per_study", "studies_min", b"studies_min", "studies_per_step", b"studies_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_heads_rate", b"_heads_rate", "_reader_rate", b"_reader_rate", "_trunk_rate", b"_trunk_rate", "_warm_up_steps", b"_warm_up_steps", "ema_decay", b"ema_decay", "epochs", b"epochs", "gradient_norm_max", b"gradient_norm_max", "heads_rate", b"heads_rate", "learning_rate", b"learning_rate", "patience", b"patience", "proximal_mu", b"proximal_mu", "reader_rate", b"reader_rate", "slices_per_study", b"slices_per_study", "studies_min", b"studies_min", "studies_per_step", b"studies_per_step", "trainable", b"trainable", "trunk_rate", b"trunk_rate", "warm_up_steps", b"warm_up_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gradient_norm_max: _TypeAlias = _typing.Literal["gradient_norm_max"]  # noqa: Y015
+    _WhichOneofArgType__gradient_norm_max: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max"]  # noqa: Y015
+    _WhichOneofReturnType__heads_rate: _TypeAlias = _typing.Literal["heads_rate"]  # noqa: Y015
+    _WhichOneofArgType__heads_rate: _TypeAlias = _typing.Literal["_heads_rate", b"_heads_rate"]  # noqa: Y015
+    _WhichOneofReturnType__reader_rate: _TypeAlias = _typing.Literal["reader_rate"]  # noqa: Y015
+    _WhichOneofArgType__reader_rate: _TypeAlias = _typing.Literal["_reader_rate", b"_reader_rate"]  # noqa: Y015
+    _WhichOneofReturnType__trunk_rate: _TypeAlias = _typing.Literal["trunk_rate"]  # noqa: Y015
+    _WhichOneofArgType__trunk_rate: _TypeAlias = _typing.Literal["_trunk_rate", b"_trunk_rate"]  # noqa: Y015
+    _WhichOneofReturnType__warm_up_steps: _TypeAlias = _typing.Literal["warm_up_steps"]  # noqa: Y015
+    _WhichOneofArgType__warm_up_steps: _TypeAlias = _typing.Literal["_warm_up_steps", b"_warm_up_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm_max) -> _WhichOneofReturnType__gradient_norm_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heads_rate) -> _WhichOneofReturnType__heads_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reader_rate) -> _WhichOneofReturnType__reader_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trunk_rate) -> _WhichOneofReturnType__trunk_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_up_steps) -> _WhichOneofReturnType__warm_up_steps | None: ...
 
 Global___LocalTraining: _TypeAlias = LocalTraining  # noqa: Y015
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from federation.plan import CohortBounds
@@ -25,9 +26,9 @@ SITES = ["a", "b", "c", "d", "e"]
 BOUNDS = CohortBounds(minimum=3, target=4, maximum=4)
 
 
-def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: object) -> RoundSnapshot:
+def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: Any) -> RoundSnapshot:
     """A round whose sites a, b, c ... hold these seats."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "name": "round:00/1",
         "state": state,
         "attempt": 1,
@@ -40,7 +41,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: ob
         "bounds": BOUNDS,
         "history": SumHistory(),
     }
-    return RoundSnapshot(**(fields | changes))  # type: ignore[arg-type]
+    return RoundSnapshot(**(fields | changes))
 
 
 READY, OFFERED, DECLINED, MISSED = SeatState.READY, SeatState.OFFERED, SeatState.DECLINED, SeatState.MISSED

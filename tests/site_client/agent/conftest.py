@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 from federation.manifest import Manifest, TensorSpec
 from federation.plan import (
@@ -110,7 +111,7 @@ class Consortium:
     def _certify(
         self,
         name: str,
-        key: object,
+        key: CertificatePublicKeyTypes,
         *,
         ca: bool = False,
         server: bool = False,
@@ -120,7 +121,7 @@ class Consortium:
         now = datetime.now(UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)  # type: ignore[arg-type]
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
         builder = builder.serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(days=begins_days_ago))
         builder = builder.not_valid_after(now - timedelta(days=begins_days_ago) + timedelta(days=days))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from federation.labels import LABELS
 
-from site_client.benchmark.arms import Bench, FailedArm, FinishedArm, load, run_arm
-from site_client.benchmark.command import _run_all, benchmark
+from site_client.benchmark.arms import Bench, load, run_arm
+from site_client.benchmark.command import benchmark
+from site_client.benchmark.grid import BenchmarkData, Grid
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
 from site_client.benchmark.table import BenchmarkOrigin, write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
-from site_client.inference.patients import at_most, by_content, split_stratified
+from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model import registry
@@ -126,37 +126,98 @@ def test_another_precision_is_another_result_of_the_same_draws(bench: Callable[[
     assert other.epochs[0].train_loss == pytest.approx(first.epochs[0].train_loss, rel=0.05)
 
 
+def _grid(
+    folder: Path, settings: BenchmarkSettings, seeds: tuple[int, ...] = (1,), sizes: tuple[int, ...] = (0,)
+) -> Grid:
+    """14 studies of as many patients, every second one positive, at two sites."""
+    studies = tuple(_study(n) for n in range(14))
+    cache = StudyCache(folder / "cache", 1 << 30, 64, 8, _read)
+    loader = Loader(cache, Augmentation(), torch.device("cpu"), settings.slices_per_study)
+    sites = {study.patient_key: "north" if number < 7 else "south" for number, study in enumerate(studies)}
+    data = BenchmarkData(studies, {study.study_key: SLICES for study in studies}, sites, loader)
+    return Grid(settings, seeds, sizes, data, choose("cpu", 1, 64), folder / "state", folder / "log.jsonl", ())
+
+
+SMALL = BenchmarkSettings(epochs=2, image_size_px=64, slices_max=8)
+ORIGIN = BenchmarkOrigin("the command", True, "2", "x")
+
+
 def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
-    bench: Callable[[str], Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large() -> None:
         raise RuntimeError("not enough memory:\n64 GiB")
 
     arms = {**registry.ARCHITECTURES, "huge": too_large}
     monkeypatch.setattr(registry, "ARCHITECTURES", arms)
-    made = bench("some")
-    results = _run_all(made, ["huge", "lite-slices", "lite"], lambda: False)
-    assert [type(arm) for arm in results] == [FailedArm, FinishedArm, FinishedArm]
-    text = write_table(tmp_path / "out", made, results, BenchmarkOrigin("the command", True, 30, "2", "x"))
+    grid = _grid(tmp_path, replace(SMALL, validation_fraction=0.5))
+    results = grid.run(["huge", "lite-slices", "lite"], lambda: False)
+    assert [arm.name for arm in results.arms] == ["position", "position + histogram", "lite-slices", "lite"]
+    assert [arm.name for arm in results.failed] == ["huge"]
+    text = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
     assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
     assert "never clinical evidence" in text
-    lines = [line for line in text.splitlines() if line.startswith(("| model", "| `lite` | 42"))]
+    lines = [line for line in text.splitlines() if line.startswith(("| model | data", "| `lite` | 42"))]
     row = dict(zip(*[[cell.strip() for cell in line.strip("|").split("|")] for line in lines], strict=True))
-    assert row["all negative"] == f"{1 - 10 / 180:.3f}"  # 5 of 10 studies have one slice with two positive labels
-    assert row["train"] == "12"
+    split = grid.benches[0].split
+    positive = sum(int(study.study_labels[5]) for study in split.validation)
+    assert row["all negative"] == f"{1 - 2 * positive / (SLICES * 6 * len(split.validation)):.3f}"  # epidural and any
+    assert row["train"] == str(SLICES * len(split.training))
     assert row["parameters"] == "277,740"
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert [arm["positive"]["epidural"] for arm in report["arms"]] == [5, 5]
-    assert [arm["positive"]["subdural"] for arm in report["arms"]] == [0, 0]
-    assert report["validation"]["positive_studies"] == {**dict.fromkeys(LABELS, 0), "epidural": 5, "any": 5}
-    (pair,) = report["pairs"]
-    assert (pair["arm"], pair["twin"]) == ("lite", "lite-slices")
+    (pair,) = report["twins"]
+    assert (pair["arm"], pair["other"]) == ("lite", "lite-slices")
     losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}
     assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses["lite-slices"])
+    assert [pair["arm"] for pair in report["against_histogram"]] == ["lite-slices", "lite"]
+    assert set(report["sites"]["lite"]) == {"north", "south"}
+    assert sum(site["patients"] for site in report["sites"]["lite"].values()) == len(split.validation)
     svg = (tmp_path / "out" / "benchmark.svg").read_text()
-    assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "10 patients", "epoch"))
-    write_table(tmp_path / "again", made, results, BenchmarkOrigin("the command", True, 30, "2", "x"))
+    assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "7 patients", "epoch"))
+    write_table(tmp_path / "again", grid.benches, results, ORIGIN)
     assert (tmp_path / "again" / "benchmark.svg").read_text() == svg
+
+
+def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its_own(tmp_path: Path) -> None:
+    grid = _grid(tmp_path, replace(SMALL, epochs=1, folds=2), seeds=(1, 2))
+    results = grid.run(["lite-slices"], lambda: False)
+    held_out = [study.patient_key for bench in grid.benches for study in bench.split.validation]
+    assert sorted(held_out) == sorted({f"p{n}" for n in range(14)})
+    (arm,) = results.arms[2:]
+    assert len(arm.runs) == 2
+    for run in arm.runs:
+        assert len(run.studies.patients) == len(set(run.studies.patients)) == 14
+        assert len(run.slices.patients) == 14 * SLICES
+    first, second = (run.studies.probabilities for run in arm.runs)
+    assert not np.array_equal(first, second)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {(line["seed"], line["fold"], line["number"]) for line in log} == {(s, f, 1) for s in (1, 2) for f in (0, 1)}
+    report = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
+    assert "2 folds by patient" in report
+    assert "±" in report
+
+
+def test_a_learning_curve_trains_on_nested_patients_and_validates_on_the_same_ones(tmp_path: Path) -> None:
+    grid = _grid(tmp_path, replace(SMALL, epochs=1, validation_fraction=0.5), sizes=(2, 4, 0))
+    results = grid.run(["lite-slices"], lambda: False)
+    assert list(results.sizes) == [2, 4, 7]
+    text = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
+    rows = [
+        line.split("|")[2].strip() for line in text.split("## Learning curve")[1].splitlines() if "lite-slices" in line
+    ]
+    assert rows[:3] == ["2", "4", "7"]
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["patients"] for line in log] == [2, 4, 0]
+
+
+def test_a_smaller_set_of_patients_is_a_part_of_a_larger_one_with_its_shares_of_findings() -> None:
+    studies = [_study(n, positive=n % 4 - 1) for n in range(80)]  # none, epidural, intraparenchymal, intraventricular
+    chosen = [{study.patient_key for study in limit_patients(studies, count, 5)} for count in (8, 20, 40)]
+    assert [len(patients) for patients in chosen] == [8, 20, 40]
+    assert chosen[0] < chosen[1] < chosen[2]
+    kept = [study for study in studies if study.patient_key in chosen[1]]
+    shares = np.mean([study.study_labels[:3] for study in kept], axis=0)
+    assert np.abs(shares - 0.25).max() <= 0.1
 
 
 def test_every_twin_is_an_architecture_and_has_fewer_parameters() -> None:

@@ -22,8 +22,8 @@ def test_two_processes_make_one_table_and_speak_once(tmp_path: Path) -> None:
     for start in ("phantom: 8", "preparing 8 studies", "lite-slices: epoch 1", "lite-slices: epoch 2", "# Benchmark"):
         assert sum(line.startswith(start) for line in lines) == 1, start
     report = json.loads((tmp_path / "benchmark.json").read_text())
-    (arm,) = report["arms"]
-    assert [epoch["number"] for epoch in arm["by_epoch"]] == [1, 2]
+    (run,) = report["arms"][-1]["runs"]
+    assert [epoch["number"] for epoch in run["by_epoch"]] == [1, 2]
     table = (tmp_path / "benchmark.md").read_text()
     assert "2xcpu-" in table
     assert "torchrun --nproc-per-node 2 --no-python hemofed-site benchmark" in table

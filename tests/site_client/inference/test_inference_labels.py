@@ -12,8 +12,8 @@ from federation.manifest import Model, load_model, save_model
 
 from site_client.cli import main
 from site_client.inference.evaluation import evaluate
-from site_client.inference.metrics import Scored
 from site_client.inference.patients import positives
+from site_client.inference.scores import Scored
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set

@@ -53,6 +53,32 @@ def test_every_study_and_slice_has_an_answer_beside_its_files(patients: Path, mo
     assert out.stat().st_mode & 0o077 == 0
 
 
+def test_a_submission_has_six_rows_an_image_and_the_answers_of_the_json(
+    patients: Path, model: Path, tmp_path: Path
+) -> None:
+    out, table = tmp_path / "answer.json", tmp_path / "submission.csv"
+    asked = ("predict", patients, "--model", model, *SIZE, "--flip", "--threads", "1")
+    result = _site(*asked, "--out", out, "--submission", table)
+    assert result.exit_code == 0, result.output
+    header, *lines = table.read_text().splitlines()
+    assert header == "ID,Label"
+    answers = dict(line.split(",") for line in lines)
+    assert len(answers) == len(lines) == 6 * len(list((patients / "dicom").rglob("*.dcm")))
+    for study in json.loads(out.read_text())["studies"]:
+        for entry in study["slices"]:
+            for name in entry["files"]:
+                uid = pydicom.dcmread(patients / name, stop_before_pixels=True).SOPInstanceUID
+                for label in LABELS:
+                    assert float(answers[f"ID_{uid}_{label}"]) == pytest.approx(entry[label], abs=1e-6)
+
+
+def test_a_folder_without_a_usable_study_has_exit_status_2(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("no image")
+    result = _site("predict", tmp_path, "--model", model, *SIZE)
+    assert result.exit_code == 2
+    assert "no head CT that can be used" in result.output
+
+
 def _another_visit(patients: Path, folder: Path) -> Path:
     """The same patients' other studies: every UID is new, and so every byte that could be compared."""
     folder.mkdir()

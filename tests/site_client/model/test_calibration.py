@@ -9,6 +9,7 @@ from federation.labels import ANY, MISSING
 from numpy.typing import NDArray
 
 from site_client.calibration.model import (
+    HEIGHT_BINS,
     TEMPERATURES,
     CalibratedNet,
     Calibration,
@@ -120,3 +121,11 @@ def test_a_calibration_that_divides_by_nothing_or_lacks_a_label_is_refused(tempe
     part = f'{{"offset": [0, 0, 0, 0, 0, 0], "temperature": {temperature}}}'
     with pytest.raises(ValueError, match="temperatures above 0"):
         Calibrations.from_json(f'{{"slices": {part}, "studies": {part}, "model": ""}}')
+
+
+def test_offsets_by_height_are_interpolated_between_the_middles_of_bins() -> None:
+    rows = tuple((float(index),) * 6 for index in range(HEIGHT_BINS))
+    heights = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.55, 0.95, 1.0])
+    shifted = Calibration(by_height=rows).shifted(torch.zeros(7, 6), heights)
+    torch.testing.assert_close(shifted[:, 2], torch.tensor([0.0, 0.0, 0.5, 1.0, 5.0, 9.0, 9.0]))
+    assert torch.equal(Calibration(by_height=rows).shifted(torch.zeros(7, 6)), torch.zeros(7, 6))

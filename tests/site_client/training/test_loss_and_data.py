@@ -7,22 +7,14 @@ import pytest
 import torch
 from federation.labels import ANY, MISSING
 
-from site_client.calibration.fit import prior_offsets
-from site_client.calibration.model import Calibrations
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.model.network import CHANNELS, Network, Output
 from site_client.model.registry import build
-from site_client.training.data import (
-    Sample,
-    complete,
-    epoch_order,
-    passes,
-    sampling_weights,
-    split_patients,
-    study_labels,
-)
+from site_client.training.data import Sample, passes, split_patients
 from site_client.training.loss import reported_loss, training_loss
+from site_client.training.sampling import epoch_order, sampling_weights
 from site_client.training.score_histograms import auc_of_histogram
+from site_client.training.study_labels import complete, study_labels
 
 
 def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:
@@ -34,9 +26,10 @@ def _record(number: int, patient: int, positive: bool | None) -> StudyRecord:
     return StudyRecord(*keys, series, slices, np.full(6, MISSING, np.int8))
 
 
-def _sample(slice_labels: torch.Tensor, study: torch.Tensor) -> Sample:
+def _sample(slice_labels: torch.Tensor, study: torch.Tensor, *, anchored: bool = True) -> Sample:
     count = slice_labels.shape[1]
-    return Sample(torch.zeros(1), torch.ones(1, count).bool(), torch.zeros(1, count, 4), slice_labels, study)
+    mask = torch.ones(1, count).bool()
+    return Sample(torch.zeros(1), mask, torch.zeros(1, count, 4), slice_labels, study, torch.tensor([anchored]))
 
 
 def test_a_missing_label_has_no_gradient_and_no_weight() -> None:
@@ -55,10 +48,11 @@ def test_without_any_label_the_loss_is_0_and_finite() -> None:
     assert reported_loss(output, _sample(unknown, unknown[:, 0])).item() == 0
 
 
-def _gradients(net: Network, slice_label: float, study_label: float) -> dict[str, bool]:
+def _gradients(net: Network, slice_label: float, study_label: float, *, anchored: bool = True) -> dict[str, bool]:
     """Return which parts of `net` get a gradient from a study with one label in all slices and one of its own."""
     x = torch.rand(1, 3, CHANNELS, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    sample = _sample(torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label))
+    labels = torch.full((1, 3, 6), slice_label), torch.full((1, 6), study_label)
+    sample = _sample(*labels, anchored=anchored)
     net.zero_grad()
     output = net(x, sample.mask, sample.geometry)
     torch.autograd.backward(training_loss(output, sample))
@@ -82,6 +76,11 @@ def test_a_studys_label_trains_the_backbone_only_if_no_slice_has_a_label() -> No
     )  # neither recurrence nor study head reach it
 
 
+def test_a_slab_without_an_anchor_trains_what_lies_behind_the_backbone_only() -> None:
+    parts = _gradients(build("lite", 1), 1.0, 1.0, anchored=False)
+    assert parts == {"backbone": False, "recurrence": True}
+
+
 def _whole_sample(slices: int, seed: int, label: float) -> Sample:
     random = torch.Generator().manual_seed(seed)
     labels = torch.full((1, slices, 6), label)
@@ -91,6 +90,7 @@ def _whole_sample(slices: int, seed: int, label: float) -> Sample:
         torch.rand(1, slices, 4, generator=random),
         labels,
         torch.ones(1, 6),
+        torch.ones(1).bool(),
     )
 
 
@@ -172,16 +172,6 @@ def test_sampling_weights_are_the_mean_draws_of_many_epochs() -> None:
     assert weights.sum() == pytest.approx(17)
     assert weights[0] == pytest.approx(2 * weights[1])
     assert np.mean(draws, axis=0) == pytest.approx(weights, abs=0.15)
-
-
-def test_offsets_undo_the_sampling_of_labels_that_are_known_and_leave_others_alone() -> None:
-    studies = [_record(number, number, number < 4) for number in range(40)]
-    offsets = prior_offsets(studies)
-    wanted = np.log(0.1 / 0.9)  # a tenth of the patients bleeds, half of what training shows
-    assert offsets.slices.offset[ANY] == pytest.approx(wanted)
-    assert offsets.studies.offset[ANY] == pytest.approx(wanted)
-    assert offsets.slices.temperature == (1.0,) * 6
-    assert prior_offsets([_record(number, number, None) for number in range(3)]) == Calibrations()
 
 
 def test_auc_of_a_histogram_counts_pairs_and_ties_half() -> None:

@@ -26,8 +26,9 @@ from site_client.training.cache import StudyCache
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import choose
 from site_client.training.data import Loader
-from site_client.training.loop import Stopped, TrainingPosition, train
+from site_client.training.loop import Stopped, train
 from site_client.training.ranks import ONE, Ranks, of_torchrun
+from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 from tests.site_client.training.stopping import stop_after as told_to_stop
 

@@ -48,9 +48,9 @@ def test_a_slab_is_neighbouring_slices_with_their_own_labels_pixels_and_geometry
     study = _study(_labels(2))
     whole = loader.sample(study, None)
     assert whole.x.shape[1] == SLICES
-    starts = set()
-    for seed in range(60):
-        slab = loader.sample(study, np.random.default_rng(seed))
+    source, starts = loader.for_training(build("lite", 0), [study]), set()
+    for seed in range(150):
+        slab = source.sample(study, np.random.default_rng(seed))
         start = round(float(slab.geometry[0, 0, 2]) * (SLICES - 1))
         inside = slice(start, start + SLAB)
         starts.add(start)
@@ -63,26 +63,28 @@ def test_a_slab_is_neighbouring_slices_with_their_own_labels_pixels_and_geometry
 
 def test_a_slabs_study_labels_are_those_of_its_slices(loader: Loader) -> None:
     study = _study(_labels(2))
+    source = loader.for_training(build("lite", 0), [study])
     labels = {
         (bool(slab.slice_labels.any()), bool(slab.study_labels[0, ANY]))
-        for slab in (loader.sample(study, np.random.default_rng(seed)) for seed in range(40))
+        for slab in (source.sample(study, np.random.default_rng(seed)) for seed in range(60))
     }
     assert labels == {(True, True), (False, False)}
-    assert loader.sample(study, None).study_labels[0, ANY] == 1
+    assert source.sample(study, None).study_labels[0, ANY] == 1
 
 
 @pytest.mark.parametrize("unknown", [slice(None), slice(0, 1)], ids=["all", "one"])
 def test_a_study_with_an_unlabelled_slice_is_read_whole(loader: Loader, unknown: slice) -> None:
     labels = _labels(2)
     labels[unknown] = MISSING
-    sample = loader.sample(_study(labels), np.random.default_rng(0))
+    study = _study(labels)
+    sample = loader.for_training(build("lite", 0), [study]).sample(study, np.random.default_rng(0))
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1
 
 
 def test_a_network_without_slice_outputs_is_trained_on_whole_studies(loader: Loader) -> None:
     study, rng = _study(_labels(2)), np.random.default_rng(0)
-    assert loader.for_training(build("lite", 0)).sample(study, rng).x.shape[1] == SLAB
-    sample = loader.for_training(build("densenet121-3d", 0)).sample(study, rng)
+    assert loader.for_training(build("lite", 0), [study]).sample(study, rng).x.shape[1] == SLAB
+    sample = loader.for_training(build("densenet121-3d", 0), [study]).sample(study, rng)
     assert sample.x.shape[1] == SLICES
     assert sample.study_labels[0, ANY] == 1

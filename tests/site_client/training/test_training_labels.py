@@ -7,7 +7,7 @@ import pytest
 from federation.labels import ANY, LABELS, SUBTYPES
 
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.training.data import epoch_order, sampling_weights
+from site_client.training.sampling import epoch_order, sampling_weights
 
 COLUMN = {name: place for place, name in enumerate(LABELS)}
 

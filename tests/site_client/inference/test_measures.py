@@ -8,22 +8,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from site_client.errors import EvaluationRefused
-from site_client.inference.metrics import (
-    Column,
-    Estimate,
-    Measure,
-    Scored,
-    accuracy,
-    compare,
-    draw_patients,
-    estimate,
-    of_draws,
-    predictive,
-    refuse_shared_patients,
-    reliability,
-    weighted_log_loss,
-)
+from site_client.inference.intervals import accuracy, draw_patients, estimate, predictive, weighted_log_loss
+from site_client.inference.measures import Measure, of_draws, perfect_calibration_error, reliability
+from site_client.inference.scores import Column, Scored, refuse_shared_patients
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
+from tests.site_client.inference.figures import bounds_of, value_of
 
 # Few different probabilities, so that ties are the rule and not the exception.
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=40)
@@ -71,7 +60,7 @@ def test_measures_of_order_agree_with_their_definitions(rows: list[tuple[int, in
         Measure.SPECIFICITY_95: max(c for s, c, _ in points if s >= 0.95 - 1e-9),
     }
     for measure, value in expected.items():
-        assert estimate(column, measure).value == pytest.approx(value, abs=1e-12), measure
+        assert estimate([column], measure).value == pytest.approx(value, abs=1e-12), measure
 
 
 @given(ROWS)
@@ -97,18 +86,11 @@ def test_a_rarer_finding_has_a_lower_ppv_and_a_higher_npv() -> None:
     truth = (rng.random(400) < 0.3).astype(np.int8)
     column = Column((truth + rng.normal(0, 0.5, 400)).clip(-1, 2) / 3 + 1 / 3, truth, np.arange(400) // 2, 200)
     values = [*predictive(column, (0.05, 0.10, 0.40), draw_patients(200, 200, rng)).values()]
-    ppv, npv = ([_bounded(pair[index])[1] for pair in values] for index in (0, 1))
+    ppv, npv = ([value_of(pair[index]) for pair in values] for index in (0, 1))
     assert ppv == sorted(ppv)
     assert npv == sorted(npv, reverse=True)
-    bounded = [_bounded(figure) for pair in values for figure in pair]
+    bounded = [bounds_of(figure) for pair in values for figure in pair]
     assert all(low < value < high for low, value, high in bounded)
-
-
-def _bounded(figure: Estimate) -> tuple[float, float, float]:
-    assert figure.low is not None
-    assert figure.value is not None
-    assert figure.high is not None
-    return figure.low, figure.value, figure.high
 
 
 @given(ROWS)
@@ -126,7 +108,7 @@ def test_measures_agree_with_scikit_learn(rows: list[tuple[int, int, int]]) -> N
         Measure.LOG_LOSS: reference.log_loss(truth, clipped),
     }
     for measure, value in expected.items():
-        assert estimate(column, measure).value == pytest.approx(value, abs=1e-9), measure
+        assert estimate([column], measure).value == pytest.approx(value, abs=1e-9), measure
 
 
 @given(ROWS)
@@ -136,10 +118,11 @@ def test_a_draw_is_the_measure_of_the_patients_it_repeats(rows: list[tuple[int, 
     times = np.array([2.0, 0.0, 1.0, 3.0, 1.0])
     again = np.repeat(np.arange(len(rows)), times[column.patients].astype(int))
     repeated = Column(column.probabilities[again], column.truth[again], column.patients[again], 5)
-    for measure in (*Measure,):
-        if measure is Measure.ECE:  # its bins stay those of the whole set
-            continue
-        expected = estimate(repeated, measure).value
+    for measure in set(Measure) - {
+        Measure.ECE,
+        Measure.AUC_HEIGHT,
+    }:  # bins stay those of the whole set; no heights here
+        expected = estimate([repeated], measure).value
         if expected is not None:
             assert of_draws(column, measure, times[None])[0] == pytest.approx(expected, abs=1e-9), measure
 
@@ -148,9 +131,9 @@ def test_a_draw_is_the_measure_of_the_patients_it_repeats(rows: list[tuple[int, 
 @EXAMPLES
 def test_auc_turns_round_with_the_labels_and_ignores_any_rising_transform(rows: list[tuple[int, int, int]]) -> None:
     column = _column(rows)
-    value = estimate(column, Measure.AUC).value
-    turned = estimate(Column(column.probabilities, 1 - column.truth, column.patients, 5), Measure.AUC).value
-    cubed = estimate(Column(column.probabilities**3, column.truth, column.patients, 5), Measure.AUC).value
+    value = estimate([column], Measure.AUC).value
+    turned = estimate([Column(column.probabilities, 1 - column.truth, column.patients, 5)], Measure.AUC).value
+    cubed = estimate([Column(column.probabilities**3, column.truth, column.patients, 5)], Measure.AUC).value
     assert value == cubed
     if value is None:
         assert turned is None
@@ -162,9 +145,9 @@ def test_auc_turns_round_with_the_labels_and_ignores_any_rising_transform(rows: 
 @pytest.mark.parametrize(("truth", "reason"), [(0, "no positive row"), (1, "no negative row")])
 def test_rows_of_one_kind_have_no_auc_but_a_reason(truth: int, reason: str) -> None:
     column = Column(np.array([0.1, 0.9]), np.full(2, truth, np.int8), np.arange(2), 2)
-    figure = estimate(column, Measure.AUC, np.ones((3, 2)))
+    figure = estimate([column], Measure.AUC, np.ones((3, 2)))
     assert (figure.value, figure.reason) == (None, reason)
-    assert estimate(column, Measure.LOG_LOSS).value is not None
+    assert estimate([column], Measure.LOG_LOSS).value is not None
 
 
 def test_calibration_error_is_the_gap_of_probability_and_share_in_each_bin() -> None:
@@ -174,7 +157,7 @@ def test_calibration_error_is_the_gap_of_probability_and_share_in_each_bin() -> 
     column = Column(probabilities, truth, np.arange(300), 300)
     order = np.argsort(probabilities)
     gaps = [abs(probabilities[part].mean() - truth[part].mean()) for part in np.array_split(order, 15)]
-    assert estimate(column, Measure.ECE).value == pytest.approx(np.mean(gaps))
+    assert estimate([column], Measure.ECE).value == pytest.approx(np.mean(gaps))
     assert [rows for _, _, rows in reliability(column)] == [20] * 15
 
 
@@ -189,10 +172,10 @@ def test_missing_cells_change_no_figure() -> None:
         np.concatenate([labels, unknown.labels]),
         np.concatenate([patients, unknown.patients]),
     )
-    assert weighted_log_loss(both) == weighted_log_loss(whole)
+    assert weighted_log_loss([both]) == weighted_log_loss([whole])
     assert accuracy(both) == accuracy(whole)
     for measure in Measure:
-        assert estimate(both.column(3), measure) == estimate(whole.column(3), measure)
+        assert estimate([both.column(3)], measure) == estimate([whole.column(3)], measure)
 
 
 def test_the_prior_alone_scores_what_rsna_s_prevalences_give() -> None:
@@ -201,73 +184,10 @@ def test_the_prior_alone_scores_what_rsna_s_prevalences_give() -> None:
     rows = 10_000
     labels = (np.arange(rows)[:, None] < np.rint(prevalence * rows)).astype(np.int8)
     scored = Scored(np.broadcast_to(prevalence, (rows, 6)).copy(), labels, np.arange(rows))
-    assert weighted_log_loss(scored).value == pytest.approx(0.231, abs=5e-4)
+    assert weighted_log_loss([scored]).value == pytest.approx(0.231, abs=5e-4)
     own, all_negative = accuracy(scored)
     assert own == all_negative
     assert own.value == pytest.approx(0.943, abs=5e-4)
-
-
-def test_a_model_against_itself_differs_by_nothing() -> None:
-    rng = np.random.default_rng(3)
-    column = Column(rng.random(60), rng.integers(0, 2, 60).astype(np.int8), np.arange(60) // 3, 20)
-    same = compare(column, column, Measure.AUC, draw_patients(20, 200, rng))
-    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-
-
-def test_pairing_sees_a_small_steady_difference_that_the_intervals_hide() -> None:
-    rng = np.random.default_rng(4)
-    truth = rng.integers(0, 2, 600).astype(np.int8)
-    patients = np.arange(600) // 4
-    base = truth + rng.normal(0, 1.5, 600)
-    better = base + 0.25 * truth
-    first, second = (Column(1 / (1 + np.exp(-s)), truth, patients, 150) for s in (better, base))
-    draws = draw_patients(150, 1000, rng)
-    separate = [estimate(column, Measure.AUC, draws) for column in (first, second)]
-    assert separate[0].low is not None
-    assert separate[1].high is not None
-    assert separate[0].low < separate[1].high
-    difference = compare(first, second, Measure.AUC, draws)
-    assert difference.low is not None
-    assert difference.p is not None
-    assert difference.low > 0
-    assert difference.p < 0.01
-
-
-def test_clustering_by_patient_widens_the_interval_of_repeated_rows() -> None:
-    rng = np.random.default_rng(5)
-    truth = rng.integers(0, 2, 60).astype(np.int8)
-    probabilities = (truth + rng.random(60) * 2) / 3
-    truth, probabilities = np.repeat(truth, 10), np.repeat(probabilities, 10)
-    widths = []
-    for patients in (np.arange(600), np.repeat(np.arange(60), 10)):
-        count = int(patients.max()) + 1
-        figure = estimate(
-            Column(probabilities, truth, patients, count),
-            Measure.AUC,
-            draw_patients(count, 500, np.random.default_rng(6)),
-        )
-        assert figure.low is not None
-        assert figure.high is not None
-        widths.append(figure.high - figure.low)
-    assert widths[1] > 2 * widths[0]
-
-
-def test_nine_patients_have_a_figure_and_no_interval() -> None:
-    rng = np.random.default_rng(7)
-    for patients, known in ((9, False), (10, True)):
-        column = Column(rng.random(40), np.arange(40, dtype=np.int8) % 2, np.arange(40) % patients, patients)
-        draws = draw_patients(patients, 50, rng)
-        figure = estimate(column, Measure.AUC, draws)
-        assert figure.value is not None
-        assert (figure.low is not None) is known
-        assert (compare(column, column, Measure.AUC, draws).p is not None) is known
-
-
-def test_two_models_on_different_rows_are_not_compared() -> None:
-    column = Column(np.array([0.1, 0.9]), np.array([0, 1], np.int8), np.arange(2), 2)
-    other = Column(np.array([0.1, 0.9]), np.array([1, 0], np.int8), np.arange(2), 2)
-    with pytest.raises(EvaluationRefused, match="same rows"):
-        compare(column, other, Measure.AUC, np.ones((2, 2)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
@@ -286,3 +206,34 @@ def test_a_patient_on_both_sides_is_refused_without_a_name() -> None:
     with pytest.raises(EvaluationRefused, match="got 1;") as refusal:
         refuse_shared_patients([study(1, "anna"), study(2, "bert")], [study(3, "bert")])
     assert "bert" not in str(refusal.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 4), st.integers(0, 3)), max_size=30))
+@EXAMPLES
+def test_auc_at_equal_height_counts_the_pairs_within_each_height(rows: list[tuple[int, int, int, int]]) -> None:
+    pairs = [
+        (a[0] > b[0]) + 0.5 * (a[0] == b[0]) for a in rows for b in rows if a[1] == 1 and b[1] == 0 and a[3] == b[3]
+    ]
+    parts = np.array(rows, float).reshape(-1, 4).T
+    column = Column(parts[0] / 8, parts[1].astype(np.int8), parts[2].astype(np.int64), 5, parts[3] / 20 + 0.01)
+    figure = estimate([column], Measure.AUC_HEIGHT)
+    assert figure.value == (pytest.approx(np.mean(pairs)) if pairs else None)
+
+
+def test_the_height_alone_has_an_auc_at_equal_height_of_one_half() -> None:
+    rng = np.random.default_rng(3)
+    heights = np.repeat(np.arange(20) / 20 + 0.025, 40)
+    truth = (rng.random(800) < 0.5 - np.abs(heights - 0.5)).astype(np.int8)
+    column = Column(1 - np.abs(heights - 0.5), truth, np.arange(800), 800, heights)
+    assert value_of(estimate([column], Measure.AUC)) > 0.6
+    assert estimate([column], Measure.AUC_HEIGHT).value == 0.5
+
+
+def test_a_perfect_model_of_few_rows_has_a_calibration_error_above_0() -> None:
+    rng = np.random.default_rng(4)
+    errors = []
+    for rows in (60, 1000):
+        probabilities = rng.random(rows)
+        column = Column(probabilities, (rng.random(rows) < probabilities).astype(np.int8), np.arange(rows), rows)
+        errors.append(perfect_calibration_error(column))
+    assert errors == [pytest.approx(0.145, abs=0.03), pytest.approx(0.036, abs=0.01)]
