@@ -192,7 +192,7 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
     run_on(world, lambda: bool(world.refused))
     honest = [refusal for name, refusal in world.refused if name != "site-e"]
     assert honest
-    assert all("would differ by 1 members" in str(refusal) for refusal in honest)
+    assert all("would differ by 1 known members" in str(refusal) for refusal in honest)
     assert not _revealed(world, 2)
 
 

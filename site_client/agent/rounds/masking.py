@@ -127,7 +127,8 @@ class MaskingPhases:
         """
         member = self._member(step.round)
         self._checked(step.round, lambda: check_uploaded(step.uploaded, member.cohort, self.known()))
-        self.sums.check_set(self._enter(step.round).base_model_digest, step.uploaded, self._minimum(plan))
+        base = self._enter(step.round).base_model_digest
+        self.sums.check_set(base, step.uploaded, self._minimum(plan), self.known())
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
         current = self._enter(step.round)

@@ -86,18 +86,22 @@ class RevealedSums:
                     "none; it takes part in no other round on that model. Ask the coordinator for a run from another"
                 )
 
-    def check_set(self, base_model_digest: bytes, members: Collection[str], minimum: int) -> None:
+    def check_set(
+        self, base_model_digest: bytes, members: Collection[str], minimum: int, known: Collection[str]
+    ) -> None:
         """Refuse a set whose sum, beside an earlier one on the same model, would say too much about few.
 
         Raises:
-            StepRefused: it differs from an earlier one by some members, but by fewer than `minimum`.
+            StepRefused: it differs from an earlier one by some members, but by fewer than `minimum` of the `known`
+                ones. Hospitals unknown here may all be one party, which can subtract its own parts.
         """
         for revealed in self._on(base_model_digest):
             differing = set(members).symmetric_difference(revealed.members) - set(revealed.exposed)
-            if differing and len(differing) < minimum:
+            counted = differing & set(known)
+            if differing and len(counted) < minimum:
                 raise StepRefused(
-                    f"the sum would differ by {len(differing)} members from the sum of round {revealed.number} on the "
-                    f"same model, at least {minimum} are needed; this site does not confirm it"
+                    f"the sum would differ by {len(counted)} known members from the sum of round {revealed.number} on "
+                    f"the same model, at least {minimum} are needed; this site does not confirm it"
                 )
 
     def _on(self, base_model_digest: bytes) -> list[RevealedSum]:

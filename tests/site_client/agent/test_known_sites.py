@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 from site_client.agent.commands import roster as commands
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.identity.known_sites import KnownSites, check_cohort, check_uploaded
+from site_client.agent.rounds.journal import CurrentRound
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.agent.status_file import AgentStatus, write_status
 from site_client.cli import main
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.doctor.network.enrolment import check_roster
 from site_client.doctor.result import Color
-from site_client.errors import StateRefused
+from site_client.errors import StateRefused, StepRefused
+from site_client.records import RunId
 from site_client.status import gather, render_text
+from site_client.typed_json import Digest
 from tests.site_client.agent.conftest import Consortium, StandingClock
 
 ASK = PolicySettings(roster_approval="ask")
@@ -131,6 +135,34 @@ def test_a_sum_needs_as_many_known_members_as_without_the_others(known_count: in
     else:
         with pytest.raises(ConfirmationRefused):
             check_uploaded(cohort[vanished:], cohort, names)
+
+
+NAMES = [f"known-{letter}" for letter in "abcdefg"]
+GHOSTS = ["ghost-1", "ghost-2", "ghost-3"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_confirmed"),
+    [
+        pytest.param(NAMES[:4], NAMES[:4], True, id="the same members"),
+        pytest.param(NAMES[:7], NAMES[:4], True, id="three known ones less"),
+        pytest.param(NAMES[:4], NAMES[:3], False, id="one known less"),
+        pytest.param([*NAMES[:4], *GHOSTS[:2]], NAMES[:3], False, id="one known less, hidden among two invented ones"),
+        pytest.param(NAMES[:4], [*NAMES[:3], *GHOSTS[:2]], False, id="one known less, two invented more"),
+    ],
+)
+def test_two_sums_on_one_model_differ_by_nobody_or_by_enough_known_hospitals(
+    tmp_path: Path, first: list[str], second: list[str], is_confirmed: bool
+) -> None:
+    sums, base = RevealedSums(tmp_path), Digest(bytes(32))
+    current = CurrentRound(RunId(bytes(16)), 1, base, base, False, confirmed=tuple(sorted(first)))
+    sums.record(current)
+    sums.settle(current)
+    if is_confirmed:
+        sums.check_set(base, second, 3, NAMES)
+    else:
+        with pytest.raises(StepRefused, match="known members"):
+            sums.check_set(base, second, 3, NAMES)
 
 
 # --- the site's own files ---
