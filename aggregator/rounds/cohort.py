@@ -59,6 +59,20 @@ def guilty_dealers(session: Session, row: Round, members: int) -> list[str]:
     return secagg.proven_dealers(members, complaints_of(session, row))
 
 
+def is_recoverable(session: Session, row: Round, members: int) -> bool:
+    """Whether at least t members have revealed a share about each member of U2: all but those that complained about it.
+
+    Args:
+        session: A session of `Store.read` or `Store.write`.
+        row: A round in REVEAL.
+        members: Of U1.
+    """
+    revealed = set(round_rows.senders(session, row.id, Seat.reveal))
+    complaints = complaints_of(session, row)
+    shared = round_rows.senders(session, row.id, Seat.shares_digest)
+    return all(len(revealed.difference(complaints.get(dealer, ()))) >= secagg.threshold(members) for dealer in shared)
+
+
 # After the keys phase it is the same for every message of the attempt; to parse it each time would be quadratic.
 @lru_cache(2)
 def _cohort(ctx: secagg.Context, sent: tuple[tuple[str, bytes], ...]) -> secagg.Cohort:

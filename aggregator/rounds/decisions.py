@@ -37,6 +37,7 @@ class RoundSnapshot:
     seats: Mapping[str, SeatState]
     advertised: int  # members of U1
     guilty: Collection[str]  # members that dealt garbage, by enough complaints
+    recoverable: bool  # whether enough members have revealed a share about each member
     eligible: Collection[str]  # sites that are offered the round
     bounds: CohortBounds
     history: SumHistory
@@ -146,9 +147,12 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if missing and now < view.deadline:
         return Wait()
     need = view.bounds.minimum if view.state is RoundState.KEYS else threshold(view.advertised)
-    if done >= need:
+    is_enough = done >= need and (view.state is not RoundState.REVEAL or view.recoverable)
+    if is_enough:
         return Advance(missing)
     reason = f"{done} members answered in phase {view.state}, {need} are needed"
+    if done >= need:
+        reason = f"{done} members answered in phase {view.state}, and too few hold a share about each member"
     # In REVEAL some shares are out. In a second attempt the same update would enter a second sum, and the difference of
     # the two sums could be a single update.
     if view.state is RoundState.REVEAL:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound, SumRefused
 from aggregator.rounds import aggregation, failures, transitions
-from aggregator.rounds.cohort import guilty_dealers
+from aggregator.rounds.cohort import guilty_dealers, is_recoverable
 from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
 from aggregator.rounds.failures import sum_history
 from aggregator.rounds.regrouping import SumHistory
@@ -150,6 +150,7 @@ class Driver:
             deadline=row.deadline,
             seats=round_rows.seat_states(session, row.id),
             advertised=len(advertised := round_rows.senders(session, row.id, Seat.advertisement)),
+            recoverable=is_recoverable(session, row, len(advertised)) if row.state is RoundState.REVEAL else False,
             guilty=guilty_dealers(session, row, len(advertised)) if row.state is RoundState.UPLOAD else (),
             reveal_until=row.phase_since + timedelta(seconds=plan.deadlines.training_s),
             eligible=self._offered_to(session, row, plan) if is_training else (),

@@ -5,18 +5,23 @@ from typing import Any
 
 import pytest
 from federation.encoding import size_class
-from federation.v1 import rounds_pb2, secagg_pb2
+from federation.secagg.transcript import confirm_statement
+from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
 from aggregator.rounds import regrouping
 from aggregator.states import FaultKind, RoundState, RunState
 from aggregator.store import fault_rows
+from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.errors import StepRefused
 from site_client.records import Job
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
+from tests.federation.lies import Lies
 from tests.federation.nursery import PARAMETERS, TRAINING_S
 from tests.federation.places import an_update
+from tests.federation.wire import Killed
 from tests.federation.world import World
 
 MakeWorld = Callable[..., World]
@@ -342,3 +347,89 @@ def test_a_site_that_holds_the_model_before_takes_no_whole_model(make_world: Mak
     for _ in range(2):
         world.step("site-d")
     assert [job.round for job in world.sites["site-d"].jobs()] == [2]
+
+
+def test_a_round_said_to_lead_to_its_own_base_model_is_signed_by_nobody(
+    make_world: MakeWorld,
+) -> None:
+    """There is no sum: all answers were lost. Every site holds the model that it is said to lead to."""
+    world = make_world(sites=4, rounds=3, phase="reveal")
+    world.lied_down = True
+    _lose_answers(world)
+    for name in world.sites:
+        world.step(name)
+    base = world.round.base_model
+
+    def lie(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply):
+            reply.Clear()
+            reply.close.round.CopyFrom(blobs_pb2.RoundRef(run_id=world.run_id, round=1, attempt=1))
+            reply.close.outcome = rounds_pb2.CloseStep.PUBLISHED
+            reply.close.uploaded.extend(sorted(world.sites))
+            reply.close.published.round, reply.close.published.members = 1, 4
+            reply.close.published.model_digest = base
+        return reply
+
+    world.wire.lies_down.append(lie)
+    before = len(world.wire.heard)
+    for name in world.sites:
+        world.step(name)
+    assert not any(isinstance(one.message, rounds_pb2.ModelSignature) for one in world.wire.heard[before:])
+    assert {name for name, refusal in world.refused if isinstance(refusal, StepRefused)} == set(world.sites)
+
+
+def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the member's file and the journal, and then asked to reveal without another confirm step."""
+    world = make_world(sites=3, rounds=2, phase="confirm")
+    world.lied_down = True
+    site = world.sites["site-a"]
+    save = RoundJournal.save
+
+    def killed(journal: RoundJournal, changed: CurrentRound) -> CurrentRound:
+        if changed.confirmed and not changed.revealed_attempt and journal is site.rounds.journal:
+            raise Killed
+        return save(journal, changed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundJournal, "save", killed)
+        world.step("site-a")
+    for name in ("site-b", "site-c"):
+        world.step(name)
+    confirmed = [one.message for one in world.wire.heard if isinstance(one.message, secagg_pb2.ConfirmMessage)]
+    ((_, member),) = site.member_files()
+    key = site.identity.keys.signing
+    own = key.sign(confirm_statement(member.uctx, list(member.uploaded)))
+
+    def reveal(name: str, call: str, reply: Message, request: Message) -> Message:
+        if name == "site-a" and isinstance(reply, rounds_pb2.PollReply):
+            reply.Clear()
+            step = rounds_pb2.RevealStep(round=confirmed[0].round, uploaded=sorted(world.sites))
+            step.confirmations.add(site="site-a", signature=own)
+            step.confirmations.extend(message.confirmation for message in confirmed)
+            reply.reveal.CopyFrom(step)
+        return reply
+
+    world.wire.lies_down.append(reveal)
+    world.step("site-a")
+    assert _revealed(world, 1) == {"site-a"}
+    sums = RevealedSums(site.agent_folder / "rounds")
+    with pytest.raises(StepRefused, match="would differ by"):
+        sums.check_set(world.round.base_model, ["site-a", "site-b"], 3, list(world.sites))
+
+
+def test_a_false_complaint_and_one_slow_answer_end_no_run(make_world: MakeWorld) -> None:
+    world = make_world(sites=4, rounds=2, phase="shares")
+    world.corrupt = {"site-d"}
+    Lies(world).tell_up("site-d", "SendShares", 2)  # one bad share of four: one complaint, by site-a
+    run_on(world, lambda: world.round.state is RoundState.REVEAL)
+    for name in ("site-a", "site-b", "site-d"):  # three answers, and two shares about site-d
+        world.step(name)
+    world.drive()
+    world.clock.advance(120)
+    world.drive()
+    assert world.round.state is RoundState.REVEAL
+    world.step("site-c")
+    world.drive()
+    assert world.rounds()[0].state is RoundState.PUBLISHED

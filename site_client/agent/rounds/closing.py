@@ -32,7 +32,7 @@ class Closing:
             ModelMismatch: the published model is not the one that its sum leads to, or a sum that was said to be
                 refused leads to one. The round is erased all the same,
                 and this site takes no further part in the run.
-            StepRefused: the published sum is of another round.
+            StepRefused: the sum is of another round, or of other members than this site has confirmed.
             Unreachable: the download broke off; the next turn continues it.
         """
         current = self._files.journal.current
@@ -42,6 +42,8 @@ class Closing:
         try:
             # Without the base model nothing can be recomputed: the next round then brings a whole model.
             holds_base = self._files.models.holds(current.base_model_digest)
+            if is_published or step.outcome == rounds_pb2.CloseStep.REFUSED:
+                _check_members(current, step)
             if is_published and holds_base:
                 self._verify(current, step.published)
                 self._sign(current, step)
@@ -79,10 +81,10 @@ class Closing:
         if current.revealed_attempt == 0:
             return
         if step.outcome in (rounds_pb2.CloseStep.PUBLISHED, rounds_pb2.CloseStep.REFUSED):
-            if tuple(step.uploaded) == current.confirmed:
-                self._files.sums.settle(current)
+            led_on = step.outcome == rounds_pb2.CloseStep.PUBLISHED and not current.evaluation_only
+            self._files.sums.settle(current, led_on=led_on)
         elif exposed := self._exposed(current, step.bad_dealings):
-            self._files.sums.settle(current, exposed)
+            self._files.sums.settle(current, exposed=exposed)
 
     def _exposed(self, current: CurrentRound, shown: Iterable[secagg_pb2.BadDealing]) -> list[str]:
         """Return the members whose shares of no secret are proven to this site."""
@@ -122,3 +124,14 @@ class Closing:
         self._files.spool.withdraw_job(current.run_id, current.number)
         self._files.models.drop_arrivals()
         self._files.journal.close()
+
+
+def _check_members(current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
+    """Refuse a sum that is said to be of other members than those that this site has revealed for."""
+    if current.revealed_attempt and (
+        tuple(step.uploaded) != current.confirmed or step.published.members != len(current.confirmed)
+    ):
+        raise StepRefused(
+            f"the sum of round {current.number} is said to be of {step.published.members} members, this site has "
+            f"confirmed {len(current.confirmed)}; polling again"
+        )

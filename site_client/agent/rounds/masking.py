@@ -150,8 +150,9 @@ class MaskingPhases:
         current = self._enter(step.round)
         # Recorded before it is sent: a site that answered in one attempt must never answer in another, crash or not.
         if current.revealed_attempt != step.round.attempt:
-            self.sums.record(current)
-            self.journal.save(replace(current, revealed_attempt=step.round.attempt))
+            self.sums.record(current, step.uploaded)
+            confirmed = tuple(sorted(step.uploaded))
+            self.journal.save(replace(current, revealed_attempt=step.round.attempt, confirmed=confirmed))
         self._save(step.round.attempt, member)
         message = _reveal_message(step.round, answer, member.reveal_signature())
         self.egress.send(SEND_REVEAL, message)

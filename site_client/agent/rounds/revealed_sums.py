@@ -2,7 +2,8 @@
 
 Two sums on one model over almost the same members differ by what few of them said. So after a reveal this site works on
 that model again only when the round's end was shown to it: the sum, or the evidence why there is none. And it confirms
-no second set on that model that differs from an earlier one by some members, but by fewer than the least cohort.
+no second set on that model that differs from an earlier one by some members, but by fewer than the least cohort. Where
+the earlier sum led to another model it confirms no other set at all.
 
 A member that is proven to have dealt shares of no secret does not count: it told the aggregator its part, or can.
 """
@@ -35,6 +36,7 @@ class RevealedSum:
         base_model_digest: Of the model it is on.
         members: U3, sorted.
         shown: Whether the sum, or the evidence why there is none, was shown to this site and verified.
+        led_on: Whether this site followed the sum to another model.
         exposed: Members whose guilt this site has verified.
     """
 
@@ -43,6 +45,7 @@ class RevealedSum:
     base_model_digest: Digest
     members: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)]
     shown: bool = False
+    led_on: bool = False
     exposed: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
 
     def is_of(self, current: CurrentRound) -> bool:
@@ -56,18 +59,22 @@ class RevealedSums:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "sums.json"
 
-    def record(self, current: CurrentRound) -> None:
-        """Record that this site is about to reveal for the set that it confirmed."""
-        known = self._read()
-        if not any(revealed.is_of(current) for revealed in known):
-            revealed = RevealedSum(current.run_id, current.number, current.base_model_digest, current.confirmed)
-            self._write([*known, revealed])
+    def record(self, current: CurrentRound, members: Collection[str]) -> None:
+        """Record that this site is about to reveal for the set `members`, as its member of the cohort has checked it.
 
-    def settle(self, current: CurrentRound, exposed: Collection[str] = ()) -> None:
-        """Record that the round's end was shown and verified."""
+        The set of the step, and not of the journal: a crash while it confirmed may have left the journal without one.
+        """
+        others = [revealed for revealed in self._read() if not revealed.is_of(current)]
+        revealed = RevealedSum(current.run_id, current.number, current.base_model_digest, tuple(sorted(members)))
+        self._write([*others, revealed])
+
+    def settle(self, current: CurrentRound, *, led_on: bool = False, exposed: Collection[str] = ()) -> None:
+        """Record that the round's end was shown and verified, and whether it led to another model."""
         known = self._read()
         settled = [
-            replace(revealed, shown=True, exposed=tuple(sorted(exposed))) if revealed.is_of(current) else revealed
+            replace(revealed, shown=True, led_on=led_on, exposed=tuple(sorted(exposed)))
+            if revealed.is_of(current)
+            else revealed
             for revealed in known
         ]
         if settled != known:
@@ -91,12 +98,21 @@ class RevealedSums:
     ) -> None:
         """Refuse a set whose sum, beside an earlier one on the same model, would say too much about few.
 
+        A model that was left behind is taken up again after a restored backup only. Then the set is the very same:
+        with other sets, a third sum could isolate one hospital though each two differ by many.
+
         Raises:
-            StepRefused: it differs from an earlier one by some members, but by fewer than `minimum` of the `known`
-                ones. Hospitals unknown here may all be one party, which can subtract its own parts.
+            StepRefused: it differs from one that led to another model; or from another one by some members, but by
+                fewer than `minimum` of the `known` ones. Hospitals unknown here may all be one party, which can
+                subtract its own parts.
         """
         for revealed in self._on(base_model_digest):
             differing = set(members).symmetric_difference(revealed.members) - set(revealed.exposed)
+            if differing and revealed.led_on:
+                raise StepRefused(
+                    f"round {revealed.number} led from the same model to another one, with other members; this site "
+                    "confirms only the very same members on it again"
+                )
             counted = differing & set(known)
             if differing and len(counted) < minimum:
                 raise StepRefused(

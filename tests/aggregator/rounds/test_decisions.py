@@ -37,6 +37,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: An
         "seats": dict(zip(SITES, seats, strict=False)),
         "advertised": len(seats),
         "guilty": (),
+        "recoverable": True,
         "eligible": SITES,
         "bounds": BOUNDS,
         "history": SumHistory(),
@@ -133,3 +134,12 @@ def test_the_very_members_of_a_refused_sum_are_not_asked_again_on_that_model() -
     earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=True)], frozenset("abcd"))
     again = view(RoundState.TRAINING, READY, READY, READY, READY, DECLINED, history=earlier)
     assert isinstance(decide(again, NOW), Abandon)
+
+
+def test_a_reveal_waits_while_too_few_hold_a_share_about_each_member() -> None:
+    """A member that complained holds none about that dealer, so enough answers may be too few shares."""
+    answered = (SeatState.REVEALED, SeatState.REVEALED, SeatState.REVEALED, SeatState.CONFIRMED)
+    short = view(RoundState.REVEAL, *answered, late=True, recoverable=False)
+    assert decide(short, NOW) == Wait()
+    assert isinstance(decide(replace(short, reveal_until=NOW), NOW), Abandon)
+    assert decide(replace(short, recoverable=True), NOW) == Advance(("d",))

@@ -156,7 +156,7 @@ def test_two_sums_on_one_model_differ_by_nobody_or_by_enough_known_hospitals(
 ) -> None:
     sums, base = RevealedSums(tmp_path), Digest(bytes(32))
     current = CurrentRound(RunId(bytes(16)), 1, base, base, False, confirmed=tuple(sorted(first)))
-    sums.record(current)
+    sums.record(current, current.confirmed)
     sums.settle(current)
     if is_confirmed:
         sums.check_set(base, second, 3, NAMES)
