@@ -25,7 +25,7 @@ SLICES, SIZE_PX, BLOB_PX = 4, 48, 8
 # pixels stay as bright whether they lie together or apart.
 SPACING_MM, IMAGE_PX = 4.8, 50
 SETTINGS = BenchmarkSettings(
-    epochs=2,
+    epochs=4,
     image_size_px=SIZE_PX,
     slices_max=SLICES,
     learning_rate=0.002,
@@ -95,4 +95,4 @@ def test_densenet121_gru_passes_the_histogram_on_patients_it_has_never_seen(tmp_
     seen, by_histogram = (estimate(of.slices, Measure.AUC_HEIGHT).value for of in (arm, results.arms[1]))
     assert seen is not None
     assert by_histogram is not None
-    assert by_histogram < 0.65 < 0.85 < seen
+    assert by_histogram < 0.65 < 0.95 < seen
