@@ -36,7 +36,7 @@ _COMMANDS: Final = {
     "leave": LazyCommand(f"{_HERE}.enrolment", "leave", "Leave the consortium for good, and tell the coordinator."),
     "ledger": LazyCommand(f"{_HERE}.ledger", "ledger", "Read and verify the ledger of every message that left."),
     "pause": LazyCommand(
-        f"{_HERE}.control", "pause", "Pause training within a second, whatever the idle gate decides."
+        f"{_HERE}.control", "pause", "Pause training within a second, against any decision of the idle gate."
     ),
     "phantom": LazyCommand("site_client.phantom.command", "phantom", "Write synthetic head CT studies with labels."),
     "plan": LazyCommand(f"{_HERE}.plan", "plan", "Show training plans, and approve or refuse them."),

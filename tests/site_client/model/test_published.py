@@ -78,8 +78,10 @@ def _published(architecture: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return trunk, tensors | {classifier: torch.zeros(1000)}
 
 
-@pytest.mark.parametrize("architecture", CASES)
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("architecture", "ending"),
+    [*((architecture, ".pth") for architecture in CASES), ("densenet121-affine-gru", ".safetensors")],
+)
 def test_converted_features_equal_the_published_networks_in_eval_mode(
     architecture: str, ending: str, tmp_path: Path
 ) -> None:
@@ -91,10 +93,11 @@ def test_converted_features_equal_the_published_networks_in_eval_mode(
         torch.save(tensors, path)
     net = build(architecture, 1).eval()
     origin = load_published(net, architecture, path, LICENCE)
-    x = synthetic_slices(torch.Generator().manual_seed(1))[:4]
+    x = synthetic_slices(torch.Generator().manual_seed(1))[:2]
+    # In float64, so that the order of float32 sums, which hangs on the machine, is no part of the comparison.
     with torch.inference_mode():
-        features = net.get_submodule("backbone")(x)
-        expected = torch.relu(trunk(CASES[architecture][2](x[:, :3]))).mean(dim=(2, 3))
+        features = net.double().get_submodule("backbone")(x.double())
+        expected = torch.relu(trunk.double()(CASES[architecture][2](x[:, :3].double()))).mean(dim=(2, 3))
     error = torch.linalg.vector_norm(features - expected) / torch.linalg.vector_norm(expected)
     assert error < 1e-6
     assert len(origin.file_sha256) == 64
