@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from federation.secagg import SecaggError, Unrecoverable
 from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare, RevealMessage
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from aggregator.errors import AggregatorError, SumRefused
@@ -36,11 +35,7 @@ def abandon_aggregation(step: Step, error: SecaggError | AggregatorError, in_a_r
 
 def sum_history(session: Session, row: Round) -> SumHistory:
     """Read what bounds the choice of the round's cohort."""
-    earlier = session.scalars(
-        select(Round)
-        .where(Round.base_model == row.base_model, Round.id != row.id, Round.state.in_(round_rows.OVER))
-        .order_by(Round.id)
-    )
+    earlier = round_rows.over_on_model(session, row.base_model)
     on_this_model = [recovered for one in earlier for recovered in _recovered(session, one)]
     return SumHistory(on_this_model, suspects_after(_sums_of_run(session, row)))
 
@@ -65,27 +60,23 @@ def _name_the_last_suspect(step: Step) -> None:
 
 
 def _sums_of_run(session: Session, row: Round) -> list[RecoveredSum]:
-    rounds = [one for one in round_rows.of_run(session, row.run_id) if one.number < row.number]
-    # Almost every run has none; to read the members of all its rounds at every look would be a waste.
-    if not any(_is_refused(one) for one in rounds):
+    # Almost every run has none; to read all its rounds at every look of a driver would be a waste.
+    if not round_rows.has_refused_sum(session, row.run_id):
         return []
-    return [recovered for one in rounds for recovered in _recovered(session, one)]
+    earlier = [one for one in round_rows.of_run(session, row.run_id) if one.number < row.number]
+    return [recovered for one in earlier for recovered in _recovered(session, one)]
 
 
 def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
     """Yield the sum that members of a round have revealed, if there is one."""
     members = frozenset(round_rows.senders(session, row.id, Seat.upload_claim))
     if row.sum_blob is not None:
-        yield RecoveredSum(members, refused=_is_refused(row))
+        yield RecoveredSum(members, refused=row.state is RoundState.ABANDONED)
         return
-    guilty = {fault.site for fault in fault_rows.of_round(session, row.id) if fault.kind is FaultKind.BAD_DEALING}
+    guilty = {evidence.dealer for evidence in bad_dealings(session, row)}
     # Only the guilty dealer could recover this sum; with its own part known to it, it is a sum over the others.
     if guilty:
         yield RecoveredSum(members - guilty, refused=False)
-
-
-def _is_refused(row: Round) -> bool:
-    return row.state is RoundState.ABANDONED and row.sum_blob is not None
 
 
 def _evidence_of_bad_dealing(step: Step, error: Unrecoverable) -> BadDealing:

@@ -150,6 +150,20 @@ def of_run(session: Session, run_id: bytes) -> list[Round]:
     return list(session.scalars(select(Round).where(Round.run_id == run_id).order_by(Round.number)))
 
 
+def over_on_model(session: Session, digest: bytes) -> list[Round]:
+    """Return the rounds of any run that are over and began from this model, oldest first."""
+    began_from = select(Round).where(Round.base_model == digest, Round.state.in_(OVER))
+    return list(session.scalars(began_from.order_by(Round.id)))
+
+
+def has_refused_sum(session: Session, run_id: bytes) -> bool:
+    """Whether a sum of the run led to no model."""
+    refused = select(Round.id).where(
+        Round.run_id == run_id, Round.state == RoundState.ABANDONED, Round.sum_blob.is_not(None)
+    )
+    return session.scalar(refused.limit(1)) is not None
+
+
 def unfinished_ids(session: Session) -> list[int]:
     """Return the primary keys of the rounds that are not over, oldest first."""
     return list(session.scalars(_UNFINISHED_IDS))
