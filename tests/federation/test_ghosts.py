@@ -134,7 +134,7 @@ def test_a_known_name_with_other_keys_counts_as_an_added_hospital(make_world: Ma
     assert all("2 of the 4" in refusals(world)[name] for name in ("site-a", "site-b"))
 
 
-def test_a_model_vouched_for_by_invented_hospitals_is_not_trained(make_world: MakeWorld) -> None:
+def test_invented_hospitals_are_none_of_those_whose_word_about_a_model_counts(make_world: MakeWorld) -> None:
     world = make_world(sites=4)
     admit(world, *GHOSTS)
     world.step("site-a")

@@ -158,7 +158,7 @@ def test_the_secrets_of_a_round_in_progress_do_not_outlive_the_farewell(coordina
     journal.begin(
         CurrentRound(RunId(bytes(16)), 3, Digest(bytes(32)), Digest(bytes(32)), evaluation_only=False, attempt=1)
     )
-    (journal.attempt_folder(1) / "member.bin").write_bytes(b"secret of the masking")
+    journal.member_file(1).write_bytes(b"secret of the masking")
     leave(settings)
     after = RoundJournal(settings.folders.agent / "rounds")
     assert after.current is None

@@ -1,6 +1,7 @@
 """The end of a round at a site: verify the published model and sign it, then erase secrets and update."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import structlog
 from federation.certificate import ModelCertificate
@@ -17,6 +18,7 @@ from site_client.agent.rounds.round_files import RoundFiles
 from site_client.errors import ModelMismatch, StepRefused
 
 _log = structlog.get_logger()
+_WITH_SUM: Final = (rounds_pb2.CloseStep.PUBLISHED, rounds_pb2.CloseStep.REFUSED)
 
 
 class Closing:
@@ -30,25 +32,19 @@ class Closing:
 
         Raises:
             ModelMismatch: the published model is not the one that its sum leads to, or a sum that was said to be
-                refused leads to one. The round is erased all the same,
-                and this site takes no further part in the run.
-            StepRefused: the sum is of another round, or of other members than this site has confirmed.
+                refused leads to one. The round is erased all the same, and this site takes no further part in the run.
+            StepRefused: the sum is of another round, or of other members than this site has revealed for.
             Unreachable: the download broke off; the next turn continues it.
         """
         current = self._files.journal.current
         if current is None or not current.is_of(step.round):
             return
-        is_published = step.outcome == rounds_pb2.CloseStep.PUBLISHED
+        if step.outcome in _WITH_SUM:
+            _check_sum(current, step)
         try:
             # Without the base model nothing can be recomputed: the next round then brings a whole model.
-            holds_base = self._files.models.holds(current.base_model_digest)
-            if is_published or step.outcome == rounds_pb2.CloseStep.REFUSED:
-                _check_members(current, step)
-            if is_published and holds_base:
-                self._verify(current, step.published)
-                self._sign(current, step)
-            if step.outcome == rounds_pb2.CloseStep.REFUSED and holds_base:
-                self._verify_refused(current, step.published)
+            if step.outcome in _WITH_SUM and self._files.models.holds(current.base_model_digest):
+                self._verify(current, step)
         except ModelMismatch:
             self._files.plans.distrust(current.run_id)
             self._erase(current)
@@ -56,31 +52,25 @@ class Closing:
         self._settle(current, step)
         self._erase(current)
 
-    def _verify(self, current: CurrentRound, published: rounds_pb2.PublishedSum) -> None:
-        """Recompute the published model. An evaluation-only round publishes the model that it evaluated."""
-        # The sum of another round would lead to a model that no site trained from.
-        if published.round != current.number:
-            raise StepRefused(
-                f"the sum of round {published.round} does not close round {current.number}; polling again"
-            )
-        if not current.evaluation_only:
-            plan = self._files.plan_of(current).plan
-            self._files.models.follow(self._egress, plan, current.base_model_digest, published)
-        elif published.model_digest != current.base_model_digest:
-            raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
+    def _verify(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
+        """Recompute the published model and sign it, or check that a refused sum leads to none.
 
-    def _verify_refused(self, current: CurrentRound, refused: rounds_pb2.PublishedSum) -> None:
-        """Check that the sum leads to no model: an aggregator may not withhold one that it says was spoiled."""
-        if refused.round != current.number:
-            raise StepRefused(f"the sum of round {refused.round} does not close round {current.number}; polling again")
-        plan = self._files.plan_of(current).plan
-        self._files.models.check_refused(self._egress, plan, current.base_model_digest, refused)
+        An evaluation-only round publishes the model that it evaluated.
+        """
+        plan, base = self._files.plan_of(current).plan, current.base_model_digest
+        if step.outcome == rounds_pb2.CloseStep.REFUSED:
+            self._files.models.check_refused(self._egress, plan, base, step.published)
+        elif not current.evaluation_only:
+            self._files.models.follow(self._egress, plan, base, step.published)
+            self._sign(current, step)
+        elif step.published.model_digest != base:
+            raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
 
     def _settle(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
         """Record how the sum that this site revealed for has ended, if that was shown."""
         if current.revealed_attempt == 0:
             return
-        if step.outcome in (rounds_pb2.CloseStep.PUBLISHED, rounds_pb2.CloseStep.REFUSED):
+        if step.outcome in _WITH_SUM:
             led_on = step.outcome == rounds_pb2.CloseStep.PUBLISHED and not current.evaluation_only
             self._files.sums.settle(current, led_on=led_on)
         elif exposed := self._exposed(current, step.bad_dealings):
@@ -88,7 +78,7 @@ class Closing:
 
     def _exposed(self, current: CurrentRound, shown: Iterable[secagg_pb2.BadDealing]) -> list[str]:
         """Return the members whose shares of no secret are proven to this site."""
-        path = self._files.journal.attempt_folder(current.revealed_attempt) / "member.bin"
+        path = self._files.journal.member_file(current.revealed_attempt)
         exposed = []
         try:
             member = Member.from_bytes(path.read_bytes(), self._identity.keys.signing)
@@ -104,7 +94,7 @@ class Closing:
 
     def _sign(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
         """Sign the computed model, for sites that were not in the round. A member of the sum does, and nobody else."""
-        if current.evaluation_only or tuple(step.uploaded) != current.confirmed:
+        if tuple(step.uploaded) != current.confirmed:
             return
         certificate = ModelCertificate(
             plan_digest=current.plan_digest,
@@ -126,8 +116,13 @@ class Closing:
         self._files.journal.close()
 
 
-def _check_members(current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
-    """Refuse a sum that is said to be of other members than those that this site has revealed for."""
+def _check_sum(current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
+    """Refuse a sum of another round, or of other members than those that this site has revealed for."""
+    # The sum of another round would lead to a model that no site trained from.
+    if step.published.round != current.number:
+        raise StepRefused(
+            f"the sum of round {step.published.round} does not close round {current.number}; polling again"
+        )
     if current.revealed_attempt and (
         tuple(step.uploaded) != current.confirmed or step.published.members != len(current.confirmed)
     ):

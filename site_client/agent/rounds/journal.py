@@ -139,8 +139,8 @@ class RoundJournal:
         run = ref.run_id.hex()
         replace_file(self._folder / "closed.json", encode(closed | {run: max(ref.round, closed.get(run, 0))}))
 
-    def attempt_folder(self, attempt: int) -> Path:
-        """Return the folder of an attempt, which is made on first use.
+    def member_file(self, attempt: int) -> Path:
+        """Return where an attempt's state of secure aggregation stands; its folder is made on first use.
 
         Raises:
             StepRefused: no round is in progress.
@@ -149,7 +149,7 @@ class RoundJournal:
             raise StepRefused("there is no round in progress to mask in; polling again")
         folder = self._path(self.current) / f"attempt-{attempt}"
         folder.mkdir(exist_ok=True, mode=0o700)
-        return folder
+        return folder / "member.bin"
 
     def erase_attempts(self) -> None:
         """Overwrite and remove the files of every attempt. Nothing happens when there are none."""

@@ -206,14 +206,14 @@ class MaskingPhases:
         return member
 
     def _load(self, ref: RoundRef) -> Member | None:
-        path = self.journal.attempt_folder(ref.attempt) / "member.bin"
+        path = self.journal.member_file(ref.attempt)
         if not path.exists():
             return None
         # A state that another version wrote is of no use: the attempt is left, the update stays.
         return self._checked(ref, lambda: Member.from_bytes(path.read_bytes(), self.identity.keys.signing))
 
     def _save(self, attempt: int, member: Member) -> None:
-        path = self.journal.attempt_folder(attempt) / "member.bin"
+        path = self.journal.member_file(attempt)
         data = member.to_bytes()
         if path.exists() and path.read_bytes() == data:
             return
