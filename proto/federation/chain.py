@@ -10,7 +10,8 @@ number of threads nor the processor changes a bit.
              x + lr * m / (sqrt(v) + tau)                                         Reddi et al., ICLR 2021, algorithm 2
     FedYogi  as FedAdam with v = v - (1 - beta2) * D^2 * sign(v - D^2)            ibid.
 
-D is the mean update, weighted by min(studies, cap). m starts at 0 and v at tau^2.
+D is the mean update, weighted by min(studies, cap); in a private round, minus the mean gradient. m starts at 0 and v at
+tau^2. Only the plan's moving tensors move, and server vectors have their length.
 
 The norm of D is bounded: every honest update has at most the clip norm, and rounding adds little. A sum beyond the
 bound leads to no model, so a member that does not clip moves the model no further than the honest ones could.
@@ -62,13 +63,15 @@ def next_model(
         raise ChainRefused("expected a model of the plan's manifest, got one of another")
     if decoded.levels.size == 0:
         return model
-    layout = Layout.of(plan, plan.manifest.size)
+    layout = Layout.of(plan, plan.moving.size)
     if decoded.levels.size != layout.coordinates:
         raise ChainRefused(f"expected a sum of {layout.coordinates} coordinates, got {decoded.levels.size}")
     check_norm(layout, decoded)
     size = block_of(layout)
-    weights = _writable(model.weights, copied=not uses_up)
-    state = [_writable(vector, copied=not uses_up) for vector in _state(plan.server, model)]
+    all_weights = _writable(model.weights, copied=not uses_up)
+    moves_all = plan.moving.size == plan.manifest.size
+    weights = all_weights if moves_all else plan.moving.take(all_weights)
+    state = [_writable(vector, copied=not uses_up) for vector in _state(plan, model)]
 
     def move(piece: int) -> None:
         # In parts that stay in the cache: the mean as a whole vector would be the peak of memory, here and at a site.
@@ -89,8 +92,10 @@ def next_model(
     else:
         for piece in range(len(layout.pieces)):
             move(piece)
+    if not moves_all:
+        plan.moving.put(all_weights, weights)
     try:
-        return Model(model.manifest, weights, tuple(state))
+        return Model(model.manifest, all_weights, tuple(state))
     except ManifestMismatch as error:
         raise ChainRefused(f"the sum leads to no usable model: {error}") from error
 
@@ -104,6 +109,10 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
     units apart, so e is sub-Gaussian with variance proxy n (Hoeffding's lemma). By Hsu, Kakade, Zhang (Electron.
     Commun. Probab. 2012, theorem 2.1, with A = I) the norm of e over k coordinates exceeds
     sqrt(n (k + 2 sqrt(k x) + 2 x)) with probability at most exp(-x).
+
+    In a private round each member adds a share of noise, at most the largest that a cohort of n or more members has. Its
+    norm over k coordinates is bounded as that of the rounding is, with the variance in place of the proxy: for variances
+    of hundreds and more a Skellam variable is as good as Gaussian (`tests/contract/test_noised.py`).
 
     The sum of squares is a whole number, exact on every machine, so all refuse the same sums.
 
@@ -123,17 +132,29 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
 
 def norm_bound(layout: Layout, members: int, weight: int) -> float:
     """Largest norm of a sum of honest members, in units of half a quantization step: see `check_norm`."""
-    half_step = layout.range / layout.level_max
-    clipped = layout.clip_norm * (1 + NORM_SLACK) * weight / layout.weight_cap / half_step
     k = layout.coordinates
-    return clipped + math.sqrt(members * (k + 2 * math.sqrt(k * _NORM_EXPONENT) + 2 * _NORM_EXPONENT))
+    spread = math.sqrt(k + 2 * math.sqrt(k * _NORM_EXPONENT) + 2 * _NORM_EXPONENT)
+    rounded = math.sqrt(members) * spread
+    if layout.gradient is not None and layout.privacy is not None:
+        longest = members * layout.privacy.batch_max * layout.privacy.clip_norm * (1 + NORM_SLACK)
+        largest_share = max(
+            layout.gradient.noise.share_variance(cohort) for cohort in range(members, layout.members_max + 1)
+        )
+        noise = 2 * math.sqrt(members * largest_share) * spread
+        return 2 * longest * layout.gradient.scale + rounded + noise
+    half_step = layout.range / layout.level_max
+    return layout.clip_norm * (1 + NORM_SLACK) * weight / layout.weight_cap / half_step + rounded
 
 
 def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:
     """Returns the center and the factor with which `unrotated` gives the mean update.
 
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max), step = 2 range / level_max.
+    In a private round the step is 1 / scale, and the mean is over the patients that n sites are expected to draw.
     """
+    if layout.gradient is not None and layout.privacy is not None:
+        patients = layout.privacy.sampling_rate * layout.privacy.patients_expected * decoded.members
+        return decoded.members * layout.level_max, 0.5 / layout.gradient.scale / patients
     half_step = layout.range / layout.level_max
     return decoded.members * layout.level_max, half_step * layout.weight_cap / decoded.header.weight
 
@@ -145,17 +166,19 @@ def _writable(vector: NDArray[Any], *, copied: bool) -> NDArray[Any]:
     return own
 
 
-def _state(server: ServerOptimizer, model: Model) -> list[Reals]:
-    """The server optimizer's vectors, or its first ones; only to be read."""
+def _state(plan: TrainingPlan, model: Model) -> list[Reals]:
+    """The server optimizer's vectors, or its first ones, of the moving numbers; only to be read."""
+    server, size = plan.server, plan.moving.size
     wanted = _STATES[server.kind]
-    if len(model.server_state) == wanted:
+    if len(model.server_state) == wanted and all(vector.size == size for vector in model.server_state):
         return list(model.server_state)
     if model.server_state:
         raise ChainRefused(
-            f"expected {wanted} server-optimizer vectors for {server.kind.name}, got {len(model.server_state)}"
+            f"expected {wanted} server-optimizer vectors of {size} numbers for {server.kind.name}, got "
+            f"{len(model.server_state)} of {model.server_state[0].size}"
         )
     first = (0.0, server.tau * server.tau)
-    return [np.full(model.weights.size, value) for value in first[:wanted]]
+    return [np.full(size, value) for value in first[:wanted]]
 
 
 # One step each: writes the new vectors, from the old ones and the mean, and returns the direction.

@@ -107,7 +107,7 @@ class Manifest:
     def file_bytes_max(self) -> int:
         """The most bytes that a model file of this manifest has: with both vectors of a server optimizer."""
         numbers_bytes = self.size * (4 + 2 * 8)  # weights f32, server state f64
-        return len(_header(self, bytes(32), 2)) + numbers_bytes + _OTHER_HEADER_BYTES
+        return len(_header(self, bytes(32), (self.size, self.size))) + numbers_bytes + _OTHER_HEADER_BYTES
 
     @cached_property
     def digest(self) -> bytes:
@@ -150,7 +150,9 @@ class Manifest:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model of a run: weights f32[d] and the server optimizer's memory, each f64[d] (none before the first step).
+    """A model of a run: weights f32[d] and the server optimizer's memory (none before the first step).
+
+    The memory is one or two vectors f64[k], k the numbers that the run moves, at most d.
 
     The arrays are kept as read-only views. Refuses (ManifestMismatch) other dtypes or lengths, and values that are
     not finite. Two models are the same when their digests are.
@@ -164,7 +166,8 @@ class Model:
         if len(self.server_state) > 2:
             raise ManifestMismatch(f"expected at most 2 server-optimizer vectors, got {len(self.server_state)}")
         object.__setattr__(self, "weights", _frozen("weights", self.weights, np.dtype("<f4"), self.manifest.size))
-        state = tuple(_frozen("server state", one, np.dtype("<f8"), self.manifest.size) for one in self.server_state)
+        moving = min(self.manifest.size, max((vector.size for vector in self.server_state), default=0))
+        state = tuple(_frozen("server state", vector, np.dtype("<f8"), moving) for vector in self.server_state)
         object.__setattr__(self, "server_state", state)
 
     @cached_property
@@ -204,7 +207,8 @@ def save_model(
     if spare is not None:
         spare.replace(unfinished)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
-        file.write(_header(model.manifest, model.digest, len(model.server_state), description))
+        states = tuple(vector.size for vector in model.server_state)
+        file.write(_header(model.manifest, model.digest, states, description))
         for vector in model.server_state:  # first, so that they are aligned
             file.write(vector.data)
         file.write(model.weights.data)
@@ -249,7 +253,9 @@ def load_description(path: Path) -> ModelDescription | None:
     return None if text is None else ModelDescription.from_json(text)
 
 
-def _header(manifest: Manifest, digest: bytes, states_count: int, description: ModelDescription | None = None) -> bytes:
+def _header(
+    manifest: Manifest, digest: bytes, state_sizes: tuple[int, ...], description: ModelDescription | None = None
+) -> bytes:
     """The length of what follows (u64 LE), then JSON, padded with spaces to whole words: safetensors' own format.
 
     Its writer puts metadata in an order drawn anew by each process, and copies every tensor once more.
@@ -261,8 +267,7 @@ def _header(manifest: Manifest, digest: bytes, states_count: int, description: M
         **({} if description is None else {"description": description.to_json()}),
     }
     entries: dict[str, object] = {"__metadata__": metadata}
-    size = manifest.size
-    states = [(f"{_STATE}{index}", "F64", (size,), 8 * size) for index in range(states_count)]
+    states = [(f"{_STATE}{index}", "F64", (size,), 8 * size) for index, size in enumerate(state_sizes)]
     tensors = [(tensor.name, "F32", tensor.shape, 4 * tensor.size) for tensor in manifest.tensors]
     end = 0
     for name, dtype, shape, size_bytes in (*states, *tensors):
@@ -289,11 +294,13 @@ def _read_tensors(file: safe_open, manifest: Manifest) -> Model:
     expected = {tensor.name: ("F32", list(tensor.shape)) for tensor in manifest.tensors}
     names = set(file.keys())  # type: ignore[no-untyped-call]  # safetensors ships no types for its reader
     states = [name for name in (f"{_STATE}0", f"{_STATE}1") if name in names]
-    expected |= {name: ("F64", [manifest.size]) for name in states}
-    _check_names(expected.keys(), names)
-    for name, form in expected.items():
+    _check_names(expected.keys() | states, names)
+    for name in (*expected, *states):
         tensor = file.get_slice(name)  # type: ignore[no-untyped-call]  # as above
-        if (found := (tensor.get_dtype(), tensor.get_shape())) != form:
+        found = (tensor.get_dtype(), tensor.get_shape())
+        if name in states and found[0] == "F64" and len(found[1]) == 1 and found[1][0] <= manifest.size:
+            continue  # as long as the part that the run moves, which the plan knows
+        if found != (form := expected.get(name, ("F64", [manifest.size]))):
             raise ManifestMismatch(f"tensor {name}: expected {form}, got {found}")
     read: Callable[[str], NDArray[Any]] = file.get_tensor
     weights = np.empty(manifest.size, np.float32)

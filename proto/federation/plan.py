@@ -4,7 +4,6 @@ A `TrainingPlan` that exists is within its bounds: building one from a file or f
 Its digest is SHA-256 over its canonical bytes, which are also what the custodian signs.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -16,9 +15,13 @@ from typing import Final, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import Message
 
+from federation.bounds import check_length, check_real, check_whole
 from federation.errors import ManifestMismatch, PlanRefused
 from federation.limits import COHORT_MAX, COHORT_MIN
 from federation.manifest import Manifest
+from federation.moving import MovingPart
+from federation.pieces import pieces_of
+from federation.privacy import Privacy, check_budgets, gradient_noise
 from federation.signing import Signer, sign, verify
 from federation.v1 import plan_pb2
 from federation.vocabulary import Metric
@@ -66,10 +69,10 @@ class Inputs:
     slices_max: int = 64
 
     def __post_init__(self) -> None:
-        _whole("inputs.image_size_px", self.image_size_px, 64, 512)
+        check_whole("inputs.image_size_px", self.image_size_px, 64, 512)
         if self.image_size_px % 32:
             raise PlanRefused("inputs.image_size_px", f"expected a multiple of 32, got {self.image_size_px}")
-        _whole("inputs.slices_max", self.slices_max, 8, 400)
+        check_whole("inputs.slices_max", self.slices_max, 8, 400)
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,19 @@ class LocalTraining:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _whole("training.epochs", self.epochs, 1, 100)
-        _real("training.learning_rate", self.learning_rate, 0.0, 1.0, "(]")
-        _real("training.weight_decay", self.weight_decay, 0.0, 1.0, "[]")
-        _real("training.proximal_mu", self.proximal_mu, 0.0, 10.0, "[]")
-        _whole("training.studies_per_step", self.studies_per_step, 1, 64)
-        _whole("training.studies_min", self.studies_min, 1, 1_000_000)
-        _whole("training.slices_per_study", self.slices_per_study, 0, 400)
-        _whole("training.warm_up_steps", self.warm_up_steps, 0, 10_000)
+        check_whole("training.epochs", self.epochs, 1, 100)
+        check_real("training.learning_rate", self.learning_rate, 0.0, 1.0, "(]")
+        check_real("training.weight_decay", self.weight_decay, 0.0, 1.0, "[]")
+        check_real("training.proximal_mu", self.proximal_mu, 0.0, 10.0, "[]")
+        check_whole("training.studies_per_step", self.studies_per_step, 1, 64)
+        check_whole("training.studies_min", self.studies_min, 1, 1_000_000)
+        check_whole("training.slices_per_study", self.slices_per_study, 0, 400)
+        check_whole("training.warm_up_steps", self.warm_up_steps, 0, 10_000)
         for name in ("heads_rate", "reader_rate", "trunk_rate"):
-            _real(f"training.{name}", getattr(self, name), 0.0, 100.0, "(]")
-        _real("training.ema_decay", self.ema_decay, 0.0, 1.0, "[)")
-        _real("training.gradient_norm_max", self.gradient_norm_max, 0.0, 1000.0, "(]")
-        _whole("training.patience", self.patience, 0, 100)
+            check_real(f"training.{name}", getattr(self, name), 0.0, 100.0, "(]")
+        check_real("training.ema_decay", self.ema_decay, 0.0, 1.0, "[)")
+        check_real("training.gradient_norm_max", self.gradient_norm_max, 0.0, 1000.0, "(]")
+        check_whole("training.patience", self.patience, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,11 @@ class ServerOptimizer:
     tau: float = 0.0
 
     def __post_init__(self) -> None:
-        _real("server.learning_rate", self.learning_rate, 0.0, 10.0, "(]")
+        check_real("server.learning_rate", self.learning_rate, 0.0, 10.0, "(]")
         adaptive = self.kind in (ServerKind.FEDADAM, ServerKind.FEDYOGI)
-        _real("server.beta1", self.beta1, 0.0, 1.0, "[)" if self.kind is not ServerKind.FEDAVG else "0")
-        _real("server.beta2", self.beta2, 0.0, 1.0, "[)" if adaptive else "0")
-        _real("server.tau", self.tau, 0.0, 1.0, "(]" if adaptive else "0")
+        check_real("server.beta1", self.beta1, 0.0, 1.0, "[)" if self.kind is not ServerKind.FEDAVG else "0")
+        check_real("server.beta2", self.beta2, 0.0, 1.0, "[)" if adaptive else "0")
+        check_real("server.tau", self.tau, 0.0, 1.0, "(]" if adaptive else "0")
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ class CohortBounds:
     maximum: int = 64
 
     def __post_init__(self) -> None:
-        _whole("cohort.maximum", self.maximum, COHORT_MIN, COHORT_MAX)
-        _whole("cohort.minimum", self.minimum, COHORT_MIN, self.maximum)
-        _whole("cohort.target", self.target, self.minimum, self.maximum)
+        check_whole("cohort.maximum", self.maximum, COHORT_MIN, COHORT_MAX)
+        check_whole("cohort.minimum", self.minimum, COHORT_MIN, self.maximum)
+        check_whole("cohort.target", self.target, self.minimum, self.maximum)
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,8 @@ class Deadlines:
     phase_s: int = 600
 
     def __post_init__(self) -> None:
-        _whole("deadlines.training_s", self.training_s, 10, 2_592_000)
-        _whole("deadlines.phase_s", self.phase_s, 2, 86_400)
+        check_whole("deadlines.training_s", self.training_s, 10, 2_592_000)
+        check_whole("deadlines.phase_s", self.phase_s, 2, 86_400)
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,13 @@ class Encoding:
     count_cap: int = 10_000
 
     def __post_init__(self) -> None:
-        _real("encoding.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
+        check_real("encoding.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
         if self.bits not in (4, 5, 6, 8):
             raise PlanRefused("encoding.bits", f"expected 4, 5, 6 or 8, got {self.bits}")
-        _whole("encoding.weight_cap", self.weight_cap, 1, 1_000_000)
-        _length("encoding.rotation_seed", self.rotation_seed, 32)
+        check_whole("encoding.weight_cap", self.weight_cap, 1, 1_000_000)
+        check_length("encoding.rotation_seed", self.rotation_seed, 32)
         if self.count_cap != 0:
-            _whole("encoding.count_cap", self.count_cap, 16, 1_000_000)
+            check_whole("encoding.count_cap", self.count_cap, 16, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,11 @@ class TrainingPlan:
     encoding: Encoding
     metrics: tuple[Metric, ...]
     origin: str = ""
+    privacy: Privacy | None = None
+    moving_tensors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _length("run_id", self.run_id, 16)
+        check_length("run_id", self.run_id, 16)
         if not _NAME.fullmatch(self.name):
             raise PlanRefused("name", f"expected 1 to 64 of A-Z a-z 0-9 space . _ -, got {self.name[:80]!r}")
         for field, text in (("purpose", self.purpose), ("origin", self.origin)):
@@ -207,11 +212,14 @@ class TrainingPlan:
             raise PlanRefused(
                 "architecture", f"expected a registry name such as 'densenet121-gru', got {self.architecture[:80]!r}"
             )
-        _length("initial_model_digest", self.initial_model_digest, 32)
-        _whole("rounds", self.rounds, 1, 1000)
+        check_length("initial_model_digest", self.initial_model_digest, 32)
+        check_whole("rounds", self.rounds, 1, 1000)
         numbers = [metric.number for metric in self.metrics]
         if numbers != sorted(set(numbers)):
             raise PlanRefused("metrics", "expected each metric at most once, in the order of plan.proto")
+        self._check_moving()
+        if self.privacy is not None:
+            self._check_private(self.privacy)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainingPlan":
@@ -232,6 +240,11 @@ class TrainingPlan:
         """32 bytes, SHA-256 over `to_bytes()`."""
         return sha256(self.to_bytes()).digest()
 
+    @cached_property
+    def moving(self) -> MovingPart:
+        """The part of the model that moves."""
+        return MovingPart.of(self.manifest, self.moving_tensors)
+
     @property
     def evaluation_round(self) -> int:
         """Number of the evaluation-only round, which judges the last model and trains nothing."""
@@ -241,9 +254,40 @@ class TrainingPlan:
         """Whether this round is evaluation-only. A run whose last round was abandoned repeats it under a new number."""
         return round_number > self.rounds
 
+    def _check_moving(self) -> None:
+        if (self.training.trainable is Trainable.ALL) != (not self.moving_tensors):
+            raise PlanRefused(
+                "moving_tensors", "expected places of tensors exactly when training.trainable is not 'all'"
+            )
+        _ = self.moving  # refuses places that are none
+
+    def _check_private(self, privacy: Privacy) -> None:
+        """Refuse what a private round does not use, and a plan that spends more than its budgets."""
+        if Metric.LOSS in self.metrics:
+            raise PlanRefused("metrics", "expected no 'loss' in a private plan: it would leave without noise")
+        for section, used in ((self.training, _USED_TRAINING), (self.encoding, _USED_ENCODING)):
+            for field in fields(section):
+                if field.name not in used and getattr(section, field.name) != field.default:
+                    name = f"{'training' if section is self.training else 'encoding'}.{field.name}"
+                    raise PlanRefused(
+                        name, f"expected its default {field.default}, for a private round does not use it"
+                    )
+        pieces = pieces_of(self.moving.size)
+        check_budgets(privacy, self.rounds, sum(pieces), histograms=Metric.HISTOGRAMS in self.metrics)
+        most = self.cohort.maximum * gradient_noise(privacy, sum(pieces)).level_max(
+            self.cohort.minimum, self.cohort.maximum
+        )
+        # The inverse rotation adds up twice as much over a piece; float64 and int32 have to hold it exactly.
+        if most >= 2**31 or 2 * most * pieces[0] >= 2**53:
+            raise PlanRefused("privacy.noise_multiplier", "expected noise that a lane can hold; lower it or batch_max")
+
+
+# Of a private plan; every other field of these sections keeps its default.
+_USED_TRAINING = frozenset({"studies_min", "slices_per_study", "trainable"})
+_USED_ENCODING = frozenset({"rotation_seed"})
 
 Member = TypeVar("Member", ServerKind, Trainable, Metric)
-Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding)
+Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding, Privacy)
 
 
 def sign_plan(plan: TrainingPlan, custodian: Signer) -> plan_pb2.SignedPlan:
@@ -288,13 +332,15 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         encoding=_section_of(Encoding, message.encoding),
         metrics=tuple(_member(Metric, "metrics", number) for number in message.metrics),
         origin=message.origin,
+        privacy=_section_of(Privacy, message.privacy) if message.HasField("privacy") else None,
+        moving_tensors=tuple(message.moving_tensors),
     )
 
 
 def _check_present(message: plan_pb2.Plan) -> None:
     present = {field.name for field, _ in message.ListFields()}
     for field in message.DESCRIPTOR.fields:
-        if field.message_type is not None and field.name not in present:
+        if field.message_type is not None and field.name not in present and field.name != "privacy":
             raise PlanRefused(field.name, "expected this part of the plan, got none")
 
 
@@ -343,13 +389,16 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
         rounds=plan.rounds,
         metrics=[metric.number for metric in plan.metrics],
         origin=plan.origin,
+        moving_tensors=plan.moving_tensors,
     )
     for name in _SECTIONS:
-        getattr(message, name).CopyFrom(_section_message(getattr(plan, name)))
+        section = getattr(plan, name)
+        if section is not None:  # only `privacy` may be absent
+            getattr(message, name).CopyFrom(_section_message(section))
     return message
 
 
-_SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding")
+_SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding", "privacy")
 _MESSAGES: dict[type, Callable[..., Message]] = {
     Inputs: plan_pb2.Inputs,
     LocalTraining: plan_pb2.LocalTraining,
@@ -357,30 +406,5 @@ _MESSAGES: dict[type, Callable[..., Message]] = {
     CohortBounds: plan_pb2.Cohort,
     Deadlines: plan_pb2.Deadlines,
     Encoding: plan_pb2.Encoding,
+    Privacy: plan_pb2.Privacy,
 }
-
-
-def _whole(field: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise PlanRefused(field, f"expected a whole number from {low} to {high}, got {value!r}")
-
-
-def _real(field: str, value: float, low: float, high: float, ends: str) -> None:
-    """`ends` is "[]", "(]" or "[)" as in mathematics; "0" means the value must be 0, because it is not used.
-
-    NaN fails every comparison. -0.0 is refused because it would be a second way to write 0.
-    """
-    inside = {
-        "[]": low <= value <= high,
-        "(]": low < value <= high,
-        "[)": low <= value < high,
-        "0": value == 0.0,
-    }[ends]
-    if type(value) is not float or not inside or math.copysign(1.0, value) < 0:
-        wanted = "0, for this kind does not use it" if ends == "0" else f"a number in {ends[0]}{low}, {high}{ends[1]}"
-        raise PlanRefused(field, f"expected {wanted}, got {value!r}")
-
-
-def _length(field: str, value: bytes, size: int) -> None:
-    if len(value) != size:
-        raise PlanRefused(field, f"expected {size} bytes, got {len(value)}")

@@ -10,7 +10,8 @@ can have made is refused on decoding, and no sum of 500 sites comes near 2^64.
     3      1 when the update was clipped
     4..    histograms [6 labels][negative, positive][64 bins], row-major
 
-Words of a metric that the plan does not list are 0.
+Words of a metric that the plan does not list are 0. A private round (`noised`) has a weight of 1 a member, words 1 to 3
+are 0, and histogram words count patients, with noise, as signed numbers modulo 2^64.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from federation.encoding.layout import COUNT_MAX, HEADER_WORDS, HISTOGRAM_SHAPE, Layout
 from federation.errors import EncodingRefused
 from federation.labels import BINS, LOGIT_EDGE
+from federation.privacy import Privacy, histogram_noise
 from federation.vocabulary import Metric
 
 LOSS_UNIT = 2.0**-20
@@ -73,7 +75,7 @@ class HeaderSum:
         loss_sum: Sum of the members' `loss_sum`.
         example_count: Sum of the members' `example_count`.
         clipped: Members whose update was clipped.
-        histograms: int64 [6, 2, 64], summed.
+        histograms: int64 [6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
     """
 
     weight: int
@@ -125,6 +127,8 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
     Raises:
         EncodingRefused: No sum of so many honest headers has this value.
     """
+    if layout.privacy is not None:
+        return _read_noised(layout, layout.privacy, words, members)
     loss_max = round(_loss_max(layout, members) / LOSS_UNIT) if Metric.LOSS in layout.metrics else 0
     count_max = members * layout.count_cap if Metric.LOSS in layout.metrics else 0
     slices_max = members * layout.count_cap if Metric.HISTOGRAMS in layout.metrics else 0
@@ -145,6 +149,21 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
         clipped=int(words[3]),
         histograms=words[4:].astype(np.int64).reshape(HISTOGRAM_SHAPE),
     )
+
+
+def _read_noised(layout: Layout, privacy: Privacy, words: NDArray[np.uint64], members: int) -> HeaderSum:
+    """A private round has a weight of 1 for each member, no loss, and counts that noise may have made negative."""
+    signed = words.view(np.int64)
+    _check_range("a weight", int(signed[0]), members, members)
+    _check_range("words beside the histograms", int(np.abs(signed[1:4]).max()), 0, 0)
+    largest = 0
+    if Metric.HISTOGRAMS in layout.metrics:
+        tail = histogram_noise(privacy).tail_max(layout.members_min, layout.members_max)
+        largest = members * (privacy.patients_expected + tail)
+    for extreme in (int(signed[4:].min()), int(signed[4:].max())):
+        _check_range("histogram counts", extreme, -largest, largest)
+    histograms = signed[4:].reshape(HISTOGRAM_SHAPE).copy()
+    return HeaderSum(weight=members, loss_sum=0.0, example_count=0, clipped=0, histograms=histograms)
 
 
 def _loss_max(layout: Layout, members: int) -> float:

@@ -5,12 +5,15 @@ lanes of a 64-bit word wide enough for the sum over the largest cohort, so that 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from federation.errors import EncodingRefused
 from federation.labels import BINS, LABELS, SIDES
+from federation.limits import COHORT_MIN
+from federation.pieces import pieces_of
 from federation.plan import TrainingPlan
+from federation.privacy import GradientNoise, Privacy, gradient_noise
 from federation.vocabulary import Metric
 
 COUNT_MAX = 2**32  # of one member, where a plan sets no cap
@@ -21,7 +24,6 @@ HEADER_WORDS = 4 + HISTOGRAM_WORDS
 # Range of the quantizer in standard deviations of a rotated coordinate, by bits: wider loses to coarser steps,
 # narrower to clipped tails.
 _RANGE_SIGMAS = {4: 2.5, 5: 3.0, 6: 3.0, 8: 4.0}
-_ONE_PIECE_MAX = 4096
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Layout:
     rotation_seed: bytes
     metrics: frozenset[Metric]
     count_cap: int = COUNT_MAX
+    members_min: int = COHORT_MIN
+    privacy: Privacy | None = None
 
     @classmethod
     def of(cls, plan: TrainingPlan, parameters: int) -> "Layout":
@@ -46,13 +50,13 @@ class Layout:
 
         Args:
             plan: The plan of the run.
-            parameters: plan.manifest.size, or 0 for the evaluation-only round.
+            parameters: plan.moving.size, or 0 for the evaluation-only round.
 
         Raises:
             EncodingRefused: `parameters` is any other number.
         """
-        if parameters not in (0, plan.manifest.size):
-            raise EncodingRefused(f"expected {plan.manifest.size} parameters (or 0 to evaluate), got {parameters}")
+        if parameters not in (0, plan.moving.size):
+            raise EncodingRefused(f"expected {plan.moving.size} parameters (or 0 to evaluate), got {parameters}")
         layout = cls(
             parameters=parameters,
             bits=plan.encoding.bits,
@@ -62,6 +66,8 @@ class Layout:
             rotation_seed=plan.encoding.rotation_seed,
             metrics=frozenset(plan.metrics),
             count_cap=plan.encoding.count_cap or COUNT_MAX,
+            members_min=plan.cohort.minimum,
+            privacy=plan.privacy,
         )
         # A lane is as wide as the largest sum it can hold (lane_width); 500 members of 8 bits need 17 of 64 bits.
         assert layout.members_max * layout.level_max < 2**layout.lane_width <= 2**64
@@ -70,11 +76,21 @@ class Layout:
     @classmethod
     def of_round(cls, plan: TrainingPlan, round_number: int) -> "Layout":
         """Layout of that round of the plan: header words alone in the evaluation-only round."""
-        return cls.of(plan, 0 if plan.evaluates_only(round_number) else plan.manifest.size)
+        layout = cls.of(plan, 0 if plan.evaluates_only(round_number) else plan.moving.size)
+        if plan.privacy is None or plan.privacy.evaluates(round_number, plan.rounds):
+            return layout
+        return replace(layout, metrics=layout.metrics - {Metric.HISTOGRAMS})
 
-    @property
+    @cached_property
+    def gradient(self) -> GradientNoise | None:
+        """Steps and noise of a private round's vector; None in a round without noise, or without a vector."""
+        return None if self.privacy is None or not self.parameters else gradient_noise(self.privacy, self.coordinates)
+
+    @cached_property
     def level_max(self) -> int:
         """Highest level of one site's coordinate; the lowest is 0."""
+        if self.gradient is not None:
+            return self.gradient.level_max(self.members_min, self.members_max)
         return (1 << self.bits) - 1
 
     @property
@@ -84,27 +100,13 @@ class Layout:
 
     @property
     def range(self) -> float:
-        """Largest coordinate after rotation that is not clipped: c * clip_norm / sqrt(d)."""
+        """Largest coordinate after rotation that is not clipped, without noise: c * clip_norm / sqrt(d)."""
         return _RANGE_SIGMAS[self.bits] * self.clip_norm / math.sqrt(self.parameters)
 
     @cached_property
     def pieces(self) -> tuple[int, ...]:
-        """Lengths of the rotated pieces, powers of two, largest first; empty without parameters.
-
-        Up to 4096 parameters: one piece. Beyond: greedily the next power of two above what is left if that pads by
-        at most a twentieth of d, else the one below it; none smaller than about d/40. So padding costs at most 5 %.
-        """
-        if self.parameters <= _ONE_PIECE_MAX:
-            return (_power_above(self.parameters),) if self.parameters else ()
-        slack = self.parameters // 20
-        smallest = _power_above(slack + 1) // 2
-        pieces: list[int] = []
-        left = self.parameters
-        while left > 0:
-            above = max(_power_above(left), smallest)
-            pieces.append(above if above - left <= slack else above // 2)
-            left -= pieces[-1]
-        return tuple(pieces)
+        """Lengths of the rotated pieces, powers of two, largest first; empty without parameters."""
+        return pieces_of(self.parameters)
 
     @property
     def coordinates(self) -> int:
@@ -142,8 +144,3 @@ class Layout:
         """
         if not 1 <= members <= self.members_max:
             raise EncodingRefused(f"expected 1 to {self.members_max} members, got {members}")
-
-
-def _power_above(number: int) -> int:
-    """Smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import shake_256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from federation.encoding.layout import Layout
 from federation.errors import EncodingRefused
 
 Vector = NDArray[np.float32] | NDArray[np.float64]
+Real = TypeVar("Real", np.float32, np.float64)
 
 _DOMAIN = b"hemofed rotation v1\x00"
 _CHUNK = 1 << 16  # coordinates, a power of two: a quarter of a MiB in float32, that stays in a core's own cache
@@ -34,15 +35,15 @@ _NUMBER = np.uint64(2**24 - 1)
 _EXACT_MAX, _EXACT_MAX_32 = 2.0**53, 2.0**24
 
 
-def rotate(layout: Layout, vector: NDArray[np.float32], factor: float) -> Iterator[NDArray[np.float32]]:
-    """Yields factor * R(vector) piece by piece: f32[d] in, f32 [coordinates] out in all.
+def rotate(layout: Layout, vector: NDArray[Real], factor: float) -> Iterator[NDArray[Real]]:
+    """Yields factor * R(vector) piece by piece: [d] in, [coordinates] out in all, f32 or f64 as the vector is.
 
     The result has `factor` times the L2 norm of the vector, up to rounding.
     """
     order, size = _order(layout), block_of(layout)
     for begin, end in _bounds(layout):
-        rotated = np.empty(end - begin, np.float32)
-        scale = np.float32(factor / math.sqrt(rotated.size))
+        rotated = np.empty(end - begin, vector.dtype)
+        scale = vector.dtype.type(factor / math.sqrt(rotated.size))
         for start in range(0, rotated.size, _CHUNK):
             part = rotated[start : start + _CHUNK]
             numbers = order[(begin + start) // size : (begin + start + part.size) // size]

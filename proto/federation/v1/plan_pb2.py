@@ -24,37 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64\x65ration/v1/plan.proto\x12\nhemofed.v1\"-\n\nSignedPlan\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xda\x03\n\x04Plan\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12&\n\x08manifest\x18\x06 \x01(\x0b\x32\x14.hemofed.v1.Manifest\x12\x1c\n\x14initial_model_digest\x18\x07 \x01(\x0c\x12\x0e\n\x06rounds\x18\x08 \x01(\r\x12\"\n\x06inputs\x18\t \x01(\x0b\x32\x12.hemofed.v1.Inputs\x12+\n\x08training\x18\n \x01(\x0b\x32\x19.hemofed.v1.LocalTraining\x12+\n\x06server\x18\x0b \x01(\x0b\x32\x1b.hemofed.v1.ServerOptimizer\x12\"\n\x06\x63ohort\x18\x0c \x01(\x0b\x32\x12.hemofed.v1.Cohort\x12(\n\tdeadlines\x18\r \x01(\x0b\x32\x15.hemofed.v1.Deadlines\x12&\n\x08\x65ncoding\x18\x0e \x01(\x0b\x32\x14.hemofed.v1.Encoding\x12#\n\x07metrics\x18\x0f \x03(\x0e\x32\x12.hemofed.v1.Metric\x12\x0e\n\x06origin\x18\x10 \x01(\t\"/\n\x08Manifest\x12#\n\x07tensors\x18\x01 \x03(\x0b\x32\x12.hemofed.v1.Tensor\"%\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\"3\n\x06Inputs\x12\x15\n\rimage_size_px\x18\x01 \x01(\r\x12\x12\n\nslices_max\x18\x02 \x01(\r\"\x9d\x04\n\rLocalTraining\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\x13\n\x0bproximal_mu\x18\x04 \x01(\x01\x12\x18\n\x10studies_per_step\x18\x05 \x01(\r\x12\x13\n\x0bstudies_min\x18\x06 \x01(\r\x12\x18\n\x10slices_per_study\x18\x07 \x01(\r\x12\x36\n\ttrainable\x18\x08 \x01(\x0e\x32#.hemofed.v1.LocalTraining.Trainable\x12\x1a\n\rwarm_up_steps\x18\t \x01(\rH\x00\x88\x01\x01\x12\x17\n\nheads_rate\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0breader_rate\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ntrunk_rate\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tema_decay\x18\r \x01(\x01\x12\x1e\n\x11gradient_norm_max\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08patience\x18\x0f \x01(\r\"6\n\tTrainable\x12\x07\n\x03\x41LL\x10\x00\x12\t\n\x05HEADS\x10\x01\x12\n\n\x06READER\x10\x02\x12\t\n\x05NORMS\x10\x03\x42\x10\n\x0e_warm_up_stepsB\r\n\x0b_heads_rateB\x0e\n\x0c_reader_rateB\r\n\x0b_trunk_rateB\x14\n\x12_gradient_norm_max\"\xd4\x01\n\x0fServerOptimizer\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .hemofed.v1.ServerOptimizer.Kind\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x04 \x01(\x01\x12\x0b\n\x03tau\x18\x05 \x01(\x01\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06\x46\x45\x44\x41VG\x10\x01\x12\x0b\n\x07\x46\x45\x44\x41VGM\x10\x02\x12\x0b\n\x07\x46\x45\x44\x41\x44\x41M\x10\x03\x12\x0b\n\x07\x46\x45\x44YOGI\x10\x04\":\n\x06\x43ohort\x12\x0f\n\x07minimum\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\x0f\n\x07maximum\x18\x03 \x01(\r\"0\n\tDeadlines\x12\x12\n\ntraining_s\x18\x01 \x01(\r\x12\x0f\n\x07phase_s\x18\x02 \x01(\r\"i\n\x08\x45ncoding\x12\x11\n\tclip_norm\x18\x01 \x01(\x01\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x12\n\nweight_cap\x18\x03 \x01(\r\x12\x15\n\rrotation_seed\x18\x04 \x01(\x0c\x12\x11\n\tcount_cap\x18\x05 \x01(\r*:\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x08\n\x04LOSS\x10\x01\x12\x0e\n\nHISTOGRAMS\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64\x65ration/v1/plan.proto\x12\nhemofed.v1\"-\n\nSignedPlan\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x98\x04\n\x04Plan\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12&\n\x08manifest\x18\x06 \x01(\x0b\x32\x14.hemofed.v1.Manifest\x12\x1c\n\x14initial_model_digest\x18\x07 \x01(\x0c\x12\x0e\n\x06rounds\x18\x08 \x01(\r\x12\"\n\x06inputs\x18\t \x01(\x0b\x32\x12.hemofed.v1.Inputs\x12+\n\x08training\x18\n \x01(\x0b\x32\x19.hemofed.v1.LocalTraining\x12+\n\x06server\x18\x0b \x01(\x0b\x32\x1b.hemofed.v1.ServerOptimizer\x12\"\n\x06\x63ohort\x18\x0c \x01(\x0b\x32\x12.hemofed.v1.Cohort\x12(\n\tdeadlines\x18\r \x01(\x0b\x32\x15.hemofed.v1.Deadlines\x12&\n\x08\x65ncoding\x18\x0e \x01(\x0b\x32\x14.hemofed.v1.Encoding\x12#\n\x07metrics\x18\x0f \x03(\x0e\x32\x12.hemofed.v1.Metric\x12\x0e\n\x06origin\x18\x10 \x01(\t\x12$\n\x07privacy\x18\x11 \x01(\x0b\x32\x13.hemofed.v1.Privacy\x12\x16\n\x0emoving_tensors\x18\x12 \x03(\r\"/\n\x08Manifest\x12#\n\x07tensors\x18\x01 \x03(\x0b\x32\x12.hemofed.v1.Tensor\"%\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\"3\n\x06Inputs\x12\x15\n\rimage_size_px\x18\x01 \x01(\r\x12\x12\n\nslices_max\x18\x02 \x01(\r\"\x9d\x04\n\rLocalTraining\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x03 \x01(\x01\x12\x13\n\x0bproximal_mu\x18\x04 \x01(\x01\x12\x18\n\x10studies_per_step\x18\x05 \x01(\r\x12\x13\n\x0bstudies_min\x18\x06 \x01(\r\x12\x18\n\x10slices_per_study\x18\x07 \x01(\r\x12\x36\n\ttrainable\x18\x08 \x01(\x0e\x32#.hemofed.v1.LocalTraining.Trainable\x12\x1a\n\rwarm_up_steps\x18\t \x01(\rH\x00\x88\x01\x01\x12\x17\n\nheads_rate\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0breader_rate\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ntrunk_rate\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x11\n\tema_decay\x18\r \x01(\x01\x12\x1e\n\x11gradient_norm_max\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08patience\x18\x0f \x01(\r\"6\n\tTrainable\x12\x07\n\x03\x41LL\x10\x00\x12\t\n\x05HEADS\x10\x01\x12\n\n\x06READER\x10\x02\x12\t\n\x05NORMS\x10\x03\x42\x10\n\x0e_warm_up_stepsB\r\n\x0b_heads_rateB\x0e\n\x0c_reader_rateB\r\n\x0b_trunk_rateB\x14\n\x12_gradient_norm_max\"\xd4\x01\n\x0fServerOptimizer\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .hemofed.v1.ServerOptimizer.Kind\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\r\n\x05\x62\x65ta1\x18\x03 \x01(\x01\x12\r\n\x05\x62\x65ta2\x18\x04 \x01(\x01\x12\x0b\n\x03tau\x18\x05 \x01(\x01\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06\x46\x45\x44\x41VG\x10\x01\x12\x0b\n\x07\x46\x45\x44\x41VGM\x10\x02\x12\x0b\n\x07\x46\x45\x44\x41\x44\x41M\x10\x03\x12\x0b\n\x07\x46\x45\x44YOGI\x10\x04\":\n\x06\x43ohort\x12\x0f\n\x07minimum\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\x0f\n\x07maximum\x18\x03 \x01(\r\"0\n\tDeadlines\x12\x12\n\ntraining_s\x18\x01 \x01(\r\x12\x0f\n\x07phase_s\x18\x02 \x01(\r\"i\n\x08\x45ncoding\x12\x11\n\tclip_norm\x18\x01 \x01(\x01\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x12\n\nweight_cap\x18\x03 \x01(\r\x12\x15\n\rrotation_seed\x18\x04 \x01(\x0c\x12\x11\n\tcount_cap\x18\x05 \x01(\r\"\xf9\x01\n\x07Privacy\x12\x11\n\tclip_norm\x18\x01 \x01(\x01\x12\x15\n\rsampling_rate\x18\x02 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x03 \x01(\x01\x12\x19\n\x11patients_expected\x18\x04 \x01(\r\x12\x11\n\tbatch_max\x18\x05 \x01(\r\x12\r\n\x05\x64\x65lta\x18\x06 \x01(\x01\x12\x15\n\repsilon_train\x18\x07 \x01(\x01\x12\x1b\n\x13validation_interval\x18\x08 \x01(\r\x12\x1d\n\x15validation_multiplier\x18\t \x01(\x01\x12\x1a\n\x12\x65psilon_validation\x18\n \x01(\x01*:\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x08\n\x04LOSS\x10\x01\x12\x0e\n\nHISTOGRAMS\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'federation.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRIC']._serialized_start=1681
-  _globals['_METRIC']._serialized_end=1739
+  _globals['_METRIC']._serialized_start=1995
+  _globals['_METRIC']._serialized_end=2053
   _globals['_SIGNEDPLAN']._serialized_start=40
   _globals['_SIGNEDPLAN']._serialized_end=85
   _globals['_PLAN']._serialized_start=88
-  _globals['_PLAN']._serialized_end=562
-  _globals['_MANIFEST']._serialized_start=564
-  _globals['_MANIFEST']._serialized_end=611
-  _globals['_TENSOR']._serialized_start=613
-  _globals['_TENSOR']._serialized_end=650
-  _globals['_INPUTS']._serialized_start=652
-  _globals['_INPUTS']._serialized_end=703
-  _globals['_LOCALTRAINING']._serialized_start=706
-  _globals['_LOCALTRAINING']._serialized_end=1247
-  _globals['_LOCALTRAINING_TRAINABLE']._serialized_start=1107
-  _globals['_LOCALTRAINING_TRAINABLE']._serialized_end=1161
-  _globals['_SERVEROPTIMIZER']._serialized_start=1250
-  _globals['_SERVEROPTIMIZER']._serialized_end=1462
-  _globals['_SERVEROPTIMIZER_KIND']._serialized_start=1383
-  _globals['_SERVEROPTIMIZER_KIND']._serialized_end=1462
-  _globals['_COHORT']._serialized_start=1464
-  _globals['_COHORT']._serialized_end=1522
-  _globals['_DEADLINES']._serialized_start=1524
-  _globals['_DEADLINES']._serialized_end=1572
-  _globals['_ENCODING']._serialized_start=1574
-  _globals['_ENCODING']._serialized_end=1679
+  _globals['_PLAN']._serialized_end=624
+  _globals['_MANIFEST']._serialized_start=626
+  _globals['_MANIFEST']._serialized_end=673
+  _globals['_TENSOR']._serialized_start=675
+  _globals['_TENSOR']._serialized_end=712
+  _globals['_INPUTS']._serialized_start=714
+  _globals['_INPUTS']._serialized_end=765
+  _globals['_LOCALTRAINING']._serialized_start=768
+  _globals['_LOCALTRAINING']._serialized_end=1309
+  _globals['_LOCALTRAINING_TRAINABLE']._serialized_start=1169
+  _globals['_LOCALTRAINING_TRAINABLE']._serialized_end=1223
+  _globals['_SERVEROPTIMIZER']._serialized_start=1312
+  _globals['_SERVEROPTIMIZER']._serialized_end=1524
+  _globals['_SERVEROPTIMIZER_KIND']._serialized_start=1445
+  _globals['_SERVEROPTIMIZER_KIND']._serialized_end=1524
+  _globals['_COHORT']._serialized_start=1526
+  _globals['_COHORT']._serialized_end=1584
+  _globals['_DEADLINES']._serialized_start=1586
+  _globals['_DEADLINES']._serialized_end=1634
+  _globals['_ENCODING']._serialized_start=1636
+  _globals['_ENCODING']._serialized_end=1741
+  _globals['_PRIVACY']._serialized_start=1744
+  _globals['_PRIVACY']._serialized_end=1993
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,8 @@ class Plan(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
+    MOVING_TENSORS_FIELD_NUMBER: _builtins.int
     schema: _builtins.int
     """1; any other value is refused"""
     run_id: _builtins.bytes
@@ -129,6 +131,16 @@ class Plan(_message.Message):
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[Global___Metric.ValueType]:
         """what header words may carry besides the weight; sorted, no repeats"""
 
+    @_builtins.property
+    def privacy(self) -> Global___Privacy:
+        """absent: sums are not noised"""
+
+    @_builtins.property
+    def moving_tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the manifest of the tensors that move, ascending; empty when all do (training.trainable is ALL). The others
+        stay as in the initial model: they are neither clipped, masked nor sent.
+        """
+
     def __init__(
         self,
         *,
@@ -148,10 +160,12 @@ class Plan(_message.Message):
         encoding: Global___Encoding | None = ...,
         metrics: _abc.Iterable[Global___Metric.ValueType] | None = ...,
         origin: _builtins.str = ...,
+        privacy: Global___Privacy | None = ...,
+        moving_tensors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "inputs", b"inputs", "manifest", b"manifest", "server", b"server", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "origin", b"origin", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,8 +262,8 @@ class LocalTraining(_message.Message):
         """and the backbone's factors and summands: of normalization and affine layers, gains of kernels"""
 
     class Trainable(_Trainable, metaclass=_TrainableEnumTypeWrapper):
-        """The tensors that training moves, by their group in the sites' registry. Each set includes the one before; the
-        update of every other tensor is 0.
+        """The tensors that training moves, by their group in the sites' registry. Each set includes the one before. Which
+        tensors these are stands in Plan.moving_tensors; a site refuses a plan that names others than its registry.
         """
 
     ALL: LocalTraining.Trainable.ValueType  # 0
@@ -496,3 +510,65 @@ class Encoding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
+
+@_typing.final
+class Privacy(_message.Message):
+    """Differential privacy of a run. The unit is the patient; docs/PRIVACY.md has the mechanism. In a private run a round is one
+    step: every site draws each of its training patients with the sampling rate, and sends the sum of their clipped
+    gradients with its share of the noise. What the step does not use keeps its default: the fields of LocalTraining but
+    studies_min, slices_per_study and trainable, and those of Encoding but rotation_seed. The metric LOSS is refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    SAMPLING_RATE_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    PATIENTS_EXPECTED_FIELD_NUMBER: _builtins.int
+    BATCH_MAX_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    EPSILON_TRAIN_FIELD_NUMBER: _builtins.int
+    VALIDATION_INTERVAL_FIELD_NUMBER: _builtins.int
+    VALIDATION_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    EPSILON_VALIDATION_FIELD_NUMBER: _builtins.int
+    clip_norm: _builtins.float
+    """(0, 1000]; L2 norm of one patient's gradient"""
+    sampling_rate: _builtins.float
+    """(0, 1]; each patient is part of a round with this probability"""
+    noise_multiplier: _builtins.float
+    """(0, 1000]; standard deviation of the noise over one patient's largest effect"""
+    patients_expected: _builtins.int
+    """1..1000000; training patients of a site, the same public number for all"""
+    batch_max: _builtins.int
+    """1..1000000; patients of a round that the range of a coordinate is made for"""
+    delta: _builtins.float
+    """(1e-12, 1e-3]; of both budgets"""
+    epsilon_train: _builtins.float
+    """(0, 100]; budget of all training rounds together"""
+    validation_interval: _builtins.int
+    """0..1000; histograms leave in rounds 1, 1 + k, 1 + 2k ... and in the last; 0: 1 and last"""
+    validation_multiplier: _builtins.float
+    """as noise_multiplier, of the histograms; 0 without the metric HISTOGRAMS"""
+    epsilon_validation: _builtins.float
+    """budget of all evaluations together; 0 without the metric HISTOGRAMS"""
+    def __init__(
+        self,
+        *,
+        clip_norm: _builtins.float = ...,
+        sampling_rate: _builtins.float = ...,
+        noise_multiplier: _builtins.float = ...,
+        patients_expected: _builtins.int = ...,
+        batch_max: _builtins.int = ...,
+        delta: _builtins.float = ...,
+        epsilon_train: _builtins.float = ...,
+        validation_interval: _builtins.int = ...,
+        validation_multiplier: _builtins.float = ...,
+        epsilon_validation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "clip_norm", b"clip_norm", "delta", b"delta", "epsilon_train", b"epsilon_train", "epsilon_validation", b"epsilon_validation", "noise_multiplier", b"noise_multiplier", "patients_expected", b"patients_expected", "sampling_rate", b"sampling_rate", "validation_interval", b"validation_interval", "validation_multiplier", b"validation_multiplier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Privacy: _TypeAlias = Privacy  # noqa: Y015

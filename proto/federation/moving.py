@@ -1,0 +1,69 @@
+"""The part of a model that a run moves: all tensors, or some. The rest stays as in the initial model."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.errors import PlanRefused
+from federation.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class MovingPart:
+    """Where the moving tensors lie in the flat vector of a model.
+
+    Attributes:
+        runs: Begin and end of each run of moving numbers, ascending; they do not touch.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, places: tuple[int, ...]) -> "MovingPart":
+        """Returns the part with these tensors.
+
+        Args:
+            manifest: Of the model.
+            places: Indices into its tensors, ascending; none for all.
+
+        Raises:
+            PlanRefused: Places are not ascending or not in the manifest, or they name all tensors.
+        """
+        if not places:
+            return cls(((0, manifest.size),))
+        ascending = all(before < after for before, after in itertools.pairwise(places))
+        inside = places[0] >= 0 and places[-1] < len(manifest.tensors)
+        if not ascending or not inside or len(places) == len(manifest.tensors):
+            raise PlanRefused("moving_tensors", "expected some places in the manifest, ascending, none for all tensors")
+        starts = np.cumsum([0, *(tensor.size for tensor in manifest.tensors)]).tolist()
+        runs: list[tuple[int, int]] = []
+        for place in places:
+            begin, end = starts[place], starts[place + 1]
+            if runs and runs[-1][1] == begin:
+                begin = runs.pop()[0]
+            runs.append((begin, end))
+        return cls(tuple(runs))
+
+    @property
+    def size(self) -> int:
+        """Number of moving numbers."""
+        return sum(end - begin for begin, end in self.runs)
+
+    def take(self, vector: NDArray[Any]) -> NDArray[Any]:
+        """Copies the moving numbers of a model's vector [d] into one vector [size]."""
+        return np.concatenate([vector[begin:end] for begin, end in self.runs])
+
+    def put(self, vector: NDArray[Any], part: NDArray[Any]) -> None:
+        """Writes `part` [size] over the moving numbers of a model's vector [d]."""
+        for (begin, end), numbers in zip(self.runs, self._pieces(part), strict=True):
+            vector[begin:end] = numbers
+
+    def _pieces(self, part: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        start = 0
+        for begin, end in self.runs:
+            yield part[start : start + end - begin]
+            start += end - begin
