@@ -110,9 +110,9 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
     Commun. Probab. 2012, theorem 2.1, with A = I) the norm of e over k coordinates exceeds
     sqrt(n (k + 2 sqrt(k x) + 2 x)) with probability at most exp(-x).
 
-    In a private round each member adds a share of noise, at most the largest that a cohort of n or more members has. Its
-    norm over k coordinates is bounded as that of the rounding is, with the variance in place of the proxy: for variances
-    of hundreds and more a Skellam variable is as good as Gaussian (`tests/contract/test_noised.py`).
+    In a private round each member adds a share of noise, at most the largest of any cohort of n or more members. Its
+    norm over k coordinates is bounded as that of the rounding is, with the variance in place of the proxy: a Skellam
+    variable with a variance of hundreds is as good as Gaussian (`tests/contract/test_noised.py`).
 
     The sum of squares is a whole number, exact on every machine, so all refuse the same sums.
 
