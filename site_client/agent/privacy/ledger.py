@@ -21,7 +21,7 @@ from federation.plan import TrainingPlan
 from msgspec import Meta
 
 from site_client.agent.chained_file import GENESIS, Chain, ChainedFile, line_hash
-from site_client.agent.privacy.costs import Cost, CostKind, costs_of_round, epsilon_of
+from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
 from site_client.config import SiteSettings
 from site_client.records import RoundNumber, RunId
 from site_client.typed_json import LOCAL, Digest, HexBytes, decode
@@ -53,7 +53,7 @@ class Charge:
     run: RunId
     round: RoundNumber
     plan: Digest
-    cost: Cost
+    cost: PrivacyCost
     validation_fraction: _Fraction
     key: Digest
     prev_hash: Digest
@@ -104,7 +104,7 @@ class Spending:
         """Whether this cost of a round was charged. A run without a bound is charged once."""
         return (run, 0 if kind is CostKind.UNBOUNDED else number, kind) in self._charged
 
-    def _ahead(self, plan: TrainingPlan, begin: int) -> list[tuple[Cost, float]]:
+    def _ahead(self, plan: TrainingPlan, begin: int) -> list[tuple[PrivacyCost, float]]:
         return [
             (cost, self.validation_fraction)
             for number in range(begin, max(plan.rounds + 1, begin) + 1)

@@ -17,7 +17,7 @@ from federation.vocabulary import Metric
 
 from site_client.agent.chained_file import GENESIS
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.privacy.costs import Cost, CostKind, costs_of_round, epsilon_of
+from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
 from site_client.agent.privacy.ledger import CHAIN, PrivacyLedger, Spending, read
 from site_client.agent.rounds.plan_description import describe, usability
 from site_client.agent.rounds.plans import Plans
@@ -79,7 +79,7 @@ def test_a_charge_says_what_was_spent_and_by_which_run(
         "key": signer.public_key().public_bytes_raw().hex(),
         "prev_hash": GENESIS,
     }
-    assert Cost(**(cost | {"kind": CostKind(cost["kind"])})) == costs_of_round(private, 2)[0]
+    assert PrivacyCost(**(cost | {"kind": CostKind(cost["kind"])})) == costs_of_round(private, 2)[0]
 
 
 def test_a_round_is_charged_once_whatever_comes_between(
