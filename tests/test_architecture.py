@@ -31,7 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "store",
         "config.py",
         "toml_file.py network.py signing_requests.py",
-        "states.py secret_file.py",
+        "states.py secret_file.py units.py",
         "errors.py memory.py logging_setup.py",
     ],
     "site_client": [
