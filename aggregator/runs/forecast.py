@@ -20,7 +20,7 @@ NOISE_MAX = 1.0
 
 
 @dataclass(frozen=True)
-class Traffic:
+class RunTraffic:
     """Bytes of one site, without the messages of masking, which are some kilobytes a round.
 
     Attributes:
@@ -82,12 +82,12 @@ class PrivacyForecast:
     noise: tuple[CohortNoise, ...]
 
 
-def traffic(plan: TrainingPlan) -> Traffic:
+def traffic(plan: TrainingPlan) -> RunTraffic:
     """Count the bytes of a run in which every round has `cohort.target` sites in its sum."""
     layouts = [Layout.of_round(plan, number) for number in range(1, plan.evaluation_round + 1)]
     sums = [layout.sum_bytes_for(plan.cohort.target) for layout in layouts]
     initial_model = 4 * plan.manifest.size
-    return Traffic(layouts[0].bytes, sums[0], sum(layout.bytes for layout in layouts), sum(sums) + initial_model)
+    return RunTraffic(layouts[0].bytes, sums[0], sum(layout.bytes for layout in layouts), sum(sums) + initial_model)
 
 
 def privacy_forecast(plan: TrainingPlan) -> PrivacyForecast | None:

@@ -114,7 +114,10 @@ def noised_report(histograms: NDArray[np.int64], cases_min: int, variance: float
     deviation = math.sqrt(CELLS * variance)
     counts_min = max(float(cases_min), _DEVIATIONS_MIN * deviation)
     cells = histograms[:, :, :: BINS // CELLS]
-    labels = {name: _noised_label(*counts, counts_min, variance) for name, counts in zip(LABELS, cells, strict=True)}
+    labels = {
+        name: _noised_label(counts[0], counts[1], counts_min, variance)
+        for name, counts in zip(LABELS, cells, strict=True)
+    }
     return Report(labels, None, "patient", deviation)
 
 

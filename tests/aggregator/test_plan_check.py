@@ -13,7 +13,7 @@ from federation import accounting, privacy
 from federation.description import ModelDescription
 from federation.encoding import Layout
 from federation.manifest import Manifest, Model, TensorSpec, save_model
-from federation.plan import CohortBounds, Encoding, LocalTraining, TrainingPlan
+from federation.plan import CohortBounds, Encoding, LocalTraining, Trainable, TrainingPlan
 from federation.privacy import Privacy
 from federation.vocabulary import Metric
 
@@ -102,7 +102,7 @@ def test_frozen_tensors_are_not_sent_and_their_model_travels_once(make_plan: Cal
     heads = make_plan(
         manifest=Manifest((TensorSpec("trunk", (38_000,)), TensorSpec("head", (2000,)))),
         moving_tensors=(1,),
-        training=replace(LocalTraining(), trainable="heads"),
+        training=LocalTraining(trainable=Trainable.HEADS),
     )
     assert traffic(heads).up_round == Layout.of(make_plan(parameters=2000), 2000).bytes
     assert traffic(heads).down_run > 4 * 40_000
