@@ -83,7 +83,9 @@ class PolicySettings:
     bandwidth_kib_s: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # 0: no limit
     metered: Literal["wait", "ignore"] = "wait"
     metered_unknown: Literal["transfer", "wait"] = "transfer"
-    epsilon_max: Annotated[float, Meta(ge=0, le=1_000)] = 0.0  # differential privacy of a plan; 0: none asked for
+    epsilon_max: Annotated[float, Meta(ge=0, le=1_000)] = 0.0  # of a patient, over all runs; 0: no limit
+    delta: Annotated[float, Meta(ge=1e-12, le=1e-3)] = 1e-6  # with which `epsilon_max` holds
+    privacy_required: bool = False  # decline a plan whose sum has no noise
     dry_run: bool = False
 
     def __post_init__(self) -> None:

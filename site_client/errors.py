@@ -11,7 +11,7 @@ SiteError
 │   │   └── ProxyRefused   the proxy answered CONNECT with another status than 200; carries that status
 │   └── Refused            the aggregator refused the call, and will refuse it again; carries the gRPC status
 ├── EgressRefused          the guard did not let a message leave
-├── LedgerBroken           the egress ledger's chain does not verify; carries the first bad entry
+├── LedgerBroken           a ledger's chain does not verify; carries the first bad entry
 ├── StepRefused            the aggregator asked for a step that this site must not take
 ├── ModelMismatch          a model does not have the announced digest
 ├── UnknownArchitecture    the plan names a network that this version does not have
@@ -93,7 +93,7 @@ class EgressRefused(SiteError):
 
 
 class LedgerBroken(SiteError):
-    """An entry of the egress ledger was changed, removed or reordered. `seq` is the first bad entry."""
+    """An entry of the egress or the privacy ledger was changed, removed or reordered. `seq` is the first bad entry."""
 
     def __init__(self, message: str, seq: int) -> None:
         super().__init__(message)

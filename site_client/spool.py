@@ -141,7 +141,7 @@ class AgentSide:
 
         Args:
             update: as `update` returned it.
-            parameters: d, of the plan's manifest.
+            parameters: d, the numbers that move under the plan.
 
         Returns:
             f32[d], read-only, in this process's own memory.
@@ -161,7 +161,7 @@ class AgentSide:
             raise SpoolRefused(f"delta.f32 of round {update.round} is missing in the spool; retrain") from None
         if held_bytes != delta.nbytes:
             raise SpoolRefused(
-                f"expected {delta.nbytes} bytes in delta.f32 of round {update.round}, as the plan's manifest has it, "
+                f"expected {delta.nbytes} bytes in delta.f32 of round {update.round}, as the plan has it, "
                 f"got {held_bytes}; retrain"
             )
         # The digest is checked at every reading: the spool is the boundary to the side that reads patient data.

@@ -13,6 +13,7 @@ from federation.accounting import ROUNDING_FAILURE, Price, Sensitivity, rounded_
 from federation.bounds import check_real, check_whole
 from federation.errors import PlanRefused
 from federation.labels import LABELS
+from federation.limits import COHORT_MAX
 
 # Whole steps in one clip norm: so many that rounding adds a few percent at most to the noise that is needed, also for a
 # long vector; for a short one more steps cost nothing.
@@ -153,12 +154,17 @@ def evaluations(privacy: Privacy, rounds: int) -> int:
     return sum(privacy.evaluates(number, rounds) for number in range(1, rounds + 2))
 
 
+def cut_tails(coordinates: int) -> float:
+    """Returns how far the noise of one round, whose tails are cut, is from whole noise, in total variation."""
+    return COHORT_MAX * coordinates * _TAIL_PROBABILITY
+
+
 def delta_of_prices(privacy: Privacy, rounds: int, coordinates: int) -> float:
     """Returns the part of the plan's delta that the prices may use.
 
     The rest covers a dither that lengthens one patient's part beyond its bound, and the tails of noise that are cut.
     """
-    tails = (1 + math.exp(privacy.epsilon_train)) * rounds * 500 * coordinates * _TAIL_PROBABILITY
+    tails = (1 + math.exp(privacy.epsilon_train)) * rounds * cut_tails(coordinates)
     return privacy.delta - rounds * ROUNDING_FAILURE - tails
 
 

@@ -18,11 +18,16 @@ def plan() -> None:
 @config_option
 def show(digest: str | None, config: Path) -> None:
     """Show the plans that were offered, or one of them in full."""
-    from site_client.agent.rounds.plans import Plans, describe, summarize
+    from site_client.agent.privacy.ledger import spending_of
+    from site_client.agent.rounds.plan_description import describe, summarize
+    from site_client.agent.rounds.plans import Plans
 
     settings = load(config)
     plans = Plans(settings.folders.agent / "plans")
-    click.echo(summarize(plans) if digest is None else describe(plans.find(digest), settings.policy))
+    if digest is None:
+        click.echo(summarize(plans))
+    else:
+        click.echo(describe(plans.find(digest), settings.policy, spending_of(settings)))
 
 
 @plan.command()

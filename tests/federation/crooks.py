@@ -38,9 +38,9 @@ def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
     honest_split, honest_share = member_module._split_secrets, Member.share
     dealing: list[str] = []
 
-    def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:
+    def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
         if member.site not in crooks.spoilers:
-            return mask_contribution(member, contribution, dealt)
+            return mask_contribution(member, contribution, dealt, coins)
         words = _spoiled(contribution, crooks.spoilers[member.site])
         return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 

@@ -3,11 +3,9 @@
 Each check reads what crossed the wire, the folders and the rows; none asks the code under test whether it is right.
 """
 
-import hashlib
 from base64 import b64encode, urlsafe_b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import Layout
+from federation.encoding.noised import encode_noised
 from federation.manifest import load_model
 from federation.secagg.state import OwnSecrets, Phase
 from federation.v1 import blobs_pb2, secagg_pb2
@@ -163,7 +162,7 @@ def _sum_is_sum(world: World, row: Round) -> None:
     total = np.zeros(layout.words, np.uint64)
     for site in members:
         sent = secagg_pb2.Advertisement.FromString(advertised[site])
-        total += plain_words(world, row, site, world.states[sent.mask_key].uctx)
+        total += plain_words(world, row, site, sent.mask_key)
     opened = encoding.decode_sum(layout, total, len(members))
     assert row.sum_blob is not None
     with world.aggregator.app.blobs.open(row.sum_blob) as blob:
@@ -174,12 +173,17 @@ def _sum_is_sum(world: World, row: Round) -> None:
     assert row.next_model == follows.digest, f"the model of round {row.number} does not follow from its sum"
 
 
-def plain_words(world: World, row: Round, site: str, uctx: bytes) -> np.ndarray:
-    """uint64 [words]: what the site put into the sum of a round, as it would be without masks."""
-    contribution = contribution_of(world, row, site)
-    return encoding.encode(
-        contribution.layout, contribution.delta, contribution.header, _rounding(uctx, site, contribution)
-    )
+def plain_words(world: World, row: Round, site: str, mask_key: bytes) -> np.ndarray:
+    """uint64 [words]: what the site put into the sum of a round, as it would be without masks.
+
+    Its dither and noise come from the coins of the attempt that has this mask key, and from nothing else.
+    """
+    contribution, coins = contribution_of(world, row, site), world.sites[site].coins[mask_key]
+    layout, delta, header = contribution.layout, contribution.delta, contribution.header
+    if layout.privacy is not None:
+        members = len(world.states[mask_key].cohort)
+        return encode_noised(layout, delta, header.histograms, members, coins)
+    return encoding.encode(layout, delta, header, np.random.default_rng(int.from_bytes(coins, "big")))
 
 
 def contribution_of(world: World, row: Round, site: str) -> Contribution:
@@ -188,15 +192,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
         RunId(world.run_id), row.number, plan.evaluates_only(row.number), Digest(row.base_model), Digest(plan.digest)
     )
     update, delta = an_update(job, world.seed_of(site), PARAMETERS)
-    if delta is not None:
-        update = replace(update, delta_sha256=Digest(hashlib.sha256(delta.tobytes()).digest()))
-    return prepare_contribution(Guard(world.sites[site].settings.policy), plan, update, delta)
-
-
-def _rounding(uctx: bytes, site: str, contribution: Contribution) -> np.random.Generator:
-    """The encoder's rounding noise hangs on cohort, site and update alone: `site_client.agent.rounds.contribution`."""
-    seed = hashlib.sha256(b"hemofed rounding v2\x00" + uctx + site.encode() + b"\x00" + contribution.delta_sha256)
-    return np.random.default_rng(int.from_bytes(seed.digest(), "big"))
+    return prepare_contribution(Guard(world.sites[site].settings.policy), plan, row.number, update, delta)
 
 
 def models_are_one(world: World) -> None:
@@ -223,13 +219,18 @@ def secrets_are_gone(world: World) -> None:
                 assert member.phase not in (Phase.CONFIRMED, Phase.REVEALED)
                 kept.add(member.own.mask_key)
         gone = [of for mask_key, of in site.secrets.items() if mask_key not in kept]
-        found = find(raw_secrets(gone), site.agent_folder)
+        coins = [drawn for mask_key, drawn in site.coins.items() if mask_key not in kept]
+        found = find([*raw_secrets(gone), *coins], site.agent_folder)
         assert not found, f"secrets of a past attempt are still at {site.name}: {found}"
 
 
 def aggregator_holds_no_secret(world: World) -> None:
     """Neither what a site drew nor what it trained stands in the aggregator's folder: rows, journal, blobs."""
-    wanted = [needle for site in world.sites.values() for needle in raw_secrets(site.secrets.values())]
+    wanted = [
+        needle
+        for site in world.sites.values()
+        for needle in (*raw_secrets(site.secrets.values()), *site.coins.values())
+    ]
     found = find(wanted, world.aggregator.folder)
     assert not found, f"a site's secrets are in the aggregator's folder: {found}"
 

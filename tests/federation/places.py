@@ -132,6 +132,7 @@ class Site:
     clock: Clock
     secrets: dict[bytes, OwnSecrets] = field(default_factory=dict)  # everything it ever drew, by its mask key
     states: dict[bytes, MemberState] = field(default_factory=dict)  # what its disk last said of each attempt, likewise
+    coins: dict[bytes, bytes] = field(default_factory=dict)  # of each attempt, likewise
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None
@@ -195,7 +196,10 @@ class Site:
 
     def _look_at_secrets(self) -> None:
         """Keep what the disk shows, so that a test knows what must not be found elsewhere, or afterwards."""
-        for _, member in self.member_files():
+        for file, member in self.member_files():
+            coins = file.with_name("coins.bin")
+            if coins.exists():
+                self.coins[member.own.mask_key] = coins.read_bytes()
             self.states[member.own.mask_key] = member
             if member.secrets is not None:
                 self.secrets.setdefault(member.own.mask_key, member.secrets)

@@ -67,7 +67,6 @@ def test_what_a_site_uploads_looks_like_random_bytes_header_words_too(
         world.everybody()
     row, attempt = world.rounds()[number - 1], {}
     ctx = secagg.context(world.plan.digest, row.base_model, row.run_id, number, row.attempt, row.roster_epoch)
-    (uctx,) = {state.uctx for state in world.states.values() if state.ctx == ctx}
     for one in world.wire.heard:
         if isinstance(one.message, blobs_pb2.BlobOffer) and one.message.round.round == number:
             attempt[one.message.digest] = one.site
@@ -78,7 +77,8 @@ def test_what_a_site_uploads_looks_like_random_bytes_header_words_too(
     }
     assert set(sent) == set(world.sites)
     for site, words in sent.items():
-        plain = plain_words(world, row, site, uctx)
+        (mask_key,) = (key for key, state in world.sites[site].states.items() if state.ctx == ctx)
+        plain = plain_words(world, row, site, mask_key)
         assert plain.shape == words.shape
         assert not (words[:HEADER_WORDS] == plain[:HEADER_WORDS]).any(), "a header word left in clear"
         assert not (words == plain).any()

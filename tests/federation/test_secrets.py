@@ -75,8 +75,8 @@ def _updates(world: World) -> list[bytes]:
     for site in world.sites.values():
         contribution = contribution_of(world, world.round, site.name)
         assert contribution.delta is not None
-        (state,) = site.states.values()
-        words = plain_words(world, world.round, site.name, state.uctx)
+        (mask_key,) = site.states
+        words = plain_words(world, world.round, site.name, mask_key)
         histograms = contribution.header.histograms.astype(np.uint64).tobytes()
         for raw in (contribution.delta.tobytes(), words[-8:].tobytes(), histograms):
             found.append(raw[len(raw) // 2 : len(raw) // 2 + 32])

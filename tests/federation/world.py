@@ -37,6 +37,7 @@ class Past:
     heard: tuple[Heard, ...]
     states: dict[str, dict[bytes, MemberState]]
     secrets: dict[str, dict[bytes, OwnSecrets]]
+    coins: dict[str, dict[bytes, bytes]]
 
 
 @dataclass
@@ -72,6 +73,7 @@ class World:
         for name, site in world.sites.items():
             site.states.update(past.states[name])
             site.secrets.update(past.secrets[name])
+            site.coins.update(past.coins[name])
         return world
 
     @classmethod
@@ -84,7 +86,8 @@ class World:
             site.shut()
         states = {name: dict(site.states) for name, site in world.sites.items()}
         secrets = {name: dict(site.secrets) for name, site in world.sites.items()}
-        return Past(world.folder, tuple(world.wire.heard), states, secrets)
+        coins = {name: dict(site.coins) for name, site in world.sites.items()}
+        return Past(world.folder, tuple(world.wire.heard), states, secrets, coins)
 
     def end(self) -> None:
         self.aggregator.shut()

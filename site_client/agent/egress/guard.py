@@ -6,8 +6,9 @@ Messages: a closed set of calls, each with its one type, known fields only. Text
 of this software, nothing else. No message type has a field for a real number, so a loss or a score cannot travel in
 clear.
 
-Updates: as long as the signed plan's manifest says, finite, within its clip norm, from enough studies, with metrics
-only where plan and policy both allow them.
+Updates: as many numbers as move under the signed plan, finite, within its clip norm, from enough studies, with metrics
+only where plan and policy both allow them. A private round adds gradients of patients: its norm is that of the largest
+batch, and it is not refused for few studies, which would tell something about them.
 
 Uploads: only the very bytes that `mask_contribution` has just masked, as many as the plan's layout says. The one other
 message with room for arbitrary bytes, an echo, takes only a fixed sequence.
@@ -201,17 +202,17 @@ class Guard:
             raise EgressRefused(f"an update with outcome {str(update.outcome)!r} does not leave")
         if clipped is None:
             return
-        # An update from few studies reveals much about each of them, even within a sum.
-        if update.studies < least:
+        # An update from few studies reveals much about each of them, even within a sum that has no noise.
+        if plan.privacy is None and update.studies < least:
             raise EgressRefused(f"an update comes from {least} studies or more; this one is withheld")
-        if clipped.dtype != np.float32 or clipped.shape != (plan.manifest.size,):
-            raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
+        if clipped.dtype != np.float32 or clipped.shape != (plan.moving.size,):
+            raise EgressRefused(f"{plan.moving.size} numbers move under the plan; the update has another shape")
         try:
             norm = norm_of(clipped)
         except EncodingRefused:
             norm = math.nan
         # Written so that NaN fails, and with room for the rounding of the sum of squares.
-        if not norm <= plan.encoding.clip_norm * (1 + 1e-6):
+        if not norm <= _norm_max(plan) * (1 + 1e-6):
             raise EgressRefused("the update is not finite and within the plan's clip norm")
 
     def _check_chunk(self, message: Message) -> None:
@@ -221,6 +222,10 @@ class Guard:
         # Copied first: a comparison of memoryviews is done item by item in Python, some hundred times slower.
         if digest != allowed or not data or bytes(masked[offset : offset + len(data)]) != data:
             raise EgressRefused("a chunk that is no part of the upload masked by this agent does not leave")
+
+
+def _norm_max(plan: TrainingPlan) -> float:
+    return plan.encoding.clip_norm if plan.privacy is None else plan.privacy.batch_max * plan.privacy.clip_norm
 
 
 def _check_echo(message: Message) -> None:

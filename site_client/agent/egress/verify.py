@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
+from site_client.agent.chained_file import GENESIS
 from site_client.agent.egress import payloads
-from site_client.agent.egress.ledger import GENESIS, EgressDecision, Entry, broken, read
+from site_client.agent.egress.ledger import EgressDecision, Entry, broken, read
 from site_client.errors import LedgerBroken
 
 

@@ -1,16 +1,19 @@
-"""From a trained update to masked words: clip, check, round counts, encode, mask. Masked words tell nothing about it.
+"""From a trained update to masked words: clip, check, encode, mask. Masked words tell nothing about it.
 
-The rounding noise of the encoder comes from a generator seeded by the cohort and the update. So masking again, after a
-crash too, gives the very same bytes, and no mask ever lies on two different vectors.
+All chance comes from the attempt's coins, 32 secret bytes of the operating system: the dither that rounds coordinates,
+and the noise of a private round. So masking again in an attempt, after a crash too, gives the very same bytes, and no
+mask ever lies on two different vectors. Another attempt has other coins.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from federation.encoding import Layout, SiteHeader, clip, coarse_header, encode
+from federation.encoding.noised import encode_noised
+from federation.errors import EncodingRefused
 from federation.plan import TrainingPlan
+from federation.privacy import Privacy
 from federation.secagg import DealtShares, Member
 from numpy.typing import NDArray
 
@@ -25,39 +28,44 @@ class Contribution:
 
     Attributes:
         layout: of the upload.
-        delta: f32[d] within the clip norm; None in an evaluation-only round.
-        header: weight and metrics, in size classes.
-        delta_sha256: of the delta as the trainer gave it; empty in an evaluation-only round.
+        delta: f32[d], within the clip norm; of a private round minus the sum of the patients' gradients. None in an
+            evaluation-only round.
+        header: weight and metrics, in size classes; of a private round constants, but for the counts of patients.
     """
 
     layout: Layout
     delta: NDArray[np.float32] | None
     header: SiteHeader
-    delta_sha256: bytes
 
     def __repr__(self) -> str:
         return "Contribution(hidden)"
 
 
 def prepare_contribution(
-    guard: Guard, plan: TrainingPlan, update: Update, delta: NDArray[np.float32] | None
+    guard: Guard, plan: TrainingPlan, number: int, update: Update, delta: NDArray[np.float32] | None
 ) -> Contribution:
-    """Clip and check an update, and round its counts down to size classes.
+    """Clip and check an update, and make its header: in size classes, or, in a private round, without any count.
 
     Args:
         guard: of the way out.
         plan: of the round.
+        number: of the round.
         update: as the trainer delivered it.
-        delta: f32[d], or None in an evaluation-only round.
+        delta: f32[d], the moving numbers, or None in an evaluation-only round.
 
     Raises:
-        EgressRefused: the delta has another shape than the plan's manifest, or the guard withholds the update.
-        EncodingRefused: the delta is not finite.
+        EgressRefused: the delta has another shape than the plan's moving numbers, or the guard withholds the update.
+        EncodingRefused: the delta is not finite, in a round without noise.
     """
+    if delta is not None and (delta.dtype != np.float32 or delta.shape != (plan.moving.size,)):
+        raise EgressRefused(f"{plan.moving.size} numbers move under the plan; the update has another shape")
+    layout = Layout.of_round(plan, number)
+    if plan.privacy is not None:
+        summed = None if delta is None else _within(plan.privacy, delta)
+        guard.check_update(plan, update, summed)
+        return Contribution(layout, summed, _patients_only(plan.privacy, update))
     clipped, was_clipped = None, False
     if delta is not None:
-        if delta.dtype != np.float32 or delta.shape != (plan.manifest.size,):
-            raise EgressRefused(f"the plan's manifest has {plan.manifest.size} numbers; the update has another shape")
         # Clipped again although training has clipped: the bound of the sum must not depend on the other process.
         clipped, was_clipped = clip(delta, plan.encoding.clip_norm)
     # After clipping, on the very vector that is encoded.
@@ -69,29 +77,48 @@ def prepare_contribution(
         clipped=was_clipped or update.clipped,
         histograms=np.array(update.histograms, np.int64),
     )
-    layout = Layout.of(plan, 0 if clipped is None else plan.manifest.size)
     # Counts that hardly change would follow from the sums of many rounds; only their size classes leave.
-    return Contribution(layout, clipped, coarse_header(layout, header), update.delta_sha256 or b"")
+    return Contribution(layout, clipped, coarse_header(layout, header))
 
 
-def mask_contribution(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares]) -> memoryview:
+def mask_contribution(
+    member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes
+) -> memoryview:
     """Encode and mask.
 
     Args:
         member: after it received its shares.
         contribution: of this site.
         dealt: as the member received it, from every other member of U2.
+        coins: 32 secret bytes of this attempt.
 
     Returns:
         The upload: masked words, uint64 little-endian, layout.bytes long.
 
     Raises:
         SecaggError: as `Member.mask`.
+        EncodingRefused: the cohort is larger than the plan's, in a private round.
     """
-    # The cohort's name holds the plan, and with it the clip norm: the same update always gets the same noise.
-    seed = member.uctx + member.site.encode() + b"\x00" + contribution.delta_sha256
-    rounding = np.random.default_rng(int.from_bytes(hashlib.sha256(b"hemofed rounding v2\x00" + seed).digest(), "big"))
+    layout, delta, header = contribution.layout, contribution.delta, contribution.header
     # Encoded into words of the ring: masks hide only integers modulo 2^64.
-    words = encode(contribution.layout, contribution.delta, contribution.header, rounding)
+    if layout.privacy is None:
+        words = encode(layout, delta, header, np.random.default_rng(int.from_bytes(coins, "big")))
+    else:
+        words = encode_noised(layout, delta, header.histograms, len(member.cohort), coins)
     # In place: a copy of a large upload would double the peak of memory.
     return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
+
+
+def _within(privacy: Privacy, summed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Clip a sum of gradients to the length of the largest batch; one that is not finite counts as of no patient."""
+    try:
+        return clip(summed, privacy.batch_max * privacy.clip_norm)[0]
+    except EncodingRefused:
+        # A decline would tell that some patient made the gradient overflow.
+        return np.zeros_like(summed)
+
+
+def _patients_only(privacy: Privacy, update: Update) -> SiteHeader:
+    """Return a header that says nothing of the update but the patients in its histograms."""
+    histograms = np.minimum(np.array(update.histograms, np.int64), privacy.patients_expected)
+    return SiteHeader(studies=1, loss_sum=0.0, example_count=0, clipped=False, histograms=histograms)

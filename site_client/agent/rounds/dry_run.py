@@ -155,7 +155,10 @@ class _DryRun:
         # Masking uses no other attribute of an identity than these three.
         member, cohort_min = cast(SiteIdentity, identity), self.site.policy.cohort_min
         sums, known = RevealedSums(self.site.folder), [self.site.identity.site, *signers]
-        masking = MaskingPhases(self.egress, member, self.journal, sums, cohort_min, lambda: known)
+        # Nothing leaves, so nothing is charged.
+        masking = MaskingPhases(
+            self.egress, member, self.journal, sums, cohort_min, lambda: known, lambda plan, number: None
+        )
         ref = self.current.ref(_ATTEMPT)
         base, epoch = self.current.base_model_digest, identity.roster.epoch
         ctx = context(self.plan.digest, base, self.current.run_id, self.current.number, _ATTEMPT, epoch)
@@ -187,7 +190,7 @@ class _DryRun:
         for_this_site = [
             share_message(name, identity.site, dealt[name][identity.site]) for name in names if name != identity.site
         ]
-        masking.upload(rounds_pb2.UploadStep(round=ref, members=names, shares=for_this_site), contribution)
+        masking.upload(self.plan, rounds_pb2.UploadStep(round=ref, members=names, shares=for_this_site), contribution)
         confirmations = []
         for member in (other for other in others if other.site in names):
             shares = {name: dealt[name][member.site] for name in names if name != member.site}

@@ -14,7 +14,8 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound
 from site_client.agent.rounds.models import Witnesses
 from site_client.agent.rounds.plans import HeldPlan, PlanDecision
-from site_client.agent.rounds.policy import TransferPolicy, policy_conflicts
+from site_client.agent.rounds.policy import TransferPolicy
+from site_client.agent.rounds.privacy_budget import PrivacyBudget
 from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.config import PolicySettings
@@ -37,9 +38,10 @@ class JobOffer:
         transfers: TransferPolicy,
         readiness: Readiness,
         known: Callable[[], Collection[str]],
+        budget: PrivacyBudget,
     ) -> None:
         """Take the parts. `known` gives the hospitals of the roster that count for this one now."""
-        self._known = known
+        self._known, self._budget = known, budget
         self._files, self._egress, self._identity = files, egress, identity
         self._policy, self._transfers, self._readiness = policy, transfers, readiness
 
@@ -50,7 +52,7 @@ class JobOffer:
             Whether the site said Ready.
 
         Raises:
-            StepRefused: the step breaks a promise of the plan or of this site.
+            StepRefused: the step breaks a promise of the plan or of this site, or the privacy ledger does not verify.
             ModelMismatch: the base model is not the announced one.
             Unreachable: the connection broke off; the next turn continues.
             FederationError: the plan or a published sum is refused.
@@ -69,7 +71,9 @@ class JobOffer:
             self._readiness.decline(current, current.declined)
         elif held.decision is PlanDecision.REFUSED:
             self._readiness.decline(current, StateReason.PLAN_REFUSED)
-        elif conflicts := list(policy_conflicts(self._policy, held.plan)):
+        elif (answer := self._files.plans.run_answer(current.run_id)) is not None and answer.declined is not None:
+            self._readiness.decline(current, answer.declined)
+        elif conflicts := self._budget.conflicts(held.plan, current.number):
             _log.warning("plan declined", round=current.number, why="; ".join(conflicts))
             self._readiness.decline(current, StateReason.POLICY)
         elif not self._files.waits_for_approval(current, self._policy) and not self._transfers.held_back_by():

@@ -3,6 +3,7 @@
     <state>/agent/rounds/<run hex>-<round>/
       round.json                       the offer, and this site's answers to it
       attempt-<n>/member.bin           state of secure aggregation, secrets included; overwritten before removal
+      attempt-<n>/coins.bin            32 bytes that dither and noise come from; overwritten when the site confirms
     <state>/agent/rounds/closed.json   the last closed round of each run
 
 At most one round is in progress. A closed round never begins again: its update may already be in a sum.
@@ -145,11 +146,20 @@ class RoundJournal:
         Raises:
             StepRefused: no round is in progress.
         """
-        if self.current is None:
-            raise StepRefused("there is no round in progress to mask in; polling again")
-        folder = self._path(self.current) / f"attempt-{attempt}"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        return folder / "member.bin"
+        return self._attempt(attempt) / "member.bin"
+
+    def coins_file(self, attempt: int) -> Path:
+        """Return where an attempt's coins stand.
+
+        Raises:
+            StepRefused: no round is in progress.
+        """
+        return self._attempt(attempt) / "coins.bin"
+
+    def erase_coins(self, attempt: int) -> None:
+        """Overwrite and remove an attempt's coins. Nothing happens when there are none."""
+        overwrite(self.coins_file(attempt))
+        remove(self.coins_file(attempt))
 
     def erase_attempts(self) -> None:
         """Overwrite and remove the files of every attempt. Nothing happens when there are none."""
@@ -157,9 +167,16 @@ class RoundJournal:
             return
         # Listed and not counted: the aggregator chooses the numbers of attempts.
         for folder in list(self._path(self.current).glob("attempt-*")):
-            for name in ("member.bin", ".member.bin.old", ".member.bin.new"):
+            for name in ("member.bin", ".member.bin.old", ".member.bin.new", "coins.bin", ".coins.bin.new"):
                 overwrite(folder / name)
             remove(folder)
+
+    def _attempt(self, attempt: int) -> Path:
+        if self.current is None:
+            raise StepRefused("there is no round in progress to mask in; polling again")
+        folder = self._path(self.current) / f"attempt-{attempt}"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        return folder
 
     def _path(self, recorded: CurrentRound) -> Path:
         return self._folder / f"{recorded.run_id.hex()}-{recorded.number}"

@@ -5,11 +5,13 @@ again finds the state and gives the same bytes. A step that comes again with any
 `federation.secagg`, and a refusal ends the attempt for this site: its secrets are overwritten, it sends no more in it.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from federation.encoding.noised import COINS_BYTES
 from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
 from federation.secagg import DealtShares, Member, RevealedShare, SecaggError, ShareKind, context
@@ -43,7 +45,13 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class MaskingPhases:
-    """The phases. `cohort_min` is the hospital's own; `known` gives the names that count toward it now."""
+    """The phases.
+
+    Attributes:
+        cohort_min: the hospital's own.
+        known: gives the names that count toward it now.
+        charge: records durably what a round of a plan costs in privacy; it may be called again.
+    """
 
     egress: Egress
     identity: SiteIdentity
@@ -51,6 +59,7 @@ class MaskingPhases:
     sums: RevealedSums
     cohort_min: int
     known: Callable[[], Collection[str]]
+    charge: Callable[[TrainingPlan, int], None]
 
     def keys(self, plan: TrainingPlan, step: rounds_pb2.KeysStep) -> None:
         """Draw fresh keys for a new attempt, and advertise them.
@@ -91,26 +100,30 @@ class MaskingPhases:
         shares = [share_message(member.site, peer, dealt[peer]) for peer in sorted(dealt)]
         self.egress.send(SEND_SHARES, secagg_pb2.SharesMessage(round=step.round, shares=shares))
 
-    def upload(self, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
+    def upload(self, plan: TrainingPlan, step: rounds_pb2.UploadStep, contribution: Contribution) -> None:
         """Receive the shares, mask the contribution and send it.
 
         Shares of a dealer that are none are complained about first; the upload does not wait for the consequences.
-        Masking again gives the same bytes, and the member refuses any others. So the masked bytes need no file: a
-        transfer that broke off continues where it stopped.
+        Masking again with the attempt's coins gives the same bytes, and the member refuses any others. So the masked
+        bytes need no file: a transfer that broke off continues where it stopped.
 
         Raises:
-            StepRefused: the shares are not those of the members, or the member refuses them.
+            StepRefused: the shares are not those of the members, the member refuses them, or the coins are gone.
+            LedgerBroken: the privacy ledger takes no charge.
         """
         member = self._member(step.round)
         dealt = _dealt_to(member.site, step)
         self._receive(step.round, member, dealt)
-        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, dealt))
+        coins = self._coins(step.round)
+        masked = self._checked(step.round, lambda: mask_contribution(member, contribution, dealt, coins))
         digest = member.masked_digest
         with self.egress.guard.upload_of(contribution.layout, masked, digest):
             # The claim names the digest of the whole upload, so that the aggregator cannot exchange it.
             signature = self._checked(step.round, lambda: member.claim(digest))
             self._save(step.round.attempt, member)
             current = self._enter(step.round)
+            # Charged before the first byte leaves, and never given back: what follows may be cut off anywhere.
+            self.charge(plan, current.number)
             # On disk before the first byte leaves: from then on others may recover a sum that holds it.
             if current.uploaded_to != member.cohort:
                 self.journal.save(replace(current, uploaded_to=member.cohort))
@@ -131,6 +144,8 @@ class MaskingPhases:
         self.sums.check_set(base, step.uploaded, self._minimum(plan), self.known())
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
         self._save(step.round.attempt, member)
+        # No upload is masked any more. Coins together with the sum would show this site's part without its noise.
+        self.journal.erase_coins(step.round.attempt)
         current = self._enter(step.round)
         confirmed = tuple(sorted(step.uploaded))
         if current.confirmed != confirmed:
@@ -180,6 +195,8 @@ class MaskingPhases:
         ctx = context(
             plan.digest, current.base_model_digest, current.run_id, current.number, attempt, step.roster_epoch
         )
+        # Drawn here and nowhere else: an attempt that has lost its coins is left, and never gets others.
+        replace_file(self.journal.coins_file(attempt), os.urandom(COINS_BYTES))
         member = Member.begin(ctx, self.identity.site, self.identity.keys.signing)
         self._save(attempt, member)
         return member
@@ -205,6 +222,13 @@ class MaskingPhases:
             raise StepRefused(f"this site has no keys in attempt {ref.attempt}; polling again")
         return member
 
+    def _coins(self, ref: RoundRef) -> bytes:
+        path = self.journal.coins_file(ref.attempt)
+        coins = path.read_bytes() if path.exists() else b""
+        if len(coins) != COINS_BYTES:  # the attempt began under version 0.2.0 or before
+            raise self._left(ref, "its coins are not in the state folder")
+        return coins
+
     def _load(self, ref: RoundRef) -> Member | None:
         path = self.journal.member_file(ref.attempt)
         if not path.exists():
@@ -229,11 +253,15 @@ class MaskingPhases:
         try:
             return act()
         except SecaggError as error:
-            current = self._enter(ref)
-            # Recorded before the secrets go: a restart must not enter the attempt again.
-            self.journal.save(replace(current, refused_attempt=ref.attempt))
-            self.journal.erase_attempts()
-            raise StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {error}") from error
+            raise self._left(ref, str(error)) from error
+
+    def _left(self, ref: RoundRef, why: str) -> StepRefused:
+        """Leave an attempt for good, and return the sentence about it."""
+        current = self._enter(ref)
+        # Recorded before the secrets go: a restart must not enter the attempt again.
+        self.journal.save(replace(current, refused_attempt=ref.attempt))
+        self.journal.erase_attempts()
+        return StepRefused(f"left attempt {ref.attempt} of round {ref.round}: {why}")
 
 
 def _forget(replaced: Path, current: Path) -> None:

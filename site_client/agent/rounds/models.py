@@ -111,7 +111,9 @@ class Models:
         # The step comes again after a crash. Any other model that is held is no result of this sum.
         if self._history()[-2:] == [base, link.model_digest] and self.holds(link.model_digest):
             return
-        layout = Layout.of(plan, plan.manifest.size)
+        if plan.evaluates_only(link.round):
+            raise StepRefused(f"expected the sum of a training round, got one of round {link.round}")
+        layout = Layout.of_round(plan, link.round)
         # Before the size is computed from it: the number of members comes over the network.
         layout.check_members(link.members)
         if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):

@@ -17,11 +17,13 @@ from federation.vocabulary import SiteState
 from site_client.agent.egress.calls import FETCH_ROSTER, POLL
 from site_client.agent.egress.egress import Egress
 from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.privacy.ledger import PrivacyLedger
 from site_client.agent.rounds.closing import Closing
 from site_client.agent.rounds.job_offer import JobOffer
 from site_client.agent.rounds.masking import MaskingPhases
 from site_client.agent.rounds.plans import PlanDecision
 from site_client.agent.rounds.policy import TransferPolicy
+from site_client.agent.rounds.privacy_budget import PrivacyBudget
 from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.rollback import RollbackWatch
 from site_client.agent.rounds.round_files import RoundFiles
@@ -72,12 +74,16 @@ class Participant:
         transfers = TransferPolicy(policy, clock, is_metered)
         self._report = SituationReport(files, transfers, settings, clock)
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
-        self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness, self.known)
+        privacy = PrivacyLedger(folder, identity.keys.signing, clock, settings.training.validation_fraction)
+        budget = PrivacyBudget(policy, privacy)
+        self._job_offer = JobOffer(files, egress, identity, policy, transfers, self._readiness, self.known, budget)
         self._clock = clock
-        self._masking = MaskingPhases(egress, identity, files.journal, files.sums, policy.cohort_min, self.known)
+        self._masking = MaskingPhases(
+            egress, identity, files.journal, files.sums, policy.cohort_min, self.known, budget.charge
+        )
         self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
-        self._rollback = RollbackWatch(folder, settings.folders.spool, egress, files, clock)
+        self._rollback = RollbackWatch(folder, settings.folders.spool, egress, privacy, files, clock)
         self._seen = self._local_facts()
 
     def step(self) -> Turn:
@@ -179,7 +185,7 @@ class Participant:
         elif phase == "shares":
             self._masking.shares(plan, reply.shares)
         elif phase == "upload":
-            self._masking.upload(reply.upload, self._readiness.contribution(current, update))
+            self._masking.upload(plan, reply.upload, self._readiness.contribution(current, update))
         elif phase == "confirm":
             self._masking.confirm(plan, reply.confirm)
         else:

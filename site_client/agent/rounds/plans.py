@@ -3,6 +3,7 @@
 <state>/agent/plans/<digest hex>.plan       SignedPlan; kept only after its signature verified
 <state>/agent/plans/<digest hex>.decision   {"decision": "approved" | "refused"}
 <state>/agent/plans/run-<run hex>.mismatch  a model of this run did not verify here
+<state>/agent/plans/run-<run hex>.answer    {"declined": reason or null}: this site's one answer to a private run
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1 import plan_pb2
+from federation.vocabulary import StateReason
 from federation.wire import parse, serialize
 
-from site_client.agent.rounds.policy import policy_conflicts
-from site_client.config import PolicySettings
 from site_client.errors import StepRefused
 from site_client.files import private_folder, replace_file
 from site_client.typed_json import encode, read_state
@@ -34,6 +34,13 @@ class PlanDecision(StrEnum):
 @dataclass(frozen=True)
 class _DecisionFile:
     decision: PlanDecision
+
+
+@dataclass(frozen=True)
+class RunAnswer:
+    """Whether the data of this site suffice for a private run: decided once, so that no later round tells of them."""
+
+    declined: StateReason | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,18 @@ class Plans:
         """Whether a model of any run did not verify, and no person has removed the file yet."""
         return any(self._folder.glob("run-*.mismatch"))
 
+    def answer_run(self, run_id: bytes, declined: StateReason | None) -> None:
+        """Record the one answer to a private run."""
+        private_folder(self._folder)
+        replace_file(self._answer(run_id), encode(RunAnswer(declined)))
+
+    def run_answer(self, run_id: bytes) -> RunAnswer | None:
+        """Return the answer to a private run; None before it."""
+        return read_state(RunAnswer, self._answer(run_id), "restore the state folder from the backup")
+
+    def _answer(self, run_id: bytes) -> Path:
+        return self._folder / f"run-{run_id.hex()}.answer"
+
     def _mismatch(self, run_id: bytes) -> Path:
         return self._folder / f"run-{run_id.hex()}.mismatch"
 
@@ -133,32 +152,3 @@ class Plans:
 
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self._folder / f"{digest.hex()}.{suffix}"
-
-
-def summarize(plans: Plans) -> str:
-    """Return one line for each plan."""
-    lines = [
-        f"{held.digest.hex()[:16]}  {held.decision or 'waits for you':<14}  {held.plan.name}" for held in plans.all()
-    ]
-    return "\n".join(lines) or "no plan has been offered to this site yet"
-
-
-def describe(held: HeldPlan, policy: PolicySettings) -> str:
-    """Return all that a hospital agrees to, in words, and the conflicts with its own policy."""
-    plan = held.plan
-    facts = {
-        "name": plan.name,
-        "purpose": plan.purpose,
-        "digest": held.digest.hex(),
-        "decision": held.decision or "waits for you: plan approve / plan refuse",
-        "against it": "; ".join(policy_conflicts(policy, plan)) or "nothing, by the policy of this site",
-        "network": f"{plan.architecture}, {plan.manifest.size:,} numbers in {len(plan.manifest.tensors)} tensors",
-        "rounds": f"{plan.rounds} of training and one of evaluation",
-        "training": f"{plan.training.epochs} passes a round, at least {plan.training.studies_min} studies",
-        "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",
-        "leaves this site": f"one masked update a round, clipped to norm {plan.encoding.clip_norm:g}, "
-        f"{plan.encoding.bits} bits a number; the aggregator decodes only the sum over the cohort",
-        "metrics in the sum": ", ".join(plan.metrics) or "none",
-        "deadlines": f"{plan.deadlines.training_s} s to train, {plan.deadlines.phase_s} s a masking phase",
-    }
-    return "\n".join(f"{name:<20}{value}" for name, value in facts.items())

@@ -3,24 +3,63 @@
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
+from federation import accounting
+from federation.pieces import pieces_of
 from federation.plan import TrainingPlan
+from federation.privacy import Privacy, delta_of_prices
 from federation.vocabulary import StateReason
 
+from site_client.agent.privacy.ledger import Spending
 from site_client.config import PolicySettings
 from site_client.metered import Meter
 from site_client.windows import parse_window
 
 
-def policy_conflicts(policy: PolicySettings, plan: TrainingPlan) -> Iterator[str]:
-    """Yield one sentence for each rule of the policy that the plan breaks; none when it may be trained."""
+def policy_conflicts(
+    policy: PolicySettings, plan: TrainingPlan, spending: Spending, begin: int | None = None
+) -> Iterator[str]:
+    """Yield one sentence for each rule of the policy that the plan breaks; none when it may be trained.
+
+    Args:
+        policy: the hospital's.
+        plan: on offer.
+        spending: of this hospital's patients so far.
+        begin: number of the round on offer; None for the first that this site was not charged for.
+    """
     unwanted = set(plan.metrics) - set(policy.metrics)
     if unwanted:
         yield f"policy.metrics does not hold {', '.join(sorted(unwanted))}, which the plan wants"
     if plan.cohort.maximum < policy.cohort_min:
         yield f"policy.cohort_min is {policy.cohort_min}, the plan's cohorts have at most {plan.cohort.maximum} sites"
+    if plan.privacy is not None:
+        begin = spending.last_round(plan.run_id) + 1 if begin is None else begin
+        yield from _budget_conflicts(policy, plan, plan.privacy, spending, begin)
+        return
+    if policy.privacy_required:
+        yield "policy.privacy_required is set, the sum of the plan has no noise"
     if policy.epsilon_max > 0:
-        # No plan of this version has a field for it; one that gets it is compared here.
         yield f"policy.epsilon_max is {policy.epsilon_max:g}, the plan promises no differential privacy at all"
+
+
+def _budget_conflicts(
+    policy: PolicySettings, plan: TrainingPlan, privacy: Privacy, spending: Spending, begin: int
+) -> Iterator[str]:
+    if policy.epsilon_max > 0 and spending.is_unbounded:
+        yield (
+            f"policy.epsilon_max is {policy.epsilon_max:g}, and these patients have taken part in a run without a bound"
+        )
+    elif policy.epsilon_max > 0:
+        after = spending.epsilon_with(plan, policy.delta, begin)
+        if after > policy.epsilon_max:
+            yield (
+                f"policy.epsilon_max is {policy.epsilon_max:g}, of which {spending.epsilon(policy.delta):.2f} are "
+                f"spent; with the rest of this plan it would be {after:.2f}"
+            )
+    # Only an evaluation that is repeated beyond the plan's last round can come to this.
+    spent = spending.validation_price_with(plan, begin)
+    delta = delta_of_prices(privacy, plan.rounds, sum(pieces_of(plan.moving.size)))
+    if accounting.epsilon(spent, delta) > privacy.epsilon_validation:
+        yield f"the evaluations of this run have used up the epsilon of {privacy.epsilon_validation:g} that it has"
 
 
 class TransferPolicy:

@@ -5,12 +5,15 @@ A reason is one of DECLINE_REASONS. The trainer may state others of the vocabula
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import structlog
 from federation.errors import EncodingRefused
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
 from federation.vocabulary import DECLINE_REASONS, Outcome, StateReason
+from numpy.typing import NDArray
 
 from site_client.agent.egress.calls import DECLINE, READY
 from site_client.agent.egress.egress import Egress
@@ -21,9 +24,10 @@ from site_client.agent.rounds.journal import CurrentRound
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.config import PolicySettings
 from site_client.errors import EgressRefused, SpoolRefused
-from site_client.records import Update
+from site_client.records import NO_HISTOGRAMS, Update
 
 _log = structlog.get_logger()
+_OF_DATA: Final = (StateReason.TOO_FEW_STUDIES, StateReason.NO_LABELS)
 
 
 class Readiness:
@@ -59,12 +63,9 @@ class Readiness:
             update = self._files.update_of(current)
             if update is None:
                 return False
-            if update.outcome == Outcome.DECLINED:
-                self.decline(current, update.reason)
-                return False
             plan = self._files.plan_of(current).plan
-            if update.studies < max(self._policy.studies_min, plan.training.studies_min):
-                self.decline(current, StateReason.TOO_FEW_STUDIES)
+            if (reason := self._reason_against(plan, update)) is not None:
+                self.decline(current, reason)
                 return False
             # Examined before Ready: a cohort would wait in vain for an update that the guard withholds.
             contribution = self.contribution(current, update)
@@ -78,6 +79,21 @@ class Readiness:
         # Nothing to record first: Ready may be repeated, and says only what the spool holds.
         self._egress.send(READY, rounds_pb2.ReadyMessage(round=current.ref(attempt=0)))
         return True
+
+    def _reason_against(self, plan: TrainingPlan, update: Update) -> StateReason | None:
+        """Return the reason why this site's data do not suffice; of a private run its one answer, in every round."""
+        answer = self._files.plans.run_answer(plan.run_id) if plan.privacy is not None else None
+        if answer is not None:
+            return answer.declined
+        reason = update.reason
+        if update.outcome != Outcome.DECLINED and update.studies < max(
+            self._policy.studies_min, plan.training.studies_min
+        ):
+            reason = StateReason.TOO_FEW_STUDIES
+        # A training that failed says nothing of the data; the next round may be this site's first.
+        if plan.privacy is not None and reason in (None, *_OF_DATA):
+            self._files.plans.answer_run(plan.run_id, reason)
+        return reason
 
     def decline(self, current: CurrentRound, reason: StateReason | None) -> None:
         """Take no part in this round: recorded first, then the job is withdrawn, then the aggregator is told."""
@@ -98,15 +114,36 @@ class Readiness:
         """
         if self._examined is None or self._examined[0] != update:
             plan = self._files.plan_of(current).plan
-            is_trained = update.outcome == Outcome.TRAINED
-            delta = self._files.spool.delta(update, plan.manifest.size) if is_trained else None
+            usable, delta = self._usable(current, plan, update)
             # The evaluation-only round has no place for a delta in its upload.
             if (delta is None) != current.evaluation_only:
                 raise EgressRefused(
                     "expected a trained update in a training round, and none in the evaluation-only one"
                 )
-            self._examined = update, prepare_contribution(self._egress.guard, plan, update, delta)
+            self._examined = update, prepare_contribution(self._egress.guard, plan, current.number, usable, delta)
         return self._examined[1]
+
+    def _usable(
+        self, current: CurrentRound, plan: TrainingPlan, update: Update
+    ) -> tuple[Update, NDArray[np.float32] | None]:
+        """Return the update and its delta; in a private run that this site has accepted, one of no patient if need be.
+
+        There a decline would tell that this site's data have changed. A part of noise alone tells nothing.
+        """
+        try:
+            is_trained = update.outcome == Outcome.TRAINED
+            delta = self._files.spool.delta(update, plan.moving.size) if is_trained else None
+            if plan.privacy is None or update.outcome != Outcome.DECLINED:
+                return update, delta
+            why = f"the trainer declined with {update.reason}"
+        except SpoolRefused as error:
+            if plan.privacy is None:
+                raise
+            why = str(error)
+        _log.warning("private round without patients", round=current.number, why=why)
+        outcome = Outcome.EVALUATED if current.evaluation_only else Outcome.TRAINED
+        empty = replace(update, outcome=outcome, reason=None, histograms=NO_HISTOGRAMS)
+        return empty, None if current.evaluation_only else np.zeros(plan.moving.size, np.float32)
 
     def forget(self) -> None:
         """Drop the examined update from memory, when its round is over."""

@@ -5,7 +5,8 @@ reveal a second time in one attempt, or join a second sum of one round. Its egre
 ledger only grows: it is shorter than before, or has another head at a length that it had before. Two marks, a length
 and a head each, tell of the time before:
 
-    <spool>/to_trainer/ledger.json   outside the state folder; written by this agent at each turn, read by this agent
+    <spool>/to_trainer/ledger.json   outside the state folder; written by this agent at each turn, read by this agent.
+                                     It has a length and a head of the privacy ledger too
     PollReply.ledger_*_seen          the longest ledger that this site has reported to the aggregator
     <state>/agent/rolled_back.json   the last loss that was noticed
 
@@ -32,10 +33,12 @@ from federation.v1 import rounds_pb2
 from federation.vocabulary import StateReason
 from msgspec import Meta
 
+from site_client.agent.chained_file import GENESIS
 from site_client.agent.egress.calls import DECLINE
 from site_client.agent.egress.egress import Egress
+from site_client.agent.privacy.ledger import PrivacyLedger
 from site_client.agent.rounds.round_files import RoundFiles
-from site_client.errors import ConfigRefused, StateRefused, StepRefused
+from site_client.errors import ConfigRefused, LedgerBroken, StateRefused, StepRefused
 from site_client.files import refresh_file, replace_file
 from site_client.records import AwareTime
 from site_client.typed_json import Digest, encode, read_state
@@ -53,6 +56,13 @@ class Witness(StrEnum):
     AGGREGATOR = "the aggregator"
 
 
+class LedgerName(StrEnum):
+    """The ledger that shows the loss."""
+
+    EGRESS = "egress ledger"
+    PRIVACY = "privacy ledger"
+
+
 @dataclass(frozen=True)
 class Rollback:
     """A loss that was noticed."""
@@ -63,12 +73,13 @@ class Rollback:
     held_entries: _Length  # of the one that is here
     acknowledged: bool = False  # an administrator knows why
     barred_base: Digest | None = None  # of the first round that was offered since, which is closed here for good
+    of: LedgerName = LedgerName.EGRESS
 
     @property
     def sentence(self) -> str:
         """What is wrong, and what to do."""
         return (
-            f"the state folder was put back to an earlier day: its egress ledger has {self.held_entries} entries, and "
+            f"the state folder was put back to an earlier day: its {self.of} has {self.held_entries} entries, and "
             f"{self.witness} remembers another one of {self.seen_entries}; this site takes part in no round until an "
             "administrator has found out why and typed `hemofed-site ledger acknowledge`"
         )
@@ -81,13 +92,21 @@ class _Mark:
     key: _Hex
     entries: _Length
     head: _Hex
+    charges: _Length = 0  # of the privacy ledger; version 0.2.0 had none
+    charges_head: _Hex = GENESIS
 
 
 class RollbackWatch:
     """Compares the ledger with what is remembered of it, and admits steps."""
 
     def __init__(
-        self, folder: Path, spool: Path, egress: Egress, files: RoundFiles, clock: Callable[[], datetime]
+        self,
+        folder: Path,
+        spool: Path,
+        egress: Egress,
+        privacy: PrivacyLedger,
+        files: RoundFiles,
+        clock: Callable[[], datetime],
     ) -> None:
         """Compare the ledger with the mark in the spool.
 
@@ -95,6 +114,7 @@ class RollbackWatch:
             folder: the agent's state folder.
             spool: the site's; its street to the trainer exists.
             egress: the only way out; its ledger is compared.
+            privacy: the privacy ledger, compared with the spool's mark alone: nobody else knows of it.
             files: of this site; the round in progress is closed when a loss is noticed.
             clock: aware time.
 
@@ -103,11 +123,16 @@ class RollbackWatch:
         """
         self._file, self._mark_file = folder / "rolled_back.json", spool / "to_trainer" / "ledger.json"
         self._egress, self._ledger, self._files, self._clock = egress, egress.ledger, files, clock
+        self._privacy = privacy
         self._known = (0, "")  # a mark that fits this ledger: comparing it again would read the file
         mark = self._mark()
         # Another identity had another ledger, or continued this one under another key.
-        if mark is not None and mark.key == self._ledger.key and not self._ledger.had(mark.entries, mark.head):
+        if mark is None or mark.key != self._ledger.key:
+            return
+        if not self._ledger.had(mark.entries, mark.head):
             self._notice(Witness.SPOOL, mark.entries)
+        elif not self._has_charges(mark):
+            self._notice(Witness.SPOOL, mark.charges, LedgerName.PRIVACY)
 
     def look(self, reply: rounds_pb2.PollReply) -> None:
         """Compare the ledger with the aggregator's mark, then write the spool's.
@@ -123,7 +148,11 @@ class RollbackWatch:
                 self._known = seen
             elif not is_of_known_loss:
                 self._notice(Witness.AGGREGATOR, seen[0])
-        mark = _Mark(self._ledger.key, self._ledger.entries, self._ledger.head)
+        try:
+            charges = self._privacy.mark()
+        except LedgerBroken:  # whatever would be charged is refused; the mark of before stays
+            return
+        mark = _Mark(self._ledger.key, self._ledger.entries, self._ledger.head, *charges)
         # Not synced, which would cost a disk write at every turn: after a power cut an older mark is still a true one.
         refresh_file(self._mark_file, encode(mark))
 
@@ -162,13 +191,20 @@ class RollbackWatch:
         record = read_rollback(self._file.parent)
         return "" if record is None or record.acknowledged else record.sentence
 
-    def _notice(self, witness: Witness, seen_entries: int) -> None:
-        record = Rollback(self._clock(), witness, seen_entries, self._ledger.entries)
+    def _notice(self, witness: Witness, seen_entries: int, of: LedgerName = LedgerName.EGRESS) -> None:
+        held = self._ledger.entries if of is LedgerName.EGRESS else self._privacy.mark()[0]
+        record = Rollback(self._clock(), witness, seen_entries, held, of=of)
         _log.error("state folder rolled back", why=record.sentence)
         replace_file(self._file, encode(record))
         # After the record: a crash in between notices the loss again, or finds it on record.
         self._files.journal.close()
         self._files.spool.withdraw_others(None, 0)
+
+    def _has_charges(self, mark: _Mark) -> bool:
+        try:
+            return self._privacy.had(mark.charges, mark.charges_head)
+        except LedgerBroken:  # each step that would be charged says so
+            return True
 
     def _mark(self) -> _Mark | None:
         try:

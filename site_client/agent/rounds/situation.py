@@ -4,7 +4,7 @@ The lists of states and reasons are closed: no text, and so no patient value, ca
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -74,7 +74,12 @@ class SituationReport:
             return Situation(SiteState.READY, progress_percent=100)
         if files.waits_for_approval(current, self._policy):
             return Situation(SiteState.AWAITING_APPROVAL)
-        return _TRAINER_SILENT if is_silent else _in_training(current, status)
+        if is_silent:
+            return _TRAINER_SILENT
+        situation = _in_training(current, status)
+        # The pace of a private round would tell how many patients were drawn.
+        is_private = files.plan_of(current).plan.privacy is not None
+        return replace(situation, progress_percent=0) if is_private else situation
 
 
 def _without_round(status: Status | None) -> Situation:

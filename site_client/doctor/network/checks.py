@@ -68,4 +68,4 @@ def _enrolment(settings: SiteSettings, identity: SiteIdentity | str) -> CheckRes
 def _update_bytes(settings: SiteSettings) -> int | None:
     """Return the size of an upload under the newest plan; None without a plan."""
     plans = Plans(settings.folders.agent / "plans").all()
-    return Layout.of(plans[0].plan, plans[0].plan.manifest.size).bytes if plans else None
+    return Layout.of(plans[0].plan, plans[0].plan.moving.size).bytes if plans else None

@@ -111,7 +111,7 @@ def needs_of(plan: TrainingPlan | None) -> RoundTrip:
     """Return the bytes of a round of this plan; without a plan, of the full network."""
     if plan is None:
         return RoundTrip("a round of the full network", FULL_UPLOAD_BYTES, FULL_UPLOAD_BYTES, FULL_MODEL_BYTES)
-    layout = Layout.of(plan, plan.manifest.size)
+    layout = Layout.of(plan, plan.moving.size)
     sum_bytes = layout.sum_bytes_for(plan.cohort.maximum)
     model_bytes = 4 * plan.manifest.size
     return RoundTrip("a round of the newest plan", layout.bytes, sum_bytes, model_bytes, plan.deadlines.phase_s)

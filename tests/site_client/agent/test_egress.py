@@ -68,11 +68,11 @@ def test_what_the_guard_refuses_is_not_sent_and_stands_in_the_ledger_as_refused(
 
 
 def test_a_ledger_that_cannot_be_written_keeps_the_message_here(egress: Egress, ledger: Ledger, wire: Wire) -> None:
-    reopened = ledger._handle
-    ledger._handle = -1  # as after the disk under it went away
+    reopened = ledger._file._handle
+    ledger._file._handle = -1  # as after the disk under it went away
     with pytest.raises(OSError, match="Bad file descriptor"):
         egress.send(READY, rounds_pb2.ReadyMessage(round=REF))
-    ledger._handle = reopened
+    ledger._file._handle = reopened
     assert wire.sent == []
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from site_client.agent.chained_file import GENESIS
 from site_client.agent.egress import verify
-from site_client.agent.egress.ledger import GENESIS, EgressDecision, Ledger, Outgoing, read
+from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing, read
 from site_client.errors import InUse, LedgerBroken
 from tests.site_client.agent.conftest import StandingClock
 

@@ -22,8 +22,9 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger, read
 from site_client.agent.identity.identity import SiteIdentity
+from site_client.agent.privacy.ledger import Spending
 from site_client.agent.rounds.participant import Participant
-from site_client.agent.rounds.plans import describe
+from site_client.agent.rounds.plan_description import describe
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.errors import EgressRefused
 from site_client.records import RunId, Status, Update
@@ -172,10 +173,11 @@ def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Offer) -> 
     policy = PolicySettings(metrics=(Metric.LOSS,), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
-    against = describe(site.rounds.plans.find(site.plan.digest.hex()), policy)
+    held, unspent = site.rounds.plans.find(site.plan.digest.hex()), Spending((), 0.2)
+    against = describe(held, policy, unspent)
     for key in ("policy.metrics", "policy.cohort_min", "policy.epsilon_max is 8"):
         assert key in against
-    assert "nothing, by the policy" in describe(site.rounds.plans.find(site.plan.digest.hex()), PolicySettings())
+    assert "nothing, by the policy" in describe(held, PolicySettings(), unspent)
 
 
 @pytest.mark.parametrize(

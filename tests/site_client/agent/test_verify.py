@@ -1,6 +1,5 @@
 """Whatever is done to an egress ledger afterwards is found, and the first bad entry is named."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from site_client.agent.egress import verify
-from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing, read
+from site_client.agent.egress.ledger import CHAIN, EgressDecision, Entry, Ledger, Outgoing, read
 from site_client.agent.egress.verify import Anchor
 from site_client.errors import LedgerBroken
 
@@ -98,7 +97,9 @@ def test_a_ledger_written_anew_with_another_key_is_found(lines: list[bytes], pat
     forged = []
     path.write_bytes(b"".join(lines))
     for entry in list(read(path)):
-        entry = replace(entry, key=public, prev_hash=head, size_bytes=1).signed_by(forger)
+        unsigned = entry.record() | {"key": public, "prev_hash": head, "bytes": 1}
+        del unsigned["sig"]
+        entry = Entry.of(CHAIN.signed(unsigned, forger))
         head = entry.hash()
         forged.append(entry.line() + b"\n")
     path.write_bytes(b"".join(forged))

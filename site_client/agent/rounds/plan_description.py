@@ -1,0 +1,130 @@
+"""A plan in words, for the person at the hospital who decides on it."""
+
+import math
+
+from federation import accounting
+from federation.encoding import Layout
+from federation.pieces import pieces_of
+from federation.plan import TrainingPlan
+from federation.privacy import (
+    Privacy,
+    delta_of_prices,
+    evaluations,
+    noise_over_signal,
+    train_price,
+    validation_price,
+)
+from federation.vocabulary import Metric
+
+from site_client.agent.privacy.ledger import Spending
+from site_client.agent.rounds.plans import HeldPlan, Plans
+from site_client.agent.rounds.policy import policy_conflicts
+from site_client.config import PolicySettings
+
+_MOVING = {
+    "heads": "the layers that give the answers",
+    "reader": "the layers that give the answers, and the one that reads a study's slices together",
+    "norms": "answers, reader, and the scales of all normalizations",
+    "all": "all tensors",
+}
+
+
+def summarize(plans: Plans) -> str:
+    """Return one line for each plan."""
+    lines = [
+        f"{held.digest.hex()[:16]}  {held.decision or 'waits for you':<14}  {held.plan.name}" for held in plans.all()
+    ]
+    return "\n".join(lines) or "no plan has been offered to this site yet"
+
+
+def describe(held: HeldPlan, policy: PolicySettings, spending: Spending) -> str:
+    """Return all that a hospital agrees to, in words, and the conflicts with its own policy."""
+    plan = held.plan
+    facts = {
+        "name": plan.name,
+        "purpose": plan.purpose,
+        "digest": held.digest.hex(),
+        "decision": held.decision or "waits for you: plan approve / plan refuse",
+        "against it": "; ".join(policy_conflicts(policy, plan, spending)) or "nothing, by the policy of this site",
+        "network": f"{plan.architecture}, {plan.manifest.size:,} numbers in {len(plan.manifest.tensors)} tensors",
+        "what moves": _moving(plan),
+        "rounds": f"{plan.rounds} of training and one of evaluation",
+        "training": _training(plan),
+        "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",
+        "leaves this site": _leaves(plan),
+        "metrics in the sum": ", ".join(plan.metrics) or "none",
+        "deadlines": f"{plan.deadlines.training_s} s to train, {plan.deadlines.phase_s} s a masking phase",
+        **_privacy(plan, plan.privacy),
+    }
+    return "\n".join(f"{name:<20}{value}" for name, value in facts.items())
+
+
+def _moving(plan: TrainingPlan) -> str:
+    layout = Layout.of(plan, plan.moving.size)
+    return (
+        f"{_MOVING[plan.training.trainable]}: {plan.moving.size:,} numbers in "
+        f"{len(plan.moving_tensors) or len(plan.manifest.tensors)} tensors; {layout.bytes:,} bytes leave a round, "
+        f"{layout.sum_bytes_for(plan.cohort.target):,} come back"
+    )
+
+
+def _training(plan: TrainingPlan) -> str:
+    if plan.privacy is None:
+        return f"{plan.training.epochs} passes a round, at least {plan.training.studies_min} studies"
+    return (
+        f"one step a round, of about {plan.privacy.sampling_rate:.3g} of the patients, each drawn anew by chance; at "
+        f"least {plan.training.studies_min} studies, counted before the first round only"
+    )
+
+
+def _leaves(plan: TrainingPlan) -> str:
+    if plan.privacy is None:
+        return (
+            f"one masked update a round, clipped to norm {plan.encoding.clip_norm:g}, "
+            f"{plan.encoding.bits} bits a number; the aggregator decodes only the sum over the cohort"
+        )
+    return (
+        f"one masked sum a round of gradients, each patient's clipped to norm {plan.privacy.clip_norm:g}, with noise; "
+        "the aggregator decodes only the sum over the cohort"
+    )
+
+
+def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
+    if privacy is None:
+        return {"privacy": "the sum is not noised: no bound on what it tells about one patient"}
+    coordinates = sum(pieces_of(plan.moving.size))
+    delta = delta_of_prices(privacy, plan.rounds, coordinates)
+    price = train_price(privacy, coordinates)
+    ends = [math.ceil(plan.rounds * tenth / 10) for tenth in range(1, 11)]
+    spent = [accounting.epsilon(accounting.times(price, end), delta) for end in ends]
+    ratios = {
+        members: noise_over_signal(privacy, members, plan.moving.size, coordinates)
+        for members in sorted({plan.cohort.minimum, plan.cohort.target})
+    }
+    facts = {
+        "privacy": f"of a patient: whether any one was there changes every outcome's odds by exp(epsilon) at most, but "
+        f"for a chance of {privacy.delta:g}",
+        "epsilon of training": f"{spent[-1]:.2f} of a budget of {privacy.epsilon_train:g}; after each tenth of the run "
+        + ", ".join(f"{epsilon:.2f}" for epsilon in spent),
+        "epsilon of checks": "none: no histograms",
+        "noise over signal": "; ".join(
+            f"{ratio:.2f} with {members} hospitals ({usability(ratio)})" for members, ratio in ratios.items()
+        ),
+    }
+    if Metric.HISTOGRAMS in plan.metrics:
+        count = evaluations(privacy, plan.rounds)
+        checks = accounting.epsilon(accounting.times(validation_price(privacy), count), delta)
+        facts["epsilon of checks"] = (
+            f"{checks:.2f} of a budget of {privacy.epsilon_validation:g}, of the patients who validate: {count} "
+            "evaluations with histograms of patients"
+        )
+    return facts
+
+
+def usability(ratio: float) -> str:
+    """Return the measured rule in words: the AUC that a ratio of noise to signal costs (docs/PRIVACY.md)."""
+    if ratio <= 0.3:
+        return "usable: expect an AUC lower by .00 to .02"
+    if ratio <= 1.0:
+        return "expect an AUC lower by .02 to .1"
+    return "the noise eats the signal"
