@@ -39,7 +39,7 @@ for name, short_help in (
     ("audit", "Who changed what and why, newest first."),
     ("init", "Make the consortium CA and the database, and certify the custodian's key."),
     ("model", "Models of a run: list, export."),
-    ("plan", "Plans: export for the custodian."),
+    ("plan", "Plans: check, export for the custodian."),
     ("roster", "The roster: show, export for the custodian, import."),
     ("run", "Runs: start, watch, pause, resume, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),

@@ -110,6 +110,14 @@ def from_table(
         raise refusal(f"{where}: {_sentence(error, kind, values)}") from None
 
 
+def present(kind: inspect.Type) -> inspect.Type:
+    """Return the type of a table that may be absent; any other type as it is."""
+    if isinstance(kind, inspect.UnionType):
+        tables = [kind for kind in kind.types if isinstance(kind, inspect.StructType | inspect.DataclassType)]
+        return tables[0] if len(tables) == 1 else kind
+    return kind
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """Describe the known names for a misspelt one: '; did you mean ...?', or else the list of all."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -126,6 +134,7 @@ def _refuse_unknown_keys(
     kind: inspect.Type, table: object, path: str, where: str, refusal: type[AggregatorError], given: Collection[str]
 ) -> None:
     # msgspec itself can refuse unknown keys of a Struct, but ignores those of a dataclass, whatever they are.
+    kind = present(kind)
     if not isinstance(kind, inspect.StructType | inspect.DataclassType) or not isinstance(table, dict):
         return
     fields = {field.name: field.type for field in kind.fields if f"{path}{field.name}" not in given}
@@ -164,6 +173,7 @@ def _at(kind: inspect.Type, value: object, path: str) -> tuple[inspect.Type, obj
     """Follow a path such as `metrics[0]` or `driver.threads` to the type and the value that stand there."""
     # An item of a list has an index in the path, an entry of a table its key.
     for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):
+        kind = present(kind)
         if index and isinstance(kind, inspect.VarTupleType | inspect.CollectionType) and isinstance(value, list):
             kind, value = kind.item_type, value[int(index)]
         elif name and isinstance(kind, inspect.StructType | inspect.DataclassType) and isinstance(value, dict):

@@ -31,7 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "store",
         "config.py",
         "toml_file.py network.py signing_requests.py",
-        "states.py secret_file.py",
+        "states.py secret_file.py units.py",
         "errors.py memory.py logging_setup.py",
     ],
     "site_client": [
@@ -57,10 +57,11 @@ FLOORS: dict[str, list[str]] = {
         "chain.py certificate.py",
         "encoding",
         "plan.py",
+        "moving.py privacy.py",
         "manifest.py roster.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py",
-        "vocabulary.py limits.py bandwidth.py description.py",
-        "secagg errors.py labels.py v1",
+        "vocabulary.py limits.py bandwidth.py description.py bounds.py accounting.py",
+        "secagg errors.py labels.py pieces.py v1",
     ],
     "deploy": ["simulation demonstration deb"],
 }

@@ -12,6 +12,8 @@ from federation.manifest import Manifest
 from federation.plan import TrainingPlan
 from federation.roster import ROSTER_DAYS, Roster, RosterEntry
 
+from aggregator.runs.forecast import objections
+from aggregator.runs.forecast_words import forecast_words
 from aggregator.signing_requests import RosterChange
 
 _SHOWN_DIGITS = 16  # of a fingerprint; `hemofed-site roster show` writes as many
@@ -46,7 +48,7 @@ def roster_words(after: Roster, before: Roster | None) -> str:
 
 
 def plan_words(after: TrainingPlan, before: TrainingPlan | None) -> str:
-    """Describe a plan: every value, and beside it the value of the plan before where that was another."""
+    """Describe a plan: every value, beside it the value of the plan before where that was another, and its figures."""
     values, old = dict(_values(after)), {} if before is None else dict(_values(before))
     lines = [f"Plan {after.digest.hex()}"]
     lines += [
@@ -55,6 +57,8 @@ def plan_words(after: TrainingPlan, before: TrainingPlan | None) -> str:
     for name, value in values.items():
         was = f"   (before: {old[name]})" if name in old and old[name] != value else ""
         lines.append(f"  {name:<28}{value}{was}")
+    lines += ["", *(f"  {line}" for line in forecast_words(after))]
+    lines += [f"  warning: {objection}" for objection in objections(after)]
     return "\n".join(lines)
 
 
@@ -67,6 +71,8 @@ def _values(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _values(inner, f"{name}.")
         elif isinstance(inner, bytes):
             yield name, inner.hex()
+        elif name == "moving_tensors":
+            yield name, f"{len(inner)} tensors: {', '.join(map(str, inner))}" if inner else "all"
         elif isinstance(inner, tuple):
             yield name, ", ".join(map(str, inner)) or "-"
         else:

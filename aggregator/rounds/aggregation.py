@@ -24,6 +24,7 @@ from federation.errors import FederationError
 from federation.manifest import Model, load_model, save_model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
+from federation.privacy import histogram_noise
 from federation.v1.secagg_pb2 import EncryptedShare, RevealMessage, UploadClaim
 from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
@@ -274,13 +275,22 @@ def _metrics_row(inputs: AggregationInput, result: AggregationResult, cases_min:
     # After dropouts the sum may be over fewer sites than the plan's minimum. It still moves the model, but figures over
     # so few sites would say too much about each.
     enough = members >= inputs.plan.cohort.minimum
-    judged = enough and Metric.HISTOGRAMS in inputs.plan.metrics
     has_loss = enough and trained and header.example_count > 0
+    privacy = inputs.plan.privacy
+    if not enough or Metric.HISTOGRAMS not in inputs.layout.metrics:
+        report = metrics.NOTHING
+    elif privacy is None:
+        report = metrics.report(header.histograms, cases_min)
+    else:
+        # Each member of the sum has added a share that was made for the whole cohort, U1.
+        variance = members * histogram_noise(privacy).share_variance(len(inputs.masking.cohort.members))
+        report = metrics.noised_report(header.histograms, cases_min, variance)
     return ModelMetrics(
         round_id=inputs.row.id,
         model_digest=inputs.row.base_model,
         cohort_size=members,
         train_loss=header.loss_sum / header.example_count if has_loss else None,
-        studies=header.weight if trained else None,
-        report=(metrics.report(header.histograms, cases_min) if judged else metrics.NOTHING).to_json(),
+        # In a private round each member has the weight 1.
+        studies=header.weight if trained and privacy is None else None,
+        report=report.to_json(),
     )

@@ -11,17 +11,27 @@ A label with fewer than `cases_min` positives or negatives gets none of the thre
 about these patients than about the model. The weighted log loss is RSNA's: the mean over the labels with weight 2/7 for
 `any` and 1/7 for each other. It averages all labels at once, so it needs `cases_min` positives and negatives of `any`
 only, and `cases_min` cases of each label.
+
+The histograms of a private round count patients, in 16 cells and with noise. They give an AUC with an interval
+(`noised_auc`) and no other figure: noise in a group makes a calibration error of its own, and cells of one logit say
+little about a loss.
 """
 
-from typing import Annotated
+import math
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
+from federation.encoding.noised import CELLS
 from federation.labels import BINS, LABEL_WEIGHTS, LABELS, LOGIT_EDGE
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from aggregator.runs.noised_auc import auc_of_counts
+
 CALIBRATION_GROUPS = 15
+# A count below this many standard deviations of its noise may as well be none.
+_DEVIATIONS_MIN: Final = 2.0
 
 # A case is known to within its bin, so it counts as one at the bin's middle.
 _LOGITS = -LOGIT_EDGE + (np.arange(BINS) + 0.5) * (2 * LOGIT_EDGE / BINS)  # middles of the bins
@@ -34,13 +44,16 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class LabelMetrics(Struct, frozen=True):
-    """Figures of one label over the cohort's validation slices. None: too few cases, see the module."""
+    """Figures of one label over the cohort's validation slices or patients. None: too few cases, see the module."""
 
     positives: Count
     negatives: Count
     auc: Annotated[float, Meta(ge=0, le=1)] | None
     log_loss: Annotated[float, Meta(ge=0)] | None  # nats a slice
     ece: Annotated[float, Meta(ge=0)] | None
+    # Interval of 95 % around the AUC; of private rounds only.
+    auc_low: Annotated[float, Meta(ge=0, le=1)] | None = None
+    auc_high: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
 class Report(Struct, frozen=True):
@@ -52,9 +65,12 @@ class Report(Struct, frozen=True):
 
     labels: dict[str, LabelMetrics]
     weighted_log_loss: Annotated[float, Meta(ge=0)] | None
+    # What positives and negatives count: validation slices, or in a private round patients.
+    unit: Literal["slice", "patient"] = "slice"
+    count_deviation: Annotated[float, Meta(ge=0)] = 0.0  # standard deviation of the noise in each of these counts
 
     def to_json(self) -> str:
-        """Encode as {"labels": {name: {"positives", "negatives", "auc", "log_loss", "ece"}}, "weighted_log_loss"}."""
+        """Encode as {"labels": {name: fields of LabelMetrics}, and the other fields}."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
@@ -84,6 +100,35 @@ def report(histograms: NDArray[np.int64], cases_min: int) -> Report:
         return Report(labels, None)
     weighted = sum(weight * loss for weight, loss in zip(LABEL_WEIGHTS, losses, strict=True))
     return Report(labels, float(weighted / sum(LABEL_WEIGHTS)))
+
+
+def noised_report(histograms: NDArray[np.int64], cases_min: int, variance: float) -> Report:
+    """Compute the figures of a model from the histograms of a private round.
+
+    Args:
+        histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort: patients and noise in every
+            fourth bin.
+        cases_min: Fewer positives or negatives than this give no figure, nor do counts that the noise drowns.
+        variance: Of the noise in one cell of the sum.
+    """
+    deviation = math.sqrt(CELLS * variance)
+    counts_min = max(float(cases_min), _DEVIATIONS_MIN * deviation)
+    cells = histograms[:, :, :: BINS // CELLS]
+    labels = {
+        name: _noised_label(counts[0], counts[1], counts_min, variance)
+        for name, counts in zip(LABELS, cells, strict=True)
+    }
+    return Report(labels, None, "patient", deviation)
+
+
+def _noised_label(
+    negative: NDArray[np.int64], positive: NDArray[np.int64], counts_min: float, variance: float
+) -> LabelMetrics:
+    positives, negatives = max(0, int(positive.sum())), max(0, int(negative.sum()))
+    if min(positives, negatives) < counts_min:
+        return LabelMetrics(positives, negatives, None, None, None)
+    auc = auc_of_counts(negative, positive, variance)
+    return LabelMetrics(positives, negatives, auc.value, None, None, auc.low, auc.high)
 
 
 def _label(negative: NDArray[np.int64], positive: NDArray[np.int64], cases_min: int) -> LabelMetrics:

@@ -23,6 +23,7 @@ THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
 JOIN_LOOK_S = 0.2
 CLIP_NORM = 10.0
+WEIGHT_CAP_MAX = 400  # with 100 times studies_min, rounding alone would be almost as long as clip_norm
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
 # Large bright bleeds in half of the patients: so a few minutes of training show an effect.
 PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
@@ -77,7 +78,7 @@ phase_s = {phase_s}
 clip_norm = {clip_norm}
 # The step of the quantizer is a share of clip_norm at full weight: a cap far above the studies drowns the update.
 bits = 8
-weight_cap = {studies}
+weight_cap = {weight_cap}
 """
 
 
@@ -259,7 +260,7 @@ class Federation:
                 image_size_px=IMAGE_SIZE_PX,
                 phase_s=MASKING_PHASE_S,
                 clip_norm=CLIP_NORM,
-                studies=self.options.studies,
+                weight_cap=min(self.options.studies, WEIGHT_CAP_MAX),
             )
         )
         request, model = self.folder / "plan.request", str(self.initial_model)

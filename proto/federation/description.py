@@ -12,6 +12,8 @@ from typing import Final
 from federation.errors import Malformed
 from federation.labels import LABELS
 
+# Of the parts of a network: heads, reader, norms, trunk. A plan's `trainable` moves all parts up to one of them.
+PART_LETTERS: Final = "hrnt"
 _BYTES_MAX: Final = 1 << 20
 
 
@@ -31,6 +33,7 @@ class ModelDescription:
         plan_digest: In hex.
         round: The model is the result of this round.
         calibration: JSON text of `hemofed-site calibrate`.
+        parts: One of PART_LETTERS a tensor, in the order of the manifest.
     """
 
     architecture: str
@@ -44,6 +47,7 @@ class ModelDescription:
     plan_digest: str = ""
     round: int | None = None
     calibration: str = ""
+    parts: str = ""
 
     def to_json(self) -> str:
         """Return one line of JSON. Equal descriptions give equal text."""

@@ -7,6 +7,7 @@ from federation.manifest import save_model
 from torch import nn
 
 from site_client.model.inputs import PIPELINE_VERSION
+from site_client.model.parts import parts_of
 from site_client.model.published import load_published
 from site_client.model.registry import build, model_of
 
@@ -51,6 +52,12 @@ def write_published(architecture: str, seed: int, published: Path, licence: str,
 
 
 def _write(net: nn.Module, architecture: str, origin: str, out: Path) -> str:
-    model = model_of(net)
-    save_model(out, model, description=ModelDescription(architecture, pipeline=PIPELINE_VERSION, origin=origin))
+    model, parts = model_of(net), parts_of(net)
+    description = ModelDescription(
+        architecture,
+        pipeline=PIPELINE_VERSION,
+        origin=origin,
+        parts="".join(parts[tensor.name].letter for tensor in model.manifest.tensors),
+    )
+    save_model(out, model, description=description)
     return f"{architecture}: {model.manifest.size:,} parameters, digest {model.digest.hex()}, {origin}, in {out}"

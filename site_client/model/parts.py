@@ -5,6 +5,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+from federation.description import PART_LETTERS
 from federation.plan import LocalTraining, Trainable
 from torch import nn
 
@@ -23,6 +24,11 @@ class Part(IntEnum):
     READER = 1
     NORMS = 2
     TRUNK = 3
+
+    @property
+    def letter(self) -> str:
+        """Its letter in a model's description."""
+        return PART_LETTERS[self]
 
 
 _LAST: Final[Mapping[Trainable, Part]] = MappingProxyType(

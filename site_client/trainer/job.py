@@ -15,8 +15,9 @@ from federation.encoding import clip
 from federation.limits import MESSAGE_BYTES_MAX
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
+from federation.privacy import Privacy
 from federation.v1.plan_pb2 import SignedPlan
-from federation.vocabulary import Outcome, SiteState, StateReason
+from federation.vocabulary import Metric, Outcome, SiteState, StateReason
 from federation.wire import parse
 
 from site_client.config import SiteSettings
@@ -26,8 +27,9 @@ from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.records import Dataset, StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
+from site_client.model.parts import is_trainable, parts_of
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
-from site_client.records import Histograms
+from site_client.records import NO_HISTOGRAMS, Histograms
 from site_client.spool import Job, TrainerSide, Update, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
@@ -38,6 +40,7 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.early_stop import with_early_stop
 from site_client.training.loop import Stopped, TrainingProgress, train
+from site_client.training.private import PrivateStep, patient_histograms, patients_of, private_gradient
 from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import slice_histograms
 from site_client.training.state import TrainingPosition
@@ -142,6 +145,8 @@ class JobInProgress:
         except (UnknownArchitecture, DatasetGone, TrainingFailed) as error:
             _log.error("job declined", error=str(error))
             return spool.deliver(replace(declined, reason=StateReason.TRAINING_FAILED))
+        if self.plan.privacy is not None:
+            return self._carry_out_private(spool, net, self._prepare(dataset), self.plan.privacy)
         if not dataset.studies:
             return spool.deliver(replace(declined, reason=StateReason.NO_LABELS))
         prepared = self._prepare(dataset)
@@ -161,7 +166,7 @@ class JobInProgress:
             position = self._train(net, prepared)
         trained = self.base.manifest.flatten(weights_of(net))
         # Clipped here as well as by the agent: the spool already holds a bounded update.
-        delta, clipped = clip(trained - self.base.weights, self.plan.encoding.clip_norm)
+        delta, clipped = clip(self.plan.moving.take(trained - self.base.weights), self.plan.encoding.clip_norm)
         update = Update(
             run_id=self.job.run_id,
             round=self.job.round,
@@ -175,6 +180,41 @@ class JobInProgress:
             histograms=histograms,
         )
         return spool.deliver(update, delta)
+
+    def _carry_out_private(
+        self, spool: TrainerSide, net: Network, prepared: PreparedStudies, privacy: Privacy
+    ) -> Update:
+        """Does the job of a private plan. It declines for no reason that lies in the data.
+
+        One process does it: a patient's gradient does not spread over several.
+        """
+        self._compute.place(net)
+        histograms = NO_HISTOGRAMS
+        if Metric.HISTOGRAMS in self.plan.metrics and privacy.evaluates(self.job.round, self.plan.rounds):
+            validation = patients_of(prepared.split.validation)
+            histograms = histograms_of(patient_histograms(net, validation, self._loader, self._compute, self._stopping))
+        update = Update(
+            run_id=self.job.run_id,
+            round=self.job.round,
+            base_model_digest=self.job.base_model_digest,
+            outcome=Outcome.EVALUATED if self.job.evaluation_only else Outcome.TRAINED,
+            reason=None,
+            studies=len(prepared.split.training),  # for the agent alone, which sends a constant in its place
+            loss_sum=0.0,
+            example_count=0,
+            clipped=False,
+            histograms=histograms,
+        )
+        if self.job.evaluation_only:
+            return spool.deliver(update)
+
+        def report(done: int, total: int) -> None:
+            self._send(WorkerMessage(SiteState.TRAINING, 100 * done // total, done, total, None, prepared.count))
+
+        step = PrivateStep(net, self.plan, self._loader.for_private_training(net), self._compute)
+        checkpoints = self._checkpoints(prepared, "private")
+        patients = patients_of(prepared.split.training)
+        return spool.deliver(update, private_gradient(step, patients, checkpoints, report, self._stopping))
 
     def train_share(self) -> None:
         """Computes this rank's share of the training, on studies that the worker has prepared.
@@ -212,6 +252,12 @@ class JobInProgress:
         if manifest_of(net) != self.plan.manifest or self.base.manifest != self.plan.manifest:
             raise TrainingFailed(
                 f"the plan's tensors are not those of {self.plan.architecture!r} in this version; update hemofed"
+            )
+        trainable = self.plan.training.trainable
+        moving = [place for place, part in enumerate(parts_of(net).values()) if is_trainable(part, trainable)]
+        if self.plan.moving_tensors not in ((), tuple(moving)):
+            raise TrainingFailed(
+                f"the plan's moving tensors are not the {trainable.value} of {self.plan.architecture!r} here; update"
             )
         load_weights(net, self.base.manifest.unflatten(self.base.weights))
         return net

@@ -96,6 +96,12 @@ class Loader:
         sampler = self.sampler(studies)
         return self if sampler is None or not net.has_slice_outputs else _SlabLoader(self, sampler)
 
+    def for_private_training(self, net: Network) -> "Source":
+        """Return the source for private training: a slab depends on its own patient, never on where others bleed."""
+        if not self._slices_per_study or not net.has_slice_outputs:
+            return self
+        return _SlabLoader(self, SlabSampler(self._slices_per_study, np.empty(0)))
+
     def sampler(self, studies: Sequence[StudyRecord]) -> SlabSampler | None:
         """Return the sampler of slabs for training on these studies; None if whole studies are read."""
         if not self._slices_per_study:

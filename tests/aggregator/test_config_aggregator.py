@@ -1,5 +1,6 @@
 """aggregator.toml and plan.toml: the references say what the code says, and mistakes stop the start."""
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from federation.description import ModelDescription
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import ServerKind, TrainingPlan
+from federation.privacy import Privacy
 from federation.vocabulary import Metric
 from msgspec import inspect
 from structlog.testing import capture_logs
@@ -18,12 +21,14 @@ from structlog.testing import capture_logs
 from aggregator.config import AggregatorSettings, load_settings
 from aggregator.errors import ConfigRefused, PlanFileRefused
 from aggregator.runs.plan_file import GIVEN, read_plan
+from aggregator.toml_file import present
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
 def keys_of(kind: inspect.Type, path: str = "") -> dict[str, Any] | None:
     """Every key that a table of this type may hold, nested; None for a type that is no table."""
+    kind = present(kind)
     if not isinstance(kind, inspect.StructType | inspect.DataclassType):
         return None
     names = {field.name: field.type for field in kind.fields if f"{path}{field.name}" not in GIVEN}
@@ -58,9 +63,14 @@ def test_the_reference_holds_every_key_with_its_default() -> None:
     assert load_settings(DEPLOY / "aggregator.toml") == AggregatorSettings()
 
 
+def with_privacy(text: str) -> str:
+    """plan.toml with the commented table switched on, as its comment says."""
+    return re.sub(r"^#(?=[#\[\w])", "", text, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", ["aggregator.toml", "plan.toml"])
 def test_every_key_of_a_reference_is_explained_above_it(name: str) -> None:
-    lines = (DEPLOY / name).read_text().splitlines()
+    lines = with_privacy((DEPLOY / name).read_text()).splitlines()
     for before, line in pairwise(lines):
         if re.match(r"\w+ = ", line):
             assert before.startswith("# "), line
@@ -147,6 +157,16 @@ def test_an_integer_is_read_as_a_float_and_the_enrolment_listener_may_be_closed(
 # --- plan.toml ---
 
 DECIDED = 'name = "p"\narchitecture = "lite"\nrounds = 2\n'
+HISTOGRAMS = DECIDED + 'metrics = ["histograms"]\n'
+PRIVATE = """
+[privacy]
+sampling_rate = 0.5
+noise_multiplier = 2.0
+patients_expected = 100
+batch_max = 100
+validation_multiplier = 8.0
+epsilon_validation = 2.0
+"""
 
 
 @pytest.fixture
@@ -161,13 +181,32 @@ def counting(size: int) -> bytes:
 
 
 def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan(model_path: Path) -> None:
-    table = tomllib.loads((DEPLOY / "plan.toml").read_text())
-    assert keys_in(table) == keys_of(inspect.type_info(TrainingPlan))
+    text = (DEPLOY / "plan.toml").read_text()
+    assert keys_in(tomllib.loads(with_privacy(text))) == keys_of(inspect.type_info(TrainingPlan))
+    table = tomllib.loads(text)
     decided = "".join(f"{key} = {table[key]!r}\n" for key in ("name", "architecture", "rounds"))
     plan = read_plan(DEPLOY / "plan.toml", model_path, counting)
     assert plan == read_plan(write(model_path.parent, decided), model_path, counting)
     assert plan.architecture == "densenet121-gru"
     assert plan.metrics == (Metric.LOSS, Metric.HISTOGRAMS)
+
+
+def test_the_privacy_of_the_reference_plan_is_a_valid_one_with_its_defaults_said(model_path: Path) -> None:
+    text = with_privacy((DEPLOY / "plan.toml").read_text())
+    private = text.replace('metrics = ["loss", "histograms"]', 'metrics = ["histograms"]')
+    assert private != text
+    privacy = read_plan(write(model_path.parent, private), model_path, counting).privacy
+    assert privacy is not None
+    table = " = " + text.split("[privacy]\n")[1]
+    for field in dataclasses.fields(Privacy):
+        above = table.split(f"\n{field.name} = ")[0].rpartition(" = ")[2].replace("\n# ", " ")
+        said = re.search(r"\(default ([^)]+)\)", above)
+        if field.default is dataclasses.MISSING:
+            assert said is None, field.name
+        elif said is None:
+            assert (field.default, "(default)" in above) == (0, True), field.name
+        else:
+            assert float(said[1]) == field.default == getattr(privacy, field.name), field.name
 
 
 def test_metrics_may_stand_in_any_order_and_twice(tmp_path: Path, model_path: Path) -> None:
@@ -209,12 +248,41 @@ def test_the_model_file_and_chance_fill_in_what_nobody_should_type(tmp_path: Pat
         (DECIDED + '[server]\nkind = "adam"\n', "server.kind: expected one of fedavg, "),
         (DECIDED + 'metrics = ["accuracy"]\n', "metrics[0]: expected one of loss, histograms, got 'accuracy'"),
         (DECIDED + "[cohort]\nminimum = 2\n", "plan.cohort.minimum"),
+        (DECIDED + "[privacy]\nsampling_rat = 0.1\n", "privacy: unknown key 'sampling_rat'; did you mean"),
+        (DECIDED + "[privacy]\nsampling_rate = 0.1\n", "privacy: 'noise_multiplier' is missing"),
+        (
+            DECIDED + PRIVATE + 'epsilon_train = 9.0\ndelta = "small"\n',
+            "privacy.delta: expected float, got str 'small'",
+        ),
+        (DECIDED + PRIVATE + "epsilon_train = 9\n", "plan.metrics: expected no 'loss' in a private plan"),
+        (
+            HISTOGRAMS + "[training]\nepochs = 2\n" + PRIVATE + "epsilon_train = 9\n",
+            "plan.training.epochs: expected its default 1",
+        ),
+        (HISTOGRAMS + PRIVATE + "epsilon_train = 0.5\n", "plan.privacy.epsilon_train: expected a budget of"),
+        (
+            DECIDED + '[training]\ntrainable = "trunk"\n',
+            "training.trainable: expected one of heads, reader, norms, all",
+        ),
+        (DECIDED + '[training]\ntrainable = "heads"\n', "says to which part of the network each tensor belongs"),
         ("name = ", "no TOML"),
     ],
 )
 def test_a_mistake_in_a_plan_is_refused_and_named(tmp_path: Path, model_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(PlanFileRefused, match=re.escape(sentence)):
         read_plan(write(tmp_path, text), model_path, counting)
+
+
+@pytest.mark.parametrize(("trainable", "moving"), [("heads", (1,)), ("reader", (1, 3)), ("norms", (0, 1, 3))])
+def test_the_model_file_says_which_tensors_a_plan_moves(tmp_path: Path, trainable: str, moving: tuple[int]) -> None:
+    manifest = Manifest(tuple(TensorSpec(name, (2,)) for name in "abcd"))
+    described = ModelDescription("lite", parts="nhtr")
+    save_model(tmp_path / "model", Model(manifest, np.zeros(8, np.float32)), description=described)
+    path = write(tmp_path, DECIDED + f'[training]\ntrainable = "{trainable}"\n')
+    plan = read_plan(path, tmp_path / "model", counting)
+    assert (plan.moving_tensors, plan.moving.size) == (moving, 2 * len(moving))
+    assert TrainingPlan.from_bytes(plan.to_bytes()) == plan
+    assert read_plan(write(tmp_path, DECIDED), tmp_path / "model", counting).moving_tensors == ()
 
 
 def test_a_model_file_that_is_missing_or_none_is_refused(tmp_path: Path) -> None:

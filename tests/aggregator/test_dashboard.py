@@ -20,7 +20,6 @@ from aggregator.context import AppContext, open_context
 from aggregator.dashboard import wording
 from aggregator.dashboard.app import create_app
 from aggregator.dashboard.charts import Curve, Point, line_chart
-from aggregator.dashboard.rendering import duration, size
 from aggregator.dashboard.visibility import visibility
 from aggregator.runs import lifecycle
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
@@ -29,6 +28,7 @@ from aggregator.sites.authority import Authority
 from aggregator.states import FaultKind, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
+from aggregator.units import duration, size
 from tests.aggregator.conftest import StandingClock
 from tests.custodian import CUSTODIAN, sign_pending
 

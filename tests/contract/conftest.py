@@ -19,6 +19,7 @@ from federation.plan import (
     ServerOptimizer,
     TrainingPlan,
 )
+from federation.privacy import Privacy
 from federation.vocabulary import Metric
 
 PLAN = TrainingPlan(
@@ -37,6 +38,39 @@ PLAN = TrainingPlan(
     encoding=Encoding(clip_norm=1.0, bits=6, weight_cap=100, rotation_seed=bytes(range(32)), count_cap=0),
     metrics=(Metric.LOSS, Metric.HISTOGRAMS),
 )
+
+
+PRIVACY = Privacy(
+    sampling_rate=0.1,
+    noise_multiplier=2.0,
+    patients_expected=500,
+    batch_max=100,
+    epsilon_train=1.0,
+    validation_multiplier=4.0,
+    epsilon_validation=3.0,
+)
+
+
+@pytest.fixture(scope="session")
+def make_private_plan() -> Callable[..., TrainingPlan]:
+    """make_private_plan(parameters=1000, maximum=8, histograms=True, **fields of Privacy)."""
+
+    def make(
+        parameters: int = 1000, maximum: int = 8, *, histograms: bool = True, rounds: int = 5, **changes: Any
+    ) -> TrainingPlan:
+        without = {} if histograms else {"validation_multiplier": 0.0, "epsilon_validation": 0.0}
+        return replace(
+            PLAN,
+            manifest=Manifest((TensorSpec("weights", (parameters,)),)),
+            rounds=rounds,
+            training=LocalTraining(studies_min=32),
+            cohort=CohortBounds(minimum=3, target=3, maximum=maximum),
+            encoding=Encoding(rotation_seed=bytes(range(32))),
+            metrics=(Metric.HISTOGRAMS,) if histograms else (),
+            privacy=replace(PRIVACY, **(without | changes)),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

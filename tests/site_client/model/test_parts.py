@@ -1,8 +1,13 @@
 """Parts of a network: each tensor is in one part, and the sets that a plan names include each other."""
 
+import os
+from pathlib import Path
+
 import pytest
 from federation.plan import Trainable
 
+from aggregator.runs.plan_file import read_plan
+from site_client.model.initial_weights import write_fresh
 from site_client.model.parts import Part, is_trainable, parts_of
 from site_client.model.registry import build
 
@@ -41,3 +46,18 @@ def test_a_head_by_itself_has_the_parts_it_has_in_its_network() -> None:
 def test_each_set_includes_the_one_before() -> None:
     sizes = [sum(is_trainable(part, trainable) for part in Part) for trainable in Trainable]
     assert sizes == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("trainable", list(Trainable))
+def test_a_plan_of_initial_weights_moves_the_tensors_that_the_registry_trains(
+    tmp_path: Path, trainable: Trainable
+) -> None:
+    write_fresh("lite", 1, tmp_path / "model")
+    text = f'name = "p"\narchitecture = "lite"\nrounds = 1\n[training]\ntrainable = "{trainable}"\n'
+    (tmp_path / "plan.toml").write_text(text)
+    plan = read_plan(tmp_path / "plan.toml", tmp_path / "model", os.urandom)
+    parts = parts_of(build("lite", 0))
+    moving = [
+        place for place, tensor in enumerate(plan.manifest.tensors) if is_trainable(parts[tensor.name], trainable)
+    ]
+    assert list(plan.moving_tensors or range(len(plan.manifest.tensors))) == moving
