@@ -16,7 +16,7 @@ from federation.privacy import (
 )
 from federation.vocabulary import Metric
 
-from site_client.agent.privacy.ledger import Spending
+from site_client.agent.privacy.ledger import SpentPrivacy
 from site_client.agent.rounds.plans import HeldPlan, Plans
 from site_client.agent.rounds.policy import policy_conflicts
 from site_client.config import PolicySettings
@@ -37,7 +37,7 @@ def summarize(plans: Plans) -> str:
     return "\n".join(lines) or "no plan has been offered to this site yet"
 
 
-def describe(held: HeldPlan, policy: PolicySettings, spending: Spending) -> str:
+def describe(held: HeldPlan, policy: PolicySettings, spending: SpentPrivacy) -> str:
     """Return all that a hospital agrees to, in words, and the conflicts with its own policy."""
     plan = held.plan
     facts = {

@@ -23,7 +23,7 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger, read
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.privacy.ledger import Spending
+from site_client.agent.privacy.ledger import SpentPrivacy
 from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.plan_description import describe
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
@@ -181,7 +181,7 @@ def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Offer) -> 
     policy = PolicySettings(metrics=(Metric.LOSS,), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
-    held, unspent = site.rounds.plans.find(site.plan.digest.hex()), Spending((), 0.2)
+    held, unspent = site.rounds.plans.find(site.plan.digest.hex()), SpentPrivacy((), 0.2)
     against = describe(held, policy, unspent)
     for key in ("policy.metrics", "policy.cohort_min", "policy.epsilon_max is 8"):
         assert key in against
