@@ -15,6 +15,7 @@ from federation.errors import PlanRefused
 from deploy.simulation.arms import Device, TaskContext
 from deploy.simulation.patients import make_sites
 from deploy.simulation.pools import RayMissing, start_pool
+from deploy.simulation.privacy_reports import audit_report, heads_report
 from deploy.simulation.report import SimulationOrigin, write_report
 from deploy.simulation.seeds import SeedResult, result_of
 from deploy.simulation.settings import SimulationSettings
@@ -60,14 +61,30 @@ MIXES = click.Choice(["profile", "rsna", "natural", "balanced"])
     type=click.Path(path_type=Path),
     help="Prepared studies, finished seeds.",
 )
+@click.option("--audit", is_flag=True, help="Audit the noise of a private round instead; takes a minute.")
+@click.option("--private-heads", is_flag=True, help="Train heads with and without noise on a frozen trunk instead.")
 @click.option("--out", default=Path("simulation"), type=click.Path(path_type=Path), help="Folder for the report.")
-def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: Path, **options: object) -> None:
+def main(
+    seeds: int,
+    device: Device,
+    workers: int,
+    ray: bool,
+    state: Path,
+    audit: bool,
+    private_heads: bool,
+    out: Path,
+    **options: object,
+) -> None:
     """Train a network on pooled, local and federated synthetic patients of six sites.
 
     Writes simulation.md, simulation.json and simulation.svg to --out. After a stop the same command resumes with the
     unfinished seed.
     A result on these patients is never clinical evidence.
     """
+    command = shlex.join(["./deploy/simulate", *sys.argv[1:]])
+    if audit:
+        click.echo(audit_report(out, command))
+        return
     settings = SimulationSettings(**options)  # type: ignore[arg-type]  # click checked them against the fields
     try:
         settings.check()
@@ -81,6 +98,9 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
         with start_pool(workers, ray) as pool:
             sites = make_sites(settings, context.cache, pool)
             click.echo(f"{time.monotonic() - start:7.0f} s  patients are prepared")
+            if private_heads:
+                click.echo(heads_report(out, context, sites, seeds, command))
+                return
             # Seeds run in parallel when there are workers for them.
             with ThreadPoolExecutor(seeds if workers > 1 or ray else 1) as threads:
                 run_seed = partial(result_of, context, sites=sites, pool=pool, folder=folder)
@@ -92,7 +112,6 @@ def main(seeds: int, device: Device, workers: int, ray: bool, state: Path, out: 
     except RayMissing as error:
         raise click.ClickException(str(error)) from error
     summary = summarize(results)
-    command = shlex.join(["./deploy/simulate", *sys.argv[1:]])
     origin = SimulationOrigin(torch.__version__, context.compute().name, platform.machine(), workers, command)
     write_report(out, settings, results, summary, origin, sites)
     click.echo((out / "simulation.md").read_text())

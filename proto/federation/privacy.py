@@ -182,7 +182,7 @@ def check_budgets(privacy: Privacy, rounds: int, coordinates: int, *, histograms
     """
     delta = delta_of_prices(privacy, rounds, coordinates)
     if delta <= 0:
-        raise PlanRefused("privacy.delta", f"expected more than {privacy.delta:g}: rounding alone needs that much")
+        raise PlanRefused("privacy.delta", f"expected more than {privacy.delta:g}: rounding and tails need that much")
     spent = accounting.epsilon(accounting.times(train_price(privacy, coordinates), rounds), delta)
     if spent > privacy.epsilon_train:
         raise PlanRefused(
