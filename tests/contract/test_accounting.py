@@ -43,7 +43,7 @@ def test_a_tighter_approximation_lies_below_the_bound() -> None:
     assert 0.8 * ours < accountant.get_epsilon(1e-6) < ours
 
 
-def test_skellam_noise_costs_more_than_gaussian_noise_of_its_variance_and_less_for_finer_steps() -> None:
+def test_skellam_noise_costs_more_than_gaussian_noise_and_less_for_finer_steps() -> None:
     gaussian = [order / 2 for order in ORDERS]
     previous = [math.inf] * len(ORDERS)
     for steps in (10.0, 100.0, 1000.0):

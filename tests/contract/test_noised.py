@@ -91,7 +91,7 @@ def test_one_patient_moves_the_whole_numbers_by_no_more_than_the_sensitivity(mak
         assert np.abs(moved).sum() <= layout.gradient.noise.sensitivity.l1
 
 
-def test_a_sum_longer_than_the_largest_batch_is_projected_and_a_patient_still_moves_it_no_further(
+def test_a_sum_longer_than_the_largest_batch_is_projected_and_still_moves_no_further(
     make_private_plan: Make,
 ) -> None:
     plan = make_private_plan(parameters=64, batch_max=10)
