@@ -43,6 +43,9 @@ _COMMANDS: Final = {
     "predict": LazyCommand(
         "site_client.inference.command", "predict_command", "Ask a model about head CTs. Research only."
     ),
+    "privacy": LazyCommand(
+        f"{_HERE}.privacy", "privacy", "Show and verify what this hospital's patients have given up in all runs."
+    ),
     "prove": LazyCommand(
         f"{_HERE}.checks", "prove", "Show the wall on this machine: attempts that the kernel refuses."
     ),

@@ -5,7 +5,7 @@ Keys and certificates cost more than a round of a small model; what a history is
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from federation.plan import (
     TrainingPlan,
     sign_plan,
 )
+from federation.privacy import Privacy
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.vocabulary import Metric
@@ -41,6 +42,15 @@ from tests.federation.places import Clock, aggregator_settings
 BEGIN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 PARAMETERS = 60
 TRAINING_S, PHASE_S = 3600, 60
+PRIVACY = Privacy(
+    sampling_rate=0.5,
+    noise_multiplier=4.0,
+    patients_expected=20,
+    batch_max=20,
+    epsilon_train=10.0,
+    validation_multiplier=4.0,
+    epsilon_validation=10.0,
+)
 PHASES = ("training", "keys", "shares", "upload", "confirm", "reveal")
 
 
@@ -53,6 +63,7 @@ class Kind:
     bits: int = 6
     server: ServerKind = ServerKind.FEDAVG
     trainable: Trainable = Trainable.ALL  # otherwise only the tensor "bias" moves
+    private: bool = False
     phase: str = "training"  # the state that its first round is in when the history begins
 
     @property
@@ -70,7 +81,7 @@ class Nursery:
 
     def copy(self, kind: Kind) -> Path:
         """A folder with aggregator/ and a folder a site, whose run has just begun; the caller's to remove."""
-        grown = self._folder / f"{kind.sites}-{kind.rounds}-{kind.bits}-{kind.server.name}-{kind.trainable}"
+        grown = self._folder / "-".join(map(str, astuple(replace(kind, phase=""))))
         if not grown.exists():
             draft = grown.with_name(f".{grown.name}")
             _grow(draft, kind)
@@ -85,6 +96,14 @@ class Nursery:
 
 def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
     """Small in everything but the protocol."""
+    if kind.private:
+        return replace(
+            plan_of(replace(kind, private=False), initial),
+            training=LocalTraining(studies_min=1, trainable=kind.trainable),
+            encoding=Encoding(rotation_seed=bytes(range(32))),
+            metrics=(Metric.HISTOGRAMS,),
+            privacy=PRIVACY,
+        )
     adaptive = kind.server in (ServerKind.FEDADAM, ServerKind.FEDYOGI)
     return TrainingPlan(
         run_id=bytes(range(16)),

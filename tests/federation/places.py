@@ -132,6 +132,7 @@ class Site:
     clock: Clock
     secrets: dict[bytes, OwnSecrets] = field(default_factory=dict)  # everything it ever drew, by its mask key
     states: dict[bytes, MemberState] = field(default_factory=dict)  # what its disk last said of each attempt, likewise
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings(plan_approval="automatic", studies_min=1))
     coins: dict[bytes, bytes] = field(default_factory=dict)  # of each attempt, likewise
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class Site:
             folders=FoldersSettings(
                 self.folder / "state", self.folder / "spool", self.folder / "export", (), self.folder
             ),
-            policy=PolicySettings(plan_approval="automatic", studies_min=1),
+            policy=self.policy,
             agent=AgentSettings(poll_min_s=0.01, poll_max_s=86_400, trainer_silent_s=86_400),
         )
 

@@ -47,7 +47,9 @@ def test_only_the_moving_tensors_are_uploaded_and_only_they_move(
     models = [world.model(version.blob) for version in versions]
     for before, after in itertools.pairwise(models):
         changed = np.flatnonzero(before.weights != after.weights)
-        assert changed.tolist() == list(range(PARAMETERS - MOVING, PARAMETERS))
+        # A coordinate whose levels cancel out stays as it is.
+        assert changed.size > 0
+        assert changed.min() >= PARAMETERS - MOVING
     state = [vector.size for vector in models[-1].server_state]
     assert state == ([MOVING, MOVING] if server is ServerKind.FEDADAM else [])
     assert {site.rounds.models.newest for site in world.sites.values()} == {models[-1].digest}
