@@ -10,6 +10,7 @@ from aggregator.runs.metrics import NOTHING, Report
 from aggregator.runs.privacy_status import privacy_status
 from aggregator.states import RoundState, RunState
 from aggregator.store import round_rows
+from site_client.agent.privacy.costs import CostKind
 from site_client.agent.privacy.ledger import read
 from tests.federation.invariants import check
 from tests.federation.nursery import TRAINING_S
@@ -53,6 +54,7 @@ def test_the_aggregators_account_is_that_of_a_site_that_was_always_there(make_wo
         status = privacy_status(session, world.run)
     assert status is not None
     kinds = [charge.cost.kind for charge in read(world.sites["site-a"].agent_folder / "privacy.jsonl")]
-    assert (status.train.count, status.validation.count) == (kinds.count("train"), kinds.count("validation"))
+    counted = (kinds.count(CostKind.TRAIN), kinds.count(CostKind.VALIDATION))
+    assert (status.train.count, status.validation.count) == counted
     assert status.train.epsilon <= status.train_budget
     assert world.rounds()[0].state is RoundState.ABANDONED
