@@ -8,7 +8,6 @@ from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, of_run
 from aggregator.commands.printing import print_json, print_rows
 from aggregator.runs import export
-from aggregator.runs.plans import plan_of
 
 
 @click.group()
@@ -38,9 +37,9 @@ def model_export(context: CommandContext, out: Path, run_id: str | None, number:
     app = context.app()
     with app.store.read() as session:
         run = listings.chosen_run(session, run_id)
-        chosen, plan = export.choose(session, run, number), plan_of(run)
+        chosen = export.choose(session, run, number)
     # Outside the transaction: a large model takes longer to copy than a database should be held.
-    export.export(app.blobs, chosen, plan, out)
+    export.export(app.blobs, chosen, run, out)
     if as_json:
         print_json({"path": str(out.absolute()), "round": chosen.round_number, "model_digest": chosen.digest.hex()})
         return

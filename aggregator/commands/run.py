@@ -13,6 +13,7 @@ from aggregator.commands.printing import print_json, print_rows, table
 from aggregator.context import AppContext
 from aggregator.errors import RequestRefused
 from aggregator.runs import lifecycle
+from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.signing_requests import SignedPlanFile, read_file
 from aggregator.sites.roster import custodian_in_force, roster_notices
 from aggregator.store.tables import Run
@@ -61,16 +62,18 @@ def run_list(context: CommandContext, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> None:
-    """The run and its rounds."""
+    """The run, its rounds, and of a private run what it has spent and whether it still learns."""
     app = context.app()
     with app.store.read() as session:
-        row = listings.describe_run(session, listings.chosen_run(session, run_id))
+        chosen = listings.chosen_run(session, run_id)
+        row, privacy = listings.describe_run(session, chosen), status_words(privacy_status(session, chosen))
         notices = roster_notices(session, app.settings.state.folder, app.clock())
     if as_json:
         print_json(row)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))
+    click.echo("\n".join(privacy))
     for notice in notices:
         click.echo(notice, err=True)
 

@@ -17,6 +17,7 @@ class Point(NamedTuple):
     number: int  # the round that made the model; 0 is the initial one
     value: float
     sites: int  # over how many sites it was measured
+    interval: tuple[float, float] | None = None  # around the value
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = No
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     if not drawn:
         return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="none">no figures yet</text></svg>'
-    values = [point.value for _, line in drawn for point in line.points]
+    values = [end for _, line in drawn for point in line.points for end in (point.value, *(point.interval or ()))]
     numbers = [point.number for _, line in drawn for point in line.points]
     ends = [end for end in (low, high) if end is not None]
     scale = _Scale(min(numbers), max(numbers), _ticks(min(values + ends), max(values + ends)))
@@ -102,8 +103,15 @@ def _draw(scale: _Scale, index: int, line: Curve) -> str:
         f"<title>{escape(line.name)} {_describe(point)}</title></circle>"
         for point in line.points
     )
-    return f'<polyline {style} points="{path}"/>{dots}'
+    whiskers = "".join(
+        f'<line class="line c{index % 6}" x1="{scale.x(point.number):.1f}" x2="{scale.x(point.number):.1f}" '
+        f'y1="{scale.y(point.interval[0]):.1f}" y2="{scale.y(point.interval[1]):.1f}"/>'
+        for point in line.points
+        if point.interval is not None
+    )
+    return f'<polyline {style} points="{path}"/>{whiskers}{dots}'
 
 
 def _describe(point: Point) -> str:
-    return f"{point.value:.3f} after round {point.number} ({point.sites} sites)"
+    interval = "" if point.interval is None else " ({:.3f} to {:.3f})".format(*point.interval)
+    return f"{point.value:.3f}{interval} after round {point.number} ({point.sites} sites)"

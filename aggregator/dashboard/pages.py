@@ -103,7 +103,8 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
 def _charts(run: run_views.RunView | None) -> dict[str, str]:
     if run is None:
         return {}
+    unit = "slice" if run.privacy is None else "patient"
     return {
-        "auc": line_chart("AUC", "AUC by slice (0.5: chance)", list(run.auc), low=0.4, high=1.0),
+        "auc": line_chart("AUC", f"AUC by {unit} (0.5: chance)", list(run.auc), low=0.4, high=1.0),
         "loss": line_chart("Loss", "loss in nats", list(run.losses)),
     }

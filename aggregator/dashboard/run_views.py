@@ -1,9 +1,10 @@
 """Runs and rounds as the pages show them, read from the store in one snapshot: plain values, no rows, no HTML."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from federation.encoding import Layout
 from federation.labels import LABELS
 from federation.plan import TrainingPlan
 from federation.vocabulary import Metric
@@ -14,8 +15,10 @@ from aggregator.dashboard import wording
 from aggregator.dashboard.charts import Curve, Point
 from aggregator.dashboard.visibility import Visibility, visibility
 from aggregator.runs.faults import sits_out_until
+from aggregator.runs.forecast_words import NOT_NOISED, noise_words
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
+from aggregator.runs.privacy_status import PrivacyStatus, privacy_status
 from aggregator.states import RoundState, SeatState
 from aggregator.store import fault_rows, round_rows, run_rows
 from aggregator.store.tables import ModelMetrics, Round, Run, Seat
@@ -41,7 +44,9 @@ class ModelJudgement:
 
     model_number: int  # the round that made the model; 0 is the initial one
     cohort_size: int | None
-    cases_min: int  # a label with fewer positive or negative slices shows nothing
+    cases_min: int  # a label with fewer positive or negative cases shows nothing
+    unit: str  # of a case: slice or patient
+    count_deviation: float  # standard deviation of the noise in a number of cases
     labels: tuple[tuple[str, LabelMetrics], ...]
     auc_any: float | None
     weighted_log_loss: float | None
@@ -109,6 +114,8 @@ class RunView:
     auc: tuple[Curve, ...]
     losses: tuple[Curve, ...]
     newest_judgement: ModelJudgement | None
+    privacy: PrivacyStatus | None  # None: the sum is not noised
+    noise_words: str
     faults: tuple[FaultView, ...]  # the newest first
 
     @property
@@ -128,6 +135,7 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
     plan = plan_of(run)
     rows = round_rows.of_run(session, run.run_id)
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
+    privacy = privacy_status(session, run)
     views = [_round_view(app, session, plan, row, metrics.get(row.id)) for row in reversed(rows)]
     return RunView(
         hex_id=run.run_id.hex(),
@@ -149,6 +157,8 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         losses=_loss_lines(rows, metrics),
         # The newest round often has no figures yet, or none because its cohort was too small.
         newest_judgement=next((view.judgement for view in views if view.judgement.labels), None),
+        privacy=privacy,
+        noise_words=NOT_NOISED if privacy is None else noise_words(privacy.noise.over_signal),
         faults=_faults(session, run),
     )
 
@@ -198,7 +208,13 @@ def _round_view(
         judgement=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
-        visibility=visibility(reached, row.members, evaluation_only=plan.evaluates_only(row.number)),
+        visibility=visibility(
+            reached,
+            row.members,
+            trains=not plan.evaluates_only(row.number),
+            evaluates=_evaluates(plan, row),
+            private=plan.privacy is not None,
+        ),
     )
 
 
@@ -208,6 +224,8 @@ def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cas
         model_number=row.number - 1,
         cohort_size=None if metrics is None else metrics.cohort_size,
         cases_min=cases_min,
+        unit=report.unit,
+        count_deviation=report.count_deviation,
         labels=tuple(report.labels.items()),
         auc_any=_auc(report, "any"),
         weighted_log_loss=report.weighted_log_loss,
@@ -223,7 +241,13 @@ def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> s
         return f"{metrics.cohort_size} sites in the sum, below the plan's minimum of {plan.cohort.minimum}"
     if Metric.HISTOGRAMS not in plan.metrics:
         return "the plan asks for no score histograms"
+    if not _evaluates(plan, row):
+        return "the plan lets no score histograms leave in this round"
     return "nothing was judged"
+
+
+def _evaluates(plan: TrainingPlan, row: Round) -> bool:
+    return Metric.HISTOGRAMS in Layout.of_round(plan, row.number).metrics
 
 
 # A member that missed a phase belongs to the cohort all the same.
@@ -255,10 +279,22 @@ def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Cur
     """One line a label. x is the model's number: round r measures the model after round r - 1."""
     measured = [(row.number - 1, metrics[row.id]) for row in rows if row.id in metrics]
     reports = [(number, figures.cohort_size, Report.from_json(figures.report)) for number, figures in measured]
-    return tuple(
-        Curve(label, _known((number, _auc(report, label), size) for number, size, report in reports))
-        for label in reversed(LABELS)
-    )
+
+    def points(label: str) -> Iterator[Point]:
+        for number, sites, report in reports:
+            auc = _auc(report, label)
+            if auc is not None:  # a gap is no point
+                yield Point(number, auc, sites, _interval(report, label))
+
+    return tuple(Curve(label, tuple(points(label))) for label in reversed(LABELS))
+
+
+def _interval(report: Report, label: str) -> tuple[float, float] | None:
+    figures = report.labels[label]
+    # Those of six labels would cover each other.
+    if label != "any" or figures.auc_low is None or figures.auc_high is None:
+        return None
+    return figures.auc_low, figures.auc_high
 
 
 def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:

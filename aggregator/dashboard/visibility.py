@@ -18,13 +18,17 @@ class Visibility:
     unseen: tuple[str, ...]
 
 
-def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only: bool) -> Visibility:
+def visibility(
+    reached: Set[RoundState], members: int | None, *, trains: bool = True, evaluates: bool = True, private: bool = False
+) -> Visibility:
     """Say what was visible of a round.
 
     Args:
         reached: Every state that the round has been in.
         members: Uploads in its decoded sum; None while there is none.
-        evaluation_only: Whether the round trained nothing.
+        trains: Whether updates are in the sum.
+        evaluates: Whether score histograms are.
+        private: Whether everything in it has noise.
     """
     seen = ["which sites were asked, which took part or why not, when, and how many bytes each sent"]
     if RoundState.KEYS in reached:
@@ -34,14 +38,19 @@ def visibility(reached: Set[RoundState], members: int | None, *, evaluation_only
     if RoundState.UPLOAD in reached:
         seen.append("the members' words under their masks: each alone looks like random numbers")
     if members is not None:
-        content = "score histograms" if evaluation_only else "updates, weights, losses, counts and score histograms"
-        seen.append(f"the sum of {content} over {members} sites together")
+        seen.append(f"the sum of {_content(trains, evaluates, private)} over {members} sites together")
     elif RoundState.AGGREGATING in reached:
         # The shares are there even if the arithmetic failed: the page must not promise that the sum stayed hidden.
         seen.append("enough shares to unmask the sum of the cohort; no model was published from it")
     else:
         seen.append("no sum: none was decoded" if RoundState.ABANDONED in reached else "no sum: none is decoded yet")
     return Visibility(tuple(seen), _UNSEEN)
+
+
+def _content(trains: bool, evaluates: bool, private: bool) -> str:
+    training = "clipped gradients" if private else "updates, weights, losses, counts"
+    parts = [training] * trains + ["score histograms"] * evaluates
+    return " and ".join(parts) + (" with noise" if private else "")
 
 
 _UNSEEN = (

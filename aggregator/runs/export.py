@@ -5,10 +5,10 @@ from pathlib import Path
 
 from federation.description import ModelDescription
 from federation.manifest import load_model, save_model
-from federation.plan import TrainingPlan
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
+from aggregator.runs.plans import plan_of
 from aggregator.store import run_rows
 from aggregator.store.blobs import Blobs
 from aggregator.store.tables import ModelVersion, Run
@@ -28,10 +28,11 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     raise NotFound(f"round {round_number} of run {run.name} made no model; `model list` shows those there are")
 
 
-def export(blobs: Blobs, version: ModelVersion, plan: TrainingPlan, out: Path) -> None:
+def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path) -> None:
     """Write the model's safetensors file to `out`, whole or not at all, after computing its digest anew.
 
-    The file says what the model is: its architecture, inputs, origin, run, plan and round.
+    The file says what the model is: its architecture, inputs, origin, run, plan and round, and the part of the network
+    that each tensor belongs to, so that the next run may train some of them.
 
     Raises:
         WrongState: when the digest is not the recorded one; the state folder is damaged.
@@ -44,6 +45,7 @@ def export(blobs: Blobs, version: ModelVersion, plan: TrainingPlan, out: Path) -
         model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
     if model.digest != version.digest:
         raise WrongState(f"expected model {version.digest.hex()}, the blob holds {model.digest.hex()}; restore it")
+    plan = plan_of(run)
     description = ModelDescription(
         architecture=plan.architecture,
         image_size_px=plan.inputs.image_size_px,
@@ -53,6 +55,7 @@ def export(blobs: Blobs, version: ModelVersion, plan: TrainingPlan, out: Path) -
         run_id=plan.run_id.hex(),
         plan_digest=plan.digest.hex(),
         round=version.round_number,
+        parts=run.parts or "",
     )
     # Beside `out`, so that `replace` is atomic.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.manifest import load_model, save_model
+from federation.manifest import load_description, load_model, save_model
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
@@ -52,6 +52,7 @@ def start_run(
     # As every site will check it: a run that sites refuse must not begin.
     plan = verify_plan(signed, custodian)
     model = load_model(initial_model)
+    description = load_description(initial_model)
     if model.manifest.digest != plan.manifest.digest:
         raise PlanFileRefused("the initial model's tensors are not those of the plan's manifest; sign the plan anew")
     if model.digest != plan.initial_model_digest:
@@ -75,6 +76,7 @@ def start_run(
         reason=None,
         created_at=cause.at,
         ended_at=None,
+        parts=None if description is None else description.parts or None,
     )
     first = ModelVersion(
         run_id=run.run_id,

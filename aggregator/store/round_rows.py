@@ -203,6 +203,13 @@ def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
     return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
 
 
+def reached(session: Session, run_id: bytes, *states: RoundState) -> list[int]:
+    """Return the numbers of a run's rounds that have been in one of `states`, or are, ascending."""
+    been = select(PhaseTime.round_id).where(PhaseTime.state.in_(states))
+    where = (Round.run_id == run_id) & (Round.state.in_(states) | Round.id.in_(been))
+    return list(session.scalars(select(Round.number).where(where).order_by(Round.number)))
+
+
 def publishes_sum(session: Session, digest: bytes) -> list[Round]:
     """Return the rounds whose published sum is the blob `digest`; usually one or none."""
     return list(session.scalars(select(Round).where(Round.sum_blob == digest)))

@@ -148,6 +148,7 @@ class Run(Base):
     reason: Mapped[str | None] = mapped_column(comment="why it is paused or aborted")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    parts: Mapped[str | None] = mapped_column(comment="a letter a tensor, from the initial model file")
 
 
 class Round(Base):

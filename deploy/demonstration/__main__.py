@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TextIO
 
 import click
+from click.core import ParameterSource
 
+from aggregator.runs.privacy_status import status_words
 from aggregator.states import RunState
 from aggregator.store import run_rows
 from deploy.demonstration import results
@@ -29,13 +31,19 @@ MARKER = ".hemofed-demo"  # the demo empties a folder only if this file is in it
 LISTENING_S = 60.0  # seconds are usual; a busy machine takes longer
 AGREEING_S = 60.0  # sites learn of the last model at their next poll
 POLL_S = 0.5
+# More patients than without noise, so that there is more than noise to see.
+PRIVATE_DEFAULTS = {"sites": 4, "rounds": 6, "studies": 96}
 
 
 @click.command()
-@click.option("--sites", default=3, show_default=True, type=click.IntRange(3, 16), help="Hospitals.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Training rounds.")
+@click.option("--sites", default=3, show_default="3, with --privacy 4", type=click.IntRange(3, 16), help="Hospitals.")
+@click.option(
+    "--rounds", default=3, show_default="3, with --privacy 6", type=click.IntRange(1, 100), help="Training rounds."
+)
 @click.option("--architecture", default="lite", show_default=True, help="Network, a name of the registry.")
-@click.option("--studies", default=32, show_default=True, type=click.IntRange(6), help="CT studies a hospital.")
+@click.option(
+    "--studies", default=32, show_default="32, with --privacy 96", type=click.IntRange(6), help="CT studies a hospital."
+)
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of patients, scanners and weights.")
 @click.option("--port", default=18443, show_default=True, type=click.IntRange(1024, 65533), help="First of three.")
 @click.option(
@@ -47,6 +55,7 @@ POLL_S = 0.5
 )
 @click.option("--epochs", default=12, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
 @click.option("--learning-rate", default=0.001, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--privacy", is_flag=True, help="Train the heads with noise, for a claim of epsilon 8.")
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option(
     "--data",
@@ -57,8 +66,13 @@ POLL_S = 0.5
 def main(state: Path, **options: object) -> None:
     """Bring up a federation on this machine, train it, and show the results.
 
-    Exit status 0 only if the run completed and the last model beats the first on held-out patients.
+    Exit status 0 only if the run completed and the last model beats the first on held-out patients. With --privacy the
+    noise over so few patients may hide that, so completion is enough.
     """
+    if options["privacy"]:
+        source = click.get_current_context().get_parameter_source
+        typed = {name for name in options if source(name) is not ParameterSource.DEFAULT}
+        options |= {name: value for name, value in PRIVATE_DEFAULTS.items() if name not in typed}
     federation = Federation(Options(state=state.absolute(), **options))  # type: ignore[arg-type]  # click checked them
     _stop_at_signal(federation)
     try:
@@ -174,6 +188,7 @@ def _conclude(federation: Federation, outcome: results.RunResults, seconds: floa
     options = federation.options
     click.echo("\nThe global model before and after each round, on patients that no hospital trained on:\n")
     click.echo(results.table(outcome) + "\n")
+    click.echo("".join(f"  {line}\n" for line in status_words(outcome.privacy)))
     click.echo(f"  model     {federation.export_model()}")
     click.echo(f"  digest    {outcome.model_digest}")
     for site, digest in outcome.site_digests.items():
@@ -184,7 +199,7 @@ def _conclude(federation: Federation, outcome: results.RunResults, seconds: floa
     click.echo(f"  took      {seconds:.0f} s")
     if options.json_file is not None:
         results.write_json(outcome, options.json_file)
-    if outcome.completed and outcome.agreed and outcome.improved:
+    if outcome.completed and outcome.agreed and (outcome.improved or options.privacy):
         return True
     if not outcome.completed:
         failure = f"the run did not complete: {outcome.reason}"

@@ -11,19 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.description import PART_LETTERS
+from federation.manifest import load_description, load_model
+
 from aggregator.config import load_settings
 from aggregator.context import AppContext, open_context
 from aggregator.store import site_rows
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.joining import Join, StepFailed, last_line
+from deploy.demonstration.plan_files import ordinary_plan, private_plan
 from deploy.demonstration.processes import Processes
 
 IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
 THICKNESS_MM = 8.0
 ADMINISTRATOR = "admin"
 JOIN_LOOK_S = 0.2
-CLIP_NORM = 10.0
-WEIGHT_CAP_MAX = 400  # with 100 times studies_min, rounding alone would be almost as long as clip_norm
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
 # Large bright bleeds in half of the patients: so a few minutes of training show an effect.
 PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
@@ -48,39 +50,6 @@ paused_s = 1.0
 retry_after_s = 1
 """
 
-PLAN_TOML = """\
-name = "demo"
-purpose = "Demonstration on synthetic patients; says nothing about real ones."
-architecture = "{architecture}"
-rounds = {rounds}
-
-[inputs]
-image_size_px = {image_size_px}
-slices_max = 32
-
-[training]
-epochs = {epochs}
-learning_rate = {learning_rate}
-studies_per_step = 4
-slices_per_study = 4
-studies_min = 4
-
-[cohort]
-minimum = {sites}
-target = {sites}
-maximum = 64
-
-[deadlines]
-training_s = 3600
-phase_s = {phase_s}
-
-[encoding]
-clip_norm = {clip_norm}
-# The step of the quantizer is a share of clip_norm at full weight: a cap far above the studies drowns the update.
-bits = 8
-weight_cap = {weight_cap}
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -98,6 +67,7 @@ class Options:
     json_file: Path | None
     epochs: int
     learning_rate: float
+    privacy: bool = False
 
 
 class Federation:
@@ -250,21 +220,24 @@ class Federation:
             StepFailed: the aggregator or the custodian refuses the plan.
         """
         plan = self.folder / "plan.toml"
-        plan.write_text(
-            PLAN_TOML.format(
-                architecture=self.options.architecture,
-                rounds=self.options.rounds,
-                sites=self.options.sites,
-                epochs=self.options.epochs,
-                learning_rate=self.options.learning_rate,
-                image_size_px=IMAGE_SIZE_PX,
-                phase_s=MASKING_PHASE_S,
-                clip_norm=CLIP_NORM,
-                weight_cap=min(self.options.studies, WEIGHT_CAP_MAX),
+        options = self.options
+        common = {
+            "architecture": options.architecture,
+            "sites": options.sites,
+            "image_size_px": IMAGE_SIZE_PX,
+            "phase_s": MASKING_PHASE_S,
+        }
+        if options.privacy:
+            heads = self._numbers_of_the_heads()
+            text = private_plan(options.studies, options.rounds, heads, **common)
+        else:
+            text = ordinary_plan(
+                options.studies, options.epochs, options.learning_rate, rounds=options.rounds, **common
             )
-        )
+        plan.write_text(text)
         request, model = self.folder / "plan.request", str(self.initial_model)
-        self.aggregator_command("plan", "export", str(plan), str(request), "--model", model)
+        # A demo of few patients may be drowned by its noise, and shows the alarm.
+        self.aggregator_command("plan", "export", str(plan), str(request), "--model", model, "--force")
         self.aggregator_command("run", "start", str(self._signed(request)), "--model", model)
 
     def export_model(self) -> Path:
@@ -293,6 +266,13 @@ class Federation:
         """
         program = [str(BIN / "hemofed-custodian"), "--folder", str(self.custodian_folder), command, *words]
         return self._run([*program, "--passphrase-file", str(self._passphrase_file)])
+
+    def _numbers_of_the_heads(self) -> int:
+        description, model = load_description(self.initial_model), load_model(self.initial_model)
+        # init-weights has written it.
+        assert description is not None
+        parts = zip(description.parts, model.manifest.tensors, strict=True)
+        return sum(tensor.size for part, tensor in parts if part == PART_LETTERS[0])
 
     @property
     def _passphrase_file(self) -> Path:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.runs.plans import plan_of
+from aggregator.runs.privacy_status import PrivacyStatus, privacy_status
 from aggregator.states import RoundState, RunState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Round, Run
@@ -38,13 +39,23 @@ class RoundFigures:
 
 @dataclass(frozen=True)
 class RunResults:
-    """Results of the whole run. `site_digests`: hex digest of the model that each site holds."""
+    """Results of the whole run.
+
+    Attributes:
+        completed: or aborted.
+        reason: of an aborted run.
+        rounds: published training rounds.
+        model_digest: hex digest of the last model.
+        site_digests: hex digest of the model that each site holds.
+        privacy: what was spent, noise and alarm; None without --privacy.
+    """
 
     completed: bool
     reason: str | None
     rounds: tuple[RoundFigures, ...]
     model_digest: str
     site_digests: Mapping[str, str]
+    privacy: PrivacyStatus | None
 
     @property
     def improved(self) -> bool:
@@ -74,7 +85,9 @@ def collect(app: AppContext, site_digests: Mapping[str, str]) -> RunResults:
         by_digest = _model_figures(session, run)
         figures = [_round_figures(session, row, by_digest) for row in training if row.state is RoundState.PUBLISHED]
         digest = run_rows.newest_model(session, run.run_id).digest.hex()
-    return RunResults(run.state is RunState.COMPLETED, run.reason, tuple(figures), digest, dict(site_digests))
+        privacy = privacy_status(session, run)
+    completed = run.state is RunState.COMPLETED
+    return RunResults(completed, run.reason, tuple(figures), digest, dict(site_digests), privacy)
 
 
 def write_json(results: RunResults, path: Path) -> None:
@@ -91,7 +104,12 @@ def write_json(results: RunResults, path: Path) -> None:
         }
         for figures in results.rounds
     ]
-    document = {"rounds": rounds, "model_digest": results.model_digest, "site_digests": dict(results.site_digests)}
+    document = {
+        "rounds": rounds,
+        "model_digest": results.model_digest,
+        "site_digests": dict(results.site_digests),
+        "privacy": None if results.privacy is None else asdict(results.privacy),
+    }
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from federation.description import ModelDescription
 from federation.manifest import Manifest, Model, TensorSpec, load_description, load_model, save_model
 from federation.token import Token
 from federation.v1 import enrolment_pb2
@@ -95,7 +96,7 @@ def console(fresh: Console) -> Console:
 @pytest.fixture
 def with_run(console: Console) -> Console:
     model = Model(Manifest((TensorSpec("w", (5,)),)), np.arange(5, dtype=np.float32))
-    save_model(console.folder / "initial.safetensors", model)
+    save_model(console.folder / "initial.safetensors", model, description=ModelDescription("lite", parts="h"))
     (console.folder / "plan.toml").write_text(PLAN)
     console.json("run", "start", console.signed_plan(), "--model", str(console.folder / "initial.safetensors"))
     return console
@@ -350,6 +351,7 @@ def test_models_are_listed_and_exported_after_their_digest_was_checked(with_run:
     assert description is not None
     assert (description.architecture, description.round) == ("lite", 0)
     assert len(description.plan_digest) == 64
+    assert description.parts == "h"  # as the initial model said: the next run may train some tensors of this one
     assert "made no model" in with_run.refused("model", "export", str(out), "--round", "7")
     assert "no folder" in with_run.refused("model", "export", str(out.parent / "absent" / "m.safetensors"))
     assert with_run("model", "export", str(out.parent)).exit_code == 2  # a folder is no file: wrong usage

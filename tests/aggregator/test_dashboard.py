@@ -320,7 +320,7 @@ S = RoundState
 def test_what_was_visible_follows_the_phases_a_round_went_through(
     reached: set[RoundState], members: int | None, said: str, unsaid: str
 ) -> None:
-    told = " ".join(visibility(reached, members, evaluation_only=False).seen)
+    told = " ".join(visibility(reached, members).seen)
     assert said in told
     assert unsaid not in told
 

@@ -26,7 +26,6 @@ from site_client.agent.rounds.contribution import Contribution, prepare_contribu
 from site_client.records import Job
 from site_client.spool import RunId
 from site_client.typed_json import Digest
-from tests.federation.nursery import PARAMETERS
 from tests.federation.openable import alone, attempt_of, groups
 from tests.federation.places import an_update
 from tests.federation.world import World
@@ -191,7 +190,7 @@ def contribution_of(world: World, row: Round, site: str) -> Contribution:
     job = Job(
         RunId(world.run_id), row.number, plan.evaluates_only(row.number), Digest(row.base_model), Digest(plan.digest)
     )
-    update, delta = an_update(job, world.seed_of(site), PARAMETERS)
+    update, delta = an_update(job, world.seed_of(site), plan.moving.size)
     return prepare_contribution(Guard(world.sites[site].settings.policy), plan, row.number, update, delta)
 
 

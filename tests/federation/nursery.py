@@ -5,7 +5,7 @@ Keys and certificates cost more than a round of a small model; what a history is
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from federation.plan import (
     LocalTraining,
     ServerKind,
     ServerOptimizer,
+    Trainable,
     TrainingPlan,
     sign_plan,
 )
@@ -61,6 +62,7 @@ class Kind:
     rounds: int = 1
     bits: int = 6
     server: ServerKind = ServerKind.FEDAVG
+    trainable: Trainable = Trainable.ALL  # otherwise only the tensor "bias" moves
     private: bool = False
     phase: str = "training"  # the state that its first round is in when the history begins
 
@@ -79,7 +81,7 @@ class Nursery:
 
     def copy(self, kind: Kind) -> Path:
         """A folder with aggregator/ and a folder a site, whose run has just begun; the caller's to remove."""
-        grown = self._folder / f"{kind.sites}-{kind.rounds}-{kind.bits}-{kind.server.name}{'-private' * kind.private}"
+        grown = self._folder / "-".join(map(str, astuple(replace(kind, phase=""))))
         if not grown.exists():
             draft = grown.with_name(f".{grown.name}")
             _grow(draft, kind)
@@ -97,7 +99,7 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
     if kind.private:
         return replace(
             plan_of(replace(kind, private=False), initial),
-            training=LocalTraining(studies_min=1),
+            training=LocalTraining(studies_min=1, trainable=kind.trainable),
             encoding=Encoding(rotation_seed=bytes(range(32))),
             metrics=(Metric.HISTOGRAMS,),
             privacy=PRIVACY,
@@ -112,12 +114,13 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         initial_model_digest=initial.digest,
         rounds=kind.rounds,
         inputs=Inputs(64, 8),
-        training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1),
+        training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1, trainable=kind.trainable),
         server=ServerOptimizer(kind.server, 0.1, 0.9, 0.99, 0.001) if adaptive else ServerOptimizer(kind.server, 1.0),
         cohort=CohortBounds(3, kind.sites, kind.sites),
         deadlines=Deadlines(TRAINING_S, PHASE_S),
         encoding=Encoding(1.0, kind.bits, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
+        moving_tensors=() if kind.trainable is Trainable.ALL else (1,),
     )
 
 

@@ -24,7 +24,7 @@ from aggregator.store.tables import Round, Run
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
 from tests.federation.crooks import Crooks
-from tests.federation.nursery import BEGIN, PARAMETERS, PHASES, Kind, Nursery
+from tests.federation.nursery import BEGIN, PHASES, Kind, Nursery
 from tests.federation.places import AggregatorMachine, Clock, Site, an_update
 from tests.federation.wire import Fault, Heard, Killed, Wire
 
@@ -116,7 +116,7 @@ class World:
         """The trainer finishes whatever job there is."""
         site = self.sites[name]
         for job in site.jobs():
-            site.train(job, *an_update(job, self.seed_of(name), PARAMETERS))
+            site.train(job, *an_update(job, self.seed_of(name), self.plan.moving.size))
 
     def drive(self, kill_in: int | None = None) -> None:
         """The driver looks until nothing moves, or dies when it asks the time for the `kill_in`-th time."""

@@ -5,6 +5,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psutil
 import pydicom
@@ -206,6 +208,26 @@ def test_an_rsna_folder_is_dealt_to_the_hospitals_by_patient(demo: Callable[...,
     assert sum(map(len, owners)) == len(set.union(*owners))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_private_demo_shows_what_it_spent_and_that_its_noise_eats_the_signal(demo: Callable[..., Demo]) -> None:
+    running = demo("--privacy", "--keep", "--sites", "3", "--studies", "12", "--rounds", "2")
+    running.wait_until("it stays up", lambda: "staying up; Ctrl-C ends everything" in running.output, COMPLETED_S)
+    _completed(running)
+    privacy = running.figures()["privacy"]
+    assert isinstance(privacy, dict)
+    assert privacy["train"]["count"] == 2
+    assert privacy["validation"]["count"] == 2
+    assert 7 < privacy["train"]["epsilon"] <= privacy["train_budget"] == 8
+    assert 7 < privacy["validation"]["epsilon"] <= privacy["validation_budget"] == 8
+    assert "epsilon of a patient at delta 0.0001: training 7." in running.output
+    # Nine patients a hospital are too few, and everybody is told so.
+    assert "warning: The noise of this run eats its signal" in running.output
+    page = _dashboard(running)
+    assert "Epsilon of training" in page
+    assert "The noise of this run eats its signal" in page
+
+
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("keep")
     assert "choose another with --state" in _refused("--state", tmp_path)
@@ -244,6 +266,17 @@ def _completed(running: Demo) -> None:
     assert rounds, running.output
     assert len(sites) == 3
     assert set(sites.values()) == {figures["model_digest"]}, running.output
+
+
+def _dashboard(running: Demo) -> str:
+    """The overview, as the administrator sees it whose password the demo prints."""
+    address = f"http://127.0.0.1:{running.port + 2}"
+    found = re.search(r"dashboard \S+  \((\w+) / (\w+)\)", running.output)
+    assert found is not None
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    browser.open(f"{address}/login", urlencode({"name": found[1], "password": found[2]}).encode(), timeout=30)
+    with browser.open(f"{address}/", timeout=30) as page:
+        return str(page.read().decode())
 
 
 def _patients(site: Path) -> set[str]:

@@ -1,0 +1,134 @@
+"""What a private run has spent so far, how strong its noise is, and whether it still learns.
+
+Spent is what every site books of its own accord: a round counts as soon as a masked word may have left a site, and an
+abandoned one as well. What else a hospital has booked, for other runs, stays in its own ledger.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from aggregator.runs.forecast import NOISE_MAX, CohortNoise, Spending, cohort_noise, train_spent, validation_spent
+from aggregator.runs.forecast_words import NOT_NOISED, noise_words
+from aggregator.runs.metrics import Report
+from aggregator.runs.plans import plan_of
+from aggregator.states import RoundState
+from aggregator.store import round_rows
+from aggregator.store.tables import Round, Run
+
+# From here on a masked upload may have left a site.
+_CHARGED = (RoundState.UPLOAD, RoundState.CONFIRM, RoundState.REVEAL, RoundState.AGGREGATING, RoundState.PUBLISHED)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The noised AUC of `any` of one model, with its interval of 95 %."""
+
+    model_number: int  # the round that made the model; 0 is the initial one
+    sites: int
+    auc: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PrivacyStatus:
+    """The privacy of a run so far.
+
+    Attributes:
+        delta: Of both budgets.
+        train: Rounds that count, and their epsilon.
+        train_budget: Epsilon.
+        validation: Evaluations that count, and their epsilon.
+        validation_budget: Epsilon.
+        noise: In the newest published sum; before the first one, in that of the wanted cohort.
+        evaluations: By model, the initial one first.
+        alarms: Sentences that say why the run may learn nothing; empty while nothing speaks for it.
+    """
+
+    delta: float
+    train: Spending
+    train_budget: float
+    validation: Spending
+    validation_budget: float
+    noise: CohortNoise
+    evaluations: tuple[Evaluation, ...]
+    alarms: tuple[str, ...]
+
+
+def privacy_status(session: Session, run: Run) -> PrivacyStatus | None:
+    """Read the privacy of a run; None for a plan without [privacy]."""
+    plan = plan_of(run)
+    if plan.privacy is None:
+        return None
+    charged = round_rows.reached(session, run.run_id, *_CHARGED)
+    trained = sum(not plan.evaluates_only(number) for number in charged)
+    evaluated = 0
+    if plan.privacy.epsilon_validation:
+        evaluated = sum(plan.privacy.evaluates(number, plan.rounds) for number in charged)
+    rows = round_rows.of_run(session, run.run_id)
+    members = [row.members for row in rows if row.members is not None]
+    noise = cohort_noise(plan, members[-1] if members else plan.cohort.target)
+    evaluations = _evaluations(session, run, rows)
+    return PrivacyStatus(
+        delta=plan.privacy.delta,
+        train=Spending(trained, train_spent(plan, trained)),
+        train_budget=plan.privacy.epsilon_train,
+        validation=Spending(evaluated, validation_spent(plan, evaluated)),
+        validation_budget=plan.privacy.epsilon_validation,
+        noise=noise,
+        evaluations=evaluations,
+        alarms=_alarms(noise, evaluations),
+    )
+
+
+def status_words(status: PrivacyStatus | None) -> list[str]:
+    """Describe the privacy of a run, one sentence a line, alarms last; for a run without noise one line says that."""
+    if status is None:
+        return [f"privacy: {NOT_NOISED}"]
+    spent = f"{status.train.epsilon:.2f} of {status.train_budget:g} after {status.train.count} rounds"
+    validation = "none, no histograms leave"
+    if status.validation_budget:
+        count = status.validation.count
+        validation = f"{status.validation.epsilon:.2f} of {status.validation_budget:g} after {count} evaluations"
+    noise = status.noise
+    aucs = [
+        f"{f'after round {evaluation.model_number}' if evaluation.model_number else 'initial model'} "
+        f"{evaluation.auc:.3f} ({evaluation.low:.3f} to {evaluation.high:.3f})"
+        for evaluation in status.evaluations
+    ]
+    return [
+        f"epsilon of a patient at delta {status.delta:g}: training {spent}; evaluation {validation}",
+        f"noise over signal r = {noise.over_signal:.2f} with {noise.members} sites: {noise_words(noise.over_signal)}",
+        f"AUC any with noise: {', '.join(aucs) or 'none yet'}",
+        *(f"warning: {alarm}" for alarm in status.alarms),
+    ]
+
+
+def _evaluations(session: Session, run: Run, rows: list[Round]) -> tuple[Evaluation, ...]:
+    number_of = {row.id: row.number for row in rows}
+    evaluations = []
+    for metrics in round_rows.metrics_of_run(session, run.run_id):
+        label = Report.from_json(metrics.report).labels.get("any")
+        if label is None or label.auc is None or label.auc_low is None or label.auc_high is None:
+            continue
+        number = number_of[metrics.round_id] - 1
+        evaluations.append(Evaluation(number, metrics.cohort_size, label.auc, label.auc_low, label.auc_high))
+    return tuple(evaluations)
+
+
+def _alarms(noise: CohortNoise, evaluations: tuple[Evaluation, ...]) -> tuple[str, ...]:
+    alarms = []
+    if noise.over_signal > NOISE_MAX:
+        alarms.append(
+            f"The noise of this run eats its signal: with {noise.members} sites it is {noise.over_signal:.1f} times as "
+            f"long as a patient's gradient (r > {NOISE_MAX:g})."
+        )
+    if evaluations and evaluations[-1].high < evaluations[0].low:
+        first, last = evaluations[0], evaluations[-1]
+        alarms.append(
+            f"The run makes its model worse: the AUC after round {last.model_number} is {last.auc:.3f} ({last.low:.3f} "
+            f"to {last.high:.3f}), below that of the initial model, {first.auc:.3f} ({first.low:.3f} to "
+            f"{first.high:.3f})."
+        )
+    return tuple(alarms)
