@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from site_client.agent.privacy.costs import CostKind
-from site_client.agent.privacy.ledger import FILE, Charge, Spending, read, spending_of
+from site_client.agent.privacy.ledger import FILE, Charge, SpentPrivacy, read, spending_of
 from site_client.agent.rounds.rollback import read_rollback
 from site_client.config import PolicySettings, SiteSettings
 
@@ -94,7 +94,7 @@ def verify(settings: SiteSettings, exported: Path | None, *, as_json: bool) -> s
     return "\n".join(f"{name:<18}{value}" for name, value in facts.items())
 
 
-def _totals(spending: Spending, run: bytes, delta: float) -> _RunTotals:
+def _totals(spending: SpentPrivacy, run: bytes, delta: float) -> _RunTotals:
     charges = [charge for charge in spending.charges if charge.run == run]
     return _RunTotals(
         run=run.hex(),
@@ -110,7 +110,7 @@ def _count(charges: list[Charge], kind: CostKind) -> int:
     return sum(charge.cost.kind is kind for charge in charges)
 
 
-def _of_patient(spending: Spending, policy: PolicySettings, spent: float) -> str:
+def _of_patient(spending: SpentPrivacy, policy: PolicySettings, spent: float) -> str:
     if not spending.charges:
         return "Nothing was charged yet: no sum with this hospital's patients has left."
     by_kind = {

@@ -33,7 +33,7 @@ class CostKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cost:
+class PrivacyCost:
     """The numbers from which the price of one sum follows.
 
     Attributes:
@@ -55,7 +55,7 @@ class Cost:
     tails: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
     @classmethod
-    def of(cls, kind: CostKind, noise: Noise, coordinates: int, sampling_rate: float, rounding: float) -> "Cost":
+    def of(cls, kind: CostKind, noise: Noise, coordinates: int, sampling_rate: float, rounding: float) -> "PrivacyCost":
         """Return the cost of a sum of so many noised numbers."""
         sensitivity = noise.sensitivity
         tails = cut_tails(coordinates)
@@ -67,10 +67,10 @@ class Cost:
         return _price(self.l1, self.l2, self.variance, self.sampling_rate)
 
 
-UNBOUNDED: Final = Cost(CostKind.UNBOUNDED)
+UNBOUNDED: Final = PrivacyCost(CostKind.UNBOUNDED)
 
 
-def costs_of_round(plan: TrainingPlan, number: int) -> tuple[Cost, ...]:
+def costs_of_round(plan: TrainingPlan, number: int) -> tuple[PrivacyCost, ...]:
     """Return the costs of one round of a plan, for the patients of a site that is in its sum."""
     privacy = plan.privacy
     if privacy is None:
@@ -79,14 +79,14 @@ def costs_of_round(plan: TrainingPlan, number: int) -> tuple[Cost, ...]:
     if not plan.evaluates_only(number):
         coordinates = sum(pieces_of(plan.moving.size))
         noise = gradient_noise(privacy, coordinates).noise
-        costs.append(Cost.of(CostKind.TRAIN, noise, coordinates, privacy.sampling_rate, ROUNDING_FAILURE))
+        costs.append(PrivacyCost.of(CostKind.TRAIN, noise, coordinates, privacy.sampling_rate, ROUNDING_FAILURE))
     if Metric.HISTOGRAMS in plan.metrics and privacy.evaluates(number, plan.rounds):
         cells = math.prod(HISTOGRAM_SHAPE)  # counts are whole already: nothing is rounded
-        costs.append(Cost.of(CostKind.VALIDATION, histogram_noise(privacy), cells, 1.0, 0.0))
+        costs.append(PrivacyCost.of(CostKind.VALIDATION, histogram_noise(privacy), cells, 1.0, 0.0))
     return tuple(costs)
 
 
-def epsilon_of(costs: Iterable[tuple[Cost, float]], delta: float) -> float:
+def epsilon_of(costs: Iterable[tuple[PrivacyCost, float]], delta: float) -> float:
     """Return the epsilon of a patient at `delta` after all these sums, in whatever order runs followed each other.
 
     Args:
@@ -101,14 +101,14 @@ def epsilon_of(costs: Iterable[tuple[Cost, float]], delta: float) -> float:
         return math.inf
     # A patient of training may have become one of validation when the fraction changed.
     has_moved = len({split for _, split in counted}) > 1
-    groups: dict[CostKind, Counter[Cost]] = {}
+    groups: dict[CostKind, Counter[PrivacyCost]] = {}
     for (cost, _), count in counted.items():
         group = groups.setdefault(CostKind.TRAIN if has_moved else cost.kind, Counter())
         group[cost] += count
     return max((_epsilon(group, delta) for group in groups.values()), default=0.0)
 
 
-def _epsilon(counts: Counter[Cost], delta: float) -> float:
+def _epsilon(counts: Counter[PrivacyCost], delta: float) -> float:
     """Return the epsilon of sums that all fall on one patient.
 
     Whole noise would give (epsilon, delta'). At a distance of tau from it, delta' + (1 + exp(epsilon)) tau is the

@@ -21,7 +21,7 @@ from federation.plan import TrainingPlan
 from msgspec import Meta
 
 from site_client.agent.chained_file import GENESIS, Chain, ChainedFile, line_hash
-from site_client.agent.privacy.costs import Cost, CostKind, costs_of_round, epsilon_of
+from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
 from site_client.config import SiteSettings
 from site_client.records import RoundNumber, RunId
 from site_client.typed_json import LOCAL, Digest, HexBytes, decode
@@ -53,7 +53,7 @@ class Charge:
     run: RunId
     round: RoundNumber
     plan: Digest
-    cost: Cost
+    cost: PrivacyCost
     validation_fraction: _Fraction
     key: Digest
     prev_hash: Digest
@@ -62,7 +62,7 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class Spending:
+class SpentPrivacy:
     """All charges so far, and the fraction by which patients are split now."""
 
     charges: tuple[Charge, ...]
@@ -104,7 +104,7 @@ class Spending:
         """Whether this cost of a round was charged. A run without a bound is charged once."""
         return (run, 0 if kind is CostKind.UNBOUNDED else number, kind) in self._charged
 
-    def _ahead(self, plan: TrainingPlan, begin: int) -> list[tuple[Cost, float]]:
+    def _ahead(self, plan: TrainingPlan, begin: int) -> list[tuple[PrivacyCost, float]]:
         return [
             (cost, self.validation_fraction)
             for number in range(begin, max(plan.rounds + 1, begin) + 1)
@@ -140,7 +140,7 @@ class PrivacyLedger:
         """
         self._path, self._signer, self._clock = folder / FILE, signer, clock
         self._validation_fraction = validation_fraction
-        self._read: tuple[tuple[int, int], Spending] | None = None  # length and time of the file as it was read
+        self._read: tuple[tuple[int, int], SpentPrivacy] | None = None  # length and time of the file as it was read
 
     def charge(self, plan: TrainingPlan, number: int) -> None:
         """Charge all costs of a round that are not charged yet. They are on disk when this returns.
@@ -161,7 +161,7 @@ class PrivacyLedger:
                 facts = {"run": plan.run_id.hex(), "round": number, "plan": plan.digest.hex(), "cost": asdict(cost)}
                 file.append(facts | {"validation_fraction": self._validation_fraction})
 
-    def spending(self) -> Spending:
+    def spending(self) -> SpentPrivacy:
         """Return all that was charged.
 
         Raises:
@@ -169,7 +169,7 @@ class PrivacyLedger:
         """
         stamp = self._stamp()
         if self._read is None or self._read[0] != stamp:
-            self._read = stamp, Spending(tuple(read(self._path)), self._validation_fraction)
+            self._read = stamp, SpentPrivacy(tuple(read(self._path)), self._validation_fraction)
         return self._read[1]
 
     def mark(self) -> tuple[int, str]:
@@ -197,13 +197,13 @@ class PrivacyLedger:
         return status.st_size, status.st_mtime_ns
 
 
-def spending_of(settings: SiteSettings) -> Spending:
+def spending_of(settings: SiteSettings) -> SpentPrivacy:
     """Return all that a site was charged.
 
     Raises:
         LedgerBroken: a line does not verify.
     """
-    return Spending(tuple(read(settings.folders.agent / FILE)), settings.training.validation_fraction)
+    return SpentPrivacy(tuple(read(settings.folders.agent / FILE)), settings.training.validation_fraction)
 
 
 def read(path: Path) -> Iterator[Charge]:

@@ -16,7 +16,7 @@ from federation.privacy import (
 )
 from federation.vocabulary import Metric
 
-from site_client.agent.privacy.ledger import Spending
+from site_client.agent.privacy.ledger import SpentPrivacy
 from site_client.agent.rounds.plans import HeldPlan, Plans
 from site_client.agent.rounds.policy import policy_conflicts
 from site_client.config import PolicySettings
@@ -37,7 +37,7 @@ def summarize(plans: Plans) -> str:
     return "\n".join(lines) or "no plan has been offered to this site yet"
 
 
-def describe(held: HeldPlan, policy: PolicySettings, spending: Spending) -> str:
+def describe(held: HeldPlan, policy: PolicySettings, spending: SpentPrivacy) -> str:
     """Return all that a hospital agrees to, in words, and the conflicts with its own policy."""
     plan = held.plan
     facts = {
@@ -104,9 +104,9 @@ def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
     facts = {
         "privacy": f"of a patient: whether any one was there changes every outcome's odds by exp(epsilon) at most, but "
         f"for a chance of {privacy.delta:g}",
-        "epsilon of training": f"{spent[-1]:.2f} of a budget of {privacy.epsilon_train:g}; after each tenth of the run "
+        "epsilon, training": f"{spent[-1]:.2f} of a budget of {privacy.epsilon_train:g}; after each tenth of the run "
         + ", ".join(f"{epsilon:.2f}" for epsilon in spent),
-        "epsilon of checks": "none: no histograms",
+        "epsilon, validation": "none: no histograms",
         "noise over signal": "; ".join(
             f"{ratio:.2f} with {members} hospitals ({usability(ratio)})" for members, ratio in ratios.items()
         ),
@@ -114,7 +114,7 @@ def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
     if Metric.HISTOGRAMS in plan.metrics:
         count = evaluations(privacy, plan.rounds)
         checks = accounting.epsilon(accounting.times(validation_price(privacy), count), delta)
-        facts["epsilon of checks"] = (
+        facts["epsilon, validation"] = (
             f"{checks:.2f} of a budget of {privacy.epsilon_validation:g}, of the patients who validate: {count} "
             "evaluations with histograms of patients"
         )

@@ -9,14 +9,14 @@ from federation.plan import TrainingPlan
 from federation.privacy import Privacy, delta_of_prices
 from federation.vocabulary import StateReason
 
-from site_client.agent.privacy.ledger import Spending
+from site_client.agent.privacy.ledger import SpentPrivacy
 from site_client.config import PolicySettings
 from site_client.metered import Meter
 from site_client.windows import parse_window
 
 
 def policy_conflicts(
-    policy: PolicySettings, plan: TrainingPlan, spending: Spending, begin: int | None = None
+    policy: PolicySettings, plan: TrainingPlan, spending: SpentPrivacy, begin: int | None = None
 ) -> Iterator[str]:
     """Yield one sentence for each rule of the policy that the plan breaks; none when it may be trained.
 
@@ -42,7 +42,7 @@ def policy_conflicts(
 
 
 def _budget_conflicts(
-    policy: PolicySettings, plan: TrainingPlan, privacy: Privacy, spending: Spending, begin: int
+    policy: PolicySettings, plan: TrainingPlan, privacy: Privacy, spending: SpentPrivacy, begin: int
 ) -> Iterator[str]:
     if policy.epsilon_max > 0 and spending.is_unbounded:
         yield (

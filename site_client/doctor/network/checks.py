@@ -33,6 +33,7 @@ def checks(settings: SiteSettings, clock: Callable[[], datetime]) -> dict[str, C
             named["aggregator"] = lambda: enrolment.check_enrolment(settings, identity, clock)
             named["echo"] = lambda: echo.check_echo(settings, identity, clock)
         named["ledger"] = lambda: enrolment.check_ledger(settings.folders.agent)
+        named["privacy"] = lambda: enrolment.check_privacy(settings)
         named["state"] = lambda: enrolment.check_rollback(settings.folders.agent)
         named["speed"] = lambda: enrolment.check_speed(settings.folders.agent, _update_bytes(settings))
     named["files"] = lambda: enrolment.check_modes(settings)

@@ -16,6 +16,7 @@ from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
 from site_client.agent.egress.ledger import Entry, read
 from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
+from site_client.agent.privacy.ledger import spending_of
 from site_client.agent.rounds.rollback import read_rollback
 from site_client.agent.status_file import read_status
 from site_client.config import PolicySettings, SiteSettings
@@ -99,6 +100,17 @@ def check_ledger(folder: Path) -> Iterator[CheckResult]:
         yield red("ledger", f"the chain is broken at entry {error.seq}", fix)
         return
     yield green("ledger", f"{verified.entries} entries unbroken and signed, {payloads} payloads as recorded")
+
+
+def check_privacy(settings: SiteSettings) -> Iterator[CheckResult]:
+    """Check every line, link and signature of the privacy ledger."""
+    try:
+        spending = spending_of(settings)
+    except LedgerBroken as error:
+        fix = "Keep the file for the investigation, and restore it from the backup"
+        yield red("privacy", f"the privacy ledger is broken at entry {error.seq}; this site takes part in nothing", fix)
+        return
+    yield green("privacy", f"{len(spending.charges)} charges unbroken and signed")
 
 
 def check_rollback(folder: Path) -> Iterator[CheckResult]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from federation.encoding import Layout
 from federation.manifest import Model, save_model
-from federation.plan import TrainingPlan, sign_plan
+from federation.plan import Encoding, LocalTraining, Trainable, TrainingPlan, sign_plan
+from federation.privacy import Privacy
 from federation.v1 import blobs_pb2, rounds_pb2
 from federation.v1.blobs_pb2 import RoundRef
 from federation.vocabulary import Metric, Outcome, SiteState, StateReason
@@ -22,7 +23,7 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger, read
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.privacy.ledger import Spending
+from site_client.agent.privacy.ledger import SpentPrivacy
 from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.plan_description import describe
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
@@ -31,6 +32,13 @@ from site_client.records import RunId, Status, Update
 from site_client.spool import AgentSide, TrainerSide
 from site_client.typed_json import Digest
 from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
+
+HEADS_ONLY: dict[str, Any] = {"training": LocalTraining(trainable=Trainable.HEADS), "moving_tensors": (1,)}
+PRIVATE: dict[str, Any] = {
+    "encoding": Encoding(rotation_seed=bytes(32)),
+    "metrics": (Metric.HISTOGRAMS,),
+    "privacy": Privacy(0.1, 2.0, 500, 100, 8.0, validation_multiplier=20.0, epsilon_validation=2.0),
+}
 
 
 @dataclass
@@ -63,7 +71,7 @@ class Site:
             40,
             False,
         )
-        self.trainer.deliver(update, np.full(self.plan.manifest.size, 0.01, np.float32))
+        self.trainer.deliver(update, np.full(self.plan.moving.size, 0.01, np.float32))
 
 
 Offer = Callable[..., Site]
@@ -173,7 +181,7 @@ def test_the_plan_is_shown_with_what_the_policy_has_against_it(offer: Offer) -> 
     policy = PolicySettings(metrics=(Metric.LOSS,), cohort_min=9, epsilon_max=8.0)
     site = offer(policy)
     site.step()
-    held, unspent = site.rounds.plans.find(site.plan.digest.hex()), Spending((), 0.2)
+    held, unspent = site.rounds.plans.find(site.plan.digest.hex()), SpentPrivacy((), 0.2)
     against = describe(held, policy, unspent)
     for key in ("policy.metrics", "policy.cohort_min", "policy.epsilon_max is 8"):
         assert key in against
@@ -216,10 +224,15 @@ def test_training_goes_on_over_a_metered_link_and_the_update_waits_for_the_next_
     assert site.step() == ["Poll", "Ready"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, HEADS_ONLY, HEADS_ONLY | PRIVATE],
+    ids=["all tensors", "one tensor moves", "one tensor moves, private"],
+)
 def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
-    offer: Offer, ledger: Ledger, tmp_path: Path
+    offer: Offer, ledger: Ledger, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    site = offer(PolicySettings("automatic", dry_run=True))
+    site = offer(PolicySettings("automatic", dry_run=True), **changes)
     site.step()
     site.train()
     assert site.step() == ["Poll", "Decline"]
@@ -230,7 +243,9 @@ def test_a_dry_run_shows_every_message_of_the_round_and_sends_none_of_it(
     left = {one.rpc.rpartition("/")[2] for one in entries if one.left}
     assert left == {"Poll", "FetchPlan", "Get", "Decline"}
     put = next(one for one in entries if one.rpc == "Blobs/Put")
-    assert put.size_bytes > Layout.of(site.plan, site.plan.manifest.size).bytes
+    # The rest of the message names the upload and the place in it.
+    assert 0 < put.size_bytes - Layout.of(site.plan, site.plan.moving.size).bytes < 100
+    assert not (tmp_path / "state" / "agent" / "privacy.jsonl").exists()
     assert put.dest == "hub.example:8443"
     assert not (tmp_path / "state" / "agent" / "dry_run").exists()
     assert verify.verify(tmp_path / "ledger" / "ledger.jsonl").dry_run == len(shown)

@@ -17,13 +17,15 @@ from federation.vocabulary import Metric
 
 from site_client.agent.chained_file import GENESIS
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.privacy.costs import Cost, CostKind, costs_of_round, epsilon_of
-from site_client.agent.privacy.ledger import CHAIN, PrivacyLedger, Spending, read
+from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
+from site_client.agent.privacy.ledger import CHAIN, PrivacyLedger, SpentPrivacy, read
 from site_client.agent.rounds.plan_description import describe, usability
 from site_client.agent.rounds.plans import Plans
 from site_client.agent.rounds.policy import policy_conflicts
 from site_client.cli import main
-from site_client.config import PolicySettings
+from site_client.config import FoldersSettings, PolicySettings, SiteSettings
+from site_client.doctor.network.enrolment import check_privacy
+from site_client.doctor.result import Color
 from site_client.errors import LedgerBroken
 from tests.site_client.agent.conftest import Consortium, StandingClock
 
@@ -79,7 +81,7 @@ def test_a_charge_says_what_was_spent_and_by_which_run(
         "key": signer.public_key().public_bytes_raw().hex(),
         "prev_hash": GENESIS,
     }
-    assert Cost(**(cost | {"kind": CostKind(cost["kind"])})) == costs_of_round(private, 2)[0]
+    assert PrivacyCost(**(cost | {"kind": CostKind(cost["kind"])})) == costs_of_round(private, 2)[0]
 
 
 def test_a_round_is_charged_once_whatever_comes_between(
@@ -115,7 +117,7 @@ def test_a_whole_run_spends_what_its_prices_add_up_to(privacy_ledger: PrivacyLed
     assert spending.epsilon(DELTA) == larger
     # Nothing of the run is ahead any more.
     assert spending.epsilon_with(private, DELTA, 6) == spending.epsilon(DELTA)
-    assert Spending((), 0.2).epsilon_with(private, DELTA) == pytest.approx(larger)
+    assert SpentPrivacy((), 0.2).epsilon_with(private, DELTA) == pytest.approx(larger)
 
 
 def test_after_the_split_has_changed_both_kinds_add_up(
@@ -137,7 +139,7 @@ def test_a_fraction_that_is_changed_now_counts_before_its_first_charge(
     privacy_ledger.charge(private, 1)
     charges = privacy_ledger.spending().charges
     other = replace(private, run_id=bytes(16))
-    assert Spending(charges, 0.3).epsilon_with(other, DELTA) > Spending(charges, 0.2).epsilon_with(other, DELTA)
+    assert SpentPrivacy(charges, 0.3).epsilon_with(other, DELTA) > SpentPrivacy(charges, 0.2).epsilon_with(other, DELTA)
 
 
 def test_too_many_rounds_for_a_delta_have_no_bound(private: TrainingPlan) -> None:
@@ -210,7 +212,7 @@ def test_a_host_that_joins_anew_goes_on_with_its_ledger(
 def test_a_plan_that_does_not_fit_is_declined_with_its_numbers(
     privacy_ledger: PrivacyLedger, private: TrainingPlan
 ) -> None:
-    needed = Spending((), 0.2).epsilon_with(private, DELTA)
+    needed = SpentPrivacy((), 0.2).epsilon_with(private, DELTA)
     policy = PolicySettings(epsilon_max=round(needed + 0.01, 2))
     assert list(policy_conflicts(policy, private, privacy_ledger.spending())) == []
     privacy_ledger.charge(replace(private, run_id=bytes(16)), 1)
@@ -220,7 +222,7 @@ def test_a_plan_that_does_not_fit_is_declined_with_its_numbers(
 
 
 def test_rounds_that_a_site_missed_are_not_ahead_of_it(private: TrainingPlan) -> None:
-    nothing = Spending((), 0.2)
+    nothing = SpentPrivacy((), 0.2)
     whole, rest = (nothing.epsilon_with(private, DELTA, begin) for begin in (1, 4))
     assert rest < whole
     policy = PolicySettings(epsilon_max=(rest + whole) / 2)
@@ -238,9 +240,9 @@ def test_rounds_that_a_site_missed_are_not_ahead_of_it(private: TrainingPlan) ->
 def test_a_plan_without_noise_is_declined_where_the_policy_asks_for_it(
     plan: TrainingPlan, private: TrainingPlan, policy: PolicySettings, words: str
 ) -> None:
-    (sentence,) = policy_conflicts(policy, plan, Spending((), 0.2))
+    (sentence,) = policy_conflicts(policy, plan, SpentPrivacy((), 0.2))
     assert words in sentence
-    assert list(policy_conflicts(policy, private, Spending((), 0.2))) == []
+    assert list(policy_conflicts(policy, private, SpentPrivacy((), 0.2))) == []
 
 
 def test_after_a_run_without_a_bound_no_budget_fits(
@@ -317,6 +319,20 @@ def test_privacy_verify_names_the_first_changed_line(
     assert typed("privacy", "verify", "--file", str(copy)).exit_code == 0
 
 
+def test_doctor_names_the_first_changed_line(
+    privacy_ledger: PrivacyLedger, private: TrainingPlan, folder: Path
+) -> None:
+    settings = SiteSettings("mercy", folders=FoldersSettings(state=folder.parent))
+    privacy_ledger.charge(private, 1)
+    (line,) = check_privacy(settings)
+    assert (line.color, line.found) == (Color.GREEN, "2 charges unbroken and signed")
+    path = folder / "privacy.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"seq":2', b'"seq":3'))
+    (line,) = check_privacy(settings)
+    assert line.color is Color.RED
+    assert "broken at entry 2" in line.found
+
+
 def test_plan_show_says_what_a_private_plan_spends_and_costs(
     typed: Type, folder: Path, private: TrainingPlan, consortium: Consortium
 ) -> None:
@@ -336,7 +352,7 @@ def test_plan_show_says_in_one_line_that_a_sum_is_not_noised(folder: Path, plan:
     text = describe(
         held.keep(sign_plan(plan, custodian := Ed25519PrivateKey.generate()), plan.digest, custodian.public_key()),
         PolicySettings(),
-        Spending((), 0.2),
+        SpentPrivacy((), 0.2),
     )
     (line,) = (line for line in text.splitlines() if line.startswith("privacy"))
     assert "the sum is not noised" in line
