@@ -153,7 +153,7 @@ def objections(plan: TrainingPlan) -> list[str]:
     if noise.over_signal <= NOISE_MAX:
         return []
     return [
-        f"the noise is {noise.over_signal:.1f} times as long as a patient's gradient (r > {NOISE_MAX:g}) with "
+        f"the noise is {noise.over_signal:.2f} times as long as a patient's gradient (r > {NOISE_MAX:g}) with "
         f"{noise.members} sites, and little will be learned: train fewer tensors, with more patients or more sites, or "
         "for a larger epsilon"
     ]

@@ -86,11 +86,11 @@ def status_words(status: PrivacyStatus | None) -> list[str]:
     """Describe the privacy of a run, one sentence a line, alarms last; for a run without noise one line says that."""
     if status is None:
         return [f"privacy: {NOT_NOISED}"]
-    spent = f"{status.train.epsilon:.2f} of {status.train_budget:g} after {status.train.count} rounds"
+    spent = f"{status.train.epsilon:.2f} of {status.train_budget:g} after {_counted(status.train, 'round')}"
     validation = "none, no histograms leave"
     if status.validation_budget:
-        count = status.validation.count
-        validation = f"{status.validation.epsilon:.2f} of {status.validation_budget:g} after {count} evaluations"
+        counted = _counted(status.validation, "evaluation")
+        validation = f"{status.validation.epsilon:.2f} of {status.validation_budget:g} after {counted}"
     noise = status.noise
     aucs = [
         f"{f'after round {evaluation.model_number}' if evaluation.model_number else 'initial model'} "
@@ -103,6 +103,10 @@ def status_words(status: PrivacyStatus | None) -> list[str]:
         f"AUC any with noise: {', '.join(aucs) or 'none yet'}",
         *(f"warning: {alarm}" for alarm in status.alarms),
     ]
+
+
+def _counted(spending: Spending, unit: str) -> str:
+    return f"{spending.count} {unit}{'s' * (spending.count != 1)}"
 
 
 def _evaluations(session: Session, run: Run, rows: list[Round]) -> tuple[Evaluation, ...]:
@@ -121,7 +125,7 @@ def _alarms(noise: CohortNoise, evaluations: tuple[Evaluation, ...]) -> tuple[st
     alarms = []
     if noise.over_signal > NOISE_MAX:
         alarms.append(
-            f"The noise of this run eats its signal: with {noise.members} sites it is {noise.over_signal:.1f} times as "
+            f"The noise of this run eats its signal: with {noise.members} sites it is {noise.over_signal:.2f} times as "
             f"long as a patient's gradient (r > {NOISE_MAX:g})."
         )
     if evaluations and evaluations[-1].high < evaluations[0].low:

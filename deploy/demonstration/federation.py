@@ -19,11 +19,12 @@ from aggregator.context import AppContext, open_context
 from aggregator.store import site_rows
 from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
 from deploy.demonstration.joining import Join, StepFailed, last_line
-from deploy.demonstration.plan_files import ordinary_plan, private_plan
+from deploy.demonstration.plan_files import PRIVATE_VALIDATION_FRACTION, ordinary_plan, private_plan
 from deploy.demonstration.processes import Processes
 
 IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
 THICKNESS_MM = 8.0
+VALIDATION_FRACTION = 0.2  # the default of a site
 ADMINISTRATOR = "admin"
 JOIN_LOOK_S = 0.2
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
@@ -139,8 +140,10 @@ class Federation:
         self.password = os.urandom(9).hex()
         self.aggregator_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
         labels = ["data"] if self.options.data is None else ["data/labels_slices.csv"]
+        validation_fraction = PRIVATE_VALIDATION_FRACTION if self.options.privacy else VALIDATION_FRACTION
         for hospital in self.sites:
-            write_config(hospital, f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}", labels, "data/dicom")
+            addresses = f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}"
+            write_config(hospital, *addresses, labels, "data/dicom", validation_fraction)
 
     def provide_data(self) -> None:
         """Provides every hospital's DICOM: synthetic patients from its own scanner, or its part of --data.

@@ -58,6 +58,7 @@ calm_s = 2
 
 [training]
 threads = 1
+validation_fraction = {validation_fraction}
 
 [agent]
 poll_min_s = 0.1
@@ -96,7 +97,14 @@ def hospitals(folder: Path, count: int) -> list[Hospital]:
     ]
 
 
-def write_config(hospital: Hospital, address: str, enrolment_address: str, labels: Sequence[str], export: str) -> None:
+def write_config(
+    hospital: Hospital,
+    address: str,
+    enrolment_address: str,
+    labels: Sequence[str],
+    export: str,
+    validation_fraction: float,
+) -> None:
     """Writes the hospital's site.toml. `labels`, `export`: paths relative to its folder."""
     hospital.folder.mkdir(parents=True, exist_ok=True)
     hospital.config.write_text(
@@ -105,6 +113,7 @@ def write_config(hospital: Hospital, address: str, enrolment_address: str, label
             address=address,
             enrolment_address=enrolment_address,
             export=export,
+            validation_fraction=validation_fraction,
             labels=", ".join(f'"{path}"' for path in labels),
         )
     )
