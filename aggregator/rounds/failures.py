@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from federation.secagg import SecaggError, Unrecoverable
-from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare, RevealMessage
+from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare
 from sqlalchemy.orm import Session
 
 from aggregator.errors import AggregatorError, SumRefused
+from aggregator.rounds.cohort import answers_of
 from aggregator.rounds.decisions import Abandon
 from aggregator.rounds.regrouping import RecoveredSum, SumHistory, suspects_after
 from aggregator.rounds.transitions import Step, abandon
@@ -81,15 +82,12 @@ def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
 
 def _evidence_of_bad_dealing(step: Step, error: Unrecoverable) -> BadDealing:
     uploaded = round_rows.senders(step.session, step.row.id, Seat.upload_claim)
-    reveals = round_rows.payloads(step.session, step.row.id, Seat.reveal)
+    answers = answers_of(step.session, step.row)
     evidence = BadDealing(
         dealer=error.about, kind=RevealedShare.SEED if error.about in uploaded else RevealedShare.MASK_KEY
     )
     for member in sorted(error.revealers):
         (dealt,) = masking_rows.dealt(step.session, step.row.id, [error.about], [member])
         evidence.dealt.append(EncryptedShare.FromString(dealt))
-        (share,) = [
-            share.share for share in RevealMessage.FromString(reveals[member]).shares if share.about_site == error.about
-        ]
-        evidence.shares.append(share)
+        evidence.shares.append(answers[member][error.about].share)
     return evidence

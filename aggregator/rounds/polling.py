@@ -23,6 +23,7 @@ from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds.certificates import certificate_of
+from aggregator.rounds.cohort import complaints_about
 from aggregator.rounds.failures import bad_dealings
 from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
@@ -181,11 +182,14 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
             reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(dealt), shares=shares))
         case RoundState.CONFIRM:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
-            reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded))
+            complaints = complaints_about(session, row, seat.site)
+            reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded, complaints=complaints))
         case RoundState.REVEAL:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
             payloads = round_rows.payloads(session, row.id, Seat.confirmation)
             confirmations = [Confirmation.FromString(data) for data in payloads.values()]
+            for confirmation in confirmations:
+                confirmation.ClearField("opened")
             reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=uploaded, confirmations=confirmations))
     return reply
 

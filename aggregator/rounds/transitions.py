@@ -80,7 +80,7 @@ def retry(step: Step, decision: Retry) -> None:
     if len(ready) < plan.cohort.minimum:
         deadline = max(deadline, row.began_at + timedelta(seconds=plan.deadlines.training_s))
     _record_silence(step, decision.missed)
-    for site in decision.left_out:
+    for site in set(decision.left_out).difference(decision.missed):
         cause = step.cause.because("dealt no shares to members that say so, more than may lie")
         fault_rows.add(step.session, row, site, FaultKind.BAD_SHARES, cause, _evidence_of_bad_shares(step, site))
     anew = {"attempt": row.attempt + 1, "roster_epoch": 0, "deadline": deadline, "reason": decision.reason}
@@ -91,7 +91,7 @@ def retry(step: Step, decision: Retry) -> None:
         _move_seat(step, site, states[site], SeatState.LEFT_OUT, decision.reason)
     for site in ready:
         _move_seat(step, site, states[site], SeatState.READY, "the attempt failed; the update is still there")
-    for site in decision.missed:
+    for site in set(decision.missed).difference(decision.left_out):
         _move_seat(step, site, before, SeatState.MISSED, "did not answer")
 
 

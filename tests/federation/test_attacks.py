@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from federation.encoding import size_class
+from federation.secagg import Member
 from federation.secagg.transcript import confirm_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
@@ -18,7 +19,7 @@ from site_client.errors import StepRefused
 from site_client.records import Job
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
-from tests.federation.lies import Lies
+from tests.federation.lies import flipped
 from tests.federation.nursery import PARAMETERS, TRAINING_S
 from tests.federation.places import an_update
 from tests.federation.wire import Killed
@@ -181,6 +182,8 @@ def test_after_a_reveal_without_a_sum_no_site_works_on_that_model_again(make_wor
     refusing = {name for name, refusal in world.refused if isinstance(refusal, StepRefused)}
     assert refusing == set(world.sites)
     assert not _revealed(world, 2)
+    assert world.rounds()[1].state is RoundState.ABANDONED  # they declined: nobody waits for the deadline
+    assert "declined" in str(world.rounds()[1].reason)
 
 
 def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
@@ -419,17 +422,99 @@ def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for
         sums.check_set(world.round.base_model, ["site-a", "site-b"], 3, list(world.sites))
 
 
-def test_a_false_complaint_and_one_slow_answer_end_no_run(make_world: MakeWorld) -> None:
+def test_a_false_complaint_and_one_slow_answer_end_no_run(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={"site-d": {"site-a"}}))  # one complaint, by site-a
     world = make_world(sites=4, rounds=2, phase="shares")
     world.corrupt = {"site-d"}
-    Lies(world).tell_up("site-d", "SendShares", 2)  # one bad share of four: one complaint, by site-a
     run_on(world, lambda: world.round.state is RoundState.REVEAL)
-    for name in ("site-a", "site-b", "site-d"):  # three answers, and two shares about site-d
+    for name in ("site-a", "site-b", "site-d"):  # two shares about site-d, and the one that it opened for site-a
         world.step(name)
     world.drive()
+    assert world.round.state is RoundState.REVEAL
     world.clock.advance(120)
     world.drive()
-    assert world.round.state is RoundState.REVEAL
-    world.step("site-c")
-    world.drive()
     assert world.rounds()[0].state is RoundState.PUBLISHED
+    check(world)
+
+
+@pytest.mark.parametrize(("sites", "victims"), [(4, {"site-a"}), (7, {"site-a", "site-b"})])
+@pytest.mark.parametrize("silent_in", [RoundState.CONFIRM, RoundState.REVEAL])
+def test_a_dealer_of_garbage_to_few_that_falls_silent_ends_no_round(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, sites: int, victims: set[str], silent_in: RoundState
+) -> None:
+    """It opens what it dealt and its silence costs nothing, or it does not and the others try again without it."""
+    world = make_world(sites=sites, rounds=2)
+    crook = max(world.sites)
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={crook: victims}))
+    world.corrupt = {crook}
+    for _ in range(60):
+        if world.rounds()[0].state is RoundState.PUBLISHED:
+            break
+        row = world.rounds()[0]
+        world.silent = {crook} if (row.attempt, row.state) == (1, silent_in) or row.attempt > 1 else set()
+        world.everybody()
+        world.clock.advance(31)
+    (first, *_) = world.rounds()
+    assert first.state is RoundState.PUBLISHED
+    assert (first.attempt, first.members) == ((2, sites - 1) if silent_in is RoundState.CONFIRM else (1, sites))
+    assert faults(world) == {crook: [FaultKind.SILENT]}
+    assert world.run.state is RunState.RUNNING
+    check(world)
+
+
+def test_a_dealer_that_opens_other_shares_than_it_dealt_is_refused_and_left_out(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(sites=4, rounds=2)
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={"site-d": {"site-a"}}))
+    world.corrupt = {"site-d"}
+
+    def another(site: str, call: str, message: Message) -> Message:
+        if isinstance(message, secagg_pb2.ConfirmMessage):
+            for opened in message.confirmation.opened:
+                opened.seed_share = flipped(opened.seed_share)
+        return message
+
+    world.wire.lies_up.append(another)
+    run_on(world, lambda: world.rounds()[0].state is RoundState.PUBLISHED, turns=30)
+    assert any("are not those that it dealt" in sentence for *_, sentence in world.wire.refusals)
+    assert "site-d did not open the shares" in str(world.rounds()[0].reason)
+    assert world.rounds()[0].members == 3
+    check(world)
+
+
+def test_a_member_that_complains_falsely_and_falls_silent_excludes_nobody_and_ends_no_round(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round about another member. The accused open what the liar knows, and the sum is recovered without it."""
+    world = make_world(sites=4, rounds=3)
+    world.corrupt = {"site-d"}
+    honest = Member._decrypt_shares
+
+    def lie(member: Member, secrets: Any, dealt: Any) -> Any:
+        held, complained = honest(member, secrets, dealt)
+        if member.site == "site-d":
+            accused = f"site-{'abc'[world.round.number % 3]}"
+            held.pop(accused, None)
+            complained = (accused,)
+        return held, complained
+
+    monkeypatch.setattr(Member, "_decrypt_shares", lie)
+
+    for _ in range(200):
+        if world.round.number > 3 or world.run.state is not RunState.RUNNING:
+            break
+        world.silent = {"site-d"} if world.round.state is RoundState.REVEAL else set()
+        world.everybody()
+        world.clock.advance(31)
+    assert [(row.state, row.attempt) for row in world.rounds()[:3]] == [(RoundState.PUBLISHED, 1)] * 3
+    assert set(faults(world)) == {"site-d"}
+    accused = {
+        one.site
+        for one in world.wire.heard
+        if isinstance(one.message, secagg_pb2.ConfirmMessage) and one.message.confirmation.opened
+    }
+    assert len(accused) == 3
+    check(world)

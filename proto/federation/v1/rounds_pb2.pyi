@@ -573,21 +573,27 @@ class ConfirmStep(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     UPLOADED_FIELD_NUMBER: _builtins.int
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
     def uploaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """U3"""
 
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[_secagg_pb2.Complaint]:
+        """about this site, sorted by site"""
+
     def __init__(
         self,
         *,
         round: _blobs_pb2.RoundRef | None = ...,
         uploaded: _abc.Iterable[_builtins.str] | None = ...,
+        complaints: _abc.Iterable[_secagg_pb2.Complaint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
