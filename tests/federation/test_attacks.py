@@ -75,6 +75,24 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     check(world)
 
 
+def test_an_evaluation_that_was_spoiled_is_repeated_until_there_is_one(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilers: dict[str, str] = {}
+    crooks.let_in(monkeypatch, crooks.Crooks(spoilers))
+    world = make_world(sites=6, rounds=1)
+    world.corrupt = {"site-d"}
+    run_on(world, lambda: len(world.rounds()) == 2)
+    spoilers["site-d"] = crooks.NOISE
+    run_on(world, lambda: world.run.state is not RunState.RUNNING)
+    assert world.run.state is RunState.COMPLETED
+    spoiled, *_, last = world.rounds()[1:]
+    assert spoiled.state is RoundState.ABANDONED
+    assert world.plan.evaluates_only(last.number)
+    assert last.state is RoundState.PUBLISHED
+    check(world)
+
+
 def test_with_too_few_for_another_cohort_the_run_pauses_and_says_why(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
