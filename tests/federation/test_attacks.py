@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 
 from aggregator.rounds import regrouping
 from aggregator.states import FaultKind, RoundState, RunState
-from aggregator.store import fault_rows
+from aggregator.store import fault_rows, run_rows
+from site_client.agent.rounds.closing import Closing
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.revealed_sums import RevealedSums
-from site_client.errors import StepRefused
+from site_client.errors import ModelMismatch, StepRefused
 from site_client.records import Job
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
@@ -297,6 +298,77 @@ def _away_in_round_1(make_world: MakeWorld) -> World:
     world.silent = set()
     world.lied_down = True
     return world
+
+
+def _signs_no_model(monkeypatch: pytest.MonkeyPatch, crook: str) -> None:
+    honest = Closing._sign
+
+    def sign(closing: Closing, *arguments: Any) -> None:
+        if closing._identity.site != crook:
+            honest(closing, *arguments)
+
+    monkeypatch.setattr(Closing, "_sign", sign)
+
+
+def _no_whole_model_but_the_first(world: World) -> None:
+    """Every whole model that site-d asked for is the plan's first one."""
+    said = [one.message for one in world.wire.heard if one.site == "site-d"]
+    wanted = {message.digest for message in said if isinstance(message, blobs_pb2.BlobRequest)}
+    with world.aggregator.app.store.read() as session:
+        _first, *later = run_rows.models(session, world.run_id)
+    assert later
+    assert not wanted & {model.blob for model in later}
+
+
+def test_a_member_that_signs_no_model_keeps_no_newcomer_out(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """site-d was away from the start, two models long. It computes both from the plan's first one."""
+    _signs_no_model(monkeypatch, "site-c")
+    world = make_world(sites=4, rounds=4)
+    world.corrupt, world.silent = {"site-c"}, {"site-d"}
+    run_on(world, lambda: len(world.rounds()) == 3, turns=400)
+    world.silent = set()
+    run_on(world, lambda: "site-d" in members_of(world, world.round.number))
+    _no_whole_model_but_the_first(world)
+    assert not any(isinstance(refusal, ModelMismatch) for _, refusal in world.refused)
+    check(world)
+
+
+def _another_first_model(train: rounds_pb2.TrainStep) -> None:
+    train.initial_model.CopyFrom(train.whole_model)
+
+
+def _one_sum_twice(train: rounds_pb2.TrainStep) -> None:
+    train.chain.add().CopyFrom(train.chain[-1])
+
+
+def _leads_to_another_model(train: rounds_pb2.TrainStep) -> None:
+    train.chain[-1].model_digest = train.base_model_digest = bytes(32)
+
+
+@pytest.mark.parametrize("lie", [_another_first_model, _one_sum_twice, _leads_to_another_model])
+def test_a_chain_that_does_not_begin_at_the_plan_s_first_model_or_skips_a_sum_leads_nowhere(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, lie: Callable[[rounds_pb2.TrainStep], None]
+) -> None:
+    _signs_no_model(monkeypatch, "site-c")
+    world = make_world(sites=4, rounds=4)
+    world.corrupt, world.silent, world.lied_down = {"site-c"}, {"site-d"}, True
+    run_on(world, lambda: len(world.rounds()) == 3, turns=400)
+    world.clock.advance(61)
+    told = []
+
+    def lied(site: str, call: str, reply: Message, request: Message) -> Message:
+        if site == "site-d" and isinstance(reply, rounds_pb2.PollReply) and reply.train.HasField("initial_model"):
+            lie(reply.train)
+            told.append(lie)
+        return reply
+
+    world.wire.lies_down.append(lied)
+    world.step("site-d")
+    assert told
+    assert [name for name, _ in world.refused if name == "site-d"]
+    assert world.sites["site-d"].jobs() == []
 
 
 def _no_certificate(train: rounds_pb2.TrainStep) -> None:
