@@ -1,10 +1,12 @@
 """Attacks that span rounds: members that spoil sums or deal nothing, an aggregator that wants a difference."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from federation.encoding import size_class
+from federation.limits import COHORT_MAX
 from federation.secagg import Member
 from federation.secagg.transcript import confirm_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
@@ -15,9 +17,10 @@ from aggregator.states import FaultKind, RoundState, RunState
 from aggregator.store import fault_rows, run_rows
 from site_client.agent.rounds.closing import Closing
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
-from site_client.agent.rounds.revealed_sums import RevealedSums
+from site_client.agent.rounds.revealed_sums import KEPT, RevealedSums
 from site_client.errors import ModelMismatch, StepRefused
-from site_client.records import Job
+from site_client.records import Job, RunId
+from site_client.typed_json import Digest
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
 from tests.federation.lies import flipped
@@ -221,6 +224,34 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
     assert honest
     assert all("would differ by 1 known members" in str(refusal) for refusal in honest)
     assert not _revealed(world, 2)
+
+
+def test_a_model_whose_sum_is_no_longer_on_record_is_taken_up_by_nobody(tmp_path: Path) -> None:
+    """An aggregator waits until a site has forgotten the sum, and wants another one that differs by one member."""
+    sums, members = RevealedSums(tmp_path), ("a", "b", "c", "d")
+    for number in range(1, KEPT + 3):
+        base = Digest(number.to_bytes(32, "big"))
+        sums.check_offer(base)
+        current = CurrentRound(RunId(bytes(16)), number, Digest(bytes(32)), base, evaluation_only=False)
+        sums.record(current, members)
+        sums.settle(current, led_on=True)
+    for number in (1, 2):
+        with pytest.raises(StepRefused, match="long ago"):
+            RevealedSums(tmp_path).check_offer(number.to_bytes(32, "big"))
+    for number in range(3, KEPT + 3):
+        sums.check_offer(number.to_bytes(32, "big"))
+        with pytest.raises(StepRefused, match="only the very same members"):
+            sums.check_set(number.to_bytes(32, "big"), members[1:], 3, members)
+
+
+def test_the_record_of_sums_of_the_largest_cohorts_can_be_read(tmp_path: Path) -> None:
+    sums, members = RevealedSums(tmp_path), [f"{number:032}" for number in range(COHORT_MAX)]
+    for number in range(1, KEPT + 1):
+        base = Digest(number.to_bytes(32, "big"))
+        current = CurrentRound(RunId(bytes(16)), number, Digest(bytes(32)), base, evaluation_only=False)
+        sums.record(current, members)
+        sums.settle(current, exposed=members)
+    RevealedSums(tmp_path).check_offer(bytes(32))
 
 
 def test_each_site_away_in_turn_and_no_count_follows_but_its_size_class(make_world: MakeWorld) -> None:

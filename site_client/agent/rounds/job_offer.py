@@ -58,9 +58,7 @@ class JobOffer:
         # First: a run whose model did not verify gets neither a plan nor a job from this site.
         if self._files.plans.distrusted(step.round.run_id):
             raise StepRefused("a model of this run did not verify here; `hemofed-site status` says what to do")
-        held = self._plan(step)
-        # Against the signed plan, before any state changes.
-        _check_step(held.plan, step)
+        held = self.check(step)
         self._check_sums(step)
         # Begun before it may be declined: the journal records the answer before it is sent.
         current = self._begin(step)
@@ -77,6 +75,17 @@ class JobOffer:
             # Also when the round is offered again because an attempt failed without us: we still hold the update.
             return self._readiness.answer(current)
         return False
+
+    def check(self, step: rounds_pb2.TrainStep) -> HeldPlan:
+        """Hold a step against its signed plan, which is fetched when it is not here. No round begins.
+
+        Raises:
+            StepRefused: the step breaks a promise of the plan.
+            FederationError: the plan is refused.
+        """
+        held = self._plan(step)
+        _check_step(held.plan, step)
+        return held
 
     def _check_sums(self, step: rounds_pb2.TrainStep) -> None:
         try:
