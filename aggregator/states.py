@@ -61,7 +61,7 @@ class FaultKind(StrEnum):
     SILENT = "silent"  # a member that missed a phase
     BAD_SHARES = "bad_shares"  # dealt no shares, by the signed word of more members than may lie
     BAD_DEALING = "bad_dealing"  # dealt shares of no secret; they were put together
-    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model
+    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model, and the others published without it
 
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {

@@ -32,6 +32,7 @@ from aggregator import memory
 from aggregator.context import AppContext
 from aggregator.errors import NotFound, SumRefused
 from aggregator.rounds.cohort import MaskingAttempt, answers_of, attempt_of
+from aggregator.rounds.failures import name_the_spoiler
 from aggregator.runs import metrics
 from aggregator.runs.lifecycle import continue_run
 from aggregator.runs.plans import plan_of
@@ -262,6 +263,7 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
             )
             run_rows.add_model(session, model)
         round_rows.add_metrics(session, _metrics_row(inputs, result, app.settings.metrics.positives_min))
+        name_the_spoiler(session, row, inputs.uploads, cause)
         run = run_rows.get(session, row.run_id)
         continue_run(session, run, cause.because("the round before was published"))
 

@@ -12,7 +12,7 @@ from federation.secagg.transcript import confirm_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
-from aggregator.rounds import regrouping
+from aggregator.rounds import regrouping, uploads
 from aggregator.states import FaultKind, RoundState, RunState
 from aggregator.store import fault_rows, run_rows
 from site_client.agent.rounds.closing import Closing
@@ -500,6 +500,57 @@ def test_a_round_said_to_lead_to_its_own_base_model_is_signed_by_nobody(
         world.step(name)
     assert not any(isinstance(one.message, rounds_pb2.ModelSignature) for one in world.wire.heard[before:])
     assert {name for name, refusal in world.refused if isinstance(refusal, StepRefused)} == set(world.sites)
+
+
+@pytest.mark.parametrize("shown", ["nothing", "another size", "no sum"])
+def test_an_evaluation_without_its_sum_leaves_the_model_barred(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """All revealed. An aggregator that keeps the sum to itself asks for another one on that model in vain."""
+    world = make_world(sites=3, rounds=1)
+    run_on(world, lambda: world.round.number == 2 and world.round.state is RoundState.REVEAL)
+    world.lied_down = True
+    for name in world.sites:
+        world.step(name)
+    base = world.round.base_model
+    world.drive()
+    assert world.round.state is RoundState.PUBLISHED
+
+    def lie(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "close":
+            if shown == "nothing":
+                reply.close.published.ClearField("sum")
+            elif shown == "another size":
+                reply.close.published.sum.size_bytes -= 8
+            else:  # a blob of that size that holds more than so many members can have counted
+                size = reply.close.published.sum.size_bytes
+                blob = world.aggregator.app.blobs.add(b"\xff" * size)
+                monkeypatch.setattr(uploads, "readable", lambda app, site, digest: app_reads(site, digest, blob.digest))
+                reply.close.published.sum.digest = blob.digest
+        return reply
+
+    readable = uploads.readable
+
+    def app_reads(site: str, digest: bytes, junk: bytes) -> Any:
+        app = world.aggregator.app
+        if digest != junk:
+            return readable(app, site, digest)
+        true, seat = readable(app, site, world.round.sum_blob or b"")
+        true.close()
+        return app.blobs.open(junk), seat
+
+    world.wire.lies_down.append(lie)
+    for name in world.sites:
+        world.step(name)
+    assert {name for name, _ in world.refused} == set(world.sites)
+    for site in world.sites.values():
+        with pytest.raises(StepRefused, match="takes part in no other round on that model"):
+            RevealedSums(site.agent_folder / "rounds").check_offer(base)
+    world.wire.lies_down.remove(lie)
+    for name in world.sites:
+        world.step(name)
+    for site in world.sites.values():
+        RevealedSums(site.agent_folder / "rounds").check_offer(base)
 
 
 def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for(

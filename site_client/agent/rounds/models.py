@@ -164,6 +164,24 @@ class Models:
             "part in the run until the coordinator has explained it"
         )
 
+    def check_evaluation(self, egress: Egress, plan: TrainingPlan, link: rounds_pb2.PublishedSum) -> None:
+        """Check that an evaluation-only round has a sum.
+
+        Raises:
+            StepRefused: the sum on offer has another size than the plan gives it.
+            Unreachable: the download broke off; the next call continues it.
+            FederationError: it is no sum of so many members.
+        """
+        layout = Layout.of_round(plan, link.round)
+        layout.check_members(link.members)
+        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
+            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
+        arrived = self._download(egress, link.sum, "sum", expected)
+        try:
+            unpack_sum(layout, arrived.read_bytes(), link.members)
+        finally:
+            remove(arrived)
+
     def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         if not step.HasField("certificate"):
             raise StepRefused("too few members of the round before have signed its model yet; polling again")
