@@ -113,7 +113,7 @@ SEAT_TRANSITIONS: dict[SeatState, frozenset[SeatState]] = {
     # Back to READY: the attempt failed and the round went back to TRAINING.
     SeatState.JOINED: frozenset({SeatState.KEYED, SeatState.MISSED, SeatState.READY}),
     SeatState.KEYED: frozenset({SeatState.SHARED, SeatState.MISSED, SeatState.READY}),
-    # LEFT_OUT: what it dealt were no shares, and enough members say so.
+    # LEFT_OUT: what it dealt were no shares by the word of enough members, or it did not open them.
     SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.CONFIRMED: frozenset({SeatState.REVEALED, SeatState.MISSED, SeatState.READY}),
