@@ -632,6 +632,12 @@ def test_a_dealer_of_garbage_to_few_that_falls_silent_ends_no_round(
     assert first.state is RoundState.PUBLISHED
     assert (first.attempt, first.members) == ((2, sites - 1) if silent_in is RoundState.CONFIRM else (1, sites))
     assert faults(world) == {crook: [FaultKind.SILENT]}
+    with world.aggregator.app.store.read() as session:
+        ((fault, _),) = fault_rows.newest(session, world.run_id, 5)
+    if silent_in is RoundState.CONFIRM:
+        assert fault.detail == f"did not open the shares that {', '.join(sorted(victims))} complained about"
+        evidence = secagg_pb2.BadShares.FromString(fault.evidence or b"")
+        assert {complaint.site for complaint in evidence.complaints} == victims
     assert world.run.state is RunState.RUNNING
     check(world)
 

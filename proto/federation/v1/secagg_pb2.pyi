@@ -436,7 +436,9 @@ Global___RevealMessage: _TypeAlias = RevealMessage  # noqa: Y015
 
 @_typing.final
 class BadShares(_message.Message):
-    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed."""
+    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed. Or fewer, and
+    the dealer did not open the shares in question.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
