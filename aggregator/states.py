@@ -61,7 +61,7 @@ class FaultKind(StrEnum):
     SILENT = "silent"  # a member that missed a phase
     BAD_SHARES = "bad_shares"  # dealt no shares, by the signed word of more members than may lie
     BAD_DEALING = "bad_dealing"  # dealt shares of no secret; they were put together
-    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model
+    SPOILED_SUM = "spoiled_sum"  # the one member of every sum that led to no model, and the others published without it
 
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
@@ -113,7 +113,7 @@ SEAT_TRANSITIONS: dict[SeatState, frozenset[SeatState]] = {
     # Back to READY: the attempt failed and the round went back to TRAINING.
     SeatState.JOINED: frozenset({SeatState.KEYED, SeatState.MISSED, SeatState.READY}),
     SeatState.KEYED: frozenset({SeatState.SHARED, SeatState.MISSED, SeatState.READY}),
-    # LEFT_OUT: what it dealt were no shares, and enough members say so.
+    # LEFT_OUT: what it dealt were no shares by the word of enough members, or it did not open them.
     SeatState.SHARED: frozenset({SeatState.UPLOADED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.UPLOADED: frozenset({SeatState.CONFIRMED, SeatState.MISSED, SeatState.READY, SeatState.LEFT_OUT}),
     SeatState.CONFIRMED: frozenset({SeatState.REVEALED, SeatState.MISSED, SeatState.READY}),

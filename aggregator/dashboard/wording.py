@@ -98,7 +98,7 @@ FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.SILENT: "ready, then silent",
     FaultKind.BAD_SHARES: "dealt no shares",
     FaultKind.BAD_DEALING: "dealt shares of no secret",
-    FaultKind.SPOILED_SUM: "spoiled sums",
+    FaultKind.SPOILED_SUM: "in every refused sum",
 }
 TONES: Final[Mapping[str, str]] = {
     RunState.RUNNING: "calm",

@@ -25,15 +25,15 @@ from federation.manifest import Model, load_model, save_model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
 from federation.privacy import histogram_noise
-from federation.v1.secagg_pb2 import EncryptedShare, RevealMessage, UploadClaim
+from federation.v1.secagg_pb2 import EncryptedShare, UploadClaim
 from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
 from aggregator import memory
 from aggregator.context import AppContext
 from aggregator.errors import NotFound, SumRefused
-from aggregator.rounds import messages
-from aggregator.rounds.cohort import MaskingAttempt, attempt_of
+from aggregator.rounds.cohort import MaskingAttempt, answers_of, attempt_of
+from aggregator.rounds.failures import name_the_spoiler
 from aggregator.runs import metrics
 from aggregator.runs.lifecycle import continue_run
 from aggregator.runs.plans import plan_of
@@ -59,7 +59,7 @@ class AggregationInput:
     masking: MaskingAttempt
     dealt: secagg.Dealt  # by dealer, U2; of each the shares for members that vanished before their upload
     uploads: dict[str, bytes]  # U3, with the digest that each member claimed
-    answers: Mapping[str, secagg.Answer]  # by revealer
+    answers: Mapping[str, secagg.Answer]  # by revealer, with the shares that dealers opened
     base: ModelVersion
 
 
@@ -153,7 +153,6 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
     run = run_rows.get(session, row.run_id)
     plan = plan_of(run)
     claims = round_rows.payloads(session, row.id, Seat.upload_claim)
-    reveals = round_rows.payloads(session, row.id, Seat.reveal)
     return AggregationInput(
         run=run,
         row=row,
@@ -162,7 +161,7 @@ def _read_input(session: Session, round_id: int) -> AggregationInput:
         masking=attempt_of(session, run, row),
         dealt=_dealt(session, row, claims),
         uploads={site: UploadClaim.FromString(claim).digest for site, claim in claims.items()},
-        answers={site: messages.reveals(RevealMessage.FromString(reveal)) for site, reveal in reveals.items()},
+        answers=answers_of(session, row),
         base=run_rows.model_by_digest(session, row.run_id, row.base_model),
     )
 
@@ -265,6 +264,7 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
             )
             run_rows.add_model(session, model)
         round_rows.add_metrics(session, _metrics_row(inputs, result, app.settings.metrics.positives_min))
+        name_the_spoiler(session, row, inputs.uploads, cause)
         run = run_rows.get(session, row.run_id)
         continue_run(session, run, cause.because("the round before was published"))
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import MessageRefused
-from aggregator.sites.roster import roster_of
+from aggregator.sites.roster import in_force, roster_of
 from aggregator.states import RoundState
 from aggregator.store import masking_rows, round_rows
 from aggregator.store.tables import ModelVersion, Round, Run, Seat
@@ -41,11 +41,16 @@ def accept_model_signature(app: AppContext, site: str, message: pb.ModelSignatur
 
 
 def certificate_of(session: Session, run: Run, model: ModelVersion) -> pb.ModelCertificate | None:
-    """Return the certificate of a model; None for the initial one, and before enough members have signed."""
-    if model.round_number == 0:
+    """Return the certificate of a model; None for the initial one, and while too few members have signed.
+
+    A site that knows fewer hospitals than are in the roster asks for fewer signatures.
+    """
+    roster = in_force(session)
+    if model.round_number == 0 or roster is None:
         return None
     certificate = _certificate(session, run, round_rows.get(session, run.run_id, model.round_number))
-    return certificate.to_message() if certificate.is_complete else None
+    is_enough = len(certificate.signatures) >= certificate.needed(len(roster.entries))
+    return certificate.to_message() if is_enough else None
 
 
 def _certificate(session: Session, run: Run, row: Round) -> ModelCertificate:

@@ -5,14 +5,16 @@ later phase keeps its place in the earlier sets. U1 advertised keys, U2 sent sha
 revealed; each lies within the one before. The set of a phase is read after that phase, so it no longer changes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from federation import secagg
-from federation.masking_messages import advertisement_of
+from federation.masking_messages import advertisement_of, opened_of
 from federation.v1 import secagg_pb2
 from sqlalchemy.orm import Session
 
+from aggregator.rounds import messages
 from aggregator.runs.plans import plan_of
 from aggregator.sites.roster import roster_of
 from aggregator.store import round_rows
@@ -42,10 +44,14 @@ def attempt_of(session: Session, run: Run, row: Round) -> MaskingAttempt:
 def complaints_of(session: Session, row: Round) -> dict[str, list[str]]:
     """Return by dealer the members that complained about it in the current attempt; their signatures hold."""
     complaints: dict[str, list[str]] = {}
-    for site, data in round_rows.payloads(session, row.id, Seat.complaints).items():
-        for complaint in secagg_pb2.ComplaintMessage.FromString(data).complaints:
-            complaints.setdefault(complaint.dealer, []).append(site)
+    for complaint in _complaints(session, row):
+        complaints.setdefault(complaint.dealer, []).append(complaint.site)
     return complaints
+
+
+def complaints_about(session: Session, row: Round, dealer: str) -> list[secagg_pb2.Complaint]:
+    """Return the complaints about one dealer in the current attempt, sorted by site."""
+    return [complaint for complaint in _complaints(session, row) if complaint.dealer == dealer]
 
 
 def guilty_dealers(session: Session, row: Round, members: int) -> list[str]:
@@ -59,8 +65,20 @@ def guilty_dealers(session: Session, row: Round, members: int) -> list[str]:
     return secagg.proven_dealers(members, complaints_of(session, row))
 
 
+def answers_of(session: Session, row: Round) -> dict[str, secagg.Answer]:
+    """Return the revealed shares by revealer, and those that dealers opened as the answers of who had complained."""
+    uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
+    revealed = round_rows.payloads(session, row.id, Seat.reveal)
+    confirmed = round_rows.payloads(session, row.id, Seat.confirmation)
+    answers = {site: messages.reveals(secagg_pb2.RevealMessage.FromString(data)) for site, data in revealed.items()}
+    opened = {site: opened_of(secagg_pb2.Confirmation.FromString(data)) for site, data in confirmed.items()}
+    return secagg.with_opened(answers, opened, uploaded)
+
+
 def is_recoverable(session: Session, row: Round, members: int) -> bool:
-    """Whether at least t members have revealed a share about each member of U2: all but those that complained about it.
+    """Whether the shares of at least t members about each member of U2 are here.
+
+    Every member that reveals gives one, but for the dealers that it complained about; each of these has opened it.
 
     Args:
         session: A session of `Store.read` or `Store.write`.
@@ -68,9 +86,20 @@ def is_recoverable(session: Session, row: Round, members: int) -> bool:
         members: Of U1.
     """
     revealed = set(round_rows.senders(session, row.id, Seat.reveal))
+    confirmed = round_rows.senders(session, row.id, Seat.confirmation)
     complaints = complaints_of(session, row)
+
+    def holders(dealer: str) -> set[str]:
+        accusers = set(complaints.get(dealer, ()))
+        return revealed | accusers if dealer in confirmed else revealed - accusers
+
     shared = round_rows.senders(session, row.id, Seat.shares_digest)
-    return all(len(revealed.difference(complaints.get(dealer, ()))) >= secagg.threshold(members) for dealer in shared)
+    return all(len(holders(dealer)) >= secagg.threshold(members) for dealer in shared)
+
+
+def _complaints(session: Session, row: Round) -> Iterator[secagg_pb2.Complaint]:
+    for data in round_rows.payloads(session, row.id, Seat.complaints).values():
+        yield from secagg_pb2.ComplaintMessage.FromString(data).complaints
 
 
 # After the keys phase it is the same for every message of the attempt; to parse it each time would be quadratic.

@@ -7,6 +7,8 @@ a phase      advance when every member has answered, or the deadline is past and
              otherwise try again with fresh keys. In REVEAL shares are out, so there is no second attempt: the round
              waits for its members as long as training may take
 UPLOAD       also try again, at once and without it, when a dealer's shares are none by the word of enough members
+CONFIRM      a dealer that fewer complain about opens their shares with its confirmation. Until then the round does not
+             go on without it: were it silent in REVEAL, too few shares about it could be left
 AGGREGATING  aggregate; the round waits for no site
 """
 
@@ -37,6 +39,7 @@ class RoundSnapshot:
     seats: Mapping[str, SeatState]
     advertised: int  # members of U1
     guilty: Collection[str]  # members that dealt garbage, by enough complaints
+    accused: Collection[str]  # members that were complained about, in UPLOAD and CONFIRM
     recoverable: bool  # whether enough members have revealed a share about each member
     eligible: Collection[str]  # sites that are offered the round
     bounds: CohortBounds
@@ -65,7 +68,10 @@ class Advance:
 
 @dataclass(frozen=True)
 class Retry:
-    """Start over with fresh keys; `missed` have to be ready again first, `left_out` do not come back."""
+    """Start over with fresh keys; `missed` have to be ready again first, `left_out` do not come back in this round.
+
+    Those of `left_out` that are not in `missed` are proven to have dealt garbage.
+    """
 
     missed: tuple[str, ...]
     reason: str
@@ -147,11 +153,14 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if missing and now < view.deadline:
         return Wait()
     need = view.bounds.minimum if view.state is RoundState.KEYS else threshold(view.advertised)
-    is_enough = done >= need and (view.state is not RoundState.REVEAL or view.recoverable)
+    owing = [site for site in missing if site in view.accused]
+    is_enough = done >= need and not owing and (view.state is not RoundState.REVEAL or view.recoverable)
     if is_enough:
         return Advance(missing)
     reason = f"{done} members answered in phase {view.state}, {need} are needed"
-    if done >= need:
+    if owing:
+        reason = f"{', '.join(owing)} did not open the shares that members complained about"
+    elif done >= need:
         reason = f"{done} members answered in phase {view.state}, and too few hold a share about each member"
     # In REVEAL some shares are out. In a second attempt the same update would enter a second sum, and the difference of
     # the two sums could be a single update.
@@ -164,7 +173,7 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
         )
     if view.attempt >= ATTEMPTS_MAX:
         return Abandon(reason)
-    return Retry(missing, reason)
+    return Retry(missing, reason, tuple(owing))
 
 
 def _without_the_guilty(view: RoundSnapshot) -> RoundDecision:

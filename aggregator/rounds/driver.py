@@ -13,18 +13,17 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 import structlog
-from federation.plan import TrainingPlan
 from federation.secagg import SecaggError
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound, SumRefused
 from aggregator.rounds import aggregation, failures, transitions
-from aggregator.rounds.cohort import guilty_dealers, is_recoverable
+from aggregator.rounds.cohort import complaints_of, guilty_dealers, is_recoverable
 from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
 from aggregator.rounds.failures import sum_history
 from aggregator.rounds.regrouping import SumHistory
@@ -104,10 +103,10 @@ class Driver:
                 return False
             self._leased_at = self._monotonic()
             row = round_rows.by_id(session, round_id)
-            for site in _newcomers(self._snapshot(session, row)):
+            for site in _newcomers(self._snapshot(session, row, snapshot)):
                 round_rows.add_seat(session, row, site)
             # Decided again under the lease: a message may have come in since the first look.
-            decision = decide(self._snapshot(session, row), now)
+            decision = decide(self._snapshot(session, row, snapshot), now)
             step = transitions.Step(session, run_rows.get(session, row.run_id), row, Cause(now, self._actor, ""))
             match decision:
                 case Freeze():
@@ -140,9 +139,18 @@ class Driver:
                 step = transitions.Step(session, run_rows.get(session, row.run_id), row, cause)
                 failures.abandon_aggregation(step, error, self._app.settings.driver.abandoned_in_a_row_max)
 
-    def _snapshot(self, session: Session, row: Round) -> RoundSnapshot:
+    def _snapshot(self, session: Session, row: Round, before: RoundSnapshot | None = None) -> RoundSnapshot:
+        """Read the round. What other rounds say of it is taken from `before`, a look of the same step, if it can be."""
         plan = plan_of(run_rows.get(session, row.run_id))
-        is_training = row.state is RoundState.TRAINING
+        eligible: Collection[str] = ()
+        history = SumHistory()
+        if row.state is RoundState.TRAINING:
+            # Both read all rounds of the run, which do not change within a step.
+            if before is not None and (before.state, before.attempt) == (row.state, row.attempt):
+                eligible, history = before.eligible, before.history
+            else:
+                eligible = frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
+                history = sum_history(session, row)
         return RoundSnapshot(
             name=round_rows.subject(row),
             state=row.state,
@@ -152,14 +160,12 @@ class Driver:
             advertised=len(advertised := round_rows.senders(session, row.id, Seat.advertisement)),
             recoverable=is_recoverable(session, row, len(advertised)) if row.state is RoundState.REVEAL else False,
             guilty=guilty_dealers(session, row, len(advertised)) if row.state is RoundState.UPLOAD else (),
+            accused=complaints_of(session, row) if row.state in (RoundState.UPLOAD, RoundState.CONFIRM) else (),
             reveal_until=row.phase_since + timedelta(seconds=plan.deadlines.training_s),
-            eligible=self._offered_to(session, row, plan) if is_training else (),
+            eligible=eligible,
             bounds=plan.cohort,
-            history=sum_history(session, row) if is_training else SumHistory(),
+            history=history,
         )
-
-    def _offered_to(self, session: Session, row: Round, plan: TrainingPlan) -> frozenset[str]:
-        return frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
 
     # --- leases ---
 

@@ -1,17 +1,18 @@
 """Rounds whose sum led to no model: why, who is to blame, and what follows for the next cohorts."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from federation.secagg import SecaggError, Unrecoverable
-from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare, RevealMessage
+from federation.v1.secagg_pb2 import BadDealing, EncryptedShare, RevealedShare
 from sqlalchemy.orm import Session
 
 from aggregator.errors import AggregatorError, SumRefused
+from aggregator.rounds.cohort import answers_of
 from aggregator.rounds.decisions import Abandon
-from aggregator.rounds.regrouping import RecoveredSum, SumHistory, suspects_after
+from aggregator.rounds.regrouping import RecoveredSum, SumHistory, spoiler_after, suspects_after
 from aggregator.rounds.transitions import Step, abandon
 from aggregator.states import FaultKind, RoundState
-from aggregator.store import fault_rows, masking_rows, round_rows
+from aggregator.store import Cause, fault_rows, masking_rows, round_rows
 from aggregator.store.tables import Round, Seat
 
 
@@ -20,7 +21,6 @@ def abandon_aggregation(step: Step, error: SecaggError | AggregatorError, in_a_r
     match error:
         case SumRefused():
             refused = {"sum_blob": error.blob, "sum_size_bytes": error.size_bytes, "members": error.members}
-            _name_the_last_suspect(step)
             abandon(step, Abandon(str(error)), in_a_row_max, refused)
         case Unrecoverable():
             cause = step.cause.because("dealt shares of no secret; so many were put together")
@@ -31,6 +31,22 @@ def abandon_aggregation(step: Step, error: SecaggError | AggregatorError, in_a_r
             # Members have revealed, and nobody can show them the sum or why there is none.
             reason = f"no sum was recovered: {error}; begin a new run from another model"
             abandon(step, Abandon(reason, pauses_run=True), in_a_row_max)
+
+
+def name_the_spoiler(session: Session, row: Round, members: Collection[str], cause: Cause) -> None:
+    """Hold refused sums against the one suspect, when the sum of `row`, which was published, is the last that it takes.
+
+    Args:
+        session: A session of `Store.write`.
+        row: The round.
+        members: Of its sum.
+        cause: Who publishes it when.
+    """
+    earlier = _sums_of_run(session, row)
+    spoiler = spoiler_after([*earlier, RecoveredSum(frozenset(members), refused=False)])
+    if spoiler is not None and spoiler_after(earlier) is None:
+        why = "is the one member of every refused sum, and all others have published without it"
+        fault_rows.add(session, row, spoiler, FaultKind.SPOILED_SUM, cause.because(why))
 
 
 def sum_history(session: Session, row: Round) -> SumHistory:
@@ -47,16 +63,6 @@ def bad_dealings(session: Session, row: Round) -> list[BadDealing]:
         for fault in fault_rows.of_round(session, row.id)
         if fault.kind is FaultKind.BAD_DEALING and fault.evidence is not None
     ]
-
-
-def _name_the_last_suspect(step: Step) -> None:
-    members = frozenset(round_rows.senders(step.session, step.row.id, Seat.upload_claim))
-    sums = [*_sums_of_run(step.session, step.row), RecoveredSum(members, refused=True)]
-    suspects = suspects_after(sums)
-    if len(suspects) == 1:
-        (site,) = suspects
-        cause = step.cause.because("is the one member of every sum that was refused since this began")
-        fault_rows.add(step.session, step.row, site, FaultKind.SPOILED_SUM, cause)
 
 
 def _sums_of_run(session: Session, row: Round) -> list[RecoveredSum]:
@@ -81,15 +87,12 @@ def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
 
 def _evidence_of_bad_dealing(step: Step, error: Unrecoverable) -> BadDealing:
     uploaded = round_rows.senders(step.session, step.row.id, Seat.upload_claim)
-    reveals = round_rows.payloads(step.session, step.row.id, Seat.reveal)
+    answers = answers_of(step.session, step.row)
     evidence = BadDealing(
         dealer=error.about, kind=RevealedShare.SEED if error.about in uploaded else RevealedShare.MASK_KEY
     )
     for member in sorted(error.revealers):
         (dealt,) = masking_rows.dealt(step.session, step.row.id, [error.about], [member])
         evidence.dealt.append(EncryptedShare.FromString(dealt))
-        (share,) = [
-            share.share for share in RevealMessage.FromString(reveals[member]).shares if share.about_site == error.about
-        ]
-        evidence.shares.append(share)
+        evidence.shares.append(answers[member][error.about].share)
     return evidence

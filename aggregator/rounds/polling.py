@@ -23,6 +23,7 @@ from aggregator.config import PacingSettings
 from aggregator.context import AppContext
 from aggregator.errors import NotFound
 from aggregator.rounds.certificates import certificate_of
+from aggregator.rounds.cohort import complaints_about
 from aggregator.rounds.failures import bad_dealings
 from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
@@ -181,45 +182,63 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
             reply.upload.CopyFrom(pb.UploadStep(round=ref, members=list(dealt), shares=shares))
         case RoundState.CONFIRM:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
-            reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded))
+            complaints = complaints_about(session, row, seat.site)
+            reply.confirm.CopyFrom(pb.ConfirmStep(round=ref, uploaded=uploaded, complaints=complaints))
         case RoundState.REVEAL:
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
             payloads = round_rows.payloads(session, row.id, Seat.confirmation)
             confirmations = [Confirmation.FromString(data) for data in payloads.values()]
+            for confirmation in confirmations:
+                confirmation.ClearField("opened")
             reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=uploaded, confirmations=confirmations))
     return reply
 
 
 def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datetime) -> pb.TrainStep:
-    base = run_rows.model_by_digest(session, run.run_id, row.base_model)
+    base, plan = run_rows.model_by_digest(session, run.run_id, row.base_model), plan_of(run)
+    certificate = certificate_of(session, run, base)
+    # Members sign within moments. Where one never does, sums are the only way that needs no word of anybody.
+    is_late = (now - row.began_at).total_seconds() >= plan.deadlines.phase_s
+    chain, initial = _chain(session, run, held_model, base, at_any_cost=certificate is None and is_late)
     return pb.TrainStep(
         round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
         plan_digest=run.plan_digest,
         base_model_digest=row.base_model,
-        evaluation_only=plan_of(run).evaluates_only(row.number),
-        whole_model=pb.BlobRef(digest=base.blob, size_bytes=base.size_bytes),
-        chain=_chain(session, run, held_model, base),
-        certificate=certificate_of(session, run, base),
+        evaluation_only=plan.evaluates_only(row.number),
+        whole_model=_blob_of(base),
+        chain=chain,
+        certificate=certificate,
+        initial_model=None if initial is None else _blob_of(initial),
         seconds_left=max(0, math.floor((row.deadline - now).total_seconds())),
     )
 
 
-def _chain(session: Session, run: Run, held_model: bytes, newest: ModelVersion) -> list[pb.PublishedSum]:
-    """Return the sums that lead from the model the site holds to the newest; none when they are longer than it.
+def _chain(
+    session: Session, run: Run, held_model: bytes, newest: ModelVersion, *, at_any_cost: bool
+) -> tuple[list[pb.PublishedSum], ModelVersion | None]:
+    """Return the sums that lead from a model the site holds to the newest; none when they are longer than it.
 
-    A single sum is returned in any case.
+    A single sum is returned in any case. At any cost, all are: from the initial model, which is then returned too, for
+    a site that holds no model of the run.
     """
-    if held_model == newest.digest:
-        return []
+    if newest.digest == held_model or newest.round_number == 0:
+        return [], None
     models = run_rows.models(session, run.run_id)
     holding = [model.round_number for model in models if model.digest == held_model]
-    if not holding:
-        return []
-    made_by = {model.round_number for model in models if model.round_number > holding[-1]}
+    if not holding and not at_any_cost:
+        return [], None
+    first = holding[-1] if holding else 0
+    made_by = {model.round_number for model in models if model.round_number > first}
     links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     # A site that holds the model before takes its sum and nothing else, also where the sum is larger than the model.
-    return links if shorter or len(links) == 1 else []
+    if shorter or len(links) == 1 or at_any_cost:
+        return links, None if holding else models[0]
+    return [], None
+
+
+def _blob_of(model: ModelVersion) -> pb.BlobRef:
+    return pb.BlobRef(digest=model.blob, size_bytes=model.size_bytes)
 
 
 # --- 3. when to poll again ---

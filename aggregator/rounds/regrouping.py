@@ -5,7 +5,11 @@ confirm such a second sum, so the aggregator does not ask for it.
 
 A member that clips nothing, or counts what there is not, spoils a sum, and nothing says who it was: masked uploads tell
 nothing apart. But it was a member of every spoiled sum. So each later cohort holds half of the suspects; after a few
-spoiled sums one suspect is left. A member that spoils no sum any more hurts nobody, and the case is closed.
+spoiled sums one suspect is left. It is named when all other members of the last spoiled sum have published without it.
+A member that spoils no sum any more hurts nobody, and the case is closed.
+
+This is sound for one that spoils sums. Several that take turns can make an honest member the one suspect, and publish
+without it: what is named is no proof.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,6 +63,23 @@ def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
     return suspects if published < CASE_CLOSED_AFTER else frozenset()
 
 
+def spoiler_after(sums: Sequence[RecoveredSum]) -> str | None:
+    """Return the one suspect, if each other member of the last refused sum is in a sum published without it since.
+
+    With a second one that spoils every sum among those others, they would not have published.
+
+    Args:
+        sums: Of one run, oldest first.
+    """
+    suspects = suspects_after(sums)
+    if len(suspects) != 1:
+        return None
+    last = max(place for place, recovered in enumerate(sums) if recovered.refused)
+    published = [recovered.members for recovered in sums[last + 1 :] if not suspects & recovered.members]
+    (spoiler,) = suspects
+    return spoiler if sums[last].members - suspects <= frozenset().union(*published) else None
+
+
 def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHistory) -> tuple[str, ...] | None:
     """Choose the largest admissible cohort, sorted; None when there is none.
 
@@ -80,7 +101,7 @@ def _pools(ranked: Sequence[str], history: SumHistory) -> Iterator[list[str]]:
     A second sum on a model is to succeed rather than to teach: it does without any suspect if it can.
     """
     suspected = [site for site in ranked if site in history.suspects]
-    if len(suspected) > 1:
+    if suspected:
         clean = [site for site in ranked if site not in history.suspects]
         half = len(suspected) // 2
         halves = [suspected[:half], suspected[half:]]

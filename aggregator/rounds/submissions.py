@@ -13,7 +13,7 @@ from typing import Literal
 
 from federation import secagg
 from federation.encoding import Layout
-from federation.masking_messages import advertisement_of, dealt_of
+from federation.masking_messages import advertisement_of, dealt_of, opened_of
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
 from federation.v1.secagg_pb2 import (
@@ -32,7 +32,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from aggregator.context import AppContext
 from aggregator.errors import MessageRefused
 from aggregator.rounds import messages
-from aggregator.rounds.cohort import MaskingAttempt, attempt_of
+from aggregator.rounds.cohort import MaskingAttempt, attempt_of, complaints_of
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, SeatState
 from aggregator.store import Change, masking_rows, record, round_rows, run_rows
@@ -140,7 +140,8 @@ def accept_complaints(app: AppContext, site: str, message: ComplaintMessage) -> 
     """Accept that shares which dealers signed for this member are none. It comes before the upload, or not at all.
 
     Raises:
-        MessageRefused: for a second message that differs, or complaints in another site's name, unsorted or repeated.
+        MessageRefused: for a second message that differs, complaints in another site's name, unsorted or repeated, or
+            more than an honest member has.
         SecaggError: for a complaint that is not signed over what the dealer dealt.
     """
     data = _bytes_of(message)
@@ -159,6 +160,9 @@ def accept_complaints(app: AppContext, site: str, message: ComplaintMessage) -> 
         if message.round.attempt < row.attempt or not is_due:
             return "late"
         masking = attempt_of(session, run, row)
+        most = secagg.complaints_max(len(masking.cohort.members))
+        if len(dealers) > most:
+            raise MessageRefused(f"expected complaints about {most} dealers at most, as many as may be corrupt")
         shared = masking_rows.dealt_to(session, row.id, site)
         for complaint in message.complaints:
             _expect_site(complaint.site, site)
@@ -201,9 +205,12 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
 def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Receipt:
     """Accept the member's signature over the set of members whose uploads arrived (U3).
 
+    A member that was complained about opens the shares in question with it.
+
     Raises:
-        SecaggError: for a forged signature, or one over another set.
-        MessageRefused: for a confirmation in another site's name; and see `_accept`.
+        SecaggError: for a forged signature, or one over another set, or opened shares that are not those it dealt.
+        MessageRefused: for a confirmation in another site's name, or without the shares that it has to open; and see
+            `_accept`.
     """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -211,6 +218,13 @@ def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Recei
         uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
         signature, key = message.confirmation.signature, masking.signing_keys[site]
         secagg.verify_confirmation(masking.cohort.uctx, site, uploaded, signature, key)
+        accusers = complaints_of(session, row).get(site, [])
+        if [shares.to_site for shares in message.confirmation.opened] != accusers:
+            raise MessageRefused(f"expected the shares that {len(accusers)} members complained about, opened")
+        opened = opened_of(message.confirmation)
+        for data in masking_rows.dealt(session, row.id, [site], accusers) if accusers else ():
+            share = EncryptedShare.FromString(data)
+            secagg.verify_opened(masking.cohort.uctx, site, share.to_site, dealt_of(share), opened[share.to_site])
 
     data = _bytes_of(message.confirmation)
     return _accept(app, site, message.round, RoundState.CONFIRM, Seat.confirmation, data, check)

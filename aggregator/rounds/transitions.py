@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from federation.v1.secagg_pb2 import BadShares, ComplaintMessage, EncryptedShare
 from sqlalchemy.orm import Session
 
+from aggregator.rounds.cohort import complaints_of
 from aggregator.rounds.decisions import Abandon, Advance, Freeze, Retry
 from aggregator.runs.lifecycle import continue_run, pause_after, pause_because
 from aggregator.runs.plans import plan_of
@@ -79,8 +80,13 @@ def retry(step: Step, decision: Retry) -> None:
     deadline = _phase_deadline(step)
     if len(ready) < plan.cohort.minimum:
         deadline = max(deadline, row.began_at + timedelta(seconds=plan.deadlines.training_s))
-    _record_silence(step, decision.missed)
-    for site in decision.left_out:
+    owing = set(decision.left_out).intersection(decision.missed)
+    _record_silence(step, set(decision.missed) - owing)
+    complaints = complaints_of(step.session, row) if owing else {}
+    for site in sorted(owing):
+        cause = step.cause.because(f"did not open the shares that {', '.join(complaints[site])} complained about")
+        fault_rows.add(step.session, row, site, FaultKind.SILENT, cause, _evidence_of_bad_shares(step, site))
+    for site in sorted(set(decision.left_out) - owing):
         cause = step.cause.because("dealt no shares to members that say so, more than may lie")
         fault_rows.add(step.session, row, site, FaultKind.BAD_SHARES, cause, _evidence_of_bad_shares(step, site))
     anew = {"attempt": row.attempt + 1, "roster_epoch": 0, "deadline": deadline, "reason": decision.reason}
@@ -91,7 +97,7 @@ def retry(step: Step, decision: Retry) -> None:
         _move_seat(step, site, states[site], SeatState.LEFT_OUT, decision.reason)
     for site in ready:
         _move_seat(step, site, states[site], SeatState.READY, "the attempt failed; the update is still there")
-    for site in decision.missed:
+    for site in set(decision.missed).difference(decision.left_out):
         _move_seat(step, site, before, SeatState.MISSED, "did not answer")
 
 

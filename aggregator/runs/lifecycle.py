@@ -2,15 +2,17 @@
 
     start_run -> round 1 -> ... -> round plan.rounds -> evaluation-only round -> COMPLETED
 
-Round numbers are never used twice. An abandoned round is spent: the next number starts from the same base model, and
-the run ends after number plan.rounds + 1, or is aborted before it when no training round was published. Several
-abandoned rounds in a row pause the run with the reason, so that a federation that cannot work asks for a person
-instead of asking hospitals to train in vain.
+Round numbers are never used twice. An abandoned round is spent: the next number starts from the same base model.
+Numbers past plan.rounds only evaluate. The run ends with the first of these that is published, or after EVALUATIONS_MAX
+abandoned ones with a reason that says that there is no evaluation. It is aborted before them when no training round was
+published. Several abandoned rounds in a row pause the run with the reason, so that a federation that cannot work asks
+for a person instead of asking hospitals to train in vain.
 """
 
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -30,6 +32,7 @@ from aggregator.store.tables import ModelVersion, Round, Run
 log = structlog.get_logger()
 
 OPERATOR = "operator"
+EVALUATIONS_MAX: Final = 3  # evaluation-only rounds of a run that may be abandoned; then it ends without one
 
 
 def start_run(
@@ -157,9 +160,12 @@ def continue_run(session: Session, run: Run, cause: Cause) -> None:
         return
     plan, subject = plan_of(run), run_rows.subject(run.run_id)
     if last is not None and plan.evaluates_only(last.number):
-        change = cause.because("every round of the plan is over").of(subject)
-        run_rows.move(session, run, RunState.COMPLETED, change, ended_at=cause.at)
-        return
+        why = "every round of the plan is over"
+        if last.state is RoundState.ABANDONED:
+            why = f"{why}, but nothing evaluates the last model: its evaluation was abandoned; the last: {last.reason}"
+        if last.state is RoundState.PUBLISHED or _gives_up_evaluation(session, run, plan):
+            run_rows.move(session, run, RunState.COMPLETED, cause.because(why).of(subject), ended_at=cause.at)
+            return
     # One model is the initial one: no training round has been published.
     if last is not None and last.number >= plan.rounds and len(run_rows.models(session, run.run_id)) == 1:
         why = f"every round of the plan was abandoned; the last: {last.reason}"
@@ -176,6 +182,8 @@ def pause_after(session: Session, run: Run, in_a_row_max: int, cause: Cause) -> 
             break
         in_a_row += 1
     # Each multiple pauses, not every round beyond the limit: a person who resumes gets as many tries again.
+    if _gives_up_evaluation(session, run, plan_of(run)):
+        return  # the run ends
     if run.state is RunState.RUNNING and in_a_row and in_a_row % in_a_row_max == 0:
         why = f"{in_a_row} rounds in a row were abandoned; the last: {cause.why}"
         run_rows.move(session, run, RunState.PAUSED, cause.because(why).of(run_rows.subject(run.run_id)))
@@ -185,6 +193,11 @@ def pause_because(session: Session, run: Run, cause: Cause) -> None:
     """Pause a RUNNING run in the caller's transaction: only a person can help. `cause.why` says with what."""
     if run.state is RunState.RUNNING:
         run_rows.move(session, run, RunState.PAUSED, cause.of(run_rows.subject(run.run_id)))
+
+
+def _gives_up_evaluation(session: Session, run: Run, plan: TrainingPlan) -> bool:
+    rounds = [row for row in round_rows.of_run(session, run.run_id) if plan.evaluates_only(row.number)]
+    return [row.state for row in rounds].count(RoundState.ABANDONED) >= EVALUATIONS_MAX
 
 
 def _begin_next(session: Session, run: Run, plan: TrainingPlan, cause: Cause) -> None:

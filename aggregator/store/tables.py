@@ -162,7 +162,7 @@ class Round(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), index=True)
-    number: Mapped[int] = mapped_column(comment="1..plan.rounds + 1; the last one only evaluates")
+    number: Mapped[int] = mapped_column(comment="1..; those past plan.rounds only evaluate")
     attempt: Mapped[int] = mapped_column(comment="1..; grows when masking starts over")
     state: Mapped[RoundState] = mapped_column()
     reason: Mapped[str | None] = mapped_column(comment="why it was abandoned, or why the last attempt failed")

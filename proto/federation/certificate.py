@@ -1,7 +1,8 @@
 """The proof that the members of a round computed a model, for sites that did not take part.
 
 Every member computes the next model from the published sum. With more than two thirds of their signatures on its
-digest, an aggregator cannot offer another model as that round's.
+digest, an aggregator cannot offer another model as that round's. The aggregator chooses cohorts, so a third of all
+hospitals have to be among the signers as well: a cohort of its accomplices proves nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -93,10 +94,9 @@ class ModelCertificate:
         except BadSignature:
             raise CertificateRefused(f"the signature of {site!r} is not over this model") from None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether as many have signed as can recover the cohort's sum."""
-        return len(self.signatures) >= threshold(len(self.cohort))
+    def needed(self, hospitals: int) -> int:
+        """How many signatures prove the model: t of the cohort, and a third of all `hospitals` that may be asked."""
+        return max(threshold(len(self.cohort)), -(-hospitals // 3))
 
     def _unsigned(self) -> rounds_pb2.ModelCertificate:
         return rounds_pb2.ModelCertificate(
@@ -128,7 +128,7 @@ def verify_certificate(
 
     Raises:
         CertificateRefused: It is of another plan or model, or fewer than t known members of a cohort of at least
-            `minimum` known names signed it.
+            `minimum` known names signed it, or fewer than a third of all known hospitals.
     """
     if (certificate.plan_digest, certificate.model_digest) != (plan_digest, model_digest):
         raise CertificateRefused("the certificate is of another plan or another model than the one on offer")
@@ -137,6 +137,6 @@ def verify_certificate(
         raise CertificateRefused(f"fewer than {minimum} hospitals known here were in the round that made the model")
     for site in signers:
         certificate.check_signature(site, certificate.signatures[site], signing_keys)
-    needed = threshold(len(certificate.cohort))
+    needed = certificate.needed(len(known))
     if len(signers) < needed:
         raise CertificateRefused(f"{len(signers)} known members signed the model, {needed} are needed")

@@ -1,6 +1,8 @@
 """Values of `federation.secagg` as the messages that travel. Nothing is checked here: `secagg.verify_...` does."""
 
-from federation.secagg import Advertisement, BadDealing, DealtShares, ShareKind
+from collections.abc import Mapping
+
+from federation.secagg import Advertisement, BadDealing, DealtShares, OpenedShares, ShareKind
 from federation.v1 import secagg_pb2
 
 
@@ -52,6 +54,20 @@ def share_message(dealer: str, member: str, dealt: DealtShares) -> secagg_pb2.En
         key_digest=dealt.key_digest,
         signature=dealt.signature,
     )
+
+
+def opened_of(message: secagg_pb2.Confirmation) -> dict[str, OpenedShares]:
+    """Converts the shares that a confirmation opens to values, by the member that they were dealt to."""
+    return {opened.to_site: OpenedShares(opened.seed_share, opened.key_share) for opened in message.opened}
+
+
+def confirmation_message(site: str, signature: bytes, opened: Mapping[str, OpenedShares]) -> secagg_pb2.Confirmation:
+    """Converts a confirmation and the shares that it opens to the message."""
+    message = secagg_pb2.Confirmation(site=site, signature=signature)
+    for member in sorted(opened):
+        shares = opened[member]
+        message.opened.add(to_site=member, seed_share=shares.seed_share, key_share=shares.key_share)
+    return message
 
 
 def bad_dealing_of(message: secagg_pb2.BadDealing) -> BadDealing | None:

@@ -9,6 +9,7 @@ from federation.secagg import (
     BadDealing,
     BelowThreshold,
     ComplaintRefused,
+    ConfirmationRefused,
     DealtShares,
     EvidenceRefused,
     RevealedShare,
@@ -16,17 +17,20 @@ from federation.secagg import (
     ShareRefused,
     Unrecoverable,
     Words,
+    complaints_max,
     proven_dealers,
     recover_masks,
     unmask,
     verify_answer,
     verify_complaint,
     verify_dealt,
+    verify_opened,
+    with_opened,
 )
 from federation.secagg import keys as secagg_keys
 from federation.secagg.member import _split_secrets
 from federation.secagg.shamir import ELEMENT_BYTES, PRIME
-from federation.secagg.transcript import dealt_statement, reveal_statement, share_digest
+from federation.secagg.transcript import complaint_statement, dealt_statement, reveal_statement, share_digest
 
 from tests.contract.secagg_session import Dealt, Session, addressed_to
 
@@ -174,6 +178,75 @@ def test_as_many_complaints_as_there_may_be_liars_prove_nothing_and_harm_nothing
     answers = {site: session.members[site].reveal(session.sites, confirmations) for site in session.sites}
     assert all((crook in answers[site]) == (site not in few) for site in session.sites)
     assert np.array_equal(session.aggregate(dealt, uploads, answers), session.plain_sum(session.sites))
+
+
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_with_what_an_accused_dealer_opens_a_third_of_silent_members_cannot_stop_the_sum(size: int) -> None:
+    """Garbage for so few, and the crook and its friends are silent when shares are revealed."""
+    session = Session(size)
+    most = complaints_max(size)
+    few, crooks, crook = session.sites[:most], session.sites[-most:], session.sites[-1]
+    dealt = session.share_all()
+    corrupt = session.members[crook]
+    for site in few:
+        bad = replace(dealt[crook][site], ciphertext=bytes(82))
+        statement = dealt_statement(session.cohort.uctx, crook, site, bad)
+        dealt[crook][site] = replace(bad, signature=session.signing_keys[crook].sign(statement))
+    corrupt._state = replace(corrupt._state, dealt=dealt[crook])
+    complaints = {}
+    for site in session.sites:
+        shares = addressed_to(site, dealt)
+        for signed in session.members[site].receive(shares).values():
+            complaints[site] = signed
+    uploads = session.mask_all(dealt, session.sites)
+    confirmations = {
+        site: session.members[site].confirm(session.sites, complaints if site == crook else {})
+        for site in session.sites
+    }
+    opened = {crook: corrupt.opened}
+    assert list(opened[crook]) == few
+    for site in few:
+        verify_opened(session.cohort.uctx, crook, site, dealt[crook][site], opened[crook][site])
+    answers = {
+        site: session.members[site].reveal(session.sites, confirmations) for site in session.sites if site not in crooks
+    }
+    with pytest.raises(BelowThreshold, match="shares about"):
+        session.aggregate(dealt, uploads, answers)
+    total: Words = np.add.reduce(list(uploads.values()))
+    added = with_opened(answers, opened, session.sites)
+    unmask(total, recover_masks(session.ctx, session.cohort, dealt, session.sites, added))
+    assert np.array_equal(total, session.plain_sum(session.sites))
+
+
+def test_a_dealer_opens_only_what_a_member_complained_about_and_the_same_again() -> None:
+    session = Session(4)
+    dealt = session.share_all()
+    session.mask_all(dealt, session.sites)
+    member, uctx, accuser = session.members["site-0000"], session.cohort.uctx, "site-0003"
+    statement = complaint_statement(uctx, accuser, "site-0000", dealt["site-0000"][accuser])
+    signed = session.signing_keys[accuser].sign(statement)
+    before = member.to_bytes()
+    for wrong, refusal in (
+        ({accuser: bytes(64)}, ComplaintRefused),
+        ({"site-0002": signed}, ComplaintRefused),
+        ({"nobody": signed}, ConfirmationRefused),
+        ({"site-0000": signed}, ConfirmationRefused),
+        ({accuser: signed, "site-0002": signed}, ConfirmationRefused),  # of four, one may be corrupt
+    ):
+        with pytest.raises(refusal):
+            member.confirm(session.sites, wrong)
+        assert member.to_bytes() == before
+    member.confirm(session.sites, {accuser: signed})
+    opened = member.opened[accuser]
+    verify_opened(uctx, "site-0000", accuser, dealt["site-0000"][accuser], opened)
+    with pytest.raises(ShareRefused, match="not those that it dealt"):
+        verify_opened(uctx, "site-0000", "site-0002", dealt["site-0000"]["site-0002"], opened)
+    again = type(member).from_bytes(member.to_bytes(), session.signing_keys["site-0000"])
+    again.confirm(session.sites, {accuser: signed})
+    assert again.opened == {accuser: opened}
+    with pytest.raises(ConfirmationRefused, match="other complaints"):
+        again.confirm(session.sites)
+    assert "hidden" in repr(opened)
 
 
 @pytest.mark.parametrize("uploads_too", [True, False])

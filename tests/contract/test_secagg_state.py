@@ -128,7 +128,7 @@ def test_a_torn_or_altered_state_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [[], [b"hemofed secagg member 3"] + [b""] * 15, [b"hemofed secagg member 2"] + [b""] * 12]
+    "fields", [[], [b"hemofed secagg member 3"] + [b""] * 16, [b"hemofed secagg member 2"] + [b""] * 12]
 )
 def test_a_state_of_another_version_or_shape_is_refused_even_with_a_right_checksum(fields: list[bytes]) -> None:
     body = frame(*fields)

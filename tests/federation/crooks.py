@@ -1,4 +1,5 @@
-"""Corrupt members whose lies no message shows: they mask words that no honest member has, or deal another secret.
+"""Corrupt members whose lies no message shows: they mask words that no honest member has, deal another secret, or deal
+garbage to a few.
 
 A crook runs the site's own code except for the one function that lies for it. All sites of a `World` share a process,
 so the lie asks first whose member is at work.
@@ -6,6 +7,7 @@ so the lie asks first whose member is at work.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from federation.secagg import member as member_module
 from federation.secagg.cohort import Cohort
 from federation.secagg.secret import Seed
 from federation.secagg.state import OwnSecrets
+from federation.secagg.transcript import dealt_statement
 from numpy.typing import NDArray
 
 from site_client.agent.rounds import masking
@@ -27,15 +30,19 @@ SPOILED = (NOISE, COUNTS)
 
 @dataclass(frozen=True)
 class Crooks:
-    """Who lies from here on: by site how it spoils sums, and the sites that deal another secret."""
+    """Who lies from here on.
+
+    spoilers: by site how it spoils sums. dealers: of another secret. garbage: by dealer, who gets no shares from it.
+    """
 
     spoilers: dict[str, str] = field(default_factory=dict)
     dealers: set[str] = field(default_factory=set)
+    garbage: dict[str, set[str]] = field(default_factory=dict)
 
 
 def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
     """Put the lies in place; what `crooks` holds may change at any time."""
-    honest_split, honest_share = member_module._split_secrets, Member.share
+    honest_split, honest_share, honest_deal = member_module._split_secrets, Member.share, Member._deal
     dealing: list[str] = []
 
     def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
@@ -53,6 +60,15 @@ def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
             secrets = replace(secrets, seed=Seed(bytes(range(32))))
         return honest_split(secrets, cohort)
 
+    def deal(member: Member, *arguments: Any) -> dict[str, DealtShares]:
+        dealt = honest_deal(member, *arguments)
+        for victim in crooks.garbage.get(member.site, set()) & set(dealt):
+            bad = replace(dealt[victim], ciphertext=bytes(len(dealt[victim].ciphertext)))
+            signature = member._signing_key.sign(dealt_statement(arguments[1].uctx, member.site, victim, bad))
+            dealt[victim] = replace(bad, signature=signature)
+        return dealt
+
+    patch.setattr(Member, "_deal", deal)
     patch.setattr(masking, "mask_contribution", mask)
     patch.setattr(Member, "share", share)
     patch.setattr(member_module, "_split_secrets", split)

@@ -208,6 +208,12 @@ def _upload_of_nobody(site: str, reply: rounds_pb2.PollReply) -> None:
     reply.confirm.uploaded.append("nobody")
 
 
+def _complaint_of_nobody(site: str, reply: rounds_pb2.PollReply) -> None:
+    """A member is said to have complained: its shares would be opened."""
+    accuser = next(name for name in reply.confirm.uploaded if name != site)
+    reply.confirm.complaints.add(site=accuser, dealer=site, signature=bytes(64))
+
+
 # reveal
 
 
@@ -251,7 +257,13 @@ LIES_DOWN: dict[str, tuple[Down, ...]] = {
     "keys": (_keys_for_another_base, _keys_of_no_roster, _keys_of_an_older_roster, _keys_of_a_later_attempt),
     "shares": (_cohort_without_one, _cohort_without_oneself, _invented_member, _swapped_key, _member_twice),
     "upload": (_fewer_dealers, _altered_ciphertext, _exchanged_ciphertexts, _another_list_of_dealers, _closed_early),
-    "confirm": (_uploads_without_one, _uploads_without_oneself, _upload_of_nobody, _closed_early),
+    "confirm": (
+        _uploads_without_one,
+        _uploads_without_oneself,
+        _upload_of_nobody,
+        _closed_early,
+        _complaint_of_nobody,
+    ),
     "reveal": (
         _reveal_another_set,
         _reveal_without_confirmations,

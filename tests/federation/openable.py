@@ -6,11 +6,13 @@ opened when every mask in it is known or cancels:
     PRG(b_i)    known with t shares of the seed of i
     PRG(k_ij)   known with t shares of the mask key of i or of j, or when i or j is corrupt; cancels when c_i = c_j
 
+A share is known when its holder revealed it, its dealer opened it, or its holder is corrupt.
+
 So what can be opened are the connected components of members joined by unknown pairwise masks, provided that every seed
-in them is known and no unknown mask leads out. Corrupt members give the aggregator every share they were dealt.
+in them is known and no unknown mask leads out.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,13 +35,15 @@ class Group:
     corrupt: frozenset[str]  # of U1
     peers: dict[str, frozenset[str]] = field(default_factory=dict)  # whom each member's pairwise masks are with
     dealt: set[str] = field(default_factory=set)
-    revealed: dict[int, Counter[str]] = field(default_factory=lambda: {SEED: Counter(), MASK_KEY: Counter()})
+    # By kind, then by the member that the shares are of: their honest holders.
+    revealed: dict[int, dict[str, set[str]]] = field(
+        default_factory=lambda: {SEED: defaultdict(set), MASK_KEY: defaultdict(set)}
+    )
 
     def known(self, kind: int) -> set[str]:
         """The members whose secret of this kind the aggregator can put together."""
-        helpers = len(self.corrupt)
-        shares = {about: self.revealed[kind][about] + helpers for about in self.dealt}
-        return {about for about, count in shares.items() if count >= threshold(self.size)}
+        holders = {about: self.revealed[kind][about] | self.corrupt for about in self.dealt}
+        return {about for about, known in holders.items() if len(known) >= threshold(self.size)}
 
     def openable(self) -> list[frozenset[str]]:
         """Every set of honest members whose plain sum the aggregator can compute, and no smaller one within it."""
@@ -86,22 +90,24 @@ def _listen(
     by_name: Mapping[tuple[Attempt, str], MemberState],
     found: Mapping[Attempt, Mapping[bytes, Group]],
 ) -> None:
-    """Shares dealt, and shares revealed, each counted once however often it was sent."""
-    said: set[tuple[Attempt, str, str, int]] = set()
+    """Shares dealt, opened and revealed."""
     for one in heard:
-        if not isinstance(one.message, secagg_pb2.SharesMessage | secagg_pb2.RevealMessage):
+        if not isinstance(one.message, secagg_pb2.SharesMessage | secagg_pb2.ConfirmMessage | secagg_pb2.RevealMessage):
             continue
         attempt = attempt_of(one.message.round)
         if (attempt, one.site) not in by_name:
             continue
         group = found[attempt][by_name[attempt, one.site].uctx]
-        if isinstance(one.message, secagg_pb2.SharesMessage):
-            group.dealt.add(one.site)
-            continue
-        for share in one.message.shares:
-            if (attempt, one.site, share.about_site, share.kind) not in said:
-                said.add((attempt, one.site, share.about_site, share.kind))
-                group.revealed[share.kind][share.about_site] += 1
+        match one.message:
+            case secagg_pb2.SharesMessage():
+                group.dealt.add(one.site)
+            case secagg_pb2.ConfirmMessage(confirmation=confirmation):
+                for opened in confirmation.opened:
+                    group.revealed[SEED][one.site].add(opened.to_site)
+                    group.revealed[MASK_KEY][one.site].add(opened.to_site)
+            case secagg_pb2.RevealMessage(shares=shares):
+                for share in shares:
+                    group.revealed[share.kind][share.about_site].add(one.site)
 
 
 def components(joined: Mapping[str, set[str]]) -> list[frozenset[str]]:

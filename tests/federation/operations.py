@@ -158,6 +158,19 @@ class SiteDealsAnotherSecret:
 
 
 @dataclass(frozen=True)
+class SiteDealsGarbage:
+    """To one other member, from here on."""
+
+    site: str
+    victim: str
+
+    def apply(self, world: World, lies: Lies) -> None:
+        if 3 * len(world.corrupt | {self.site}) < len(world.sites):
+            world.corrupt.add(self.site)
+            world.crooks.garbage[self.site] = {self.victim} - {self.site}
+
+
+@dataclass(frozen=True)
 class RunPauses:
     def apply(self, world: World, lies: Lies) -> None:
         world.pause()
@@ -220,6 +233,7 @@ _MISCHIEF: list[tuple[Callable[[random.Random, str], Operation], float]] = [
     (lambda rng, name: SiteLies(name, rng.choice(sorted(LIES_UP)), rng.randrange(8)), 1),
     (lambda rng, name: SiteSpoilsSums(name, rng.choice(SPOILED)), 0.5),
     (lambda rng, name: SiteDealsAnotherSecret(name), 0.5),
+    (lambda rng, name: SiteDealsGarbage(name, rng.choice(("site-a", "site-b", "site-c"))), 0.5),
     (lambda rng, name: RunPauses(), 0.2),
     (lambda rng, name: RunResumes(), 0.3),
 ]

@@ -1,24 +1,29 @@
 """Attacks that span rounds: members that spoil sums or deal nothing, an aggregator that wants a difference."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from federation.encoding import size_class
+from federation.limits import COHORT_MAX
+from federation.secagg import Member
 from federation.secagg.transcript import confirm_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
-from aggregator.rounds import regrouping
+from aggregator.rounds import regrouping, uploads
 from aggregator.states import FaultKind, RoundState, RunState
-from aggregator.store import fault_rows
+from aggregator.store import fault_rows, run_rows
+from site_client.agent.rounds.closing import Closing
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
-from site_client.agent.rounds.revealed_sums import RevealedSums
-from site_client.errors import StepRefused
-from site_client.records import Job
+from site_client.agent.rounds.revealed_sums import KEPT, RevealedSums
+from site_client.errors import ModelMismatch, StepRefused
+from site_client.records import Job, RunId
+from site_client.typed_json import Digest
 from tests.federation import crooks
 from tests.federation.invariants import check, contribution_of
-from tests.federation.lies import Lies
+from tests.federation.lies import flipped
 from tests.federation.nursery import PARAMETERS, TRAINING_S
 from tests.federation.places import an_update
 from tests.federation.wire import Killed
@@ -71,6 +76,24 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     run_on(world, lambda: world.rounds()[number - 1].state is RoundState.PUBLISHED)
     assert members_of(world, number) <= {"site-a", "site-b", "site-c", "site-e", "site-f"}
     assert world.run.state is RunState.RUNNING
+    check(world)
+
+
+def test_an_evaluation_that_was_spoiled_is_repeated_until_there_is_one(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilers: dict[str, str] = {}
+    crooks.let_in(monkeypatch, crooks.Crooks(spoilers))
+    world = make_world(sites=6, rounds=1)
+    world.corrupt = {"site-d"}
+    run_on(world, lambda: len(world.rounds()) == 2)
+    spoilers["site-d"] = crooks.NOISE
+    run_on(world, lambda: world.run.state is not RunState.RUNNING)
+    assert world.run.state is RunState.COMPLETED
+    spoiled, *_, last = world.rounds()[1:]
+    assert spoiled.state is RoundState.ABANDONED
+    assert world.plan.evaluates_only(last.number)
+    assert last.state is RoundState.PUBLISHED
     check(world)
 
 
@@ -181,6 +204,8 @@ def test_after_a_reveal_without_a_sum_no_site_works_on_that_model_again(make_wor
     refusing = {name for name, refusal in world.refused if isinstance(refusal, StepRefused)}
     assert refusing == set(world.sites)
     assert not _revealed(world, 2)
+    assert world.rounds()[1].state is RoundState.ABANDONED  # they declined: nobody waits for the deadline
+    assert "declined" in str(world.rounds()[1].reason)
 
 
 def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
@@ -199,6 +224,34 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
     assert honest
     assert all("would differ by 1 known members" in str(refusal) for refusal in honest)
     assert not _revealed(world, 2)
+
+
+def test_a_model_whose_sum_is_no_longer_on_record_is_taken_up_by_nobody(tmp_path: Path) -> None:
+    """An aggregator waits until a site has forgotten the sum, and wants another one that differs by one member."""
+    sums, members = RevealedSums(tmp_path), ("a", "b", "c", "d")
+    for number in range(1, KEPT + 3):
+        base = Digest(number.to_bytes(32, "big"))
+        sums.check_offer(base)
+        current = CurrentRound(RunId(bytes(16)), number, Digest(bytes(32)), base, evaluation_only=False)
+        sums.record(current, members)
+        sums.settle(current, led_on=True)
+    for number in (1, 2):
+        with pytest.raises(StepRefused, match="long ago"):
+            RevealedSums(tmp_path).check_offer(number.to_bytes(32, "big"))
+    for number in range(3, KEPT + 3):
+        sums.check_offer(number.to_bytes(32, "big"))
+        with pytest.raises(StepRefused, match="only the very same members"):
+            sums.check_set(number.to_bytes(32, "big"), members[1:], 3, members)
+
+
+def test_the_record_of_sums_of_the_largest_cohorts_can_be_read(tmp_path: Path) -> None:
+    sums, members = RevealedSums(tmp_path), [f"{number:032}" for number in range(COHORT_MAX)]
+    for number in range(1, KEPT + 1):
+        base = Digest(number.to_bytes(32, "big"))
+        current = CurrentRound(RunId(bytes(16)), number, Digest(bytes(32)), base, evaluation_only=False)
+        sums.record(current, members)
+        sums.settle(current, exposed=members)
+    RevealedSums(tmp_path).check_offer(bytes(32))
 
 
 def test_each_site_away_in_turn_and_no_count_follows_but_its_size_class(make_world: MakeWorld) -> None:
@@ -276,6 +329,77 @@ def _away_in_round_1(make_world: MakeWorld) -> World:
     world.silent = set()
     world.lied_down = True
     return world
+
+
+def _signs_no_model(monkeypatch: pytest.MonkeyPatch, crook: str) -> None:
+    honest = Closing._sign
+
+    def sign(closing: Closing, *arguments: Any) -> None:
+        if closing._identity.site != crook:
+            honest(closing, *arguments)
+
+    monkeypatch.setattr(Closing, "_sign", sign)
+
+
+def _no_whole_model_but_the_first(world: World) -> None:
+    """Every whole model that site-d asked for is the plan's first one."""
+    said = [one.message for one in world.wire.heard if one.site == "site-d"]
+    wanted = {message.digest for message in said if isinstance(message, blobs_pb2.BlobRequest)}
+    with world.aggregator.app.store.read() as session:
+        _first, *later = run_rows.models(session, world.run_id)
+    assert later
+    assert not wanted & {model.blob for model in later}
+
+
+def test_a_member_that_signs_no_model_keeps_no_newcomer_out(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """site-d was away from the start, two models long. It computes both from the plan's first one."""
+    _signs_no_model(monkeypatch, "site-c")
+    world = make_world(sites=4, rounds=4)
+    world.corrupt, world.silent = {"site-c"}, {"site-d"}
+    run_on(world, lambda: len(world.rounds()) == 3, turns=400)
+    world.silent = set()
+    run_on(world, lambda: "site-d" in members_of(world, world.round.number))
+    _no_whole_model_but_the_first(world)
+    assert not any(isinstance(refusal, ModelMismatch) for _, refusal in world.refused)
+    check(world)
+
+
+def _another_first_model(train: rounds_pb2.TrainStep) -> None:
+    train.initial_model.CopyFrom(train.whole_model)
+
+
+def _one_sum_twice(train: rounds_pb2.TrainStep) -> None:
+    train.chain.add().CopyFrom(train.chain[-1])
+
+
+def _leads_to_another_model(train: rounds_pb2.TrainStep) -> None:
+    train.chain[-1].model_digest = train.base_model_digest = bytes(32)
+
+
+@pytest.mark.parametrize("lie", [_another_first_model, _one_sum_twice, _leads_to_another_model])
+def test_a_chain_that_does_not_begin_at_the_plan_s_first_model_or_skips_a_sum_leads_nowhere(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, lie: Callable[[rounds_pb2.TrainStep], None]
+) -> None:
+    _signs_no_model(monkeypatch, "site-c")
+    world = make_world(sites=4, rounds=4)
+    world.corrupt, world.silent, world.lied_down = {"site-c"}, {"site-d"}, True
+    run_on(world, lambda: len(world.rounds()) == 3, turns=400)
+    world.clock.advance(61)
+    told = []
+
+    def lied(site: str, call: str, reply: Message, request: Message) -> Message:
+        if site == "site-d" and isinstance(reply, rounds_pb2.PollReply) and reply.train.HasField("initial_model"):
+            lie(reply.train)
+            told.append(lie)
+        return reply
+
+    world.wire.lies_down.append(lied)
+    world.step("site-d")
+    assert told
+    assert [name for name, _ in world.refused if name == "site-d"]
+    assert world.sites["site-d"].jobs() == []
 
 
 def _no_certificate(train: rounds_pb2.TrainStep) -> None:
@@ -378,6 +502,57 @@ def test_a_round_said_to_lead_to_its_own_base_model_is_signed_by_nobody(
     assert {name for name, refusal in world.refused if isinstance(refusal, StepRefused)} == set(world.sites)
 
 
+@pytest.mark.parametrize("shown", ["nothing", "another size", "no sum"])
+def test_an_evaluation_without_its_sum_leaves_the_model_barred(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """All revealed. An aggregator that keeps the sum to itself asks for another one on that model in vain."""
+    world = make_world(sites=3, rounds=1)
+    run_on(world, lambda: world.round.number == 2 and world.round.state is RoundState.REVEAL)
+    world.lied_down = True
+    for name in world.sites:
+        world.step(name)
+    base = world.round.base_model
+    world.drive()
+    assert world.round.state is RoundState.PUBLISHED
+
+    def lie(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "close":
+            if shown == "nothing":
+                reply.close.published.ClearField("sum")
+            elif shown == "another size":
+                reply.close.published.sum.size_bytes -= 8
+            else:  # a blob of that size that holds more than so many members can have counted
+                size = reply.close.published.sum.size_bytes
+                blob = world.aggregator.app.blobs.add(b"\xff" * size)
+                monkeypatch.setattr(uploads, "readable", lambda app, site, digest: app_reads(site, digest, blob.digest))
+                reply.close.published.sum.digest = blob.digest
+        return reply
+
+    readable = uploads.readable
+
+    def app_reads(site: str, digest: bytes, junk: bytes) -> Any:
+        app = world.aggregator.app
+        if digest != junk:
+            return readable(app, site, digest)
+        true, seat = readable(app, site, world.round.sum_blob or b"")
+        true.close()
+        return app.blobs.open(junk), seat
+
+    world.wire.lies_down.append(lie)
+    for name in world.sites:
+        world.step(name)
+    assert {name for name, _ in world.refused} == set(world.sites)
+    for site in world.sites.values():
+        with pytest.raises(StepRefused, match="takes part in no other round on that model"):
+            RevealedSums(site.agent_folder / "rounds").check_offer(base)
+    world.wire.lies_down.remove(lie)
+    for name in world.sites:
+        world.step(name)
+    for site in world.sites.values():
+        RevealedSums(site.agent_folder / "rounds").check_offer(base)
+
+
 def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,17 +594,105 @@ def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for
         sums.check_set(world.round.base_model, ["site-a", "site-b"], 3, list(world.sites))
 
 
-def test_a_false_complaint_and_one_slow_answer_end_no_run(make_world: MakeWorld) -> None:
+def test_a_false_complaint_and_one_slow_answer_end_no_run(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={"site-d": {"site-a"}}))  # one complaint, by site-a
     world = make_world(sites=4, rounds=2, phase="shares")
     world.corrupt = {"site-d"}
-    Lies(world).tell_up("site-d", "SendShares", 2)  # one bad share of four: one complaint, by site-a
     run_on(world, lambda: world.round.state is RoundState.REVEAL)
-    for name in ("site-a", "site-b", "site-d"):  # three answers, and two shares about site-d
+    for name in ("site-a", "site-b", "site-d"):  # two shares about site-d, and the one that it opened for site-a
         world.step(name)
     world.drive()
+    assert world.round.state is RoundState.REVEAL
     world.clock.advance(120)
     world.drive()
-    assert world.round.state is RoundState.REVEAL
-    world.step("site-c")
-    world.drive()
     assert world.rounds()[0].state is RoundState.PUBLISHED
+    check(world)
+
+
+@pytest.mark.parametrize(("sites", "victims"), [(4, {"site-a"}), (7, {"site-a", "site-b"})])
+@pytest.mark.parametrize("silent_in", [RoundState.CONFIRM, RoundState.REVEAL])
+def test_a_dealer_of_garbage_to_few_that_falls_silent_ends_no_round(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, sites: int, victims: set[str], silent_in: RoundState
+) -> None:
+    """It opens what it dealt and its silence costs nothing, or it does not and the others try again without it."""
+    world = make_world(sites=sites, rounds=2)
+    crook = max(world.sites)
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={crook: victims}))
+    world.corrupt = {crook}
+    for _ in range(60):
+        if world.rounds()[0].state is RoundState.PUBLISHED:
+            break
+        row = world.rounds()[0]
+        world.silent = {crook} if (row.attempt, row.state) == (1, silent_in) or row.attempt > 1 else set()
+        world.everybody()
+        world.clock.advance(31)
+    (first, *_) = world.rounds()
+    assert first.state is RoundState.PUBLISHED
+    assert (first.attempt, first.members) == ((2, sites - 1) if silent_in is RoundState.CONFIRM else (1, sites))
+    assert faults(world) == {crook: [FaultKind.SILENT]}
+    with world.aggregator.app.store.read() as session:
+        ((fault, _),) = fault_rows.newest(session, world.run_id, 5)
+    if silent_in is RoundState.CONFIRM:
+        assert fault.detail == f"did not open the shares that {', '.join(sorted(victims))} complained about"
+        evidence = secagg_pb2.BadShares.FromString(fault.evidence or b"")
+        assert {complaint.site for complaint in evidence.complaints} == victims
+    assert world.run.state is RunState.RUNNING
+    check(world)
+
+
+def test_a_dealer_that_opens_other_shares_than_it_dealt_is_refused_and_left_out(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(sites=4, rounds=2)
+    crooks.let_in(monkeypatch, crooks.Crooks(garbage={"site-d": {"site-a"}}))
+    world.corrupt = {"site-d"}
+
+    def another(site: str, call: str, message: Message) -> Message:
+        if isinstance(message, secagg_pb2.ConfirmMessage):
+            for opened in message.confirmation.opened:
+                opened.seed_share = flipped(opened.seed_share)
+        return message
+
+    world.wire.lies_up.append(another)
+    run_on(world, lambda: world.rounds()[0].state is RoundState.PUBLISHED, turns=30)
+    assert any("are not those that it dealt" in sentence for *_, sentence in world.wire.refusals)
+    assert "site-d did not open the shares" in str(world.rounds()[0].reason)
+    assert world.rounds()[0].members == 3
+    check(world)
+
+
+def test_a_member_that_complains_falsely_and_falls_silent_excludes_nobody_and_ends_no_round(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round about another member. The accused open what the liar knows, and the sum is recovered without it."""
+    world = make_world(sites=4, rounds=3)
+    world.corrupt = {"site-d"}
+    honest = Member._decrypt_shares
+
+    def lie(member: Member, secrets: Any, dealt: Any) -> Any:
+        held, complained = honest(member, secrets, dealt)
+        if member.site == "site-d":
+            accused = f"site-{'abc'[world.round.number % 3]}"
+            held.pop(accused, None)
+            complained = (accused,)
+        return held, complained
+
+    monkeypatch.setattr(Member, "_decrypt_shares", lie)
+
+    for _ in range(200):
+        if world.round.number > 3 or world.run.state is not RunState.RUNNING:
+            break
+        world.silent = {"site-d"} if world.round.state is RoundState.REVEAL else set()
+        world.everybody()
+        world.clock.advance(31)
+    assert [(row.state, row.attempt) for row in world.rounds()[:3]] == [(RoundState.PUBLISHED, 1)] * 3
+    assert set(faults(world)) == {"site-d"}
+    accused = {
+        one.site
+        for one in world.wire.heard
+        if isinstance(one.message, secagg_pb2.ConfirmMessage) and one.message.confirmation.opened
+    }
+    assert len(accused) == 3
+    check(world)

@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation.errors import BadSignature, RosterRefused
+from federation.certificate import ModelCertificate
+from federation.errors import BadSignature, CertificateRefused, RosterRefused
 from federation.roster import ROSTER_DAYS, Roster, RosterEntry, sign_roster, succeed
+from federation.v1 import blobs_pb2, rounds_pb2
+from google.protobuf.message import Message
 
 from aggregator.states import RoundState, SeatState
 from site_client.agent.commands import roster as commands
 from tests.custodian import CUSTODIAN, sign_pending
-from tests.federation.nursery import host_of
+from tests.federation.nursery import TRAINING_S, host_of
 from tests.federation.places import Site
 from tests.federation.world import World
 
@@ -61,6 +65,49 @@ def refusals(world: World) -> dict[str, str]:
 
 
 # --- invented hospitals ---
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["in the roster", "in no roster"])
+@pytest.mark.parametrize("cohort", [GHOSTS, ("site-a", *GHOSTS), ("ghost-1", "site-a", "site-b", "site-c")], ids=len)
+def test_a_certificate_with_signatures_of_invented_hospitals_proves_no_model(
+    make_world: MakeWorld, cohort: tuple[str, ...], listed: bool
+) -> None:
+    """An aggregator and site-a want site-d, which was away, to train a model of theirs."""
+    world = make_world(sites=4, rounds=3)
+    world.silent = {"site-d"}
+    for _ in range(3):
+        world.everybody()
+    world.clock.advance(TRAINING_S + 1)
+    assert published(world)
+    world.lied_down = True
+    keys = {name: Ed25519PrivateKey.generate() for name in GHOSTS}
+    if listed:
+        admit(world, *GHOSTS)
+        keys = {name: world.sites[name].identity.keys.signing for name in GHOSTS}
+    keys["site-a"] = world.sites["site-a"].identity.keys.signing
+    blob = world.aggregator.app.blobs.add(b"a model of theirs")
+    own = ModelCertificate(world.plan.digest, 1, world.rounds()[0].base_model, blob.digest, tuple(sorted(cohort)))
+    own = replace(own, signatures={name: own.sign(keys[name]) for name in cohort if name in keys})
+    told = []
+
+    def lie(site: str, call: str, reply: Message, request: Message) -> Message:
+        if site == "site-d" and isinstance(reply, rounds_pb2.PollReply) and reply.WhichOneof("step") == "train":
+            told.append(reply.train)
+            reply.train.base_model_digest = reply.train.whole_model.digest = blob.digest
+            reply.train.certificate.CopyFrom(own.to_message())
+        return reply
+
+    world.wire.lies_down.append(lie)
+    for _ in range(3):
+        world.step("site-d")
+    assert told
+    refusals = [
+        str(error) for name, error in world.refused if name == "site-d" and isinstance(error, CertificateRefused)
+    ]
+    assert len(refusals) == len(told)
+    assert world.sites["site-d"].jobs() == []
+    asked = {one.message.digest for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobRequest)}
+    assert blob.digest not in asked
 
 
 def test_a_cohort_of_one_hospital_and_invented_ones_is_declined_before_a_secret_is_dealt(make_world: MakeWorld) -> None:

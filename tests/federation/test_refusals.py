@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from aggregator.states import RoundState, SeatState
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, StepRefused
+from tests.federation.crooks import Crooks, let_in
 from tests.federation.invariants import check
 from tests.federation.lies import LIES_DOWN, LIES_UP, Lies, flipped
 from tests.federation.nursery import PHASES
@@ -271,12 +272,12 @@ def test_a_dealer_of_garbage_is_left_out_and_all_others_publish(
 
 
 def test_a_dealer_of_one_bad_share_is_complained_about_and_the_sum_holds_everybody(
-    make_world: Callable[..., World],
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One complaint of four proves nothing, and stops nothing: the other three hold good shares."""
+    """One complaint of four proves nothing, and stops nothing: the dealer opens the share in question."""
+    let_in(monkeypatch, Crooks(garbage={"site-d": {"site-a"}}))
     world = make_world(sites=4, phase="shares")
     world.corrupt = {"site-d"}
-    Lies(world).tell_up("site-d", "SendShares", 2)
     _drive_to_the_end(world)
     assert (world.rounds()[0].state, world.rounds()[0].members, world.rounds()[0].attempt) == (
         RoundState.PUBLISHED,
@@ -285,6 +286,13 @@ def test_a_dealer_of_one_bad_share_is_complained_about_and_the_sum_holds_everybo
     )
     (complaint,) = [one for heard in world.wire.heard if isinstance(one := heard.message, secagg_pb2.ComplaintMessage)]
     assert [(one.site, one.dealer) for one in complaint.complaints] == [("site-a", "site-d")]
+    opened = {
+        (heard.site, shares.to_site)
+        for heard in world.wire.heard
+        if isinstance(heard.message, secagg_pb2.ConfirmMessage)
+        for shares in heard.message.confirmation.opened
+    }
+    assert opened == {("site-d", "site-a")}
     assert not world.refused
     check(world)
 

@@ -159,6 +159,46 @@ def test_a_site_acknowledged_at_once_joins_neither_that_round_nor_one_on_its_bas
     assert site.rounds.journal.current is None
 
 
+def test_an_invented_offer_does_not_spend_the_bar_on_the_base_of_a_restored_site(
+    revealed: World, tmp_path: Path
+) -> None:
+    """First another run, another first model and a round of the wrong kind; then the round that was revealed in."""
+    world, site = revealed, revealed.sites[NAME]
+    restore(site, tmp_path / "backup", "state", "spool")
+    world.step(NAME)
+    acknowledge(site.agent_folder)
+    before, base = len(world.wire.heard), world.rounds()[0].base_model
+    invented = [
+        rounds_pb2.TrainStep(base_model_digest=bytes(32)),
+        rounds_pb2.TrainStep(base_model_digest=bytes(32)),
+        rounds_pb2.TrainStep(base_model_digest=bytes(32), evaluation_only=True),
+        rounds_pb2.TrainStep(base_model_digest=base),
+        rounds_pb2.TrainStep(base_model_digest=base),
+    ]
+    for train, (run_id, number) in zip(
+        invented, [(bytes(16), 1), *((world.run_id, number) for number in (1, 2, 1, 2))], strict=True
+    ):
+        train.plan_digest, train.round.run_id, train.round.round = world.plan.digest, run_id, number
+    steps = iter(invented)
+
+    def offer(name: str, call: str, reply: Message, request: Message) -> Message:
+        if name == NAME and isinstance(reply, rounds_pb2.PollReply):
+            reply.train.CopyFrom(next(steps))
+        return reply
+
+    world.wire.lies_down.append(offer)
+    barred = []
+    for _ in invented:
+        world.step(NAME)
+        record = read_rollback(site.agent_folder)
+        assert record is not None
+        barred.append(record.barred_base)
+    assert barred == [None, None, None, base, base]
+    assert calls_since(world, before) == {"Rounds/Poll", "Rounds/Decline"}
+    assert site.rounds.journal.current is None
+    assert len(reveals(world)) == 1
+
+
 def test_a_state_folder_that_grew_beyond_the_lost_one_without_the_aggregator_is_noticed(
     revealed: World, tmp_path: Path
 ) -> None:

@@ -128,7 +128,7 @@ def upgrade() -> None:
         "rounds",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.LargeBinary(), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False, comment="1..plan.rounds + 1; the last one only evaluates"),
+        sa.Column("number", sa.Integer(), nullable=False, comment="1..; those past plan.rounds only evaluate"),
         sa.Column("attempt", sa.Integer(), nullable=False, comment="1..; grows when masking starts over"),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(), nullable=True, comment="why it was abandoned, or why the last attempt failed"),

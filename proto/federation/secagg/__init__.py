@@ -22,12 +22,14 @@ members' words it learns nothing but their sum over one set U3 of at least t = â
 roster (authentic signing keys), on X25519 or ML-KEM-768 (either may be broken), HKDF-SHA256, AES-256 as a generator
 and with GCM as an authenticated cipher, Ed25519, and on the caller saving a member's state before it speaks.
 Not promised: that the sum is meaningful (a member can add anything), or that a round ends (anyone can be silent). A
-member that deals garbage is found: by complaints (`proven_dealers`) or, at the latest, when shares are revealed.
+member that deals garbage is found by complaints (`proven_dealers`), or when shares are revealed at the latest. A dealer
+that few members complain about opens their shares (`verify_opened`), so that nobody's silence can end a round.
 """
 
 from federation.secagg.cohort import (
     Cohort,
     check_distinct,
+    complaints_max,
     out_of_reach,
     proven_dealers,
     split,
@@ -37,6 +39,7 @@ from federation.secagg.cohort import (
     verify_complaint,
     verify_confirmation,
     verify_dealt,
+    verify_opened,
 )
 from federation.secagg.errors import (
     AdvertisementRefused,
@@ -56,13 +59,14 @@ from federation.secagg.errors import (
 from federation.secagg.evidence import BadDealing, verify_bad_dealing
 from federation.secagg.masks import Words
 from federation.secagg.member import MEMBERS_MIN, Member
-from federation.secagg.recovery import Answer, Dealt, recover_masks, unmask, verify_answer
+from federation.secagg.recovery import Answer, Dealt, Opened, recover_masks, unmask, verify_answer, with_opened
 from federation.secagg.state import Phase
 from federation.secagg.transcript import (
     Advertisement,
     CohortContext,
     Context,
     DealtShares,
+    OpenedShares,
     RevealedShare,
     ShareKind,
     cohort_context,
@@ -88,6 +92,8 @@ __all__ = [
     "EvidenceRefused",
     "MalformedValue",
     "Member",
+    "Opened",
+    "OpenedShares",
     "OutOfOrder",
     "Phase",
     "RevealedShare",
@@ -100,6 +106,7 @@ __all__ = [
     "Words",
     "check_distinct",
     "cohort_context",
+    "complaints_max",
     "context",
     "out_of_reach",
     "proven_dealers",
@@ -115,4 +122,6 @@ __all__ = [
     "verify_complaint",
     "verify_confirmation",
     "verify_dealt",
+    "verify_opened",
+    "with_opened",
 ]

@@ -38,6 +38,8 @@ from federation.secagg.transcript import (
     CohortContext,
     Context,
     DealtShares,
+    OpenedShares,
+    ShareKind,
     cohort_context,
     complaint_statement,
     confirm_statement,
@@ -47,6 +49,7 @@ from federation.secagg.transcript import (
     shard_context,
     shard_rank,
     shard_seed,
+    share_digest,
     threshold,
     upload_statement,
 )
@@ -188,18 +191,39 @@ def verify_complaint(
         )
 
 
+def complaints_max(members: int) -> int:
+    """The most complaints about one honest dealer, and the most of one honest member: floor((n - 1) / 3) of n.
+
+    Fewer than a third of the members are corrupt, an honest member complains only about shares that the dealer signed
+    and that are none, and one that finds more dealers to be bad holds too few shares to go on.
+    """
+    return (members - 1) // 3
+
+
 def proven_dealers(members: int, complaints: Mapping[str, Collection[str]]) -> list[str]:
     """Returns the dealers whose guilt follows from complaints, in order.
 
-    Fewer than a third of the members are corrupt. So among more than floor((n - 1) / 3) complaints about one dealer at
-    least one is an honest member's, and an honest member complains only about shares that the dealer signed and that
-    are none. Up to that many complaints prove nothing, and harm nothing: at least t members hold good shares.
+    Among more than `complaints_max` complaints about one dealer at least one is an honest member's. Up to that many
+    prove nothing: the dealer has to open the shares in question (`verify_opened`), or be taken for silent.
 
     Args:
         members: Size n of the complete graph.
         complaints: By dealer, the members that complained.
     """
-    return order(dealer for dealer, sites in complaints.items() if len(set(sites)) > (members - 1) // 3)
+    return order(dealer for dealer, sites in complaints.items() if len(set(sites)) > complaints_max(members))
+
+
+def verify_opened(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares, opened: OpenedShares) -> None:
+    """Refuses opened shares that are not those whose digests `dealer` had signed for `member`.
+
+    Raises:
+        ShareRefused: They are others.
+    """
+    for kind in ShareKind:
+        share = opened.share(kind)
+        keys.check_share(dealer, share)
+        if share_digest(uctx, kind, dealer, member, share) != dealt.share_digest(kind):
+            raise ShareRefused(dealer, f"the shares that it opened are not those that it dealt to {member!r}")
 
 
 def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes, signing_key: bytes) -> None:

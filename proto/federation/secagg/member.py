@@ -5,7 +5,7 @@
     2 shares    member.share(advertisements, roster, minimum)   -> dealt shares by member
     3 upload    member.receive(dealt)                           -> complaints: signature by dealer
                 member.mask(words, dealt)                       -> masked words;   member.claim(digest) -> signature
-    4 confirm   member.confirm(uploaded)                        -> signature
+    4 confirm   member.confirm(uploaded, complaints)            -> signature;      member.opened -> shares by member
     5 reveal    member.reveal(uploaded, confirmations)          -> one share about each member;  member.reveal_signature
 
 Everything a member draws at random it draws in `begin` and, the KEM ciphertexts, in `share`; afterwards each step is a
@@ -20,15 +20,18 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from federation.secagg import keys, masks, shamir, state
 from federation.secagg.cohort import (
     Cohort,
+    complaints_max,
     out_of_reach,
     split,
     verify_cohort,
+    verify_complaint,
     verify_confirmation,
     verify_dealt,
 )
@@ -50,6 +53,7 @@ from federation.secagg.transcript import (
     CohortContext,
     Context,
     DealtShares,
+    OpenedShares,
     RevealedShare,
     ShareKind,
     commitment,
@@ -64,6 +68,7 @@ from federation.secagg.transcript import (
     upload_statement,
 )
 
+_NO_COMPLAINTS: Mapping[str, bytes] = MappingProxyType({})
 MEMBERS_MIN = 3  # in a sum of two, each knows the other's part
 
 
@@ -249,11 +254,20 @@ class Member:
         self._state = replace(self._state, upload_digest=digest)
         return signature
 
-    def confirm(self, uploaded: Collection[str]) -> bytes:
+    def confirm(self, uploaded: Collection[str], complaints: Mapping[str, bytes] = _NO_COMPLAINTS) -> bytes:
         """Signs H(U3), and wipes this member's own secrets. From now on it helps to recover the sum over this set only.
 
+        It opens what it dealt to the members that complained about it. An honest dealer's accusers are corrupt, so they
+        know these shares; and they are fewer than a third, or their complaints are refused.
+
+        Args:
+            uploaded: U3.
+            complaints: Signature by member, over what this member dealt to it.
+
         Raises:
-            ConfirmationRefused: The set is not part of U2, lacks this member, or is a second one.
+            ConfirmationRefused: The set is not part of U2, lacks this member, or is a second one; or more members
+                complain than may be corrupt, or others than before.
+            ComplaintRefused: A complaint is not signed by a member over what this member dealt.
             BelowThreshold: |U3| < t.
         """
         self._require(Phase.MASKED, Phase.CONFIRMED)
@@ -261,11 +275,20 @@ class Member:
         signature = self._signing_key.sign(confirm_statement(self._state.uctx, chosen))
         if self.phase is Phase.MASKED:
             before = self._state
-            self._state = replace(before, phase=Phase.CONFIRMED, secrets=None, dealt={}, uploaded=chosen)
+            opened = self._open(complaints)
+            self._state = replace(before, phase=Phase.CONFIRMED, secrets=None, dealt={}, uploaded=chosen, opened=opened)
             # A state that is past ADVERTISED and before CONFIRMED has its secrets: see the table in state.py.
             assert before.secrets is not None
             before.secrets.wipe()
+        elif set(complaints) != set(self._state.opened):
+            raise ConfirmationRefused(f"{self.site!r} already confirmed, with other complaints about it")
         return signature
+
+    @property
+    def opened(self) -> dict[str, OpenedShares]:
+        """What it dealt to the members that complained about it; OutOfOrder before `confirm`."""
+        self._require(Phase.CONFIRMED, Phase.REVEALED)
+        return dict(self._state.opened)
 
     def reveal(self, uploaded: Collection[str], confirmations: Mapping[str, bytes]) -> dict[str, RevealedShare]:
         """Returns the one answer, by site: a seed share about each of U3, a mask-key share about each of U2 without U3.
@@ -416,6 +439,19 @@ class Member:
             key = mask_keys.pair_key(uctx, self.site, peer, self._state.cohort[peer].mask_key, dealt[peer])
             (add if order((self.site, peer))[0] == self.site else subtract).append(key)
         return MaskStreams(tuple(add), tuple(subtract))
+
+    def _open(self, complaints: Mapping[str, bytes]) -> dict[str, OpenedShares]:
+        """Both shares of every member that complained, after every check of its complaint."""
+        cohort = Cohort(self._state.uctx, self._state.cohort)
+        if len(complaints) > complaints_max(len(cohort.advertisements)):
+            raise ConfirmationRefused("more members complain about this one than may be corrupt; it opens no share")
+        for site, signature in complaints.items():
+            if site == self.site or site not in cohort.advertisements:
+                raise ConfirmationRefused(f"{site!r} complains without being another member")
+            key = self._state.signing_keys[site]
+            verify_complaint(cohort.uctx, site, self.site, self._state.dealt[site], signature, key)
+        shares = _split_secrets(self._secrets(Phase.MASKED), cohort) if complaints else {}
+        return {site: OpenedShares(*shares[site]) for site in complaints}
 
     def _accept_uploaded(self, uploaded: Collection[str]) -> tuple[str, ...]:
         """U3 in order, after every check of the confirm phase."""

@@ -22,6 +22,7 @@ from federation.secagg.transcript import (
     Advertisement,
     Context,
     DealtShares,
+    OpenedShares,
     RevealedShare,
     ShareKind,
     commitment,
@@ -32,6 +33,7 @@ from federation.secagg.transcript import (
 
 Answer = Mapping[str, RevealedShare]  # by the member the share is about
 Dealt = Mapping[str, Mapping[str, DealtShares]]  # by dealer, then by member
+Opened = Mapping[str, Mapping[str, OpenedShares]]  # by dealer, then by the member that complained
 
 
 def verify_answer(
@@ -78,6 +80,22 @@ def verify_answer(
             raise ShareRefused(revealer, f"its share about {about!r} is not the one that {about!r} dealt and signed")
 
 
+def with_opened(answers: Mapping[str, Answer], opened: Opened, uploaded: Collection[str]) -> dict[str, Answer]:
+    """Adds to the answers the shares that dealers have opened, as if the members that complained had revealed them.
+
+    Args:
+        answers: By revealer.
+        opened: Each accepted by `verify_opened`.
+        uploaded: U3.
+    """
+    added: dict[str, dict[str, RevealedShare]] = {site: dict(answer) for site, answer in answers.items()}
+    for dealer, by_member in opened.items():
+        kind = ShareKind.SEED if dealer in uploaded else ShareKind.MASK_KEY
+        for member, shares in by_member.items():
+            added.setdefault(member, {})[dealer] = RevealedShare(kind, shares.share(kind))
+    return dict(added)
+
+
 def recover_masks(
     ctx: Context, cohort: Cohort, dealt: Dealt, uploaded: Collection[str], answers: Mapping[str, Answer]
 ) -> MaskStreams:
@@ -88,7 +106,8 @@ def recover_masks(
         cohort: U1 of the graph.
         dealt: What each of U2 dealt.
         uploaded: U3.
-        answers: By revealer, at least t of them, each accepted by `verify_answer`.
+        answers: By revealer, at least t of them, each accepted by `verify_answer`; `with_opened` where dealers opened
+            shares.
 
     Returns:
         The masks, with the sign that removes them.

@@ -2,14 +2,14 @@
 
     ADVERTISED -> SHARED -> RECEIVED -> MASKED -> CONFIRMED -> REVEALED
 
-    | phase      | secrets | U1, keys | dealt | received, complained | held         | words | claim | upload. | answer |
-    |------------|---------|----------|-------|----------------------|--------------|-------|-------|---------|--------|
-    | ADVERTISED | all     | –        | –     | –                    | –            | –     | –     | –       | –      |
-    | SHARED     | all     | yes      | yes   | –                    | own          | –     | –     | –       | –      |
-    | RECEIVED   | all     | yes      | yes   | U2                   | of all of U2 | –     | –     | –       | –      |
-    | MASKED     | all     | yes      | yes   | U2                   | of all of U2 | yes   | maybe | –       | –      |
-    | CONFIRMED  | wiped   | yes      | –     | U2                   | of all of U2 | yes   | yes   | U3      | –      |
-    | REVEALED   | wiped   | yes      | –     | U2                   | wiped        | yes   | yes   | U3      | yes    |
+    | phase      | secrets | U1, keys | dealt | U2, complained | held         | words | claim | U3, opened | answer |
+    |------------|---------|----------|-------|----------------|--------------|-------|-------|------------|--------|
+    | ADVERTISED | all     | –        | –     | –              | –            | –     | –     | –          | –      |
+    | SHARED     | all     | yes      | yes   | –              | own          | –     | –     | –          | –      |
+    | RECEIVED   | all     | yes      | yes   | yes            | of all of U2 | –     | –     | –          | –      |
+    | MASKED     | all     | yes      | yes   | yes            | of all of U2 | yes   | maybe | –          | –      |
+    | CONFIRMED  | wiped   | yes      | –     | yes            | of all of U2 | yes   | yes   | yes        | –      |
+    | REVEALED   | wiped   | yes      | –     | yes            | wiped        | yes   | yes   | yes        | yes    |
 
 A dealer that this member complained about is in U2, and no shares of it are held.
 
@@ -33,6 +33,7 @@ from federation.secagg.transcript import (
     CohortContext,
     Context,
     DealtShares,
+    OpenedShares,
     RevealedShare,
     ShareKind,
     frame,
@@ -90,6 +91,7 @@ class MemberState:
         masked_digest: SHA-256 of the masked words.
         upload_digest: What the claim signs.
         uploaded: U3, in order.
+        opened: What it dealt to members that complained about it, in clear.
         answer: Its answer, by the member each share is about.
     """
 
@@ -107,6 +109,7 @@ class MemberState:
     masked_digest: bytes = b""
     upload_digest: bytes = b""
     uploaded: tuple[str, ...] = ()
+    opened: Mapping[str, OpenedShares] = field(default_factory=dict)
     answer: Mapping[str, RevealedShare] = field(default_factory=dict)
 
     def wipe(self) -> None:
@@ -135,6 +138,7 @@ def to_bytes(state: MemberState) -> bytes:
         state.masked_digest,
         state.upload_digest,
         frame(*(site.encode() for site in state.uploaded)),
+        frame(*(_opened_bytes(site, state.opened[site]) for site in order(state.opened))),
         frame(*(_answer_bytes(site, state.answer[site]) for site in order(state.answer))),
     )
     return body + hashlib.sha256(body).digest()
@@ -156,7 +160,7 @@ def from_bytes(data: bytes) -> MemberState:
 
 def _parse(body: bytes) -> MemberState:
     fields = unframe(body)
-    if len(fields) != 16 or fields[0] != _FORMAT:
+    if len(fields) != 17 or fields[0] != _FORMAT:
         raise MalformedValue("unknown format")
     cohort = [_advertisement(entry) for entry in unframe(fields[6])]
     signing_keys = zip((a.site for a in cohort), unframe(fields[7]), strict=True)
@@ -175,7 +179,8 @@ def _parse(body: bytes) -> MemberState:
         masked_digest=fields[12],
         upload_digest=fields[13],
         uploaded=tuple(site.decode() for site in unframe(fields[14])),
-        answer=dict(_answer(entry) for entry in unframe(fields[15])),
+        opened=dict(_opened(entry) for entry in unframe(fields[15])),
+        answer=dict(_answer(entry) for entry in unframe(fields[16])),
     )
 
 
@@ -230,6 +235,15 @@ def _secrets(data: bytes) -> OwnSecrets | None:
         return None
     mask, share, seed, polynomial = unframe(data)
     return OwnSecrets(MaskSecret(mask), ShareSecret(share), Seed(seed), PolynomialSecret(polynomial))
+
+
+def _opened_bytes(site: str, opened: OpenedShares) -> bytes:
+    return frame(site.encode(), opened.seed_share, opened.key_share)
+
+
+def _opened(data: bytes) -> tuple[str, OpenedShares]:
+    site, seed_share, key_share = unframe(data)
+    return site.decode(), OpenedShares(seed_share, key_share)
 
 
 def _answer_bytes(about: str, revealed: RevealedShare) -> bytes:

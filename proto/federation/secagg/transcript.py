@@ -101,6 +101,24 @@ class RevealedShare:
         return f"RevealedShare({self.kind.name}, hidden)"
 
 
+@dataclass(frozen=True)
+class OpenedShares:
+    """Both shares in clear that a dealer had dealt to a member which complained: 33 bytes each.
+
+    An honest dealer is accused by corrupt members only, which know these shares; the repr hides them all the same.
+    """
+
+    seed_share: bytes
+    key_share: bytes
+
+    def share(self, kind: ShareKind) -> bytes:
+        """The share of this kind."""
+        return self.seed_share if kind is ShareKind.SEED else self.key_share
+
+    def __repr__(self) -> str:
+        return "OpenedShares(hidden)"
+
+
 def threshold(members: int) -> int:
     """Computes t = ⌊2n/3⌋ + 1. Each site computes it for itself and never takes it from a message.
 

@@ -133,7 +133,7 @@ class RoundRef(_message.Message):
     run_id: _builtins.bytes
     """16 bytes"""
     round: _builtins.int
-    """1 is the first training round; plan.rounds + 1 is the evaluation-only one"""
+    """1 is the first training round; those past plan.rounds only evaluate"""
     attempt: _builtins.int
     """1.. ; masking starts over with fresh keys in each attempt"""
     def __init__(

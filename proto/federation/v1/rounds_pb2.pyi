@@ -294,6 +294,7 @@ class TrainStep(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    INITIAL_MODEL_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.bytes
     base_model_digest: _builtins.bytes
     evaluation_only: _builtins.bool
@@ -314,6 +315,10 @@ class TrainStep(_message.Message):
     def certificate(self) -> Global___ModelCertificate:
         """with whole_model, but for the plan's initial model"""
 
+    @_builtins.property
+    def initial_model(self) -> Global___BlobRef:
+        """with a chain that begins at the plan's initial model"""
+
     def __init__(
         self,
         *,
@@ -325,10 +330,11 @@ class TrainStep(_message.Message):
         chain: _abc.Iterable[Global___PublishedSum] | None = ...,
         seconds_left: _builtins.int = ...,
         certificate: Global___ModelCertificate | None = ...,
+        initial_model: Global___BlobRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "initial_model", b"initial_model", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "plan_digest", b"plan_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "initial_model", b"initial_model", "plan_digest", b"plan_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,21 +579,27 @@ class ConfirmStep(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     UPLOADED_FIELD_NUMBER: _builtins.int
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
     def uploaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """U3"""
 
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[_secagg_pb2.Complaint]:
+        """about this site, sorted by site"""
+
     def __init__(
         self,
         *,
         round: _blobs_pb2.RoundRef | None = ...,
         uploaded: _abc.Iterable[_builtins.str] | None = ...,
+        complaints: _abc.Iterable[_secagg_pb2.Complaint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaints", b"complaints", "round", b"round", "uploaded", b"uploaded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

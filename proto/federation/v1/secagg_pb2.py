@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from federation.v1 import blobs_pb2 as federation_dot_v1_dot_blobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x65ration/v1/secagg.proto\x12\nhemofed.v1\x1a\x19\x66\x65\x64\x65ration/v1/blobs.proto\"\x7f\n\rAdvertisement\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x0f\n\x07kem_key\x18\x06 \x01(\x0c\"\xb1\x01\n\x0e\x45ncryptedShare\x12\x11\n\tfrom_site\x18\x01 \x01(\t\x12\x0f\n\x07to_site\x18\x02 \x01(\t\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x16\n\x0ekem_ciphertext\x18\x04 \x01(\x0c\x12\x13\n\x0bpair_secret\x18\x05 \x01(\x0c\x12\x13\n\x0bseed_digest\x18\x06 \x01(\x0c\x12\x12\n\nkey_digest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"<\n\tComplaint\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65\x61ler\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\">\n\x0bUploadClaim\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"/\n\x0c\x43onfirmation\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x96\x01\n\rRevealedShare\x12\x12\n\nabout_site\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.hemofed.v1.RevealedShare.Kind\x12\r\n\x05share\x18\x03 \x01(\x0c\"4\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04SEED\x10\x01\x12\x0c\n\x08MASK_KEY\x10\x02\"d\n\x0bKeysMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x30\n\radvertisement\x18\x02 \x01(\x0b\x32\x19.hemofed.v1.Advertisement\"`\n\rSharesMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12*\n\x06shares\x18\x02 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"b\n\x10\x43omplaintMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12)\n\ncomplaints\x18\x02 \x03(\x0b\x32\x15.hemofed.v1.Complaint\"\\\n\rUploadMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12&\n\x05\x63laim\x18\x02 \x01(\x0b\x32\x17.hemofed.v1.UploadClaim\"e\n\x0e\x43onfirmMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12.\n\x0c\x63onfirmation\x18\x02 \x01(\x0b\x32\x18.hemofed.v1.Confirmation\"r\n\rRevealMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12)\n\x06shares\x18\x02 \x03(\x0b\x32\x19.hemofed.v1.RevealedShare\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"a\n\tBadShares\x12)\n\ncomplaints\x18\x01 \x03(\x0b\x32\x15.hemofed.v1.Complaint\x12)\n\x05\x64\x65\x61lt\x18\x02 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"\x85\x01\n\nBadDealing\x12\x0e\n\x06\x64\x65\x61ler\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.hemofed.v1.RevealedShare.Kind\x12)\n\x05\x64\x65\x61lt\x18\x03 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\x12\x0e\n\x06shares\x18\x04 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x65ration/v1/secagg.proto\x12\nhemofed.v1\x1a\x19\x66\x65\x64\x65ration/v1/blobs.proto\"\x7f\n\rAdvertisement\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x0f\n\x07kem_key\x18\x06 \x01(\x0c\"\xb1\x01\n\x0e\x45ncryptedShare\x12\x11\n\tfrom_site\x18\x01 \x01(\t\x12\x0f\n\x07to_site\x18\x02 \x01(\t\x12\x12\n\nciphertext\x18\x03 \x01(\x0c\x12\x16\n\x0ekem_ciphertext\x18\x04 \x01(\x0c\x12\x13\n\x0bpair_secret\x18\x05 \x01(\x0c\x12\x13\n\x0bseed_digest\x18\x06 \x01(\x0c\x12\x12\n\nkey_digest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"<\n\tComplaint\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65\x61ler\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\">\n\x0bUploadClaim\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"Y\n\x0c\x43onfirmation\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12(\n\x06opened\x18\x03 \x03(\x0b\x32\x18.hemofed.v1.OpenedShares\"F\n\x0cOpenedShares\x12\x0f\n\x07to_site\x18\x01 \x01(\t\x12\x12\n\nseed_share\x18\x02 \x01(\x0c\x12\x11\n\tkey_share\x18\x03 \x01(\x0c\"\x96\x01\n\rRevealedShare\x12\x12\n\nabout_site\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.hemofed.v1.RevealedShare.Kind\x12\r\n\x05share\x18\x03 \x01(\x0c\"4\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04SEED\x10\x01\x12\x0c\n\x08MASK_KEY\x10\x02\"d\n\x0bKeysMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12\x30\n\radvertisement\x18\x02 \x01(\x0b\x32\x19.hemofed.v1.Advertisement\"`\n\rSharesMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12*\n\x06shares\x18\x02 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"b\n\x10\x43omplaintMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12)\n\ncomplaints\x18\x02 \x03(\x0b\x32\x15.hemofed.v1.Complaint\"\\\n\rUploadMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12&\n\x05\x63laim\x18\x02 \x01(\x0b\x32\x17.hemofed.v1.UploadClaim\"e\n\x0e\x43onfirmMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12.\n\x0c\x63onfirmation\x18\x02 \x01(\x0b\x32\x18.hemofed.v1.Confirmation\"r\n\rRevealMessage\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.hemofed.v1.RoundRef\x12)\n\x06shares\x18\x02 \x03(\x0b\x32\x19.hemofed.v1.RevealedShare\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"a\n\tBadShares\x12)\n\ncomplaints\x18\x01 \x03(\x0b\x32\x15.hemofed.v1.Complaint\x12)\n\x05\x64\x65\x61lt\x18\x02 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\"\x85\x01\n\nBadDealing\x12\x0e\n\x06\x64\x65\x61ler\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.hemofed.v1.RevealedShare.Kind\x12)\n\x05\x64\x65\x61lt\x18\x03 \x03(\x0b\x32\x1a.hemofed.v1.EncryptedShare\x12\x0e\n\x06shares\x18\x04 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,25 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADCLAIM']._serialized_start=440
   _globals['_UPLOADCLAIM']._serialized_end=502
   _globals['_CONFIRMATION']._serialized_start=504
-  _globals['_CONFIRMATION']._serialized_end=551
-  _globals['_REVEALEDSHARE']._serialized_start=554
-  _globals['_REVEALEDSHARE']._serialized_end=704
-  _globals['_REVEALEDSHARE_KIND']._serialized_start=652
-  _globals['_REVEALEDSHARE_KIND']._serialized_end=704
-  _globals['_KEYSMESSAGE']._serialized_start=706
-  _globals['_KEYSMESSAGE']._serialized_end=806
-  _globals['_SHARESMESSAGE']._serialized_start=808
-  _globals['_SHARESMESSAGE']._serialized_end=904
-  _globals['_COMPLAINTMESSAGE']._serialized_start=906
-  _globals['_COMPLAINTMESSAGE']._serialized_end=1004
-  _globals['_UPLOADMESSAGE']._serialized_start=1006
-  _globals['_UPLOADMESSAGE']._serialized_end=1098
-  _globals['_CONFIRMMESSAGE']._serialized_start=1100
-  _globals['_CONFIRMMESSAGE']._serialized_end=1201
-  _globals['_REVEALMESSAGE']._serialized_start=1203
-  _globals['_REVEALMESSAGE']._serialized_end=1317
-  _globals['_BADSHARES']._serialized_start=1319
-  _globals['_BADSHARES']._serialized_end=1416
-  _globals['_BADDEALING']._serialized_start=1419
-  _globals['_BADDEALING']._serialized_end=1552
+  _globals['_CONFIRMATION']._serialized_end=593
+  _globals['_OPENEDSHARES']._serialized_start=595
+  _globals['_OPENEDSHARES']._serialized_end=665
+  _globals['_REVEALEDSHARE']._serialized_start=668
+  _globals['_REVEALEDSHARE']._serialized_end=818
+  _globals['_REVEALEDSHARE_KIND']._serialized_start=766
+  _globals['_REVEALEDSHARE_KIND']._serialized_end=818
+  _globals['_KEYSMESSAGE']._serialized_start=820
+  _globals['_KEYSMESSAGE']._serialized_end=920
+  _globals['_SHARESMESSAGE']._serialized_start=922
+  _globals['_SHARESMESSAGE']._serialized_end=1018
+  _globals['_COMPLAINTMESSAGE']._serialized_start=1020
+  _globals['_COMPLAINTMESSAGE']._serialized_end=1118
+  _globals['_UPLOADMESSAGE']._serialized_start=1120
+  _globals['_UPLOADMESSAGE']._serialized_end=1212
+  _globals['_CONFIRMMESSAGE']._serialized_start=1214
+  _globals['_CONFIRMMESSAGE']._serialized_end=1315
+  _globals['_REVEALMESSAGE']._serialized_start=1317
+  _globals['_REVEALMESSAGE']._serialized_end=1431
+  _globals['_BADSHARES']._serialized_start=1433
+  _globals['_BADSHARES']._serialized_end=1530
+  _globals['_BADDEALING']._serialized_start=1533
+  _globals['_BADDEALING']._serialized_end=1666
 # @@protoc_insertion_point(module_scope)

@@ -173,28 +173,62 @@ Global___UploadClaim: _TypeAlias = UploadClaim  # noqa: Y015
 
 @_typing.final
 class Confirmation(_message.Message):
-    """4. confirm: each member signs the set of members whose uploads arrived."""
+    """4. confirm: each member signs the set of members whose uploads arrived. A dealer that was complained about opens the
+    shares in question: their digests are signed, so everybody sees whether they are those that it dealt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SITE_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     signature: _builtins.bytes
     """Ed25519 over ("confirm", uctx, H(U3))"""
+    @_builtins.property
+    def opened(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenedShares]:
+        """one for each member that complained about this one; none in a RevealStep"""
+
     def __init__(
         self,
         *,
         site: _builtins.str = ...,
         signature: _builtins.bytes = ...,
+        opened: _abc.Iterable[Global___OpenedShares] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "signature", b"signature", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Confirmation: _TypeAlias = Confirmation  # noqa: Y015
+
+@_typing.final
+class OpenedShares(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_SITE_FIELD_NUMBER: _builtins.int
+    SEED_SHARE_FIELD_NUMBER: _builtins.int
+    KEY_SHARE_FIELD_NUMBER: _builtins.int
+    to_site: _builtins.str
+    seed_share: _builtins.bytes
+    """33 bytes each, as in RevealedShare"""
+    key_share: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        to_site: _builtins.str = ...,
+        seed_share: _builtins.bytes = ...,
+        key_share: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_share", b"key_share", "seed_share", b"seed_share", "to_site", b"to_site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenedShares: _TypeAlias = OpenedShares  # noqa: Y015
 
 @_typing.final
 class RevealedShare(_message.Message):
@@ -402,7 +436,9 @@ Global___RevealMessage: _TypeAlias = RevealMessage  # noqa: Y015
 
 @_typing.final
 class BadShares(_message.Message):
-    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed."""
+    """Evidence that a dealer dealt no shares: more complaints than members may lie, over what the dealer signed. Or fewer, and
+    the dealer did not open the shares in question.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

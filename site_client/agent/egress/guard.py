@@ -73,6 +73,7 @@ _TEXT: dict[str, re.Pattern[str]] = {
     "Complaint.dealer": SITE_NAME,
     "UploadClaim.site": SITE_NAME,
     "Confirmation.site": SITE_NAME,
+    "OpenedShares.to_site": SITE_NAME,
     "RevealedShare.about_site": SITE_NAME,
 }
 _BYTES: dict[str, int] = {
@@ -104,6 +105,8 @@ _BYTES: dict[str, int] = {
     "UploadClaim.digest": 32,
     "UploadClaim.signature": 64,
     "Confirmation.signature": 64,
+    "OpenedShares.seed_share": 64,
+    "OpenedShares.key_share": 64,
     "RevealedShare.share": 64,
     "RevealMessage.signature": 64,
     "ModelSignature.signature": 64,

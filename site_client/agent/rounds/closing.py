@@ -41,21 +41,22 @@ class Closing:
             return
         if step.outcome in _WITH_SUM:
             _check_sum(current, step)
+        # Without the base model nothing can be recomputed: the next round then brings a whole model.
+        verifies = step.outcome in _WITH_SUM and self._files.models.holds(current.base_model_digest)
         try:
-            # Without the base model nothing can be recomputed: the next round then brings a whole model.
-            if step.outcome in _WITH_SUM and self._files.models.holds(current.base_model_digest):
+            if verifies:
                 self._verify(current, step)
         except ModelMismatch:
             self._files.plans.distrust(current.run_id)
             self._erase(current)
             raise
-        self._settle(current, step)
+        self._settle(current, step, verified=verifies)
         self._erase(current)
 
     def _verify(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
         """Recompute the published model and sign it, or check that a refused sum leads to none.
 
-        An evaluation-only round publishes the model that it evaluated.
+        An evaluation-only round publishes the model that it evaluated, with its sum.
         """
         plan, base = self._files.plan_of(current).plan, current.base_model_digest
         if step.outcome == rounds_pb2.CloseStep.REFUSED:
@@ -65,12 +66,14 @@ class Closing:
             self._sign(current, step)
         elif step.published.model_digest != base:
             raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
+        else:
+            self._files.models.check_evaluation(self._egress, plan, step.published)
 
-    def _settle(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
+    def _settle(self, current: CurrentRound, step: rounds_pb2.CloseStep, *, verified: bool) -> None:
         """Record how the sum that this site revealed for has ended, if that was shown."""
         if current.revealed_attempt == 0:
             return
-        if step.outcome in _WITH_SUM:
+        if verified:
             led_on = step.outcome == rounds_pb2.CloseStep.PUBLISHED and not current.evaluation_only
             self._files.sums.settle(current, led_on=led_on)
         elif exposed := self._exposed(current, step.bad_dealings):

@@ -8,7 +8,7 @@ from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
 from federation.vocabulary import StateReason
 
-from site_client.agent.egress.calls import FETCH_PLAN
+from site_client.agent.egress.calls import DECLINE, FETCH_PLAN
 from site_client.agent.egress.egress import Egress
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound
@@ -60,10 +60,8 @@ class JobOffer:
         # First: a run whose model did not verify gets neither a plan nor a job from this site.
         if self._files.plans.distrusted(step.round.run_id):
             raise StepRefused("a model of this run did not verify here; `hemofed-site status` says what to do")
-        held = self._plan(step)
-        # Against the signed plan, before any state changes.
-        _check_step(held.plan, step)
-        self._files.sums.check_offer(step.base_model_digest)
+        held = self.check(step)
+        self._check_sums(step)
         # Begun before it may be declined: the journal records the answer before it is sent.
         current = self._begin(step)
         # An answer once given is given again: a lost reply must not change it.
@@ -81,6 +79,26 @@ class JobOffer:
             # Also when the round is offered again because an attempt failed without us: we still hold the update.
             return self._readiness.answer(current)
         return False
+
+    def check(self, step: rounds_pb2.TrainStep) -> HeldPlan:
+        """Hold a step against its signed plan, which is fetched when it is not here. No round begins.
+
+        Raises:
+            StepRefused: the step breaks a promise of the plan.
+            FederationError: the plan is refused.
+        """
+        held = self._plan(step)
+        _check_step(held.plan, step)
+        return held
+
+    def _check_sums(self, step: rounds_pb2.TrainStep) -> None:
+        try:
+            self._files.sums.check_offer(step.base_model_digest)
+        except StepRefused:
+            # So that the others do not wait for this site until the deadline.
+            declined = rounds_pb2.DeclineMessage(round=step.round, reason=StateReason.POLICY.number)
+            self._egress.send(DECLINE, declined)
+            raise
 
     def _plan(self, step: rounds_pb2.TrainStep) -> HeldPlan:
         held = self._files.plans.get(step.plan_digest)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from federation.encoding.noised import COINS_BYTES
-from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
+from federation.masking_messages import advertisement_of, confirmation_message, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
 from federation.secagg import DealtShares, Member, RevealedShare, SecaggError, ShareKind, context
 from federation.v1 import rounds_pb2, secagg_pb2
@@ -132,17 +132,20 @@ class MaskingPhases:
         self.egress.send(SEND_UPLOAD, secagg_pb2.UploadMessage(round=step.round, claim=claim))
 
     def confirm(self, plan: TrainingPlan, step: rounds_pb2.ConfirmStep) -> None:
-        """Sign the one set of uploads whose sum this site helps to recover.
+        """Sign the one set of uploads whose sum this site helps to recover, and open shares that are complained about.
 
         Raises:
             StepRefused: the set is too small, lacks this site, is a second one, or differs by too few members from the
-                set of an earlier sum on the same model.
+                set of an earlier sum on the same model; or a complaint is not one about this site.
         """
         member = self._member(step.round)
+        complaints = {one.site: one.signature for one in step.complaints if one.dealer == member.site}
+        if len(complaints) != len(step.complaints):
+            raise StepRefused("expected complaints about this site, one a member, got others; polling again")
         self._checked(step.round, lambda: check_uploaded(step.uploaded, member.cohort, self.known()))
         base = self._enter(step.round).base_model_digest
         self.sums.check_set(base, step.uploaded, self._minimum(plan), self.known())
-        signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded)))
+        signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded), complaints))
         self._save(step.round.attempt, member)
         # No upload is masked any more. Coins together with the sum would show this site's part without its noise.
         self.journal.erase_coins(step.round.attempt)
@@ -150,7 +153,7 @@ class MaskingPhases:
         confirmed = tuple(sorted(step.uploaded))
         if current.confirmed != confirmed:
             self.journal.save(replace(current, confirmed=confirmed))
-        confirmation = secagg_pb2.Confirmation(site=member.site, signature=signature)
+        confirmation = confirmation_message(member.site, signature, member.opened)
         self.egress.send(SEND_CONFIRM, secagg_pb2.ConfirmMessage(round=step.round, confirmation=confirmation))
 
     def reveal(self, step: rounds_pb2.RevealStep) -> None:

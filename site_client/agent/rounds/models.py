@@ -89,15 +89,14 @@ class Models:
         if self.holds(step.base_model_digest):
             return
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
-        if step.chain and self.newest:
-            for link in step.chain:
-                self.follow(egress, plan, self.newest, link)
-            if self.newest != step.base_model_digest:
-                raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
+        if step.chain and (self.newest or step.HasField("initial_model")):
+            self._follow_chain(egress, plan, step)
             return
         if step.base_model_digest != plan.initial_model_digest:
             self._check_certificate(plan, step, witnesses)
-        self._fetch_whole(egress, plan, step)
+        if not step.HasField("whole_model"):
+            raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
+        self._fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
 
     def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
         """Recompute the model that `link` leads to from `base`, and keep it.
@@ -167,6 +166,24 @@ class Models:
             "part in the run until the coordinator has explained it"
         )
 
+    def check_evaluation(self, egress: Egress, plan: TrainingPlan, link: rounds_pb2.PublishedSum) -> None:
+        """Check that an evaluation-only round has a sum.
+
+        Raises:
+            StepRefused: the sum on offer has another size than the plan gives it.
+            Unreachable: the download broke off; the next call continues it.
+            FederationError: it is no sum of so many members.
+        """
+        layout = Layout.of_round(plan, link.round)
+        layout.check_members(link.members)
+        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
+            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
+        arrived = self._download(egress, link.sum, "sum", expected)
+        try:
+            unpack_sum(layout, arrived.read_bytes(), link.members)
+        finally:
+            remove(arrived)
+
     def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         if not step.HasField("certificate"):
             raise StepRefused("too few members of the round before have signed its model yet; polling again")
@@ -183,12 +200,26 @@ class Models:
             witnesses.minimum,
         )
 
-    def _fetch_whole(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
-        if not step.HasField("whole_model"):
-            raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
-        arrived = self._download(egress, step.whole_model, "whole", plan.manifest.file_bytes_max)
+    def _follow_chain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+        rounds = [link.round for link in step.chain]
+        # One sum a round: the plan bounds how far a chain can lead, whoever made its sums.
+        if rounds != sorted(set(rounds)) or not 0 < rounds[0] <= rounds[-1] < step.round.round:
+            raise StepRefused("expected one sum of each earlier round, in their order, got others; polling again")
+        base = self.newest
+        if step.HasField("initial_model"):
+            base = plan.initial_model_digest
+            if not self.holds(base):
+                self._fetch_whole(egress, plan, step.initial_model, base)
+        for link in step.chain:
+            self.follow(egress, plan, base, link)
+            base = link.model_digest
+        if self.newest != step.base_model_digest:
+            raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
+
+    def _fetch_whole(self, egress: Egress, plan: TrainingPlan, ref: rounds_pb2.BlobRef, digest: bytes) -> None:
+        arrived = self._download(egress, ref, "whole", plan.manifest.file_bytes_max)
         try:
-            model = _checked(plan, load_model(arrived), step.base_model_digest)
+            model = _checked(plan, load_model(arrived), digest)
             arrived.replace(self._arrived)
         finally:
             remove(arrived)

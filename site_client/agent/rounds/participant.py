@@ -108,7 +108,7 @@ class Participant:
         # The aggregator proposes, within the hospital's own bounds.
         wait_s = min(self._agent.poll_max_s, max(self._agent.poll_min_s, reply.retry_after_ms / 1000))
         try:
-            self._rollback.admit(reply)
+            self._rollback.admit(reply, self._job_offer.check)
             is_ready = self._take(asked, reply)
         except (StepRefused, ModelMismatch, SpoolRefused) as refusal:
             return Turn(wait_s, asked, refusal)

@@ -1,4 +1,8 @@
-"""The sums that this site has helped to recover, by the model they are on: <state>/agent/rounds/sums.json.
+"""The sums that this site has helped to recover, by the model they are on.
+
+    <state>/agent/rounds/
+      sums.json       the newest KEPT of them
+      left_bases.bin  digests of the models of all older ones, 32 bytes each; on these this site takes part in nothing
 
 Two sums on one model over almost the same members differ by what few of them said. So after a reveal this site works on
 that model again only when the round's end was shown to it: the sum, or the evidence why there is none. And it confirms
@@ -22,7 +26,8 @@ from site_client.files import replace_file
 from site_client.records import RoundNumber, RunId
 from site_client.typed_json import Digest, encode, read_state
 
-KEPT: Final = 256  # of several runs; a base model is left behind after a round or two
+# Of several runs; a base model is left behind after a round or two. `read_state` reads so many of COHORT_MAX names.
+KEPT: Final = 24
 _ADVICE: Final = "restore the state folder from the backup"
 
 
@@ -57,7 +62,7 @@ class RevealedSums:
     """The file; read anew by each call, which is a few times a round."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "sums.json"
+        self._path, self._left_bases = folder / "sums.json", folder / "left_bases.bin"
 
     def record(self, current: CurrentRound, members: Collection[str]) -> None:
         """Record that this site is about to reveal for the set `members`, as its member of the cohort has checked it.
@@ -81,11 +86,16 @@ class RevealedSums:
             self._write(settled)
 
     def check_offer(self, base_model_digest: bytes) -> None:
-        """Refuse a model with a sum whose end was not shown.
+        """Refuse a model with a sum whose end was not shown, or whose record was dropped.
 
         Raises:
             StepRefused: there is one.
         """
+        if base_model_digest in self._bases_left():
+            raise StepRefused(
+                "this site helped with a sum on that model long ago, and no longer knows of which members; it takes "
+                "part in no other round on it"
+            )
         for revealed in self._on(base_model_digest):
             if not revealed.shown:
                 raise StepRefused(
@@ -126,5 +136,15 @@ class RevealedSums:
     def _read(self) -> list[RevealedSum]:
         return read_state(list[RevealedSum], self._path, _ADVICE) or []
 
+    def _bases_left(self) -> set[bytes]:
+        if not self._left_bases.exists():
+            return set()
+        data, size = self._left_bases.read_bytes(), Digest.LENGTH
+        return {data[start : start + size] for start in range(0, len(data), size)}
+
     def _write(self, sums: list[RevealedSum]) -> None:
+        dropped = {bytes(revealed.base_model_digest) for revealed in sums[:-KEPT]}
+        # Before the records go: a crash in between bars them once more.
+        if not dropped <= (left := self._bases_left()):
+            replace_file(self._left_bases, b"".join(sorted(left | dropped)))
         replace_file(self._path, encode(sums[-KEPT:]))

@@ -10,9 +10,9 @@ and a head each, tell of the time before:
     PollReply.ledger_*_seen          the longest ledger that this site has reported to the aggregator
     <state>/agent/rolled_back.json   the last loss that was noticed
 
-With the notice the round in progress is closed here for good. So is the first round that is offered afterwards, and
-every other one on its base model: the lost state may have been in a sum on it. After `hemofed-site ledger acknowledge`
-this site takes part in rounds on a later model.
+With the notice the round in progress is closed here for good. So is the first round of a signed plan that is offered
+afterwards, and every other one on its base model: the lost state may have been in a sum on it. After `hemofed-site
+ledger acknowledge` this site takes part in rounds on a later model.
 
 An aggregator that lies can stop this site by an invented mark, but cannot make it reveal. It can withhold its mark;
 then the one in the spool notices a state folder that was restored alone. If the whole machine was restored and the
@@ -155,12 +155,17 @@ class RollbackWatch:
         # Not synced, which would cost a disk write at every turn: after a power cut an older mark is still a true one.
         refresh_file(self._mark_file, encode(mark))
 
-    def admit(self, reply: rounds_pb2.PollReply) -> None:
+    def admit(self, reply: rounds_pb2.PollReply, check_offer: Callable[[rounds_pb2.TrainStep], object]) -> None:
         """Let a step pass when no loss stands against it.
+
+        Args:
+            reply: holds the step.
+            check_offer: refuses a train step that is not one of its signed plan.
 
         Raises:
             StepRefused: a loss is not acknowledged; or the step is of the first round that was offered after it, or of
-                another one on the same base model.
+                another one on the same base model; or `check_offer` refused it.
+            FederationError: `check_offer` refused the plan.
         """
         record = read_rollback(self._file.parent)
         if record is None:
@@ -169,6 +174,8 @@ class RollbackWatch:
         if offer is not None and record.barred_base is None:
             if len(offer.base_model_digest) != DIGEST_BYTES:
                 raise StepRefused(f"expected a base model's digest of {DIGEST_BYTES} bytes, got another; polling again")
+            # First: the one bar must not be spent on a round that there is not.
+            check_offer(offer)
             self._files.journal.bar(offer.round)
             # After the journal: a crash in between bars the round once more.
             record = replace(record, barred_base=Digest(offer.base_model_digest))

@@ -37,6 +37,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: An
         "seats": dict(zip(SITES, seats, strict=False)),
         "advertised": len(seats),
         "guilty": (),
+        "accused": (),
         "recoverable": True,
         "eligible": SITES,
         "bounds": BOUNDS,
@@ -134,6 +135,16 @@ def test_the_very_members_of_a_refused_sum_are_not_asked_again_on_that_model() -
     earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=True)], frozenset("abcd"))
     again = view(RoundState.TRAINING, READY, READY, READY, READY, DECLINED, history=earlier)
     assert isinstance(decide(again, NOW), Abandon)
+
+
+@pytest.mark.parametrize("phase", [RoundState.UPLOAD, RoundState.CONFIRM])
+def test_no_round_goes_on_without_a_dealer_that_has_not_opened_what_was_complained_about(phase: RoundState) -> None:
+    before, after = PHASE_SEATS[phase]
+    seats = (after, after, after, after, before)
+    assert decide(view(phase, *seats, late=True, accused=["a"]), NOW) == Advance(("e",))
+    retried = decide(view(phase, *seats, late=True, accused=["e"]), NOW)
+    assert retried == Retry(("e",), "e did not open the shares that members complained about", ("e",))
+    assert decide(view(phase, *seats, accused=["e"]), NOW) == Wait()
 
 
 def test_a_reveal_waits_while_too_few_hold_a_share_about_each_member() -> None:

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
+import pytest
 from federation.v1 import secagg_pb2
 from sqlalchemy import func, select, update
 from structlog.testing import capture_logs
 
+from aggregator.rounds import driver
 from aggregator.rounds.driver import LEFT_ALONE_S, Driver, is_dead, own_name
+from aggregator.rounds.failures import sum_history
+from aggregator.runs.faults import offered_to
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import round_rows
 from aggregator.store.tables import Audit, Run, Seat
@@ -68,6 +73,26 @@ def test_two_drivers_that_both_aggregate_publish_once(make_world: MakeWorld) -> 
     with world.aggregator.app.store.read() as session:
         assert session.scalar(select(func.count()).where(Audit.after == "published")) == 1
     assert [row.state for row in world.rounds()] == [RoundState.PUBLISHED, RoundState.TRAINING]
+
+
+def test_the_other_rounds_of_a_run_are_read_once_a_step(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the history of sums and for who sits out; a step looks at its own round three times."""
+    world = make_world(sites=3)
+    world.ready()
+    read: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> None:
+        def reads(*arguments: Any) -> Any:
+            read.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(driver, name, reads)
+
+    counted("sum_history", sum_history)
+    counted("offered_to", offered_to)
+    assert world.aggregator.driver.turn()
+    assert world.round.state is RoundState.KEYS
+    assert sorted(read) == ["offered_to", "sum_history"]
 
 
 def test_the_leases_of_a_dead_process_of_this_machine_are_known() -> None:

@@ -12,6 +12,7 @@ from aggregator.rounds.regrouping import (
     RecoveredSum,
     SumHistory,
     choose_cohort,
+    spoiler_after,
     suspects_after,
 )
 
@@ -74,6 +75,51 @@ def test_the_honest_publish_in_spite_of_one_that_spoils_every_sum(count: int, se
     for _, recovered in log:
         in_a_row = in_a_row + 1 if recovered.refused else 0
         assert in_a_row <= 2
+
+
+def named_by(sites: Sites, crooks: set[str], seed: int, rounds: int = 80) -> set[str]:
+    """Whom the aggregator names while each of the crooks spoils every sum that it is in."""
+    draw, base = random.Random(seed), 0  # no secret
+    log: list[tuple[int, RecoveredSum]] = []
+    named: set[str] = set()
+    for _ in range(rounds):
+        sums = [recovered for _, recovered in log]
+        history = SumHistory([recovered for model, recovered in log if model == base], suspects_after(sums))
+        members = choose_cohort(draw.sample(sites, len(sites)), BOUNDS, history)
+        if members is None:
+            break
+        refused = bool(crooks & set(members))
+        log.append((base, RecoveredSum(frozenset(members), refused)))
+        base += not refused
+        spoiler = spoiler_after([recovered for _, recovered in log])
+        named |= {spoiler} - {None}  # type: ignore[arg-type]  # what is left are names
+    return named
+
+
+@given(st.integers(6, 40), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_the_one_that_spoils_every_sum_is_named_once_the_others_have_published(count: int, seed: int) -> None:
+    sites = sites_of(count)
+    assert named_by(sites, {sites[seed % count]}, seed) == {sites[seed % count]}
+
+
+@given(st.integers(6, 40), st.integers(2, 4), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_several_that_spoil_every_sum_make_no_honest_member_the_named_one(count: int, several: int, seed: int) -> None:
+    sites = sites_of(count)
+    crooks = set(random.Random(seed).sample(sites, several))
+    assert named_by(sites, crooks, seed) <= crooks
+
+
+def test_the_one_suspect_is_named_by_no_sum_that_it_is_in_and_not_before_all_others_published() -> None:
+    refused = [RecoveredSum(frozenset("abcd"), refused=True), RecoveredSum(frozenset("aefg"), refused=True)]
+    assert suspects_after(refused) == {"a"}
+    assert spoiler_after(refused) is None
+    with_it = RecoveredSum(frozenset("abcdefg"), refused=False)
+    few, others = RecoveredSum(frozenset("bcde"), refused=False), RecoveredSum(frozenset("bfg"), refused=False)
+    assert spoiler_after([*refused, with_it, few]) is None
+    assert spoiler_after([*refused, few, others]) == "a"
+    assert choose_cohort(list("abcd"), BOUNDS, SumHistory((), frozenset("a"))) == ("b", "c", "d")
 
 
 def test_too_few_to_form_another_cohort_choose_none() -> None:
