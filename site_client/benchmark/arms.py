@@ -1,4 +1,4 @@
-"""One arm: trained by the production loop, evaluated after every epoch, kept on disk when it is finished."""
+"""One arm: trained by the production loop, evaluated along the way, kept on disk when it is finished."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class Bench:
         compute: Device, precision, processes.
         folder: For work in progress and finished arms.
         training_slices: Slices of all training studies.
-        log: A JSONL file that gets a line for every epoch; None for none.
+        log: A JSONL file that gets a line for every evaluation; None for none.
         initial: Model files of initial weights, by architecture; fresh ones without.
     """
 
@@ -87,7 +87,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     Args:
         bench: See `Bench`.
         arm: Name of its architecture.
-        say: Called with a sentence after every epoch.
+        say: Called with a sentence after every evaluation.
         stopping: Whether to stop.
 
     Raises:
@@ -146,7 +146,7 @@ def _train_arm(
 
 
 class _Evaluator:
-    """Evaluates an arm after every epoch, and reports how far it is."""
+    """Evaluates an arm after its first epoch, every `evaluate_every` epochs and the last, and reports how far it is."""
 
     def __init__(self, bench: Bench, arm: str, net: Network, epochs: int, say: Callable[[str], None]) -> None:
         self._bench, self._arm, self._epochs, self._say = bench, arm, epochs, say
@@ -159,11 +159,12 @@ class _Evaluator:
 
     def after_step(self, at: TrainingProgress, epochs_before: int = 0, net: Network | None = None) -> None:
         self._steps += 1
-        if at.step % self._steps_per_epoch:
-            return
-        # After a stop fewer steps than those of an epoch were timed here.
-        seconds = (self._clock() - self._start) * self._steps_per_epoch / self._steps
         number = epochs_before + at.step // self._steps_per_epoch
+        due = number in (1, self._epochs) or number % self._bench.settings.evaluate_every == 0
+        if at.step % self._steps_per_epoch or not due:
+            return
+        # Since the last evaluation or the last stop any number of steps was timed.
+        seconds = (self._clock() - self._start) * self._steps_per_epoch / self._steps
         epoch = self._epoch(number, at.loss, self.score(at.net if net is None else net))
         self.journal.add(epoch, seconds)
         self._record(epoch, seconds)

@@ -89,6 +89,9 @@ def _config(context: click.Context, _option: click.Parameter, path: Path | None)
 )
 @click.option("--epochs", default=DEFAULTS.epochs, type=click.IntRange(1, 1000))
 @click.option(
+    "--evaluate-every", default=DEFAULTS.evaluate_every, type=click.IntRange(1, 1000), help="Epochs; and the last one."
+)
+@click.option(
     "--stages",
     callback=_stages,
     help="A,B,C: epochs of the backbone, of the sequence head on cached embeddings, and of both; instead of --epochs, "
@@ -160,7 +163,7 @@ def benchmark(
     """Train every arm on the same patients, and write the paper's table with intervals and trivial rows.
 
     After a stop the same command resumes; finished arms are kept. A failed arm does not affect the others. Under
-    torchrun the processes share each step. OUT/benchmark.jsonl gets a line an epoch.
+    torchrun the processes share each step. OUT/benchmark.jsonl gets a line an evaluation.
     """
     settings = BenchmarkSettings(folds=_checked_folds(folds), **options)  # type: ignore[arg-type]  # click checked them
     arms = _arms(wanted)

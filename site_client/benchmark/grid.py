@@ -17,6 +17,8 @@ from site_client.benchmark.results import ArmResult, Results, pool_folds
 from site_client.benchmark.settings import BenchmarkSettings
 from site_client.benchmark.trivial import HISTOGRAM, POSITION, trivial_rows
 from site_client.errors import SiteError, TrainingFailed
+from site_client.inference.intervals import estimate, weighted_log_loss
+from site_client.inference.measures import Measure
 from site_client.inference.patients import at_most, by_content, fold_of, limit_patients, read_folder, split_stratified
 from site_client.inference.phantom_sets import read_series
 from site_client.inference.scores import refuse_shared_patients
@@ -95,7 +97,7 @@ class Grid:
         log: Path,
         initial: Initial,
     ) -> None:
-        self._seeds, self._data, self._ranks = seeds, data, compute.ranks
+        self._seeds, self._data, self._ranks, self._log = seeds, data, compute.ranks, log
         folds = range(settings.folds or 1)
         self._benches: dict[int, list[list[Bench]]] = {}  # by size: folds of seeds
         for size in sizes:
@@ -141,6 +143,8 @@ class Grid:
                 ArmResult(name, (self._pooled(folds, [rows[index] for rows in by_fold]),))
                 for index, name in enumerate((POSITION, HISTOGRAM))
             ]
+            if self._ranks.leads:
+                self._record(sizes[size], size)
             for arm in arms:
                 result = self._arm(folds, arm, stopping) if arm not in failed else failed[arm]
                 if isinstance(result, FailedArm):
@@ -148,6 +152,19 @@ class Grid:
                 else:
                     sizes[size].append(result)
         return Results(sizes, list(failed.values()), self._sites())
+
+    def _record(self, rows: Sequence[ArmResult], size: int) -> None:
+        """Log the trivial rows before the first arm: beside them the curve of an unfinished training says something."""
+        with self._log.open("a") as log:
+            for row in rows:
+                measures = {
+                    "auc": estimate(row.slices, Measure.AUC),
+                    "auc_height": estimate(row.slices, Measure.AUC_HEIGHT),
+                    "auc_study": estimate(row.studies, Measure.AUC),
+                    "log_loss": weighted_log_loss(row.rows),
+                }
+                facts = {"event": "trivial row fitted", "arm": row.name, "patients": size}
+                log.write(json.dumps(facts | {name: measure.value for name, measure in measures.items()}) + "\n")
 
     def _arm(self, folds: Sequence[Sequence[Bench]], arm: str, stopping: Callable[[], bool]) -> ArmResult | FailedArm:
         """One arm with every seed in every fold; the first failure ends it."""

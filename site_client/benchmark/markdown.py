@@ -79,7 +79,7 @@ def _line(document: Document, arm: ArmResult) -> str:
         str(document.benches[0].settings.studies_per_step) if last else "–",
         f"{document.training_slices:,}",
         f"{document.validation_slices:,}",
-        str(len(run.epochs)) if last else "–",
+        str(run.epochs[-1].number) if last else "–",
         *losses,
         _text(figures.accuracy),
         _text(figures.all_negative),

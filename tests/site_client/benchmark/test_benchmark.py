@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
     assert [epoch.number for epoch in run_arm(pieces, "lite-slices", _silent, lambda: False).epochs] == [1, 2]
 
 
+def test_evaluations_between_epochs_change_no_weight_and_the_last_epoch_has_one(bench: Callable[[str], Bench]) -> None:
+    def evaluated_every(epochs: int) -> Bench:
+        made = bench(f"every {epochs}")
+        return replace(made, settings=replace(made.settings, epochs=6, evaluate_every=epochs))
+
+    often, seldom = (run_arm(evaluated_every(n), "lite-slices", _silent, lambda: False) for n in (1, 4))
+    assert seldom.digest == often.digest
+    assert [epoch.number for epoch in seldom.epochs] == [1, 4, 6]
+    assert seldom.epochs == tuple(epoch for epoch in often.epochs if epoch.number in (1, 4, 6))
+
+
 @pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "0,1,1", "a,1,1", "1,1,1001", ""])
 def test_stages_that_are_not_three_numbers_are_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(benchmark, ["--out", str(tmp_path), "--stages", text])
@@ -140,6 +152,11 @@ def _grid(
     return Grid(settings, seeds, sizes, data, choose("cpu", 1, 64), folder / "state", folder / "log.jsonl", ())
 
 
+def _epochs(log: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event for event in events if event["event"] == "epoch ended"]
+
+
 SMALL = BenchmarkSettings(epochs=2, image_size_px=64, slices_max=8)
 ORIGIN = BenchmarkOrigin("the command", True, "2", "x")
 
@@ -174,6 +191,9 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert [pair["arm"] for pair in report["against_histogram"]] == ["lite-slices", "lite"]
     assert set(report["sites"]["lite"]) == {"north", "south"}
     assert sum(site["patients"] for site in report["sites"]["lite"].values()) == len(split.validation)
+    # A site with fewer patients than an interval needs has a number of patients and no figure.
+    assert {site["auc_study"]["value"] for site in report["sites"]["lite"].values()} == {None}
+    assert "below 10 positive or negative patients" in text.split("## By site")[1]
     svg = (tmp_path / "out" / "benchmark.svg").read_text()
     assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "7 patients", "epoch"))
     write_table(tmp_path / "again", grid.benches, results, ORIGIN)
@@ -192,7 +212,7 @@ def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its
         assert len(run.slices.patients) == 14 * SLICES
     first, second = (run.studies.probabilities for run in arm.runs)
     assert not np.array_equal(first, second)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = _epochs(tmp_path / "log.jsonl")
     assert {(line["seed"], line["fold"], line["number"]) for line in log} == {(s, f, 1) for s in (1, 2) for f in (0, 1)}
     report = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
     assert "2 folds by patient" in report
@@ -208,7 +228,7 @@ def test_a_learning_curve_trains_on_nested_patients_and_validates_on_the_same_on
         line.split("|")[2].strip() for line in text.split("## Learning curve")[1].splitlines() if "lite-slices" in line
     ]
     assert rows[:3] == ["2", "4", "7"]
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = _epochs(tmp_path / "log.jsonl")
     assert [line["patients"] for line in log] == [2, 4, 0]
 
 
