@@ -15,11 +15,13 @@ from site_client.benchmark.trivial import HISTOGRAM
 from site_client.inference.intervals import (
     DRAW_SEED,
     DRAWS,
+    PATIENTS_MIN,
     Difference,
     Estimate,
     accuracy,
     compare,
     compare_log_loss,
+    degrees_of_freedom,
     draw_patients,
     estimate,
     weighted_log_loss,
@@ -29,6 +31,7 @@ from site_client.inference.ranked import Reals
 from site_client.inference.scores import Column, Scored
 
 NO_SLICES: Final = "no slice outputs"
+FEW_PATIENTS: Final = f"below {PATIENTS_MIN} positive or negative patients"
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def _pair(first: ArmResult, second: ArmResult, draws: Reals) -> Pair:
 def by_site(
     arms: Sequence[ArmResult], sites: Sequence[str]
 ) -> Mapping[str, Mapping[str, tuple[Estimate, Estimate, int]]]:
-    """Compute AUC of `any` at equal height and by study for each site's patients.
+    """Compute AUC of `any` at equal height and by study for each site with enough patients.
 
     Args:
         arms: Of one number of training patients.
@@ -216,9 +219,16 @@ def by_site(
             slices, studies = (
                 [_of_patients(column, own) for column in columns] for columns in (arm.slices, arm.studies)
             )
-            height = estimate(slices, Measure.AUC_HEIGHT, draws) if arm.has_slices else Estimate(None, reason=NO_SLICES)
-            table[arm.name][site] = height, estimate(studies, Measure.AUC, draws), int(own.sum())
+            height = _enough(slices, Measure.AUC_HEIGHT, draws) if arm.has_slices else Estimate(None, reason=NO_SLICES)
+            table[arm.name][site] = height, _enough(studies, Measure.AUC, draws), int(own.sum())
     return table
+
+
+def _enough(columns: Sequence[Column], measure: Measure, draws: Reals) -> Estimate:
+    """A figure of one site; none with too few patients for an interval, for without one it would mislead."""
+    if degrees_of_freedom(columns[0].positive_patients, columns[0].negative_patients) is None:
+        return Estimate(None, reason=FEW_PATIENTS)
+    return estimate(columns, measure, draws)
 
 
 def _of_patients(column: Column, chosen: NDArray[np.bool_]) -> Column:
