@@ -17,7 +17,8 @@ _BF16_FROM_PX = 192
 # which other programs may use too.
 _SLICES_A_GIB = 1.0
 # On a CPU a pass costs a constant: standardizing the kernels of densenet121 takes as long as twelve slices of 48 px. A
-# whole study may have as many slices as the first number, and so many pixels take less memory than it at 256 px.
+# chunk has room for what a full pass may hold beyond its number: a second chunk would cost the constant twice and
+# compute all activations again. 64 slices of 64 px take less memory than 16 of 256 px.
 _SLICES_A_PASS_CPU = 16
 _PIXELS_A_PASS_CPU = 32 * 64**2
 
@@ -42,7 +43,8 @@ class Compute:
     def place(self, net: Network) -> Network:
         """Move `net` to the device, in place. A full pass goes through its backbone at once."""
         if isinstance(net, SequenceNet):
-            net.chunk = max(net.chunk, self.slices_a_pass)
+            room = 2 if self.device.type == "cpu" and self.slices_a_pass > _SLICES_A_PASS_CPU else 1
+            net.chunk = max(net.chunk, room * self.slices_a_pass)
         return net.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
