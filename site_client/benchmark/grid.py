@@ -15,6 +15,7 @@ from site_client.benchmark.arms import Bench, run_arm
 from site_client.benchmark.finished import FailedArm, FinishedArm
 from site_client.benchmark.results import ArmResult, Results, pool_folds
 from site_client.benchmark.settings import BenchmarkSettings
+from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.trivial import HISTOGRAM, POSITION, trivial_rows
 from site_client.errors import SiteError, TrainingFailed
 from site_client.inference.intervals import estimate, weighted_log_loss
@@ -150,7 +151,7 @@ class Grid:
                 if isinstance(result, FailedArm):
                     failed[arm] = result
                 else:
-                    sizes[size].append(result)
+                    sizes[size] += [result, *self._slice_head(folds, arm)]
         return Results(sizes, list(failed.values()), self._sites())
 
     def _record(self, rows: Sequence[ArmResult], size: int) -> None:
@@ -178,6 +179,15 @@ class Grid:
                 finished.append(result)
             runs.append(self._pooled(folds, finished))
         return ArmResult(arm, tuple(runs))
+
+    def _slice_head(self, folds: Sequence[Sequence[Bench]], arm: str) -> list[ArmResult]:
+        """The row of a trained arm's slice head; none for an arm without a recurrence."""
+        runs = []
+        for benches in zip(*folds, strict=True):
+            heads = [head for bench in benches if (head := slice_head_of(bench, arm)) is not None]
+            if heads:
+                runs.append(self._pooled(folds, heads))
+        return [ArmResult(runs[0].name, tuple(runs))] if runs else []
 
     def _pooled(self, folds: Sequence[Sequence[Bench]], finished: Sequence[FinishedArm]) -> FinishedArm:
         return pool_folds(finished, [len(_patients(seeds[0].split.validation)) for seeds in folds])

@@ -190,6 +190,8 @@ _NOTES: Final = f"""\
 slices or with `--slices-per-study` of them.
 - `position` is a logistic regression on the height of a slice, `position + histogram` one on the height and on 24 \
 numbers of the histogram of its brain window. An arm that does not beat the second one has not been shown to see blood.
+- A row "slice head alone" is the arm above it without its recurrence: the same weights, which no gradient of the \
+recurrence has moved. Its answer for a study is the smooth maximum over its slices.
 - At equal height: over pairs of slices in the same twentieth of the head. The height alone has .5 there.
 - Both losses are the reported loss: slices plus half of the study. The training loss is a mean over the last epoch, \
 augmented and with half of the studies positive. The validation loss is on the patients at their own prevalence.

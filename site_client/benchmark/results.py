@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from site_client.benchmark.finished import Epoch, FailedArm, FinishedArm
 from site_client.benchmark.settings import TWINS
+from site_client.benchmark.slice_head import SUFFIX
 from site_client.benchmark.trivial import HISTOGRAM
 from site_client.inference.intervals import (
     DRAW_SEED,
@@ -173,13 +174,12 @@ def _mean_accuracy(arm: ArmResult) -> tuple[Estimate, Estimate]:
 
 
 def pairs_of(arms: Sequence[ArmResult], draws: Reals) -> tuple[list[Pair], list[Pair]]:
-    """Compare each arm with position + histogram, and each sequence arm with its slice-wise twin."""
+    """Compare each arm with position + histogram, and each sequence arm with its slice-wise twin and its slice head."""
     by_name = {arm.name: arm for arm in arms}
     histogram = by_name.get(HISTOGRAM)
     against = [] if histogram is None else [_pair(arm, histogram, draws) for arm in arms if arm.runs[0].epochs]
-    twins = [
-        _pair(by_name[arm], by_name[twin], draws) for arm, twin in TWINS.items() if arm in by_name and twin in by_name
-    ]
+    others = [(arm, other) for arm, twin in TWINS.items() for other in (twin, f"{arm}{SUFFIX}")]
+    twins = [_pair(by_name[arm], by_name[other], draws) for arm, other in others if arm in by_name and other in by_name]
     return against, twins
 
 

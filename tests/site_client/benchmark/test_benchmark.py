@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from federation.manifest import load_model
 
 from site_client.benchmark.arms import Bench, run_arm
 from site_client.benchmark.command import benchmark
@@ -17,6 +18,7 @@ from site_client.benchmark.document import BenchmarkOrigin
 from site_client.benchmark.finished import load_arm
 from site_client.benchmark.grid import BenchmarkData, Grid
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
+from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.table import write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
 from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
@@ -80,6 +82,29 @@ def test_an_arm_stopped_anywhere_goes_on_to_the_model_and_the_curve_of_an_undist
     assert (done.digest, done.epochs) == (whole.digest, whole.epochs)
     assert [epoch.number for epoch in done.epochs] == [1, 2]
     assert all(np.isfinite([epoch.train_loss, epoch.validation_loss]).all() for epoch in done.epochs)
+
+
+def test_the_row_of_the_slice_head_is_the_arm_before_its_recurrence_and_is_scored_once(
+    bench: Callable[[str], Bench],
+) -> None:
+    made = bench("one")
+    run_arm(made, "lite", _silent, lambda: False)
+    head = slice_head_of(made, "lite")
+    assert head is not None
+    net = made.network("lite")
+    registry.load_weights(net, load_model(made.path("lite", ".safetensors")).named())
+    net.eval()
+    samples = [made.loader.sample(study, None) for study in made.split.validation]
+    own = [net(sample.x, sample.mask, sample.geometry).by_slice.slice_logits[0, :, 0] for sample in samples]
+    shown = torch.from_numpy(head.slices.probabilities[:, 0]).logit().reshape(len(own), SLICES)
+    # Offsets depend on the height alone: between studies of equally many slices they are equal.
+    offsets = shown - torch.stack(own).double()
+    assert torch.allclose(offsets, offsets[:1].expand_as(offsets), atol=1e-4)
+    made.path("lite", ".safetensors").unlink()
+    again = slice_head_of(made, "lite")
+    assert again is not None
+    assert np.array_equal(again.slices.probabilities, head.slices.probabilities)
+    assert slice_head_of(made, "lite-slices") is None
 
 
 def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped(bench: Callable[[str], Bench]) -> None:
@@ -171,7 +196,8 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     monkeypatch.setattr(registry, "ARCHITECTURES", arms)
     grid = _grid(tmp_path, replace(SMALL, validation_fraction=0.5))
     results = grid.run(["huge", "lite-slices", "lite"], lambda: False)
-    assert [arm.name for arm in results.arms] == ["position", "position + histogram", "lite-slices", "lite"]
+    trained = ["lite-slices", "lite", "lite, slice head alone"]
+    assert [arm.name for arm in results.arms] == ["position", "position + histogram", *trained]
     assert [arm.name for arm in results.failed] == ["huge"]
     text = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
     assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
@@ -184,10 +210,11 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert row["train"] == str(SLICES * len(split.training))
     assert row["parameters"] == "277,740"
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    (pair,) = report["twins"]
-    assert (pair["arm"], pair["other"]) == ("lite", "lite-slices")
+    assert [pair["other"] for pair in report["twins"]] == ["lite-slices", "lite, slice head alone"]
     losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}
-    assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses["lite-slices"])
+    for pair in report["twins"]:
+        assert pair["arm"] == "lite"
+        assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses[pair["other"]])
     assert [pair["arm"] for pair in report["against_histogram"]] == ["lite-slices", "lite"]
     assert set(report["sites"]["lite"]) == {"north", "south"}
     assert sum(site["patients"] for site in report["sites"]["lite"].values()) == len(split.validation)
