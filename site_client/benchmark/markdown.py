@@ -46,6 +46,7 @@ def as_markdown(document: Document, figure_line: str) -> str:
         "# Benchmark: the paper's table",
         f"{SYNTHETIC if document.origin.synthetic else REAL} Made by",
         f"    {document.origin.command}",
+        *([_UNFINISHED] if document.results.stopped else []),
         _circumstances(document),
         "\n".join([f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *lines]),
         _admissible(document),
@@ -185,6 +186,10 @@ def _difference(difference: Difference) -> str:
     return _text(difference, sign=True) + ("" if difference.p is None else f", p {difference.p:.3f}")
 
 
+_UNFINISHED: Final = (
+    "**Unfinished: the run was stopped.** The last arm stands as it was evaluated last, after the epochs in its row. "
+    "Others may be missing."
+)
 _NOTES: Final = f"""\
 - Data set size, train and validation count slices, as in the paper. The batch counts studies, each with all its \
 slices or with `--slices-per-study` of them.

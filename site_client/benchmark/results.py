@@ -253,11 +253,13 @@ class Results:
         sizes: The arms, trivial rows first, by number of training patients, ascending. The last one is the table's.
         failed: Arms that could not be trained here.
         sites: The site of each held-out patient.
+        stopped: Whether the run was stopped: its last arm is unfinished, and others may be missing.
     """
 
     sizes: Mapping[int, Sequence[ArmResult]]
     failed: Sequence[FailedArm]
     sites: Sequence[str]
+    stopped: bool
 
     @property
     def arms(self) -> Sequence[ArmResult]:

@@ -169,6 +169,7 @@ def _grid(
     folder: Path, settings: BenchmarkSettings, seeds: tuple[int, ...] = (1,), sizes: tuple[int, ...] = (0,)
 ) -> Grid:
     """14 studies of as many patients, every second one positive, at two sites."""
+    folder.mkdir(exist_ok=True)
     studies = tuple(_study(n) for n in range(14))
     cache = StudyCache(folder / "cache", 1 << 30, 64, 8, _read)
     loader = Loader(cache, Augmentation(), torch.device("cpu"), settings.slices_per_study)
@@ -225,6 +226,25 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "7 patients", "epoch"))
     write_table(tmp_path / "again", grid.benches, results, ORIGIN)
     assert (tmp_path / "again" / "benchmark.svg").read_text() == svg
+
+
+def test_a_stopped_run_has_a_table_of_its_last_evaluation_and_goes_on_to_the_undisturbed_end(tmp_path: Path) -> None:
+    settings = replace(SMALL, epochs=3, validation_fraction=0.5)  # seven studies train
+    stopped = _grid(tmp_path / "stopped", settings)
+    results = stopped.run(["lite-slices", "lite"], stop_after(10))
+    assert results.stopped
+    assert [arm.name for arm in results.arms] == ["position", "position + histogram", "lite-slices"]
+    assert [epoch.number for epoch in results.arms[-1].runs[0].epochs] == [1]
+    text = write_table(tmp_path / "out", stopped.benches, results, ORIGIN)
+    assert "**Unfinished: the run was stopped.**" in text
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["stopped"]
+    early = _grid(tmp_path / "early", settings).run(["lite-slices"], stop_after(2))
+    assert [arm.reason for arm in early.failed] == ["stopped before its first evaluation"]
+    finished, whole = (
+        _grid(tmp_path / name, settings).run(["lite-slices"], lambda: False) for name in ("stopped", "whole")
+    )
+    assert not finished.stopped
+    assert finished.arms[-1].runs[0].digest == whole.arms[-1].runs[0].digest
 
 
 def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its_own(tmp_path: Path) -> None:
