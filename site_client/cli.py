@@ -1,7 +1,8 @@
 """hemofed-site, the command of hospital IT: the table of its commands, and its exit statuses.
 
-0 is success, 1 an expected failure, which is one sentence on standard error. A service ends with 78 when only a person
-can help, so that systemd does not start it again. Any other exception keeps its traceback.
+0 is success, 1 an expected failure, which is one sentence on standard error, 2 one in which no study could be used. A
+service ends with 78 when only a person can help, so that systemd does not start it again. Any other exception keeps its
+traceback.
 """
 
 from typing import Final
@@ -10,10 +11,11 @@ import click
 from federation.errors import FederationError
 
 from site_client.commands.lazy_group import LazyCommand, LazyGroup
-from site_client.errors import SiteError
+from site_client.errors import NothingUsable, SiteError
 from site_client.logging_setup import log_to_stderr
 
 _FAILED: Final = 1
+_NOTHING_USABLE: Final = 2
 _NEEDS_A_PERSON: Final = 78  # EX_CONFIG of sysexits.h; RestartPreventExitStatus= of the units
 _SERVICES: Final = ("agent", "trainer")
 _HERE: Final = "site_client.commands"
@@ -73,6 +75,8 @@ class _Root(LazyGroup):
             return super().invoke(ctx)
         except (SiteError, FederationError) as error:
             click.echo(f"hemofed-site: {error}", err=True)
+            if isinstance(error, NothingUsable):
+                ctx.exit(_NOTHING_USABLE)
             is_retryable = isinstance(error, SiteError) and error.retryable
             needs_a_person = ctx.invoked_subcommand in _SERVICES and not is_retryable
             ctx.exit(_NEEDS_A_PERSON if needs_a_person else _FAILED)

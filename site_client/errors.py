@@ -132,6 +132,10 @@ class EvaluationRefused(SiteError):
     """A model, a split of patients, or a set of answers and labels cannot be evaluated as it is."""
 
 
+class NothingUsable(EvaluationRefused):
+    """No study that was given can be used. Commands end with exit status 2."""
+
+
 class IngestError(SiteError):
     """The export, the site secret or the catalog cannot be used as it is."""
 

@@ -28,7 +28,7 @@ VALIDATION_FRACTION = 0.2  # the default of a site
 ADMINISTRATOR = "admin"
 JOIN_LOOK_S = 0.2
 MASKING_PHASE_S = 60  # long enough to restart a process that was killed
-# Large bright bleeds in half of the patients: so a few minutes of training show an effect.
+# Large bleeds in half of the patients: so a few minutes of training show an effect. A histogram would see them, too.
 PHANTOM_DEMO_OPTIONS = ("--prevalence", "balanced", "--difficulty", "0.2", "--workers", "1")
 BIN = Path(sys.executable).parent
 

@@ -47,7 +47,7 @@ class SimulationSettings:
         slices_per_study: Of each study in a step; 0 takes all.
         prevalence: Mix of the training patients.
         test_prevalence: Mix of the test patients.
-        difficulty: Of the phantoms.
+        difficulty: Of the phantoms. The default is for comparing ways of training, see docs/MODEL.md.
         patients_seed: Of the patients; the same for all trainings.
         server: Optimizer of the aggregator.
         momentum: Of fedavgm.

@@ -1,4 +1,4 @@
-"""One arm: trained by the production loop, evaluated after every epoch, kept on disk when it is finished."""
+"""One arm: trained by the production loop, evaluated along the way, kept on disk when it is finished."""
 
 import hashlib
 import json
@@ -33,6 +33,7 @@ from site_client.training.loop import TrainingProgress, train
 from site_client.training.stages import Stages, train_in_stages
 from site_client.training.streams import RandomStreams
 
+BEGUN: Final = ".begun.npz"  # ending of the file of an unfinished arm, as it was evaluated last
 _EMBEDDINGS_BYTES: Final = 16 << 30  # far more than a million slices of 1024 features in float32
 
 
@@ -48,7 +49,7 @@ class Bench:
         compute: Device, precision, processes.
         folder: For work in progress and finished arms.
         training_slices: Slices of all training studies.
-        log: A JSONL file that gets a line for every epoch; None for none.
+        log: A JSONL file that gets a line for every evaluation; None for none.
         initial: Model files of initial weights, by architecture; fresh ones without.
     """
 
@@ -87,7 +88,7 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
     Args:
         bench: See `Bench`.
         arm: Name of its architecture.
-        say: Called with a sentence after every epoch.
+        say: Called with a sentence after every evaluation.
         stopping: Whether to stop.
 
     Raises:
@@ -99,17 +100,18 @@ def run_arm(bench: Bench, arm: str, say: Callable[[str], None], stopping: Callab
         return finished
     net = bench.network(arm)
     stages = bench.settings.stages_of(net)
-    evaluator = _Evaluator(bench, arm, net, bench.settings.epochs if stages is None else stages.epochs, say)
+    evaluator = _Evaluator(bench, arm, net, stages, say)
     _train_arm(bench, arm, net, stages, evaluator, stopping)
 
     def finish() -> FinishedArm:
         model = model_of(net)
-        finished = _finished(bench, arm, model, evaluator, evaluator.score(net), staged=stages is not None)
-        _save(bench, finished, model, evaluator.offsets)
+        finished = evaluator.arm(model, evaluator.score(net))
+        _save(bench, finished, model, evaluator.offsets, staged=stages is not None)
         for leftover in bench.path(arm, "").parent.glob(f"{arm}.*"):
             if leftover.suffix in (".checkpoints", ".embeddings"):
                 remove(leftover)
-        evaluator.journal.path.unlink(missing_ok=True)
+        for path in (evaluator.journal.path, bench.path(arm, BEGUN)):
+            path.unlink(missing_ok=True)
         return finished
 
     return bench.compute.ranks.first(finish)
@@ -131,6 +133,7 @@ def _train_arm(
         source, after = loader.for_training(net, studies), evaluator.after_step
         train(net, plan, studies, source, streams, compute, checkpoints("whole"), after, stopping, early_stop)
         return
+    slab_offsets = prior_offsets(bench.split.training, loader, net.slicewise())
     embeddings = ArrayCache(bench.path(arm, ".embeddings"), _EMBEDDINGS_BYTES)
     epochs_before = {
         "backbone": 0,
@@ -139,33 +142,46 @@ def _train_arm(
     }
 
     def after_step(stage: str, at: TrainingProgress) -> None:
-        # A stage trains a part of `net`; the whole of it is evaluated.
-        evaluator.after_step(at, epochs_before[stage], net)
+        # A stage trains a part of `net`; the whole of it is evaluated. In the first no recurrence is trained.
+        evaluator.after_step(at, epochs_before[stage], net, slab_offsets if stage == "backbone" else None)
 
     train_in_stages(net, plan, stages, studies, loader, embeddings, streams, compute, checkpoints, after_step, stopping)
 
 
 class _Evaluator:
-    """Evaluates an arm after every epoch, and reports how far it is."""
+    """Evaluates an arm after its first epoch, every `evaluate_every` epochs and the last, and reports how far it is."""
 
-    def __init__(self, bench: Bench, arm: str, net: Network, epochs: int, say: Callable[[str], None]) -> None:
-        self._bench, self._arm, self._epochs, self._say = bench, arm, epochs, say
-        self.offsets = prior_offsets(bench.split.training, bench.loader, net)
+    def __init__(self, bench: Bench, arm: str, net: Network, stages: Stages | None, say: Callable[[str], None]) -> None:
+        self._bench, self._arm, self._say, self._staged = bench, arm, say, stages is not None
+        self._epochs = bench.settings.epochs if stages is None else stages.epochs
+        # The stage that trains the sequence head reads whole studies.
+        loader = bench.loader if stages is None else bench.loader.of_whole_studies()
+        self.offsets = prior_offsets(bench.split.training, loader, net)
         studies, _ = with_early_stop(bench.settings.training(), bench.split.training, bench.loader, bench.compute)
         self._steps_per_epoch = math.ceil(len(studies) / bench.settings.studies_per_step)
         self._clock = clock_of(bench.compute)
         self._start, self._steps = self._clock(), 0
         self.journal = _EpochJournal(bench.path(arm, ".begun.json"))
 
-    def after_step(self, at: TrainingProgress, epochs_before: int = 0, net: Network | None = None) -> None:
+    def after_step(
+        self,
+        at: TrainingProgress,
+        epochs_before: int = 0,
+        net: Network | None = None,
+        offsets: Calibrations | None = None,
+    ) -> None:
         self._steps += 1
-        if at.step % self._steps_per_epoch:
-            return
-        # After a stop fewer steps than those of an epoch were timed here.
-        seconds = (self._clock() - self._start) * self._steps_per_epoch / self._steps
         number = epochs_before + at.step // self._steps_per_epoch
-        epoch = self._epoch(number, at.loss, self.score(at.net if net is None else net))
+        due = number in (1, self._epochs) or number % self._bench.settings.evaluate_every == 0
+        if at.step % self._steps_per_epoch or not due:
+            return
+        # Since the last evaluation or the last stop any number of steps was timed.
+        seconds = (self._clock() - self._start) * self._steps_per_epoch / self._steps
+        net = at.net if net is None else net
+        scored = self.score(net, offsets)
+        epoch = self._epoch(number, at.loss, scored)
         self.journal.add(epoch, seconds)
+        save_arm(self._bench.path(self._arm, BEGUN), self.arm(model_of(net), scored))
         self._record(epoch, seconds)
         left = (self._epochs - epoch.number) * seconds
         auc = "" if epoch.auc_height is None else f", AUC at equal height {epoch.auc_height:.3f}"
@@ -175,9 +191,28 @@ class _Evaluator:
         )
         self._start, self._steps = self._clock(), 0
 
-    def score(self, net: Network) -> ScoredStudies:
-        corrected = CalibratedNet(net, self.offsets)
+    def score(self, net: Network, offsets: Calibrations | None = None) -> ScoredStudies:
+        corrected = CalibratedNet(net, offsets or self.offsets)
         return score_studies(corrected, self._bench.split.validation, self._bench.loader, self._bench.compute)
+
+    def arm(self, model: Model, scored: ScoredStudies) -> FinishedArm:
+        """The arm with these weights and scores, and with all evaluations so far."""
+        epochs = [epoch for _, (epoch, _) in sorted(self.journal.epochs.items())]
+        seconds = [seconds for _, seconds in self.journal.epochs.values()]
+        # A network without slice outputs reads whole studies.
+        slices = self._bench.slices_per_epoch if len(scored.slices.patients) else self._bench.training_slices
+        # The median leaves out the first epoch's warm-up; the epochs of stages differ, so there it is the mean.
+        seconds_per_epoch = fmean(seconds) if self._staged else median(seconds)
+        return FinishedArm(
+            self._arm,
+            model.manifest.size,
+            tuple(epochs),
+            slices / seconds_per_epoch,
+            scored.ms_per_slice,
+            model.digest.hex(),
+            scored.slices,
+            scored.studies,
+        )
 
     def _epoch(self, number: int, train_loss: float, scored: ScoredStudies) -> Epoch:
         rows = scored.slices if len(scored.slices.patients) else scored.studies
@@ -224,34 +259,13 @@ class _EpochJournal:
         replace_file(self.path, json.dumps(entries).encode())
 
 
-def _finished(
-    bench: Bench, arm: str, model: Model, evaluator: _Evaluator, scores: ScoredStudies, *, staged: bool
-) -> FinishedArm:
-    epochs = [epoch for _, (epoch, _) in sorted(evaluator.journal.epochs.items())]
-    seconds = [seconds for _, seconds in evaluator.journal.epochs.values()]
-    # A network without slice outputs reads whole studies.
-    slices = bench.slices_per_epoch if len(scores.slices.patients) else bench.training_slices
-    # The median leaves out the first epoch's warm-up; the epochs of stages differ, so there it is the mean.
-    seconds_per_epoch = fmean(seconds) if staged else median(seconds)
-    return FinishedArm(
-        arm,
-        model.manifest.size,
-        tuple(epochs),
-        slices / seconds_per_epoch,
-        scores.ms_per_slice,
-        model.digest.hex(),
-        scores.slices,
-        scores.studies,
-    )
-
-
-def _save(bench: Bench, arm: FinishedArm, model: Model, offsets: Calibrations) -> None:
+def _save(bench: Bench, arm: FinishedArm, model: Model, offsets: Calibrations, *, staged: bool) -> None:
     settings = bench.settings
     description = ModelDescription(
         arm.name,
         settings.image_size_px,
         settings.slices_max,
-        settings.slices_per_study,
+        0 if staged else settings.slices_per_study,  # by it `calibrate` computes the offsets
         PIPELINE_VERSION,
         origin=f"benchmark {bench.digest}, seed {settings.seed}",
         calibration=Calibrations(offsets.slices, offsets.studies, model.digest.hex()).to_json(),

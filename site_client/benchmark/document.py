@@ -73,6 +73,7 @@ class Document:
             "validation_slices": self.validation_slices,
             "bootstrap_draws": DRAWS,
             "arms": [self._arm_json(arm) for arm in self.results.arms],
+            "stopped": self.results.stopped,
             "failed": [asdict(arm) for arm in self.results.failed],
             "against_histogram": [asdict(pair) for pair in self.against],
             "twins": [asdict(pair) for pair in self.twins],

@@ -15,7 +15,7 @@ _ARRAYS: Final = ("probabilities", "labels", "patients", "heights")
 
 @dataclass(frozen=True)
 class Epoch:
-    """The evaluation on the validation patients after an epoch.
+    """An evaluation on the validation patients, at the end of an epoch.
 
     Attributes:
         number: From 1.
@@ -50,7 +50,7 @@ class FinishedArm:
     Attributes:
         name: Of its architecture.
         parameters: Their number.
-        epochs: In order.
+        epochs: Those at whose end it was evaluated, in order.
         training_slices_per_s: By processor time per thread on a CPU.
         inference_ms_per_slice: Likewise.
         digest: Of the last weights, in hex.

@@ -11,12 +11,15 @@ from typing import Final
 import click
 from federation.manifest import Model
 
-from site_client.benchmark.arms import Bench, run_arm
-from site_client.benchmark.finished import FailedArm, FinishedArm
+from site_client.benchmark.arms import BEGUN, Bench, run_arm
+from site_client.benchmark.finished import FailedArm, FinishedArm, load_arm
 from site_client.benchmark.results import ArmResult, Results, pool_folds
 from site_client.benchmark.settings import BenchmarkSettings
+from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.trivial import HISTOGRAM, POSITION, trivial_rows
 from site_client.errors import SiteError, TrainingFailed
+from site_client.inference.intervals import estimate, weighted_log_loss
+from site_client.inference.measures import Measure
 from site_client.inference.patients import at_most, by_content, fold_of, limit_patients, read_folder, split_stratified
 from site_client.inference.phantom_sets import read_series
 from site_client.inference.scores import refuse_shared_patients
@@ -30,6 +33,7 @@ from site_client.training.prepare import prepare_all
 from site_client.training.ranks import Ranks
 
 _GIB: Final = 1 << 30
+_STOPPED: Final = "stopped before its first evaluation"
 Initial = tuple[tuple[str, Model], ...]
 
 
@@ -95,7 +99,8 @@ class Grid:
         log: Path,
         initial: Initial,
     ) -> None:
-        self._seeds, self._data, self._ranks = seeds, data, compute.ranks
+        self._seeds, self._data, self._ranks, self._log = seeds, data, compute.ranks, log
+        self._stopped = False
         folds = range(settings.folds or 1)
         self._benches: dict[int, list[list[Bench]]] = {}  # by size: folds of seeds
         for size in sizes:
@@ -127,7 +132,7 @@ class Grid:
         return [seeds[0] for seeds in self._benches[max(self._benches)]]
 
     def run(self, arms: Sequence[str], stopping: Callable[[], bool]) -> Results:
-        """Train what is not finished yet.
+        """Train what is not finished yet. After a stop the results are those there are.
 
         Args:
             arms: Names of architectures.
@@ -141,26 +146,61 @@ class Grid:
                 ArmResult(name, (self._pooled(folds, [rows[index] for rows in by_fold]),))
                 for index, name in enumerate((POSITION, HISTOGRAM))
             ]
+            if self._ranks.leads:
+                self._record(sizes[size], size)
             for arm in arms:
+                if self._stopped:
+                    break
                 result = self._arm(folds, arm, stopping) if arm not in failed else failed[arm]
                 if isinstance(result, FailedArm):
                     failed[arm] = result
                 else:
-                    sizes[size].append(result)
-        return Results(sizes, list(failed.values()), self._sites())
+                    sizes[size] += [result, *self._slice_head(folds, arm)]
+            if self._stopped:
+                break
+        return Results(sizes, list(failed.values()), self._sites(), self._stopped)
+
+    def _record(self, rows: Sequence[ArmResult], size: int) -> None:
+        """Log the trivial rows before the first arm: beside them the curve of an unfinished training says something."""
+        with self._log.open("a") as log:
+            for row in rows:
+                measures = {
+                    "auc": estimate(row.slices, Measure.AUC),
+                    "auc_height": estimate(row.slices, Measure.AUC_HEIGHT),
+                    "auc_study": estimate(row.studies, Measure.AUC),
+                    "log_loss": weighted_log_loss(row.rows),
+                }
+                facts = {"event": "trivial row fitted", "arm": row.name, "patients": size}
+                log.write(json.dumps(facts | {name: measure.value for name, measure in measures.items()}) + "\n")
 
     def _arm(self, folds: Sequence[Sequence[Bench]], arm: str, stopping: Callable[[], bool]) -> ArmResult | FailedArm:
-        """One arm with every seed in every fold; the first failure ends it."""
-        runs = []
+        """One arm with every seed in every fold; the first failure ends it, and a stop ends it at what there is."""
+        runs: list[FinishedArm] = []
         for benches in zip(*folds, strict=True):  # those of one seed
             finished = []
             for bench in benches:
                 result = self._run_arm(bench, arm, stopping)
                 if isinstance(result, FailedArm):
-                    return result
+                    return ArmResult(arm, tuple(runs)) if self._stopped and runs else result
                 finished.append(result)
-            runs.append(self._pooled(folds, finished))
-        return ArmResult(arm, tuple(runs))
+                if self._stopped:
+                    break
+            if len(finished) == len(benches):
+                runs.append(self._pooled(folds, finished))
+            if self._stopped:
+                break
+        return ArmResult(arm, tuple(runs)) if runs else FailedArm(arm, _STOPPED)
+
+    def _slice_head(self, folds: Sequence[Sequence[Bench]], arm: str) -> list[ArmResult]:
+        """The row of a trained arm's slice head; none for an arm without a recurrence, or unfinished."""
+        if self._stopped:
+            return []
+        runs: list[FinishedArm] = []
+        for benches in zip(*folds, strict=True):
+            heads = [head for bench in benches if (head := slice_head_of(bench, arm)) is not None]
+            if heads:
+                runs.append(self._pooled(folds, heads))
+        return [ArmResult(runs[0].name, tuple(runs))] if runs else []
 
     def _pooled(self, folds: Sequence[Sequence[Bench]], finished: Sequence[FinishedArm]) -> FinishedArm:
         return pool_folds(finished, [len(_patients(seeds[0].split.validation)) for seeds in folds])
@@ -173,9 +213,9 @@ class Grid:
         try:
             return run_arm(bench, arm, say_of(self._ranks), stopping)
         except Stopped:
-            if not self._ranks.leads:
-                raise click.exceptions.Exit(1) from None
-            raise click.ClickException("stopped; the same command goes on from here") from None
+            self._stopped = True
+            begun = load_arm(bench.path(arm, BEGUN)) if self._ranks.leads else None
+            return begun or FailedArm(arm, _STOPPED)
         except (SiteError, RuntimeError, MemoryError, ValueError) as error:
             if self._ranks.world > 1 and not isinstance(error, TrainingFailed):
                 raise  # the other processes do not know of it, so all have to end

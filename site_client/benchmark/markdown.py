@@ -46,6 +46,7 @@ def as_markdown(document: Document, figure_line: str) -> str:
         "# Benchmark: the paper's table",
         f"{SYNTHETIC if document.origin.synthetic else REAL} Made by",
         f"    {document.origin.command}",
+        *([_UNFINISHED] if document.results.stopped else []),
         _circumstances(document),
         "\n".join([f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *lines]),
         _admissible(document),
@@ -79,7 +80,7 @@ def _line(document: Document, arm: ArmResult) -> str:
         str(document.benches[0].settings.studies_per_step) if last else "–",
         f"{document.training_slices:,}",
         f"{document.validation_slices:,}",
-        str(len(run.epochs)) if last else "–",
+        str(run.epochs[-1].number) if last else "–",
         *losses,
         _text(figures.accuracy),
         _text(figures.all_negative),
@@ -185,11 +186,17 @@ def _difference(difference: Difference) -> str:
     return _text(difference, sign=True) + ("" if difference.p is None else f", p {difference.p:.3f}")
 
 
+_UNFINISHED: Final = (
+    "**Unfinished: the run was stopped.** The last arm stands as it was evaluated last, after the epochs in its row. "
+    "Others may be missing."
+)
 _NOTES: Final = f"""\
 - Data set size, train and validation count slices, as in the paper. The batch counts studies, each with all its \
 slices or with `--slices-per-study` of them.
 - `position` is a logistic regression on the height of a slice, `position + histogram` one on the height and on 24 \
 numbers of the histogram of its brain window. An arm that does not beat the second one has not been shown to see blood.
+- A row "slice head alone" is the arm above it without its recurrence: the same weights, which no gradient of the \
+recurrence has moved. Its answer for a study is the smooth maximum over its slices.
 - At equal height: over pairs of slices in the same twentieth of the head. The height alone has .5 there.
 - Both losses are the reported loss: slices plus half of the study. The training loss is a mean over the last epoch, \
 augmented and with half of the studies positive. The validation loss is on the patients at their own prevalence.

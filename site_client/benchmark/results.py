@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 from site_client.benchmark.finished import Epoch, FailedArm, FinishedArm
 from site_client.benchmark.settings import TWINS
+from site_client.benchmark.slice_head import SUFFIX
 from site_client.benchmark.trivial import HISTOGRAM
 from site_client.inference.intervals import (
     DRAW_SEED,
     DRAWS,
+    PATIENTS_MIN,
     Difference,
     Estimate,
     accuracy,
     compare,
     compare_log_loss,
+    degrees_of_freedom,
     draw_patients,
     estimate,
     weighted_log_loss,
@@ -29,6 +32,7 @@ from site_client.inference.ranked import Reals
 from site_client.inference.scores import Column, Scored
 
 NO_SLICES: Final = "no slice outputs"
+FEW_PATIENTS: Final = f"below {PATIENTS_MIN} positive or negative patients"
 
 
 @dataclass(frozen=True)
@@ -170,13 +174,12 @@ def _mean_accuracy(arm: ArmResult) -> tuple[Estimate, Estimate]:
 
 
 def pairs_of(arms: Sequence[ArmResult], draws: Reals) -> tuple[list[Pair], list[Pair]]:
-    """Compare each arm with position + histogram, and each sequence arm with its slice-wise twin."""
+    """Compare each arm with position + histogram, and each sequence arm with its slice-wise twin and its slice head."""
     by_name = {arm.name: arm for arm in arms}
     histogram = by_name.get(HISTOGRAM)
     against = [] if histogram is None else [_pair(arm, histogram, draws) for arm in arms if arm.runs[0].epochs]
-    twins = [
-        _pair(by_name[arm], by_name[twin], draws) for arm, twin in TWINS.items() if arm in by_name and twin in by_name
-    ]
+    others = [(arm, other) for arm, twin in TWINS.items() for other in (twin, f"{arm}{SUFFIX}")]
+    twins = [_pair(by_name[arm], by_name[other], draws) for arm, other in others if arm in by_name and other in by_name]
     return against, twins
 
 
@@ -197,7 +200,7 @@ def _pair(first: ArmResult, second: ArmResult, draws: Reals) -> Pair:
 def by_site(
     arms: Sequence[ArmResult], sites: Sequence[str]
 ) -> Mapping[str, Mapping[str, tuple[Estimate, Estimate, int]]]:
-    """Compute AUC of `any` at equal height and by study for each site's patients.
+    """Compute AUC of `any` at equal height and by study for each site with enough patients.
 
     Args:
         arms: Of one number of training patients.
@@ -216,9 +219,16 @@ def by_site(
             slices, studies = (
                 [_of_patients(column, own) for column in columns] for columns in (arm.slices, arm.studies)
             )
-            height = estimate(slices, Measure.AUC_HEIGHT, draws) if arm.has_slices else Estimate(None, reason=NO_SLICES)
-            table[arm.name][site] = height, estimate(studies, Measure.AUC, draws), int(own.sum())
+            height = _enough(slices, Measure.AUC_HEIGHT, draws) if arm.has_slices else Estimate(None, reason=NO_SLICES)
+            table[arm.name][site] = height, _enough(studies, Measure.AUC, draws), int(own.sum())
     return table
+
+
+def _enough(columns: Sequence[Column], measure: Measure, draws: Reals) -> Estimate:
+    """A figure of one site; none with too few patients for an interval, for without one it would mislead."""
+    if degrees_of_freedom(columns[0].positive_patients, columns[0].negative_patients) is None:
+        return Estimate(None, reason=FEW_PATIENTS)
+    return estimate(columns, measure, draws)
 
 
 def _of_patients(column: Column, chosen: NDArray[np.bool_]) -> Column:
@@ -243,11 +253,13 @@ class Results:
         sizes: The arms, trivial rows first, by number of training patients, ascending. The last one is the table's.
         failed: Arms that could not be trained here.
         sites: The site of each held-out patient.
+        stopped: Whether the run was stopped: its last arm is unfinished, and others may be missing.
     """
 
     sizes: Mapping[int, Sequence[ArmResult]]
     failed: Sequence[FailedArm]
     sites: Sequence[str]
+    stopped: bool
 
     @property
     def arms(self) -> Sequence[ArmResult]:

@@ -37,6 +37,7 @@ class BenchmarkSettings:
 
     Attributes:
         epochs: Passes over the training studies.
+        evaluate_every: Epochs between two evaluations; the last epoch is always evaluated.
         seed: Of weights, order and augmentation.
         split_seed: Of the split of patients, and of the phantom.
         image_size_px: Side of a slice.
@@ -57,6 +58,7 @@ class BenchmarkSettings:
     """
 
     epochs: int = 5
+    evaluate_every: int = 1
     seed: int = 1
     split_seed: int = 1
     image_size_px: int = 256

@@ -9,7 +9,7 @@ import click
 from site_client.calibration.fit import calibrate
 from site_client.calibration.model import Calibrations
 from site_client.config import SiteSettings
-from site_client.errors import EvaluationRefused
+from site_client.errors import EvaluationRefused, NothingUsable
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
@@ -44,7 +44,7 @@ def fit(
         The calibration and the split behind it.
 
     Raises:
-        EvaluationRefused: No labelled patient can be read.
+        NothingUsable: No labelled patient can be read.
     """
     with closing(open_catalog(settings)) as catalog:
         studies = catalog.dataset().studies
@@ -53,7 +53,7 @@ def fit(
     usable, _ = prepare_all(studies, loader, click.echo)
     split = split_patients(usable, settings.training.validation_fraction)
     if not split.training:
-        raise EvaluationRefused("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
+        raise NothingUsable("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
     return replace(calibrate(compute.place(net), split, loader, compute), model=model), split
 
 

@@ -10,6 +10,7 @@ import click
 from site_client.calibration.command import fit
 from site_client.config import DEFAULT_FILE
 from site_client.config import load as load_settings
+from site_client.errors import NothingUsable
 from site_client.files import replace_file
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.flipped import FlippedMean
@@ -45,7 +46,6 @@ _FLIP = click.option("--flip", is_flag=True, help="Answer with the mean of the i
 _DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 _THREADS = click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
 _CACHE_BYTES = 64 << 30
-_NOTHING_USABLE = 2  # exit status
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -63,9 +63,7 @@ Device = Literal["auto", "cpu", "cuda"]
     "--submission", "submission_file", type=_FILE, help="Also ID,Label rows of every image, as RSNA 2019 takes them."
 )
 @click.option("--heat-maps", type=_FOLDER, help="Also a PNG a study: its highest slice, and where that comes from.")
-@click.pass_context
 def predict_command(
-    context: click.Context,
     folder: Path,
     model_file: Path,
     size_px: int | None,
@@ -98,7 +96,7 @@ def predict_command(
             if prediction.heat_map is not None:
                 replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.heat_map))
     if not predictions.predictions:
-        context.exit(_NOTHING_USABLE)
+        raise NothingUsable(f"expected a head CT that can be used, got none in {predictions.report.files_seen} files")
 
 
 @click.command("evaluate", context_settings={"show_default": True})
@@ -124,7 +122,10 @@ def evaluate_command(
     calibration: Path | None,
     flip: bool,
 ) -> None:
-    """Evaluate a model on studies with labels, by label, slice and study, with intervals over patients."""
+    """Evaluate a model on studies with labels, by label, slice and study, with intervals over patients.
+
+    Exit status 2: no study of the folder can be used.
+    """
     model = load(model_file, size_px, slices_max, calibration)
     compute = choose(device, threads, model.size_px)
     state = out / ".state"

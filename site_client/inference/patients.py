@@ -13,7 +13,7 @@ import numpy as np
 from federation.labels import LABELS
 from numpy.typing import NDArray
 
-from site_client.errors import EvaluationRefused
+from site_client.errors import EvaluationRefused, NothingUsable
 from site_client.inference.phantom_sets import is_array_set, read_array_set
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import load_secret
@@ -34,7 +34,7 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
         The usable studies that have labels.
 
     Raises:
-        EvaluationRefused: There is no such study.
+        NothingUsable: There is no such study.
     """
     if is_array_set(data):
         return read_array_set(data)
@@ -46,7 +46,7 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
         report = catalog.scan(data)
         studies = catalog.dataset().studies
     if not studies:
-        raise EvaluationRefused(
+        raise NothingUsable(
             f"expected a folder with head CT studies and a table of their labels, got {report.studies_ready} usable "
             f"studies, {report.labels.studies_labelled} with labels; `hemofed-site catalog` says why"
         )

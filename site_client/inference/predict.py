@@ -131,8 +131,6 @@ def as_text(of_folder: FolderPredictions) -> str:
             f"study {number}: {study}; {len(slices)} slices, highest any {slices[highest]:.3f} "
             f"in slice {highest + 1} from below"
         )
-    if not of_folder.predictions:
-        lines.append(f"no head CT that can be used: {of_folder.report.files_seen} files")
     refused = {**of_folder.report.files, **of_folder.report.series}
     lines += [f"not used: {count} with {code}" for code, count in sorted(refused.items())]
     lines += [f"not used: 1 study with {code}" for code in of_folder.unreadable]

@@ -24,8 +24,7 @@ from site_client.phantom.study import Study, Wishes, make_study
 Gray = npt.NDArray[np.uint8]
 # Center and width in HU.
 WINDOWS = {"brain": (40, 80), "subdural": (80, 200), "bone": (600, 2800)}
-WISHES = Wishes(prevalence="balanced")
-SHOWN_ML = 3.0
+SHOWN_ML = 15.0
 LEVELS_MM = (-28.0, 10.0, 42.0)
 
 
@@ -44,10 +43,11 @@ def png_bytes(gray: Gray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, body) for kind, body in parts)
 
 
-def contact_sheet(seed: int) -> Gray:
+def contact_sheet(seed: int, difficulty: float) -> Gray:
     """Draws the whole sheet, uint8[11 * 256, 5 * 256]."""
-    bleeds = [_study("S", seed, first_with(subtype, seed)) for subtype in SUBTYPES]
-    sites = [_study(name, seed, 1) for name in PROFILES]
+    wishes = Wishes(prevalence="balanced", difficulty=difficulty)
+    bleeds = [_study("S", seed, first_with(subtype, seed, difficulty), wishes) for subtype in SUBTYPES]
+    sites = [_study(name, seed, 1, wishes) for name in PROFILES]
     rows = [_row(study, largest_and_neighbors(study, name)) for study, name in zip(bleeds, SUBTYPES, strict=True)]
     rows += [_row(study, [int(np.abs(study.scan.along_mm - level).argmin()) for level in LEVELS_MM]) for study in sites]
     return np.vstack(rows)
@@ -69,30 +69,31 @@ def _row(study: Study, slices: list[int]) -> Gray:
     return np.hstack(shown)
 
 
-def first_with(subtype: str, seed: int) -> int:
+def first_with(subtype: str, seed: int, difficulty: float) -> int:
     """Finds the first patient of the stroke hub with bleeds of this subtype only, large enough to be seen."""
     index = 0
     # The lesion stream alone is read: many patients are tried, and one is drawn.
     while True:
         random = PhantomStreams.of("S", seed, index).generator("lesion")
-        lesions = draw_lesions(random, STUDY_PERCENT["balanced"], PROFILES["S"].patients.chronic_subdural, 1.0)
+        lesions = draw_lesions(random, STUDY_PERCENT["balanced"], PROFILES["S"].patients.chronic_subdural, difficulty)
         if lesions and all(lesion.subtype == subtype for lesion in lesions) and lesions[0].ml > SHOWN_ML:
             return index
         index += 1
 
 
-def _study(name: str, seed: int, index: int) -> Study:
+def _study(name: str, seed: int, index: int, wishes: Wishes) -> Study:
     streams, profile = PhantomStreams.of(name, seed, index), PROFILES[name]
-    return make_study(streams, streams, profile.patients, profile.scanner, WISHES)
+    return make_study(streams, streams, profile.patients, profile.scanner, wishes)
 
 
 @click.command()
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True)
+@click.option("--difficulty", type=click.FloatRange(0.2, 3.0), default=0.5, show_default=True, help="Of the bleeds.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The PNG to write.")
-def main(seed: int, out: Path) -> None:
+def main(seed: int, difficulty: float, out: Path) -> None:
     """Write the contact sheet of the phantom."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(png_bytes(contact_sheet(seed)))
+    out.write_bytes(png_bytes(contact_sheet(seed, difficulty)))
 
 
 if __name__ == "__main__":

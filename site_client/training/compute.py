@@ -16,10 +16,11 @@ _BF16_FROM_PX = 192
 # The activations of the largest architecture take about .3 GiB a slice of 256 px. So this fills a third of a card,
 # which other programs may use too.
 _SLICES_A_GIB = 1.0
-_CHUNK_MIN = 16
 # On a CPU a pass costs a constant: standardizing the kernels of densenet121 takes as long as twelve slices of 48 px. A
-# whole study may have more slices than this anyway, so a pass takes no more memory.
+# chunk has room for what a full pass may hold beyond its number: a second chunk would cost the constant twice and
+# compute all activations again. 64 slices of 64 px take less memory than 16 of 256 px.
 _SLICES_A_PASS_CPU = 16
+_PIXELS_A_PASS_CPU = 32 * 64**2
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Compute:
     slices_a_pass: int = 1
 
     def place(self, net: Network) -> Network:
-        """Move `net` to the device, in place. On a GPU a larger chunk uses its memory."""
-        if isinstance(net, SequenceNet) and self.device.type == "cuda":
-            net.chunk = max(_CHUNK_MIN, self.slices_a_pass)
+        """Move `net` to the device, in place. A full pass goes through its backbone at once."""
+        if isinstance(net, SequenceNet):
+            room = 2 if self.device.type == "cpu" and self.slices_a_pass > _SLICES_A_PASS_CPU else 1
+            net.chunk = max(net.chunk, room * self.slices_a_pass)
         return net.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -106,4 +108,5 @@ def choose(
     has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     faster = has_bf16 and image_size_px >= _BF16_FROM_PX
     bf16 = faster if precision == "auto" else precision == "bf16"
-    return Compute(torch.device("cpu"), bf16, ranks, _SLICES_A_PASS_CPU)
+    slices_a_pass = max(_SLICES_A_PASS_CPU, _PIXELS_A_PASS_CPU // image_size_px**2)
+    return Compute(torch.device("cpu"), bf16, ranks, slices_a_pass)

@@ -88,6 +88,10 @@ class Loader:
         self._device = device
         self._slices_per_study = slices_per_study
 
+    def of_whole_studies(self) -> "Loader":
+        """Return a loader of the same studies that is for training on whole ones."""
+        return Loader(self._cache, self._augmentation, self._device)
+
     def for_training(self, net: Network, studies: Sequence[StudyRecord]) -> "Source":
         """Return the source for training `net` on these studies: of slabs, or of whole studies.
 

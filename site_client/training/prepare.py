@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.errors import NothingUsable, SeriesUnreadable
 from site_client.ingest.records import StudyRecord
 from site_client.training.data import Loader
 
@@ -25,7 +25,7 @@ def prepare_all(
         The studies that can be read, and the number of their prepared slices.
 
     Raises:
-        EvaluationRefused: No study can be read.
+        NothingUsable: No study can be read.
     """
     readable, slices = [], 0
     for study, prepared in zip(studies, _prepared(studies, loader, workers), strict=True):
@@ -35,7 +35,7 @@ def prepare_all(
         slices += prepared
         readable.append(study)
     if not readable:
-        raise EvaluationRefused("expected studies that can be read, got none; `hemofed-site catalog` says why")
+        raise NothingUsable("expected studies that can be read, got none; `hemofed-site catalog` says why")
     return tuple(readable), slices
 
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from federation.manifest import load_model
 
 from site_client.benchmark.arms import Bench, run_arm
 from site_client.benchmark.command import benchmark
@@ -16,6 +18,7 @@ from site_client.benchmark.document import BenchmarkOrigin
 from site_client.benchmark.finished import load_arm
 from site_client.benchmark.grid import BenchmarkData, Grid
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
+from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.table import write_table
 from site_client.errors import EvaluationRefused, SeriesUnreadable
 from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
@@ -81,6 +84,29 @@ def test_an_arm_stopped_anywhere_goes_on_to_the_model_and_the_curve_of_an_undist
     assert all(np.isfinite([epoch.train_loss, epoch.validation_loss]).all() for epoch in done.epochs)
 
 
+def test_the_row_of_the_slice_head_is_the_arm_before_its_recurrence_and_is_scored_once(
+    bench: Callable[[str], Bench],
+) -> None:
+    made = bench("one")
+    run_arm(made, "lite", _silent, lambda: False)
+    head = slice_head_of(made, "lite")
+    assert head is not None
+    net = made.network("lite")
+    registry.load_weights(net, load_model(made.path("lite", ".safetensors")).named())
+    net.eval()
+    samples = [made.loader.sample(study, None) for study in made.split.validation]
+    own = [net(sample.x, sample.mask, sample.geometry).by_slice.slice_logits[0, :, 0] for sample in samples]
+    shown = torch.from_numpy(head.slices.probabilities[:, 0]).logit().reshape(len(own), SLICES)
+    # Offsets depend on the height alone: between studies of equally many slices they are equal.
+    offsets = shown - torch.stack(own).double()
+    assert torch.allclose(offsets, offsets[:1].expand_as(offsets), atol=1e-4)
+    made.path("lite", ".safetensors").unlink()
+    again = slice_head_of(made, "lite")
+    assert again is not None
+    assert np.array_equal(again.slices.probabilities, head.slices.probabilities)
+    assert slice_head_of(made, "lite-slices") is None
+
+
 def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped(bench: Callable[[str], Bench]) -> None:
     def staged(name: str) -> Bench:
         made = bench(name)
@@ -98,6 +124,17 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
     assert left == {".npz", ".safetensors"}
     assert done.digest != run_arm(bench("at once"), "lite", _silent, lambda: False).digest
     assert [epoch.number for epoch in run_arm(pieces, "lite-slices", _silent, lambda: False).epochs] == [1, 2]
+
+
+def test_evaluations_between_epochs_change_no_weight_and_the_last_epoch_has_one(bench: Callable[[str], Bench]) -> None:
+    def evaluated_every(epochs: int) -> Bench:
+        made = bench(f"every {epochs}")
+        return replace(made, settings=replace(made.settings, epochs=6, evaluate_every=epochs))
+
+    often, seldom = (run_arm(evaluated_every(n), "lite-slices", _silent, lambda: False) for n in (1, 4))
+    assert seldom.digest == often.digest
+    assert [epoch.number for epoch in seldom.epochs] == [1, 4, 6]
+    assert seldom.epochs == tuple(epoch for epoch in often.epochs if epoch.number in (1, 4, 6))
 
 
 @pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "0,1,1", "a,1,1", "1,1,1001", ""])
@@ -132,12 +169,18 @@ def _grid(
     folder: Path, settings: BenchmarkSettings, seeds: tuple[int, ...] = (1,), sizes: tuple[int, ...] = (0,)
 ) -> Grid:
     """14 studies of as many patients, every second one positive, at two sites."""
+    folder.mkdir(exist_ok=True)
     studies = tuple(_study(n) for n in range(14))
     cache = StudyCache(folder / "cache", 1 << 30, 64, 8, _read)
     loader = Loader(cache, Augmentation(), torch.device("cpu"), settings.slices_per_study)
     sites = {study.patient_key: "north" if number < 7 else "south" for number, study in enumerate(studies)}
     data = BenchmarkData(studies, {study.study_key: SLICES for study in studies}, sites, loader)
     return Grid(settings, seeds, sizes, data, choose("cpu", 1, 64), folder / "state", folder / "log.jsonl", ())
+
+
+def _epochs(log: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event for event in events if event["event"] == "epoch ended"]
 
 
 SMALL = BenchmarkSettings(epochs=2, image_size_px=64, slices_max=8)
@@ -154,7 +197,8 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     monkeypatch.setattr(registry, "ARCHITECTURES", arms)
     grid = _grid(tmp_path, replace(SMALL, validation_fraction=0.5))
     results = grid.run(["huge", "lite-slices", "lite"], lambda: False)
-    assert [arm.name for arm in results.arms] == ["position", "position + histogram", "lite-slices", "lite"]
+    trained = ["lite-slices", "lite", "lite, slice head alone"]
+    assert [arm.name for arm in results.arms] == ["position", "position + histogram", *trained]
     assert [arm.name for arm in results.failed] == ["huge"]
     text = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
     assert "| `huge` | failed: RuntimeError: not enough memory: 64 GiB |" in text
@@ -167,17 +211,40 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     assert row["train"] == str(SLICES * len(split.training))
     assert row["parameters"] == "277,740"
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    (pair,) = report["twins"]
-    assert (pair["arm"], pair["other"]) == ("lite", "lite-slices")
+    assert [pair["other"] for pair in report["twins"]] == ["lite-slices", "lite, slice head alone"]
     losses = {arm["arm"]: arm["log_loss"]["value"] for arm in report["arms"]}
-    assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses["lite-slices"])
+    for pair in report["twins"]:
+        assert pair["arm"] == "lite"
+        assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses[pair["other"]])
     assert [pair["arm"] for pair in report["against_histogram"]] == ["lite-slices", "lite"]
     assert set(report["sites"]["lite"]) == {"north", "south"}
     assert sum(site["patients"] for site in report["sites"]["lite"].values()) == len(split.validation)
+    # A site with fewer patients than an interval needs has a number of patients and no figure.
+    assert {site["auc_study"]["value"] for site in report["sites"]["lite"].values()} == {None}
+    assert "below 10 positive or negative patients" in text.split("## By site")[1]
     svg = (tmp_path / "out" / "benchmark.svg").read_text()
     assert all(text in svg for text in ("lite-slices", "AUC, 95 % interval over patients", "7 patients", "epoch"))
     write_table(tmp_path / "again", grid.benches, results, ORIGIN)
     assert (tmp_path / "again" / "benchmark.svg").read_text() == svg
+
+
+def test_a_stopped_run_has_a_table_of_its_last_evaluation_and_goes_on_to_the_undisturbed_end(tmp_path: Path) -> None:
+    settings = replace(SMALL, epochs=3, validation_fraction=0.5)  # seven studies train
+    stopped = _grid(tmp_path / "stopped", settings)
+    results = stopped.run(["lite-slices", "lite"], stop_after(10))
+    assert results.stopped
+    assert [arm.name for arm in results.arms] == ["position", "position + histogram", "lite-slices"]
+    assert [epoch.number for epoch in results.arms[-1].runs[0].epochs] == [1]
+    text = write_table(tmp_path / "out", stopped.benches, results, ORIGIN)
+    assert "**Unfinished: the run was stopped.**" in text
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["stopped"]
+    early = _grid(tmp_path / "early", settings).run(["lite-slices"], stop_after(2))
+    assert [arm.reason for arm in early.failed] == ["stopped before its first evaluation"]
+    finished, whole = (
+        _grid(tmp_path / name, settings).run(["lite-slices"], lambda: False) for name in ("stopped", "whole")
+    )
+    assert not finished.stopped
+    assert finished.arms[-1].runs[0].digest == whole.arms[-1].runs[0].digest
 
 
 def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its_own(tmp_path: Path) -> None:
@@ -192,7 +259,7 @@ def test_every_patient_is_held_out_once_by_folds_and_each_seed_is_a_model_of_its
         assert len(run.slices.patients) == 14 * SLICES
     first, second = (run.studies.probabilities for run in arm.runs)
     assert not np.array_equal(first, second)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = _epochs(tmp_path / "log.jsonl")
     assert {(line["seed"], line["fold"], line["number"]) for line in log} == {(s, f, 1) for s in (1, 2) for f in (0, 1)}
     report = write_table(tmp_path / "out", grid.benches, results, ORIGIN)
     assert "2 folds by patient" in report
@@ -208,7 +275,7 @@ def test_a_learning_curve_trains_on_nested_patients_and_validates_on_the_same_on
         line.split("|")[2].strip() for line in text.split("## Learning curve")[1].splitlines() if "lite-slices" in line
     ]
     assert rows[:3] == ["2", "4", "7"]
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = _epochs(tmp_path / "log.jsonl")
     assert [line["patients"] for line in log] == [2, 4, 0]
 
 

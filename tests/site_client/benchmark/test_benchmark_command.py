@@ -46,7 +46,9 @@ def test_options_of_a_file_hold_unless_the_command_line_says_otherwise(
     assert report["arms"][-1]["spread"] is not None
     assert set(report["sites"]["position"]) == {"S", "C"}
     assert report["training"]["studies"] + report["validation"]["studies"] == 12
-    log = [json.loads(line) for line in (out / "benchmark.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "benchmark.jsonl").read_text().splitlines()]
+    assert [row["arm"] for row in rows if row["event"] == "trivial row fitted"] == ["position", "position + histogram"]
+    log = [row for row in rows if row["event"] == "epoch ended"]
     assert [(line["arm"], line["seed"], line["number"]) for line in log] == [("lite-slices", s, 1) for s in (1, 2)]
     assert (out / "evaluations" / "position-and-histogram.html").exists()
     # The model file says its sizes and calibration; the set is evaluated without DICOM.

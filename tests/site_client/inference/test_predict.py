@@ -78,7 +78,11 @@ def test_a_folder_without_a_usable_study_has_exit_status_2(model: Path, tmp_path
     (tmp_path / "note.txt").write_text("no image")
     result = _site("predict", tmp_path, "--model", model, *SIZE)
     assert result.exit_code == 2
-    assert "no head CT that can be used" in result.output
+    assert "expected a head CT that can be used, got none in 1 files" in result.output
+    for asked in (("evaluate", "--model", model, *SIZE), ("benchmark", "--arms", "lite")):
+        result = _site(*asked, "--data", tmp_path, "--out", tmp_path / "out", "--threads", "1")
+        assert result.exit_code == 2
+        assert "expected a folder with head CT studies" in result.output
 
 
 def _another_visit(patients: Path, folder: Path) -> Path:

@@ -1,12 +1,14 @@
 """What must not tell a bleed from none: brightness, histogram, a slice's place, header; and what must: the lesion only.
 
-`python tests/site_client/phantom/test_phantom_honesty.py T` prints the full set's figures of one site profile.
+`python tests/site_client/phantom/test_phantom_honesty.py --difficulty 0.5 T` prints the full set's figures of one site
+profile at another difficulty than the tests'.
 """
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +142,7 @@ def test_brightness_alone_does_not_tell_a_bleed() -> None:
 @pytest.mark.parametrize("profile", ["T", "S", "N", "C", "R", "U"])
 @pytest.mark.timeout(3600)
 def test_on_a_full_set_only_the_lesion_tells_a_bleed(profile: str) -> None:
-    figures = full_set(profile)
+    figures = full_set(profile, FULL)
     assert max(figures["shortcuts"].values()) <= TRIVIAL_AUC, figures
     assert figures["slice position"] <= POSITION_AUC, figures
     assert figures["brighter than its twin"] >= 0.9, figures
@@ -181,17 +183,21 @@ def test_a_twin_is_the_same_to_the_last_bit_away_from_the_lesion(profile: str) -
     assert compared
 
 
-def full_set(profile: str) -> dict[str, Any]:
-    made = make(profile, STUDIES, FULL)
+def full_set(profile: str, wishes: Wishes) -> dict[str, Any]:
+    made = make(profile, STUDIES, wishes)
     return {
         "positive studies": sum(bool(study.truth.slice_labels.any()) for study in made),
         "shortcuts": check_shortcuts(made),
         "slice position": position_alone(made),
-        "metadata": metadata_alone(profile, HEADERS, FULL),
-        "brighter than its twin": brighter_than_twins(profile, made, FULL),
+        "metadata": metadata_alone(profile, HEADERS, wishes),
+        "brighter than its twin": brighter_than_twins(profile, made, wishes),
     }
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(json.dumps({name: full_set(name)}), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("profiles", nargs="+", choices=PROFILES)
+    parser.add_argument("--difficulty", type=float, default=FULL.difficulty)
+    asked = parser.parse_args()
+    for name in asked.profiles:
+        print(json.dumps({name: full_set(name, replace(FULL, difficulty=asked.difficulty))}), flush=True)

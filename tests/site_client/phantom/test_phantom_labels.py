@@ -183,8 +183,8 @@ def test_the_contact_sheet_shows_the_largest_slice_of_its_label(column: int, lab
 
 @pytest.mark.parametrize("label", SUBTYPES)
 def test_a_row_of_the_contact_sheet_shows_bleeds_of_its_label(label: str) -> None:
-    streams, patients = PhantomStreams.of("S", 7, first_with(label, 7)), PROFILES["S"].patients
-    lesions = draw_lesions(streams.generator("lesion"), STUDY_PERCENT["balanced"], patients.chronic_subdural, 1.0)
+    streams, patients = PhantomStreams.of("S", 7, first_with(label, 7, 0.5)), PROFILES["S"].patients
+    lesions = draw_lesions(streams.generator("lesion"), STUDY_PERCENT["balanced"], patients.chronic_subdural, 0.5)
     assert {lesion.subtype for lesion in lesions} == {label}
 
 
