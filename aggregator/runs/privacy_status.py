@@ -13,15 +13,15 @@ from aggregator.runs.forecast_words import NOT_NOISED, noise_words
 from aggregator.runs.metrics import Report
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
-from aggregator.store import round_rows
-from aggregator.store.tables import Round, Run
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import Run
 
 # From here on a masked upload may have left a site.
 _CHARGED = (RoundState.UPLOAD, RoundState.CONFIRM, RoundState.REVEAL, RoundState.AGGREGATING, RoundState.PUBLISHED)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class NoisedEvaluation:
     """The noised AUC of `any` of one model, with its interval of 95 %."""
 
     model_number: int  # the round that made the model; 0 is the initial one
@@ -42,7 +42,7 @@ class PrivacyStatus:
         validation: Evaluations that count, and their epsilon.
         validation_budget: Epsilon.
         noise: In the newest published sum; before the first one, in that of the wanted cohort.
-        evaluations: By model, the initial one first.
+        evaluations: In the order of their rounds; those whose AUC the noise drowned are left out.
         alarms: Sentences that say why the run may learn nothing; empty while nothing speaks for it.
     """
 
@@ -52,8 +52,13 @@ class PrivacyStatus:
     validation: Spending
     validation_budget: float
     noise: CohortNoise
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[NoisedEvaluation, ...]
     alarms: tuple[str, ...]
+
+    @property
+    def initial(self) -> NoisedEvaluation | None:
+        """The evaluation of the initial model; None without one."""
+        return _initial(self.evaluations)
 
 
 def privacy_status(session: Session, run: Run) -> PrivacyStatus | None:
@@ -69,7 +74,7 @@ def privacy_status(session: Session, run: Run) -> PrivacyStatus | None:
     rows = round_rows.of_run(session, run.run_id)
     members = [row.members for row in rows if row.members is not None]
     noise = cohort_noise(plan, members[-1] if members else plan.cohort.target)
-    evaluations = _evaluations(session, run, rows)
+    evaluations = _evaluations(session, run)
     return PrivacyStatus(
         delta=plan.privacy.delta,
         train=Spending(trained, train_spent(plan, trained)),
@@ -109,27 +114,33 @@ def _counted(spending: Spending, unit: str) -> str:
     return f"{spending.count} {unit}{'s' * (spending.count != 1)}"
 
 
-def _evaluations(session: Session, run: Run, rows: list[Round]) -> tuple[Evaluation, ...]:
-    number_of = {row.id: row.number for row in rows}
+def _evaluations(session: Session, run: Run) -> tuple[NoisedEvaluation, ...]:
+    # By digest: after an abandoned round the next one judges an older model.
+    number_of = {model.digest: model.round_number for model in run_rows.models(session, run.run_id)}
     evaluations = []
     for metrics in round_rows.metrics_of_run(session, run.run_id):
         label = Report.from_json(metrics.report).labels.get("any")
         if label is None or label.auc is None or label.auc_low is None or label.auc_high is None:
             continue
-        number = number_of[metrics.round_id] - 1
-        evaluations.append(Evaluation(number, metrics.cohort_size, label.auc, label.auc_low, label.auc_high))
+        number = number_of[metrics.model_digest]
+        evaluations.append(NoisedEvaluation(number, metrics.cohort_size, label.auc, label.auc_low, label.auc_high))
     return tuple(evaluations)
 
 
-def _alarms(noise: CohortNoise, evaluations: tuple[Evaluation, ...]) -> tuple[str, ...]:
+def _initial(evaluations: tuple[NoisedEvaluation, ...]) -> NoisedEvaluation | None:
+    return next((evaluation for evaluation in evaluations if evaluation.model_number == 0), None)
+
+
+def _alarms(noise: CohortNoise, evaluations: tuple[NoisedEvaluation, ...]) -> tuple[str, ...]:
     alarms = []
     if noise.over_signal > NOISE_MAX:
         alarms.append(
             f"The noise of this run eats its signal: with {noise.members} sites it is {noise.over_signal:.2f} times as "
             f"long as a patient's gradient (r > {NOISE_MAX:g})."
         )
-    if evaluations and evaluations[-1].high < evaluations[0].low:
-        first, last = evaluations[0], evaluations[-1]
+    first = _initial(evaluations)
+    if first is not None and evaluations[-1].high < first.low:
+        last = evaluations[-1]
         alarms.append(
             f"The run makes its model worse: the AUC after round {last.model_number} is {last.auc:.3f} ({last.low:.3f} "
             f"to {last.high:.3f}), below that of the initial model, {first.auc:.3f} ({first.low:.3f} to "

@@ -92,9 +92,12 @@ def _base_model_figures(metrics: ModelMetrics | None) -> str:
     if metrics is None:
         return ""
     report = Report.from_json(metrics.report)
-    auc = report.labels["any"].auc if report.labels else None
-    loss = report.weighted_log_loss
-    figures = [f"AUC any {auc:.3f}"] if auc is not None else []
+    any_label, loss = report.labels.get("any"), report.weighted_log_loss
+    figures = []
+    if any_label is not None and any_label.auc is not None:
+        noised = any_label.auc_low is not None
+        interval = f" ({any_label.auc_low:.3f} to {any_label.auc_high:.3f})" if noised else ""
+        figures.append(f"AUC any {any_label.auc:.3f}{interval}")
     figures += [f"log loss {loss:.3f}"] if loss is not None else []
     return f"; its base model: {', '.join(figures)}" if figures else ""
 

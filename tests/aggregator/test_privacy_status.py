@@ -23,8 +23,8 @@ from aggregator.runs.plan_file import read_plan
 from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.states import RoundState
-from aggregator.store import round_rows
-from aggregator.store.tables import ModelMetrics, PhaseTime, Round, Run
+from aggregator.store import round_rows, run_rows
+from aggregator.store.tables import ModelMetrics, ModelVersion, PhaseTime, Round, Run
 from tests.aggregator.conftest import StandingClock
 from tests.aggregator.test_dashboard import _words_of, ada, app, client
 from tests.custodian import CUSTODIAN
@@ -61,6 +61,12 @@ def make_run(app: AppContext, tmp_path: Path, clock: StandingClock) -> Callable[
         with app.store.write() as session:
             first = session.query(Round).one()
             rows = [first, *(_round_after(first, number) for number in range(2, len(states) + 1))]
+            # Each published round makes a model, from which the next one starts.
+            for row, state, after in zip(rows, states, rows[1:], strict=False):
+                after.base_model = row.base_model
+                if state is RoundState.PUBLISHED:
+                    after.base_model = row.next_model = bytes([row.number]) * 32
+                    run_rows.add_model(session, _model_of(row))
             session.add_all(rows[1:])
             for row, state in zip(rows, states, strict=True):
                 row.state = state
@@ -85,6 +91,18 @@ def _round_after(first: Round, number: int) -> Round:
         began_at=first.began_at,
         phase_since=first.phase_since,
         deadline=first.deadline,
+    )
+
+
+def _model_of(row: Round) -> ModelVersion:
+    assert row.next_model is not None
+    return ModelVersion(
+        run_id=row.run_id,
+        round_number=row.number,
+        digest=row.next_model,
+        blob=row.next_model,
+        size_bytes=1,
+        created_at=row.began_at,
     )
 
 
@@ -168,6 +186,19 @@ def test_an_auc_whose_interval_lies_below_the_first_one_is_an_alarm(
     run = make_run(PLAN.format(patients=1000), [PUBLISHED] * 3, {1: (0.61, 0.55, 0.67), 3: last})
     html = ada.get(f"/runs/{run.run_id.hex()}").text
     assert html.count("The run makes its model worse: the AUC after round 2 is 0.500") == alarms
+
+
+def test_a_model_is_named_by_the_round_that_made_it_also_after_an_abandoned_one(
+    app: AppContext, make_run: Callable[..., Run]
+) -> None:
+    figures = {2: (0.7, 0.6, 0.8), 3: (0.4, 0.3, 0.5)}
+    run = make_run(PLAN.format(patients=1000), [ABANDONED, PUBLISHED, PUBLISHED], figures)
+    with app.store.read() as session:
+        status = privacy_status(session, run)
+    assert status is not None
+    assert status.initial is not None
+    assert [evaluation.model_number for evaluation in status.evaluations] == [0, 2]
+    assert len(status.alarms) == 1
 
 
 def test_run_status_has_the_figures_of_the_page(app: AppContext, make_run: Callable[..., Run]) -> None:
