@@ -97,7 +97,7 @@ def retry(step: Step, decision: Retry) -> None:
         _move_seat(step, site, states[site], SeatState.LEFT_OUT, decision.reason)
     for site in ready:
         _move_seat(step, site, states[site], SeatState.READY, "the attempt failed; the update is still there")
-    for site in set(decision.missed).difference(decision.left_out):
+    for site in sorted(set(decision.missed).difference(decision.left_out)):
         _move_seat(step, site, before, SeatState.MISSED, "did not answer")
 
 
