@@ -20,7 +20,9 @@ from site_client.benchmark.grid import BenchmarkData, Grid
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
 from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.table import write_table
+from site_client.calibration.model import Calibrations
 from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.inference.model_file import load
 from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 from site_client.ingest.series.volume import Volume
@@ -122,6 +124,10 @@ def test_stages_are_for_arms_with_a_recurrence_and_go_on_where_they_were_stopped
     assert [epoch.number for epoch in done.epochs] == [1, 2, 3, 4]
     left = {path.suffix for path in pieces.path("lite", "").parent.iterdir()}
     assert left == {".npz", ".safetensors"}
+    # Its sequence head has read whole studies, so its offsets are theirs: for slices, they do not depend on the height.
+    description = load(pieces.path("lite", ".safetensors"), None, None).description
+    assert description.slices_per_study == 0
+    assert Calibrations.from_json(description.calibration).slices.by_height == ()
     assert done.digest != run_arm(bench("at once"), "lite", _silent, lambda: False).digest
     assert [epoch.number for epoch in run_arm(pieces, "lite-slices", _silent, lambda: False).epochs] == [1, 2]
 
