@@ -58,6 +58,8 @@ class Lies:
             return reply
         step = reply.WhichOneof("step") or "nothing"
         for lie in [one for one in self._down if one[:2] == (site, step)]:
+            if (reply.WhichOneof("step") or "nothing") != step:
+                break  # the lie before this one closed the round instead
             self._down.remove(lie)
             self._world.lied_down = True
             if step == "nothing":
@@ -201,7 +203,8 @@ def _uploads_without_one(site: str, reply: rounds_pb2.PollReply) -> None:
 
 
 def _uploads_without_oneself(site: str, reply: rounds_pb2.PollReply) -> None:
-    reply.confirm.uploaded.remove(site)
+    if site in reply.confirm.uploaded:  # it may be gone by a lie before this one
+        reply.confirm.uploaded.remove(site)
 
 
 def _upload_of_nobody(site: str, reply: rounds_pb2.PollReply) -> None:
@@ -210,7 +213,7 @@ def _upload_of_nobody(site: str, reply: rounds_pb2.PollReply) -> None:
 
 def _complaint_of_nobody(site: str, reply: rounds_pb2.PollReply) -> None:
     """A member is said to have complained: its shares would be opened."""
-    accuser = next(name for name in reply.confirm.uploaded if name != site)
+    accuser = "site-b" if site == "site-a" else "site-a"
     reply.confirm.complaints.add(site=accuser, dealer=site, signature=bytes(64))
 
 
