@@ -79,6 +79,27 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     check(world)
 
 
+def test_a_dealer_of_wrong_pair_secrets_that_vanishes_from_each_sum_gets_no_honest_member_named(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its masks with the others do not come off the sum, and it is no member of it. It comes first in the order."""
+    crooks.let_in(monkeypatch, crooks.Crooks(pads={"site-a"}))
+    world = make_world(sites=7, rounds=12)
+    world.corrupt = {"site-a"}
+    before_upload = (RoundState.TRAINING, RoundState.KEYS, RoundState.SHARES)
+    for _ in range(150):
+        if len(world.rounds()) > 5 or world.run.state is not RunState.RUNNING:
+            break
+        world.silent = set() if world.round.state in before_upload else {"site-a"}
+        world.everybody()
+        world.clock.advance(31)
+    refused = [row.number for row in world.rounds() if row.sum_blob and row.state is RoundState.ABANDONED]
+    assert refused
+    assert not any("site-a" in members_of(world, number) for number in refused)
+    assert set(faults(world)) == {"site-a"}
+    check(world)
+
+
 def test_an_evaluation_that_was_spoiled_is_repeated_until_there_is_one(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
