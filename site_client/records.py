@@ -31,6 +31,7 @@ class RunId(HexBytes):
 
 ROUND_MAX: Final = 2**31
 RoundNumber: TypeAlias = Annotated[int, Meta(ge=1, le=ROUND_MAX)]
+RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # a run as a key of JSON
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**40)]
 AwareTime: TypeAlias = Annotated[datetime, Meta(tz=True)]
 Reasons: TypeAlias = Annotated[tuple[StateReason, ...], Meta(max_length=REASONS_MAX)]

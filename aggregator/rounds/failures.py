@@ -43,9 +43,10 @@ def name_the_spoiler(session: Session, row: Round, members: Collection[str], cau
         cause: Who publishes it when.
     """
     earlier = _sums_of_run(session, row)
-    spoiler = spoiler_after([*earlier, RecoveredSum(frozenset(members), refused=False)])
+    published = RecoveredSum(frozenset(members), refused=False, vanished=_vanished(session, row, members))
+    spoiler = spoiler_after([*earlier, published])
     if spoiler is not None and spoiler_after(earlier) is None:
-        why = "is the one member of every refused sum, and all others have published without it"
+        why = "is the one that dealt shares for every refused sum, and all others have published without it"
         fault_rows.add(session, row, spoiler, FaultKind.SPOILED_SUM, cause.because(why))
 
 
@@ -77,12 +78,17 @@ def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
     """Yield the sum that members of a round have revealed, if there is one."""
     members = frozenset(round_rows.senders(session, row.id, Seat.upload_claim))
     if row.sum_blob is not None:
-        yield RecoveredSum(members, refused=row.state is RoundState.ABANDONED)
+        refused = row.state is RoundState.ABANDONED
+        yield RecoveredSum(members, refused, vanished=_vanished(session, row, members))
         return
     guilty = {evidence.dealer for evidence in bad_dealings(session, row)}
     # Only the guilty dealer could recover this sum; with its own part known to it, it is a sum over the others.
     if guilty:
         yield RecoveredSum(members - guilty, refused=False)
+
+
+def _vanished(session: Session, row: Round, members: Collection[str]) -> frozenset[str]:
+    return frozenset(round_rows.senders(session, row.id, Seat.shares_digest)).difference(members)
 
 
 def _evidence_of_bad_dealing(step: Step, error: Unrecoverable) -> BadDealing:

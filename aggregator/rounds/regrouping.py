@@ -4,9 +4,11 @@ Two sums on one model must not differ by a few members: their difference would b
 confirm such a second sum, so the aggregator does not ask for it.
 
 A member that clips nothing, or counts what there is not, spoils a sum, and nothing says who it was: masked uploads tell
-nothing apart. But it was a member of every spoiled sum. So each later cohort holds half of the suspects; after a few
-spoiled sums one suspect is left. It is named when all other members of the last spoiled sum have published without it.
-A member that spoils no sum any more hurts nobody, and the case is closed.
+nothing apart. A dealer can send a member another pair secret than its own, and vanish before the upload; then the sum
+that it is not in is spoiled by the masks with it. In both cases it dealt shares for every spoiled sum. So each later
+cohort holds half of the suspects; after a few spoiled sums one suspect is left. It is named when all other dealers of
+the last spoiled sum have published without it. A member that spoils no sum any more hurts nobody, and the case is
+closed.
 
 This is sound for one that spoils sums. Several that take turns can make an honest member the one suspect, and publish
 without it: what is named is no proof.
@@ -24,10 +26,22 @@ _ROTATIONS_MAX: Final = 16
 
 @dataclass(frozen=True)
 class RecoveredSum:
-    """The members of a sum, and whether it led to no model."""
+    """A sum that was recovered.
+
+    Attributes:
+        members: U3.
+        refused: Whether it led to no model.
+        vanished: Members that dealt shares and did not upload (U2 without U3); masks with them are in it, too.
+    """
 
     members: frozenset[str]
     refused: bool
+    vanished: frozenset[str] = frozenset()
+
+    @property
+    def dealers(self) -> frozenset[str]:
+        """All that can have spoiled it (U2)."""
+        return self.members | self.vanished
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class SumHistory:
 
     Attributes:
         on_this_model: Sums on the round's base model, in whatever run.
-        suspects: Members of every sum that was refused in this run.
+        suspects: Dealers of every sum that was refused in this run.
     """
 
     on_this_model: Sequence[RecoveredSum] = ()
@@ -44,7 +58,7 @@ class SumHistory:
 
 
 def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
-    """Return the members of every refused sum; nobody when the case is closed.
+    """Return the dealers of every refused sum; nobody when the case is closed.
 
     Args:
         sums: Of one run, oldest first.
@@ -58,13 +72,13 @@ def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
         if published >= CASE_CLOSED_AFTER:
             suspects = frozenset()
         # With two that spoil sums the intersection may be empty; the search then begins anew.
-        suspects = suspects & recovered.members or recovered.members
+        suspects = suspects & recovered.dealers or recovered.dealers
         published = 0
     return suspects if published < CASE_CLOSED_AFTER else frozenset()
 
 
 def spoiler_after(sums: Sequence[RecoveredSum]) -> str | None:
-    """Return the one suspect, if each other member of the last refused sum is in a sum published without it since.
+    """Return the one suspect, if each other dealer of the last refused sum dealt for one published without it since.
 
     With a second one that spoils every sum among those others, they would not have published.
 
@@ -75,9 +89,9 @@ def spoiler_after(sums: Sequence[RecoveredSum]) -> str | None:
     if len(suspects) != 1:
         return None
     last = max(place for place, recovered in enumerate(sums) if recovered.refused)
-    published = [recovered.members for recovered in sums[last + 1 :] if not suspects & recovered.members]
+    published = [recovered.dealers for recovered in sums[last + 1 :] if not suspects & recovered.dealers]
     (spoiler,) = suspects
-    return spoiler if sums[last].members - suspects <= frozenset().union(*published) else None
+    return spoiler if sums[last].dealers - suspects <= frozenset().union(*published) else None
 
 
 def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHistory) -> tuple[str, ...] | None:

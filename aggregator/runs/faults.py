@@ -2,7 +2,7 @@
 
 A site that is ready and then silent costs everybody an attempt. Once is an accident. A site that was silent in rounds
 in a row sits out 1, 2, 4 … rounds; an upload that enters a published sum ends the series. A fault that is proven costs
-8 rounds, then 16, and no good deed takes it back. So does being the one member of every refused sum. Where one member
+8 rounds, then 16, and no good deed takes it back. So does being the one dealer of every refused sum. Where one member
 spoils sums no other can be that; where several do together it may be an honest one (`rounds.regrouping`).
 """
 

@@ -10,10 +10,9 @@ from federation.vocabulary import SiteState
 from msgspec import Meta
 
 from site_client.files import refresh_file
-from site_client.records import AwareTime, Count, Reasons, RoundNumber
+from site_client.records import AwareTime, Count, Reasons, RoundNumber, RunHex
 from site_client.typed_json import encode, read_state
 
-_RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _DigestHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -24,7 +23,7 @@ class AgentStatus:
     written_at: AwareTime
     state: SiteState
     reasons: Reasons
-    run_id: _RunHex | None
+    run_id: RunHex | None
     round: RoundNumber | None
     model_digest: _DigestHex | None
     roster_epoch: Count

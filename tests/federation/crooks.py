@@ -1,5 +1,5 @@
 """Corrupt members whose lies no message shows: they mask words that no honest member has, deal another secret, or deal
-garbage to a few.
+garbage to a few, or send pair secrets that are not theirs.
 
 A crook runs the site's own code except for the one function that lies for it. All sites of a `World` share a process,
 so the lie asks first whose member is at work.
@@ -33,11 +33,13 @@ class Crooks:
     """Who lies from here on.
 
     spoilers: by site how it spoils sums. dealers: of another secret. garbage: by dealer, who gets no shares from it.
+    pads: dealers whose pair secrets are not those of their mask secret.
     """
 
     spoilers: dict[str, str] = field(default_factory=dict)
     dealers: set[str] = field(default_factory=set)
     garbage: dict[str, set[str]] = field(default_factory=dict)
+    pads: set[str] = field(default_factory=set)
 
 
 def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
@@ -62,8 +64,15 @@ def let_in(patch: pytest.MonkeyPatch, crooks: Crooks) -> Crooks:
 
     def deal(member: Member, *arguments: Any) -> dict[str, DealtShares]:
         dealt = honest_deal(member, *arguments)
-        for victim in crooks.garbage.get(member.site, set()) & set(dealt):
-            bad = replace(dealt[victim], ciphertext=bytes(len(dealt[victim].ciphertext)))
+        lies = {
+            victim: replace(dealt[victim], ciphertext=bytes(len(dealt[victim].ciphertext)))
+            for victim in crooks.garbage.get(member.site, set()) & set(dealt)
+        }
+        if member.site in crooks.pads:
+            lies |= {
+                victim: replace(shares, pair_secret=bytes(len(shares.pair_secret))) for victim, shares in dealt.items()
+            }
+        for victim, bad in lies.items():
             signature = member._signing_key.sign(dealt_statement(arguments[1].uctx, member.site, victim, bad))
             dealt[victim] = replace(bad, signature=signature)
         return dealt

@@ -1,6 +1,6 @@
 """Attacks that span rounds: members that spoil sums or deal nothing, an aggregator that wants a difference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from federation.secagg.transcript import confirm_statement
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from google.protobuf.message import Message
 
-from aggregator.rounds import regrouping, uploads
+from aggregator.rounds import aggregation, decisions, regrouping, uploads
+from aggregator.runs import lifecycle
+from aggregator.runs.plans import plan_of
 from aggregator.states import FaultKind, RoundState, RunState
 from aggregator.store import fault_rows, run_rows
 from site_client.agent.rounds.closing import Closing
@@ -76,6 +78,27 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     run_on(world, lambda: world.rounds()[number - 1].state is RoundState.PUBLISHED)
     assert members_of(world, number) <= {"site-a", "site-b", "site-c", "site-e", "site-f"}
     assert world.run.state is RunState.RUNNING
+    check(world)
+
+
+def test_a_dealer_of_wrong_pair_secrets_that_vanishes_from_each_sum_gets_no_honest_member_named(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its masks with the others do not come off the sum, and it is no member of it. It comes first in the order."""
+    crooks.let_in(monkeypatch, crooks.Crooks(pads={"site-a"}))
+    world = make_world(sites=7, rounds=12)
+    world.corrupt = {"site-a"}
+    before_upload = (RoundState.TRAINING, RoundState.KEYS, RoundState.SHARES)
+    for _ in range(150):
+        if len(world.rounds()) > 5 or world.run.state is not RunState.RUNNING:
+            break
+        world.silent = set() if world.round.state in before_upload else {"site-a"}
+        world.everybody()
+        world.clock.advance(31)
+    refused = [row.number for row in world.rounds() if row.sum_blob and row.state is RoundState.ABANDONED]
+    assert refused
+    assert not any("site-a" in members_of(world, number) for number in refused)
+    assert set(faults(world)) == {"site-a"}
     check(world)
 
 
@@ -234,14 +257,16 @@ def test_a_model_whose_sum_is_no_longer_on_record_is_taken_up_by_nobody(tmp_path
         sums.check_offer(base)
         current = CurrentRound(RunId(bytes(16)), number, Digest(bytes(32)), base, evaluation_only=False)
         sums.record(current, members)
-        sums.settle(current, led_on=True)
+        sums.settle(current, published=True)
     for number in (1, 2):
         with pytest.raises(StepRefused, match="long ago"):
             RevealedSums(tmp_path).check_offer(number.to_bytes(32, "big"))
     for number in range(3, KEPT + 3):
-        sums.check_offer(number.to_bytes(32, "big"))
+        base = Digest(number.to_bytes(32, "big"))
+        sums.check_offer(base)
+        current = CurrentRound(RunId(bytes(16)), KEPT + 3, Digest(bytes(32)), base, evaluation_only=False)
         with pytest.raises(StepRefused, match="only the very same members"):
-            sums.check_set(number.to_bytes(32, "big"), members[1:], 3, members)
+            sums.check_set(current, members[1:], 3, members)
 
 
 def test_the_record_of_sums_of_the_largest_cohorts_can_be_read(tmp_path: Path) -> None:
@@ -553,6 +578,35 @@ def test_an_evaluation_without_its_sum_leaves_the_model_barred(
         RevealedSums(site.agent_folder / "rounds").check_offer(base)
 
 
+def test_a_run_is_evaluated_once_so_that_no_further_sums_isolate_one_hospital(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aggregator goes on to evaluate after the evaluation: pairwise its sums would differ by three hospitals."""
+    cohorts = {number: ("site-a", "site-b", "site-c") for number in (1, 2)}
+    cohorts[3] = tuple(f"site-{letter}" for letter in "defg")
+    cohorts[4] = tuple(f"site-{letter}" for letter in "abcdef")
+
+    def one_more(session: Any, run: Any, cause: Any) -> None:
+        lifecycle._begin_next(session, run, plan_of(run), cause)
+
+    def chosen(ranked: Sequence[str], *_: object) -> tuple[str, ...] | None:
+        cohort = cohorts.get(len(world.rounds()), ())
+        return cohort if cohort and set(cohort) <= set(ranked) else None
+
+    monkeypatch.setattr(aggregation, "continue_run", one_more)
+    monkeypatch.setattr(decisions, "choose_cohort", chosen)
+    world = make_world(sites=7, rounds=1)
+    world.lied_down = True
+    run_on(world, lambda: len(world.rounds()) == 4 and world.round.state is RoundState.CONFIRM)
+    assert [row.state for row in world.rounds()[:3]] == [RoundState.PUBLISHED] * 3
+    assert world.round.base_model == world.rounds()[1].base_model
+    for _ in range(2):
+        world.everybody()
+    refusing = {name for name, refusal in world.refused if "no other evaluation" in str(refusal)}
+    assert refusing == set(cohorts[4])
+    assert not _revealed(world, 4)
+
+
 def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,8 +644,10 @@ def test_a_site_that_crashed_while_it_confirmed_still_knows_what_it_revealed_for
     world.step("site-a")
     assert _revealed(world, 1) == {"site-a"}
     sums = RevealedSums(site.agent_folder / "rounds")
+    current = site.rounds.journal.current
+    assert current is not None
     with pytest.raises(StepRefused, match="would differ by"):
-        sums.check_set(world.round.base_model, ["site-a", "site-b"], 3, list(world.sites))
+        sums.check_set(current, ["site-a", "site-b"], 3, list(world.sites))
 
 
 def test_a_false_complaint_and_one_slow_answer_end_no_run(

@@ -17,9 +17,9 @@ OFFERS = 12
 
 
 def downloads(site: Site) -> list[Path]:
-    """Every file of the models' folder that is no verified model."""
+    """Every file of the models' folder that is no verified model, and no record of them."""
     models = site.agent_folder / "models"
-    return [path for path in models.iterdir() if path.name != "history.json" and path.suffix != ".safetensors"]
+    return [path for path in models.iterdir() if path.suffix not in (".json", ".safetensors")]
 
 
 def offer(world: World, size_bytes: int, sent: Callable[[int], bytes]) -> None:

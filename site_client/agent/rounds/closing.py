@@ -74,8 +74,7 @@ class Closing:
         if current.revealed_attempt == 0:
             return
         if verified:
-            led_on = step.outcome == rounds_pb2.CloseStep.PUBLISHED and not current.evaluation_only
-            self._files.sums.settle(current, led_on=led_on)
+            self._files.sums.settle(current, published=step.outcome == rounds_pb2.CloseStep.PUBLISHED)
         elif exposed := self._exposed(current, step.bad_dealings):
             self._files.sums.settle(current, exposed=exposed)
 

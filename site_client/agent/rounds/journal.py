@@ -21,12 +21,11 @@ from msgspec import Meta
 
 from site_client.errors import StepRefused
 from site_client.files import private_folder, remove, replace_file, sweep_drafts
-from site_client.records import ROUND_MAX, RoundNumber, RunId
+from site_client.records import ROUND_MAX, RoundNumber, RunHex, RunId
 from site_client.typed_json import Digest, encode, read_state
 
 ATTEMPT_MAX: Final = 2**31
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=ATTEMPT_MAX)]
-_RunHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _ADVICE: Final = "restore the state folder from the backup"
 
 
@@ -185,7 +184,7 @@ class RoundJournal:
         return recorded.number <= self._closed().get(recorded.run_id.hex(), 0)
 
     def _closed(self) -> dict[str, int]:
-        return read_state(dict[_RunHex, RoundNumber], self._folder / "closed.json", _ADVICE) or {}
+        return read_state(dict[RunHex, RoundNumber], self._folder / "closed.json", _ADVICE) or {}
 
 
 def overwrite(path: Path) -> None:

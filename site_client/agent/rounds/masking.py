@@ -143,8 +143,7 @@ class MaskingPhases:
         if len(complaints) != len(step.complaints):
             raise StepRefused("expected complaints about this site, one a member, got others; polling again")
         self._checked(step.round, lambda: check_uploaded(step.uploaded, member.cohort, self.known()))
-        base = self._enter(step.round).base_model_digest
-        self.sums.check_set(base, step.uploaded, self._minimum(plan), self.known())
+        self.sums.check_set(self._enter(step.round), step.uploaded, self._minimum(plan), self.known())
         signature = self._checked(step.round, lambda: member.confirm(list(step.uploaded), complaints))
         self._save(step.round.attempt, member)
         # No upload is masked any more. Coins together with the sum would show this site's part without its noise.

@@ -20,6 +20,7 @@ from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import download
+from site_client.agent.rounds.lineage import Lineage
 from site_client.errors import ModelMismatch, StepRefused
 from site_client.files import private_folder, remove, replace_file, sync_folder
 from site_client.typed_json import Digest, encode, read_state
@@ -41,7 +42,7 @@ class Models:
     """<state>/agent/models/<digest hex>.safetensors and history.json, the digests in the order of verification."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._arrived = folder, folder / "arrived"
+        self._folder, self._arrived, self._lineage = folder, folder / "arrived", Lineage(folder)
         private_folder(folder)
         # Reading and hashing it anew each round would cost more than all other work on it.
         self._in_memory: Model | None = None
@@ -86,10 +87,11 @@ class Models:
             CertificateRefused: too few of the witnesses say that a round led to this whole model.
             FederationError: a published sum that the chain refuses.
         """
-        if self.holds(step.base_model_digest):
+        if self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest):
             return
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
-        if step.chain and (self.newest or step.HasField("initial_model")):
+        can_begin = self.newest and self._lineage.holds(plan, self.newest)
+        if step.chain and (can_begin or step.HasField("initial_model")):
             self._follow_chain(egress, plan, step)
             return
         if step.base_model_digest != plan.initial_model_digest:
@@ -97,6 +99,8 @@ class Models:
         if not step.HasField("whole_model"):
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
         self._fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
+        if step.base_model_digest != plan.initial_model_digest:
+            self._lineage.record(plan, step.certificate.round, step.base_model_digest)
 
     def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
         """Recompute the model that `link` leads to from `base`, and keep it.
@@ -131,6 +135,7 @@ class Models:
                 f"the model published after round {link.round} is not the one its published sum leads to; "
                 "this site takes no further part in the run until the coordinator has explained it"
             )
+        self._lineage.record(plan, link.round, computed.digest)
         self._keep(computed, self._spare())
 
     def drop_arrivals(self, wanted: bytes = b"") -> None:
@@ -208,8 +213,9 @@ class Models:
         base = self.newest
         if step.HasField("initial_model"):
             base = plan.initial_model_digest
-            if not self.holds(base):
-                self._fetch_whole(egress, plan, step.initial_model, base)
+        self._lineage.check_chain(plan, base, step.chain)
+        if step.HasField("initial_model") and not self.holds(base):
+            self._fetch_whole(egress, plan, step.initial_model, base)
         for link in step.chain:
             self.follow(egress, plan, base, link)
             base = link.model_digest

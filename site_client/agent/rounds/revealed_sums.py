@@ -7,7 +7,8 @@
 Two sums on one model over almost the same members differ by what few of them said. So after a reveal this site works on
 that model again only when the round's end was shown to it: the sum, or the evidence why there is none. And it confirms
 no second set on that model that differs from an earlier one by some members, but by fewer than the least cohort. Where
-the earlier sum led to another model it confirms no other set at all.
+the earlier sum led to another model it confirms no other set at all, nor in the same run where it was an evaluation: a
+run evaluates its last model until there is one, and three more sums could isolate one hospital.
 
 A member that is proven to have dealt shares of no secret does not count: it told the aggregator its part, or can.
 """
@@ -42,6 +43,7 @@ class RevealedSum:
         members: U3, sorted.
         shown: Whether the sum, or the evidence why there is none, was shown to this site and verified.
         led_on: Whether this site followed the sum to another model.
+        evaluated: Whether it was published as the evaluation of the run's last model.
         exposed: Members whose guilt this site has verified.
     """
 
@@ -51,6 +53,7 @@ class RevealedSum:
     members: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)]
     shown: bool = False
     led_on: bool = False
+    evaluated: bool = False
     exposed: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
 
     def is_of(self, current: CurrentRound) -> bool:
@@ -73,11 +76,12 @@ class RevealedSums:
         revealed = RevealedSum(current.run_id, current.number, current.base_model_digest, tuple(sorted(members)))
         self._write([*others, revealed])
 
-    def settle(self, current: CurrentRound, *, led_on: bool = False, exposed: Collection[str] = ()) -> None:
-        """Record that the round's end was shown and verified, and whether it led to another model."""
+    def settle(self, current: CurrentRound, *, published: bool = False, exposed: Collection[str] = ()) -> None:
+        """Record that the round's end was shown and verified, and whether its sum was published."""
         known = self._read()
+        led_on, evaluated = published and not current.evaluation_only, published and current.evaluation_only
         settled = [
-            replace(revealed, shown=True, led_on=led_on, exposed=tuple(sorted(exposed)))
+            replace(revealed, shown=True, led_on=led_on, evaluated=evaluated, exposed=tuple(sorted(exposed)))
             if revealed.is_of(current)
             else revealed
             for revealed in known
@@ -103,25 +107,28 @@ class RevealedSums:
                     "none; it takes part in no other round on that model. Ask the coordinator for a run from another"
                 )
 
-    def check_set(
-        self, base_model_digest: bytes, members: Collection[str], minimum: int, known: Collection[str]
-    ) -> None:
+    def check_set(self, current: CurrentRound, members: Collection[str], minimum: int, known: Collection[str]) -> None:
         """Refuse a set whose sum, beside an earlier one on the same model, would say too much about few.
 
         A model that was left behind is taken up again after a restored backup only. Then the set is the very same:
         with other sets, a third sum could isolate one hospital though each two differ by many.
 
         Raises:
-            StepRefused: it differs from one that led to another model; or from another one by some members, but by
-                fewer than `minimum` of the `known` ones. Hospitals unknown here may all be one party, which can
-                subtract its own parts.
+            StepRefused: it differs from one that led to another model, or that evaluated it in this run; or from
+                another one by some members, but by fewer than `minimum` of the `known` ones. Hospitals unknown here may
+                all be one party, which can subtract its own parts.
         """
-        for revealed in self._on(base_model_digest):
+        for revealed in self._on(current.base_model_digest):
             differing = set(members).symmetric_difference(revealed.members) - set(revealed.exposed)
             if differing and revealed.led_on:
                 raise StepRefused(
                     f"round {revealed.number} led from the same model to another one, with other members; this site "
                     "confirms only the very same members on it again"
+                )
+            if differing and revealed.evaluated and revealed.run_id == current.run_id:
+                raise StepRefused(
+                    f"round {revealed.number} has evaluated the last model of this run, with other members; this site "
+                    "confirms no other evaluation of it"
                 )
             counted = differing & set(known)
             if differing and len(counted) < minimum:

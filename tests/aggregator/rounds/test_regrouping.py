@@ -122,6 +122,18 @@ def test_the_one_suspect_is_named_by_no_sum_that_it_is_in_and_not_before_all_oth
     assert choose_cohort(list("abcd"), BOUNDS, SumHistory((), frozenset("a"))) == ("b", "c", "d")
 
 
+def test_a_dealer_that_vanished_from_every_refused_sum_is_the_suspect_and_no_member_of_them() -> None:
+    refused = [
+        RecoveredSum(frozenset("bcdefg"), refused=True, vanished=frozenset("a")),
+        RecoveredSum(frozenset("bcf"), refused=True, vanished=frozenset("a")),
+        RecoveredSum(frozenset("bdeg"), refused=True, vanished=frozenset("a")),
+    ]
+    assert suspects_after(refused) == frozenset("ab")
+    assert suspects_after([*refused, RecoveredSum(frozenset("cde"), refused=True, vanished=frozenset("a"))]) == {"a"}
+    without = RecoveredSum(frozenset("cdefg"), refused=False)
+    assert spoiler_after([*refused, without]) is None
+
+
 def test_too_few_to_form_another_cohort_choose_none() -> None:
     members = frozenset(sites_of(5))
     assert choose_cohort(sorted(members), BOUNDS, SumHistory([RecoveredSum(members, refused=True)], members)) is None

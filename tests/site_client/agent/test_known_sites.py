@@ -159,10 +159,10 @@ def test_two_sums_on_one_model_differ_by_nobody_or_by_enough_known_hospitals(
     sums.record(current, current.confirmed)
     sums.settle(current)
     if is_confirmed:
-        sums.check_set(base, second, 3, NAMES)
+        sums.check_set(current, second, 3, NAMES)
     else:
         with pytest.raises(StepRefused, match="known members"):
-            sums.check_set(base, second, 3, NAMES)
+            sums.check_set(current, second, 3, NAMES)
 
 
 # --- the site's own files ---
