@@ -23,7 +23,7 @@ from typing import Final
 ORDERS: Final = (*range(2, 33), *range(34, 65, 2), 72, 80, 96, 128, 192, 256)
 # With this probability at most, in one round, rounding makes one patient's part longer than `rounded_sensitivity`.
 ROUNDING_FAILURE: Final = 1e-10
-# Covers the float32 of a summed gradient and the float64 of a rotation: both are some 1e-4 of a clip norm at most.
+# Covers the float32 of a summed gradient (`privacy.BATCH_MAX`) and the float64 of a rotation, which is far less.
 _ARITHMETIC_SLACK: Final = 1.001
 
 Price = tuple[float, ...]  # one Renyi divergence for each order of ORDERS, in nats

@@ -19,6 +19,10 @@ from federation.limits import COHORT_MAX
 # long vector; for a short one more steps cost nothing.
 _STEPS_MIN: Final = 1024.0
 _STEPS_PER_ROOT: Final = 2.0
+# A sum of gradients is stored in float32. Its roundings in two data sets differ by 6 * 2^-24 * BATCH_MAX clip norms at
+# most, within the accountant's slack of a thousandth. That holds only where float32 has no subnormal numbers.
+CLIP_NORM_MIN: Final = 1e-6
+BATCH_MAX: Final = 2500
 _RANGE_SIGMAS: Final = 5.0  # of a coordinate of the largest batch's sum; what lies beyond is clipped
 # A share of noise beyond it is never drawn. Its probability is below 2^-100: see docs/PRIVACY.md.
 _TAIL_SIGMAS: Final = 12.0
@@ -48,11 +52,11 @@ class Privacy:
     epsilon_validation: float = 0.0
 
     def __post_init__(self) -> None:
-        check_real("privacy.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
+        check_real("privacy.clip_norm", self.clip_norm, CLIP_NORM_MIN, 1000.0, "[]")
         check_real("privacy.sampling_rate", self.sampling_rate, 0.0, 1.0, "(]")
         check_real("privacy.noise_multiplier", self.noise_multiplier, 0.0, 1000.0, "(]")
         check_whole("privacy.patients_expected", self.patients_expected, 1, 1_000_000)
-        check_whole("privacy.batch_max", self.batch_max, 1, 1_000_000)
+        check_whole("privacy.batch_max", self.batch_max, 1, BATCH_MAX)
         check_real("privacy.delta", self.delta, 1e-12, 1e-3, "(]")
         check_real("privacy.epsilon_train", self.epsilon_train, 0.0, 100.0, "(]")
         check_whole("privacy.validation_interval", self.validation_interval, 0, 1000)
