@@ -12,7 +12,7 @@ from federation import accounting
 from federation.accounting import ROUNDING_FAILURE, Price, Sensitivity, rounded_sensitivity
 from federation.bounds import check_real, check_whole
 from federation.errors import PlanRefused
-from federation.labels import LABELS
+from federation.labels import BINS, LABELS, SIDES
 from federation.limits import COHORT_MAX
 
 # Whole steps in one clip norm: so many that rounding adds a few percent at most to the noise that is needed, also for a
@@ -27,7 +27,10 @@ _RANGE_SIGMAS: Final = 5.0  # of a coordinate of the largest batch's sum; what l
 # A share of noise beyond it is never drawn. Its probability is below 2^-100: see docs/PRIVACY.md.
 _TAIL_SIGMAS: Final = 12.0
 _TAIL_MORE: Final = 48
+# A table has two numbers of 128 bits for each of a share; more of them would take a site gigabytes and minutes.
+TAIL_MAX: Final = 2**21
 _TAIL_PROBABILITY: Final = 2.0**-100
+HISTOGRAM_CELLS: Final = len(LABELS) * len(SIDES) * BINS
 # One patient is counted once for each label, in one cell.
 HISTOGRAM_SENSITIVITY: Final = Sensitivity(l1=float(len(LABELS)), l2=math.sqrt(len(LABELS)))
 
@@ -168,7 +171,9 @@ def delta_of_prices(privacy: Privacy, rounds: int, coordinates: int) -> float:
 
     The rest covers a dither that lengthens one patient's part beyond its bound, and the tails of noise that are cut.
     """
-    tails = (1 + math.exp(privacy.epsilon_train)) * rounds * cut_tails(coordinates)
+    # Of the larger budget and the longer sum: training and evaluation have this delta in common.
+    odds = math.exp(max(privacy.epsilon_train, privacy.epsilon_validation))
+    tails = (1 + odds) * (rounds + 1) * cut_tails(max(coordinates, HISTOGRAM_CELLS))
     return privacy.delta - rounds * ROUNDING_FAILURE - tails
 
 

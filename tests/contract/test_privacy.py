@@ -102,6 +102,16 @@ def test_noise_that_no_lane_can_hold_is_refused(make_private_plan: Make) -> None
         make_private_plan(parameters=4_000_000, maximum=500, noise_multiplier=900.0)
 
 
+def test_noise_whose_table_would_exhaust_a_site_is_refused(make_private_plan: Make) -> None:
+    with pytest.raises(PlanRefused, match=r"noise_multiplier.*shares of noise"):
+        make_private_plan(parameters=1000, maximum=3, noise_multiplier=1000.0)
+
+
+def test_delta_pays_for_the_cut_tails_of_the_larger_budget(make_private_plan: Make) -> None:
+    with pytest.raises(PlanRefused, match="rounding and tails"):
+        make_private_plan(epsilon_validation=100.0)
+
+
 def test_the_price_of_all_rounds_is_within_the_budget_and_hardly_below_it_at_the_least_noise(
     make_private_plan: Make,
 ) -> None:
