@@ -3,7 +3,7 @@
 The unit is a patient: two data sets are neighbours if one has one patient more. A round draws each patient with a
 probability q, adds the clipped gradients of those drawn, rounds the rotated sum to whole numbers, and adds noise of the
 Skellam distribution, the difference of two Poisson variables. `docs/PRIVACY.md` has the argument; this file has its
-formulas. All figures are upper bounds, computed in float64 and rounded up where a rounding could lower them.
+formulas. All figures are upper bounds, but for the rounding of float64: some 1e-13 of a price.
 
 A price is a Renyi divergence for each order of `ORDERS` (Mironov, CSF 2017). Prices of rounds add up. One patient's
 epsilon at a delta follows from the sum.
@@ -23,7 +23,7 @@ from typing import Final
 ORDERS: Final = (*range(2, 33), *range(34, 65, 2), 72, 80, 96, 128, 192, 256)
 # With this probability at most, in one round, rounding makes one patient's part longer than `rounded_sensitivity`.
 ROUNDING_FAILURE: Final = 1e-10
-# Covers the float32 of a summed gradient and the float64 of a rotation: both are some 1e-4 of a clip norm at most.
+# Covers the float32 of a summed gradient (`privacy.BATCH_MAX`) and the float64 of a rotation, which is far less.
 _ARITHMETIC_SLACK: Final = 1.001
 
 Price = tuple[float, ...]  # one Renyi divergence for each order of ORDERS, in nats

@@ -21,7 +21,7 @@ from federation.limits import COHORT_MAX, COHORT_MIN
 from federation.manifest import Manifest
 from federation.moving import MovingPart
 from federation.pieces import pieces_of
-from federation.privacy import Privacy, check_budgets, gradient_noise
+from federation.privacy import TAIL_MAX, Privacy, check_budgets, gradient_noise, histogram_noise
 from federation.signing import Signer, sign, verify
 from federation.v1 import plan_pb2
 from federation.vocabulary import Metric
@@ -280,6 +280,12 @@ class TrainingPlan:
         # The inverse rotation adds up twice as much over a piece; float64 and int32 have to hold it exactly.
         if most >= 2**31 or 2 * most * pieces[0] >= 2**53:
             raise PlanRefused("privacy.noise_multiplier", "expected noise that a lane can hold; lower it or batch_max")
+        for noise, name in (
+            (gradient_noise(privacy, sum(pieces)).noise, "noise_multiplier"),
+            (histogram_noise(privacy), "validation_multiplier"),
+        ):
+            if noise.tail_max(self.cohort.minimum, self.cohort.maximum) > TAIL_MAX:
+                raise PlanRefused(f"privacy.{name}", f"expected shares of noise up to {TAIL_MAX}, got larger; lower it")
 
 
 # Of a private plan; every other field of these sections keeps its default.

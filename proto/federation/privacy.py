@@ -12,18 +12,25 @@ from federation import accounting
 from federation.accounting import ROUNDING_FAILURE, Price, Sensitivity, rounded_sensitivity
 from federation.bounds import check_real, check_whole
 from federation.errors import PlanRefused
-from federation.labels import LABELS
+from federation.labels import BINS, LABELS, SIDES
 from federation.limits import COHORT_MAX
 
 # Whole steps in one clip norm: so many that rounding adds a few percent at most to the noise that is needed, also for a
 # long vector; for a short one more steps cost nothing.
 _STEPS_MIN: Final = 1024.0
 _STEPS_PER_ROOT: Final = 2.0
+# A sum of gradients is stored in float32. Its roundings in two data sets differ by 6 * 2^-24 * BATCH_MAX clip norms at
+# most, within the accountant's slack of a thousandth. That holds only where float32 has no subnormal numbers.
+CLIP_NORM_MIN: Final = 1e-6
+BATCH_MAX: Final = 2500
 _RANGE_SIGMAS: Final = 5.0  # of a coordinate of the largest batch's sum; what lies beyond is clipped
 # A share of noise beyond it is never drawn. Its probability is below 2^-100: see docs/PRIVACY.md.
 _TAIL_SIGMAS: Final = 12.0
 _TAIL_MORE: Final = 48
+# A table has two numbers of 128 bits for each of a share; more of them would take a site gigabytes and minutes.
+TAIL_MAX: Final = 2**21
 _TAIL_PROBABILITY: Final = 2.0**-100
+HISTOGRAM_CELLS: Final = len(LABELS) * len(SIDES) * BINS
 # One patient is counted once for each label, in one cell.
 HISTOGRAM_SENSITIVITY: Final = Sensitivity(l1=float(len(LABELS)), l2=math.sqrt(len(LABELS)))
 
@@ -48,11 +55,11 @@ class Privacy:
     epsilon_validation: float = 0.0
 
     def __post_init__(self) -> None:
-        check_real("privacy.clip_norm", self.clip_norm, 0.0, 1000.0, "(]")
+        check_real("privacy.clip_norm", self.clip_norm, CLIP_NORM_MIN, 1000.0, "[]")
         check_real("privacy.sampling_rate", self.sampling_rate, 0.0, 1.0, "(]")
         check_real("privacy.noise_multiplier", self.noise_multiplier, 0.0, 1000.0, "(]")
         check_whole("privacy.patients_expected", self.patients_expected, 1, 1_000_000)
-        check_whole("privacy.batch_max", self.batch_max, 1, 1_000_000)
+        check_whole("privacy.batch_max", self.batch_max, 1, BATCH_MAX)
         check_real("privacy.delta", self.delta, 1e-12, 1e-3, "(]")
         check_real("privacy.epsilon_train", self.epsilon_train, 0.0, 100.0, "(]")
         check_whole("privacy.validation_interval", self.validation_interval, 0, 1000)
@@ -164,7 +171,9 @@ def delta_of_prices(privacy: Privacy, rounds: int, coordinates: int) -> float:
 
     The rest covers a dither that lengthens one patient's part beyond its bound, and the tails of noise that are cut.
     """
-    tails = (1 + math.exp(privacy.epsilon_train)) * rounds * cut_tails(coordinates)
+    # Of the larger budget and the longer sum: training and evaluation have this delta in common.
+    odds = math.exp(max(privacy.epsilon_train, privacy.epsilon_validation))
+    tails = (1 + odds) * (rounds + 1) * cut_tails(max(coordinates, HISTOGRAM_CELLS))
     return privacy.delta - rounds * ROUNDING_FAILURE - tails
 
 

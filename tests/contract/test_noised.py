@@ -237,11 +237,12 @@ def test_a_round_without_evaluation_has_no_histogram_words(make_private_plan: Ma
     assert not words[1:HEADER_WORDS].any()
 
 
+@pytest.mark.parametrize("value", [2**62, 2**63, 2**64 - 2**62])
 @pytest.mark.parametrize("word", [0, 1, 2, 3, 4, 100])
-def test_header_words_that_no_cohort_can_have_made_are_refused(make_private_plan: Make, word: int) -> None:
+def test_header_words_that_no_cohort_can_have_made_are_refused(make_private_plan: Make, word: int, value: int) -> None:
     layout = Layout.of_round(make_private_plan(parameters=100), 1)
     words = _sum(layout, [np.zeros(100, np.float32)] * 3)
-    words[word] = np.uint64(2**62)
+    words[word] = np.uint64(value)
     with pytest.raises(EncodingRefused):
         decode_sum(layout, words, 3)
 

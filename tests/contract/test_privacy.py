@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from federation import accounting
 from federation.errors import PlanRefused
 from federation.plan import TrainingPlan
 from federation.privacy import (
+    BATCH_MAX,
+    CLIP_NORM_MIN,
     certain_shares,
     delta_of_prices,
     evaluations,
@@ -25,6 +28,7 @@ Make = Callable[..., TrainingPlan]
 
 OUTSIDE: list[tuple[str, Any]] = [
     ("clip_norm", 0.0),
+    ("clip_norm", 1e-7),
     ("clip_norm", 1001.0),
     ("sampling_rate", 0.0),
     ("sampling_rate", 1.5),
@@ -32,6 +36,7 @@ OUTSIDE: list[tuple[str, Any]] = [
     ("noise_multiplier", float("nan")),
     ("patients_expected", 0),
     ("batch_max", 0),
+    ("batch_max", 2501),
     ("delta", 0.0),
     ("delta", 0.01),
     ("epsilon_train", 0.0),
@@ -62,6 +67,23 @@ def test_a_value_outside_its_bounds_or_budget_is_refused_by_name(
     assert refused.value.field == f"privacy.{field}"
 
 
+@pytest.mark.parametrize("clip_norm", [CLIP_NORM_MIN, 1.0, 1000.0])
+@pytest.mark.parametrize("numbers", [1, 1 << 10, 1 << 20])
+def test_float32_lengthens_a_patients_part_of_the_largest_batch_by_less_than_the_slack(
+    clip_norm: float, numbers: int
+) -> None:
+    coordinate = clip_norm / math.sqrt(numbers)
+    others = np.full(numbers, np.float32(BATCH_MAX * coordinate))
+    step = float(np.spacing(others[0]))
+    # The worst case: all coordinates lie just below the middle of two float32 numbers, and the patient lifts them.
+    summed = others.astype(np.float64) + 0.4999 * step
+    patient = np.full(numbers, coordinate // step * step + 0.0002 * step)
+    moved = (summed + patient).astype(np.float32).astype(np.float64) - summed.astype(np.float32)
+    assert np.linalg.norm(moved) > np.linalg.norm(patient)
+    # Two roundings more, of the length that is cut, are no larger than this one.
+    assert 3 * (np.linalg.norm(moved) - np.linalg.norm(patient)) < 0.001 * clip_norm
+
+
 @pytest.mark.parametrize("field", ["epochs", "learning_rate", "proximal_mu", "ema_decay", "patience"])
 def test_a_training_field_that_a_private_round_does_not_use_is_refused(make_private_plan: Make, field: str) -> None:
     plan = make_private_plan()
@@ -78,6 +100,16 @@ def test_the_training_loss_may_not_leave_without_noise(make_private_plan: Make) 
 def test_noise_that_no_lane_can_hold_is_refused(make_private_plan: Make) -> None:
     with pytest.raises(PlanRefused, match="noise that a lane can hold"):
         make_private_plan(parameters=4_000_000, maximum=500, noise_multiplier=900.0)
+
+
+def test_noise_whose_table_would_exhaust_a_site_is_refused(make_private_plan: Make) -> None:
+    with pytest.raises(PlanRefused, match=r"noise_multiplier.*shares of noise"):
+        make_private_plan(parameters=1000, maximum=3, noise_multiplier=1000.0)
+
+
+def test_delta_pays_for_the_cut_tails_of_the_larger_budget(make_private_plan: Make) -> None:
+    with pytest.raises(PlanRefused, match="rounding and tails"):
+        make_private_plan(epsilon_validation=100.0)
 
 
 def test_the_price_of_all_rounds_is_within_the_budget_and_hardly_below_it_at_the_least_noise(

@@ -244,8 +244,9 @@ def test_a_changed_charge_stops_the_site_with_one_sentence(make_world: MakeWorld
     assert "the privacy ledger does not verify at entry 1" in str(refusal)
 
 
+@pytest.mark.parametrize("running", [False, True], ids=["at the start", "under a running agent"])
 def test_a_privacy_ledger_that_was_put_back_stops_the_site_until_a_person_knows_why(
-    make_world: MakeWorld, tmp_path: Path
+    make_world: MakeWorld, tmp_path: Path, running: bool
 ) -> None:
     world = make_world(sites=4, rounds=4, private=True)
     publish(world, 1)
@@ -255,9 +256,10 @@ def test_a_privacy_ledger_that_was_put_back_stops_the_site_until_a_person_knows_
     while len(charges(site)) < 3:
         world.everybody()
     world.everybody()
-    site.shut()
+    if not running:
+        site.shut()
     shutil.copy(tmp_path / "backup.jsonl", ledger)
-    site.boot()
+    world.step(NAME) if running else site.boot()
     assert site.rounds.situation().state is SiteState.ATTENTION
     assert "its privacy ledger has 2 entries" in site.rounds.situation().refusal
     before = len(world.rounds())

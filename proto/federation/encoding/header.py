@@ -155,7 +155,8 @@ def _read_noised(layout: Layout, privacy: Privacy, words: NDArray[np.uint64], me
     """A private round has a weight of 1 for each member, no loss, and counts that noise may have made negative."""
     signed = words.view(np.int64)
     _check_range("a weight", int(signed[0]), members, members)
-    _check_range("words beside the histograms", int(np.abs(signed[1:4]).max()), 0, 0)
+    # The words themselves: of -2^63, the absolute value in int64 is negative, and would pass beside a 0.
+    _check_range("words beside the histograms", int(words[1:4].max()), 0, 0)
     largest = 0
     if Metric.HISTOGRAMS in layout.metrics:
         tail = histogram_noise(privacy).tail_max(layout.members_min, layout.members_max)

@@ -532,7 +532,7 @@ class Privacy(_message.Message):
     VALIDATION_MULTIPLIER_FIELD_NUMBER: _builtins.int
     EPSILON_VALIDATION_FIELD_NUMBER: _builtins.int
     clip_norm: _builtins.float
-    """(0, 1000]; L2 norm of one patient's gradient"""
+    """[1e-6, 1000]; L2 norm of one patient's gradient"""
     sampling_rate: _builtins.float
     """(0, 1]; each patient is part of a round with this probability"""
     noise_multiplier: _builtins.float
@@ -540,7 +540,7 @@ class Privacy(_message.Message):
     patients_expected: _builtins.int
     """1..1000000; training patients of a site, the same public number for all"""
     batch_max: _builtins.int
-    """1..1000000; patients of a round that the range of a coordinate is made for"""
+    """1..2500; patients of a round that the range of a coordinate is made for"""
     delta: _builtins.float
     """(1e-12, 1e-3]; of both budgets"""
     epsilon_train: _builtins.float

@@ -20,7 +20,7 @@ from site_client.agent.rounds.readiness import Readiness
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.config import PolicySettings
 from site_client.errors import ModelMismatch, StepRefused
-from site_client.records import Job, RunId
+from site_client.records import ROUND_MAX, Job, RunId
 from site_client.typed_json import Digest
 
 _log = structlog.get_logger()
@@ -144,6 +144,9 @@ class JobOffer:
 
 def _check_step(plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
     """Hold a step against the signed plan: the aggregator cannot change run, kind or first model of a round."""
+    # Beyond ROUND_MAX the journal's own files could not be read again.
+    if not 1 <= step.round.round <= ROUND_MAX:
+        raise StepRefused(f"expected a round from 1 to {ROUND_MAX}, got {step.round.round}; nothing was done")
     if step.round.run_id != plan.run_id:
         raise StepRefused("the step is of another run than its plan; nothing was done")
     if step.evaluation_only != plan.evaluates_only(step.round.round):

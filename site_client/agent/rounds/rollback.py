@@ -125,10 +125,11 @@ class RollbackWatch:
         self._privacy = privacy
         self._known = (0, "")  # a mark that fits this ledger: comparing it again would read the file
         mark = self._mark()
-        # Another identity had another ledger, or continued this one under another key.
-        if mark is None or mark.key != self._ledger.key:
+        if mark is None:
             return
-        if not self._ledger.had(mark.entries, mark.head):
+        # Another identity had another egress ledger, or continued this one under another key. The charges are of the
+        # same patients under any key.
+        if mark.key == self._ledger.key and not self._ledger.had(mark.entries, mark.head):
             self._notice(Witness.SPOOL, mark.entries)
         elif not self._has_charges(mark):
             self._notice(Witness.SPOOL, mark.charges, LedgerName.PRIVACY)
@@ -151,6 +152,10 @@ class RollbackWatch:
             charges = self._privacy.mark()
         except LedgerBroken:  # whatever would be charged is refused; the mark of before stays
             return
+        # At each turn: this ledger is not kept open, and a person may put an older one back under a running agent.
+        before = self._mark()
+        if before is not None and not self._has_charges(before):
+            self._notice(Witness.SPOOL, before.charges, LedgerName.PRIVACY)
         mark = _Mark(self._ledger.key, self._ledger.entries, self._ledger.head, *charges)
         # Not synced, which would cost a disk write at every turn: after a power cut an older mark is still a true one.
         refresh_file(self._mark_file, encode(mark))
