@@ -1,6 +1,6 @@
 """What a masked round costs, with real processes: one aggregator, N site agents, mutual TLS over the loopback.
 
-    tests/benchmarks/round.py --sites 4|8|16 --params 7978856 --rounds 5 --json FILE
+    tests/benchmarks/round.py --sites 4|8|16 --params 7978856 --rounds 5 [--moving 1250000] [--private] --json FILE
 
 Training is synthetic and takes no time: this process plays every site's trainer and puts an update into its spool as
 soon as a job appears. Everything else is what a hospital runs. Printed, and written to FILE as JSON: wall seconds per
@@ -70,7 +70,8 @@ def main() -> None:
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="hemofed-round-", dir=options.folder))
     try:
-        result = measure(Place(folder, options.sites, (free_port(), free_port())), options.params, options.rounds)
+        place = Place(folder, options.sites, (free_port(), free_port()))
+        result = measure(place, options.params, options.rounds, options.moving, private=options.private)
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result, indent=2))
@@ -78,12 +79,14 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measure(place: Place, parameters: int, training_rounds: int) -> dict[str, object]:
+def measure(
+    place: Place, parameters: int, training_rounds: int, moving: int | None, *, private: bool
+) -> dict[str, object]:
     """Bring everything up, let it run, take it down, and read what it cost."""
     write_settings(place)
     place.begin()
-    model, plan = write_plan(place, parameters, training_rounds)
-    delta = (np.random.default_rng(1).standard_t(3, parameters) * 1e-4).astype(np.float32)
+    model, plan = write_plan(place, parameters, training_rounds, moving=moving, private=private)
+    delta = (np.random.default_rng(1).standard_t(3, moving or parameters) * 1e-4).astype(np.float32)
     app = open_context(load_settings(place.aggregator_toml))
     with running("aggregator", place.serve_command, place.folder) as aggregator:
         enrol_all(place)
@@ -137,7 +140,7 @@ def _report(
         rows = round_rows.of_run(session, run.run_id)[:training_rounds]
         times = [{one.state.value: one.seconds for one in round_rows.phase_times(session, row.id)} for row in rows]
         seats = [session.get(Seat, (row.id, name)) for row in rows for name in place.names]
-        layout = Layout.of(plan_of(run), parameters)
+        layout = Layout.of_round(plan_of(run), 2)
     # _watch returned after the last round was over, so each has an end.
     walls = [(row.ended_at - row.began_at).total_seconds() for row in rows if row.ended_at]
     per_round: list[dict[str, Any]] = [
@@ -216,6 +219,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--params", type=int, default=7_978_856)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--moving", type=int, help="parameters that move; default: all")
+    parser.add_argument("--private", action="store_true", help="with differential privacy: noise in the sum")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made; default: the system's")
     return parser.parse_args()

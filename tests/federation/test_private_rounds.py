@@ -110,6 +110,23 @@ def test_a_site_killed_while_it_uploads_is_charged_once_and_sends_the_same_bytes
     check(world)
 
 
+@pytest.mark.parametrize("fault", ["killed before", "killed after"])
+@pytest.mark.parametrize("phase", ["keys", "shares", "confirm"])
+def test_a_site_killed_in_another_phase_keeps_its_coins_and_masks_the_same(
+    make_world: MakeWorld, phase: str, fault: str
+) -> None:
+    world = make_world(sites=3, private=True, phase=phase)
+    site = world.sites[NAME]
+    world.step(NAME, Fault(fault, 1))
+    before = dict(site.coins)
+    assert len(before) == 1
+    publish(world, 1)
+    row = world.rounds()[0]
+    assert (row.members, row.attempt) == (3, 1)
+    assert before.items() <= site.coins.items()
+    check(world)
+
+
 def test_a_site_that_dies_between_charge_and_upload_stays_charged(make_world: MakeWorld) -> None:
     world = make_world(sites=4, private=True, phase="upload")
     site = world.sites[NAME]

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from federation.description import ModelDescription
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.vocabulary import Outcome, SiteState
 
@@ -81,9 +82,11 @@ PLAN_TOML = """\
 name = "benchmark"
 architecture = "densenet121-gru"
 rounds = {rounds}
+metrics = {metrics}
 
 [training]
 studies_min = 1
+trainable = "{trainable}"
 
 [cohort]
 minimum = {sites}
@@ -93,6 +96,17 @@ maximum = 64
 [deadlines]
 training_s = 1800
 phase_s = 600
+"""
+
+PRIVACY_TOML = """
+[privacy]
+sampling_rate = 0.1
+noise_multiplier = 1.0
+patients_expected = 2000
+batch_max = 400
+epsilon_train = 20.0
+validation_multiplier = 10.0
+epsilon_validation = 20.0
 """
 
 
@@ -222,16 +236,32 @@ def write_settings(place: Place) -> None:
         (own / "site.toml").write_text(SITE_TOML.format(name=name, **where, folder=own))
 
 
-def write_plan(place: Place, parameters: int, training_rounds: int) -> tuple[Path, Path]:
-    """Writes a model of TENSORS tensors of very different sizes, as networks have, and the plan to train it."""
+def write_plan(
+    place: Place, parameters: int, training_rounds: int, *, moving: int | None = None, private: bool = False
+) -> tuple[Path, Path]:
+    """Writes a model of TENSORS tensors of very different sizes, as networks have, and the plan to train it.
+
+    moving: so many parameters are those of the reader, and only they move; None moves all.
+    """
+    frozen = parameters - (moving or 0)
     shares = np.geomspace(1.0, 1000.0, TENSORS)
-    sizes = np.maximum(1, (shares / shares.sum() * parameters).astype(int))
-    sizes[-1] += parameters - sizes.sum()
-    manifest = Manifest(tuple(TensorSpec(f"layer{index}.weight", (int(size),)) for index, size in enumerate(sizes)))
+    sizes = np.maximum(1, (shares / shares.sum() * frozen).astype(int))
+    sizes[-1] += frozen - sizes.sum()
+    tensors = [TensorSpec(f"layer{index}.weight", (int(size),)) for index, size in enumerate(sizes)]
+    if moving is not None:
+        tensors.append(TensorSpec("reader.weight", (moving,)))
     weights = np.random.default_rng(0).standard_normal(parameters).astype(np.float32)
     model, plan = place.folder / "initial.safetensors", place.folder / "plan.toml"
-    save_model(model, Model(manifest, weights))
-    plan.write_text(PLAN_TOML.format(rounds=training_rounds, sites=place.sites))
+    parts = "t" * TENSORS + ("" if moving is None else "r")
+    description = ModelDescription("densenet121-gru", parts=parts)
+    save_model(model, Model(Manifest(tuple(tensors)), weights), description=description)
+    text = PLAN_TOML.format(
+        rounds=training_rounds,
+        sites=place.sites,
+        metrics='["histograms"]' if private else '["loss", "histograms"]',
+        trainable="all" if moving is None else "reader",
+    )
+    plan.write_text(text + (PRIVACY_TOML if private else ""))
     return model, plan
 
 

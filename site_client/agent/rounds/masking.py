@@ -225,7 +225,7 @@ class MaskingPhases:
     def _coins(self, ref: RoundRef) -> bytes:
         path = self.journal.coins_file(ref.attempt)
         coins = path.read_bytes() if path.exists() else b""
-        if len(coins) != COINS_BYTES:  # the attempt began under version 0.2.0 or before
+        if len(coins) != COINS_BYTES:  # lost, or erased by a confirmation
             raise self._left(ref, "its coins are not in the state folder")
         return coins
 

@@ -33,7 +33,6 @@ from federation.v1 import rounds_pb2
 from federation.vocabulary import StateReason
 from msgspec import Meta
 
-from site_client.agent.chained_file import GENESIS
 from site_client.agent.egress.calls import DECLINE
 from site_client.agent.egress.egress import Egress
 from site_client.agent.privacy.ledger import PrivacyLedger
@@ -92,8 +91,8 @@ class _Mark:
     key: _Hex
     entries: _Length
     head: _Hex
-    charges: _Length = 0  # of the privacy ledger; version 0.2.0 had none
-    charges_head: _Hex = GENESIS
+    charges: _Length  # entries of the privacy ledger
+    charges_head: _Hex
 
 
 class RollbackWatch:
