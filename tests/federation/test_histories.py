@@ -26,6 +26,7 @@ def test_drawn_histories_break_nothing(nursery: Nursery, batch: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # fifty long histories; a busy machine takes ten times as long as an idle one
 @pytest.mark.parametrize("batch", range(HISTORIES_ALL // 50))
 def test_many_longer_histories_break_nothing(nursery: Nursery, batch: int) -> None:
     for seed in range(10_000 + 50 * batch, 10_050 + 50 * batch):
