@@ -81,7 +81,7 @@ def test_a_member_that_spoils_sums_is_found_and_the_others_publish(
     check(world)
 
 
-def test_a_dealer_of_wrong_pair_secrets_that_vanishes_from_each_sum_gets_no_honest_member_named(
+def test_a_dealer_of_wrong_pair_secrets_that_vanishes_gets_no_honest_member_named(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its masks with the others do not come off the sum, and it is no member of it. It comes first in the order."""
