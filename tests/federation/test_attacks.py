@@ -757,11 +757,11 @@ def test_a_member_that_complains_falsely_and_falls_silent_excludes_nobody_and_en
 def test_a_round_number_that_no_journal_could_read_again_begins_nothing(make_world: MakeWorld) -> None:
     world = make_world(sites=3)
     site = world.sites["site-a"]
-    names = {"plan_digest": world.plan.digest, "base_model_digest": world.plan.initial_model_digest}
+    plan, base = world.plan.digest, world.plan.initial_model_digest
 
     def offer(name: str, call: str, reply: Message, request: Message) -> Message:
         if name == "site-a" and isinstance(reply, rounds_pb2.PollReply):
-            reply.train.CopyFrom(rounds_pb2.TrainStep(**names, evaluation_only=True))
+            reply.train.CopyFrom(rounds_pb2.TrainStep(plan_digest=plan, base_model_digest=base, evaluation_only=True))
             reply.train.round.run_id, reply.train.round.round = world.run_id, 2**32 - 1
         return reply
 

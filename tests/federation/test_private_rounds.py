@@ -244,9 +244,9 @@ def test_a_changed_charge_stops_the_site_with_one_sentence(make_world: MakeWorld
     assert "the privacy ledger does not verify at entry 1" in str(refusal)
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["at the start", "under a running agent"])
+@pytest.mark.parametrize("moment", ["start", "running", "joined anew"])
 def test_a_privacy_ledger_that_was_put_back_stops_the_site_until_a_person_knows_why(
-    make_world: MakeWorld, tmp_path: Path, running: bool
+    make_world: MakeWorld, tmp_path: Path, moment: str
 ) -> None:
     world = make_world(sites=4, rounds=4, private=True)
     publish(world, 1)
@@ -256,10 +256,15 @@ def test_a_privacy_ledger_that_was_put_back_stops_the_site_until_a_person_knows_
     while len(charges(site)) < 3:
         world.everybody()
     world.everybody()
-    if not running:
+    if moment != "running":
         site.shut()
     shutil.copy(tmp_path / "backup.jsonl", ledger)
-    world.step(NAME) if running else site.boot()
+    if moment == "joined anew":
+        mark = site.folder / "spool" / "to_trainer" / "ledger.json"
+        key = site.identity.keys.signing.public_key().public_bytes_raw().hex()
+        assert key in mark.read_text()
+        mark.write_text(mark.read_text().replace(key, "00" * 32))
+    world.step(NAME) if moment == "running" else site.boot()
     assert site.rounds.situation().state is SiteState.ATTENTION
     assert "its privacy ledger has 2 entries" in site.rounds.situation().refusal
     before = len(world.rounds())
