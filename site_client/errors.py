@@ -20,6 +20,7 @@ SiteError
 ├── RanksApart             the processes of one training have diverged; it has to start again
 ├── TrainingFailed         the training diverged, or a job could not be done
 ├── EvaluationRefused      a model, a split or a set of answers cannot be evaluated as it is
+│   └── NothingUsable      a folder has no study that a command could use; its exit status is 2
 ├── IngestError            the export, its labels or the catalog cannot be used as they are
 │   ├── SeriesUnreadable   a series that was ready has changed; carries the reason's code
 │   ├── LabelsRefused      a label file cannot be understood without guessing
