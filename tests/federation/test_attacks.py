@@ -582,7 +582,7 @@ def test_a_run_is_evaluated_once_so_that_no_further_sums_isolate_one_hospital(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The aggregator goes on to evaluate after the evaluation: pairwise its sums would differ by three hospitals."""
-    cohorts = {number: ("site-a", "site-b", "site-c") for number in (1, 2)}
+    cohorts: dict[int, tuple[str, ...]] = {number: ("site-a", "site-b", "site-c") for number in (1, 2)}
     cohorts[3] = tuple(f"site-{letter}" for letter in "defg")
     cohorts[4] = tuple(f"site-{letter}" for letter in "abcdef")
 
