@@ -220,7 +220,8 @@ def _write_pages(out: Path, results: Results, origin: BenchmarkOrigin) -> None:
         evaluation = evaluate(run.slices, run.studies)
         patients = f"{evaluation.studies.rows} validation studies of {evaluation.patients} patients."
         heading = Heading(arm.name, run.digest, patients, origin.synthetic, losses if run.epochs else ())
-        (out / f"{arm.name.replace(' + ', '-and-')}.html").write_text(page(heading, evaluation))
+        name = arm.name.replace(" + ", "-and-").replace(",", "").replace(" ", "-")
+        (out / f"{name}.html").write_text(page(heading, evaluation))
 
 
 @contextmanager

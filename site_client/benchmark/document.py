@@ -75,7 +75,7 @@ class Document:
             "arms": [self._arm_json(arm) for arm in self.results.arms],
             "stopped": self.results.stopped,
             "failed": [asdict(arm) for arm in self.results.failed],
-            "against_histogram": [asdict(pair) for pair in self.against],
+            "against": [asdict(pair) for pair in self.against],
             "twins": [asdict(pair) for pair in self.twins],
             "learning_curve": {
                 size: {name: asdict(figures) for name, figures in arms.items()} for size, arms in self.curve.items()

@@ -51,7 +51,7 @@ def as_markdown(document: Document, figure_line: str) -> str:
         "\n".join([f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}", *lines]),
         _admissible(document),
         figure_line,
-        "## Against position + histogram, the same patients",
+        "## Against position + histogram, and against lite, the same patients",
         _pairs_text(document.against, "no arm has slice outputs"),
         "## Sequence against slice-wise, the same patients",
         _pairs_text(document.twins, "no sequence arm was trained beside its slice-wise twin"),

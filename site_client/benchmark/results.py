@@ -31,6 +31,7 @@ from site_client.inference.measures import Measure
 from site_client.inference.ranked import Reals
 from site_client.inference.scores import Column, Scored
 
+_SMALL: Final = "lite"  # an arm of thirty times as many parameters has to be worth them
 NO_SLICES: Final = "no slice outputs"
 FEW_PATIENTS: Final = f"below {PATIENTS_MIN} positive or negative patients"
 
@@ -174,10 +175,13 @@ def _mean_accuracy(arm: ArmResult) -> tuple[Estimate, Estimate]:
 
 
 def pairs_of(arms: Sequence[ArmResult], draws: Reals) -> tuple[list[Pair], list[Pair]]:
-    """Compare each arm with position + histogram, and each sequence arm with its slice-wise twin and its slice head."""
+    """Compare each arm with position + histogram and `lite`, and each sequence arm with its twin and its slice head."""
     by_name = {arm.name: arm for arm in arms}
     histogram = by_name.get(HISTOGRAM)
-    against = [] if histogram is None else [_pair(arm, histogram, draws) for arm in arms if arm.runs[0].epochs]
+    trained = [arm for arm in arms if arm.runs[0].epochs]
+    against = [] if histogram is None else [_pair(arm, histogram, draws) for arm in trained]
+    small = by_name.get(_SMALL)
+    against += [] if small is None else [_pair(arm, small, draws) for arm in trained if not arm.name.startswith(_SMALL)]
     others = [(arm, other) for arm, twin in TWINS.items() for other in (twin, f"{arm}{SUFFIX}")]
     twins = [_pair(by_name[arm], by_name[other], draws) for arm, other in others if arm in by_name and other in by_name]
     return against, twins

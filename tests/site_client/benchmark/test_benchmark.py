@@ -17,11 +17,13 @@ from site_client.benchmark.command import benchmark
 from site_client.benchmark.document import BenchmarkOrigin
 from site_client.benchmark.finished import load_arm
 from site_client.benchmark.grid import BenchmarkData, Grid
+from site_client.benchmark.results import pairs_of
 from site_client.benchmark.settings import TWINS, BenchmarkSettings
 from site_client.benchmark.slice_head import slice_head_of
 from site_client.benchmark.table import write_table
 from site_client.calibration.model import Calibrations
 from site_client.errors import EvaluationRefused, SeriesUnreadable
+from site_client.inference.intervals import draw_patients
 from site_client.inference.model_file import load
 from site_client.inference.patients import at_most, by_content, limit_patients, split_stratified
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -222,7 +224,10 @@ def test_an_arm_that_fails_loses_no_other_and_stands_in_the_table(
     for pair in report["twins"]:
         assert pair["arm"] == "lite"
         assert pair["log_loss"]["value"] == pytest.approx(losses["lite"] - losses[pair["other"]])
-    assert [pair["arm"] for pair in report["against_histogram"]] == ["lite-slices", "lite"]
+    assert [pair["arm"] for pair in report["against"]] == ["lite-slices", "lite"]
+    full_size = replace(results.arms[2], name="resnet50")
+    against, _ = pairs_of([*results.arms, full_size], draw_patients(len(results.sites), 10, np.random.default_rng(1)))
+    assert [pair.other for pair in against if pair.arm == "resnet50"] == ["position + histogram", "lite"]
     assert set(report["sites"]["lite"]) == {"north", "south"}
     assert sum(site["patients"] for site in report["sites"]["lite"].values()) == len(split.validation)
     # A site with fewer patients than an interval needs has a number of patients and no figure.
