@@ -85,7 +85,7 @@ rounds = {rounds}
 metrics = {metrics}
 
 [training]
-studies_min = 1
+studies_min = 100
 trainable = "{trainable}"
 
 [cohort]
@@ -96,6 +96,12 @@ maximum = 64
 [deadlines]
 training_s = 1800
 phase_s = 600
+{encoding}"""
+
+# Of an ordinary plan: every site has 100 studies, so that rounding does not drown its update.
+ENCODING_TOML = """
+[encoding]
+weight_cap = 100
 """
 
 PRIVACY_TOML = """
@@ -260,6 +266,7 @@ def write_plan(
         sites=place.sites,
         metrics='["histograms"]' if private else '["loss", "histograms"]',
         trainable="all" if moving is None else "reader",
+        encoding="" if private else ENCODING_TOML,
     )
     plan.write_text(text + (PRIVACY_TOML if private else ""))
     return model, plan
