@@ -65,16 +65,24 @@ class CallServer:
             self._loop.call_soon_threadsafe(self._receiver.wake)
 
     def stop(self, grace_s: float) -> None:
-        """Accept nothing more, give calls in progress `grace_s` seconds, and end. Returns at once; `join` waits."""
+        """Accept nothing more, give calls in progress `grace_s` seconds, and end. Returns at once; `join` waits.
+
+        A second call changes nothing.
+        """
         if self._thread.ident is not None:  # it was started
             self._acceptor.close()
-            self._loop.call_soon_threadsafe(self._grace_s.set_result, grace_s)
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._end_within, grace_s)
 
     def join(self) -> None:
         """Return when it has ended."""
         if self._thread.ident is not None:
             self._thread.join()
         self._acceptor.stop()
+
+    def _end_within(self, grace_s: float) -> None:
+        if not self._grace_s.done():
+            self._grace_s.set_result(grace_s)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()

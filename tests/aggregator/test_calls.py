@@ -264,6 +264,15 @@ def test_a_held_call_is_answered_at(make_place: Callable[..., Place], ends: str)
     assert [reply.retry_after_ms for reply in replies] == [7, 7]
 
 
+def test_a_server_that_is_told_twice_to_stop_or_has_ended_stops_once(make_place: Callable[..., Place]) -> None:
+    place = make_place()
+    assert place.dial("north")
+    place.server.stop(0.1)
+    place.server.stop(5.0)
+    place.server._thread.join()
+    place.server.stop(0.1)
+
+
 def test_bytes_that_are_no_message_are_refused(make_place: Callable[..., Place]) -> None:
     channel = make_place().dial()
     assert code_of(lambda: channel.unary_unary(READY)(b"\xff\xff", timeout=10)) is CODE.INVALID_ARGUMENT
