@@ -104,12 +104,13 @@ ENCODING_TOML = """
 weight_cap = 100
 """
 
+# So many patients that `plan export` finds the noise small enough; the cost of a round does not depend on them.
 PRIVACY_TOML = """
 [privacy]
 sampling_rate = 0.1
 noise_multiplier = 1.0
-patients_expected = 2000
-batch_max = 400
+patients_expected = 100000
+batch_max = 2500
 epsilon_train = 20.0
 validation_multiplier = 10.0
 epsilon_validation = 20.0
