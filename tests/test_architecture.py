@@ -54,7 +54,7 @@ FLOORS: dict[str, list[str]] = {
         "errors.py",
     ],
     "proto/federation": [
-        "chain.py certificate.py",
+        "chain.py certificate.py forecast.py",
         "encoding",
         "plan.py",
         "moving.py privacy.py",

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from aggregator.commands.printing import Row, Value
 from aggregator.errors import NotFound
 from aggregator.runs.metrics import Report
-from aggregator.runs.privacy_status import privacy_status
+from aggregator.runs.privacy_status import PrivacyStatus
 from aggregator.signing_requests import RosterChange
 from aggregator.states import RoundState
 from aggregator.store import people, round_rows, run_rows, site_rows
@@ -89,14 +89,20 @@ def list_runs(session: Session) -> list[Row]:
     ]
 
 
-def describe_run(session: Session, run: Run) -> Row:
-    """Describe a run with all its rounds, seats and metrics; `privacy` is null where the sum is not noised."""
+def describe_run(session: Session, run: Run, privacy: PrivacyStatus | None) -> Row:
+    """Describe a run with all its rounds, seats and metrics.
+
+    Args:
+        session: A session of `Store.read`.
+        run: The run.
+        privacy: Its privacy, see `privacy_status`; None where the sum is not noised.
+    """
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
     rounds: list[Value] = [
         {**_round_row(session, row), "base_model_report": _report(metrics.get(row.id))}
         for row in round_rows.of_run(session, run.run_id)
     ]
-    privacy: Value = msgspec.to_builtins(privacy_status(session, run))
+    spent: Value = msgspec.to_builtins(privacy)
     return {
         "run": run.run_id.hex(),
         "name": run.name,
@@ -106,7 +112,7 @@ def describe_run(session: Session, run: Run) -> Row:
         "created_at": _time(run.created_at),
         "ended_at": _time(run.ended_at),
         "rounds": rounds,
-        "privacy": privacy,
+        "privacy": spent,
     }
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from federation import forecast
 
 from aggregator.commands.base import CommandContext, as_json
 from aggregator.commands.printing import print_json
 from aggregator.errors import PlanFileRefused
-from aggregator.runs import forecast, plan_file
+from aggregator.runs import plan_file
 from aggregator.runs.forecast_words import forecast_words, gaussian_words
 from aggregator.runs.gaussian_pld import gaussian_epsilon
 from aggregator.signing_requests import PlanRequest, write_file

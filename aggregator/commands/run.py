@@ -66,14 +66,15 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
     app = context.app()
     with app.store.read() as session:
         chosen = listings.chosen_run(session, run_id)
-        row, privacy = listings.describe_run(session, chosen), status_words(privacy_status(session, chosen))
+        privacy = privacy_status(session, chosen)
+        row = listings.describe_run(session, chosen, privacy)
         notices = roster_notices(session, app.settings.state.folder, app.clock())
     if as_json:
         print_json(row)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))
-    click.echo("\n".join(privacy))
+    click.echo("\n".join(status_words(privacy)))
     for notice in notices:
         click.echo(notice, err=True)
 

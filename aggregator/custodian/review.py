@@ -8,11 +8,11 @@ from dataclasses import fields, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from federation.forecast import objections
 from federation.manifest import Manifest
 from federation.plan import TrainingPlan
 from federation.roster import ROSTER_DAYS, Roster, RosterEntry
 
-from aggregator.runs.forecast import objections
 from aggregator.runs.forecast_words import forecast_words
 from aggregator.signing_requests import RosterChange
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from federation.encoding import Layout
+from federation.forecast import noise_words
 from federation.labels import LABELS
 from federation.plan import TrainingPlan
 from federation.vocabulary import Metric
@@ -15,7 +16,7 @@ from aggregator.dashboard import wording
 from aggregator.dashboard.charts import Curve, Point
 from aggregator.dashboard.visibility import Visibility, visibility
 from aggregator.runs.faults import sits_out_until
-from aggregator.runs.forecast_words import NOT_NOISED, noise_words
+from aggregator.runs.forecast_words import NOT_NOISED
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus, privacy_status

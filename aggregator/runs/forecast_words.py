@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from federation.forecast import PrivacyForecast, Spending, noise_words, privacy_forecast, traffic
 from federation.plan import Trainable, TrainingPlan
 
-from aggregator.runs.forecast import NOISE_MAX, NOISE_USABLE, PrivacyForecast, Spending, privacy_forecast, traffic
 from aggregator.units import duration, size
 
 NOT_NOISED = "the sum is not noised: nothing bounds what it tells about one patient"
@@ -54,15 +54,6 @@ def gaussian_words(epsilon: float | None) -> str:
     if epsilon is None:
         return "for a tighter approximation of training's epsilon: pip install 'hemofed[accounting]'"
     return f"training's epsilon as of Gaussian noise (PLD of dp-accounting): {epsilon:.2f}; an approximation, no bound"
-
-
-def noise_words(over_signal: float) -> str:
-    """Say by the measured rule what a ratio of noise to signal costs."""
-    if over_signal <= NOISE_USABLE:
-        return "usable, expect an AUC lower by .00 to .02"
-    if over_signal <= NOISE_MAX:
-        return "expect an AUC lower by .02 to .1"
-    return "the noise eats the signal"
 
 
 def _spent(spendings: Sequence[Spending], unit: str) -> str:

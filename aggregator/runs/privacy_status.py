@@ -6,10 +6,18 @@ abandoned one as well. What else a hospital has booked, for other runs, stays in
 
 from dataclasses import dataclass
 
+from federation.forecast import (
+    NOISE_MAX,
+    CohortNoise,
+    Spending,
+    cohort_noise,
+    noise_words,
+    train_spent,
+    validation_spent,
+)
 from sqlalchemy.orm import Session
 
-from aggregator.runs.forecast import NOISE_MAX, CohortNoise, Spending, cohort_noise, train_spent, validation_spent
-from aggregator.runs.forecast_words import NOT_NOISED, noise_words
+from aggregator.runs.forecast_words import NOT_NOISED
 from aggregator.runs.metrics import Report
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState

@@ -12,6 +12,15 @@ from click.testing import CliRunner, Result
 from federation import accounting, privacy
 from federation.description import ModelDescription
 from federation.encoding import Layout
+from federation.forecast import (
+    cohort_noise,
+    noise_words,
+    objections,
+    privacy_forecast,
+    rounding_over_clip,
+    traffic,
+    train_spent,
+)
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import CohortBounds, Encoding, LocalTraining, Trainable, TrainingPlan
 from federation.privacy import Privacy
@@ -20,15 +29,7 @@ from federation.vocabulary import Metric
 from aggregator.cli import main
 from aggregator.custodian.review import plan_words
 from aggregator.runs import gaussian_pld
-from aggregator.runs.forecast import (
-    cohort_noise,
-    objections,
-    privacy_forecast,
-    rounding_over_clip,
-    traffic,
-    train_spent,
-)
-from aggregator.runs.forecast_words import NOT_NOISED, noise_words
+from aggregator.runs.forecast_words import NOT_NOISED
 from tests.aggregator.test_cli_aggregator import Console, console, fresh
 from tests.contract.conftest import make_plan
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from federation.forecast import train_spent, validation_spent
 from federation.labels import LABELS
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import sign_plan
@@ -16,7 +17,6 @@ from federation.plan import sign_plan
 from aggregator.commands.listings import describe_run
 from aggregator.context import AppContext
 from aggregator.runs import lifecycle
-from aggregator.runs.forecast import train_spent, validation_spent
 from aggregator.runs.forecast_words import NOT_NOISED
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plan_file import read_plan
@@ -204,7 +204,7 @@ def test_a_model_is_named_by_the_round_that_made_it_also_after_an_abandoned_one(
 def test_run_status_has_the_figures_of_the_page(app: AppContext, make_run: Callable[..., Run]) -> None:
     run = make_run(PLAN.format(patients=1000), [PUBLISHED] * 3, {1: (0.61, 0.55, 0.67), 3: (0.2, 0.1, 0.3)})
     with app.store.read() as session:
-        row = json.loads(json.dumps(describe_run(session, run)))["privacy"]
+        row = json.loads(json.dumps(describe_run(session, run, privacy_status(session, run))))["privacy"]
         words = "\n".join(status_words(privacy_status(session, run)))
     assert row["train"] == {"count": 3, "epsilon": train_spent(plan_of(run), 3)}
     assert row["evaluations"][1] == {"model_number": 2, "sites": 3, "auc": 0.2, "low": 0.1, "high": 0.3}
@@ -220,4 +220,4 @@ def test_a_run_without_privacy_says_in_one_line_that_its_sum_is_not_noised(
     assert _words_of(ada.get(f"/runs/{run.run_id.hex()}").text).count(NOT_NOISED) == 1
     with app.store.read() as session:
         assert status_words(privacy_status(session, run)) == [f"privacy: {NOT_NOISED}"]
-        assert describe_run(session, run)["privacy"] is None
+        assert describe_run(session, run, privacy_status(session, run))["privacy"] is None

@@ -2,18 +2,10 @@
 
 import math
 
-from federation import accounting
 from federation.encoding import Layout
-from federation.pieces import pieces_of
+from federation.forecast import TENTHS, cohort_noise, noise_words, train_spent, validation_spent
 from federation.plan import TrainingPlan
-from federation.privacy import (
-    Privacy,
-    delta_of_prices,
-    evaluations,
-    noise_over_signal,
-    train_price,
-    validation_price,
-)
+from federation.privacy import Privacy, evaluations
 from federation.vocabulary import Metric
 
 from site_client.agent.privacy.ledger import SpentPrivacy
@@ -92,15 +84,8 @@ def _leaves(plan: TrainingPlan) -> str:
 def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
     if privacy is None:
         return {"privacy": "the sum is not noised: no bound on what it tells about one patient"}
-    coordinates = sum(pieces_of(plan.moving.size))
-    delta = delta_of_prices(privacy, plan.rounds, coordinates)
-    price = train_price(privacy, coordinates)
-    ends = [math.ceil(plan.rounds * tenth / 10) for tenth in range(1, 11)]
-    spent = [accounting.epsilon(accounting.times(price, end), delta) for end in ends]
-    ratios = {
-        members: noise_over_signal(privacy, members, plan.moving.size, coordinates)
-        for members in sorted({plan.cohort.minimum, plan.cohort.target})
-    }
+    spent = [train_spent(plan, math.ceil(plan.rounds * tenth / TENTHS)) for tenth in range(1, TENTHS + 1)]
+    noises = [cohort_noise(plan, members) for members in sorted({plan.cohort.minimum, plan.cohort.target})]
     facts = {
         "privacy": f"of a patient: whether any one was there changes every outcome's odds by exp(epsilon) at most, but "
         f"for a chance of {privacy.delta:g}",
@@ -108,23 +93,14 @@ def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
         + ", ".join(f"{epsilon:.2f}" for epsilon in spent),
         "epsilon, validation": "none: no histograms",
         "noise over signal": "; ".join(
-            f"{ratio:.2f} with {members} hospitals ({usability(ratio)})" for members, ratio in ratios.items()
+            f"{noise.over_signal:.2f} with {noise.members} hospitals ({noise_words(noise.over_signal)})"
+            for noise in noises
         ),
     }
     if Metric.HISTOGRAMS in plan.metrics:
         count = evaluations(privacy, plan.rounds)
-        checks = accounting.epsilon(accounting.times(validation_price(privacy), count), delta)
         facts["epsilon, validation"] = (
-            f"{checks:.2f} of a budget of {privacy.epsilon_validation:g}, of the patients who validate: {count} "
-            "evaluations with histograms of patients"
+            f"{validation_spent(plan, count):.2f} of a budget of {privacy.epsilon_validation:g}, of the patients who "
+            f"validate: {count} evaluations with histograms of patients"
         )
     return facts
-
-
-def usability(ratio: float) -> str:
-    """Return the measured rule in words: the AUC that a ratio of noise to signal costs (docs/PRIVACY.md)."""
-    if ratio <= 0.3:
-        return "usable: expect an AUC lower by .00 to .02"
-    if ratio <= 1.0:
-        return "expect an AUC lower by .02 to .1"
-    return "the noise eats the signal"

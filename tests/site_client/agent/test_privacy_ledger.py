@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation import accounting
+from federation.forecast import noise_words
 from federation.pieces import pieces_of
 from federation.plan import Encoding, LocalTraining, TrainingPlan, sign_plan
 from federation.privacy import Privacy, evaluations, train_price, validation_price
@@ -19,7 +20,7 @@ from site_client.agent.chained_file import GENESIS
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
 from site_client.agent.privacy.ledger import CHAIN, PrivacyLedger, SpentPrivacy, read
-from site_client.agent.rounds.plan_description import describe, usability
+from site_client.agent.rounds.plan_description import describe
 from site_client.agent.rounds.plans import Plans
 from site_client.agent.rounds.policy import policy_conflicts
 from site_client.cli import main
@@ -360,4 +361,4 @@ def test_plan_show_says_in_one_line_that_a_sum_is_not_noised(folder: Path, plan:
 
 @pytest.mark.parametrize(("ratio", "words"), [(0.3, "usable"), (0.31, ".02 to .1"), (1.0, ".02 to .1"), (1.1, "eats")])
 def test_the_measured_rule_in_words(ratio: float, words: str) -> None:
-    assert words in usability(ratio)
+    assert words in noise_words(ratio)

@@ -1,6 +1,6 @@
 """The figures of a plan before its run: bytes, and for a private plan what it spends and how strong its noise is. Pure.
 
-The custodian's program reads this file too, on a machine with the base install alone.
+Coordinator, custodian and hospital see the same figures: each computes them from the plan.
 """
 
 import math
@@ -157,6 +157,15 @@ def objections(plan: TrainingPlan) -> list[str]:
         f"{noise.members} sites, and little will be learned: train fewer tensors, with more patients or more sites, or "
         "for a larger epsilon"
     ]
+
+
+def noise_words(over_signal: float) -> str:
+    """Say by the measured rule what a ratio of noise to signal costs."""
+    if over_signal <= NOISE_USABLE:
+        return "usable, expect an AUC lower by .00 to .02"
+    if over_signal <= NOISE_MAX:
+        return "expect an AUC lower by .02 to .1"
+    return "the noise eats the signal"
 
 
 def _privacy(plan: TrainingPlan) -> Privacy:
