@@ -1,6 +1,8 @@
 """The demo's plan.toml: an ordinary one, or with --privacy one whose noise keeps a claim."""
 
-from federation.accounting import Price, epsilon, times
+import math
+
+from federation.accounting import Price, epsilon, least_multiplier, times
 from federation.pieces import pieces_of
 from federation.privacy import Privacy, delta_of_prices, train_price, validation_price
 
@@ -12,7 +14,7 @@ CLIP_NORM = 10.0
 PRIVATE_VALIDATION_FRACTION = 0.4  # more than usual: with fewer patients the noise would hide every AUC
 PATIENTS_SHARE = 0.55  # training patients a study: those validate, and some patients have two studies
 EVALUATIONS = 2  # in round 1 and the last one
-_MULTIPLIERS = [0.05 * step for step in range(8, 400)]
+MULTIPLIER_STEP = 0.05
 
 COMMON = """\
 name = "demo"
@@ -99,15 +101,25 @@ def private_plan(studies: int, rounds: int, moving: int, **common: object) -> st
     def privacy_with(multiplier: float) -> Privacy:
         return Privacy(1.0, multiplier, 1, 1, EPSILON, 1.0, DELTA, 0, multiplier, EPSILON)
 
-    candidates = [privacy_with(multiplier) for multiplier in _MULTIPLIERS]
-    training = next(of for of in candidates if spent(train_price(of, coordinates), rounds, of) <= EPSILON)
-    evaluation = next(of for of in candidates if spent(validation_price(of), EVALUATIONS, of) <= EPSILON)
+    def spent_training(multiplier: float) -> float:
+        of = privacy_with(multiplier)
+        return spent(train_price(of, coordinates), rounds, of)
+
+    def spent_evaluating(multiplier: float) -> float:
+        of = privacy_with(multiplier)
+        return spent(validation_price(of), EVALUATIONS, of)
+
     own = PRIVATE.format(
-        noise_multiplier=training.noise_multiplier,
-        validation_multiplier=evaluation.validation_multiplier,
+        noise_multiplier=_rounded_up(least_multiplier(spent_training, EPSILON)),
+        validation_multiplier=_rounded_up(least_multiplier(spent_evaluating, EPSILON)),
         patients=max(1, round(PATIENTS_SHARE * studies)),
         patients_max=studies,
         epsilon=EPSILON,
         delta=DELTA,
     )
     return COMMON.format(metrics='["histograms"]', rounds=rounds, **common) + own
+
+
+def _rounded_up(multiplier: float) -> float:
+    """To a number that a person would write."""
+    return math.ceil(multiplier / MULTIPLIER_STEP) * MULTIPLIER_STEP

@@ -8,20 +8,21 @@ cancel in it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from federation import accounting
-from federation.chain import affine
+from federation.chain import next_model
 from federation.encoding import HISTOGRAM_SHAPE, Layout, decode_sum
 from federation.encoding.noised import COINS_BYTES, encode_noised
-from federation.encoding.rotation import put, unrotated
-from federation.manifest import Manifest, TensorSpec
-from federation.plan import CohortBounds, Deadlines, Encoding, Inputs, LocalTraining, ServerOptimizer, TrainingPlan
-from federation.privacy import Privacy, delta_of_prices, train_price
+from federation.manifest import Manifest, Model, TensorSpec
+from federation.plan import TrainingPlan
+from federation.privacy import Privacy
 from numpy.typing import NDArray
 from scipy.stats import binom
+
+from deploy.simulation.least_noise import least_noise_plan
+from site_client.training.private import clipped
 
 CANARIES: Final = 1000
 GUESSES: Final = 500  # fixed before the audit: a number chosen after it would need a correction
@@ -59,35 +60,13 @@ def audit_plan(epsilon: float) -> TrainingPlan:
         epsilon_train=epsilon,
         delta=DELTA,
     )
-    low, high = 0.01, 100.0
-    delta = delta_of_prices(privacy, 1, PARAMETERS)
-    for _ in range(60):
-        middle = (low + high) / 2
-        price = train_price(replace(privacy, noise_multiplier=middle), PARAMETERS)
-        low, high = (middle, high) if accounting.epsilon(price, delta) > epsilon else (low, middle)
-    return TrainingPlan(
-        run_id=bytes(16),
-        name="audit",
-        purpose="",
-        architecture="canaries",
-        manifest=Manifest((TensorSpec("weights", (PARAMETERS,)),)),
-        initial_model_digest=bytes(32),
-        rounds=1,
-        inputs=Inputs(),
-        training=LocalTraining(),
-        server=ServerOptimizer(),
-        cohort=CohortBounds(minimum=SITES, target=SITES, maximum=SITES),
-        deadlines=Deadlines(),
-        encoding=Encoding(rotation_seed=bytes(range(32))),
-        metrics=(),
-        privacy=replace(privacy, noise_multiplier=high),
-    )
+    manifest = Manifest((TensorSpec("weights", (PARAMETERS,)),))
+    return least_noise_plan("audit", manifest, privacy, SITES, rounds=1)
 
 
 def clip_patient(gradients: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    """Clip the mean gradient of a patient's slices, f64[slices,d], as one vector."""
-    gradient: NDArray[np.float64] = gradients.mean(axis=0)
-    return gradient * min(1.0, clip_norm / float(np.linalg.norm(gradient)))
+    """Clip the mean gradient of a patient's slices, f64[slices,d], as one vector, as training does."""
+    return clipped(gradients.mean(axis=0), clip_norm)
 
 
 def encoded(layout: Layout, total: NDArray[np.float32], members: int, coins: bytes) -> NDArray[np.uint64]:
@@ -116,12 +95,9 @@ def audit(plan: TrainingPlan, seed: int, *, clip: Clip = clip_patient, encode: W
         totals[canary % SITES] += clip(np.broadcast_to(gradient, (SLICES, PARAMETERS)), plan.privacy.clip_norm)
     words = [encode(layout, total.astype(np.float32), SITES, random.bytes(COINS_BYTES)) for total in totals]
     opened: NDArray[np.uint64] = np.sum(words, axis=0, dtype=np.uint64)
-    decoded = decode_sum(layout, opened, SITES)
-    mean = np.empty(PARAMETERS)
-    for piece in range(len(layout.pieces)):
-        for numbers, blocks in unrotated(layout, decoded.levels, *affine(layout, decoded), piece):
-            put(mean, numbers, blocks)
-    order = np.argsort(canaries @ mean.astype(np.float32))
+    # From a model of zeros the round leads to the mean that everybody sees.
+    nothing = Model(plan.manifest, np.zeros(PARAMETERS, np.float32))
+    order = np.argsort(canaries @ next_model(plan, nothing, decode_sum(layout, opened, SITES)).weights)
     half = GUESSES // 2
     correct = int(present[order[-half:]].sum()) + int((~present[order[:half]]).sum())
     return Audited(correct, epsilon_lower_bound(correct), plan.privacy.epsilon_train)

@@ -12,26 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from federation import accounting
 from federation.chain import next_model
 from federation.encoding import HISTOGRAM_SHAPE, Layout, decode_sum
 from federation.encoding.noised import COINS_BYTES, encode_noised
+from federation.forecast import NOISE_MAX, NOISE_USABLE
 from federation.labels import ANY, LABELS
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.pieces import pieces_of
-from federation.plan import (
-    CohortBounds,
-    Deadlines,
-    Encoding,
-    Inputs,
-    LocalTraining,
-    ServerKind,
-    ServerOptimizer,
-    TrainingPlan,
-)
-from federation.privacy import Privacy, delta_of_prices, noise_over_signal, train_price
+from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
+from federation.privacy import Privacy, noise_over_signal
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+
+from deploy.simulation.least_noise import least_noise_plan
 
 ROUNDS: Final = 100
 SAMPLING_RATE: Final = 0.1
@@ -105,37 +98,16 @@ def plan_at(epsilon: float, sites: int, features: int, patients: int, rounds: in
         clip_norm=CLIP_NORM,
         delta=1 / (10 * patients * sites),
     )
-    coordinates = sum(pieces_of(len(LABELS) * (features + 1)))
-    low, high = 0.1, 900.0
-    for _ in range(50):
-        middle = math.sqrt(low * high)
-        price = accounting.times(train_price(replace(privacy, noise_multiplier=middle), coordinates), rounds)
-        spent = accounting.epsilon(price, delta_of_prices(privacy, rounds, coordinates))
-        low, high = (middle, high) if spent > privacy.epsilon_train else (low, middle)
-    return TrainingPlan(
-        run_id=bytes(16),
-        name="private heads",
-        purpose="",
-        architecture="linear",
-        manifest=Manifest((TensorSpec("weight", (len(LABELS), features)), TensorSpec("bias", (len(LABELS),)))),
-        initial_model_digest=bytes(32),
-        rounds=rounds,
-        inputs=Inputs(),
-        training=LocalTraining(),
-        server=ServerOptimizer(ServerKind.FEDAVGM, 1.0, MOMENTUM),
-        cohort=CohortBounds(minimum=sites, target=sites, maximum=sites),
-        deadlines=Deadlines(),
-        encoding=Encoding(rotation_seed=bytes(range(32))),
-        metrics=(),
-        privacy=replace(privacy, noise_multiplier=high),
-    )
+    manifest = Manifest((TensorSpec("weight", (len(LABELS), features)), TensorSpec("bias", (len(LABELS),))))
+    plan = least_noise_plan("private heads", manifest, privacy, sites, rounds)
+    return replace(plan, server=ServerOptimizer(ServerKind.FEDAVGM, 1.0, MOMENTUM))
 
 
 def predicted_loss(ratio: float) -> tuple[float, float]:
     """Return the range of AUC that the measured rule of docs/PRIVACY.md expects to be lost at a ratio r."""
-    if ratio <= 0.3:
+    if ratio <= NOISE_USABLE:
         return 0.0, 0.02
-    return (0.02, 0.1) if ratio <= 1.0 else (0.1, 0.5)
+    return (0.02, 0.1) if ratio <= NOISE_MAX else (0.1, 0.5)
 
 
 def _train(plan: TrainingPlan, sites: Sequence[FeatureSet], seed: int, rate: float, *, noised: bool) -> Model:

@@ -16,7 +16,7 @@ Sources:
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,6 +115,19 @@ def adaptive_epsilon(price: Price, delta: float) -> float:
     Each order gets an equal part of delta, so that the best of them may be taken at any time.
     """
     return epsilon(price, delta / len(ORDERS))
+
+
+def least_multiplier(spent: Callable[[float], float], budget: float) -> float:
+    """Return the least noise multiplier that keeps a budget, to the last bit.
+
+    Args:
+        spent: The epsilon at a multiplier; it falls as the multiplier grows.
+        budget: Epsilon. It is kept at a multiplier of 1000, the largest of a plan.
+    """
+    low, high = 0.0, 1000.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if spent(middle) > budget else (low, middle)
+    return high
 
 
 def _skellam(order: float, sensitivity: Sensitivity, variance: float) -> float:

@@ -135,8 +135,8 @@ def norm_bound(layout: Layout, members: int, weight: int) -> float:
     k = layout.coordinates
     spread = math.sqrt(k + 2 * math.sqrt(k * _NORM_EXPONENT) + 2 * _NORM_EXPONENT)
     rounded = math.sqrt(members) * spread
-    if layout.gradient is not None and layout.privacy is not None:
-        longest = members * layout.privacy.batch_max * layout.privacy.clip_norm * (1 + NORM_SLACK)
+    if layout.gradient is not None:
+        longest = members * layout.gradient.longest * (1 + NORM_SLACK)
         largest_share = max(
             layout.gradient.noise.share_variance(cohort) for cohort in range(members, layout.members_max + 1)
         )
@@ -152,8 +152,8 @@ def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max), step = 2 range / level_max.
     In a private round the step is 1 / scale, and the mean is over the patients that n sites are expected to draw.
     """
-    if layout.gradient is not None and layout.privacy is not None:
-        patients = layout.privacy.sampling_rate * layout.privacy.patients_expected * decoded.members
+    if layout.gradient is not None:
+        patients = layout.gradient.patients * decoded.members
         return decoded.members * layout.level_max, 0.5 / layout.gradient.scale / patients
     half_step = layout.range / layout.level_max
     return decoded.members * layout.level_max, half_step * layout.weight_cap / decoded.header.weight

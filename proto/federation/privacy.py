@@ -115,11 +115,15 @@ class GradientNoise:
         noise: On the sum.
         scale: Whole steps in 1 of a gradient.
         bound: A coordinate is clipped to whole numbers from -bound to bound before noise.
+        longest: L2 norm of the longest sum of a site's gradients; what is longer is scaled down.
+        patients: Expected of a site in a round. The mean is over them.
     """
 
     noise: Noise
     scale: float
     bound: int
+    longest: float
+    patients: float
 
     def level_max(self, fewest: int, most: int) -> int:
         """Returns the highest level of one site, whose lowest is 0: the same for every admissible cohort."""
@@ -136,6 +140,8 @@ def gradient_noise(privacy: Privacy, coordinates: int) -> GradientNoise:
         scale=length / privacy.clip_norm,
         # The last summand is for short vectors, and for rounding up.
         bound=math.ceil(_RANGE_SIGMAS * length * privacy.batch_max / root) + 1,
+        longest=privacy.batch_max * privacy.clip_norm,
+        patients=privacy.sampling_rate * privacy.patients_expected,
     )
 
 
@@ -227,8 +233,7 @@ def noise_over_signal(privacy: Privacy, members: int, moving: int, coordinates: 
     """
     gradient = gradient_noise(privacy, coordinates)
     deviation = math.sqrt(gradient.noise.share_variance(members) * members) / gradient.scale
-    patients = privacy.sampling_rate * privacy.patients_expected * members
-    return deviation * math.sqrt(moving) / patients / privacy.clip_norm
+    return deviation * math.sqrt(moving) / (gradient.patients * members) / privacy.clip_norm
 
 
 def _noise(sensitivity: Sensitivity, multiplier: float) -> Noise:

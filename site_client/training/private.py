@@ -131,6 +131,11 @@ def clipped_gradient(step: PrivateStep, patient: Patient, clip_norm: float, secr
     moving = [parameter for parameter in step.net.parameters() if parameter.requires_grad]
     gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in moving]
     gradient: NDArray[np.float64] = torch.cat([value.reshape(-1).double().cpu() for value in gradients]).numpy()
+    return clipped(gradient, clip_norm)
+
+
+def clipped(gradient: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
+    """Return a gradient scaled down to L2 norm `clip_norm` if it is longer; zeros if it is not finite."""
     norm = math.sqrt(float(gradient @ gradient))
     if not math.isfinite(norm):
         return np.zeros_like(gradient)

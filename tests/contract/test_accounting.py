@@ -79,3 +79,12 @@ def test_rounding_lengthens_a_patients_part_no_further_than_the_bound(coordinate
         moved = np.floor(part + dither) - np.floor(dither)
         assert np.linalg.norm(moved) <= rounded_sensitivity(length, coordinates).l2
         assert np.abs(moved).sum() <= rounded_sensitivity(length, coordinates).l1
+
+
+@pytest.mark.parametrize("budget", [0.5, 4.0, 20.0])
+def test_the_least_multiplier_keeps_the_budget_and_the_next_smaller_number_does_not(budget: float) -> None:
+    def spent(multiplier: float) -> float:
+        return accounting.epsilon(accounting.times(sampled_price(*_gaussian_like(multiplier), 0.1), 10), 1e-6)
+
+    least = accounting.least_multiplier(spent, budget)
+    assert spent(least) <= budget < spent(math.nextafter(least, 0.0))

@@ -89,11 +89,9 @@ def _header(layout: Layout, histograms: NDArray[np.int64], members: int, coins: 
 def _levels(
     layout: Layout, steps: GradientNoise, gradient: NDArray[np.float32], table: SkellamTable, coins: bytes
 ) -> NDArray[np.int64]:
-    assert layout.privacy is not None  # `steps` are its
     dither, noise = SecretStream(coins, _DITHER), SecretStream(coins, _VECTOR_NOISE)
-    longest = layout.privacy.batch_max * layout.privacy.clip_norm
     length = norm_of(gradient)
-    factor = steps.scale * (1.0 if length <= longest else longest / length)
+    factor = steps.scale * (1.0 if length <= steps.longest else steps.longest / length)
     levels = np.empty(layout.coordinates, np.int64)
     begin = 0
     # In float64: float32 would round x + u once more, and floor(x + u) would no longer be a shift of a lattice.
