@@ -117,11 +117,7 @@ class Models:
         if plan.evaluates_only(link.round):
             raise StepRefused(f"expected the sum of a training round, got one of round {link.round}")
         layout = Layout.of_round(plan, link.round)
-        # Before the size is computed from it: the number of members comes over the network.
-        layout.check_members(link.members)
-        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
-            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
-        arrived = self._download(egress, link.sum, "sum", expected)
+        arrived = self._download_sum(egress, layout, link)
         try:
             published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
             # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
@@ -180,10 +176,7 @@ class Models:
             FederationError: it is no sum of so many members.
         """
         layout = Layout.of_round(plan, link.round)
-        layout.check_members(link.members)
-        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
-            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
-        arrived = self._download(egress, link.sum, "sum", expected)
+        arrived = self._download_sum(egress, layout, link)
         try:
             unpack_sum(layout, arrived.read_bytes(), link.members)
         finally:
@@ -230,6 +223,13 @@ class Models:
         finally:
             remove(arrived)
         self._keep(model)
+
+    def _download_sum(self, egress: Egress, layout: Layout, link: rounds_pb2.PublishedSum) -> Path:
+        # Before the size is computed from it: the number of members comes over the network.
+        layout.check_members(link.members)
+        if link.sum.size_bytes != (expected := layout.sum_bytes_for(link.members)):
+            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
+        return self._download(egress, link.sum, "sum", expected)
 
     def _download(self, egress: Egress, ref: rounds_pb2.BlobRef, kind: str, size_max: int) -> Path:
         # One download at a time lies on the disk: an aggregator that offers another file each time could fill it.
