@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from aggregator.store import run_rows
 from site_client.agent.rounds.lineage import Lineage
 from site_client.errors import StepRefused
-from tests.federation.test_attacks import run_on
+from tests.federation.attacks import run_on
 from tests.federation.world import World
 
 MakeWorld = Callable[..., World]

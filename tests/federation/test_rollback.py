@@ -1,11 +1,11 @@
 """A site whose state folder was put back to an earlier day: it notices, reveals nothing again, and tells a person."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from federation.v1 import rounds_pb2, secagg_pb2
+from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from federation.vocabulary import SiteState
 from google.protobuf.message import Message
 
@@ -134,6 +134,18 @@ def test_a_restored_site_takes_part_again_once_acknowledged_and_on_another_base(
     check(world)
 
 
+def offer(world: World, steps: Sequence[rounds_pb2.TrainStep]) -> None:
+    """The aggregator's next answers to NAME's polls."""
+    left = iter(steps)
+
+    def lie(name: str, call: str, reply: Message, request: Message) -> Message:
+        if name == NAME and isinstance(reply, rounds_pb2.PollReply):
+            reply.train.CopyFrom(next(left))
+        return reply
+
+    world.wire.lies_down.append(lie)
+
+
 def test_a_site_acknowledged_at_once_joins_neither_that_round_nor_one_on_its_base(
     revealed: World, tmp_path: Path
 ) -> None:
@@ -143,15 +155,17 @@ def test_a_site_acknowledged_at_once_joins_neither_that_round_nor_one_on_its_bas
     world.step(NAME)
     acknowledge(site.agent_folder)
     before, base = len(world.wire.heard), world.rounds()[0].base_model
-    number = iter((1, 2, 2, 3))
-
-    def offer(name: str, call: str, reply: Message, request: Message) -> Message:
-        if name == NAME and isinstance(reply, rounds_pb2.PollReply):
-            reply.train.plan_digest, reply.train.base_model_digest = world.plan.digest, base
-            reply.train.round.run_id, reply.train.round.round = world.run_id, next(number)
-        return reply
-
-    world.wire.lies_down.append(offer)
+    offer(
+        world,
+        [
+            rounds_pb2.TrainStep(
+                plan_digest=world.plan.digest,
+                base_model_digest=base,
+                round=blobs_pb2.RoundRef(run_id=world.run_id, round=number),
+            )
+            for number in (1, 2, 2, 3)
+        ],
+    )
     for _ in range(4):
         world.step(NAME)
     assert calls_since(world, before) == {"Rounds/Poll", "Rounds/Decline"}
@@ -179,14 +193,7 @@ def test_an_invented_offer_does_not_spend_the_bar_on_the_base_of_a_restored_site
         invented, [(bytes(16), 1), *((world.run_id, number) for number in (1, 2, 1, 2))], strict=True
     ):
         train.plan_digest, train.round.run_id, train.round.round = world.plan.digest, run_id, number
-    steps = iter(invented)
-
-    def offer(name: str, call: str, reply: Message, request: Message) -> Message:
-        if name == NAME and isinstance(reply, rounds_pb2.PollReply):
-            reply.train.CopyFrom(next(steps))
-        return reply
-
-    world.wire.lies_down.append(offer)
+    offer(world, invented)
     barred = []
     for _ in invented:
         world.step(NAME)
