@@ -27,7 +27,7 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dashboard: str = "127.0.0.1:8080"
     host_names: tuple[str, ...] = ()  # what sites dial; into the server certificate beside localhost and 127.0.0.1
     # Calls of sites served at once; the enrolment listener has an eighth. A call takes one when it is here whole.
-    threads: Annotated[int, Meta(ge=4, le=1024)] = 32
+    threads: Annotated[int, Meta(ge=4, le=1024)] = 8
     # A Poll may be held this long during masking before the answer "nothing yet".
     answer_hold_ms: Annotated[int, Meta(ge=0, le=10_000)] = 500
 

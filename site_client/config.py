@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import structlog
-from federation.limits import COHORT_MAX, COHORT_MIN, SLOW_PIECE_BYTES, is_site_name
+from federation.limits import COHORT_MAX, COHORT_MIN, SLOW_CHUNK_BYTES, is_site_name
 from federation.vocabulary import Metric
 from msgspec import Meta, inspect
 
@@ -192,12 +192,12 @@ class SiteSettings:
             f"name is 1 to 32 of a-z, 0-9 and inner hyphens, as in the invitation, got {self.name[:80]!r}",
         )
         # A piece is handed over whole: at a lower bandwidth each would look like a stalled transfer, without end.
-        piece_kib, bandwidth_kib_s = SLOW_PIECE_BYTES // 1024, self.policy.bandwidth_kib_s
+        chunk_kib, bandwidth_kib_s = SLOW_CHUNK_BYTES // 1024, self.policy.bandwidth_kib_s
         _require(
-            bandwidth_kib_s == 0 or piece_kib / bandwidth_kib_s <= self.agent.stall_s / 2,
-            f"policy.bandwidth_kib_s = {bandwidth_kib_s} moves a piece of {piece_kib} KiB in "
-            f"{piece_kib / max(1, bandwidth_kib_s):.0f} s, and agent.stall_s gives up on it; raise either until a "
-            "piece takes half of stall_s at most",
+            bandwidth_kib_s == 0 or chunk_kib / bandwidth_kib_s <= self.agent.stall_s / 2,
+            f"policy.bandwidth_kib_s = {bandwidth_kib_s} moves a chunk of {chunk_kib} KiB in "
+            f"{chunk_kib / max(1, bandwidth_kib_s):.0f} s, and agent.stall_s gives up on it; raise either until a "
+            "chunk takes half of stall_s at most",
         )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from federation.limits import SLOW_PIECE_BYTES
+from federation.chunk_sizes import chunk_sizes
 from federation.v1 import blobs_pb2
 from federation.wire import check_known
 
@@ -85,10 +85,10 @@ class BlobsServicer:
                 if request.offset > size_bytes:
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
                 file.seek(request.offset)
-                # Small messages: over a slow line one takes seconds, and a broken line loses at most one.
-                pieces = iter(lambda: file.read(SLOW_PIECE_BYTES), b"")
+                sizes = chunk_sizes()
+                parts = iter(lambda: file.read(next(sizes)), b"")
                 offset = request.offset
-                for data in self._rechecked(pieces, context):
+                for data in self._rechecked(parts, context):
                     chunk = blobs_pb2.BlobChunk(digest=request.digest, offset=offset, data=data)
                     self._app.traffic.add(seat, down=size_of_chunk(chunk, len(data)))
                     yield chunk

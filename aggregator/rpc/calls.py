@@ -19,12 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import structlog
-from federation.limits import CHUNK_BYTES_MAX, SLOW_PIECE_BYTES
+from federation.limits import CHUNK_BYTES_MAX
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -33,7 +32,7 @@ from aggregator.rpc.acceptor import Acceptor, Connection
 
 log = structlog.get_logger()
 
-PIECES_AT_ONCE = CHUNK_BYTES_MAX // SLOW_PIECE_BYTES  # of a download: to change threads costs as much as to read one
+READ_BYTES = CHUNK_BYTES_MAX  # of a download at once: to change threads costs as much as to read a small chunk
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Result = TypeVar("Result")
@@ -288,7 +287,10 @@ class CallReceiver:
             messages = answer(_parse(kind, await self._only(context)), call)
 
             def read() -> list[bytes]:
-                return [message.SerializeToString() for message in islice(messages, PIECES_AT_ONCE)]
+                batch: list[bytes] = []
+                while sum(map(len, batch)) < READ_BYTES and (message := next(messages, None)) is not None:
+                    batch.append(message.SerializeToString())
+                return batch
 
             while batch := await self._in_thread(read):
                 for data in batch:

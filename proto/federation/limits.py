@@ -7,9 +7,9 @@ from federation.errors import TokenRefused
 
 DIGEST_BYTES: Final = 32  # SHA-256
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # of a parsed message
-CHUNK_BYTES_MAX: Final = 1024 * 1024  # of data in one message: a piece of a blob, a bandwidth test
-# On a slow line a piece takes seconds, and a cut costs at most one piece: 256 KiB are two seconds at 1 Mbit/s.
-SLOW_PIECE_BYTES: Final = 256 * 1024
+CHUNK_BYTES_MAX: Final = 1024 * 1024  # of data in one message: a chunk of a blob, a bandwidth test
+# On a slow line a chunk takes seconds, and a cut costs at most one of them: 256 KiB are two seconds at 1 Mbit/s.
+SLOW_CHUNK_BYTES: Final = 256 * 1024
 
 SECAGG_VERSION: Final = 2  # of secure aggregation, as both sides speak it
 COHORT_MAX: Final = 500  # members of one secure aggregation, one complete graph

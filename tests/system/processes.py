@@ -36,7 +36,6 @@ AGGREGATOR_TOML = """\
 sites = "{host}:{sites}"
 enrolment = "{host}:{enrolment}"
 host_names = ["{host}"]
-threads = 64
 answer_hold_ms = 5000
 
 [state]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federation.chunk_sizes import FAST_CHUNK_BYTES
 
 from aggregator.rpc.listeners import FRAMING_BYTES
-from site_client.agent.egress.pieces import LARGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -25,7 +25,7 @@ def test_nine_million_parameters_and_three_sites_need_no_message_over_a_chunk_an
     measured = _measured(3, tmp_path)
     assert measured["bytes_up_per_site"] > 9 * MIB
     assert measured["bytes_down_per_site"] > 34 * MIB  # the model, four bytes a parameter
-    assert LARGE_BYTES <= measured["largest_message_up_bytes"] <= LARGE_BYTES + FRAMING_BYTES
+    assert FAST_CHUNK_BYTES <= measured["largest_message_up_bytes"] <= FAST_CHUNK_BYTES + FRAMING_BYTES
 
 
 @pytest.mark.slow

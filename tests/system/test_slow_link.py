@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation.encoding import Layout
-from federation.limits import SLOW_PIECE_BYTES
+from federation.limits import SLOW_CHUNK_BYTES
 from federation.v1 import blobs_pb2
 
 from aggregator.config import load_settings
@@ -33,7 +33,7 @@ PARAMETERS = 1_000_000
 FAR = "site-00"
 LIMIT_S = 900.0
 WIRE_MAX = 1.6  # bytes on the wire for one that has to be moved; and a chunk for each time an upload broke off
-UNDER_WAY_BYTES = WINDOW_BYTES + 2 * SLOW_PIECE_BYTES  # what a cut may take: gRPC's window, a chunk each side
+UNDER_WAY_BYTES = WINDOW_BYTES + 2 * SLOW_CHUNK_BYTES  # what a cut may take: gRPC's window, a chunk each side
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def test_a_run_over_a_slow_and_breaking_line_moves_little_more_than_it_has_to(tm
     broken_off = list(fallbacks(training))
     assert max(broken_off, default=0) <= UNDER_WAY_BYTES < moved.upload_bytes
     assert moved.received_bytes <= moved.ledger_bytes <= moved.received_bytes + (moved.cuts + 1) * UNDER_WAY_BYTES
-    wire_up_max = WIRE_MAX * moved.upload_bytes + len(broken_off) * SLOW_PIECE_BYTES
+    wire_up_max = WIRE_MAX * moved.upload_bytes + len(broken_off) * SLOW_CHUNK_BYTES
     assert moved.received_bytes <= moved.wire_up_bytes <= wire_up_max
     assert moved.download_bytes <= moved.wire_down_bytes <= WIRE_MAX * moved.download_bytes
 

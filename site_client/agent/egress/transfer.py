@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from federation.chunk_sizes import chunk_sizes
 from federation.limits import CHUNK_BYTES_MAX, DIGEST_BYTES
 from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.egress.calls import OFFER_BLOB
 from site_client.agent.egress.egress import Egress
-from site_client.agent.egress.pieces import piece_sizes
 from site_client.errors import ModelMismatch, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
 
@@ -93,7 +93,7 @@ def _next_bytes(held_bytes: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobC
 
 
 def _chunks(data: memoryview, digest: bytes, offset: int) -> Iterator[blobs_pb2.BlobChunk]:
-    sizes = piece_sizes()
+    sizes = chunk_sizes()
     while offset < len(data):
         # Copied, because protobuf keeps the bytes until gRPC has sent them.
         piece = bytes(data[offset : offset + next(sizes)])
