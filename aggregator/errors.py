@@ -6,7 +6,9 @@ AggregatorError
 ├── StateFolderRefused   `init` twice, another command before `init`, or an unusable CA
 ├── RequestRefused       a file of another kind than the one expected between aggregator and custodian
 ├── CustodianRefused     the custodian's folder, passphrase or token is not usable as asked
+├── PartEnded            a part of the running service has ended by itself
 ├── NotFound             no such site, run, round, model or blob
+│   └── BlobDamaged      its bytes on the aggregator's disk are no longer those that were stored
 ├── WrongState           what was asked does not fit the state it is in
 │   ├── LostRace         another process changed the row first
 │   └── RunInProgress    a second run while one is running or paused
@@ -50,8 +52,17 @@ class CustodianRefused(AggregatorError):
     """The custodian's key cannot be made, unlocked or used as asked."""
 
 
+class PartEnded(AggregatorError):
+    """The service cannot do its work without the part that has ended; a supervisor starts it again."""
+
+
 class NotFound(AggregatorError):
     """There is nothing of that name."""
+
+
+# A NotFound: nothing of that name can be had, now or later. Whose disk it is belongs into its sentence.
+class BlobDamaged(NotFound):
+    """The aggregator's disk returns other bytes than were stored."""
 
 
 class WrongState(AggregatorError):

@@ -1,8 +1,11 @@
 """The running aggregator: two gRPC listeners, drivers, housekeeping, dashboard; started together, stopped in order."""
 
+import fcntl
+import os
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -11,7 +14,7 @@ from aggregator import memory
 from aggregator.config import AggregatorSettings, LimitsSettings
 from aggregator.context import AppContext, open_context
 from aggregator.dashboard.server import DashboardServer
-from aggregator.errors import ConfigRefused
+from aggregator.errors import ConfigRefused, PartEnded, StateFolderRefused
 from aggregator.logging_setup import limit_repetition
 from aggregator.network import listen, raise_descriptor_limit
 from aggregator.rounds.driver import Driver
@@ -22,6 +25,7 @@ from aggregator.sites.enrolment import EnrolmentService
 
 log = structlog.get_logger()
 
+SUPERVISED_EVERY_S = 1.0
 GRACE_S = 3.0  # for calls in progress when stopping
 # A connection to a gRPC listener is three descriptors: the client's, and both ends of the one to gRPC.
 DESCRIPTORS_PER_CONNECTION = 3
@@ -74,6 +78,13 @@ class AggregatorServer:
             self._dashboard.start()
         log.info("aggregator started", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
 
+    def ended_part(self) -> str | None:
+        """Return the name of a thread that has ended although nobody stopped it; None when all run."""
+        threads = [*self._loops, *(thread for server in self._servers for thread in server.threads)]
+        if self._dashboard is not None:
+            threads.append(self._dashboard.thread)
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
+
     def stop(self) -> None:
         """Take no new calls, give those in progress a moment, and let each loop finish its step."""
         self._stop.set()
@@ -98,23 +109,58 @@ def serve(settings: AggregatorSettings) -> None:
 
     Raises:
         ConfigRefused: when it cannot listen at one of its addresses, or may have too few descriptors.
-        StateFolderRefused: without a usable CA.
+        StateFolderRefused: without a usable CA, or when another process serves the folder.
+        PartEnded: a part has ended that nobody stopped.
     """
     memory.share_heaps()
     limit_repetition(settings.limits.log_lines_per_minute)
     app = open_context(settings)
+    lock = None if app.store.is_shared else _lock(settings.state.folder / "serve.lock")
     aggregator = AggregatorServer(app, Authority(settings.state.folder / "ca", app.clock))
     stop_requested = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         stop_requested.set()
 
+    threading.excepthook = _log_failure
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     aggregator.start()
-    stop_requested.wait()
-    log.info("stop requested")
+    ended = None
+    while ended is None and not stop_requested.wait(SUPERVISED_EVERY_S):
+        ended = aggregator.ended_part()
+    log.info("stop requested" if ended is None else "part ended", part=ended)
     aggregator.stop()
+    if lock is not None:
+        os.close(lock)
+    if ended is not None:
+        raise PartEnded(
+            f"the part {ended!r} of the service has ended; the log says why, and a new start brings it back"
+        )
+
+
+def _log_failure(failure: threading.ExceptHookArgs) -> None:
+    """Python would print the traceback between the lines of the log."""
+    name = failure.thread.name if failure.thread is not None else ""
+    log.error("part failed", part=name, exc_info=failure.exc_value)
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor that holds the lock of a state folder, until it is closed or the process ends.
+
+    Raises:
+        StateFolderRefused: when another process holds it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StateFolderRefused(
+            f"expected {path.parent} to be served by no other process, got one that runs; stop it first. Several "
+            "aggregators can share a PostgreSQL database, and no SQLite file"
+        ) from None
+    return lock
 
 
 def _listen_at(settings: AggregatorSettings) -> dict[str, socket.socket]:

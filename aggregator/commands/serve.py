@@ -5,6 +5,7 @@ import click
 from aggregator.commands.base import CommandContext
 from aggregator.migrations import upgrade
 from aggregator.serve import serve as serve_forever
+from aggregator.store import audit_mark
 
 
 @click.command()
@@ -15,6 +16,8 @@ def serve(context: CommandContext) -> None:
     Until SIGTERM or Ctrl-C; then calls in progress get a few seconds. Any moment is a good one to stop.
     """
     app = context.app()
+    # Before the upgrade, which would write into a damaged database.
+    audit_mark.check(app.store, app.settings.state.folder)
     upgrade(app.store.engine)
     app.store.close()
     serve_forever(app.settings)

@@ -43,11 +43,11 @@ class DashboardServer:
             timeout_graceful_shutdown=STOP_S,
         )
         self._listener, self._server = listener, uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="dashboard")
+        self.thread = threading.Thread(target=self._server.run, args=([listener],), name="dashboard")
 
     def start(self) -> None:
         """Serve."""
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Begin to end; `join` waits."""
@@ -55,8 +55,8 @@ class DashboardServer:
 
     def join(self) -> None:
         """Return when it has ended."""
-        if self._thread.ident is not None:  # it was started
-            self._thread.join()
+        if self.thread.ident is not None:  # it was started
+            self.thread.join()
         self._listener.close()
 
 

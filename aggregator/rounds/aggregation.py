@@ -111,7 +111,7 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
 def sum_uploads(
     uploads: Blobs, digests: Mapping[str, bytes], words: int, progress: OnProgress, threads: int = 1
 ) -> secagg.Words:
-    """Add up complete blobs of little-endian 64-bit words, modulo 2^64.
+    """Add up complete blobs of little-endian 64-bit words, modulo 2^64, and check that each is as it came.
 
     Args:
         uploads: Where the blobs are.
@@ -125,6 +125,7 @@ def sum_uploads(
 
     Raises:
         NotFound: for a blob that is gone.
+        BlobDamaged: for one that has changed on the disk.
         secagg.MalformedValue: for a blob of another size.
     """
     total = np.zeros(words, np.uint64)
@@ -142,8 +143,10 @@ def sum_uploads(
     bounds = [words * index // threads for index in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         for digest in digests.values():
+            checked = pool.submit(uploads.check, digest)
             # Each thread owns a stretch of `total`, so no two write to one word; `list` re-raises what a thread raised.
             list(pool.map(partial(add, digest), bounds, bounds[1:]))
+            checked.result()
             progress()
     return total
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from federation.secagg import SecaggError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
@@ -66,7 +67,13 @@ class Driver:
         while not stop.is_set():
             # Counted before the rows are read: a message that arrives in between is not missed.
             count = self._app.work_due.count
-            if not self.turn():
+            try:
+                moved = self.turn()
+            except DBAPIError as error:  # locked by another program, or damaged: the rounds wait, and so does the loop
+                log.error("database refused", why=str(error.orig), tried_again_in_s=LEFT_ALONE_S)
+                stop.wait(LEFT_ALONE_S)
+                continue
+            if not moved:
                 self._app.work_due.wait(count, self._app.settings.driver.interval_s)
         log.info("driver stopped", owner=self._owner)
 

@@ -1,7 +1,8 @@
 """The loop beside the drivers, for everything that no round waits for.
 
-It deletes uploads whose attempt is over, writes down the bytes that sites have sent and received, and continues a run
-that a crash left without an unfinished round. It remembers nothing, so it may be killed at any time; several may run.
+It deletes uploads whose attempt is over, writes down the bytes that sites have sent and received, notes how far the
+audit has come, and continues a run that a crash left without an unfinished round. It remembers nothing, so it may be
+killed at any time; several may run.
 
 A failure is logged; the next turn tries again.
 """
@@ -15,7 +16,7 @@ import structlog
 from aggregator.context import AppContext
 from aggregator.runs.lifecycle import continue_run
 from aggregator.states import RunState
-from aggregator.store import Cause, round_rows, run_rows
+from aggregator.store import Cause, audit_mark, round_rows, run_rows
 
 log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class Housekeeping:
             self._app.phase_changed.wait(count, INTERVAL_S)
             count = self._app.phase_changed.count
         self._attempt(self._write_traffic)
+        self._attempt(self._note_audit)
         log.info("housekeeping stopped")
 
     def turn(self) -> None:
@@ -59,6 +61,7 @@ class Housekeeping:
         if self._monotonic() >= self._write_due_at:
             self._write_due_at = self._monotonic() + INTERVAL_S
             self._attempt(self._write_traffic)
+            self._attempt(self._note_audit)
 
     def _attempt(self, task: Callable[[], None]) -> None:
         try:
@@ -105,3 +108,8 @@ class Housekeeping:
             return
         with self._app.store.write() as session:
             self._app.traffic.write(session)
+
+    def _note_audit(self) -> None:
+        # Before the note: what it names is then in the database's own file and no longer in its log alone.
+        self._app.store.checkpoint()
+        audit_mark.note(self._app.store, self._app.settings.state.folder)

@@ -103,12 +103,12 @@ class Acceptor:
         with suppress(PermissionError):  # above fs.pipe-max-size; the pipe keeps its size, and a move takes more calls
             fcntl.fcntl(self._pipe_in, _F_SETPIPE_SZ, PIPE_BYTES)
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"accept-{name}")
+        self.thread = threading.Thread(target=self._run, name=f"accept-{name}")
 
     def start(self, upstream_path: str) -> None:
         """Accept connections, and forward them to the Unix socket at `upstream_path`."""
         self._upstream_path = upstream_path
-        self._thread.start()
+        self.thread.start()
 
     def redirect(self, upstream_path: str) -> None:
         """Forward new connections to another Unix socket; older ones stay where they are."""
@@ -136,8 +136,8 @@ class Acceptor:
         """End every connection, and return when the thread has ended."""
         self._stopping = True
         self._request(self._close_listener)
-        if self._thread.ident is not None:  # it was started
-            self._thread.join()
+        if self.thread.ident is not None:  # it was started
+            self.thread.join()
         self._close_listener()
         self._epoll.close()
         for descriptor in (self._requested, self._pipe_out, self._pipe_in):

@@ -26,6 +26,7 @@ class BlobsServicer:
     def __init__(self, guard: CallGuard) -> None:
         self._guard = guard
         self._app = guard.app
+        self._last_sent: dict[str, bytes] = {}  # by site: the blob that it was sent to the end last
 
     def Offer(self, request: blobs_pb2.BlobOffer, context: CallContext) -> blobs_pb2.BlobProgress:
         """Say how much of an upload is here."""
@@ -81,6 +82,9 @@ class BlobsServicer:
             # Open for the whole stream: a blob that is deleted meanwhile is still read to its end.
             file, seat = uploads.readable(self._app, site, request.digest)
             with file:
+                if request.offset == 0 and self._last_sent.get(site) == request.digest:
+                    # What it got had another hash. Whose disk that was has to be known before it is sent again.
+                    self._app.blobs.check(request.digest)
                 size_bytes = file.seek(0, os.SEEK_END)
                 if request.offset > size_bytes:
                     raise errors.MessageRefused(f"expected an offset within the blob's {size_bytes} bytes, got another")
@@ -93,6 +97,7 @@ class BlobsServicer:
                     self._app.traffic.add(seat, down=size_of_chunk(chunk, len(data)))
                     yield chunk
                     offset += len(data)
+                self._last_sent[site] = request.digest
 
     def _rechecked(self, chunks: Iterator[Chunk], context: CallContext) -> Iterator[Chunk]:
         """Yield the chunks as long as their caller is let in: a revocation ends a transfer within seconds."""

@@ -54,6 +54,11 @@ class CallServer:
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="calls")
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """All that have to run as long as it serves."""
+        return self._thread, self._acceptor.thread
+
     def start(self) -> None:
         """Return when connections are accepted."""
         self._thread.start()

@@ -1,12 +1,13 @@
 """Content-addressed files: masked uploads, published sums, models. A blob is named by its SHA-256 and nothing else.
 
-Seven verbs, so that an object store can stand behind the same ones later:
+Eight verbs, so that an object store can stand behind the same ones later:
 
     offer(digest, size)              how much of it is here already
     put(digest, size, offset, data)  one chunk of an upload, in order; the last one completes it
     add(bytes or file)               a whole blob of our own making
     take(file)                       the same without a copy: the file becomes the blob
     open(digest)                     a complete blob, for reading
+    check(digest)                    a complete blob still has the bytes that were stored
     drop(digest)                     forget it, complete or not
     digests()                        of all that are here
 
@@ -23,12 +24,15 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
+import structlog
 from federation.limits import CHUNK_BYTES_MAX, DIGEST_BYTES
 
-from aggregator.errors import BlobRefused, DigestRefused, NotFound, OffsetRefused
+from aggregator.errors import BlobDamaged, BlobRefused, DigestRefused, NotFound, OffsetRefused
+
+log = structlog.get_logger()
 
 _OWN = "add-"  # before the name of a file that `add` is writing
 
@@ -158,7 +162,7 @@ class Blobs:
             self._publish(file.fileno(), path, digest)
         return StoredBlob(digest, size_bytes)
 
-    def open(self, digest: bytes) -> BinaryIO:
+    def open(self, digest: bytes) -> BufferedReader:
         """Open a complete blob for reading: a real file, which numpy may map.
 
         Raises:
@@ -169,6 +173,22 @@ class Blobs:
             return os.fdopen(os.open(self._whole_path(digest), os.O_RDONLY | os.O_NOFOLLOW), "rb")
         except FileNotFoundError:
             raise NotFound(f"no complete blob {digest.hex()}") from None
+
+    def check(self, digest: bytes) -> None:
+        """Read a complete blob and compare its bytes with its name.
+
+        Raises:
+            NotFound: when it is absent or only partial.
+            BlobDamaged: when they are other bytes than were stored.
+        """
+        with self.open(digest) as file:
+            if hashlib.file_digest(file, "sha256").digest() == digest:
+                return
+        log.error("blob damaged", digest=digest.hex())
+        raise BlobDamaged(
+            f"blob {digest.hex()[:16]} has changed on the aggregator's disk since it was stored; the coordinator has "
+            "to check that disk"
+        )
 
     def digests(self) -> set[bytes]:
         """Return the digests of all blobs, complete and partial, as of some moment of this call."""

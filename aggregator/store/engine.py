@@ -38,6 +38,11 @@ class Store:
         self._write_lock: AbstractContextManager[object] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._writer = engine.execution_options(hemofed_write=True)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several aggregators may use the database at once."""
+        return self.engine.dialect.name != "sqlite"
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Yields a session on one consistent snapshot; writes in it are rolled back."""
@@ -49,6 +54,12 @@ class Store:
         """Yields a session in one transaction: committed when the block ends, rolled back when it raises."""
         with self._write_lock, Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def checkpoint(self) -> None:
+        """Move what is committed from SQLite's write-ahead log into the file, as far as no reader is in the way."""
+        if not self.is_shared:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         """Close all connections; a later session opens new ones."""

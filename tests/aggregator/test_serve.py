@@ -170,6 +170,71 @@ def test_a_locked_database_delays_a_page_and_breaks_nothing(service: Service) ->
     assert service.end(signal.SIGTERM) == 0
 
 
+def test_a_second_serve_on_the_same_folder_is_refused_and_the_first_goes_on(service: Service) -> None:
+    service.start()
+    free = service.config.with_name("second.toml")
+    free.write_text(service.config.read_text().replace(f":{service.dashboard_port}", f":{_free_port()}"))
+    done = CliRunner().invoke(cli_main, ["--config", str(free), "serve"])
+    assert done.exit_code == 1
+    assert "to be served by no other process, got one that runs; stop it first" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert service.answers()
+    assert service.end(signal.SIGKILL) == -signal.SIGKILL
+    service.start()  # a killed process holds no lock
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_a_database_that_an_older_copy_was_put_over_is_not_served(service: Service) -> None:
+    state = service.config.parent / "state"
+    service.start()
+    assert service.end(signal.SIGTERM) == 0
+    with sqlite3.connect(state / "hub.sqlite") as source, sqlite3.connect(state.parent / "older.sqlite") as copy:
+        source.backup(copy)
+    invited = CliRunner().invoke(cli_main, ["--config", str(service.config), "site", "invite", "north"])
+    assert invited.exit_code == 0, invited.output
+    service.start()
+    assert service.end(signal.SIGTERM) == 0  # the last thing it does is to note how far it came
+    for name in ("hub.sqlite-wal", "hub.sqlite-shm"):
+        (state / name).unlink(missing_ok=True)
+    (state.parent / "older.sqlite").replace(state / "hub.sqlite")
+    done = CliRunner().invoke(cli_main, ["--config", str(service.config), "serve"])
+    assert done.exit_code == 1
+    assert "its end was lost or an older copy was put back; restore the whole folder from a backup" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_was_noted_survives_a_kill_that_takes_the_write_ahead_log_with_it(service: Service) -> None:
+    state = service.config.parent / "state"
+    invited = CliRunner().invoke(cli_main, ["--config", str(service.config), "site", "invite", "north"])
+    assert invited.exit_code == 0, invited.output
+    service.start()
+    deadline = time.monotonic() + STARTED_S
+    while not (state / "audit.mark").exists():
+        assert time.monotonic() < deadline, service.log.read_text()
+        time.sleep(0.05)
+    assert service.end(signal.SIGKILL) == -signal.SIGKILL
+    for name in ("hub.sqlite-wal", "hub.sqlite-shm"):
+        (state / name).unlink(missing_ok=True)
+    service.start()
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_a_part_that_ends_by_itself_ends_the_service_so_that_it_is_started_again(service: Service) -> None:
+    """The driver finds no table of rounds. Without the end, hospitals would poll for ever and no round would move."""
+    with sqlite3.connect(service.config.parent / "state" / "hub.sqlite") as connection:
+        connection.execute("ALTER TABLE rounds RENAME TO away")
+    connection.close()
+    program = "from aggregator.cli import main; main()"
+    command = [sys.executable, "-c", program, "--config", str(service.config), "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the part 'driver-0' of the service has ended" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    [failure] = [line for line in lines if line["event"] == "part failed"]
+    assert (failure["part"], "no such table: rounds" in failure["exception"]) == ("driver-0", True)
+    assert {line[0] for line in done.stderr.splitlines()} == {"{", "E"}  # the log, and the one sentence after it
+
+
 def test_an_upload_cut_off_by_a_full_disk_goes_on_where_it_stopped(tmp_path: Path) -> None:
     blobs, data = Blobs(tmp_path / "blobs", 1 << 20), os.urandom(3000)
     digest = sha256(data).digest()

@@ -189,6 +189,25 @@ def test_a_reveal_without_a_kind_and_an_offset_beyond_the_blob_are_refused_and_n
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_model_that_is_fetched_twice_is_read_from_the_disk_again_and_damage_is_named(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=3)
+    shown = world.sites["site-a"].identity.certificate_pem
+    with world.aggregator.app.store.read() as session:
+        model = run_rows.newest_model(session, world.run_id)
+    request = blobs_pb2.BlobRequest(digest=model.blob)
+    first = ask(world, "Blobs/Get", request, shown)
+    assert ask(world, "Blobs/Get", request, shown) == first
+    folder = world.folder / "aggregator" / "blobs"
+    (stored,) = (path for path in folder.rglob(f"*{model.blob.hex()}*") if path.is_file())
+    stored.chmod(0o600)
+    stored.write_bytes(stored.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(Aborted, match="has changed on the aggregator's disk since it was stored") as refused:
+        ask(world, "Blobs/Get", request, shown)
+    assert refused.value.code is grpc.StatusCode.NOT_FOUND
+
+
 def test_a_chunk_over_a_mebibyte_or_of_nothing_is_refused(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3, phase="upload")
     shown, row = world.sites["site-a"].identity.certificate_pem, world.round

@@ -8,7 +8,7 @@ from federation.v1 import rounds_pb2 as pb
 from google.protobuf.message import Message
 
 from aggregator.states import RoundState, RunState
-from aggregator.store import run_rows
+from aggregator.store import fault_rows, run_rows
 from tests.federation.invariants import check
 from tests.federation.world import World
 
@@ -51,6 +51,24 @@ def test_a_base_model_that_was_replaced_on_disk_abandons_the_round_and_says_so(
     world.everybody()
     assert world.rounds()[0].state is RoundState.ABANDONED
     assert "restore the state folder" in (world.rounds()[0].reason or "")
+
+
+def test_an_upload_that_changed_on_disk_is_in_no_sum_and_no_hospital_is_blamed(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(sites=3, phase="reveal")
+    stored = next(path for path in (world.folder / "aggregator" / "uploads" / "whole").rglob("*") if path.is_file())
+    stored.chmod(0o600)
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1  # one bit of one masked word: the sum would be another one, and nothing would show it
+    stored.write_bytes(data)
+    world.everybody()
+    row = world.rounds()[0]
+    assert (row.state, row.sum_blob) == (RoundState.ABANDONED, None)
+    assert "has changed on the aggregator's disk since it was stored" in (row.reason or "")
+    assert world.run.state is RunState.PAUSED
+    with world.aggregator.app.store.read() as session:
+        assert fault_rows.of_round(session, row.id) == []
 
 
 def outcomes_of(world: World) -> dict[str, list[int]]:

@@ -1,5 +1,7 @@
 """The driver: leases, deadlines, what a failed attempt keeps, and a run that asks for a person."""
 
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -33,6 +35,38 @@ def test_a_round_leased_by_another_driver_is_left_to_it_until_the_lease_expires(
     world.clock.advance(6 * 60)
     world.drive()
     assert (leased, world.round.state) == (RoundState.TRAINING, RoundState.KEYS)
+
+
+def test_a_driver_whose_database_refuses_for_a_while_goes_on_afterwards(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LEFT_ALONE_S", 0.05)
+    world = make_world(sites=3)
+    app, stop = world.aggregator.app, threading.Event()
+    loop = threading.Thread(target=world.aggregator.driver.run, args=(stop,))
+    with capture_logs() as events:
+        loop.start()
+        until(lambda: "driver started" in [event["event"] for event in events])
+        rename(world, "rounds", "away")
+        until(lambda: "database refused" in [event["event"] for event in events])
+        rename(world, "away", "rounds")
+        world.ready()
+        until(lambda: world.round.state is RoundState.KEYS)
+    stop.set()
+    app.work_due.notify()
+    loop.join()
+
+
+def rename(world: World, table: str, name: str) -> None:
+    with world.aggregator.app.store.write() as session:
+        session.connection().exec_driver_sql(f"ALTER TABLE {table} RENAME TO {name}")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_lease_is_one_drivers_and_may_be_renewed_and_given_back_by_it_alone(make_world: MakeWorld) -> None:
