@@ -167,6 +167,8 @@ def _after_phase(view: RoundSnapshot, now: datetime) -> RoundDecision:
     if view.state is RoundState.REVEAL:
         if now < view.reveal_until:
             return Wait()
+        if not done:  # no share is out as far as the rows know: those of a backup, or all members were away
+            return Abandon(reason)
         return Abandon(
             f"{reason}; those who answered take part in no other round on this model: begin a new run from another",
             pauses_run=True,

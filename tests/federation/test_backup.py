@@ -46,7 +46,7 @@ def test_an_aggregator_restored_from_any_phase_finishes_its_run_without_the_roun
     world.everybody()  # the sites have taken the first round's model
     restore(world, tmp_path / "backup")
     assert world.round.number == 1
-    for _ in range(60):
+    for _ in range(120):  # a reveal is waited for as long as a training
         if world.run.state is not RunState.RUNNING:
             break
         world.everybody()

@@ -147,6 +147,15 @@ def test_no_round_goes_on_without_a_dealer_that_has_not_opened_what_was_complain
     assert decide(view(phase, *seats, accused=["e"]), NOW) == Wait()
 
 
+def test_a_reveal_that_no_member_answers_ends_the_round_and_leaves_the_run_to_go_on() -> None:
+    """So it is after a restore: members have long revealed, and to the aggregator before."""
+    before, _after = PHASE_SEATS[RoundState.REVEAL]
+    silent = view(RoundState.REVEAL, *[before] * 5, late=True)
+    assert decide(silent, NOW) == Wait()
+    assert isinstance(abandoned := decide(replace(silent, reveal_until=NOW), NOW), Abandon)
+    assert not abandoned.pauses_run
+
+
 def test_a_reveal_waits_while_too_few_hold_a_share_about_each_member() -> None:
     """A member that complained holds none about that dealer, so enough answers may be too few shares."""
     answered = (SeatState.REVEALED, SeatState.REVEALED, SeatState.REVEALED, SeatState.CONFIRMED)
