@@ -19,6 +19,7 @@ from federation.privacy import Noise
 _BITS: Final = 128
 _MILLER_BITS: Final = 256  # of the first number of the recurrence: its rounding stays far below 2^-128
 _GUIDE_BITS: Final = 20
+_UNDECIDED: Final = np.int32(-1)
 _CHUNK: Final = 1 << 16
 _HALF: Final = np.uint64(64 - _GUIDE_BITS)
 
@@ -62,9 +63,10 @@ class SkellamTable:
         self._high = np.array([value >> 64 for value in thresholds], np.uint64)
         self._low = np.array([value & (2**64 - 1) for value in thresholds], np.uint64)
         starts = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << _HALF
-        # Thresholds at or below the start of each bucket of high words, and below its end.
-        self._first = np.searchsorted(self._high, starts, side="left").astype(np.int32)
-        self._last = np.append(self._first[1:], np.int32(len(thresholds)))
+        # By bucket of high words: the thresholds below all of them. In most buckets no threshold lies.
+        first = np.searchsorted(self._high, starts, side="left").astype(np.int32)
+        last = np.append(first[1:], np.int32(len(thresholds)))
+        self._guide = np.where(first == last, first, _UNDECIDED)
 
     def draw(self, stream: SecretStream, count: int) -> NDArray[np.int64]:
         """Return the next `count` numbers, int64 [count]."""
@@ -76,11 +78,11 @@ class SkellamTable:
 
     def _draw(self, stream: SecretStream, part: NDArray[np.int64]) -> None:
         words = stream.words(part.size)
-        bucket = (words >> _HALF).astype(np.intp)
-        part[...] = self._first[bucket]
-        # In most buckets no threshold lies, and nothing is left to search.
-        open_ = np.flatnonzero(self._last[bucket] > part)
-        high = words[open_]
+        bucket = (words >> _HALF).view(np.int64)
+        guided = self._guide.take(bucket)
+        part[...] = guided
+        undecided = np.flatnonzero(guided == _UNDECIDED)
+        high = words[undecided]
         index = np.searchsorted(self._high, high, side="left")
         # Equal high words are decided by 64 more bits; that happens once in 2^64 over the number of thresholds.
         for place in np.flatnonzero(self._high[np.minimum(index, self._high.size - 1)] == high):
@@ -89,7 +91,7 @@ class SkellamTable:
                 if self._low[index[place]] > low:
                     break
                 index[place] += 1
-        part[open_] = index
+        part[undecided] = index
         part -= self.tail
 
 
