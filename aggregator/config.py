@@ -25,6 +25,7 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sites: str = "0.0.0.0:8443"  # mutual TLS; sites dial in from outside, so every interface
     enrolment: str = "0.0.0.0:8444"  # server TLS, only Join, Challenge, Recover; "" closes it
     dashboard: str = "127.0.0.1:8080"
+    health: str = ""  # /healthz, /readyz, /metrics without a log-in; "" closes it
     host_names: tuple[str, ...] = ()  # what sites dial; into the server certificate beside localhost and 127.0.0.1
     # Calls of sites served at once; the enrolment listener has an eighth. A call takes one when it is here whole.
     threads: Annotated[int, Meta(ge=4, le=1024)] = 8
@@ -32,9 +33,10 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     answer_hold_ms: Annotated[int, Meta(ge=0, le=10_000)] = 500
 
     def __post_init__(self) -> None:
-        for key, address in (("sites", self.sites), ("enrolment", self.enrolment), ("dashboard", self.dashboard)):
+        for key in ("sites", "enrolment", "dashboard", "health"):
+            address: str = getattr(self, key)
             host, _, port = address.rpartition(":")
-            closed = key == "enrolment" and not address
+            closed = key in ("enrolment", "health") and not address
             if not closed and (not host or not port.isdigit() or int(port) > PORT_MAX):
                 raise ValueError(f"{key}: expected host:port, got {address!r}")
 
@@ -111,6 +113,13 @@ class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     positives_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
 
 
+class HealthSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the service calls itself not ready, or dead."""
+
+    disk_free_min_mib: Annotated[int, Meta(ge=1, le=1 << 30)] = 1024  # in the state folder
+    driver_silent_max_s: Annotated[int, Meta(ge=5, le=DAY_S)] = 120  # a step of an aggregation takes seconds
+
+
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The web pages."""
 
@@ -131,6 +140,7 @@ class AggregatorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     pacing: PacingSettings = PacingSettings()
     driver: DriverSettings = DriverSettings()
     metrics: MetricsSettings = MetricsSettings()
+    health: HealthSettings = HealthSettings()
     dashboard: DashboardSettings = DashboardSettings()
 
     @property

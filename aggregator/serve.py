@@ -13,8 +13,11 @@ import structlog
 from aggregator import memory
 from aggregator.config import AggregatorSettings, LimitsSettings
 from aggregator.context import AppContext, open_context
-from aggregator.dashboard.server import DashboardServer
+from aggregator.dashboard.app import create_app
 from aggregator.errors import ConfigRefused, PartEnded, StateFolderRefused
+from aggregator.health.checks import HealthChecks
+from aggregator.health.metrics import AggregatorMetrics
+from aggregator.health.pages import create_health_app
 from aggregator.logging_setup import limit_repetition
 from aggregator.network import listen, raise_descriptor_limit
 from aggregator.rounds.driver import Driver
@@ -22,6 +25,7 @@ from aggregator.rounds.housekeeping import Housekeeping
 from aggregator.rpc.listeners import enrolment_server, sites_server
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
+from aggregator.web_server import WebServer
 
 log = structlog.get_logger()
 
@@ -58,14 +62,21 @@ class AggregatorServer:
         self._servers = [self._sites]
         if "enrolment" in listeners:
             self._servers.append(enrolment_server(settings, authority, enrolment, listeners["enrolment"], for_hosts))
+        self._drivers = [Driver(app) for _ in range(settings.driver.threads)]
         self._loops = [
             *(
-                threading.Thread(target=Driver(app).run, args=(self._stop,), name=f"driver-{index}")
-                for index in range(settings.driver.threads)
+                threading.Thread(target=driver.run, args=(self._stop,), name=f"driver-{index}")
+                for index, driver in enumerate(self._drivers)
             ),
             threading.Thread(target=Housekeeping(app).run, args=(self._stop,), name="housekeeping"),
         ]
-        self._dashboard = DashboardServer(app, listeners["dashboard"]) if "dashboard" in listeners else None
+        self._web: list[WebServer] = []
+        if "dashboard" in listeners:
+            self._web.append(WebServer("dashboard", create_app(app), listeners["dashboard"], settings.limits))
+        if "health" in listeners:
+            checks = HealthChecks(app, self.ended_part, self.driver_silent_s)
+            pages = create_health_app(checks, AggregatorMetrics(app, self.driver_silent_s))
+            self._web.append(WebServer("health", pages, listeners["health"], settings.limits))
 
     def start(self) -> None:
         """Start every part."""
@@ -74,16 +85,19 @@ class AggregatorServer:
         self._app.phase_changed.subscribe(self._sites.wake)
         for thread in self._loops:
             thread.start()
-        if self._dashboard is not None:
-            self._dashboard.start()
+        for web in self._web:
+            web.start()
         log.info("aggregator started", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
 
     def ended_part(self) -> str | None:
         """Return the name of a thread that has ended although nobody stopped it; None when all run."""
         threads = [*self._loops, *(thread for server in self._servers for thread in server.threads)]
-        if self._dashboard is not None:
-            threads.append(self._dashboard.thread)
+        threads += [web.thread for web in self._web]
         return next((thread.name for thread in threads if not thread.is_alive()), None)
+
+    def driver_silent_s(self) -> float:
+        """Return the seconds since the last look at the rounds of the driver that is silent longest."""
+        return max(driver.silent_s for driver in self._drivers)
 
     def stop(self) -> None:
         """Take no new calls, give those in progress a moment, and let each loop finish its step."""
@@ -94,11 +108,14 @@ class AggregatorServer:
         # All at once: a client that holds on to one part must not delay the end of another.
         for server in self._servers:
             server.stop(GRACE_S)
-        if self._dashboard is not None:
-            self._dashboard.stop()
-        for part in (*self._servers, *self._loops, self._dashboard):
-            if part is not None:
-                part.join()
+        for web in self._web:
+            web.stop()
+        for server in self._servers:
+            server.join()
+        for thread in self._loops:
+            thread.join()
+        for web in self._web:
+            web.join()
         # Last: calls, loops and pages use it to their end.
         self._app.store.close()
         log.info("aggregator stopped")
@@ -170,6 +187,8 @@ def _listen_at(settings: AggregatorSettings) -> dict[str, socket.socket]:
         addresses["enrolment"] = settings.listen.enrolment
     if settings.dashboard.enabled:
         addresses["dashboard"] = settings.listen.dashboard
+    if settings.listen.health:
+        addresses["health"] = settings.listen.health
     listeners: dict[str, socket.socket] = {}
     try:
         for key, address in addresses.items():

@@ -59,6 +59,12 @@ class Driver:
         self._monotonic = monotonic
         self._left_alone: dict[int, float] = {}  # round id -> monotonic time until which it is left alone
         self._leased_at = monotonic()
+        self._seen_at = monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last looked at the rounds, or made progress with one."""
+        return self._monotonic() - self._seen_at
 
     def run(self, stop: threading.Event) -> None:
         """Take turns until `stop` is set; notify `app.work_due` after setting it to end the wait."""
@@ -79,6 +85,7 @@ class Driver:
 
     def turn(self) -> bool:
         """Look once at every unfinished round. True when one moved, so that more may be due."""
+        self._seen_at = self._monotonic()
         with self._app.store.read() as session:
             round_ids = round_rows.unfinished_ids(session)
         moved = False
@@ -184,6 +191,7 @@ class Driver:
         return now + timedelta(seconds=self._app.settings.driver.lease_s)
 
     def _renew_lease(self, round_id: int) -> None:
+        self._seen_at = self._monotonic()
         # An aggregation reports progress after each of its many small stages; a write for each would be too many.
         if self._monotonic() - self._leased_at < self._app.settings.driver.lease_s / 4:
             return

@@ -16,10 +16,10 @@ from sqlalchemy import text
 from aggregator import config
 from aggregator.context import AppContext, open_context
 from aggregator.dashboard.app import HEADERS, create_app
-from aggregator.dashboard.server import DashboardServer
 from aggregator.dashboard.sessions import CHECKS_WAITING_MAX, Client, LoginAttempts
 from aggregator.network import listen
 from aggregator.store import Change, Store, people
+from aggregator.web_server import WebServer
 from tests.aggregator.conftest import StandingClock
 
 PASSWORD = "correct horse battery"
@@ -184,7 +184,7 @@ def test_a_page_that_fails_says_so_with_every_header_and_nothing_of_the_reason(
 @pytest.fixture
 def port(app: AppContext) -> Iterator[int]:
     listener = listen("dashboard", "127.0.0.1:0")
-    server = DashboardServer(app, listener)
+    server = WebServer("dashboard", create_app(app), listener, app.settings.limits)
     server.start()
     yield int(listener.getsockname()[1])
     server.stop()

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -167,6 +168,19 @@ def test_a_locked_database_delays_a_page_and_breaks_nothing(service: Service) ->
     assert service.answers()
     other.execute("ROLLBACK")
     other.close()
+    assert service.end(signal.SIGTERM) == 0
+
+
+def test_monitoring_asks_at_a_port_of_its_own_without_a_log_in(service: Service) -> None:
+    port = _free_port()
+    health = f'health = "127.0.0.1:{port}"\n[state]'
+    service.config.write_text(service.config.read_text().replace("[state]", health))
+    service.start()
+    for path, expected in (("/healthz", b"driver: ok\n"), ("/readyz", b"disk: ok\n"), ("/metrics", b"hemofed_sites")):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            assert expected in reply.read()
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.dashboard_port}/metrics", timeout=10) as reply:
+        assert b"hemofed_" not in reply.read()  # the log-in page
     assert service.end(signal.SIGTERM) == 0
 
 

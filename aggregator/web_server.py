@@ -1,4 +1,4 @@
-"""The dashboard's web server: uvicorn in a thread, with bounds for connections and requests.
+"""A web server: uvicorn in a thread, with bounds for connections and requests.
 
 uvicorn waits for the rest of a request, and for a reader of its answer, as long as the other side likes.
 """
@@ -6,34 +6,38 @@ uvicorn waits for the rest of a request, and for a reader of its answer, as long
 import asyncio
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from aggregator.context import AppContext
-from aggregator.dashboard.app import create_app
+from aggregator.config import LimitsSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 REQUEST_BYTES_MAX = 64 * 1024  # the largest is a log-in
 STOP_S = 2  # for answers in progress when stopping
 
 
-class DashboardServer:
-    """Serves the pages at one listening socket."""
+class WebServer:
+    """Serves pages at one listening socket."""
 
-    def __init__(self, app: AppContext, listener: socket.socket) -> None:
+    def __init__(self, name: str, pages: "ASGIApp", listener: socket.socket, limits: LimitsSettings) -> None:
         """Prepare; nothing is served before `start`.
 
         Args:
-            app: The aggregator.
+            name: Of the thread.
+            pages: What answers.
             listener: Listens already; closed when the server ends.
+            limits: Bounds for connections and requests.
         """
-        limits = app.settings.limits
 
         class Protocol(BoundedProtocol):
             connections_max, request_s = limits.dashboard_connections, limits.request_s
 
         config = uvicorn.Config(
-            create_app(app),
+            pages,
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -43,7 +47,7 @@ class DashboardServer:
             timeout_graceful_shutdown=STOP_S,
         )
         self._listener, self._server = listener, uvicorn.Server(config)
-        self.thread = threading.Thread(target=self._server.run, args=([listener],), name="dashboard")
+        self.thread = threading.Thread(target=self._server.run, args=([listener],), name=name)
 
     def start(self) -> None:
         """Serve."""
