@@ -37,11 +37,13 @@ def main(ctx: click.Context, config: Path) -> None:
 for name, short_help in (
     ("admin", "Who may log in to the dashboard."),
     ("audit", "Who changed what and why, newest first."),
+    ("backup", "Copy the state to FOLDER, which is new or empty."),
     ("init", "Make the consortium CA and the database, and certify the custodian's key."),
     ("model", "Models of a run: list, export."),
     ("plan", "Plans: check, export for the custodian."),
+    ("restore", "Make the state folder, which is new or empty, from a backup."),
     ("roster", "The roster: show, export for the custodian, import."),
-    ("run", "Runs: start, watch, pause, resume, abort."),
+    ("run", "Runs: start, watch, close a round's training, pause, resume, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),
     ("site", "Hospitals: invite, approve, list, revoke."),
 ):

@@ -1,4 +1,4 @@
-"""hemofed-aggregator run: a run is started, watched, paused, resumed, aborted."""
+"""hemofed-aggregator run: a run is started, watched, hurried, paused, resumed, aborted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from aggregator.store.tables import Run
 
 @click.group()
 def run() -> None:
-    """Runs: start, watch, pause, resume, abort."""
+    """Runs: start, watch, close a round's training, pause, resume, abort."""
 
 
 @run.command("start")
@@ -77,6 +77,14 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
     click.echo("\n".join(status_words(privacy)))
     for notice in notices:
         click.echo(notice, err=True)
+
+
+@run.command("close-now")
+@of_run
+@click.pass_obj
+def run_close_now(context: CommandContext, run_id: str | None) -> None:
+    """Let the round go on with the hospitals that are ready, without waiting for the others."""
+    _change_run(context, run_id, lifecycle.close_now, "training is closed; masking begins with those that are ready")
 
 
 @run.command("pause")

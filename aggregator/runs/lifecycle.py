@@ -25,7 +25,7 @@ from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
-from aggregator.states import RoundState, RunState
+from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import Cause, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run
 
@@ -125,6 +125,31 @@ def resume(app: AppContext, run_id: bytes, why: str = "resumed by the coordinato
         continue_run(session, run, cause)
     app.work_due.notify()
     log.info("run resumed", run=run_id.hex())
+
+
+def close_now(
+    app: AppContext, run_id: bytes, why: str = "training closed by the coordinator", actor: str = OPERATOR
+) -> None:
+    """End the training of the round in progress now, as its deadline would: the cohort is of the sites that are ready.
+
+    Raises:
+        NotFound: when there is no such run.
+        WrongState: when it is over, its round is not in training, or fewer sites are ready than its plan asks for.
+    """
+    cause = Cause(app.clock(), actor, why)
+    with app.store.write() as session:
+        run = _in_state(session, run_id, "close", *run_rows.ACTIVE)
+        row = round_rows.newest(session, run_id)
+        if row is None or row.state is not RoundState.TRAINING:
+            state = "no round" if row is None else f"round {row.number} in {row.state}"
+            raise WrongState(f"expected a round in training, got {state}; see `run status`")
+        ready = list(round_rows.seat_states(session, row.id).values()).count(SeatState.READY)
+        least = plan_of(run).cohort.minimum
+        if ready < least:
+            raise WrongState(f"expected {least} ready hospitals at least, got {ready}; wait for them, or abort the run")
+        round_rows.end_training(session, row, cause.of(round_rows.subject(row)))
+    app.work_due.notify()
+    log.info("training closed", run=run_id.hex(), round=row.number)
 
 
 def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator", actor: str = OPERATOR) -> None:

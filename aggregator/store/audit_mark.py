@@ -38,9 +38,9 @@ def note(store: Store, folder: Path) -> None:
         store: The database. What it has committed survives a power cut, so the note is never ahead of it.
         folder: The state folder.
     """
-    newest, noted = _newest(store), _noted(folder)
-    if newest.entries > noted.entries:
-        write_secret(folder / NAME, json.dumps(newest._asdict()).encode())
+    head, noted = newest(store), _noted(folder)
+    if head.entries > noted.entries or not (folder / NAME).exists():
+        write_secret(folder / NAME, json.dumps(head._asdict()).encode())
 
 
 def check(store: Store, folder: Path) -> None:
@@ -56,12 +56,17 @@ def check(store: Store, folder: Path) -> None:
     held = _row(store, noted.entries)
     if held == noted:
         return
-    newest = _newest(store).entries
+    last = newest(store).entries
     raise StateFolderRefused(
         f"expected the database of {folder} to hold audit row {noted.entries} as {NAME} notes it, got "
-        + ("another row in its place" if held.entries else f"one that ends at row {newest}")
+        + ("another row in its place" if held.entries else f"one that ends at row {last}")
         + f": its end was lost or an older copy was put back; {RESTORE}, or go on with what is there by deleting {NAME}"
     )
+
+
+def newest(store: Store) -> Mark:
+    """Return the head of the audit."""
+    return _row(store, None)
 
 
 def check_intact(store: Store, folder: Path) -> None:
@@ -91,10 +96,6 @@ def _noted(folder: Path) -> Mark:
             f"expected {folder / NAME} as the aggregator wrote it, got something else; the disk may be failing: "
             "compare the newest rows of `hemofed-aggregator audit` with the last backup, then delete the file"
         ) from None
-
-
-def _newest(store: Store) -> Mark:
-    return _row(store, None)
 
 
 def _row(store: Store, number: int | None) -> Mark:

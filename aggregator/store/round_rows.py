@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
-from aggregator.store.engine import Change, record, rows_changed, transition
+from aggregator.store.engine import Change, guarded, record, rows_changed, transition
 from aggregator.store.run_rows import ACTIVE
 from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
 
@@ -196,6 +196,16 @@ def move(
     session.add(PhaseTime(round_id=row.id, attempt=attempt, state=before, seconds=seconds))
     # The UPDATE went past the session's objects, so `row` still has its old state.
     session.get(Round, row.id, populate_existing=True)
+
+
+def end_training(session: Session, row: Round, change: Change) -> None:
+    """Let the deadline of a round in TRAINING be now; the driver then freezes the cohort.
+
+    Raises:
+        LostRace: when it is no longer in TRAINING.
+    """
+    statement = update(Round).where(Round.id == row.id, Round.state == RoundState.TRAINING)
+    guarded(session, statement.values(deadline=change.at), change, RoundState.TRAINING, "training closed")
 
 
 def phase_times(session: Session, round_id: int) -> list[PhaseTime]:

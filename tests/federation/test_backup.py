@@ -1,34 +1,23 @@
 """What docs/OPERATIONS.md says of a backup: taken while the aggregator works, put back after its machine is lost."""
 
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aggregator.states import RoundState, RunState
+from aggregator.store import backup as copies
 from tests.federation.nursery import PHASE_S, PHASES, TRAINING_S
 from tests.federation.world import World
 
 
-def back_up(state: Path, target: Path) -> None:
-    """The database first, by SQLite's own copy; then the files, which are written before the database names them."""
-    target.mkdir()
-    with sqlite3.connect(state / "hub.sqlite") as source, sqlite3.connect(target / "hub.sqlite") as copy:
-        source.backup(copy)
-    for each in state.iterdir():
-        if each.is_dir():
-            shutil.copytree(each, target / each.name)
-        elif not each.name.startswith("hub.sqlite"):
-            shutil.copy2(each, target / each.name)
-
-
 def restore(world: World, backup: Path) -> None:
     """On a new machine."""
+    settings = world.aggregator.app.settings
     world.aggregator.shut()
     shutil.rmtree(world.aggregator.folder)
-    shutil.copytree(backup, world.aggregator.folder)
+    copies.restore(settings, backup)
     world.aggregator.boot()
 
 
@@ -40,7 +29,7 @@ def test_an_aggregator_restored_from_any_phase_finishes_its_run_without_the_roun
 ) -> None:
     """No site's update of a round gets into a second sum, so nobody comes to that round again."""
     world = make_world(sites=3, rounds=2, phase=phase)
-    back_up(world.aggregator.folder, tmp_path / "backup")
+    copies.back_up(world.aggregator.app.settings, tmp_path / "backup")
     while world.round.number == 1:
         world.everybody()
     world.everybody()  # the sites have taken the first round's model
