@@ -42,6 +42,7 @@ class RoundSnapshot:
     accused: Collection[str]  # members that were complained about, in UPLOAD and CONFIRM
     recoverable: bool  # whether enough members have revealed a share about each member
     eligible: Collection[str]  # sites that are offered the round
+    silent: Collection[str]  # sites that were not heard of for the plan's grace
     bounds: CohortBounds
     history: SumHistory
 
@@ -108,12 +109,13 @@ def _after_training(view: RoundSnapshot, now: datetime) -> RoundDecision:
     ready = [site for site in _in(view, SeatState.READY) if site in view.eligible]
     # MISSED seats are of a failed attempt; their sites hold an update and may still come back.
     awaited = [site for site in _in(view, SeatState.OFFERED, SeatState.MISSED) if site in view.eligible]
+    speaking = [site for site in awaited if site not in view.silent]
     late = now >= view.deadline
-    if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not awaited)):
+    if len(ready) >= view.bounds.target or (len(ready) >= view.bounds.minimum and (late or not speaking)):
         members = choose_cohort(_ranked(view, ready), view.bounds, view.history)
         if members is not None:
             return _freeze(view, members)
-        if late or not awaited:
+        if late or not speaking:
             return _no_cohort(view, ready)
         return Wait()
     if late:

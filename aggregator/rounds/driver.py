@@ -31,7 +31,7 @@ from aggregator.rounds.regrouping import SumHistory
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
-from aggregator.store import Cause, round_rows, run_rows
+from aggregator.store import Cause, round_rows, run_rows, site_rows
 from aggregator.store.tables import Round, Seat
 
 log = structlog.get_logger()
@@ -157,6 +157,7 @@ class Driver:
         """Read the round. What other rounds say of it is taken from `before`, a look of the same step, if it can be."""
         plan = plan_of(run_rows.get(session, row.run_id))
         eligible: Collection[str] = ()
+        silent: Collection[str] = ()
         history = SumHistory()
         if row.state is RoundState.TRAINING:
             # Both read all rounds of the run, which do not change within a step.
@@ -165,6 +166,7 @@ class Driver:
             else:
                 eligible = frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
                 history = sum_history(session, row)
+            silent = self._silent(session, row, eligible, plan.deadlines.grace_s)
         return RoundSnapshot(
             name=round_rows.subject(row),
             state=row.state,
@@ -177,9 +179,19 @@ class Driver:
             accused=complaints_of(session, row) if row.state in (RoundState.UPLOAD, RoundState.CONFIRM) else (),
             reveal_until=row.phase_since + timedelta(seconds=plan.deadlines.training_s),
             eligible=eligible,
+            silent=silent,
             bounds=plan.cohort,
             history=history,
         )
+
+    def _silent(self, session: Session, row: Round, sites: Collection[str], grace_s: int) -> frozenset[str]:
+        """The sites that have not reported for so long. Reports are written every few seconds."""
+        if not grace_s:
+            return frozenset()
+        since = self._app.clock() - timedelta(seconds=grace_s)
+        seen = {report.site: report.seen_at for report in site_rows.reports(session)}
+        # A site that never reported is heard of when the round begins, so that it has its time, too.
+        return frozenset(site for site in sites if max(seen.get(site, row.began_at), row.began_at) <= since)
 
     # --- leases ---
 

@@ -23,7 +23,7 @@ def forecast_words(plan: TrainingPlan) -> list[str]:
         f"a site receives {size(bytes_.down_round)} a round (the sum of {plan.cohort.target} sites), "
         f"{size(bytes_.down_run)} in the run, the initial model included",
         f"a round takes   up to {duration(plan.deadlines.training_s)} of training, then five phases of masking of up "
-        f"to {duration(plan.deadlines.phase_s)} each",
+        f"to {duration(plan.deadlines.phase_s)} each" + _grace(plan),
         *([f"privacy         {NOT_NOISED}"] if forecast is None else privacy_words(forecast)),
     ]
 
@@ -58,3 +58,8 @@ def gaussian_words(epsilon: float | None) -> str:
 
 def _spent(spendings: Sequence[Spending], unit: str) -> str:
     return ", ".join(f"{spending.epsilon:.2f} after {unit} {spending.count}" for spending in spendings)
+
+
+def _grace(plan: TrainingPlan) -> str:
+    grace_s, least = plan.deadlines.grace_s, plan.cohort.minimum
+    return f"; once {least} are ready, none is waited for that was silent for {duration(grace_s)}" if grace_s else ""

@@ -149,10 +149,13 @@ class Deadlines:
 
     training_s: int = 259_200
     phase_s: int = 600
+    grace_s: int = 0
 
     def __post_init__(self) -> None:
         check_whole("deadlines.training_s", self.training_s, 10, 2_592_000)
         check_whole("deadlines.phase_s", self.phase_s, 2, 86_400)
+        if self.grace_s:
+            check_whole("deadlines.grace_s", self.grace_s, 60, 2_592_000)
 
 
 @dataclass(frozen=True)

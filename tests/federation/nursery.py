@@ -64,6 +64,7 @@ class Kind:
     server: ServerKind = ServerKind.FEDAVG
     trainable: Trainable = Trainable.ALL  # otherwise only the tensor "bias" moves
     private: bool = False
+    grace_s: int = 0
     phase: str = "training"  # the state that its first round is in when the history begins
 
     @property
@@ -117,7 +118,7 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         training=LocalTraining(1, 0.1, 0.0, 0.0, 1, 1, trainable=kind.trainable),
         server=ServerOptimizer(kind.server, 0.1, 0.9, 0.99, 0.001) if adaptive else ServerOptimizer(kind.server, 1.0),
         cohort=CohortBounds(3, kind.sites, kind.sites),
-        deadlines=Deadlines(TRAINING_S, PHASE_S),
+        deadlines=Deadlines(TRAINING_S, PHASE_S, kind.grace_s),
         encoding=Encoding(1.0, kind.bits, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
         moving_tensors=() if kind.trainable is Trainable.ALL else (1,),

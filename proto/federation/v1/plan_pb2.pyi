@@ -457,19 +457,23 @@ class Deadlines(_message.Message):
 
     TRAINING_S_FIELD_NUMBER: _builtins.int
     PHASE_S_FIELD_NUMBER: _builtins.int
+    GRACE_S_FIELD_NUMBER: _builtins.int
     training_s: _builtins.int
     """10..2592000; then the round goes on with those ready, or is abandoned below the minimum"""
     phase_s: _builtins.int
     """2..86400; each of keys, shares, upload, confirm and reveal"""
+    grace_s: _builtins.int
+    """0 or 60..2592000; the minimum being ready, a site silent for longer is not waited for; 0 waits"""
     def __init__(
         self,
         *,
         training_s: _builtins.int = ...,
         phase_s: _builtins.int = ...,
+        grace_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase_s", b"phase_s", "training_s", b"training_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_s", b"grace_s", "phase_s", b"phase_s", "training_s", b"training_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

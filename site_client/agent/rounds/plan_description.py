@@ -4,7 +4,7 @@ import math
 
 from federation.encoding import Layout
 from federation.forecast import TENTHS, cohort_noise, noise_words, train_spent, validation_spent
-from federation.plan import TrainingPlan
+from federation.plan import Deadlines, TrainingPlan
 from federation.privacy import Privacy, evaluations
 from federation.vocabulary import Metric
 
@@ -45,7 +45,7 @@ def describe(held: HeldPlan, policy: PolicySettings, spending: SpentPrivacy) -> 
         "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",
         "leaves this site": _leaves(plan),
         "metrics in the sum": ", ".join(plan.metrics) or "none",
-        "deadlines": f"{plan.deadlines.training_s} s to train, {plan.deadlines.phase_s} s a masking phase",
+        "deadlines": _deadlines(plan.deadlines),
         **_privacy(plan, plan.privacy),
     }
     return "\n".join(f"{name:<20}{value}" for name, value in facts.items())
@@ -104,3 +104,8 @@ def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
             f"validate: {count} evaluations with histograms of patients"
         )
     return facts
+
+
+def _deadlines(deadlines: Deadlines) -> str:
+    said = f"{deadlines.training_s} s to train, {deadlines.phase_s} s a masking phase"
+    return said + (f"; a site silent for {deadlines.grace_s} s is not waited for" if deadlines.grace_s else "")

@@ -40,6 +40,7 @@ def view(state: RoundState, *seats: SeatState, late: bool = False, **changes: An
         "accused": (),
         "recoverable": True,
         "eligible": SITES,
+        "silent": (),
         "bounds": BOUNDS,
         "history": SumHistory(),
     }

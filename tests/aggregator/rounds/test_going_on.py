@@ -1,4 +1,4 @@
-"""`run close-now`: the round goes on with those who are ready, if they are enough."""
+"""A round goes on with those who are ready, if they are enough: by `run close-now`, or by the plan's grace."""
 
 from collections.abc import Callable
 
@@ -49,3 +49,24 @@ def test_a_round_that_is_being_masked_cannot_be_closed(make_world: MakeWorld) ->
     world = make_world(sites=3, phase="keys")
     with pytest.raises(WrongState, match="expected a round in training, got round 1 in keys; see `run status`"):
         lifecycle.close_now(world.aggregator.app, world.run_id)
+
+
+def test_a_hospital_that_is_silent_for_the_plan_s_grace_is_not_waited_for(make_world: MakeWorld) -> None:
+    world = make_world(sites=4, grace_s=600)
+    make_ready(world, "site-a", "site-b", "site-c")
+    states = []
+    for seconds, speaks in ((599, False), (0, True), (599, False), (1, False)):
+        world.clock.advance(seconds)
+        if speaks:
+            world.step("site-d")  # it trains, or waits because somebody works at the machine
+        world.drive()
+        states.append(world.round.state)
+    assert states == [RoundState.TRAINING] * 3 + [RoundState.KEYS]
+
+
+def test_below_the_minimum_a_silent_hospital_is_waited_for(make_world: MakeWorld) -> None:
+    world = make_world(sites=4, grace_s=600)
+    make_ready(world, "site-a", "site-b")
+    world.clock.advance(1200)
+    world.drive()
+    assert world.round.state is RoundState.TRAINING
