@@ -22,7 +22,9 @@ from site_client.ingest.catalog import dataset, label_rows
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, FactRow, FileRow
-from site_client.ingest.labels.labels import label_files
+from site_client.ingest.labels.files import LabelFile, label_sources
+from site_client.ingest.labels.readings import LabelRules
+from site_client.ingest.labels.spelling import column_name
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
 from site_client.ingest.rules import Rules
@@ -49,19 +51,31 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     secret = load_secret(folder / "pseudonym.key", os.urandom)
     ingest = settings.ingest
     rules = Rules(settle_s=ingest.settle_s, slices_min=ingest.slices_min, lossy=ingest.lossy)
-    return Catalog.open(folder / "catalog.sqlite", secret, rules, clock)
+    labels = settings.labels
+    columns = {column_name(name): meaning for name, meaning in labels.columns.items()}
+    label_rules = LabelRules(labels.readers, labels.addenda, columns)
+    return Catalog.open(folder / "catalog.sqlite", secret, rules, clock, label_rules)
 
 
 class Catalog:
     """One site's catalog. It is not for several threads; several processes may use it, and their scans take turns."""
 
-    def __init__(self, engine: Engine, lock: Path, secret: SiteSecret, rules: Rules, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, lock: Path, secret: SiteSecret, rules: Rules, clock: Clock, label_rules: LabelRules
+    ) -> None:
         """Takes an engine on a prepared file; `open` prepares one."""
         self._engine, self._lock = engine, lock
-        self._secret, self._rules, self._clock = secret, rules, clock
+        self._secret, self._rules, self._clock, self._label_rules = secret, rules, clock, label_rules
 
     @classmethod
-    def open(cls, path: Path, secret: SiteSecret, rules: Rules | None = None, clock: Clock = utc_now) -> "Catalog":
+    def open(
+        cls,
+        path: Path,
+        secret: SiteSecret,
+        rules: Rules | None = None,
+        clock: Clock = utc_now,
+        label_rules: LabelRules | None = None,
+    ) -> "Catalog":
         """Opens or makes the file. It empties a catalog of another version or another secret, which is only a cache.
 
         Args:
@@ -69,6 +83,7 @@ class Catalog:
             secret: keys the pseudonyms and the paths.
             rules: thresholds for series; None: the defaults.
             clock: the wall clock, aware.
+            label_rules: how label tables are read; None: the defaults.
 
         Raises:
             IngestError: the file is no SQLite file.
@@ -85,7 +100,8 @@ class Catalog:
             raise IngestError(
                 "the catalog is not an SQLite file of ours; remove it, the next scan makes it anew"
             ) from None
-        return cls(engine, path.with_name(path.name + ".lock"), secret, rules or Rules(), clock)
+        lock = path.with_name(path.name + ".lock")
+        return cls(engine, lock, secret, rules or Rules(), clock, label_rules or LabelRules())
 
     def close(self) -> None:
         """Closes the file."""
@@ -96,7 +112,7 @@ class Catalog:
 
         Args:
             export: the root folder of the PACS export. It is only read.
-            labels: CSV files, or folders of them; without any, those at the export's top.
+            labels: tables, or folders of them; without any, those at the export's top.
 
         Returns:
             Counts of what the catalog now holds.
@@ -105,11 +121,11 @@ class Catalog:
             IngestError: the export cannot be listed. Faults inside it are counted, never raised.
         """
         started = self._clock()
-        files = label_files(export, labels)
         with _locked(self._lock), Session(self._engine) as session:
             scan = ExportScan(session, export, self._secret, self._rules, started.timestamp())
             scan.run()
-            label_rows.refresh(session, files, self._secret)
+            # After the export, whose top may hold them: an export that is not mounted has raised by now.
+            label_rows.refresh(session, label_sources(export, labels), self._secret, self._label_rules)
             session.commit()
             seconds = (self._clock() - started).total_seconds()
             return scan_report(session, scan.files_seen, scan.files_read, seconds)
@@ -119,6 +135,26 @@ class Catalog:
         with Session(self._engine) as session:
             files = session.scalar(select(func.count()).select_from(FileRow)) or 0
             return scan_report(session, files, 0, 0.0)
+
+    def confirm_labels(self, export: Path, labels: Sequence[Path], stamp: str) -> None:
+        """Puts labels in force that wait for a person's word.
+
+        Args:
+            export: as for `scan`.
+            labels: as for `scan`.
+            stamp: of the held labels that the person has seen (`ScanReport.labels.held`).
+
+        Raises:
+            LabelsRefused: a label file cannot be read, or the files changed meanwhile.
+        """
+        with _locked(self._lock), Session(self._engine) as session:
+            label_rows.confirm(session, label_sources(export, labels), self._secret, self._label_rules, stamp)
+            session.commit()
+
+    def label_files(self) -> tuple[LabelFile, ...]:
+        """Lists every label file by name, with what became of it at the last scan. For people of this site only."""
+        with Session(self._engine) as session:
+            return label_rows.counts(session, self._secret).files
 
     def dataset(self, pinned: str | None = None) -> Dataset:
         """Gives all studies with a ready series and at least one label, none in conflict, ordered by study_key.

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from site_client.errors import DatasetGone, IngestError
 from site_client.ingest.catalog.tables import DatasetRow, FactRow, LabelRow, SliceRow, StackRow
-from site_client.ingest.labels.labels import CONFLICT, UNKNOWN
+from site_client.ingest.labels.readings import CONFLICT
+from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
 from site_client.ingest.records import Dataset, PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 

@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog import label_rows
 from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks
+from site_client.ingest.catalog.label_rows import LabelsHeld
 from site_client.ingest.catalog.tables import FileRow, LabelRow, SliceRow, StackRow
+from site_client.ingest.labels.files import LabelFileState
 from site_client.ingest.reasons import Reason, SeriesState, Warn
 
 
@@ -30,6 +32,18 @@ class SeriesSummary:
 
 
 @dataclass(frozen=True)
+class LabelFileReport:
+    """What became of one label file, by its number. `state`: LabelFileState's name."""
+
+    number: int
+    state: str
+    rows: int
+    unreadable_cells: int
+    unreadable_rows: int
+    first_unreadable: int
+
+
+@dataclass(frozen=True)
 class LabelReport:
     """Counts of labels and of images that they match. Studies are counted among those with a chosen series."""
 
@@ -43,6 +57,8 @@ class LabelReport:
     duplicate_rows: int
     unreadable_cells: int
     refused_files: tuple[str, ...]
+    files: tuple["LabelFileReport", ...]
+    held: LabelsHeld | None
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,33 @@ class ScanReport:
             f"{labels.slices_unlabelled} without",
             f"label files: {labels.rows} rows, {labels.duplicate_rows} repeated, {labels.unreadable_cells} unreadable "
             f"cells, {labels.labels_without_images} labels without an image",
+            *(_file_line(file) for file in labels.files),
             *(f"  refused: {sentence}" for sentence in labels.refused_files),
+            *_held_lines(labels.held),
         ]
         return "\n".join(lines)
+
+
+def _file_line(file: LabelFileReport) -> str:
+    words = [f"  label file {file.number}: {LabelFileState[file.state].value}"]
+    if file.rows:
+        words.append(f"{file.rows} rows")
+    if file.unreadable_rows or file.unreadable_cells:
+        words.append(
+            f"{file.unreadable_rows} rows and {file.unreadable_cells} cells not understood, the first in line "
+            f"{file.first_unreadable}"
+        )
+    return ", ".join(words)
+
+
+def _held_lines(held: LabelsHeld | None) -> list[str]:
+    if held is None:
+        return []
+    return [
+        f"labels wait for a person: {held.withdrawn} of {held.in_force} known ones would lose a label, and the files "
+        f"now hold {held.offered}. Training uses the known ones until then.",
+        "  Correct the files, or type: hemofed-site catalog confirm labels",
+    ]
 
 
 def _table(title: str, counts: Mapping[str, int], words: Mapping[str, str]) -> list[str]:
@@ -145,7 +185,7 @@ def _reasons(state: str, chosen: bool, reasons: str) -> tuple[str, ...]:
 
 
 def _label_report(session: Session) -> LabelReport:
-    files = label_rows.counts(session)
+    files = label_rows.counts(session).files
     studies: Counter[LabelState] = Counter()
     slices: Counter[bool] = Counter()
     for stack in chosen_stacks(session):
@@ -164,8 +204,20 @@ def _label_report(session: Session) -> LabelReport:
         slices_labelled=slices[True],
         slices_unlabelled=slices[False],
         labels_without_images=total - matched,
-        rows=files.rows,
-        duplicate_rows=files.duplicates,
-        unreadable_cells=files.unreadable,
-        refused_files=files.refused,
+        rows=sum(file.rows for file in files if file.state is LabelFileState.READ),
+        duplicate_rows=sum(file.duplicates for file in files),
+        unreadable_cells=sum(file.unreadable_cells + file.unreadable_rows for file in files),
+        refused_files=tuple(file.sentence for file in files if file.sentence),
+        files=tuple(
+            LabelFileReport(
+                file.number,
+                file.state.name,
+                file.rows,
+                file.unreadable_cells,
+                file.unreadable_rows,
+                file.first_unreadable,
+            )
+            for file in files
+        ),
+        held=label_rows.held(session),
     )

@@ -135,7 +135,8 @@ def test_a_dataset_that_is_no_longer_kept_is_an_error(scanner: Scanner, catalog:
     first = catalog.dataset().hash
     for k in range(8):
         clock.advance(1)
-        (scanner.root / "slices.csv").write_text("ID,Label\n" + f"ID_1.2.3.1.{k + 1}_any,0\n" * (k + 1))
+        rows = "".join(f"ID_1.2.3.1.{place + 1}_any,0\n" for place in range(k + 1))
+        (scanner.root / "slices.csv").write_text("ID,Label\n" + rows)
         catalog.scan(scanner.root)
         assert catalog.dataset(catalog.dataset().hash).hash != first
     with pytest.raises(DatasetGone):
