@@ -1,4 +1,4 @@
-"""The command that scans the export."""
+"""Commands that scan the export, and show people of this site what the catalog made of it."""
 
 from pathlib import Path
 
@@ -8,16 +8,51 @@ from site_client.commands.options import config_option, json_option
 from site_client.config import load
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
 @click.option("--series", "with_series", is_flag=True, help="Also every series by pseudonym, with its score sheet.")
 @config_option
-def catalog(config: Path, as_json: bool, with_series: bool) -> None:
+@click.pass_context
+def catalog(ctx: click.Context, config: Path, as_json: bool, with_series: bool) -> None:
     """Scan the export and its labels, and count usable studies.
 
-    Every study and series that cannot be used is counted with its reason.
+    Every study and series that cannot be used is counted with its reason. The exit status is 1 when a label file could
+    not be read, or when labels wait for your word. The commands below read what the last scan found.
     """
-    from site_client.ingest.catalog.command import catalog_json, catalog_text
+    if ctx.invoked_subcommand is not None:
+        return
+    from site_client.ingest.catalog.command import catalog_json, catalog_text, refuse_failed_labels
 
     settings = load(config)
-    click.echo(catalog_json(settings, with_series) if as_json else catalog_text(settings, with_series))
+    text, report = (catalog_json if as_json else catalog_text)(settings, with_series)
+    click.echo(text)
+    refuse_failed_labels(report)
+
+
+@catalog.command()
+@config_option
+def labels(config: Path) -> None:
+    """Name every label file, and show what became of it. For people of this site only."""
+    from site_client.ingest.catalog.command import labels_text
+
+    click.echo(labels_text(load(config)))
+
+
+@catalog.group()
+def confirm() -> None:
+    """Give the word that a change waits for, which takes away what training used."""
+
+
+@confirm.command("labels")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@config_option
+def confirm_labels(config: Path, yes: bool) -> None:
+    """Put the labels in force that the files now hold, although known ones go."""
+    from site_client.ingest.catalog.command import confirm_held_labels, held_labels_text
+
+    settings = load(config)
+    held, text = held_labels_text(settings)
+    click.echo(text)
+    if held is not None and (yes or click.confirm("Shall training forget the labels that are missing?")):
+        confirm_held_labels(settings, held)
+        click.echo("confirmed; the next round uses the labels of the files")

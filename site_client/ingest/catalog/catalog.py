@@ -12,16 +12,17 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from site_client.config import SiteSettings
 from site_client.errors import IngestError
+from site_client.files import belongs_with_its_folder
 from site_client.ingest.catalog import dataset, label_rows
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
-from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, FactRow, FileRow
+from site_client.ingest.catalog.tables import KEPT_FACTS, KEPT_TABLES, SCHEMA_VERSION, CatalogTable, FactRow, FileRow
 from site_client.ingest.labels.files import LabelFile, label_sources
 from site_client.ingest.labels.readings import LabelRules
 from site_client.ingest.labels.spelling import column_name
@@ -76,7 +77,10 @@ class Catalog:
         clock: Clock = utc_now,
         label_rules: LabelRules | None = None,
     ) -> "Catalog":
-        """Opens or makes the file. It empties a catalog of another version or another secret, which is only a cache.
+        """Opens or makes the file.
+
+        It empties a catalog of another secret. Of one of another version it keeps the labels, and drops what the export
+        tells again.
 
         Args:
             path: the SQLite file.
@@ -92,6 +96,7 @@ class Catalog:
         # Before SQLite touches it, so that the file never exists with a wider mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)
+        belongs_with_its_folder(path, path)
         engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
         event.listen(engine, "connect", _set_pragmas)
         try:
@@ -197,6 +202,7 @@ def _locked(path: Path) -> Iterator[None]:
     # A lock beside SQLite's own: a scan commits many times, and two scans in between would undo each other's rows.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        belongs_with_its_folder(descriptor, path)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -214,8 +220,13 @@ def _prepare(engine: Engine, secret: SiteSecret) -> None:
     mark = secret.token("catalog", "v1").encode()
     with engine.begin() as connection:
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
-        if version not in (0, SCHEMA_VERSION) or (version and _mark(connection) != mark):
+        if version and _mark(connection) != mark:
             CatalogTable.metadata.drop_all(connection)
+        elif version not in (0, SCHEMA_VERSION):
+            # All but what the files may no longer tell: the labels in force, and a person's words about them.
+            caches = [table for name, table in CatalogTable.metadata.tables.items() if name not in KEPT_TABLES]
+            CatalogTable.metadata.drop_all(connection, tables=caches)
+            connection.execute(delete(FactRow).where(FactRow.name.not_in(KEPT_FACTS)))
         CatalogTable.metadata.create_all(connection)
         connection.execute(text(f"PRAGMA user_version={SCHEMA_VERSION}"))
         if _mark(connection) != mark:

@@ -97,7 +97,7 @@ class ScanReport:
             f"cells, {labels.labels_without_images} labels without an image",
             *(_file_line(file) for file in labels.files),
             *(f"  refused: {sentence}" for sentence in labels.refused_files),
-            *_held_lines(labels.held),
+            *held_lines(labels.held),
         ]
         return "\n".join(lines)
 
@@ -114,7 +114,8 @@ def _file_line(file: LabelFileReport) -> str:
     return ", ".join(words)
 
 
-def _held_lines(held: LabelsHeld | None) -> list[str]:
+def held_lines(held: LabelsHeld | None) -> list[str]:
+    """Says in words which labels wait for a person."""
     if held is None:
         return []
     return [

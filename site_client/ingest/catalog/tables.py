@@ -1,4 +1,4 @@
-"""The catalog's rows. They cache what the export holds: all can be dropped and rebuilt, except for `datasets`.
+"""The catalog's rows. They cache what the export holds: all can be rebuilt from it, but `datasets` and `labels`.
 
 No column holds a name, an identifier, a UID, a date or a readable path: keys are pseudonyms, paths are encrypted.
 """
@@ -6,7 +6,9 @@ No column holds a name, an identifier, a UID, a date or a readable path: keys ar
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1  # a file with another number is emptied, and the export read again
+SCHEMA_VERSION = 1  # of a file with another number only these tables and facts are kept, and the export is read again
+KEPT_TABLES = ("labels", "facts")
+KEPT_FACTS = ("secret", "label_stamp", "label_counts", "label_held")
 
 
 class CatalogTable(DeclarativeBase):
