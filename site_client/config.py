@@ -102,6 +102,11 @@ class IngestSettings:
     settle_s: Seconds = 60.0
     slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
     lossy: bool = False
+    no_contrast: tuple[str, ...] = ()
+    head_words: tuple[str, ...] = ()
+    elsewhere_words: tuple[str, ...] = ()
+    soft_kernels: tuple[str, ...] = ()
+    bone_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class SiteSecret:
         return SliceKey(self.token("slice", uid))
 
     def accession(self, number: str) -> str:
-        """Computes the pseudonym of (0008,0050) *Accession Number*, reduced by `spelling.accession_number`."""
+        """Computes the pseudonym of (0008,0050) *Accession Number*, reduced by `wording.accession_number`."""
         return self.token("accession", number)
 
     def token(self, kind: str, value: str) -> str:

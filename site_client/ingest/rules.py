@@ -1,9 +1,24 @@
 """Rules: the thresholds of a head CT that is fit for training. A site may change three of them in site.toml."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 PIPELINE_VERSION = 1  # raise it when the same files could get another assessment or other HU values
+
+
+@dataclass(frozen=True)
+class SiteWords:
+    """Words that a site adds to the lists of `files/wording.py`. Capitals, blanks and signs do not matter.
+
+    `no_contrast`: whole texts of (0018,0010) *Contrast/Bolus Agent* that mean none. `head`, `elsewhere`: words of
+    (0018,0015) *Body Part Examined*. `soft_kernels`, `bone_kernels`: whole texts of (0018,1210) *Convolution Kernel*.
+    """
+
+    no_contrast: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    soft_kernels: tuple[str, ...] = ()
+    bone_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class Rules:
     check_coverage: bool = True  # off only in tests that assess truncated series by other criteria
     check_content: bool = True
     file_max_bytes: int = 64 * 2**20
+    words: SiteWords = field(default_factory=SiteWords)
 
     @property
     def digest(self) -> str:

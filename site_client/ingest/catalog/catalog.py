@@ -28,7 +28,7 @@ from site_client.ingest.labels.readings import LabelRules
 from site_client.ingest.labels.spelling import column_name
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
-from site_client.ingest.rules import Rules
+from site_client.ingest.rules import Rules, SiteWords
 
 __all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
 
@@ -51,7 +51,10 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     folder = settings.folders.trainer
     secret = load_secret(folder / "pseudonym.key", os.urandom)
     ingest = settings.ingest
-    rules = Rules(settle_s=ingest.settle_s, slices_min=ingest.slices_min, lossy=ingest.lossy)
+    words = SiteWords(
+        ingest.no_contrast, ingest.head_words, ingest.elsewhere_words, ingest.soft_kernels, ingest.bone_kernels
+    )
+    rules = Rules(settle_s=ingest.settle_s, slices_min=ingest.slices_min, lossy=ingest.lossy, words=words)
     labels = settings.labels
     columns = {column_name(name): meaning for name, meaning in labels.columns.items()}
     label_rules = LabelRules(labels.readers, labels.addenda, columns)
@@ -79,8 +82,8 @@ class Catalog:
     ) -> "Catalog":
         """Opens or makes the file.
 
-        It empties a catalog of another secret. Of one of another version it keeps the labels, and drops what the export
-        tells again.
+        It empties a catalog of another secret. Of one of another version it keeps labels and datasets, and drops what
+        the export tells again.
 
         Args:
             path: the SQLite file.
@@ -223,7 +226,7 @@ def _prepare(engine: Engine, secret: SiteSecret) -> None:
         if version and _mark(connection) != mark:
             CatalogTable.metadata.drop_all(connection)
         elif version not in (0, SCHEMA_VERSION):
-            # All but what the files may no longer tell: the labels in force, and a person's words about them.
+            # All but what the files may no longer tell: labels in force, and datasets to which a round is pinned.
             caches = [table for name, table in CatalogTable.metadata.tables.items() if name not in KEPT_TABLES]
             CatalogTable.metadata.drop_all(connection, tables=caches)
             connection.execute(delete(FactRow).where(FactRow.name.not_in(KEPT_FACTS)))

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog import label_rows
-from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks
+from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks, shared_accessions
 from site_client.ingest.catalog.label_rows import LabelsHeld
 from site_client.ingest.catalog.tables import FileRow, LabelRow, SliceRow, StackRow
 from site_client.ingest.labels.files import LabelFileState
@@ -53,6 +53,7 @@ class LabelReport:
     slices_labelled: int
     slices_unlabelled: int
     labels_without_images: int
+    labels_of_two_studies: int
     rows: int
     duplicate_rows: int
     unreadable_cells: int
@@ -195,9 +196,12 @@ def _label_report(session: Session) -> LabelReport:
     # Labels without an image usually mean that a UID was altered on the way: worth a line in the report.
     total = session.scalar(select(func.count()).select_from(LabelRow)) or 0
     matching = select(LabelRow.key).where(
-        LabelRow.key.in_(select(SliceRow.slice_key)) | LabelRow.key.in_(select(StackRow.study_key))
+        LabelRow.key.in_(select(SliceRow.slice_key))
+        | LabelRow.key.in_(select(StackRow.study_key))
+        | LabelRow.key.in_(select(StackRow.accession_key))
     )
     matched = session.scalar(select(func.count()).select_from(matching.subquery())) or 0
+    ambiguous = select(func.count()).select_from(LabelRow).where(LabelRow.key.in_(shared_accessions()))
     return LabelReport(
         studies_labelled=studies[LabelState.LABELLED],
         studies_unlabelled=studies[LabelState.UNLABELLED],
@@ -205,6 +209,7 @@ def _label_report(session: Session) -> LabelReport:
         slices_labelled=slices[True],
         slices_unlabelled=slices[False],
         labels_without_images=total - matched,
+        labels_of_two_studies=session.scalar(ambiguous) or 0,
         rows=sum(file.rows for file in files if file.state is LabelFileState.READ),
         duplicate_rows=sum(file.duplicates for file in files),
         unreadable_cells=sum(file.unreadable_cells + file.unreadable_rows for file in files),

@@ -172,11 +172,14 @@ class ExportScan:
             "series_key": series_key,
             "study_key": head.study_key,
             "patient_key": head.patient_key,
+            "accession_key": head.accession_key,
             "state": state.name,
             "reasons": " ".join(reason.name for reason in assessed.reasons),
             "warnings": " ".join(warning.name for warning in assessed.warnings),
             "sheet": json.dumps([[line.criterion, line.value, line.points] for line in assessed.stack.sheet]),
             "score": assessed.stack.score,
+            "started_s": assessed.stack.started_s,
+            "series_number": head.series_number,
             "slices": len(slices),
             "chosen": False,
             "content_hash": assessed.content_hash if state is SeriesState.READY else "",
@@ -191,11 +194,24 @@ class ExportScan:
             self._session.execute(insert(SliceRow), places)
 
     def _choose(self) -> None:
-        """Marks one READY stack a study: the highest score, then the smallest key. The others stay READY, unchosen."""
+        """Marks one READY stack a study; the others stay READY, unchosen.
+
+        The highest score decides, then the earliest image, then the lowest series number: a native series comes before
+        one with contrast, which no header may have declared. Last comes the hash of the files' bytes, which is the same
+        under any secret.
+        """
         ready = self._session.execute(
             select(StackRow.stack_key, StackRow.study_key, StackRow.chosen)
             .where(StackRow.state == SeriesState.READY.name)
-            .order_by(StackRow.study_key, StackRow.score.desc(), StackRow.stack_key)
+            .order_by(
+                StackRow.study_key,
+                StackRow.score.desc(),
+                StackRow.started_s.is_(None),
+                StackRow.started_s,
+                StackRow.series_number < 0,
+                StackRow.series_number,
+                StackRow.content_hash,
+            )
         ).all()
         studies: set[str] = set()
         for row in ready:

@@ -6,8 +6,8 @@ No column holds a name, an identifier, a UID, a date or a readable path: keys ar
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1  # of a file with another number only these tables and facts are kept, and the export is read again
-KEPT_TABLES = ("labels", "facts")
+SCHEMA_VERSION = 2  # of a file with another number only these tables and facts are kept, and the export is read again
+KEPT_TABLES = ("labels", "facts", "datasets")
 KEPT_FACTS = ("secret", "label_stamp", "label_counts", "label_held")
 
 
@@ -37,11 +37,14 @@ class StackRow(CatalogTable):
     series_key: Mapped[str] = mapped_column(String(26), index=True)
     study_key: Mapped[str] = mapped_column(String(26), index=True)
     patient_key: Mapped[str] = mapped_column(String(26))
+    accession_key: Mapped[str] = mapped_column(String(26), index=True, comment="pseudonym; empty when not stated")
     state: Mapped[str] = mapped_column(comment="State's name")
     reasons: Mapped[str] = mapped_column(comment="Reason names, space separated; empty when READY or WAITING for time")
     warnings: Mapped[str] = mapped_column(comment="Warn names, space separated")
     sheet: Mapped[str] = mapped_column(comment="JSON list of [criterion, value, points]")
     score: Mapped[int]
+    started_s: Mapped[float | None] = mapped_column(comment="seconds from the study's begin to the first image")
+    series_number: Mapped[int] = mapped_column(comment="(0020,0011); -1 when not stated")
     slices: Mapped[int]
     chosen: Mapped[bool] = mapped_column(comment="the one stack of its study that is trained on")
     content_hash: Mapped[str] = mapped_column(comment="hex; empty unless READY")
@@ -62,7 +65,7 @@ class LabelRow(CatalogTable):
     """Labels of one slice or one study, merged over all label files."""
 
     __tablename__ = "labels"
-    key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="slice_key or study_key")
+    key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="slice_key, study_key or accession_key")
     cells: Mapped[bytes] = mapped_column(LargeBinary, comment="6 bytes in the order of LABELS: 0, 1, 2 conflict, 255")
 
 

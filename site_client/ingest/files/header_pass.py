@@ -20,6 +20,7 @@ from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, enco
 from site_client.ingest.files.header import DicomHeader, Origin
 from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
+from site_client.ingest.files.wording import Contrast, accession_number, contrast_of, is_elsewhere, kernel_class
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
@@ -33,14 +34,6 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CT = frozenset((CT + ".1", CT + ".2"))
 DIRECTORY = "1.2.840.10008.1.3.10"
 
-# Scanners in several languages fill in (0018,0010) *Contrast/Bolus Agent* to say that there was none.
-_NO_AGENT = frozenset(("", "NONE", "NO", "N", "NATIVE", "NATIV", "OHNE", "SANS", "WITHOUT", "W/O", "0"))
-_HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI", "CEREB", "KOPF", "SCHAEDEL", "SCHÄDEL", "TETE", "CABEZA")
-_ELSEWHERE = (
-    "CHEST", "THORAX", "ABDOMEN", "PELVIS", "SPINE", "NECK", "KNEE", "LEG", "ARM", "HAND", "FOOT", "ANKLE", "WRIST",
-    "ELBOW", "SHOULDER", "HIP", "HEART", "CARDIAC", "EXTREMITY", "LIVER", "KIDNEY", "LUNG", "COLON", "AORTA",
-    "FEMUR", "TIBIA", "HUMERUS", "WHOLEBODY", "BREAST",
-)  # fmt: skip
 # Values of (0008,0008) *Image Type*.
 _LOCALIZERS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"))
 _MAPS = frozenset((
@@ -132,6 +125,7 @@ def _header(
     study, series, sop = (uid or "" for uid in uids)
     patient = fields.text(tags.PATIENT_ID)
     kernel = fields.words(tags.KERNEL)
+    accession = accession_number(fields.text(tags.ACCESSION))
     reasons, oddities = _assess(fields, syntax, rules)
     if pixels is not None:
         reasons.append(pixels)
@@ -147,7 +141,7 @@ def _header(
         slice_key=secret.slice(sop),
         frame_key=secret.token("frame", fields.text(tags.FRAME_UID)),
         kernel_key=secret.token("kernel", "\\".join(kernel)),
-        kernel=tags.kernel_class(kernel),
+        kernel=kernel_class(kernel, rules.words),
         origin=_origin(set(fields.words(tags.IMAGE_TYPE))),
         acquisition=fields.whole(tags.ACQUISITION),
         instance=fields.whole(tags.INSTANCE),
@@ -161,17 +155,22 @@ def _header(
         native=syntax in RAW_SYNTAXES,
         reasons=tuple(dict.fromkeys(reasons)),
         warnings=tuple(oddities),
+        accession_key=secret.accession(accession) if accession else "",
+        contrast=_contrast(fields, rules),
+        series_number=fields.whole(tags.SERIES_NUMBER),
+        since_study_s=fields.since_study_s(),
     )
+
+
+def _contrast(fields: Fields, rules: Rules) -> Contrast:
+    has_sequence, volume_ml = fields.present(tags.CONTRAST_SEQUENCE), fields.number(tags.CONTRAST_VOLUME) or 0.0
+    return contrast_of(fields.text(tags.CONTRAST_AGENT), has_sequence, volume_ml, rules.words)
 
 
 def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:
     image_type = set(fields.words(tags.IMAGE_TYPE))
     rescaled = fields.number(tags.SLOPE) is not None and fields.number(tags.INTERCEPT) is not None
     lossy = fields.text(tags.LOSSY) == "01" or syntax in LOSSY_SYNTAXES
-    contrast = fields.text(tags.CONTRAST_AGENT).upper() not in _NO_AGENT or fields.present(tags.CONTRAST_SEQUENCE)
-    body_part = fields.text(tags.BODY_PART).upper()
-    # Head words first: "HEADNECK" names another part too, and shows a head.
-    elsewhere = not any(word in body_part for word in _HEAD) and any(word in body_part for word in _ELSEWHERE)
     grounds = {
         Reason.R_LOCALIZER: bool(image_type & _LOCALIZERS),
         # DERIVED alone is no ground: recompression sets it too (PS3.3 C.7.6.1.1.2). Without a rescale it is no CT.
@@ -181,9 +180,9 @@ def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], li
         or fields.whole(tags.SAMPLES) > 1,
         Reason.R_PERFUSION: bool(image_type & _PERFUSION),
         Reason.R_LOSSY: lossy and not rules.lossy,
-        Reason.R_CONTRAST: contrast or (fields.number(tags.CONTRAST_VOLUME) or 0.0) > 0,
+        Reason.R_CONTRAST: _contrast(fields, rules) == "declared",
         Reason.R_BURNED_IN: fields.text(tags.BURNED_IN).upper() == "YES",
-        Reason.R_NOT_HEAD: elsewhere,
+        Reason.R_NOT_HEAD: is_elsewhere(fields.text(tags.BODY_PART), rules.words),
         Reason.Q_NO_DECODER: not has_decoder(syntax),
         Reason.Q_MISSING_TAG: not rescaled or fields.whole(tags.ROWS) <= 0 or fields.whole(tags.COLUMNS) <= 0,
         Reason.Q_NO_POSITION: not (fields.numbers(tags.POSITION, 3) and fields.numbers(tags.ORIENTATION, 6)),

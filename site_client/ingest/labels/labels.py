@@ -22,6 +22,7 @@ from federation.labels import LABELS
 
 from site_client.errors import LabelsRefused
 from site_client.ingest.files.tags import is_uid
+from site_client.ingest.files.wording import accession_number
 from site_client.ingest.labels.files import LabelFile, LabelFileState, LabelSource
 from site_client.ingest.labels.readings import (
     Cells,
@@ -41,7 +42,6 @@ from site_client.ingest.labels.spelling import (
     SLICE,
     STUDY,
     UNKNOWN,
-    accession_number,
     cell_value,
     plain_text,
 )

@@ -129,12 +129,3 @@ def plain_text(cell: str) -> str:
     if text[:2] == '="' and text[-1] == '"' and len(text) > 2:
         return text[2:-1].strip()
     return text[1:].strip() if text[:1] == "'" else text
-
-
-def accession_number(text: str) -> str:
-    """Reduces an accession number for comparison: no blanks, upper case, and no leading zeros in front of digits only.
-
-    A spreadsheet turns 00123 into 123, and the image keeps 00123. Two studies that become equal by it get no label.
-    """
-    number = re.sub(r"\s", "", text).upper()
-    return (number.lstrip("0") or "0") if number.isdigit() else number

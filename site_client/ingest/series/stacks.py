@@ -6,8 +6,9 @@ position . normal only, never from a file's name or an instance number. The acqu
 series (step-and-shoot), so it splits nothing and only decides between repeats.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,12 @@ class Stack:
     sheet: tuple[Points, ...]
 
     @property
+    def started_s(self) -> float | None:
+        """Seconds from the study's begin to the first image; None when no image states a time."""
+        times = [image.header.since_study_s for image in self.images]
+        return min((time for time in times if time is not None), default=None)
+
+    @property
     def score(self) -> int:
         """Sum of the score sheet."""
         return sum(line.points for line in self.sheet)
@@ -68,6 +75,7 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
     Returns:
         Stacks in which every image is once, as a slice or as a repeat. The order of `images` does not matter.
     """
+    images = _contrast_of_series(images)
     groups: list[list[Image]] = []
     # By key, because the first image of a group decides who belongs to it.
     for image in sorted(images, key=lambda image: image.header.slice_key):
@@ -77,6 +85,17 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
         else:
             group.append(image)
     return [_stack(group, rules) for group in groups]
+
+
+def _contrast_of_series(images: Sequence[Image]) -> list[Image]:
+    """Declares contrast for all images when one does: some scanners write it on a part of the images only."""
+    if not any(Reason.R_CONTRAST in image.header.reasons for image in images):
+        return list(images)
+    return [
+        replace(image, header=replace(head, reasons=_sorted({*head.reasons, Reason.R_CONTRAST})))
+        for image in images
+        for head in (image.header,)
+    ]
 
 
 def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -180,7 +199,7 @@ def _places(images: list[Image], offsets: NDArray[np.float64]) -> list[tuple[flo
     return places
 
 
-def _preference(image: Image) -> tuple[bool, int, bool, bool, str]:
+def _preference(image: Image) -> tuple[bool, int, bool, bool, float, int, str]:
     """Orders the images of one position, the best first."""
     head = image.header
     return (
@@ -188,6 +207,8 @@ def _preference(image: Image) -> tuple[bool, int, bool, bool, str]:
         -head.acquisition,  # a scan is repeated because the first one was bad
         head.origin != "original",
         not head.native,
+        math.inf if head.since_study_s is None else head.since_study_s,
+        head.instance,
         head.slice_key,  # any order, but always the same one
     )
 
@@ -252,6 +273,7 @@ def _sheet(images: list[Image], positions: tuple[float, ...], rules: Rules) -> t
     """Scores a stack. A soft kernel outweighs thickness near the preferred one, then origin, then completeness."""
     heads = [image.header for image in images]
     slab = _slab(positions, np.array([head.thickness_mm for head in heads]))
+    started_s = min((head.since_study_s for head in heads if head.since_study_s is not None), default=None)
     off_mm = min(9.0, abs(slab - rules.preferred_thickness_mm))
     origin = "original" if all(head.origin == "original" for head in heads) else heads[0].origin
     # A class of kernel outweighs all other lines; a millimeter of thickness outweighs origin and slices together.
@@ -260,6 +282,10 @@ def _sheet(images: list[Image], positions: tuple[float, ...], rules: Rules) -> t
         Points("thickness_mm", f"{slab:.2f}", 1000 - round(100 * off_mm)),
         Points("origin", origin, _ORIGIN_POINTS[origin]),
         Points("slices", str(len(images)), min(len(images), 50) // 2),
+        # No points: of two equal stacks the earlier is chosen, because a native series comes before one with contrast.
+        Points("contrast", " and ".join(sorted({head.contrast for head in heads})), 0),
+        Points("since_study_s", "not stated" if started_s is None else f"{started_s:.0f}", 0),
+        Points("series_number", str(heads[0].series_number), 0),
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.tags import kernel_class
+from site_client.ingest.files.wording import kernel_class
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.records import PatientKey, SeriesKey, SliceKey, StudyKey
 from site_client.ingest.rules import Rules
