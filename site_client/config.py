@@ -58,6 +58,7 @@ class FoldersSettings:
     spool: Path = Path("/var/lib/hemofed/spool")
     export: Path = Path("/srv/hemofed/export")
     labels: tuple[Path, ...] = ()
+    opt_outs: tuple[Path, ...] = ()
     cache: Path = Path("/var/cache/hemofed")
 
     @property

@@ -56,3 +56,18 @@ def confirm_labels(config: Path, yes: bool) -> None:
     if held is not None and (yes or click.confirm("Shall training forget the labels that are missing?")):
         confirm_held_labels(settings, held)
         click.echo("confirmed; the next round uses the labels of the files")
+
+
+@confirm.command("opt-outs")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@config_option
+def confirm_opt_outs(config: Path, yes: bool) -> None:
+    """Train again on patients who are no longer on the list of those who opted out."""
+    from site_client.ingest.catalog.command import confirm_missing_opt_outs, missing_opt_outs_text
+
+    settings = load(config)
+    missing, text = missing_opt_outs_text(settings)
+    click.echo(text)
+    if missing and (yes or click.confirm("Do these patients no longer object?")):
+        confirm_missing_opt_outs(settings)
+        click.echo("confirmed; the next round may use their studies")

@@ -34,7 +34,7 @@ from site_client.spool import Job, TrainerSide, Update, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
 from site_client.training.augment import Augmentation
-from site_client.training.cache import StudyCache
+from site_client.training.cache import StudyCache, forget_others
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
@@ -63,9 +63,14 @@ def scan(settings: SiteSettings) -> int:
         IngestError: the export or the catalog cannot be read.
     """
     with closing(open_catalog(settings)) as catalog:
-        report = catalog.scan(settings.folders.export, settings.folders.labels)
+        folders = settings.folders
+        report = catalog.scan(folders.export, folders.labels, folders.opt_outs)
         _log.info("export scanned", **{key: value for key, value in report.as_json().items() if isinstance(value, int)})
-        return len(catalog.dataset().studies)
+        _log.info("labels matched", held=report.labels.held is not None, questions=len(report.questions))
+        studies = catalog.dataset().studies
+    # No job is in hand while the worker scans, so no job needs another study's images.
+    forget_others(settings.folders.cache, [study.series for study in studies])
+    return len(studies)
 
 
 @dataclass(frozen=True)
@@ -271,8 +276,10 @@ class JobInProgress:
         with closing(open_catalog(self.settings)) as catalog:
             if pin.exists():
                 return catalog.dataset(pin.read_text())
-            catalog.scan(self.settings.folders.export, self.settings.folders.labels)
+            folders = self.settings.folders
+            catalog.scan(folders.export, folders.labels, folders.opt_outs)
             dataset = catalog.dataset()
+        forget_others(folders.cache, [study.series for study in dataset.studies])
         # After the scan and before any training: from here on the job is bound to these studies.
         pin.parent.mkdir(parents=True, exist_ok=True)
         replace_file(pin, dataset.hash.encode())

@@ -66,6 +66,13 @@ class ArrayCache:
         save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, draft)
         draft.rename(path)
 
+    def retain(self, groups: Set[str]) -> int:
+        """Remove every entry whose name, up to its first hyphen, is not in `groups`; return how many went."""
+        others = [path for path in self._folder.glob("*.safetensors") if path.stem.partition("-")[0] not in groups]
+        for path in others:
+            path.unlink(missing_ok=True)
+        return len(others)
+
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
 

@@ -1,7 +1,7 @@
 """Prepared studies on disk, so that the second epoch reads no DICOM."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -66,9 +66,26 @@ class StudyCache:
         return arrays["geometry"], ranges_of(arrays["source_slices"])
 
     def name_of(self, series: SeriesRecord) -> str:
-        """Return 64 hex digits: a hash of the series' content, the pipeline's version and the sizes."""
-        text = f"{series.content_hash}|{PIPELINE_VERSION}|{self._image_size_px}|{self._slices_max}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Return a hash of the series' content, a hyphen, and a hash of the pipeline's version and the sizes."""
+        text = f"{PIPELINE_VERSION}|{self._image_size_px}|{self._slices_max}"
+        return f"{_group_of(series)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def forget_others(folder: Path, kept: Iterable[SeriesRecord]) -> int:
+    """Remove prepared images of every series but these, at all sizes: of studies deleted, or whose patients opted out.
+
+    Args:
+        folder: The cache's.
+        kept: Series of the dataset that is trained on next.
+
+    Returns:
+        The number of files that were removed.
+    """
+    return ArrayCache(folder, 0).retain({_group_of(series) for series in kept}) if folder.exists() else 0
+
+
+def _group_of(series: SeriesRecord) -> str:
+    return hashlib.sha256(series.content_hash.encode()).hexdigest()[:48]
 
 
 def ranges_of(array: NDArray[np.int32]) -> tuple[range, ...]:

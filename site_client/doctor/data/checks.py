@@ -114,6 +114,12 @@ def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
             f"{labels.held.withdrawn} known labels are missing in the files; the known ones stay in force",
             "Correct the files; or hemofed-site catalog confirm labels",
         )
+    if report.opt_outs.missing:
+        yield red(
+            "opt-outs",
+            f"{report.opt_outs.missing} entries are no longer in the opt-out lists; they stay in force",
+            "Correct the lists; or hemofed-site catalog confirm opt-outs",
+        )
     words = (
         f"{labels.studies_labelled} studies with labels, {labels.studies_unlabelled} without, "
         f"{labels.studies_in_conflict} in conflict"

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from site_client.config import SiteSettings
 from site_client.errors import IngestError
 from site_client.files import belongs_with_its_folder
-from site_client.ingest.catalog import dataset, label_rows
+from site_client.ingest.catalog import dataset, label_rows, opt_outs
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import KEPT_FACTS, KEPT_TABLES, SCHEMA_VERSION, CatalogTable, FactRow, FileRow
@@ -115,21 +115,26 @@ class Catalog:
         """Closes the file."""
         self._engine.dispose()
 
-    def scan(self, export: Path, labels: Sequence[Path] = ()) -> ScanReport:
+    def scan(self, export: Path, labels: Sequence[Path] = (), opted_out: Sequence[Path] = ()) -> ScanReport:
         """Brings the catalog up to date.
 
         Args:
             export: the root folder of the PACS export. It is only read.
             labels: tables, or folders of them; without any, those at the export's top.
+            opted_out: lists of patients who opted out.
 
         Returns:
             Counts of what the catalog now holds.
 
         Raises:
             IngestError: the export cannot be listed. Faults inside it are counted, never raised.
+            OptOutsUnreadable: a list of patients who opted out cannot be read.
         """
         started = self._clock()
         with _locked(self._lock), Session(self._engine) as session:
+            # First: a list that cannot be read ends the scan before anything new could be trained on.
+            opt_outs.refresh(session, opted_out, self._secret)
+            session.commit()
             scan = ExportScan(session, export, self._secret, self._rules, started.timestamp())
             scan.run()
             # After the export, whose top may hold them: an export that is not mounted has raised by now.
@@ -157,6 +162,16 @@ class Catalog:
         """
         with _locked(self._lock), Session(self._engine) as session:
             label_rows.confirm(session, label_sources(export, labels), self._secret, self._label_rules, stamp)
+            session.commit()
+
+    def confirm_opt_outs(self, opted_out: Sequence[Path]) -> None:
+        """Lets entries go that the lists of patients who opted out no longer hold.
+
+        Raises:
+            OptOutsUnreadable: a list cannot be read.
+        """
+        with _locked(self._lock), Session(self._engine) as session:
+            opt_outs.refresh(session, opted_out, self._secret, confirmed=True)
             session.commit()
 
     def label_files(self) -> tuple[LabelFile, ...]:

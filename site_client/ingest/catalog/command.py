@@ -10,7 +10,7 @@ from site_client.config import SiteSettings
 from site_client.errors import IngestError, LabelsRefused
 from site_client.ingest.catalog.catalog import Catalog, ScanReport, open_catalog
 from site_client.ingest.catalog.label_rows import LabelsHeld
-from site_client.ingest.catalog.report import SeriesSummary, held_lines
+from site_client.ingest.catalog.report import SeriesSummary, held_lines, opt_out_lines
 
 
 def catalog_text(settings: SiteSettings, with_series: bool) -> tuple[str, ScanReport]:
@@ -101,6 +101,28 @@ def confirm_held_labels(settings: SiteSettings, held: LabelsHeld) -> None:
         catalog.confirm_labels(settings.folders.export, settings.folders.labels, held.stamp)
 
 
+def missing_opt_outs_text(settings: SiteSettings) -> tuple[int, str]:
+    """Reads how many entries the lists of patients who opted out no longer hold, and says it.
+
+    Raises:
+        IngestError: the caller is another user, or the catalog cannot be read.
+    """
+    with own_catalog(settings) as catalog:
+        counts = catalog.last_report().opt_outs
+    text = "\n".join(opt_out_lines(counts)) if counts.missing else "no entry of an opt-out list waits for your word"
+    return counts.missing, text
+
+
+def confirm_missing_opt_outs(settings: SiteSettings) -> None:
+    """Lets entries go that the lists of patients who opted out no longer hold.
+
+    Raises:
+        OptOutsUnreadable: a list cannot be read.
+    """
+    with own_catalog(settings) as catalog:
+        catalog.confirm_opt_outs(settings.folders.opt_outs)
+
+
 @contextmanager
 def own_catalog(settings: SiteSettings) -> Iterator[Catalog]:
     """Opens the catalog for a command that shows or changes more than counts.
@@ -122,5 +144,6 @@ def own_catalog(settings: SiteSettings) -> Iterator[Catalog]:
 
 def _scan(settings: SiteSettings) -> tuple[ScanReport, list[SeriesSummary]]:
     with closing(open_catalog(settings)) as catalog:
-        report = catalog.scan(settings.folders.export, settings.folders.labels)
+        folders = settings.folders
+        report = catalog.scan(folders.export, folders.labels, folders.opt_outs)
         return report, catalog.series()

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from federation.labels import LABELS
 from numpy.typing import NDArray
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, func, not_, select
 from sqlalchemy.orm import Session, aliased
 
 from site_client.errors import DatasetGone, IngestError
+from site_client.ingest.catalog.opt_outs import has_opted_out
 from site_client.ingest.catalog.tables import DatasetRow, FactRow, LabelRow, SliceRow, StackRow
 from site_client.ingest.labels.readings import CONFLICT, merge
 from site_client.ingest.labels.spelling import UNKNOWN
@@ -58,13 +59,13 @@ class LabelledStack:
 
 
 def chosen_stacks(session: Session) -> Iterator[LabelledStack]:
-    """Joins every chosen stack with its labels, ordered by study key."""
+    """Joins every chosen stack with its labels, ordered by study key. Patients who opted out are left out."""
     slices: dict[str, list[tuple[bytes, bytes]]] = defaultdict(list)
     query = (
         select(SliceRow.stack_key, SliceRow.path, LabelRow.cells)
         .join(StackRow, StackRow.stack_key == SliceRow.stack_key)
         .join(LabelRow, LabelRow.key == SliceRow.slice_key, isouter=True)
-        .where(StackRow.chosen)
+        .where(StackRow.chosen, not_(has_opted_out()))
         .order_by(SliceRow.stack_key, SliceRow.place)
     )
     # One query for all slices: a query a stack would take minutes on a large catalog.
@@ -75,7 +76,7 @@ def chosen_stacks(session: Session) -> Iterator[LabelledStack]:
         select(StackRow, by_study.cells, by_accession.cells)
         .join(by_study, by_study.key == StackRow.study_key, isouter=True)
         .join(by_accession, by_accession.key == StackRow.accession_key, isouter=True)
-        .where(StackRow.chosen)
+        .where(StackRow.chosen, not_(has_opted_out()))
         .order_by(StackRow.study_key)
     )
     ambiguous = set(session.scalars(shared_accessions()))

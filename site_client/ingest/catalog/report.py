@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog import label_rows
+from site_client.ingest.catalog import label_rows, opt_outs
 from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks, shared_accessions
 from site_client.ingest.catalog.label_rows import LabelsHeld
+from site_client.ingest.catalog.opt_outs import OptOutCounts
+from site_client.ingest.catalog.questions import MatchCounts, MatchQuestion, ask
 from site_client.ingest.catalog.tables import FileRow, LabelRow, SliceRow, StackRow
 from site_client.ingest.labels.files import LabelFileState
 from site_client.ingest.reasons import Reason, SeriesState, Warn
@@ -76,6 +78,8 @@ class ScanReport:
     series: Mapping[str, int]
     warnings: Mapping[str, int]
     labels: LabelReport
+    opt_outs: OptOutCounts
+    questions: tuple[MatchQuestion, ...]
 
     def as_json(self) -> dict[str, object]:
         """Gives plain values for json.dumps."""
@@ -99,6 +103,9 @@ class ScanReport:
             *(_file_line(file) for file in labels.files),
             *(f"  refused: {sentence}" for sentence in labels.refused_files),
             *held_lines(labels.held),
+            *opt_out_lines(self.opt_outs),
+            *(["questions:"] if self.questions else []),
+            *(f"  {question.text}" for question in self.questions),
         ]
         return "\n".join(lines)
 
@@ -126,6 +133,19 @@ def held_lines(held: LabelsHeld | None) -> list[str]:
     ]
 
 
+def opt_out_lines(counts: OptOutCounts) -> list[str]:
+    """Says in words how many studies are left out because their patients opted out."""
+    if not counts.entries:
+        return []
+    lines = [f"opted out: {counts.entries} entries, which keep {counts.studies} usable studies out of training"]
+    if counts.missing:
+        lines += [
+            f"  {counts.missing} of them are no longer in the lists and stay in force.",
+            "  Correct the lists, or type: hemofed-site catalog confirm opt-outs",
+        ]
+    return lines
+
+
 def _table(title: str, counts: Mapping[str, int], words: Mapping[str, str]) -> list[str]:
     if not counts:
         return []
@@ -144,17 +164,21 @@ def scan_report(session: Session, files_seen: int, files_read: int, seconds: flo
             series.update(_reasons(stack.state, stack.chosen, stack.reasons))
         # A warning about an unused stack would only distract.
         warnings.update(stack.warnings.split() if stack.chosen else [])
+    opted_out = opt_outs.counts(session)
+    labels, questions = _label_report(session)
     return ScanReport(
         files_seen=files_seen,
         files_read=files_read,
         seconds=round(seconds, 3),
         series_ready=sum(stack.state == SeriesState.READY.name for stack in stacks),
         series_waiting=sum(stack.state == SeriesState.WAITING.name for stack in stacks),
-        studies_ready=sum(stack.chosen for stack in stacks),
+        studies_ready=sum(stack.chosen for stack in stacks) - opted_out.studies,
         files={code: count for code, count in files if code is not None},
         series=dict(series),
         warnings=dict(warnings),
-        labels=_label_report(session),
+        labels=labels,
+        opt_outs=opted_out,
+        questions=questions,
     )
 
 
@@ -186,11 +210,13 @@ def _reasons(state: str, chosen: bool, reasons: str) -> tuple[str, ...]:
     return (Reason.R_LOWER_SCORE.name,) if _lost(state, chosen) else tuple(reasons.split())
 
 
-def _label_report(session: Session) -> LabelReport:
-    files = label_rows.counts(session).files
+def _label_report(session: Session) -> tuple[LabelReport, tuple[MatchQuestion, ...]]:
+    file_counts = label_rows.counts(session)
+    files = file_counts.files
     studies: Counter[LabelState] = Counter()
     slices: Counter[bool] = Counter()
-    for stack in chosen_stacks(session):
+    stacks = list(chosen_stacks(session))
+    for stack in stacks:
         studies[stack.label_state] += 1
         slices.update(cells != NO_CELLS for cells in stack.slice_cells)
     # Labels without an image usually mean that a UID was altered on the way: worth a line in the report.
@@ -202,7 +228,7 @@ def _label_report(session: Session) -> LabelReport:
     )
     matched = session.scalar(select(func.count()).select_from(matching.subquery())) or 0
     ambiguous = select(func.count()).select_from(LabelRow).where(LabelRow.key.in_(shared_accessions()))
-    return LabelReport(
+    report = LabelReport(
         studies_labelled=studies[LabelState.LABELLED],
         studies_unlabelled=studies[LabelState.UNLABELLED],
         studies_in_conflict=studies[LabelState.CONFLICT],
@@ -227,3 +253,11 @@ def _label_report(session: Session) -> LabelReport:
         ),
         held=label_rows.held(session),
     )
+    matched_counts = MatchCounts(
+        labels=total,
+        labels_without_images=report.labels_without_images,
+        labels_of_two_studies=report.labels_of_two_studies,
+        contradicted=file_counts.contradicted,
+        not_understood=report.unreadable_cells,
+    )
+    return report, ask(stacks, matched_counts)

@@ -7,7 +7,7 @@ from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA_VERSION = 2  # of a file with another number only these tables and facts are kept, and the export is read again
-KEPT_TABLES = ("labels", "facts", "datasets")
+KEPT_TABLES = ("labels", "opt_outs", "facts", "datasets")
 KEPT_FACTS = ("secret", "label_stamp", "label_counts", "label_held")
 
 
@@ -67,6 +67,15 @@ class LabelRow(CatalogTable):
     __tablename__ = "labels"
     key: Mapped[str] = mapped_column(String(26), primary_key=True, comment="slice_key, study_key or accession_key")
     cells: Mapped[bytes] = mapped_column(LargeBinary, comment="6 bytes in the order of LABELS: 0, 1, 2 conflict, 255")
+
+
+class OptOutRow(CatalogTable):
+    """A pseudonym for which an entry of the opt-out list may stand: a patient, a study or an accession."""
+
+    __tablename__ = "opt_outs"
+    entry: Mapped[str] = mapped_column(String(26), primary_key=True, comment="pseudonym of the entry itself")
+    key: Mapped[str] = mapped_column(String(26), primary_key=True, index=True)
+    is_listed: Mapped[bool] = mapped_column(comment="false: no longer in the list, and no person has confirmed it")
 
 
 class FactRow(CatalogTable):

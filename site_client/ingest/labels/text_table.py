@@ -33,7 +33,7 @@ def read_text_table(data: bytes, title: str, own: Mapping[str, str]) -> LabelTab
     Raises:
         LabelsRefused: the text is damaged, or the table has labels or keys and not both.
     """
-    text = _decode(data)
+    text = decode(data)
     place = text.find("\0")
     if place >= 0:
         line = text.count("\n", 0, place) + 1
@@ -161,7 +161,8 @@ def _opening(lines: Sequence[str]) -> int:
     return opening
 
 
-def _decode(data: bytes) -> str:
+def decode(data: bytes) -> str:
+    """Decodes a text of any of the five encodings. Zero bytes that are left mean damage."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     # Without a mark, UTF-16 of Western text shows by its zero bytes: in every second place, and there only.
