@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from site_client.commands.options import config_option, json_option
+from site_client.commands.options import FILE, config_option, json_option
 from site_client.config import load
 
 
@@ -36,6 +36,33 @@ def labels(config: Path) -> None:
     from site_client.ingest.catalog.command import labels_text
 
     click.echo(labels_text(load(config)))
+
+
+@catalog.command()
+@click.argument("query", metavar="PATH|UID|PSEUDONYM")
+@config_option
+def explain(query: str, config: Path) -> None:
+    """Explain why a file, folder, series or study is trained on, or why not. For people of this site only.
+
+    It shows each hard filter with the measured value and the limit, the score sheet, what would make it READY, and
+    until when it waits. An accession number or a patient ID is understood, too. It names paths: run it as root or as
+    the trainer's user.
+    """
+    from site_client.ingest.catalog.command import explain_text
+
+    click.echo(explain_text(load(config), query))
+
+
+@catalog.command()
+@click.argument("file", type=FILE)
+@click.option("--pictures/--no-pictures", default=True, help="Show one slice of each series in the brain window.")
+@config_option
+def page(file: Path, pictures: bool, config: Path) -> None:
+    """Write the whole catalog as an HTML page that only you can read. It is never sent."""
+    from site_client.ingest.catalog.command import write_page
+
+    write_page(load(config), file, pictures)
+    click.echo(f"written: {file}, readable by you alone; remove it when you have looked")
 
 
 @catalog.group()

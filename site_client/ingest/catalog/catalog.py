@@ -20,6 +20,8 @@ from site_client.config import SiteSettings
 from site_client.errors import IngestError
 from site_client.files import belongs_with_its_folder
 from site_client.ingest.catalog import dataset, label_rows, opt_outs
+from site_client.ingest.catalog.explain import Explainer
+from site_client.ingest.catalog.page import catalog_page, write_privately
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import KEPT_FACTS, KEPT_TABLES, SCHEMA_VERSION, CatalogTable, FactRow, FileRow
@@ -178,6 +180,32 @@ class Catalog:
         """Lists every label file by name, with what became of it at the last scan. For people of this site only."""
         with Session(self._engine) as session:
             return label_rows.counts(session, self._secret).files
+
+    def explain(self, query: str) -> list[str]:
+        """Explains a path, UID, pseudonym, accession number or patient ID, for people of this site: it names paths.
+
+        Returns:
+            Lines of text.
+        """
+        with Session(self._engine) as session:
+            return self._explainer(session).explain(query)
+
+    def write_page(self, path: Path, with_pictures: bool) -> None:
+        """Writes the whole catalog as an HTML page of mode 0600.
+
+        Args:
+            path: of the page.
+            with_pictures: show one slice of each series in the brain window.
+
+        Raises:
+            OSError: it cannot be written there.
+        """
+        report = self.last_report()
+        with Session(self._engine) as session:
+            write_privately(path, catalog_page(session, self._explainer(session), report, with_pictures))
+
+    def _explainer(self, session: Session) -> Explainer:
+        return Explainer(session, self._secret, self._rules, self._clock().timestamp())
 
     def dataset(self, pinned: str | None = None) -> Dataset:
         """Gives all studies with a ready series and at least one label, none in conflict, ordered by study_key.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from site_client.config import SiteSettings
 from site_client.errors import IngestError, LabelsRefused
@@ -121,6 +122,33 @@ def confirm_missing_opt_outs(settings: SiteSettings) -> None:
     """
     with own_catalog(settings) as catalog:
         catalog.confirm_opt_outs(settings.folders.opt_outs)
+
+
+def explain_text(settings: SiteSettings, query: str) -> str:
+    """Explains a path, UID, pseudonym, accession number or patient ID by the last scan.
+
+    Raises:
+        IngestError: the caller is another user, or the catalog cannot be read.
+    """
+    with own_catalog(settings) as catalog:
+        return "\n".join(catalog.explain(query))
+
+
+def write_page(settings: SiteSettings, path: Path, with_pictures: bool) -> None:
+    """Writes the whole catalog as an HTML page of mode 0600.
+
+    Raises:
+        IngestError: the caller is another user, the catalog cannot be read, or the page cannot or must not lie there.
+    """
+    folders = settings.folders
+    for folder in (folders.export, folders.spool, folders.agent):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise IngestError("the page holds pictures of patients: write it outside of export, spool and agent folder")
+    with own_catalog(settings) as catalog:
+        try:
+            catalog.write_page(path, with_pictures)
+        except OSError as error:
+            raise IngestError(f"the page cannot be written there ({error.strerror}); name another file") from None
 
 
 @contextmanager

@@ -75,7 +75,8 @@ def label_sources(export: Path, labels: Sequence[Path]) -> list[LabelSource]:
     for path in labels:
         entries += _in_folder(path) if path.is_dir() else [(path, True, "")]
     if not labels:
-        entries += [entry for entry in _in_folder(export) if _suffix(entry[0]) in _TABLES | _OTHER_TABLES or entry[2]]
+        tables = _TABLES - {".txt"} | _OTHER_TABLES  # of texts an export may hold thousands
+        entries += [entry for entry in _in_folder(export) if _suffix(entry[0]) in tables or entry[2]]
     # A file that is named and lies in a named folder counts once.
     by_path = {path: (named, fault) for path, named, fault in sorted(entries, key=lambda entry: (entry[0], entry[1]))}
     beside = {path.with_name(MAP_NAME) for path, (named, _) in by_path.items() if named} - set(by_path)

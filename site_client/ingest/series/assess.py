@@ -18,7 +18,7 @@ from site_client.ingest.series.volume import content_hash, have_wrapped
 SAMPLED = (0.35, 0.5, 0.6, 0.7, 0.8)  # of the stack from its caudal end: above the face, below the vertex
 
 # Series that are never decoded: their fault needs no pixel, and burned-in text must not be looked at.
-_NEVER_DECODED = frozenset(
+NEVER_DECODED = frozenset(
     (Reason.R_LOCALIZER, Reason.R_DERIVED, Reason.R_BURNED_IN, Reason.R_NOT_AXIAL, Reason.R_PERFUSION)
 )
 PathOf = Callable[[int], Path]
@@ -99,7 +99,7 @@ def _same_image(image: Image, other: Image, path_of: PathOf) -> bool:
 
 def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules) -> AssessedSeries:
     reasons, warnings, hashed = stack.reasons, stack.warnings, ""
-    if state_of(reasons) is not SeriesState.QUARANTINED and not _NEVER_DECODED & set(reasons):
+    if state_of(reasons) is not SeriesState.QUARANTINED and not NEVER_DECODED & set(reasons):
         try:
             content_reasons, wrapped = _assess_content(stack, path_of, rules)
             reasons = tuple(dict.fromkeys((*reasons, *content_reasons)))
