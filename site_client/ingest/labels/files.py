@@ -18,7 +18,7 @@ class LabelFileState(StrEnum):
     READ = "labels were read"
     MAP = "read as a list of images by ID"
     OTHER_TABLE = "a table without labels, not used"
-    NO_TABLE = "no table by its name, not opened"
+    NO_TABLE = "no table by its name, or a folder: not opened"
     REFUSED = "refused"
     UNREADABLE = "could not be read"
 

@@ -264,19 +264,25 @@ class _Reader:
 
     def _long(self, table: LabelTable, counts: _Counts) -> Iterator[tuple[str, str, Reading]]:
         id_place, label_place = table.columns[ID], table.columns[LABEL]
+        places = {label: place for place, label in enumerate(LABELS)}
         images: dict[str, bytearray] = {}
         for line, row in table.rows():
             image, _, name = plain_text(row[id_place]).rpartition("_")
             name, cell = name.lower(), cell_value(row[label_place])
             counts.rows += 1
-            if name not in LABELS or cell is None or not _checked_uid(image, table.title, line):
+            cells = images.get(image)
+            # Of the six rows of an image only the first one's UID is looked at.
+            if name not in places or cell is None or (cells is None and not _checked_uid(image, table.title, line)):
                 counts.miss(line, cells=1)
                 continue
-            label = LABELS.index(name)
-            # Six rows an image: a bytearray of its own saves a new `bytes` for each of millions of rows.
+            # A bytearray of its own saves a new `bytes` for each of millions of rows.
             cells = images.setdefault(image, bytearray(_UNKNOWN_CELLS))
-            counts.duplicates += cells[label] != UNKNOWN
-            cells[label] = merge(bytes([cells[label]]), bytes([cell]))[0]
+            label = places[name]
+            if cells[label] == UNKNOWN:
+                cells[label] = cell
+            else:
+                counts.duplicates += 1
+                cells[label] = merge(bytes([cells[label]]), bytes([cell]))[0]
         for image, cells in images.items():
             uid = self._sop_of(image)
             if not uid:

@@ -46,7 +46,7 @@ def read_text_table(data: bytes, title: str, own: Mapping[str, str]) -> LabelTab
         except LabelsRefused as error:
             raise LabelsRefused(f"{title}, line {number}: {error}") from None
         if columns is not None:
-            return LabelTable(title, columns, _rows(text, start, number, delimiter, columns, title))
+            return LabelTable(title, columns, _rows(text, start, number, delimiter, columns, title, len(cells)))
         half = half or lacking(cells, own)
     if half:
         raise LabelsRefused(f"{title}: {half}; correct the line of column names")
@@ -76,8 +76,9 @@ def _first_record(text: str, start: int, delimiter: str) -> list[str]:
 
 
 def _rows(
-    text: str, start: int, first_line: int, delimiter: str, columns: Mapping[str, int], title: str
+    text: str, start: int, first_line: int, delimiter: str, columns: Mapping[str, int], title: str, named: int
 ) -> Callable[[], Iterator[Row]]:
+    """Makes the function that yields the rows. `named`: how many columns the line of names has."""
     width = max(columns.values()) + 1
 
     def rows() -> Iterator[Row]:
@@ -99,14 +100,19 @@ def _rows(
                 cells = next(reader, None)
             except csv.Error as fault:
                 error = str(fault)
-            inner = (place for place in range(1, len(record)) if _is_row(record[place], delimiter, columns, width))
-            hidden = next(inner, None)
+            # Only a cell of several lines can hide a row.
+            hidden = None
+            if len(record) > 1:
+                inner = range(1, len(record))
+                hidden = next((place for place in inner if _is_row(record[place], delimiter, columns, width)), None)
             if error or hidden is not None:
                 raise LabelsRefused(_fault(error, record, lines, hidden, number, title))
             if cells is None:
                 return
             if after_header and any(cell.strip() for cell in cells):
-                yield number, cells if len(cells) >= width else cells + [""] * (width - len(cells))
+                # A delimiter in a text without quotes has moved all cells behind it: they state nothing.
+                moved = any(cell.strip() for cell in cells[named:])
+                yield number, [""] * width if moved else cells + [""] * (width - len(cells))
             number, after_header = number + len(record), True
 
     return rows

@@ -243,6 +243,13 @@ def test_addenda_in_two_tables_without_dates_have_no_order(tmp_path: Path, secre
     assert labels.studies[secret.study("1.2")][5] == CONFLICT
 
 
+def test_a_row_whose_cells_have_moved_states_nothing(tmp_path: Path, secret: SiteSecret) -> None:
+    rows = "1.2,a;b,1,0\n1.3,left, 5 mm,0,1\n1.4,c,0,1,\n"
+    labels = read(tmp_path, secret, "StudyUID,comment,any,sdh\n" + rows)
+    assert set(labels.studies) == {secret.study("1.2"), secret.study("1.4")}
+    assert (labels.files[0].unreadable_rows, labels.files[0].first_unreadable) == (1, 3)
+
+
 def test_a_site_names_its_own_columns(tmp_path: Path, secret: SiteSecret) -> None:
     columns = {column_name("Unters.-Nr."): "accession", column_name("ICB?"): "intraparenchymal"}
     labels = read(tmp_path, secret, "Unters.-Nr.;ICB?\n7;1\n", columns=columns)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ from click.testing import CliRunner, Result
 from federation.labels import LABELS
 
 from site_client.cli import main
+from site_client.config import load
 from site_client.errors import OptOutsUnreadable
-from site_client.ingest.catalog.catalog import Catalog
+from site_client.ingest.catalog.catalog import Catalog, open_catalog
 from site_client.ingest.catalog.dataset import LabelledStack
 from site_client.ingest.catalog.questions import MatchCounts, ask
 from site_client.ingest.catalog.tables import StackRow
 from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import SiteSecret
+from site_client.ingest.series.volume import read_volume
+from site_client.trainer.job import scan
+from site_client.training.cache import StudyCache
 from tests.site_client.ingest.conftest import Scanner
 
 HEADER = "StudyInstanceUID,Reader," + ",".join(LABELS) + "\n"
@@ -163,6 +168,31 @@ def test_the_commands_count_who_opted_out_and_name_none(three: Path, tmp_path: P
     assert "confirmed" in invoke(tmp_path, "confirm", "opt-outs").output
     assert "opted out" not in invoke(tmp_path).output
     assert "ANNA" not in scanned.output
+
+
+def test_prepared_images_leave_with_the_study_and_with_the_patient(scanner: Scanner, tmp_path: Path) -> None:
+    paths = {study: scanner.series(study, patient=study) for study in ("1.1", "1.2", "1.3")}
+    (scanner.root / "labels.csv").write_text("StudyInstanceUID,any\n1.1,0\n1.2,0\n1.3,0\n")
+    config = tmp_path / "site.toml"
+    config.write_text(
+        'name = "mercy"\n[folders]\nstate = "st"\ncache = "cache"\nexport = "export"\nopt_outs = ["out.txt"]\n'
+        "[ingest]\nsettle_s = 0\n"
+    )
+    settings = load(config)
+    (tmp_path / "out.txt").write_text("")
+    assert scan(settings) == 3
+    with closing(open_catalog(settings)) as catalog:
+        for study in catalog.dataset().studies:
+            StudyCache(tmp_path / "cache", 1 << 30, 32, 16, read_volume).get(study.series)
+    prepared = set((tmp_path / "cache").iterdir())
+    assert (len(prepared), scan(settings), set((tmp_path / "cache").iterdir())) == (3, 3, prepared)
+    for path in paths["1.1"]:
+        path.unlink()
+    (tmp_path / "out.txt").write_text("1.2\n")
+    assert scan(settings) == 1
+    left = set((tmp_path / "cache").iterdir())
+    assert len(left) == 1
+    assert left < prepared
 
 
 def test_unknown_is_no_share() -> None:
