@@ -1,7 +1,7 @@
 """Rules: the thresholds of a head CT that is fit for training. A site may change three of them in site.toml."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 PIPELINE_VERSION = 1  # raise it when the same files could get another assessment or other HU values
 
@@ -40,7 +40,17 @@ class Rules:
     check_coverage: bool = True  # off only in tests that assess truncated series by other criteria
     check_content: bool = True
     file_max_bytes: int = 64 * 2**20
-    words: SiteWords = field(default_factory=SiteWords)
+    no_contrast: tuple[str, ...] = ()  # words of this site, see SiteWords
+    head_words: tuple[str, ...] = ()
+    elsewhere_words: tuple[str, ...] = ()
+    soft_kernels: tuple[str, ...] = ()
+    bone_kernels: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> SiteWords:
+        """The words that this site adds."""
+        lists = (self.no_contrast, self.head_words, self.elsewhere_words, self.soft_kernels, self.bone_kernels)
+        return SiteWords(*map(tuple, lists))
 
     @property
     def digest(self) -> str:

@@ -30,7 +30,7 @@ from site_client.ingest.labels.readings import LabelRules
 from site_client.ingest.labels.spelling import column_name
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
-from site_client.ingest.rules import Rules, SiteWords
+from site_client.ingest.rules import Rules
 
 __all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
 
@@ -53,10 +53,16 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     folder = settings.folders.trainer
     secret = load_secret(folder / "pseudonym.key", os.urandom)
     ingest = settings.ingest
-    words = SiteWords(
-        ingest.no_contrast, ingest.head_words, ingest.elsewhere_words, ingest.soft_kernels, ingest.bone_kernels
+    rules = Rules(
+        settle_s=ingest.settle_s,
+        slices_min=ingest.slices_min,
+        lossy=ingest.lossy,
+        no_contrast=ingest.no_contrast,
+        head_words=ingest.head_words,
+        elsewhere_words=ingest.elsewhere_words,
+        soft_kernels=ingest.soft_kernels,
+        bone_kernels=ingest.bone_kernels,
     )
-    rules = Rules(settle_s=ingest.settle_s, slices_min=ingest.slices_min, lossy=ingest.lossy, words=words)
     labels = settings.labels
     columns = {column_name(name): meaning for name, meaning in labels.columns.items()}
     label_rules = LabelRules(labels.readers, labels.addenda, columns)

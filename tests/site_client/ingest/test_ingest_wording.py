@@ -106,8 +106,8 @@ def test_new_words_of_a_site_assess_the_export_again(
     scanner: Scanner, tmp_path: Path, secret: SiteSecret, clock: Clock
 ) -> None:
     scanner.series(edit=declare("KM-frei"))  # type: ignore[arg-type]  # an Edit
-    for words, ready in ((NONE, 0), (SiteWords(no_contrast=("KM-frei",)), 1), (NONE, 0)):
-        catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(words=words), clock)
+    for words, ready in (((), 0), (("KM-frei",), 1), ((), 0)):
+        catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(settle_s=0, no_contrast=words), clock)
         assert catalog.scan(scanner.root).studies_ready == ready
         catalog.close()
 
