@@ -1,4 +1,4 @@
-"""Commands that scan the export, and show people of this site what the catalog made of it."""
+"""Commands that scan the export, and show its verdicts to people of this site."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def catalog(ctx: click.Context, config: Path, as_json: bool, with_series: bool) 
     """Scan the export and its labels, and count usable studies.
 
     Every study and series that cannot be used is counted with its reason. The exit status is 1 when a label file could
-    not be read, or when labels wait for your word. The commands below read what the last scan found.
+    not be read, or when labels wait for your word. The commands below read the results of the last scan.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -32,7 +32,7 @@ def catalog(ctx: click.Context, config: Path, as_json: bool, with_series: bool) 
 @catalog.command()
 @config_option
 def labels(config: Path) -> None:
-    """Name every label file, and show what became of it. For people of this site only."""
+    """Name every label file, and show its outcome. For people of this site only."""
     from site_client.ingest.catalog.command import labels_text
 
     click.echo(labels_text(load(config)))
@@ -67,7 +67,7 @@ def page(file: Path, pictures: bool, config: Path) -> None:
 
 @catalog.group()
 def confirm() -> None:
-    """Give the word that a change waits for, which takes away what training used."""
+    """Confirm a change that takes labels or opt-outs away."""
 
 
 @confirm.command("labels")

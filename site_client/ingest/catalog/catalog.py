@@ -183,7 +183,7 @@ class Catalog:
             session.commit()
 
     def label_files(self) -> tuple[LabelFile, ...]:
-        """Lists every label file by name, with what became of it at the last scan. For people of this site only."""
+        """Lists every label file by name, with its outcome at the last scan. For people of this site only."""
         with Session(self._engine) as session:
             return label_rows.counts(session, self._secret).files
 

@@ -111,8 +111,8 @@ class Explainer:
         incomplete = {Reason.Q_GAP.name, Reason.Q_INCOMPLETE.name} & set(row.reasons.split())
         wait_s = self._rules.incomplete_after_s if incomplete else self._rules.settle_s
         end = datetime.fromtimestamp(files.seen_since_s + wait_s).astimezone()
-        what = "for the rest of its images" if incomplete else "for two scans that find it unchanged"
-        return f"waits {what}, until a scan after {end:%Y-%m-%d %H:%M:%S}"
+        cause = "for the rest of its images" if incomplete else "for two scans that find it unchanged"
+        return f"waits {cause}, until a scan after {end:%Y-%m-%d %H:%M:%S}"
 
     def stack_lines(self, row: StackRow) -> Iterator[str]:
         """Explains one stack: verdict, files, filters, score sheet, remedy."""
@@ -190,7 +190,7 @@ class Explainer:
             self._secret.patient(query),
         }
         accession = self._secret.accession(accession_number(query))
-        found = or_(
+        is_meant = or_(
             StackRow.study_key.in_(keys),
             StackRow.patient_key.in_(keys),
             StackRow.series_key.in_(keys),
@@ -199,7 +199,7 @@ class Explainer:
             StackRow.series_key.in_(self._series_with_slice(query)),
         )
         order = (StackRow.study_key, StackRow.chosen.desc(), StackRow.score.desc(), StackRow.stack_key)
-        return self._lines_of(self._session.scalars(select(StackRow).where(found).order_by(*order)).all())
+        return self._lines_of(self._session.scalars(select(StackRow).where(is_meant).order_by(*order)).all())
 
     def _series_with_slice(self, query: str) -> Select[str | None]:
         # A header is kept as JSON, in which a pseudonym stands between quotes.

@@ -27,7 +27,7 @@ _STAMP, _COUNTS, _HELD = "label_stamp", "label_counts", "label_held"
 
 @dataclass(frozen=True)
 class LabelFileCounts:
-    """What became of every label file, without names of files, and the keys on which rows contradicted each other."""
+    """The outcome of every label file, without its name, and the keys on which rows contradicted each other."""
 
     files: tuple[LabelFile, ...] = ()
     contradicted: int = 0
@@ -118,7 +118,7 @@ def held(session: Session) -> LabelsHeld | None:
 
 
 def counts(session: Session, secret: SiteSecret | None = None) -> LabelFileCounts:
-    """Reads what became of the label files at the last refresh.
+    """Reads the outcomes of the label files at the last refresh.
 
     Args:
         session: of the catalog.
@@ -152,7 +152,7 @@ def _loses(in_force: bytes, offered: bytes | None) -> bool:
 
 
 def _stamp(sources: Sequence[LabelSource], secret: SiteSecret, rules: LabelRules) -> str:
-    """Computes what changes with the files and with the rules they are read by.
+    """Computes a stamp that changes with the files and with the rules they are read by.
 
     It is a keyed hash: the path of a label file may hold a person's name.
     """

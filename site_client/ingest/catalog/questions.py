@@ -1,4 +1,4 @@
-"""The match report: what a person should look at before the first training, as questions with figures.
+"""The match report: doubts about labels and images, as questions with figures for a person before the first training.
 
 A label table may be sound and still be the wrong one. No question stops training; each is asked until it is answered
 by the data.

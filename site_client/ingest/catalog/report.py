@@ -35,7 +35,7 @@ class SeriesSummary:
 
 @dataclass(frozen=True)
 class LabelFileReport:
-    """What became of one label file, by its number. `state`: LabelFileState's name."""
+    """The outcome of one label file, by its number. `state`: LabelFileState's name."""
 
     number: int
     state: str

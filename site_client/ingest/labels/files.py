@@ -1,4 +1,4 @@
-"""The files that a site's settings mean as labels, each with its number and what became of it."""
+"""The files that a site's settings mean as labels, each with its number and its outcome."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _OTHER_TABLES: Final = frozenset((".xls", ".xlsb", ".ods", ".numbers"))  # table
 
 
 class LabelFileState(StrEnum):
-    """What became of a label file. The value of each is its meaning in words."""
+    """Outcomes of a label file. The value of each is its meaning in words."""
 
     READ = "labels were read"
     MAP = "read as a list of images by ID"

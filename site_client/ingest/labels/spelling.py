@@ -13,7 +13,7 @@ from federation.labels import LABELS
 UNKNOWN: Final = 255
 
 SLICE, STUDY, ACCESSION, ID, LABEL, READER, DATE = "slice", "study", "accession", "id", "label", "reader", "date"
-# Beside LABELS: what a site may name in its own columns.
+# Columns that tell which slice or study a row is about.
 KEY_COLUMNS: Final = (SLICE, STUDY, ACCESSION)
 
 _YES: Final = frozenset((
