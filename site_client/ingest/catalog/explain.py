@@ -118,7 +118,7 @@ class Explainer:
         """Explains one stack: verdict, files, filters, score sheet, remedy."""
         files = self.files_of(row)
         yield f"series {row.stack_key} of study {row.study_key}, patient {row.patient_key}"
-        yield f"  verdict: {self._verdict(row)}"
+        yield f"  verdict: {self.verdict(row)}"
         if row.state == SeriesState.WAITING.name:
             yield f"  {self.waits_until(row, files)}"
         for name in row.reasons.split():
@@ -147,7 +147,8 @@ class Explainer:
             return [*filters, HardFilter(measured, "decoding of a sample", measured.name, "no failure", False)]
         return [*filters, *content_filters(measured)]
 
-    def _verdict(self, row: StackRow) -> str:
+    def verdict(self, row: StackRow) -> str:
+        """Says in words whether a stack is trained on, by its state, its labels and the opt-outs."""
         if row.chosen:
             stack = self._chosen.get(row.study_key)
             if stack is None:

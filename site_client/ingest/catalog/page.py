@@ -104,6 +104,7 @@ def _match(session: Session, report: ScanReport) -> Iterator[str]:
         span = f"{100 * published.low:.1f} to {100 * published.high:.1f} %"
         rows.append((label, str(positive), str(known), share, span))
     yield _table(("label", "studies with it", "of known", "share", "published"), rows)
+    yield "<p>Published: two cohorts that were not chosen by findings (Chilamkurthy et al., Lancet 2018).</p>"
     sentences = (
         *(question.text for question in report.questions),
         *report.labels.refused_files,
@@ -122,16 +123,13 @@ def _series(row: StackRow, explainer: Explainer, with_pictures: bool) -> str:
         shown = picture(explainer.export / files.paths[round(_SHOWN_PLACE * (len(files.paths) - 1))])
         image = shown.name if isinstance(shown, Reason) else _image(shown)
     folders = sorted({os.path.dirname(path) or "." for path in files.paths})
-    lost = row.state == SeriesState.READY.name and not row.chosen
-    codes = [Reason.R_LOWER_SCORE.name] if lost else reasons
-    words = "".join(f"<br>{code}: {escape(_WORDS[code])}" for code in (*codes, *row.warnings.split()))
+    words = "".join(f"<br>{code}: {escape(_WORDS[code])}" for code in (*reasons, *row.warnings.split()))
     wait = f"<br>{explainer.waits_until(row, files)}" if row.state == SeriesState.WAITING.name else ""
     sheet = "".join(f"<br>{escape(str(name))} {escape(str(value))}: {points}" for name, value, points in _sheet(row))
-    chosen = "<b>chosen</b>, " if row.chosen else ""
     return (
         f'<tr><td>{image}</td><td class="k">{row.stack_key}<br>study {row.study_key}<br>'
         f"{escape(', '.join(folders[:3]))}<br>{row.slices} slices</td>"
-        f"<td>{chosen}{SeriesState[row.state].value}{words}{wait}</td><td>{row.score} points{sheet}</td></tr>"
+        f"<td>{escape(explainer.verdict(row))}{words}{wait}</td><td>{row.score} points{sheet}</td></tr>"
     )
 
 

@@ -215,7 +215,7 @@ def test_the_page_shows_counts_questions_and_a_slice_of_each_series(
     assert gray.shape == (96, 96)
     assert gray[0, 0] == 0  # air
     assert 90 < np.median(gray[40:56, 40:56]) < 115  # brain of 32 HU in a window from 0 to 80
-    for text in ("R_CONTRAST", "R_BURNED_IN", "1.4 to 2.6 %", "chosen", "points"):
+    for text in ("R_CONTRAST", "R_BURNED_IN", "1.4 to 2.6 %", "chosen and labelled", "points"):
         assert text in page
     for canary in ("CANARY", "ANNA", "1.2.3.1", "http:", "https:", "<script"):
         assert canary not in page
