@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from site_client.cli import main
 from site_client.errors import LabelsRefused
+from site_client.inference.patients import read_folder
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from tests.site_client.ingest.conftest import Scanner
@@ -197,3 +198,16 @@ def test_labels_survive_a_catalog_of_another_version(
     catalog = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret)
     assert catalog.scan(scanner.root, [table.parent]).labels.held is not None
     catalog.close()
+
+
+def test_a_folder_that_is_evaluated_again_has_the_labels_of_its_tables_now(scanner: Scanner, tmp_path: Path) -> None:
+    for study in ("1.2.3", "1.2.4"):
+        scanner.series(study)
+    path = scanner.root / "labels.csv"
+    path.write_text(rows("1.2.3", "1.2.4"))
+    assert len(read_folder(scanner.root, tmp_path / "bench")) == 2
+    path.write_text(rows("1.2.4"))
+    assert len(read_folder(scanner.root, tmp_path / "bench")) == 1
+    path.write_text(rows("1.2.4") + '1.2.3,"0')
+    with pytest.raises(LabelsRefused, match="a quote opens here"):
+        read_folder(scanner.root, tmp_path / "bench")
