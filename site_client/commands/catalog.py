@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from site_client.commands.options import FILE, config_option, json_option
 from site_client.config import load
@@ -20,6 +21,11 @@ def catalog(ctx: click.Context, config: Path, as_json: bool, with_series: bool) 
     not be read, or when labels wait for your word. The commands below read the results of the last scan.
     """
     if ctx.invoked_subcommand is not None:
+        # An ignored --config would explain another site's catalog.
+        if ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE or as_json or with_series:
+            raise click.UsageError(
+                f"options come after the command: catalog {ctx.invoked_subcommand} ... --config FILE"
+            )
         return
     from site_client.ingest.catalog.command import catalog_json, catalog_text, refuse_failed_labels
 

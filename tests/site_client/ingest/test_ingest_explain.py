@@ -230,6 +230,13 @@ def invoke(tmp_path: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["catalog", *arguments, "--config", str(config)])
 
 
+def test_an_option_before_the_command_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    for option in (["--config", str(tmp_path / "site.toml")], ["--json"]):
+        refused = CliRunner().invoke(main, ["catalog", *option, "explain", "1.2.3"])
+        assert refused.exit_code == 2
+        assert "options come after the command" in refused.output
+
+
 def test_the_commands_explain_and_write_where_no_service_reads(scanner: Scanner, tmp_path: Path) -> None:
     scanner.series()
     for command in ("explain", "page"):
