@@ -100,6 +100,14 @@ class IngestSettings:
     settle_s: Seconds = 60.0
     slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
     lossy: bool = False
+    patient_tag: str = "0010,0020"  # the attribute that tells patients apart
+
+    def __post_init__(self) -> None:
+        """Check the form of the attribute."""
+        _require(
+            bool(re.fullmatch(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}", self.patient_tag)),
+            f'ingest.patient_tag is an attribute such as "0010,0020", got {self.patient_tag!r}',
+        )
 
 
 @dataclass(frozen=True)

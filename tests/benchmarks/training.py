@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from federation.plan import LocalTraining
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import StudyRecord
+from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 from site_client.model.inputs import prepare
 from site_client.model.network import CHANNELS, GEOMETRY, Network, SequenceNet
@@ -99,9 +99,8 @@ def delivered(arguments: argparse.Namespace, folder: Path) -> list[StudyRecord]:
     out = folder / "set"
     if not out.exists():
         make_set(Order("C", arguments.studies, 7, Wishes(size_px=arguments.size_px, prevalence="balanced")), out)
-    settled = datetime.now(UTC) + timedelta(hours=1)
     database = folder / "catalog.sqlite"
-    with closing(Catalog.open(database, SiteSecret(bytes(range(32))), clock=lambda: settled)) as catalog:
+    with closing(Catalog.open(database, SiteSecret(bytes(range(32))), Rules(settle_s=0))) as catalog:
         catalog.scan(out / "dicom", [out / "labels_slices.csv", out / "labels_studies.csv"])
         return list(catalog.dataset().studies)
 

@@ -5,6 +5,7 @@ reads label files again only when one of them changed. A scan of an unchanged ex
 catalog belongs to the trainer alone: file mode 0600, pseudonyms for keys, paths encrypted under the site's secret.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,10 @@ from site_client.errors import IngestError
 from site_client.ingest.catalog import dataset, label_rows
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
-from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, FactRow, FileRow
+from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, DatasetRow, FactRow, FileRow
 from site_client.ingest.labels.labels import label_files
 from site_client.ingest.pseudonym import SiteSecret, load_secret
+from site_client.ingest.reasons import Reason
 from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
 from site_client.ingest.rules import Rules
 
@@ -48,8 +50,32 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     folder = settings.folders.trainer
     secret = load_secret(folder / "pseudonym.key", os.urandom)
     ingest = settings.ingest
-    rules = Rules(settle_s=ingest.settle_s, slices_min=ingest.slices_min, lossy=ingest.lossy)
+    rules = Rules(
+        settle_s=ingest.settle_s,
+        slices_min=ingest.slices_min,
+        lossy=ingest.lossy,
+        patient_tag=ingest.patient_tag,
+    )
     return Catalog.open(folder / "catalog.sqlite", secret, rules, clock)
+
+
+@contextmanager
+def _own_disk() -> Iterator[None]:
+    """Says in one sentence that the catalog cannot be written, which is no fault of the export.
+
+    Raises:
+        IngestError: the disk of the state folder is full, failing or read-only.
+    """
+    try:
+        yield
+    except (DatabaseError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        # Not the error's own text: SQLAlchemy quotes rows.
+        raise IngestError(
+            f"the catalog cannot be written ({Reason.Q_STORAGE.name}): {Reason.Q_STORAGE.value}; "
+            "free space on the disk of folders.state, then scan again"
+        ) from None
 
 
 class Catalog:
@@ -91,6 +117,7 @@ class Catalog:
         """Closes the file."""
         self._engine.dispose()
 
+    @_own_disk()
     def scan(self, export: Path, labels: Sequence[Path] = ()) -> ScanReport:
         """Brings the catalog up to date.
 
@@ -102,7 +129,8 @@ class Catalog:
             Counts of what the catalog now holds.
 
         Raises:
-            IngestError: the export cannot be listed. Faults inside it are counted, never raised.
+            IngestError: the export cannot be listed, or the catalog cannot be written. Faults inside the export are
+                counted, never raised.
         """
         started = self._clock()
         files = label_files(export, labels)
@@ -179,7 +207,10 @@ def _prepare(engine: Engine, secret: SiteSecret) -> None:
     with engine.begin() as connection:
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
         if version not in (0, SCHEMA_VERSION) or (version and _mark(connection) != mark):
-            CatalogTable.metadata.drop_all(connection)
+            # Rounds may be pinned to datasets of the older version, which read as those of this one.
+            kept = {DatasetRow.__tablename__} if _mark(connection) == mark else set()
+            tables = CatalogTable.metadata.sorted_tables
+            CatalogTable.metadata.drop_all(connection, [table for table in tables if table.name not in kept])
         CatalogTable.metadata.create_all(connection)
         connection.execute(text(f"PRAGMA user_version={SCHEMA_VERSION}"))
         if _mark(connection) != mark:

@@ -6,7 +6,7 @@ No column holds a name, an identifier, a UID, a date or a readable path: keys ar
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1  # a file with another number is emptied, and the export read again
+SCHEMA_VERSION = 2  # a file with another number loses all but its datasets, and the export is read again
 
 
 class CatalogTable(DeclarativeBase):
@@ -20,7 +20,11 @@ class FileRow(CatalogTable):
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="relative to the export, sealed")
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
-    since_s: Mapped[float] = mapped_column(comment="Unix time at which this size and mtime were first seen")
+    ctime_ns: Mapped[int]
+    since_s: Mapped[float] = mapped_column(comment="Unix time of the scan that first saw this size and these times")
+    basis: Mapped[str] = mapped_column(comment="digest of the rules and decoders that `code` and `header` depend on")
+    study_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="null: not a CT image")
+    patient_key: Mapped[str | None] = mapped_column(String(26), comment="null: the file names no patient")
     series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
     code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
     # As read: thresholds may change, and series are then assessed again without opening a file.
@@ -43,7 +47,7 @@ class StackRow(CatalogTable):
     slices: Mapped[int]
     chosen: Mapped[bool] = mapped_column(comment="the one stack of its study that is trained on")
     content_hash: Mapped[str] = mapped_column(comment="hex; empty unless READY")
-    rules: Mapped[str] = mapped_column(comment="digest of the rules it was assessed by")
+    rules: Mapped[str] = mapped_column(comment="digest of the rules and decoders it was assessed by")
 
 
 class SliceRow(CatalogTable):

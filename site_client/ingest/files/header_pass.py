@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import pydicom
 from pydicom import config
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID
@@ -18,15 +17,19 @@ from pydicom.uid import UID
 from site_client.ingest.files import tags
 from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, encoding_syntax, has_decoder
 from site_client.ingest.files.header import DicomHeader, Origin
+from site_client.ingest.files.parse import LimitExceeded, parse
 from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
+from site_client.untrusted_files import open_regular
 
 # Both at import, before any file is read: their messages quote header values.
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+_ANY_SIZE = 1 << 62  # a header is read by its elements, whatever the size of the file behind it
 
 # SOP classes (PS3.4 annex B): CT Image Storage; Enhanced CT and Legacy Converted Enhanced CT; DICOMDIR.
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -63,17 +66,32 @@ def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -
         path: the file.
         size_bytes: its size.
         secret: keys the pseudonyms.
-        rules: say whether lossy compression is allowed, and how large an image may be.
+        rules: say which attribute names the patient, whether lossy compression is allowed, and how large an image
+            may be.
 
     Returns:
         The header, which may hold reasons against the image; or a code if the file is no single-frame CT image.
     """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with open_regular(path, _ANY_SIZE) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _read(file, size_bytes, secret, rules)
-    except OSError:
+    except (OSError, ValueError):
         return Reason.Q_READ
+
+
+def read_sop_uid(path: Path, size_bytes: int, limit_bytes: int) -> str | Reason:
+    """Reads (0008,0018) *SOP Instance UID*, for the answers that name images by it.
+
+    Args:
+        path: the file.
+        size_bytes: its size.
+        limit_bytes: its inflated bytes may be this many.
+    """
+    with open_regular(path, _ANY_SIZE) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = parse(file, size_bytes, limit_bytes, (tags.SOP_UID,), stop_before_pixels=True)
+        return Fields(parsed.dataset).uid(tags.SOP_UID) or Reason.Q_BAD_UID
 
 
 def _read(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
@@ -85,26 +103,30 @@ def _read(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> 
     if not has_preamble and not bare:
         return Reason.S_NOT_DICOM
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags.READ), force=not has_preamble)
+        wanted = (*tags.READ, tags.tag_of(rules.patient_tag))
+        parsed = parse(file, size_bytes, rules.file_max_bytes, wanted, stop_before_pixels=True)
+        fields = Fields(parsed.dataset)
+        sop_class = fields.text(tags.SOP_CLASS) or _meta(parsed.dataset, "MediaStorageSOPClassUID")
+        refusal = _refuse_class(sop_class, fields)
+        if refusal is not None:
+            return refusal
+        syntax = UID(_meta(parsed.dataset, "TransferSyntaxUID") or encoding_syntax(parsed.dataset))
+        pixels = pixel_reason(parsed, fields, rules.file_max_bytes)
+        return _header(fields, sop_class, syntax, pixels, secret, rules)
     except OSError:
         raise
+    except (LimitExceeded, MemoryError, RecursionError):
+        return Reason.Q_DECODE_LIMIT
     except Exception:  # pydicom lets nearly any exception through for a broken file; the file is counted, not raised
         return Reason.Q_READ if has_preamble else Reason.S_NOT_DICOM
-    fields = Fields(dataset)
-    sop_class = fields.text(tags.SOP_CLASS) or _meta(dataset, "MediaStorageSOPClassUID")
-    refusal = _refuse_class(sop_class, fields)
-    if refusal is not None:
-        return refusal
-    stated = _meta(dataset, "TransferSyntaxUID")
-    syntax = UID(stated or encoding_syntax(dataset))
-    pixels = pixel_reason(file, dataset, syntax, fields, size_bytes, rules.file_max_bytes)
-    return _header(fields, sop_class, syntax, pixels, secret, rules)
 
 
 def _refuse_class(sop_class: str, fields: Fields) -> Reason | None:
     if sop_class == DIRECTORY:
         return Reason.S_DIRECTORY
     if sop_class in MULTIFRAME_CT:
+        return Reason.R_MULTIFRAME
+    if sop_class == CT and fields.whole(tags.FRAMES) > 1:
         return Reason.R_MULTIFRAME
     modality = fields.text(tags.MODALITY).upper()
     if sop_class:
@@ -130,7 +152,7 @@ def _header(
     if None in uids:
         return Reason.Q_BAD_UID
     study, series, sop = (uid or "" for uid in uids)
-    patient = fields.text(tags.PATIENT_ID)
+    patient = fields.text(tags.tag_of(rules.patient_tag))
     kernel = fields.words(tags.KERNEL)
     reasons, oddities = _assess(fields, syntax, rules)
     if pixels is not None:
@@ -166,7 +188,7 @@ def _header(
 
 def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:
     image_type = set(fields.words(tags.IMAGE_TYPE))
-    rescaled = fields.number(tags.SLOPE) is not None and fields.number(tags.INTERCEPT) is not None
+    rescaled = fields.number(tags.SLOPE) not in (None, 0.0) and fields.number(tags.INTERCEPT) is not None
     lossy = fields.text(tags.LOSSY) == "01" or syntax in LOSSY_SYNTAXES
     contrast = fields.text(tags.CONTRAST_AGENT).upper() not in _NO_AGENT or fields.present(tags.CONTRAST_SEQUENCE)
     body_part = fields.text(tags.BODY_PART).upper()

@@ -13,7 +13,6 @@ IMAGE_TYPE = Tag(0x0008, 0x0008)  # Image Type
 SOP_CLASS = Tag(0x0008, 0x0016)  # SOP Class UID
 SOP_UID = Tag(0x0008, 0x0018)  # SOP Instance UID
 MODALITY = Tag(0x0008, 0x0060)  # Modality
-PATIENT_ID = Tag(0x0010, 0x0020)  # Patient ID
 CONTRAST_AGENT = Tag(0x0018, 0x0010)  # Contrast/Bolus Agent
 CONTRAST_SEQUENCE = Tag(0x0018, 0x0012)  # Contrast/Bolus Agent Sequence
 BODY_PART = Tag(0x0018, 0x0015)  # Body Part Examined
@@ -113,6 +112,12 @@ class Fields:
             return b""
         value = self._dataset.get_item(tag).value
         return value if isinstance(value, bytes) else b""
+
+
+def tag_of(text: str) -> BaseTag:
+    """Converts "gggg,eeee", two hexadecimal numbers of four digits."""
+    group, element = text.split(",")
+    return Tag(int(group, 16), int(element, 16))
 
 
 def is_uid(text: str) -> bool:
