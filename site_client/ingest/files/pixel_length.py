@@ -29,8 +29,7 @@ def pixel_reason(parsed: ParsedFile, fields: Fields, limit_bytes: int) -> Reason
         None if all is there; else Q_DECODE_LIMIT, Q_NO_PIXELS or Q_TRUNCATED.
     """
     file, size_bytes = parsed.file, parsed.size_bytes
-    needed = fields.whole(tags.ROWS) * fields.whole(tags.COLUMNS) * max(1, fields.whole(tags.SAMPLES))
-    needed *= fields.whole(tags.BITS_ALLOCATED) // 8
+    needed = needed_bytes(fields)
     # Before anything is decoded: a small compressed file may claim an image of gigabytes.
     if max(needed, size_bytes) > limit_bytes:
         return Reason.Q_DECODE_LIMIT
@@ -50,6 +49,13 @@ def pixel_reason(parsed: ParsedFile, fields: Fields, limit_bytes: int) -> Reason
         return Reason.Q_NO_PIXELS
     whole = file.tell() + length <= size_bytes
     return None if whole and length >= needed else Reason.Q_TRUNCATED
+
+
+def needed_bytes(fields: Fields) -> int:
+    """Computes how many bytes the decoded image takes, by its header; 0 if the header does not say."""
+    sizes = (tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED)
+    rows, columns, bits = (max(0, fields.whole(tag)) for tag in sizes)
+    return rows * columns * max(1, fields.whole(tags.SAMPLES)) * bits // 8
 
 
 def _reaches_delimiter(file: BinaryIO, size_bytes: int) -> bool:

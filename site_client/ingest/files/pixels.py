@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 
 from site_client.errors import SeriesUnreadable
@@ -19,7 +20,9 @@ from site_client.ingest.files import tags
 from site_client.ingest.files.decoders import RAW_SYNTAXES, RLE, encoding_syntax, has_decoder
 from site_client.ingest.files.hounsfield import Scale
 from site_client.ingest.files.parse import LimitExceeded, parse
+from site_client.ingest.files.pixel_length import needed_bytes
 from site_client.ingest.files.slices import Slice, unreadable
+from site_client.ingest.files.stream_size import stream_size
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX
@@ -54,6 +57,8 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
             if not has_decoder(dataset.file_meta.TransferSyntaxUID):
                 raise unreadable(Reason.Q_NO_DECODER)
             fields = Fields(dataset)
+            if needed_bytes(fields) > limit_bytes:
+                raise LimitExceeded
             slope, intercept = fields.number(tags.SLOPE), fields.number(tags.INTERCEPT)
             stored = _stored(dataset)
             bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
@@ -96,6 +101,9 @@ def _with_pixels(data: bytes, limit_bytes: int) -> FileDataset:
 def _stored(dataset: FileDataset) -> NDArray[np.int32]:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in RAW_SYNTAXES and syntax != RLE:
+        claimed = stream_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        if claimed is not None and claimed != (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)):
+            raise ValueError("a stream of another size than its header")
         # Wide enough for any 16-bit value, signed or not.
         return np.asarray(dataset.pixel_array).astype(np.int32)
     # Not `pixel_array`: pydicom takes the lowest bits for the value, wherever (0028,0102) *High Bit* says it is.

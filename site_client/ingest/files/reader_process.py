@@ -30,7 +30,7 @@ from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX, Rules
 
 MEMORY_BYTES_MAX: Final = 3 << 29  # of address space, of which the libraries take a fifth
-CPU_S_MAX: Final = {"header": 5.0, "uid": 5.0, "slice": 20.0}  # a file; a header takes a thousandth of a second
+CPU_S_MAX: Final = {"header": 5.0, "uid": 5.0, "slice": 10.0}  # a file; a header takes a thousandth of a second
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 Answer = tuple[dict[str, Any], bytes]
