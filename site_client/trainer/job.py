@@ -26,6 +26,7 @@ from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, Un
 from site_client.files import replace_file
 from site_client.ingest.catalog.catalog import Catalog, ScanReport, open_catalog
 from site_client.ingest.files.readers import shared_readers
+from site_client.ingest.reasons import Reason
 from site_client.ingest.records import Dataset, StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
@@ -330,6 +331,9 @@ class JobInProgress:
             except SeriesUnreadable as error:
                 # The code only: a traceback of DICOM code could quote a header.
                 _log.warning("study left out", study=study.study_key, code=error.code)
+                if error.code != Reason.Q_STORAGE.name:  # that is a fault of our disk, and none of the series
+                    with closing(open_catalog(self.settings)) as catalog:
+                        catalog.doubt(study.series.series_key)
             self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 

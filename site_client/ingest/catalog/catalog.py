@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, text, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -22,11 +22,11 @@ from site_client.errors import IngestError
 from site_client.ingest.catalog import dataset, label_rows
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
-from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, DatasetRow, FactRow, FileRow
+from site_client.ingest.catalog.tables import SCHEMA_VERSION, CatalogTable, DatasetRow, FactRow, FileRow, SliceRow
 from site_client.ingest.labels.labels import label_files
 from site_client.ingest.pseudonym import SiteSecret, load_secret
 from site_client.ingest.reasons import Reason
-from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
+from site_client.ingest.records import Dataset, SeriesKey, SeriesRecord, StudyRecord
 from site_client.ingest.rules import Rules
 
 __all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
@@ -177,6 +177,17 @@ class Catalog:
         """
         with Session(self._engine) as session:
             return dataset.chosen_studies(session, self._secret)
+
+    @_own_disk()
+    def doubt(self, series_key: SeriesKey) -> None:
+        """Has the next scan read a series again that was READY and could not be read.
+
+        Its files have other bytes behind the same size and times, or went while a share was not mounted.
+        """
+        with _locked(self._lock), Session(self._engine) as session:
+            paths = select(SliceRow.path).where(SliceRow.stack_key == series_key)
+            session.execute(update(FileRow).where(FileRow.path.in_(paths)).values(basis=""))
+            session.commit()
 
     def series(self) -> list[SeriesSummary]:
         """Lists every stack as last assessed, with its score sheet, ordered by study and score."""

@@ -7,6 +7,7 @@ are parsed from their raw bytes, which tolerates missing character sets, overlon
 
 import logging
 import warnings
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,7 @@ from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
+from site_client.ingest.records import PatientKey, SeriesKey, StudyKey
 from site_client.ingest.rules import Rules
 from site_client.untrusted_files import open_regular
 
@@ -152,6 +154,7 @@ def _header(
     if None in uids:
         return Reason.Q_BAD_UID
     study, series, sop = (uid or "" for uid in uids)
+    keys = partial(_token, secret)
     patient = fields.text(tags.tag_of(rules.patient_tag))
     kernel = fields.words(tags.KERNEL)
     reasons, oddities = _assess(fields, syntax, rules)
@@ -162,13 +165,13 @@ def _header(
     if not patient:
         oddities.append(Warn.W_NO_PATIENT)
     return DicomHeader(
-        study_key=secret.study(study),
+        study_key=StudyKey(keys("study", study)),
         # A study without a patient ID is a patient of its own: one key for all of them would tie strangers together.
-        patient_key=secret.patient(patient if patient else f"study|{study}"),
-        series_key=secret.series(series),
+        patient_key=PatientKey(keys("patient", patient if patient else f"study|{study}")),
+        series_key=SeriesKey(keys("series", series)),
         slice_key=secret.slice(sop),
-        frame_key=secret.token("frame", fields.text(tags.FRAME_UID)),
-        kernel_key=secret.token("kernel", "\\".join(kernel)),
+        frame_key=keys("frame", fields.text(tags.FRAME_UID)),
+        kernel_key=keys("kernel", "\\".join(kernel)),
         kernel=tags.kernel_class(kernel),
         origin=_origin(set(fields.words(tags.IMAGE_TYPE))),
         acquisition=fields.whole(tags.ACQUISITION),
@@ -184,6 +187,12 @@ def _header(
         reasons=tuple(dict.fromkeys(reasons)),
         warnings=tuple(oddities),
     )
+
+
+@lru_cache(maxsize=256)
+def _token(secret: SiteSecret, kind: str, value: str) -> str:
+    """Computes a pseudonym once for all the slices of a series."""
+    return secret.token(kind, value)
 
 
 def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:

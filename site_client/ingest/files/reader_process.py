@@ -79,9 +79,8 @@ def _serve(requests: int, answers: int, parent: int) -> None:
             for path, size_bytes in request["files"]:
                 # By processor time: another program's load, or a pause by the idle gate, is no fault of the file.
                 signal.setitimer(signal.ITIMER_PROF, CPU_S_MAX[request["task"]])
-                answer = work(path, size_bytes)
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                write_frame(answers, *answer)
+                write_frame(answers, *work(path, size_bytes))
+            signal.setitimer(signal.ITIMER_PROF, 0)
         status = 0
     finally:
         # Also after an exception: what follows the fork in `main` is the other process's.

@@ -82,6 +82,8 @@ class Reader:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._decoders: tuple[str, ...] = ()
+        self._received = bytearray()
+        self._poll = select.poll()
 
     def decoders(self) -> tuple[str, ...]:
         """Lists the transfer syntaxes that can be decoded here.
@@ -190,6 +192,8 @@ class Reader:
                 env=environment,
                 bufsize=0,
             )
+            self._received, self._poll = bytearray(), select.poll()
+            self._poll.register(_handle(self._process.stdout), select.POLLIN)
             try:
                 with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
                     fcntl.fcntl(_handle(self._process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -223,23 +227,22 @@ class Reader:
         # _started set it, or this reader would have no answer to wait for.
         assert self._process is not None
         handle = _handle(self._process.stdout)
-        data = bytearray(size)
-        view = memoryview(data)
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
         silent_s = 0
-        while len(view):
+        while len(self._received) < size:
             # Seconds are counted and not measured: while the idle gate suspends both processes, none passes.
-            if not poll.poll(1000):
+            if not self._poll.poll(1000):
                 silent_s += 1
                 if silent_s >= STALL_S:
                     self.close()
                     raise _Ended(0)
                 continue
-            count = os.readv(handle, [view])
-            if not count:
+            # Whatever is there: several answers about headers come in one piece.
+            part = os.read(handle, max(_PIPE_BYTES, size - len(self._received)))
+            if not part:
                 raise OSError("the reader process ended")
-            view = view[count:]
+            self._received += part
+        data = self._received[:size]
+        del self._received[:size]
         return data
 
 

@@ -58,6 +58,17 @@ def test_a_file_that_could_not_be_read_is_tried_again_at_every_scan(scanner: Sca
     assert [(report.files_read, report.files) for report in reports] == [(25, {"Q_READ": 1}), (1, {"Q_READ": 1})]
 
 
+def test_a_ready_series_that_could_not_be_read_is_read_again_by_the_next_scan(
+    scanner: Scanner, catalog: Catalog
+) -> None:
+    scanner.series("1.2.3")
+    scanner.series("1.2.4")
+    label(scanner.root, "1.2.3", "1.2.4")
+    catalog.scan(scanner.root)
+    catalog.doubt(catalog.dataset().studies[0].series.series_key)
+    assert [catalog.scan(scanner.root).files_read for _ in range(2)] == [24, 0]
+
+
 def test_a_changed_mode_counts_as_a_change(scanner: Scanner, catalog: Catalog) -> None:
     path = scanner.series()[0]
     catalog.scan(scanner.root)
@@ -79,7 +90,7 @@ def test_a_full_disk_of_ours_is_said_in_a_sentence_and_the_next_scan_goes_on(
 def test_a_study_for_which_the_cache_has_no_room_on_disk_is_left_out_by_its_code(tmp_path: Path) -> None:
     def read(series: SeriesRecord) -> Volume:
         hu = np.full((20, 64, 64), 30, np.int16)
-        return Volume(hu, (3.0, 3.0), np.arange(20) * 5.0, np.full(20, 5.0, np.float64))
+        return Volume(hu, (3.0, 3.0), np.arange(20, dtype=np.float64) * 5.0, np.full(20, 5.0, np.float64))
 
     cache = StudyCache(tmp_path / "cache", 1 << 30, 64, 40, read)
     series = SeriesRecord(SeriesKey("S"), "0" * 64, ())
