@@ -31,6 +31,15 @@ class FileRow(CatalogTable):
     header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
 
 
+class ListedRow(CatalogTable):
+    """Images of one series that a DICOMDIR of the export lists."""
+
+    __tablename__ = "listed"
+    path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="of the DICOMDIR, sealed")
+    series_key: Mapped[str] = mapped_column(String(26), primary_key=True, index=True)
+    images: Mapped[int]
+
+
 class StackRow(CatalogTable):
     """One stack of a series, assessed."""
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files.decoders import decodable
+from site_client.ingest.files.directory import read_directory
 from site_client.ingest.files.frames import LENGTHS, read_lengths, write_frame
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header, read_sop_uid
@@ -30,7 +31,12 @@ from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX, Rules
 
 MEMORY_BYTES_MAX: Final = 3 << 29  # of address space, of which the libraries take a fifth
-CPU_S_MAX: Final = {"header": 5.0, "uid": 5.0, "slice": 10.0}  # a file; a header takes a thousandth of a second
+CPU_S_MAX: Final = {
+    "header": 5.0,
+    "uid": 5.0,
+    "directory": 60.0,
+    "slice": 10.0,
+}  # a file; a header takes a thousandth of a second
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 Answer = tuple[dict[str, Any], bytes]
@@ -79,7 +85,8 @@ def _serve(requests: int, answers: int, parent: int) -> None:
             for path, size_bytes in request["files"]:
                 # By processor time: another program's load, or a pause by the idle gate, is no fault of the file.
                 signal.setitimer(signal.ITIMER_PROF, CPU_S_MAX[request["task"]])
-                write_frame(answers, *work(path, size_bytes))
+                table, data = work(path, size_bytes)
+                write_frame(answers, {"id": request["id"], **table}, data)
             signal.setitimer(signal.ITIMER_PROF, 0)
         status = 0
     finally:
@@ -158,7 +165,22 @@ def _uid_work(request: dict[str, Any]) -> Work:
     return work
 
 
-_WORK: Final = {"header": _header_work, "slice": _slice_work, "uid": _uid_work}
+def _directory_work(request: dict[str, Any]) -> Work:
+    secret = SiteSecret(bytes.fromhex(request["secret"]))
+
+    def work(path: str, size_bytes: int) -> Answer:
+        try:
+            listed = read_directory(Path(path), secret)
+        except (MemoryError, RecursionError):
+            listed = Reason.Q_DECODE_LIMIT
+        except Exception:  # as above
+            listed = Reason.Q_READ
+        return {"code": listed.name} if isinstance(listed, Reason) else {"listed": listed}, b""
+
+    return work
+
+
+_WORK: Final = {"header": _header_work, "slice": _slice_work, "uid": _uid_work, "directory": _directory_work}
 
 if __name__ == "__main__":
     main()

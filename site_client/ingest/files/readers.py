@@ -6,6 +6,7 @@ process, its answer is a code, and a fresh worker reads the next file.
 
 import atexit
 import fcntl
+import multiprocessing
 import os
 import select
 import signal
@@ -53,9 +54,11 @@ class SliceSource(Protocol):
 class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON of a frame. A reader process may be in the hands of the file it reads: its words are checked."""
 
+    id: int = 0
     code: str = ""
     header: str = ""
     uid: str = ""
+    listed: dict[str, int] = {}
     died: int = 0
     decoders: tuple[str, ...] = ()
     sha256: str = ""
@@ -84,6 +87,7 @@ class Reader:
         self._decoders: tuple[str, ...] = ()
         self._received = bytearray()
         self._poll = select.poll()
+        self._requests = 0  # sent so far; the last one's number
 
     def decoders(self) -> tuple[str, ...]:
         """Lists the transfer syntaxes that can be decoded here.
@@ -122,6 +126,15 @@ class Reader:
         """
         return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], _uid_of, Reason.Q_READ)
 
+    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, int] | Reason]:
+        """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        files = [(path, FILE_BYTES_MAX) for path in paths]
+        return self._ask({"task": "directory", "secret": secret.value.hex()}, files, _listed_of, Reason.Q_READ)
+
     def close(self) -> None:
         """Ends the reader process; the next question starts another one."""
         process, self._process = self._process, None
@@ -148,12 +161,15 @@ class Reader:
             try:
                 self._send(request, files[len(results) :])
                 while len(results) < len(files):
-                    results.append(result_of(*self._answer()))
+                    results.append(result_of(*self._answer(self._requests)))
             except _Ended as ended:
-                # SIGKILL comes from outside, as when the machine runs out of memory: the file gets a second try.
-                if ended.signal == signal.SIGKILL and tried_again != len(results):
-                    tried_again = len(results)
-                    continue
+                # SIGKILL comes from outside, as when the machine runs out of memory: the file gets a second try. From a
+                # new process, because the killed one may have left half of a request unread.
+                if ended.signal == signal.SIGKILL:
+                    self.close()
+                    if tried_again != len(results):
+                        tried_again = len(results)
+                        continue
                 limits = (0, signal.SIGKILL, signal.SIGPROF)
                 results.append(Reason.Q_DECODE_LIMIT if ended.signal in limits else of_a_crash)
             except OSError:  # the whole process was ended, likewise from outside
@@ -167,9 +183,10 @@ class Reader:
         return results
 
     def _send(self, request: dict[str, Any], files: Sequence[tuple[Path, int]]) -> None:
-        table = {**request, "files": [(str(path), size_bytes) for path, size_bytes in files]}
         requests, _ = self._started()
-        write_frame(requests, table)
+        self._requests += 1
+        listed = [(str(path), size_bytes) for path, size_bytes in files]
+        write_frame(requests, {**request, "id": self._requests, "files": listed})
 
     def _started(self) -> tuple[int, int]:
         """Starts the process if there is none.
@@ -197,7 +214,7 @@ class Reader:
             try:
                 with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
                     fcntl.fcntl(_handle(self._process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-                self._decoders = self._answer()[0].decoders
+                self._decoders = self._answer(0)[0].decoders
             except (OSError, ValueError, msgspec.MsgspecError, _Ended):
                 self.close()
                 raise IngestError(
@@ -206,22 +223,28 @@ class Reader:
                 ) from None
         return _handle(self._process.stdin), _handle(self._process.stdout)
 
-    def _answer(self) -> tuple[_Answer, bytearray]:
+    def _answer(self, request: int) -> tuple[_Answer, bytearray]:
         """Waits for one frame.
+
+        Args:
+            request: its number. An answer to an earlier request, which ended too soon, must not pass for one to this.
 
         Raises:
             _Ended: the worker ended before its answer.
             ValueError: the frame is larger than any answer.
             OSError: the process ended.
         """
-        text_bytes, data_bytes = read_lengths(bytes(self._read(LENGTHS.size)))
-        # int32 pixels of the largest image.
-        if text_bytes > JSON_BYTES_MAX or data_bytes > 4 * FILE_BYTES_MAX:
-            raise ValueError("a frame beyond its limits")
-        answer = msgspec.json.decode(self._read(text_bytes), type=_Answer)
-        if answer.died:
-            raise _Ended(answer.died)
-        return answer, self._read(data_bytes)
+        while True:
+            text_bytes, data_bytes = read_lengths(bytes(self._read(LENGTHS.size)))
+            # int32 pixels of the largest image.
+            if text_bytes > JSON_BYTES_MAX or data_bytes > 4 * FILE_BYTES_MAX:
+                raise ValueError("a frame beyond its limits")
+            answer = msgspec.json.decode(self._read(text_bytes), type=_Answer)
+            if answer.died:
+                raise _Ended(answer.died)
+            data = self._read(data_bytes)
+            if answer.id == request:
+                return answer, data
 
     def _read(self, size: int) -> bytearray:
         # _started set it, or this reader would have no answer to wait for.
@@ -256,6 +279,10 @@ def _header_of(answer: _Answer, _: bytearray) -> DicomHeader | Reason:
 
 def _uid_of(answer: _Answer, _: bytearray) -> str | Reason:
     return Reason[answer.code] if answer.code else answer.uid
+
+
+def _listed_of(answer: _Answer, _: bytearray) -> dict[str, int] | Reason:
+    return Reason[answer.code] if answer.code else answer.listed
 
 
 def _slice_of(step: int, answer: _Answer, data: bytearray) -> Slice | Reason:
@@ -358,8 +385,9 @@ def shared_readers() -> Readers:
 
 @cache
 def _readers_of(process: int) -> Readers:
-    # By process: after a fork the child would share the parent's pipes.
-    readers = Readers(min(PROCESSES_MAX, len(os.sched_getaffinity(process))))
+    # By process: after a fork the child would share the parent's pipes. One of several that share the work needs one.
+    is_one_of_several = multiprocessing.parent_process() is not None
+    readers = Readers(1 if is_one_of_several else min(PROCESSES_MAX, len(os.sched_getaffinity(process))))
     atexit.register(readers.close)
     return readers
 

@@ -1,6 +1,8 @@
 """READY is a promise about every slice: all came, all can be decoded, all form one volume."""
 
+import gc
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
 from pydicom.uid import RLELossless
 
 from site_client.ingest.catalog.catalog import Catalog
@@ -52,6 +55,58 @@ def test_slices_that_are_missing_hold_the_series_back_wherever_they_are(
         paths[index].unlink()
     report = catalog.scan(scanner.root)
     assert (set(report.series), report.studies_ready) == (codes, not codes)
+
+
+def with_directory(scanner: Scanner, folder: Path) -> Path:
+    """The scanner's images as a medium with a DICOMDIR that lists them; the paths of its images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom about elements that it makes up, and its own folder that it forgets
+        files = FileSet()
+        for path in scanner.root.rglob("I*"):
+            files.add(path)
+        files.write(folder)
+        del files
+        gc.collect()
+    return folder
+
+
+def test_a_dicomdir_says_which_images_should_have_come_and_is_believed_as_long_as_it_is_there(
+    scanner: Scanner, catalog: Catalog, tmp_path: Path
+) -> None:
+    scanner.series(slices=30, edit=of_a_medium)
+    folder = with_directory(scanner, tmp_path / "medium")
+    report = catalog.scan(folder)
+    assert (report.studies_ready, report.files) == (1, {"S_DIRECTORY": 1})
+    images = [path for path in folder.rglob("*") if path.is_file() and path.name != "DICOMDIR"]
+    top = max(images, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    data = top.read_bytes()
+    top.unlink()
+    assert catalog.scan(folder).series == {"Q_INCOMPLETE": 1}
+    top.write_bytes(data)
+    assert catalog.scan(folder).studies_ready == 1
+    top.unlink()
+    (folder / "DICOMDIR").unlink()
+    assert catalog.scan(folder).studies_ready == 1
+
+
+def of_a_medium(dataset: Dataset, index: int) -> None:
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyID, dataset.AccessionNumber = "20300101", "120000", "1", "A1"
+    dataset.SeriesNumber = "1"
+
+
+def test_a_damaged_dicomdir_lists_nothing_and_refuses_nothing(
+    scanner: Scanner, catalog: Catalog, tmp_path: Path
+) -> None:
+    scanner.series(slices=30, edit=of_a_medium)
+    folder = with_directory(scanner, tmp_path / "medium")
+    sound = (folder / "DICOMDIR").read_bytes()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        data = bytearray(sound)
+        for place in rng.integers(400, len(data), 30):
+            data[place] = int(rng.integers(256))
+        (folder / "DICOMDIR").write_bytes(bytes(data[: rng.integers(400, len(data))]))
+        assert catalog.scan(folder).series.keys() <= {"Q_INCOMPLETE"}
 
 
 def test_lost_pairs_are_seen_without_thickness_and_numbers(scanner: Scanner, catalog: Catalog) -> None:

@@ -298,3 +298,6 @@ def test_signals_that_end_a_worker_are_told_apart(reader: Reader, ct: Path, secr
         )
         asked.start()
         assert header(reader, ct, secret) is reason
+        # The next worker may find the old question, too: its answer is no answer to a new one.
+        assert isinstance(pixels(reader, ct), Slice)
+        assert isinstance(header(reader, ct, secret), DicomHeader)

@@ -8,6 +8,7 @@ import pytest
 from site_client.errors import IngestError, SeriesUnreadable
 from site_client.ingest.catalog import scan as scan_module
 from site_client.ingest.catalog.catalog import Catalog
+from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.files.readers import Readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import SeriesKey, SeriesRecord
@@ -99,3 +100,24 @@ def test_a_study_for_which_the_cache_has_no_room_on_disk_is_left_out_by_its_code
     assert refused.value.code == "Q_STORAGE"
     assert list((tmp_path / "cache").iterdir()) == []
     assert cache.get(series).slices == 20
+
+
+def test_a_scan_that_is_interrupted_between_files_and_series_loses_no_change(
+    scanner: Scanner, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = scanner.series(slices=25)
+    last = paths[-1].read_bytes()
+    paths[-1].unlink()
+    label(scanner.root, "1.2.3")
+    catalog.scan(scanner.root)
+    paths[-1].write_bytes(last)
+
+    def interrupt(scan: ExportScan) -> set[str]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ExportScan, "_unsettled_series", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            catalog.scan(scanner.root)
+    assert catalog.scan(scanner.root).files_read == 0
+    assert len(catalog.dataset().studies[0].series.files) == 25
