@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,17 @@ def main() -> None:
         _, status = os.waitpid(worker, 0)
         if os.waitstatus_to_exitcode(status) == 0:
             return
+        _discard(requests)
         write_frame(answers, {"died": -os.waitstatus_to_exitcode(status)})
+
+
+def _discard(requests: int) -> None:
+    """Empties the pipe of what the dead worker left of its request. The other side sends no more before our answer."""
+    os.set_blocking(requests, False)
+    with suppress(BlockingIOError):
+        while os.read(requests, 1 << 16):
+            pass
+    os.set_blocking(requests, True)
 
 
 def limit_itself() -> None:

@@ -35,8 +35,10 @@ from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX, Rules
 
 STALL_S: Final = 60  # a file that gives no answer for so long is left, such as one on a share that hangs
+START_S: Final = 120  # for the imports of a new process, on a machine that is busy
 PROCESSES_MAX: Final = 4  # more would wait for the disk
 _PIPE_BYTES: Final = 1 << 20  # one image fits in: the reader process decodes the next one meanwhile
+_FILES_A_REQUEST: Final = 1000  # whose paths fit into a pipe, too: no request is half sent when its worker ends
 _BATCH: Final = 16  # files a request, where several processes share the work
 
 Item = TypeVar("Item")
@@ -159,17 +161,16 @@ class Reader:
         tried_again = -1
         while len(results) < len(files):
             try:
-                self._send(request, files[len(results) :])
-                while len(results) < len(files):
+                sent = files[len(results) : len(results) + _FILES_A_REQUEST]
+                until = len(results) + len(sent)
+                self._send(request, sent)
+                while len(results) < until:
                     results.append(result_of(*self._answer(self._requests)))
             except _Ended as ended:
-                # SIGKILL comes from outside, as when the machine runs out of memory: the file gets a second try. From a
-                # new process, because the killed one may have left half of a request unread.
-                if ended.signal == signal.SIGKILL:
-                    self.close()
-                    if tried_again != len(results):
-                        tried_again = len(results)
-                        continue
+                # SIGKILL comes from outside, as when the machine runs out of memory: the file gets a second try.
+                if ended.signal == signal.SIGKILL and tried_again != len(results):
+                    tried_again = len(results)
+                    continue
                 limits = (0, signal.SIGKILL, signal.SIGPROF)
                 results.append(Reason.Q_DECODE_LIMIT if ended.signal in limits else of_a_crash)
             except OSError:  # the whole process was ended, likewise from outside
@@ -212,8 +213,9 @@ class Reader:
             self._received, self._poll = bytearray(), select.poll()
             self._poll.register(_handle(self._process.stdout), select.POLLIN)
             try:
-                with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
-                    fcntl.fcntl(_handle(self._process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                for stream in (self._process.stdin, self._process.stdout):
+                    with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
+                        fcntl.fcntl(_handle(stream), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 self._decoders = self._answer(0)[0].decoders
             except (OSError, ValueError, msgspec.MsgspecError, _Ended):
                 self.close()
@@ -227,26 +229,28 @@ class Reader:
         """Waits for one frame.
 
         Args:
-            request: its number. An answer to an earlier request, which ended too soon, must not pass for one to this.
+            request: its number; 0: the first frame of a process. An answer to an earlier request, which ended too soon,
+                must not pass for one to this.
 
         Raises:
             _Ended: the worker ended before its answer.
             ValueError: the frame is larger than any answer.
             OSError: the process ended.
         """
+        patience_s = STALL_S if request else START_S
         while True:
-            text_bytes, data_bytes = read_lengths(bytes(self._read(LENGTHS.size)))
+            text_bytes, data_bytes = read_lengths(bytes(self._read(LENGTHS.size, patience_s)))
             # int32 pixels of the largest image.
             if text_bytes > JSON_BYTES_MAX or data_bytes > 4 * FILE_BYTES_MAX:
                 raise ValueError("a frame beyond its limits")
-            answer = msgspec.json.decode(self._read(text_bytes), type=_Answer)
+            answer = msgspec.json.decode(self._read(text_bytes, patience_s), type=_Answer)
             if answer.died:
                 raise _Ended(answer.died)
-            data = self._read(data_bytes)
+            data = self._read(data_bytes, patience_s)
             if answer.id == request:
                 return answer, data
 
-    def _read(self, size: int) -> bytearray:
+    def _read(self, size: int, patience_s: int) -> bytearray:
         # _started set it, or this reader would have no answer to wait for.
         assert self._process is not None
         handle = _handle(self._process.stdout)
@@ -255,7 +259,7 @@ class Reader:
             # Seconds are counted and not measured: while the idle gate suspends both processes, none passes.
             if not self._poll.poll(1000):
                 silent_s += 1
-                if silent_s >= STALL_S:
+                if silent_s >= patience_s:
                     self.close()
                     raise _Ended(0)
                 continue

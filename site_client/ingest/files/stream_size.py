@@ -10,6 +10,7 @@ _JPEG_START, _CODESTREAM_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _JPEG_LS_FRAME = 0xF7
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {_JPEG_LS_FRAME}
 _JPEG_END = b"\xff\xd9"
+_PADDING_MAX = 16  # the end and what writers put behind it to reach an even length, or a multiple of eight
 
 
 def stream_size(stream: bytes) -> tuple[int, int, int] | None:
@@ -30,7 +31,7 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
     place = 2
     while place + 10 <= len(stream) and stream[place] == 0xFF:
         marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4], "big")
-        if marker == _JPEG_LS_FRAME and not stream.rstrip(b"\0").endswith(_JPEG_END):
+        if marker == _JPEG_LS_FRAME and _JPEG_END not in stream[-_PADDING_MAX:]:
             raise ValueError("a stream without its end")
         if marker in _FRAMES:
             rows, columns = struct.unpack(">2H", stream[place + 5 : place + 9])
