@@ -202,17 +202,19 @@ class Reader:
                 "OPENBLAS_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             }
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "site_client.ingest.files.reader_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                bufsize=0,
-            )
-            self._received, self._poll = bytearray(), select.poll()
-            self._poll.register(_handle(self._process.stdout), select.POLLIN)
+            # -P: the folder where a person types `predict` may hold files of strangers, and is no place for modules.
+            command = [sys.executable, "-P", "-m", "site_client.ingest.files.reader_process"]
             try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    bufsize=0,
+                )
+                self._received, self._poll = bytearray(), select.poll()
+                self._poll.register(_handle(self._process.stdout), select.POLLIN)
                 for stream in (self._process.stdin, self._process.stdout):
                     with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
                         fcntl.fcntl(_handle(stream), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -131,6 +131,16 @@ def test_a_pause_of_both_sides_is_no_silence(
     assert worker(reader).pid == at_work.pid
 
 
+def test_no_module_is_taken_from_the_folder_in_which_a_person_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "struct.py").write_text("raise SystemExit\n")
+    (tmp_path / "site_client").mkdir()
+    (tmp_path / "site_client" / "__init__.py").write_text("raise SystemExit\n")
+    assert reader.decoders()
+
+
 def test_processes_end_with_the_program_that_asked_them(tmp_path: Path) -> None:
     reader = Reader()
     at_work = worker(reader)
