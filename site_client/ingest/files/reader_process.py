@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from site_client.errors import SeriesUnreadable
@@ -121,7 +122,7 @@ def _read(handle: int, size: int) -> bytes:
 
 
 def _header_work(request: dict[str, Any]) -> Work:
-    secret, rules = SiteSecret(bytes.fromhex(request["secret"])), Rules(**request["rules"])
+    secret, rules = SiteSecret(bytes.fromhex(request["secret"])), msgspec.convert(request["rules"], Rules)
 
     def work(path: str, size_bytes: int) -> Answer:
         try:

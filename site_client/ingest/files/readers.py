@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -108,7 +107,7 @@ class Reader:
         Raises:
             IngestError: no reader process can be started.
         """
-        request = {"task": "header", "secret": secret.value.hex(), "rules": asdict(rules)}
+        request = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(rules)}
         return self._ask(request, files, _header_of, Reason.Q_READ)
 
     def slices(self, paths: Sequence[Path], step: int = 1) -> list[Slice | Reason]:
