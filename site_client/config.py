@@ -108,6 +108,14 @@ class IngestSettings:
     elsewhere_words: tuple[str, ...] = ()
     soft_kernels: tuple[str, ...] = ()
     bone_kernels: tuple[str, ...] = ()
+    patient_tag: str = "0010,0020"  # the attribute that tells patients apart
+
+    def __post_init__(self) -> None:
+        """Check the form of the attribute."""
+        _require(
+            bool(re.fullmatch(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}", self.patient_tag)),
+            f'ingest.patient_tag is an attribute such as "0010,0020", got {self.patient_tag!r}',
+        )
 
 
 @dataclass(frozen=True)

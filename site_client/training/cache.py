@@ -7,7 +7,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
+from site_client.errors import SeriesUnreadable
+from site_client.ingest.reasons import Reason
 from site_client.ingest.records import SeriesRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model.inputs import PIPELINE_VERSION, PreparedStudy, prepare
@@ -38,7 +41,7 @@ class StudyCache:
         """Return the prepared study, from disk or made now.
 
         Raises:
-            SeriesUnreadable: From `read`; nothing is stored.
+            SeriesUnreadable: From `read`, or Q_STORAGE because the disk of the cache is full; nothing is stored.
         """
         name = self.name_of(series)
         arrays = self._cache.get(name, _ARRAYS)
@@ -50,7 +53,14 @@ class StudyCache:
             "geometry": study.geometry,
             "source_slices": array_of(study.source_slices),
         }
-        self._cache.put(name, arrays)
+        try:
+            self._cache.put(name, arrays)
+        except (OSError, SafetensorError):
+            # Left out and counted: every epoch would decode the study again.
+            raise SeriesUnreadable(
+                "a prepared study cannot be stored: the disk is full or failing; free space on that of folders.cache",
+                Reason.Q_STORAGE.name,
+            ) from None
         return study
 
     def layout(self, series: SeriesRecord) -> tuple[NDArray[np.float32], tuple[range, ...]]:

@@ -5,6 +5,7 @@ reads label files again only when one of them changed. A scan of an unchanged ex
 catalog belongs to the trainer alone: file mode 0600, pseudonyms for keys, paths encrypted under the site's secret.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -24,12 +25,21 @@ from site_client.ingest.catalog.explain import Explainer
 from site_client.ingest.catalog.page import catalog_page, write_privately
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
-from site_client.ingest.catalog.tables import KEPT_FACTS, KEPT_TABLES, SCHEMA_VERSION, CatalogTable, FactRow, FileRow
+from site_client.ingest.catalog.tables import (
+    KEPT_FACTS,
+    KEPT_TABLES,
+    SCHEMA_VERSION,
+    CatalogTable,
+    FactRow,
+    FileRow,
+    SliceRow,
+)
 from site_client.ingest.labels.files import LabelFile, label_sources
 from site_client.ingest.labels.readings import LabelRules
 from site_client.ingest.labels.spelling import column_name
 from site_client.ingest.pseudonym import SiteSecret, load_secret
-from site_client.ingest.records import Dataset, SeriesRecord, StudyRecord
+from site_client.ingest.reasons import Reason
+from site_client.ingest.records import Dataset, SeriesKey, SeriesRecord, StudyRecord
 from site_client.ingest.rules import Rules
 
 __all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
@@ -57,6 +67,7 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
         settle_s=ingest.settle_s,
         slices_min=ingest.slices_min,
         lossy=ingest.lossy,
+        patient_tag=ingest.patient_tag,
         no_contrast=ingest.no_contrast,
         head_words=ingest.head_words,
         elsewhere_words=ingest.elsewhere_words,
@@ -67,6 +78,25 @@ def open_catalog(settings: SiteSettings, clock: Clock = utc_now) -> "Catalog":
     columns = {column_name(name): meaning for name, meaning in labels.columns.items()}
     label_rules = LabelRules(labels.readers, labels.addenda, columns)
     return Catalog.open(folder / "catalog.sqlite", secret, rules, clock, label_rules)
+
+
+@contextmanager
+def _own_disk() -> Iterator[None]:
+    """Says in one sentence that the catalog cannot be written, which is no fault of the export.
+
+    Raises:
+        IngestError: the disk of the state folder is full, failing or read-only.
+    """
+    try:
+        yield
+    except (DatabaseError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        # Not the error's own text: SQLAlchemy quotes rows.
+        raise IngestError(
+            f"the catalog cannot be written ({Reason.Q_STORAGE.name}): {Reason.Q_STORAGE.value}; "
+            "free space on the disk of folders.state, then scan again"
+        ) from None
 
 
 class Catalog:
@@ -123,6 +153,7 @@ class Catalog:
         """Closes the file."""
         self._engine.dispose()
 
+    @_own_disk()
     def scan(self, export: Path, labels: Sequence[Path] = (), opted_out: Sequence[Path] = ()) -> ScanReport:
         """Brings the catalog up to date.
 
@@ -135,7 +166,8 @@ class Catalog:
             Counts of what the catalog now holds.
 
         Raises:
-            IngestError: the export cannot be listed. Faults inside it are counted, never raised.
+            IngestError: the export cannot be listed, or the catalog cannot be written. Faults inside the export are
+                counted, never raised.
             OptOutsUnreadable: a list of patients who opted out cannot be read.
         """
         started = self._clock()
@@ -242,6 +274,17 @@ class Catalog:
         """
         with Session(self._engine) as session:
             return dataset.chosen_studies(session, self._secret)
+
+    @_own_disk()
+    def doubt(self, series_key: SeriesKey) -> None:
+        """Has the next scan read a series again that was READY and could not be read.
+
+        Its files have other bytes behind the same size and times, or went while a share was not mounted.
+        """
+        with _locked(self._lock), Session(self._engine) as session:
+            paths = select(SliceRow.path).where(SliceRow.stack_key == series_key)
+            session.execute(update(FileRow).where(FileRow.path.in_(paths)).values(basis=""))
+            session.commit()
 
     def series(self) -> list[SeriesSummary]:
         """Lists every stack as last assessed, with its score sheet, ordered by study and score."""

@@ -22,11 +22,24 @@ class FileRow(CatalogTable):
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="relative to the export, sealed")
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
-    since_s: Mapped[float] = mapped_column(comment="Unix time at which this size and mtime were first seen")
+    ctime_ns: Mapped[int]
+    since_s: Mapped[float] = mapped_column(comment="Unix time of the scan that first saw this size and these times")
+    basis: Mapped[str] = mapped_column(comment="digest of the rules and decoders that `code` and `header` depend on")
+    study_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="null: not a CT image")
+    patient_key: Mapped[str | None] = mapped_column(String(26), comment="null: the file names no patient")
     series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
     code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
     # As read: thresholds may change, and series are then assessed again without opening a file.
     header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
+
+
+class ListedRow(CatalogTable):
+    """Images of one series that a DICOMDIR of the export lists."""
+
+    __tablename__ = "listed"
+    path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="of the DICOMDIR, sealed")
+    series_key: Mapped[str] = mapped_column(String(26), primary_key=True, index=True)
+    images: Mapped[int]
 
 
 class StackRow(CatalogTable):
@@ -48,7 +61,7 @@ class StackRow(CatalogTable):
     slices: Mapped[int]
     chosen: Mapped[bool] = mapped_column(comment="the one stack of its study that is trained on")
     content_hash: Mapped[str] = mapped_column(comment="hex; empty unless READY")
-    rules: Mapped[str] = mapped_column(comment="digest of the rules it was assessed by")
+    rules: Mapped[str] = mapped_column(comment="digest of the rules and decoders it was assessed by")
 
 
 class SliceRow(CatalogTable):

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from site_client.errors import SeriesUnreadable
 from site_client.ingest.files.hounsfield import may_have_wrapped, to_hu
-from site_client.ingest.files.pixels import Slice, read_slice
+from site_client.ingest.files.readers import shared_readers
+from site_client.ingest.files.slices import Slice
 from site_client.ingest.reasons import Reason
 from site_client.ingest.series.assess import SAMPLED
 from site_client.ingest.series.content import Content, measure
@@ -66,10 +66,13 @@ def png(gray: NDArray[np.uint8]) -> bytes:
 
 
 def _decoded(paths: Sequence[Path]) -> list[Slice] | Reason:
-    try:
-        return [read_slice(path) for path in paths]
-    except SeriesUnreadable as error:
-        return Reason[error.code]
+    slices: list[Slice] = []
+    # By the reader processes: the bytes are a stranger's, here as in a scan.
+    for result in shared_readers().slices(paths):
+        if isinstance(result, Reason):
+            return result
+        slices.append(result)
+    return slices
 
 
 def _hu(slices: Sequence[Slice]) -> list[NDArray[np.int16]]:

@@ -1,7 +1,7 @@
 """The facts of one CT image that ingest keeps after its header was read. They hold no text and no UID."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from site_client.ingest.files.wording import Contrast, Kernel
@@ -56,7 +56,7 @@ class DicomHeader:
 
     def to_json(self) -> str:
         """Writes the header for the catalog."""
-        table = asdict(self)
+        table = {field: getattr(self, field) for field in self.__slots__}
         # Names, not values: the sentences of a code may change, and old rows stay readable.
         table["reasons"] = [reason.name for reason in self.reasons]
         table["warnings"] = [warning.name for warning in self.warnings]

@@ -19,7 +19,6 @@ SERIES_TIME = Tag(0x0008, 0x0031)  # Series Time
 ACQUISITION_TIME = Tag(0x0008, 0x0032)  # Acquisition Time
 ACCESSION = Tag(0x0008, 0x0050)  # Accession Number
 MODALITY = Tag(0x0008, 0x0060)  # Modality
-PATIENT_ID = Tag(0x0010, 0x0020)  # Patient ID
 CONTRAST_AGENT = Tag(0x0018, 0x0010)  # Contrast/Bolus Agent
 CONTRAST_SEQUENCE = Tag(0x0018, 0x0012)  # Contrast/Bolus Agent Sequence
 BODY_PART = Tag(0x0018, 0x0015)  # Body Part Examined
@@ -56,6 +55,7 @@ PIXELS = (
     *(Tag(0x7FE0, element) for element in (0x0001, 0x0002, 0x0010)),
 )
 
+_BINARY = frozenset(map(int, (SAMPLES, ROWS, COLUMNS, BITS_ALLOCATED)))  # VR US
 _SPREADSHEET_NUMBER = re.compile(r"\d[.,]?\d*E\+\d+", re.IGNORECASE)
 
 
@@ -64,12 +64,14 @@ class Fields:
 
     def __init__(self, dataset: Dataset) -> None:
         """Takes a data set as pydicom read it, whose elements are still raw."""
-        self._dataset = dataset
+        # Once, and by plain numbers: pydicom's own look-up takes longer than its parsing.
+        self._raw = {int(tag): element.value for tag, element in dataset.items() if isinstance(element.value, bytes)}
+        self._present = {int(tag) for tag, element in dataset.items() if element.value}
         self._order = ">" if dataset.original_encoding[1] is False else "<"
 
     def present(self, tag: BaseTag) -> bool:
         """Tells whether the element exists and is not empty."""
-        return tag in self._dataset and bool(self._dataset.get_item(tag).value)
+        return int(tag) in self._present
 
     def text(self, tag: BaseTag) -> str:
         """Reads the first value of a text, without padding; "" when absent."""
@@ -118,22 +120,22 @@ class Fields:
 
     def whole(self, tag: BaseTag) -> int:
         """Reads a whole number, binary (VR US) or text (VR IS); -1 when absent."""
-        raw = self._raw(tag)
-        if tag in (SAMPLES, ROWS, COLUMNS, BITS_ALLOCATED):
+        raw = self._raw.get(int(tag), b"")
+        if int(tag) in _BINARY:
             return int(struct.unpack(self._order + "H", raw[:2])[0]) if len(raw) >= 2 else -1
         number = self.number(tag)
         return int(number) if number is not None and abs(number) < 2**31 else -1
 
     def _values(self, tag: BaseTag) -> list[str]:
-        raw = self._raw(tag)
+        raw = self._raw.get(int(tag))
         # Latin-1 decodes any byte: (0008,0005) *Specific Character Set* is often wrong, and keywords are ASCII.
         return [value.strip(" \0\t\r\n") for value in raw.decode("latin-1").split("\\")] if raw else []
 
-    def _raw(self, tag: BaseTag) -> bytes:
-        if tag not in self._dataset:
-            return b""
-        value = self._dataset.get_item(tag).value
-        return value if isinstance(value, bytes) else b""
+
+def tag_of(text: str) -> BaseTag:
+    """Converts "gggg,eeee", two hexadecimal numbers of four digits."""
+    group, element = text.split(",")
+    return Tag(int(group, 16), int(element, 16))
 
 
 def _date(text: str) -> date | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
+from site_client.ingest.series.gaps import gaps
 
 SAME_POSITION_MM = 0.05
 _KERNEL_POINTS = {"soft": 4000, "unknown": 2000, "bone": 0}
@@ -84,7 +85,7 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
             groups.append([image])
         else:
             group.append(image)
-    return [_stack(group, rules) for group in groups]
+    return [_stack(group, images, rules) for group in groups]
 
 
 def _contrast_of_series(images: Sequence[Image]) -> list[Image]:
@@ -118,28 +119,10 @@ def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[floa
     return np.asarray(np.array(positions, dtype=np.float64).reshape(-1, 3) @ normal)
 
 
-def gaps(positions_mm: NDArray[np.float64], thickness_mm: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Finds the indices i where a slice is missing between i and i+1.
-
-    A step is a gap when it is longer than both neighbouring steps by 40 % and than the slices themselves by 20 %. So a
-    change from thin to thick blocks, a constant distance between thin slices, and an overlap are no gaps.
-
-    Args:
-        positions_mm: f64[T], ascending.
-        thickness_mm: f64[T], 0 where not stated.
-    """
-    steps = np.diff(positions_mm)
-    if steps.size < 3:
-        return np.zeros(0, dtype=np.intp)
-    padded = np.concatenate([[0.0], steps, [0.0]])
-    longest_neighbour = np.maximum(padded[:-2], padded[2:])
-    slabs = np.maximum(thickness_mm[:-1], thickness_mm[1:])
-    return np.flatnonzero((steps > 1.4 * longest_neighbour) & (steps > 1.2 * slabs))
-
-
 def _belongs(header: DicomHeader, first: DicomHeader) -> bool:
     return (
-        _block(header) == _block(first)
+        (header.patient_key, header.study_key) == (first.patient_key, first.study_key)
+        and _block(header) == _block(first)
         and _close(header.orientation, first.orientation, 0.01)
         and _close(header.spacing_mm, first.spacing_mm, 0.001)
     )
@@ -160,7 +143,7 @@ def _close(values: Sequence[float], others: Sequence[float], tolerance: float) -
     return len(values) == len(others) and all(abs(a - b) <= tolerance for a, b in zip(values, others, strict=True))
 
 
-def _stack(group: list[Image], rules: Rules) -> Stack:
+def _stack(group: list[Image], series: Sequence[Image], rules: Rules) -> Stack:
     heads = [image.header for image in group]
     if not all(head.position and _is_frame(head.orientation) for head in heads):
         # Without a frame there is no order, and nothing can be measured. The files' own reasons say why.
@@ -175,6 +158,7 @@ def _stack(group: list[Image], rules: Rules) -> Stack:
         image.file for best, (_, place) in zip(images, places, strict=True) for image in place if image is not best
     )
     reasons = {reason for image in images for reason in image.header.reasons} | _measured(images, positions, rules)
+    reasons |= _missing(images, positions, series)
     # Most positions three times or more: a series over time, not one with a few repeats.
     if len(places) > 1 and np.median([len(place) for _, place in places]) >= 3:
         reasons.add(Reason.R_PERFUSION)
@@ -228,11 +212,6 @@ def _measured(images: list[Image], positions: tuple[float, ...], rules: Rules) -
     normal = np.cross(head.orientation[:3], head.orientation[3:])
     if abs(normal[2]) < np.cos(np.radians(rules.tilt_max_degrees)):
         reasons.add(Reason.R_NOT_AXIAL)
-    if gaps(np.array(positions), thickness).size:
-        reasons.add(Reason.Q_GAP)
-        # Only together with a gap: the stated number often counts the images of other stacks too.
-        if head.expected > len(images):
-            reasons.add(Reason.Q_INCOMPLETE)
     if rules.check_coverage:
         if len(images) < rules.slices_min:
             reasons.add(Reason.R_TOO_FEW)
@@ -243,6 +222,20 @@ def _measured(images: list[Image], positions: tuple[float, ...], rules: Rules) -
         fits = fits and rules.thickness_min_mm <= slab <= rules.thickness_max_mm
         if not (fits and all(rules.field_min_mm <= mm <= rules.field_max_mm for mm in field)):
             reasons.add(Reason.R_EXTENT)
+    return reasons
+
+
+def _missing(images: list[Image], positions: tuple[float, ...], series: Sequence[Image]) -> set[Reason]:
+    """Finds whether slices are missing. `series`: all images of the series, of which other stacks hold some."""
+    thickness = np.array([image.header.thickness_mm for image in images])
+    numbers = np.array([image.header.instance for image in images], dtype=np.int64)
+    reasons: set[Reason] = set()
+    if gaps(np.array(positions), thickness, numbers, {image.header.instance for image in series}).size:
+        reasons.add(Reason.Q_GAP)
+    # The stated number counts the images of all stacks. Of a stack that is refused anyway it says nothing of interest.
+    refused = any(reason.name.startswith("R_") for image in images for reason in image.header.reasons)
+    if not refused and max(image.header.expected for image in series) > len(series):
+        reasons.add(Reason.Q_INCOMPLETE)
     return reasons
 
 

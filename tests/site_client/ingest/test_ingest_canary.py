@@ -95,7 +95,7 @@ def test_no_output_but_the_local_ones_holds_a_canary(
         assert search(result.output) == []
         assert str(tmp_path) not in result.output
     with capture_logs() as logs:
-        assert scan(settings) == 1
+        assert scan(settings, lambda: False) == 1
     assert search(json.dumps(logs)) == []
     assert search(caplog.text) == []
     assert search("\n".join(to_json_line(line) for line in check_labels(settings))) == []

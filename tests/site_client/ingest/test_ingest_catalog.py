@@ -344,9 +344,9 @@ def test_another_secret_or_other_rules_never_reuse_what_was_found(
     label(scanner.root, "1.2.3")
     results = {}
     for name, key, rules in (
-        ("first", secret, Rules()),
-        ("strict", secret, Rules(slices_min=30)),
-        ("rotated", SiteSecret(bytes(32)), Rules()),
+        ("first", secret, Rules(settle_s=0)),
+        ("strict", secret, Rules(settle_s=0, slices_min=30)),
+        ("rotated", SiteSecret(bytes(32)), Rules(settle_s=0)),
     ):
         catalog = Catalog.open(tmp_path / "c.sqlite", key, rules, clock)
         report = catalog.scan(scanner.root)

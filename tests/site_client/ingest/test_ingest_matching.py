@@ -180,16 +180,16 @@ def test_prepared_images_leave_with_the_study_and_with_the_patient(scanner: Scan
     )
     settings = load(config)
     (tmp_path / "out.txt").write_text("")
-    assert scan(settings) == 3
+    assert scan(settings, lambda: False) == 3
     with closing(open_catalog(settings)) as catalog:
         for study in catalog.dataset().studies:
             StudyCache(tmp_path / "cache", 1 << 30, 32, 16, read_volume).get(study.series)
     prepared = set((tmp_path / "cache").iterdir())
-    assert (len(prepared), scan(settings), set((tmp_path / "cache").iterdir())) == (3, 3, prepared)
+    assert (len(prepared), scan(settings, lambda: False), set((tmp_path / "cache").iterdir())) == (3, 3, prepared)
     for path in paths["1.1"]:
         path.unlink()
     (tmp_path / "out.txt").write_text("1.2\n")
-    assert scan(settings) == 1
+    assert scan(settings, lambda: False) == 1
     left = set((tmp_path / "cache").iterdir())
     assert len(left) == 1
     assert left < prepared
