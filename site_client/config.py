@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import structlog
+from federation.labels import LABELS
 from federation.limits import COHORT_MAX, COHORT_MIN, SLOW_CHUNK_BYTES, is_site_name
 from federation.vocabulary import Metric
 from msgspec import Meta, inspect
@@ -24,6 +25,7 @@ from site_client.windows import WindowRefused, parse_days, parse_window
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 NOT_CONFIGURED = "not configured yet: edit site.toml"
 _EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
+_COLUMN_MEANINGS = (*LABELS, "study", "slice", "accession", "reader", "date")  # as ingest/labels/spelling.py names them
 _log = structlog.get_logger()
 
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -56,6 +58,7 @@ class FoldersSettings:
     spool: Path = Path("/var/lib/hemofed/spool")
     export: Path = Path("/srv/hemofed/export")
     labels: tuple[Path, ...] = ()
+    opt_outs: tuple[Path, ...] = ()
     cache: Path = Path("/var/cache/hemofed")
 
     @property
@@ -100,6 +103,36 @@ class IngestSettings:
     settle_s: Seconds = 60.0
     slices_min: Annotated[int, Meta(ge=3, le=100)] = 12
     lossy: bool = False
+    no_contrast: tuple[str, ...] = ()
+    head_words: tuple[str, ...] = ()
+    elsewhere_words: tuple[str, ...] = ()
+    soft_kernels: tuple[str, ...] = ()
+    bone_kernels: tuple[str, ...] = ()
+    patient_tag: str = "0010,0020"  # the attribute that tells patients apart
+
+    def __post_init__(self) -> None:
+        """Check the form of the attribute."""
+        _require(
+            bool(re.fullmatch(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}", self.patient_tag)),
+            f'ingest.patient_tag is an attribute such as "0010,0020", got {self.patient_tag!r}',
+        )
+
+
+@dataclass(frozen=True)
+class LabelsSettings:
+    """Reading of the label tables."""
+
+    readers: Literal["agree", "majority", "any"] = "agree"
+    addenda: Literal["conflict", "last"] = "conflict"
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the meanings of columns."""
+        for meaning in self.columns.values():
+            _require(
+                meaning in _COLUMN_MEANINGS,
+                f"labels.columns gives each column a meaning, one of {', '.join(_COLUMN_MEANINGS)}, got {meaning!r}",
+            )
 
 
 @dataclass(frozen=True)
@@ -176,6 +209,7 @@ class SiteSettings:
     folders: FoldersSettings = field(default_factory=FoldersSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
+    labels: LabelsSettings = field(default_factory=LabelsSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     idle: IdleSettings = field(default_factory=IdleSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
@@ -296,6 +330,8 @@ def _expected(info: inspect.Type) -> str:
             return f"a list, each item {_expected(info.item_type)}"
         case inspect.BoolType():
             return "true or false"
+        case inspect.DictType():
+            return f"a table, each value {_expected(info.value_type)}"
         case inspect.CustomType():
             return "a path"
     return "text"

@@ -24,6 +24,7 @@ SiteError
 ├── IngestError            the export, its labels or the catalog cannot be used as they are
 │   ├── SeriesUnreadable   a series that was ready has changed; carries the reason's code
 │   ├── LabelsRefused      a label file cannot be understood without guessing
+│   ├── OptOutsUnreadable  the list of patients who opted out cannot be read, so nothing may be trained on
 │   └── DatasetGone        the dataset of a round is no longer kept
 └── PhantomRefused         a synthetic dataset that cannot be made
 
@@ -151,6 +152,10 @@ class SeriesUnreadable(IngestError):
 
 class LabelsRefused(IngestError):
     """A label file cannot be understood without guessing. The message names line and column, never a cell."""
+
+
+class OptOutsUnreadable(IngestError):
+    """The list of patients who opted out cannot be read as a whole. The message names no entry of it."""
 
 
 class DatasetGone(IngestError):

@@ -187,6 +187,28 @@ def test_the_source_keeps_the_house_rules() -> None:
     assert violations(ROOT) == []
 
 
+def test_only_reader_processes_parse_and_decode_what_strangers_wrote() -> None:
+    """Of what ingest imports, these lead to a parser or a decoder of an image's bytes."""
+    doors = ("ingest.files.pixels", "ingest.files.header_pass", "ingest.files.parse", "ingest.files.reader_process")
+    writers = {"site_client/phantom/dicom.py", "site_client/prove/canaries.py"}  # of images that they made themselves
+    found = []
+    for path in sorted((ROOT / "site_client").rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        for line, name in imports(path):
+            parses = name.removeprefix("site_client.").startswith(doors) or name.startswith(("pydicom", "gdcm"))
+            parses = parses and not name.startswith("pydicom.uid")  # names of syntaxes, which read nothing
+            if parses and not file.startswith("site_client/ingest/files/") and file not in writers:
+                found.append(f"{file}:{line}: imports {name}; ask `ingest/files/readers` instead")
+    assert found == []
+    inside = {
+        path.name
+        for path in (ROOT / "site_client/ingest/files").glob("*.py")
+        for _, name in imports(path)
+        if name.startswith(("site_client.ingest.files.pixels", "site_client.ingest.files.header_pass"))
+    }
+    assert inside == {"reader_process.py"}
+
+
 def test_every_file_has_a_room_and_every_room_has_files() -> None:
     files = [
         file

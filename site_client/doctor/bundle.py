@@ -77,7 +77,8 @@ def _names(settings: SiteSettings) -> list[str]:
         *(unquote(part or "") for part in (proxy.hostname, proxy.username, proxy.password)),
         *(part or "" for part in (proxy.username, proxy.password)),
         *(socket.gethostname(), socket.gethostname().partition(".")[0], settings.name, _user()),
-        *(str(path) for path in (settings.folders.export, settings.folders.state, *settings.folders.labels)),
+        *(str(path) for path in (settings.folders.export, settings.folders.state)),
+        *(str(path) for path in (*settings.folders.labels, *settings.folders.opt_outs)),
     }
     return sorted((name for name in names if len(name) > 1), key=len, reverse=True)
 

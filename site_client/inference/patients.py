@@ -35,6 +35,7 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
 
     Raises:
         NothingUsable: There is no such study.
+        LabelsRefused: A label table that was read before cannot be read now.
     """
     if is_array_set(data):
         return read_array_set(data)
@@ -44,6 +45,9 @@ def read_folder(data: Path, state: Path) -> tuple[StudyRecord, ...]:
     # settle_s=0: the folder is complete, so no series waits for more files.
     with closing(Catalog.open(state / f"catalog-{name}.sqlite", secret, Rules(settle_s=0))) as catalog:
         report = catalog.scan(data)
+        if report.labels.held is not None:
+            # The command means the labels that the folder holds now, not those of an earlier call.
+            catalog.confirm_labels(data, (), report.labels.held.stamp)
         studies = catalog.dataset().studies
     if not studies:
         raise NothingUsable(

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import pydicom
 from federation.labels import LABELS
 
 from site_client.inference.predict import Prediction
+from site_client.ingest.files.readers import shared_readers, whole
 
 
 def submission(predictions: Sequence[Prediction]) -> str:
@@ -13,16 +13,14 @@ def submission(predictions: Sequence[Prediction]) -> str:
 
     The image's ID is its (0008,0018) *SOP Instance UID*, which is `ID_` and nine digits in RSNA's files. Where thin
     slices were averaged, each of their images has the row of the averaged slice.
+
+    Raises:
+        SeriesUnreadable: a file is gone since it was predicted.
     """
     lines = ["ID,Label"]
     for prediction in predictions:
         for files, probabilities in zip(prediction.files, prediction.slices, strict=True):
-            for file in files:
-                uid = str(
-                    pydicom.dcmread(
-                        file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"], force=True
-                    ).SOPInstanceUID
-                )
+            for uid in whole(shared_readers().sop_uids(files)):
                 image = uid if uid.startswith("ID_") else f"ID_{uid}"
                 lines += [f"{image}_{label},{value:.6f}" for label, value in zip(LABELS, probabilities, strict=True)]
     return "\n".join(lines) + "\n"

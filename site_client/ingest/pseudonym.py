@@ -52,6 +52,10 @@ class SiteSecret:
         """Computes the pseudonym of (0008,0018) *SOP Instance UID*."""
         return SliceKey(self.token("slice", uid))
 
+    def accession(self, number: str) -> str:
+        """Computes the pseudonym of (0008,0050) *Accession Number*, reduced by `wording.accession_number`."""
+        return self.token("accession", number)
+
     def token(self, kind: str, value: str) -> str:
         """Computes the pseudonym of any value that only has to be compared, such as a kernel's name.
 

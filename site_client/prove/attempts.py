@@ -57,6 +57,8 @@ def of_agent(settings: SiteSettings) -> Iterator[Attempt]:
     yield _try("read the export", True, lambda: _look_into(settings.folders.export))
     for number, path in enumerate(settings.folders.labels, 1):
         yield _try(f"read the labels ({number})", True, partial(_look_into, path))
+    for number, path in enumerate(settings.folders.opt_outs, 1):
+        yield _try(f"read the list of patients who opted out ({number})", True, partial(_look_into, path))
     yield _try("read the catalog", True, lambda: _look_into(settings.folders.trainer))
     yield _try("read the prepared images", True, lambda: _look_into(settings.folders.cache))
     yield _try("make memory that can be written and run", True, _writable_code)

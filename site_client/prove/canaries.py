@@ -28,7 +28,14 @@ _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Fram
 _ADDED: Final = (  # elements that hospitals write and the phantom does not
     *("OtherPatientNames", "PatientAddress", "PatientTelephoneNumbers", "PatientComments", "ReferringPhysicianName"),
     *("PerformingPhysicianName", "OperatorsName", "InstitutionName", "InstitutionAddress", "StationName"),
-    *("RequestingService", "ProtocolName", "DeviceSerialNumber", "AdditionalPatientHistory", "ImageComments"),
+    *(
+        "AccessionNumber",
+        "RequestingService",
+        "ProtocolName",
+        "DeviceSerialNumber",
+        "AdditionalPatientHistory",
+        "ImageComments",
+    ),
 )
 _BREAKS: Final = (
     ("Kanari_Datum", "StudyDate", b"KANARIDATUM"),
@@ -39,7 +46,7 @@ _BREAKS: Final = (
 
 
 def main() -> None:
-    """Write FOLDER/export and FOLDER/labels."""
+    """Write FOLDER/export, FOLDER/labels and a list of patients who opted out."""
     log_to_stderr(tracebacks=False)
     folder = Path(sys.argv[1])
     plain = folder / "plain"
@@ -61,6 +68,12 @@ def _plant(plain: Path, folder: Path) -> Iterator[str]:
     yield from _break_some(folder / "export")
     yield from _labels(plain / "labels_slices.csv", folder / "labels" / "KANARI-TABELLE.csv")
     (folder / "labels" / "slice_map.csv").write_bytes((plain / "slice_map.csv").read_bytes())
+    # A table that is refused: its quote is never closed.
+    refused = folder / "labels" / "KANARI^ZITAT.csv"
+    refused.write_text('AccessionNumber,any,remark\nKANARINUMMER,1,"KANARIREDE\nKANARIOFFEN,0,x\n')
+    yield from (refused.stem, "KANARINUMMER", "KANARIREDE", "KANARIOFFEN")
+    (folder / "KANARI-ABLEHNUNG.txt").write_text("PatientID\nKANARIABGELEHNT\n")
+    yield from ("KANARI-ABLEHNUNG", "KANARIABGELEHNT")
 
 
 def _plant_texts(ds: Dataset, number: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ from federation.wire import parse
 from site_client.config import SiteSettings
 from site_client.errors import DatasetGone, SeriesUnreadable, TrainingFailed, UnknownArchitecture
 from site_client.files import replace_file
-from site_client.ingest.catalog.catalog import open_catalog
+from site_client.ingest.catalog.catalog import Catalog, ScanReport, open_catalog
+from site_client.ingest.files.readers import shared_readers
+from site_client.ingest.reasons import Reason
 from site_client.ingest.records import Dataset, StudyRecord
 from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
@@ -34,7 +37,7 @@ from site_client.spool import Job, TrainerSide, Update, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
 from site_client.training.augment import Augmentation
-from site_client.training.cache import StudyCache
+from site_client.training.cache import StudyCache, forget_others
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
@@ -49,12 +52,17 @@ from site_client.untrusted_files import open_regular, read_regular
 
 _log = structlog.get_logger()
 _DATASET_FILE: Final = "dataset"  # in the job's folder: the hash of the dataset that the job began with
+_POLL_S: Final = 0.25
 
 RankProcesses = Callable[[], AbstractContextManager[None]]
 
 
-def scan(settings: SiteSettings) -> int:
-    """Brings the catalog up to date.
+def scan(settings: SiteSettings, stopping: Callable[[], bool]) -> int:
+    """Brings the catalog up to date; a second time when files are new, which count once two scans have seen them alike.
+
+    Args:
+        settings: of this site.
+        stopping: asked while the second scan is waited for; True leaves it to the next job.
 
     Returns:
         The number of studies that a job could train on.
@@ -63,9 +71,24 @@ def scan(settings: SiteSettings) -> int:
         IngestError: the export or the catalog cannot be read.
     """
     with closing(open_catalog(settings)) as catalog:
-        report = catalog.scan(settings.folders.export, settings.folders.labels)
-        _log.info("export scanned", **{key: value for key, value in report.as_json().items() if isinstance(value, int)})
-        return len(catalog.dataset().studies)
+        report = _scan(catalog, settings)
+        due_s = time.monotonic() + settings.ingest.settle_s
+        while report.series_waiting and not stopping() and time.monotonic() < due_s:
+            time.sleep(_POLL_S)
+        if report.series_waiting and not stopping():
+            report = _scan(catalog, settings)
+        _log.info("labels matched", held=report.labels.held is not None, questions=len(report.questions))
+        studies = catalog.dataset().studies
+    # No job is in hand while the worker scans, so no job needs another study's images.
+    forget_others(settings.folders.cache, [study.series for study in studies])
+    return len(studies)
+
+
+def _scan(catalog: Catalog, settings: SiteSettings) -> ScanReport:
+    folders = settings.folders
+    report = catalog.scan(folders.export, folders.labels, folders.opt_outs)
+    _log.info("export scanned", **{key: value for key, value in report.as_json().items() if isinstance(value, int)})
+    return report
 
 
 @dataclass(frozen=True)
@@ -271,8 +294,10 @@ class JobInProgress:
         with closing(open_catalog(self.settings)) as catalog:
             if pin.exists():
                 return catalog.dataset(pin.read_text())
-            catalog.scan(self.settings.folders.export, self.settings.folders.labels)
+            folders = self.settings.folders
+            catalog.scan(folders.export, folders.labels, folders.opt_outs)
             dataset = catalog.dataset()
+        forget_others(folders.cache, [study.series for study in dataset.studies])
         # After the scan and before any training: from here on the job is bound to these studies.
         pin.parent.mkdir(parents=True, exist_ok=True)
         replace_file(pin, dataset.hash.encode())
@@ -282,6 +307,8 @@ class JobInProgress:
         """Puts every study once through the image pipeline into the cache; leaves out what cannot be read."""
         split = split_patients(dataset.studies, self.settings.training.validation_fraction)
         split = Split(self._readable(split.training), self._readable(split.validation))
+        # Training reads the cache: the processes that read the export would only hold memory.
+        shared_readers().release()
         # Everything else that decides the numbers: a checkpoint of other circumstances is refused.
         circumstances = {
             "site": self.settings.name,
@@ -311,6 +338,9 @@ class JobInProgress:
             except SeriesUnreadable as error:
                 # The code only: a traceback of DICOM code could quote a header.
                 _log.warning("study left out", study=study.study_key, code=error.code)
+                if error.code != Reason.Q_STORAGE.name:  # that is a fault of our disk, and none of the series
+                    with closing(open_catalog(self.settings)) as catalog:
+                        catalog.doubt(study.series.series_key)
             self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 

@@ -1,6 +1,6 @@
 """The trainer as a process: it watches the spool, supervises one worker, and writes its status every second.
 
-It neither imports torch nor decodes an image: the worker does both, and the service survives whatever kills the worker.
+It neither imports torch nor has an image decoded: the worker does both, and the service survives what kills the worker.
 Four times a second it asks the idle gate, and then lets the worker run, suspends it, or ends it after a checkpoint.
 A job whose folder disappears is cancelled.
 """

@@ -82,7 +82,7 @@ class Supervisor:
 
     @property
     def process_ids(self) -> list[int]:
-        """This process, its worker and the worker's rank processes: hemofed's own use of the machine."""
+        """This process, its worker and all processes below it: hemofed's own use of the machine."""
         return [os.getpid(), *([] if self.worker is None else family(self.worker.process))]
 
     def next_job(self, jobs: Sequence[Job]) -> Job | None:

@@ -3,7 +3,7 @@
 The service first asks with SIGUSR1. The worker then stops itself between two micro-batches, where it holds no lock and
 no file. If it has not stopped after ASK_S seconds, the kernel stops it in the middle of its work (SIGSTOP). SIGCONT
 ends both states. A worker that has to end gets SIGTERM first and SIGCONT after it, so that it can write its checkpoint.
-Rank processes are suspended and resumed together with their worker.
+Its rank processes and the processes that read the export for it are suspended and resumed together with it.
 """
 
 import os
@@ -19,7 +19,7 @@ _POLL_S: Final = 0.01
 
 
 def suspend(process: "subprocess.Popen[Any]") -> float:
-    """Suspends a worker with its rank processes.
+    """Suspends a worker with all its processes.
 
     Returns:
         Seconds until the last of them was suspended; 0 if the worker had ended or was suspended before.
@@ -27,14 +27,14 @@ def suspend(process: "subprocess.Popen[Any]") -> float:
     began = time.monotonic()
     if process.poll() is not None or is_suspended(process):
         return 0.0
-    # Not to its rank processes: they come to rest in the next exchange with the worker, or by SIGSTOP below.
+    # Not to its other processes: they come to rest when the worker asks no more of them, or by SIGSTOP below.
     process.send_signal(signal.SIGUSR1)
     while not is_suspended(process) and time.monotonic() - began < ASK_S:
         time.sleep(_POLL_S)
-    if not is_suspended(process):
+    while not is_suspended(process):  # SIGSTOP cannot be caught, so this ends
+        # Again and again: a process may fork while the others are told.
         _signal_family(process, signal.SIGSTOP)
-        while not is_suspended(process):  # SIGSTOP cannot be caught, so this ends
-            time.sleep(_POLL_S)
+        time.sleep(_POLL_S)
     return time.monotonic() - began
 
 
@@ -44,20 +44,22 @@ def resume(process: "subprocess.Popen[Any]") -> None:
 
 
 def is_suspended(process: "subprocess.Popen[Any]") -> bool:
-    """Tells whether the worker and all its rank processes are suspended or have ended."""
+    """Tells whether the worker and all its processes are suspended or have ended."""
     return all(_stands_still(process_id) for process_id in family(process))
 
 
 def family(process: "subprocess.Popen[Any]") -> list[int]:
-    """Lists the process ids of a worker and of its rank processes, which are its children.
+    """Lists the process ids of a worker and of all processes below it: rank processes, readers of the export.
 
     Source: proc(5), /proc/pid/task/tid/children.
     """
-    try:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    except OSError:  # the worker has ended
-        children = []
-    return [process.pid, *map(int, children)]
+    listed, waiting = [], [process.pid]
+    while waiting:
+        listed.append(waiting.pop())
+        for tasks in Path(f"/proc/{listed[-1]}/task").glob("*/children"):
+            with suppress(OSError):  # this thread has ended
+                waiting.extend(map(int, tasks.read_text().split()))
+    return listed
 
 
 def _signal_family(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:

@@ -1,9 +1,9 @@
-"""The worker: a child process of the service that does one scan or one job and ends. Only it decodes DICOM.
+"""The worker: a child process of the service that does one scan or one job and ends.
 
-It also is the only process that imports torch. It reports in JSON lines on standard output. SIGTERM ends it at the next
-micro-batch, after a checkpoint; SIGUSR1 suspends it there until SIGCONT. It dies with its parent, so that a killed
-service leaves no training behind. With `training.processes` it starts rank processes, which run this same file and send
-no messages.
+It is the only process that imports torch. DICOM is decoded by processes of its own (`ingest/files`). It reports in JSON
+lines on standard output. SIGTERM ends it at the next micro-batch, after a checkpoint; SIGUSR1 suspends it there until
+SIGCONT. It dies with its parent, so that a killed service leaves no training behind. With `training.processes` it
+starts rank processes, which run this same file and send no messages.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)  # 1 and up: a rank process, whose parent is the worker
     arguments = parser.parse_args()
     _die_with(arguments.parent)
-    log_to_stderr(tracebacks=False)  # this process decodes DICOM
+    log_to_stderr(tracebacks=False)  # a traceback could quote what a file said
     status = _work(arguments)
     if arguments.rank:
         # Its exit status decides about the worker's, and gloo's threads have been seen to abort an ordinary exit.
@@ -64,9 +64,13 @@ def _work(arguments: argparse.Namespace) -> int:
     def send(message: WorkerMessage) -> None:
         print(as_line(message), flush=True)
 
+    def stopping() -> bool:
+        pause.obey()
+        return bool(stop_requests)
+
     settings = load(arguments.config)
     if arguments.scan:
-        send(WorkerMessage(studies=scan(settings)))
+        send(WorkerMessage(studies=scan(settings, stopping)))
         return 0
     spool = TrainerSide(settings.folders.spool)
     jobs = [job for job in spool.jobs() if (job.run_id.hex(), job.round) == (arguments.run, arguments.round)]
@@ -74,11 +78,6 @@ def _work(arguments: argparse.Namespace) -> int:
         return 0
     job = jobs[0]
     limit_interop_threads()
-
-    def stopping() -> bool:
-        pause.obey()
-        return bool(stop_requests)
-
     ranks = Ranks(arguments.rank, settings.training.processes)
     try:
         if arguments.rank:

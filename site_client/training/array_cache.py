@@ -58,13 +58,29 @@ class ArrayCache:
             return None
 
     def put(self, name: str, arrays: Arrays) -> None:
-        """Write an entry, after removing the least recently used ones that it has no room beside."""
+        """Write an entry, after removing the least recently used ones that it has no room beside.
+
+        Raises:
+            OSError: The disk is full.
+            SafetensorError: Likewise, where safetensors notices.
+        """
         self._make_room(sum(array.nbytes for array in arrays.values()))
         # No fsync, which would cost more than making the arrays: `get` recognizes a file that a power cut tore.
         path = self._path(name)
         draft = path.with_suffix(f".{os.getpid()}.new")
-        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, draft)
-        draft.rename(path)
+        try:
+            save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, draft)
+            draft.rename(path)
+        except BaseException:  # half a file would take the space that is missing
+            draft.unlink(missing_ok=True)
+            raise
+
+    def retain(self, groups: Set[str]) -> int:
+        """Remove every entry whose name, up to its first hyphen, is not in `groups`; return how many went."""
+        others = [path for path in self._folder.glob("*.safetensors") if path.stem.partition("-")[0] not in groups]
+        for path in others:
+            path.unlink(missing_ok=True)
+        return len(others)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

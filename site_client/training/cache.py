@@ -1,13 +1,16 @@
 """Prepared studies on disk, so that the second epoch reads no DICOM."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
+from site_client.errors import SeriesUnreadable
+from site_client.ingest.reasons import Reason
 from site_client.ingest.records import SeriesRecord
 from site_client.ingest.series.volume import Volume
 from site_client.model.inputs import PIPELINE_VERSION, PreparedStudy, prepare
@@ -38,7 +41,7 @@ class StudyCache:
         """Return the prepared study, from disk or made now.
 
         Raises:
-            SeriesUnreadable: From `read`; nothing is stored.
+            SeriesUnreadable: From `read`, or Q_STORAGE because the disk of the cache is full; nothing is stored.
         """
         name = self.name_of(series)
         arrays = self._cache.get(name, _ARRAYS)
@@ -50,7 +53,14 @@ class StudyCache:
             "geometry": study.geometry,
             "source_slices": array_of(study.source_slices),
         }
-        self._cache.put(name, arrays)
+        try:
+            self._cache.put(name, arrays)
+        except (OSError, SafetensorError):
+            # Left out and counted: every epoch would decode the study again.
+            raise SeriesUnreadable(
+                "a prepared study cannot be stored: the disk is full or failing; free space on that of folders.cache",
+                Reason.Q_STORAGE.name,
+            ) from None
         return study
 
     def layout(self, series: SeriesRecord) -> tuple[NDArray[np.float32], tuple[range, ...]]:
@@ -66,9 +76,26 @@ class StudyCache:
         return arrays["geometry"], ranges_of(arrays["source_slices"])
 
     def name_of(self, series: SeriesRecord) -> str:
-        """Return 64 hex digits: a hash of the series' content, the pipeline's version and the sizes."""
-        text = f"{series.content_hash}|{PIPELINE_VERSION}|{self._image_size_px}|{self._slices_max}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Return a hash of the series' content, a hyphen, and a hash of the pipeline's version and the sizes."""
+        text = f"{PIPELINE_VERSION}|{self._image_size_px}|{self._slices_max}"
+        return f"{_group_of(series)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def forget_others(folder: Path, kept: Iterable[SeriesRecord]) -> int:
+    """Remove prepared images of every series but these, at all sizes: of studies deleted, or whose patients opted out.
+
+    Args:
+        folder: The cache's.
+        kept: Series of the dataset that is trained on next.
+
+    Returns:
+        The number of files that were removed.
+    """
+    return ArrayCache(folder, 0).retain({_group_of(series) for series in kept}) if folder.exists() else 0
+
+
+def _group_of(series: SeriesRecord) -> str:
+    return hashlib.sha256(series.content_hash.encode()).hexdigest()[:48]
 
 
 def ranges_of(array: NDArray[np.int32]) -> tuple[range, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from federation.labels import ANY, LABEL_WEIGHTS, LABELS, SUBTYPES
 
+from site_client.ingest.labels.files import label_sources
 from site_client.ingest.labels.labels import read_labels
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.phantom.delivery import DeliveredStudy, slice_rows, study_rows
@@ -143,7 +144,7 @@ def one_hot(label: str) -> list[int]:
 def read(folder: Path, text: str) -> tuple[list[list[int]], list[list[int]]]:
     """Cells of all slices and of all studies that a table states, in the order of its rows."""
     (folder / "labels.csv").write_text(text)
-    labels = read_labels([folder / "labels.csv"], SECRET)
+    labels = read_labels(label_sources(folder, [folder / "labels.csv"]), SECRET)
     assert (labels.refused, labels.unreadable) == ((), 0)
     return [list(cells) for cells in labels.slices.values()], [list(cells) for cells in labels.studies.values()]
 

@@ -19,7 +19,7 @@ def test_the_reference_file_holds_every_key_at_its_default() -> None:
     written = {line.split("=")[0].strip() for line in REFERENCE.read_text().splitlines() if "=" in line.split("#")[0]}
     sections = SiteSettings("x")
     expected = {"name"}
-    for name in ("aggregator", "folders", "policy", "ingest", "training", "idle", "agent"):
+    for name in ("aggregator", "folders", "policy", "ingest", "labels", "training", "idle", "agent"):
         expected |= set(getattr(sections, name).__dataclass_fields__)
     assert written == expected
 
@@ -49,6 +49,11 @@ def test_relative_paths_start_at_the_file() -> None:
             'name = "m"\n[policy]\nmetrics = ["AUC"]',
             "policy.metrics is a list, each item one of loss, histograms, got ['AUC']",
         ),
+        (
+            'name = "m"\n[labels]\ncolumns = { Blutung = "bleed" }',
+            "labels.columns gives each column a meaning, one of epidural,",
+        ),
+        ('name = "m"\n[labels]\ncolumns = { Blutung = 1 }', "labels.columns is a table, each value text"),
         ('name = "m"\npolicy = 3', "policy is a table, [policy]"),
         ("name = 3", "name is text, got 3"),
         ('name = "m"\n[folders]\nlabels = [3]', "folders.labels is a list, each item a path, got [3]"),

@@ -1,6 +1,5 @@
 """What the phantom writes, the product's own reader takes in: every study, every label, no complaint."""
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.pseudonym import SiteSecret
+from site_client.ingest.rules import Rules
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.profiles import PROFILES
 from site_client.phantom.study import Wishes
@@ -19,8 +19,7 @@ SECRET = SiteSecret(b"phantom-test-secret-0123456789ab")
 def test_the_catalog_takes_every_clean_study_in_with_its_labels(profile: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     make_set(Order(profile, 2, 5, Wishes(size_px=128, prevalence="balanced", difficulty=0.4)), out)
-    later = datetime.now(UTC) + timedelta(hours=1)
-    catalog = Catalog.open(tmp_path / "catalog.sqlite", SECRET, clock=lambda: later)
+    catalog = Catalog.open(tmp_path / "catalog.sqlite", SECRET, Rules(settle_s=0))
     report = catalog.scan(out / "dicom", [out / "labels_slices.csv", out / "labels_studies.csv"])
     dataset = catalog.dataset()
     catalog.close()

@@ -28,13 +28,14 @@ from federation.plan import (
 )
 from federation.vocabulary import Metric
 
-from site_client.config import load
+from site_client.config import FoldersSettings, IngestSettings, SiteSettings, load
 from site_client.ingest.pseudonym import load_secret
 from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
 from site_client.spool import AgentSide, Job, RunId, Update
 from site_client.trainer.idle import operator
+from site_client.trainer.job import scan
 from site_client.trainer.suspend import is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
 from site_client.typed_json import Digest
@@ -332,6 +333,17 @@ def test_a_worker_that_keeps_failing_is_declined_not_repeated_for_ever(
     update = at.update()
     assert update is not None
     assert (update.outcome, update.reason) == ("declined", "TRAINING_FAILED")
+
+
+def test_the_first_scan_is_followed_by_one_that_finds_the_same_files_unless_it_has_to_end(
+    data: Path, tmp_path: Path
+) -> None:
+    def scanned(name: str, stopping: Callable[[], bool]) -> int:
+        folders = FoldersSettings(state=tmp_path / name, export=data / "dicom", labels=(data,))
+        return scan(SiteSettings("north", folders=folders, ingest=IngestSettings(0.3, 8)), stopping)
+
+    assert scanned("ends", lambda: True) == 0
+    assert scanned("goes-on", lambda: False) == 12
 
 
 def test_the_service_starts_without_torch_and_grpc() -> None:

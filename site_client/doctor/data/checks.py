@@ -18,7 +18,7 @@ from site_client.errors import SiteError
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.files.decoders import has_decoder
 from site_client.ingest.files.export import walk
-from site_client.ingest.labels.labels import label_files
+from site_client.ingest.labels.files import label_files
 from site_client.trainer.idle import machine
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Signals
@@ -105,7 +105,21 @@ def check_labels(settings: SiteSettings) -> Iterator[CheckResult]:
         report = catalog.last_report()
     labels = report.labels
     for sentence in labels.refused_files:
-        yield red("labels", sentence, "Correct the file; then hemofed-site catalog", local=True)
+        yield red(
+            "labels", sentence, "Correct the file, which hemofed-site catalog labels names; then hemofed-site catalog"
+        )
+    if labels.held is not None:
+        yield red(
+            "labels",
+            f"{labels.held.withdrawn} known labels are missing in the files; the known ones stay in force",
+            "Correct the files; or hemofed-site catalog confirm labels",
+        )
+    if report.opt_outs.missing:
+        yield red(
+            "opt-outs",
+            f"{report.opt_outs.missing} entries are no longer in the opt-out lists; they stay in force",
+            "Correct the lists; or hemofed-site catalog confirm opt-outs",
+        )
     words = (
         f"{labels.studies_labelled} studies with labels, {labels.studies_unlabelled} without, "
         f"{labels.studies_in_conflict} in conflict"

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from federation.labels import LABELS
 from numpy.typing import NDArray
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, delete, func, not_, select
+from sqlalchemy.orm import Session, aliased
 
 from site_client.errors import DatasetGone, IngestError
+from site_client.ingest.catalog.opt_outs import has_opted_out
 from site_client.ingest.catalog.tables import DatasetRow, FactRow, LabelRow, SliceRow, StackRow
-from site_client.ingest.labels.labels import CONFLICT, UNKNOWN
+from site_client.ingest.labels.readings import CONFLICT, merge
+from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
 from site_client.ingest.records import Dataset, PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
 
@@ -57,23 +59,45 @@ class LabelledStack:
 
 
 def chosen_stacks(session: Session) -> Iterator[LabelledStack]:
-    """Joins every chosen stack with its labels, ordered by study key."""
+    """Joins every chosen stack with its labels, ordered by study key. Patients who opted out are left out."""
     slices: dict[str, list[tuple[bytes, bytes]]] = defaultdict(list)
     query = (
         select(SliceRow.stack_key, SliceRow.path, LabelRow.cells)
         .join(StackRow, StackRow.stack_key == SliceRow.stack_key)
         .join(LabelRow, LabelRow.key == SliceRow.slice_key, isouter=True)
-        .where(StackRow.chosen)
+        .where(StackRow.chosen, not_(has_opted_out()))
         .order_by(SliceRow.stack_key, SliceRow.place)
     )
     # One query for all slices: a query a stack would take minutes on a large catalog.
     for stack_key, path, cells in session.execute(query):
         slices[stack_key].append((path, cells or NO_CELLS))
-    stacks = select(StackRow, LabelRow.cells).join(LabelRow, LabelRow.key == StackRow.study_key, isouter=True)
-    for row, stated in session.execute(stacks.where(StackRow.chosen).order_by(StackRow.study_key)):
+    by_study, by_accession = aliased(LabelRow), aliased(LabelRow)
+    stacks = (
+        select(StackRow, by_study.cells, by_accession.cells)
+        .join(by_study, by_study.key == StackRow.study_key, isouter=True)
+        .join(by_accession, by_accession.key == StackRow.accession_key, isouter=True)
+        .where(StackRow.chosen, not_(has_opted_out()))
+        .order_by(StackRow.study_key)
+    )
+    ambiguous = set(session.scalars(shared_accessions()))
+    for row, stated, for_accession in session.execute(stacks):
         paths = tuple(path for path, _ in slices[row.stack_key])
         slice_cells = tuple(cells for _, cells in slices[row.stack_key])
-        yield LabelledStack(row, paths, imply_study(stated or NO_CELLS, slice_cells), slice_cells)
+        # A number of two studies says of neither which it means.
+        clear = for_accession if row.accession_key not in ambiguous else None
+        cells = merge(stated or NO_CELLS, clear or NO_CELLS)
+        yield LabelledStack(row, paths, imply_study(cells, slice_cells), slice_cells)
+
+
+def shared_accessions() -> Select[str]:
+    """Selects the accession numbers that stand for more than one study of the export, usable or not."""
+    several = func.count(func.distinct(StackRow.study_key)) > 1
+    return (
+        select(StackRow.accession_key)
+        .where(StackRow.accession_key != "")
+        .group_by(StackRow.accession_key)
+        .having(several)
+    )
 
 
 def imply_study(stated: bytes, slices: Sequence[bytes]) -> bytes:

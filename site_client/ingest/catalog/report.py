@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog import label_rows
-from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks
+from site_client.ingest.catalog import label_rows, opt_outs
+from site_client.ingest.catalog.dataset import NO_CELLS, LabelState, chosen_stacks, shared_accessions
+from site_client.ingest.catalog.label_rows import LabelsHeld
+from site_client.ingest.catalog.opt_outs import OptOutCounts
+from site_client.ingest.catalog.questions import MatchCounts, MatchQuestion, ask
 from site_client.ingest.catalog.tables import FileRow, LabelRow, SliceRow, StackRow
+from site_client.ingest.labels.files import LabelFileState
 from site_client.ingest.reasons import Reason, SeriesState, Warn
 
 
@@ -30,6 +34,18 @@ class SeriesSummary:
 
 
 @dataclass(frozen=True)
+class LabelFileReport:
+    """The outcome of one label file, by its number. `state`: LabelFileState's name."""
+
+    number: int
+    state: str
+    rows: int
+    unreadable_cells: int
+    unreadable_rows: int
+    first_unreadable: int
+
+
+@dataclass(frozen=True)
 class LabelReport:
     """Counts of labels and of images that they match. Studies are counted among those with a chosen series."""
 
@@ -39,10 +55,13 @@ class LabelReport:
     slices_labelled: int
     slices_unlabelled: int
     labels_without_images: int
+    labels_of_two_studies: int
     rows: int
     duplicate_rows: int
     unreadable_cells: int
     refused_files: tuple[str, ...]
+    files: tuple["LabelFileReport", ...]
+    held: LabelsHeld | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,8 @@ class ScanReport:
     series: Mapping[str, int]
     warnings: Mapping[str, int]
     labels: LabelReport
+    opt_outs: OptOutCounts
+    questions: tuple[MatchQuestion, ...]
 
     def as_json(self) -> dict[str, object]:
         """Gives plain values for json.dumps."""
@@ -79,9 +100,50 @@ class ScanReport:
             f"{labels.slices_unlabelled} without",
             f"label files: {labels.rows} rows, {labels.duplicate_rows} repeated, {labels.unreadable_cells} unreadable "
             f"cells, {labels.labels_without_images} labels without an image",
+            *(_file_line(file) for file in labels.files),
             *(f"  refused: {sentence}" for sentence in labels.refused_files),
+            *held_lines(labels.held),
+            *opt_out_lines(self.opt_outs),
+            *(["questions:"] if self.questions else []),
+            *(f"  {question.text}" for question in self.questions),
         ]
         return "\n".join(lines)
+
+
+def _file_line(file: LabelFileReport) -> str:
+    words = [f"  label file {file.number}: {LabelFileState[file.state].value}"]
+    if file.rows:
+        words.append(f"{file.rows} rows")
+    if file.unreadable_rows or file.unreadable_cells:
+        words.append(
+            f"{file.unreadable_rows} rows and {file.unreadable_cells} cells not understood, the first in line "
+            f"{file.first_unreadable}"
+        )
+    return ", ".join(words)
+
+
+def held_lines(held: LabelsHeld | None) -> list[str]:
+    """Says in words which labels wait for a person."""
+    if held is None:
+        return []
+    return [
+        f"labels wait for a person: {held.withdrawn} of {held.in_force} known ones would lose a label, and the files "
+        f"now hold {held.offered}. Training uses the known ones until then.",
+        "  Correct the files, or type: hemofed-site catalog confirm labels",
+    ]
+
+
+def opt_out_lines(counts: OptOutCounts) -> list[str]:
+    """Says in words how many studies are left out because their patients opted out."""
+    if not counts.entries:
+        return []
+    lines = [f"opted out: {counts.entries} entries, which keep {counts.studies} usable studies out of training"]
+    if counts.missing:
+        lines += [
+            f"  {counts.missing} of them are no longer in the lists and stay in force.",
+            "  Correct the lists, or type: hemofed-site catalog confirm opt-outs",
+        ]
+    return lines
 
 
 def _table(title: str, counts: Mapping[str, int], words: Mapping[str, str]) -> list[str]:
@@ -102,17 +164,21 @@ def scan_report(session: Session, files_seen: int, files_read: int, seconds: flo
             series.update(_reasons(stack.state, stack.chosen, stack.reasons))
         # A warning about an unused stack would only distract.
         warnings.update(stack.warnings.split() if stack.chosen else [])
+    opted_out = opt_outs.counts(session)
+    labels, questions = _label_report(session)
     return ScanReport(
         files_seen=files_seen,
         files_read=files_read,
         seconds=round(seconds, 3),
         series_ready=sum(stack.state == SeriesState.READY.name for stack in stacks),
         series_waiting=sum(stack.state == SeriesState.WAITING.name for stack in stacks),
-        studies_ready=sum(stack.chosen for stack in stacks),
+        studies_ready=sum(stack.chosen for stack in stacks) - opted_out.studies,
         files={code: count for code, count in files if code is not None},
         series=dict(series),
         warnings=dict(warnings),
-        labels=_label_report(session),
+        labels=labels,
+        opt_outs=opted_out,
+        questions=questions,
     )
 
 
@@ -144,28 +210,54 @@ def _reasons(state: str, chosen: bool, reasons: str) -> tuple[str, ...]:
     return (Reason.R_LOWER_SCORE.name,) if _lost(state, chosen) else tuple(reasons.split())
 
 
-def _label_report(session: Session) -> LabelReport:
-    files = label_rows.counts(session)
+def _label_report(session: Session) -> tuple[LabelReport, tuple[MatchQuestion, ...]]:
+    file_counts = label_rows.counts(session)
+    files = file_counts.files
     studies: Counter[LabelState] = Counter()
     slices: Counter[bool] = Counter()
-    for stack in chosen_stacks(session):
+    stacks = list(chosen_stacks(session))
+    for stack in stacks:
         studies[stack.label_state] += 1
         slices.update(cells != NO_CELLS for cells in stack.slice_cells)
     # Labels without an image usually mean that a UID was altered on the way: worth a line in the report.
     total = session.scalar(select(func.count()).select_from(LabelRow)) or 0
     matching = select(LabelRow.key).where(
-        LabelRow.key.in_(select(SliceRow.slice_key)) | LabelRow.key.in_(select(StackRow.study_key))
+        LabelRow.key.in_(select(SliceRow.slice_key))
+        | LabelRow.key.in_(select(StackRow.study_key))
+        | LabelRow.key.in_(select(StackRow.accession_key))
     )
     matched = session.scalar(select(func.count()).select_from(matching.subquery())) or 0
-    return LabelReport(
+    ambiguous = select(func.count()).select_from(LabelRow).where(LabelRow.key.in_(shared_accessions()))
+    report = LabelReport(
         studies_labelled=studies[LabelState.LABELLED],
         studies_unlabelled=studies[LabelState.UNLABELLED],
         studies_in_conflict=studies[LabelState.CONFLICT],
         slices_labelled=slices[True],
         slices_unlabelled=slices[False],
         labels_without_images=total - matched,
-        rows=files.rows,
-        duplicate_rows=files.duplicates,
-        unreadable_cells=files.unreadable,
-        refused_files=files.refused,
+        labels_of_two_studies=session.scalar(ambiguous) or 0,
+        rows=sum(file.rows for file in files if file.state is LabelFileState.READ),
+        duplicate_rows=sum(file.duplicates for file in files),
+        unreadable_cells=sum(file.unreadable_cells + file.unreadable_rows for file in files),
+        refused_files=tuple(file.sentence for file in files if file.sentence),
+        files=tuple(
+            LabelFileReport(
+                file.number,
+                file.state.name,
+                file.rows,
+                file.unreadable_cells,
+                file.unreadable_rows,
+                file.first_unreadable,
+            )
+            for file in files
+        ),
+        held=label_rows.held(session),
     )
+    matched_counts = MatchCounts(
+        labels=total,
+        labels_without_images=report.labels_without_images,
+        labels_of_two_studies=report.labels_of_two_studies,
+        contradicted=file_counts.contradicted,
+        not_understood=report.unreadable_cells,
+    )
+    return report, ask(stacks, matched_counts)

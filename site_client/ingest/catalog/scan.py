@@ -1,30 +1,51 @@
-"""A scan: it brings the catalog's rows up to date. Files come first, then series, then the choice of one a study."""
+"""A scan: it brings the catalog's rows up to date. Files come first, then series, then the choice of one a study.
+
+Reader processes open the files, several at once; only the scan's own thread touches the catalog.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog.tables import FactRow, FileRow, SliceRow, StackRow
-from site_client.ingest.files.export import ExportFile, walk
+from site_client.ingest.catalog.file_pass import BATCH, PASSING, FilePass, basis, batches
+from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.header_pass import read_header
+from site_client.ingest.files.readers import Reader, Readers, shared_readers
 from site_client.ingest.pseudonym import SiteSecret
-from site_client.ingest.reasons import Reason, SeriesState
+from site_client.ingest.reasons import Reason, SeriesState, Warn
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.assess import AssessedSeries, assess_series
+from site_client.ingest.series.assess import AssessedSeries, Assessment, assess_series, await_series
+from site_client.ingest.series.identity import with_one_parent
 from site_client.ingest.series.stacks import Image
 
-BATCH = 1000  # rows a commit; also below SQLite's limit of variables in a statement
+
+@dataclass(frozen=True)
+class _SeriesFiles:
+    """All files with one series UID, as the catalog knows them. `quiet_s`: for how long no scan saw a change."""
+
+    series_key: str
+    images: list[Image]
+    paths: list[bytes]
+    quiet_s: float
 
 
 class ExportScan:
-    """One scan of one export, inside a session of the catalog. `files_seen` and `files_read` count what it met."""
+    """One scan of one export, inside a session of the catalog."""
 
-    def __init__(self, session: Session, export: Path, secret: SiteSecret, rules: Rules, now_s: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        export: Path,
+        secret: SiteSecret,
+        rules: Rules,
+        now_s: float,
+        readers: Readers | None = None,
+    ) -> None:
         """Starts nothing; `run` does.
 
         Args:
@@ -33,11 +54,24 @@ class ExportScan:
             secret: keys the pseudonyms and the paths.
             rules: thresholds for series.
             now_s: Unix time of the scan.
+            readers: open the files; None: those of this process.
         """
         self._session, self._export, self._secret, self._rules, self._now_s = session, export, secret, rules, now_s
+        self._readers = readers or shared_readers()
         self._seal = secret.path_seal()
-        self.files_seen = 0
-        self.files_read = 0
+        self._basis = basis(rules.digest, self._readers.decoders())
+        self._files = FilePass(session, export, secret, rules, now_s, self._readers)
+        self._patients: dict[str, set[str]] = {}
+
+    @property
+    def files_seen(self) -> int:
+        """Files that the walk met."""
+        return self._files.files_seen
+
+    @property
+    def files_read(self) -> int:
+        """Files whose header was read, because they were new or no longer as known."""
+        return self._files.files_read
 
     def run(self) -> None:
         """Updates the rows of files, of series and of the choice.
@@ -46,156 +80,153 @@ class ExportScan:
             IngestError: the export cannot be listed. A fault of a file or a series becomes a reason code.
         """
         self._forget_another_export()
-        changed = self._update_files()
+        self._files.run()
+        self._patients = self._named_patients()
         # In a fixed order: two scans of equal exports write equal rows.
-        for series_key in sorted(changed | self._unsettled_series()):
-            self._assess_series(series_key)
+        loaded = (series for key in sorted(self._unsettled_series()) if (series := self._series_files(key)) is not None)
+        for series, assessment in self._readers.map(self._assess, loaded):
+            self._write_series(series, assessment)
             self._session.commit()  # after each: an interrupted scan goes on where it was
         self._choose()
+        self._notice_many_studies()
 
     def _forget_another_export(self) -> None:
         """Drops all rows if they are of another folder: paths are relative, so they could be taken for this one's."""
         place = self._seal.seal(str(self._export.resolve()))
         known = self._session.get(FactRow, "export")
         if known is None or known.value != place:
-            for table in (SliceRow, StackRow, FileRow):  # slices first: they refer to stacks
+            for table in (SliceRow, StackRow, ListedRow, FileRow):  # slices first: they refer to stacks
                 self._session.execute(delete(table))
             self._session.merge(FactRow(name="export", value=place))
             self._session.flush()
 
-    def _update_files(self) -> set[str]:
-        """Reads the header of every new or changed file, and forgets files that are gone.
-
-        Returns:
-            Keys of the series with such a file. A file that moved to another series names both.
-        """
-        columns = (FileRow.path, FileRow.size_bytes, FileRow.mtime_ns, FileRow.series_key)
-        known = {row.path: row for row in self._session.execute(select(*columns))}
-        changed: set[str] = set()
-        batch: list[dict[str, object]] = []
-        gone = set(known)
-        for file in walk(self._export):
-            self.files_seen += 1
-            path = self._seal.seal(file.path)
-            old = known.get(path)
-            gone.discard(path)
-            if old is not None and (old.size_bytes, old.mtime_ns) == (file.size_bytes, file.mtime_ns):
-                continue
-            self.files_read += file.skip is None
-            row = self._file_row(file, path)
-            changed |= {key for key in (row["series_key"], old.series_key if old else None) if isinstance(key, str)}
-            batch.append(row)
-            if len(batch) >= BATCH:
-                self._write_files(batch)
-                batch = []
-        self._write_files(batch)
-        changed |= {known[path].series_key for path in gone if known[path].series_key}
-        missing = sorted(gone)
-        for start in range(0, len(missing), BATCH):
-            self._session.execute(delete(FileRow).where(FileRow.path.in_(missing[start : start + BATCH])))
-        self._session.flush()
-        return changed
-
-    def _file_row(self, file: ExportFile, path: bytes) -> dict[str, object]:
-        result = file.skip or read_header(self._export / file.path, file.size_bytes, self._secret, self._rules)
-        header = result if isinstance(result, DicomHeader) else None
-        return {
-            "path": path,
-            "size_bytes": file.size_bytes,
-            "mtime_ns": file.mtime_ns,
-            "since_s": self._now_s,
-            "series_key": header.series_key if header else None,
-            "code": result.name if isinstance(result, Reason) else None,
-            "header": header.to_json() if header else None,
-        }
-
-    def _write_files(self, batch: Sequence[Mapping[str, object]]) -> None:
-        if batch:
-            self._session.execute(delete(FileRow).where(FileRow.path.in_([row["path"] for row in batch])))
-            self._session.execute(insert(FileRow), list(batch))
-            self._session.commit()
-
     def _unsettled_series(self) -> set[str]:
-        """Finds series without an assessment, with one by other rules, and those that were still arriving."""
-        in_files = set(
-            self._session.scalars(select(FileRow.series_key).where(FileRow.series_key.is_not(None)).distinct())
-        )
-        stacks = self._session.execute(select(StackRow.series_key, StackRow.rules, StackRow.state)).all()
-        assessed = {row.series_key for row in stacks}
-        again = {
-            row.series_key for row in stacks if row.rules != self._rules.digest or row.state == SeriesState.WAITING.name
-        }
-        return {key for key in in_files - assessed if key is not None} | again
+        """Finds the series whose assessment is missing, still waits, or does not stand any more."""
+        in_files = select(FileRow.series_key).where(FileRow.series_key.is_not(None)).distinct()
+        of_stack = (StackRow.series_key, StackRow.study_key, StackRow.patient_key, StackRow.rules, StackRow.state)
+        stacks = self._session.execute(select(*of_stack, StackRow.reasons)).all()
+        again = {row.series_key for row in stacks if row.rules != self._basis or self._is_in_doubt(row)}
+        # A series whose last file is gone has a stack and no file: it is among `again`, because its file was marked.
+        return ({*self._session.scalars(in_files)} - {row.series_key for row in stacks}) | again
 
-    def _assess_series(self, series_key: str) -> None:
-        columns = (FileRow.path, FileRow.mtime_ns, FileRow.since_s, FileRow.header)
+    def _is_in_doubt(self, stack: Any) -> bool:
+        """Tells whether a stack's assessment may be another one although no file of its series changed."""
+        reasons = set(stack.reasons.split())
+        named = self._patients.get(stack.study_key, set())
+        return (
+            stack.state == SeriesState.WAITING.name
+            or bool(reasons & PASSING)
+            # Files of another series decide with it, as they do about the patient.
+            or Reason.Q_UID_CLASH.name in reasons
+            or len(named) > 1
+            or (bool(named) and stack.patient_key not in named)
+        )
+
+    def _named_patients(self) -> dict[str, set[str]]:
+        """Gives for each study the patients that its files name."""
+        patients: dict[str, set[str]] = {}
+        for study, patient in self._session.execute(select(FileRow.study_key, FileRow.patient_key).distinct()):
+            if study is not None and patient is not None:
+                patients.setdefault(study, set()).add(patient)
+        return patients
+
+    def _series_files(self, series_key: str) -> _SeriesFiles | None:
+        """Loads all files of a series; None, and no rows are left of it, when all of them are gone."""
+        columns = (FileRow.path, FileRow.since_s, FileRow.header)
         query = select(*columns).where(FileRow.series_key == series_key).order_by(FileRow.path)
         rows = self._session.execute(query).all()
-        self._session.execute(delete(StackRow).where(StackRow.series_key == series_key))
-        if not rows:  # all its files are gone
-            return
+        if not rows:
+            self._session.execute(delete(StackRow).where(StackRow.series_key == series_key))
+            return None
         # Every row of a series has a header: series_key and header are written together.
         images = [Image(place, DicomHeader.from_json(row.header or "")) for place, row in enumerate(rows)]
-        paths = [row.path for row in rows]
-        assessment = assess_series(images, lambda place: self._export / self._seal.decrypt(paths[place]), self._rules)
-        copies = [paths[place] for place in assessment.copies]
-        used = [path for place, path in enumerate(paths) if place not in set(assessment.copies)]
-        for path in copies:
-            self._session.execute(update(FileRow).where(FileRow.path == path).values(code=Reason.S_DUPLICATE.name))
+        listed = self._session.scalar(select(func.max(ListedRow.images)).where(ListedRow.series_key == series_key))
+        if listed:
+            # As if each file said so: (0020,1209) Number of Series Related Instances.
+            images = [replace(image, header=_expecting(image.header, listed)) for image in images]
+        quiet_s = min(self._now_s - row.since_s for row in rows)
+        return _SeriesFiles(series_key, with_one_parent(images, self._patients), [row.path for row in rows], quiet_s)
+
+    def _assess(self, reader: Reader, series: _SeriesFiles) -> tuple[_SeriesFiles, Assessment]:
+        """Assesses a series, in a thread of its own. While it may still be arriving, no file of it is opened."""
+        rules = self._rules
+        if rules.settle_s and series.quiet_s < max(rules.settle_s, rules.incomplete_after_s):
+            arriving = await_series(series.images, rules)
+            if series.quiet_s < rules.settle_s or arriving.lacks_slices:
+                return series, arriving
+        paths = series.paths
+        path_of = lambda place: self._export / self._seal.decrypt(paths[place])  # noqa: E731
+        return series, assess_series(series.images, path_of, rules, reader)
+
+    def _write_series(self, series: _SeriesFiles, assessment: Assessment) -> None:
+        self._session.execute(delete(StackRow).where(StackRow.series_key == series.series_key))
+        copies = [series.paths[place] for place in assessment.copies]
+        used = [path for place, path in enumerate(series.paths) if place not in set(assessment.copies)]
         # An image that was a copy in the scan before is used again once the other file is gone.
-        self._session.execute(update(FileRow).where(FileRow.path.in_(used)).values(code=None))
-        quiet_s = min(self._quiet_s(row.mtime_ns, row.since_s) for row in rows)
+        for paths, code in ((copies, Reason.S_DUPLICATE.name), (used, None)):
+            for part in batches(paths, BATCH):
+                self._session.execute(update(FileRow).where(FileRow.path.in_(part)).values(code=code))
         for stack in assessment.stacks:
-            self._write_stack(stack, series_key, paths, quiet_s)
+            self._write_stack(stack, series)
 
-    def _quiet_s(self, mtime_ns: int, since_s: float) -> float:
-        """Computes for how long a file has not changed.
-
-        A time stamp in the future proves nothing, because the export's machine may have another clock. Then the time
-        since the scan that first met the file counts.
-        """
-        return max(self._now_s - since_s, self._now_s - mtime_ns / 1e9)
-
-    def _write_stack(self, assessed: AssessedSeries, series_key: str, paths: Sequence[bytes], quiet_s: float) -> None:
+    def _write_stack(self, assessed: AssessedSeries, series: _SeriesFiles) -> None:
         state = assessed.state
-        incomplete = {Reason.Q_GAP, Reason.Q_INCOMPLETE} & set(assessed.reasons)
-        if quiet_s < self._rules.settle_s or (incomplete and quiet_s < self._rules.incomplete_after_s):
-            state = SeriesState.WAITING
         images = assessed.stack.images
         head = images[0].header
         slices = sorted(image.header.slice_key for image in images)
         # From the slices it holds, not from its place in the series: another file must not rename its other stacks.
         identity = hashlib.sha256("|".join(slices).encode()).hexdigest()
-        stack_key = self._secret.series(f"{series_key}|{head.study_key}|{identity}")
+        stack_key = self._secret.series(f"{series.series_key}|{head.study_key}|{identity}")
         row = {
             "stack_key": stack_key,
-            "series_key": series_key,
+            "series_key": series.series_key,
             "study_key": head.study_key,
             "patient_key": head.patient_key,
+            "accession_key": head.accession_key,
             "state": state.name,
             "reasons": " ".join(reason.name for reason in assessed.reasons),
             "warnings": " ".join(warning.name for warning in assessed.warnings),
             "sheet": json.dumps([[line.criterion, line.value, line.points] for line in assessed.stack.sheet]),
             "score": assessed.stack.score,
+            "started_s": assessed.stack.started_s,
+            "series_number": head.series_number,
             "slices": len(slices),
             "chosen": False,
             "content_hash": assessed.content_hash if state is SeriesState.READY else "",
-            "rules": self._rules.digest,
+            "rules": self._basis,
         }
         self._session.execute(insert(StackRow), [row])
         if state is SeriesState.READY:
             places = [
-                {"stack_key": stack_key, "place": place, "path": paths[image.file], "slice_key": image.header.slice_key}
+                {
+                    "stack_key": stack_key,
+                    "place": place,
+                    "path": series.paths[image.file],
+                    "slice_key": image.header.slice_key,
+                }
                 for place, image in enumerate(images)
             ]
             self._session.execute(insert(SliceRow), places)
 
     def _choose(self) -> None:
-        """Marks one READY stack a study: the highest score, then the smallest key. The others stay READY, unchosen."""
+        """Marks one READY stack a study; the others stay READY, unchosen.
+
+        The highest score decides, then the earliest image, then the lowest series number: a native series comes before
+        one with contrast, which no header may have declared. Last comes the hash of the files' bytes, which is the same
+        under any secret.
+        """
         ready = self._session.execute(
             select(StackRow.stack_key, StackRow.study_key, StackRow.chosen)
             .where(StackRow.state == SeriesState.READY.name)
-            .order_by(StackRow.study_key, StackRow.score.desc(), StackRow.stack_key)
+            .order_by(
+                StackRow.study_key,
+                StackRow.score.desc(),
+                StackRow.started_s.is_(None),
+                StackRow.started_s,
+                StackRow.series_number < 0,
+                StackRow.series_number,
+                StackRow.content_hash,
+            )
         ).all()
         studies: set[str] = set()
         for row in ready:
@@ -204,3 +235,20 @@ class ExportScan:
             if row.chosen != best:
                 change = update(StackRow).where(StackRow.stack_key == row.stack_key).values(chosen=best)
                 self._session.execute(change)
+
+    def _notice_many_studies(self) -> None:
+        """Warns of patients with more studies than one is likely to have, and of no others."""
+        counts = select(StackRow.patient_key, func.count(StackRow.study_key.distinct())).group_by(StackRow.patient_key)
+        most = self._rules.studies_of_a_patient_max
+        many = {patient for patient, count in self._session.execute(counts).all() if count > most}
+        name = Warn.W_MANY_STUDIES.name
+        for row in self._session.execute(select(StackRow.stack_key, StackRow.patient_key, StackRow.warnings)).all():
+            warnings = row.warnings.split()
+            if (name in warnings) != (row.patient_key in many):
+                kept = sorted({*warnings, name} if row.patient_key in many else set(warnings) - {name})
+                change = update(StackRow).where(StackRow.stack_key == row.stack_key)
+                self._session.execute(change.values(warnings=" ".join(kept)))
+
+
+def _expecting(header: DicomHeader, images: int) -> DicomHeader:
+    return replace(header, expected=max(header.expected, images))

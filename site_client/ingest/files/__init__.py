@@ -1,1 +1,1 @@
-"""Single files of the export: walking, header pass, pixel data, Hounsfield units."""
+"""Single files of the export: walking, and the processes that read headers and pixels; Hounsfield units."""

@@ -8,6 +8,7 @@ from pydicom.uid import UID, AllTransferSyntaxes
 
 _BASE = "1.2.840.10008.1.2"
 RAW_SYNTAXES = frozenset((_BASE, _BASE + ".1", _BASE + ".2", _BASE + ".1.99"))
+RLE = _BASE + ".5"
 # Twelve-bit JPEG: the plugins whose licenses fit claim to decode it, and decode eight bits only.
 _FALSELY_CLAIMED = _BASE + ".4.51"
 
@@ -26,6 +27,11 @@ def has_decoder(syntax: UID) -> bool:
         return bool(get_decoder(syntax).is_available)
     except NotImplementedError:
         return False
+
+
+def decodable() -> tuple[str, ...]:
+    """Lists the transfer syntaxes that can be decoded here, in a fixed order. A verdict may depend on them."""
+    return tuple(sorted(syntax for syntax in AllTransferSyntaxes if has_decoder(syntax)))
 
 
 def encoding_syntax(dataset: FileDataset) -> str:

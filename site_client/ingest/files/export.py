@@ -1,7 +1,8 @@
 """The export as a tree of files: walked, never trusted, never changed.
 
-Names mean nothing (8.3 names, no suffix, patients' names). So the walk skips by name only what is plainly no image; the
-header pass recognizes the rest by its first bytes. Links below the root are counted and not followed.
+Names mean nothing (8.3 names, no suffix, patients' names): the first bytes decide. The walk skips by name only files
+that are still being written and hidden ones; a name such as `image.db` is a doubt, which the first bytes settle. Links
+below the root are counted and not followed.
 """
 
 import os
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from site_client.errors import IngestError
 from site_client.ingest.reasons import Reason
+from site_client.untrusted_files import open_regular
 
-_JUNK_SUFFIXES = frozenset((
-    ".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart", ".lock", ".txt", ".log", ".ini", ".inf",
+_UNFINISHED = frozenset((".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart", ".lock"))
+_JUNK_SUFFIXES = _UNFINISHED | frozenset((
+    ".txt", ".log", ".ini", ".inf",
     ".xml", ".html", ".htm", ".css", ".js", ".json", ".csv", ".pdf", ".jpg", ".jpeg", ".png", ".gif", ".bmp",
     ".ico", ".tif", ".tiff", ".exe", ".dll", ".msi", ".bat", ".cmd", ".jar", ".class", ".so", ".zip", ".7z", ".rar",
     ".tar", ".gz", ".db", ".md", ".doc", ".docx", ".xls", ".xlsx", ".nii", ".npz", ".npy", ".sqlite", ".lnk",
@@ -25,12 +28,18 @@ _SMALLEST_BYTES = 132  # preamble and prefix of a DICOM file (PS3.10 section 7.1
 
 @dataclass(frozen=True, slots=True)
 class ExportFile:
-    """A file that the header pass has to read, or (`skip`) the reason why not. `path` is relative to the root."""
+    """A file that the header pass has to read, or (`skip`) the reason why not.
+
+    `path`: relative to the root. `ctime_ns`: changes with the bytes, the mode or the owner, and no copying program sets
+    it. `doubtful`: it is skipped by its name alone, unless `begins_as_dicom`.
+    """
 
     path: str
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
     skip: Reason | None = None
+    doubtful: bool = False
 
 
 def walk(root: Path) -> Iterator[ExportFile]:
@@ -48,39 +57,74 @@ def walk(root: Path) -> Iterator[ExportFile]:
         os.scandir(top).close()
     except OSError as error:
         raise IngestError(f"the export folder cannot be listed ({error.strerror}); mount it or correct it") from None
-    yield from _folder(top, "", top)
+    # A list and no recursion: a tree may be deeper than Python's stack.
+    waiting = [_listed(top, "")]
+    while waiting:
+        item = next(waiting[-1], None)
+        if item is None:
+            waiting.pop()
+        elif isinstance(item, ExportFile):
+            yield item
+        elif item.name == "hidden":
+            # The phantom's answers: a training that read them would learn nothing from the images.
+            yield _skipped(item.path, Reason.S_HIDDEN_TRUTH)
+        elif item.name.startswith("."):
+            yield _skipped(item.path, Reason.S_HIDDEN)
+        else:
+            waiting.append(_listed(top, item.path + "/"))
 
 
-def _folder(folder: str, prefix: str, top: str) -> Iterator[ExportFile]:
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    name: str
+    path: str
+
+
+def _listed(top: str, prefix: str) -> Iterator[ExportFile | _Folder]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.path.join(top, prefix)) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError:
-        yield ExportFile(prefix.rstrip("/"), 0, 0, Reason.Q_READ)
+        yield _skipped(prefix.rstrip("/"), Reason.Q_READ)
         return
     for entry in listed:
-        yield from _entry(entry, prefix + entry.name, top)
+        try:
+            yield _entry(entry, prefix + entry.name, top)
+        except OSError:
+            yield _skipped(prefix + entry.name, Reason.Q_READ)
 
 
-def _entry(entry: "os.DirEntry[str]", path: str, top: str) -> Iterator[ExportFile]:
+def _entry(entry: "os.DirEntry[str]", path: str, top: str) -> ExportFile | _Folder:
+    if entry.is_symlink():
+        # The target of a link inside the root is met under its own name: following could only loop or repeat.
+        target = os.path.realpath(entry.path)
+        inside = target == top or target.startswith(top + os.sep)
+        return _skipped(path, Reason.S_LINK if inside else Reason.S_OUTSIDE_ROOT)
+    if entry.is_dir():
+        return _Folder(entry.name, path)
+    stat = entry.stat()
+    skip = Reason.S_JUNK if not entry.is_file() or is_junk(entry.name, stat.st_size) else None
+    # A pipe or a device would block the reader.
+    doubtful = skip is not None and entry.is_file() and _has_doubtful_name(entry.name, stat.st_size)
+    return ExportFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, skip, doubtful)
+
+
+def _skipped(path: str, reason: Reason) -> ExportFile:
+    return ExportFile(path, 0, 0, 0, reason)
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """Tells whether a file has the prefix of PS3.10 section 7.1. It understands no other byte of it."""
     try:
-        if entry.is_symlink():
-            # The target of a link inside the root is met under its own name: following could only loop or repeat.
-            inside = os.path.realpath(entry.path).startswith(top + os.sep)
-            yield ExportFile(path, 0, 0, Reason.S_DUPLICATE if inside else Reason.S_OUTSIDE_ROOT)
-        elif entry.is_dir():
-            # The phantom's answers: a training that read them would learn nothing from the images.
-            if entry.name == "hidden":
-                yield ExportFile(path, 0, 0, Reason.S_HIDDEN_TRUTH)
-            elif not entry.name.startswith("."):
-                yield from _folder(entry.path, path + "/", top)
-        else:
-            stat = entry.stat()
-            # A pipe or a device would block the reader.
-            skip = Reason.S_JUNK if not entry.is_file() or is_junk(entry.name, stat.st_size) else None
-            yield ExportFile(path, stat.st_size, stat.st_mtime_ns, skip)
-    except OSError:
-        yield ExportFile(path, 0, 0, Reason.Q_READ)
+        with open_regular(path, 1 << 62) as file:
+            return file.read(_SMALLEST_BYTES)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False
+
+
+def _has_doubtful_name(name: str, size_bytes: int) -> bool:
+    unfinished = os.path.splitext(name.lower())[1] in _UNFINISHED or name.startswith((".", "~"))
+    return size_bytes >= _SMALLEST_BYTES and not unfinished
 
 
 def is_junk(name: str, size_bytes: int) -> bool:

@@ -1,13 +1,13 @@
 """The facts of one CT image that ingest keeps after its header was read. They hold no text and no UID."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
+from site_client.ingest.files.wording import Contrast, Kernel
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.records import PatientKey, SeriesKey, SliceKey, StudyKey
 
-Kernel = Literal["soft", "unknown", "bone"]
 Origin = Literal["original", "derived", "reformatted"]
 
 
@@ -22,7 +22,10 @@ class DicomHeader:
     Number*. `instance`: (0020,0013) *Instance Number*. `spacing_mm`: (0028,0030) *Pixel Spacing*, between rows, between
     columns. `position`: (0020,0032) *Image Position (Patient)*. `orientation`: (0020,0037) *Image Orientation
     (Patient)*. `expected`: (0020,1209) *Number of Series Related Instances*. `native`: the transfer syntax is not
-    compressed. `reasons`: codes against the image by its header alone. `warnings`: oddities.
+    compressed. `reasons`: codes against the image by its header alone. `warnings`: oddities. `accession_key`: pseudonym
+    of (0008,0050) *Accession Number*. `contrast`: as declared by the agent, its sequence or its volume.
+    `series_number`: (0020,0011) *Series Number*. `since_study_s`: seconds from the study's begin to the image's, which
+    names no date.
     """
 
     # Pseudonyms only: the catalog stores this object.
@@ -46,10 +49,14 @@ class DicomHeader:
     native: bool
     reasons: tuple[Reason, ...]
     warnings: tuple[Warn, ...]
+    accession_key: str = ""
+    contrast: Contrast = "not stated"
+    series_number: int = -1
+    since_study_s: float | None = None
 
     def to_json(self) -> str:
         """Writes the header for the catalog."""
-        table = asdict(self)
+        table = {field: getattr(self, field) for field in self.__slots__}
         # Names, not values: the sentences of a code may change, and old rows stay readable.
         table["reasons"] = [reason.name for reason in self.reasons]
         table["warnings"] = [warning.name for warning in self.warnings]

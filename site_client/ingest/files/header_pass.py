@@ -7,10 +7,10 @@ are parsed from their raw bytes, which tolerates missing character sets, overlon
 
 import logging
 import warnings
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
-import pydicom
 from pydicom import config
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID
@@ -18,29 +18,27 @@ from pydicom.uid import UID
 from site_client.ingest.files import tags
 from site_client.ingest.files.decoders import LOSSY_SYNTAXES, RAW_SYNTAXES, encoding_syntax, has_decoder
 from site_client.ingest.files.header import DicomHeader, Origin
+from site_client.ingest.files.parse import LimitExceeded, parse
 from site_client.ingest.files.pixel_length import pixel_reason
 from site_client.ingest.files.tags import Fields
+from site_client.ingest.files.wording import Contrast, accession_number, contrast_of, is_elsewhere, kernel_class
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
+from site_client.ingest.records import PatientKey, SeriesKey, StudyKey
 from site_client.ingest.rules import Rules
+from site_client.untrusted_files import open_regular
 
 # Both at import, before any file is read: their messages quote header values.
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+_ANY_SIZE = 1 << 62  # a header is read by its elements, whatever the size of the file behind it
 
 # SOP classes (PS3.4 annex B): CT Image Storage; Enhanced CT and Legacy Converted Enhanced CT; DICOMDIR.
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MULTIFRAME_CT = frozenset((CT + ".1", CT + ".2"))
 DIRECTORY = "1.2.840.10008.1.3.10"
 
-# Scanners in several languages fill in (0018,0010) *Contrast/Bolus Agent* to say that there was none.
-_NO_AGENT = frozenset(("", "NONE", "NO", "N", "NATIVE", "NATIV", "OHNE", "SANS", "WITHOUT", "W/O", "0"))
-_HEAD = ("HEAD", "BRAIN", "SKULL", "NEURO", "CRANI", "CEREB", "KOPF", "SCHAEDEL", "SCHÄDEL", "TETE", "CABEZA")
-_ELSEWHERE = (
-    "CHEST", "THORAX", "ABDOMEN", "PELVIS", "SPINE", "NECK", "KNEE", "LEG", "ARM", "HAND", "FOOT", "ANKLE", "WRIST",
-    "ELBOW", "SHOULDER", "HIP", "HEART", "CARDIAC", "EXTREMITY", "LIVER", "KIDNEY", "LUNG", "COLON", "AORTA",
-    "FEMUR", "TIBIA", "HUMERUS", "WHOLEBODY", "BREAST",
-)  # fmt: skip
 # Values of (0008,0008) *Image Type*.
 _LOCALIZERS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"))
 _MAPS = frozenset((
@@ -63,17 +61,32 @@ def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -
         path: the file.
         size_bytes: its size.
         secret: keys the pseudonyms.
-        rules: say whether lossy compression is allowed, and how large an image may be.
+        rules: say which attribute names the patient, whether lossy compression is allowed, and how large an image
+            may be.
 
     Returns:
         The header, which may hold reasons against the image; or a code if the file is no single-frame CT image.
     """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with open_regular(path, _ANY_SIZE) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _read(file, size_bytes, secret, rules)
-    except OSError:
+    except (OSError, ValueError):
         return Reason.Q_READ
+
+
+def read_sop_uid(path: Path, size_bytes: int, limit_bytes: int) -> str | Reason:
+    """Reads (0008,0018) *SOP Instance UID*, for the answers that name images by it.
+
+    Args:
+        path: the file.
+        size_bytes: its size.
+        limit_bytes: its inflated bytes may be this many.
+    """
+    with open_regular(path, _ANY_SIZE) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = parse(file, size_bytes, limit_bytes, (tags.SOP_UID,), stop_before_pixels=True)
+        return Fields(parsed.dataset).uid(tags.SOP_UID) or Reason.Q_BAD_UID
 
 
 def _read(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> DicomHeader | Reason:
@@ -85,26 +98,30 @@ def _read(file: BinaryIO, size_bytes: int, secret: SiteSecret, rules: Rules) -> 
     if not has_preamble and not bare:
         return Reason.S_NOT_DICOM
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags.READ), force=not has_preamble)
+        wanted = (*tags.READ, tags.tag_of(rules.patient_tag))
+        parsed = parse(file, size_bytes, rules.file_max_bytes, wanted, stop_before_pixels=True)
+        fields = Fields(parsed.dataset)
+        sop_class = fields.text(tags.SOP_CLASS) or _meta(parsed.dataset, "MediaStorageSOPClassUID")
+        refusal = _refuse_class(sop_class, fields)
+        if refusal is not None:
+            return refusal
+        syntax = UID(_meta(parsed.dataset, "TransferSyntaxUID") or encoding_syntax(parsed.dataset))
+        pixels = pixel_reason(parsed, fields, rules.file_max_bytes)
+        return _header(fields, sop_class, syntax, pixels, secret, rules)
     except OSError:
         raise
+    except (LimitExceeded, MemoryError, RecursionError):
+        return Reason.Q_DECODE_LIMIT
     except Exception:  # pydicom lets nearly any exception through for a broken file; the file is counted, not raised
         return Reason.Q_READ if has_preamble else Reason.S_NOT_DICOM
-    fields = Fields(dataset)
-    sop_class = fields.text(tags.SOP_CLASS) or _meta(dataset, "MediaStorageSOPClassUID")
-    refusal = _refuse_class(sop_class, fields)
-    if refusal is not None:
-        return refusal
-    stated = _meta(dataset, "TransferSyntaxUID")
-    syntax = UID(stated or encoding_syntax(dataset))
-    pixels = pixel_reason(file, dataset, syntax, fields, size_bytes, rules.file_max_bytes)
-    return _header(fields, sop_class, syntax, pixels, secret, rules)
 
 
 def _refuse_class(sop_class: str, fields: Fields) -> Reason | None:
     if sop_class == DIRECTORY:
         return Reason.S_DIRECTORY
     if sop_class in MULTIFRAME_CT:
+        return Reason.R_MULTIFRAME
+    if sop_class == CT and fields.whole(tags.FRAMES) > 1:
         return Reason.R_MULTIFRAME
     modality = fields.text(tags.MODALITY).upper()
     if sop_class:
@@ -130,8 +147,10 @@ def _header(
     if None in uids:
         return Reason.Q_BAD_UID
     study, series, sop = (uid or "" for uid in uids)
-    patient = fields.text(tags.PATIENT_ID)
+    keys = partial(_token, secret)
+    patient = fields.text(tags.tag_of(rules.patient_tag))
     kernel = fields.words(tags.KERNEL)
+    accession = accession_number(fields.text(tags.ACCESSION))
     reasons, oddities = _assess(fields, syntax, rules)
     if pixels is not None:
         reasons.append(pixels)
@@ -140,14 +159,14 @@ def _header(
     if not patient:
         oddities.append(Warn.W_NO_PATIENT)
     return DicomHeader(
-        study_key=secret.study(study),
+        study_key=StudyKey(keys("study", study)),
         # A study without a patient ID is a patient of its own: one key for all of them would tie strangers together.
-        patient_key=secret.patient(patient if patient else f"study|{study}"),
-        series_key=secret.series(series),
+        patient_key=PatientKey(keys("patient", patient if patient else f"study|{study}")),
+        series_key=SeriesKey(keys("series", series)),
         slice_key=secret.slice(sop),
-        frame_key=secret.token("frame", fields.text(tags.FRAME_UID)),
-        kernel_key=secret.token("kernel", "\\".join(kernel)),
-        kernel=tags.kernel_class(kernel),
+        frame_key=keys("frame", fields.text(tags.FRAME_UID)),
+        kernel_key=keys("kernel", "\\".join(kernel)),
+        kernel=kernel_class(kernel, rules.words),
         origin=_origin(set(fields.words(tags.IMAGE_TYPE))),
         acquisition=fields.whole(tags.ACQUISITION),
         instance=fields.whole(tags.INSTANCE),
@@ -161,17 +180,28 @@ def _header(
         native=syntax in RAW_SYNTAXES,
         reasons=tuple(dict.fromkeys(reasons)),
         warnings=tuple(oddities),
+        accession_key=secret.accession(accession) if accession else "",
+        contrast=_contrast(fields, rules),
+        series_number=fields.whole(tags.SERIES_NUMBER),
+        since_study_s=fields.since_study_s(),
     )
+
+
+def _contrast(fields: Fields, rules: Rules) -> Contrast:
+    has_sequence, volume_ml = fields.present(tags.CONTRAST_SEQUENCE), fields.number(tags.CONTRAST_VOLUME) or 0.0
+    return contrast_of(fields.text(tags.CONTRAST_AGENT), has_sequence, volume_ml, rules.words)
+
+
+@lru_cache(maxsize=256)
+def _token(secret: SiteSecret, kind: str, value: str) -> str:
+    """Computes a pseudonym once for all the slices of a series."""
+    return secret.token(kind, value)
 
 
 def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], list[Warn]]:
     image_type = set(fields.words(tags.IMAGE_TYPE))
-    rescaled = fields.number(tags.SLOPE) is not None and fields.number(tags.INTERCEPT) is not None
+    rescaled = fields.number(tags.SLOPE) not in (None, 0.0) and fields.number(tags.INTERCEPT) is not None
     lossy = fields.text(tags.LOSSY) == "01" or syntax in LOSSY_SYNTAXES
-    contrast = fields.text(tags.CONTRAST_AGENT).upper() not in _NO_AGENT or fields.present(tags.CONTRAST_SEQUENCE)
-    body_part = fields.text(tags.BODY_PART).upper()
-    # Head words first: "HEADNECK" names another part too, and shows a head.
-    elsewhere = not any(word in body_part for word in _HEAD) and any(word in body_part for word in _ELSEWHERE)
     grounds = {
         Reason.R_LOCALIZER: bool(image_type & _LOCALIZERS),
         # DERIVED alone is no ground: recompression sets it too (PS3.3 C.7.6.1.1.2). Without a rescale it is no CT.
@@ -181,9 +211,9 @@ def _assess(fields: Fields, syntax: UID, rules: Rules) -> tuple[list[Reason], li
         or fields.whole(tags.SAMPLES) > 1,
         Reason.R_PERFUSION: bool(image_type & _PERFUSION),
         Reason.R_LOSSY: lossy and not rules.lossy,
-        Reason.R_CONTRAST: contrast or (fields.number(tags.CONTRAST_VOLUME) or 0.0) > 0,
+        Reason.R_CONTRAST: _contrast(fields, rules) == "declared",
         Reason.R_BURNED_IN: fields.text(tags.BURNED_IN).upper() == "YES",
-        Reason.R_NOT_HEAD: elsewhere,
+        Reason.R_NOT_HEAD: is_elsewhere(fields.text(tags.BODY_PART), rules.words),
         Reason.Q_NO_DECODER: not has_decoder(syntax),
         Reason.Q_MISSING_TAG: not rescaled or fields.whole(tags.ROWS) <= 0 or fields.whole(tags.COLUMNS) <= 0,
         Reason.Q_NO_POSITION: not (fields.numbers(tags.POSITION, 3) and fields.numbers(tags.ORIENTATION, 6)),

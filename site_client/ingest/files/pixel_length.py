@@ -7,44 +7,33 @@ compared with rows, columns and bits, and with the file's end. Encapsulated data
 import struct
 from typing import BinaryIO
 
-import pydicom
-from pydicom.dataset import FileDataset
-from pydicom.uid import UID
-
 from site_client.ingest.files import tags
+from site_client.ingest.files.parse import ParsedFile
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _ITEM, _SEQUENCE_DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)  # PS3.5 section 7.5
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
-def pixel_reason(
-    file: BinaryIO, dataset: FileDataset, syntax: UID, fields: Fields, size_bytes: int, limit_bytes: int
-) -> Reason | None:
+def pixel_reason(parsed: ParsedFile, fields: Fields, limit_bytes: int) -> Reason | None:
     """Checks the pixel data element.
 
     Args:
-        file: stands at the pixel data element, where pydicom's `stop_before_pixels` leaves it.
-        dataset: of the header, for its encoding.
-        syntax: the transfer syntax.
+        parsed: its file stands at the pixel data element, where pydicom's `stop_before_pixels` leaves it.
         fields: of the header.
-        size_bytes: of the file.
         limit_bytes: an image may decode to at most this.
 
     Returns:
         None if all is there; else Q_DECODE_LIMIT, Q_NO_PIXELS or Q_TRUNCATED.
     """
-    needed = fields.whole(tags.ROWS) * fields.whole(tags.COLUMNS) * max(1, fields.whole(tags.SAMPLES))
-    needed *= max(1, fields.whole(tags.FRAMES)) * fields.whole(tags.BITS_ALLOCATED) // 8
+    file, size_bytes = parsed.file, parsed.size_bytes
+    needed = needed_bytes(fields)
     # Before anything is decoded: a small compressed file may claim an image of gigabytes.
-    if needed > limit_bytes:
+    if max(needed, size_bytes) > limit_bytes:
         return Reason.Q_DECODE_LIMIT
-    if syntax == _DEFLATED:
-        return _deflated(file, needed)
-    implicit, little = dataset.original_encoding
+    implicit, little = parsed.dataset.original_encoding
     order = "<" if little else ">"
     start = file.read(8)
     if len(start) < 8 or struct.unpack(order + "HH", start[:4]) != _PIXEL_DATA:
@@ -62,6 +51,13 @@ def pixel_reason(
     return None if whole and length >= needed else Reason.Q_TRUNCATED
 
 
+def needed_bytes(fields: Fields) -> int:
+    """Computes how many bytes the decoded image takes, by its header; 0 if the header does not say."""
+    sizes = (tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED)
+    rows, columns, bits = (max(0, fields.whole(tag)) for tag in sizes)
+    return rows * columns * max(1, fields.whole(tags.SAMPLES)) * bits // 8
+
+
 def _reaches_delimiter(file: BinaryIO, size_bytes: int) -> bool:
     """Walks the fragments of encapsulated pixel data, which is little endian always (PS3.5 annex A.4)."""
     items = 0
@@ -73,16 +69,6 @@ def _reaches_delimiter(file: BinaryIO, size_bytes: int) -> bool:
             return False
         file.seek(length, 1)
         items += 1
-    return False
-
-
-def _deflated(file: BinaryIO, needed: int) -> Reason | None:
-    # Lengths say nothing about a deflated stream: it is inflated as a whole. Such files are small and rare.
-    file.seek(0)
-    try:
-        dataset = pydicom.dcmread(file, specific_tags=["PixelData"])
-    except Exception:  # a stream that was cut short raises what zlib or pydicom happens to run into
-        return Reason.Q_TRUNCATED
-    if "PixelData" not in dataset:
-        return Reason.Q_NO_PIXELS
-    return None if len(dataset.PixelData) >= needed else Reason.Q_TRUNCATED
+    # Some writers leave out the delimiter. A file that ends with its only fragment is whole: had a second one been
+    # lost, the image would not decode.
+    return not start and items == 2

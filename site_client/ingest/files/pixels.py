@@ -1,78 +1,82 @@
-"""One file -> its digest, its stored values and their scale. Only this file decodes pixel data."""
+"""One file -> its digest, its stored values and their scale. Only this file decodes pixel data.
+
+It decodes files of strangers with libraries in C, so it runs in a reader process only (`reader_process`).
+"""
 
 import hashlib
 import io
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files import tags
-from site_client.ingest.files.decoders import RAW_SYNTAXES, encoding_syntax
+from site_client.ingest.files.decoders import RAW_SYNTAXES, RLE, encoding_syntax, has_decoder
 from site_client.ingest.files.hounsfield import Scale
+from site_client.ingest.files.parse import LimitExceeded, parse
+from site_client.ingest.files.pixel_length import needed_bytes
+from site_client.ingest.files.slices import Slice, unreadable
+from site_client.ingest.files.stream_size import stream_size
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
+from site_client.ingest.rules import FILE_BYTES_MAX
+from site_client.untrusted_files import open_regular
+
+SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # PS3.5 section 7.5; encapsulated data is little endian
 
 
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One decoded image. `stored`: int32[H, W] in stored units. `sha256`: over the whole file. Lengths in mm."""
-
-    sha256: bytes
-    stored: NDArray[np.int32]
-    scale: Scale
-    spacing_mm: tuple[float, ...]
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    thickness_mm: float
-
-
-def digest(path: Path) -> bytes:
-    """Computes the SHA-256 of a file.
-
-    Raises:
-        SeriesUnreadable: Q_READ.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        raise _unreadable(Reason.Q_READ) from None
-
-
-def read_slice(path: Path) -> Slice:
+def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> Slice:
     """Reads and decodes one file.
 
+    Args:
+        path: the file.
+        limit_bytes: of the file, and of its inflated bytes.
+        step: every how many pixels to keep.
+
     Raises:
-        SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG or Q_DECODE.
+        SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG, Q_DECODE_LIMIT or Q_DECODE.
     """
     try:
-        data = path.read_bytes()
+        # Once into memory: digest and pixels are of the same bytes, even if the archive replaces the file meanwhile.
+        with open_regular(path, limit_bytes) as file:
+            data = file.read(limit_bytes + 1)
     except OSError:
-        raise _unreadable(Reason.Q_READ) from None
-    # Once into memory: digest and pixels are of the same bytes, even if the archive replaces the file meanwhile.
+        raise unreadable(Reason.Q_READ) from None
+    except ValueError:  # no regular file any more, or a larger one
+        raise unreadable(Reason.Q_DECODE_LIMIT) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*tags.READ, *tags.PIXELS], force=True)
+            dataset = _with_pixels(data, limit_bytes)
+            if not has_decoder(dataset.file_meta.TransferSyntaxUID):
+                raise unreadable(Reason.Q_NO_DECODER)
             fields = Fields(dataset)
+            if needed_bytes(fields) > limit_bytes:
+                raise LimitExceeded
             slope, intercept = fields.number(tags.SLOPE), fields.number(tags.INTERCEPT)
             stored = _stored(dataset)
-    except Exception as error:  # decoders raise all kinds, with values in them: only the kind of failure goes on
-        lacks_decoder = isinstance(error, NotImplementedError) or "missing required dependencies" in str(error)
-        raise _unreadable(Reason.Q_NO_DECODER if lacks_decoder else Reason.Q_DECODE) from None
-    if slope is None or intercept is None or stored.ndim != 2:
-        raise _unreadable(Reason.Q_MISSING_TAG)
-    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+            bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+            padding = _padding(dataset, signed)
+    except SeriesUnreadable:
+        raise
+    except (MemoryError, RecursionError, LimitExceeded):
+        raise unreadable(Reason.Q_DECODE_LIMIT) from None
+    except Exception:  # decoders raise all kinds, with values in them: only the kind of failure goes on
+        raise unreadable(Reason.Q_DECODE) from None
+    if not slope or intercept is None or stored.ndim != 2:
+        raise unreadable(Reason.Q_MISSING_TAG)
     return Slice(
         sha256=hashlib.sha256(data).digest(),
-        stored=stored,
-        scale=Scale(slope, intercept, bits, signed, _padding(dataset, signed)),
+        stored=stored[::step, ::step],
+        shape=stored.shape,
+        step=step,
+        scale=Scale(slope, intercept, bits, signed, padding),
         spacing_mm=fields.numbers(tags.SPACING, 2),
         position=fields.numbers(tags.POSITION, 3),
         orientation=fields.numbers(tags.ORIENTATION, 6),
@@ -80,16 +84,41 @@ def read_slice(path: Path) -> Slice:
     )
 
 
-def _stored(dataset: FileDataset) -> NDArray[np.int32]:
+def _with_pixels(data: bytes, limit_bytes: int) -> FileDataset:
+    """Parses a file with its pixel data."""
+
+    def parsed(data: bytes) -> FileDataset:
+        return parse(io.BytesIO(data), len(data), limit_bytes, (*tags.READ, *tags.PIXELS), False).dataset
+
+    dataset = parsed(data)
+    # pydicom drops encapsulated pixel data that lacks its last delimiter, which `pixel_length` tolerates.
+    if "PixelData" not in dataset:
+        dataset = parsed(data + SEQUENCE_DELIMITER)
     _complete(dataset)
-    # Wide enough for any 16-bit value, signed or not, and for the shifts below.
-    raw = np.asarray(dataset.pixel_array).astype(np.int32)
-    bits = int(dataset.BitsStored)
-    if bits >= int(dataset.BitsAllocated) or dataset.file_meta.TransferSyntaxUID not in RAW_SYNTAXES:
-        return raw
-    # Unused high bits may hold an old overlay, and a sign may stop at bit `BitsStored` (PS3.5 section 8.1.1).
-    raw = (raw >> (int(dataset.HighBit) + 1 - bits)) & ((1 << bits) - 1)
-    return np.where(raw >> (bits - 1) == 1, raw - (1 << bits), raw) if dataset.PixelRepresentation else raw
+    return dataset
+
+
+def _stored(dataset: FileDataset) -> NDArray[np.int32]:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in RAW_SYNTAXES and syntax != RLE:
+        claimed = stream_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        if claimed is not None and claimed != (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)):
+            raise ValueError("a stream of another size than its header")
+        # Wide enough for any 16-bit value, signed or not.
+        return np.asarray(dataset.pixel_array).astype(np.int32)
+    # Not `pixel_array`: pydicom takes the lowest bits for the value, wherever (0028,0102) *High Bit* says it is.
+    raw, _ = get_decoder(syntax).as_array(dataset, raw=True, correct_unused_bits=False)
+    bits, high, allocated = int(dataset.BitsStored), int(dataset.HighBit), int(dataset.BitsAllocated)
+    values: NDArray[np.int32] = raw.astype(np.int32)
+    if not bits <= high + 1 <= allocated:
+        raise ValueError("bits outside the cell")
+    if bits == allocated:
+        return values
+    # Unused bits may hold an old overlay, and a sign may stop at the high bit (PS3.5 section 8.1.1).
+    values = (values >> (high + 1 - bits)) & ((1 << bits) - 1)
+    if dataset.PixelRepresentation:
+        values = np.where(values >> (bits - 1) == 1, values - (1 << bits), values)
+    return values
 
 
 def _complete(dataset: FileDataset) -> None:
@@ -115,10 +144,3 @@ def _padding(dataset: FileDataset, signed: bool) -> tuple[int, ...]:
             low = value & 0xFFFF  # as stored: some write it signed under VR US, or the other way round
             values.append(low - 0x10000 if signed and low >= 0x8000 else low)
     return tuple(values)
-
-
-def _unreadable(reason: Reason) -> SeriesUnreadable:
-    return SeriesUnreadable(
-        f"an image of a ready series cannot be used: {reason.value} ({reason.name}); the next scan puts it aside",
-        reason.name,
-    )

@@ -3,17 +3,22 @@
 import math
 import re
 import struct
+from datetime import date, datetime, timedelta
 
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-from site_client.ingest.files.header import Kernel
-
 IMAGE_TYPE = Tag(0x0008, 0x0008)  # Image Type
 SOP_CLASS = Tag(0x0008, 0x0016)  # SOP Class UID
 SOP_UID = Tag(0x0008, 0x0018)  # SOP Instance UID
+STUDY_DATE = Tag(0x0008, 0x0020)  # Study Date
+SERIES_DATE = Tag(0x0008, 0x0021)  # Series Date
+ACQUISITION_DATE = Tag(0x0008, 0x0022)  # Acquisition Date
+STUDY_TIME = Tag(0x0008, 0x0030)  # Study Time
+SERIES_TIME = Tag(0x0008, 0x0031)  # Series Time
+ACQUISITION_TIME = Tag(0x0008, 0x0032)  # Acquisition Time
+ACCESSION = Tag(0x0008, 0x0050)  # Accession Number
 MODALITY = Tag(0x0008, 0x0060)  # Modality
-PATIENT_ID = Tag(0x0010, 0x0020)  # Patient ID
 CONTRAST_AGENT = Tag(0x0018, 0x0010)  # Contrast/Bolus Agent
 CONTRAST_SEQUENCE = Tag(0x0018, 0x0012)  # Contrast/Bolus Agent Sequence
 BODY_PART = Tag(0x0018, 0x0015)  # Body Part Examined
@@ -22,6 +27,7 @@ CONTRAST_VOLUME = Tag(0x0018, 0x1041)  # Contrast/Bolus Volume
 KERNEL = Tag(0x0018, 0x1210)  # Convolution Kernel
 STUDY_UID = Tag(0x0020, 0x000D)  # Study Instance UID
 SERIES_UID = Tag(0x0020, 0x000E)  # Series Instance UID
+SERIES_NUMBER = Tag(0x0020, 0x0011)  # Series Number
 ACQUISITION = Tag(0x0020, 0x0012)  # Acquisition Number
 INSTANCE = Tag(0x0020, 0x0013)  # Instance Number
 POSITION = Tag(0x0020, 0x0032)  # Image Position (Patient)
@@ -49,6 +55,7 @@ PIXELS = (
     *(Tag(0x7FE0, element) for element in (0x0001, 0x0002, 0x0010)),
 )
 
+_BINARY = frozenset(map(int, (SAMPLES, ROWS, COLUMNS, BITS_ALLOCATED)))  # VR US
 _SPREADSHEET_NUMBER = re.compile(r"\d[.,]?\d*E\+\d+", re.IGNORECASE)
 
 
@@ -57,12 +64,14 @@ class Fields:
 
     def __init__(self, dataset: Dataset) -> None:
         """Takes a data set as pydicom read it, whose elements are still raw."""
-        self._dataset = dataset
+        # Once, and by plain numbers: pydicom's own look-up takes longer than its parsing.
+        self._raw = {int(tag): element.value for tag, element in dataset.items() if isinstance(element.value, bytes)}
+        self._present = {int(tag) for tag, element in dataset.items() if element.value}
         self._order = ">" if dataset.original_encoding[1] is False else "<"
 
     def present(self, tag: BaseTag) -> bool:
         """Tells whether the element exists and is not empty."""
-        return tag in self._dataset and bool(self._dataset.get_item(tag).value)
+        return int(tag) in self._present
 
     def text(self, tag: BaseTag) -> str:
         """Reads the first value of a text, without padding; "" when absent."""
@@ -95,45 +104,55 @@ class Fields:
             return None
         return number if math.isfinite(number) else None
 
+    def since_study_s(self) -> float | None:
+        """Computes seconds from the study's begin to the image's acquisition, or else its series' begin.
+
+        No date is left in the difference. Without dates all times are of one day; without the study's time its day
+        counts. None when no time is stated.
+        """
+        for day, time in ((ACQUISITION_DATE, ACQUISITION_TIME), (SERIES_DATE, SERIES_TIME)):
+            taken = _time(self.text(time))
+            if taken is not None:
+                study_day = _date(self.text(STUDY_DATE))
+                days = (_date(self.text(day)) or study_day) - study_day if study_day else timedelta()
+                return (days + taken - (_time(self.text(STUDY_TIME)) or timedelta())).total_seconds()
+        return None
+
     def whole(self, tag: BaseTag) -> int:
         """Reads a whole number, binary (VR US) or text (VR IS); -1 when absent."""
-        raw = self._raw(tag)
-        if tag in (SAMPLES, ROWS, COLUMNS, BITS_ALLOCATED):
+        raw = self._raw.get(int(tag), b"")
+        if int(tag) in _BINARY:
             return int(struct.unpack(self._order + "H", raw[:2])[0]) if len(raw) >= 2 else -1
         number = self.number(tag)
         return int(number) if number is not None and abs(number) < 2**31 else -1
 
     def _values(self, tag: BaseTag) -> list[str]:
-        raw = self._raw(tag)
+        raw = self._raw.get(int(tag))
         # Latin-1 decodes any byte: (0008,0005) *Specific Character Set* is often wrong, and keywords are ASCII.
         return [value.strip(" \0\t\r\n") for value in raw.decode("latin-1").split("\\")] if raw else []
 
-    def _raw(self, tag: BaseTag) -> bytes:
-        if tag not in self._dataset:
-            return b""
-        value = self._dataset.get_item(tag).value
-        return value if isinstance(value, bytes) else b""
+
+def tag_of(text: str) -> BaseTag:
+    """Converts "gggg,eeee", two hexadecimal numbers of four digits."""
+    group, element = text.split(",")
+    return Tag(int(group, 16), int(element, 16))
+
+
+def _date(text: str) -> date | None:
+    try:
+        return datetime.strptime(text.replace(".", "")[:8], "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _time(text: str) -> timedelta | None:
+    """Reads VR TM: HHMMSS.FFFFFF, of which the end may be missing, and colons as old files have them."""
+    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d*)?)?", text)
+    if match is None:
+        return None
+    return timedelta(hours=int(match[1]), minutes=int(match[2] or 0), seconds=float(match[3] or 0))
 
 
 def is_uid(text: str) -> bool:
     """Tells whether a text can serve as a UID. A spreadsheet's 1.2E+30 cannot: it stands for many UIDs."""
     return 0 < len(text) <= 128 and text.isprintable() and " " not in text and not _SPREADSHEET_NUMBER.fullmatch(text)
-
-
-def kernel_class(kernel: tuple[str, ...]) -> Kernel:
-    """Classifies a reconstruction by the vendors' names of kernels, (0018,1210) *Convolution Kernel*.
-
-    The table holds habits, no standard. It only decides which reconstruction of a study is preferred.
-    """
-    name = kernel[0].replace(" ", "") if kernel else ""
-    siemens = re.match(r"[A-Z]{1,2}(\d\d)", name)
-    toshiba = re.match(r"FC(\d\d)", name)
-    if re.match(r"BONE|EDGE|LUNG|SHARP|HARD|DETAIL|Y[A-E]$|[DEL]$|ULTRA", name):
-        return "bone"
-    if re.match(r"STD|STAND|SOFT|SMOOTH|BRAIN|HEAD|NEURO|U[A-C]$|[A-C]$", name):
-        return "soft"
-    if toshiba:
-        return "bone" if int(toshiba[1]) in (30, 31, 35, 50, 51, 52, 80, 81, 82, 83, 84, 85, 86) else "soft"
-    if siemens:
-        return "soft" if int(siemens[1]) < 50 else "bone"
-    return "unknown"

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from site_client.errors import SeriesUnreadable
+from site_client.errors import IngestError, SeriesUnreadable
 from site_client.ingest.files.hounsfield import may_have_wrapped, to_hu
-from site_client.ingest.files.pixels import digest, read_slice
+from site_client.ingest.files.readers import SliceSource, shared_readers, whole
+from site_client.ingest.files.slices import COARSE_STEP, Slice, digest
 from site_client.ingest.reasons import Reason, SeriesState, Warn, state_of
 from site_client.ingest.rules import Rules
 from site_client.ingest.series import content
 from site_client.ingest.series.stacks import Image, Stack, split
-from site_client.ingest.series.volume import content_hash, have_wrapped
+from site_client.ingest.series.volume import content_hash, have_wrapped, joint_reason
 
 SAMPLED = (0.35, 0.5, 0.6, 0.7, 0.8)  # of the stack from its caudal end: above the face, below the vertex
 
 # Series that are never decoded: their fault needs no pixel, and burned-in text must not be looked at.
-_NEVER_DECODED = frozenset(
+NEVER_DECODED = frozenset(
     (Reason.R_LOCALIZER, Reason.R_DERIVED, Reason.R_BURNED_IN, Reason.R_NOT_AXIAL, Reason.R_PERFUSION)
 )
 PathOf = Callable[[int], Path]
@@ -42,25 +43,70 @@ class Assessment:
     stacks: tuple[AssessedSeries, ...]
     copies: tuple[int, ...]
 
+    @property
+    def lacks_slices(self) -> bool:
+        """Whether a stack has a hole that more files may fill."""
+        return any({Reason.Q_GAP, Reason.Q_INCOMPLETE} & set(assessed.reasons) for assessed in self.stacks)
 
-def assess_series(images: Sequence[Image], path_of: PathOf, rules: Rules) -> Assessment:
+
+def assess_series(
+    images: Sequence[Image], path_of: PathOf, rules: Rules, source: SliceSource | None = None
+) -> Assessment:
     """Assesses every image of one series.
 
     Args:
         images: all images with this series key.
         path_of: the path of a file by its number.
         rules: the thresholds.
+        source: decodes the files; None: the readers of this process.
 
     Returns:
         The assessment. It depends neither on the order of the images nor on the names of their files.
+
+    Raises:
+        IngestError: no reader process can be started. Whatever else goes wrong is a reason code of this series.
     """
-    unique, copies = _without_copies(images, path_of)
-    stacks = tuple(_assess_stack(stack, path_of, rules) for stack in split(unique, rules))
-    repeats = [file for assessed in stacks for file in assessed.stack.repeats]
-    return Assessment(stacks, (*copies, *repeats))
+    source = source or shared_readers()
+
+    def assess() -> Assessment:
+        unique, copies = _without_copies(images, path_of, source)
+        stacks = tuple(_assess_stack(stack, path_of, rules, source) for stack in split(unique, rules))
+        repeats = [file for assessed in stacks for file in assessed.stack.repeats]
+        return Assessment(stacks, (*copies, *repeats))
+
+    return _guarded(images, assess)
 
 
-def _without_copies(images: Sequence[Image], path_of: PathOf) -> tuple[list[Image], list[int]]:
+def await_series(images: Sequence[Image], rules: Rules) -> Assessment:
+    """Gives the stacks of a series that is still arriving, as WAITING. It opens no file.
+
+    Args:
+        images: all images with this series key that have come so far.
+        rules: the thresholds.
+    """
+
+    def assess() -> Assessment:
+        first = {image.header.slice_key: image for image in reversed(images)}
+        stacks = split(list(first.values()), rules)
+        return Assessment(
+            tuple(AssessedSeries(stack, stack.reasons, stack.warnings, SeriesState.WAITING, "") for stack in stacks), ()
+        )
+
+    return _guarded(images, assess)
+
+
+def _guarded(images: Sequence[Image], assess: Callable[[], Assessment]) -> Assessment:
+    try:
+        return assess()
+    except IngestError:  # no fault of the series: nothing can be read
+        raise
+    except Exception:  # headers that no rule foresees end the assessment of their own series only
+        reasons = (Reason.Q_GEOMETRY,)
+        stack = Stack(tuple(images), (), (), reasons, (), ())
+        return Assessment((AssessedSeries(stack, reasons, (), state_of(reasons), ""),), ())
+
+
+def _without_copies(images: Sequence[Image], path_of: PathOf, source: SliceSource) -> tuple[list[Image], list[int]]:
     by_uid: dict[str, list[Image]] = {}
     for image in images:
         by_uid.setdefault(image.header.slice_key, []).append(image)
@@ -70,7 +116,9 @@ def _without_copies(images: Sequence[Image], path_of: PathOf) -> tuple[list[Imag
         best, *others = sorted(same_uid, key=_faults)
         # A damaged copy is no rival: a transfer that broke off and was repeated leaves one.
         rivals = [
-            image for image in others if _faults(image) == _faults(best) and not _same_image(best, image, path_of)
+            image
+            for image in others
+            if _faults(image) == _faults(best) and not _same_image(best, image, path_of, source)
         ]
         if rivals:
             best = replace(best, header=replace(best.header, reasons=(*best.header.reasons, Reason.Q_DUP_CONFLICT)))
@@ -83,49 +131,80 @@ def _faults(image: Image) -> int:
     return sum(reason.name.startswith("Q_") for reason in image.header.reasons)
 
 
-def _same_image(image: Image, other: Image, path_of: PathOf) -> bool:
+def _same_image(image: Image, other: Image, path_of: PathOf, source: SliceSource) -> bool:
     head, rival = image.header, other.header
     if (head.position, head.orientation, head.spacing_mm) != (rival.position, rival.orientation, rival.spacing_mm):
         return False
+    paths = [path_of(image.file), path_of(other.file)]
     try:
         # Digests first: most copies are copies byte for byte, and need no decoding.
-        if digest(path_of(image.file)) == digest(path_of(other.file)):
+        if digest(paths[0]) == digest(paths[1]):
             return True
         # A gateway may have rewritten header or compression: the pixels decide.
-        return bool(np.array_equal(read_slice(path_of(image.file)).stored, read_slice(path_of(other.file)).stored))
+        first, second = whole(source.slices(paths))
     except SeriesUnreadable:
         return False
+    return bool(np.array_equal(first.stored, second.stored))
 
 
-def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules) -> AssessedSeries:
+def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules, source: SliceSource) -> AssessedSeries:
     reasons, warnings, hashed = stack.reasons, stack.warnings, ""
-    if state_of(reasons) is not SeriesState.QUARANTINED and not _NEVER_DECODED & set(reasons):
+    if state_of(reasons) is not SeriesState.QUARANTINED and not NEVER_DECODED & set(reasons):
         try:
-            content_reasons, wrapped = _assess_content(stack, path_of, rules)
+            content_reasons, wrapped, hashed = _assess_content(stack, path_of, rules, source)
             reasons = tuple(dict.fromkeys((*reasons, *content_reasons)))
             warnings = (*warnings, Warn.W_WRAPPED) if wrapped else warnings
-            if not reasons:  # only what will be trained on is read as a whole
-                hashed = content_hash([digest(path_of(image.file)) for image in stack.images])
         except SeriesUnreadable as error:
             reasons = (*reasons, Reason[error.code])
+        except IngestError:
+            raise
+        except Exception:  # values that no rule foresees; the other stacks of the series go on
+            reasons = (*reasons, Reason.Q_DECODE)
     return AssessedSeries(stack, reasons, warnings, state_of(reasons), hashed)
 
 
-def _assess_content(stack: Stack, path_of: PathOf, rules: Rules) -> tuple[tuple[Reason, ...], bool]:
-    """Decodes both ends, where a broken codec shows as anywhere, and a sample, which is measured.
+def _assess_content(
+    stack: Stack, path_of: PathOf, rules: Rules, source: SliceSource
+) -> tuple[tuple[Reason, ...], bool, str]:
+    """Decodes a sample, which is measured; then, if nothing speaks against the stack, all its other slices.
 
     Returns:
-        The reasons against the content, and whether 12-bit values wrapped.
+        The reasons against the content, whether 12-bit values wrapped, and the content hash if there is no reason.
+
+    Raises:
+        SeriesUnreadable: a slice cannot be decoded.
     """
-    last = len(stack.images) - 1
-    middle = {round(fraction * last) for fraction in SAMPLED}
-    slices = {index: read_slice(path_of(stack.images[index].file)) for index in sorted(middle | {0, last})}
+    paths = [path_of(image.file) for image in stack.images]
+    last = len(paths) - 1
+    middle = sorted({round(fraction * last) for fraction in SAMPLED})
+    # Both ends belong to the sample: a broken codec shows there as anywhere.
+    sampled = sorted({0, *middle, last})
+    slices = dict(zip(sampled, whole(source.slices([paths[index] for index in sampled])), strict=True))
+    measured = [slices[index] for index in middle]
     wrapped = have_wrapped(list(slices.values()))
+    reasons = _content_reasons(measured, wrapped, rules)
+    if stack.reasons or reasons:
+        return reasons, wrapped, ""
+    # READY is a promise about every slice.
+    others = [index for index in range(len(paths)) if index not in slices]
+    decoded = whole(source.slices([paths[index] for index in others], COARSE_STEP))
+    slices.update(zip(others, decoded, strict=True))
+    ordered = [slices[index] for index in range(len(paths))]
+    joint = joint_reason(ordered)
+    if joint is not None:
+        return (joint,), wrapped, ""
+    # The sample may have shown too little air; `read_volume` decides by all slices, too.
+    if have_wrapped(ordered) != wrapped:
+        wrapped = not wrapped
+        reasons = _content_reasons(measured, wrapped, rules)
+    return reasons, wrapped, "" if reasons else content_hash([image.sha256 for image in ordered])
+
+
+def _content_reasons(slices: Sequence[Slice], wrapped: bool, rules: Rules) -> tuple[Reason, ...]:
     if not rules.check_content:
-        return (), wrapped
+        return ()
     measured = []
-    for index in sorted(middle):
-        image = slices[index]
+    for image in slices:
         hu = to_hu(image.stored, image.scale, wrapped and may_have_wrapped(image.scale))
         measured.append(content.measure(hu, (image.spacing_mm[0], image.spacing_mm[1])))
-    return content.assess(measured), wrapped
+    return content.assess(measured)

@@ -35,7 +35,8 @@ class Content:
 
 def measure(hu: NDArray[np.int16], spacing_mm: tuple[float, float]) -> Content:
     """Measures one slice, int16[H, W] in HU; `spacing_mm` between rows, between columns."""
-    step = max(1, round(GRID_MM / spacing_mm[0]))
+    # At most the whole image: of one row or column there is a measure, too.
+    step = max(1, min(round(GRID_MM / spacing_mm[0]), *hu.shape))
     height, width = (size - size % step for size in hu.shape)
     blocks = hu[:height, :width].astype(np.float32).reshape(height // step, step, width // step, step)
     coarse, pixel_mm = blocks.mean(axis=(1, 3)), step * spacing_mm[0]

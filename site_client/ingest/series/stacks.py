@@ -6,8 +6,9 @@ position . normal only, never from a file's name or an instance number. The acqu
 series (step-and-shoot), so it splits nothing and only decides between repeats.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
+from site_client.ingest.series.gaps import gaps
 
 SAME_POSITION_MM = 0.05
 _KERNEL_POINTS = {"soft": 4000, "unknown": 2000, "bone": 0}
@@ -53,6 +55,12 @@ class Stack:
     sheet: tuple[Points, ...]
 
     @property
+    def started_s(self) -> float | None:
+        """Seconds from the study's begin to the first image; None when no image states a time."""
+        times = [image.header.since_study_s for image in self.images]
+        return min((time for time in times if time is not None), default=None)
+
+    @property
     def score(self) -> int:
         """Sum of the score sheet."""
         return sum(line.points for line in self.sheet)
@@ -68,6 +76,7 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
     Returns:
         Stacks in which every image is once, as a slice or as a repeat. The order of `images` does not matter.
     """
+    images = _contrast_of_series(images)
     groups: list[list[Image]] = []
     # By key, because the first image of a group decides who belongs to it.
     for image in sorted(images, key=lambda image: image.header.slice_key):
@@ -76,7 +85,18 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
             groups.append([image])
         else:
             group.append(image)
-    return [_stack(group, rules) for group in groups]
+    return [_stack(group, images, rules) for group in groups]
+
+
+def _contrast_of_series(images: Sequence[Image]) -> list[Image]:
+    """Declares contrast for all images when one does: some scanners write it on a part of the images only."""
+    if not any(Reason.R_CONTRAST in image.header.reasons for image in images):
+        return list(images)
+    return [
+        replace(image, header=replace(head, reasons=_sorted({*head.reasons, Reason.R_CONTRAST})))
+        for image in images
+        for head in (image.header,)
+    ]
 
 
 def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -99,28 +119,10 @@ def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[floa
     return np.asarray(np.array(positions, dtype=np.float64).reshape(-1, 3) @ normal)
 
 
-def gaps(positions_mm: NDArray[np.float64], thickness_mm: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Finds the indices i where a slice is missing between i and i+1.
-
-    A step is a gap when it is longer than both neighbouring steps by 40 % and than the slices themselves by 20 %. So a
-    change from thin to thick blocks, a constant distance between thin slices, and an overlap are no gaps.
-
-    Args:
-        positions_mm: f64[T], ascending.
-        thickness_mm: f64[T], 0 where not stated.
-    """
-    steps = np.diff(positions_mm)
-    if steps.size < 3:
-        return np.zeros(0, dtype=np.intp)
-    padded = np.concatenate([[0.0], steps, [0.0]])
-    longest_neighbour = np.maximum(padded[:-2], padded[2:])
-    slabs = np.maximum(thickness_mm[:-1], thickness_mm[1:])
-    return np.flatnonzero((steps > 1.4 * longest_neighbour) & (steps > 1.2 * slabs))
-
-
 def _belongs(header: DicomHeader, first: DicomHeader) -> bool:
     return (
-        _block(header) == _block(first)
+        (header.patient_key, header.study_key) == (first.patient_key, first.study_key)
+        and _block(header) == _block(first)
         and _close(header.orientation, first.orientation, 0.01)
         and _close(header.spacing_mm, first.spacing_mm, 0.001)
     )
@@ -141,7 +143,7 @@ def _close(values: Sequence[float], others: Sequence[float], tolerance: float) -
     return len(values) == len(others) and all(abs(a - b) <= tolerance for a, b in zip(values, others, strict=True))
 
 
-def _stack(group: list[Image], rules: Rules) -> Stack:
+def _stack(group: list[Image], series: Sequence[Image], rules: Rules) -> Stack:
     heads = [image.header for image in group]
     if not all(head.position and _is_frame(head.orientation) for head in heads):
         # Without a frame there is no order, and nothing can be measured. The files' own reasons say why.
@@ -156,6 +158,7 @@ def _stack(group: list[Image], rules: Rules) -> Stack:
         image.file for best, (_, place) in zip(images, places, strict=True) for image in place if image is not best
     )
     reasons = {reason for image in images for reason in image.header.reasons} | _measured(images, positions, rules)
+    reasons |= _missing(images, positions, series)
     # Most positions three times or more: a series over time, not one with a few repeats.
     if len(places) > 1 and np.median([len(place) for _, place in places]) >= 3:
         reasons.add(Reason.R_PERFUSION)
@@ -180,7 +183,7 @@ def _places(images: list[Image], offsets: NDArray[np.float64]) -> list[tuple[flo
     return places
 
 
-def _preference(image: Image) -> tuple[bool, int, bool, bool, str]:
+def _preference(image: Image) -> tuple[bool, int, bool, bool, float, int, str]:
     """Orders the images of one position, the best first."""
     head = image.header
     return (
@@ -188,6 +191,8 @@ def _preference(image: Image) -> tuple[bool, int, bool, bool, str]:
         -head.acquisition,  # a scan is repeated because the first one was bad
         head.origin != "original",
         not head.native,
+        math.inf if head.since_study_s is None else head.since_study_s,
+        head.instance,
         head.slice_key,  # any order, but always the same one
     )
 
@@ -207,11 +212,6 @@ def _measured(images: list[Image], positions: tuple[float, ...], rules: Rules) -
     normal = np.cross(head.orientation[:3], head.orientation[3:])
     if abs(normal[2]) < np.cos(np.radians(rules.tilt_max_degrees)):
         reasons.add(Reason.R_NOT_AXIAL)
-    if gaps(np.array(positions), thickness).size:
-        reasons.add(Reason.Q_GAP)
-        # Only together with a gap: the stated number often counts the images of other stacks too.
-        if head.expected > len(images):
-            reasons.add(Reason.Q_INCOMPLETE)
     if rules.check_coverage:
         if len(images) < rules.slices_min:
             reasons.add(Reason.R_TOO_FEW)
@@ -222,6 +222,20 @@ def _measured(images: list[Image], positions: tuple[float, ...], rules: Rules) -
         fits = fits and rules.thickness_min_mm <= slab <= rules.thickness_max_mm
         if not (fits and all(rules.field_min_mm <= mm <= rules.field_max_mm for mm in field)):
             reasons.add(Reason.R_EXTENT)
+    return reasons
+
+
+def _missing(images: list[Image], positions: tuple[float, ...], series: Sequence[Image]) -> set[Reason]:
+    """Finds whether slices are missing. `series`: all images of the series, of which other stacks hold some."""
+    thickness = np.array([image.header.thickness_mm for image in images])
+    numbers = np.array([image.header.instance for image in images], dtype=np.int64)
+    reasons: set[Reason] = set()
+    if gaps(np.array(positions), thickness, numbers, {image.header.instance for image in series}).size:
+        reasons.add(Reason.Q_GAP)
+    # The stated number counts the images of all stacks. Of a stack that is refused anyway it says nothing of interest.
+    refused = any(reason.name.startswith("R_") for image in images for reason in image.header.reasons)
+    if not refused and max(image.header.expected for image in series) > len(series):
+        reasons.add(Reason.Q_INCOMPLETE)
     return reasons
 
 
@@ -252,6 +266,7 @@ def _sheet(images: list[Image], positions: tuple[float, ...], rules: Rules) -> t
     """Scores a stack. A soft kernel outweighs thickness near the preferred one, then origin, then completeness."""
     heads = [image.header for image in images]
     slab = _slab(positions, np.array([head.thickness_mm for head in heads]))
+    started_s = min((head.since_study_s for head in heads if head.since_study_s is not None), default=None)
     off_mm = min(9.0, abs(slab - rules.preferred_thickness_mm))
     origin = "original" if all(head.origin == "original" for head in heads) else heads[0].origin
     # A class of kernel outweighs all other lines; a millimeter of thickness outweighs origin and slices together.
@@ -260,6 +275,10 @@ def _sheet(images: list[Image], positions: tuple[float, ...], rules: Rules) -> t
         Points("thickness_mm", f"{slab:.2f}", 1000 - round(100 * off_mm)),
         Points("origin", origin, _ORIGIN_POINTS[origin]),
         Points("slices", str(len(images)), min(len(images), 50) // 2),
+        # No points: of two equal stacks the earlier is chosen, because a native series comes before one with contrast.
+        Points("contrast", " and ".join(sorted({head.contrast for head in heads})), 0),
+        Points("since_study_s", "not stated" if started_s is None else f"{started_s:.0f}", 0),
+        Points("series_number", str(heads[0].series_number), 0),
     )
 
 

@@ -3,16 +3,22 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files.hounsfield import has_wrapped, may_have_wrapped, to_hu
-from site_client.ingest.files.pixels import Slice, read_slice
+from site_client.ingest.files.readers import shared_readers, whole
+from site_client.ingest.files.slices import Slice
 from site_client.ingest.reasons import Reason
 from site_client.ingest.records import SeriesRecord
 from site_client.ingest.series.stacks import along_normal
+
+# Neighbours of one scan differ by less in their mean and in their densest percent; an intercept that is wrong by 1024
+# shows in either.
+_MEAN_STEP_HU, _BONE_STEP_HU = 200.0, 600.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +43,17 @@ def read_volume(series: SeriesRecord) -> Volume:
         SeriesUnreadable: a file is gone, cannot be decoded, or is not byte for byte the file that the catalog saw
             (`series.content_hash`). A round trains on what it announced, or not at all.
     """
-    slices = [read_slice(path) for path in series.files]
+    slices = whole(shared_readers().slices(series.files))
     # Before anything is computed: an archive may have replaced a file since the scan.
     if content_hash([image.sha256 for image in slices]) != series.content_hash:
         raise SeriesUnreadable(
             "expected the files that the catalog saw, got others; leave the series out and scan again",
             Reason.Q_READ.name,
         )
-    shape, spacing = slices[0].stored.shape, slices[0].spacing_mm
-    if len(spacing) != 2 or any(image.stored.shape != shape for image in slices):
-        raise SeriesUnreadable("expected slices of one size and spacing; scan again", Reason.Q_GEOMETRY.name)
+    reason = joint_reason(slices)
+    if reason is not None:
+        raise SeriesUnreadable("expected slices that form one volume, got others; scan again", reason.name)
+    spacing = slices[0].spacing_mm
     positions = along_normal(slices[0].orientation, [image.position for image in slices])
     # One decision for all slices: some show too little air to see by themselves that they have wrapped.
     wrapped = have_wrapped(slices)
@@ -63,9 +70,37 @@ def content_hash(digests: list[bytes]) -> str:
     return hashlib.sha256(b"hemofed series v1" + b"".join(digests)).hexdigest()
 
 
+def joint_reason(slices: Sequence[Slice]) -> Reason | None:
+    """Finds why slices that can be decoded are no volume together: None, Q_GEOMETRY or Q_HU_RANGE.
+
+    The catalog asks before it calls a series READY, and `read_volume` asks again: so a READY series can be read.
+
+    Args:
+        slices: of one series, caudal to cranial, at any step.
+    """
+    shape, spacing = slices[0].shape, slices[0].spacing_mm
+    if len(spacing) != 2 or any(image.shape != shape for image in slices):
+        return Reason.Q_GEOMETRY
+    wrapped = have_wrapped(slices)
+    for lower, upper in pairwise(slices):
+        if (lower.scale.slope, lower.scale.intercept) == (upper.scale.slope, upper.scale.intercept):
+            continue
+        # Another scale is sound if the tissue goes on through it.
+        below, above = (
+            to_hu(image.coarse, image.scale, wrapped and may_have_wrapped(image.scale)) for image in (lower, upper)
+        )
+        mean_step, bone_step = (
+            abs(below.mean() - above.mean()),
+            abs(np.percentile(below, 99) - np.percentile(above, 99)),
+        )
+        if mean_step > _MEAN_STEP_HU or bone_step > _BONE_STEP_HU:
+            return Reason.Q_HU_RANGE
+    return None
+
+
 def have_wrapped(slices: Sequence[Slice]) -> bool:
     """Tells whether 12-bit values wrapped, by every fourth pixel of all slices whose header allows it."""
-    suspects = [image.stored[::4, ::4] for image in slices if may_have_wrapped(image.scale)]
+    suspects = [image.coarse for image in slices if may_have_wrapped(image.scale)]
     return bool(suspects) and has_wrapped(np.stack(suspects))
 
 

@@ -124,7 +124,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def catalog(tmp_path: Path, secret: SiteSecret, clock: Clock) -> Iterator[Catalog]:
-    opened = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret, Rules(), clock)
+    opened = Catalog.open(tmp_path / "state" / "catalog.sqlite", secret, Rules(settle_s=0), clock)
     yield opened
     opened.close()
 

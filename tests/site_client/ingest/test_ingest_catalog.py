@@ -135,7 +135,8 @@ def test_a_dataset_that_is_no_longer_kept_is_an_error(scanner: Scanner, catalog:
     first = catalog.dataset().hash
     for k in range(8):
         clock.advance(1)
-        (scanner.root / "slices.csv").write_text("ID,Label\n" + f"ID_1.2.3.1.{k + 1}_any,0\n" * (k + 1))
+        rows = "".join(f"ID_1.2.3.1.{place + 1}_any,0\n" for place in range(k + 1))
+        (scanner.root / "slices.csv").write_text("ID,Label\n" + rows)
         catalog.scan(scanner.root)
         assert catalog.dataset(catalog.dataset().hash).hash != first
     with pytest.raises(DatasetGone):
@@ -343,9 +344,9 @@ def test_another_secret_or_other_rules_never_reuse_what_was_found(
     label(scanner.root, "1.2.3")
     results = {}
     for name, key, rules in (
-        ("first", secret, Rules()),
-        ("strict", secret, Rules(slices_min=30)),
-        ("rotated", SiteSecret(bytes(32)), Rules()),
+        ("first", secret, Rules(settle_s=0)),
+        ("strict", secret, Rules(settle_s=0, slices_min=30)),
+        ("rotated", SiteSecret(bytes(32)), Rules(settle_s=0)),
     ):
         catalog = Catalog.open(tmp_path / "c.sqlite", key, rules, clock)
         report = catalog.scan(scanner.root)

@@ -8,7 +8,10 @@ from federation.labels import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from site_client.ingest.labels.labels import CONFLICT, UNKNOWN, Labels, label_files, merge, read_labels, settle
+from site_client.ingest.labels.files import label_files, label_sources
+from site_client.ingest.labels.labels import Labels, read_labels
+from site_client.ingest.labels.readings import CONFLICT, merge, settle
+from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import SiteSecret
 
 U = UNKNOWN
@@ -22,7 +25,7 @@ def long_rows(image: str, values: Sequence[int]) -> str:
 
 def read(tmp_path: Path, secret: SiteSecret, text: str | bytes, name: str = "labels.csv") -> Labels:
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_labels([tmp_path / name], secret)
+    return read_labels(label_sources(tmp_path, [tmp_path / name]), secret)
 
 
 def test_rsna_rows_become_one_record_an_image_under_the_id_that_its_file_carries(
@@ -50,7 +53,7 @@ def test_a_map_tells_which_image_an_id_stands_for(tmp_path: Path, secret: SiteSe
     (tmp_path / "slice_map.csv").write_text("ID,SOPInstanceUID,PatientID\nID_abc,2.25.77,P\n")
     (tmp_path / "slices.csv").write_text("ID,Label\n" + long_rows("ID_abc", (0,) * 6))
     files = [tmp_path / "slices.csv"] + ([] if beside else [tmp_path / "slice_map.csv"])
-    assert list(read_labels(files, secret).slices) == [secret.slice("2.25.77")]
+    assert list(read_labels(label_sources(tmp_path, files), secret).slices) == [secret.slice("2.25.77")]
 
 
 def test_a_blank_cell_is_unknown_and_not_negative(tmp_path: Path, secret: SiteSecret) -> None:
@@ -87,7 +90,7 @@ def test_a_uid_that_a_spreadsheet_made_a_number_refuses_the_file_without_quoting
     labels = read(tmp_path, secret, WIDE + "1.2.3,0,0,0,0,0,0\n1.2E+30,1,0,0,0,0,1\n")
     assert labels.studies == {}
     (sentence,) = labels.refused
-    assert sentence.startswith("labels.csv, line 3: ")
+    assert sentence.startswith("label file 1, line 3: ")
     assert "E+30" not in sentence
 
 
@@ -95,9 +98,11 @@ def test_one_refused_file_does_not_keep_the_others_out(tmp_path: Path, secret: S
     (tmp_path / "a.csv").write_text("nothing\n")
     (tmp_path / "b.csv").write_text(WIDE + "1.2.3,0,0,0,0,0,0\n")
     (tmp_path / "c.csv").write_text("name,value\n1,2\n")
-    labels = read_labels([tmp_path / name for name in ("a.csv", "b.csv", "c.csv", "gone.csv")], secret)
+    files = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv", "gone.csv")]
+    labels = read_labels(label_sources(tmp_path, files), secret)
     assert len(labels.studies) == 1
-    assert [sentence.split(":")[0].split(" ")[0] for sentence in labels.refused] == ["a.csv", "gone.csv", "c.csv"]
+    assert [file.state.name for file in labels.files] == ["REFUSED", "READ", "REFUSED", "UNREADABLE"]
+    assert [sentence[:12] for sentence in labels.refused] == ["label file 1", "label file 3", "label file 4"]
 
 
 def test_a_cell_nobody_can_understand_is_unknown_and_counted(tmp_path: Path, secret: SiteSecret) -> None:
@@ -117,13 +122,15 @@ def test_the_keys_are_pseudonyms_and_nothing_else_is_kept(tmp_path: Path, secret
     assert "1.2.3" not in repr(labels)
 
 
-def test_folders_and_the_export_itself_are_searched_for_tables_of_labels(tmp_path: Path) -> None:
+def test_every_file_of_a_label_folder_is_listed_and_only_tables_of_the_export(tmp_path: Path) -> None:
     (tmp_path / "studies.csv").write_text(WIDE)
     (tmp_path / "prices.csv").write_text("item,price\n")
     (tmp_path / "slice_map.csv").write_text("ID,SOPInstanceUID\n")
-    assert [path.name for path in label_files(tmp_path, [])] == ["slice_map.csv", "studies.csv"]
-    assert [path.name for path in label_files(tmp_path / "x", [tmp_path])] == ["slice_map.csv", "studies.csv"]
-    assert label_files(tmp_path, [tmp_path / "prices.csv"]) == [tmp_path / "prices.csv"]
+    (tmp_path / "README.pdf").write_text("x")
+    assert [path.name for path in label_files(tmp_path, [])] == ["prices.csv", "slice_map.csv", "studies.csv"]
+    listed = [source.path.name for source in label_sources(tmp_path / "x", [tmp_path])]
+    assert listed == ["README.pdf", "prices.csv", "slice_map.csv", "studies.csv"]
+    assert label_files(tmp_path, [tmp_path / "prices.csv"])[0] == tmp_path / "prices.csv"
 
 
 @given(CELLS, CELLS, CELLS)

@@ -127,7 +127,7 @@ def test_the_stated_spacing_of_a_tilted_series_is_not_its_spacing(data: Path, se
 def test_of_three_reconstructions_the_soft_five_millimetre_one_is_chosen(
     data: Path, secret: SiteSecret, tmp_path: Path, clock: Clock
 ) -> None:
-    rules = Rules(check_coverage=False, check_content=False)
+    rules = Rules(settle_s=0, check_coverage=False, check_content=False)
     catalog = Catalog.open(tmp_path / "c.sqlite", secret, rules, clock)
     report = catalog.scan(data / "dcm_qa_ct" / "In" / "Philips" / "S21570")
     assert (report.studies_ready, report.series_ready, report.series["R_LOWER_SCORE"]) == (1, 3, 2)
@@ -176,7 +176,7 @@ def test_no_hu_falls_below_air_although_the_padding_says_minus_three_thousand(da
 def test_the_encodings_of_one_image_are_copies_of_it(
     data: Path, secret: SiteSecret, tmp_path: Path, clock: Clock
 ) -> None:
-    catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(), clock)
+    catalog = Catalog.open(tmp_path / "c.sqlite", secret, Rules(settle_s=0), clock)
     report = catalog.scan(data / "wg04_ct_syntaxes")
     assert report.files["S_DUPLICATE"] == 11  # five of each image's seven encodings, and the chest's small crop
     assert report.files["R_MULTIFRAME"] == 1

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.tags import kernel_class
+from site_client.ingest.files.wording import kernel_class
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.records import PatientKey, SeriesKey, SliceKey, StudyKey
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.stacks import Image, along_normal, gaps, split
+from site_client.ingest.series.gaps import gaps
+from site_client.ingest.series.stacks import Image, along_normal, split
 
 TILTED = (1.0, 0.0, 0.0, 0.0, 0.9483, -0.3173)
 

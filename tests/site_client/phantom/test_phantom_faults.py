@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.catalog.report import ScanReport
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, Warn
+from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import Volume, read_volume
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.faults import NO_FAULTS, Faults, Rates, draw_faults
@@ -26,10 +26,10 @@ WISHES = Wishes(size_px=128, thickness_mm=7.0, prevalence="balanced", difficulty
 
 
 def scanned(folder: Path, profile: str, **rates: float) -> tuple[ScanReport, list[Volume]]:
-    """One study with the faults whose rate is 1, as the catalog takes it in when nothing more has come for hours."""
+    """One study with the faults whose rate is 1, as the catalog takes in a complete export."""
     out = folder / "set"
     make_set(Order(profile, 1, 5, WISHES, faults=replace(NO_FAULTS, **rates)), out)
-    catalog = Catalog.open(folder / "catalog.sqlite", SECRET, clock=lambda: datetime.now(UTC) + timedelta(hours=3))
+    catalog = Catalog.open(folder / "catalog.sqlite", SECRET, Rules(settle_s=0))
     report = catalog.scan(out / "dicom", [out / "labels_slices.csv", out / "labels_studies.csv"])
     volumes = [read_volume(study.series) for study in catalog.dataset().studies]
     catalog.close()

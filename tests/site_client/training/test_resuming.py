@@ -14,7 +14,7 @@ from site_client.ingest.series.volume import Volume
 from site_client.model.network import SequenceNet
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
-from site_client.training.cache import StudyCache
+from site_client.training.cache import StudyCache, forget_others
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import choose
 from site_client.training.data import Loader
@@ -158,3 +158,20 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     saved = checkpoints.load()
     assert saved is not None
     assert saved.numbers == {"step": 1}
+
+
+def test_prepared_images_of_studies_that_left_the_dataset_are_removed_at_every_size(tmp_path: Path) -> None:
+    reader = CountingReader()
+    kept, gone = (study.series for study in _studies()[:2])
+    for size_px in (32, 64):
+        cache = StudyCache(tmp_path / "cache", 1 << 30, size_px, 16, reader)
+        cache.get(kept)
+        cache.get(gone)
+    assert forget_others(tmp_path / "cache", [kept]) == 2
+    assert reader.calls == 4
+    for size_px in (32, 64):
+        StudyCache(tmp_path / "cache", 1 << 30, size_px, 16, reader).get(kept)
+    assert reader.calls == 4
+    StudyCache(tmp_path / "cache", 1 << 30, 64, 16, reader).get(gone)
+    assert reader.calls == 5
+    assert forget_others(tmp_path / "no cache yet", [kept]) == 0

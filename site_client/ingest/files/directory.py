@@ -1,0 +1,55 @@
+"""A DICOMDIR as the list of the images that should have come (DICOM PS3.3 annex F). Its file names are not used."""
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from site_client.ingest.files.parse import parse
+from site_client.ingest.pseudonym import SiteSecret
+from site_client.ingest.reasons import Reason
+from site_client.ingest.rules import FILE_BYTES_MAX
+from site_client.untrusted_files import open_regular
+
+_RECORDS = Tag(0x0004, 0x1220)  # Directory Record Sequence
+_CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
+    """Counts the CT images that a DICOMDIR lists, by the pseudonym of their series.
+
+    Args:
+        path: the file, of FILE_BYTES_MAX at most.
+        secret: keys the pseudonyms.
+
+    Raises:
+        Exception: nearly any, from pydicom, for a broken file.
+    """
+    with open_regular(path, FILE_BYTES_MAX) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = file.read()
+        dataset = parse(io.BytesIO(data), len(data), FILE_BYTES_MAX, (_RECORDS,), False).dataset
+        if _RECORDS not in dataset:
+            return {}
+        # Records refer to each other by their place in the file; their order in the sequence means nothing (F.3.2.2).
+        records = {record.seq_item_tell: record for record in dataset[_RECORDS].value}
+        counts: Counter[str] = Counter()
+        for record in records.values():
+            if record.DirectoryRecordType == "SERIES":
+                images = sum(str(below.get("ReferencedSOPClassUIDInFile")) == _CT for below in _below(record, records))
+                counts[secret.series(str(record.SeriesInstanceUID))] += images
+        return {series: count for series, count in counts.items() if count}
+
+
+def _below(record: Dataset, records: dict[int, Dataset]) -> Iterator[Dataset]:
+    """Follows the records of a series, each once, whatever a damaged file links to what."""
+    seen: set[int] = set()
+    place = record.get("OffsetOfReferencedLowerLevelDirectoryEntity", 0)
+    while place in records and place not in seen:
+        seen.add(place)
+        yield records[place]
+        place = records[place].get("OffsetOfTheNextDirectoryRecord", 0)
