@@ -58,8 +58,8 @@ class FoldersSettings:
     spool: Path = Path("/var/lib/hemofed/spool")
     export: Path = Path("/srv/hemofed/export")
     labels: tuple[Path, ...] = ()
-    opt_outs: tuple[Path, ...] = ()
     cache: Path = Path("/var/cache/hemofed")
+    opt_outs: tuple[Path, ...] = ()
 
     @property
     def agent(self) -> Path:

@@ -184,7 +184,7 @@ def test_a_workbook_that_unpacks_without_end_is_refused(
     tmp_path: Path, secret: SiteSecret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("site_client.ingest.labels.xlsx_table.UNPACKED_BYTES_MAX", 100_000)
-    rows = [["StudyInstanceUID", "any"], *([f"1.2.{k}", 0] for k in range(3000))]
+    rows: list[Sequence[object]] = [["StudyInstanceUID", "any"], *([f"1.2.{k}", 0] for k in range(3000))]
     assert "expected an .xlsx workbook" in sentence_of(read(tmp_path, secret, workbook({"L": rows}), "l.xlsx"))
 
 
@@ -230,7 +230,7 @@ READERS = "StudyUID,Reader,Datum,subdural,any\n"
     ],
 )
 def test_readers_and_addenda_follow_the_rule_of_the_site(
-    tmp_path: Path, secret: SiteSecret, rules: dict[str, object], rows: str, subdural: int
+    tmp_path: Path, secret: SiteSecret, rules: dict[str, str], rows: str, subdural: int
 ) -> None:
     labels = read(tmp_path, secret, READERS + rows, **rules)
     assert labels.studies[secret.study("1.2")][4] == subdural

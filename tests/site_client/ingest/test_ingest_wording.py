@@ -113,8 +113,9 @@ def test_new_words_of_a_site_assess_the_export_again(
 
 
 def at(time: str, number: int) -> dict[str, object]:
-    tags = {"StudyDate": "20240131", "StudyTime": "235000", "AcquisitionTime": time, "SeriesNumber": str(number)}
-    return tags | {"AcquisitionDate": "20240201" if time < "12" else "20240131"}
+    date = "20240201" if time < "12" else "20240131"
+    days = {"StudyDate": "20240131", "AcquisitionDate": date}
+    return {**days, "StudyTime": "235000", "AcquisitionTime": time, "SeriesNumber": str(number)}
 
 
 @pytest.mark.parametrize(
