@@ -5,6 +5,7 @@ SiteError
 ├── InUse                  another process holds the state folder or the ledger, and may end (retryable)
 ├── SpoolRefused           a record in the spool does not follow its schema
 ├── StateRefused           a small file of the state folder is damaged
+│   └── StateUnreadable    it cannot be read: its owner, its mode, or its disk
 ├── IdentityRefused        a key, certificate or roster is missing or must not be trusted
 ├── LinkError              a call to the aggregator did not succeed
 │   ├── Unreachable        no answer; a later try may succeed (retryable)
@@ -34,6 +35,9 @@ DICOM header, or the path of an image.
 unknown, or into ConfigRefused.
 """
 
+import errno
+import os
+
 
 class SiteError(Exception):
     """The root. `retryable`: the same call may succeed later although no person changed anything."""
@@ -57,6 +61,19 @@ class SpoolRefused(SiteError):
 
 class StateRefused(SiteError):
     """A small file of the state folder is damaged, or was written by a newer version."""
+
+
+class StateUnreadable(StateRefused):
+    """A small file of the state folder cannot be read: its owner, its mode, or its disk."""
+
+    @classmethod
+    def of(cls, name: str, error: OSError) -> "StateUnreadable":
+        """Return the error about the file `name`, without the path that an OSError repeats."""
+        why = os.strerror(error.errno or errno.EIO).lower()
+        return cls(
+            f"{name} in the state folder cannot be read ({why}); see that the folder belongs to the service's user, "
+            "as in docs/HOSPITAL.md, and that its disk is in order"
+        )
 
 
 class IdentityRefused(SiteError):

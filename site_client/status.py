@@ -9,7 +9,7 @@ from federation.roster import ROSTER_WARNING_DAYS
 
 from site_client.agent.status_file import read_status
 from site_client.config import NOT_CONFIGURED, SiteSettings
-from site_client.errors import SpoolRefused, StateRefused
+from site_client.errors import SpoolRefused, StateRefused, StateUnreadable
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
@@ -57,7 +57,8 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
     if status is None:
         return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
     age_s = (now - status.written_at).total_seconds()
-    days_left = round((status.certificate_expires_at - now).total_seconds() / 86_400, 1)
+    expires_at = status.certificate_expires_at
+    days_left = None if expires_at is None else round((expires_at - now).total_seconds() / 86_400, 1)
     contact_s = None if status.last_contact_at is None else (now - status.last_contact_at).total_seconds()
     return [
         Fact("state", status.state, age_s),
@@ -72,6 +73,7 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
         Fact("last_error", status.last_error or None, age_s),
+        Fact("set_aside", list(status.set_aside), age_s),
         Fact("ledger_entries", status.ledger_entries, age_s),
     ]
 
@@ -112,7 +114,7 @@ def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
     try:
         record = read_record(settings.folders.trainer)
     # The trainer's folder is closed to all but its user; the other facts are shown all the same.
-    except PermissionError:
+    except StateUnreadable:
         return []
     except StateRefused as error:
         return [Fact("held_back_by", f"unknown: {error}", None)]

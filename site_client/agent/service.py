@@ -30,10 +30,11 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Endpoint, Link, enrolled
 from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.situation import Situation
-from site_client.agent.status_file import AgentStatus, in_words, write_status
+from site_client.agent.status_file import AgentStatus, in_words, write_refusal, write_status
 from site_client.bus import Bus
 from site_client.config import SiteSettings
-from site_client.errors import ConfigRefused, InUse, SiteError, Unreachable
+from site_client.errors import ConfigRefused, InUse, SiteError, StateUnreadable, Unreachable
+from site_client.files import DAMAGED, DISK_ERRORS
 from site_client.logging_setup import log_to_stderr
 from site_client.metered import is_metered
 from site_client.notify import Notifier
@@ -54,11 +55,21 @@ def run(settings: SiteSettings) -> int:
     Raises:
         ConfigRefused: the settings are another site's, or have no aggregator.
         IdentityRefused: this host has not joined, or a file of its identity does not verify.
-        StateRefused: the journal is damaged.
+        StateRefused: a file that protects patients is damaged.
         LedgerBroken: the ledger does not verify.
         InUse: another agent runs on this state folder.
     """
     log_to_stderr(tracebacks=True)
+    try:
+        return _run(settings)
+    except (SiteError, FederationError) as error:
+        # Not over the status of the agent that runs.
+        if not isinstance(error, InUse) and settings.folders.agent.is_dir():
+            write_refusal(settings.folders.agent, datetime.now(UTC), str(error))
+        raise
+
+
+def _run(settings: SiteSettings) -> int:
     identity = SiteIdentity(settings.folders.agent / "identity")
     if identity.site != settings.name:
         raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
@@ -237,6 +248,7 @@ class AgentService:
             roster=tuple(sorted(self._identity.roster.signing_keys)),
             roster_waiting=waiting,
             roster_expires_at=self._identity.roster.expires_at,
+            set_aside=tuple(sorted(path.name for path in self._settings.folders.agent.rglob(f"*{DAMAGED}"))),
         )
         try:
             write_status(self._settings.folders.agent, status)
@@ -247,7 +259,12 @@ class AgentService:
 
 def _lock(path: Path) -> IO[bytes]:
     """Return a lock on the state folder, which lasts as long as the file is open."""
-    lock = path.open("ab")
+    try:
+        lock = path.open("ab")
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        raise StateUnreadable.of(path.name, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

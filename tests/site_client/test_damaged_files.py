@@ -11,9 +11,9 @@ from federation.vocabulary import SiteState
 
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
-from site_client.agent.rounds.plans import Plans
+from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.agent.status_file import AgentStatus, read_status, write_status
-from site_client.errors import SiteError, StateRefused
+from site_client.errors import SiteError, StateRefused, StepRefused
 from site_client.records import RunId
 from site_client.trainer.idle import operator
 from site_client.trainer.idle.decide import Mode
@@ -63,14 +63,12 @@ def a_gate(folder: Path) -> tuple[Path, Reader]:
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
-@pytest.mark.parametrize("file", ["round.json", "closed.json", "history.json", "decision", "status.json", "gate.json"])
+@pytest.mark.parametrize("file", ["closed.json", "decision", "status.json", "gate.json"])
 def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     tmp_path: Path, plan: TrainingPlan, file: str, data: bytes
 ) -> None:
     makers: dict[str, Callable[[], tuple[Path, Reader]]] = {
-        "round.json": lambda: a_journal(tmp_path, "round.json"),
         "closed.json": lambda: a_journal(tmp_path, "closed.json"),
-        "history.json": lambda: a_history(tmp_path),
         "decision": lambda: a_decision(tmp_path, plan),
         "status.json": lambda: a_status(tmp_path),
         "gate.json": lambda: a_gate(tmp_path),
@@ -78,8 +76,8 @@ def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     path, read = makers[file]()
     read()
     path.write_bytes(data)
-    if (file, data) in {("closed.json", b"{}"), ("history.json", b"[]"), ("status.json", b"")}:
-        read()  # empty is a state of its own: no round is closed, no model is kept, a power cut emptied the status
+    if (file, data) in {("closed.json", b"{}"), ("status.json", b"")}:
+        read()  # empty is a state of its own: no round is closed, a power cut emptied the status
         return
     with pytest.raises(StateRefused) as refusal:
         read()
@@ -87,6 +85,42 @@ def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     assert str(refusal.value).startswith(f"{path.name} in the state folder is damaged (")
     assert "; " in str(refusal.value)
     assert "DOE" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_round_with_a_damaged_record_is_over_for_good_and_its_secrets_are_gone(tmp_path: Path, data: bytes) -> None:
+    path, _ = a_journal(tmp_path, "round.json")
+    (path.parent / "attempt-1").mkdir()
+    (path.parent / "attempt-1" / "member.bin").write_bytes(b"secret")
+    path.write_bytes(data)
+    journal = RoundJournal(tmp_path / "rounds")
+    assert journal.current is None
+    kept = f"{path.parent.name}.round.json.damaged"
+    assert sorted(os.listdir(tmp_path / "rounds")) == [kept, "closed.json"]
+    digest = Digest(bytes(32))
+    with pytest.raises(StepRefused, match="is over for this site"):
+        journal.begin(CurrentRound(RunId(bytes(16)), 2, digest, digest, evaluation_only=False))
+    journal.begin(CurrentRound(RunId(bytes(16)), 3, digest, digest, evaluation_only=False))
+
+
+@pytest.mark.parametrize("data", [data for data in GARBAGE if data != b"[]"])
+def test_a_damaged_history_is_set_aside_and_models_are_fetched_again(tmp_path: Path, data: bytes) -> None:
+    path, read = a_history(tmp_path)
+    path.write_bytes(data)
+    assert read() == b""
+    assert sorted(os.listdir(path.parent)) == ["history.json.damaged"]
+    assert (path.parent / "history.json.damaged").read_bytes() == data
+
+
+def test_a_plan_whose_decision_is_damaged_waits_for_another_one(tmp_path: Path, plan: TrainingPlan) -> None:
+    path, read = a_decision(tmp_path, plan)
+    path.write_bytes(b"{")
+    with pytest.raises(StateRefused, match="decide again"):
+        read()
+    plans = Plans(tmp_path / "plans")
+    assert plans.find(plan.digest.hex()).decision is None
+    plans.decide(plan.digest, approved=False)
+    assert plans.find(plan.digest.hex()).decision is PlanDecision.REFUSED
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))

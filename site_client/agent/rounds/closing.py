@@ -41,8 +41,9 @@ class Closing:
             return
         if step.outcome in _WITH_SUM:
             _check_sum(current, step)
-        # Without the base model nothing can be recomputed: the next round then brings a whole model.
-        verifies = step.outcome in _WITH_SUM and self._files.models.holds(current.base_model_digest)
+        # Without plan or base model nothing can be recomputed: the next round then brings both.
+        has_all = self._files.models.holds(current.base_model_digest) and self._files.plans.get(current.plan_digest)
+        verifies = step.outcome in _WITH_SUM and bool(has_all)
         try:
             if verifies:
                 self._verify(current, step)

@@ -21,8 +21,8 @@ from federation.v1 import rounds_pb2
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import download
 from site_client.agent.rounds.lineage import Lineage
-from site_client.errors import ModelMismatch, StepRefused
-from site_client.files import private_folder, remove, replace_file, sync_folder
+from site_client.errors import ModelMismatch, StateRefused, StateUnreadable, StepRefused
+from site_client.files import private_folder, remove, replace_file, set_aside, sync_folder
 from site_client.typed_json import Digest, encode, read_state
 
 _KEPT: Final = 2
@@ -269,7 +269,15 @@ class Models:
         return None
 
     def _history(self) -> list[Digest]:
-        return read_state(list[Digest], self._folder / "history.json", "remove it; models are then fetched whole") or []
+        path, way_on = self._folder / "history.json", "models are fetched whole"
+        try:
+            return read_state(list[Digest], path, way_on) or []
+        except StateUnreadable:
+            raise
+        except StateRefused as error:
+            # Only an order of models is lost. What protects against another history is in lineage.json.
+            set_aside(path, str(error), way_on)
+            return []
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:

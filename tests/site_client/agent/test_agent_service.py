@@ -12,10 +12,12 @@ import pytest
 from federation.vocabulary import SiteState
 
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.service import AgentService
+from site_client.agent.service import AgentService, run
 from site_client.agent.status_file import read_status
 from site_client.config import SiteSettings, parse
+from site_client.errors import SiteError
 from site_client.notify import Notifier
+from site_client.status import gather
 
 
 @pytest.fixture
@@ -78,13 +80,62 @@ def test_without_an_aggregator_the_agent_is_ready_and_alive_and_reports_why(
 def test_a_file_damaged_meanwhile_is_reported_and_the_agent_goes_on_when_it_is_mended(
     tmp_path: Path, identity: SiteIdentity, settings: SiteSettings
 ) -> None:
-    history = settings.folders.agent / "models" / "history.json"
+    approved = settings.folders.agent / "identity" / "approved.json"
+    whole = approved.read_bytes()
     with running(settings, identity, tmp_path / "notify") as systemd:
         systemd.receive_until(status_with("no answer"))
-        history.write_text("{")
-        systemd.receive_until(status_with("attention; history.json in the state folder is damaged"))
+        approved.write_text("{")
+        systemd.receive_until(status_with("attention; approved.json in the state folder is damaged"))
         status = read_status(settings.folders.agent)
         assert status is not None
         assert status.state is SiteState.ATTENTION
-        history.unlink()
+        approved.write_bytes(whole)
         systemd.receive_until(status_with("no answer"))
+
+
+@pytest.mark.parametrize(
+    "name", ["models/history.json", "identity/seen.json", "status.json", "payloads/000000000001.pack"]
+)
+def test_a_file_that_is_made_again_is_set_aside_and_named_in_the_status(
+    tmp_path: Path, identity: SiteIdentity, settings: SiteSettings, name: str
+) -> None:
+    path = settings.folders.agent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir()
+    (path / "something").write_bytes(b"else")
+    with running(settings, identity, tmp_path / "notify") as systemd:
+        systemd.receive_until(status_with("no answer"))
+        systemd.receive_until(lambda messages: messages.count("WATCHDOG=1") >= 40)
+    status = read_status(settings.folders.agent)
+    assert status is not None
+    assert status.set_aside == (f"{path.name}.damaged",)
+
+
+def damage_cases() -> list[tuple[str, Callable[[Path], object]]]:
+    """Every file without which the agent does not start, emptied and in the form of a folder."""
+    names = ("ca.pem", "custodian.pem", "roster.bin", "membership.json", "signing.key", "sealing.key")
+    names = (*(f"identity/{name}" for name in names), "rounds/closed.json", "rounds/1/round.json")
+
+    def folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    return [(name, way) for name in names for way in (lambda path: path.write_bytes(b""), folder)]
+
+
+@pytest.mark.parametrize(("name", "way"), damage_cases())
+def test_an_agent_that_cannot_start_ends_with_a_sentence_that_the_status_repeats(
+    identity: SiteIdentity, settings: SiteSettings, name: str, way: Callable[[Path], object]
+) -> None:
+    path = settings.folders.agent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    way(path)
+    with pytest.raises(SiteError) as refusal:
+        run(settings)
+    # Exit status 78, which the unit does not restart.
+    assert not refusal.value.retryable
+    facts = {fact.name: fact.value for fact in gather(settings)}
+    assert facts["last_error"] == f"the agent has stopped: {refusal.value}"
+    assert path.name in str(refusal.value)
+    assert str(settings.folders.state) not in str(refusal.value)
