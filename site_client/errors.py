@@ -15,6 +15,7 @@ SiteError
 ├── LedgerBroken           a ledger's chain does not verify; carries the first bad entry
 ├── StepRefused            the aggregator asked for a step that this site must not take
 ├── ModelMismatch          a model does not have the announced digest
+├── ModelDamaged           a model or sum was damaged on the way or on a disk; it is fetched again (retryable)
 ├── UnknownArchitecture    the plan names a network that this version does not have
 ├── WeightsRefused         a file of published weights is not that of the architecture, or would run code
 ├── CheckpointRefused      a checkpoint is broken, or of another round, model, dataset or configuration
@@ -124,6 +125,12 @@ class StepRefused(SiteError):
 
 class ModelMismatch(SiteError):
     """A downloaded or computed model does not have the announced digest."""
+
+
+class ModelDamaged(SiteError):
+    """A model or sum was damaged on the way or on a disk. It is dropped here, and the next turn fetches it again."""
+
+    retryable = True
 
 
 class UnknownArchitecture(SiteError):

@@ -33,7 +33,7 @@ from site_client.agent.rounds.situation import Situation
 from site_client.agent.status_file import AgentStatus, in_words, write_refusal, write_status
 from site_client.bus import Bus
 from site_client.config import SiteSettings
-from site_client.errors import ConfigRefused, InUse, SiteError, StateUnreadable, Unreachable
+from site_client.errors import ConfigRefused, InUse, ModelDamaged, SiteError, StateUnreadable, Unreachable
 from site_client.files import DAMAGED, DISK_ERRORS
 from site_client.logging_setup import log_to_stderr
 from site_client.metered import is_metered
@@ -184,7 +184,8 @@ class AgentService:
         if self._stopping.is_set():
             return 0.0
         self._health.last_error = str(error)
-        wait_s = self._backoff.failed(self._egress.progress)
+        # Bytes that arrived damaged are no progress: the whole file would be fetched again each second.
+        wait_s = self._backoff.failed(0 if isinstance(error, ModelDamaged) else self._egress.progress)
         _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
         return wait_s
 

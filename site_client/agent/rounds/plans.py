@@ -140,6 +140,14 @@ class Plans:
         """Whether a model of any run did not verify, and no person has removed the file yet."""
         return any(self._folder.glob("run-*.mismatch"))
 
+    def way_back(self) -> str:
+        """Return the sentence about the runs of which a model did not verify."""
+        files = " ".join(str(path) for path in sorted(self._folder.glob("run-*.mismatch")))
+        return (
+            "a model that the aggregator published does not fit its signatures, so this site takes no further part in "
+            f"its run; ask the coordinator, and when the reason is known type `rm {files}`"
+        )
+
     def answer_run(self, run_id: bytes, declined: StateReason | None) -> None:
         """Record the one answer to a private run."""
         private_folder(self._folder)

@@ -61,7 +61,9 @@ class SituationReport:
         files, current, status = self._files, self._files.journal.current, self._files.spool.status()
         distrusts = files.plans.distrusts_any() if current is None else files.plans.distrusted(current.run_id)
         if distrusts:
-            return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,))
+            return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,), refusal=files.plans.way_back())
+        if files.models.damage:
+            return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.models.damage)
         # A trainer that died writes nothing; only the age of its status shows it.
         is_silent = status is None or self._clock() - status.written_at > self._silence
         if current is None or current.declined is not None:
