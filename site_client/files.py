@@ -52,7 +52,8 @@ def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -
         # One call for all parts: two writes could leave the first one alone in the file.
         written = os.writev(handle, parts)
         if written != size_bytes:
-            raise OSError(f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?")
+            why = f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?"
+            raise OSError(errno.ENOSPC, why)
         if durably:
             os.fsync(handle)
     except OSError:

@@ -47,7 +47,7 @@ FLOORS: dict[str, list[str]] = {
         "ingest/series ingest/labels",
         "ingest/files",
         "ingest",
-        "spool.py metered.py",
+        "spool.py metered.py disk_watch.py",
         "records.py config.py notify.py",
         "windows.py files.py bus.py typed_json.py logging_setup.py",
         "untrusted_files.py",

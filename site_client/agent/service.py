@@ -33,6 +33,7 @@ from site_client.agent.rounds.situation import Situation
 from site_client.agent.status_file import AgentStatus, in_words, write_refusal, write_status
 from site_client.bus import Bus
 from site_client.config import SiteSettings
+from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.errors import ConfigRefused, InUse, ModelDamaged, SiteError, StateUnreadable, Unreachable
 from site_client.files import DAMAGED, DISK_ERRORS
 from site_client.logging_setup import log_to_stderr
@@ -75,12 +76,24 @@ def _run(settings: SiteSettings) -> int:
         raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
-    # One agent on a state folder: two would use the same secrets with different messages.
-    with _lock(settings.folders.agent / "lock"):
-        service = AgentService(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stop())
-        service.run()
+    notifier, stopping = Notifier.of_service(), threading.Event()
+    disk = DiskWatch(notifier)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    while not stopping.is_set():
+        try:
+            # One agent on a state folder: two would use the same secrets with different messages.
+            with _lock(settings.folders.agent / "lock"):
+                service = AgentService(settings, identity, lambda: datetime.now(UTC), notifier, stopping)
+                disk.works()
+                service.run()
+        except OSError as error:
+            if not is_of_disk(error):
+                raise
+            wait_s = disk.refused(error)
+            # A service that waits for its disk is up: systemd would end one that is never ready.
+            notifier.ready()
+            disk.wait(wait_s, stopping)
     return 0
 
 
@@ -102,8 +115,16 @@ class AgentService:
         identity: SiteIdentity,
         clock: Callable[[], datetime],
         notifier: Notifier | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         """Put the loop together from its parts.
+
+        Args:
+            settings: of this site.
+            identity: of this site.
+            clock: aware time.
+            notifier: to systemd; None: no notification.
+            stopping: ends the loop when it is set; None: only `stop` does.
 
         Raises:
             StateRefused: the journal is damaged.
@@ -114,22 +135,32 @@ class AgentService:
         self._notifier = notifier or Notifier()
         # The unit's watchdog time may be shorter than the silence of a stalled transfer.
         self._notifier.allow(_QUIET_STALLS * settings.agent.stall_s)
-        self._stopping = threading.Event()
+        self._stopping = stopping or threading.Event()
+        self._disk = DiskWatch(self._notifier)
         self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
-        payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
-        self._guard = Guard(settings.policy)
-        self._link = Link(self._endpoint())
-        rate_limit = RateLimit(settings.policy.bandwidth_kib_s * 1024)
-        self._egress = Egress(self._guard, self._ledger, self._link, payloads, rate_limit, self._notifier.alive)
-        self._certificates = Certificates(identity, self._egress, self._enrolment, clock)
-        spool = AgentSide(settings.folders.spool)
-        # The lock is held, so no other agent builds a draft now.
-        spool.clear_drafts()
-        bus = Bus()
-        self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
-        self._health = _Health()
-        self._attention = ""  # as last logged
-        self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
+        try:
+            payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
+            self._guard = Guard(settings.policy)
+            self._link = Link(self._endpoint())
+            rate_limit = RateLimit(settings.policy.bandwidth_kib_s * 1024)
+            self._egress = Egress(self._guard, self._ledger, self._link, payloads, rate_limit, self._notifier.alive)
+            self._certificates = Certificates(identity, self._egress, self._enrolment, clock)
+            spool = AgentSide(settings.folders.spool)
+            # The lock is held, so no other agent builds a draft now.
+            spool.clear_drafts()
+            bus = Bus()
+            self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
+            self._health = _Health()
+            self._attention = ""  # as last logged
+            self._failure: tuple[str, str] | None = (
+                None  # event and sentence of the newest failure; None after a success
+            )
+            self._unwritten = ""  # why the status file could not be written, as last logged
+            self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
+        except BaseException:
+            # Its lock would keep the next try out.
+            self._ledger.close()
+            raise
 
     def stop(self) -> None:
         """End the loop after the turn in progress; a call that takes too long is cut. Safe in a signal handler."""
@@ -166,8 +197,15 @@ class AgentService:
             return self._failed("step failed", error)
         # No exception ends the loop: the next turn starts from the files.
         except Exception as error:
-            _log.error("step crashed", kind=type(error).__name__, exc_info=True)
+            if isinstance(error, OSError) and is_of_disk(error):
+                self._disk.refused(error)
+                self._health.last_error = self._disk.sentence
+                return self._backoff.failed(0)
+            if self._failure != ("step crashed", str(error)):
+                _log.error("step crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step crashed", error)
+        self._disk.works()
+        self._failure = None
         refusal = "" if turn.refusal is None else str(turn.refusal)
         if self._backoff.failures:
             _log.info("recovered", failures=self._backoff.failures)
@@ -186,7 +224,10 @@ class AgentService:
         self._health.last_error = str(error)
         # Bytes that arrived damaged are no progress: the whole file would be fetched again each second.
         wait_s = self._backoff.failed(0 if isinstance(error, ModelDamaged) else self._egress.progress)
-        _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
+        # Changes only: an aggregator that is away for a week would fill the journal.
+        if self._failure != (event, str(error)):
+            _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
+        self._failure = event, str(error)
         return wait_s
 
     def _rest(self, wait_s: float) -> None:
@@ -253,8 +294,11 @@ class AgentService:
         )
         try:
             write_status(self._settings.folders.agent, status)
+            self._unwritten = ""
         except OSError as error:  # a full disk: the next turn writes it
-            _log.warning("status not written", why=error.strerror)
+            if (why := error.strerror or "") != self._unwritten:
+                _log.warning("status not written", why=why)
+            self._unwritten = why
         self._notifier.status(in_words(status))
 
 
