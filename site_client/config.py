@@ -43,7 +43,7 @@ class AggregatorAddress:
     def __post_init__(self) -> None:
         """Check the form of the addresses."""
         for name, value in (("address", self.address), ("enrolment_address", self.enrolment_address)):
-            _require(not value or _is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
+            _require(not value or is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
         if self.proxy:
             _check_proxy(self.proxy)
 
@@ -321,7 +321,8 @@ def _check_windows(key: str, windows: tuple[str, ...]) -> None:
             raise ConfigRefused(f"site.toml: {key}: {error}") from error
 
 
-def _is_host_port(value: str) -> bool:
+def is_host_port(value: str) -> bool:
+    """Whether `value` is host:port, with brackets around an IPv6 address."""
     host, _, port = value.rpartition(":")
     return bool(re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", host)) and port.isdigit() and 0 < int(port) < 65536
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import IO, Final
 
 import structlog
+from cryptography import x509
 from federation.errors import FederationError
 from federation.vocabulary import SiteState
 
 from site_client.agent.backoff import LONGEST_S, Backoff
+from site_client.agent.connection import explain
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
@@ -44,6 +46,7 @@ from site_client.spool import AgentSide
 _log = structlog.get_logger()
 _NEWS_S: Final = 0.1  # between two looks at the files while the loop waits: other sites may wait for this update
 _GRACE_S: Final = 5.0  # a call in progress may take this long to end after SIGTERM
+_LOOKS_EVERY: Final = 8  # failures in a row; at the longest pauses 8 minutes
 _QUIET_STALLS: Final = 3.0  # lengths of agent.stall_s that a working loop may take without a message moving
 
 
@@ -155,6 +158,8 @@ class AgentService:
             self._failure: tuple[str, str] | None = (
                 None  # event and sentence of the newest failure; None after a success
             )
+            self._unreachable = ""  # gRPC's words, as they were looked into last
+            self._in_the_way = ""  # what was found then, in the doctor's words
             self._unwritten = ""  # why the status file could not be written, as last logged
             self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
         except BaseException:
@@ -192,7 +197,7 @@ class AgentService:
                 self._link.reconnect(self._endpoint())
             turn = self._participant.step()
         except Unreachable as error:
-            return self._failed("aggregator not reached", error)
+            return self._failed("aggregator not reached", self._explained(error))
         except (SiteError, FederationError) as error:
             return self._failed("step failed", error)
         # No exception ends the loop: the next turn starts from the files.
@@ -217,6 +222,19 @@ class AgentService:
                 _log.info("step done", asked=turn.asked)
         self._health = _Health(self._clock(), refusal or self._certificates.notice, (turn.asked, refusal))
         return turn.wait_s
+
+    def _explained(self, error: Unreachable) -> Unreachable:
+        """Return the error with the doctor's words, if the doctor finds what is in the way."""
+        # Each look is a connection of its own: at the first failure, when gRPC's words change, and rarely after.
+        if self._stopping.is_set():
+            return error
+        if self._backoff.failures % _LOOKS_EVERY == 0 or self._unreachable != str(error):
+            self._unreachable = str(error)
+            ca = x509.load_pem_x509_certificate(self._identity.ca_pem)
+            self._in_the_way = explain(self._settings.aggregator, ca, self._clock())
+        if not self._in_the_way:
+            return error
+        return Unreachable(f"no answer from {self._settings.aggregator.address}: {self._in_the_way}")
 
     def _failed(self, event: str, error: Exception) -> float:
         if self._stopping.is_set():

@@ -12,8 +12,8 @@ from typing import Final
 
 from pydicom.uid import UID
 
+from site_client.check_result import Check, CheckResult, green, grey, red
 from site_client.config import SiteSettings
-from site_client.doctor.result import Check, CheckResult, green, grey, red
 from site_client.errors import SiteError
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.files.decoders import has_decoder
