@@ -130,6 +130,7 @@ class IdleSettings:
     temperature_max_c: Annotated[float, Meta(ge=30, le=150)] = 90.0
     user_idle_min_s: Seconds = 300.0
     remote_idle_min_s: Seconds = 300.0
+    bare_sessions: Literal["pause", "ignore"] = "pause"
     gpu_others: Literal["compute", "any", "ignore"] = "compute"
     battery: Literal["pause", "ignore"] = "pause"
     exclusive_programs: tuple[str, ...] = ()
