@@ -28,10 +28,7 @@ class Fact:
 def gather(settings: SiteSettings, now: datetime | None = None) -> list[Fact]:
     """Gather every value, in the order of a person's questions.
 
-    A file of the trainer that cannot be used is a value of its own, and hides no other.
-
-    Raises:
-        StateRefused: the agent's status file is damaged.
+    A file that cannot be used is a value of its own, and hides no other.
     """
     now = now or datetime.now(UTC)
     if settings.is_example:
@@ -53,7 +50,10 @@ def render_text(facts: list[Fact]) -> str:
 
 
 def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
-    status = read_status(settings.folders.agent)
+    try:
+        status = read_status(settings.folders.agent)
+    except StateRefused as error:
+        return [Fact("state", f"unknown: {error}", None)]
     if status is None:
         return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
     age_s = (now - status.written_at).total_seconds()

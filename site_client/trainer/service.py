@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import structlog
 from federation.vocabulary import SiteState
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.disk_watch import DiskWatch, is_of_disk
-from site_client.errors import InUse, SpoolRefused
+from site_client.errors import InUse, SpoolRefused, StateUnreadable
 from site_client.logging_setup import log_to_stderr
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide
@@ -46,6 +46,7 @@ def run(settings: SiteSettings, config: Path) -> int:
 
     Raises:
         InUse: another trainer runs on the same state folder.
+        StateUnreadable: its lock is no file, or may not be written.
     """
     log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
@@ -59,7 +60,7 @@ def run(settings: SiteSettings, config: Path) -> int:
     while not stopping.is_set():
         try:
             settings.folders.trainer.mkdir(parents=True, exist_ok=True)
-            with (settings.folders.trainer / "lock").open("w") as lock:
+            with _opened(settings.folders.trainer / "lock") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -73,6 +74,15 @@ def run(settings: SiteSettings, config: Path) -> int:
             notifier.ready()
             disk.wait(wait_s, stopping)
     return 0
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        if is_of_disk(error):
+            raise
+        raise StateUnreadable.of(path.name, error) from error
 
 
 def _stand_by(notifier: Notifier) -> None:

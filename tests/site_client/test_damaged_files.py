@@ -1,6 +1,9 @@
 """A damaged small file of a site raises one of our errors, which names the file and a remedy."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +16,10 @@ from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.agent.status_file import AgentStatus, read_status, write_status
-from site_client.errors import SiteError, StateRefused, StepRefused
+from site_client.config import FoldersSettings, SiteSettings
+from site_client.errors import SiteError, StateRefused, StateUnreadable, StepRefused
 from site_client.records import RunId
+from site_client.status import gather
 from site_client.trainer.idle import operator
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.readings import OperatorPause
@@ -135,3 +140,43 @@ def test_a_pause_of_version_0_1_0_is_read(tmp_path: Path) -> None:
     (tmp_path / "pause.json").write_text('{"until": "2026-11-23T09:00:00+00:00", "after_round": false}')
     assert operator.current(tmp_path) == OperatorPause(NOW)
     assert os.listdir(tmp_path) == ["pause.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_file_that_may_not_be_read_is_refused_without_its_path_and_stays_as_it_is() -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        folder.chmod(0o755)
+        path, read = a_history(folder)
+        path.parent.chmod(0o755)
+        path.chmod(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(
+                StateUnreadable, match=r"history.json .* cannot be read \(permission denied\)"
+            ) as refusal:
+                read()
+        finally:
+            os.seteuid(0)
+        assert root not in str(refusal.value)
+        assert os.listdir(path.parent) == ["history.json"]
+
+
+def test_the_status_command_shows_a_damaged_status_file_as_one_value(tmp_path: Path) -> None:
+    settings = SiteSettings("mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool"))
+    settings.folders.agent.mkdir(parents=True)
+    (settings.folders.agent / "status.json").write_bytes(b"{")
+    facts = {fact.name: fact.value for fact in gather(settings)}
+    assert str(facts["state"]).startswith("unknown: status.json in the state folder is damaged")
+    assert "trainer_state" in facts
+
+
+def test_a_trainer_whose_lock_is_a_folder_ends_with_a_sentence(tmp_path: Path) -> None:
+    settings = SiteSettings("mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool"))
+    (settings.folders.trainer / "lock").mkdir(parents=True)
+    command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(tmp_path / "site.toml")]
+    (tmp_path / "site.toml").write_text('name = "mercy"\n[folders]\nstate = "state"\nspool = "spool"\n')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert done.stderr.startswith("hemofed-site: lock in the state folder cannot be read (is a directory)")
+    assert done.stderr.count("\n") == 1
