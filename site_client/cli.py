@@ -12,7 +12,7 @@ from federation.errors import FederationError
 
 from site_client.commands.lazy_group import LazyCommand, LazyGroup
 from site_client.errors import NothingUsable, SiteError
-from site_client.logging_setup import log_to_stderr
+from site_client.logging_setup import log_to_stderr, priority
 
 _FAILED: Final = 1
 _NOTHING_USABLE: Final = 2
@@ -74,7 +74,7 @@ class _Root(LazyGroup):
         try:
             return super().invoke(ctx)
         except (SiteError, FederationError) as error:
-            click.echo(f"hemofed-site: {error}", err=True)
+            click.echo(f"{priority('error')}hemofed-site: {error}", err=True)
             if isinstance(error, NothingUsable):
                 ctx.exit(_NOTHING_USABLE)
             is_retryable = isinstance(error, SiteError) and error.retryable

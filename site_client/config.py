@@ -45,7 +45,7 @@ class AggregatorAddress:
     def __post_init__(self) -> None:
         """Check the form of the addresses."""
         for name, value in (("address", self.address), ("enrolment_address", self.enrolment_address)):
-            _require(not value or _is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
+            _require(not value or is_host_port(value), f"aggregator.{name} is host:port, got {value!r}")
         if self.proxy:
             _check_proxy(self.proxy)
 
@@ -163,6 +163,7 @@ class IdleSettings:
     temperature_max_c: Annotated[float, Meta(ge=30, le=150)] = 90.0
     user_idle_min_s: Seconds = 300.0
     remote_idle_min_s: Seconds = 300.0
+    bare_sessions: Literal["pause", "ignore"] = "pause"
     gpu_others: Literal["compute", "any", "ignore"] = "compute"
     battery: Literal["pause", "ignore"] = "pause"
     exclusive_programs: tuple[str, ...] = ()
@@ -357,7 +358,8 @@ def _check_windows(key: str, windows: tuple[str, ...]) -> None:
             raise ConfigRefused(f"site.toml: {key}: {error}") from error
 
 
-def _is_host_port(value: str) -> bool:
+def is_host_port(value: str) -> bool:
+    """Whether `value` is host:port, with brackets around an IPv6 address."""
     host, _, port = value.rpartition(":")
     return bool(re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", host)) and port.isdigit() and 0 < int(port) < 65536
 

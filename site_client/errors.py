@@ -5,6 +5,7 @@ SiteError
 ├── InUse                  another process holds the state folder or the ledger, and may end (retryable)
 ├── SpoolRefused           a record in the spool does not follow its schema
 ├── StateRefused           a small file of the state folder is damaged
+│   └── StateUnreadable    it cannot be read: its owner, its mode, or its disk
 ├── IdentityRefused        a key, certificate or roster is missing or must not be trusted
 ├── LinkError              a call to the aggregator did not succeed
 │   ├── Unreachable        no answer; a later try may succeed (retryable)
@@ -14,6 +15,7 @@ SiteError
 ├── LedgerBroken           a ledger's chain does not verify; carries the first bad entry
 ├── StepRefused            the aggregator asked for a step that this site must not take
 ├── ModelMismatch          a model does not have the announced digest
+├── ModelDamaged           a model or sum was damaged on the way or on a disk; it is fetched again (retryable)
 ├── UnknownArchitecture    the plan names a network that this version does not have
 ├── WeightsRefused         a file of published weights is not that of the architecture, or would run code
 ├── CheckpointRefused      a checkpoint is broken, or of another round, model, dataset or configuration
@@ -34,6 +36,9 @@ DICOM header, or the path of an image.
 `bus.BusError` and `windows.WindowRefused` are no part of the tree: their callers turn each into a signal that is
 unknown, or into ConfigRefused.
 """
+
+import errno
+import os
 
 
 class SiteError(Exception):
@@ -58,6 +63,19 @@ class SpoolRefused(SiteError):
 
 class StateRefused(SiteError):
     """A small file of the state folder is damaged, or was written by a newer version."""
+
+
+class StateUnreadable(StateRefused):
+    """A small file of the state folder cannot be read: its owner, its mode, or its disk."""
+
+    @classmethod
+    def of(cls, name: str, error: OSError) -> "StateUnreadable":
+        """Return the error about the file `name`, without the path that an OSError repeats."""
+        why = os.strerror(error.errno or errno.EIO).lower()
+        return cls(
+            f"{name} in the state folder cannot be read ({why}); see that the folder belongs to the service's user, "
+            "as in docs/HOSPITAL.md, and that its disk is in order"
+        )
 
 
 class IdentityRefused(SiteError):
@@ -108,6 +126,12 @@ class StepRefused(SiteError):
 
 class ModelMismatch(SiteError):
     """A downloaded or computed model does not have the announced digest."""
+
+
+class ModelDamaged(SiteError):
+    """A model or sum was damaged on the way or on a disk. It is dropped here, and the next turn fetches it again."""
+
+    retryable = True
 
 
 class UnknownArchitecture(SiteError):

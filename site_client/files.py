@@ -1,9 +1,18 @@
 """Files and folders that survive a crash: built under a dot name, synced, then renamed."""
 
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Final
+
+import structlog
+
+_log = structlog.get_logger()
+# A disk that is full, read-only or failing: it passes without a change to a file of ours.
+DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+DAMAGED: Final = ".damaged"  # ends the name of a file that was set aside
 
 
 def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
@@ -22,7 +31,7 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file, durably; a crash at any moment leaves either the old bytes or the new ones."""
     draft = path.with_name(f".{path.name}.new")
     write_file(draft, data, mode)
-    draft.rename(path)
+    _rename_over(draft, path)
     sync_folder(path.parent)
 
 
@@ -43,7 +52,8 @@ def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -
         # One call for all parts: two writes could leave the first one alone in the file.
         written = os.writev(handle, parts)
         if written != size_bytes:
-            raise OSError(f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?")
+            why = f"only {written} of {size_bytes} bytes of a {what} could be kept; is the disk full?"
+            raise OSError(errno.ENOSPC, why)
         if durably:
             os.fsync(handle)
     except OSError:
@@ -58,7 +68,32 @@ def refresh_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     draft.write_bytes(data)
     belongs_with_its_folder(draft, path)
     draft.chmod(mode)
-    draft.rename(path)
+    _rename_over(draft, path)
+
+
+def set_aside(path: Path, why: str, way_on: str) -> None:
+    """Give a damaged file another name, so that a new one can take its place, and log that.
+
+    `hemofed-site status` lists the files that were set aside in the agent's folder, until a person removes them.
+
+    Args:
+        path: the file, or the folder that stands in its place. An earlier one that was set aside is removed.
+        why: a clause.
+        way_on: what happens now, a clause.
+    """
+    target = path.with_name(path.name + DAMAGED)
+    remove(target)
+    path.rename(target)
+    sync_folder(path.parent)
+    _log.warning("damaged file set aside", file=path.name, now=target.name, why=why, way_on=way_on)
+
+
+def _rename_over(draft: Path, path: Path) -> None:
+    try:
+        draft.rename(path)
+    except IsADirectoryError:
+        set_aside(path, "it was a folder", "a new file takes its place")
+        draft.rename(path)
 
 
 def lend_file(source: Path, target: Path, mode: int) -> None:

@@ -3,16 +3,21 @@
 An event is a constant text in lower case and past tense; facts are fields. A terminal gets readable lines, everything
 else gets JSON, with UTC times.
 
+In the journal each line begins with its priority, sd-daemon(3): `journalctl -p warning` shows what needs a look.
+
 Code that reads DICOM logs without tracebacks, because the text of an exception there may quote a patient's value. Such
 code logs the exception's type at most.
 """
 
+import os
 import sys
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+_PRIORITIES: Final = {"critical": "<2>", "error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}
 _STAMP: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
@@ -33,9 +38,29 @@ def log_to_stderr(*, tracebacks: bool) -> None:
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
             if on_terminal
             else structlog.processors.JSONRenderer(),
+            *([_with_priority] if in_journal() else []),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def in_journal(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether standard error is the journal: JOURNAL_STREAM, systemd.exec(5), names its device and inode."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    # Standard error may be closed, or no file at all.
+    except (OSError, ValueError, AttributeError):
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def priority(level: str) -> str:
+    """Return what a line of this level begins with on standard error; empty outside the journal."""
+    return _PRIORITIES[level] if in_journal() else ""
+
+
+def _with_priority(_logger: WrappedLogger, method: str, line: Any) -> str:
+    return _PRIORITIES.get(method, "<6>") + str(line)  # the renderer before it has made a line of the event
 
 
 def _without_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

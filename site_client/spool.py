@@ -91,6 +91,10 @@ class AgentSide:
             write_file(draft / "job.json", to_json(job), _FILE_MODE)
         return replace(job, folder=target)
 
+    def offers(self, run_id: RunId, round: int) -> bool:
+        """Whether a job of this round is on offer."""
+        return (self._out / _name(_JOB, run_id, round)).exists()
+
     def withdraw_job(self, run_id: RunId, round: int) -> None:
         """Cancel the job, or remove a finished one. Nothing happens when there is none."""
         remove(self._out / _name(_JOB, run_id, round))

@@ -9,7 +9,7 @@ from federation.roster import ROSTER_WARNING_DAYS
 
 from site_client.agent.status_file import read_status
 from site_client.config import NOT_CONFIGURED, SiteSettings
-from site_client.errors import SpoolRefused, StateRefused
+from site_client.errors import SpoolRefused, StateRefused, StateUnreadable
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
@@ -28,10 +28,7 @@ class Fact:
 def gather(settings: SiteSettings, now: datetime | None = None) -> list[Fact]:
     """Gather every value, in the order of a person's questions.
 
-    A file of the trainer that cannot be used is a value of its own, and hides no other.
-
-    Raises:
-        StateRefused: the agent's status file is damaged.
+    A file that cannot be used is a value of its own, and hides no other.
     """
     now = now or datetime.now(UTC)
     if settings.is_example:
@@ -53,11 +50,15 @@ def render_text(facts: list[Fact]) -> str:
 
 
 def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
-    status = read_status(settings.folders.agent)
+    try:
+        status = read_status(settings.folders.agent)
+    except StateRefused as error:
+        return [Fact("state", f"unknown: {error}", None)]
     if status is None:
         return [Fact("state", "not started yet, or not enrolled: hemofed-site join, then agent", None)]
     age_s = (now - status.written_at).total_seconds()
-    days_left = round((status.certificate_expires_at - now).total_seconds() / 86_400, 1)
+    expires_at = status.certificate_expires_at
+    days_left = None if expires_at is None else round((expires_at - now).total_seconds() / 86_400, 1)
     contact_s = None if status.last_contact_at is None else (now - status.last_contact_at).total_seconds()
     return [
         Fact("state", status.state, age_s),
@@ -72,6 +73,7 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
         Fact("last_error", status.last_error or None, age_s),
+        Fact("set_aside", list(status.set_aside), age_s),
         Fact("ledger_entries", status.ledger_entries, age_s),
     ]
 
@@ -112,7 +114,7 @@ def _of_gate(settings: SiteSettings, now: datetime) -> list[Fact]:
     try:
         record = read_record(settings.folders.trainer)
     # The trainer's folder is closed to all but its user; the other facts are shown all the same.
-    except PermissionError:
+    except StateUnreadable:
         return []
     except StateRefused as error:
         return [Fact("held_back_by", f"unknown: {error}", None)]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 
 import msgspec
 
-from site_client.errors import StateRefused
+from site_client.errors import StateRefused, StateUnreadable
 from site_client.untrusted_files import read_regular
 
 SIZE_MAX: Final = 1 << 20  # bytes; the longest file, an agent's status with 500 hospitals, has 20 KiB
@@ -101,13 +101,15 @@ def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
 
     Raises:
         StateRefused: the file is damaged, of a newer version, or no regular file.
-        OSError: the file cannot be read.
+        StateUnreadable: the file cannot be read.
     """
     try:
         # Read and not tested for existence first: the file may go between the two.
         return decode(kind, read_regular(path, SIZE_MAX))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StateUnreadable.of(path.name, error) from error
     except ValueError as error:
         raise StateRefused(f"{path.name} in the state folder is damaged ({error}); {advice}") from None
 

@@ -67,6 +67,7 @@ REASONS: Final[Mapping[str, str]] = {
     StateReason.PLAN_REFUSED: "the hospital refused the plan",
     StateReason.POLICY: "the hospital's policy forbids the plan",
     StateReason.MODEL_MISMATCH: "a published model did not verify",
+    StateReason.MODEL_DAMAGED: "a model or sum is damaged, on the way or on a disk; it is fetched again",
 }
 
 ROUND_STATES: Final[Mapping[str, str]] = {

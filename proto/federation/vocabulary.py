@@ -61,6 +61,7 @@ class StateReason(StrEnum):
     PLAN_REFUSED = "PLAN_REFUSED"
     POLICY = "POLICY"
     MODEL_MISMATCH = "MODEL_MISMATCH"
+    MODEL_DAMAGED = "MODEL_DAMAGED"
 
     @property
     def number(self) -> rounds_pb2.StateReason.ValueType:

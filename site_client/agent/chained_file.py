@@ -23,8 +23,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from site_client.errors import InUse, LedgerBroken
-from site_client.files import append_whole, belongs_with_its_folder, private_folder
+from site_client.errors import InUse, LedgerBroken, StateUnreadable
+from site_client.files import DISK_ERRORS, append_whole, belongs_with_its_folder, private_folder
 
 GENESIS = "0" * 64
 _HEX = re.compile(r"[0-9a-f]+")
@@ -67,7 +67,11 @@ class Chain:
         seq, head = 0, GENESIS
         if not path.exists():
             return
-        with path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise StateUnreadable.of(path.name, error) from error
+        with file:
             for whole in file:
                 if not whole.endswith(b"\n"):
                     return
@@ -160,12 +164,18 @@ class ChainedFile:
         Raises:
             LedgerBroken: an entry does not verify.
             InUse: another process has the file open.
+            StateUnreadable: it is no file, or may not be written.
         """
         self._signer, self._clock, self._chain = signer, clock, chain
         self.key = signer.public_key().public_bytes_raw().hex()
         private_folder(path.parent)
         # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise
+            raise StateUnreadable.of(path.name, error) from error
         belongs_with_its_folder(self._handle, path)
         try:
             # Locked before it is read: two writers would both continue from the same head.

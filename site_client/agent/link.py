@@ -142,6 +142,12 @@ class Link:
         code, details = call.code(), (call.details() or "")[:300]
         if code in _RETRYABLE:
             return Unreachable(_why_unreachable(self._endpoint, code, details))
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            why = (
+                f"{self._endpoint.address} does not know this call: is it the other port of the aggregator? "
+                "aggregator.address is the one for sites, usually 8443; join dials the one for enrolment, usually 8444"
+            )
+            return Refused(why, code.name)
         return Refused(f"the aggregator refused the call ({code.name}): {details or 'no reason given'}", code.name)
 
 
@@ -179,7 +185,7 @@ def _why_unreachable(endpoint: Endpoint, code: grpc.StatusCode, details: str) ->
     hints = {
         "407": "the proxy wants a user and password: set them in aggregator.proxy",
         "403": f"the proxy forbids it: ask IT to allow CONNECT to {endpoint.address}",
-        "CERTIFICATE_VERIFY_FAILED": "its certificate is not the consortium's: does a firewall inspect TLS?",
+        "CERTIFICATE_VERIFY_FAILED": "its certificate does not verify: is this clock wrong, or is TLS inspected?",
         "ALPN": "a firewall or proxy strips HTTP/2: ask IT to bypass the aggregator's address",
     }
     hint = next((text for sign, text in hints.items() if sign in details), "it is tried again")

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import IO, Final
 
 import structlog
+from cryptography import x509
 from federation.errors import FederationError
 from federation.vocabulary import SiteState
 
 from site_client.agent.backoff import LONGEST_S, Backoff
+from site_client.agent.connection import explain
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
@@ -30,10 +32,12 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Endpoint, Link, enrolled
 from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.situation import Situation
-from site_client.agent.status_file import AgentStatus, in_words, write_status
+from site_client.agent.status_file import AgentStatus, in_words, write_refusal, write_status
 from site_client.bus import Bus
 from site_client.config import SiteSettings
-from site_client.errors import ConfigRefused, InUse, SiteError, Unreachable
+from site_client.disk_watch import DiskWatch, is_of_disk
+from site_client.errors import ConfigRefused, InUse, ModelDamaged, SiteError, StateUnreadable, Unreachable
+from site_client.files import DAMAGED, DISK_ERRORS
 from site_client.logging_setup import log_to_stderr
 from site_client.metered import is_metered
 from site_client.notify import Notifier
@@ -42,6 +46,7 @@ from site_client.spool import AgentSide
 _log = structlog.get_logger()
 _NEWS_S: Final = 0.1  # between two looks at the files while the loop waits: other sites may wait for this update
 _GRACE_S: Final = 5.0  # a call in progress may take this long to end after SIGTERM
+_LOOKS_EVERY: Final = 8  # failures in a row; at the longest pauses 8 minutes
 _QUIET_STALLS: Final = 3.0  # lengths of agent.stall_s that a working loop may take without a message moving
 
 
@@ -54,22 +59,44 @@ def run(settings: SiteSettings) -> int:
     Raises:
         ConfigRefused: the settings are another site's, or have no aggregator.
         IdentityRefused: this host has not joined, or a file of its identity does not verify.
-        StateRefused: the journal is damaged.
+        StateRefused: a file that protects patients is damaged.
         LedgerBroken: the ledger does not verify.
         InUse: another agent runs on this state folder.
     """
     log_to_stderr(tracebacks=True)
+    try:
+        return _run(settings)
+    except (SiteError, FederationError) as error:
+        # Not over the status of the agent that runs.
+        if not isinstance(error, InUse) and settings.folders.agent.is_dir():
+            write_refusal(settings.folders.agent, datetime.now(UTC), str(error))
+        raise
+
+
+def _run(settings: SiteSettings) -> int:
     identity = SiteIdentity(settings.folders.agent / "identity")
     if identity.site != settings.name:
         raise ConfigRefused(f"site.toml says name = {settings.name!r}, but this host is enrolled as {identity.site!r}")
     if not settings.aggregator.address:
         raise ConfigRefused("aggregator.address in site.toml is empty; ask the coordinator for host:port")
-    # One agent on a state folder: two would use the same secrets with different messages.
-    with _lock(settings.folders.agent / "lock"):
-        service = AgentService(settings, identity, lambda: datetime.now(UTC), Notifier.of_service())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stop())
-        service.run()
+    notifier, stopping = Notifier.of_service(), threading.Event()
+    disk = DiskWatch(notifier)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    while not stopping.is_set():
+        try:
+            # One agent on a state folder: two would use the same secrets with different messages.
+            with _lock(settings.folders.agent / "lock"):
+                service = AgentService(settings, identity, lambda: datetime.now(UTC), notifier, stopping)
+                disk.works()
+                service.run()
+        except OSError as error:
+            if not is_of_disk(error):
+                raise
+            wait_s = disk.refused(error)
+            # A service that waits for its disk is up: systemd would end one that is never ready.
+            notifier.ready()
+            disk.wait(wait_s, stopping)
     return 0
 
 
@@ -91,8 +118,16 @@ class AgentService:
         identity: SiteIdentity,
         clock: Callable[[], datetime],
         notifier: Notifier | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         """Put the loop together from its parts.
+
+        Args:
+            settings: of this site.
+            identity: of this site.
+            clock: aware time.
+            notifier: to systemd; None: no notification.
+            stopping: ends the loop when it is set; None: only `stop` does.
 
         Raises:
             StateRefused: the journal is damaged.
@@ -103,22 +138,34 @@ class AgentService:
         self._notifier = notifier or Notifier()
         # The unit's watchdog time may be shorter than the silence of a stalled transfer.
         self._notifier.allow(_QUIET_STALLS * settings.agent.stall_s)
-        self._stopping = threading.Event()
+        self._stopping = stopping or threading.Event()
+        self._disk = DiskWatch(self._notifier)
         self._ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
-        payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
-        self._guard = Guard(settings.policy)
-        self._link = Link(self._endpoint())
-        rate_limit = RateLimit(settings.policy.bandwidth_kib_s * 1024)
-        self._egress = Egress(self._guard, self._ledger, self._link, payloads, rate_limit, self._notifier.alive)
-        self._certificates = Certificates(identity, self._egress, self._enrolment, clock)
-        spool = AgentSide(settings.folders.spool)
-        # The lock is held, so no other agent builds a draft now.
-        spool.clear_drafts()
-        bus = Bus()
-        self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
-        self._health = _Health()
-        self._attention = ""  # as last logged
-        self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
+        try:
+            payloads = Payloads(settings.folders.agent / "payloads", settings.agent.payloads_mib * 1024 * 1024)
+            self._guard = Guard(settings.policy)
+            self._link = Link(self._endpoint())
+            rate_limit = RateLimit(settings.policy.bandwidth_kib_s * 1024)
+            self._egress = Egress(self._guard, self._ledger, self._link, payloads, rate_limit, self._notifier.alive)
+            self._certificates = Certificates(identity, self._egress, self._enrolment, clock)
+            spool = AgentSide(settings.folders.spool)
+            # The lock is held, so no other agent builds a draft now.
+            spool.clear_drafts()
+            bus = Bus()
+            self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
+            self._health = _Health()
+            self._attention = ""  # as last logged
+            self._failure: tuple[str, str] | None = (
+                None  # event and sentence of the newest failure; None after a success
+            )
+            self._unreachable = ""  # gRPC's words, as they were looked into last
+            self._in_the_way = ""  # what was found then, in the doctor's words
+            self._unwritten = ""  # why the status file could not be written, as last logged
+            self._backoff = Backoff(min(LONGEST_S, settings.agent.poll_max_s))
+        except BaseException:
+            # Its lock would keep the next try out.
+            self._ledger.close()
+            raise
 
     def stop(self) -> None:
         """End the loop after the turn in progress; a call that takes too long is cut. Safe in a signal handler."""
@@ -150,13 +197,20 @@ class AgentService:
                 self._link.reconnect(self._endpoint())
             turn = self._participant.step()
         except Unreachable as error:
-            return self._failed("aggregator not reached", error)
+            return self._failed("aggregator not reached", self._explained(error))
         except (SiteError, FederationError) as error:
             return self._failed("step failed", error)
         # No exception ends the loop: the next turn starts from the files.
         except Exception as error:
-            _log.error("step crashed", kind=type(error).__name__, exc_info=True)
+            if isinstance(error, OSError) and is_of_disk(error):
+                self._disk.refused(error)
+                self._health.last_error = self._disk.sentence
+                return self._backoff.failed(0)
+            if self._failure != ("step crashed", str(error)):
+                _log.error("step crashed", kind=type(error).__name__, exc_info=True)
             return self._failed("step crashed", error)
+        self._disk.works()
+        self._failure = None
         refusal = "" if turn.refusal is None else str(turn.refusal)
         if self._backoff.failures:
             _log.info("recovered", failures=self._backoff.failures)
@@ -169,12 +223,29 @@ class AgentService:
         self._health = _Health(self._clock(), refusal or self._certificates.notice, (turn.asked, refusal))
         return turn.wait_s
 
+    def _explained(self, error: Unreachable) -> Unreachable:
+        """Return the error with the doctor's words, if the doctor finds what is in the way."""
+        # Each look is a connection of its own: at the first failure, when gRPC's words change, and rarely after.
+        if self._stopping.is_set():
+            return error
+        if self._backoff.failures % _LOOKS_EVERY == 0 or self._unreachable != str(error):
+            self._unreachable = str(error)
+            ca = x509.load_pem_x509_certificate(self._identity.ca_pem)
+            self._in_the_way = explain(self._settings.aggregator, ca, self._clock())
+        if not self._in_the_way:
+            return error
+        return Unreachable(f"no answer from {self._settings.aggregator.address}: {self._in_the_way}")
+
     def _failed(self, event: str, error: Exception) -> float:
         if self._stopping.is_set():
             return 0.0
         self._health.last_error = str(error)
-        wait_s = self._backoff.failed(self._egress.progress)
-        _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
+        # Bytes that arrived damaged are no progress: the whole file would be fetched again each second.
+        wait_s = self._backoff.failed(0 if isinstance(error, ModelDamaged) else self._egress.progress)
+        # Changes only: an aggregator that is away for a week would fill the journal.
+        if self._failure != (event, str(error)):
+            _log.warning(event, why=str(error), failures=self._backoff.failures, wait_s=round(wait_s, 1))
+        self._failure = event, str(error)
         return wait_s
 
     def _rest(self, wait_s: float) -> None:
@@ -237,17 +308,26 @@ class AgentService:
             roster=tuple(sorted(self._identity.roster.signing_keys)),
             roster_waiting=waiting,
             roster_expires_at=self._identity.roster.expires_at,
+            set_aside=tuple(sorted(path.name for path in self._settings.folders.agent.rglob(f"*{DAMAGED}"))),
         )
         try:
             write_status(self._settings.folders.agent, status)
+            self._unwritten = ""
         except OSError as error:  # a full disk: the next turn writes it
-            _log.warning("status not written", why=error.strerror)
+            if (why := error.strerror or "") != self._unwritten:
+                _log.warning("status not written", why=why)
+            self._unwritten = why
         self._notifier.status(in_words(status))
 
 
 def _lock(path: Path) -> IO[bytes]:
     """Return a lock on the state folder, which lasts as long as the file is open."""
-    lock = path.open("ab")
+    try:
+        lock = path.open("ab")
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        raise StateUnreadable.of(path.name, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

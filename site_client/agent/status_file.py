@@ -2,13 +2,15 @@
 
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from federation.vocabulary import SiteState
 from msgspec import Meta
 
+from site_client.errors import StateRefused
 from site_client.files import refresh_file
 from site_client.records import AwareTime, Count, Reasons, RoundNumber, RunHex
 from site_client.typed_json import encode, read_state
@@ -27,13 +29,14 @@ class AgentStatus:
     round: RoundNumber | None
     model_digest: _DigestHex | None
     roster_epoch: Count
-    certificate_expires_at: AwareTime
+    certificate_expires_at: AwareTime | None
     last_contact_at: AwareTime | None  # since this agent was started
     last_error: str  # one sentence; empty when the last turn succeeded
     ledger_entries: Count
     roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
     roster_waiting: tuple[str, ...] = ()  # those of them that do not count yet
     roster_expires_at: AwareTime | None = None
+    set_aside: tuple[str, ...] = ()  # damaged files that were replaced, by the names that they have now
 
 
 def in_words(status: AgentStatus) -> str:
@@ -52,6 +55,21 @@ def write_status(folder: Path, status: AgentStatus) -> None:
     refresh_file(folder / "status.json", encode(status))
 
 
+def write_refusal(folder: Path, now: datetime, refusal: str) -> None:
+    """Say in the status file why the agent does not run. Nothing happens where the folder cannot take it."""
+    try:
+        before = read_status(folder)
+    except StateRefused:
+        before = None
+    if before is None:
+        before = AgentStatus(now, SiteState.ATTENTION, (), None, None, None, 0, None, None, "", 0)
+    stopped = replace(
+        before, written_at=now, state=SiteState.ATTENTION, reasons=(), last_error=f"the agent has stopped: {refusal}"
+    )
+    with suppress(OSError):
+        write_status(folder, stopped)
+
+
 def read_status(folder: Path) -> AgentStatus | None:
     """Read the status file; None before the first one, and after a power cut until the next.
 
@@ -63,4 +81,4 @@ def read_status(folder: Path) -> AgentStatus | None:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:
             return None
-    return read_state(AgentStatus, path, "restart the agent, which writes a new one")
+    return read_state(AgentStatus, path, "the agent writes a new one with its next turn")

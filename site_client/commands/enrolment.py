@@ -17,7 +17,8 @@ from site_client.config import load
 def join(address: str, token: str, yes: bool, config: Path) -> None:
     """Enrol this host with the consortium.
 
-    ADDRESS is host:port, and TOKEN comes from the coordinator. The whole first roster is shown and has to be confirmed.
+    ADDRESS is host:port, or a host alone for port 8444. TOKEN comes from the coordinator. The whole first roster is
+    shown and has to be confirmed.
     """
     from site_client.agent.commands.join import join as run
 

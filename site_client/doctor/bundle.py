@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 from site_client.agent.egress.ledger import read
 from site_client.agent.egress.verify import totals
 from site_client.agent.status_file import read_status
+from site_client.check_result import CheckResult
 from site_client.config import SiteSettings
-from site_client.doctor.result import CheckResult
 from site_client.errors import LedgerBroken, SpoolRefused, StateRefused
 from site_client.spool import AgentSide
 

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from site_client.check_result import CheckResult, Color, from_json_line, green, grey, red
 from site_client.config import load
-from site_client.doctor.result import CheckResult, Color, from_json_line, green, grey, red
 from site_client.doctor.units import check_units, supplementary_groups
 from site_client.errors import ConfigRefused
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from site_client.doctor.result import CheckResult, green, grey, red
+from site_client.check_result import CheckResult, green, grey, red
 
 UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the highest exposure, on systemd-analyze's scale to 10
 _ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import structlog
 from federation.vocabulary import SiteState
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
-from site_client.errors import InUse, SpoolRefused
+from site_client.disk_watch import DiskWatch, is_of_disk
+from site_client.errors import InUse, SpoolRefused, StateUnreadable
 from site_client.logging_setup import log_to_stderr
 from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide
@@ -45,24 +46,43 @@ def run(settings: SiteSettings, config: Path) -> int:
 
     Raises:
         InUse: another trainer runs on the same state folder.
+        StateUnreadable: its lock is no file, or may not be written.
     """
     log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
     if settings.is_example:
         _stand_by(notifier)
         return 0
-    settings.folders.trainer.mkdir(parents=True, exist_ok=True)
-    with (settings.folders.trainer / "lock").open("w") as lock:
+    # Workers inherit this: SIGUSR1 must not kill one that has not yet set its own handler.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    stopping, disk = threading.Event(), DiskWatch(notifier)
+    _set_at_signal(stopping)
+    while not stopping.is_set():
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse("another trainer runs on this state folder; stop it first") from None
-        service = TrainerService(settings, config, lambda: datetime.now(UTC), notifier)
-        # Workers inherit this: SIGUSR1 must not kill one that has not yet set its own handler.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        _set_at_signal(service.stopping)
-        service.run()
+            settings.folders.trainer.mkdir(parents=True, exist_ok=True)
+            with _opened(settings.folders.trainer / "lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InUse("another trainer runs on this state folder; stop it first") from None
+                TrainerService(settings, config, lambda: datetime.now(UTC), notifier, stopping).run()
+        except OSError as error:
+            if not is_of_disk(error):
+                raise
+            wait_s = disk.refused(error)
+            # A service that waits for its disk is up: systemd would end one that is never ready.
+            notifier.ready()
+            disk.wait(wait_s, stopping)
     return 0
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        if is_of_disk(error):
+            raise
+        raise StateUnreadable.of(path.name, error) from error
 
 
 def _stand_by(notifier: Notifier) -> None:
@@ -89,7 +109,12 @@ class TrainerService:
     """The loop of the trainer. `stopping` ends it."""
 
     def __init__(
-        self, settings: SiteSettings, config: Path, clock: Callable[[], datetime], notifier: Notifier | None = None
+        self,
+        settings: SiteSettings,
+        config: Path,
+        clock: Callable[[], datetime],
+        notifier: Notifier | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         """Makes the service's end of the spool; nothing runs yet.
 
@@ -98,14 +123,18 @@ class TrainerService:
             config: the file they came from, for the worker.
             clock: the wall clock, aware.
             notifier: to systemd; None: no notification.
+            stopping: ends the loop when it is set; None: an event of its own.
         """
-        self.stopping = threading.Event()
+        self.stopping = stopping or threading.Event()
         self._settings, self._clock = settings, clock
         self._notifier = notifier or Notifier()
         self._spool = TrainerSide(settings.folders.spool)
         self._watch = Watch(settings, clock, local_zone())
         self._supervisor = Supervisor(config, self._spool, self._notifier.alive)
         self._status_written_s = 0.0
+        self._disk = DiskWatch(self._notifier)
+        self._again_at_s = 0.0  # monotonic; before it nothing is written
+        self._failure = ""  # of the newest turn, as logged
 
     def run(self) -> None:
         """Runs until `stopping`, then ends the worker."""
@@ -115,10 +144,7 @@ class TrainerService:
         self._notifier.ready()
         while not self.stopping.is_set():
             self._notifier.alive()
-            try:
-                self._turn()
-            except (SpoolRefused, OSError) as error:  # one bad record or a full disk must not end the service
-                _log.error("turn failed", error=type(error).__name__)
+            self._guarded_turn()
             self.stopping.wait(TURN_S)
         self._notifier.stopping()
         # The worker first: it may need a minute for its checkpoint, in which systemd is told that the service is alive.
@@ -126,9 +152,28 @@ class TrainerService:
         self._watch.stop()
         _log.info("trainer stopped")
 
+    def _guarded_turn(self) -> None:
+        """Takes a turn, which one bad record or a full disk must not make the last one; logs what changed."""
+        try:
+            # The gate comes first: neither a bad record nor a full disk may delay a pause.
+            self._ask_gate()
+            if time.monotonic() < self._again_at_s:
+                return
+            self._turn()
+        except (SpoolRefused, OSError) as error:
+            if isinstance(error, OSError) and is_of_disk(error):
+                self._again_at_s = time.monotonic() + self._disk.refused(error)
+                return
+            # Of an OSError the kind alone: its text may hold the path of an image.
+            failure = str(error) if isinstance(error, SpoolRefused) else type(error).__name__
+            if failure != self._failure:
+                _log.error("turn failed", error=failure)
+            self._failure = failure
+        else:
+            self._failure = ""
+            self._disk.works()
+
     def _turn(self) -> None:
-        # The gate comes first: a bad record in the spool ends this turn, and must not delay a pause.
-        self._ask_gate()
         jobs = self._spool.jobs()
         self._spool.sweep()
         working = self._supervisor.job

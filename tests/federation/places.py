@@ -5,11 +5,13 @@ alone.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+from federation import secagg
 from federation.secagg import state as member_state
 from federation.secagg.state import MemberState, OwnSecrets
 from federation.vocabulary import Outcome, SiteState
@@ -190,10 +192,12 @@ class Site:
 
     def member_files(self) -> list[tuple[Path, MemberState]]:
         """What secure aggregation has on this disk, of any attempt."""
-        files = [(file, file.read_bytes()) for file in self.agent_folder.glob("rounds/*/attempt-*/member.bin")]
-        # A folder of version 0.1.0 holds states that nobody reads any more.
-        of_before = b"hemofed secagg member 2"
-        return [(file, member_state.from_bytes(data)) for file, data in files if of_before not in data[:64]]
+        files = []
+        for file in self.agent_folder.glob("rounds/*/attempt-*/member.bin"):
+            # Nobody reads a state of version 0.1.0, or a damaged one.
+            with suppress(OSError, secagg.SnapshotRefused):
+                files.append((file, member_state.from_bytes(file.read_bytes())))
+        return files
 
     def _look_at_secrets(self) -> None:
         """Keep what the disk shows, so that a test knows what must not be found elsewhere, or afterwards."""

@@ -68,6 +68,11 @@ class World:
             nursery.walked[kind] = cls._walked(nursery, kind)
         past = nursery.walked[kind]
         assert isinstance(past, Past)
+        return cls.of(nursery, kind, past)
+
+    @classmethod
+    def of(cls, nursery: Nursery, kind: Kind, past: Past) -> "World":
+        """A copy of a federation that stood still."""
         world = cls(nursery.twin(past.folder), kind)
         world.wire.heard.extend(past.heard)
         for name, site in world.sites.items():
@@ -81,13 +86,17 @@ class World:
         """From the phase before, which is kept as well."""
         world = cls.begin(nursery, replace(kind, phase=PHASES[PHASES.index(kind.phase) - 1]))
         world.until(RoundState(kind.phase))
-        world.aggregator.shut()
-        for site in world.sites.values():
+        return world.stand_still()
+
+    def stand_still(self) -> "Past":
+        """End every process. The folder stays, to be copied."""
+        self.aggregator.shut()
+        for site in self.sites.values():
             site.shut()
-        states = {name: dict(site.states) for name, site in world.sites.items()}
-        secrets = {name: dict(site.secrets) for name, site in world.sites.items()}
-        coins = {name: dict(site.coins) for name, site in world.sites.items()}
-        return Past(world.folder, tuple(world.wire.heard), states, secrets, coins)
+        states = {name: dict(site.states) for name, site in self.sites.items()}
+        secrets = {name: dict(site.secrets) for name, site in self.sites.items()}
+        coins = {name: dict(site.coins) for name, site in self.sites.items()}
+        return Past(self.folder, tuple(self.wire.heard), states, secrets, coins)
 
     def end(self) -> None:
         self.aggregator.shut()

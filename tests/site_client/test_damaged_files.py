@@ -1,6 +1,9 @@
 """A damaged small file of a site raises one of our errors, which names the file and a remedy."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +14,12 @@ from federation.vocabulary import SiteState
 
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
-from site_client.agent.rounds.plans import Plans
+from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.agent.status_file import AgentStatus, read_status, write_status
-from site_client.errors import SiteError, StateRefused
+from site_client.config import FoldersSettings, SiteSettings
+from site_client.errors import SiteError, StateRefused, StateUnreadable, StepRefused
 from site_client.records import RunId
+from site_client.status import gather
 from site_client.trainer.idle import operator
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.readings import OperatorPause
@@ -63,14 +68,12 @@ def a_gate(folder: Path) -> tuple[Path, Reader]:
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
-@pytest.mark.parametrize("file", ["round.json", "closed.json", "history.json", "decision", "status.json", "gate.json"])
+@pytest.mark.parametrize("file", ["closed.json", "decision", "status.json", "gate.json"])
 def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     tmp_path: Path, plan: TrainingPlan, file: str, data: bytes
 ) -> None:
     makers: dict[str, Callable[[], tuple[Path, Reader]]] = {
-        "round.json": lambda: a_journal(tmp_path, "round.json"),
         "closed.json": lambda: a_journal(tmp_path, "closed.json"),
-        "history.json": lambda: a_history(tmp_path),
         "decision": lambda: a_decision(tmp_path, plan),
         "status.json": lambda: a_status(tmp_path),
         "gate.json": lambda: a_gate(tmp_path),
@@ -78,8 +81,8 @@ def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     path, read = makers[file]()
     read()
     path.write_bytes(data)
-    if (file, data) in {("closed.json", b"{}"), ("history.json", b"[]"), ("status.json", b"")}:
-        read()  # empty is a state of its own: no round is closed, no model is kept, a power cut emptied the status
+    if (file, data) in {("closed.json", b"{}"), ("status.json", b"")}:
+        read()  # empty is a state of its own: no round is closed, a power cut emptied the status
         return
     with pytest.raises(StateRefused) as refusal:
         read()
@@ -87,6 +90,42 @@ def test_a_damaged_file_is_refused_by_name_with_a_remedy(
     assert str(refusal.value).startswith(f"{path.name} in the state folder is damaged (")
     assert "; " in str(refusal.value)
     assert "DOE" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_round_with_a_damaged_record_is_over_for_good_and_its_secrets_are_gone(tmp_path: Path, data: bytes) -> None:
+    path, _ = a_journal(tmp_path, "round.json")
+    (path.parent / "attempt-1").mkdir()
+    (path.parent / "attempt-1" / "member.bin").write_bytes(b"secret")
+    path.write_bytes(data)
+    journal = RoundJournal(tmp_path / "rounds")
+    assert journal.current is None
+    kept = f"{path.parent.name}.round.json.damaged"
+    assert sorted(os.listdir(tmp_path / "rounds")) == [kept, "closed.json"]
+    digest = Digest(bytes(32))
+    with pytest.raises(StepRefused, match="is over for this site"):
+        journal.begin(CurrentRound(RunId(bytes(16)), 2, digest, digest, evaluation_only=False))
+    journal.begin(CurrentRound(RunId(bytes(16)), 3, digest, digest, evaluation_only=False))
+
+
+@pytest.mark.parametrize("data", [data for data in GARBAGE if data != b"[]"])
+def test_a_damaged_history_is_set_aside_and_models_are_fetched_again(tmp_path: Path, data: bytes) -> None:
+    path, read = a_history(tmp_path)
+    path.write_bytes(data)
+    assert read() == b""
+    assert sorted(os.listdir(path.parent)) == ["history.json.damaged"]
+    assert (path.parent / "history.json.damaged").read_bytes() == data
+
+
+def test_a_plan_whose_decision_is_damaged_waits_for_another_one(tmp_path: Path, plan: TrainingPlan) -> None:
+    path, read = a_decision(tmp_path, plan)
+    path.write_bytes(b"{")
+    with pytest.raises(StateRefused, match="decide again"):
+        read()
+    plans = Plans(tmp_path / "plans")
+    assert plans.find(plan.digest.hex()).decision is None
+    plans.decide(plan.digest, approved=False)
+    assert plans.find(plan.digest.hex()).decision is PlanDecision.REFUSED
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
@@ -101,3 +140,43 @@ def test_a_pause_of_version_0_1_0_is_read(tmp_path: Path) -> None:
     (tmp_path / "pause.json").write_text('{"until": "2026-11-23T09:00:00+00:00", "after_round": false}')
     assert operator.current(tmp_path) == OperatorPause(NOW)
     assert os.listdir(tmp_path) == ["pause.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_file_that_may_not_be_read_is_refused_without_its_path_and_stays_as_it_is() -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        folder.chmod(0o755)
+        path, read = a_history(folder)
+        path.parent.chmod(0o755)
+        path.chmod(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(
+                StateUnreadable, match=r"history.json .* cannot be read \(permission denied\)"
+            ) as refusal:
+                read()
+        finally:
+            os.seteuid(0)
+        assert root not in str(refusal.value)
+        assert os.listdir(path.parent) == ["history.json"]
+
+
+def test_the_status_command_shows_a_damaged_status_file_as_one_value(tmp_path: Path) -> None:
+    settings = SiteSettings("mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool"))
+    settings.folders.agent.mkdir(parents=True)
+    (settings.folders.agent / "status.json").write_bytes(b"{")
+    facts = {fact.name: fact.value for fact in gather(settings)}
+    assert str(facts["state"]).startswith("unknown: status.json in the state folder is damaged")
+    assert "trainer_state" in facts
+
+
+def test_a_trainer_whose_lock_is_a_folder_ends_with_a_sentence(tmp_path: Path) -> None:
+    settings = SiteSettings("mercy", folders=FoldersSettings(tmp_path / "state", tmp_path / "spool"))
+    (settings.folders.trainer / "lock").mkdir(parents=True)
+    command = [sys.executable, "-m", "site_client.cli", "trainer", "--config", str(tmp_path / "site.toml")]
+    (tmp_path / "site.toml").write_text('name = "mercy"\n[folders]\nstate = "state"\nspool = "spool"\n')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert done.stderr.startswith("hemofed-site: lock in the state folder cannot be read (is a directory)")
+    assert done.stderr.count("\n") == 1

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from site_client.check_result import CheckResult, Color, from_json_line, green, red, to_json_line
 from site_client.config import FoldersSettings, IdleSettings, SiteSettings, TrainingSettings, load
 from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
 from site_client.doctor.data import checks as data
-from site_client.doctor.result import CheckResult, Color, from_json_line, green, red, to_json_line
 from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
 

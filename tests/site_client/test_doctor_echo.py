@@ -7,9 +7,9 @@ import pytest
 from federation.encoding import Layout
 from federation.plan import Deadlines, TrainingPlan
 
+from site_client.check_result import Color
 from site_client.config import PolicySettings
 from site_client.doctor.network.echo import FULL_MODEL_BYTES, FULL_UPLOAD_BYTES, RoundTrip, Speed, assess, needs_of
-from site_client.doctor.result import Color
 from site_client.model.registry import build, manifest_of
 from tests.site_client.agent.conftest import plan as plan  # a fixture
 

@@ -16,12 +16,13 @@ import pytest
 from cryptography import x509
 from federation.vocabulary import SiteState
 
+from site_client.agent import connection
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.status_file import AgentStatus, write_status
+from site_client.check_result import CheckResult, Color, carry_out
 from site_client.config import AgentSettings, AggregatorAddress, FoldersSettings, PolicySettings, SiteSettings
-from site_client.doctor.network import connection, enrolment
+from site_client.doctor.network import enrolment
 from site_client.doctor.network.checks import checks
-from site_client.doctor.result import CheckResult, Color, carry_out
 from tests.site_client.agent.conftest import Consortium, StandingClock
 
 needs_tinyproxy = pytest.mark.skipif(shutil.which("tinyproxy") is None, reason="tinyproxy not installed")

@@ -16,10 +16,10 @@ from site_client.agent.egress.calls import ECHO
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.ledger import read
 from site_client.agent.identity.identity import SiteIdentity
+from site_client.check_result import CheckResult, Color
 from site_client.config import AggregatorAddress, PolicySettings, SiteSettings
 from site_client.doctor.network.checks import checks
 from site_client.doctor.network.echo import FIRST_BYTES, check_echo, measure
-from site_client.doctor.result import CheckResult, Color
 from site_client.errors import Refused
 from tests.system.consortium import Consortium, consortium
 

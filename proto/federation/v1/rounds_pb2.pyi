@@ -121,6 +121,8 @@ class _StateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateReas
     """the hospital's own policy forbids this plan"""
     MODEL_MISMATCH: _StateReason.ValueType  # 30
     """a published model did not verify"""
+    MODEL_DAMAGED: _StateReason.ValueType  # 31
+    """a model or sum arrived damaged, or is damaged on the hospital's disk; it is fetched again"""
 
 class StateReason(_StateReason, metaclass=_StateReasonEnumTypeWrapper):
     """Closed list, no free text: nothing about a patient can be put into it."""
@@ -159,6 +161,8 @@ POLICY: StateReason.ValueType  # 29
 """the hospital's own policy forbids this plan"""
 MODEL_MISMATCH: StateReason.ValueType  # 30
 """a published model did not verify"""
+MODEL_DAMAGED: StateReason.ValueType  # 31
+"""a model or sum arrived damaged, or is damaged on the hospital's disk; it is fetched again"""
 Global___StateReason: _TypeAlias = StateReason  # noqa: Y015
 
 @_typing.final

@@ -1,9 +1,11 @@
 """`hemofed-site join`: from a token to an enrolled host."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
 
 from federation.fingerprint import six_words
 from federation.token import Token
@@ -18,9 +20,11 @@ from site_client.agent.identity.identity import Joining, Membership, SiteIdentit
 from site_client.agent.identity.keys import prove_possession
 from site_client.agent.identity.pinning import fetch_ca
 from site_client.agent.link import Endpoint, Link
-from site_client.config import SiteSettings
+from site_client.config import SiteSettings, is_host_port
 from site_client.errors import ConfigRefused, IdentityRefused, Unreachable
 from site_client.typed_json import Digest
+
+ENROLMENT_PORT: Final = 8444  # listen.enrolment of deploy/aggregator.toml
 
 
 def join(
@@ -38,7 +42,7 @@ def join(
 
     Args:
         settings: of this site.
-        address: of the enrolment listener, host:port.
+        address: of the enrolment listener, host:port; without a port it is ENROLMENT_PORT.
         token_text: from the coordinator.
         say: shows a line to the person who typed the command.
         confirm: shows the first roster, and returns whether its hospitals are those of the agreement.
@@ -47,12 +51,13 @@ def join(
 
     Raises:
         TokenRefused: the token is not well formed.
-        ConfigRefused: the token is for another site than the settings name.
+        ConfigRefused: the address is none, or the token is for another site than the settings name.
         IdentityRefused: this host is enrolled already, the server is not the token's aggregator, or the person does
             not accept the roster.
         Refused: the aggregator does not accept the token.
         Unreachable: the first connection failed; later failures are shown, and the waiting goes on.
     """
+    address = _with_port(address)
     token = Token.parse(token_text)
     # Before any contact: a mistake here must not use up the token of another site.
     if token.site != settings.name:
@@ -78,6 +83,15 @@ def join(
     return identity
 
 
+def _with_port(address: str) -> str:
+    whole = address if re.search(r"[^:\]]:[^:]*$|\]:", address) else f"{address}:{ENROLMENT_PORT}"
+    if not is_host_port(whole):
+        raise ConfigRefused(
+            f"expected the coordinator's address as HOST or HOST:PORT, got {address[:80]!r}; the invitation has it"
+        )
+    return whole
+
+
 def _request(joining: Joining, token: Token) -> enrolment_pb2.JoinRequest:
     return enrolment_pb2.JoinRequest(
         site=joining.site,
@@ -92,7 +106,14 @@ def _request(joining: Joining, token: Token) -> enrolment_pb2.JoinRequest:
 def _ask_until_approved(
     egress: Egress, request: enrolment_pb2.JoinRequest, say: Callable[[str], None], wait: Callable[[float], None]
 ) -> enrolment_pb2.Credentials:
-    reply = egress.send(JOIN, request)
+    try:
+        reply = egress.send(JOIN, request)
+    except Unreachable as error:
+        # The handshake before has shown the consortium's own CA there, so the host is right.
+        raise Unreachable(
+            f"{egress.dest} is the aggregator and takes no invitation: is it the port for sites? join dials the one "
+            f"for enrolment, usually {ENROLMENT_PORT}"
+        ) from error
     if reply.WhichOneof("outcome") == "pending":
         say("waiting for the coordinator; read these six words to them on the telephone:")
         say(f"    {six_words(request.csr_der, request.signing_key, request.sealing_key)}")

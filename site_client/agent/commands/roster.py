@@ -10,6 +10,7 @@ from federation.roster import Roster, RosterEntry
 
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import SiteSettings
+from site_client.errors import StateRefused, StateUnreadable
 
 _SHOWN_DIGITS: Final = 16  # of a fingerprint; `hemofed-custodian review` writes as many
 
@@ -50,7 +51,12 @@ def approve(
         StateRefused: a file of the state folder is damaged.
     """
     identity = SiteIdentity(settings.folders.agent / "identity")
-    waiting = [entry for entry, _ in identity.known_sites.waiting(identity.roster, settings.policy, clock())]
+    try:
+        waiting = [entry for entry, _ in identity.known_sites.waiting(identity.roster, settings.policy, clock())]
+    except StateUnreadable:
+        raise
+    except StateRefused:  # no record of those approved before: all are asked about, and the record is written anew
+        waiting = list(identity.roster.entries)
     if not waiting:
         return "no hospital waits; all that the roster holds are known here"
     if not confirm("\n".join(["Hospitals that this one does not know yet:", *map(_line, waiting)])):

@@ -168,7 +168,11 @@ class Ledger:
         if torn:
             why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
             # The cut is an entry of its own, so that an auditor sees that bytes were removed, and which.
-            self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
+            try:
+                self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def entries(self) -> int:

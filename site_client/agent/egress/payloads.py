@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from site_client.files import append_whole, belongs_with_its_folder, private_folder
+from site_client.files import append_whole, belongs_with_its_folder, private_folder, set_aside
 
 PACK_BYTES = 8 * 1024 * 1024
 _RECORD = struct.Struct("<QI")
@@ -25,6 +25,9 @@ class Payloads:
         self._folder, self._limit_bytes, self._pack_bytes = folder, limit_bytes, pack_bytes
         private_folder(folder)
         packs = _packs(folder)
+        for pack in [pack for pack in packs if not pack.is_file()]:
+            set_aside(pack, "it is no regular file", "payloads are kept in another file")
+            packs.remove(pack)
         for pack in packs[-1:]:
             # Cut a record that a crash left unfinished: every later record in the file would be unreadable.
             os.truncate(pack, sum(_RECORD.size + len(data) for _, data in _records(pack.read_bytes())))

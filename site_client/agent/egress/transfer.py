@@ -9,7 +9,7 @@ from federation.v1 import blobs_pb2, rounds_pb2
 
 from site_client.agent.egress.calls import OFFER_BLOB
 from site_client.agent.egress.egress import Egress
-from site_client.errors import ModelMismatch, StepRefused, Unreachable
+from site_client.errors import ModelDamaged, StepRefused, Unreachable
 from site_client.files import sha256_of, sync_folder
 
 
@@ -49,7 +49,7 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
     Raises:
         StepRefused: the blob is larger than `size_max`, its digest is none, or other bytes arrive than were asked for:
             an empty chunk, one over 1 MiB or past the promised size.
-        ModelMismatch: its hash is wrong; the next try begins anew.
+        ModelDamaged: its hash is wrong; the next try begins anew.
         Unreachable: the connection broke off; the next try continues.
     """
     if target.exists():
@@ -75,7 +75,10 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
     if sha256_of(part) != ref.digest:
         # Which bytes are wrong cannot be known, so all are fetched anew.
         part.unlink()
-        raise ModelMismatch("a downloaded file does not have the digest it was announced with; it is fetched anew")
+        raise ModelDamaged(
+            "a downloaded file does not have the digest it was announced with: it was damaged on the way, or on a "
+            "disk; it is fetched again"
+        )
     part.rename(target)
     sync_folder(target.parent)
 

@@ -44,6 +44,7 @@ class Certificates:
         """
         self._identity, self._egress, self._enrolment, self._clock = identity, egress, enrolment, clock
         self._request_again_at: datetime | None = None
+        self._damage_logged = ""
         self.notice = ""  # for a person here: the clock is wrong
 
     def keep(self) -> bool:
@@ -61,6 +62,9 @@ class Certificates:
             return False
         # Expired by this clock: the listener for sites would refuse the connection, so only recovery is left.
         expired = now >= self._identity.expires_at
+        if self._identity.tls_damage not in ("", self._damage_logged):
+            _log.warning("certificate damaged", why=self._identity.tls_damage, way_on="a new one is requested")
+        self._damage_logged = self._identity.tls_damage
         if not expired and now < self._identity.renewal_due():
             return False
         try:

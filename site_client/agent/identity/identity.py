@@ -14,17 +14,20 @@ may bring the custodian's newer keys, each signed by the one before; this site f
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
-from federation.limits import SITE_NAME
+from federation.errors import FederationError
+from federation.limits import MESSAGE_BYTES_MAX, SITE_NAME
 from federation.roster import Roster, custodian_of, verify_roster
 from federation.v1 import enrolment_pb2
 from federation.wire import parse, serialize
@@ -33,12 +36,13 @@ from msgspec import Meta
 from site_client.agent.identity import keys
 from site_client.agent.identity.keys import Request, SiteKeys
 from site_client.agent.identity.known_sites import KnownSites
-from site_client.errors import IdentityRefused
+from site_client.errors import IdentityRefused, StateUnreadable
 from site_client.files import private_folder, remove, replace_file, sync_folder
 from site_client.typed_json import SIZE_MAX, Digest, decode, encode
 from site_client.untrusted_files import read_regular
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,20 @@ class Membership:
 
 
 class SiteIdentity:
-    """An enrolled site. Reads everything once; roster and certificate are replaced on disk and here together."""
+    """An enrolled site. Reads everything once; roster and certificate are replaced on disk and here together.
+
+    A damaged tls.pem is no obstacle: the signing key can have another certificate issued (`certificates`). Until then
+    this site has none.
+
+    Attributes:
+        tls_damage: a clause about a damaged tls.pem; empty otherwise.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read and verify every file.
 
         Raises:
             IdentityRefused: this host has not joined, or a file does not verify.
-            BadSignature: the custodian did not sign the roster.
         """
         self._folder = folder
         if not (folder / "tls.pem").exists():
@@ -73,14 +83,20 @@ class SiteIdentity:
         # In the order of trust: the fingerprint from the token, the CA it names, the custodian's certificate that the
         # CA issued, the roster that the custodian signed.
         self.membership = _read_membership(folder / "membership.json")
-        self.ca_pem = (folder / "ca.pem").read_bytes()
-        self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
-        self._anchor = _custodian_key((folder / "custodian.pem").read_bytes(), self._ca)
-        signed = parse(enrolment_pb2.SignedRoster, (folder / "roster.bin").read_bytes())
-        # The stored roster brings the whole chain from the certificate's key: the newest key needs no file.
-        self.custodian = custodian_of(signed, self._anchor, held=self._anchor)
-        self.roster: Roster = verify_roster(signed, self.custodian)
+        with _intact("ca.pem"):
+            self.ca_pem = read_regular(folder / "ca.pem", SIZE_MAX)
+            self._ca = _pinned_ca(self.ca_pem, self.membership.ca_fingerprint)
+        with _intact("custodian.pem"):
+            self._anchor = _custodian_key(read_regular(folder / "custodian.pem", SIZE_MAX), self._ca)
+        with _intact("roster.bin"):
+            signed = parse(enrolment_pb2.SignedRoster, read_regular(folder / "roster.bin", MESSAGE_BYTES_MAX))
+            # The stored roster brings the whole chain from the certificate's key: the newest key needs no file.
+            self.custodian = custodian_of(signed, self._anchor, held=self._anchor)
+            self.roster: Roster = verify_roster(signed, self.custodian)
+        with _intact("signing.key or sealing.key"):
+            _check_own_entry(self.roster, self.site, self.keys)
         self.known_sites = KnownSites(folder)
+        self.tls_damage = ""
         self._load_tls()
 
     @property
@@ -90,17 +106,19 @@ class SiteIdentity:
 
     @property
     def expires_at(self) -> datetime:
-        """End of the TLS certificate, aware UTC."""
-        return self._certificate.not_valid_after_utc
+        """End of the TLS certificate, aware UTC; long ago where there is none."""
+        return _LONG_AGO if self._certificate is None else self._certificate.not_valid_after_utc
 
     @property
     def valid_from(self) -> datetime:
         """Beginning of the TLS certificate, aware UTC; the CA dates it back by some minutes."""
-        return self._certificate.not_valid_before_utc
+        return _LONG_AGO if self._certificate is None else self._certificate.not_valid_before_utc
 
     def renewal_due(self) -> datetime:
         """Return two thirds into the certificate's life plus up to a twentieth of it, the same at every restart."""
-        starts, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        if self._certificate is None:
+            return _LONG_AGO
+        starts, ends = self.valid_from, self.expires_at
         # From the certificate, not drawn: a restart must not move the day, and sites must not renew all at once.
         spread = int.from_bytes(self._certificate.fingerprint(hashes.SHA256())[:4], "big") / 2**32
         return starts + (ends - starts) * (2 / 3 + spread / 20)
@@ -142,9 +160,23 @@ class SiteIdentity:
             self.accept_roster(credentials.roster)
 
     def _load_tls(self) -> None:
-        key, begins, rest = (self._folder / "tls.pem").read_bytes().partition(_CERTIFICATE_BEGINS)
-        self.tls_key_pem, self.certificate_pem = key, begins + rest
-        self._certificate = x509.load_pem_x509_certificate(self.certificate_pem)
+        self.tls_key_pem: bytes | None = None
+        self.certificate_pem: bytes | None = None
+        self._certificate: x509.Certificate | None = None
+        try:
+            key, begins, rest = read_regular(self._folder / "tls.pem", SIZE_MAX).partition(_CERTIFICATE_BEGINS)
+            certificate = x509.load_pem_x509_certificate(begins + rest)
+            certificate.verify_directly_issued_by(self._ca)
+            if serialization.load_pem_private_key(key, None).public_key() != certificate.public_key():
+                raise ValueError("the key is of another certificate")
+        except OSError as error:
+            raise StateUnreadable.of("tls.pem", error) from error
+        # cryptography raises these for text that is no PEM, and for a certificate that was changed.
+        except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+            self.tls_damage = f"tls.pem is damaged ({type(error).__name__})"
+            return
+        self.tls_key_pem, self.certificate_pem, self._certificate = key, begins + rest, certificate
+        self.tls_damage = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +203,17 @@ class Joining:
             fresh = keys.request_certificate(site)
             replace_file(key, fresh.key_pem)
             replace_file(csr, fresh.csr_der)
-        return cls(folder, site, keys.make_or_load(folder), Request(key.read_bytes(), csr.read_bytes()))
+        try:
+            request = Request(read_regular(key, SIZE_MAX), read_regular(csr, SIZE_MAX))
+            owner = serialization.load_pem_private_key(request.key_pem, None)
+            if x509.load_der_x509_csr(request.csr_der).public_key() != owner.public_key():
+                raise ValueError("the key is of another request")
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+            raise IdentityRefused(
+                "joining.key or joining.csr in the identity folder is damaged; move both away, ask the coordinator "
+                "for a new invitation, and join with it"
+            ) from None
+        return cls(folder, site, keys.make_or_load(folder), request)
 
     def check(self, credentials: enrolment_pb2.Credentials, membership: Membership) -> tuple[Roster, Ed25519PublicKey]:
         """Verify everything against the token's CA, and keep nothing.
@@ -222,12 +264,31 @@ def forget(folder: Path, now: datetime) -> None:
 def left_on(folder: Path) -> str | None:
     """Return the day on which this host left; None when it has not, or has joined again."""
     has_left = (folder / "left").exists() and not (folder / "tls.pem").exists()
-    return (folder / "left").read_text() if has_left else None
+    if not has_left:
+        return None
+    try:
+        return date.fromisoformat(read_regular(folder / "left", SIZE_MAX).decode()).isoformat()
+    except (OSError, ValueError):
+        return "a day that is no longer known"
 
 
 def days_left(identity: SiteIdentity, now: datetime) -> float:
     """Return the days until the certificate ends; negative afterwards."""
     return (identity.expires_at - now) / timedelta(days=1)
+
+
+@contextmanager
+def _intact(name: str) -> Iterator[None]:
+    """Say of a stored file that does not verify which one it is, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StateUnreadable.of(name, error) from error
+    except (ValueError, FederationError, IdentityRefused) as error:
+        raise IdentityRefused(
+            f"{name} in the state folder is damaged ({error}); put the identity folder of the last backup back, or "
+            "move it away, ask the coordinator for an invitation and run `hemofed-site join ADDRESS TOKEN`"
+        ) from error
 
 
 def _pinned_ca(pem: bytes, fingerprint: bytes) -> x509.Certificate:
@@ -281,4 +342,7 @@ def _read_membership(path: Path) -> Membership:
     try:
         return decode(Membership, read_regular(path, SIZE_MAX))
     except (OSError, ValueError) as error:
-        raise IdentityRefused("membership.json is damaged; restore it from the backup or join again") from error
+        raise IdentityRefused(
+            "membership.json in the state folder is damaged; put the identity folder of the last backup back, or move "
+            "it away and join again"
+        ) from error

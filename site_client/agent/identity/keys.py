@@ -42,10 +42,10 @@ class SealingKey:
         """Read 96 bytes: ML-KEM seed, then X25519 key.
 
         Raises:
-            IdentityRefused: another number of bytes.
+            ValueError: another number of bytes.
         """
         if len(raw) != _MLKEM_SEED_BYTES + _X25519_BYTES:
-            raise IdentityRefused("the sealing key file is damaged; restore it from the backup or join again")
+            raise ValueError(f"expected a sealing key of {_MLKEM_SEED_BYTES + _X25519_BYTES} bytes, got {len(raw)}")
         mlkem = MLKEM768PrivateKey.from_seed_bytes(raw[:_MLKEM_SEED_BYTES])
         return cls(mlkem, X25519PrivateKey.from_private_bytes(raw[_MLKEM_SEED_BYTES:]))
 
@@ -105,7 +105,10 @@ def load(folder: Path) -> SiteKeys:
         signing = Ed25519PrivateKey.from_private_bytes((folder / "signing.key").read_bytes())
         return SiteKeys(signing, SealingKey.from_bytes((folder / "sealing.key").read_bytes()))
     except (OSError, ValueError) as error:
-        raise IdentityRefused("this host has no usable keys; run `hemofed-site join` or restore the backup") from error
+        raise IdentityRefused(
+            "signing.key or sealing.key in the state folder is missing or damaged; put the identity folder of the last "
+            "backup back, or move it away, ask the coordinator for an invitation and run `hemofed-site join`"
+        ) from error
 
 
 def request_certificate(site: str) -> Request:

@@ -19,15 +19,15 @@ from federation.roster import Roster, RosterEntry
 from federation.secagg import CohortRefused, ConfirmationRefused, threshold
 
 from site_client.config import PolicySettings
-from site_client.errors import StateRefused
-from site_client.files import replace_file
+from site_client.errors import StateRefused, StateUnreadable
+from site_client.files import replace_file, set_aside
 from site_client.records import AwareTime
 from site_client.typed_json import Digest, decode, encode
 from site_client.untrusted_files import read_regular
 
 _T = TypeVar("_T")
 _SIZE_MAX: Final = 4 << 20  # bytes; 10 000 hospitals have 2 MiB
-_ADVICE: Final = "restore it from the backup, or remove it and run `hemofed-site roster approve`"
+_ADVICE: Final = "run `hemofed-site roster approve`, which asks about every hospital of the roster again"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class KnownSites:
         """Return the entries of the roster that do not count yet, and when each will; None: when a person says so.
 
         Raises:
-            StateRefused: a file is damaged.
+            StateRefused: approved.json is damaged.
         """
         if not self._approved.exists():
             return []
@@ -95,11 +95,22 @@ class KnownSites:
         return waiting
 
     def _read_seen(self) -> dict[str, Seen]:
-        return self._read(dict[str, Seen], self._seen) if self._seen.exists() else {}
+        if not self._seen.exists():
+            return {}
+        try:
+            return self._read(dict[str, Seen], self._seen)
+        except StateUnreadable:
+            raise
+        except StateRefused as error:
+            # The safe side: a hospital that waits for its days waits for all of them again.
+            set_aside(self._seen, str(error), "the days of policy.roster_wait_days count from now on")
+            return {}
 
     def _read(self, kind: type[_T], path: Path) -> _T:
         try:
             return decode(kind, read_regular(path, _SIZE_MAX), size_max=_SIZE_MAX)
+        except OSError as error:
+            raise StateUnreadable.of(path.name, error) from error
         except ValueError as error:
             raise StateRefused(f"{path.name} in the state folder is damaged ({error}); {_ADVICE}") from None
 

@@ -33,6 +33,8 @@ class Closing:
         Raises:
             ModelMismatch: the published model is not the one that its sum leads to, or a sum that was said to be
                 refused leads to one. The round is erased all the same, and this site takes no further part in the run.
+            ModelDamaged: the sum or the base model is damaged. The next turn fetches the sum again, and closes the
+                round without the base model.
             StepRefused: the sum is of another round, or of other members than this site has revealed for.
             Unreachable: the download broke off; the next turn continues it.
         """
@@ -41,8 +43,9 @@ class Closing:
             return
         if step.outcome in _WITH_SUM:
             _check_sum(current, step)
-        # Without the base model nothing can be recomputed: the next round then brings a whole model.
-        verifies = step.outcome in _WITH_SUM and self._files.models.holds(current.base_model_digest)
+        # Without plan or base model nothing can be recomputed: the next round then brings both.
+        has_all = self._files.models.holds(current.base_model_digest) and self._files.plans.get(current.plan_digest)
+        verifies = step.outcome in _WITH_SUM and bool(has_all)
         try:
             if verifies:
                 self._verify(current, step)

@@ -54,6 +54,7 @@ class JobOffer:
         Raises:
             StepRefused: the step breaks a promise of the plan or of this site, or the privacy ledger does not verify.
             ModelMismatch: the base model is not the announced one.
+            ModelDamaged: it is damaged; the next turn fetches it again.
             Unreachable: the connection broke off; the next turn continues.
             FederationError: the plan or a published sum is refused.
         """
@@ -128,6 +129,9 @@ class JobOffer:
         try:
             witnesses = Witnesses(self._identity.roster.signing_keys, self._known(), self._policy.cohort_min)
             self._files.models.obtain(self._egress, held.plan, step, witnesses)
+            if not self._files.spool.offers(current.run_id, current.number):
+                # The trainer gets a second name of this file, which may have lain on the disk for months.
+                self._files.models.load(held.plan, current.base_model_digest)
         except ModelMismatch:
             # Recorded before the error travels on, so that a restart does not forget it.
             self._files.plans.distrust(current.run_id)

@@ -7,9 +7,13 @@
     <state>/agent/rounds/closed.json   the last closed round of each run
 
 At most one round is in progress. A closed round never begins again: its update may already be in a sum.
+
+A round whose round.json is damaged is closed for good: without its answers this site could give others. The name of its
+folder says which round it is. A damaged closed.json stops the agent: closed rounds would begin again.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
@@ -19,14 +23,15 @@ from federation.v1.blobs_pb2 import RoundRef
 from federation.vocabulary import StateReason
 from msgspec import Meta
 
-from site_client.errors import StepRefused
-from site_client.files import private_folder, remove, replace_file, sweep_drafts
+from site_client.errors import StateRefused, StateUnreadable, StepRefused
+from site_client.files import private_folder, remove, replace_file, set_aside, sweep_drafts
 from site_client.records import ROUND_MAX, RoundNumber, RunHex, RunId
 from site_client.typed_json import Digest, encode, read_state
 
 ATTEMPT_MAX: Final = 2**31
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=ATTEMPT_MAX)]
-_ADVICE: Final = "restore the state folder from the backup"
+_ADVICE: Final = "put the state folder of the last backup back, then restart the agent"
+_FOLDER: Final = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,9})")
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,23 @@ class RoundJournal:
         """Read the files, and finish a close that a crash interrupted.
 
         Raises:
-            StateRefused: a file is damaged.
+            StateRefused: closed.json is damaged, or no round can be read from the name of a damaged one's folder.
         """
         self._folder = folder
         private_folder(folder)
         sweep_drafts(folder)
         self.current: CurrentRound | None = None
+        # Read at the start, not only when a round begins: a person is there to read the sentence.
+        self._closed()
         in_progress = None
         for path in list(folder.glob("*/round.json")):
-            recorded = read_state(CurrentRound, path, _ADVICE)
+            try:
+                recorded = read_state(CurrentRound, path, _ADVICE)
+            except StateUnreadable:
+                raise
+            except StateRefused as error:
+                self._abandon(path, error)
+                continue
             if recorded is not None and self._is_closed(recorded):
                 # A crash between the line in closed.json and the removal of the folder: its secrets still have to go.
                 self.current = recorded
@@ -119,8 +132,7 @@ class RoundJournal:
         if self.current is None:
             return
         # closed.json first: from this line on the round can never begin again, whatever is left of it.
-        closed = self._closed() | {self.current.run_id.hex(): self.current.number}
-        replace_file(self._folder / "closed.json", encode(closed))
+        self._record_closed(self.current.run_id.hex(), self.current.number)
         # Overwritten before the folder goes: an unlinked file keeps its bytes on the disk.
         self.erase_attempts()
         remove(self._path(self.current))
@@ -135,9 +147,7 @@ class RoundJournal:
         self.close()
         if len(ref.run_id) != RunId.LENGTH or not 1 <= ref.round <= ROUND_MAX:
             raise StepRefused("expected a step of a round, got one of none; polling again")
-        closed = self._closed()
-        run = ref.run_id.hex()
-        replace_file(self._folder / "closed.json", encode(closed | {run: max(ref.round, closed.get(run, 0))}))
+        self._record_closed(ref.run_id.hex(), ref.round)
 
     def member_file(self, attempt: int) -> Path:
         """Return where an attempt's state of secure aggregation stands; its folder is made on first use.
@@ -164,11 +174,24 @@ class RoundJournal:
         """Overwrite and remove the files of every attempt. Nothing happens when there are none."""
         if self.current is None:
             return
-        # Listed and not counted: the aggregator chooses the numbers of attempts.
-        for folder in list(self._path(self.current).glob("attempt-*")):
-            for name in ("member.bin", ".member.bin.old", ".member.bin.new", "coins.bin", ".coins.bin.new"):
-                overwrite(folder / name)
-            remove(folder)
+        _erase_attempts(self._path(self.current))
+
+    def _abandon(self, path: Path, error: StateRefused) -> None:
+        """Close a round whose record is damaged; the record is kept beside its folder for a person."""
+        name = _FOLDER.fullmatch(path.parent.name)
+        if name is None:
+            raise error
+        self._record_closed(name[1], int(name[2]))
+        _erase_attempts(path.parent)
+        kept = self._folder / f"{path.parent.name}.{path.name}"
+        remove(kept)
+        path.rename(kept)
+        remove(path.parent)
+        set_aside(kept, str(error), "the round is over for this site; it takes part in the next one")
+
+    def _record_closed(self, run: str, number: int) -> None:
+        closed = self._closed()
+        replace_file(self._folder / "closed.json", encode(closed | {run: max(number, closed.get(run, 0))}))
 
     def _attempt(self, attempt: int) -> Path:
         if self.current is None:
@@ -187,9 +210,18 @@ class RoundJournal:
         return read_state(dict[RunHex, RoundNumber], self._folder / "closed.json", _ADVICE) or {}
 
 
+def _erase_attempts(round_folder: Path) -> None:
+    # Listed and not counted: the aggregator chooses the numbers of attempts.
+    for folder in list(round_folder.glob("attempt-*")):
+        for name in ("member.bin", ".member.bin.old", ".member.bin.new", "coins.bin", ".coins.bin.new"):
+            overwrite(folder / name)
+        remove(folder)
+
+
 def overwrite(path: Path) -> None:
     """Replace a file's bytes in place with zeros, durably. A best effort: a journal or an SSD may keep old blocks."""
-    if not path.exists():
+    # A folder in its place has no bytes of ours.
+    if not path.is_file():
         return
     with path.open("r+b") as file:
         # In place ("r+b"): a replaced file would leave the old blocks unwritten.

@@ -20,6 +20,9 @@ from site_client.files import replace_file
 from site_client.records import RoundNumber, RunHex
 from site_client.typed_json import Digest, encode, read_state
 
+_ADVICE: Final = (
+    "put the last backup of it back; without one, move it and history.json away, and models are fetched whole"
+)
 _KEPT: Final = 2  # as many as there are models
 
 
@@ -74,4 +77,8 @@ class Lineage:
             )
 
     def _read(self) -> dict[RunHex, list[Ancestor]] | None:
-        return read_state(dict[RunHex, list[Ancestor]], self._path, "remove it, and history.json beside it")
+        return read_state(
+            dict[RunHex, list[Ancestor]],
+            self._path,
+            "put the last backup of it back; without one, move it and history.json away, and models are fetched whole",
+        )

@@ -226,8 +226,9 @@ class MaskingPhases:
 
     def _coins(self, ref: RoundRef) -> bytes:
         path = self.journal.coins_file(ref.attempt)
-        coins = path.read_bytes() if path.exists() else b""
-        if len(coins) != COINS_BYTES:  # lost, or erased by a confirmation
+        coins = path.read_bytes() if path.is_file() else b""
+        # Lost, or erased by a confirmation; a power cut on some file systems leaves zeros, which anybody could guess.
+        if len(coins) != COINS_BYTES or not any(coins):
             raise self._left(ref, "its coins are not in the state folder")
         return coins
 
@@ -235,7 +236,9 @@ class MaskingPhases:
         path = self.journal.member_file(ref.attempt)
         if not path.exists():
             return None
-        # A state that another version wrote is of no use: the attempt is left, the update stays.
+        if not path.is_file():
+            raise self._left(ref, "member.bin in the state folder is no regular file")
+        # A state that is damaged, or that another version wrote, is of no use: the attempt is left, the update stays.
         return self._checked(ref, lambda: Member.from_bytes(path.read_bytes(), self.identity.keys.signing))
 
     def _save(self, attempt: int, member: Member) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
 from federation.encoding import Layout, decode_sum, unpack_sum
-from federation.errors import ChainRefused, EncodingRefused
+from federation.errors import ChainRefused, EncodingRefused, FederationError, Malformed
 from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
@@ -21,8 +21,8 @@ from federation.v1 import rounds_pb2
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import download
 from site_client.agent.rounds.lineage import Lineage
-from site_client.errors import ModelMismatch, StepRefused
-from site_client.files import private_folder, remove, replace_file, sync_folder
+from site_client.errors import ModelDamaged, ModelMismatch, StateRefused, StateUnreadable, StepRefused
+from site_client.files import private_folder, remove, replace_file, set_aside, sync_folder
 from site_client.typed_json import Digest, encode, read_state
 
 _KEPT: Final = 2
@@ -44,6 +44,7 @@ class Models:
     def __init__(self, folder: Path) -> None:
         self._folder, self._arrived, self._lineage = folder, folder / "arrived", Lineage(folder)
         private_folder(folder)
+        self.damage = ""  # a sentence, from a damaged file until one arrives whole; for the reports of this site
         # Reading and hashing it anew each round would cost more than all other work on it.
         self._in_memory: Model | None = None
 
@@ -62,13 +63,16 @@ class Models:
         return digest in self._history() and self.path(digest).exists()
 
     def load(self, plan: TrainingPlan, digest: bytes) -> Model:
-        """Load a kept model.
+        """Load a kept model, which was verified before it was kept.
 
         Raises:
-            ModelMismatch: the file was altered, or is of another manifest.
+            ModelDamaged: the file has changed since. It is no model of this site any more.
         """
         if self._in_memory is None or self._in_memory.digest != digest:
-            self._in_memory = load_model(self.path(digest))
+            try:
+                self._in_memory = _checked(plan, load_model(self.path(digest)), digest)
+            except (FederationError, ModelMismatch, OSError) as error:
+                raise self._forgotten(digest, error) from error
         return _checked(plan, self._in_memory, digest)
 
     def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
@@ -82,6 +86,7 @@ class Models:
 
         Raises:
             ModelMismatch: another model than the announced one arrived or was computed.
+            ModelDamaged: a file was damaged on the way or on a disk; the next call fetches it again.
             StepRefused: the step offers no way to the base model.
             Unreachable: a download broke off; the next call continues it.
             CertificateRefused: too few of the witnesses say that a round led to this whole model.
@@ -107,6 +112,7 @@ class Models:
 
         Raises:
             ModelMismatch: the digest differs from the published one, so the aggregator published another model.
+            ModelDamaged: the sum arrived damaged, or the base model is damaged here; the next call fetches it again.
             StepRefused: the sum on offer has another size than the plan gives it.
             Unreachable: a download broke off; the next call continues it.
             FederationError: a published sum that the chain refuses.
@@ -220,6 +226,9 @@ class Models:
         try:
             model = _checked(plan, load_model(arrived), digest)
             arrived.replace(self._arrived)
+        # A file that does not fit its own digest proves nothing against its sender; another model would fit.
+        except Malformed as error:
+            raise self._damaged(f"the model on offer is damaged at the aggregator: {error}") from error
         finally:
             remove(arrived)
         self._keep(model)
@@ -235,8 +244,27 @@ class Models:
         # One download at a time lies on the disk: an aggregator that offers another file each time could fill it.
         self.drop_arrivals(ref.digest)
         arrived = self._folder / f"{kind}-{ref.digest.hex()}"
-        download(egress, ref, arrived, size_max)
+        try:
+            download(egress, ref, arrived, size_max)
+        except ModelDamaged as error:
+            raise self._damaged(str(error)) from error
+        self.damage = ""
         return arrived
+
+    def _forgotten(self, digest: bytes, error: Exception) -> ModelDamaged:
+        """Take a damaged file out of the history, so that the model is fetched again."""
+        path = self.path(digest)
+        if path.exists():
+            set_aside(path, type(error).__name__, "the model is fetched again")
+        history = [kept for kept in self._history() if kept != digest]
+        replace_file(self._folder / "history.json", encode(history))
+        return self._damaged(
+            f"the stored model {digest.hex()[:16]} is damaged on this machine's disk; it is fetched again"
+        )
+
+    def _damaged(self, sentence: str) -> ModelDamaged:
+        self.damage = sentence
+        return ModelDamaged(sentence)
 
     def _keep(self, model: Model, spare: Path | None = None) -> None:
         draft = self._folder / ".model.new"
@@ -269,7 +297,15 @@ class Models:
         return None
 
     def _history(self) -> list[Digest]:
-        return read_state(list[Digest], self._folder / "history.json", "remove it; models are then fetched whole") or []
+        path, way_on = self._folder / "history.json", "models are fetched whole"
+        try:
+            return read_state(list[Digest], path, way_on) or []
+        except StateUnreadable:
+            raise
+        except StateRefused as error:
+            # Only an order of models is lost. What protects against another history is in lineage.json.
+            set_aside(path, str(error), way_on)
+            return []
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:

@@ -29,7 +29,7 @@ from site_client.agent.rounds.rollback import RollbackWatch
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.agent.rounds.situation import Situation, SituationReport
 from site_client.config import SiteSettings
-from site_client.errors import ModelMismatch, SiteError, SpoolRefused, StepRefused
+from site_client.errors import ModelMismatch, SiteError, SpoolRefused, StateRefused, StepRefused
 from site_client.spool import AgentSide
 
 
@@ -39,7 +39,7 @@ class Turn:
 
     wait_s: float
     asked: str | None
-    refusal: StepRefused | ModelMismatch | SpoolRefused | None = None
+    refusal: StepRefused | ModelMismatch | SpoolRefused | StateRefused | None = None
 
 
 class Participant:
@@ -110,7 +110,7 @@ class Participant:
         try:
             self._rollback.admit(reply, self._job_offer.check)
             is_ready = self._take(asked, reply)
-        except (StepRefused, ModelMismatch, SpoolRefused) as refusal:
+        except (StepRefused, ModelMismatch, SpoolRefused, StateRefused) as refusal:
             return Turn(wait_s, asked, refusal)
         # The wait that came with an offer is a trainer's; a site that has just said Ready may be the one waited for.
         return Turn(self._agent.poll_min_s if is_ready else wait_s, asked)
@@ -128,7 +128,10 @@ class Participant:
 
     def situation(self) -> Situation:
         """Return this site's report about itself."""
-        stopped_by = self._rollback.stopped_by()
+        try:
+            stopped_by = self._rollback.stopped_by()
+        except StateRefused as error:
+            stopped_by = str(error)
         return Situation(SiteState.ATTENTION, refusal=stopped_by) if stopped_by else self._report.now()
 
     def _poll_request(self) -> rounds_pb2.PollRequest:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from federation.errors import FederationError
+from federation.limits import MESSAGE_BYTES_MAX
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1 import plan_pb2
 from federation.vocabulary import StateReason
 from federation.wire import parse, serialize
 
-from site_client.errors import StepRefused
-from site_client.files import private_folder, replace_file
+from site_client.errors import StateRefused, StateUnreadable, StepRefused
+from site_client.files import private_folder, replace_file, set_aside
 from site_client.typed_json import encode, read_state
+from site_client.untrusted_files import read_regular
 
 _PREFIX_MIN: Final = 8
 
@@ -83,20 +86,27 @@ class Plans:
         return HeldPlan(plan, serialize(signed), self._decision(digest))
 
     def get(self, digest: bytes) -> HeldPlan | None:
-        """Return the plan with this digest; None when it was not kept."""
-        path = self._path(digest, "plan")
-        if not path.exists():
-            return None
-        if digest not in self._parsed:
-            data = path.read_bytes()
-            self._parsed[digest] = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan), data
-        return HeldPlan(*self._parsed[digest], self._decision(digest))
+        """Return the plan with this digest; None when it was not kept, or is damaged: then it is fetched again.
+
+        Raises:
+            StateRefused: the decision on it is damaged.
+        """
+        kept = self._kept(digest)
+        return None if kept is None else HeldPlan(*kept, self._decision(digest))
 
     def all(self) -> list[HeldPlan]:
-        """Return every plan that was kept, the newest first."""
+        """Return every plan that was kept, the newest first. One with a damaged decision waits for another one."""
         paths = sorted(self._folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
-        plans = (self.get(bytes.fromhex(path.stem)) for path in paths)
-        return [held for held in plans if held is not None]
+        plans = []
+        for digest in (bytes.fromhex(path.stem) for path in paths):
+            if (kept := self._kept(digest)) is not None:
+                try:
+                    decision = self._decision(digest)
+                except StateRefused:
+                    # The person who reads this list is the one who can decide again.
+                    decision = None
+                plans.append(HeldPlan(*kept, decision))
+        return plans
 
     def find(self, prefix: str) -> HeldPlan:
         """Return the one plan whose digest begins with `prefix`.
@@ -130,6 +140,14 @@ class Plans:
         """Whether a model of any run did not verify, and no person has removed the file yet."""
         return any(self._folder.glob("run-*.mismatch"))
 
+    def way_back(self) -> str:
+        """Return the sentence about the runs of which a model did not verify."""
+        files = " ".join(str(path) for path in sorted(self._folder.glob("run-*.mismatch")))
+        return (
+            "a model that the aggregator published does not fit its signatures, so this site takes no further part in "
+            f"its run; ask the coordinator, and when the reason is known type `rm {files}`"
+        )
+
     def answer_run(self, run_id: bytes, declined: StateReason | None) -> None:
         """Record the one answer to a private run."""
         private_folder(self._folder)
@@ -137,7 +155,28 @@ class Plans:
 
     def run_answer(self, run_id: bytes) -> RunAnswer | None:
         """Return the answer to a private run; None before it."""
-        return read_state(RunAnswer, self._answer(run_id), "restore the state folder from the backup")
+        return read_state(
+            RunAnswer, self._answer(run_id), "put the state folder of the last backup back, then restart the agent"
+        )
+
+    def _kept(self, digest: bytes) -> tuple[TrainingPlan, bytes] | None:
+        path = self._path(digest, "plan")
+        if not path.exists():
+            return None
+        if digest not in self._parsed:
+            try:
+                data = read_regular(path, MESSAGE_BYTES_MAX)
+                plan = TrainingPlan.from_bytes(parse(plan_pb2.SignedPlan, data).plan)
+                # Its signature was verified when it was kept; a plan that has changed since is another one.
+                if plan.digest != digest:
+                    raise ValueError("it is another plan")
+            except OSError as error:
+                raise StateUnreadable.of(path.name, error) from error
+            except (ValueError, FederationError) as error:
+                set_aside(path, str(error), "the plan is fetched again when a round is offered under it")
+                return None
+            self._parsed[digest] = plan, data
+        return self._parsed[digest]
 
     def _answer(self, run_id: bytes) -> Path:
         return self._folder / f"run-{run_id.hex()}.answer"
@@ -146,7 +185,7 @@ class Plans:
         return self._folder / f"run-{run_id.hex()}.mismatch"
 
     def _decision(self, digest: bytes) -> PlanDecision | None:
-        advice = "remove it, then decide again with `hemofed-site plan`"
+        advice = "decide again: `hemofed-site plan show`, then `plan approve` or `plan refuse`"
         recorded = read_state(_DecisionFile, self._path(digest, "decision"), advice)
         return None if recorded is None else recorded.decision
 

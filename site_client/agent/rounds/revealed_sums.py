@@ -22,14 +22,16 @@ from federation.limits import COHORT_MAX
 from msgspec import Meta
 
 from site_client.agent.rounds.journal import CurrentRound
-from site_client.errors import StepRefused
+from site_client.errors import StateRefused, StateUnreadable, StepRefused
 from site_client.files import replace_file
 from site_client.records import RoundNumber, RunId
 from site_client.typed_json import Digest, encode, read_state
+from site_client.untrusted_files import read_regular
 
 # Of several runs; a base model is left behind after a round or two. `read_state` reads so many of COHORT_MAX names.
 KEPT: Final = 24
-_ADVICE: Final = "restore the state folder from the backup"
+_LEFT_BYTES_MAX: Final = 64 << 20  # of two million models
+_ADVICE: Final = "put the state folder of the last backup back, then restart the agent"
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,23 @@ class RevealedSums:
         return read_state(list[RevealedSum], self._path, _ADVICE) or []
 
     def _bases_left(self) -> set[bytes]:
-        if not self._left_bases.exists():
+        size = Digest.LENGTH
+        try:
+            data = read_regular(self._left_bases, _LEFT_BYTES_MAX)
+        except FileNotFoundError:
             return set()
-        data, size = self._left_bases.read_bytes(), Digest.LENGTH
-        return {data[start : start + size] for start in range(0, len(data), size)}
+        except OSError as error:
+            raise StateUnreadable.of(self._left_bases.name, error) from error
+        except ValueError as error:
+            raise self._left_bases_damaged(str(error)) from None
+        bases = [data[start : start + size] for start in range(0, len(data), size)]
+        # As `_write` leaves them: a file that lost a part of itself would take bars away.
+        if not bases or len(data) % size or bases != sorted(set(bases)):
+            raise self._left_bases_damaged("it is no sorted list of digests")
+        return set(bases)
+
+    def _left_bases_damaged(self, why: str) -> StateRefused:
+        return StateRefused(f"{self._left_bases.name} in the state folder is damaged ({why}); {_ADVICE}")
 
     def _write(self, sums: list[RevealedSum]) -> None:
         dropped = {bytes(revealed.base_model_digest) for revealed in sums[:-KEPT]}

@@ -22,7 +22,7 @@ fewer than a third of a cohort.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
@@ -37,12 +37,16 @@ from site_client.agent.egress.calls import DECLINE
 from site_client.agent.egress.egress import Egress
 from site_client.agent.privacy.ledger import PrivacyLedger
 from site_client.agent.rounds.round_files import RoundFiles
-from site_client.errors import ConfigRefused, LedgerBroken, StateRefused, StepRefused
+from site_client.errors import ConfigRefused, LedgerBroken, StateRefused, StateUnreadable, StepRefused
 from site_client.files import refresh_file, replace_file
 from site_client.records import AwareTime
 from site_client.typed_json import Digest, encode, read_state
 
 _log = structlog.get_logger()
+_ADVICE: Final = (
+    "find out what damaged it, then type `hemofed-site ledger acknowledge`: this site then sits out the next round "
+    "that is offered, and all others on its base model"
+)
 _LENGTH_MAX: Final = 2**63 - 1
 _Length: TypeAlias = Annotated[int, Meta(ge=0, le=_LENGTH_MAX)]
 _Hex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -53,6 +57,7 @@ class Witness(StrEnum):
 
     SPOOL = "the mark in this machine's spool"
     AGGREGATOR = "the aggregator"
+    RECORD = "the damaged record of an earlier loss"
 
 
 class LedgerName(StrEnum):
@@ -231,7 +236,7 @@ def read_rollback(folder: Path) -> Rollback | None:
     Raises:
         StateRefused: the file is damaged.
     """
-    return read_state(Rollback, folder / "rolled_back.json", "ask for help before anything is removed")
+    return read_state(Rollback, folder / "rolled_back.json", _ADVICE)
 
 
 def acknowledge(folder: Path) -> Rollback:
@@ -239,9 +244,15 @@ def acknowledge(folder: Path) -> Rollback:
 
     Raises:
         ConfigRefused: no loss waits for it.
-        StateRefused: the file is damaged.
+        StateUnreadable: the file cannot be read.
     """
-    record = read_rollback(folder)
+    try:
+        record = read_rollback(folder)
+    except StateUnreadable:
+        raise
+    except StateRefused:
+        # What it barred is not known any more: the next round that is offered is barred in its place.
+        record = Rollback(datetime.now(UTC), Witness.RECORD, 0, 0)
     if record is None or record.acknowledged:
         raise ConfigRefused("no loss of the state folder waits to be acknowledged; there is nothing to do")
     replace_file(folder / "rolled_back.json", encode(replace(record, acknowledged=True)))

@@ -53,7 +53,8 @@ class RoundFiles:
         held = self.plans.get(current.plan_digest)
         if held is None:
             raise StepRefused(
-                "the plan of the round in progress is gone from the state folder; restore it from the backup"
+                "the plan of the round in progress is gone from the state folder; it is fetched when the aggregator "
+                "offers a round under it again"
             )
         return held
 

@@ -14,7 +14,7 @@ from site_client.agent.rounds.journal import CurrentRound
 from site_client.agent.rounds.policy import TransferPolicy
 from site_client.agent.rounds.round_files import RoundFiles
 from site_client.config import SiteSettings
-from site_client.errors import SpoolRefused
+from site_client.errors import SpoolRefused, StateRefused, StepRefused
 from site_client.records import Status
 
 # States of a trainer at work on the round; in any other it has not begun.
@@ -52,13 +52,18 @@ class SituationReport:
             return self._report()
         except SpoolRefused as error:
             return Situation(SiteState.ATTENTION, (StateReason.TRAINING_FAILED,), refusal=str(error))
+        # A file of the state folder is gone or damaged. The poll goes on: its answer may bring the way out.
+        except (StateRefused, StepRefused) as error:
+            return Situation(SiteState.ATTENTION, refusal=str(error))
 
     def _report(self) -> Situation:
         # The order is the order of importance to a person at the hospital: the first that holds is reported.
         files, current, status = self._files, self._files.journal.current, self._files.spool.status()
         distrusts = files.plans.distrusts_any() if current is None else files.plans.distrusted(current.run_id)
         if distrusts:
-            return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,))
+            return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,), refusal=files.plans.way_back())
+        if files.models.damage:
+            return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.models.damage)
         # A trainer that died writes nothing; only the age of its status shows it.
         is_silent = status is None or self._clock() - status.written_at > self._silence
         if current is None or current.declined is not None:

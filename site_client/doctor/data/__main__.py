@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+from site_client.check_result import carry_out, to_json_line
 from site_client.config import load
 from site_client.doctor.data.checks import checks
-from site_client.doctor.result import carry_out, to_json_line
 from site_client.logging_setup import log_to_stderr
 
 log_to_stderr(tracebacks=False)

@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from federation.vocabulary import StateReason
 from pydicom.uid import UID
 
+from site_client.check_result import Check, CheckResult, green, grey, red
 from site_client.config import SiteSettings
-from site_client.doctor.result import Check, CheckResult, green, grey, red
 from site_client.errors import SiteError
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.files.decoders import has_decoder
@@ -22,7 +23,7 @@ from site_client.ingest.labels.files import label_files
 from site_client.trainer.idle import machine
 from site_client.trainer.idle.processor import Processor
 from site_client.trainer.idle.readings import Signals
-from site_client.trainer.idle.rules import WORDS, denials
+from site_client.trainer.idle.rules import WORDS, denials, needs_of_others
 from site_client.trainer.idle.watch import SlowProbes
 
 _GIB: Final = 1 << 30
@@ -46,6 +47,7 @@ _SIGNAL_FIX: Final = {
     "io_pressure": "Run it by its units, whose slice tells our own use apart; kernel with PSI",
     "memory_pressure": "Boot a kernel with PSI (psi=1)",
 }
+_OF_PEOPLE: Final = (StateReason.USER_ACTIVE, StateReason.REMOTE_SESSION)
 
 
 def checks(settings: SiteSettings) -> dict[str, Check]:
@@ -195,6 +197,9 @@ def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Ite
             yield red("signals", f"{words}; so the site does not train", fix or "See hemofed-site status")
         else:
             yield grey("signals", f"{words}; it is left out", fix)
+    people = [finding for finding in needs_of_others(signals, settings.idle) if finding.reason in _OF_PEOPLE]
+    for finding in people:
+        yield grey("people", f"{finding.words}; training waits meanwhile", "loginctl lists the sessions")
     known = len(WORDS) - len(signals.unknown())
     yield green("signals", f"{known} of {len(WORDS)} signals are read")
 

@@ -7,11 +7,12 @@ from cryptography import x509
 from federation.encoding import Layout
 from federation.errors import FederationError
 
+from site_client.agent import connection
 from site_client.agent.identity.identity import SiteIdentity, left_on
 from site_client.agent.rounds.plans import Plans
+from site_client.check_result import Check, CheckResult, green, grey, red
 from site_client.config import SiteSettings
-from site_client.doctor.network import connection, echo, enrolment
-from site_client.doctor.result import Check, CheckResult, green, grey, red
+from site_client.doctor.network import echo, enrolment
 from site_client.errors import SiteError
 
 

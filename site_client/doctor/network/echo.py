@@ -24,9 +24,9 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.plans import Plans
 from site_client.bus import Bus
+from site_client.check_result import CheckResult, green, grey, red
 from site_client.config import PolicySettings, SiteSettings
 from site_client.doctor.network.enrolment import PATIENCE_S, agent_runs
-from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import Refused, SiteError, Unreachable
 from site_client.metered import Meter, is_metered
 

@@ -19,8 +19,8 @@ from site_client.agent.identity.identity import SiteIdentity, days_left
 from site_client.agent.privacy.ledger import spending_of
 from site_client.agent.rounds.rollback import read_rollback
 from site_client.agent.status_file import read_status
+from site_client.check_result import CheckResult, green, grey, red
 from site_client.config import PolicySettings, SiteSettings
-from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
 PATIENCE_S: Final = 20.0  # for one answer: a person waits at a terminal

@@ -40,6 +40,40 @@ class OperatorPause:
 
 
 @dataclass(frozen=True)
+class LoginSession:
+    """A session of a person, as logind has it. No name of a person is read.
+
+    Attributes:
+        id: as `loginctl` lists it.
+        is_remote: it comes over the network.
+        terminal: such as "pts/0"; empty without one.
+        has_screen: it is a graphical one.
+        idle_s: seconds since its last touch.
+    """
+
+    id: str
+    is_remote: bool
+    terminal: str
+    has_screen: bool
+    idle_s: float
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether no person can type in it: an ssh tunnel, a copy, a mounted folder."""
+        return self.is_remote and not self.terminal and not self.has_screen
+
+    @property
+    def words(self) -> str:
+        """How a person finds it, as a clause."""
+        if self.is_bare:
+            return (
+                f"session {self.id}, which has no terminal (an ssh tunnel?): "
+                'idle.bare_sessions = "ignore" leaves it out'
+            )
+        return f"session {self.id}" + f" on {self.terminal}" * bool(self.terminal)
+
+
+@dataclass(frozen=True)
 class Signals:
     """One sample of the machine. Shares are 0..1, of the whole machine or of wall time."""
 
@@ -56,6 +90,7 @@ class Signals:
     disk_free_gib: Reading[float] = _NOT_READ  # the smaller of state's and cache's disk
     programs: Reading[frozenset[str]] = _NOT_READ  # which of the exclusive programs are running
     operator: OperatorPause | None = None
+    sessions: tuple[LoginSession, ...] = ()  # from which the two idle times come, in the order of logind
 
     def unknown(self) -> dict[str, Unknown]:
         """Lists the unknown signals by name."""

@@ -96,7 +96,16 @@ def _people(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:
         ),
     ):
         if not isinstance(idle_s, Unknown) and idle_s < least_s:
-            yield PauseReason(reason, f"{presence}, last touch {idle_s:.0f} s ago (at least {least_s:.0f})")
+            is_remote = reason is StateReason.REMOTE_SESSION
+            words = [
+                session.words
+                for session in signals.sessions
+                if session.is_remote is is_remote
+                and session.idle_s < least_s
+                and not (session.is_bare and policy.bare_sessions == "ignore")
+            ]
+            where = f": {'; '.join(words)}" if words else ""
+            yield PauseReason(reason, f"{presence}, last touch {idle_s:.0f} s ago (at least {least_s:.0f}){where}")
 
 
 def _power(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:

@@ -117,14 +117,16 @@ class SlowProbes:
     def read(self) -> Signals:
         """Reads the probes now."""
         settings = self._settings
-        user_idle_s, remote_idle_s = daemons.user_idle_s(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        sessions = daemons.sessions(self._bus, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        with_bare = settings.idle.bare_sessions == "pause"
         # Each of these may wait seconds for a daemon, a disk or a driver: never call `read` from the loop.
         on_battery, on_ups = daemons.power_supply(self._bus)
         without_gpu = settings.training.device == "cpu"
         return Signals(
             gpu=Unknown("training does not use it") if without_gpu else self._gpus.sample(self.own),
-            user_idle_s=user_idle_s,
-            remote_idle_s=remote_idle_s,
+            user_idle_s=daemons.idle_s(sessions, remote=False),
+            remote_idle_s=daemons.idle_s(sessions, remote=True, with_bare=with_bare),
+            sessions=() if isinstance(sessions, Unknown) else sessions,
             on_battery=on_battery,
             on_ups=on_ups,
             temperature_c=machine.temperature_c(),

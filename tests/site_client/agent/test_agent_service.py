@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,10 +13,14 @@ import pytest
 from federation.vocabulary import SiteState
 
 from site_client.agent.identity.identity import SiteIdentity
-from site_client.agent.service import AgentService
+from site_client.agent.service import AgentService, run
 from site_client.agent.status_file import read_status
-from site_client.config import SiteSettings, parse
+from site_client.config import AggregatorAddress, SiteSettings, parse
+from site_client.errors import SiteError
 from site_client.notify import Notifier
+from site_client.status import gather
+from tests.site_client.agent.conftest import Consortium
+from tests.site_client.agent.test_link import serve
 
 
 @pytest.fixture
@@ -78,13 +83,155 @@ def test_without_an_aggregator_the_agent_is_ready_and_alive_and_reports_why(
 def test_a_file_damaged_meanwhile_is_reported_and_the_agent_goes_on_when_it_is_mended(
     tmp_path: Path, identity: SiteIdentity, settings: SiteSettings
 ) -> None:
-    history = settings.folders.agent / "models" / "history.json"
+    approved = settings.folders.agent / "identity" / "approved.json"
+    whole = approved.read_bytes()
     with running(settings, identity, tmp_path / "notify") as systemd:
         systemd.receive_until(status_with("no answer"))
-        history.write_text("{")
-        systemd.receive_until(status_with("attention; history.json in the state folder is damaged"))
+        approved.write_text("{")
+        systemd.receive_until(status_with("attention; approved.json in the state folder is damaged"))
         status = read_status(settings.folders.agent)
         assert status is not None
         assert status.state is SiteState.ATTENTION
-        history.unlink()
+        approved.write_bytes(whole)
         systemd.receive_until(status_with("no answer"))
+
+
+@pytest.mark.parametrize(
+    "name", ["models/history.json", "identity/seen.json", "status.json", "payloads/000000000001.pack"]
+)
+def test_a_file_that_is_made_again_is_set_aside_and_named_in_the_status(
+    tmp_path: Path, identity: SiteIdentity, settings: SiteSettings, name: str
+) -> None:
+    path = settings.folders.agent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir()
+    (path / "something").write_bytes(b"else")
+    with running(settings, identity, tmp_path / "notify") as systemd:
+        systemd.receive_until(status_with("no answer"))
+        systemd.receive_until(lambda messages: messages.count("WATCHDOG=1") >= 40)
+    status = read_status(settings.folders.agent)
+    assert status is not None
+    assert status.set_aside == (f"{path.name}.damaged",)
+
+
+def damage_cases() -> list[tuple[str, Callable[[Path], object]]]:
+    """Every file without which the agent does not start, emptied and in the form of a folder."""
+    names = ("ca.pem", "custodian.pem", "roster.bin", "membership.json", "signing.key", "sealing.key")
+    names = (*(f"identity/{name}" for name in names), "rounds/closed.json", "rounds/1/round.json")
+
+    def folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    return [(name, way) for name in names for way in (lambda path: path.write_bytes(b""), folder)]
+
+
+@pytest.mark.parametrize(("name", "way"), damage_cases())
+def test_an_agent_that_cannot_start_ends_with_a_sentence_that_the_status_repeats(
+    identity: SiteIdentity, settings: SiteSettings, name: str, way: Callable[[Path], object]
+) -> None:
+    path = settings.folders.agent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    way(path)
+    with pytest.raises(SiteError) as refusal:
+        run(settings)
+    # Exit status 78, which the unit does not restart.
+    assert not refusal.value.retryable
+    facts = {fact.name: fact.value for fact in gather(settings)}
+    assert facts["last_error"] == f"the agent has stopped: {refusal.value}"
+    assert path.name in str(refusal.value)
+    assert str(settings.folders.state) not in str(refusal.value)
+
+
+@dataclass
+class AnsweringProxy:
+    """Answers every CONNECT with one status."""
+
+    status: str
+
+    def __enter__(self) -> str:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(4096)
+                client.sendall(f"HTTP/1.1 {self.status} Words\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("401", "the proxy answered 401 to CONNECT; set user and password in aggregator.proxy"),
+        ("403", "the proxy answered 403 to CONNECT; ask IT to allow CONNECT to hub.example:8443"),
+        ("407", "the proxy answered 407 to CONNECT; set user and password"),
+        ("500", "the proxy answered 500 to CONNECT; ask IT whether the proxy reaches hub.example:8443"),
+    ],
+)
+def test_a_proxy_s_refusal_is_in_the_agent_s_sentence_with_the_doctor_s_words(
+    tmp_path: Path, identity: SiteIdentity, settings: SiteSettings, status: str, words: str
+) -> None:
+    with AnsweringProxy(status) as proxy:
+        aggregator = AggregatorAddress("hub.example:8443", proxy=proxy)
+        with running(replace(settings, aggregator=aggregator), identity, tmp_path / "notify") as systemd:
+            systemd.receive_until(status_with(f"no answer from hub.example:8443: {words}"))
+
+
+def test_a_name_that_does_not_resolve_is_in_the_agent_s_sentence(
+    tmp_path: Path, identity: SiteIdentity, settings: SiteSettings
+) -> None:
+    aggregator = AggregatorAddress("no-such-host.invalid:8443")
+    words = "the aggregator's name no-such-host.invalid is not known here; ask IT to resolve"
+    with running(replace(settings, aggregator=aggregator), identity, tmp_path / "notify") as systemd:
+        systemd.receive_until(status_with(words))
+
+
+@pytest.mark.parametrize(
+    ("dates", "name", "words"),
+    [
+        ({"begins_days_ago": -0.1}, "test consortium CA", "enable NTP; this clock is behind by"),
+        ({"begins_days_ago": 31}, "test consortium CA", "enable NTP if this clock is ahead"),
+        ({}, "Hospital Web Filter CA", "TLS is inspected by CN=Hospital Web Filter CA: ask IT to bypass 127.0.0.1"),
+    ],
+    ids=["behind", "ahead", "inspected"],
+)
+def test_a_wrong_clock_is_named_as_that_and_another_issuer_as_that(
+    tmp_path: Path,
+    consortium: Consortium,
+    identity: SiteIdentity,
+    settings: SiteSettings,
+    dates: dict[str, float],
+    name: str,
+    words: str,
+) -> None:
+    front = consortium if name == consortium.name else Consortium(name=name)
+    server, address = serve(front, mutual=False, **dates)
+    try:
+        aggregator = AggregatorAddress(address)
+        with running(replace(settings, aggregator=aggregator), identity, tmp_path / "notify") as systemd:
+            systemd.receive_until(status_with(words))
+    finally:
+        server.stop(0).wait()
+
+
+def test_the_enrolment_port_in_place_of_the_one_for_sites_is_named(
+    tmp_path: Path, consortium: Consortium, identity: SiteIdentity, settings: SiteSettings
+) -> None:
+    server, address = serve(consortium, mutual=False)
+    try:
+        changed = replace(settings, aggregator=AggregatorAddress(address))
+        with running(changed, identity, tmp_path / "notify") as systemd:
+            systemd.receive_until(status_with(f"{address} does not know this call: is it the other port"))
+    finally:
+        server.stop(0).wait()

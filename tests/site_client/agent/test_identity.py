@@ -1,8 +1,9 @@
 """Who a site is and whom it believes: everything hangs on the fingerprint in the token."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from federation.errors import BadSignature, RosterRefused
 from federation.roster import RosterEntry
 from federation.v1 import enrolment_pb2
+from structlog.testing import capture_logs
 
+from site_client.agent.egress.egress import Egress
 from site_client.agent.identity import keys
+from site_client.agent.identity.certificates import Certificates
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
 from site_client.agent.identity.keys import SealingKey
 from site_client.errors import IdentityRefused
 from site_client.typed_json import Digest
-from tests.site_client.agent.conftest import Consortium
+from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
 
 
 @pytest.fixture
@@ -155,3 +159,42 @@ def test_signatures_are_over_what_enrolment_says(joining: Joining) -> None:
     public.verify(answer, b"hemofed recover v1\x00" + bytes(32) + hashlib.sha256(csr).digest())
     with pytest.raises(InvalidSignature):
         public.verify(answer, b"hemofed join v1\x00" + bytes(32) + hashlib.sha256(csr).digest())
+
+
+@pytest.mark.parametrize("data", [b"", b"-----BEGIN CERTIFICATE-----", b"\xff" * 900, "half", "a folder", "flipped"])
+def test_a_damaged_certificate_is_no_obstacle_and_another_one_is_requested(
+    consortium: Consortium,
+    identity: SiteIdentity,
+    egress: Egress,
+    wire: Wire,
+    clock: StandingClock,
+    tmp_path: Path,
+    data: bytes | str,
+) -> None:
+    folder = tmp_path / "state" / "agent" / "identity"
+    path = folder / "tls.pem"
+    whole = path.read_bytes()
+    if data == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif data == "flipped":
+        at = len(whole) - 100
+        path.write_bytes(whole[:at] + (b"A" if whole[at : at + 1] != b"A" else b"B") + whole[at + 1 :])
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if data == "half" else data)
+    damaged = SiteIdentity(folder)
+    assert damaged.certificate_pem is None
+    clock.now = datetime.now(UTC)
+
+    def recover(request: bytes) -> enrolment_pb2.Credentials:
+        csr_der = enrolment_pb2.RecoverRequest.FromString(request).csr_der
+        return enrolment_pb2.Credentials(certificate_pem=consortium.site_certificate("mercy", csr_der))
+
+    wire.answers["Enrolment/Challenge"] = lambda _: enrolment_pb2.ChallengeReply(nonce=bytes(32))
+    wire.answers["Enrolment/Recover"] = recover
+    certificates = Certificates(damaged, egress, lambda: nullcontext(egress), clock)
+    with capture_logs() as logs:
+        assert certificates.keep()
+    assert [event["event"] for event in logs if event["log_level"] == "warning"][:1] == ["certificate damaged"]
+    assert SiteIdentity(folder).expires_at == damaged.expires_at > clock.now
+    assert not certificates.keep()

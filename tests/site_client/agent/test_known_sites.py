@@ -18,10 +18,10 @@ from site_client.agent.identity.known_sites import KnownSites, check_cohort, che
 from site_client.agent.rounds.journal import CurrentRound
 from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.agent.status_file import AgentStatus, write_status
+from site_client.check_result import Color
 from site_client.cli import main
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.doctor.network.enrolment import check_roster
-from site_client.doctor.result import Color
 from site_client.errors import StateRefused, StepRefused
 from site_client.records import RunId
 from site_client.status import gather, render_text

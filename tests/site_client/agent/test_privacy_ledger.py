@@ -23,10 +23,10 @@ from site_client.agent.privacy.ledger import CHAIN, PrivacyLedger, SpentPrivacy,
 from site_client.agent.rounds.plan_description import describe
 from site_client.agent.rounds.plans import Plans
 from site_client.agent.rounds.policy import policy_conflicts
+from site_client.check_result import Color
 from site_client.cli import main
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.doctor.network.enrolment import check_privacy
-from site_client.doctor.result import Color
 from site_client.errors import LedgerBroken
 from tests.site_client.agent.conftest import Consortium, StandingClock
 

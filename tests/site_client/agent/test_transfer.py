@@ -22,7 +22,7 @@ from site_client.agent.egress.ledger import Ledger
 from site_client.agent.egress.rate_limit import RateLimit
 from site_client.agent.egress.transfer import download, upload
 from site_client.config import PolicySettings
-from site_client.errors import ModelMismatch, StepRefused, Unreachable
+from site_client.errors import ModelDamaged, StepRefused, Unreachable
 
 REF = RoundRef(run_id=bytes(16), round=1, attempt=1)
 
@@ -126,7 +126,7 @@ def test_a_download_that_is_not_what_was_announced_is_dropped(ledger: Ledger, gu
         download(line, short, tmp_path / "model", 100)
     part = tmp_path / f".{hashlib.sha256(blob).hexdigest()}.part"
     part.write_bytes(b"x" * 3000)
-    with pytest.raises(ModelMismatch):
+    with pytest.raises(ModelDamaged):
         download(
             line, rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=3000), tmp_path / "model", 3000
         )

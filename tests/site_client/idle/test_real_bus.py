@@ -14,7 +14,7 @@ import pytest
 from site_client.bus import Bus, BusError
 from site_client.metered import is_metered
 from site_client.trainer.idle import daemons
-from site_client.trainer.idle.readings import NEVER_S, Unknown
+from site_client.trainer.idle.readings import NEVER_S, Reading, Unknown
 
 PYTHON = Path("/usr/bin/python3")  # Debian's: python3-dbusmock is a package of the system
 
@@ -90,8 +90,13 @@ def _await(true: Callable[[], bool]) -> None:
     raise AssertionError("a daemon did not come up within 20 s")
 
 
+def idle_times(bus: Bus, now_us: int) -> tuple[Reading[float], Reading[float]]:
+    found = daemons.sessions(bus, now_us, Path("/nowhere"))
+    return daemons.idle_s(found, remote=False), daemons.idle_s(found, remote=True)
+
+
 def test_on_a_bus_without_these_daemons_everything_is_unknown(machine: Machine) -> None:
-    assert all(isinstance(value, Unknown) for value in daemons.user_idle_s(machine.bus, 0))
+    assert isinstance(daemons.sessions(machine.bus, 0), Unknown)
     assert isinstance(daemons.power_supply(machine.bus)[1], Unknown)
     assert is_metered(machine.bus) is None
 
@@ -99,21 +104,21 @@ def test_on_a_bus_without_these_daemons_everything_is_unknown(machine: Machine) 
 def test_no_bus_at_all_is_unknown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'nowhere'}")
     with closing(Bus()) as bus:
-        assert all(isinstance(value, Unknown) for value in daemons.user_idle_s(bus, 0))
+        assert isinstance(daemons.sessions(bus, 0), Unknown)
         assert is_metered(bus) is None
 
 
 def test_logind_tells_who_is_there_and_for_how_long_nobody_touched_anything(machine: Machine) -> None:
     machine.start(LOGIN, "logind")
-    assert daemons.user_idle_s(machine.bus, 0) == (NEVER_S, NEVER_S)
+    assert idle_times(machine.bus, 0) == (NEVER_S, NEVER_S)
     machine.session("c1", IdleHint=("b", True), IdleSinceHintMonotonic=("t", 10_000_000))
-    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, NEVER_S)
+    assert idle_times(machine.bus, 70_000_000) == (60.0, NEVER_S)
     machine.session("c2", Remote=("b", True), IdleHint=("b", False))
-    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)
+    assert idle_times(machine.bus, 70_000_000) == (60.0, 0.0)
     machine.session("c3", IdleHint=("b", False), Class=("s", "greeter"))
-    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)  # the login screen is nobody
+    assert idle_times(machine.bus, 70_000_000) == (60.0, 0.0)  # the login screen is nobody
     machine.session("c4", IdleHint=("b", False), State=("s", "closing"))
-    assert daemons.user_idle_s(machine.bus, 70_000_000) == (60.0, 0.0)  # nor is who has gone
+    assert idle_times(machine.bus, 70_000_000) == (60.0, 0.0)  # nor is who has gone
 
 
 def test_upower_tells_battery_and_emergency_supply_apart(machine: Machine) -> None:

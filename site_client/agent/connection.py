@@ -1,4 +1,7 @@
-"""Checks from this machine to the aggregator's TLS: name, proxy, connection, issuer, HTTP/2, dates.
+"""Checks from this machine to the aggregator's TLS: name, proxy, connection, dates, issuer, HTTP/2.
+
+`hemofed-site doctor` shows each; the agent puts the first that fails into its own sentence, because gRPC does not say
+which of them it was.
 
 The handshake verifies nothing and shows no certificate of ours. It only reads the presented chain, so that a firewall
 that inspects TLS can be named. Nothing is sent over the connection.
@@ -10,21 +13,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from site_client.agent.identity.pinning import connect, host_and_port, presented_chain
+from site_client.check_result import CheckResult, Color, green, grey, red
 from site_client.config import AggregatorAddress
-from site_client.doctor.result import CheckResult, green, grey, red
 from site_client.errors import ProxyRefused, Unreachable
 
 _IP_MTU = 14  # linux/in.h
 _PROXY_ADVICE = {
+    401: "Set user and password in aggregator.proxy (http://user:password@host:port)",
     407: "Set user and password in aggregator.proxy (http://user:password@host:port), or run a helper for "
     "NTLM/Kerberos (px, cntlm) and name it there",
     403: "Ask IT to allow CONNECT to {address}",
+    **dict.fromkeys((500, 502, 503, 504), "Ask IT whether the proxy reaches {address}"),
 }
 
 
@@ -37,6 +43,19 @@ class Handshake:
     version: str
     took_s: float
     mtu_bytes: int
+
+
+def explain(aggregator: AggregatorAddress, ca: x509.Certificate, now: datetime) -> str:
+    """Return what is in the way to the aggregator and how to mend it, in the doctor's words; empty when nothing is.
+
+    It may wait as long as a connection does that is not answered.
+    """
+    for result in chain(check_name(aggregator), check_connection(aggregator, ca, now)):
+        if result.color is Color.RED:
+            # A clause, unless it begins with an abbreviation.
+            fix = result.fix if result.fix[1:2].isupper() else result.fix[:1].lower() + result.fix[1:]
+            return f"{result.found}; {fix}"
+    return ""
 
 
 def check_name(aggregator: AggregatorAddress) -> Iterator[CheckResult]:
@@ -95,8 +114,17 @@ def check_connection(
 def assess_handshake(
     handshake: Handshake, host: str, ca: x509.Certificate | None, now: datetime
 ) -> Iterator[CheckResult]:
-    """Check issuer, protocol and dates of the presented certificate."""
+    """Check dates, issuer and protocol of the presented certificate."""
     leaf = handshake.chain[0]
+    # Dates first: a wrong clock makes every certificate look wrong.
+    if now < leaf.not_valid_before_utc:
+        behind_s = (leaf.not_valid_before_utc - now).total_seconds()
+        words = f"the aggregator's certificate is not valid yet by this clock: {behind_s:.0f} s to go"
+        yield red("clock", words, f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")
+    elif now > leaf.not_valid_after_utc:
+        ahead_s = (now - leaf.not_valid_after_utc).total_seconds()
+        words = f"by this clock the aggregator's certificate expired {ahead_s:.0f} s ago"
+        yield red("clock", words, "Enable NTP if this clock is ahead; else tell the coordinator")
     if ca is None:
         yield grey("tls", "this host has not joined, so it knows no CA to compare with", "Run hemofed-site join")
     elif not _issued_by(leaf, ca):
@@ -114,14 +142,6 @@ def assess_handshake(
         yield green("http2", "HTTP/2 is agreed on")
     else:
         yield red("http2", "no HTTP/2 (ALPN) is agreed on", f"A firewall or proxy strips HTTP/2: bypass {host}")
-    if now < leaf.not_valid_before_utc:
-        behind_s = (leaf.not_valid_before_utc - now).total_seconds()
-        words = f"the aggregator's certificate is not valid yet by this clock: {behind_s:.0f} s to go"
-        yield red("clock", words, f"Enable NTP; this clock is behind by {behind_s:.0f} s or more")
-    elif now > leaf.not_valid_after_utc:
-        ahead_s = (now - leaf.not_valid_after_utc).total_seconds()
-        words = f"by this clock the aggregator's certificate expired {ahead_s:.0f} s ago"
-        yield red("clock", words, "Enable NTP if this clock is ahead; else tell the coordinator")
 
 
 def _handshake(plain: socket.socket, host: str) -> Handshake:
@@ -132,11 +152,11 @@ def _handshake(plain: socket.socket, host: str) -> Handshake:
     context.set_alpn_protocols(["h2"])
     began_s = time.monotonic()
     with plain, context.wrap_socket(plain, server_hostname=host) as secured:
-        chain = tuple(x509.load_der_x509_certificate(der) for der in presented_chain(secured))
-        if not chain:
+        presented = tuple(x509.load_der_x509_certificate(der) for der in presented_chain(secured))
+        if not presented:
             raise ValueError("no certificate")
         took_s = time.monotonic() - began_s
-        return Handshake(chain, secured.selected_alpn_protocol(), secured.version() or "TLS", took_s, _mtu(secured))
+        return Handshake(presented, secured.selected_alpn_protocol(), secured.version() or "TLS", took_s, _mtu(secured))
 
 
 def _mtu(connected: socket.socket) -> int:
