@@ -142,6 +142,12 @@ class Site:
         self.boot()
 
     @property
+    def certificate_pem(self) -> bytes:
+        """It holds one: every site of a World has joined."""
+        assert self.identity.certificate_pem is not None
+        return self.identity.certificate_pem
+
+    @property
     def agent_folder(self) -> Path:
         return self.settings.folders.agent
 
@@ -161,7 +167,7 @@ class Site:
         self.shut()
         self.identity = SiteIdentity(self.agent_folder / "identity")
         self._ledger = Ledger(self.agent_folder / "ledger.jsonl", self.identity.keys.signing, self.clock)
-        self.transport = SiteWire(self.wire, self.name, self.identity.certificate_pem)
+        self.transport = SiteWire(self.wire, self.name, self.certificate_pem)
         self.egress = Egress(Guard(self.settings.policy), self._ledger, self.transport)
         spool = AgentSide(self.settings.folders.spool)
         spool.clear_drafts()

@@ -312,7 +312,7 @@ def test_a_member_that_changes_its_mind_is_refused(make_world: Callable[..., Wor
     other.CopyFrom(said.message)
     _spoil(other)
     with pytest.raises(Refused, match="cannot change"):
-        world.wire.call("site-a", site.identity.certificate_pem, CALLS[said.call], [other.SerializeToString()])
+        world.wire.call("site-a", site.certificate_pem, CALLS[said.call], [other.SerializeToString()])
 
 
 def _spoil(message: Message) -> None:

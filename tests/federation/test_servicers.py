@@ -69,7 +69,7 @@ def test_a_revoked_site_is_refused_from_its_next_call_on(make_world: Callable[..
     world.aggregator.enrolment.revoke("site-d")
     for name in GUARDED:
         with pytest.raises(Aborted) as refused:
-            ask(world, name, CALLS[name].request(), world.sites["site-d"].identity.certificate_pem)
+            ask(world, name, CALLS[name].request(), world.sites["site-d"].certificate_pem)
         assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -88,7 +88,7 @@ def test_a_site_that_leaves_in_the_middle_of_masking_is_out_and_the_others_publi
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(sites=4, phase="upload")
-    shown = world.sites["site-d"].identity.certificate_pem
+    shown = world.sites["site-d"].certificate_pem
     for _ in range(2):  # the first answer may get lost
         assert ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest(), shown) == [enrolment_pb2.LeaveReply()]
     for name in GUARDED:
@@ -108,7 +108,7 @@ def test_a_site_that_leaves_in_the_middle_of_masking_is_out_and_the_others_publi
 
 def test_a_farewell_with_a_field_of_a_newer_version_is_refused_twice_too(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest(), shown)
     with pytest.raises(Aborted, match="1999"):
         ask(world, "Enrolment/Leave", enrolment_pb2.LeaveRequest.FromString(b"\xf8\x7c\x01"), shown)
@@ -122,7 +122,7 @@ def test_a_site_of_another_secure_aggregation_is_told_what_to_install_and_the_ot
     with pytest.raises(
         Aborted, match=r"version 2 of secure aggregation, got version 1; install hemofed 0\."
     ) as refused:
-        ask(world, "Rounds/Poll", older, world.sites["site-d"].identity.certificate_pem)
+        ask(world, "Rounds/Poll", older, world.sites["site-d"].certificate_pem)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     world.silent.add("site-d")
     for _ in range(3):
@@ -137,7 +137,7 @@ def test_an_expired_certificate_is_refused(make_world: Callable[..., World]) -> 
     world = make_world(sites=3)
     world.clock.advance(31 * 86_400)
     with pytest.raises(Aborted) as refused:
-        ask(world, "Rounds/Poll", poll_of(), world.sites["site-a"].identity.certificate_pem)
+        ask(world, "Rounds/Poll", poll_of(), world.sites["site-a"].certificate_pem)
     assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -146,7 +146,7 @@ def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
     make_world: Callable[..., World], field: str
 ) -> None:
     world = make_world(sites=3)
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     ask(world, "Rounds/Poll", poll_of(**{field: 2**63 - 1}), shown)
     for number in (2**63, 2**64 - 1):
         with pytest.raises(Aborted, match=f"PollRequest.{field} is not as rounds.proto says") as refused:
@@ -156,7 +156,7 @@ def test_numbers_that_the_database_cannot_hold_are_refused_with_one_sentence(
 
 def test_a_report_outside_what_the_proto_says_is_refused(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     for report in WRONG_REPORTS:
         with pytest.raises(Aborted) as refused:
             ask(world, "Rounds/Poll", poll_of(**report), shown)
@@ -168,7 +168,7 @@ def test_a_field_of_a_newer_version_is_refused(make_world: Callable[..., World])
     for name in GUARDED:
         newer = CALLS[name].request.FromString(b"\xf8\x7c\x01")
         with pytest.raises(Aborted, match="1999") as refused:
-            ask(world, name, newer, world.sites["site-a"].identity.certificate_pem)
+            ask(world, name, newer, world.sites["site-a"].certificate_pem)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -176,7 +176,7 @@ def test_a_reveal_without_a_kind_and_an_offset_beyond_the_blob_are_refused_and_n
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(sites=3, phase="reveal")
-    shown, row = world.sites["site-a"].identity.certificate_pem, world.round
+    shown, row = world.sites["site-a"].certificate_pem, world.round
     ref = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt)
     shares = [secagg_pb2.RevealedShare(about_site=name, share=bytes(33)) for name in world.sites]
     with pytest.raises(Aborted, match="SEED or MASK_KEY"):
@@ -193,7 +193,7 @@ def test_a_model_that_is_fetched_twice_is_read_from_the_disk_again_and_damage_is
     make_world: Callable[..., World],
 ) -> None:
     world = make_world(sites=3)
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     with world.aggregator.app.store.read() as session:
         model = run_rows.newest_model(session, world.run_id)
     request = blobs_pb2.BlobRequest(digest=model.blob)
@@ -210,7 +210,7 @@ def test_a_model_that_is_fetched_twice_is_read_from_the_disk_again_and_damage_is
 
 def test_a_chunk_over_a_mebibyte_or_of_nothing_is_refused(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3, phase="upload")
-    shown, row = world.sites["site-a"].identity.certificate_pem, world.round
+    shown, row = world.sites["site-a"].certificate_pem, world.round
     ref, digest = RoundRef(run_id=row.run_id, round=row.number, attempt=row.attempt), os.urandom(32)
     world.step("site-b")
     size = next(one.message.size_bytes for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobOffer))
@@ -229,7 +229,7 @@ def test_another_sites_upload_can_be_neither_written_nor_read(make_world: Callab
     world.step("site-b")
     chunk = next(one.message for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobChunk))
     offer = next(one.message for one in world.wire.heard if isinstance(one.message, blobs_pb2.BlobOffer))
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     for name, message in (
         ("Blobs/Put", chunk),
         ("Blobs/Offer", offer),
@@ -262,9 +262,7 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
         if refers and "round" in message.DESCRIPTOR.fields_by_name:
             message.round.CopyFrom(ref)
         try:
-            world.wire.call(
-                "site-a", world.sites["site-a"].identity.certificate_pem, CALLS[name], [message.SerializeToString()]
-            )
+            world.wire.call("site-a", world.sites["site-a"].certificate_pem, CALLS[name], [message.SerializeToString()])
         except LinkError:
             assert world.wire.refusals[-1][2] in TYPED, world.wire.refusals[-1]
 
@@ -276,7 +274,7 @@ def test_random_requests_are_answered_or_refused_by_type_and_change_nothing(
 def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
     pacing = world.aggregator.app.settings.pacing
-    shown = world.sites["site-a"].identity.certificate_pem
+    shown = world.sites["site-a"].certificate_pem
     poll = poll_of()
 
     def retry_after_ms() -> int:
@@ -289,7 +287,7 @@ def test_a_site_is_told_to_come_back_soon_while_masking_and_late_while_idle(make
     world.clock.advance(3000)
     assert 750 * pacing.training_s <= retry_after_ms() <= 1250 * pacing.training_s
     masking = make_world(sites=3, phase="keys")
-    (reply,) = ask(masking, "Rounds/Poll", poll, masking.sites["site-a"].identity.certificate_pem)
+    (reply,) = ask(masking, "Rounds/Poll", poll, masking.sites["site-a"].certificate_pem)
     assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.retry_after_ms == AT_ONCE_MS
     world.pause()
@@ -302,6 +300,6 @@ def test_a_poll_of_a_round_nobody_knows_is_told_that_it_is_over(make_world: Call
     world = make_world(sites=3)
     foreign = RoundRef(run_id=os.urandom(16), round=4_000_000_000, attempt=1)
     poll = poll_of(working_on=foreign)
-    (reply,) = ask(world, "Rounds/Poll", poll, world.sites["site-a"].identity.certificate_pem)
+    (reply,) = ask(world, "Rounds/Poll", poll, world.sites["site-a"].certificate_pem)
     assert isinstance(reply, rounds_pb2.PollReply)
     assert reply.close.outcome == rounds_pb2.CloseStep.RUN_OVER

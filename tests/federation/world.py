@@ -169,7 +169,7 @@ class World:
             return
         chosen, site = said[number % len(said)], self.sites[name]
         try:
-            self.wire.call(name, site.identity.certificate_pem, CALLS[chosen.call], [chosen.data])
+            self.wire.call(name, site.certificate_pem, CALLS[chosen.call], [chosen.data])
         except (Unreachable, Refused):
             return  # in `wire.refusals`
 

@@ -52,6 +52,8 @@ class Target:
         context.set_alpn_protocols(["h2"])
         if self.identity is not None:
             path = folder / f"{self.identity.site}.pem"
+            assert self.identity.certificate_pem is not None  # it has joined
+            assert self.identity.tls_key_pem is not None
             path.write_bytes(self.identity.tls_key_pem + self.identity.certificate_pem)
             context.load_cert_chain(path)
         return context

@@ -256,4 +256,5 @@ def test_keys_and_certificates_are_for_the_agent_alone(place: Place) -> None:
     assert {"signing.key", "sealing.key", "tls.pem"} <= set(modes)
     assert "joining.key" not in modes
     assert stat.S_IMODE((place.folder / "identity").stat().st_mode) == 0o700
+    assert identity.certificate_pem is not None
     assert x509.load_pem_x509_certificate(identity.certificate_pem).not_valid_after_utc == identity.expires_at

@@ -116,8 +116,8 @@ def test_a_file_that_is_made_again_is_set_aside_and_named_in_the_status(
 
 def damage_cases() -> list[tuple[str, Callable[[Path], object]]]:
     """Every file without which the agent does not start, emptied and in the form of a folder."""
-    names = ("ca.pem", "custodian.pem", "roster.bin", "membership.json", "signing.key", "sealing.key")
-    names = (*(f"identity/{name}" for name in names), "rounds/closed.json", "rounds/1/round.json")
+    identity = ("ca.pem", "custodian.pem", "roster.bin", "membership.json", "signing.key", "sealing.key")
+    names = (*(f"identity/{name}" for name in identity), "rounds/closed.json", "rounds/1/round.json")
 
     def folder(path: Path) -> None:
         path.unlink()

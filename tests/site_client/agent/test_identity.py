@@ -181,7 +181,7 @@ def test_a_damaged_certificate_is_no_obstacle_and_another_one_is_requested(
         at = len(whole) - 100
         path.write_bytes(whole[:at] + (b"A" if whole[at : at + 1] != b"A" else b"B") + whole[at + 1 :])
     else:
-        path.write_bytes(whole[: len(whole) // 2] if data == "half" else data)
+        path.write_bytes(data if isinstance(data, bytes) else whole[: len(whole) // 2])
     damaged = SiteIdentity(folder)
     assert damaged.certificate_pem is None
     clock.now = datetime.now(UTC)

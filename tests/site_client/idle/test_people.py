@@ -34,7 +34,8 @@ class LoggedIn(Bus):
         return ([("", 0, "", "", number) for number in range(len(self._sessions))],)
 
     def get_all(self, service: str, path: Any, interface: str) -> dict[str, Any]:
-        return {"Class": "user", "State": "active", "Remote": False, "Type": "tty", "TTY": ""} | self._sessions[path]
+        facts: dict[str, Any] = self._sessions[path]
+        return {"Class": "user", "State": "active", "Remote": False, "Type": "tty", "TTY": ""} | facts
 
 
 def session(name: str, **facts: Any) -> dict[str, Any]:

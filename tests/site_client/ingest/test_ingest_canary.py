@@ -13,10 +13,10 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from structlog.testing import capture_logs
 
+from site_client.check_result import to_json_line
 from site_client.cli import main
 from site_client.config import load
 from site_client.doctor.data.checks import check_labels
-from site_client.doctor.result import to_json_line
 from site_client.errors import SiteError
 from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.catalog.command import refuse_failed_labels
