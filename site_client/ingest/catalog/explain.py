@@ -161,7 +161,7 @@ class Explainer:
             return words[stack.label_state]
         if row.state == SeriesState.READY.name:
             return f"READY, not chosen ({Reason.R_LOWER_SCORE.name}): {Reason.R_LOWER_SCORE.value}"
-        return f"{row.state}: {SeriesState[row.state].value}"
+        return SeriesState[row.state].value
 
     def _study_lines(self, study_key: str) -> Iterator[str]:
         yield f"study {study_key}"

@@ -253,9 +253,13 @@ def _label_report(session: Session) -> tuple[LabelReport, tuple[MatchQuestion, .
         ),
         held=label_rows.held(session),
     )
+    waiting = session.scalar(
+        select(func.count()).select_from(StackRow).where(StackRow.state == SeriesState.WAITING.name)
+    )
     matched_counts = MatchCounts(
         labels=total,
-        labels_without_images=report.labels_without_images,
+        # The slices of a series that is still arriving are not known yet.
+        labels_without_images=0 if waiting else report.labels_without_images,
         labels_of_two_studies=report.labels_of_two_studies,
         contradicted=file_counts.contradicted,
         not_understood=report.unreadable_cells,

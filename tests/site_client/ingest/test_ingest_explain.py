@@ -68,7 +68,7 @@ def test_every_way_to_name_a_study_leads_to_the_same_verdicts(
     assert "verdict: READY, chosen and labelled: trained on" in text
     assert "  labels: epidural no, intraparenchymal no, " in text
     assert "subarachnoid no, subdural yes, any yes" in text
-    assert "verdict: NOT_SELECTED: not selected" in text
+    assert "verdict: not selected" in text
     assert "R_CONTRAST: contrast agent declared" in text
     assert f"to make it READY: {remedy(Reason.R_CONTRAST)}" in text
     assert "FAIL R_CONTRAST       contrast agent declared: 24 of 24 images (limit: none)" in text
@@ -131,7 +131,7 @@ def test_a_waiting_series_says_until_when(scanner: Scanner, tmp_path: Path, secr
     catalog.scan(scanner.root)
     end = clock.now.timestamp() + Rules().incomplete_after_s
     text = "\n".join(catalog.explain("1.2.3"))
-    assert "verdict: WAITING: still arriving" in text
+    assert "verdict: still arriving" in text
     found = re.search(r"waits for the rest of its images, until a scan after (\S+ \S+)", text)
     assert found is not None
     local = str(np.datetime64(int(end), "s")).replace("T", " ")

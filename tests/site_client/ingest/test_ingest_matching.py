@@ -18,10 +18,11 @@ from site_client.ingest.catalog.questions import MatchCounts, ask
 from site_client.ingest.catalog.tables import StackRow
 from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import SiteSecret
+from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import read_volume
 from site_client.trainer.job import scan
 from site_client.training.cache import StudyCache
-from tests.site_client.ingest.conftest import Scanner
+from tests.site_client.ingest.conftest import Clock, Scanner
 
 HEADER = "StudyInstanceUID,Reader," + ",".join(LABELS) + "\n"
 SOUND = MatchCounts(100, 0, 0, 0, 0)
@@ -57,6 +58,20 @@ def test_a_share_far_from_the_published_ones_is_a_question(change: dict[str, int
 
 def test_few_studies_raise_no_question_about_shares() -> None:
     assert [question.code for question in ask(stacks(49, epidural=30, any=49), SOUND)] == ["D_ANY_ALONE"]
+
+
+def test_labels_of_images_that_are_still_arriving_raise_no_question(
+    scanner: Scanner, tmp_path: Path, secret: SiteSecret, clock: Clock
+) -> None:
+    scanner.series("1.1")
+    (scanner.root / "labels.csv").write_text(HEADER + "1.1,A,0,0,0,0,0,0\n1.9,A,0,0,0,0,0,0\n")
+    with closing(Catalog.open(tmp_path / "c.sqlite", secret, Rules(settle_s=60), clock)) as catalog:
+        arriving = catalog.scan(scanner.root)
+        clock.advance(61)
+        settled = catalog.scan(scanner.root)
+    assert (arriving.series_waiting, settled.series_ready) == (1, 1)
+    asked = [[question.code for question in report.questions] for report in (arriving, settled)]
+    assert asked == [[], ["D_LABELS_WITHOUT_IMAGES"]]
 
 
 def test_every_doubt_about_labels_and_images_is_a_question(scanner: Scanner, catalog: Catalog) -> None:
