@@ -146,7 +146,10 @@ def serve(settings: AggregatorSettings) -> None:
     ended = None
     while ended is None and not stop_requested.wait(SUPERVISED_EVERY_S):
         ended = aggregator.ended_part()
-    log.info("stop requested" if ended is None else "part ended", part=ended)
+    if ended is None:
+        log.info("stop requested")
+    else:
+        log.error("part ended", part=ended)
     aggregator.stop()
     if lock is not None:
         os.close(lock)
