@@ -25,7 +25,6 @@ from site_client.errors import SeriesUnreadable
 from site_client.ingest.files.decoders import decodable
 from site_client.ingest.files.directory import read_directory
 from site_client.ingest.files.frames import LENGTHS, read_lengths, write_frame
-from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.header_pass import read_header, read_sop_uid
 from site_client.ingest.files.pixels import read_slice
 from site_client.ingest.pseudonym import SiteSecret
@@ -42,7 +41,7 @@ CPU_S_MAX: Final = {
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 Answer = tuple[dict[str, Any], bytes]
-Work = Callable[[str, int], Answer]
+Read = Callable[[Path, int], Answer]  # of a file and its size in bytes
 
 
 def main() -> None:
@@ -93,11 +92,12 @@ def _serve(requests: int, answers: int, parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # A parent that died before the line above sends no signal.
         while os.getppid() == parent and (request := _read_request(requests)) is not None:
-            work = _WORK[request["task"]](request)
+            reader_of, of_a_fault = _TASKS[request["task"]]
+            read = reader_of(request)
             for path, size_bytes in request["files"]:
                 # By processor time: another program's load, or a pause by the idle gate, is no fault of the file.
                 signal.setitimer(signal.ITIMER_PROF, CPU_S_MAX[request["task"]])
-                table, data = work(path, size_bytes)
+                table, data = _answer(read, of_a_fault, path, size_bytes)
                 write_frame(answers, {"id": request["id"], **table}, data)
             signal.setitimer(signal.ITIMER_PROF, 0)
         status = 0
@@ -121,78 +121,74 @@ def _read(handle: int, size: int) -> bytes:
     return data
 
 
-def _header_work(request: dict[str, Any]) -> Work:
+def _answer(read: Read, of_a_fault: Reason, path: str, size_bytes: int) -> Answer:
+    """Reads one file; whatever it makes a library raise is a fault of this file alone."""
+    try:
+        return read(Path(path), size_bytes)
+    except SeriesUnreadable as error:
+        return {"code": error.code}, b""
+    except (MemoryError, RecursionError):
+        return {"code": Reason.Q_DECODE_LIMIT.name}, b""
+    except Exception:
+        return {"code": of_a_fault.name}, b""
+
+
+def _header_reader(request: dict[str, Any]) -> Read:
     secret, rules = SiteSecret(bytes.fromhex(request["secret"])), msgspec.convert(request["rules"], Rules)
 
-    def work(path: str, size_bytes: int) -> Answer:
-        try:
-            result = read_header(Path(path), size_bytes, secret, rules)
-        except (MemoryError, RecursionError):
-            result = Reason.Q_DECODE_LIMIT
-        except Exception:  # whatever a file makes a library raise is a fault of this file alone
-            result = Reason.Q_READ
-        return {"header": result.to_json()} if isinstance(result, DicomHeader) else {"code": result.name}, b""
+    def read(path: Path, size_bytes: int) -> Answer:
+        header = read_header(path, size_bytes, secret, rules)
+        return {"code": header.name} if isinstance(header, Reason) else {"header": header.to_json()}, b""
 
-    return work
+    return read
 
 
-def _slice_work(request: dict[str, Any]) -> Work:
+def _slice_reader(request: dict[str, Any]) -> Read:
     step = request["step"]
 
-    def work(path: str, size_bytes: int) -> Answer:
-        try:
-            image = read_slice(Path(path), size_bytes, step)
-            pixels = np.ascontiguousarray(image.stored, dtype="<i4")
-            table = {
-                "sha256": image.sha256.hex(),
-                "stored": pixels.shape,
-                "shape": image.shape,
-                "scale": vars(image.scale),
-                "spacing_mm": image.spacing_mm,
-                "position": image.position,
-                "orientation": image.orientation,
-                "thickness_mm": image.thickness_mm,
-            }
-            return table, pixels.tobytes()
-        except SeriesUnreadable as error:
-            return {"code": error.code}, b""
-        except (MemoryError, RecursionError):
-            return {"code": Reason.Q_DECODE_LIMIT.name}, b""
-        except Exception:  # as above
-            return {"code": Reason.Q_DECODE.name}, b""
+    def read(path: Path, size_bytes: int) -> Answer:
+        image = read_slice(path, size_bytes, step)
+        pixels = np.ascontiguousarray(image.stored, dtype="<i4")
+        table = {
+            "sha256": image.sha256.hex(),
+            "stored": pixels.shape,
+            "shape": image.shape,
+            "scale": vars(image.scale),
+            "spacing_mm": image.spacing_mm,
+            "position": image.position,
+            "orientation": image.orientation,
+            "thickness_mm": image.thickness_mm,
+        }
+        return table, pixels.tobytes()
 
-    return work
+    return read
 
 
-def _uid_work(request: dict[str, Any]) -> Work:
-    def work(path: str, size_bytes: int) -> Answer:
-        try:
-            uid = read_sop_uid(Path(path), size_bytes, FILE_BYTES_MAX)
-        except (MemoryError, RecursionError):
-            uid = Reason.Q_DECODE_LIMIT
-        except Exception:  # as above
-            uid = Reason.Q_READ
+def _uid_reader(_request: dict[str, Any]) -> Read:
+    def read(path: Path, size_bytes: int) -> Answer:
+        uid = read_sop_uid(path, size_bytes, FILE_BYTES_MAX)
         return {"code": uid.name} if isinstance(uid, Reason) else {"uid": uid}, b""
 
-    return work
+    return read
 
 
-def _directory_work(request: dict[str, Any]) -> Work:
+def _directory_reader(request: dict[str, Any]) -> Read:
     secret = SiteSecret(bytes.fromhex(request["secret"]))
 
-    def work(path: str, size_bytes: int) -> Answer:
-        try:
-            listed = read_directory(Path(path), secret)
-        except (MemoryError, RecursionError):
-            listed = Reason.Q_DECODE_LIMIT
-        except Exception:  # as above
-            listed = Reason.Q_READ
+    def read(path: Path, _size_bytes: int) -> Answer:
+        listed = read_directory(path, secret)
         return {"code": listed.name} if isinstance(listed, Reason) else {"listed": listed}, b""
 
-    return work
+    return read
 
 
-_WORK: Final = {"header": _header_work, "slice": _slice_work, "uid": _uid_work, "directory": _directory_work}
+# By task: what reads a file, and the code of a file that makes it fail.
+_TASKS: Final[dict[str, tuple[Callable[[dict[str, Any]], Read], Reason]]] = {
+    "header": (_header_reader, Reason.Q_READ),
+    "slice": (_slice_reader, Reason.Q_DECODE),
+    "uid": (_uid_reader, Reason.Q_READ),
+    "directory": (_directory_reader, Reason.Q_READ),
+}
 
 if __name__ == "__main__":
     main()
