@@ -7,7 +7,8 @@ seconds, with a traceback each time.
 import errno
 import os
 import threading
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeGuard
 
 import structlog
 
@@ -26,7 +27,7 @@ _WORDS: Final = {
 }
 
 
-def is_of_disk(error: BaseException) -> bool:
+def is_of_disk(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error says that a disk is full, read-only or failing."""
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
@@ -71,3 +72,20 @@ class DiskWatch:
         while left_s > 0 and not stopping.wait(min(_BEAT_S, left_s)):
             left_s -= _BEAT_S
             self._notifier.alive()
+
+    def outlast(self, attempt: Callable[[], None], stopping: threading.Event) -> None:
+        """Call `attempt` again after each refusal of the disk, until `stopping`.
+
+        Raises:
+            OSError: one that is not of the disk.
+        """
+        while not stopping.is_set():
+            try:
+                attempt()
+            except OSError as error:
+                if not is_of_disk(error):
+                    raise
+                wait_s = self.refused(error)
+                # A service that waits for its disk is up: systemd would end one that is never ready.
+                self._notifier.ready()
+                self.wait(wait_s, stopping)

@@ -37,7 +37,7 @@ from site_client.bus import Bus
 from site_client.config import SiteSettings
 from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.errors import ConfigRefused, InUse, ModelDamaged, SiteError, StateUnreadable, Unreachable
-from site_client.files import DAMAGED, DISK_ERRORS
+from site_client.files import DAMAGED
 from site_client.logging_setup import log_to_stderr
 from site_client.metered import is_metered
 from site_client.notify import Notifier
@@ -83,20 +83,15 @@ def _run(settings: SiteSettings) -> int:
     disk = DiskWatch(notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    while not stopping.is_set():
-        try:
-            # One agent on a state folder: two would use the same secrets with different messages.
-            with _lock(settings.folders.agent / "lock"):
-                service = AgentService(settings, identity, lambda: datetime.now(UTC), notifier, stopping)
-                disk.works()
-                service.run()
-        except OSError as error:
-            if not is_of_disk(error):
-                raise
-            wait_s = disk.refused(error)
-            # A service that waits for its disk is up: systemd would end one that is never ready.
-            notifier.ready()
-            disk.wait(wait_s, stopping)
+
+    def serve() -> None:
+        # One agent on a state folder: two would use the same secrets with different messages.
+        with _lock(settings.folders.agent / "lock"):
+            service = AgentService(settings, identity, lambda: datetime.now(UTC), notifier, stopping)
+            disk.works()
+            service.run()
+
+    disk.outlast(serve, stopping)
     return 0
 
 
@@ -155,9 +150,8 @@ class AgentService:
             self._participant = Participant(self._egress, identity, spool, settings, clock, lambda: is_metered(bus))
             self._health = _Health()
             self._attention = ""  # as last logged
-            self._failure: tuple[str, str] | None = (
-                None  # event and sentence of the newest failure; None after a success
-            )
+            # Event and sentence of the newest failure; None after a success.
+            self._failure: tuple[str, str] | None = None
             self._unreachable = ""  # gRPC's words, as they were looked into last
             self._in_the_way = ""  # what was found then, in the doctor's words
             self._unwritten = ""  # why the status file could not be written, as last logged
@@ -202,7 +196,7 @@ class AgentService:
             return self._failed("step failed", error)
         # No exception ends the loop: the next turn starts from the files.
         except Exception as error:
-            if isinstance(error, OSError) and is_of_disk(error):
+            if is_of_disk(error):
                 self._disk.refused(error)
                 self._health.last_error = self._disk.sentence
                 return self._backoff.failed(0)
@@ -325,7 +319,7 @@ def _lock(path: Path) -> IO[bytes]:
     try:
         lock = path.open("ab")
     except OSError as error:
-        if error.errno in DISK_ERRORS:
+        if is_of_disk(error):
             raise
         raise StateUnreadable.of(path.name, error) from error
     try:

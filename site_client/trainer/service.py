@@ -57,22 +57,17 @@ def run(settings: SiteSettings, config: Path) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     stopping, disk = threading.Event(), DiskWatch(notifier)
     _set_at_signal(stopping)
-    while not stopping.is_set():
-        try:
-            settings.folders.trainer.mkdir(parents=True, exist_ok=True)
-            with _opened(settings.folders.trainer / "lock") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InUse("another trainer runs on this state folder; stop it first") from None
-                TrainerService(settings, config, lambda: datetime.now(UTC), notifier, stopping).run()
-        except OSError as error:
-            if not is_of_disk(error):
-                raise
-            wait_s = disk.refused(error)
-            # A service that waits for its disk is up: systemd would end one that is never ready.
-            notifier.ready()
-            disk.wait(wait_s, stopping)
+
+    def serve() -> None:
+        settings.folders.trainer.mkdir(parents=True, exist_ok=True)
+        with _opened(settings.folders.trainer / "lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse("another trainer runs on this state folder; stop it first") from None
+            TrainerService(settings, config, lambda: datetime.now(UTC), notifier, stopping).run()
+
+    disk.outlast(serve, stopping)
     return 0
 
 
@@ -161,7 +156,7 @@ class TrainerService:
                 return
             self._turn()
         except (SpoolRefused, OSError) as error:
-            if isinstance(error, OSError) and is_of_disk(error):
+            if is_of_disk(error):
                 self._again_at_s = time.monotonic() + self._disk.refused(error)
                 return
             # Of an OSError the kind alone: its text may hold the path of an image.
