@@ -49,10 +49,11 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
     paused = run is not None and run.state is RunState.PAUSED
     busy_s = max(pacing.training_s, pacing.paused_s if paused else 0.0)
     idle_s = max(pacing.idle_s, busy_s)
+    expiries = site_rows.certificate_expiries(session)
     views = []
     for site in site_rows.all_sites(session):
         standing = site_rows.standing(site)
-        expires_at = site_rows.certificate_expiry(session, site.name)
+        expires_at = expiries.get(site.name)
         tone = wording.TONES.get(standing, "warn")
         days = None if expires_at is None else (expires_at - now).total_seconds() / 86_400
         report = reports.get(site.name)

@@ -53,7 +53,7 @@ class AggregatorMetrics(Collector):
             sites = {site.name: site_rows.standing(site) for site in site_rows.all_sites(session)}
             approved = [name for name, standing in sites.items() if standing is SiteStanding.APPROVED]
             reports = {report.site: report.seen_at for report in site_rows.reports(session)}
-            expiries = [site_rows.certificate_expiry(session, name) for name in approved]
+            expiries = site_rows.certificate_expiries(session)
             roster = in_force(session)
             runs = Counter(run.state for run in run_rows.all_runs(session))
             run = run_rows.active(session)
@@ -63,7 +63,7 @@ class AggregatorMetrics(Collector):
         silent = [(now - reports[name]).total_seconds() for name in approved if name in reports]
         if silent:
             yield _gauge("site_silent_seconds_max", "Since the approved hospital that is silent longest.", max(silent))
-        left = [(expiry - now).total_seconds() for expiry in expiries if expiry is not None]
+        left = [(expiries[name] - now).total_seconds() for name in approved if name in expiries]
         if left:
             yield _gauge("site_certificate_seconds_min", "Until the first hospital's certificate ends.", min(left))
         if roster is not None and roster.expires_at is not None:

@@ -31,16 +31,17 @@ class Mark(NamedTuple):
     sha256: str
 
 
-def note(store: Store, folder: Path) -> None:
-    """Write down the newest row, if the file is behind it.
+def note(store: Store, folder: Path) -> Mark:
+    """Write down the newest row, if the file is behind it, and return it.
 
     Args:
         store: The database. What it has committed survives a power cut, so the note is never ahead of it.
         folder: The state folder.
     """
-    head, noted = newest(store), _noted(folder)
+    head, noted = _row(store, None), _noted(folder)
     if head.entries > noted.entries or not (folder / NAME).exists():
         write_secret(folder / NAME, json.dumps(head._asdict()).encode())
+    return head
 
 
 def check(store: Store, folder: Path) -> None:
@@ -56,17 +57,12 @@ def check(store: Store, folder: Path) -> None:
     held = _row(store, noted.entries)
     if held == noted:
         return
-    last = newest(store).entries
+    last = _row(store, None).entries
     raise StateFolderRefused(
         f"expected the database of {folder} to hold audit row {noted.entries} as {NAME} notes it, got "
         + ("another row in its place" if held.entries else f"one that ends at row {last}")
         + f": its end was lost or an older copy was put back; {RESTORE}, or go on with what is there by deleting {NAME}"
     )
-
-
-def newest(store: Store) -> Mark:
-    """Return the head of the audit."""
-    return _row(store, None)
 
 
 def check_intact(store: Store, folder: Path) -> None:

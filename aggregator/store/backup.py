@@ -84,8 +84,7 @@ def _checked(folder: Path) -> Mark:
     store = open_store(f"sqlite:///{folder.absolute() / DATABASE}")
     try:
         audit_mark.check(store, folder)
-        audit_mark.note(store, folder)
-        return audit_mark.newest(store)
+        return audit_mark.note(store, folder)
     finally:
         store.close()
 

@@ -149,9 +149,10 @@ def certificate_issued_at(session: Session, site: str, issued_at: datetime) -> C
     return session.scalars(chosen.order_by(Certificate.expires_at.desc()).limit(1)).first()
 
 
-def certificate_expiry(session: Session, site: str) -> datetime | None:
-    """Return when the site's newest certificate expires; None before it has one."""
-    return session.scalar(select(func.max(Certificate.expires_at)).where(Certificate.site == site))
+def certificate_expiries(session: Session) -> dict[str, datetime]:
+    """Return by site when its newest certificate expires, of every site that has one."""
+    newest = select(Certificate.site, func.max(Certificate.expires_at)).group_by(Certificate.site)
+    return {site: expires_at for site, expires_at in session.execute(newest)}
 
 
 def end_certificates(session: Session, site: str, now: datetime) -> None:
