@@ -20,6 +20,7 @@ from aggregator.health.metrics import AggregatorMetrics
 from aggregator.health.pages import create_health_app
 from aggregator.logging_setup import limit_repetition
 from aggregator.network import listen, raise_descriptor_limit
+from aggregator.rounds.clock_steps import ClockSteps
 from aggregator.rounds.driver import Driver
 from aggregator.rounds.housekeeping import Housekeeping
 from aggregator.rpc.listeners import enrolment_server, sites_server
@@ -62,7 +63,8 @@ class AggregatorServer:
         self._servers = [self._sites]
         if "enrolment" in listeners:
             self._servers.append(enrolment_server(settings, authority, enrolment, listeners["enrolment"], for_hosts))
-        self._drivers = [Driver(app) for _ in range(settings.driver.threads)]
+        clock_steps = ClockSteps(app)
+        self._drivers = [Driver(app, clock_steps=clock_steps) for _ in range(settings.driver.threads)]
         self._loops = [
             *(
                 threading.Thread(target=driver.run, args=(self._stop,), name=f"driver-{index}")

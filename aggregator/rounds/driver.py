@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound, SumRefused
 from aggregator.rounds import aggregation, failures, transitions
+from aggregator.rounds.clock_steps import ClockSteps
 from aggregator.rounds.cohort import complaints_of, guilty_dealers, is_recoverable
 from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
 from aggregator.rounds.failures import sum_history
@@ -45,7 +46,11 @@ class Driver:
     """One driver; `run` belongs to one thread."""
 
     def __init__(
-        self, app: AppContext, owner: str | None = None, monotonic: Callable[[], float] = time.monotonic
+        self,
+        app: AppContext,
+        owner: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock_steps: ClockSteps | None = None,
     ) -> None:
         """Make a driver.
 
@@ -53,10 +58,12 @@ class Driver:
             app: The aggregator.
             owner: Its name in leases; a new one when None.
             monotonic: Seconds that never go back.
+            clock_steps: Shared by the drivers of a process; its own when None.
         """
         self._app = app
         self._owner = owner or own_name()
         self._monotonic = monotonic
+        self._clock_steps = clock_steps or ClockSteps(app, monotonic)
         self._left_alone: dict[int, float] = {}  # round id -> monotonic time until which it is left alone
         self._leased_at = monotonic()
         self._seen_at = monotonic()
@@ -86,6 +93,7 @@ class Driver:
     def turn(self) -> bool:
         """Look once at every unfinished round. True when one moved, so that more may be due."""
         self._seen_at = self._monotonic()
+        self._clock_steps.follow()
         with self._app.store.read() as session:
             round_ids = round_rows.unfinished_ids(session)
         moved = False

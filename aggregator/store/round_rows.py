@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
-from aggregator.store.engine import Change, guarded, record, rows_changed, transition
+from aggregator.store.engine import Cause, Change, guarded, record, rows_changed, transition
 from aggregator.store.run_rows import ACTIVE
 from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
 
@@ -206,6 +206,17 @@ def end_training(session: Session, row: Round, change: Change) -> None:
     """
     statement = update(Round).where(Round.id == row.id, Round.state == RoundState.TRAINING)
     guarded(session, statement.values(deadline=change.at), change, RoundState.TRAINING, "training closed")
+
+
+def move_times(session: Session, step: timedelta, cause: Cause) -> int:
+    """Move the times of unfinished rounds by `step`, because the clock was, and return how many rounds there are."""
+    rows = list(session.scalars(select(Round).where(Round.state.not_in(OVER))))
+    for row in rows:
+        row.began_at, row.phase_since = row.began_at + step, row.phase_since + step
+        row.deadline += step
+        row.lease_until = row.lease_until and row.lease_until + step
+        record(session, cause.of(subject(row)), None, "times moved")
+    return len(rows)
 
 
 def phase_times(session: Session, round_id: int) -> list[PhaseTime]:

@@ -210,7 +210,8 @@ class Site:
         for file, member in self.member_files():
             coins = file.with_name("coins.bin")
             if coins.exists():
-                self.coins[member.own.mask_key] = coins.read_bytes()
+                # As they were drawn: a process may end between overwriting and removing them.
+                self.coins.setdefault(member.own.mask_key, coins.read_bytes())
             self.states[member.own.mask_key] = member
             if member.secrets is not None:
                 self.secrets.setdefault(member.own.mask_key, member.secrets)
