@@ -30,7 +30,8 @@ from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import CatalogTable
 from site_client.ingest.files import tags
 from site_client.ingest.files.export import walk
-from site_client.ingest.files.readers import Reader, Readers, shared_readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers, shared_readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.rules import Rules
 from tests.site_client.ingest.conftest import Scanner, head

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from site_client.ingest.catalog.tables import FileRow, ListedRow, StackRow
 from site_client.ingest.files.export import ExportFile, begins_as_dicom, walk
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.readers import Reader, Readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules

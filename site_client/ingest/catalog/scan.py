@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from site_client.ingest.catalog.file_pass import BATCH, PASSING, FilePass, basis, batches
 from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.readers import Reader, Readers, shared_readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers, shared_readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, SeriesState, Warn
 from site_client.ingest.rules import Rules
