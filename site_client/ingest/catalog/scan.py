@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog.file_pass import BATCH, PASSING, FilePass, basis, batches
+from site_client.ingest.catalog.file_pass import BATCH, FilePass, basis, batches
+from site_client.ingest.catalog.known_files import PASSING
 from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.reader import Reader

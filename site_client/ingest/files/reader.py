@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import numpy as np
 
 from site_client.errors import IngestError
+from site_client.ingest.files.addresses import ListedMember, name_inside
 from site_client.ingest.files.frames import JSON_BYTES_MAX, LENGTHS, read_lengths, write_frame
-from site_client.ingest.files.header import DicomHeader
+from site_client.ingest.files.header import DicomHeader, Header, MultiframeHeader
 from site_client.ingest.files.hounsfield import Scale
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.pseudonym import SiteSecret
@@ -42,6 +43,7 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     code: str = ""
     header: str = ""
     uid: str = ""
+    frames: bool = False
     listed: dict[str, int] = {}
     died: int = 0
     decoders: tuple[str, ...] = ()
@@ -82,16 +84,15 @@ class Reader:
         self._started()
         return self._decoders
 
-    def headers(
-        self, files: Sequence[tuple[Path, int]], secret: SiteSecret, rules: Rules
-    ) -> list[DicomHeader | Reason]:
+    def headers(self, files: Sequence[tuple[Path, int]], secret: SiteSecret, rules: Rules) -> list[Header | Reason]:
         """Reads the headers of files, each given with its size in bytes. See `header_pass.read_header`.
 
         Raises:
             IngestError: no reader process can be started.
         """
         request = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(rules)}
-        return self._ask(request, files, _header_of, Reason.Q_READ)
+        # `_header_of` gives nothing else; mypy does not part its union from the Reason.
+        return cast(list[Header | Reason], self._ask(request, files, _header_of, Reason.Q_READ))
 
     def slices(self, paths: Sequence[Path], step: int = 1) -> list[Slice | Reason]:
         """Decodes files, in order. See `pixels.read_slice`.
@@ -119,6 +120,16 @@ class Reader:
         files = [(path, FILE_BYTES_MAX) for path in paths]
         return self._ask({"task": "directory", "secret": secret.value.hex()}, files, _listed_of, Reason.Q_READ)
 
+    def archive(self, path: Path) -> list[ListedMember] | Reason:
+        """Lists the members of an archive. See `archives.Archives.members`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        files = [(path, FILE_BYTES_MAX)]
+        (listed,) = self._ask({"task": "archive"}, files, _members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
+        return listed
+
     def close(self) -> None:
         """Ends the reader process; the next question starts another one."""
         process, self._process = self._process, None
@@ -138,6 +149,7 @@ class Reader:
         files: Sequence[tuple[Path, int]],
         result_of: Callable[[_Answer, bytearray], Result | Reason],
         of_a_crash: Reason,
+        of_a_limit: Reason = Reason.Q_DECODE_LIMIT,
     ) -> list[Result | Reason]:
         results: list[Result | Reason] = []
         tried_again = -1
@@ -154,7 +166,7 @@ class Reader:
                     tried_again = len(results)
                     continue
                 limits = (0, signal.SIGKILL, signal.SIGPROF)
-                results.append(Reason.Q_DECODE_LIMIT if ended.signal in limits else of_a_crash)
+                results.append(of_a_limit if ended.signal in limits else of_a_crash)
             except OSError:  # the whole process was ended, likewise from outside
                 self.close()
                 if tried_again == len(results):
@@ -261,7 +273,9 @@ def _handle(stream: Any) -> int:
     return int(stream.fileno())
 
 
-def _header_of(answer: _Answer, _: bytearray) -> DicomHeader | Reason:
+def _header_of(answer: _Answer, data: bytearray) -> Header | Reason:
+    if answer.frames:
+        return MultiframeHeader(tuple(DicomHeader.from_json(frame) for frame in data.decode("ascii").split("\n")))
     return Reason[answer.code] if answer.code else DicomHeader.from_json(answer.header)
 
 
@@ -271,6 +285,17 @@ def _uid_of(answer: _Answer, _: bytearray) -> str | Reason:
 
 def _listed_of(answer: _Answer, _: bytearray) -> dict[str, int] | Reason:
     return Reason[answer.code] if answer.code else answer.listed
+
+
+def _members_of(answer: _Answer, data: bytearray) -> list[ListedMember] | Reason:
+    if answer.code:
+        return Reason[answer.code]
+    members = msgspec.json.decode(data, type=list[ListedMember])
+    for member in members:
+        # A member that may be read has a name that stays inside, and a code is one of the list.
+        if (Reason[member.code] is None) if member.code else (name_inside(member.name) != member.name):
+            raise ValueError("a member outside its archive")
+    return members
 
 
 def _slice_of(step: int, answer: _Answer, data: bytearray) -> Slice | Reason:

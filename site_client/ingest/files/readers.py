@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
+from site_client.ingest.files.addresses import ListedMember
 from site_client.ingest.files.reader import Reader
 from site_client.ingest.files.slices import Slice, unreadable
 from site_client.ingest.reasons import Reason
@@ -86,6 +87,14 @@ class Readers:
             IngestError: no reader process can be started.
         """
         return self._with_reader(Reader.sop_uids, paths)
+
+    def archive(self, path: Path) -> list[ListedMember] | Reason:
+        """Lists the members of an archive.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        return self._with_reader(Reader.archive, path)
 
     def release(self) -> None:
         """Ends the processes, which take memory; the next question starts others. For when no question is asked."""

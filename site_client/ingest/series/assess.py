@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from site_client.errors import IngestError, SeriesUnreadable
+from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.files.hounsfield import may_have_wrapped, to_hu
 from site_client.ingest.files.readers import SliceSource, shared_readers, whole
 from site_client.ingest.files.slices import COARSE_STEP, Slice, digest
@@ -138,7 +139,7 @@ def _same_image(image: Image, other: Image, path_of: PathOf, source: SliceSource
     paths = [path_of(image.file), path_of(other.file)]
     try:
         # Digests first: most copies are copies byte for byte, and need no decoding.
-        if digest(paths[0]) == digest(paths[1]):
+        if all(parse_address(path).is_file for path in paths) and digest(paths[0]) == digest(paths[1]):
             return True
         # A gateway may have rewritten header or compression: the pixels decide.
         first, second = whole(source.slices(paths))

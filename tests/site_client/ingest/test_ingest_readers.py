@@ -49,6 +49,7 @@ def worker(reader: Reader) -> psutil.Process:
 
 def header(reader: Reader, path: Path, secret: SiteSecret) -> DicomHeader | Reason:
     (result,) = reader.headers([(path, path.stat().st_size)], secret, Rules())
+    assert isinstance(result, DicomHeader | Reason)
     return result
 
 
