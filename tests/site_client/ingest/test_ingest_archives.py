@@ -2,9 +2,7 @@
 
 import io
 import os
-import shutil
 import struct
-import subprocess
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,17 +206,6 @@ def test_a_password_is_counted_by_member_and_stops_no_other(
     report = catalog.scan(scanner.root)
     assert (report.files, report.studies_ready) == ({"S_ARCHIVE": 1, "Q_ARCHIVE_LOCKED": 1}, 1)
     assert "with its password" in "\n".join(catalog.explain(str(scanner.root / "a.zip" / "CT" / "locked")))
-
-
-@pytest.mark.skipif(shutil.which("7z") is None, reason="7z is not installed")
-@pytest.mark.parametrize("cipher", ["ZipCrypto", "AES256"])
-def test_archives_that_7z_locked_are_locked(scanner: Scanner, catalog: Catalog, cipher: str) -> None:
-    paths = scanner.series()
-    command = ["7z", "a", "-tzip", "-psecret", f"-mem={cipher}", str(scanner.root / "a.zip"), *map(str, paths)]
-    subprocess.run(command, check=True, capture_output=True)
-    for path in paths:
-        path.unlink()
-    assert catalog.scan(scanner.root).files == {"S_ARCHIVE": 1, "Q_ARCHIVE_LOCKED": 24}
 
 
 def test_a_damaged_member_costs_itself(scanner: Scanner, catalog: Catalog, members: list[tuple[str, bytes]]) -> None:
