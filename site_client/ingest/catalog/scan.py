@@ -135,8 +135,9 @@ class ExportScan:
     def _series_files(self, series_key: str) -> _SeriesFiles | None:
         """Loads all files of a series; None, and no rows are left of it, when all of them are gone."""
         columns = (FileRow.path, FileRow.since_s, FileRow.header)
-        query = select(*columns).where(FileRow.series_key == series_key).order_by(FileRow.path)
-        rows = self._session.execute(query).all()
+        rows = self._session.execute(select(*columns).where(FileRow.series_key == series_key)).all()
+        # By the path in clear: of two copies the first by name is used, under any secret.
+        rows = sorted(rows, key=lambda row: self._seal.decrypt(row.path))
         if not rows:
             self._session.execute(delete(StackRow).where(StackRow.series_key == series_key))
             return None
