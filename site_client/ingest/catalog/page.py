@@ -104,7 +104,7 @@ def _match(session: Session, report: ScanReport) -> Iterator[str]:
         span = f"{100 * published.low:.1f} to {100 * published.high:.1f} %"
         rows.append((label, str(positive), str(known), share, span))
     yield _table(("label", "studies with it", "of known", "share", "published"), rows)
-    yield "<p>Published: two cohorts that were not chosen by findings (Chilamkurthy et al., Lancet 2018).</p>"
+    yield "<p>Published: cohorts that were not chosen by findings (Chilamkurthy et al. 2018; Abrigo et al. 2023).</p>"
     sentences = (
         *(question.text for question in report.questions),
         *report.labels.refused_files,
