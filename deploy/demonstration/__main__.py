@@ -60,7 +60,7 @@ PRIVATE_DEFAULTS = {"sites": 4, "rounds": 6, "studies": 96}
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="An RSNA-layout folder instead of synthetic patients.",
+    help="A folder instead of synthetic patients: an export with label tables at its top, or RSNA's.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures there.")
 def main(state: Path, **options: object) -> None:

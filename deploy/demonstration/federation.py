@@ -17,7 +17,16 @@ from federation.manifest import load_description, load_model
 from aggregator.config import load_settings
 from aggregator.context import AppContext, open_context
 from aggregator.store import site_rows
-from deploy.demonstration.hospitals import Hospital, fix_held_out, hospitals, split_rsna, write_config
+from deploy.demonstration.export_folder import deal_export
+from deploy.demonstration.hospitals import (
+    LABELS_FOLDER,
+    Hospital,
+    fix_held_out,
+    hospitals,
+    is_rsna_layout,
+    split_rsna,
+    write_config,
+)
 from deploy.demonstration.joining import Join, StepFailed, last_line
 from deploy.demonstration.plan_files import PRIVATE_VALIDATION_FRACTION, ordinary_plan, private_plan
 from deploy.demonstration.processes import Processes
@@ -139,7 +148,7 @@ class Federation:
         # Through standard input: arguments of a process are visible to all users of the machine.
         self.password = os.urandom(9).hex()
         self.aggregator_command("admin", "add", ADMINISTRATOR, "--password-stdin", stdin=self.password + "\n")
-        labels = ["data"] if self.options.data is None else ["data/labels_slices.csv"]
+        labels = ["data"] if self.options.data is None else [f"data/{LABELS_FOLDER}"]
         validation_fraction = PRIVATE_VALIDATION_FRACTION if self.options.privacy else VALIDATION_FRACTION
         for hospital in self.sites:
             addresses = f"127.0.0.1:{service}", f"127.0.0.1:{enrolment}"
@@ -149,11 +158,13 @@ class Federation:
         """Provides every hospital's DICOM: synthetic patients from its own scanner, or its part of --data.
 
         Raises:
-            BadDataFolder: --data is not an RSNA folder.
+            BadDataFolder: --data cannot be dealt to the hospitals.
             StepFailed: a generator failed.
         """
         if self.options.data is not None:
-            split_rsna(self.options.data, self.sites, self.options.studies)
+            # The challenge's folder is too large to be scanned first, and the header of each file says whose it is.
+            deal = split_rsna if is_rsna_layout(self.options.data) else deal_export
+            deal(self.options.data, self.sites, self.options.studies)
             return
         # Each hospital's patients and scanner follow from the seed; two generators at a time fill two cores.
         with ThreadPoolExecutor(max_workers=2) as pool:

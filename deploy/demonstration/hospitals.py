@@ -16,6 +16,8 @@ from site_client.ingest.pseudonym import load_secret
 
 NAMES = ("north", "south", "east", "west", "harbor", "hill", "lake", "valley")
 PROFILES = ("T", "S", "N", "C", "R")  # of the phantom, by turns; U is never federated
+LABELS_FOLDER = "labels"  # of a hospital's data
+SLICES_MIN = 8
 SUBTYPE_SEPARATOR = "_"  # in <SOPInstanceUID>_<label>
 
 SITE_TOML = """\
@@ -41,7 +43,7 @@ studies_min = 4
 
 [ingest]
 settle_s = 0  # this export is complete
-slices_min = 8
+slices_min = {slices_min}
 
 [idle]  # what a laptop in use satisfies; `hemofed-site pause` still stops it
 foreign_cpu_max = 1.0
@@ -114,6 +116,7 @@ def write_config(
             enrolment_address=enrolment_address,
             export=export,
             validation_fraction=validation_fraction,
+            slices_min=SLICES_MIN,
             labels=", ".join(f'"{path}"' for path in labels),
         )
     )
@@ -128,11 +131,20 @@ def fix_held_out(hospital: Hospital, seed: int) -> None:
     load_secret(load(hospital.config).folders.trainer / "pseudonym.key", lambda count: key[:count])
 
 
+def is_rsna_layout(source: Path) -> bool:
+    """Tells whether a folder is one of the RSNA challenge: one table at its top, of ID and Label."""
+    tables = sorted(source.glob("*.csv"))
+    if len(tables) != 1:
+        return False
+    with tables[0].open(encoding="utf-8-sig", errors="replace") as file:
+        return [cell.strip().lower() for cell in file.readline().split(",")] == ["id", "label"]
+
+
 def split_rsna(source: Path, sites: Sequence[Hospital], studies_max: int) -> None:
     """Deals an RSNA-layout folder (*.dcm anywhere, one *.csv of ID,Label rows) to the sites, patient by patient.
 
-    Each site gets DIR/dicom with hard links (copies across file systems) and DIR/labels_slices.csv. A patient's studies
-    all go to one site, because no patient may be both in training and in another site's validation.
+    Each site gets DIR/dicom with hard links (copies across file systems) and DIR/labels/labels_slices.csv. A patient's
+    studies all go to one site, because no patient may be both in training and in another site's validation.
 
     Args:
         source: the folder.
@@ -152,7 +164,7 @@ def split_rsna(source: Path, sites: Sequence[Hospital], studies_max: int) -> Non
         )
     owner = _deal(files, sites, studies_max)
     for path, (hospital, identifier) in owner.items():
-        _link(path, hospital.data / "dicom" / f"{identifier}.dcm")
+        link(path, hospital.data / "dicom" / f"{identifier}.dcm")
     site_of_identifier = {identifier: hospital.name for hospital, identifier in owner.values()}
     _split_labels(tables[0], sites, site_of_identifier)
 
@@ -175,7 +187,8 @@ def _deal(files: Sequence[Path], sites: Sequence[Hospital], studies_max: int) ->
     return owner
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Links a file, or copies it where it cannot be linked."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -195,9 +208,9 @@ def _split_labels(table: Path, sites: Sequence[Hospital], site_of_identifier: di
             f"{len(site_of_identifier)} images; check that table and images belong together"
         )
     for hospital in sites:
-        hospital.data.mkdir(parents=True, exist_ok=True)
+        (hospital.data / LABELS_FOLDER).mkdir(parents=True, exist_ok=True)
         # Also for a hospital without a row: its site.toml names the file.
-        with (hospital.data / "labels_slices.csv").open("w", newline="") as file:
+        with (hospital.data / LABELS_FOLDER / "labels_slices.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["ID", "Label"], *rows[hospital.name]])
 
 

@@ -3,10 +3,16 @@
 import hashlib
 from dataclasses import asdict, dataclass
 
-PIPELINE_VERSION = 2  # raise it when the same files could get another assessment or other HU values
+PIPELINE_VERSION = 3  # raise it when the same files could get another assessment or other HU values
 
 
 FILE_BYTES_MAX = 64 * 2**20  # a single-frame CT of 1024 x 1024 pixels takes 2 MiB
+# Limits of an archive with all archives inside it. CT packs two to four times, an empty image a thousand times.
+ARCHIVE_MEMBERS_MAX = 200_000  # their list takes a second to parse, and 100 MB
+ARCHIVES_DEEP_MAX = 3
+ARCHIVE_RATIO_MAX = 100  # of unpacked bytes to the archive's own, from ARCHIVE_FREE_BYTES on
+ARCHIVE_FREE_BYTES = 256 * 2**20
+ARCHIVE_BYTES_MAX = 2**40  # unpacked
 
 # Rules that the header pass does not ask. A new rule counts as one that it asks: headers are then read again.
 _FOR_SERIES_ONLY = frozenset((

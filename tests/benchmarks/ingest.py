@@ -1,9 +1,13 @@
 """What it costs to take an export in, as JSON: ratios of one run, by the wall clock.
 
 python tests/benchmarks/ingest.py [--folder FOLDER] [--header-files 4000] [--studies 24] [--rescan-files 100000]
+    [--pauses 20]
 
 headers: the header scan of a tree, against a bare loop of pydicom over the same files and tags; with one process, too.
-workers: the first scan of compressed studies with two reader processes, against one.
+workers: the first scan of compressed studies with two reader processes, against one. Beside it the same for a bare
+loop of pydicom over the same files, in two processes against one: what the machine itself gains by a second core.
+pause: the trainer's `suspend` during a first scan: seconds until the scan and its readers stand still, and whether the
+scan, resumed, ends with the same dataset.
 rescan: a scan of so many unchanged files; 0 leaves it out. In seconds, with the process's largest memory.
 
 Where other programs want the cores, two processes gain less: run it on a calm machine.
@@ -11,10 +15,11 @@ Where other programs want the cores, two processes gain less: run it on a calm m
 
 import argparse
 import json
+import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,10 +35,13 @@ from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import CatalogTable
 from site_client.ingest.files import tags
 from site_client.ingest.files.export import walk
-from site_client.ingest.files.readers import Reader, Readers, shared_readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers, shared_readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.rules import Rules
+from site_client.trainer.suspend import family, resume, suspend
 from tests.site_client.ingest.conftest import Scanner, head
+from tests.site_client.ingest.paused_scan import started
 
 SECRET, RULES = SiteSecret(bytes(range(32))), Rules(settle_s=0)
 REPEATS = 3
@@ -45,12 +53,14 @@ def main() -> None:
     parser.add_argument("--header-files", type=int, default=4000)
     parser.add_argument("--studies", type=int, default=24)
     parser.add_argument("--rescan-files", type=int, default=100_000)
+    parser.add_argument("--pauses", type=int, default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         figures = {
             "headers": headers(folder / "headers", arguments.header_files),
             "workers": workers(folder / "workers", arguments.studies),
+            "pause": pause(folder / "workers", arguments.pauses),
         }
         if arguments.rescan_files:
             figures["rescan"] = rescan(folder / "rescan", arguments.rescan_files)
@@ -116,10 +126,51 @@ def workers(root: Path, studies: int) -> dict[str, float]:
     pools = [Readers(1), Readers(2)]
     for pool in pools:
         pool.slices([first[0]] * 64)  # starts its processes
-    one_s, two_s = in_turns(*(lambda pool=pool: _first_scan(root, pool) for pool in pools))
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    with multiprocessing.get_context("spawn").Pool(2) as bare:
+        bare.map(decode_all, [files[:1], files[:1]])
+        one_s, two_s, bare_one_s, bare_two_s = in_turns(
+            *(lambda pool=pool: _first_scan(root, pool) for pool in pools),
+            lambda: bare.map(decode_all, [files]),
+            lambda: bare.map(decode_all, [files[::2], files[1::2]], chunksize=1),
+        )
     for pool in pools:
         pool.close()
-    return {"studies": studies, "one_s": one_s, "two_s": two_s, "ratio": round(one_s / two_s, 2)}
+    ratios = {"ratio": round(one_s / two_s, 2), "bare_ratio": round(bare_one_s / bare_two_s, 2)}
+    return {"studies": studies, "one_s": one_s, "two_s": two_s, "bare_one_s": bare_one_s, **ratios}
+
+
+def decode_all(paths: Sequence[Path]) -> None:
+    """Decodes files in this process, and keeps nothing."""
+    for path in paths:
+        _ = pydicom.dcmread(path).pixel_array
+
+
+def pause(root: Path, count: int) -> dict[str, object]:
+    """Suspends a first scan `count` times, at moments that the seed draws."""
+    rng = np.random.default_rng(2)
+    files = (path for path in root.rglob("*") if path.is_file())
+    studies = {pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID for path in files}
+    table = root.parent / "labels.csv"
+    table.write_text("StudyInstanceUID,any\n" + "".join(f"{study},1\n" for study in sorted(studies)))
+    hashes: list[str] = []
+    latencies: list[float] = []
+    for pauses in (0, count):
+        catalog = root.parent / f"paused{pauses}.sqlite"
+        process = started(root, catalog, table)
+        while process.poll() is None:
+            time.sleep(float(rng.uniform(0.05, 0.3)))
+            # The scan, and at least one reader with its worker.
+            if len(latencies) < pauses and len(family(process)) >= 3 and process.poll() is None:
+                latencies.append(suspend(process))
+                resume(process)
+        hashes.append(process.communicate()[0])
+    return {
+        "pauses": len(latencies),
+        "median_s": round(float(np.median(latencies)), 2),
+        "max_s": round(max(latencies), 2),
+        "same_dataset": hashes[0] == hashes[1] != "",
+    }
 
 
 def _first_scan(root: Path, readers: Readers) -> None:

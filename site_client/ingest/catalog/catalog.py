@@ -21,6 +21,7 @@ from site_client.config import SiteSettings
 from site_client.errors import IngestError
 from site_client.files import belongs_with_its_folder
 from site_client.ingest.catalog import dataset, label_rows, opt_outs
+from site_client.ingest.catalog.dataset import FileContents
 from site_client.ingest.catalog.explain import Explainer
 from site_client.ingest.catalog.page import catalog_page, write_privately
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
@@ -42,7 +43,7 @@ from site_client.ingest.reasons import Reason
 from site_client.ingest.records import Dataset, SeriesKey, SeriesRecord, StudyRecord
 from site_client.ingest.rules import Rules
 
-__all__ = ["Catalog", "Dataset", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
+__all__ = ["Catalog", "Dataset", "FileContents", "ScanReport", "SeriesRecord", "StudyRecord", "open_catalog"]
 
 Clock = Callable[[], datetime]
 
@@ -265,6 +266,11 @@ class Catalog:
             dataset.keep(session, assembled, self._secret, self._clock().timestamp())
             session.commit()
             return assembled
+
+    def contents(self) -> tuple[FileContents, ...]:
+        """Gives for each file of the export whose images it holds, archives included, in a fixed order."""
+        with Session(self._engine) as session:
+            return dataset.contents(session, self._secret)
 
     def chosen(self) -> tuple[StudyRecord, ...]:
         """Gives all studies with a ready series, labelled or not, with every label MISSING: for predictions.

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session, aliased
 
 from site_client.errors import DatasetGone, IngestError
 from site_client.ingest.catalog.opt_outs import has_opted_out
-from site_client.ingest.catalog.tables import DatasetRow, FactRow, LabelRow, SliceRow, StackRow
+from site_client.ingest.catalog.tables import DatasetRow, FactRow, FileRow, LabelRow, SliceRow, StackRow
+from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.labels.readings import CONFLICT, merge
 from site_client.ingest.labels.spelling import UNKNOWN
 from site_client.ingest.pseudonym import PathSeal, SiteSecret
@@ -159,6 +160,27 @@ def chosen_studies(session: Session, secret: SiteSecret) -> tuple[StudyRecord, .
     return tuple(
         _record(stack, root, seal, NO_CELLS, [NO_CELLS] * len(stack.paths)) for stack in chosen_stacks(session)
     )
+
+
+@dataclass(frozen=True)
+class FileContents:
+    """A file of the export, relative to it, with the patients and studies of its images. Both are empty for others."""
+
+    file: Path
+    patients: frozenset[str]
+    studies: frozenset[str]
+
+
+def contents(session: Session, secret: SiteSecret) -> tuple[FileContents, ...]:
+    """Lists all files that the last scan met, ordered by path."""
+    seal = secret.path_seal()
+    held: dict[Path, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for path, patient, study in session.execute(select(FileRow.path, FileRow.patient_key, FileRow.study_key)):
+        patients, studies = held[parse_address(seal.decrypt(path)).file]
+        if study is not None:
+            studies.add(study)
+            patients.add(patient or study)  # without a patient ID a study is a patient of its own
+    return tuple(FileContents(file, frozenset(held[file][0]), frozenset(held[file][1])) for file in sorted(held))
 
 
 def keep(session: Session, dataset: Dataset, secret: SiteSecret, now_s: float) -> None:

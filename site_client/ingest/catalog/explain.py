@@ -22,6 +22,7 @@ from site_client.ingest.catalog.opt_outs import has_opted_out
 from site_client.ingest.catalog.remedies import remedy
 from site_client.ingest.catalog.tables import FactRow, FileRow, StackRow
 from site_client.ingest.catalog.thumbnails import measure_content
+from site_client.ingest.files.addresses import as_path
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.wording import accession_number
 from site_client.ingest.labels.readings import CONFLICT
@@ -34,6 +35,7 @@ from site_client.ingest.series.filters import HardFilter, content_filters, geome
 from site_client.ingest.series.stacks import Image, Stack, split
 
 _FILES_SHOWN = 20
+_CONTAINERS = 500  # a query
 _COPY = Reason.S_DUPLICATE.name
 _CELL_WORDS = {0: "no", 1: "yes", CONFLICT: "conflict", UNKNOWN: "unknown"}
 
@@ -126,8 +128,8 @@ class Explainer:
             yield f"    to make it READY: {remedy(Reason[name])}"
         for name in row.warnings.split():
             yield f"  {name}: {Warn[name].value}"
-        folders = sorted({os.path.dirname(path) or "." for path in files.paths})
-        yield f"  {len(files.paths)} files in {', '.join(folders[:3])}{' and others' if len(folders) > 3 else ''}"
+        folders = folders_of(files.paths)
+        yield f"  {len(files.paths)} images in {', '.join(folders[:3])}{' and others' if len(folders) > 3 else ''}"
         yield "  hard filters:"
         yield from (_filter_line(line) for line in self._filters(row, files))
         yield f"  score sheet: {row.score} points"
@@ -227,17 +229,37 @@ class Explainer:
         # A label table at the top of the export is a file of the export, too.
         labels = self._label_file(query)
         for path in self._relative(query):
-            row = self._session.get(FileRow, self._seal.seal(path))
-            if row is not None:
-                return [*labels, *self._file_lines(path, row), *self._series_lines([row.series_key])]
+            for address in (path, *self._inside_containers(path)):
+                row = self._session.get(FileRow, self._seal.seal(address))
+                if row is not None:
+                    return [*labels, *self._file_lines(address, row), *self._series_lines(self._series_of(row))]
         return labels
+
+    def _inside_containers(self, path: str) -> Iterator[str]:
+        """Yields the addresses of members and frames that people know by this path."""
+        for sealed in self._session.scalars(select(FileRow.path).where(FileRow.container.is_not(None))):
+            address = self._seal.decrypt(sealed)
+            if as_path(address) == path:
+                yield address
+
+    def _series_of(self, row: FileRow) -> list[str]:
+        """Lists the series of a file, or of all that it holds."""
+        series, waiting = {row.series_key}, [row.path]
+        while waiting:
+            inside = select(FileRow.path, FileRow.series_key).where(FileRow.container.in_(waiting[:_CONTAINERS]))
+            held = self._session.execute(inside).all()
+            waiting = [*waiting[_CONTAINERS:], *(item.path for item in held if item.series_key is None)]
+            series.update(item.series_key for item in held)
+        return sorted(key for key in series if key is not None)
 
     def _folder(self, query: str) -> list[str]:
         wanted = tuple("" if path == "." else f"{path}/" for path in self._relative(query))
         if not wanted:
             return []
         rows = self._session.execute(select(FileRow.path, FileRow.series_key, FileRow.code)).all()
-        inside = [(path, row) for row in rows for path in (self._seal.decrypt(row.path),) if path.startswith(wanted)]
+        inside = [
+            (path, row) for row in rows for path in (as_path(self._seal.decrypt(row.path)),) if path.startswith(wanted)
+        ]
         unused = [(path, row.code) for path, row in inside if row.code is not None]
         lines = [f"{len(inside)} files, {len(unused)} of them not used"] if inside else []
         lines += [f"  {path}: {code}, {Reason[code].value}" for path, code in unused[:_FILES_SHOWN]]
@@ -250,7 +272,7 @@ class Explainer:
         return self._lines_of(self._session.scalars(query).all())
 
     def _file_lines(self, path: str, row: FileRow) -> list[str]:
-        lines = [f"file {path}: {row.size_bytes} bytes"]
+        lines = [f"file {as_path(path)}: {row.size_bytes} bytes"]
         if row.code is not None:
             lines += [f"  {row.code}: {Reason[row.code].value}", f"    to make it READY: {remedy(Reason[row.code])}"]
         if row.header is not None:
@@ -270,6 +292,11 @@ class Explainer:
             path = os.path.relpath(os.path.join(os.path.realpath(parent), name), top)
             if not path.startswith(".."):
                 yield path
+
+
+def folders_of(addresses: Sequence[str]) -> list[str]:
+    """Lists the folders of images for people; an archive and a multi-frame file count as the folders that they are."""
+    return sorted({os.path.dirname(as_path(address).partition(", frame ")[0]) or "." for address in addresses})
 
 
 def _filter_line(line: HardFilter) -> str:

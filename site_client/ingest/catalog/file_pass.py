@@ -13,43 +13,45 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from site_client.ingest.catalog.archive_lists import ArchiveLists
+from site_client.ingest.catalog.known_files import KnownFiles, same_stamp
 from site_client.ingest.catalog.tables import FileRow, ListedRow, StackRow
+from site_client.ingest.files.addresses import frame_address
 from site_client.ingest.files.export import ExportFile, begins_as_dicom, walk
-from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.readers import Reader, Readers
+from site_client.ingest.files.header import DicomHeader, Header, MultiframeHeader
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.identity import stated_patient
 
 BATCH = 1000  # rows a commit, or a few more; far below SQLite's limit of variables in a statement
-# Faults that may pass although no file changes: a share was not mounted, a mode was mended.
-PASSING = frozenset((Reason.Q_READ.name,))
 _FILES_A_READER = 64  # headers that a reader process reads without a word of ours
-_KNOWN = (
-    FileRow.path, FileRow.size_bytes, FileRow.mtime_ns, FileRow.ctime_ns, FileRow.since_s, FileRow.basis,
-    FileRow.code, FileRow.series_key,
-)  # fmt: skip
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class _StaleFile:
-    """A file of the export whose row is missing or no longer true. `old`: the row."""
+    """A file of the export whose row is missing or no longer true. `container`: the archive that it is a member of."""
 
     file: ExportFile
     path: bytes
-    old: Any
+    container: bytes | None = None
 
 
 @dataclass(frozen=True)
 class _FileRead:
-    """A file's row; `listed`: the images that it lists by series, if it is a DICOMDIR."""
+    """A file's row, and those of its frames; `listed`: the images that it lists by series, if it is a DICOMDIR."""
 
-    row: dict[str, Any]
-    old: Any
-    listed: Mapping[str, int] | None
+    file: ExportFile
+    rows: tuple[dict[str, Any], ...]
+    listed: Mapping[str, int] | None = None
+
+    @property
+    def is_archive(self) -> bool:
+        return bool(self.rows[0]["code"] == Reason.S_ARCHIVE.name)
 
 
 class FilePass:
@@ -63,6 +65,8 @@ class FilePass:
         self._readers = readers
         self._seal = secret.path_seal()
         self._basis = basis(rules.header_digest, readers.decoders())
+        self._known = KnownFiles(session, self._seal, self._basis)
+        self._archives = ArchiveLists(export, readers)
         self.files_seen = 0
         self.files_read = 0
 
@@ -72,59 +76,105 @@ class FilePass:
         Raises:
             IngestError: the export cannot be listed.
         """
-        known = {row.path: row for row in self._session.execute(select(*_KNOWN))}
-        gone = set(known)
         batch: list[_FileRead] = []
-        for files in self._readers.map(self._read, batches(self._stale(known, gone), _FILES_A_READER)):
-            batch.extend(files)
-            if len(batch) >= BATCH:
-                self._write(batch)
-                batch = []
-        self._write(batch)
-        for paths in batches(sorted(gone), BATCH):
-            self._forget(paths, [known[path].series_key for path in paths])
+        listed: list[_FileRead] = []
+        stale = self._stale()
+        while True:
+            archives: list[_FileRead] = []
+            for files in self._readers.map(self._read, batches(stale, _FILES_A_READER)):
+                archives += [file for file in files if file.is_archive]
+                batch += [file for file in files if not file.is_archive]
+                if sum(len(file.rows) for file in batch) >= BATCH:
+                    self._write(batch)
+                    batch = []
+            if not archives:
+                break
+            stale = self._members(archives, listed)
+        # An archive's row says that its members have theirs. After an interruption it is missing, and they are kept.
+        self._write([*batch, *reversed(listed)])
+        for paths in batches(sorted(self._known.gone), BATCH):
+            self._forget(paths)
 
-    def _stale(self, known: Mapping[bytes, Any], gone: set[bytes]) -> Iterator[_StaleFile]:
-        """Walks the export, and takes every file that it meets out of `gone`."""
+    def _stale(self) -> Iterator[_StaleFile]:
+        """Walks the export for files that have to be read."""
         for file in walk(self._export):
+            yield from self._if_stale(file, None)
+
+    def _members(self, archives: Iterable[_FileRead], listed: list[_FileRead]) -> Iterator[_StaleFile]:
+        """Lists archives for members that have to be read. Puts the archives' rows into `listed`."""
+        for archive in archives:
+            members = self._archives.members(archive.file)
+            (row,) = archive.rows
+            if isinstance(members, Reason):
+                row["code"], members = members.name, []
+            listed.append(archive)
+            old = self._known.row(row["path"])
+            is_same = old is None or same_stamp(old, archive.file)
+            for member in members:
+                yield from self._if_stale(member, row["path"], is_same)
+
+    def _if_stale(self, file: ExportFile, container: bytes | None, may_be_known: bool = True) -> Iterator[_StaleFile]:
+        path = self._seal.seal(file.path)
+        if may_be_known and self._known.is_true(file, path):
+            self.files_seen += self._known.keep(path)
+        else:
             self.files_seen += 1
-            path = self._seal.seal(file.path)
-            old = known.get(path)
-            gone.discard(path)
-            if old is None or not _same_stamp(old, file) or old.basis != self._basis or old.code in PASSING:
-                self.files_read += file.skip is None
-                yield _StaleFile(file, path, old)
+            self.files_read += file.skip is None
+            self._known.gone.discard(path)
+            yield _StaleFile(file, path, container)
 
     def _read(self, reader: Reader, stale: Sequence[_StaleFile]) -> list[_FileRead]:
         """Reads files, in a thread of its own."""
 
-        def is_read(file: ExportFile) -> bool:
-            return file.skip is None or (file.doubtful and begins_as_dicom(self._export / file.path))
+        def is_read(item: _StaleFile) -> bool:
+            # A member has to be unpacked before its first bytes can be seen, which is the reader's work.
+            in_doubt = item.file.doubtful and (
+                item.container is not None or begins_as_dicom(self._export / item.file.path)
+            )
+            return item.file.skip is None or in_doubt
 
-        to_read = [item.file for item in stale if is_read(item.file)]
+        to_read = [item.file for item in stale if is_read(item)]
         asked = [(self._export / file.path, file.size_bytes) for file in to_read]
-        results = dict(
-            zip((file.path for file in to_read), reader.headers(asked, self._secret, self._rules), strict=True)
-        )
+        headers = reader.headers(asked, self._secret, self._rules)
+        results: dict[str, Header | Reason | None] = {
+            # A doubt that the first bytes do not settle is none.
+            file.path: file.skip if file.doubtful and isinstance(result, Reason) else result
+            for file, result in zip(to_read, headers, strict=True)
+        }
         directories = [item for item in stale if results.get(item.file.path) is Reason.S_DIRECTORY]
         lists = reader.directories([self._export / item.file.path for item in directories], self._secret)
         # A damaged DICOMDIR is no list: the files speak for themselves.
         listed = {
             item.path: counts for item, counts in zip(directories, lists, strict=True) if not isinstance(counts, Reason)
         }
-        rows = [self._file_row(item, results.get(item.file.path, item.file.skip)) for item in stale]
-        return [_FileRead(row, item.old, listed.get(item.path)) for row, item in zip(rows, stale, strict=True)]
+        return [
+            _FileRead(item.file, self._rows(item, results.get(item.file.path, item.file.skip)), listed.get(item.path))
+            for item in stale
+        ]
 
-    def _file_row(self, stale: _StaleFile, result: DicomHeader | Reason | None) -> dict[str, Any]:
-        file, old = stale.file, stale.old
+    def _rows(self, stale: _StaleFile, result: Header | Reason | None) -> tuple[dict[str, Any], ...]:
+        file, container = stale.file, stale.container
+        if not isinstance(result, MultiframeHeader):
+            return (self._row(file, stale.path, container, result),)
+        frames = (
+            self._row(file, self._seal.seal(frame_address(file.path, number)), stale.path, header)
+            for number, header in enumerate(result.frames)
+        )
+        return (self._row(file, stale.path, container, None), *frames)
+
+    def _row(
+        self, file: ExportFile, path: bytes, container: bytes | None, result: DicomHeader | Reason | None
+    ) -> dict[str, Any]:
         header = result if isinstance(result, DicomHeader) else None
+        old = self._known.row(path)
         return {
-            "path": stale.path,
+            "path": path,
+            "container": container,
             "size_bytes": file.size_bytes,
             "mtime_ns": file.mtime_ns,
             "ctime_ns": file.ctime_ns,
             # By our own clock: a copying program may set any time it likes on a file.
-            "since_s": old.since_s if old is not None and _same_stamp(old, file) else self._now_s,
+            "since_s": old.since_s if old is not None and same_stamp(old, file) else self._now_s,
             "basis": self._basis,
             "study_key": header.study_key if header else None,
             "patient_key": stated_patient(header) if header else None,
@@ -135,14 +185,15 @@ class FilePass:
 
     def _write(self, files: Sequence[_FileRead]) -> None:
         """Writes the rows of files, and marks the series that gain or lose one of them."""
-        if not files:
-            return
-        # A file that moved to another series changes both.
-        series = [file.row["series_key"] for file in files] + [file.old.series_key for file in files if file.old]
-        self._forget([file.row["path"] for file in files], series)
-        self._session.execute(insert(FileRow), [file.row for file in files])
+        for rows in batches((row for file in files for row in file.rows), BATCH):
+            paths = [row["path"] for row in rows]
+            self._known.gone.difference_update(paths)
+            # A file that moved to another series changes both.
+            self._forget(paths)
+            self._session.execute(insert(FileRow), rows)
+            self._mark(row["series_key"] for row in rows)
         listed = [
-            {"path": file.row["path"], "series_key": series_key, "images": images}
+            {"path": file.rows[0]["path"], "series_key": series_key, "images": images}
             for file in files
             for series_key, images in (file.listed or {}).items()
         ]
@@ -151,10 +202,10 @@ class FilePass:
         self._mark(row["series_key"] for row in listed)
         self._session.commit()
 
-    def _forget(self, paths: Sequence[bytes], series: Iterable[str | None]) -> None:
+    def _forget(self, paths: Sequence[bytes]) -> None:
         """Removes the rows of files; of DICOMDIRs among them also what they listed."""
         was_listed = self._session.scalars(select(ListedRow.series_key).where(ListedRow.path.in_(paths))).all()
-        self._mark((*series, *was_listed))
+        self._mark((*self._known.series_of(paths), *was_listed))
         self._session.execute(delete(ListedRow).where(ListedRow.path.in_(paths)))
         self._session.execute(delete(FileRow).where(FileRow.path.in_(paths)))
 
@@ -174,7 +225,3 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     left = iter(items)
     while batch := list(islice(left, size)):
         yield batch
-
-
-def _same_stamp(old: Any, file: ExportFile) -> bool:
-    return (old.size_bytes, old.mtime_ns, old.ctime_ns) == (file.size_bytes, file.mtime_ns, file.ctime_ns)

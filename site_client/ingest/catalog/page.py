@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog.dataset import chosen_stacks
-from site_client.ingest.catalog.explain import Explainer
+from site_client.ingest.catalog.explain import Explainer, folders_of
 from site_client.ingest.catalog.questions import PUBLISHED_SHARES, shares
 from site_client.ingest.catalog.report import ScanReport, held_lines, opt_out_lines
 from site_client.ingest.catalog.tables import StackRow
@@ -104,7 +104,7 @@ def _match(session: Session, report: ScanReport) -> Iterator[str]:
         span = f"{100 * published.low:.1f} to {100 * published.high:.1f} %"
         rows.append((label, str(positive), str(known), share, span))
     yield _table(("label", "studies with it", "of known", "share", "published"), rows)
-    yield "<p>Published: two cohorts that were not chosen by findings (Chilamkurthy et al., Lancet 2018).</p>"
+    yield "<p>Published: cohorts that were not chosen by findings (Chilamkurthy et al. 2018; Abrigo et al. 2023).</p>"
     sentences = (
         *(question.text for question in report.questions),
         *report.labels.refused_files,
@@ -122,7 +122,7 @@ def _series(row: StackRow, explainer: Explainer, with_pictures: bool) -> str:
     if with_pictures and files.paths and Reason.R_BURNED_IN.name not in reasons and explainer.export is not None:
         shown = picture(explainer.export / files.paths[round(_SHOWN_PLACE * (len(files.paths) - 1))])
         image = shown.name if isinstance(shown, Reason) else _image(shown)
-    folders = sorted({os.path.dirname(path) or "." for path in files.paths})
+    folders = folders_of(files.paths)
     words = "".join(f"<br>{code}: {escape(_WORDS[code])}" for code in (*reasons, *row.warnings.split()))
     wait = f"<br>{explainer.waits_until(row, files)}" if row.state == SeriesState.WAITING.name else ""
     sheet = "".join(f"<br>{escape(str(name))} {escape(str(value))}: {points}" for name, value, points in _sheet(row))

@@ -10,6 +10,8 @@ _AGAIN: Final = "export this image again from the PACS"
 _REMEDIES: Final = {
     Reason.S_DUPLICATE: "nothing: the image is used under another file's name",
     Reason.S_OUTSIDE_ROOT: "copy the file itself into the export; links are not followed",
+    Reason.S_TABLE: "copy the table out of the archive, into a folder that folders.labels names",
+    Reason.S_ARCHIVE: "nothing: its members are read",
     Reason.Q_READ: "let the user hemofed-trainer read the file; the next scan tries again",
     Reason.Q_TRUNCATED: _AGAIN + "; the copy ends too early",
     Reason.Q_NO_PIXELS: _AGAIN + " with its pixel data",
@@ -17,6 +19,7 @@ _REMEDIES: Final = {
     Reason.Q_DECODE: _AGAIN + "; its compressed data is damaged",
     Reason.Q_DECODE_LIMIT: _AGAIN + " uncompressed; it would unpack to more than an image has",
     Reason.Q_ARCHIVE_LIMIT: "unpack the archive, and export the files",
+    Reason.Q_ARCHIVE_DAMAGED: "pack the archive again, as ZIP with deflate or without compression, or export the files",
     Reason.Q_ARCHIVE_LOCKED: "unpack the archive with its password, and export the files",
     Reason.Q_BAD_UID: _AGAIN + "; study, series or SOP instance UID is missing",
     Reason.Q_MISSING_TAG: _AGAIN + " with rescale slope and intercept, rows and columns",

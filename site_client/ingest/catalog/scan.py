@@ -12,10 +12,12 @@ from typing import Any
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog.file_pass import BATCH, PASSING, FilePass, basis, batches
+from site_client.ingest.catalog.file_pass import BATCH, FilePass, basis, batches
+from site_client.ingest.catalog.known_files import PASSING
 from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.readers import Reader, Readers, shared_readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers, shared_readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason, SeriesState, Warn
 from site_client.ingest.rules import Rules
@@ -133,8 +135,9 @@ class ExportScan:
     def _series_files(self, series_key: str) -> _SeriesFiles | None:
         """Loads all files of a series; None, and no rows are left of it, when all of them are gone."""
         columns = (FileRow.path, FileRow.since_s, FileRow.header)
-        query = select(*columns).where(FileRow.series_key == series_key).order_by(FileRow.path)
-        rows = self._session.execute(query).all()
+        rows = self._session.execute(select(*columns).where(FileRow.series_key == series_key)).all()
+        # By the path in clear: of two copies the first by name is used, under any secret.
+        rows = sorted(rows, key=lambda row: self._seal.decrypt(row.path))
         if not rows:
             self._session.execute(delete(StackRow).where(StackRow.series_key == series_key))
             return None

@@ -6,7 +6,7 @@ No column holds a name, an identifier, a UID, a date or a readable path: keys ar
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 2  # of a file with another number only these tables and facts are kept, and the export is read again
+SCHEMA_VERSION = 3  # of a file with another number only these tables and facts are kept, and the export is read again
 KEPT_TABLES = ("labels", "opt_outs", "facts", "datasets")
 KEPT_FACTS = ("secret", "label_stamp", "label_counts", "label_held")
 
@@ -16,10 +16,14 @@ class CatalogTable(DeclarativeBase):
 
 
 class FileRow(CatalogTable):
-    """One file of the export, as of the scan that first met it with this size and time."""
+    """One file of the export, as of the scan that first met it with this size and time.
+
+    A member of an archive and a frame of a multi-frame file have rows of their own, with the times of the file.
+    """
 
     __tablename__ = "files"
-    path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="relative to the export, sealed")
+    path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="address relative to the export, sealed")
+    container: Mapped[bytes | None] = mapped_column(LargeBinary, comment="`path` of the archive or multi-frame file")
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
     ctime_ns: Mapped[int]
@@ -30,7 +34,7 @@ class FileRow(CatalogTable):
     series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
     code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
     # As read: thresholds may change, and series are then assessed again without opening a file.
-    header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null with a code from the header pass")
+    header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null: a code, or frames have rows")
 
 
 class ListedRow(CatalogTable):

@@ -9,27 +9,28 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
+from site_client.ingest.files.multiframe import ENHANCED_CT, LEGACY_CONVERTED_CT
 from site_client.ingest.files.parse import parse
+from site_client.ingest.files.sources import open_image
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX
-from site_client.untrusted_files import open_regular
 
 _RECORDS = Tag(0x0004, 0x1220)  # Directory Record Sequence
-_CT = "1.2.840.10008.5.1.4.1.1.2"
+_CT = frozenset(("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, LEGACY_CONVERTED_CT))
 
 
 def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
     """Counts the CT images that a DICOMDIR lists, by the pseudonym of their series.
 
     Args:
-        path: the file, of FILE_BYTES_MAX at most.
+        path: the address of a file, of FILE_BYTES_MAX at most.
         secret: keys the pseudonyms.
 
     Raises:
         Exception: nearly any, from pydicom, for a broken file.
     """
-    with open_regular(path, FILE_BYTES_MAX) as file, warnings.catch_warnings():
+    with open_image(path, FILE_BYTES_MAX) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = file.read()
         dataset = parse(io.BytesIO(data), len(data), FILE_BYTES_MAX, (_RECORDS,), False).dataset
@@ -40,7 +41,7 @@ def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
         counts: Counter[str] = Counter()
         for record in records.values():
             if record.DirectoryRecordType == "SERIES":
-                images = sum(str(below.get("ReferencedSOPClassUIDInFile")) == _CT for below in _below(record, records))
+                images = sum(str(below.get("ReferencedSOPClassUIDInFile")) in _CT for below in _below(record, records))
                 counts[secret.series(str(record.SeriesInstanceUID))] += images
         return {series: count for series, count in counts.items() if count}
 

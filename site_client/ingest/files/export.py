@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from site_client.errors import IngestError
+from site_client.ingest.files.addresses import ListedMember, Member, member_address
 from site_client.ingest.reasons import Reason
 from site_client.untrusted_files import open_regular
 
@@ -18,11 +19,12 @@ _UNFINISHED = frozenset((".partial", ".part", ".tmp", ".temp", ".crdownload", ".
 _JUNK_SUFFIXES = _UNFINISHED | frozenset((
     ".txt", ".log", ".ini", ".inf",
     ".xml", ".html", ".htm", ".css", ".js", ".json", ".csv", ".pdf", ".jpg", ".jpeg", ".png", ".gif", ".bmp",
-    ".ico", ".tif", ".tiff", ".exe", ".dll", ".msi", ".bat", ".cmd", ".jar", ".class", ".so", ".zip", ".7z", ".rar",
+    ".ico", ".tif", ".tiff", ".exe", ".dll", ".msi", ".bat", ".cmd", ".jar", ".class", ".so", ".7z", ".rar",
     ".tar", ".gz", ".db", ".md", ".doc", ".docx", ".xls", ".xlsx", ".nii", ".npz", ".npy", ".sqlite", ".lnk",
     ".url", ".chm", ".ttf",
 ))  # fmt: skip
 _JUNK_NAMES = frozenset(("thumbs.db", "desktop.ini", "autorun.inf", "version", "lockfile"))
+_TABLES = frozenset((".csv", ".tsv", ".tab", ".xlsx", ".xlsm", ".xls", ".xlsb", ".ods"))
 _SMALLEST_BYTES = 132  # preamble and prefix of a DICOM file (PS3.10 section 7.1)
 
 
@@ -30,8 +32,8 @@ _SMALLEST_BYTES = 132  # preamble and prefix of a DICOM file (PS3.10 section 7.1
 class ExportFile:
     """A file that the header pass has to read, or (`skip`) the reason why not.
 
-    `path`: relative to the root. `ctime_ns`: changes with the bytes, the mode or the owner, and no copying program sets
-    it. `doubtful`: it is skipped by its name alone, unless `begins_as_dicom`.
+    `path`: relative to the root; of a member of an archive its address. `ctime_ns`: changes with the bytes, the mode or
+    the owner, and no copying program sets it. `doubtful`: it is skipped by its name alone, unless `begins_as_dicom`.
     """
 
     path: str
@@ -107,6 +109,25 @@ def _entry(entry: "os.DirEntry[str]", path: str, top: str) -> ExportFile | _Fold
     # A pipe or a device would block the reader.
     doubtful = skip is not None and entry.is_file() and _has_doubtful_name(entry.name, stat.st_size)
     return ExportFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, skip, doubtful)
+
+
+def in_archive(archive: ExportFile, member: ListedMember) -> ExportFile:
+    """Gives a member of an archive as a file of the export, under the rules of the walk.
+
+    Its times are the archive's: a member changes with its archive.
+    """
+    path = member_address(archive.path, Member(member.place, member.name))
+    *folders, name = member.name.split("/")
+    skip, doubtful = Reason[member.code] if member.code else None, False
+    if "hidden" in folders:
+        skip = Reason.S_HIDDEN_TRUTH
+    elif any(folder.startswith(".") for folder in folders):
+        skip = Reason.S_HIDDEN
+    elif os.path.splitext(name.lower())[1] in _TABLES:
+        skip = Reason.S_TABLE
+    elif skip is None and is_junk(name, member.size_bytes):
+        skip, doubtful = Reason.S_JUNK, _has_doubtful_name(name, member.size_bytes)
+    return ExportFile(path, member.size_bytes, archive.mtime_ns, archive.ctime_ns, skip, doubtful)
 
 
 def _skipped(path: str, reason: Reason) -> ExportFile:

@@ -25,7 +25,7 @@ class DicomHeader:
     compressed. `reasons`: codes against the image by its header alone. `warnings`: oddities. `accession_key`: pseudonym
     of (0008,0050) *Accession Number*. `contrast`: as declared by the agent, its sequence or its volume.
     `series_number`: (0020,0011) *Series Number*. `since_study_s`: seconds from the study's begin to the image's, which
-    names no date.
+    names no date. `frames`: in the file that the image is one of.
     """
 
     # Pseudonyms only: the catalog stores this object.
@@ -53,6 +53,7 @@ class DicomHeader:
     contrast: Contrast = "not stated"
     series_number: int = -1
     since_study_s: float | None = None
+    frames: int = 1
 
     def to_json(self) -> str:
         """Writes the header for the catalog."""
@@ -71,3 +72,13 @@ class DicomHeader:
         for name in ("spacing_mm", "position", "orientation"):  # JSON has lists only
             table[name] = tuple(table[name])
         return cls(**table)
+
+
+@dataclass(frozen=True, slots=True)
+class MultiframeHeader:
+    """A file with several images: the header of each, in the order of the file."""
+
+    frames: tuple[DicomHeader, ...]
+
+
+Header = DicomHeader | MultiframeHeader

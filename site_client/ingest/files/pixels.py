@@ -17,16 +17,19 @@ from pydicom.pixels import get_decoder
 
 from site_client.errors import SeriesUnreadable
 from site_client.ingest.files import tags
+from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.files.decoders import RAW_SYNTAXES, RLE, encoding_syntax, has_decoder
 from site_client.ingest.files.hounsfield import Scale
+from site_client.ingest.files.multiframe import MULTIFRAME_BYTES_MAX
 from site_client.ingest.files.parse import LimitExceeded, parse
 from site_client.ingest.files.pixel_length import needed_bytes
+from site_client.ingest.files.single_frames import FRAMES
 from site_client.ingest.files.slices import Slice, unreadable
+from site_client.ingest.files.sources import open_image
 from site_client.ingest.files.stream_size import stream_size
 from site_client.ingest.files.tags import Fields
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import FILE_BYTES_MAX
-from site_client.untrusted_files import open_regular
 
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"  # PS3.5 section 7.5; encapsulated data is little endian
 
@@ -35,28 +38,19 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
     """Reads and decodes one file.
 
     Args:
-        path: the file.
-        limit_bytes: of the file, and of its inflated bytes.
+        path: the address of a file, a member or a frame.
+        limit_bytes: of a file with one image, of its inflated bytes, and of an image.
         step: every how many pixels to keep.
 
     Raises:
-        SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG, Q_DECODE_LIMIT or Q_DECODE.
+        SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG, Q_DECODE_LIMIT or Q_DECODE; or the archive's code.
     """
-    try:
-        # Once into memory: digest and pixels are of the same bytes, even if the archive replaces the file meanwhile.
-        with open_regular(path, limit_bytes) as file:
-            data = file.read(limit_bytes + 1)
-    except OSError:
-        raise unreadable(Reason.Q_READ) from None
-    except ValueError:  # no regular file any more, or a larger one
-        raise unreadable(Reason.Q_DECODE_LIMIT) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = _with_pixels(data, limit_bytes)
+            dataset, fields, digest = _image(path, limit_bytes)
             if not has_decoder(dataset.file_meta.TransferSyntaxUID):
                 raise unreadable(Reason.Q_NO_DECODER)
-            fields = Fields(dataset)
             if needed_bytes(fields) > limit_bytes:
                 raise LimitExceeded
             slope, intercept = fields.number(tags.SLOPE), fields.number(tags.INTERCEPT)
@@ -72,7 +66,7 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
     if not slope or intercept is None or stored.ndim != 2:
         raise unreadable(Reason.Q_MISSING_TAG)
     return Slice(
-        sha256=hashlib.sha256(data).digest(),
+        sha256=digest,
         stored=stored[::step, ::step],
         shape=stored.shape,
         step=step,
@@ -82,6 +76,25 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
         orientation=fields.numbers(tags.ORIENTATION, 6),
         thickness_mm=max(0.0, fields.number(tags.THICKNESS) or 0.0),
     )
+
+
+def _image(path: Path, limit_bytes: int) -> tuple[FileDataset, Fields, bytes]:
+    """Reads an image as a data set of one frame, its fields and the digest of its bytes."""
+    frame = parse_address(path).frame
+    try:
+        with open_image(path, limit_bytes if frame is None else MULTIFRAME_BYTES_MAX) as file:
+            if frame is not None:
+                single = FRAMES.frame(file, frame, limit_bytes)
+                _complete(single.dataset)
+                return single.dataset, single.fields, single.digest
+            # Once into memory: digest and pixels are of the same bytes, even if the file is replaced meanwhile.
+            data = file.read(limit_bytes + 1)
+    except OSError:
+        raise unreadable(Reason.Q_READ) from None
+    except ValueError:  # no regular file any more, or a larger one
+        raise unreadable(Reason.Q_DECODE_LIMIT) from None
+    dataset = _with_pixels(data, limit_bytes)
+    return dataset, Fields(dataset), hashlib.sha256(data).digest()
 
 
 def _with_pixels(data: bytes, limit_bytes: int) -> FileDataset:

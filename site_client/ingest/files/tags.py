@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 
 from pydicom.dataset import Dataset
@@ -62,12 +63,25 @@ _SPREADSHEET_NUMBER = re.compile(r"\d[.,]?\d*E\+\d+", re.IGNORECASE)
 class Fields:
     """Typed access to a data set's raw elements. An absent or malformed one gives an empty value and raises nothing."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        """Takes a data set as pydicom read it, whose elements are still raw."""
+    def __init__(self, dataset: Dataset, *overlays: Mapping[int, bytes]) -> None:
+        """Takes a data set as pydicom read it, whose elements are still raw.
+
+        Args:
+            dataset: the data set.
+            overlays: raw values by tag, which count instead of the data set's; later ones prevail.
+        """
         # Once, and by plain numbers: pydicom's own look-up takes longer than its parsing.
         self._raw = {int(tag): element.value for tag, element in dataset.items() if isinstance(element.value, bytes)}
         self._present = {int(tag) for tag, element in dataset.items() if element.value}
-        self._order = ">" if dataset.original_encoding[1] is False else "<"
+        self.order = ">" if dataset.original_encoding[1] is False else "<"
+        for overlay in overlays:
+            self._raw |= overlay
+            self._present |= {tag for tag, value in overlay.items() if value}
+            self._present -= {tag for tag, value in overlay.items() if not value}
+
+    def raw(self, tag: BaseTag) -> bytes:
+        """Reads the bytes of an element, in the byte order `order`; b"" when absent."""
+        return self._raw.get(int(tag), b"")
 
     def present(self, tag: BaseTag) -> bool:
         """Tells whether the element exists and is not empty."""
@@ -122,7 +136,7 @@ class Fields:
         """Reads a whole number, binary (VR US) or text (VR IS); -1 when absent."""
         raw = self._raw.get(int(tag), b"")
         if int(tag) in _BINARY:
-            return int(struct.unpack(self._order + "H", raw[:2])[0]) if len(raw) >= 2 else -1
+            return int(struct.unpack(self.order + "H", raw[:2])[0]) if len(raw) >= 2 else -1
         number = self.number(tag)
         return int(number) if number is not None and abs(number) < 2**31 else -1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from site_client.errors import IngestError, SeriesUnreadable
+from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.files.hounsfield import may_have_wrapped, to_hu
 from site_client.ingest.files.readers import SliceSource, shared_readers, whole
 from site_client.ingest.files.slices import COARSE_STEP, Slice, digest
@@ -22,6 +23,7 @@ SAMPLED = (0.35, 0.5, 0.6, 0.7, 0.8)  # of the stack from its caudal end: above 
 NEVER_DECODED = frozenset(
     (Reason.R_LOCALIZER, Reason.R_DERIVED, Reason.R_BURNED_IN, Reason.R_NOT_AXIAL, Reason.R_PERFUSION)
 )
+LACKING_SLICES = frozenset((Reason.Q_GAP, Reason.Q_INCOMPLETE))
 PathOf = Callable[[int], Path]
 
 
@@ -46,7 +48,7 @@ class Assessment:
     @property
     def lacks_slices(self) -> bool:
         """Whether a stack has a hole that more files may fill."""
-        return any({Reason.Q_GAP, Reason.Q_INCOMPLETE} & set(assessed.reasons) for assessed in self.stacks)
+        return any(LACKING_SLICES & set(assessed.reasons) for assessed in self.stacks)
 
 
 def assess_series(
@@ -138,7 +140,7 @@ def _same_image(image: Image, other: Image, path_of: PathOf, source: SliceSource
     paths = [path_of(image.file), path_of(other.file)]
     try:
         # Digests first: most copies are copies byte for byte, and need no decoding.
-        if digest(paths[0]) == digest(paths[1]):
+        if all(parse_address(path).is_file for path in paths) and digest(paths[0]) == digest(paths[1]):
             return True
         # A gateway may have rewritten header or compression: the pixels decide.
         first, second = whole(source.slices(paths))
@@ -149,7 +151,9 @@ def _same_image(image: Image, other: Image, path_of: PathOf, source: SliceSource
 
 def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules, source: SliceSource) -> AssessedSeries:
     reasons, warnings, hashed = stack.reasons, stack.warnings, ""
-    if state_of(reasons) is not SeriesState.QUARANTINED and not NEVER_DECODED & set(reasons):
+    # Of a series that lacks slices the others still show what it is: a series that is no head need not be sent again.
+    whole_files = state_of(tuple(set(reasons) - LACKING_SLICES)) is not SeriesState.QUARANTINED
+    if whole_files and not NEVER_DECODED & set(reasons):
         try:
             content_reasons, wrapped, hashed = _assess_content(stack, path_of, rules, source)
             reasons = tuple(dict.fromkeys((*reasons, *content_reasons)))

@@ -234,7 +234,9 @@ def _missing(images: list[Image], positions: tuple[float, ...], series: Sequence
         reasons.add(Reason.Q_GAP)
     # The stated number counts the images of all stacks. Of a stack that is refused anyway it says nothing of interest.
     refused = any(reason.name.startswith("R_") for image in images for reason in image.header.reasons)
-    if not refused and max(image.header.expected for image in series) > len(series):
+    # Files are counted, of which one may hold many images; all frames of a file are in its series.
+    files = round(sum(1 / image.header.frames for image in series))
+    if not refused and max(image.header.expected for image in series) > files:
         reasons.add(Reason.Q_INCOMPLETE)
     return reasons
 

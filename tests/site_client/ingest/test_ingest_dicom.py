@@ -31,7 +31,9 @@ from tests.site_client.ingest.conftest import Scanner
 
 
 def read(path: Path, secret: SiteSecret) -> DicomHeader | Reason:
-    return read_header(path, path.stat().st_size, secret, Rules())
+    header = read_header(path, path.stat().st_size, secret, Rules())
+    assert isinstance(header, DicomHeader | Reason)
+    return header
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_neither_header_nor_json_holds_a_uid_or_a_name(ct: Path, secret: SiteSec
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, Reason.S_SOP_CLASS),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, Reason.S_SOP_CLASS),
         ({"Modality": "MR"}, Reason.S_SOP_CLASS),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, Reason.R_MULTIFRAME),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, Reason.Q_MISSING_TAG),
         ({"NumberOfFrames": "2"}, Reason.R_MULTIFRAME),
         ({"SOPInstanceUID": None}, Reason.Q_BAD_UID),
         ({"StudyInstanceUID": ""}, Reason.Q_BAD_UID),

@@ -13,9 +13,10 @@ from pydicom import dcmread
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from site_client.ingest.catalog.catalog import Catalog
-from site_client.ingest.files import readers
+from site_client.ingest.files import reader as reader_module
 from site_client.ingest.files.header import DicomHeader
-from site_client.ingest.files.readers import Reader, Readers
+from site_client.ingest.files.reader import Reader
+from site_client.ingest.files.readers import Readers
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
@@ -48,6 +49,7 @@ def worker(reader: Reader) -> psutil.Process:
 
 def header(reader: Reader, path: Path, secret: SiteSecret) -> DicomHeader | Reason:
     (result,) = reader.headers([(path, path.stat().st_size)], secret, Rules())
+    assert isinstance(result, DicomHeader | Reason)
     return result
 
 
@@ -113,7 +115,7 @@ def test_a_file_that_gives_no_answer_is_left_and_the_next_one_read(
     reader: Reader, ct: Path, secret: SiteSecret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_work = worker(reader)
-    monkeypatch.setattr(readers, "STALL_S", 1)
+    monkeypatch.setattr(reader_module, "STALL_S", 1)
     at_work.suspend()
     assert header(reader, ct, secret) is Reason.Q_DECODE_LIMIT
     assert isinstance(header(reader, ct, secret), DicomHeader)
@@ -124,7 +126,7 @@ def test_a_pause_of_both_sides_is_no_silence(
 ) -> None:
     # The reading side counts its own seconds: one that is suspended counts none. Here it counts two, of three allowed.
     at_work = worker(reader)
-    monkeypatch.setattr(readers, "STALL_S", 3)
+    monkeypatch.setattr(reader_module, "STALL_S", 3)
     at_work.suspend()
     threading.Timer(2.2, at_work.resume).start()
     assert isinstance(header(reader, ct, secret), DicomHeader)

@@ -1,0 +1,316 @@
+"""One reader process as the rest of hemofed asks it about batches of files. `readers` holds several.
+
+Whatever a file does to that process, its answer is a code, and a fresh worker reads the next file.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from site_client.errors import IngestError
+from site_client.ingest.files.addresses import ListedMember, name_inside
+from site_client.ingest.files.frames import JSON_BYTES_MAX, LENGTHS, read_lengths, write_frame
+from site_client.ingest.files.header import DicomHeader, Header, MultiframeHeader
+from site_client.ingest.files.hounsfield import Scale
+from site_client.ingest.files.slices import Slice
+from site_client.ingest.pseudonym import SiteSecret
+from site_client.ingest.reasons import Reason
+from site_client.ingest.rules import FILE_BYTES_MAX, Rules
+
+STALL_S: Final = 60  # a file that gives no answer for so long is left, such as one on a share that hangs
+START_S: Final = 120  # for the imports of a new process, on a machine that is busy
+_PIPE_BYTES: Final = 1 << 20  # one image fits in: the reader process decodes the next one meanwhile
+_FILES_A_REQUEST: Final = 1000  # whose paths fit into a pipe, too: no request is half sent when its worker ends
+
+Result = TypeVar("Result")
+
+
+class _Answer(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON of a frame. A reader process may be in the hands of the file it reads: its words are checked."""
+
+    id: int = 0
+    code: str = ""
+    header: str = ""
+    uid: str = ""
+    frames: bool = False
+    listed: dict[str, int] = {}
+    died: int = 0
+    decoders: tuple[str, ...] = ()
+    sha256: str = ""
+    stored: tuple[int, int] = (0, 0)
+    shape: tuple[int, int] = (0, 0)
+    scale: Scale | None = None
+    spacing_mm: tuple[float, ...] = ()
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    thickness_mm: float = 0.0
+
+
+class _Ended(Exception):
+    """The worker ended while it read a file. `signal`: which signal ended it; 0: it was ended for its silence."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+class Reader:
+    """One reader process, started at the first question. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._decoders: tuple[str, ...] = ()
+        self._received = bytearray()
+        self._poll = select.poll()
+        self._requests = 0  # sent so far; the last one's number
+
+    def decoders(self) -> tuple[str, ...]:
+        """Lists the transfer syntaxes that can be decoded here.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        self._started()
+        return self._decoders
+
+    def headers(self, files: Sequence[tuple[Path, int]], secret: SiteSecret, rules: Rules) -> list[Header | Reason]:
+        """Reads the headers of files, each given with its size in bytes. See `header_pass.read_header`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        request = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(rules)}
+        # `_header_of` gives nothing else; mypy does not part its union from the Reason.
+        return cast(list[Header | Reason], self._ask(request, files, _header_of, Reason.Q_READ))
+
+    def slices(self, paths: Sequence[Path], step: int = 1) -> list[Slice | Reason]:
+        """Decodes files, in order. See `pixels.read_slice`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        files = [(path, FILE_BYTES_MAX) for path in paths]
+        return self._ask({"task": "slice", "step": step}, files, partial(_slice_of, step), Reason.Q_DECODE)
+
+    def sop_uids(self, paths: Sequence[Path]) -> list[str | Reason]:
+        """Reads the SOP instance UID of each file. See `header_pass.read_sop_uid`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], _uid_of, Reason.Q_READ)
+
+    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, int] | Reason]:
+        """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        files = [(path, FILE_BYTES_MAX) for path in paths]
+        return self._ask({"task": "directory", "secret": secret.value.hex()}, files, _listed_of, Reason.Q_READ)
+
+    def archive(self, path: Path) -> list[ListedMember] | Reason:
+        """Lists the members of an archive. See `archives.Archives.members`.
+
+        Raises:
+            IngestError: no reader process can be started.
+        """
+        files = [(path, FILE_BYTES_MAX)]
+        (listed,) = self._ask({"task": "archive"}, files, _members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
+        return listed
+
+    def close(self) -> None:
+        """Ends the reader process; the next question starts another one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # Its worker dies with it.
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+    def _ask(
+        self,
+        request: dict[str, Any],
+        files: Sequence[tuple[Path, int]],
+        result_of: Callable[[_Answer, bytearray], Result | Reason],
+        of_a_crash: Reason,
+        of_a_limit: Reason = Reason.Q_DECODE_LIMIT,
+    ) -> list[Result | Reason]:
+        results: list[Result | Reason] = []
+        tried_again = -1
+        while len(results) < len(files):
+            try:
+                sent = files[len(results) : len(results) + _FILES_A_REQUEST]
+                until = len(results) + len(sent)
+                self._send(request, sent)
+                while len(results) < until:
+                    results.append(result_of(*self._answer(self._requests)))
+            except _Ended as ended:
+                # SIGKILL comes from outside, as when the machine runs out of memory: the file gets a second try.
+                if ended.signal == signal.SIGKILL and tried_again != len(results):
+                    tried_again = len(results)
+                    continue
+                limits = (0, signal.SIGKILL, signal.SIGPROF)
+                results.append(of_a_limit if ended.signal in limits else of_a_crash)
+            except OSError:  # the whole process was ended, likewise from outside
+                self.close()
+                if tried_again == len(results):
+                    results.append(of_a_crash)
+                tried_again = len(results)
+            except (ValueError, KeyError, TypeError, msgspec.MsgspecError):  # an answer that makes no sense
+                self.close()
+                results.append(of_a_crash)
+        return results
+
+    def _send(self, request: dict[str, Any], files: Sequence[tuple[Path, int]]) -> None:
+        requests, _ = self._started()
+        self._requests += 1
+        listed = [(str(path), size_bytes) for path, size_bytes in files]
+        write_frame(requests, {**request, "id": self._requests, "files": listed})
+
+    def _started(self) -> tuple[int, int]:
+        """Starts the process if there is none.
+
+        Returns:
+            The descriptors for requests and for answers.
+        """
+        if self._process is None:
+            # One thread: the process forks, and its decoders use no second one. The path: as this process found us.
+            environment = {
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            }
+            # -P: the folder where a person types `predict` may hold files of strangers, and is no place for modules.
+            command = [sys.executable, "-P", "-m", "site_client.ingest.files.reader_process"]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    bufsize=0,
+                )
+                self._received, self._poll = bytearray(), select.poll()
+                self._poll.register(_handle(self._process.stdout), select.POLLIN)
+                for stream in (self._process.stdin, self._process.stdout):
+                    with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
+                        fcntl.fcntl(_handle(stream), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                self._decoders = self._answer(0)[0].decoders
+            except (OSError, ValueError, msgspec.MsgspecError, _Ended):
+                self.close()
+                raise IngestError(
+                    "expected a process that reads the export, got none; see that this installation is whole and that "
+                    "the machine has memory left"
+                ) from None
+        return _handle(self._process.stdin), _handle(self._process.stdout)
+
+    def _answer(self, request: int) -> tuple[_Answer, bytearray]:
+        """Waits for one frame.
+
+        Args:
+            request: its number; 0: the first frame of a process. An answer to an earlier request, which ended too soon,
+                must not pass for one to this.
+
+        Raises:
+            _Ended: the worker ended before its answer.
+            ValueError: the frame is larger than any answer.
+            OSError: the process ended.
+        """
+        patience_s = STALL_S if request else START_S
+        while True:
+            text_bytes, data_bytes = read_lengths(bytes(self._read(LENGTHS.size, patience_s)))
+            # int32 pixels of the largest image.
+            if text_bytes > JSON_BYTES_MAX or data_bytes > 4 * FILE_BYTES_MAX:
+                raise ValueError("a frame beyond its limits")
+            answer = msgspec.json.decode(self._read(text_bytes, patience_s), type=_Answer)
+            if answer.died:
+                raise _Ended(answer.died)
+            data = self._read(data_bytes, patience_s)
+            if answer.id == request:
+                return answer, data
+
+    def _read(self, size: int, patience_s: int) -> bytearray:
+        # _started set it, or this reader would have no answer to wait for.
+        assert self._process is not None
+        handle = _handle(self._process.stdout)
+        silent_s = 0
+        while len(self._received) < size:
+            # Seconds are counted and not measured: while the idle gate suspends both processes, none passes.
+            if not self._poll.poll(1000):
+                silent_s += 1
+                if silent_s >= patience_s:
+                    self.close()
+                    raise _Ended(0)
+                continue
+            # Whatever is there: several answers about headers come in one piece.
+            part = os.read(handle, max(_PIPE_BYTES, size - len(self._received)))
+            if not part:
+                raise OSError("the reader process ended")
+            self._received += part
+        data = self._received[:size]
+        del self._received[:size]
+        return data
+
+
+def _handle(stream: Any) -> int:
+    return int(stream.fileno())
+
+
+def _header_of(answer: _Answer, data: bytearray) -> Header | Reason:
+    if answer.frames:
+        return MultiframeHeader(tuple(DicomHeader.from_json(frame) for frame in data.decode("ascii").split("\n")))
+    return Reason[answer.code] if answer.code else DicomHeader.from_json(answer.header)
+
+
+def _uid_of(answer: _Answer, _: bytearray) -> str | Reason:
+    return Reason[answer.code] if answer.code else answer.uid
+
+
+def _listed_of(answer: _Answer, _: bytearray) -> dict[str, int] | Reason:
+    return Reason[answer.code] if answer.code else answer.listed
+
+
+def _members_of(answer: _Answer, data: bytearray) -> list[ListedMember] | Reason:
+    if answer.code:
+        return Reason[answer.code]
+    members = msgspec.json.decode(data, type=list[ListedMember])
+    for member in members:
+        # A member that may be read has a name that stays inside, and a code is one of the list.
+        if (Reason[member.code] is None) if member.code else (name_inside(member.name) != member.name):
+            raise ValueError("a member outside its archive")
+    return members
+
+
+def _slice_of(step: int, answer: _Answer, data: bytearray) -> Slice | Reason:
+    if answer.code:
+        return Reason[answer.code]
+    if answer.scale is None:
+        raise ValueError("a slice without a scale")
+    return Slice(
+        sha256=bytes.fromhex(answer.sha256),
+        stored=np.frombuffer(data, dtype="<i4").reshape(answer.stored).astype(np.int32, copy=False),
+        shape=answer.shape,
+        step=step,
+        scale=answer.scale,
+        spacing_mm=answer.spacing_mm,
+        position=answer.position,
+        orientation=answer.orientation,
+        thickness_mm=answer.thickness_mm,
+    )
