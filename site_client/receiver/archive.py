@@ -171,7 +171,10 @@ class Archive:
             self.close()
             raise ArchiveError("the archive's answer takes too long")
         try:
-            return answer.read1(_READ)
+            # read1 and not read, which would wait for all of them, whatever the deadline.
+            if not (data := answer.read1(_READ)):
+                answer.close()  # read1 does not; the connection would stay taken
+            return data
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ArchiveError(f"the archive's answer broke off ({_kind(error)})") from None

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
     CTImageStorage,
@@ -139,7 +140,7 @@ class Listener:
                 self._refusals[peer, why] += 1
 
     def _on_requested(self, event: evt.Event) -> None:
-        """Reject an association whose title comes from another title's address."""
+        """Reject an association whose title comes from another title's address; prefer a sender's own syntaxes."""
         assoc = event.assoc
         try:
             asked = assoc.requestor.primitive
@@ -153,6 +154,7 @@ class Listener:
                 why = "its title is not in storage.senders"
             elif not is_known(address, self._networks[title]):
                 why = "its address is not that of its title in storage.senders"
+            _prefer_order_of_sender(event.assoc)
         # pynetdicom drops what a handler raises, and would go on to accept.
         except Exception:
             assoc.abort()
@@ -209,6 +211,25 @@ class Listener:
             objects = self._counts.pop(id(event.assoc), 0)
         if objects:
             _log.info("objects received", peer=peer, objects=objects)
+
+
+def _prefer_order_of_sender(assoc: Association) -> None:
+    """Accept of several transfer syntaxes the one that the sender names first.
+
+    A sender names first that in which it has the image (PS3.8 section 7.1.1.13 leaves the choice to us). With another
+    one it would encode the image anew, and its bytes would not be those of the archive.
+    """
+    asked = assoc.requestor.primitive
+    # As in `_on_requested`.
+    assert asked is not None
+    order: dict[str, int] = {}
+    for context in asked.presentation_context_definition_list:
+        for syntax in context.transfer_syntax:
+            order.setdefault(str(syntax), len(order))
+    contexts = assoc.acceptor.supported_contexts
+    for context in contexts:
+        context.transfer_syntax = sorted(context.transfer_syntax, key=lambda syntax: order.get(str(syntax), len(order)))
+    assoc.acceptor.supported_contexts = contexts
 
 
 def silence_libraries() -> None:

@@ -115,7 +115,7 @@ class Receiver:
             association.release()
 
 
-def image(uid: str | None = None, *, syntax: str = ExplicitVRLittleEndian, size: int = 512) -> FileDataset:
+def image(uid: str | None = None, *, syntax: str = ExplicitVRLittleEndian, size: int = 1024) -> FileDataset:
     """An axial CT image without any meaning."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, UID(syntax)
@@ -125,9 +125,9 @@ def image(uid: str | None = None, *, syntax: str = ExplicitVRLittleEndian, size:
     data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     data.PatientID, data.Modality = "P1", "CT"
     data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", "1.2.3.4"
-    data.Rows, data.Columns, data.BitsAllocated, data.BitsStored, data.HighBit = size // 1024 + 1, 512, 16, 16, 15
+    data.Rows, data.Columns, data.BitsAllocated, data.BitsStored, data.HighBit = max(1, size // 1024), 512, 16, 16, 15
     data.PixelRepresentation, data.SamplesPerPixel, data.PhotometricInterpretation = 0, 1, "MONOCHROME2"
-    data.PixelData = bytes(size)
+    data.PixelData = bytes(data.Rows * 1024)
     return data
 
 
