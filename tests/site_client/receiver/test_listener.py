@@ -199,8 +199,8 @@ def test_uids_like_paths_name_no_file_outside(receiver: Receiver, tmp_path: Path
     receiver.start()
     before = {path for path in tmp_path.rglob("*") if "received" not in path.parts}
     for uid in ("../../../../tmp/x", "/etc/passwd", "1.2/../../3", "1" * 64, "a\\b", "..", "DOE^JANE"):
-        with _connected(receiver) as connection:
-            connection.sendall(_store(uid, b"\x08\x00\x16\x00UI\x02\x001\0"))
+        with connected(receiver) as connection:
+            connection.sendall(store_request(uid, b"\x08\x00\x16\x00UI\x02\x001\0"))
             connection.settimeout(10)
             connection.recv(4096)  # an answer, or the end
     for path in receiver.incoming.rglob("*"):
@@ -287,11 +287,11 @@ def test_a_thousand_connections_take_few_threads_and_one_more_sender_still_gets_
 
 def test_messages_that_do_not_wait_for_answers_are_refused(receiver: Receiver) -> None:
     receiver.start()
-    with _connected(receiver) as connection:
+    with connected(receiver) as connection:
         connection.settimeout(10)
         try:
             for _ in range(2000):
-                connection.sendall(_store("1.2.3", b"\x08\x00\x16\x00UI\x02\x001\0"))
+                connection.sendall(store_request("1.2.3", b"\x08\x00\x16\x00UI\x02\x001\0"))
             ended = _ends(connection)
         except OSError:
             ended = True
@@ -344,13 +344,13 @@ def _command(field: int, uid: str, instance: str = "1.2.3") -> bytes:
     return element(0, struct.pack("<L", len(body))) + body
 
 
-def _store(instance: str, data: bytes, *, is_whole: bool = True) -> bytes:
+def store_request(instance: str, data: bytes, *, is_whole: bool = True) -> bytes:
     """A C-STORE request in one PDU, with any UID and any bytes."""
     values = _value(3, _command(1, CTImageStorage, instance)) + _value(2 if is_whole else 0, data)
     return struct.pack(">BBL", 4, 0, len(values)) + values
 
 
-def _connected(receiver: Receiver) -> socket.socket:
+def connected(receiver: Receiver) -> socket.socket:
     """An association made by hand, with context 1 for CT images."""
 
     def item(kind: int, data: bytes) -> bytes:
@@ -367,8 +367,8 @@ def _connected(receiver: Receiver) -> socket.socket:
 
 
 def _half_an_object(receiver: Receiver) -> socket.socket:
-    connection = _connected(receiver)
-    connection.sendall(_store("1.2.3.4", b"x" * 1000, is_whole=False))
+    connection = connected(receiver)
+    connection.sendall(store_request("1.2.3.4", b"x" * 1000, is_whole=False))
     return connection
 
 
