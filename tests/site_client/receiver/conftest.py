@@ -139,6 +139,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
+@pytest.fixture(scope="package")
+def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    made = Receiver(tmp_path_factory.mktemp("standing"))
+    made.storage = 'senders = { NORTH = ["127.0.0.1"], SOUTH = ["127.0.0.0/8"] }'
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+        gc.collect()
+
+
+@pytest.fixture
+def standing(_running: Receiver) -> Receiver:
+    """A receiver that runs already and has received nothing, for tests that need no settings of their own."""
+    for path in (*_running.files(), *_running.partials()):
+        path.unlink()
+    assert not _running.process_ended
+    return _running
+
+
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Receiver]:
     """A receiver that a test starts itself, after setting it up."""

@@ -50,28 +50,26 @@ def data_sets(paths: list[Path]) -> set[bytes]:
 
 
 @needs_dcmtk
-def test_dcmtk_echoes_and_sends_and_every_byte_is_there(receiver: Receiver, tmp_path: Path) -> None:
-    receiver.start()
+def test_dcmtk_echoes_and_sends_and_every_byte_is_there(standing: Receiver, tmp_path: Path) -> None:
     files = write(tmp_path / "sent", 3)
-    ends = ["-aet", "NORTH", "-aec", "HEMOFED", "127.0.0.1", str(receiver.port)]
+    ends = ["-aet", "NORTH", "-aec", "HEMOFED", "127.0.0.1", str(standing.port)]
     run("echoscu", *ends)
     run("storescu", *ends, *files)
     run("dcmsend", *ends, "--no-uid-checks", *files)
-    assert data_sets(receiver.files()) == data_sets(files)
-    assert "Calling AE Title Not Recognized" in run("echoscu", "-aet", "SOUTH", *ends[2:], good=False)
+    assert data_sets(standing.files()) == data_sets(files)
+    assert "Calling AE Title Not Recognized" in run("echoscu", "-aet", "WEST", *ends[2:], good=False)
 
 
 @needs_dcmtk
 @pytest.mark.skipif(shutil.which("dcmcjpls", path=PATH) is None, reason="dcmtk's encoders are not installed")
-def test_a_compressed_image_of_dcmtk_stays_as_it_is(receiver: Receiver, tmp_path: Path) -> None:
-    receiver.start()
+def test_a_compressed_image_of_dcmtk_stays_as_it_is(standing: Receiver, tmp_path: Path) -> None:
     (plain,) = write(tmp_path / "plain", 1)
-    ends = ["-aet", "NORTH", "-aec", "HEMOFED", "127.0.0.1", str(receiver.port)]
+    ends = ["-aet", "NORTH", "-aec", "HEMOFED", "127.0.0.1", str(standing.port)]
     for encoder, option in (("dcmcjpls", "-xt"), ("dcmcjpeg", "-xs"), ("dcmcrle", "-xr")):
         packed = tmp_path / f"{encoder}.dcm"
         run(encoder, plain, packed)
         run("storescu", option, *ends, packed)
-        stored = {dataset_bytes(path): dcmread(path).file_meta.TransferSyntaxUID for path in receiver.files()}
+        stored = {dataset_bytes(path): dcmread(path).file_meta.TransferSyntaxUID for path in standing.files()}
         assert stored[dataset_bytes(packed)] == dcmread(packed).file_meta.TransferSyntaxUID
 
 
@@ -150,6 +148,7 @@ def test_orthanc_sends_and_learns_that_its_images_are_safe(
     assert orthanc.ask(report)["Status"] == "Failure"
 
 
+@pytest.mark.slow
 @needs_orthanc
 @needs_dicomweb
 def test_orthanc_is_pulled_from_byte_for_byte(receiver: Receiver, orthanc: Orthanc, tmp_path: Path) -> None:
