@@ -35,6 +35,7 @@ PROCESSING_FAILURE: Final = 0x0110  # PS3.7 annex C
 _NOT_AUTHORIZED: Final = 0x0124
 _CT: Final = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _ACSE_S: Final = 30.0
+_PEERS_MAX: Final = 1_000  # that the log tells apart; an allowed network may hold more
 
 
 class Listener:
@@ -60,7 +61,8 @@ class Listener:
         """
         self._settings, self._incoming, self._commitments, self._failed = settings, incoming, commitments, failed
         self._networks = settings.storage.networks
-        self._counts: Counter[int] = Counter()  # of stored objects, by association
+        self._objects: Counter[str] = Counter()  # stored since the last line in the log, by peer
+        self._echoed: set[str] = set()  # peers, as logged: an archive may echo every minute
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         self.stored = 0
@@ -126,17 +128,20 @@ class Listener:
         for assoc in self._server.active_associations:
             shut(assoc)
 
-    def log_refusals(self) -> None:
-        """Log the refusals since the last call: one line a peer and reason, however many there were."""
+    def log_counts(self) -> None:
+        """Log what came and what was refused since the last call: one line a peer, and one a peer and reason."""
         with self._lock:
+            objects, self._objects = self._objects, Counter()
             refusals, self._refusals = self._refusals, Counter()
+        for peer, count in objects.items():
+            _log.info("objects received", peer=peer, objects=count)
         for (peer, why), count in refusals.items():
             _log.warning("sender refused", peer=peer, why=why, times=count)
 
     def _refused(self, peer: str, why: str) -> None:
         with self._lock:
-            # A peer may try thousands of times, and an allowed network may hold as many peers.
-            if (peer, why) in self._refusals or len(self._refusals) < 1000:
+            # A peer may try thousands of times.
+            if (peer, why) in self._refusals or len(self._refusals) < _PEERS_MAX:
                 self._refusals[peer, why] += 1
 
     def _on_requested(self, event: evt.Event) -> None:
@@ -180,12 +185,15 @@ class Listener:
             _log.error("object not stored", kind=type(error).__name__)
             return PROCESSING_FAILURE
         with self._lock:
-            self._counts[id(event.assoc)] += 1
+            self._objects[str(event.assoc.requestor.address)] += 1
             self.stored += is_new
         return SUCCESS
 
     def _on_echo(self, event: evt.Event) -> int:
-        _log.info("echo answered", peer=str(event.assoc.requestor.address))
+        peer = str(event.assoc.requestor.address)
+        if peer not in self._echoed and len(self._echoed) < _PEERS_MAX:
+            self._echoed.add(peer)
+            _log.info("echo answered", peer=peer)
         return SUCCESS
 
     def _on_action(self, event: evt.Event) -> tuple[int, None]:
@@ -204,13 +212,9 @@ class Listener:
         return SUCCESS, None
 
     def _on_closed(self, event: evt.Event) -> None:
-        connection, peer = event.assoc.dul.socket, str(event.assoc.requestor.address)
+        connection = event.assoc.dul.socket
         if isinstance(connection, GuardedSocket) and connection.refusal:
-            self._refused(peer, connection.refusal)
-        with self._lock:
-            objects = self._counts.pop(id(event.assoc), 0)
-        if objects:
-            _log.info("objects received", peer=peer, objects=objects)
+            self._refused(str(event.assoc.requestor.address), connection.refusal)
 
 
 def _prefer_order_of_sender(assoc: Association) -> None:

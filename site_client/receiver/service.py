@@ -146,7 +146,7 @@ class ReceiverService:
         self._notifier.stopping()
         self._commitments.wake()
         if self.listener is not None:
-            self.listener.log_refusals()
+            self.listener.log_counts()
             self.listener.stop()
         # An image that is being fetched is left: its partial file is swept at the next start.
         _log.info("receiver stopped")
@@ -162,7 +162,7 @@ class ReceiverService:
         self._incoming.sweep(quiet_s)
         gc.collect()  # pynetdicom's associations refer to one another, and hold their sockets
         if self.listener is not None:
-            self.listener.log_refusals()
+            self.listener.log_counts()
 
     def _listener(self) -> Listener:
         try:
