@@ -184,7 +184,7 @@ def test_a_receiver_that_is_enabled_fills_the_trainer_s_export_and_sees_nothing_
         (stored,) = machine.run("find", received, "-name", "*.dcm").split()
         state = machine.run("stat", "-c", "%a %U %G", stored).strip()
         assert state == "640 hemofed-receiver hemofed-export"
-        machine.run("runuser", "-u", "hemofed-trainer", "--", "cat", stored)
+        machine.run("runuser", "-u", "hemofed-trainer", "--", "test", "-r", stored)
         assert "denied" in machine.fails("runuser", "-u", "hemofed-trainer", "--", "touch", stored)
         assert "denied" in machine.fails("runuser", "-u", "hemofed-agent", "--", "ls", received)
         inside = ("nsenter", "-t", machine.show(unit, "MainPID"), "-m", "ls", "-A")
