@@ -17,7 +17,7 @@ from site_client.logging_setup import log_to_stderr, priority
 _FAILED: Final = 1
 _NOTHING_USABLE: Final = 2
 _NEEDS_A_PERSON: Final = 78  # EX_CONFIG of sysexits.h; RestartPreventExitStatus= of the units
-_SERVICES: Final = ("agent", "trainer")
+_SERVICES: Final = ("agent", "trainer", "receiver")
 _HERE: Final = "site_client.commands"
 # Each sentence repeats the first one of its command's own help, which a test compares.
 _COMMANDS: Final = {
@@ -50,6 +50,11 @@ _COMMANDS: Final = {
     ),
     "prove": LazyCommand(
         f"{_HERE}.checks", "prove", "Show the wall on this machine: attempts that the kernel refuses."
+    ),
+    "receiver": LazyCommand(
+        f"{_HERE}.services",
+        "receiver",
+        "Run the optional receiver: it takes images from the archive on the LAN, and has no way out.",
     ),
     "roster": LazyCommand(
         f"{_HERE}.roster", "roster", "Show the hospitals of the consortium, and approve those added."

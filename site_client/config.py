@@ -4,26 +4,25 @@ An unknown key, a missing one, a wrong type or a value out of range stops the st
 stand beside the fields, and msgspec checks them. Relative paths are relative to the folder of the file.
 """
 
-import difflib
 import re
-import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-import msgspec
 import structlog
 from federation.labels import LABELS
 from federation.limits import COHORT_MAX, COHORT_MIN, SLOW_CHUNK_BYTES, is_site_name
 from federation.vocabulary import Metric
-from msgspec import Meta, inspect
+from msgspec import Meta
 
 from site_client.errors import ConfigRefused
+from site_client.toml_settings import parse_settings, read_text
 from site_client.windows import WindowRefused, parse_days, parse_window
 
 DEFAULT_FILE = Path("/etc/hemofed/site.toml")
 NOT_CONFIGURED = "not configured yet: edit site.toml"
+_FILE: Final = "site.toml"
 _EXAMPLE_NAME = "example-hospital"  # of the site.toml that the package installs
 _COLUMN_MEANINGS = (*LABELS, "study", "slice", "accession", "reader", "date")  # as ingest/labels/spelling.py names them
 _log = structlog.get_logger()
@@ -242,13 +241,7 @@ def load(path: Path) -> SiteSettings:
     Raises:
         ConfigRefused: the file cannot be read or used.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigRefused(f"{path} cannot be read ({error.strerror}); give the file with --config") from error
-    except UnicodeDecodeError:
-        raise ConfigRefused(f"{path} is not UTF-8; save it as UTF-8") from None
-    return parse(text, path.parent)
+    return parse(read_text(path), path.parent)
 
 
 def parse(text: str, base: Path) -> SiteSettings:
@@ -261,20 +254,8 @@ def parse(text: str, base: Path) -> SiteSettings:
     Raises:
         ConfigRefused: the text cannot be used. The message names the key, what was expected and what was there.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigRefused(f"site.toml is not TOML: {error}") from error
     # Before the check of keys and values, which know only the present spelling.
-    _translate_old_spellings(table)
-    # A mistyped key would otherwise keep its default silently, such as a limit that the hospital believes to be set.
-    _refuse_unknown_keys(SiteSettings, table, "")
-    if "name" not in table:
-        raise ConfigRefused("site.toml: name is missing; deploy/site.toml shows every key")
-    try:
-        return msgspec.convert(table, SiteSettings, dec_hook=lambda kind, value: base / value)  # only paths need it
-    except msgspec.ValidationError as error:
-        raise _refusal(error, table) from None  # msgspec's own message may repeat a password
+    return parse_settings(SiteSettings, text, base, _FILE, translate=_translate_old_spellings)
 
 
 def _translate_old_spellings(table: dict[str, Any]) -> None:
@@ -286,56 +267,6 @@ def _translate_old_spellings(table: dict[str, Any]) -> None:
         return
     policy["metrics"] = [old.get(name, name) if isinstance(name, str) else name for name in metrics]  # type: ignore[index]  # a dict, or `metrics` would be None
     _log.warning("old spelling read", key="policy.metrics", fix="write the metrics in lower case, as in plan.toml")
-
-
-def _refuse_unknown_keys(kind: type, table: dict[str, Any], prefix: str) -> None:
-    """Refuse a key that `kind` does not have; msgspec would ignore it."""
-    sections = get_type_hints(kind)
-    for key, value in table.items():
-        if key not in sections:
-            nearest = difflib.get_close_matches(key, sections, n=1, cutoff=0.0)[0]
-            raise ConfigRefused(f"site.toml: {prefix}{key} is unknown; nearest is {prefix}{nearest}")
-        if not prefix and isinstance(value, dict) and key != "name":
-            _refuse_unknown_keys(sections[key], value, f"{key}.")
-
-
-def _refusal(error: msgspec.ValidationError, table: dict[str, Any]) -> ConfigRefused:
-    """Return the sentence about a value of the wrong type or out of range."""
-    path = re.search(r"`\$\.([a-z_.]+)", str(error))
-    # Every key of the settings is lower case, and the top of a TOML document is a table: the error is below it.
-    assert path is not None
-    kind: Any = SiteSettings
-    value: Any = table
-    is_secret = False
-    for name in path[1].split("."):
-        is_secret = next(not item.repr for item in fields(kind) if item.name == name)
-        kind, value = get_type_hints(kind, include_extras=True)[name], value[name]
-    if is_dataclass(kind):  # what stands in its place may hold the proxy's password: it is not repeated
-        return ConfigRefused(f"site.toml: {path[1]} is a table, [{path[1]}]")
-    got = "" if is_secret else f", got {value!r}"
-    return ConfigRefused(f"site.toml: {path[1]} is {_expected(inspect.type_info(kind))}{got}")
-
-
-def _expected(info: inspect.Type) -> str:
-    """Return the expectation of a type, in words for a person."""
-    match info:
-        case inspect.IntType():
-            return f"a whole number from {info.ge} to {info.le}"
-        case inspect.FloatType():
-            return f"a number from {info.ge:g} to {info.le:g}"
-        case inspect.LiteralType():
-            return f"one of {', '.join(map(str, info.values))}"
-        case inspect.EnumType():
-            return f"one of {', '.join(info.cls)}"
-        case inspect.VarTupleType():
-            return f"a list, each item {_expected(info.item_type)}"
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.DictType():
-            return f"a table, each value {_expected(info.value_type)}"
-        case inspect.CustomType():
-            return "a path"
-    return "text"
 
 
 def _check_proxy(proxy: str) -> None:

@@ -11,6 +11,7 @@ SiteError
 │   ├── Unreachable        no answer; a later try may succeed (retryable)
 │   │   └── ProxyRefused   the proxy answered CONNECT with another status than 200; carries that status
 │   └── Refused            the aggregator refused the call, and will refuse it again; carries the gRPC status
+├── ArchiveError           the archive's DICOMweb server gave no answer that can be used (retryable)
 ├── EgressRefused          the guard did not let a message leave
 ├── LedgerBroken           a ledger's chain does not verify; carries the first bad entry
 ├── StepRefused            the aggregator asked for a step that this site must not take
@@ -106,6 +107,12 @@ class Refused(LinkError):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ArchiveError(SiteError):
+    """The hospital's archive gave the receiver no answer that can be used. The message quotes none of it."""
+
+    retryable = True
 
 
 class EgressRefused(SiteError):

@@ -1,7 +1,8 @@
 """Install each extra alone in a throw-away environment and import every module of that side.
 
 A module that needs a library its side does not declare, or declares the other side's library, fails here: the
-aggregator must start without torch, the agent without torch and pydicom, the trainer without grpc.
+aggregator must start without torch, the agent without torch and pydicom, the trainer without
+grpc, the receiver without torch and grpc.
 """
 
 import os
@@ -24,8 +25,9 @@ SIDES: dict[str, tuple[list[str], list[str]]] = {  # extra: packages to import w
             "site_client.trainer",
             "site_client.phantom",
         ],
-        ["grpc", "fastapi"],
+        ["grpc", "fastapi", "pynetdicom"],
     ),
+    "receiver": (["site_client.receiver"], ["torch", "grpc", "fastapi", "sqlalchemy", "scipy"]),
 }
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys

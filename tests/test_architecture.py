@@ -41,15 +41,15 @@ FLOORS: dict[str, list[str]] = {
         "doctor inference",
         "status.py calibration agent/service.py agent/commands",
         "trainer agent/rounds agent/link.py agent/connection.py",
-        "training agent/identity",
+        "training agent/identity receiver",
         "model phantom agent/egress agent/privacy",
         "ingest/catalog agent/status_file.py agent/backoff.py agent/chained_file.py",
         "ingest/series ingest/labels",
         "ingest/files",
         "ingest",
-        "spool.py metered.py disk_watch.py",
+        "spool.py metered.py disk_watch.py receiver/settings.py received_files.py",
         "records.py config.py notify.py check_result.py",
-        "windows.py files.py bus.py typed_json.py logging_setup.py",
+        "windows.py files.py bus.py typed_json.py logging_setup.py toml_settings.py",
         "untrusted_files.py",
         "errors.py",
     ],
@@ -76,19 +76,21 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/doctor/data": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/ingest": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/model": {"grpc", "pydicom"},
+    "site_client/receiver": {"grpc", "torch", "monai", "sqlalchemy", "scipy", "sklearn", "gdcm", "numpy"},
     "site_client/phantom": {"grpc", "torch", "monai"},
     "proto/federation": {"aggregator", "site_client", "deploy", "torch", "pydicom", "grpc", "sqlalchemy", "fastapi"},
 }
 ALLOWED: dict[str, set[str]] = {"proto/federation/v1": {"grpc"}}  # generated stubs
 # The wall between the two halves of a site: room -> what it must not reach inside hemofed, on whatever floor.
 CLOSED: dict[str, set[str]] = {
-    "site_client/agent": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
-    "site_client/ingest": {"agent"},
-    "site_client/model": {"agent"},
-    "site_client/training": {"agent"},
-    "site_client/calibration": {"agent"},
-    "site_client/trainer": {"agent"},
-    "site_client/phantom": {"agent"},
+    "site_client/agent": {"ingest", "model", "training", "calibration", "trainer", "phantom", "receiver"},
+    "site_client/ingest": {"agent", "receiver"},
+    "site_client/model": {"agent", "receiver"},
+    "site_client/training": {"agent", "receiver"},
+    "site_client/calibration": {"agent", "receiver"},
+    "site_client/trainer": {"agent", "receiver"},
+    "site_client/phantom": {"agent", "receiver"},
+    "site_client/receiver": {"agent", "ingest", "model", "training", "calibration", "trainer", "phantom", "spool.py"},
     "site_client/doctor/network": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
     "site_client/doctor/data": {"agent"},
     "site_client/agent/egress": {"agent/link.py", "agent/identity", "agent/rounds", "agent/commands"},
@@ -96,6 +98,7 @@ CLOSED: dict[str, set[str]] = {
 ONLY_IMPORTED_BY: dict[str, set[str]] = {  # a library -> the only rooms of that side that may import it
     "grpc:site_client": {"site_client/agent/link.py"},
     "grpc:aggregator": {"aggregator/rpc"},
+    "pynetdicom:site_client": {"site_client/receiver"},
 }
 
 
@@ -191,7 +194,12 @@ def test_only_reader_processes_parse_and_decode_what_strangers_wrote() -> None:
     """Of what ingest imports, these lead to a parser or a decoder of an image's bytes."""
     modules = ("pixels", "header_pass", "parse", "reader_process", "archives", "sources", "single_frames", "multiframe")
     doors = tuple(f"ingest.files.{module}" for module in modules)
-    writers = {"site_client/phantom/dicom.py", "site_client/prove/canaries.py"}  # of images that they made themselves
+    # Of images that they made themselves, and of the receiver's own report of commitment.
+    writers = {
+        "site_client/phantom/dicom.py",
+        "site_client/prove/canaries.py",
+        "site_client/receiver/commitments.py",
+    }
     found = []
     for path in sorted((ROOT / "site_client").rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
@@ -293,15 +301,16 @@ for name in sys.argv[1].split(","):
         ("aggregator", "torch,monai,pydicom,site_client"),
         (
             "site_client.agent,site_client.spool,site_client.config,site_client.cli,site_client.doctor.network",
-            "torch,monai,pydicom,sqlalchemy",
+            "torch,monai,pydicom,pynetdicom,sqlalchemy",
         ),
         (
             "site_client.trainer,site_client.training,site_client.ingest,site_client.model,site_client.phantom,"
             "site_client.doctor.data",
-            "grpc,fastapi",
+            "grpc,fastapi,pynetdicom",
         ),
+        ("site_client.receiver,site_client.cli", "torch,monai,grpc,sqlalchemy,scipy,sklearn,gdcm,fastapi"),
     ],
-    ids=["aggregator", "agent", "trainer"],
+    ids=["aggregator", "agent", "trainer", "receiver"],
 )
 def test_each_side_imports_whole_with_the_other_sides_libraries_absent(modules: str, blocked: str) -> None:
     done = subprocess.run(

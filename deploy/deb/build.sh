@@ -80,7 +80,7 @@ strip_packages() { # what only developers of these libraries need
   find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete # without that one, torch cannot be imported
   chmod -R u=rwX,go=rX "$packages" # whatever the umask of the checkout was
   # What is left must still start, with nothing but itself: -S hides every other site-packages.
-  PYTHONPATH=$packages "$python" -S -c 'import site_client.agent.service, site_client.trainer.job, site_client.ingest.catalog.catalog'
+  PYTHONPATH=$packages "$python" -S -c 'import site_client.agent.service, site_client.trainer.job, site_client.ingest.catalog.catalog, site_client.receiver.service'
 }
 
 lay_out() {
@@ -88,6 +88,7 @@ lay_out() {
   install -D -m 644 "$here/sysusers.conf" "$tree/usr/lib/sysusers.d/hemofed.conf"
   install -D -m 644 "$here/tmpfiles.conf" "$tree/usr/lib/tmpfiles.d/hemofed.conf"
   install -D -m 640 "$root/deploy/site.toml" "$tree/etc/hemofed/site.toml"
+  install -D -m 640 "$root/deploy/receiver.toml" "$tree/etc/hemofed/receiver.toml"
   install -D -m 755 "$here/rollback.sh" "$tree/usr/sbin/hemofed-rollback"
   install -D -m 644 "$root/docs/HOSPITAL.md" "$tree/usr/share/doc/hemofed/HOSPITAL.md"
   install -D -m 644 "$root/docs/SECURITY.md" "$tree/usr/share/doc/hemofed/SECURITY.md"
@@ -107,7 +108,7 @@ control_files() {
   local size_kib
   size_kib=$(find "$tree" -type f -printf '%s\n' | awk '{ sum += int(($1 + 1023) / 1024) } END { print sum }')
   sed -e "s/@VERSION@/$version/" -e "s/@SIZE@/$size_kib/" "$here/control" >"$tree/DEBIAN/control"
-  echo /etc/hemofed/site.toml >"$tree/DEBIAN/conffiles"
+  printf '%s\n' /etc/hemofed/site.toml /etc/hemofed/receiver.toml >"$tree/DEBIAN/conffiles"
   local script
   for script in preinst postinst prerm postrm; do
     sed "s/@VERSION@/$version/g" "$here/$script" >"$tree/DEBIAN/$script"

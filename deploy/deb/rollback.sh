@@ -11,11 +11,13 @@ fi
 /opt/hemofed/"$before"/bin/hemofed-site --version >/dev/null # it must still run before anything is stopped
 python3.11 -m compileall -qq -j 0 "/opt/hemofed/$before/lib" || true # only the speed of the start depends on it
 active=
-for unit in hemofed-trainer.service hemofed-agent.service; do
+for unit in hemofed-trainer.service hemofed-agent.service hemofed-receiver.service; do
   if systemctl is-active --quiet "$unit"; then active="$active $unit"; fi
 done
 [ -z "$active" ] || systemctl stop $active
 ln -sfn "$before" /opt/hemofed/current
 ln -sfn "$running" /opt/hemofed/previous
+# A version before 0.2.0 has no receiver: it stays stopped then.
+/opt/hemofed/"$before"/bin/hemofed-site receiver --help >/dev/null 2>&1 || active=$(echo "$active" | sed 's/ hemofed-receiver.service//')
 [ -z "$active" ] || systemctl start $active
 echo "hemofed-rollback: $running -> $before (again: back to $running)"

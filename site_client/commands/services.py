@@ -1,12 +1,14 @@
-"""Commands that run the two services: agent, trainer, and both in the foreground."""
+"""Commands that run the services: agent, trainer, both in the foreground; and the optional receiver."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from site_client.commands.options import config_option
+from site_client.commands.options import FILE, config_option
 from site_client.config import load
+from site_client.receiver.settings import DEFAULT_FILE as RECEIVER_FILE
+from site_client.receiver.settings import load as load_receiver
 
 
 @click.command()
@@ -25,6 +27,23 @@ def trainer(config: Path) -> None:
     from site_client.trainer.service import run as run_service
 
     sys.exit(run_service(load(config), config))
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=FILE,
+    default=RECEIVER_FILE,
+    envvar="HEMOFED_RECEIVER_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="The receiver.toml to read.",
+)
+def receiver(config: Path) -> None:
+    """Run the optional receiver: it takes images from the archive on the LAN, and has no way out."""
+    from site_client.receiver.service import run as run_service
+
+    sys.exit(run_service(load_receiver(config)))
 
 
 @click.command()

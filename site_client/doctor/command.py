@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from site_client.check_result import CheckResult, Color, from_json_line, green, grey, red
+from site_client.check_result import CheckResult, Color, carry_out, from_json_line, green, grey, red
 from site_client.config import load
+from site_client.doctor.receiver import check_receiver
 from site_client.doctor.units import check_units, supplementary_groups
 from site_client.errors import ConfigRefused
 
@@ -38,7 +39,9 @@ def examine(config: Path) -> list[CheckResult]:
     results = [green("configuration", "site.toml is understood")]
     for half, user in _HALVES.items():
         results += _half(half, user, config)
-    return [*results, *check_units()]
+    # As root: the receiver's user reads none of the site's settings, and the site's users none of the receiver's.
+    receiver = carry_out({"receiver": lambda: check_receiver(load(config), config.with_name("receiver.toml"))})
+    return [*results, *check_units(), *receiver]
 
 
 def render_text(results: list[CheckResult], *, colors: bool) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the two units on this machine: installed, running, their confinement, and drop-ins that weaken it."""
+"""Checks of the units on this machine: installed, running, their confinement, and drop-ins that weaken it."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ from typing import Final
 from site_client.check_result import CheckResult, green, grey, red
 
 UNITS: Final = {"hemofed-agent": 1.2, "hemofed-trainer": 0.6}  # the highest exposure, on systemd-analyze's scale to 10
+OPTIONAL: Final = {"hemofed-receiver": 1.5}  # not enabled by the package
 _ROOTS: Final = ("/etc", "/run", "/usr/lib", "/lib")
 UNIT_FOLDERS: Final = tuple(Path(root, "systemd", "system") for root in _ROOTS)
 _TIMEOUT_S = 30.0
@@ -42,17 +43,23 @@ _NEVER_EMPTY: Final = (
     "RestrictAddressFamilies",
     "IPAddressDeny",
     "ReadOnlyPaths",
+    "TemporaryFileSystem",
 )
+_EVERYBODY: Final = frozenset(("any", "0.0.0.0/0", "::/0"))
 _NEVER: Final = {  # a drop-in that sets these opens a door
     "hemofed-agent": ("BindPaths", "BindReadOnlyPaths"),
     "hemofed-trainer": ("IPAddressAllow", "JoinsNamespaceOf", "NetworkNamespacePath"),
+    "hemofed-receiver": ("SupplementaryGroups",),
 }
 
 
 def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[CheckResult]:
     """Check every unit: its state, its score, its drop-ins."""
-    for unit, most in UNITS.items():
+    for unit, most in (UNITS | OPTIONAL).items():
         file = find(unit, folders)
+        if unit in OPTIONAL and (file is None or not is_enabled(unit)):
+            yield grey("units", f"{unit} is optional and not enabled")
+            continue
         if file is None:
             reason = f"{unit}.service is not installed; without units the kernel enforces no wall"
             yield grey("units", reason, "Install the package, or deploy/systemd")
@@ -66,6 +73,14 @@ def check_units(folders: tuple[Path, ...] = UNIT_FOLDERS) -> Iterator[CheckResul
                 yield red("drop-ins", f"{unit}: {path.name} weakens {directive}", f"Remove {directive} from {path}")
             if not weakened:
                 yield green("drop-ins", f"{unit}: {path.name} weakens nothing")
+
+
+def is_enabled(unit: str) -> bool:
+    """Whether the unit starts at boot, or runs now."""
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        return False
+    shown = _run(["systemctl", "show", f"{unit}.service", "-p", "UnitFileState,ActiveState"]).stdout
+    return "UnitFileState=enabled" in shown or "ActiveState=active" in shown
 
 
 def find(unit: str, folders: tuple[Path, ...] = UNIT_FOLDERS) -> Path | None:
@@ -98,7 +113,9 @@ def weakens(unit: str, text: str) -> Iterator[str]:
         root = key in ("User", "Group") and value in ("root", "0", "")
         # A list without "~" allows; a "~" list forbids more, which is fine.
         calls = key == "SystemCallFilter" and "@privileged" in value and not value.startswith("~")
-        if off or other or emptied or families or root or calls or key in _NEVER[unit]:
+        # Whoever may talk to all may talk to the coordinator.
+        wide = key == "IPAddressAllow" and unit == "hemofed-receiver" and not _EVERYBODY.isdisjoint(value.split())
+        if off or other or emptied or families or root or calls or wide or key in _NEVER[unit]:
             yield key
 
 

@@ -19,6 +19,8 @@ from typing import Final
 
 from site_client.config import SiteSettings, load
 from site_client.logging_setup import log_to_stderr
+from site_client.receiver.settings import ReceiverSettings
+from site_client.receiver.settings import load as load_receiver
 from site_client.typed_json import encode
 
 _TEST_NET: Final = ("192.0.2.1", 443)  # RFC 5737: an address that no machine has
@@ -66,14 +68,37 @@ def of_agent(settings: SiteSettings) -> Iterator[Attempt]:
     yield _try("open a socket of the Internet (AF_INET)", False, lambda: _close(socket.socket(socket.AF_INET)))
 
 
+def of_receiver(settings: ReceiverSettings, aggregator: str, hidden: list[Path]) -> Iterator[Attempt]:
+    """Make the receiver's attempts: no way to the coordinator, to a stranger, or to anything of the other two.
+
+    Args:
+        settings: of the receiver.
+        aggregator: the aggregator's IP address; empty where it is not known.
+        hidden: what it must not see: keys, spool, catalog, prepared images, site.toml.
+    """
+    if aggregator:
+        yield _try("send a packet to the coordinator", True, lambda: _send_packet(aggregator))
+    yield _try("send a packet to a stranger", True, lambda: _send_packet(_TEST_NET[0]))
+    for path in hidden:
+        yield _try(f"look into {path}", True, partial(_look_into, path))
+    yield _try("make memory that can be written and run", True, _writable_code)
+    yield _try("write into its own folder", False, lambda: _write(settings.incoming))
+    yield _try("open a socket of the Internet (AF_INET)", False, lambda: _close(socket.socket(socket.AF_INET)))
+
+
 SIDES: dict[str, Callable[[SiteSettings], Iterator[Attempt]]] = {"trainer": of_trainer, "agent": of_agent}
 
 
 def main() -> None:
     """Make the attempts of one side, and print them."""
     log_to_stderr(tracebacks=False)
-    side, config = sys.argv[1], Path(sys.argv[2])
-    for attempt in SIDES[side](load(config)):
+    side, config, *rest = sys.argv[1:]
+    if side == "receiver":
+        aggregator, *hidden = rest
+        attempts = of_receiver(load_receiver(Path(config)), aggregator, [Path(path) for path in hidden])
+    else:
+        attempts = SIDES[side](load(Path(config)))
+    for attempt in attempts:
         print(encode(attempt).decode(), flush=True)
 
 
@@ -92,6 +117,13 @@ def _connect(family: socket.AddressFamily) -> None:
             attempted.connect(_TEST_NET)
         except TimeoutError:  # packets left, and no answer came
             return
+
+
+def _send_packet(address: str) -> None:
+    """Send one datagram. A firewall on packets answers it at once; of a connection it drops the packets silently."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as attempted:
+        attempted.sendto(b"", (address, _TEST_NET[1]))
 
 
 def _raw(family: socket.AddressFamily) -> socket.socket:

@@ -6,14 +6,15 @@ same directives confine it and the service. It is started, awaited and removed. 
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from site_client.config import SiteSettings
-from site_client.doctor.units import UNIT_FOLDERS, drop_ins, find
+from site_client.config import SiteSettings, load
+from site_client.doctor.units import UNIT_FOLDERS, drop_ins, find, is_enabled
 from site_client.prove.attempts import Attempt
 from site_client.prove.finding import ProofFinding, ProofOutcome
 from site_client.typed_json import decode
@@ -23,6 +24,7 @@ _CLAIMS: Final = {
     "trainer": "the side that sees patients has no network, writes nothing to the export and has no keys",
     "agent": "the side that has a network sees no patient",
 }
+_RECEIVER_CLAIM: Final = "the receiver reaches neither the coordinator nor anything of the other two services"
 _START_S = 330.0
 _PROBE: Final = """[Unit]
 ConditionPathExists=
@@ -33,7 +35,7 @@ Type=oneshot
 Restart=no
 WatchdogSec=0
 ExecStart=
-ExecStart={python} -m site_client.prove.attempts {side} {config}
+ExecStart={python} -m site_client.prove.attempts {side} {arguments}
 StandardOutput=truncate:{answers}
 # Not confinement, only priority: on a busy machine an idle process would wait for its turn for minutes.
 Slice=system.slice
@@ -54,8 +56,8 @@ def obstacle() -> str:
 
 
 def show_walls(config: Path) -> Iterator[ProofFinding]:
-    """Show the wall of each side, by its attempts."""
-    for side, claim in _CLAIMS.items():
+    """Show the wall of each side, by its attempts; of the optional receiver, where it is in use."""
+    for side, claim in _claims().items():
         unit = f"hemofed-{side}"
         file = find(unit)
         if reason := obstacle() or ("" if file else f"{unit}.service is not installed"):
@@ -64,7 +66,8 @@ def show_walls(config: Path) -> Iterator[ProofFinding]:
         # `reason` would name a unit without a file.
         assert file is not None
         try:
-            yield assess_attempts(claim, _from_twin(side, unit, file, config))
+            arguments = _receiver_arguments(config) if side == "receiver" else [str(config.absolute())]
+            yield assess_attempts(claim, _from_twin(side, unit, file, arguments))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             words = (
                 f"the twin of {unit} could not be started ({type(error).__name__}); journalctl -u hemofed-prove-{side}"
@@ -83,7 +86,7 @@ def assess_attempts(claim: str, attempts: list[Attempt]) -> ProofFinding:
 
 def show_running(settings: SiteSettings) -> Iterator[ProofFinding]:
     """Show the confinement of the running services: network namespace, privileges, system calls, the export."""
-    for side in _CLAIMS:
+    for side in _claims():
         unit = f"hemofed-{side}"
         claim = f"the {side} that runs now is confined"
         pid = 0 if obstacle() else _main_pid(unit)
@@ -111,6 +114,11 @@ def check_process(claim: str, side: str, pid: int, settings: SiteSettings) -> Pr
         # A namespace of its own may still hold a device that was moved into it.
         is_own = os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/1/ns/net")
         facts.append(("a network namespace of its own, with lo as its only device", is_own and devices == ["lo"]))
+    elif side == "receiver":
+        facts += [
+            (f"another folder in the place of {path}: it is hidden", _is_hidden(pid, path))
+            for path in (settings.folders.agent, settings.folders.spool)
+        ]
     else:
         is_hidden = _is_hidden(pid, settings.folders.export)
         facts.append(("another folder in the place of the export: the export is hidden", is_hidden))
@@ -129,7 +137,30 @@ def _is_hidden(pid: int, export: Path) -> bool:
     return (seen.st_dev, seen.st_ino) != (here.st_dev, here.st_ino)
 
 
-def _from_twin(side: str, unit: str, file: Path, config: Path) -> list[Attempt]:
+def _claims() -> dict[str, str]:
+    return _CLAIMS | ({"receiver": _RECEIVER_CLAIM} if is_enabled("hemofed-receiver") else {})
+
+
+def _receiver_arguments(config: Path) -> list[str]:
+    """Return what the receiver's probe needs of site.toml, which it may not read."""
+    settings = load(config)
+    host, _, port = settings.aggregator.address.rpartition(":")
+    try:
+        address = str(socket.getaddrinfo(host.strip("[]"), port)[0][4][0]) if host else ""
+    except OSError:
+        address = ""  # it does not resolve here; the packet to a stranger is still tried
+    folders = settings.folders
+    hidden = [folders.agent, folders.spool, folders.trainer / "catalog.sqlite", folders.cache, config.absolute()]
+    return [str(config.absolute().with_name("receiver.toml")), address, *map(str, hidden)]
+
+
+def _quoted(argument: str) -> str:
+    """Quote an argument of ExecStart=, systemd.service(5)."""
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"'
+
+
+def _from_twin(side: str, unit: str, file: Path, arguments: list[str]) -> list[Attempt]:
     name = f"hemofed-prove-{side}"
     folder = _RUN / f"{name}.service.d"
     answers = Path("/run") / f"{name}.answers"
@@ -139,7 +170,8 @@ def _from_twin(side: str, unit: str, file: Path, config: Path) -> list[Attempt]:
         (_RUN / f"{name}.service").write_text(file.read_text())
         for path in drop_ins(unit, UNIT_FOLDERS):
             (folder / path.name).write_text(path.read_text())
-        probe = _PROBE.format(python=sys.executable, side=side, config=config.absolute(), answers=answers)
+        words = " ".join(map(_quoted, arguments))
+        probe = _PROBE.format(python=sys.executable, side=side, arguments=words, answers=answers)
         # Last in order: no drop-in of the unit overrides it.
         (folder / "zzz-prove.conf").write_text(probe)
         _systemctl("daemon-reload")

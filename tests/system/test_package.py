@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demonstration.federation import Federation
+from tests.site_client.receiver.conftest import Receiver, image
 from tests.system.hospital import STATUS, UNITS, Hospital, free_ports, options
 from tests.system.machine import CannotBoot, Machine, debian, missing, system_bus
 
@@ -162,6 +163,37 @@ def test_the_trainer_has_no_network_and_the_agent_no_images(hospital: Hospital) 
     )
     assert "Read-only file system" in refused
     assert "denied" in machine.fails("runuser", "-u", "hemofed-trainer", "--", "ls", IDENTITY)
+
+
+def test_a_receiver_that_is_enabled_fills_the_trainer_s_export_and_sees_nothing_else(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    machine, unit = hospital.machine, "hemofed-receiver.service"
+    assert (machine.show(unit, "ActiveState"), machine.show(unit, "UnitFileState")) == ("inactive", "disabled")
+    settings = machine.file("/etc/hemofed/receiver.toml")
+    settings.write_text('disk_free_min_gib = 0.0\n[storage]\nsenders = { NORTH = ["127.0.0.1"] }\n')
+    drop_in = machine.file("/etc/systemd/system/hemofed-receiver.service.d/peers.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nIPAddressAllow=127.0.0.1/32\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", unit)
+    try:
+        receiver = Receiver(tmp_path, port=11_112)
+        assert receiver.send(image()) == [0]
+        received = "/srv/hemofed/export/received"
+        (stored,) = machine.run("find", received, "-name", "*.dcm").split()
+        state = machine.run("stat", "-c", "%a %U %G", stored).strip()
+        assert state == "640 hemofed-receiver hemofed-export"
+        machine.run("runuser", "-u", "hemofed-trainer", "--", "test", "-r", stored)
+        assert "denied" in machine.fails("runuser", "-u", "hemofed-trainer", "--", "touch", stored)
+        assert "denied" in machine.fails("runuser", "-u", "hemofed-agent", "--", "ls", received)
+        inside = ("nsenter", "-t", machine.show(unit, "MainPID"), "-m", "ls", "-A")
+        assert machine.run(*inside, "/srv/hemofed/export").split() == ["received"]
+        assert machine.run(*inside, "/var/lib/hemofed").split() == ["trainer"]
+        machine.wait("its words", lambda: "1 objects received" in hospital.status_text(unit), 10)
+    finally:
+        machine.run("systemctl", "stop", unit)
+        settings.write_text((ROOT / "deploy" / "receiver.toml").read_text())
 
 
 def test_what_somebody_types_pauses_and_systemctl_says_so(hospital: Hospital) -> None:

@@ -39,7 +39,10 @@ def test_the_lock_has_the_versions_of_the_constraints_and_a_hash_in_every_line()
 def test_the_lock_has_everything_a_site_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [Requirement(line) for line in [*project["dependencies"], *extras["agent"], *extras["trainer"]]]
+    needed = [
+        Requirement(line)
+        for line in [*project["dependencies"], *extras["agent"], *extras["receiver"], *extras["trainer"]]
+    ]
     assert {_plain(one.name) for one in needed} <= set(_locked())
 
 

@@ -21,6 +21,7 @@ from federation.vocabulary import SiteState, StateReason
 from site_client.agent.status_file import AgentStatus, in_words
 from site_client.config import load
 from site_client.notify import Notifier
+from site_client.receiver.settings import ReceiverSettings
 from site_client.status import gather, render_text
 from site_client.trainer.service import TrainerService
 
@@ -247,7 +248,7 @@ def _heard(next_message: Callable[[float], str | None]) -> list[str]:
 
 
 @needs_analyze
-@pytest.mark.parametrize(("unit", "tenths"), [("trainer", 6), ("agent", 12)])
+@pytest.mark.parametrize(("unit", "tenths"), [("trainer", 6), ("agent", 12), ("receiver", 15)])
 def test_the_hardening_score_holds(unit: str, tenths: int) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={tenths}"]
     done = subprocess.run([*command, UNITS / f"hemofed-{unit}.service"], capture_output=True, text=True, check=False)
@@ -272,6 +273,35 @@ def test_the_wall_stands_in_the_units() -> None:
     assert agent["User"] != trainer["User"]
     assert agent["Group"] == trainer["Group"]
     assert agent["Slice"] == trainer["Slice"] == ["hemofed.slice"]
+
+
+def test_the_receiver_s_unit_shows_it_one_folder_and_lets_nobody_through_by_itself() -> None:
+    receiver, trainer = _directives("hemofed-receiver.service"), _directives("hemofed-trainer.service")
+    assert receiver["IPAddressDeny"] == ["any"]
+    assert "IPAddressAllow" not in receiver
+    (covered,) = receiver["TemporaryFileSystem"]
+    assert {path.partition(":")[0] for path in covered.split()} >= {"/srv", "/var/lib/hemofed"}
+    settings = ReceiverSettings()
+    assert receiver["BindPaths"] == [f"-{settings.incoming}"]
+    assert receiver["BindReadOnlyPaths"] == [f"-{settings.taken}"]
+    assert "ReadWritePaths" not in receiver
+    assert Path("/var/lib", *receiver["StateDirectory"]) == settings.state
+    assert receiver["User"] == receiver["Group"] == ["hemofed-receiver"]
+    assert receiver["User"] != trainer["User"]
+    assert (receiver["Type"], "WatchdogSec" in receiver) == (["notify"], True)
+
+
+def test_the_package_makes_the_receiver_s_folders_and_does_not_enable_it() -> None:
+    deb = UNITS.parent / "deb"
+    folders = (deb / "tmpfiles.conf").read_text()
+    assert re.search(r"^d- /srv/hemofed/export/received +2750 hemofed-receiver hemofed-export$", folders, re.MULTILINE)
+    assert re.search(r"^d /var/lib/hemofed/trainer/taken +0755 hemofed-trainer hemofed$", folders, re.MULTILINE)
+    users = (deb / "sysusers.conf").read_text()
+    assert re.search(r"^u hemofed-receiver +- ", users, re.MULTILINE)
+    assert "m hemofed-receiver" not in users
+    enabled = re.findall(r"systemctl enable.*", (deb / "postinst").read_text())
+    assert enabled
+    assert "receiver" not in " ".join(enabled)
 
 
 def test_the_defaults_of_site_toml_are_the_folders_of_the_units(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from site_client.ingest.catalog import dataset, label_rows, opt_outs
 from site_client.ingest.catalog.dataset import FileContents
 from site_client.ingest.catalog.explain import Explainer
 from site_client.ingest.catalog.page import catalog_page, write_privately
+from site_client.ingest.catalog.received import answer_receiver
 from site_client.ingest.catalog.report import ScanReport, SeriesSummary, scan_report, series_summaries
 from site_client.ingest.catalog.scan import ExportScan
 from site_client.ingest.catalog.tables import (
@@ -181,6 +182,7 @@ class Catalog:
             # After the export, whose top may hold them: an export that is not mounted has raised by now.
             label_rows.refresh(session, label_sources(export, labels), self._secret, self._label_rules)
             session.commit()
+            answer_receiver(session, export, self._secret.path_seal(), self._lock.with_name("taken"))
             seconds = (self._clock() - started).total_seconds()
             return scan_report(session, scan.files_seen, scan.files_read, seconds)
 
