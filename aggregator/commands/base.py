@@ -66,6 +66,12 @@ class CommandContext:
         """
         return load_settings(self.config)
 
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there are settings and a state folder, so that `app` connects."""
+        # `init` writes this file last, so with it everything else of the CA is there.
+        return self.config.exists() and (self.settings().state.folder / "ca" / "ca.key").exists()
+
     def app(self) -> "AppContext":
         """Connect to the state folder.
 
@@ -76,8 +82,7 @@ class CommandContext:
         from aggregator.migrations import revision_of
 
         settings = self.settings()
-        # `init` writes this file last, so with it everything else of the CA is there.
-        if not (settings.state.folder / "ca" / "ca.key").exists():
+        if not self.is_initialised:
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
         app = open_context(settings)
         if revision_of(app.store.engine) is None:

@@ -9,9 +9,10 @@ from federation.wire import parse
 
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
+from aggregator.commands.plan_report import plan_report
 from aggregator.commands.printing import print_json, print_rows, table
 from aggregator.context import AppContext
-from aggregator.errors import RequestRefused
+from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
 from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.signing_requests import SignedPlanFile, read_file
@@ -27,9 +28,11 @@ def run() -> None:
 @run.command("start")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
+@click.option("--dry-run", is_flag=True, help="Say what `plan check` says, and begin nothing.")
+@click.option("--force", is_flag=True, help="Begin although the check finds that it cannot work.")
 @as_json
 @click.pass_obj
-def run_start(context: CommandContext, file: Path, model: Path, as_json: bool) -> None:
+def run_start(context: CommandContext, file: Path, model: Path, dry_run: bool, force: bool, as_json: bool) -> None:
     """Begin the first round of the signed plan in FILE.
 
     `plan export` and then `hemofed-custodian sign` make one of a plan.toml.
@@ -40,7 +43,18 @@ def run_start(context: CommandContext, file: Path, model: Path, as_json: bool) -
         raise RequestRefused(f"{file}: expected a signed plan; `plan export`, then `hemofed-custodian sign` make one")
     with app.store.read() as session:
         custodian = custodian_in_force(session, load_authority(app))
-    started = lifecycle.start_run(app, parse(SignedPlan, content.signed), model, custodian)
+    signed = parse(SignedPlan, content.signed)
+    plan, _ = lifecycle.verified(signed, model, custodian)
+    report = plan_report(plan, model, app)
+    if dry_run:
+        report.print(as_json)
+        if report.objections:
+            raise PlanFileRefused("; ".join(report.objections))
+        return
+    # The custodian has read the other objections and signed all the same.
+    if report.hindrances and not force:
+        raise PlanFileRefused(f"{'; '.join(report.hindrances)}; or add --force")
+    started = lifecycle.start_run(app, signed, model, custodian)
     if as_json:
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
         return

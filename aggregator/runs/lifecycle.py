@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.manifest import load_description, load_model, save_model
+from federation.manifest import Model, load_description, load_model, save_model
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
@@ -52,17 +52,8 @@ def start_run(
         PlanFileRefused: when the file holds another model than the plan's.
         RunInProgress: while another run is running or paused.
     """
-    # As every site will check it: a run that sites refuse must not begin.
-    plan = verify_plan(signed, custodian)
-    model = load_model(initial_model)
+    plan, model = verified(signed, initial_model, custodian)
     description = load_description(initial_model)
-    if model.manifest.digest != plan.manifest.digest:
-        raise PlanFileRefused("the initial model's tensors are not those of the plan's manifest; sign the plan anew")
-    if model.digest != plan.initial_model_digest:
-        raise PlanFileRefused(
-            f"expected the initial model {plan.initial_model_digest.hex()[:16]} of the plan, "
-            f"got {model.digest.hex()[:16]}; pass the file the plan was made with"
-        )
     # The file before the rows: a crash in between leaves a blob without a row, which costs nothing but its bytes.
     with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="initial-") as folder:
         # Written anew: sites exchange models without a description, and the plan holds the origin that was in it.
@@ -95,6 +86,26 @@ def start_run(
         _begin_next(session, run, plan, cause)
     log.info("run started", run=run.run_id.hex(), name=run.name, parameters=plan.manifest.size, rounds=plan.rounds)
     return run
+
+
+def verified(signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey) -> tuple[TrainingPlan, Model]:
+    """Verify a signed plan and the model file that it names, as `start_run` does.
+
+    Raises:
+        FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
+        PlanFileRefused: when the file holds another model than the plan's.
+    """
+    # As every site will check it: a run that sites refuse must not begin.
+    plan = verify_plan(signed, custodian)
+    model = load_model(initial_model)
+    if model.manifest.digest != plan.manifest.digest:
+        raise PlanFileRefused("the initial model's tensors are not those of the plan's manifest; sign the plan anew")
+    if model.digest != plan.initial_model_digest:
+        raise PlanFileRefused(
+            f"expected the initial model {plan.initial_model_digest.hex()[:16]} of the plan, "
+            f"got {model.digest.hex()[:16]}; pass the file the plan was made with"
+        )
+    return plan, model
 
 
 def pause(app: AppContext, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:

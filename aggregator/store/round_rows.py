@@ -213,6 +213,12 @@ def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
     return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
 
 
+def newest_published(session: Session, limit: int) -> list[Round]:
+    """Return the newest published rounds of all runs that changed the model, newest first."""
+    published = select(Round).where(Round.state == RoundState.PUBLISHED, Round.next_model != Round.base_model)
+    return list(session.scalars(published.order_by(Round.id.desc()).limit(limit)))
+
+
 def reached(session: Session, run_id: bytes, *states: RoundState) -> list[int]:
     """Return the numbers of a run's rounds that have been in one of `states`, or are, ascending."""
     been = select(PhaseTime.round_id).where(PhaseTime.state.in_(states))
