@@ -19,6 +19,7 @@ class SiteStanding(StrEnum):
 class RunState(StrEnum):
     """A run: one signed plan, carried out round by round."""
 
+    QUEUED = "queued"  # begins when no other run is running or paused
     RUNNING = "running"
     PAUSED = "paused"  # by the coordinator: the round in progress ends, no new one begins
     COMPLETED = "completed"
@@ -73,6 +74,7 @@ SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
 }
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.ABORTED}),
     RunState.RUNNING: frozenset({RunState.PAUSED, RunState.COMPLETED, RunState.ABORTED}),
     RunState.PAUSED: frozenset({RunState.RUNNING, RunState.ABORTED}),
     RunState.COMPLETED: frozenset(),

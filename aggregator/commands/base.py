@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from aggregator.sites.enrolment import EnrolmentService
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-of_run = click.option("--run", "run_id", metavar="RUN", help="Run id or the beginning of one; default: the newest.")
+of_run = click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    help="The beginning of its id; default: in progress, else newest.",
+)
 
 
 class RootGroup(LazyGroup):

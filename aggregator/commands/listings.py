@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from aggregator.commands.printing import Row, Value
 from aggregator.errors import NotFound
 from aggregator.runs.metrics import Report
+from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus
 from aggregator.signing_requests import RosterChange
 from aggregator.states import RoundState
@@ -57,7 +58,7 @@ def roster_lines(roster: Row) -> list[Row]:
 
 
 def chosen_run(session: Session, prefix: str | None) -> Run:
-    """Find the run whose id in hexadecimal begins with `prefix`; the newest run when it is None.
+    """Find the run whose id in hexadecimal begins with `prefix`; when it is None the active run, else the newest.
 
     Raises:
         NotFound: when there is no such run, or several.
@@ -65,12 +66,14 @@ def chosen_run(session: Session, prefix: str | None) -> Run:
     runs = run_rows.all_runs(session)
     if not runs:
         raise NotFound("no run yet; `run start` begins one")
-    matching = [run for run in runs if run.run_id.hex().startswith(prefix or "")]
+    if prefix is None:
+        return run_rows.current(session) or runs[-1]
+    matching = [run for run in runs if run.run_id.hex().startswith(prefix)]
     if not matching:
         raise NotFound(f"expected the beginning of a run's id, got {prefix!r}; no run begins so, see `run list`")
-    if prefix is not None and len(matching) > 1:
+    if len(matching) > 1:
         raise NotFound(f"{len(matching)} runs begin with {prefix!r}; give more of the id")
-    return matching[-1]
+    return matching[0]
 
 
 def list_runs(session: Session) -> list[Row]:
@@ -87,6 +90,24 @@ def list_runs(session: Session) -> list[Row]:
         }
         for run in run_rows.all_runs(session)
     ]
+
+
+def list_queue(session: Session) -> list[Row]:
+    """List the runs that wait, the next one first."""
+    rows: list[Row] = []
+    for run in run_rows.queued(session):
+        plan = plan_of(run)
+        rows.append(
+            {
+                "run": run.run_id.hex(),
+                "name": run.name,
+                "queued_at": _time(run.created_at),
+                "architecture": plan.architecture,
+                "rounds": plan.rounds,
+                "minimum": plan.cohort.minimum,
+            }
+        )
+    return rows
 
 
 def describe_run(session: Session, run: Run, privacy: PrivacyStatus | None) -> Row:

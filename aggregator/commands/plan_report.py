@@ -66,13 +66,20 @@ class PlanReport:
             click.echo(gaussian_words(gaussian))
 
 
-def plan_report(plan: TrainingPlan, model: Path, app: AppContext | None) -> PlanReport:
-    """Check a plan against its initial model, and against the rows of `app` if there is a state folder."""
+def plan_report(plan: TrainingPlan, model: Path, app: AppContext | None, *, queue: bool = False) -> PlanReport:
+    """Check a plan against its initial model, and against the rows of `app` if there is a state folder.
+
+    Args:
+        plan: The plan.
+        model: The file of its initial model.
+        app: The aggregator.
+        queue: Whether the run may wait for another one to end.
+    """
     hindrances = start_check.model_objections(plan, load_model(model), load_description(model))
     sites = measured = None
     if app is not None:
         with app.store.read() as session:
             sites = start_check.participation(session, app.clock())
             measured = start_check.measured_rounds(session)
-        hindrances += start_check.start_objections(plan, sites, measured)
+        hindrances += start_check.start_objections(plan, sites, measured, queue=queue)
     return PlanReport(plan, sites, measured, tuple(hindrances))

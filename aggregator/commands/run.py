@@ -11,18 +11,20 @@ from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
 from aggregator.commands.plan_report import plan_report
 from aggregator.commands.printing import print_json, print_rows, table
+from aggregator.commands.run_story import tell
 from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
 from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.signing_requests import SignedPlanFile, read_file
 from aggregator.sites.roster import custodian_in_force, roster_notices
+from aggregator.states import RunState
 from aggregator.store.tables import Run
 
 
 @click.group()
 def run() -> None:
-    """Runs: start, watch, close a round's training, pause, resume, abort."""
+    """Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."""
 
 
 @run.command("start")
@@ -30,9 +32,12 @@ def run() -> None:
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
 @click.option("--dry-run", is_flag=True, help="Say what `plan check` says, and begin nothing.")
 @click.option("--force", is_flag=True, help="Begin although the check finds that it cannot work.")
+@click.option("--queue", is_flag=True, help="While another run is in progress, wait for its end.")
 @as_json
 @click.pass_obj
-def run_start(context: CommandContext, file: Path, model: Path, dry_run: bool, force: bool, as_json: bool) -> None:
+def run_start(
+    context: CommandContext, file: Path, model: Path, dry_run: bool, force: bool, queue: bool, as_json: bool
+) -> None:
     """Begin the first round of the signed plan in FILE.
 
     `plan export` and then `hemofed-custodian sign` make one of a plan.toml.
@@ -45,7 +50,7 @@ def run_start(context: CommandContext, file: Path, model: Path, dry_run: bool, f
         custodian = custodian_in_force(session, load_authority(app))
     signed = parse(SignedPlan, content.signed)
     plan, _ = lifecycle.verified(signed, model, custodian)
-    report = plan_report(plan, model, app)
+    report = plan_report(plan, model, app, queue=queue)
     if dry_run:
         report.print(as_json)
         if report.objections:
@@ -54,11 +59,13 @@ def run_start(context: CommandContext, file: Path, model: Path, dry_run: bool, f
     # The custodian has read the other objections and signed all the same.
     if report.hindrances and not force:
         raise PlanFileRefused(f"{'; '.join(report.hindrances)}; or add --force")
-    started = lifecycle.start_run(app, signed, model, custodian)
+    started = lifecycle.start_run(app, signed, model, custodian, queue=queue)
     if as_json:
-        print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
+        digest, state = started.plan_digest.hex(), started.state.value
+        print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": digest, "state": state})
         return
-    click.echo(f"Run {started.run_id.hex()} ({started.name}) has begun; plan {started.plan_digest.hex()}.")
+    outcome = "is queued" if started.state is RunState.QUEUED else "has begun"
+    click.echo(f"Run {started.run_id.hex()} ({started.name}) {outcome}; plan {started.plan_digest.hex()}.")
 
 
 @run.command("list")
@@ -69,6 +76,31 @@ def run_list(context: CommandContext, as_json: bool) -> None:
     with context.app().store.read() as session:
         rows = listings.list_runs(session)
     print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
+
+
+@run.command("queue")
+@as_json
+@click.pass_obj
+def run_queue(context: CommandContext, as_json: bool) -> None:
+    """The runs that wait for the one in progress to end, the next one first. `run abort --run RUN` takes one out."""
+    with context.app().store.read() as session:
+        rows = listings.list_queue(session)
+    print_rows(rows, ("run", "name", "queued_at", "architecture", "rounds", "minimum"), as_json)
+
+
+@run.command("explain")
+@click.argument("run_id", metavar="RUN", required=False)
+@as_json
+@click.pass_obj
+def run_explain(context: CommandContext, run_id: str | None, as_json: bool) -> None:
+    """What RUN waited for and why: each round, each delay and its cause. Default: the newest."""
+    app = context.app()
+    with app.store.read() as session:
+        story = tell(session, listings.chosen_run(session, run_id), app.clock(), app.settings.pacing)
+    if as_json:
+        print_json(story.row())
+    else:
+        click.echo("\n".join(story.lines()))
 
 
 @run.command("status")

@@ -23,7 +23,7 @@ def overview(request: Request) -> Response:
     app = request.app.state.context
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
-        run = run_views.shown_run(session)
+        run = run_rows.current(session)
         view = None if run is None else run_views.run_view(app, session, run)
         shown = site_views(app, session)
         notices = roster_notices(session, app.settings.state.folder, app.clock())

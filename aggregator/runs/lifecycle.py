@@ -2,6 +2,8 @@
 
     start_run -> round 1 -> ... -> round plan.rounds -> evaluation-only round -> COMPLETED
 
+A run that is QUEUED has its round 1 when no other run is active.
+
 Round numbers are never used twice. An abandoned round is spent: the next number starts from the same base model.
 Numbers past plan.rounds only evaluate. The run ends with the first of these that is published, or after EVALUATIONS_MAX
 abandoned ones with a reason that says that there is no evaluation. It is aborted before them when no training round was
@@ -36,7 +38,13 @@ EVALUATIONS_MAX: Final = 3  # evaluation-only rounds of a run that may be abando
 
 
 def start_run(
-    app: AppContext, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
+    app: AppContext,
+    signed: SignedPlan,
+    initial_model: Path,
+    custodian: Ed25519PublicKey,
+    actor: str = OPERATOR,
+    *,
+    queue: bool = False,
 ) -> Run:
     """Begin the run of a signed plan, and its first round.
 
@@ -46,11 +54,12 @@ def start_run(
         initial_model: The model file that the plan names, safetensors.
         custodian: The key that has signed the plan.
         actor: Who starts it, for the audit.
+        queue: While another run is active, let this one wait for its end instead of refusing it.
 
     Raises:
         FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
         PlanFileRefused: when the file holds another model than the plan's.
-        RunInProgress: while another run is running or paused.
+        RunInProgress: while another run is running or paused, unless `queue`.
     """
     plan, model = verified(signed, initial_model, custodian)
     description = load_description(initial_model)
@@ -81,10 +90,33 @@ def start_run(
         created_at=cause.at,
     )
     with app.store.write() as session:
+        if queue and (run_rows.active(session) or run_rows.queued(session)):
+            run.state = RunState.QUEUED
         run_rows.add(session, run, cause.because(f"plan {plan.digest.hex()[:16]}").of(run_rows.subject(run.run_id)))
         run_rows.add_model(session, first)
-        _begin_next(session, run, plan, cause)
-    log.info("run started", run=run.run_id.hex(), name=run.name, parameters=plan.manifest.size, rounds=plan.rounds)
+        if run.state is RunState.RUNNING:
+            _begin_next(session, run, plan, cause)
+    facts = {"run": run.run_id.hex(), "name": run.name, "parameters": plan.manifest.size, "rounds": plan.rounds}
+    if run.state is RunState.QUEUED:
+        log.info("run queued", **facts)
+    else:
+        log.info("run started", **facts)
+    return run
+
+
+def begin_queued(session: Session, cause: Cause) -> Run | None:
+    """Begin the queued run that waited longest, if no run is active; return it.
+
+    Raises:
+        LostRace: when another driver has begun it a moment ago.
+    """
+    waiting = run_rows.queued(session)
+    if not waiting or run_rows.active(session) is not None:
+        return None
+    run = waiting[0]
+    because = cause.because("the run before it is over")
+    run_rows.move(session, run, RunState.RUNNING, because.of(run_rows.subject(run.run_id)))
+    _begin_next(session, run, plan_of(run), cause)
     return run
 
 
@@ -172,7 +204,7 @@ def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
-        run = _in_state(session, run_id, "abort", *run_rows.ACTIVE)
+        run = _in_state(session, run_id, "abort", *run_rows.ACTIVE, RunState.QUEUED)
         run_rows.move(session, run, RunState.ABORTED, cause.of(run_rows.subject(run_id)), ended_at=cause.at)
         row = round_rows.newest(session, run_id)
         if row is not None and row.state not in round_rows.OVER:

@@ -120,11 +120,20 @@ def model_objections(plan: TrainingPlan, model: Model, description: ModelDescrip
     return objections
 
 
-def start_objections(plan: TrainingPlan, sites: Participation, measured: MeasuredRounds | None) -> list[str]:
-    """Say why a run of the plan could not begin, or could not end a round, one sentence each."""
+def start_objections(
+    plan: TrainingPlan, sites: Participation, measured: MeasuredRounds | None, *, queue: bool = False
+) -> list[str]:
+    """Say why a run of the plan could not begin, or could not end a round, one sentence each.
+
+    Args:
+        plan: The plan.
+        sites: Of the moment.
+        measured: Earlier rounds, if any.
+        queue: Whether the run may wait for another one to end.
+    """
     objections = []
-    if sites.active_run is not None:
-        objections.append(f"one run at a time: {sites.active_run} has to end first, or `run abort`")
+    if sites.active_run is not None and not queue:
+        objections.append(f"one run at a time: {sites.active_run} has to end first; `run start --queue` waits for that")
     if sites.roster_ended:
         objections.append("the roster has ended and no site takes part: roster export, sign, roster import")
     elif len(sites.able) < plan.cohort.minimum:

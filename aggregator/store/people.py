@@ -5,7 +5,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
@@ -106,6 +106,15 @@ def audit_trail(
     if before_id is not None:
         chosen = chosen.where(Audit.id < before_id)
     return list(session.scalars(chosen))
+
+
+def audit_of_run(session: Session, hex_id: str) -> list[Audit]:
+    """Return all rows of the audit trail about a run, its rounds and their seats, oldest first."""
+    about = [
+        Audit.subject == f"run:{hex_id}",
+        *(Audit.subject.startswith(f"{kind}:{hex_id}/") for kind in ("round", "seat")),
+    ]
+    return list(session.scalars(select(Audit).where(or_(*about)).order_by(Audit.id)))
 
 
 def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
