@@ -45,6 +45,6 @@ for name, short_help in (
     ("roster", "The roster: show, export for the custodian, import."),
     ("run", "Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),
-    ("site", "Hospitals: invite, approve, list, revoke."),
+    ("site", "Hospitals: invite, approve, list, show, suspend, resume, rekey, rename, revoke."),
 ):
     main.add_command(LazyCommand(name, f"aggregator.commands.{name}", short_help))

@@ -12,6 +12,7 @@ class SiteStanding(StrEnum):
 
     PENDING = "pending"  # joined with its token; six words are still to be compared
     APPROVED = "approved"  # in the roster
+    SUSPENDED = "suspended"  # the same, but no new round takes it until the coordinator resumes it
     REVOKED = "revoked"  # shut out by the coordinator
     LEFT = "left"  # for good, at its own request
 
@@ -67,7 +68,8 @@ class FaultKind(StrEnum):
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
     SiteStanding.PENDING: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED}),
-    SiteStanding.APPROVED: frozenset({SiteStanding.REVOKED, SiteStanding.LEFT}),
+    SiteStanding.APPROVED: frozenset({SiteStanding.SUSPENDED, SiteStanding.REVOKED, SiteStanding.LEFT}),
+    SiteStanding.SUSPENDED: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED, SiteStanding.LEFT}),
     # Back to PENDING: invited anew, and joined with that token.
     SiteStanding.REVOKED: frozenset({SiteStanding.PENDING}),
     SiteStanding.LEFT: frozenset({SiteStanding.PENDING}),

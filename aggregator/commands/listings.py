@@ -7,33 +7,78 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import msgspec
-from federation.roster import Roster
+from federation.roster import Roster, RosterEntry
 from sqlalchemy.orm import Session
 
 from aggregator.commands.printing import Row, Value
+from aggregator.config import PacingSettings
 from aggregator.errors import NotFound
 from aggregator.runs.metrics import Report
 from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus
 from aggregator.signing_requests import RosterChange
-from aggregator.states import RoundState
+from aggregator.sites.freshness import stale_after_s
+from aggregator.sites.roster import is_listed
+from aggregator.states import RoundState, RunState, SiteStanding
 from aggregator.store import people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Run, Site, SiteReport
+from aggregator.units import duration
 
+ROWS_SHOWN = 10  # of a site's seats and audit
 ROUND_COLUMNS = ("round", "state", "attempt", "seats", "members", "deadline", "auc_any", "reason")
 
 
-def list_sites(session: Session) -> list[Row]:
-    """List every site, and every invited name that has not joined yet; by name."""
+def list_sites(session: Session, now: datetime, pacing: PacingSettings) -> list[Row]:
+    """List every site, and every invited name that has not joined yet.
+
+    Those that rounds may take come first, then the suspended, those that were revoked, and those that left.
+
+    Args:
+        session: A session of `Store.read`.
+        now: Aware UTC.
+        pacing: When a report is old.
+    """
     sites = site_rows.all_sites(session)
     reports = {report.site: report for report in site_rows.reports(session)}
-    rows = [_site_row(site, reports.get(site.name)) for site in sites]
+    run = run_rows.active(session)
+    paused = run is not None and run.state is RunState.PAUSED
+    rows = [_site_row(site, reports.get(site.name), now, pacing, run_paused=paused) for site in sites]
+    words = {candidate.site: candidate.fingerprint for candidate in site_rows.candidates(session)}
+    for row in rows:
+        row["new_words"] = words.get(str(row["site"]))
     # An invitation stays after it was used; then the site's own row says more.
     names = {site.name for site in sites}
     for invitation in site_rows.invitations(session):
         if invitation.site not in names:
             rows.append({"site": invitation.site, "standing": "invited", "expires_at": _time(invitation.expires_at)})
-    return sorted(rows, key=lambda row: str(row["site"]))
+    return sorted(rows, key=lambda row: (_APART.get(str(row["standing"]), 0), str(row["site"])))
+
+
+_APART = {SiteStanding.SUSPENDED.value: 1, SiteStanding.REVOKED.value: 2, SiteStanding.LEFT.value: 3}
+
+
+def describe_site(session: Session, name: str, now: datetime, pacing: PacingSettings) -> Row:
+    """Describe one site with its keys, its certificate, its seats in the newest rounds and its newest audit rows.
+
+    Raises:
+        NotFound: when no such site has joined.
+    """
+    site = site_rows.get(session, name)
+    [row] = [row for row in list_sites(session, now, pacing) if row["site"] == name]
+    keys = RosterEntry(site.name, site.signing_key, site.sealing_key).fingerprint.hex()
+    seats: list[Value] = [
+        {"run": of.run_id.hex(), "round": of.number, "state": seat.state.value, "decline_reason": seat.decline_reason}
+        for seat, of in round_rows.newest_seats(session, name, ROWS_SHOWN)
+    ]
+    audit: list[Value] = [audit_row(row) for row in people.audit_trail(session, f"site:{name}", ROWS_SHOWN)]
+    return {
+        **row,
+        "keys": keys,
+        "in_roster": is_listed(session, site),
+        "certificate_expires_at": _time(site_rows.certificate_expiries(session).get(name)),
+        "seats": seats,
+        "audit": audit,
+    }
 
 
 def describe_roster(roster: Roster | None, awaited: RosterChange) -> Row:
@@ -178,19 +223,27 @@ def round_lines(run: Row) -> list[Row]:
     return [_round_line(row) for row in rounds]
 
 
-def _site_row(site: Site, report: SiteReport | None) -> Row:
+def _site_row(site: Site, report: SiteReport | None, now: datetime, pacing: PacingSettings, *, run_paused: bool) -> Row:
     row: Row = {
         "site": site.name,
         "standing": site_rows.standing(site).value,
         "words": site.fingerprint,
         "joined_at": _time(site.joined_at),
         "approved_at": _time(site.approved_at),
+        "suspended_at": _time(site.suspended_at),
         "revoked_at": _time(site.revoked_at),
         "left_at": _time(site.left_at),
         "recoveries_left": site.recoveries_left,
     }
     if report is not None:  # there is none before the first Poll
+        age_s = (now - report.seen_at).total_seconds()
+        stale = age_s > stale_after_s(pacing, report.state, run_paused=run_paused)
+        # A site that left is silent for good; its last report is not late.
+        stale = stale and site.left_at is None
         row |= {
+            "age_s": age_s,
+            "stale": stale,
+            "last_report": f"{'STALE, ' if stale else ''}{duration(age_s)} ago",
             "seen_at": _time(report.seen_at),
             "state": report.state,
             "reasons": [reason for reason in report.reasons.split(",") if reason],

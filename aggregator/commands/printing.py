@@ -30,6 +30,12 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
+def facts(row: Row) -> str:
+    """Format one row as a line for each value; a missing value is a dash."""
+    width = max(len(name) for name in row)
+    return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in row.items())
+
+
 def _cell(value: Value) -> str:
     if value is None or value == []:
         return "-"

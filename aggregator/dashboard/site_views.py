@@ -12,6 +12,8 @@ from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
 
+_TAKING_PART = (SiteStanding.APPROVED, SiteStanding.PENDING)
+
 
 @dataclass(frozen=True)
 class SiteView:
@@ -36,7 +38,7 @@ class SiteView:
 
 
 def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
-    """Read every site that ever joined, by name."""
+    """Read every site that ever joined: first those that rounds may take, then the others, each by name."""
     now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
     run = run_rows.current(session)
@@ -77,4 +79,4 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 ledger_entries=report.ledger_entries,
             )
         )
-    return tuple(views)
+    return tuple(sorted(views, key=lambda view: (view.standing not in _TAKING_PART, view.name)))

@@ -28,12 +28,11 @@ from aggregator.errors import PlanFileRefused, WrongState
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Cause, round_rows, run_rows
+from aggregator.store import OPERATOR, Cause, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run
 
 log = structlog.get_logger()
 
-OPERATOR = "operator"
 EVALUATIONS_MAX: Final = 3  # evaluation-only rounds of a run that may be abandoned; then it ends without one
 
 

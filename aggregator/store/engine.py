@@ -24,6 +24,7 @@ from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIO
 from aggregator.store.tables import Audit
 
 BUSY_TIMEOUT_MS = 30_000
+OPERATOR = "operator"  # the audit's name for a coordinator who is not named
 
 State = TypeVar("State", RunState, RoundState, SeatState)
 

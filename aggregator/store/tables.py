@@ -66,6 +66,9 @@ class Invitation(Base):
         LargeBinary, comment="SHA-256 of the first JoinRequest; only that request may use the token again"
     )
     auto_approve: Mapped[bool] = mapped_column(comment="demo only: no telephone, approved on joining")
+    replaces: Mapped[str | None] = mapped_column(
+        comment="site that is revoked when the invited one is approved; its own name: it gets new keys"
+    )
 
 
 class Site(Base):
@@ -83,6 +86,20 @@ class Site(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: every call is refused")
     left_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: the site left for good, likewise")
     recoveries_left: Mapped[int] = mapped_column(comment="challenge recoveries still allowed after long outages")
+    suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: no new round takes the site")
+
+
+class Candidate(Base):
+    """New keys of a site that has keys in force, until they are approved or withdrawn."""
+
+    __tablename__ = "candidates"
+
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    csr_der: Mapped[bytes] = mapped_column(LargeBinary, comment="PKCS#10")
+    signing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="Ed25519 public key, 32 bytes")
+    sealing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="HPKE X-Wing public key")
+    fingerprint: Mapped[str] = mapped_column(comment="six words to compare by telephone")
+    joined_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Certificate(Base):

@@ -114,7 +114,7 @@ def test_help_imports_neither_the_database_nor_grpc() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Hospitals: invite, approve, list, revoke." in done.stdout
+    assert "Hospitals: invite, approve, list, show, suspend," in done.stdout
 
 
 def test_every_stand_in_of_the_root_has_the_name_and_the_short_help_of_its_command() -> None:

@@ -253,7 +253,9 @@ def test_a_site_that_left_is_said_so_and_not_to_be_late(
     running: AppContext, ada: TestClient, clock: StandingClock
 ) -> None:
     with running.store.write() as session:
-        site_rows.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
+        site_rows.leave(
+            session, "south", site_rows.APPROVED, Change(clock(), "site:south", "site:south", "left for good")
+        )
     row = _row_of(ada.get("/").text, "south")
     assert "left" in row
     assert "unknown" not in row
