@@ -38,6 +38,8 @@ for name, short_help in (
     ("admin", "Who may log in to the dashboard."),
     ("audit", "Who changed what and why, newest first."),
     ("backup", "Copy the state to FOLDER, which is new or empty."),
+    ("config", "The settings: check, show."),
+    ("doctor", "Look at database, disk, keys, certificates, addresses, clock and roster."),
     ("init", "Make the consortium CA and the database, and certify the custodian's key."),
     ("model", "Models of a run: list, export."),
     ("plan", "Plans: check, export for the custodian."),

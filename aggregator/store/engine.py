@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, create_engine, event, insert, update
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from aggregator.errors import LostRace
+from aggregator.errors import ConfigRefused, LostRace
 from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, RoundState, RunState, SeatState
 from aggregator.store.tables import Audit
 
@@ -99,7 +100,24 @@ def open_store(url: str) -> Store:
 
     Args:
         url: As SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
+
+    Raises:
+        ConfigRefused: when it is no such URL, or the database's driver is not installed.
     """
+    try:
+        return _open(url)
+    except ModuleNotFoundError as error:
+        raise ConfigRefused(
+            f"[state] database needs the Python package {error.name}, which is not installed; "
+            "pip install 'hemofed[postgres]'"
+        ) from None
+    except ArgumentError:  # its text may repeat the password
+        raise ConfigRefused(
+            "[state] database: expected a URL such as postgresql+psycopg://user:password@host/name, got another text"
+        ) from None
+
+
+def _open(url: str) -> Store:
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, pool_size=32, max_overflow=32)
         event.listen(engine, "connect", _configure_sqlite)
