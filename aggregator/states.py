@@ -17,6 +17,15 @@ class SiteStanding(StrEnum):
     LEFT = "left"  # for good, at its own request
 
 
+class Role(StrEnum):
+    """What a person may do. `commands.base` and `dashboard.app` enforce it."""
+
+    VIEWER = "viewer"  # sees runs and sites
+    AUDITOR = "auditor"  # also the audit trail, and the evidence of faults
+    OPERATOR = "operator"  # the same, and acts on runs, sites and rosters
+    ADMIN = "admin"  # the same, and says who may do what
+
+
 class RunState(StrEnum):
     """A run: one signed plan, carried out round by round."""
 

@@ -199,7 +199,10 @@ def list_models(session: Session, run: Run) -> list[Row]:
 
 def list_administrators(session: Session) -> list[Row]:
     """List the administrators of the dashboard, by name."""
-    return [{"name": row.name, "created_at": _time(row.created_at)} for row in people.administrators(session)]
+    return [
+        {"name": row.name, "role": row.role.value, "created_at": _time(row.created_at)}
+        for row in people.administrators(session)
+    ]
 
 
 def audit_row(row: Audit) -> Row:

@@ -65,9 +65,10 @@ def roster_export(context: CommandContext, file: Path) -> None:
 def roster_import(context: CommandContext, file: Path) -> None:
     """Put the roster in FILE into force, after verifying the custodian's signature."""
     app = context.app()
+    actor = context.actor(app)
     content = read_file(file)
     if not isinstance(content, SignedRosterFile):
         raise RequestRefused(f"{file}: expected a signed roster; `hemofed-custodian sign` makes one of a request")
     signed = parse(SignedRoster, content.signed)
-    change = rosters.import_roster(app.store, load_authority(app), signed, app.clock())
+    change = rosters.import_roster(app.store, load_authority(app), signed, app.clock(), actor)
     click.echo(f"The roster is in force; it {change}.")

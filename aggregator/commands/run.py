@@ -12,13 +12,12 @@ from aggregator.commands.base import CommandContext, as_json, load_authority, of
 from aggregator.commands.plan_report import plan_report
 from aggregator.commands.printing import print_json, print_rows, table
 from aggregator.commands.run_story import tell
-from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
 from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.signing_requests import SignedPlanFile, read_file
 from aggregator.sites.roster import custodian_in_force, roster_notices
-from aggregator.states import RunState
+from aggregator.states import Role, RunState
 from aggregator.store.tables import Run
 
 
@@ -43,6 +42,7 @@ def run_start(
     `plan export` and then `hemofed-custodian sign` make one of a plan.toml.
     """
     app = context.app()
+    actor = context.actor(app, Role.VIEWER if dry_run else Role.OPERATOR)
     content = read_file(file)
     if not isinstance(content, SignedPlanFile):
         raise RequestRefused(f"{file}: expected a signed plan; `plan export`, then `hemofed-custodian sign` make one")
@@ -59,7 +59,7 @@ def run_start(
     # The custodian has read the other objections and signed all the same.
     if report.hindrances and not force:
         raise PlanFileRefused(f"{'; '.join(report.hindrances)}; or add --force")
-    started = lifecycle.start_run(app, signed, model, custodian, queue=queue)
+    started = lifecycle.start_run(app, signed, model, custodian, actor, queue=queue)
     if as_json:
         digest, state = started.plan_digest.hex(), started.state.value
         print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": digest, "state": state})
@@ -159,12 +159,11 @@ def run_abort(context: CommandContext, run_id: str | None) -> None:
     _change_run(context, run_id, lifecycle.abort, "aborted; its models stay")
 
 
-def _change_run(
-    context: CommandContext, run_id: str | None, change: Callable[[AppContext, bytes], None], outcome: str
-) -> None:
+def _change_run(context: CommandContext, run_id: str | None, change: Callable[..., None], outcome: str) -> None:
     app = context.app()
+    actor = context.actor(app)
     # The choice and the change are two transactions; the change refuses a run that is in another state by then.
     with app.store.read() as session:
         run: Run = listings.chosen_run(session, run_id)
-    change(app, run.run_id)
+    change(app, run.run_id, actor=actor)
     click.echo(f"Run {run.run_id.hex()} ({run.name}): {outcome}.")
