@@ -42,7 +42,7 @@ for name, short_help in (
     ("config", "The settings: check, show."),
     ("doctor", "Look at database, disk, keys, certificates, addresses, clock and roster."),
     ("init", "Make the consortium CA and the database, and certify the custodian's key."),
-    ("model", "Models of a run: list, export."),
+    ("model", "Models of a run: list, compare, export."),
     ("plan", "Plans: check, export for the custodian."),
     ("restore", "Make the state folder, which is new or empty, from a backup."),
     ("roster", "The roster: show, export for the custodian, import."),

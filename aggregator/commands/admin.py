@@ -5,8 +5,8 @@ import sys
 import click
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json
-from aggregator.commands.printing import print_rows
+from aggregator.commands.base import CommandContext
+from aggregator.commands.printing import Form, listing, print_rows
 from aggregator.states import Role
 from aggregator.store import Change, people
 
@@ -85,13 +85,13 @@ def admin_remove(context: CommandContext, name: str) -> None:
 
 
 @admin.command("list")
-@as_json
+@listing
 @click.pass_obj
-def admin_list(context: CommandContext, as_json: bool) -> None:
+def admin_list(context: CommandContext, form: Form) -> None:
     """List the people who may log in."""
     with context.app().store.read() as session:
         rows = listings.list_administrators(session)
-    print_rows(rows, ("name", "role", "created_at"), as_json)
+    print_rows(rows, ("name", "role", "created_at"), form)
 
 
 def _password(from_stdin: bool) -> str:

@@ -3,9 +3,9 @@
 import click
 import msgspec
 
-from aggregator.commands.base import CommandContext, as_json
+from aggregator.commands.base import CommandContext
 from aggregator.commands.doctor import show
-from aggregator.commands.printing import print_json
+from aggregator.commands.printing import Form, listing, print_json
 from aggregator.config import AggregatorSettings
 from aggregator.health.installation import Finding, Severity, settings_findings
 from aggregator.store import open_store
@@ -17,9 +17,9 @@ def config() -> None:
 
 
 @config.command("check")
-@as_json
+@listing
 @click.pass_obj
-def config_check(context: CommandContext, as_json: bool) -> None:
+def config_check(context: CommandContext, form: Form) -> None:
     """Read the settings as `serve` would, and say what you may not have meant. Needs no state folder.
 
     Exit status 1 if `serve` would refuse them.
@@ -28,7 +28,7 @@ def config_check(context: CommandContext, as_json: bool) -> None:
     open_store(settings.database_url).close()  # refuses a database whose driver is not installed
     changed = sorted(_changed(settings))
     words = f"{context.config} is valid; it sets {', '.join(changed) or 'nothing but defaults'}"
-    show([Finding("settings", Severity.OK, words), *settings_findings(settings)], as_json)
+    show([Finding("settings", Severity.OK, words), *settings_findings(settings)], form)
 
 
 @config.command("show")

@@ -10,7 +10,7 @@ from federation.wire import parse
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
 from aggregator.commands.plan_report import plan_report
-from aggregator.commands.printing import print_json, print_rows, table
+from aggregator.commands.printing import Form, listing, print_json, print_rows, table
 from aggregator.commands.run_story import tell
 from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
@@ -69,23 +69,23 @@ def run_start(
 
 
 @run.command("list")
-@as_json
+@listing
 @click.pass_obj
-def run_list(context: CommandContext, as_json: bool) -> None:
+def run_list(context: CommandContext, form: Form) -> None:
     """Every run, oldest first."""
     with context.app().store.read() as session:
         rows = listings.list_runs(session)
-    print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
+    print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), form)
 
 
 @run.command("queue")
-@as_json
+@listing
 @click.pass_obj
-def run_queue(context: CommandContext, as_json: bool) -> None:
+def run_queue(context: CommandContext, form: Form) -> None:
     """The runs that wait for the one in progress to end, the next one first. `run abort --run RUN` takes one out."""
     with context.app().store.read() as session:
         rows = listings.list_queue(session)
-    print_rows(rows, ("run", "name", "queued_at", "architecture", "rounds", "minimum"), as_json)
+    print_rows(rows, ("run", "name", "queued_at", "architecture", "rounds", "minimum"), form)
 
 
 @run.command("explain")
@@ -105,9 +105,9 @@ def run_explain(context: CommandContext, run_id: str | None, as_json: bool) -> N
 
 @run.command("status")
 @of_run
-@as_json
+@listing
 @click.pass_obj
-def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> None:
+def run_status(context: CommandContext, run_id: str | None, form: Form) -> None:
     """The run, its rounds, and of a private run what it has spent and whether it still learns."""
     app = context.app()
     with app.store.read() as session:
@@ -115,8 +115,11 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
         privacy = privacy_status(session, chosen)
         row = listings.describe_run(session, chosen, privacy)
         notices = roster_notices(session, app.settings.state.folder, app.clock())
-    if as_json:
-        print_json(row)
+    if form is not None:
+        if form == "json":
+            print_json(row)
+        else:
+            print_rows(listings.round_lines(row), listings.ROUND_COLUMNS, form)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))

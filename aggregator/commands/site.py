@@ -4,7 +4,7 @@ import click
 
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json
-from aggregator.commands.printing import facts, print_json, print_rows, table
+from aggregator.commands.printing import Form, facts, listing, print_json, print_rows, table
 from aggregator.sites.roster import roster_notices
 from aggregator.store import site_rows
 
@@ -67,16 +67,16 @@ def _invite(
 
 
 @site.command("list")
-@as_json
+@listing
 @click.pass_obj
-def site_list(context: CommandContext, as_json: bool) -> None:
+def site_list(context: CommandContext, form: Form) -> None:
     """Every site, and what it last said of itself."""
     app = context.app()
     with app.store.read() as session:
         rows = listings.list_sites(session, app.clock(), app.settings.pacing)
         notices = roster_notices(session, app.settings.state.folder, app.clock())
     columns = ("site", "standing", "state", "reasons", "progress_percent", "last_report", "words", "new_words")
-    print_rows(rows, columns, as_json)
+    print_rows(rows, columns, form)
     for notice in notices:
         click.echo(notice, err=True)
 
