@@ -25,7 +25,7 @@ from aggregator.errors import AggregatorError, ConfigRefused
 from aggregator.migrations import head_revision, revision_of
 from aggregator.network import listen
 from aggregator.sites.roster import roster_notices
-from aggregator.store import audit_mark, people, site_rows
+from aggregator.store import audit_chain, audit_mark, people, site_rows
 
 CERTIFICATE_DAYS: Final = 3.0  # a site renews ten days before its certificate ends; one this near has not
 AUTHORITY_DAYS: Final = 365.0  # its end takes months of preparation: every hospital joins again
@@ -59,6 +59,7 @@ class Installation:
         """Yield the answers, in the order of how much depends on them."""
         yield from settings_findings(self.app.settings)
         yield self._database()
+        yield self._audit()
         yield self._disk()
         yield from self._keys()
         yield from self._own_certificates()
@@ -72,14 +73,21 @@ class Installation:
         try:
             audit_mark.check(store, folder)
             revision, newest = revision_of(store.engine), head_revision()
-            with store.read() as session:
-                entries = people.audit_trail(session, limit=1)
         except (AggregatorError, SQLAlchemyError) as error:
             words = str(error) if isinstance(error, AggregatorError) else f"it refused: {type(error).__name__}"
             return Finding("database", Severity.FAULT, words)
         if revision != newest:
             return Finding("database", Severity.WARNING, f"has revision {revision}; the next `serve` makes it {newest}")
-        return Finding("database", Severity.OK, f"intact, {entries[0].id if entries else 0} audit rows")
+        return Finding("database", Severity.OK, "intact, and as far as its audit had come")
+
+    def _audit(self) -> Finding:
+        try:
+            with self.app.store.read() as session:
+                head = audit_chain.verify(session)
+        except (AggregatorError, SQLAlchemyError) as error:
+            words = str(error) if isinstance(error, AggregatorError) else f"it cannot be read: {type(error).__name__}"
+            return Finding("audit", Severity.FAULT, words)
+        return Finding("audit", Severity.OK, f"a chain of {head.entries} rows, head {head.digest.hex()}")
 
     def _disk(self) -> Finding:
         folder, least = self.app.settings.state.folder, self.app.settings.health.disk_free_min_mib

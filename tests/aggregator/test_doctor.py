@@ -99,6 +99,16 @@ def _until(installation: Installation, name: str) -> Iterator[Finding]:
             return
 
 
+def test_an_audit_row_that_was_changed_is_a_fault(sound: Console) -> None:
+    with opened(sound) as app:
+        assert findings(app, "audit")[0][0] == "ok"
+        with app.store.write() as session:
+            session.connection().exec_driver_sql("UPDATE audit SET actor = 'person:eve' WHERE id = 1")
+        [(level, words)] = findings(app, "audit")
+    assert level == "fault"
+    assert "expected audit row 1 to follow" in words
+
+
 def test_certificates_that_end_and_those_of_hospitals_are_named(sound: Console) -> None:
     with opened(sound) as app:
         later = replace(app, clock=lambda: app.clock() + timedelta(days=28))
