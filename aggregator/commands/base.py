@@ -110,15 +110,15 @@ class CommandContext:
     def actor(self, app: "AppContext", role: Role = Role.OPERATOR) -> str:
         """Return the audit's name for the person who acts: person:<name>, or unix:<name> for one who is not listed.
 
-        Whoever may write to the state folder can do everything with it. So the roles of people who are listed keep
-        them from mistakes, and a Unix user who is not listed may do all.
+        A user who may write to the state folder can do everything with it. So roles keep listed people from mistakes,
+        and a Unix user who is not listed may do all.
 
         Args:
             app: The aggregator.
             role: The least role that may do this.
 
         Raises:
-            NotFound: when `--as` names nobody.
+            NotFound: when `--as` names a person who is not listed.
             NotAllowed: when the person's role is less.
         """
         from aggregator.store import people

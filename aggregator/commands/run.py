@@ -93,7 +93,7 @@ def run_queue(context: CommandContext, form: Form) -> None:
 @as_json
 @click.pass_obj
 def run_explain(context: CommandContext, run_id: str | None, as_json: bool) -> None:
-    """What RUN waited for and why: each round, each delay and its cause. Default: the newest."""
+    """Tell RUN: each round, each delay and its cause. Default: the one in progress, else the newest."""
     app = context.app()
     with app.store.read() as session:
         story = tell(session, listings.chosen_run(session, run_id), app.clock(), app.settings.pacing)

@@ -1,4 +1,4 @@
-"""The story of a run for people: what each round waited for, and why. From the rounds, their seats and the audit."""
+"""The story of a run for people: each delay of a round and its cause. From the rounds, their seats and the audit."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -47,7 +47,7 @@ class RoundStory:
 
 @dataclass(frozen=True)
 class RunStory:
-    """A run: what people and the aggregator did with it, and its rounds."""
+    """A run: each change of its state with its author, and its rounds."""
 
     headline: str
     turns: tuple[str, ...]
@@ -143,10 +143,10 @@ class _Teller:
         return next((at for at in left if at >= began), began)
 
     def _seat_changes(self, began: datetime, phase: PhaseTime) -> list[Audit]:
-        """Return what the seats did from `began` to the end of the phase, in order."""
+        """Return the changes of seats from `began` to the end of the phase, in order."""
         prefix, end = round_rows.seat_subject(self.row, ""), self._end_of(phase, began)
         seats = [row for row in self.trail if row.subject.startswith(prefix) and began <= row.at <= end]
-        # What the phase before ended with has the same time as its end.
+        # The last changes of the phase before have the time of its end.
         return [row for row in seats if row.at > began or began == self.row.began_at]
 
     def _cause(self, phase: PhaseTime, changes: list[Audit], end: datetime) -> str:

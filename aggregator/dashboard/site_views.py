@@ -12,8 +12,6 @@ from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
 
-_TAKING_PART = (SiteStanding.APPROVED, SiteStanding.PENDING)
-
 
 @dataclass(frozen=True)
 class SiteView:
@@ -35,6 +33,11 @@ class SiteView:
     holds_newest: bool = False
     roster_behind: bool = False
     ledger_entries: int | None = None
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether rounds may take the site, now or once it is approved."""
+        return self.standing in (SiteStanding.APPROVED, SiteStanding.PENDING)
 
 
 def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
@@ -79,4 +82,4 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 ledger_entries=report.ledger_entries,
             )
         )
-    return tuple(sorted(views, key=lambda view: (view.standing not in _TAKING_PART, view.name)))
+    return tuple(sorted(views, key=lambda view: (not view.takes_part, view.name)))

@@ -47,7 +47,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class MeasuredRounds:
-    """What published rounds took, of whatever run.
+    """Times of published rounds, of all runs.
 
     Attributes:
         rounds: How many are measured.
@@ -151,7 +151,7 @@ def start_objections(
 
 
 def start_words(plan: TrainingPlan, sites: Participation, measured: MeasuredRounds | None) -> list[str]:
-    """Describe who may take part and what a round took before, one line each."""
+    """Describe the hospitals that may take part, and the times of earlier rounds, one line each."""
     able, cohort = len(sites.able), plan.cohort
     lines = [f"may take part   {able} of {cohort.minimum} needed: {', '.join(sites.able) or 'none'}"]
     if sites.unlisted:

@@ -299,7 +299,7 @@ def seat(session: Session, round_id: int, site: str) -> Seat | None:
 
 
 def newest_seats(session: Session, site: str, limit: int) -> list[tuple[Seat, Round]]:
-    """Return the newest seats of a site in whatever run, newest first, each with its round."""
+    """Return the newest seats of a site in all runs, newest first, each with its round."""
     seats = select(Seat, Round).join(Round, Round.id == Seat.round_id).where(Seat.site == site)
     return [(seat, row) for seat, row in session.execute(seats.order_by(Round.id.desc()).limit(limit))]
 

@@ -159,7 +159,7 @@ def withdraw_candidate(session: Session, name: str) -> bool:
 
 
 def rekey(session: Session, row: Candidate, recoveries: int, change: Change) -> None:
-    """Put a site's new keys in the place of its old ones. What its old host reported is forgotten.
+    """Put a site's new keys in the place of its old ones. The report of its old host is forgotten.
 
     Raises:
         LostRace: when other keys wait by now, or the site is out.

@@ -314,6 +314,19 @@ def test_a_site_that_left_is_said_so_and_not_to_be_late(
     assert "unknown" not in row
 
 
+def test_a_suspended_site_is_shown_apart_from_those_that_take_part(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    assert "No round takes these" not in ada.get("/").text
+    with running.store.write() as session:
+        site_rows.suspend(session, "east", Change(clock(), "person:ada", "site:east", "for the test"))
+    text = ada.get("/").text
+    places = [text.index(f'<th scope="row">{name}') for name in ("north", "south", "east")]
+    apart = text.index("No round takes these")
+    assert places[0] < places[1] < apart < places[2]
+    assert "suspended" in _row_of(text, "east")
+
+
 def test_a_site_that_never_reported_is_said_so(running: AppContext, ada: TestClient) -> None:
     assert "never seen" in _row_of(ada.get("/").text, "east")
 

@@ -12,10 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Everybody so far could do everything, and goes on so. Rows so far join the chain in their order."""
-    # The comments of columns that stay: administrators.password_hash is now
-    # "argon2id in PHC form; scrypt$n$r$p$salt$hash of 0.1.0 until the next log-in",
-    # audit.actor "person:<name>, unix:<name> of the machine, site:<name>, driver:<owner>, dashboard".
+    """Make all people of before administrators, as they were, and chain the rows of before in their order."""
     role = sa.Column(
         "role", sa.String(length=16), nullable=False, server_default="ADMIN", comment="what the person may do"
     )
@@ -25,3 +22,8 @@ def upgrade() -> None:
     )
     op.add_column("audit", digest)
     chain_all(op.get_bind())
+    if op.get_bind().dialect.name == "postgresql":
+        comment = "argon2id in PHC form; scrypt$n$r$p$salt$hash of 0.1.0 until the next log-in"
+        op.alter_column("administrators", "password_hash", comment=comment)
+        comment = "person:<name>, unix:<name> of the machine, site:<name>, driver:<owner>, dashboard"
+        op.alter_column("audit", "actor", comment=comment)
