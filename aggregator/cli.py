@@ -25,26 +25,29 @@ DEFAULT_CONFIG = Path("/etc/hemofed/aggregator.toml")
     envvar="HEMOFED_AGGREGATOR_CONFIG",
     help="Settings; deploy/aggregator.toml explains every key.",
 )
+@click.option("--as", "as_name", metavar="NAME", help="Act as this person of `admin list`; default: your Unix user.")
 @click.version_option(package_name="hemofed")
 @click.pass_context
-def main(ctx: click.Context, config: Path) -> None:
+def main(ctx: click.Context, config: Path, as_name: str | None) -> None:
     """Coordinate a federation of hospitals."""
     os.umask(0o077)  # nothing in the state folder is for other users of this machine
     configure_logging()
-    ctx.obj = CommandContext(config)
+    ctx.obj = CommandContext(config, as_name)
 
 
 for name, short_help in (
-    ("admin", "Who may log in to the dashboard."),
+    ("admin", "Who may log in to the dashboard, and what they may do."),
     ("audit", "Who changed what and why, newest first."),
     ("backup", "Copy the state to FOLDER, which is new or empty."),
+    ("config", "The settings: check, show."),
+    ("doctor", "Look at database, disk, keys, certificates, addresses, clock and roster."),
     ("init", "Make the consortium CA and the database, and certify the custodian's key."),
-    ("model", "Models of a run: list, export."),
+    ("model", "Models of a run: list, compare, export."),
     ("plan", "Plans: check, export for the custodian."),
     ("restore", "Make the state folder, which is new or empty, from a backup."),
     ("roster", "The roster: show, export for the custodian, import."),
-    ("run", "Runs: start, watch, close a round's training, pause, resume, abort."),
+    ("run", "Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),
-    ("site", "Hospitals: invite, approve, list, revoke."),
+    ("site", "Hospitals: invite, approve, list, show, suspend, resume, rekey, rename, revoke."),
 ):
     main.add_command(LazyCommand(name, f"aggregator.commands.{name}", short_help))

@@ -6,6 +6,7 @@ AggregatorError
 ├── StateFolderRefused   `init` twice, another command before `init`, or an unusable CA
 ├── RequestRefused       a file of another kind than the one expected between aggregator and custodian
 ├── CustodianRefused     the custodian's folder, passphrase or token is not usable as asked
+├── AuditBroken          the audit trail is not the one that was written
 ├── PartEnded            a part of the running service has ended by itself
 ├── NotFound             no such site, run, round, model or blob
 │   └── BlobDamaged      its bytes on the aggregator's disk are no longer those that were stored
@@ -15,6 +16,7 @@ AggregatorError
 ├── Denied               the caller may not do this; the answer says no more than it must
 │   ├── NotEnrolled      certificate unknown or expired, or its site not approved
 │   ├── SiteRevoked      the certificate is ours, but the coordinator revoked its site
+│   ├── NotAllowed       the person's role does not allow it
 │   ├── SiteLeft         the certificate is ours, but its site has left for good
 │   └── JoinDenied       token unknown, used, expired; keys that do not prove possession
 ├── MessageRefused       a well-formed message that this round, phase or site does not expect
@@ -52,6 +54,10 @@ class CustodianRefused(AggregatorError):
     """The custodian's key cannot be made, unlocked or used as asked."""
 
 
+class AuditBroken(AggregatorError):
+    """A row of the audit trail was changed, put in or taken out."""
+
+
 class PartEnded(AggregatorError):
     """The service cannot do its work without the part that has ended; a supervisor starts it again."""
 
@@ -81,6 +87,10 @@ class RunInProgress(WrongState):
 # The caller may be a stranger, so no sentence of these tells which names, tokens or certificates exist.
 class Denied(AggregatorError):
     """The caller may not do this."""
+
+
+class NotAllowed(Denied):
+    """The person is known, and another role is needed."""
 
 
 class NotEnrolled(Denied):

@@ -12,13 +12,24 @@ class SiteStanding(StrEnum):
 
     PENDING = "pending"  # joined with its token; six words are still to be compared
     APPROVED = "approved"  # in the roster
+    SUSPENDED = "suspended"  # the same, but no new round takes it until the coordinator resumes it
     REVOKED = "revoked"  # shut out by the coordinator
     LEFT = "left"  # for good, at its own request
+
+
+class Role(StrEnum):
+    """What a person may do. `commands.base` and `dashboard.app` enforce it."""
+
+    VIEWER = "viewer"  # sees runs and sites
+    AUDITOR = "auditor"  # also the audit trail, and the evidence of faults
+    OPERATOR = "operator"  # the same, and acts on runs, sites and rosters
+    ADMIN = "admin"  # the same, and says who may do what
 
 
 class RunState(StrEnum):
     """A run: one signed plan, carried out round by round."""
 
+    QUEUED = "queued"  # begins when no other run is running or paused
     RUNNING = "running"
     PAUSED = "paused"  # by the coordinator: the round in progress ends, no new one begins
     COMPLETED = "completed"
@@ -66,13 +77,15 @@ class FaultKind(StrEnum):
 
 SITE_TRANSITIONS: dict[SiteStanding, frozenset[SiteStanding]] = {
     SiteStanding.PENDING: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED}),
-    SiteStanding.APPROVED: frozenset({SiteStanding.REVOKED, SiteStanding.LEFT}),
+    SiteStanding.APPROVED: frozenset({SiteStanding.SUSPENDED, SiteStanding.REVOKED, SiteStanding.LEFT}),
+    SiteStanding.SUSPENDED: frozenset({SiteStanding.APPROVED, SiteStanding.REVOKED, SiteStanding.LEFT}),
     # Back to PENDING: invited anew, and joined with that token.
     SiteStanding.REVOKED: frozenset({SiteStanding.PENDING}),
     SiteStanding.LEFT: frozenset({SiteStanding.PENDING}),
 }
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.ABORTED}),
     RunState.RUNNING: frozenset({RunState.PAUSED, RunState.COMPLETED, RunState.ABORTED}),
     RunState.PAUSED: frozenset({RunState.RUNNING, RunState.ABORTED}),
     RunState.COMPLETED: frozenset(),

@@ -13,6 +13,7 @@ from site_client.errors import SpoolRefused, StateRefused, StateUnreadable
 from site_client.spool import AgentSide
 from site_client.trainer.idle.watch import read_record
 
+SUSPENDED = "by the coordinator: no new round takes this site; ask the coordinator why"
 Value: TypeAlias = "str | int | float | list[str] | None"
 
 
@@ -63,6 +64,7 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
     return [
         Fact("state", status.state, age_s),
         Fact("reasons", list(status.reasons), age_s),
+        *([Fact("suspended", SUSPENDED, age_s)] if status.suspended else []),
         Fact("run", status.run_id, age_s),
         Fact("round", status.round, age_s),
         Fact("model_digest", status.model_digest, age_s),

@@ -58,6 +58,7 @@ FLOORS: dict[str, list[str]] = {
         "encoding",
         "plan.py",
         "moving.py privacy.py",
+        "architectures.py",
         "manifest.py roster.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py chunk_sizes.py",
         "vocabulary.py limits.py bandwidth.py description.py bounds.py accounting.py",

@@ -27,4 +27,4 @@ def say(what: str, folder: Path, mark: Mark, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder.absolute()), "audit_entries": mark.entries, "audit_sha256": mark.sha256})
         return
-    click.echo(f"State {what} {folder.absolute()}; its audit ends with row {mark.entries}, {mark.sha256[:16]}.")
+    click.echo(f"State {what} {folder.absolute()}; its audit ends with row {mark.entries}, head {mark.sha256}.")

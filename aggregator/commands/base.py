@@ -4,6 +4,8 @@ The root imports this module for `--help`, so the modules that need SQLAlchemy a
 them. They take half a second.
 """
 
+import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ from federation.errors import FederationError
 
 from aggregator.commands.lazy_group import LazyGroup
 from aggregator.config import AggregatorSettings, load_settings
-from aggregator.errors import AggregatorError, StateFolderRefused
+from aggregator.errors import AggregatorError, NotAllowed, NotFound, StateFolderRefused
+from aggregator.states import Role
 
 if TYPE_CHECKING:
     from aggregator.context import AppContext
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
     from aggregator.sites.enrolment import EnrolmentService
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-of_run = click.option("--run", "run_id", metavar="RUN", help="Run id or the beginning of one; default: the newest.")
+of_run = click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    help="The beginning of its id; default: in progress, else newest.",
+)
 
 
 class RootGroup(LazyGroup):
@@ -57,6 +65,7 @@ class CommandContext:
     """The argument of every command."""
 
     config: Path  # aggregator.toml
+    as_name: str | None = None  # the person who acts; None: the one named as the Unix user
 
     def settings(self) -> AggregatorSettings:
         """Read aggregator.toml.
@@ -66,34 +75,88 @@ class CommandContext:
         """
         return load_settings(self.config)
 
-    def app(self) -> "AppContext":
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there are settings and a state folder, so that `app` connects."""
+        # `init` writes this file last, so with it everything else of the CA is there.
+        return self.config.exists() and (self.settings().state.folder / "ca" / "ca.key").exists()
+
+    def app(self, *, any_revision: bool = False) -> "AppContext":
         """Connect to the state folder.
 
+        Args:
+            any_revision: Whether tables of another version are taken, too.
+
         Raises:
-            StateFolderRefused: before `init`.
+            StateFolderRefused: before `init`, or after an upgrade before `serve` has brought the tables up to date.
         """
         from aggregator.context import open_context
-        from aggregator.migrations import revision_of
+        from aggregator.migrations import head_revision, revision_of
 
         settings = self.settings()
-        # `init` writes this file last, so with it everything else of the CA is there.
-        if not (settings.state.folder / "ca" / "ca.key").exists():
+        if not self.is_initialised:
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
         app = open_context(settings)
-        if revision_of(app.store.engine) is None:
+        revision, newest = revision_of(app.store.engine), head_revision()
+        if revision is None:
             raise StateFolderRefused(f"{settings.state.folder} holds no tables; run `hemofed-aggregator init` again")
+        if revision != newest and not any_revision:
+            raise StateFolderRefused(
+                f"expected a database of revision {newest}, got {revision}; start `hemofed-aggregator serve` of this "
+                "version, which brings it up to date"
+            )
         return app
 
+    def actor(self, app: "AppContext", role: Role = Role.OPERATOR) -> str:
+        """Return the audit's name for the person who acts: person:<name>, or unix:<name> for one who is not listed.
+
+        A user who may write to the state folder can do everything with it. So roles keep listed people from mistakes,
+        and a Unix user who is not listed may do all.
+
+        Args:
+            app: The aggregator.
+            role: The least role that may do this.
+
+        Raises:
+            NotFound: when `--as` names a person who is not listed.
+            NotAllowed: when the person's role is less.
+        """
+        from aggregator.store import people
+
+        name = self.as_name or unix_user()
+        with app.store.read() as session:
+            person = people.find(session, name)
+        if person is None and self.as_name is not None:
+            raise NotFound(f"no administrator {name!r}; `admin list` shows those there are")
+        if person is None:
+            return f"unix:{name}"
+        if list(Role).index(person.role) < list(Role).index(role):
+            raise NotAllowed(f"expected a person who is {role} or more, {name} is {person.role}; ask an administrator")
+        return f"person:{name}"
+
     def enrolment(self) -> "EnrolmentService":
-        """Connect to the state folder and read the CA.
+        """Connect to the state folder and read the CA, for a person who may change who takes part.
 
         Raises:
             StateFolderRefused: before `init`, or without a usable CA.
+            NotFound, NotAllowed: see `actor`.
         """
         from aggregator.sites.enrolment import EnrolmentService
 
         app = self.app()
-        return EnrolmentService(app.store, load_authority(app), app.settings.enrolment, app.clock, app.random)
+        actor = self.actor(app)
+        return EnrolmentService(app.store, load_authority(app), app.settings.enrolment, app.clock, app.random, actor)
+
+
+def unix_user() -> str:
+    """Return the name of the person at the keyboard: before `sudo`, where it was used."""
+    user = os.environ.get("SUDO_USER")
+    if user:
+        return user
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        return str(os.getuid())
 
 
 def load_authority(app: "AppContext") -> "Authority":

@@ -7,32 +7,78 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import msgspec
-from federation.roster import Roster
+from federation.roster import Roster, RosterEntry
 from sqlalchemy.orm import Session
 
 from aggregator.commands.printing import Row, Value
+from aggregator.config import PacingSettings
 from aggregator.errors import NotFound
 from aggregator.runs.metrics import Report
+from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus
 from aggregator.signing_requests import RosterChange
-from aggregator.states import RoundState
+from aggregator.sites.freshness import stale_after_s
+from aggregator.sites.roster import is_listed
+from aggregator.states import RoundState, RunState, SiteStanding
 from aggregator.store import people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Run, Site, SiteReport
+from aggregator.units import duration
 
+ROWS_SHOWN = 10  # of a site's seats and audit
 ROUND_COLUMNS = ("round", "state", "attempt", "seats", "members", "deadline", "auc_any", "reason")
 
 
-def list_sites(session: Session) -> list[Row]:
-    """List every site, and every invited name that has not joined yet; by name."""
+def list_sites(session: Session, now: datetime, pacing: PacingSettings) -> list[Row]:
+    """List every site, and every invited name that has not joined yet.
+
+    Those that rounds may take come first, then the suspended, those that were revoked, and those that left.
+
+    Args:
+        session: A session of `Store.read`.
+        now: Aware UTC.
+        pacing: When a report is old.
+    """
     sites = site_rows.all_sites(session)
     reports = {report.site: report for report in site_rows.reports(session)}
-    rows = [_site_row(site, reports.get(site.name)) for site in sites]
+    run = run_rows.active(session)
+    paused = run is not None and run.state is RunState.PAUSED
+    rows = [_site_row(site, reports.get(site.name), now, pacing, run_paused=paused) for site in sites]
+    words = {candidate.site: candidate.fingerprint for candidate in site_rows.candidates(session)}
+    for row in rows:
+        row["new_words"] = words.get(str(row["site"]))
     # An invitation stays after it was used; then the site's own row says more.
     names = {site.name for site in sites}
     for invitation in site_rows.invitations(session):
         if invitation.site not in names:
             rows.append({"site": invitation.site, "standing": "invited", "expires_at": _time(invitation.expires_at)})
-    return sorted(rows, key=lambda row: str(row["site"]))
+    return sorted(rows, key=lambda row: (_APART.get(str(row["standing"]), 0), str(row["site"])))
+
+
+_APART = {SiteStanding.SUSPENDED.value: 1, SiteStanding.REVOKED.value: 2, SiteStanding.LEFT.value: 3}
+
+
+def describe_site(session: Session, name: str, now: datetime, pacing: PacingSettings) -> Row:
+    """Describe one site with its keys, its certificate, its seats in the newest rounds and its newest audit rows.
+
+    Raises:
+        NotFound: when no such site has joined.
+    """
+    site = site_rows.get(session, name)
+    [row] = [row for row in list_sites(session, now, pacing) if row["site"] == name]
+    keys = RosterEntry(site.name, site.signing_key, site.sealing_key).fingerprint.hex()
+    seats: list[Value] = [
+        {"run": of.run_id.hex(), "round": of.number, "state": seat.state.value, "decline_reason": seat.decline_reason}
+        for seat, of in round_rows.newest_seats(session, name, ROWS_SHOWN)
+    ]
+    audit: list[Value] = [audit_row(row) for row in people.audit_trail(session, f"site:{name}", ROWS_SHOWN)]
+    return {
+        **row,
+        "keys": keys,
+        "in_roster": is_listed(session, site),
+        "certificate_expires_at": _time(site_rows.certificate_expiries(session).get(name)),
+        "seats": seats,
+        "audit": audit,
+    }
 
 
 def describe_roster(roster: Roster | None, awaited: RosterChange) -> Row:
@@ -57,7 +103,7 @@ def roster_lines(roster: Row) -> list[Row]:
 
 
 def chosen_run(session: Session, prefix: str | None) -> Run:
-    """Find the run whose id in hexadecimal begins with `prefix`; the newest run when it is None.
+    """Find the run whose id in hexadecimal begins with `prefix`; when it is None the active run, else the newest.
 
     Raises:
         NotFound: when there is no such run, or several.
@@ -65,12 +111,14 @@ def chosen_run(session: Session, prefix: str | None) -> Run:
     runs = run_rows.all_runs(session)
     if not runs:
         raise NotFound("no run yet; `run start` begins one")
-    matching = [run for run in runs if run.run_id.hex().startswith(prefix or "")]
+    if prefix is None:
+        return run_rows.current(session) or runs[-1]
+    matching = [run for run in runs if run.run_id.hex().startswith(prefix)]
     if not matching:
         raise NotFound(f"expected the beginning of a run's id, got {prefix!r}; no run begins so, see `run list`")
-    if prefix is not None and len(matching) > 1:
+    if len(matching) > 1:
         raise NotFound(f"{len(matching)} runs begin with {prefix!r}; give more of the id")
-    return matching[-1]
+    return matching[0]
 
 
 def list_runs(session: Session) -> list[Row]:
@@ -87,6 +135,24 @@ def list_runs(session: Session) -> list[Row]:
         }
         for run in run_rows.all_runs(session)
     ]
+
+
+def list_queue(session: Session) -> list[Row]:
+    """List the runs that wait, the next one first."""
+    rows: list[Row] = []
+    for run in run_rows.queued(session):
+        plan = plan_of(run)
+        rows.append(
+            {
+                "run": run.run_id.hex(),
+                "name": run.name,
+                "queued_at": _time(run.created_at),
+                "architecture": plan.architecture,
+                "rounds": plan.rounds,
+                "minimum": plan.cohort.minimum,
+            }
+        )
+    return rows
 
 
 def describe_run(session: Session, run: Run, privacy: PrivacyStatus | None) -> Row:
@@ -133,7 +199,10 @@ def list_models(session: Session, run: Run) -> list[Row]:
 
 def list_administrators(session: Session) -> list[Row]:
     """List the administrators of the dashboard, by name."""
-    return [{"name": row.name, "created_at": _time(row.created_at)} for row in people.administrators(session)]
+    return [
+        {"name": row.name, "role": row.role.value, "created_at": _time(row.created_at)}
+        for row in people.administrators(session)
+    ]
 
 
 def audit_row(row: Audit) -> Row:
@@ -157,19 +226,27 @@ def round_lines(run: Row) -> list[Row]:
     return [_round_line(row) for row in rounds]
 
 
-def _site_row(site: Site, report: SiteReport | None) -> Row:
+def _site_row(site: Site, report: SiteReport | None, now: datetime, pacing: PacingSettings, *, run_paused: bool) -> Row:
     row: Row = {
         "site": site.name,
         "standing": site_rows.standing(site).value,
         "words": site.fingerprint,
         "joined_at": _time(site.joined_at),
         "approved_at": _time(site.approved_at),
+        "suspended_at": _time(site.suspended_at),
         "revoked_at": _time(site.revoked_at),
         "left_at": _time(site.left_at),
         "recoveries_left": site.recoveries_left,
     }
     if report is not None:  # there is none before the first Poll
+        age_s = (now - report.seen_at).total_seconds()
+        stale = age_s > stale_after_s(pacing, report.state, run_paused=run_paused)
+        # A site that left is silent for good; its last report is not late.
+        stale = stale and site.left_at is None
         row |= {
+            "age_s": age_s,
+            "stale": stale,
+            "last_report": f"{'STALE, ' if stale else ''}{duration(age_s)} ago",
             "seen_at": _time(report.seen_at),
             "state": report.state,
             "reasons": [reason for reason in report.reasons.split(",") if reason],

@@ -1,18 +1,17 @@
 """hemofed-aggregator plan: a plan is checked, and goes out as a file for the custodian; `run start` takes it signed."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 from federation import forecast
+from federation.manifest import load_description, load_model
 
 from aggregator.commands.base import CommandContext, as_json
-from aggregator.commands.printing import print_json
+from aggregator.commands.plan_report import plan_report
 from aggregator.errors import PlanFileRefused
 from aggregator.runs import plan_file
-from aggregator.runs.forecast_words import forecast_words, gaussian_words
-from aggregator.runs.gaussian_pld import gaussian_epsilon
+from aggregator.runs.start_check import model_objections
 from aggregator.signing_requests import PlanRequest, write_file
 
 
@@ -25,30 +24,18 @@ def plan() -> None:
 @click.argument("plan_toml", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
 @as_json
-def plan_check(plan_toml: Path, model: Path, as_json: bool) -> None:
-    """Show what a run of PLAN (a plan.toml) sends, takes and spends of its privacy budgets.
+@click.pass_obj
+def plan_check(context: CommandContext, plan_toml: Path, model: Path, as_json: bool) -> None:
+    """Show who may take part in a run of PLAN (a plan.toml), what a round costs, and what the run spends.
 
-    Exit status 1 if the plan is refused, or if `plan export` would want --force for it.
+    Without a state folder it leaves out who may take part and what earlier rounds took. Exit status 1 if the plan is
+    refused, if the run could not begin, or if it would be in vain.
     """
     proposed = plan_file.read_plan(plan_toml, model, os.urandom)
-    private = forecast.privacy_forecast(proposed)
-    gaussian = None if proposed.privacy is None else gaussian_epsilon(proposed.privacy, proposed.rounds)
-    objections = forecast.objections(proposed)
-    if as_json:
-        print_json(
-            {
-                "traffic": asdict(forecast.traffic(proposed)),
-                "privacy": private and asdict(private) | {"gaussian_epsilon": gaussian},
-                "objections": objections,
-            }
-        )
-    else:
-        click.echo(f"{proposed.name}: {proposed.architecture}, {proposed.rounds} rounds and one that evaluates")
-        click.echo("\n".join(forecast_words(proposed)))
-        if private is not None:
-            click.echo(gaussian_words(gaussian))
-    if objections:
-        raise PlanFileRefused("; ".join(objections))
+    report = plan_report(proposed, model, context.app() if context.is_initialised else None)
+    report.print(as_json)
+    if report.objections:
+        raise PlanFileRefused("; ".join(report.objections))
 
 
 @plan.command("export")
@@ -63,7 +50,10 @@ def plan_export(context: CommandContext, plan_toml: Path, file: Path, model: Pat
     deploy/plan.toml explains every key of a plan; `hemofed-site init-weights` makes the initial model.
     """
     proposed = plan_file.read_plan(plan_toml, model, context.app().random)
-    objections = forecast.objections(proposed)
+    objections = [
+        *model_objections(proposed, load_model(model), load_description(model)),
+        *forecast.objections(proposed),
+    ]
     if objections and not force:
         raise PlanFileRefused(f"{'; '.join(objections)}; or add --force")
     write_file(file, PlanRequest(proposed.to_bytes()))

@@ -1,20 +1,46 @@
-"""Printing of rows: a table for people, JSON for programs."""
+"""Printing of rows: a table for people, JSON for programs, CSV for spreadsheets."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import click
 
 Value = str | int | float | bool | None | Sequence["Value"] | Mapping[str, "Value"]
 Row = dict[str, Value]
+Form = Literal["json", "csv"] | None  # None: a table
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[str], as_json: bool) -> None:
-    """Print `columns` of rows as a table, or whole rows as JSON."""
-    if as_json:
+def listing(command: _Command) -> _Command:
+    """Give a command that prints rows its options --json and --csv; they come as `form`."""
+    for form, words in (("csv", "Print CSV, with a heading."), ("json", "Print JSON.")):
+        command = click.option(f"--{form}", "form", flag_value=form, help=words)(command)
+    return command
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[str], form: Form) -> None:
+    """Print `columns` of rows as a table, or whole rows as JSON or CSV."""
+    if form == "json":
         print_json(rows)
+    elif form == "csv":
+        click.echo(comma_separated(rows, columns), nl=False)
     else:
         click.echo(table(rows, columns))
+
+
+def comma_separated(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Format whole rows as CSV (RFC 4180 with line feeds): `columns` first; a list or a mapping is JSON text."""
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_csv_cell(row.get(name)) for name in names])
+    return text.getvalue()
 
 
 def print_json(value: object) -> None:
@@ -30,9 +56,19 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
+def facts(row: Row) -> str:
+    """Format one row as a line for each value; a missing value is a dash."""
+    width = max(len(name) for name in row)
+    return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in row.items())
+
+
 def _cell(value: Value) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _csv_cell(value: Value) -> Value:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value

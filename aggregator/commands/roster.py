@@ -7,8 +7,8 @@ from federation.v1.enrolment_pb2 import SignedRoster
 from federation.wire import parse
 
 from aggregator.commands import listings
-from aggregator.commands.base import CommandContext, as_json, load_authority
-from aggregator.commands.printing import print_json, table
+from aggregator.commands.base import CommandContext, load_authority
+from aggregator.commands.printing import Form, listing, print_json, print_rows, table
 from aggregator.errors import RequestRefused
 from aggregator.signing_requests import SignedRosterFile, read_file, write_file
 from aggregator.sites import roster as rosters
@@ -22,16 +22,19 @@ def roster() -> None:
 
 
 @roster.command("show")
-@as_json
+@listing
 @click.pass_obj
-def roster_show(context: CommandContext, as_json: bool) -> None:
+def roster_show(context: CommandContext, form: Form) -> None:
     """Show the roster in force, and what the custodian has to sign next."""
     app = context.app()
     with app.store.read() as session:
         row = listings.describe_roster(rosters.in_force(session), rosters.awaited_change(session))
         notices = rosters.roster_notices(session, app.settings.state.folder, app.clock())
-    if as_json:
+    if form == "json":
         print_json({**row, "notices": notices})
+        return
+    if form == "csv":
+        print_rows(listings.roster_lines(row), ("site", "keys"), form)
         return
     if row["epoch"] is None:
         click.echo("There is no roster yet.")
@@ -65,9 +68,10 @@ def roster_export(context: CommandContext, file: Path) -> None:
 def roster_import(context: CommandContext, file: Path) -> None:
     """Put the roster in FILE into force, after verifying the custodian's signature."""
     app = context.app()
+    actor = context.actor(app)
     content = read_file(file)
     if not isinstance(content, SignedRosterFile):
         raise RequestRefused(f"{file}: expected a signed roster; `hemofed-custodian sign` makes one of a request")
     signed = parse(SignedRoster, content.signed)
-    change = rosters.import_roster(app.store, load_authority(app), signed, app.clock())
+    change = rosters.import_roster(app.store, load_authority(app), signed, app.clock(), actor)
     click.echo(f"The roster is in force; it {change}.")

@@ -9,59 +9,105 @@ from federation.wire import parse
 
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
-from aggregator.commands.printing import print_json, print_rows, table
-from aggregator.context import AppContext
-from aggregator.errors import RequestRefused
+from aggregator.commands.plan_report import plan_report
+from aggregator.commands.printing import Form, listing, print_json, print_rows, table
+from aggregator.commands.run_story import tell
+from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
 from aggregator.runs.privacy_status import privacy_status, status_words
 from aggregator.signing_requests import SignedPlanFile, read_file
 from aggregator.sites.roster import custodian_in_force, roster_notices
+from aggregator.states import Role, RunState
 from aggregator.store.tables import Run
 
 
 @click.group()
 def run() -> None:
-    """Runs: start, watch, close a round's training, pause, resume, abort."""
+    """Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."""
 
 
 @run.command("start")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The initial model, safetensors.")
+@click.option("--dry-run", is_flag=True, help="Say what `plan check` says, and begin nothing.")
+@click.option("--force", is_flag=True, help="Begin although the check finds that it cannot work.")
+@click.option("--queue", is_flag=True, help="While another run is in progress, wait for its end.")
 @as_json
 @click.pass_obj
-def run_start(context: CommandContext, file: Path, model: Path, as_json: bool) -> None:
+def run_start(
+    context: CommandContext, file: Path, model: Path, dry_run: bool, force: bool, queue: bool, as_json: bool
+) -> None:
     """Begin the first round of the signed plan in FILE.
 
     `plan export` and then `hemofed-custodian sign` make one of a plan.toml.
     """
     app = context.app()
+    actor = context.actor(app, Role.VIEWER if dry_run else Role.OPERATOR)
     content = read_file(file)
     if not isinstance(content, SignedPlanFile):
         raise RequestRefused(f"{file}: expected a signed plan; `plan export`, then `hemofed-custodian sign` make one")
     with app.store.read() as session:
         custodian = custodian_in_force(session, load_authority(app))
-    started = lifecycle.start_run(app, parse(SignedPlan, content.signed), model, custodian)
-    if as_json:
-        print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": started.plan_digest.hex()})
+    signed = parse(SignedPlan, content.signed)
+    plan, _ = lifecycle.verified(signed, model, custodian)
+    report = plan_report(plan, model, app, queue=queue)
+    if dry_run:
+        report.print(as_json)
+        if report.objections:
+            raise PlanFileRefused("; ".join(report.objections))
         return
-    click.echo(f"Run {started.run_id.hex()} ({started.name}) has begun; plan {started.plan_digest.hex()}.")
+    # The custodian has read the other objections and signed all the same.
+    if report.hindrances and not force:
+        raise PlanFileRefused(f"{'; '.join(report.hindrances)}; or add --force")
+    started = lifecycle.start_run(app, signed, model, custodian, actor, queue=queue)
+    if as_json:
+        digest, state = started.plan_digest.hex(), started.state.value
+        print_json({"run": started.run_id.hex(), "name": started.name, "plan_digest": digest, "state": state})
+        return
+    outcome = "is queued" if started.state is RunState.QUEUED else "has begun"
+    click.echo(f"Run {started.run_id.hex()} ({started.name}) {outcome}; plan {started.plan_digest.hex()}.")
 
 
 @run.command("list")
-@as_json
+@listing
 @click.pass_obj
-def run_list(context: CommandContext, as_json: bool) -> None:
+def run_list(context: CommandContext, form: Form) -> None:
     """Every run, oldest first."""
     with context.app().store.read() as session:
         rows = listings.list_runs(session)
-    print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), as_json)
+    print_rows(rows, ("run", "name", "state", "rounds", "created_at", "ended_at", "reason"), form)
+
+
+@run.command("queue")
+@listing
+@click.pass_obj
+def run_queue(context: CommandContext, form: Form) -> None:
+    """The runs that wait for the one in progress to end, the next one first. `run abort --run RUN` takes one out."""
+    with context.app().store.read() as session:
+        rows = listings.list_queue(session)
+    print_rows(rows, ("run", "name", "queued_at", "architecture", "rounds", "minimum"), form)
+
+
+@run.command("explain")
+@click.argument("run_id", metavar="RUN", required=False)
+@as_json
+@click.pass_obj
+def run_explain(context: CommandContext, run_id: str | None, as_json: bool) -> None:
+    """Tell RUN: each round, each delay and its cause. Default: the one in progress, else the newest."""
+    app = context.app()
+    with app.store.read() as session:
+        story = tell(session, listings.chosen_run(session, run_id), app.clock(), app.settings.pacing)
+    if as_json:
+        print_json(story.row())
+    else:
+        click.echo("\n".join(story.lines()))
 
 
 @run.command("status")
 @of_run
-@as_json
+@listing
 @click.pass_obj
-def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> None:
+def run_status(context: CommandContext, run_id: str | None, form: Form) -> None:
     """The run, its rounds, and of a private run what it has spent and whether it still learns."""
     app = context.app()
     with app.store.read() as session:
@@ -69,8 +115,11 @@ def run_status(context: CommandContext, run_id: str | None, as_json: bool) -> No
         privacy = privacy_status(session, chosen)
         row = listings.describe_run(session, chosen, privacy)
         notices = roster_notices(session, app.settings.state.folder, app.clock())
-    if as_json:
-        print_json(row)
+    if form is not None:
+        if form == "json":
+            print_json(row)
+        else:
+            print_rows(listings.round_lines(row), listings.ROUND_COLUMNS, form)
         return
     click.echo(f"{row['name']} ({row['run']}): {row['state']}" + (f", {row['reason']}" if row["reason"] else ""))
     click.echo(table(listings.round_lines(row), listings.ROUND_COLUMNS))
@@ -113,12 +162,11 @@ def run_abort(context: CommandContext, run_id: str | None) -> None:
     _change_run(context, run_id, lifecycle.abort, "aborted; its models stay")
 
 
-def _change_run(
-    context: CommandContext, run_id: str | None, change: Callable[[AppContext, bytes], None], outcome: str
-) -> None:
+def _change_run(context: CommandContext, run_id: str | None, change: Callable[..., None], outcome: str) -> None:
     app = context.app()
+    actor = context.actor(app)
     # The choice and the change are two transactions; the change refuses a run that is in another state by then.
     with app.store.read() as session:
         run: Run = listings.chosen_run(session, run_id)
-    change(app, run.run_id)
+    change(app, run.run_id, actor=actor)
     click.echo(f"Run {run.run_id.hex()} ({run.name}): {outcome}.")

@@ -15,7 +15,7 @@ def serve(context: CommandContext) -> None:
 
     Until SIGTERM or Ctrl-C; then calls in progress get a few seconds. Any moment is a good one to stop.
     """
-    app = context.app()
+    app = context.app(any_revision=True)
     # Before the upgrade, which would write into a damaged database.
     audit_mark.check(app.store, app.settings.state.folder)
     upgrade(app.store.engine)

@@ -84,7 +84,9 @@ async def _guard(request: Request, call_next: Next) -> Response:
     """Send a visitor without a session in force to the log-in page."""
     if request.url.path.startswith(PUBLIC_PATHS):
         return await call_next(request)
-    if await run_in_threadpool(request.app.state.sessions.in_force, request.session):
+    role = await run_in_threadpool(request.app.state.sessions.role, request.session)
+    if role is not None:
+        request.state.role = role
         return await call_next(request)
     request.session.clear()
     return RedirectResponse("/login", status_code=303)

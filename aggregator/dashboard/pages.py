@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from aggregator.dashboard import run_views
 from aggregator.dashboard.charts import line_chart
@@ -10,7 +10,8 @@ from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
-from aggregator.store import fault_rows, people, run_rows
+from aggregator.states import Role
+from aggregator.store import audit_chain, fault_rows, people, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
@@ -23,7 +24,7 @@ def overview(request: Request) -> Response:
     app = request.app.state.context
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
-        run = run_views.shown_run(session)
+        run = run_rows.current(session)
         view = None if run is None else run_views.run_view(app, session, run)
         shown = site_views(app, session)
         notices = roster_notices(session, app.settings.state.folder, app.clock())
@@ -66,7 +67,17 @@ def run_page(request: Request, hex_id: str) -> Response:
     return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
 
 
-@router.get("/faults/{fault_id}/evidence")
+def auditing(request: Request) -> None:
+    """Let only those roles pass that may read who did what.
+
+    Raises:
+        HTTPException: 403 for others.
+    """
+    if request.state.role is Role.VIEWER:
+        raise HTTPException(403, "Your role, viewer, does not show this; ask an administrator for the role auditor.")
+
+
+@router.get("/faults/{fault_id}/evidence", dependencies=[Depends(auditing)])
 def evidence(request: Request, fault_id: int) -> Response:
     """Return the evidence of a fault as its members signed it: a serialized BadShares or BadDealing of secagg.proto.
 
@@ -84,7 +95,7 @@ def evidence(request: Request, fault_id: int) -> Response:
     return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
 
 
-@router.get("/audit")
+@router.get("/audit", dependencies=[Depends(auditing)])
 def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
     """Show rows of the audit trail, newest first; `before` is the id of the row that the page before ended with.
 
@@ -95,9 +106,10 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
         raise HTTPException(400, "There is no such row.")
     with request.app.state.context.store.read() as session:
         rows = people.audit_trail(session, limit=AUDIT_ROWS, before_id=before)
+        head = audit_chain.head(session)
     # Paged by id and not by number of rows: rows that are added meanwhile move nothing.
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
-    return page(request, "audit.html", rows=rows, older=older, newest=before is None, here="audit")
+    return page(request, "audit.html", rows=rows, older=older, newest=before is None, head=head, here="audit")
 
 
 def _charts(run: run_views.RunView | None) -> dict[str, str]:

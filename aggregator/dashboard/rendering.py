@@ -21,7 +21,8 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
         status_code: Of the answer.
         context: The template's variables.
     """
-    shared = {"now": request.app.state.context.clock(), "who": request.session.get("name")}
+    role = getattr(request.state, "role", None)  # none before the log-in
+    shared = {"now": request.app.state.context.clock(), "who": request.session.get("name"), "role": role}
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 

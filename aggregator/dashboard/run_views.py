@@ -125,12 +125,6 @@ class RunView:
         return any(not row.over for row in self.rounds)
 
 
-def shown_run(session: Session) -> Run | None:
-    """Return the run in progress, else the last one."""
-    runs = run_rows.all_runs(session)
-    return run_rows.active(session) or (runs[-1] if runs else None)
-
-
 def run_view(app: AppContext, session: Session, run: Run) -> RunView:
     """Read a run with all its rounds."""
     plan = plan_of(run)

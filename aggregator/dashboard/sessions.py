@@ -5,6 +5,7 @@ that administrator exists with that password and has not logged out, so removing
 """
 
 import hashlib
+import ipaddress
 import secrets
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -20,13 +21,16 @@ from itsdangerous import BadData, URLSafeSerializer
 from aggregator.context import AppContext
 from aggregator.dashboard.rendering import page
 from aggregator.network import network_of
-from aggregator.store import people
+from aggregator.states import Role
+from aggregator.store import Change, people, record
+from aggregator.store.tables import Administrator
 
 router = APIRouter()
 WRONG = "Name or password is wrong."  # one sentence for both: it must not tell which names exist
 COUNTS_MAX = 10_000
 ALL_NAMES = 4  # a client may fail so many times as often for all names as for one
-CHECKED_AT_ONCE = 2  # each check of a password takes 32 MiB and a core for a moment
+CHECKED_AT_ONCE = 2  # each check of a password takes 64 MiB and the cores for a moment
+SALT_BYTES = 16
 CHECKS_WAITING_MAX = 8  # each holds one of the threads that make pages
 DEVICE_COOKIE = "hemofed_device"
 DEVICE_LASTS_S = 365 * 86_400
@@ -137,14 +141,17 @@ class Sessions:
         """Fill the cookie of an administrator whose password fits."""
         # Cleared first: a cookie that an attacker planted before the log-in must not become the session.
         session.clear()
-        session.update(name=name, id=secrets.token_hex(16), password=self._password_mark(name))
+        person = self._person(name)
+        if person is not None:  # else they were removed a moment ago, and the cookie stays empty
+            session.update(name=name, id=secrets.token_hex(16), password=_password_mark(person))
 
-    def in_force(self, session: MutableMapping[str, Any]) -> bool:
-        """Whether the cookie lets its holder in."""
-        if "name" not in session or self._password_mark(session["name"]) != session.get("password"):
-            return False
+    def role(self, session: MutableMapping[str, Any]) -> Role | None:
+        """Return the role of the cookie's holder as it is now; None when the cookie lets nobody in."""
+        person = self._person(session["name"]) if "name" in session else None
+        if person is None or _password_mark(person) != session.get("password"):
+            return None
         with self._lock:
-            return session.get("id") not in self._ended
+            return None if session.get("id") in self._ended else person.role
 
     def end(self, session: MutableMapping[str, Any]) -> None:
         """End a session; copies of its cookie let nobody in from now on."""
@@ -154,11 +161,14 @@ class Sessions:
             self._ended[session["id"]] = now
         session.clear()
 
-    def _password_mark(self, name: str) -> str | None:
-        """Changes with the stored hash and reveals nothing of it. None when there is no such administrator."""
+    def _person(self, name: str) -> Administrator | None:
         with self._app.store.read() as session:
-            stored = people.password_hash_of(session, name)
-        return None if stored is None else hashlib.sha256(b"session\0" + stored.encode()).hexdigest()[:32]
+            return people.find(session, name)
+
+
+def _password_mark(person: Administrator) -> str:
+    """Changes with the stored hash and reveals nothing of it."""
+    return hashlib.sha256(b"session\0" + person.password_hash.encode()).hexdigest()[:32]
 
 
 def is_own_form(request: Request) -> bool:
@@ -198,6 +208,7 @@ def log_in(
             return page(request, "login.html", status_code=503, problem="Too many log-ins at once. Try again.")
         with app.store.read() as session:
             fits = people.password_fits(session, name, password)
+    _record_login(app, request, name, fits=fits, password=password)
     if not fits:
         return page(request, "login.html", status_code=401, problem=WRONG)
     attempts.succeeded(name, client)
@@ -210,5 +221,32 @@ def log_in(
 @router.post("/logout")
 def log_out(request: Request) -> Response:
     """End the session."""
+    name, app = request.session["name"], request.app.state.context
+    with app.store.write() as session:
+        change = Change(app.clock(), f"person:{name}", f"administrator:{name}", "at the dashboard")
+        record(session, change, None, "logged out")
     request.app.state.sessions.end(request.session)
     return RedirectResponse("/login", status_code=303)
+
+
+def _record_login(app: AppContext, request: Request, name: str, *, fits: bool, password: str) -> None:
+    """Write the attempt down, and replace an old hash of a password that fits."""
+    origin = f"from {_address(request)}"
+    with app.store.write() as session:
+        person = people.find(session, name)
+        if not fits or person is None:
+            # A name that a stranger typed may be anything, a password too: only names that exist are written down.
+            subject = "dashboard" if person is None else f"administrator:{name}"
+            record(session, Change(app.clock(), "dashboard", subject, origin), None, "log-in failed")
+            return
+        people.renew_hash(session, name, password, app.random(SALT_BYTES))
+        change = Change(app.clock(), f"person:{name}", f"administrator:{name}", origin)
+        record(session, change, None, "logged in")
+
+
+def _address(request: Request) -> str:
+    """Return the client's address. It may come from a header, so only an address is written down."""
+    try:
+        return str(ipaddress.ip_address(request.client.host)) if request.client else "an unknown address"
+    except ValueError:
+        return "an unknown address"

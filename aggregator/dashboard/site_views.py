@@ -8,12 +8,9 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
-from aggregator.dashboard.run_views import shown_run
+from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
-
-STALE_FACTOR = 3  # a report is stale when the next one is this many polling intervals late
-STALE_LEAST_S = 15.0  # reports are written every few seconds only, so a younger one is never stale
 
 
 @dataclass(frozen=True)
@@ -37,18 +34,19 @@ class SiteView:
     roster_behind: bool = False
     ledger_entries: int | None = None
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether rounds may take the site, now or once it is approved."""
+        return self.standing in (SiteStanding.APPROVED, SiteStanding.PENDING)
+
 
 def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
-    """Read every site that ever joined, by name."""
+    """Read every site that ever joined: first those that rounds may take, then the others, each by name."""
     now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
-    run = shown_run(session)
+    run = run_rows.current(session)
     newest_model = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
-    # A site polls as often as it was told to, and that is how old a healthy report may be.
-    pacing = app.settings.pacing
     paused = run is not None and run.state is RunState.PAUSED
-    busy_s = max(pacing.training_s, pacing.paused_s if paused else 0.0)
-    idle_s = max(pacing.idle_s, busy_s)
     expiries = site_rows.certificate_expiries(session)
     views = []
     for site in site_rows.all_sites(session):
@@ -61,7 +59,7 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
             views.append(SiteView(site.name, standing, tone, days))
             continue
         age_s = (now - report.seen_at).total_seconds()
-        interval_s = idle_s if report.state == SiteState.IDLE else busy_s
+        stale_s = stale_after_s(app.settings.pacing, report.state, run_paused=paused)
         shows_progress = report.state in (SiteState.TRAINING, SiteState.PAUSED)
         views.append(
             SiteView(
@@ -75,7 +73,7 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 seen_at=report.seen_at,
                 age_s=age_s,
                 # A site that left is silent for good; its last report is not late.
-                stale=standing is not SiteStanding.LEFT and age_s > max(STALE_FACTOR * interval_s, STALE_LEAST_S),
+                stale=standing is not SiteStanding.LEFT and age_s > stale_s,
                 progress_percent=report.progress_percent if shows_progress else None,
                 version=report.version,
                 model=report.model_digest or None,
@@ -84,4 +82,4 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 ledger_entries=report.ledger_entries,
             )
         )
-    return tuple(views)
+    return tuple(sorted(views, key=lambda view: (not view.takes_part, view.name)))

@@ -113,5 +113,6 @@ TONES: Final[Mapping[str, str]] = {
     SeatState.MISSED: "bad",
     SiteStanding.PENDING: "warn",
     SiteStanding.APPROVED: "good",
+    SiteStanding.SUSPENDED: "warn",
     SiteStanding.REVOKED: "bad",
 }

@@ -30,6 +30,7 @@ from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Ret
 from aggregator.rounds.failures import sum_history
 from aggregator.rounds.regrouping import SumHistory
 from aggregator.runs.faults import offered_to
+from aggregator.runs.lifecycle import begin_queued
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState
 from aggregator.store import Cause, round_rows, run_rows, site_rows
@@ -96,7 +97,8 @@ class Driver:
         self._clock_steps.follow()
         with self._app.store.read() as session:
             round_ids = round_rows.unfinished_ids(session)
-        moved = False
+            is_run_due = bool(run_rows.queued(session)) and run_rows.active(session) is None
+        moved = is_run_due and self._begin_queued()
         for round_id in round_ids:
             if self._monotonic() < self._left_alone.get(round_id, 0.0):
                 continue
@@ -108,6 +110,18 @@ class Driver:
                 log.exception("round step failed", round_id=round_id)
                 self._left_alone[round_id] = self._monotonic() + LEFT_ALONE_S
         return moved
+
+    def _begin_queued(self) -> bool:
+        """Begin the next queued run. True when one has begun."""
+        try:
+            with self._app.store.write() as session:
+                run = begin_queued(session, Cause(self._app.clock(), self._actor, "first round"))
+        except LostRace as lost:
+            log.info("race lost", why=str(lost))
+            return False
+        if run is not None:
+            log.info("run started", run=run.run_id.hex(), name=run.name)
+        return run is not None
 
     def _step(self, round_id: int) -> bool:
         """Carry out what is due for one round. True when the round moved."""

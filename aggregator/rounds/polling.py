@@ -72,14 +72,29 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
         pacing: When sites are to poll again.
     """
     position = round_rows.position(session, site)
+    answered = _answer(session, site, request, now, pacing, position)
+    answered.reply.suspended = position.is_suspended
+    return answered
+
+
+def _answer(
+    session: Session,
+    site: str,
+    request: pb.PollRequest,
+    now: datetime,
+    pacing: PollPacing,
+    position: round_rows.SitePosition,
+) -> PollAnswer:
     epoch, run, row, seat = position.epoch, position.run, position.row, position.seat
     if request.HasField("working_on"):
         close, key = _close(session, site, request.working_on, position)
         if close is not None:
             return PollAnswer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
-    if run is None or row is None or seat is None or row.state in round_rows.OVER:
+    # No step, and no close either: when it is resumed while the others still train, it goes on with what it has.
+    waits = position.is_suspended and (row is None or row.state is RoundState.TRAINING)
+    if waits or run is None or row is None or seat is None or row.state in round_rows.OVER:
         wait_s = pacing.settings.idle_s
-        if run is not None:
+        if run is not None and not position.is_suspended:
             # A running run gives a new site its seat, or begins its next round, within moments.
             wait_s = pacing.settings.paused_s if run.state is RunState.PAUSED else min(wait_s, SEATED_WITHIN_S)
         reply = pb.PollReply(retry_after_ms=pacing.milliseconds(wait_s), roster_epoch=epoch)

@@ -1,10 +1,11 @@
 """A model of a run becomes a file outside the state folder, with a description of itself."""
 
+import os
 import tempfile
 from pathlib import Path
 
 from federation.description import ModelDescription
-from federation.manifest import load_model, save_model
+from federation.manifest import Model, load_model, save_model
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
@@ -28,23 +29,38 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     raise NotFound(f"round {round_number} of run {run.name} made no model; `model list` shows those there are")
 
 
-def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path) -> None:
+def read(blobs: Blobs, version: ModelVersion) -> Model:
+    """Read a model, after computing its digest anew.
+
+    Raises:
+        WrongState: when the digest is not the recorded one; the state folder is damaged.
+        federation.errors.Malformed: when the file is no longer a model.
+        NotFound: when its blob does not exist.
+    """
+    with blobs.open(version.blob) as stored:
+        model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
+    if model.digest != version.digest:
+        raise WrongState(f"expected model {version.digest.hex()}, the blob holds {model.digest.hex()}; restore it")
+    return model
+
+
+def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path, *, overwrite: bool = False) -> None:
     """Write the model's safetensors file to `out`, whole or not at all, after computing its digest anew.
 
     The file says what the model is: its architecture, inputs, origin, run, plan and round, and the part of the network
     that each tensor belongs to, so that the next run may train some of them.
 
     Raises:
-        WrongState: when the digest is not the recorded one; the state folder is damaged.
+        WrongState: when `out` exists and is not to be overwritten; or when the digest is not the recorded one: the
+            state folder is damaged.
         federation.errors.Malformed: when the file is no longer a model.
         NotFound: when its blob, or the folder of `out`, does not exist.
     """
     if not out.parent.is_dir():
         raise NotFound(f"no folder {out.parent}; make it, or export to another")
-    with blobs.open(version.blob) as stored:
-        model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
-    if model.digest != version.digest:
-        raise WrongState(f"expected model {version.digest.hex()}, the blob holds {model.digest.hex()}; restore it")
+    if out.exists() and not overwrite:
+        raise WrongState(f"expected no file {out}, got one; name another, or add --overwrite")
+    model = read(blobs, version)
     plan = plan_of(run)
     description = ModelDescription(
         architecture=plan.architecture,
@@ -64,4 +80,19 @@ def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path) -> None:
         # Read back: this finds a disk that wrote other bytes than it was given.
         if load_model(draft).digest != version.digest:
             raise WrongState(f"expected model {version.digest.hex()} in {out.name}, read another; check the disk")
+        if not overwrite:
+            _reserve(out)
         draft.replace(out)
+
+
+def _reserve(out: Path) -> None:
+    """Make an empty file of that name, which no other program has made.
+
+    Raises:
+        WrongState: when there is one.
+    """
+    # Not by a hard link, which the file system of a stick may not have.
+    try:
+        os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        raise WrongState(f"expected no file {out}, got one; name another, or add --overwrite") from None

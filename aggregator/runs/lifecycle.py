@@ -2,6 +2,8 @@
 
     start_run -> round 1 -> ... -> round plan.rounds -> evaluation-only round -> COMPLETED
 
+A run that is QUEUED has its round 1 when no other run is active.
+
 Round numbers are never used twice. An abandoned round is spent: the next number starts from the same base model.
 Numbers past plan.rounds only evaluate. The run ends with the first of these that is published, or after EVALUATIONS_MAX
 abandoned ones with a reason that says that there is no evaluation. It is aborted before them when no training round was
@@ -16,7 +18,7 @@ from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.manifest import load_description, load_model, save_model
+from federation.manifest import Model, load_description, load_model, save_model
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
@@ -26,17 +28,22 @@ from aggregator.errors import PlanFileRefused, WrongState
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState, SeatState
-from aggregator.store import Cause, round_rows, run_rows
+from aggregator.store import OPERATOR, Cause, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run
 
 log = structlog.get_logger()
 
-OPERATOR = "operator"
 EVALUATIONS_MAX: Final = 3  # evaluation-only rounds of a run that may be abandoned; then it ends without one
 
 
 def start_run(
-    app: AppContext, signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey, actor: str = OPERATOR
+    app: AppContext,
+    signed: SignedPlan,
+    initial_model: Path,
+    custodian: Ed25519PublicKey,
+    actor: str = OPERATOR,
+    *,
+    queue: bool = False,
 ) -> Run:
     """Begin the run of a signed plan, and its first round.
 
@@ -46,23 +53,15 @@ def start_run(
         initial_model: The model file that the plan names, safetensors.
         custodian: The key that has signed the plan.
         actor: Who starts it, for the audit.
+        queue: While another run is active, let this one wait for its end instead of refusing it.
 
     Raises:
         FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
         PlanFileRefused: when the file holds another model than the plan's.
-        RunInProgress: while another run is running or paused.
+        RunInProgress: while another run is running or paused, unless `queue`.
     """
-    # As every site will check it: a run that sites refuse must not begin.
-    plan = verify_plan(signed, custodian)
-    model = load_model(initial_model)
+    plan, model = verified(signed, initial_model, custodian)
     description = load_description(initial_model)
-    if model.manifest.digest != plan.manifest.digest:
-        raise PlanFileRefused("the initial model's tensors are not those of the plan's manifest; sign the plan anew")
-    if model.digest != plan.initial_model_digest:
-        raise PlanFileRefused(
-            f"expected the initial model {plan.initial_model_digest.hex()[:16]} of the plan, "
-            f"got {model.digest.hex()[:16]}; pass the file the plan was made with"
-        )
     # The file before the rows: a crash in between leaves a blob without a row, which costs nothing but its bytes.
     with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="initial-") as folder:
         # Written anew: sites exchange models without a description, and the plan holds the origin that was in it.
@@ -90,11 +89,54 @@ def start_run(
         created_at=cause.at,
     )
     with app.store.write() as session:
+        if queue and (run_rows.active(session) or run_rows.queued(session)):
+            run.state = RunState.QUEUED
         run_rows.add(session, run, cause.because(f"plan {plan.digest.hex()[:16]}").of(run_rows.subject(run.run_id)))
         run_rows.add_model(session, first)
-        _begin_next(session, run, plan, cause)
-    log.info("run started", run=run.run_id.hex(), name=run.name, parameters=plan.manifest.size, rounds=plan.rounds)
+        if run.state is RunState.RUNNING:
+            _begin_next(session, run, plan, cause)
+    facts = {"run": run.run_id.hex(), "name": run.name, "parameters": plan.manifest.size, "rounds": plan.rounds}
+    if run.state is RunState.QUEUED:
+        log.info("run queued", **facts)
+    else:
+        log.info("run started", **facts)
     return run
+
+
+def begin_queued(session: Session, cause: Cause) -> Run | None:
+    """Begin the queued run that waited longest, if no run is active; return it.
+
+    Raises:
+        LostRace: when another driver has begun it a moment ago.
+    """
+    waiting = run_rows.queued(session)
+    if not waiting or run_rows.active(session) is not None:
+        return None
+    run = waiting[0]
+    because = cause.because("the run before it is over")
+    run_rows.move(session, run, RunState.RUNNING, because.of(run_rows.subject(run.run_id)))
+    _begin_next(session, run, plan_of(run), cause)
+    return run
+
+
+def verified(signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKey) -> tuple[TrainingPlan, Model]:
+    """Verify a signed plan and the model file that it names, as `start_run` does.
+
+    Raises:
+        FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
+        PlanFileRefused: when the file holds another model than the plan's.
+    """
+    # As every site will check it: a run that sites refuse must not begin.
+    plan = verify_plan(signed, custodian)
+    model = load_model(initial_model)
+    if model.manifest.digest != plan.manifest.digest:
+        raise PlanFileRefused("the initial model's tensors are not those of the plan's manifest; sign the plan anew")
+    if model.digest != plan.initial_model_digest:
+        raise PlanFileRefused(
+            f"expected the initial model {plan.initial_model_digest.hex()[:16]} of the plan, "
+            f"got {model.digest.hex()[:16]}; pass the file the plan was made with"
+        )
+    return plan, model
 
 
 def pause(app: AppContext, run_id: bytes, why: str = "paused by the coordinator", actor: str = OPERATOR) -> None:
@@ -161,7 +203,7 @@ def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
-        run = _in_state(session, run_id, "abort", *run_rows.ACTIVE)
+        run = _in_state(session, run_id, "abort", *run_rows.ACTIVE, RunState.QUEUED)
         run_rows.move(session, run, RunState.ABORTED, cause.of(run_rows.subject(run_id)), ended_at=cause.at)
         row = round_rows.newest(session, run_id)
         if row is not None and row.state not in round_rows.OVER:

@@ -6,6 +6,9 @@
               with the site in it (`sites.roster`)
     renew     at two thirds of a certificate's life, over mutual TLS
     challenge, recover   after weeks offline: the signing key vouches for the site whose certificate has expired
+    suspend   no new round takes the site until it is resumed; everything else goes on
+    rekey     an approved site whose host is lost joins again; its old keys stay until the new ones are approved
+    rename    the same under another name: the old one is revoked when the new one is approved
     revoke    the site is refused from its next call on; the next roster has one site less
     leave     the same, at the site's own request
 
@@ -39,8 +42,8 @@ from aggregator.sites.proofs import (
 )
 from aggregator.sites.roster import is_listed
 from aggregator.states import SITE_TRANSITIONS
-from aggregator.store import Cause, Change, Store, record, site_rows
-from aggregator.store.tables import Certificate, Challenge, Invitation, Site
+from aggregator.store import OPERATOR, Cause, Change, Store, record, site_rows
+from aggregator.store.tables import Candidate, Certificate, Challenge, Invitation, Site
 
 
 @dataclass(frozen=True)
@@ -52,27 +55,34 @@ class EnrolmentService:
     settings: config.EnrolmentSettings
     clock: Callable[[], datetime]
     random: Callable[[int], bytes]
+    actor: str = OPERATOR  # who invites, approves, suspends and revokes, for the audit
 
-    def invite(self, site: str, *, auto_approve: bool = False) -> Token:
+    def invite(self, site: str, *, auto_approve: bool = False, replaces: str | None = None) -> Token:
         """Make a token that lets one host join as `site`; it replaces an older invitation of that name.
 
         Args:
             site: The name that the token is bound to.
             auto_approve: Approve the host when it joins, without comparing words.
+            replaces: A site that goes when the host is approved: `site` itself, which gets new keys, or one that has
+                another name from then on. Until then it goes on.
 
         Returns:
             The token. It exists only here; the row holds a hash.
 
         Raises:
             federation.errors.TokenRefused: when `site` is no site's name.
-            WrongState: when the site is approved; two hosts would answer to one name.
+            NotFound: when there is no site to replace.
+            WrongState: when the site is approved and is not to be replaced: two hosts would answer to one name; or when
+                the one to replace is not approved.
         """
         now = self.clock()
         token = Token.new(check_site_name(site), self.authority.fingerprint, self.random)
         with self.store.write() as session:
             joined = site_rows.find(session, site)
-            if joined is not None and site_rows.standing(joined) == site_rows.APPROVED:
-                raise WrongState(f"site {site!r} is approved already; `site revoke {site}` before inviting it anew")
+            if joined is not None and site_rows.standing(joined) in site_rows.MEMBERS and replaces != site:
+                raise WrongState(f"site {site!r} is approved already; `site rekey {site}` gives it new keys")
+            if replaces is not None:
+                _member(session, replaces)
             # Only the hash: who copies the database must not be able to join with it.
             row = Invitation(
                 site=site,
@@ -80,10 +90,13 @@ class EnrolmentService:
                 expires_at=now + timedelta(hours=self.settings.invitation_hours),
                 used_by=None,
                 auto_approve=auto_approve,
+                replaces=replaces,
             )
             site_rows.put_invitation(session, row)
             why = "invited, approved on joining" if auto_approve else "invited"
-            record(session, _operator(now, why).of(f"site:{site}"), None, "invited")
+            if replaces is not None:
+                why += " with new keys" if replaces == site else f" in the place of {replaces}"
+            record(session, self._cause(now, why).of(f"site:{site}"), None, "invited")
         return token
 
     def join(self, request: enrolment_pb2.JoinRequest) -> enrolment_pb2.JoinReply:
@@ -110,28 +123,58 @@ class EnrolmentService:
                 if invitation.expires_at <= now:
                     raise JoinDenied("this token has expired; ask the coordinator for a new one")
                 if site_rows.claim_invitation(session, request.site, invitation.secret_hash, digest):
-                    self._admit(session, request, now, auto_approve=invitation.auto_approve)
+                    self._admit(session, request, invitation, now)
                 # Else another process claimed it a moment ago; the row says for which request.
                 session.refresh(invitation)
             if invitation.used_by != digest:
                 raise JoinDenied("this token was used by another host; if that was not you, tell the coordinator now")
-            return self._join_reply(session, site_rows.get(session, request.site))
+            return self._join_reply(session, site_rows.get(session, request.site), request.signing_key)
 
     def approve(self, site: str, fingerprint: str) -> None:
-        """Approve the pending site whose six words are `fingerprint`.
+        """Approve the pending site, or the new keys of a site, whose six words are `fingerprint`.
 
         Raises:
             NotFound: when no such site has joined.
-            WrongState: when it is not pending.
+            WrongState: when it is not pending, and no new keys of it are.
             LostRace: when a host with other keys has joined under this name since the words were read.
         """
         # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
         now = self.clock().replace(microsecond=0)
         with self.store.write() as session:
-            row = site_rows.get(session, site)
+            row, change = site_rows.get(session, site), self._cause(now, "six words compared").of(f"site:{site}")
+            candidate = site_rows.candidate(session, site)
+            if candidate is not None and candidate.fingerprint == fingerprint:
+                self._rekey(session, candidate, change)
+                return
             if site_rows.standing(row) != site_rows.PENDING:
                 raise WrongState(f"expected a pending site, got {site!r}: {site_rows.standing(row)}")
-            self._approve(session, row, fingerprint, _operator(now, "six words compared").of(f"site:{site}"))
+            self._approve(session, row, fingerprint, change)
+
+    def suspend(self, site: str, why: str = "suspended by the coordinator") -> None:
+        """Let no new round take a site.
+
+        Raises:
+            NotFound: when no such site has joined.
+            WrongState: when it is not approved, or is suspended already.
+        """
+        with self.store.write() as session:
+            standing = site_rows.standing(site_rows.get(session, site))
+            if standing is not site_rows.APPROVED:
+                raise WrongState(f"expected an approved site, got {site!r}: {standing}")
+            site_rows.suspend(session, site, self._cause(self.clock(), why).of(f"site:{site}"))
+
+    def resume(self, site: str, why: str = "resumed by the coordinator") -> None:
+        """Let rounds take a suspended site again.
+
+        Raises:
+            NotFound: when no such site has joined.
+            WrongState: when it is not suspended.
+        """
+        with self.store.write() as session:
+            standing = site_rows.standing(site_rows.get(session, site))
+            if standing is not site_rows.SUSPENDED:
+                raise WrongState(f"expected a suspended site, got {site!r}: {standing}")
+            site_rows.resume(session, site, self._cause(self.clock(), why).of(f"site:{site}"))
 
     def revoke(self, site: str) -> None:
         """Refuse a site from its next call on. An invitation is withdrawn, a pending host refused.
@@ -141,10 +184,11 @@ class EnrolmentService:
             WrongState: when it was revoked, or has left, already.
         """
         now = self.clock()
-        change = _operator(now, "revoked by the coordinator").of(f"site:{site}")
+        change = self._cause(now, "revoked by the coordinator").of(f"site:{site}")
         with self.store.write() as session:
             # In every case: an unused invitation would let the site in again.
             withdrawn = site_rows.withdraw_invitation(session, site)
+            site_rows.withdraw_candidate(session, site)
             row = site_rows.find(session, site)
             if row is None and not withdrawn:
                 raise NotFound(f"no site and no invitation {site!r}; `site list` shows those there are")
@@ -168,8 +212,9 @@ class EnrolmentService:
             before = site_rows.standing(site_rows.get(session, site))
             if before is site_rows.LEFT:
                 return
-            site_rows.leave(session, site, _own(site, now, "left for good"))
+            site_rows.leave(session, site, before, _own(site, now, "left for good"))
             site_rows.withdraw_invitation(session, site)
+            site_rows.withdraw_candidate(session, site)
             self._shut_out(session, site, now)
 
     def challenge(self, request: enrolment_pb2.ChallengeRequest) -> enrolment_pb2.ChallengeReply:
@@ -192,7 +237,7 @@ class EnrolmentService:
         with self.store.read() as session:
             site = site_rows.find(session, request.site)
         # Checked for an unknown name, too: neither the answer nor its time tells which names exist.
-        is_active = site is not None and site_rows.standing(site) is site_rows.APPROVED
+        is_active = site is not None and site_rows.standing(site) in site_rows.MEMBERS
         check_recovery(site.signing_key if site is not None and is_active else KEY_OF_NOBODY, request)
         if ends_at <= self.clock():
             raise JoinDenied(CHALLENGE_REFUSED)
@@ -236,37 +281,59 @@ class EnrolmentService:
             return _newest_roster(session)
 
     def _admit(
-        self, session: Session, request: enrolment_pb2.JoinRequest, now: datetime, *, auto_approve: bool
+        self, session: Session, request: enrolment_pb2.JoinRequest, invitation: Invitation, now: datetime
     ) -> None:
         # One host under two names would count twice toward the minimum of a cohort.
         others = [site for site in site_rows.all_sites(session) if site.name != request.site]
+        others = [site for site in others if site.name != invitation.replaces]
         if any(site.signing_key == request.signing_key or site.sealing_key == request.sealing_key for site in others):
             raise JoinDenied("these keys belong to another site already; make new ones on this host")
         now = now.replace(microsecond=0)
+        keys = {
+            "csr_der": request.csr_der,
+            "signing_key": request.signing_key,
+            "sealing_key": request.sealing_key,
+            "fingerprint": six_words(request.csr_der, request.signing_key, request.sealing_key),
+        }
+        change = self._cause(now, "invited with automatic approval").of(f"site:{request.site}")
+        joined = site_rows.find(session, request.site)
+        if joined is not None and site_rows.standing(joined) in site_rows.MEMBERS:
+            # The keys in force stay so until a person has compared the words: the token alone shuts nobody out.
+            candidate = Candidate(site=request.site, joined_at=now, **keys)
+            site_rows.put_candidate(session, candidate)
+            record(session, _own(request.site, now, "joined with its token"), "invited", "new keys")
+            session.flush()
+            if invitation.auto_approve:
+                self._rekey(session, candidate, change)
+            return
         # A new row over an old one: a site that comes back after it was revoked begins as pending, with its new keys.
-        row = Site(
-            name=request.site,
-            csr_der=request.csr_der,
-            signing_key=request.signing_key,
-            sealing_key=request.sealing_key,
-            fingerprint=six_words(request.csr_der, request.signing_key, request.sealing_key),
-            joined_at=now,
-            approved_at=None,
-            revoked_at=None,
-            left_at=None,
-            recoveries_left=self.settings.recoveries,
-        )
+        times = {"approved_at": None, "revoked_at": None, "left_at": None, "suspended_at": None}
+        row = Site(name=request.site, joined_at=now, recoveries_left=self.settings.recoveries, **times, **keys)
         site_rows.put_site(session, row)
         record(session, _own(request.site, now, "joined with its token"), "invited", site_rows.PENDING)
         session.flush()
-        if auto_approve:
-            change = _operator(now, "invited with automatic approval").of(f"site:{request.site}")
+        if invitation.auto_approve:
             self._approve(session, site_rows.get(session, request.site), row.fingerprint, change)
+
+    def _rekey(self, session: Session, candidate: Candidate, change: Change) -> None:
+        """Put new keys into force here. Rounds take the site again once a roster of the custodian's holds them."""
+        # First: a certificate of before must not outlive the keys that it came with.
+        self._shut_out(session, candidate.site, change.at)
+        site_rows.rekey(session, candidate, self.settings.recoveries, change)
+        self._issue(session, candidate.site, candidate.csr_der, change.at)
 
     def _approve(self, session: Session, site: Site, fingerprint: str, change: Change) -> None:
         site_rows.approve(session, site.name, fingerprint, change)
         session.refresh(site)
         self._issue(session, site.name, site.csr_der, change.at)
+        invitation = site_rows.invitation(session, site.name)
+        if invitation is None or invitation.replaces is None:
+            return
+        before = site_rows.standing(site_rows.get(session, invitation.replaces))
+        if before in site_rows.MEMBERS:
+            gone = Cause(change.at, change.actor, f"has the name {site.name} now").of(f"site:{invitation.replaces}")
+            site_rows.revoke(session, invitation.replaces, before, gone)
+            self._shut_out(session, invitation.replaces, change.at)
 
     def _issue(self, session: Session, site: str, csr_der: bytes, now: datetime) -> SiteCertificate:
         expires_at = now + timedelta(days=self.settings.certificate_days)
@@ -279,12 +346,17 @@ class EnrolmentService:
         """Void everything that the site holds. No round takes it any more, whatever roster is in force."""
         site_rows.end_certificates(session, site, now)
 
-    def _join_reply(self, session: Session, site: Site) -> enrolment_pb2.JoinReply:
+    def _cause(self, at: datetime, why: str) -> Cause:
+        return Cause(at, self.actor, why)
+
+    def _join_reply(self, session: Session, site: Site, signing_key: bytes) -> enrolment_pb2.JoinReply:
+        """Answer the host whose keys those are; for a site with other keys in force it waits as a candidate."""
+        is_own = site.signing_key == signing_key and is_listed(session, site)
         match site_rows.standing(site):
-            case site_rows.APPROVED if is_listed(session, site):
+            case site_rows.APPROVED | site_rows.SUSPENDED if is_own:
                 return enrolment_pb2.JoinReply(credentials=self._credentials(session, self._first(session, site)))
             # An approved site waits, too: without a roster that holds its keys it could verify nothing.
-            case site_rows.PENDING | site_rows.APPROVED:
+            case site_rows.PENDING | site_rows.APPROVED | site_rows.SUSPENDED:
                 pending = enrolment_pb2.Pending(retry_after_s=self.settings.retry_after_s)
                 return enrolment_pb2.JoinReply(pending=pending)
             case _:
@@ -309,10 +381,6 @@ class EnrolmentService:
         )
 
 
-def _operator(at: datetime, why: str) -> Cause:
-    return Cause(at, "operator", why)
-
-
 def _own(site: str, at: datetime, why: str) -> Change:
     """A change that a site makes to its own row."""
     return Cause(at, f"site:{site}", why).of(f"site:{site}")
@@ -330,8 +398,21 @@ def _invited(session: Session, request: enrolment_pb2.JoinRequest) -> Invitation
 def _active_site(session: Session, name: str) -> Site:
     # One sentence for a name that never joined and for one that is out: the caller may be a stranger.
     site = site_rows.find(session, name)
-    if site is None or site_rows.standing(site) != site_rows.APPROVED:
+    if site is None or site_rows.standing(site) not in site_rows.MEMBERS:
         raise JoinDenied("no active site of that name; ask the coordinator for an invitation")
+    return site
+
+
+def _member(session: Session, name: str) -> Site:
+    """Return the site of that name whose keys are in force.
+
+    Raises:
+        NotFound: when no such site has joined.
+        WrongState: when its keys are not in force.
+    """
+    site = site_rows.get(session, name)
+    if site_rows.standing(site) not in site_rows.MEMBERS:
+        raise WrongState(f"expected an approved site, got {name!r}: {site_rows.standing(site)}; `site invite` it")
     return site
 
 

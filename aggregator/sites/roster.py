@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from aggregator.errors import WrongState
 from aggregator.signing_requests import RosterChange, RosterRequest
 from aggregator.sites.authority import Authority
-from aggregator.store import Change, Store, record, site_rows
+from aggregator.store import OPERATOR, Change, Store, record, site_rows
 from aggregator.store.tables import RosterEpoch, Site
 
 ROSTERS_KEPT = 2  # the one in force and the one a round was frozen with
@@ -39,12 +39,16 @@ def in_force(session: Session) -> Roster | None:
 
 
 def eligible(session: Session) -> list[str]:
-    """Return the sites that may take part in a round, by name: active, and in the newest roster with their keys."""
+    """Return the sites that may take part in a round, by name.
+
+    They are active, not suspended, and in the newest roster with their keys.
+    """
     roster = in_force(session)
     if roster is None:
         return []
     listed = set(roster.entries)
-    return [site.name for site in site_rows.active(session) if _entry(site) in listed]
+    able = [site for site in site_rows.active(session) if site.suspended_at is None]
+    return [site.name for site in able if _entry(site) in listed]
 
 
 def is_listed(session: Session, site: Site) -> bool:
@@ -66,7 +70,9 @@ def request_roster(session: Session) -> RosterRequest:
     return RosterRequest(proposed=proposed.to_bytes(), in_force=b"" if row is None else row.signed)
 
 
-def import_roster(store: Store, authority: Authority, signed: SignedRoster, now: datetime) -> RosterChange:
+def import_roster(
+    store: Store, authority: Authority, signed: SignedRoster, now: datetime, actor: str = OPERATOR
+) -> RosterChange:
     """Put a roster into force that the custodian has signed.
 
     Raises:
@@ -84,7 +90,7 @@ def import_roster(store: Store, authority: Authority, signed: SignedRoster, now:
             raise WrongState(f"the roster of epoch {roster.epoch} has ended; export a new request and sign it")
         changes = RosterChange.between(() if before is None else before.entries, roster.entries)
         site_rows.add_roster(session, RosterEpoch(epoch=roster.epoch, signed=serialize(signed), created_at=now))
-        change = Change(now, "operator", f"roster:{roster.epoch}", f"signed by the custodian: {changes}")
+        change = Change(now, actor, f"roster:{roster.epoch}", f"signed by the custodian: {changes}")
         record(session, change, None if before is None else f"epoch {before.epoch}", f"epoch {roster.epoch}")
     return changes
 

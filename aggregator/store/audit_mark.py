@@ -25,7 +25,10 @@ _ROWS = Audit.__table__.c
 
 
 class Mark(NamedTuple):
-    """The newest row of the audit: its number, 0 before the first, and the SHA-256 of its content in hex."""
+    """The newest row of the audit: its number, 0 before the first, and the head of the chain in hex.
+
+    Notes of version 0.1.0 hold the SHA-256 of the row's content instead.
+    """
 
     entries: int
     sha256: str
@@ -55,7 +58,7 @@ def check(store: Store, folder: Path) -> None:
     if not noted.entries:
         return
     held = _row(store, noted.entries)
-    if held == noted:
+    if noted in (held, _row(store, noted.entries, chained=False)):
         return
     last = _row(store, None).entries
     raise StateFolderRefused(
@@ -94,16 +97,28 @@ def _noted(folder: Path) -> Mark:
         ) from None
 
 
-def _row(store: Store, number: int | None) -> Mark:
-    """The row of that number, or the newest one; number 0 when there is none."""
-    if not inspect(store.engine).has_table(Audit.__tablename__):
+def _row(store: Store, number: int | None, *, chained: bool = True) -> Mark:
+    """The row of that number, or the newest one; number 0 when there is none.
+
+    Args:
+        store: The database, perhaps of an older version: this runs before the tables are brought up to date.
+        number: Of the row; None for the newest.
+        chained: Whether the mark is the chain's head, where the row has one.
+    """
+    inspector = inspect(store.engine)
+    if not inspector.has_table(Audit.__tablename__):
         return Mark(0, "")
-    rows = select(Audit.__table__).order_by(_ROWS.id.desc()).limit(1)
+    held = {column["name"] for column in inspector.get_columns(Audit.__tablename__)}
+    rows = select(*(column for column in _ROWS if column.name in held)).order_by(_ROWS.id.desc()).limit(1)
     if number is not None:
         rows = rows.where(_ROWS.id == number)
     with store.engine.connect() as connection:
         row = connection.execute(rows).first()
     if row is None:
         return Mark(0, "")
-    content = json.dumps([str(value) for value in row])
+    values = dict(row._mapping)
+    digest = values.pop("digest", None)
+    if chained and digest is not None:
+        return Mark(row.id, digest.hex())
+    content = json.dumps([str(value) for value in values.values()])
     return Mark(row.id, hashlib.sha256(content.encode()).hexdigest())

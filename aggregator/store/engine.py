@@ -15,15 +15,17 @@ from datetime import datetime
 from threading import Lock
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, create_engine, event, insert, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, create_engine, event, update
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from aggregator.errors import LostRace
+from aggregator.errors import ConfigRefused, LostRace
 from aggregator.states import ROUND_TRANSITIONS, RUN_TRANSITIONS, SEAT_TRANSITIONS, RoundState, RunState, SeatState
-from aggregator.store.tables import Audit
+from aggregator.store import audit_chain
 
 BUSY_TIMEOUT_MS = 30_000
+OPERATOR = "operator"  # the audit's name for a coordinator who is not named
 
 State = TypeVar("State", RunState, RoundState, SeatState)
 
@@ -54,6 +56,7 @@ class Store:
         """Yields a session in one transaction: committed when the block ends, rolled back when it raises."""
         with self._write_lock, Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+            audit_chain.append(session)
 
     def checkpoint(self) -> None:
         """Move what is committed from SQLite's write-ahead log into the file, as far as no reader is in the way."""
@@ -71,7 +74,7 @@ class Change:
     """Who changes which row, when and why: the audit row of a change, without the states."""
 
     at: datetime
-    actor: str  # site:<name>, operator, driver:<owner>
+    actor: str  # person:<name>, unix:<name>, site:<name>, driver:<owner>, dashboard
     subject: str  # run:<hex>, round:<hex>/<n>, seat:<hex>/<n>/<site>, site:<name>
     why: str  # one sentence or a closed code; never free text from a site
 
@@ -98,7 +101,24 @@ def open_store(url: str) -> Store:
 
     Args:
         url: As SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
+
+    Raises:
+        ConfigRefused: when it is no such URL, or the database's driver is not installed.
     """
+    try:
+        return _open(url)
+    except ModuleNotFoundError as error:
+        raise ConfigRefused(
+            f"[state] database needs the Python package {error.name}, which is not installed; "
+            "pip install 'hemofed[postgres]'"
+        ) from None
+    except ArgumentError:  # its text may repeat the password
+        raise ConfigRefused(
+            "[state] database: expected a URL such as postgresql+psycopg://user:password@host/name, got another text"
+        ) from None
+
+
+def _open(url: str) -> Store:
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, pool_size=32, max_overflow=32)
         event.listen(engine, "connect", _configure_sqlite)
@@ -167,9 +187,9 @@ def rows_changed(session: Session, statement: Update | Delete) -> int:
 
 
 def record(session: Session, change: Change, before: str | None, after: str) -> None:
-    """Append one audit row to the current transaction: for a row that is new, or for an event without a state."""
+    """Append one audit row at the end of the transaction: for a row that is new, or for an event without a state."""
     row = {"at": change.at, "actor": change.actor, "subject": change.subject}
-    session.connection().execute(_APPEND, row | {"before": before, "after": after, "why": change.why})
+    audit_chain.add(session, row | {"before": before, "after": after, "why": change.why})
 
 
 def allowed_after(
@@ -183,10 +203,6 @@ def allowed_after(
             return ROUND_TRANSITIONS[before]
         case SeatState():
             return SEAT_TRANSITIONS[before]
-
-
-# Built once: building a statement costs as much as running it.
-_APPEND = insert(Audit)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

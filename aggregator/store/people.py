@@ -1,15 +1,22 @@
-"""Administrators of the dashboard, and the audit trail they read."""
+"""People: who may log in and act, with what role; and the audit trail that says what they did.
+
+A password is stored as an argon2id hash (RFC 9106). Hashes of version 0.1.0 are scrypt's. They are verified, and
+replaced at the next log-in.
+"""
 
 import base64
 import hashlib
 import hmac
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, WrongState
-from aggregator.store.engine import Change, record
+from aggregator.states import Role
+from aggregator.store.engine import Change, guarded, record
 from aggregator.store.tables import Administrator, Audit
 
 PASSWORD_CHARACTERS_MIN = 12
@@ -18,28 +25,52 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of scrypt (RFC 7914). A hash is stored with its own, so that they may grow later."""
+    """Parameters of argon2id. A hash is stored with its own, so that they may grow later."""
 
-    n: int
-    r: int
-    p: int
-
-
-COST = Cost(n=1 << 15, r=8, p=1)  # of new hashes: a guess costs 32 MiB and about 50 ms
+    passes: int
+    memory_kib: int
+    lanes: int
 
 
-def add_administrator(session: Session, name: str, password: str, salt: bytes, change: Change) -> None:
-    """Add an administrator; `salt` are 16 random bytes.
+COST = Cost(passes=3, memory_kib=64 * 1024, lanes=4)  # of new hashes: RFC 9106, section 4, second recommendation
+
+
+def add_administrator(
+    session: Session, name: str, password: str, salt: bytes, change: Change, role: Role = Role.ADMIN
+) -> None:
+    """Add a person; `salt` are 16 random bytes.
 
     Raises:
         WrongState: when the name is taken or the password is shorter than 12 characters.
     """
     if session.get(Administrator, name) is not None:
         raise WrongState(f"administrator {name!r} exists; remove it first, or choose another name")
-    if len(password) < PASSWORD_CHARACTERS_MIN:
-        raise WrongState(f"expected a password of at least {PASSWORD_CHARACTERS_MIN} characters, got {len(password)}")
-    session.add(Administrator(name=name, password_hash=hash_password(password, salt), created_at=change.at))
-    record(session, change, None, "added")
+    hashed = _hash_chosen(password, salt)
+    session.add(Administrator(name=name, password_hash=hashed, role=role, created_at=change.at))
+    record(session, change, None, f"added as {role}")
+
+
+def change_password(session: Session, name: str, password: str, salt: bytes, change: Change) -> None:
+    """Give a person another password; `salt` are 16 random bytes. Their sessions end.
+
+    Raises:
+        NotFound: when there is none of that name.
+        WrongState: when the password is shorter than 12 characters.
+    """
+    _get(session, name).password_hash = _hash_chosen(password, salt)
+    record(session, change, None, "password changed")
+
+
+def change_role(session: Session, name: str, role: Role, change: Change) -> None:
+    """Give a person another role, from their next request on.
+
+    Raises:
+        NotFound: when there is none of that name.
+        LostRace: when another process changed it in between.
+    """
+    before = _get(session, name).role
+    held = Administrator.name == name, Administrator.role == before
+    guarded(session, update(Administrator).where(*held).values(role=role), change, before.value, role.value)
 
 
 def remove_administrator(session: Session, name: str, change: Change) -> None:
@@ -48,11 +79,8 @@ def remove_administrator(session: Session, name: str, change: Change) -> None:
     Raises:
         NotFound: when there is none of that name.
     """
-    administrator = session.get(Administrator, name)
-    if administrator is None:
-        raise NotFound(f"no administrator {name!r}; `admin list` shows those there are")
-    session.delete(administrator)
-    record(session, change, "added", "removed")
+    session.delete(_get(session, name))
+    record(session, change, None, "removed")
 
 
 def administrators(session: Session) -> list[Administrator]:
@@ -60,32 +88,40 @@ def administrators(session: Session) -> list[Administrator]:
     return list(session.scalars(select(Administrator).order_by(Administrator.name)))
 
 
-def password_hash_of(session: Session, name: str) -> str | None:
-    """Return the stored hash; None when there is no such administrator."""
-    administrator = session.get(Administrator, name)
-    return None if administrator is None else administrator.password_hash
+def find(session: Session, name: str) -> Administrator | None:
+    """Return the person of that name."""
+    return session.get(Administrator, name)
 
 
 def password_fits(session: Session, name: str, password: str) -> bool:
     """Whether `password` is the one of `name`."""
     administrator = session.get(Administrator, name)
     # A name that does not exist costs as much time as one that does, so the answer does not tell which names exist.
-    # The hash of zeros has no password.
-    stored = _stored(COST, bytes(16), bytes(HASH_BYTES)) if administrator is None else administrator.password_hash
+    stored = _no_password() if administrator is None else administrator.password_hash
     return verify_password(password, stored) and administrator is not None
 
 
+def renew_hash(session: Session, name: str, password: str, salt: bytes) -> None:
+    """Replace a stored hash of another kind or cost by one of COST; `password` fits. `salt` are 16 random bytes."""
+    administrator = _get(session, name)
+    stored = administrator.password_hash
+    if stored.startswith("scrypt$") or _hasher().check_needs_rehash(stored):
+        administrator.password_hash = hash_password(password, salt)
+
+
 def hash_password(password: str, salt: bytes) -> str:
-    """Return scrypt$n$r$p$salt$hash, salt and hash in base64. `salt` are 16 random bytes."""
-    return _stored(COST, salt, _scrypt(password, salt, COST))
+    """Return the argon2id hash in PHC form, salt and costs included. `salt` are 16 random bytes."""
+    return _hasher().hash(password, salt=salt)
 
 
 def verify_password(password: str, stored: str) -> bool:
     """Whether `stored` was made from `password`, at the cost it names."""
-    _kind, n, r, p, salt, expected = stored.split("$")
-    hashed = _scrypt(password, base64.b64decode(salt), Cost(int(n), int(r), int(p)))
-    # In constant time: the time of a comparison must not tell how many bytes were right.
-    return hmac.compare_digest(hashed, base64.b64decode(expected))
+    if stored.startswith("scrypt$"):
+        return _verify_scrypt(password, stored)
+    try:
+        return _hasher().verify(stored, password)
+    except (Argon2Error, InvalidHashError):
+        return False
 
 
 def audit_trail(
@@ -108,17 +144,45 @@ def audit_trail(
     return list(session.scalars(chosen))
 
 
-def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
+def audit_of_run(session: Session, hex_id: str) -> list[Audit]:
+    """Return all rows of the audit trail about a run, its rounds and their seats, oldest first."""
+    about = [
+        Audit.subject == f"run:{hex_id}",
+        *(Audit.subject.startswith(f"{kind}:{hex_id}/") for kind in ("round", "seat")),
+    ]
+    return list(session.scalars(select(Audit).where(or_(*about)).order_by(Audit.id)))
+
+
+def _get(session: Session, name: str) -> Administrator:
+    administrator = session.get(Administrator, name)
+    if administrator is None:
+        raise NotFound(f"no administrator {name!r}; `admin list` shows those there are")
+    return administrator
+
+
+def _hash_chosen(password: str, salt: bytes) -> str:
+    if len(password) < PASSWORD_CHARACTERS_MIN:
+        raise WrongState(f"expected a password of at least {PASSWORD_CHARACTERS_MIN} characters, got {len(password)}")
+    return hash_password(password, salt)
+
+
+def _hasher() -> PasswordHasher:
+    return PasswordHasher(COST.passes, COST.memory_kib, COST.lanes, hash_len=HASH_BYTES)
+
+
+def _no_password() -> str:
+    """A hash of zeros, which has no password."""
+    salt, hashed = (base64.b64encode(bytes(size)).decode().rstrip("=") for size in (16, HASH_BYTES))
+    return f"$argon2id$v=19$m={COST.memory_kib},t={COST.passes},p={COST.lanes}${salt}${hashed}"
+
+
+def _verify_scrypt(password: str, stored: str) -> bool:
+    """Of version 0.1.0: scrypt$n$r$p$salt$hash (RFC 7914), salt and hash in base64."""
+    _kind, n, r, p, salt, expected = stored.split("$")
     # scrypt needs 128 * n * r bytes and a little more, which is just above OpenSSL's own limit of 32 MiB.
-    memory = 256 * cost.n * cost.r
-    return hashlib.scrypt(
-        password.encode(), salt=salt, n=cost.n, r=cost.r, p=cost.p, maxmem=max(memory, 1 << 20), dklen=HASH_BYTES
+    memory = max(256 * int(n) * int(r), 1 << 20)
+    hashed = hashlib.scrypt(
+        password.encode(), salt=base64.b64decode(salt), n=int(n), r=int(r), p=int(p), maxmem=memory, dklen=HASH_BYTES
     )
-
-
-def _stored(cost: Cost, salt: bytes, hashed: bytes) -> str:
-    return "$".join(("scrypt", str(cost.n), str(cost.r), str(cost.p), _text(salt), _text(hashed)))
-
-
-def _text(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
+    # In constant time: the time of a comparison must not tell how many bytes were right.
+    return hmac.compare_digest(hashed, base64.b64decode(expected))

@@ -13,7 +13,7 @@ from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
 from aggregator.store.engine import Cause, Change, guarded, record, rows_changed, transition
 from aggregator.store.run_rows import ACTIVE
-from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat
+from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat, Site
 
 OVER = (RoundState.PUBLISHED, RoundState.ABANDONED)
 _NO_SEAT = "this site has no seat in that round; poll for what to do"
@@ -23,6 +23,7 @@ _NO_SEAT = "this site has no seat in that round; poll for what to do"
 class SitePosition:
     """Where one site is: the active run, its newest round, the site's seat in it. None for what does not exist."""
 
+    is_suspended: bool
     epoch: int  # of the newest roster; 0 before the first
     run: Run | None
     row: Round | None
@@ -104,9 +105,10 @@ def position(session: Session, site: str) -> SitePosition:
     """Return everything that a Poll needs, in one query; this is the hottest one."""
     current = session.execute(_POSITION, {"seated": site}).first()
     if current is None:  # no run is active; a site still wants the roster's epoch
-        return SitePosition(session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
-    epoch, run, row, seat_row = current
-    return SitePosition(epoch or 0, run, row, seat_row)
+        suspended_at = session.scalar(_SUSPENDED_AT, {"seated": site})
+        return SitePosition(suspended_at is not None, session.scalar(_NEWEST_EPOCH) or 0, None, None, None)
+    suspended_at, epoch, run, row, seat_row = current
+    return SitePosition(suspended_at is not None, epoch or 0, run, row, seat_row)
 
 
 # Built once: building a statement costs as much as running it.
@@ -134,8 +136,9 @@ _COUNT_BYTES = (
     .values(bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down"))
 )
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
+_SUSPENDED_AT = select(Site.suspended_at).where(Site.name == bindparam("seated"))
 _POSITION = (
-    select(_NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
+    select(_SUSPENDED_AT.scalar_subquery(), _NEWEST_EPOCH.scalar_subquery(), Run, Round, Seat)
     .select_from(Run)
     .outerjoin(Round, Round.run_id == Run.run_id)
     .outerjoin(Seat, _SEATED)
@@ -224,6 +227,12 @@ def phase_times(session: Session, round_id: int) -> list[PhaseTime]:
     return list(session.scalars(select(PhaseTime).where(PhaseTime.round_id == round_id).order_by(PhaseTime.id)))
 
 
+def newest_published(session: Session, limit: int) -> list[Round]:
+    """Return the newest published rounds of all runs that changed the model, newest first."""
+    published = select(Round).where(Round.state == RoundState.PUBLISHED, Round.next_model != Round.base_model)
+    return list(session.scalars(published.order_by(Round.id.desc()).limit(limit)))
+
+
 def reached(session: Session, run_id: bytes, *states: RoundState) -> list[int]:
     """Return the numbers of a run's rounds that have been in one of `states`, or are, ascending."""
     been = select(PhaseTime.round_id).where(PhaseTime.state.in_(states))
@@ -298,6 +307,12 @@ def seats(session: Session, round_id: int) -> list[Seat]:
 def seat(session: Session, round_id: int, site: str) -> Seat | None:
     """Return the seat of one site, if it has one."""
     return session.get(Seat, (round_id, site))
+
+
+def newest_seats(session: Session, site: str, limit: int) -> list[tuple[Seat, Round]]:
+    """Return the newest seats of a site in all runs, newest first, each with its round."""
+    seats = select(Seat, Round).join(Round, Round.id == Seat.round_id).where(Seat.site == site)
+    return [(seat, row) for seat, row in session.execute(seats.order_by(Round.id.desc()).limit(limit))]
 
 
 def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from aggregator.errors import NotFound, RunInProgress
 from aggregator.states import RunState
 from aggregator.store.engine import Change, record, transition
-from aggregator.store.tables import ModelVersion, Run
+from aggregator.store.tables import ModelVersion, Round, Run
 
 ACTIVE = (RunState.RUNNING, RunState.PAUSED)
 
@@ -19,15 +19,18 @@ def subject(run_id: bytes) -> str:
 
 
 def add(session: Session, run: Run, change: Change) -> None:
-    """Begin a run.
+    """Add a run that begins now, or is queued.
 
     Raises:
-        RunInProgress: while another run is running or paused, or when this plan has a run already.
+        RunInProgress: while another run is running or paused, unless this one is queued; or when this plan has a run
+            already.
     """
     # A site works on one round at a time, so two runs would starve each other.
     running = active(session)
-    if running is not None:
-        raise RunInProgress(f"one run at a time: {running.name} is {running.state}; abort it or let it end first")
+    if running is not None and run.state is not RunState.QUEUED:
+        raise RunInProgress(
+            f"one run at a time: {running.name} is {running.state}; abort it, let it end first, or add --queue"
+        )
     if session.get(Run, run.run_id) is not None:
         raise RunInProgress(f"run {run.run_id.hex()} was begun before; sign a new plan (it gets a new run id)")
     session.add(run)
@@ -38,6 +41,21 @@ def add(session: Session, run: Run, change: Change) -> None:
 def active(session: Session) -> Run | None:
     """Return the run that is RUNNING or PAUSED, if any."""
     return session.scalars(select(Run).where(Run.state.in_(ACTIVE)).order_by(Run.created_at)).first()
+
+
+def current(session: Session) -> Run | None:
+    """Return the active run, else the newest one that has begun, else None."""
+    begun = select(Run).where(Run.run_id.in_(select(Round.run_id))).order_by(Run.created_at.desc()).limit(1)
+    return active(session) or session.scalars(begun).first()
+
+
+def queued(session: Session) -> list[Run]:
+    """Return the runs that wait for the one in progress to end, the next one first."""
+    return list(session.scalars(_QUEUED))
+
+
+# Built once: drivers ask twice a second.
+_QUEUED = select(Run).where(Run.state == RunState.QUEUED).order_by(Run.created_at)
 
 
 def get(session: Session, run_id: bytes) -> Run:

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from aggregator.errors import LostRace, NotFound
 from aggregator.states import SiteStanding
 from aggregator.store.engine import Change, guarded, rows_changed
-from aggregator.store.tables import Certificate, Challenge, Invitation, RosterEpoch, Site, SiteReport
+from aggregator.store.tables import Candidate, Certificate, Challenge, Invitation, RosterEpoch, Site, SiteReport
 
 PENDING, APPROVED = SiteStanding.PENDING, SiteStanding.APPROVED
-REVOKED, LEFT = SiteStanding.REVOKED, SiteStanding.LEFT
+SUSPENDED, REVOKED, LEFT = SiteStanding.SUSPENDED, SiteStanding.REVOKED, SiteStanding.LEFT
+MEMBERS = (APPROVED, SUSPENDED)  # their keys are in force
 
 
 def standing(site: Site) -> SiteStanding:
@@ -26,7 +27,9 @@ def standing(site: Site) -> SiteStanding:
         return REVOKED
     if site.left_at is not None:
         return LEFT
-    return PENDING if site.approved_at is None else APPROVED
+    if site.approved_at is None:
+        return PENDING
+    return APPROVED if site.suspended_at is None else SUSPENDED
 
 
 def find(session: Session, name: str) -> Site | None:
@@ -115,14 +118,71 @@ def revoke(session: Session, name: str, before: str, change: Change) -> None:
     guarded(session, _still_in(name).values(revoked_at=change.at), change, before, REVOKED)
 
 
-def leave(session: Session, name: str, change: Change) -> None:
-    """Let a site leave for good.
+def suspend(session: Session, name: str, change: Change) -> None:
+    """Let no new round take an approved site.
+
+    Raises:
+        LostRace: when it is suspended already, or is not approved any more.
+    """
+    approved = _still_in(name).where(Site.approved_at.is_not(None), Site.suspended_at.is_(None))
+    guarded(session, approved.values(suspended_at=change.at), change, APPROVED, SUSPENDED)
+
+
+def resume(session: Session, name: str, change: Change) -> None:
+    """Let rounds take a suspended site again.
+
+    Raises:
+        LostRace: when it is not suspended any more.
+    """
+    suspended = _still_in(name).where(Site.suspended_at.is_not(None))
+    guarded(session, suspended.values(suspended_at=None), change, SUSPENDED, APPROVED)
+
+
+def candidate(session: Session, name: str) -> Candidate | None:
+    """Return the new keys that wait for the approval of this site, if any."""
+    return session.get(Candidate, name)
+
+
+def candidates(session: Session) -> list[Candidate]:
+    """Return all new keys that wait for approval, by site."""
+    return list(session.scalars(select(Candidate).order_by(Candidate.site)))
+
+
+def put_candidate(session: Session, row: Candidate) -> None:
+    """Keep new keys until they are approved; they replace others that waited."""
+    session.merge(row)
+
+
+def withdraw_candidate(session: Session, name: str) -> bool:
+    """Forget new keys that wait, and say whether there were any."""
+    return rows_changed(session, delete(Candidate).where(Candidate.site == name)) == 1
+
+
+def rekey(session: Session, row: Candidate, recoveries: int, change: Change) -> None:
+    """Put a site's new keys in the place of its old ones. The report of its old host is forgotten.
+
+    Raises:
+        LostRace: when other keys wait by now, or the site is out.
+    """
+    waiting = Candidate.site == row.site, Candidate.fingerprint == row.fingerprint
+    if rows_changed(session, delete(Candidate).where(*waiting)) != 1:
+        raise LostRace(f"site:{row.site}: other keys than those wait for approval by now")
+    keys = {"csr_der": row.csr_der, "signing_key": row.signing_key, "sealing_key": row.sealing_key}
+    times = {"joined_at": row.joined_at, "approved_at": change.at, "recoveries_left": recoveries}
+    approved = _still_in(row.site).where(Site.approved_at.is_not(None))
+    guarded(session, approved.values(keys | times | {"fingerprint": row.fingerprint}), change, None, "rekeyed")
+    # Another host has another ledger, and must not be told that it was longer.
+    session.execute(delete(SiteReport).where(SiteReport.site == row.site))
+
+
+def leave(session: Session, name: str, before: str, change: Change) -> None:
+    """Let a site that stands at `before` leave for good.
 
     Raises:
         LostRace: when it is not approved, was revoked or left already.
     """
     approved = _still_in(name).where(Site.approved_at.is_not(None))
-    guarded(session, approved.values(left_at=change.at), change, APPROVED, LEFT)
+    guarded(session, approved.values(left_at=change.at), change, before, LEFT)
 
 
 def spend_recovery(session: Session, name: str, change: Change) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData,
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from aggregator.states import FaultKind, RoundState, RunState, SeatState
+from aggregator.states import FaultKind, Role, RoundState, RunState, SeatState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -66,6 +66,9 @@ class Invitation(Base):
         LargeBinary, comment="SHA-256 of the first JoinRequest; only that request may use the token again"
     )
     auto_approve: Mapped[bool] = mapped_column(comment="demo only: no telephone, approved on joining")
+    replaces: Mapped[str | None] = mapped_column(
+        comment="site that is revoked when the invited one is approved; its own name: it gets new keys"
+    )
 
 
 class Site(Base):
@@ -83,6 +86,20 @@ class Site(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: every call is refused")
     left_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: the site left for good, likewise")
     recoveries_left: Mapped[int] = mapped_column(comment="challenge recoveries still allowed after long outages")
+    suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="set: no new round takes the site")
+
+
+class Candidate(Base):
+    """New keys of a site that has keys in force, until they are approved or withdrawn."""
+
+    __tablename__ = "candidates"
+
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
+    csr_der: Mapped[bytes] = mapped_column(LargeBinary, comment="PKCS#10")
+    signing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="Ed25519 public key, 32 bytes")
+    sealing_key: Mapped[bytes] = mapped_column(LargeBinary, comment="HPKE X-Wing public key")
+    fingerprint: Mapped[str] = mapped_column(comment="six words to compare by telephone")
+    joined_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Certificate(Base):
@@ -294,18 +311,26 @@ class Audit(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-    actor: Mapped[str] = mapped_column(comment="site:<name>, operator, driver:<owner>")
+    actor: Mapped[str] = mapped_column(
+        comment="person:<name>, unix:<name> of the machine, site:<name>, driver:<owner>, dashboard"
+    )
     subject: Mapped[str] = mapped_column(comment="run:<hex>, round:<hex>/<n>, seat:<hex>/<n>/<site>, site:<name>")
     before: Mapped[str | None] = mapped_column(comment="state left")
     after: Mapped[str] = mapped_column(comment="state entered, or what happened")
     why: Mapped[str] = mapped_column(comment="one sentence or a closed code; never free text from a site")
+    digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="over the digest of the row before and this row's content"
+    )
 
 
 class Administrator(Base):
-    """A person who may log in to the dashboard."""
+    """A person who may log in to the dashboard, and act on the command line."""
 
     __tablename__ = "administrators"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    password_hash: Mapped[str] = mapped_column(comment="scrypt$n$r$p$salt$hash, base64")
+    password_hash: Mapped[str] = mapped_column(
+        comment="argon2id in PHC form; scrypt$n$r$p$salt$hash of 0.1.0 until the next log-in"
+    )
+    role: Mapped[Role] = mapped_column(server_default=Role.ADMIN.name, comment="what the person may do")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -302,6 +302,7 @@ class AgentService:
             roster=tuple(sorted(self._identity.roster.signing_keys)),
             roster_waiting=waiting,
             roster_expires_at=self._identity.roster.expires_at,
+            suspended=self._participant.suspended,
             set_aside=tuple(sorted(path.name for path in self._settings.folders.agent.rglob(f"*{DAMAGED}"))),
         )
         try:

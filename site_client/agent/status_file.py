@@ -36,6 +36,7 @@ class AgentStatus:
     roster: tuple[str, ...] = ()  # the hospitals whose keys this site believes
     roster_waiting: tuple[str, ...] = ()  # those of them that do not count yet
     roster_expires_at: AwareTime | None = None
+    suspended: bool = False  # the coordinator lets no new round take this site
     set_aside: tuple[str, ...] = ()  # damaged files that were replaced, by the names that they have now
 
 
@@ -44,6 +45,8 @@ def in_words(status: AgentStatus) -> str:
     line = status.state.removeprefix("SITE_").lower().replace("_", " ")
     if status.reasons:
         line += f": {', '.join(status.reasons)}"
+    if status.suspended:
+        line += "; suspended by the coordinator: no new round takes this site"
     if status.round is not None:
         line += f"; round {status.round}"
     return f"{line}; {status.last_error}" if status.last_error else line

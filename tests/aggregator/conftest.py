@@ -93,7 +93,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cheap_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     """New hashes and sealed keys at the lowest cost; each names its cost, so they verify as any other."""
-    monkeypatch.setattr(people, "COST", people.Cost(n=2, r=1, p=1))
+    monkeypatch.setattr(people, "COST", people.Cost(passes=1, memory_kib=8, lanes=1))
     monkeypatch.setattr(sealed_key, "COST_N", 2)
 
 

@@ -25,14 +25,15 @@ from aggregator.runs import lifecycle
 from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plan_file import read_plan
 from aggregator.sites.authority import Authority
-from aggregator.states import FaultKind, RoundState, RunState, SeatState
-from aggregator.store import Cause, Change, fault_rows, people, round_rows, site_rows
+from aggregator.states import FaultKind, Role, RoundState, RunState, SeatState
+from aggregator.store import Cause, Change, audit_chain, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
 from aggregator.units import duration, size
 from tests.aggregator.conftest import StandingClock
 from tests.custodian import CUSTODIAN, sign_pending
 
 PASSWORD = "correct horse battery"
+OF_VERSION_0_1_0 = "scrypt$16$8$1$c3Nzc3Nzc3Nzc3Nzc3Nzcw==$K0G10HgI+rZIAIM6reMjYidHwD5Zm9Zz6IObHoQQE60="  # of PASSWORD
 SITES = ("north", "south", "east")
 PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\npurpose = "To see whether pages say what rows hold."\n'
 
@@ -163,6 +164,58 @@ def test_logging_out_ends_the_session(ada: TestClient) -> None:
     assert ada.get("/").status_code == 303
 
 
+def test_log_ins_failed_ones_and_log_outs_are_audited_and_no_typed_name(
+    app: AppContext, client: TestClient, ada: TestClient
+) -> None:
+    client.post("/login", data={"name": "ada", "password": "wrong horse battery"})
+    client.post("/login", data={"name": "my secret password", "password": "x"})
+    ada.post("/logout")
+    with app.store.read() as session:
+        rows = people.audit_trail(session)
+        audit_chain.verify(session)
+    assert [(row.actor, row.subject, row.after) for row in rows[:4]] == [
+        ("person:ada", "administrator:ada", "logged out"),
+        ("dashboard", "dashboard", "log-in failed"),
+        ("dashboard", "administrator:ada", "log-in failed"),
+        ("person:ada", "administrator:ada", "logged in"),
+    ]
+    assert "my secret password" not in str([(row.subject, row.why) for row in rows])
+
+
+def test_an_old_hash_is_replaced_at_the_log_in_and_other_sessions_end(app: AppContext, ada: TestClient) -> None:
+    with app.store.write() as session:
+        person = people.find(session, "ada")
+        assert person is not None
+        person.password_hash = OF_VERSION_0_1_0
+    assert ada.get("/").status_code == 303
+    assert ada.post("/login", data={"name": "ada", "password": PASSWORD}).headers["location"] == "/"
+    assert ada.get("/").status_code == 200
+    with app.store.read() as session:
+        person = people.find(session, "ada")
+    assert person is not None
+    assert person.password_hash.startswith("$argon2id$")
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_viewer_reads_no_audit_and_a_change_of_role_counts_at_once(
+    app: AppContext, ada: TestClient, clock: StandingClock, role: Role
+) -> None:
+    with app.store.write() as session:
+        people.change_role(session, "ada", role, Change(clock(), "person:eve", "administrator:ada", "for the test"))
+    allowed = role is not Role.VIEWER
+    assert ada.get("/audit").status_code == (200 if allowed else 403)
+    assert ada.get("/faults/1/evidence").status_code == (404 if allowed else 403)
+    assert ('href="/audit"' in ada.get("/").text) == allowed
+    assert ada.get("/runs").status_code == 200
+
+
+def test_the_audit_page_shows_the_head_of_the_chain(app: AppContext, ada: TestClient) -> None:
+    with app.store.read() as session:
+        head = audit_chain.verify(session)
+    text = ada.get("/audit").text
+    assert f"Head of the chain after row {head.entries}: <code>{head.digest.hex()}</code>" in text
+
+
 def test_a_restart_logs_nobody_out(app: AppContext, ada: TestClient) -> None:
     restarted = TestClient(create_app(app), cookies=dict(ada.cookies), follow_redirects=False)
     assert restarted.get("/").status_code == 200
@@ -253,10 +306,25 @@ def test_a_site_that_left_is_said_so_and_not_to_be_late(
     running: AppContext, ada: TestClient, clock: StandingClock
 ) -> None:
     with running.store.write() as session:
-        site_rows.leave(session, "south", Change(clock(), "site:south", "site:south", "left for good"))
+        site_rows.leave(
+            session, "south", site_rows.APPROVED, Change(clock(), "site:south", "site:south", "left for good")
+        )
     row = _row_of(ada.get("/").text, "south")
     assert "left" in row
     assert "unknown" not in row
+
+
+def test_a_suspended_site_is_shown_apart_from_those_that_take_part(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    assert "No round takes these" not in ada.get("/").text
+    with running.store.write() as session:
+        site_rows.suspend(session, "east", Change(clock(), "person:ada", "site:east", "for the test"))
+    text = ada.get("/").text
+    places = [text.index(f'<th scope="row">{name}') for name in ("north", "south", "east")]
+    apart = text.index("No round takes these")
+    assert places[0] < places[1] < apart < places[2]
+    assert "suspended" in _row_of(text, "east")
 
 
 def test_a_site_that_never_reported_is_said_so(running: AppContext, ada: TestClient) -> None:

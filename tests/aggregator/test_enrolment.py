@@ -57,7 +57,7 @@ def test_a_name_that_is_none_is_not_invited(enrolment: EnrolmentService, name: s
 
 def test_an_approved_site_is_not_invited_again(enrolment: EnrolmentService, host: Host) -> None:
     enroll(enrolment, host)
-    with pytest.raises(WrongState, match="revoke"):
+    with pytest.raises(WrongState, match="rekey"):
         enrolment.invite("st-mary")
 
 

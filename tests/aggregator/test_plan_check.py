@@ -2,15 +2,16 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from federation import accounting, privacy
-from federation.description import ModelDescription
 from federation.encoding import Layout
 from federation.forecast import (
     cohort_noise,
@@ -21,15 +22,24 @@ from federation.forecast import (
     traffic,
     train_spent,
 )
-from federation.manifest import Manifest, Model, TensorSpec, save_model
+from federation.manifest import Manifest, TensorSpec
 from federation.plan import CohortBounds, Encoding, LocalTraining, Trainable, TrainingPlan
 from federation.privacy import Privacy
 from federation.vocabulary import Metric
 
 from aggregator.cli import main
+from aggregator.config import load_settings
+from aggregator.context import open_context
 from aggregator.custodian.review import plan_words
 from aggregator.runs import gaussian_pld
 from aggregator.runs.forecast_words import NOT_NOISED
+from aggregator.runs.start_check import participation, start_objections
+from aggregator.sites.authority import Authority
+from aggregator.sites.enrolment import EnrolmentService
+from aggregator.states import RoundState, RunState, SeatState
+from aggregator.store.tables import PhaseTime, Round, Run, Seat
+from site_client.model.initial_weights import write_fresh
+from tests.aggregator.conftest import Host
 from tests.aggregator.test_cli_aggregator import Console, console, fresh
 from tests.contract.conftest import make_plan
 
@@ -76,12 +86,18 @@ def private(make_plan: Callable[..., TrainingPlan]) -> TrainingPlan:
     )
 
 
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initial model of 277,740 numbers, 2,328 of which are heads."""
+    path = tmp_path_factory.mktemp("lite") / "initial.safetensors"
+    write_fresh("lite", 1, path)
+    return path
+
+
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A folder with a model of 40,000 numbers, 2,000 of which are heads."""
-    manifest = Manifest((TensorSpec("trunk", (38_000,)), TensorSpec("head", (2000,))))
-    model = Model(manifest, np.zeros(40_000, np.float32))
-    save_model(tmp_path / "initial.safetensors", model, description=ModelDescription("lite", parts="th"))
+def files(tmp_path: Path, lite: Path) -> Path:
+    """A folder with an initial model."""
+    shutil.copy(lite, tmp_path / "initial.safetensors")
     return tmp_path
 
 
@@ -148,7 +164,7 @@ def test_a_private_plan_is_described_with_budgets_noise_and_a_gaussian_beside_it
     result = check(files, PLAN.format(patients=1000))
     assert result.exit_code == 0, result.output
     text = result.stdout
-    assert "2,000 of 40,000 numbers (heads)" in text
+    assert "2,328 of 277,740 numbers (heads)" in text
     assert "up to 3 d of training, then five phases of masking of up to 10 min each" in text
     spent = re.search(r"of training, budget 8: .* ([\d.]+) after round 20", text)
     gaussian = re.search(r"PLD of dp-accounting\): ([\d.]+); an approximation, no bound", text)
@@ -223,3 +239,128 @@ def test_a_weight_cap_that_lets_rounding_exceed_the_clip_norm_is_objected_to(
         ratio = rounding_over_clip(measured_plan)
         assert measured <= 10 * ratio <= 1.4 * measured
         assert bool(objections(measured_plan)) == (measured > 10)
+
+
+# --- can the run begin? ---
+
+PLAIN = 'name = "p"\narchitecture = "lite"\nrounds = 2\n[training]\nstudies_min = 200\n'
+
+
+@pytest.fixture
+def ten(console: Console) -> Console:
+    """A coordinator with ten hospitals in the roster and one that no roster holds."""
+    app = open_context(load_settings(console.config))
+    authority = Authority(app.settings.state.folder / "ca", app.clock)
+    enrolment = EnrolmentService(app.store, authority, app.settings.enrolment, app.clock, app.random)
+    for number in range(10):
+        enrolment.join(Host().join_request(enrolment.invite(f"site-{number:02}", auto_approve=True)))
+    console.sign_roster()
+    enrolment.join(Host().join_request(enrolment.invite("st-late", auto_approve=True)))
+    app.store.close()
+    return console
+
+
+def check_here(console: Console, lite: Path, plan: str, *options: str) -> Result:
+    (console.folder / "plan.toml").write_text(plan)
+    return console("plan", "check", str(console.folder / "plan.toml"), "--model", str(lite), *options)
+
+
+def test_without_a_state_folder_a_plan_is_checked_and_who_takes_part_is_left_open(files: Path) -> None:
+    result = check(files, PLAIN)
+    assert result.exit_code == 0
+    assert "may take part   not known here: this machine has no state folder" in result.stdout
+    assert json.loads(check(files, PLAIN, "--json").stdout)["sites"] is None
+
+
+def test_a_check_names_who_may_take_part_and_who_is_in_no_roster(ten: Console, lite: Path) -> None:
+    result = check_here(ten, lite, PLAIN)
+    assert result.exit_code == 0, result.stderr
+    names = ", ".join(f"site-{number:02}" for number in range(10))
+    assert f"may take part   10 of 3 needed: {names}" in result.stdout
+    assert "not in the roster in force, so not yet: st-late" in result.stdout
+    assert "nothing yet: no round has been published here" in result.stdout
+    wanted = check_here(ten, lite, PLAIN + "[cohort]\ntarget = 12\n")
+    assert "12 are wanted, so a round waits for all of them or its deadline" in wanted.stdout
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (PLAIN + "[cohort]\nminimum = 40\ntarget = 40\n", "expected at least 40 hospitals (cohort.minimum), 10 may"),
+        (PLAIN.replace('"lite"', '"resnext"'), "got 'resnext'"),
+        (PLAIN.replace('"lite"', '"densenet121-gru"'), "tensors of densenet121-gru in the initial model, got those of"),
+        (PLAIN + "[encoding]\nclip_norm = 1e-9\n", "nothing would be learned; raise encoding.clip_norm (now 1e-09)"),
+    ],
+)
+def test_a_plan_that_cannot_begin_or_learn_is_refused(ten: Console, lite: Path, plan: str, said: str) -> None:
+    result = check_here(ten, lite, plan)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert said in json.loads(check_here(ten, lite, plan, "--json").stdout)["objections"][0]
+
+
+def test_a_roster_that_has_ended_lets_no_run_begin(ten: Console, lite: Path, private: TrainingPlan) -> None:
+    app = open_context(load_settings(ten.config))
+    with app.store.read() as session:
+        sites = participation(session, app.clock() + timedelta(days=181))
+    app.store.close()
+    assert sites.able == ()
+    assert "the roster has ended" in start_objections(private, sites, None)[0]
+
+
+def test_a_dry_run_says_what_the_check_says_and_begins_nothing(ten: Console, lite: Path) -> None:
+    checked = check_here(ten, lite, PLAIN)
+    request = ten.folder / "plan.request"
+    assert ten("plan", "export", str(ten.folder / "plan.toml"), str(request), "--model", str(lite)).exit_code == 0
+    start = ("run", "start", str(ten.custodian.sign(request)), "--model", str(lite))
+    dry = ten(*start, "--dry-run")
+    assert (dry.exit_code, dry.stdout) == (0, checked.stdout)
+    assert ten.json("run", "list") == []
+    assert ten(*start).exit_code == 0
+    assert "one run at a time: p has to end first" in ten.refused(*start, "--dry-run")
+
+
+def test_a_run_that_too_few_could_take_part_in_begins_by_force_only(console: Console, lite: Path) -> None:
+    (console.folder / "plan.toml").write_text(PLAIN)
+    request = console.folder / "plan.request"
+    console("plan", "export", str(console.folder / "plan.toml"), str(request), "--model", str(lite))
+    start = ("run", "start", str(console.custodian.sign(request)), "--model", str(lite))
+    assert "0 may take part: lower it, or let more join; or add --force" in console.refused(*start)
+    assert console.json("run", "list") == []
+    assert console(*start, "--force").exit_code == 0
+
+
+def test_times_and_lines_come_from_published_rounds(ten: Console, lite: Path) -> None:
+    app = open_context(load_settings(ten.config))
+    now = app.clock()
+    with app.store.write() as session:
+        plan = {"signed_plan": b"", "plan_digest": b"p"}
+        session.add(Run(run_id=b"r", name="before", **plan, state=RunState.COMPLETED, created_at=now))
+        session.flush()
+        for number, training_s in enumerate((3600.0, 7200.0, 36_000.0), 1):
+            row = Round(
+                run_id=b"r",
+                number=number,
+                attempt=1,
+                state=RoundState.PUBLISHED,
+                base_model=bytes([number]),
+                next_model=bytes([number + 1]),
+                roster_epoch=1,
+                began_at=now,
+                phase_since=now,
+                deadline=now,
+            )
+            session.add(row)
+            session.flush()
+            for state, seconds in ((RoundState.TRAINING, training_s), (RoundState.KEYS, 2.0), (RoundState.UPLOAD, 8.0)):
+                session.add(PhaseTime(round_id=row.id, attempt=1, state=state, seconds=seconds))
+            session.add(Seat(round_id=row.id, site="site-00", state=SeatState.REVEALED, bytes_up=40_000 * number))
+    app.store.close()
+    result = check_here(ten, lite, PLAIN)
+    assert result.exit_code == 0, result.stderr
+    measured = "measured        3 published rounds: training 1 h to 10 h, median 2 h; the five phases of masking 10 s"
+    assert measured in result.stdout
+    assert "the slowest upload ran at 5.0 kB a second or more; " in result.stdout
+    slow = check_here(ten, lite, PLAIN + "[deadlines]\nphase_s = 20\n")
+    assert slow.exit_code == 1
+    assert "on the slowest line measured, and deadlines.phase_s allows 20 s; raise it" in slow.stderr

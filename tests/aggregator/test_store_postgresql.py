@@ -15,7 +15,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from federation.roster import Roster, sign_roster
-from sqlalchemy import inspect
+from sqlalchemy import inspect, update
 
 from aggregator.custodian.review import next_roster
 from aggregator.errors import JoinDenied, WrongState
@@ -23,9 +23,9 @@ from aggregator.migrations import upgrade
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.sites.roster import import_roster, request_roster
 from aggregator.states import RunState
-from aggregator.store import Change, Store, open_store, site_rows, transition
+from aggregator.store import Change, Store, audit_chain, open_store, record, site_rows, transition
 from aggregator.store.people import audit_trail
-from aggregator.store.tables import Base, Run
+from aggregator.store.tables import Base, Invitation, Run
 from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import roster_of, sign
 from tests.custodian import CUSTODIAN
@@ -178,3 +178,35 @@ def test_of_two_imports_of_one_signed_roster_one_wins(enrolment: EnrolmentServic
         import_roster(enrolment.store, enrolment.authority, signed, enrolment.clock())
 
     assert outcomes_of(take, take) == ["lost", "won"]
+
+
+def test_writers_at_once_make_one_chain_of_the_audit(store: Store, clock: StandingClock) -> None:
+    rows_each, writers = 20, 6
+
+    def write(name: str) -> None:
+        for number in range(rows_each):
+            with store.write() as session:
+                record(session, Change(clock(), f"person:{name}", "site:north", f"{number}"), None, "first")
+                record(session, Change(clock(), f"person:{name}", "site:north", f"{number}"), None, "second")
+
+    assert outcomes_of(*(partial(write, f"writer-{number}") for number in range(writers))) == ["won"] * writers
+    with store.read() as session:
+        assert audit_chain.verify(session).entries == 2 * rows_each * writers
+
+
+def test_a_run_that_is_aborted_while_sites_write_waits_for_nobody_for_ever(store: Store, clock: StandingClock) -> None:
+    """Two transactions that hold rows of each other's and both write audit rows: one waits, and none is refused."""
+    with store.write() as session:
+        for name in ("alpha", "omega"):
+            session.add(Invitation(site=name, secret_hash=b"", expires_at=clock(), used_by=None, auto_approve=False))
+
+    def touch(first: str, second: str) -> None:
+        with store.write() as session:
+            record(session, Change(clock(), "person:ada", f"site:{first}", ""), None, "before the rows")
+            for name in sorted((first, second)):  # the order in which every use case takes them
+                session.connection().execute(update(Invitation).where(Invitation.site == name).values(used_by=b"x"))
+
+    acts = [partial(touch, "alpha", "omega"), partial(touch, "omega", "alpha")] * 4
+    assert outcomes_of(*acts) == ["won"] * 8
+    with store.read() as session:
+        assert audit_chain.verify(session).entries == 8

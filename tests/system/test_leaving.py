@@ -30,7 +30,7 @@ from tests.system.consortium import Consortium, consortium
 from tests.custodian import CUSTODIAN  # isort: skip
 
 from aggregator.errors import WrongState  # isort: skip
-from aggregator.commands.listings import list_sites  # isort: skip
+from aggregator.store import site_rows  # isort: skip
 from aggregator.store.people import audit_trail  # isort: skip
 
 
@@ -59,8 +59,7 @@ def roster(coordinator: Consortium) -> list[str]:
 
 def standing(coordinator: Consortium, site: str) -> str:
     with coordinator.app.store.read() as session:
-        (row,) = [row for row in list_sites(session) if row["site"] == site]
-    return str(row["standing"])
+        return str(site_rows.standing(site_rows.get(session, site)))
 
 
 def ask_for_roster(settings: SiteSettings, identity: SiteIdentity) -> None:

@@ -85,6 +85,7 @@ class Participant:
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
         self._rollback = RollbackWatch(folder, settings.folders.spool, egress, privacy, files, clock)
         self._seen = self._local_facts()
+        self.suspended = False  # by the coordinator, as the last poll's answer said
 
     def step(self) -> Turn:
         """Poll once, and take the step that the answer asks for.
@@ -99,6 +100,7 @@ class Participant:
         # Before the poll: a change during the poll is then news afterwards, and not lost.
         self._seen = self._local_facts()
         reply = self._egress.send(POLL, self._poll_request())
+        self.suspended = reply.suspended
         self._rollback.look(reply)
         # Before the step, which may name a roster of this epoch.
         if reply.roster_epoch > self._identity.roster.epoch:

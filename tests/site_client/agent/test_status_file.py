@@ -1,11 +1,12 @@
 """The agent's status file, as `hemofed-site status` reads it."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from federation.vocabulary import SiteState, StateReason
 
-from site_client.agent.status_file import AgentStatus, read_status, write_status
+from site_client.agent.status_file import AgentStatus, in_words, read_status, write_status
 
 STATUS = AgentStatus(
     written_at=datetime(2026, 3, 1, tzinfo=UTC),
@@ -35,3 +36,10 @@ def test_before_the_first_status_and_after_a_power_cut_there_is_none(tmp_path: P
     assert read_status(tmp_path) is None
     (tmp_path / "status.json").write_bytes(b"")
     assert read_status(tmp_path) is None
+
+
+def test_a_suspension_by_the_coordinator_is_said_in_the_words_of_the_status() -> None:
+    assert "suspended" not in in_words(STATUS)
+    assert in_words(replace(STATUS, suspended=True)) == (
+        "paused: NET_WINDOW; suspended by the coordinator: no new round takes this site; round 3"
+    )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from federation.architectures import MANIFEST_DIGESTS
 from federation.labels import ANY, LABELS
 from torch import Tensor, nn
 
@@ -57,6 +58,18 @@ def test_an_architecture_has_the_published_networks_kernels(architecture: str) -
     kernels = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     counted = sum(kernel.weight.numel() for kernel in kernels)
     assert counted == TORCHVISION_KERNELS[architecture] + (CHANNELS - 3) * FIRST_KERNEL
+
+
+def test_the_contract_lists_every_architecture() -> None:
+    assert list(MANIFEST_DIGESTS) == list(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name.startswith("lite") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
+def test_the_contract_has_the_tensors_of_an_architecture(architecture: str) -> None:
+    assert manifest_of(build(architecture, 0)).digest.hex() == MANIFEST_DIGESTS[architecture]
 
 
 @pytest.mark.parametrize("architecture", ["lite", "densenet121", "resnet50"])

@@ -1,0 +1,266 @@
+"""The story of a run for people: each delay of a round and its cause. From the rounds, their seats and the audit."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from aggregator.commands.printing import Row
+from aggregator.config import PacingSettings
+from aggregator.dashboard.wording import REASONS, SITE_STATES
+from aggregator.runs.plans import plan_of
+from aggregator.sites.freshness import stale_after_s
+from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
+from aggregator.store import people, round_rows, site_rows
+from aggregator.store.tables import Audit, PhaseTime, Round, Run, Seat
+from aggregator.units import duration
+
+QUICK_S = 10.0  # phases of masking that took less are told in one line
+
+
+@dataclass(frozen=True)
+class Delay:
+    """A stretch of a round and its cause.
+
+    Attributes:
+        attempt: 1 for the first.
+        state: The round's.
+        seconds: So far, while the round is in it.
+        cause: One sentence.
+    """
+
+    attempt: int
+    state: str
+    seconds: float
+    cause: str
+
+
+@dataclass(frozen=True)
+class RoundStory:
+    """One round: how it began and ended, and its delays in order."""
+
+    number: int
+    outcome: str
+    delays: tuple[Delay, ...]
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """A run: each change of its state with its author, and its rounds."""
+
+    headline: str
+    turns: tuple[str, ...]
+    rounds: tuple[RoundStory, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the story, one line each."""
+        yield self.headline
+        yield from (f"  {turn}" for turn in self.turns)
+        for story in self.rounds:
+            yield f"round {story.number}: {story.outcome}"
+            for delay in story.delays:
+                again = f", attempt {delay.attempt}" if delay.attempt > 1 else ""
+                yield f"  {delay.state}{again}, {duration(delay.seconds)}: {delay.cause}"
+
+    def row(self) -> Row:
+        """Return the story as JSON values."""
+        rounds = [{**asdict(story), "delays": [asdict(delay) for delay in story.delays]} for story in self.rounds]
+        return {"headline": self.headline, "turns": list(self.turns), "rounds": rounds}
+
+
+def tell(session: Session, run: Run, now: datetime, pacing: PacingSettings) -> RunStory:
+    """Read the story of a run.
+
+    Args:
+        session: A session of `Store.read`.
+        run: The run.
+        now: Aware UTC.
+        pacing: When a site's report is old.
+    """
+    trail = people.audit_of_run(session, run.run_id.hex())
+    of_run = [row for row in trail if row.subject.startswith("run:")]
+    reason = f": {run.reason}" if run.reason and run.state is not RunState.RUNNING else ""
+    since = of_run[-1].at if of_run else run.created_at
+    return RunStory(
+        headline=f"{run.name} ({run.run_id.hex()}) is {run.state} since {_at(since)}{reason}",
+        turns=tuple(f"{_at(row.at)}  {row.after} by {actor_words(row.actor)}: {row.why}" for row in of_run),
+        rounds=tuple(
+            _Teller(session, run, row, trail, now, pacing).story() for row in round_rows.of_run(session, run.run_id)
+        ),
+    )
+
+
+def actor_words(actor: str) -> str:
+    """Name an actor of the audit: a driver is the aggregator itself."""
+    return "the aggregator" if actor.startswith("driver:") else actor
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Tells one round."""
+
+    session: Session
+    run: Run
+    row: Round
+    trail: list[Audit]
+    now: datetime
+    pacing: PacingSettings
+
+    def story(self) -> RoundStory:
+        row = self.row
+        phases = round_rows.phase_times(self.session, row.id)
+        over = row.state in round_rows.OVER
+        lasted_s = ((row.ended_at or self.now) - row.began_at).total_seconds()
+        outcome = f"began {_at(row.began_at)}, " + (
+            f"{row.state} after {duration(lasted_s)}" if over else f"in {row.state} after {duration(lasted_s)}"
+        )
+        if row.state is RoundState.PUBLISHED:
+            outcome += f", {row.members} updates in the sum"
+        if row.state is RoundState.ABANDONED:
+            outcome += f": {row.reason}"
+        delays, began = [], row.began_at
+        quick: list[PhaseTime] = []
+        for phase in phases:
+            changes = self._seat_changes(began, phase)
+            began = self._end_of(phase, began)
+            if phase.state in MASKING_PHASES and phase.seconds < QUICK_S and not _missed(changes):
+                quick.append(phase)
+                continue
+            delays += _merged(quick)
+            quick = []
+            delays.append(Delay(phase.attempt, phase.state.value, phase.seconds, self._cause(phase, changes, began)))
+        delays += _merged(quick)
+        if not over:
+            seconds = (self.now - row.phase_since).total_seconds()
+            delays.append(Delay(row.attempt, row.state.value, seconds, self._awaited()))
+        return RoundStory(row.number, outcome, tuple(delays))
+
+    def _end_of(self, phase: PhaseTime, began: datetime) -> datetime:
+        """When the round left a phase that it entered at `began`: the time of the audit row that says so."""
+        subject = round_rows.subject(self.row)
+        left = (row.at for row in self.trail if row.subject == subject and row.before == phase.state and _moves(row))
+        return next((at for at in left if at >= began), began)
+
+    def _seat_changes(self, began: datetime, phase: PhaseTime) -> list[Audit]:
+        """Return the changes of seats from `began` to the end of the phase, in order."""
+        prefix, end = round_rows.seat_subject(self.row, ""), self._end_of(phase, began)
+        seats = [row for row in self.trail if row.subject.startswith(prefix) and began <= row.at <= end]
+        # The last changes of the phase before have the time of its end.
+        return [row for row in seats if row.at > began or began == self.row.began_at]
+
+    def _cause(self, phase: PhaseTime, changes: list[Audit], end: datetime) -> str:
+        if phase.state is RoundState.TRAINING:
+            return self._cause_of_training(phase, changes, end)
+        if phase.state is RoundState.AGGREGATING:
+            return "the aggregator recovered the masks and computed the next model"
+        missed = _missed(changes)
+        if missed:
+            return f"waited for {', '.join(missed)} until the deadline; {_they(missed)} did not answer"
+        answered = [row for row in changes if row.after == PHASE_SEATS[phase.state][1]]
+        if not answered:
+            return "no member answered"
+        return f"{_site(answered[-1])} was the last of {len(answered)} members to answer"
+
+    def _cause_of_training(self, phase: PhaseTime, changes: list[Audit], end: datetime) -> str:
+        began = end.timestamp() - phase.seconds
+        ready = [row for row in changes if row.after == SeatState.READY and row.actor.startswith("site:")]
+        sentences = []
+        if ready:
+            first, last = (duration(row.at.timestamp() - began) for row in (ready[0], ready[-1]))
+            if len(ready) == 1:
+                sentences.append(f"{_site(ready[0])} was ready after {first}")
+            else:
+                sentences.append(
+                    f"{_site(ready[0])} was ready first, after {first}, and {_site(ready[-1])} last, after {last}"
+                )
+        else:
+            sentences.append("no site became ready")
+        waited_s = end.timestamp() - ready[-1].at.timestamp() if ready else phase.seconds
+        absent = [_site(row) for row in changes if row.after == SeatState.LEFT_OUT and row.before == SeatState.OFFERED]
+        closed = [row for row in self.trail if row.subject == round_rows.subject(self.row) and not _moves(row)]
+        closed = [row for row in closed if row.before is not None and began <= row.at.timestamp() <= end.timestamp()]
+        if closed:
+            sentences.append(f"{actor_words(closed[-1].actor)} closed the training")
+        elif waited_s >= QUICK_S and (absent or not ready or self.row.state is RoundState.ABANDONED):
+            whom = f" for {', '.join(absent)}" if absent else ""
+            sentences.append(
+                f"the round waited {duration(waited_s)} more{whom}, until its deadline or the plan's grace"
+            )
+        elif absent:
+            sentences.append(f"it went on without {', '.join(absent)}")
+        sentences += [
+            f"{_site(row)} declined ({_reason(row.why)})" for row in changes if row.after == SeatState.DECLINED
+        ]
+        return "; ".join(sentences)
+
+    def _awaited(self) -> str:
+        row = self.row
+        if row.state is RoundState.AGGREGATING:
+            return "the aggregator recovers the masks and computes the next model"
+        seats = round_rows.seats(self.session, row.id)
+        awaited = SeatState.OFFERED if row.state is RoundState.TRAINING else PHASE_SEATS[row.state][0]
+        sentences = [self._how(seat) for seat in seats if seat.state is awaited]
+        sentences += [
+            f"{seat.site} declined ({_reason(seat.decline_reason or '')})"
+            for seat in seats
+            if seat.state is SeatState.DECLINED
+        ]
+        bounds, ready = plan_of(self.run).cohort, [seat.state for seat in seats].count(SeatState.READY)
+        if row.state is RoundState.TRAINING:
+            sentences.append(
+                f"{ready} are ready; masking begins at {bounds.target}, or at {_at(row.deadline)} with at least "
+                f"{bounds.minimum}"
+            )
+        else:
+            sentences.append(f"the phase ends at {_at(row.deadline)} at the latest")
+        return "; ".join(sentences)
+
+    def _how(self, seat: Seat) -> str:
+        """Say how a site is that the round waits for."""
+        report = site_rows.report(self.session, seat.site)
+        if report is None:
+            return f"{seat.site} has never reported"
+        age_s = (self.now - report.seen_at).total_seconds()
+        if age_s > stale_after_s(self.pacing, report.state, run_paused=self.run.state is RunState.PAUSED):
+            return f"{seat.site} has been silent for {duration(age_s)}"
+        reasons = [_reason(name) for name in report.reasons.split(",") if name]
+        progress = f", {report.progress_percent} %" if report.progress_percent else ""
+        state = SITE_STATES.get(report.state, report.state)
+        return f"{seat.site} is {state}{progress}" + (f" ({', '.join(reasons)})" if reasons else "")
+
+
+def _moves(row: Audit) -> bool:
+    """Whether an audit row of a round enters a state; others tell of an event."""
+    return row.after in list(RoundState)
+
+
+def _missed(changes: list[Audit]) -> list[str]:
+    return sorted({_site(row) for row in changes if row.after == SeatState.MISSED})
+
+
+def _merged(phases: list[PhaseTime]) -> list[Delay]:
+    """Return phases that took no time as one delay; none for no phases."""
+    if not phases:
+        return []
+    seconds = sum(phase.seconds for phase in phases)
+    cause = "every member answered in " + (
+        f"phase {phases[0].state}" if len(phases) == 1 else f"the phases {', '.join(phase.state for phase in phases)}"
+    )
+    return [Delay(phases[0].attempt, "masking", seconds, cause)]
+
+
+def _site(row: Audit) -> str:
+    return row.subject.rsplit("/", 1)[1]
+
+
+def _they(sites: list[str]) -> str:
+    return "it" if len(sites) == 1 else "they"
+
+
+def _reason(name: str) -> str:
+    return REASONS.get(name, name)
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

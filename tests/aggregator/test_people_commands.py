@@ -1,0 +1,109 @@
+"""People on the command line: roles, passwords, and whom the audit names."""
+
+import getpass
+import os
+
+import pytest
+
+from aggregator.commands.base import unix_user
+from tests.aggregator.test_cli_aggregator import Console, console, fresh
+
+__all__ = ["console", "fresh"]  # fixtures
+PASSWORD = "correct horse battery\n"
+
+
+@pytest.fixture(autouse=True)
+def without_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+
+
+@pytest.fixture
+def people(console: Console) -> Console:
+    """One person of each role."""
+    for role in ("viewer", "auditor", "operator", "admin"):
+        add = ("admin", "add", f"{role}-ann", "--role", role, "--password-stdin")
+        assert console(*add, stdin=PASSWORD).exit_code == 0
+    return console
+
+
+def newest(console: Console) -> tuple[str, str, str]:
+    [row] = console.json("audit", "--limit", "1")
+    return row["actor"], row["subject"], row["after"]
+
+
+def test_the_audit_names_the_unix_user_who_is_no_listed_person(console: Console) -> None:
+    console("site", "invite", "st-mary")
+    assert newest(console) == (f"unix:{getpass.getuser()}", "site:st-mary", "invited")
+
+
+def test_before_sudo_the_person_had_another_name(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "ada")
+    console("site", "invite", "st-mary")
+    assert newest(console)[0] == "unix:ada"
+    console("admin", "add", "ada", "--password-stdin", stdin=PASSWORD)
+    console("site", "invite", "charite")
+    assert newest(console)[0] == "person:ada"
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert unix_user() == "4000000000"
+
+
+def test_a_person_acts_by_name_and_a_stranger_does_not(people: Console) -> None:
+    assert people("--as", "operator-ann", "site", "invite", "st-mary").exit_code == 0
+    assert newest(people) == ("person:operator-ann", "site:st-mary", "invited")
+    assert "no administrator 'eve'" in people.refused("--as", "eve", "site", "invite", "charite")
+
+
+@pytest.mark.parametrize(
+    ("least", "act"),
+    [
+        ("operator", ("site", "invite", "charite")),
+        ("operator", ("site", "suspend", "st-mary")),
+        ("operator", ("run", "pause")),
+        ("operator", ("roster", "import", "absent")),
+        ("admin", ("admin", "role", "viewer-ann", "operator")),
+        ("admin", ("admin", "passwd", "viewer-ann", "--password-stdin")),
+        ("admin", ("admin", "remove", "viewer-ann")),
+        ("admin", ("admin", "add", "eve", "--password-stdin")),
+    ],
+)
+def test_a_role_below_the_least_is_refused_before_anything_happens(
+    people: Console, least: str, act: tuple[str, ...]
+) -> None:
+    roles = ("viewer", "auditor", "operator", "admin")
+    for role in roles[: roles.index(least)]:
+        entries = len(people.json("audit"))
+        refusal = people.refused("--as", f"{role}-ann", *act, stdin=PASSWORD)
+        assert f"expected a person who is {least} or more, {role}-ann is {role}" in refusal
+        assert len(people.json("audit")) == entries
+
+
+def test_everybody_may_look(people: Console) -> None:
+    for role in ("viewer", "auditor", "operator", "admin"):
+        for command in (("site", "list"), ("run", "list"), ("roster", "show"), ("admin", "list")):
+            assert people("--as", f"{role}-ann", *command).exit_code == 0
+
+
+def test_roles_are_listed_changed_and_audited(people: Console) -> None:
+    assert people("--as", "admin-ann", "admin", "role", "viewer-ann", "operator").exit_code == 0
+    roles = {row["name"]: row["role"] for row in people.json("admin", "list")}
+    assert roles == {
+        "admin-ann": "admin",
+        "auditor-ann": "auditor",
+        "operator-ann": "operator",
+        "viewer-ann": "operator",
+    }
+    [row] = people.json("audit", "--limit", "1")
+    assert (row["actor"], row["before"], row["after"]) == ("person:admin-ann", "viewer", "operator")
+    assert "no administrator" in people.refused("admin", "role", "eve", "viewer")
+    assert people("admin", "role", "viewer-ann", "king").exit_code == 2
+
+
+def test_a_password_is_changed_and_a_short_one_refused(people: Console) -> None:
+    passwd = ("admin", "passwd", "viewer-ann", "--password-stdin")
+    assert "logged out everywhere" in people(*passwd, stdin="another horse battery\n").stdout
+    assert newest(people)[1:] == ("administrator:viewer-ann", "password changed")
+    assert "at least 12" in people.refused(*passwd, stdin="short\n")
+    assert "no administrator" in people.refused("admin", "passwd", "eve", "--password-stdin", stdin=PASSWORD)
