@@ -19,7 +19,7 @@ M = TypeVar("M", bound=Message)
 
 
 def parse(message_type: type[M], data: bytes) -> M:
-    """Parses the message whose canonical serialization is `data`.
+    """Parses the message whose canonical serialization is `data`, 16 MiB at most.
 
     Raises:
         Malformed: The bytes are too many (over 16 MiB), are no such message, hold a field or an enum value unknown to
@@ -54,7 +54,9 @@ def serialize(message: Message) -> bytes:
 
 
 def check_known(message: Message) -> None:
-    """Refuses fields and enum values that this version does not know, at any depth. For requests that gRPC has parsed.
+    """Refuses fields and enum values that this version does not know, at any depth.
+
+    `parse` calls it. Requests that gRPC has parsed need it by itself.
 
     Raises:
         Malformed: The error names the message and the field's number.

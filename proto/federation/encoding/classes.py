@@ -29,6 +29,9 @@ def coarse_header(layout: Layout, header: SiteHeader) -> SiteHeader:
     Args:
         layout: Layout of the round.
         header: The exact header.
+
+    Returns:
+        The header to encode. Each histogram of 64 bins keeps its form; its sum is a class.
     """
     examples = size_class(min(header.example_count, layout.count_cap))
     mean_loss = header.loss_sum / header.example_count if header.example_count else 0.0

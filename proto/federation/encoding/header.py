@@ -41,7 +41,7 @@ class SiteHeader:
         loss_sum: Training loss, summed over `example_count` examples, 0 to 2^31.
         example_count: Examples in `loss_sum`, 0 to 2^32.
         clipped: Whether the update was longer than the clip norm.
-        histograms: int64 [6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
+        histograms: int64[6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
             of the base model.
 
     Raises:
@@ -75,7 +75,7 @@ class HeaderSum:
         loss_sum: Sum of the members' `loss_sum`.
         example_count: Sum of the members' `example_count`.
         clipped: Members whose update was clipped.
-        histograms: int64 [6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
+        histograms: int64[6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
     """
 
     weight: int
@@ -101,7 +101,7 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
-    """Writes one site's header words, uint64 [772]. Metrics that the plan does not list stay 0.
+    """Writes one site's header words, uint64[772]. Metrics that the plan does not list stay 0.
 
     Raises:
         EncodingRefused: A count exceeds the plan's cap; the site has to scale it down.
@@ -122,7 +122,7 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
 
 
 def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> HeaderSum:
-    """Reads the sum of `members` headers, uint64 [772].
+    """Reads the sum of `members` headers, uint64[772].
 
     Raises:
         EncodingRefused: No sum of so many honest headers has this value.

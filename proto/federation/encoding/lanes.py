@@ -14,7 +14,7 @@ _CHUNK = 1 << 15
 
 
 def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) -> None:
-    """Writes `numbers` [m] of at most `width` bits each over `words` uint64 [W]. The caller checks the range."""
+    """Writes `numbers` [m] of at most `width` bits each over `words` uint64[W]. The caller checks the range."""
     words[...] = 0
     for start in range(0, words.size, _CHUNK):
         part = words[start : start + _CHUNK]
@@ -24,10 +24,10 @@ def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) ->
 
 
 def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> NDArray[np.integer]:
-    """Reads the `count` numbers in `words` uint64 [W].
+    """Reads the `count` numbers in `words` uint64[W].
 
     Returns:
-        uint16 [count] where a lane has at most 16 bits, int32 [count] otherwise.
+        uint16[count] where a lane has at most 16 bits, int32[count] otherwise.
 
     Raises:
         EncodingRefused: A number exceeds `largest`, or a bit is set that belongs to no number.

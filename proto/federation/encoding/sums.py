@@ -26,9 +26,9 @@ class DecodedSum:
 
     Attributes:
         members: Uploads in the sum.
-        header_words: uint64 [772] as summed.
+        header_words: uint64[772] as summed.
         header: The same words, read.
-        levels: uint16 or int32 [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
+        levels: uint16 or int32[layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
             after an evaluation-only round.
     """
 
@@ -41,7 +41,7 @@ class DecodedSum:
 def encode(
     layout: Layout, delta: NDArray[np.float32] | None, header: SiteHeader, rng: np.random.Generator
 ) -> NDArray[np.uint64]:
-    """Encodes a site's update: uint64 [layout.words], before masking.
+    """Encodes a site's update: uint64[layout.words], before masking.
 
     Args:
         layout: Layout of the round.
@@ -68,7 +68,7 @@ def encode(
 
 
 def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> DecodedSum:
-    """Decodes the unmasked sum of `members` uploads, uint64 [layout.words].
+    """Decodes the unmasked sum of `members` uploads, uint64[layout.words].
 
     Raises:
         EncodingRefused: So many honest members cannot have made this sum. It is worthless.

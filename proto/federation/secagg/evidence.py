@@ -22,8 +22,8 @@ class BadDealing:
     Attributes:
         dealer: The member that it is against.
         kind: Of the secret that the shares do not give.
-        dealt: What the dealer dealt and signed, by member; at least t of them.
-        shares: What those members revealed, by member, 33 bytes each.
+        dealt: Shares that the dealer dealt and signed, by member; at least t of them.
+        shares: Shares that those members revealed, by member, 33 bytes each.
     """
 
     dealer: str
@@ -36,10 +36,10 @@ def verify_bad_dealing(ctx: Context, cohort: Cohort, signing_key: bytes, evidenc
     """Checks the evidence.
 
     Args:
-        ctx: Context of the attempt.
+        ctx: Context of the attempt, 32 bytes.
         cohort: U1 of the dealer's complete graph.
-        signing_key: The dealer's raw Ed25519 key in the roster.
-        evidence: What is said against the dealer.
+        signing_key: The dealer's raw Ed25519 key in the roster, 32 bytes.
+        evidence: The accusation, which anybody may have sent.
 
     Raises:
         EvidenceRefused: It proves nothing.

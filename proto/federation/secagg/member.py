@@ -211,7 +211,7 @@ class Member:
         return {dealer: self._complaint(dealer, dealt[dealer]) for dealer in self._state.complained}
 
     def mask(self, words: Words, dealt: Mapping[str, DealtShares], *, in_place: bool = False) -> Words:
-        """Masks `words` uint64 [m] and returns a copy, or the words themselves. Changes nothing when it raises.
+        """Masks `words` uint64[m] and returns a copy, or the words themselves. Changes nothing when it raises.
 
         Args:
             words: The encoded update.
