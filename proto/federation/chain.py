@@ -124,8 +124,12 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
     """
     squares = 0
     center = decoded.members * layout.level_max
-    for start in range(0, decoded.levels.size, _NORM_CHUNK):
-        part = decoded.levels[start : start + _NORM_CHUNK].astype(np.int64) * 2 - center
+    # Danger: a sum in int64 that wraps around would hide the longest updates. |2 S - center| is at most `center`,
+    # because decoding refused larger sums; so the squares of this many coordinates fit, whatever members sent.
+    chunk = min(_NORM_CHUNK, (2**63 - 1) // center**2)
+    for start in range(0, decoded.levels.size, chunk):
+        # Widened first: a level of uint16, doubled, would wrap around as well.
+        part = decoded.levels[start : start + chunk].astype(np.int64) * 2 - center
         squares += int(part @ part)
     if math.sqrt(squares) > norm_bound(layout, decoded.members, decoded.header.weight):
         raise ChainRefused(
