@@ -22,7 +22,7 @@ _DOMAIN = "hemofed model v1"
 
 @dataclass(frozen=True)
 class ModelCertificate:
-    """Which model a round led to, and who says so.
+    """A statement about the model that a round led to, with the signatures of members.
 
     Attributes:
         plan_digest: 32 bytes.
@@ -72,6 +72,7 @@ class ModelCertificate:
     def to_message(self) -> rounds_pb2.ModelCertificate:
         """Converts to the message."""
         message = self._unsigned()
+        # Sorted: certificates with equal signatures have equal bytes, in whatever order the signatures came.
         for site in sorted(self.signatures):
             message.signatures.add(site=site, signature=self.signatures[site])
         return message
@@ -101,6 +102,7 @@ class ModelCertificate:
 
     def needed(self, hospitals: int) -> int:
         """Returns the number of signatures that prove the model: t of the cohort, and a third of all `hospitals`."""
+        # Rounded up: of seven hospitals a third are three.
         return max(threshold(len(self.cohort)), -(-hospitals // 3))
 
     def _unsigned(self) -> rounds_pb2.ModelCertificate:
@@ -141,6 +143,7 @@ def verify_certificate(
     signers = [site for site in certificate.signatures if site in known]
     if len(set(certificate.cohort) & set(known)) < minimum:
         raise CertificateRefused(f"fewer than {minimum} hospitals known here were in the round that made the model")
+    # Each one, and not only as many as are needed: an honest aggregator passes on no bad signature.
     for site in signers:
         certificate.check_signature(site, certificate.signatures[site], signing_keys)
     needed = certificate.needed(len(known))

@@ -1,4 +1,4 @@
-"""What a model file says about its model: architecture, inputs, labels, origin, run and calibration.
+"""The description of a model in its file: architecture, inputs, labels, origin, run and calibration.
 
 A description is JSON in the metadata of a safetensors file, beside the manifest. It is no part of the model's digest,
 so a federation exchanges models without one: `init-weights`, an export and a benchmark write it, and `predict` reads
@@ -61,6 +61,7 @@ class ModelDescription:
             Malformed: The text is no description, has more than 2^20 characters, or its types are different.
         """
         try:
+            # Bounded before it is parsed: the file may come from outside.
             content = json.loads(text) if len(text) <= _BYTES_MAX else None
         except ValueError:
             content = None

@@ -50,7 +50,7 @@ class CohortNoise:
 
     Attributes:
         members: Size of the cohort, all of whom are in the sum.
-        certain_shares: h. Honest shares that are in the sum, whoever vanishes and whoever leaves a share out.
+        certain_shares: h, the honest shares that are in the sum whichever members vanish or leave a share out.
         excess: The noise's standard deviation over the one that the plan's price needs: sqrt(members / h).
         over_signal: r, the L2 norm of the noise in the mean gradient over the clip norm of a patient.
     """
@@ -63,7 +63,7 @@ class CohortNoise:
 
 @dataclass(frozen=True)
 class PrivacyForecast:
-    """What a private plan spends, and its noise.
+    """The spending of a private plan, and its noise.
 
     Attributes:
         delta: Probability, of both budgets.
@@ -187,4 +187,5 @@ def _train_price(of: Privacy, coordinates: int) -> accounting.Price:
 
 def _tenths(count: int) -> list[int]:
     """The number reached after each tenth of `count`, each once."""
+    # As a set: fewer than ten rounds have no ten tenths.
     return sorted({math.ceil(count * tenth / TENTHS) for tenth in range(1, TENTHS + 1)} - {0})

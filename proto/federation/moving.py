@@ -14,7 +14,7 @@ from federation.manifest import Manifest
 
 @dataclass(frozen=True)
 class MovingPart:
-    """Where the moving tensors lie in the flat vector of a model.
+    """The places of the moving tensors in the flat vector of a model.
 
     Attributes:
         runs: Half-open index ranges of moving numbers, ascending; no two of them touch.

@@ -364,6 +364,7 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
 
 
 def _check_present(message: plan_pb2.Plan) -> None:
+    # An absent part would read as one of zeros, and be refused by the name of a field that is not in the file.
     present = {field.name for field, _ in message.ListFields()}
     for field in message.DESCRIPTOR.fields:
         if field.message_type is not None and field.name not in present and field.name != "privacy":

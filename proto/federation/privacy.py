@@ -122,7 +122,7 @@ def certain_shares(members: int) -> int:
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """From the gradients of a site to whole numbers with noise.
+    """The steps from the gradients of a site to whole numbers with noise.
 
     Attributes:
         noise: On the sum, in whole steps.

@@ -33,6 +33,7 @@ def parse(message_type: type[M], data: bytes) -> M:
         message.ParseFromString(data)
     except DecodeError as error:
         raise Malformed(f"expected a serialized {name}, got {len(data)} bytes that do not parse as one") from error
+    # Order: protobuf keeps unknown fields and serializes them again, so the comparison alone would let them pass.
     check_known(message)
     if serialize(message) != data:
         raise Malformed(f"expected the canonical serialization of a {name}, got another form of the same message")

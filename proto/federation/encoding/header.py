@@ -114,7 +114,7 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
     words[0] = min(header.studies, layout.weight_cap)
     words[3] = int(header.clipped)
     if Metric.LOSS in layout.metrics:
-        words[1] = round(header.loss_sum / LOSS_UNIT)
+        words[1] = round(header.loss_sum / LOSS_UNIT)  # at most 2^51: a sum over 500 members stays below 2^60
         words[2] = header.example_count
     if Metric.HISTOGRAMS in layout.metrics:
         words[4:] = header.histograms.reshape(-1).astype(np.uint64)

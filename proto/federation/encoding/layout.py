@@ -1,4 +1,4 @@
-"""Where everything lies in an upload: header words first, then the vector's lanes. Pure arithmetic on a plan.
+"""The places of all values in an upload: header words first, then the vector's lanes. Pure arithmetic on a plan.
 
 A vector of d parameters is padded and rotated in power-of-two pieces, quantized to b bits a coordinate, and packed into
 lanes of a 64-bit word wide enough for the sum over the largest cohort, so that no cohort can make a lane overflow.
@@ -139,6 +139,7 @@ class Layout:
 
     def vector_words_for(self, members: int) -> int:
         """Returns the uint64 words of the vector when lanes are just wide enough for `members`."""
+        # A lane never crosses words: the bits that are left over at the top stay 0 and are checked.
         lanes = 64 // self.width_for(members)
         return -(-self.coordinates // lanes)
 

@@ -111,6 +111,6 @@ def _levels(
 
 
 def _cut(part: NDArray[np.float64], bound: int) -> None:
-    """As np.clip, in place and in a third of its time."""
+    """Clip in place, in a third of the time of np.clip."""
     np.maximum(part, -bound, out=part)
     np.minimum(part, bound, out=part)

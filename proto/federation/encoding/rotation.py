@@ -124,7 +124,7 @@ def _wide_enough(rows: Vector) -> Vector:
 
 
 def _run_of(levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
-    """How far the whole numbers 2 levels - center of a piece are summed at first, a power of two, and as what.
+    """Returns the length of the first sums over the whole numbers 2 levels - center, a power of two, and their dtype.
 
     As long as sums stay below 2^24 float32 is exact, and half the memory.
     """
@@ -213,7 +213,7 @@ def _matrix(order: int, dtype: np.dtype[np.floating]) -> Vector:
 
 
 def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
-    """Where each piece begins and ends."""
+    """Yields the beginning and the end of each piece."""
     begin = 0
     for length in layout.pieces:
         yield begin, begin + length
@@ -226,7 +226,7 @@ def block_of(layout: Layout) -> int:
 
 
 def _order(layout: Layout) -> NDArray[np.intp]:
-    """Which block of the vector comes where."""
+    """Returns the block of the vector for each place, intp[blocks]."""
     many = layout.coordinates // block_of(layout)
     return _shuffled(layout.rotation_seed, many) if len(layout.pieces) > 1 else np.arange(many)
 

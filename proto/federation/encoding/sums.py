@@ -1,4 +1,4 @@
-"""From a site's update to its words, and from the words of a cohort's sum to numbers. Nothing here masks.
+"""Turns a site's update into its words, and the words of a cohort's sum into numbers. Nothing here masks.
 
 The published sum is the upload's form again (header words, then lanes, uint64 little-endian) with lanes just wide
 enough for the members that are in it.
@@ -62,6 +62,7 @@ def encode(
     _check_delta(layout, delta)
     assert delta is not None  # _check_delta refuses None
     weight = min(header.studies, layout.weight_cap) / layout.weight_cap
+    # Cost: quantized piece by piece, so that one piece at a time exists in float32. Levels take a quarter of that.
     levels = np.concatenate([quantize(layout, piece, rng) for piece in rotate(layout, delta, weight)])
     lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
     return words
@@ -103,7 +104,7 @@ def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Decode
 
 
 def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> DecodedSum:
-    header_words = words[:HEADER_WORDS].copy()
+    header_words = words[:HEADER_WORDS].copy()  # a view would keep the whole upload in memory
     header = read_header(layout, header_words, members)
     levels: NDArray[np.integer] = np.empty(0, np.int32)
     if layout.parameters:

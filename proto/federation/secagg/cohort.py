@@ -1,10 +1,10 @@
-"""Who takes part: checks on advertisements, the frozen cohort U1, and its split into shards.
+"""The members that take part: checks on advertisements, the frozen cohort U1, and its split into shards.
 
 What each check stops:
 
     signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
                                    both ends of every mask. The roster is the custodian's, stored at the site before.
-    canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
+    canonical, not weak            a corrupt member whose masks are known to all, or two strings that are one key
     no duplicates                  a member that echoes another's key, so that shares or masks cancel, or come off twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
@@ -12,7 +12,7 @@ What each check stops:
                                    attempt had failed
 
 Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
-shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
+shards, each a complete graph of its own with its own t. Every member computes their membership from the keys and
 commitments that all members signed; the aggregator cannot put a victim among colluders by choice. It can still try:
 a corrupt member that speaks last may vary its keys until the shuffle pleases it. The size of a shard answers that. A
 shard is lost when a third of it is corrupt; for 1000 sites, 100 of them corrupt, the chance per shuffle
@@ -181,6 +181,7 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
     shards = len(shuffled) // shard_size
     cohorts = []
     for index in range(shards):
+        # Dealt out in turn: sizes differ by one at most, and none is below `shard_size`.
         members = {site: advertisements[site] for site in shuffled[index::shards]}
         cohorts.append(Cohort(cohort_context(shard_context(ctx, seed, index), members), members))
     return cohorts
@@ -245,6 +246,7 @@ def proven_dealers(members: int, complaints: Mapping[str, Collection[str]]) -> l
         members: Size n of the complete graph.
         complaints: By dealer, the members that complained.
     """
+    # As a set: a member counts once, however often it complained.
     return order(dealer for dealer, sites in complaints.items() if len(set(sites)) > complaints_max(members))
 
 

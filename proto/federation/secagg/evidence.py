@@ -1,8 +1,8 @@
-"""Evidence that a member dealt and signed shares of no secret: anybody who knows the cohort can check it.
+"""Evidence that a member dealt and signed shares of no secret: each party that knows the cohort can check it.
 
 At least t members revealed the shares that this dealer had given them, and the dealer had signed a digest of each. An
 honest dealer's shares lie on one polynomial, whose value at 0 is the secret that it committed to. So no t shares with
-an honest dealer's digests can give anything else, and nobody can make such evidence against an honest dealer.
+an honest dealer's digests can give anything else, and no party can make such evidence against an honest dealer.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def verify_bad_dealing(ctx: Context, cohort: Cohort, signing_key: bytes, evidenc
         ctx: Context of the attempt, 32 bytes.
         cohort: U1 of the dealer's complete graph.
         signing_key: The dealer's raw Ed25519 key in the roster, 32 bytes.
-        evidence: The accusation, which anybody may have sent.
+        evidence: The accusation, from a party that need not be honest.
 
     Raises:
         EvidenceRefused: It proves nothing.

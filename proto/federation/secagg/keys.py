@@ -13,7 +13,7 @@ When M of a vanished member is recovered, K is known for the shares that were de
 With X25519 broken, too, the vanished (at most n - t) and the corrupt (fewer than n/3) are still fewer than t.
 
 All primitives are `cryptography`'s. RFC 7748 (X25519, with its all-zero check), FIPS 203 (ML-KEM, whose decapsulation
-never fails: garbage gives a key that nobody else has), RFC 5869, NIST SP 800-38D, RFC 8032.
+never fails: garbage gives a key that no other party has), RFC 5869, NIST SP 800-38D, RFC 8032.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ class MaskKeys:
     def decapsulate(self, dealt: DealtShares) -> bytes:
         """Returns K of the shares that a dealer sent, 32 bytes (FIPS 203, algorithm 21).
 
-        A ciphertext of garbage gives a K that nobody else has.
+        A ciphertext of garbage gives a K that no other party has.
         """
         return self._kem.decapsulate(dealt.kem_ciphertext)
 
@@ -153,7 +153,7 @@ def check_public_key(site: str, key: bytes) -> None:
     """Refuses non-canonical encodings of a coordinate, 32 bytes little-endian (RFC 7748), and points of small order.
 
     With two encodings of one key the duplicate check would miss it. With a point of small order the agreed key is known
-    to everybody, whatever the peer's secret.
+    to all, whatever the peer's secret.
 
     Raises:
         AdvertisementRefused: The key is one of these.
@@ -279,6 +279,7 @@ def coefficient_bytes(secret: PolynomialSecret, uctx: CohortContext, kind: Share
 
 def signature_holds(signing_key: bytes, signature: bytes, statement: bytes) -> bool:
     """Tells whether an Ed25519 signature (RFC 8032), 64 bytes, is right under the raw public key, 32 bytes."""
+    # A key of another length would raise ValueError: here it is one more signature that does not hold.
     if len(signing_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:

@@ -117,7 +117,7 @@ class Member:
 
     @property
     def advertisement(self) -> Advertisement:
-        """What to send in the keys phase."""
+        """The keys to send in the keys phase."""
         return self._state.own
 
     @property
@@ -286,7 +286,7 @@ class Member:
 
     @property
     def opened(self) -> dict[str, OpenedShares]:
-        """What it dealt to the members that complained about it; OutOfOrder before `confirm`."""
+        """Its shares for the members that complained about it, in clear; OutOfOrder before `confirm`."""
         self._require(Phase.CONFIRMED, Phase.REVEALED)
         return dict(self._state.opened)
 

@@ -7,7 +7,7 @@ shares. Each dealer signed a digest of every share it dealt, so a wrong share is
 revealer. A secret that follows from right shares is checked against the dealer's commitment or advertised keys; one
 that does not fit names its dealer.
 
-None of this protects anybody's privacy: the members' own checks do. It protects the sum.
+None of this protects a member's privacy: the members' own checks do. It protects the sum.
 """
 
 import hmac
@@ -171,7 +171,7 @@ class _Interpolation:
         self._places = cohort.places()
         self._threshold = cohort.threshold
         self._answers = answers
-        # Nearly always the same revealers answer about everybody: one set of Lagrange weights serves all secrets.
+        # Nearly always the same revealers answer about all members: one set of Lagrange weights serves all secrets.
         self._weights: dict[tuple[int, ...], list[int]] = {}
 
     def secret(self, about: str, is_right: Callable[[bytes], bool]) -> bytes:

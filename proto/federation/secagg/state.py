@@ -1,4 +1,4 @@
-"""What a member remembers between two steps, and its canonical bytes.
+"""The memory of a member between two steps, and its canonical bytes.
 
     ADVERTISED -> SHARED -> RECEIVED -> MASKED -> CONFIRMED -> REVEALED
 
@@ -14,7 +14,7 @@
 A dealer that this member complained about is in U2, and no shares of it are held.
 
 Secrets go as early as they can: a member's own when it knows that its upload arrived, the other kind of each held
-share when the answer is made. Whoever reads the state file afterwards finds only what was already revealed.
+share when the answer is made. A thief of the state file then finds only shares that were already revealed.
 
 The bytes hold secrets until then: the agent keeps them in a file of its own (0600), writes it before anything leaves,
 and overwrites it. The signing key is never in them. They end in a SHA-256, against torn writes (not against an

@@ -34,7 +34,7 @@ RUN_ID_BYTES_MAX = 64
 
 
 class ShareKind(Enum):
-    """Which of a member's two secrets a share is of. Values are those of the wire's RevealedShare.Kind."""
+    """The secret of a member that a share is of. Values are those of the wire's RevealedShare.Kind."""
 
     SEED = 1
     MASK_KEY = 2
@@ -185,7 +185,7 @@ def order(sites: Iterable[str]) -> list[str]:
 
 
 def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
-    """Returns H(b), 32 bytes: it binds a member to its self-mask seed before anybody sees a share.
+    """Returns H(b), 32 bytes: it binds a member to its self-mask seed before any party sees a share.
 
     So a wrong recovery shows. b has 256 bits of entropy, so the digest hides it.
     """
