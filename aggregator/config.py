@@ -20,7 +20,7 @@ PORT_MAX = 65_535
 
 
 class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the aggregator can be reached. An address is host:port; port 0 lets the system choose."""
+    """The addresses of the aggregator. An address is host:port; port 0 lets the system choose."""
 
     sites: str = "0.0.0.0:8443"  # mutual TLS; sites dial in from outside, so every interface
     enrolment: str = "0.0.0.0:8444"  # server TLS, only Join, Challenge, Recover; "" closes it
@@ -42,7 +42,7 @@ class ListenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What callers may hold at once, and for how long.
+    """The limits on callers: the most that they may hold at once, and for how long.
 
     A connection is a stranger's until a call on it is authenticated. An address is an IPv4 address, or the /64 of an
     IPv6 address.
@@ -85,7 +85,7 @@ class EnrolmentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PacingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a site is told to poll again. Jittered by a quarter up and down."""
+    """The times after which a site is told to poll again. They are jittered by a quarter up and down."""
 
     idle_s: Annotated[float, Meta(ge=0.1, le=DAY_S)] = 300.0
     training_s: Annotated[float, Meta(ge=0.1, le=DAY_S)] = 60.0
@@ -114,7 +114,7 @@ class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class HealthSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the service calls itself not ready, or dead."""
+    """The limits beyond which the service calls itself not ready, or dead."""
 
     disk_free_min_mib: Annotated[int, Meta(ge=1, le=1 << 30)] = 1024  # in the state folder
     driver_silent_max_s: Annotated[int, Meta(ge=5, le=DAY_S)] = 120  # a step of an aggregation takes seconds

@@ -92,7 +92,7 @@ class AggregatorServer:
         log.info("aggregator started", sites_port=self.sites_port, enrolment_port=self.enrolment_port)
 
     def ended_part(self) -> str | None:
-        """Return the name of a thread that has ended although nobody stopped it; None when all run."""
+        """Return the name of a thread that has ended without being stopped; None when all run."""
         threads = [*self._loops, *(thread for server in self._servers for thread in server.threads)]
         threads += [web.thread for web in self._web]
         return next((thread.name for thread in threads if not thread.is_alive()), None)
@@ -129,7 +129,7 @@ def serve(settings: AggregatorSettings) -> None:
     Raises:
         ConfigRefused: when it cannot listen at one of its addresses, or may have too few descriptors.
         StateFolderRefused: without a usable CA, or when another process serves the folder.
-        PartEnded: a part has ended that nobody stopped.
+        PartEnded: a part has ended without being stopped.
     """
     memory.share_heaps()
     limit_repetition(settings.limits.log_lines_per_minute)

@@ -1,4 +1,4 @@
-"""What travels between the aggregator and the custodian's machine: four kinds of file, each of them JSON.
+"""The files that travel between the aggregator and the custodian's machine: four kinds of file, each of them JSON.
 
     roster request   `hemofed-aggregator roster export`   the sites to list, and the roster in force
     plan request     `hemofed-aggregator plan export`     the plan
@@ -80,7 +80,7 @@ def read_file(path: Path) -> SigningFile:
 
 @dataclass(frozen=True)
 class RosterChange:
-    """How one list of sites differs from another, by name."""
+    """The differences of one list of sites from another, by name."""
 
     added: tuple[RosterEntry, ...]
     removed: tuple[RosterEntry, ...]

@@ -67,7 +67,7 @@ class SeatState(StrEnum):
 
 
 class FaultKind(StrEnum):
-    """Why a site sits out rounds: `runs.faults`."""
+    """The faults for which a site sits out rounds: `runs.faults`."""
 
     SILENT = "silent"  # a member that missed a phase
     BAD_SHARES = "bad_shares"  # dealt no shares, by the signed word of more members than may lie

@@ -1,4 +1,4 @@
-"""How durations and sizes are written, in pages and in commands."""
+"""Durations and sizes in words, for pages and commands."""
 
 
 def duration(seconds: float) -> str:

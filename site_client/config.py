@@ -152,7 +152,10 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class IdleSettings:
-    """When the trainer may train. Shares are 0..1; 1 switches that gate off, as 0 does for idle times and GiB."""
+    """The limits within which the trainer may train.
+
+    Shares are 0..1; 1 switches that gate off, as 0 does for idle times and GiB.
+    """
 
     foreign_cpu_max: Share = 0.25
     memory_pressure_max: Share = 0.1

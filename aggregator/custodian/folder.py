@@ -83,7 +83,7 @@ class CustodianFolder:
 
     @property
     def successions(self) -> list[CustodianSuccession]:
-        """As they travel with a roster."""
+        """The successions as they travel with a roster."""
         return [CustodianSuccession(key=link.key, signature=link.signature) for link in self.facts.successions]
 
     def newest_roster(self, shown: bytes) -> Roster | None:

@@ -1,4 +1,4 @@
-"""From a request to a signed file: read in words first, then signed."""
+"""Turns a request into a signed file: read in words first, then signed."""
 
 from dataclasses import dataclass
 from datetime import datetime

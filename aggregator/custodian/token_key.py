@@ -18,7 +18,7 @@ _POINT_BYTES = 32
 
 @dataclass(frozen=True)
 class HardwareToken:
-    """Where the token is."""
+    """The place of a hardware token."""
 
     module: str  # path of its PKCS#11 library
     label: str

@@ -56,7 +56,7 @@ class ModelJudgement:
 
 @dataclass(frozen=True)
 class FaultView:
-    """What is held against a site in a run. `until`: the last round that it sits out for all its faults; 0: none."""
+    """A fault held against a site in a run. `until`: the last round that it sits out for all its faults; 0: none."""
 
     fault_id: int
     site: str

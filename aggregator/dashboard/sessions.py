@@ -154,7 +154,7 @@ class Sessions:
             return None if session.get("id") in self._ended else person.role
 
     def end(self, session: MutableMapping[str, Any]) -> None:
-        """End a session; copies of its cookie let nobody in from now on."""
+        """End a session; copies of its cookie open no page from now on."""
         now = self._app.clock()
         with self._lock:
             self._ended = {session_id: at for session_id, at in self._ended.items() if now - at < self._lasts}

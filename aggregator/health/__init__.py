@@ -1,4 +1,4 @@
-"""What monitoring asks a running aggregator, without a log-in: is it alive, is it ready, how does it do.
+"""Answers to monitoring, without a log-in: whether a running aggregator is alive and ready, and its figures.
 
 Nothing here names a hospital or says anything about patients or models.
 """

@@ -35,11 +35,11 @@ class HealthChecks:
     driver_silent_s: Callable[[], float]
 
     def alive(self) -> list[Check]:
-        """What only a new start mends."""
+        """Return the checks whose failure only a new start mends."""
         return [self._parts(), self._driver()]
 
     def ready(self) -> list[Check]:
-        """Everything that hospitals need of the service."""
+        """Return the checks of all that hospitals need of the service."""
         return [*self.alive(), self._database(), self._disk()]
 
     def _parts(self) -> Check:

@@ -18,7 +18,7 @@ def create_health_app(checks: HealthChecks, metrics: AggregatorMetrics) -> FastA
 
     @web.get("/readyz")
     def readyz() -> Response:
-        """Whether it can serve hospitals; a load balancer sends nobody where it cannot."""
+        """Whether it can serve hospitals; a load balancer sends no call where it cannot."""
         return _answer(checks.ready())
 
     @web.get("/metrics")

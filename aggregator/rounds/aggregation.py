@@ -1,4 +1,4 @@
-"""From the masked uploads of a round to its published sum and the next model.
+"""Turns the masked uploads of a round into its published sum and the next model.
 
     uploads (disk) -> one accumulator -> unmask -> decode_sum -> next_model -> blobs -> PUBLISHED, in one transaction
 
@@ -121,7 +121,7 @@ def sum_uploads(
         threads: Among which the words of each blob are divided.
 
     Returns:
-        uint64 [words].
+        uint64[words].
 
     Raises:
         NotFound: for a blob that is gone.

@@ -28,7 +28,7 @@ def abandon_aggregation(step: Step, error: SecaggError | AggregatorError, in_a_r
             fault_rows.add(step.session, step.row, error.about, FaultKind.BAD_DEALING, cause, evidence)
             abandon(step, Abandon(f"no sum was recovered: {error}"), in_a_row_max)
         case _:
-            # Members have revealed, and nobody can show them the sum or why there is none.
+            # Members have revealed, and there is no sum to show them, nor a reason why there is none.
             reason = f"no sum was recovered: {error}; begin a new run from another model"
             abandon(step, Abandon(reason, pauses_run=True), in_a_row_max)
 
@@ -53,7 +53,7 @@ def name_the_spoiler(session: Session, row: Round, members: Collection[str], cau
 def sum_history(session: Session, row: Round) -> SumHistory:
     """Read what bounds the choice of the round's cohort."""
     earlier = round_rows.over_on_model(session, row.base_model)
-    on_this_model = [recovered for one in earlier for recovered in _recovered(session, one)]
+    on_this_model = [recovered for over in earlier for recovered in _recovered(session, over)]
     return SumHistory(on_this_model, suspects_after(_sums_of_run(session, row)))
 
 
@@ -70,8 +70,8 @@ def _sums_of_run(session: Session, row: Round) -> list[RecoveredSum]:
     # Almost every run has none; to read all its rounds at every look of a driver would be a waste.
     if not round_rows.has_refused_sum(session, row.run_id):
         return []
-    earlier = [one for one in round_rows.of_run(session, row.run_id) if one.number < row.number]
-    return [recovered for one in earlier for recovered in _recovered(session, one)]
+    earlier = [before for before in round_rows.of_run(session, row.run_id) if before.number < row.number]
+    return [recovered for before in earlier for recovered in _recovered(session, before)]
 
 
 def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:

@@ -157,7 +157,7 @@ def _close(
 
 
 def _outcome(run: Run, row: Round, seat: Seat) -> pb.CloseStep.Outcome.ValueType | None:
-    """How the round has ended for this seat; None while it continues and may still need the site."""
+    """Return the outcome of the round for this seat; None while it continues and may still need the site."""
     if seat.state is SeatState.LEFT_OUT:
         return pb.CloseStep.NOT_IN_COHORT
     if row.state is RoundState.PUBLISHED:
@@ -203,6 +203,7 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
             uploaded = round_rows.senders(session, row.id, Seat.upload_claim)
             payloads = round_rows.payloads(session, row.id, Seat.confirmation)
             confirmations = [Confirmation.FromString(data) for data in payloads.values()]
+            # Opened shares are for the aggregator. A member needs the signatures alone.
             for confirmation in confirmations:
                 confirmation.ClearField("opened")
             reply.reveal.CopyFrom(pb.RevealStep(round=ref, uploaded=uploaded, confirmations=confirmations))
@@ -212,7 +213,7 @@ def _step(session: Session, run: Run, row: Round, seat: Seat, request: pb.PollRe
 def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datetime) -> pb.TrainStep:
     base, plan = run_rows.model_by_digest(session, run.run_id, row.base_model), plan_of(run)
     certificate = certificate_of(session, run, base)
-    # Members sign within moments. Where one never does, sums are the only way that needs no word of anybody.
+    # Members sign within moments. Where one never does, sums are the only way that needs no other site's word.
     is_late = (now - row.began_at).total_seconds() >= plan.deadlines.phase_s
     chain, initial = _chain(session, run, held_model, base, at_any_cost=certificate is None and is_late)
     return pb.TrainStep(
@@ -263,6 +264,6 @@ def _training_wait_s(run: Run, row: Round, seat: Seat, now: datetime, pacing: Po
     waited_s = max(0.0, (now - row.phase_since).total_seconds())
     wait_s = min(pacing.settings.training_s, max(pacing.settings.masking_s, waited_s / PATIENCE))
     if seat.state is SeatState.READY:
-        # Masking may begin any moment, and a member that misses a phase costs everybody an attempt.
+        # Masking may begin any moment, and a member that misses a phase costs all members an attempt.
         return min(wait_s, plan_of(run).deadlines.phase_s / READY_PER_PHASE)
     return wait_s

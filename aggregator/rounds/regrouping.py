@@ -7,7 +7,7 @@ A member that clips nothing, or counts what there is not, spoils a sum, and noth
 nothing apart. A dealer can send a member another pair secret than its own, and vanish before the upload; then the sum
 that it is not in is spoiled by the masks with it. In both cases it dealt shares for every spoiled sum. So each later
 cohort holds half of the suspects; after a few spoiled sums one suspect is left. It is named when all other dealers of
-the last spoiled sum have published without it. A member that spoils no sum any more hurts nobody, and the case is
+the last spoiled sum have published without it. A member that spoils no sum any more does no harm, and the case is
 closed.
 
 This is sound for one that spoils sums. Several that take turns can make an honest member the one suspect, and publish
@@ -58,7 +58,7 @@ class SumHistory:
 
 
 def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
-    """Return the dealers of every refused sum; nobody when the case is closed.
+    """Return the dealers of every refused sum; an empty set when the case is closed.
 
     Args:
         sums: Of one run, oldest first.
@@ -110,7 +110,7 @@ def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHisto
 
 
 def _pools(ranked: Sequence[str], history: SumHistory) -> Iterator[list[str]]:
-    """Yield the sites to choose from, the best first: everybody but half of the suspects, one half or the other.
+    """Yield the sites to choose from, the best first: all but half of the suspects, one half or the other.
 
     A second sum on a model is to succeed rather than to teach: it does without any suspect if it can.
     """
@@ -127,6 +127,7 @@ def _pools(ranked: Sequence[str], history: SumHistory) -> Iterator[list[str]]:
 
 def _choices(pool: Sequence[str], bounds: CohortBounds, *, constrained: bool) -> Iterator[Sequence[str]]:
     largest = min(len(pool), bounds.maximum)
+    # Without an earlier sum on the model every choice is admissible, so the first one is taken.
     smallest = bounds.minimum if constrained else largest
     for size in range(largest, max(smallest, bounds.minimum) - 1, -1):
         for start in range(min(len(pool), _ROTATIONS_MAX) if constrained else 1):

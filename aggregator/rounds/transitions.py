@@ -72,7 +72,7 @@ def retry(step: Step, decision: Retry) -> None:
     row, plan = step.row, plan_of(step.run)
     before, answered = PHASE_SEATS[row.state]
     states = round_rows.seat_states(step.session, row.id)
-    # When the attempt ends early, nobody has missed the phase.
+    # When the attempt ends early, no member has missed the phase.
     still_in = (answered,) if decision.missed or not decision.left_out else (before, answered)
     ready = [site for site, state in states.items() if state in still_in and site not in decision.left_out]
     # With enough members the others get one phase's time to come back. With too few the training deadline stands, if

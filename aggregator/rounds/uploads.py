@@ -1,4 +1,4 @@
-"""Which blobs a site may send and which it may read. `store.blobs` moves the bytes.
+"""The blobs that a site may send, and those that it may read. `store.blobs` moves the bytes.
 
 A site sends the one upload that a cohort member owes the current attempt, of exactly the size the plan implies. It
 reads models and published sums of runs in which it has a seat. Uploads are in a folder of their own; no call reads one.

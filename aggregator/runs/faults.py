@@ -1,6 +1,6 @@
-"""Members that hold up rounds: what is held against them, and how long they sit out. `store.fault_rows` keeps it.
+"""Members that hold up rounds: their faults, which `store.fault_rows` keeps, and the rounds that they sit out.
 
-A site that is ready and then silent costs everybody an attempt. Once is an accident. A site that was silent in rounds
+A site that is ready and then silent costs all members an attempt. Once is an accident. A site that was silent in rounds
 in a row sits out 1, 2, 4 … rounds; an upload that enters a published sum ends the series. A fault that is proven costs
 8 rounds, then 16, and no good deed takes it back. So does being the one dealer of every refused sum. Where one member
 spoils sums no other can be that; where several do together it may be an honest one (`rounds.regrouping`).
@@ -33,7 +33,7 @@ def sits_out_until(faults: Sequence[FaultInRound], completed: Collection[int]) -
     silent = [number for number in silent if number > last_good]
     proven = sorted({fault.round_number for fault in faults if fault.kind is not FaultKind.SILENT})
     until = 0
-    if len(silent) > 1:
+    if len(silent) > 1:  # once is an accident
         until = silent[-1] + min(2 ** (len(silent) - 2), SILENT_ROUNDS_MAX)
     if proven:
         until = max(until, proven[-1] + min(PROVEN_ROUNDS * 2 ** (len(proven) - 1), PROVEN_ROUNDS_MAX))

@@ -90,7 +90,7 @@ def report(histograms: NDArray[np.int64], cases_min: int) -> Report:
     """Compute the figures of a model.
 
     Args:
-        histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort.
+        histograms: int64[6 labels, (negative, positive), 64 bins], summed over a cohort.
         cases_min: Fewer positives or negatives than this give no figure, see the module.
     """
     labels = {name: _label(counts[0], counts[1], cases_min) for name, counts in zip(LABELS, histograms, strict=True)}
@@ -106,7 +106,7 @@ def noised_report(histograms: NDArray[np.int64], cases_min: int, variance: float
     """Compute the figures of a model from the histograms of a private round.
 
     Args:
-        histograms: int64 [6 labels, (negative, positive), 64 bins], summed over a cohort: patients and noise in every
+        histograms: int64[6 labels, (negative, positive), 64 bins], summed over a cohort: patients and noise in every
             fourth bin.
         cases_min: Fewer positives or negatives than this give no figure, nor do counts that the noise drowns.
         variance: Of the noise in one cell of the sum.

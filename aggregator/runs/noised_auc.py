@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z: Final = 1.959964  # of 95 %
-_CANDIDATES: Final = np.linspace(0.0, 1.0, 1001)
+_CANDIDATES: Final = np.linspace(0.0, 1.0, 1001)  # steps of .001, as pages show an AUC
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def auc_of_counts(negative: NDArray[np.int64], positive: NDArray[np.int64], vari
     """Estimate the AUC.
 
     Args:
-        negative: int64 [cells], patients without the label by ascending logit, with noise: may be below 0.
-        positive: int64 [cells], those with it. Both sums have to be above 0.
+        negative: int64[cells], patients without the label by ascending logit, with noise: may be below 0.
+        positive: int64[cells], those with it. Both sums have to be above 0.
         variance: Of the noise in each cell.
     """
     cells = np.arange(negative.size)
@@ -52,6 +52,7 @@ def auc_of_counts(negative: NDArray[np.int64], positive: NDArray[np.int64], vari
     # Derivatives of W by each count; those of T are smaller by auc * N and auc * P.
     by_positive, by_negative = above @ n, above.T @ p
     wins, pairs = float(p @ by_positive), float(positives * negatives)
+    # Noise can make fewer wins than none, or more than there are pairs.
     value = min(1.0, max(0.0, wins / pairs))
     auc = _CANDIDATES
     noise = variance * (
@@ -64,4 +65,5 @@ def auc_of_counts(negative: NDArray[np.int64], positive: NDArray[np.int64], vari
         + (negatives - 1) * (2 * auc**2 / (1 + auc) - auc**2)
     )
     possible = auc[(wins - auc * pairs) ** 2 <= _Z**2 * (noise + sampling)]
+    # With `value`, which lies between two candidates and may be the only AUC that is possible.
     return AucEstimate(value, float(min([value, *possible])), float(max([value, *possible])))

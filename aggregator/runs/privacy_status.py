@@ -1,7 +1,7 @@
-"""What a private run has spent so far, how strong its noise is, and whether it still learns.
+"""The privacy that a run has spent so far, the strength of its noise, and signs that it learns nothing.
 
-Spent is what every site books of its own accord: a round counts as soon as a masked word may have left a site, and an
-abandoned one as well. What else a hospital has booked, for other runs, stays in its own ledger.
+Every site books the same costs: a round counts as soon as a masked word may have left a site, and an abandoned one as
+well. The costs of other runs stay in a hospital's own ledger.
 """
 
 from dataclasses import dataclass

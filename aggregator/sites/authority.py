@@ -111,7 +111,7 @@ class Authority:
         serial = hashlib.sha256(b"hemofed serial\0" + csr_der + issued_at.isoformat().encode()).digest()[:16]
         # The name is the one that the token was bound to, whatever the request calls itself.
         builder = _builder(site, read_csr(csr_der), issued_at - BACKDATED, expires_at)
-        builder = builder.serial_number(int.from_bytes(serial) | 1)
+        builder = builder.serial_number(int.from_bytes(serial) | 1)  # never 0: RFC 5280, section 4.1.2.2
         certificate = self._sign(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
         return SiteCertificate(
             certificate.public_bytes(serialization.Encoding.PEM),

@@ -22,7 +22,7 @@ CHALLENGE_DOMAIN = b"hemofed challenge v1\x00"
 
 CHALLENGE_LIFE = timedelta(minutes=5)
 # A key to check signatures against where a name has none. Made anew and its private half dropped, so that no caller can
-# sign with it; of a constant such as the curve's base point everybody would know the private half.
+# sign with it; the private half of a constant such as the curve's base point would be known.
 KEY_OF_NOBODY = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
 _TIME_BYTES, _RANDOM_BYTES, _MAC_BYTES = 8, 8, 16  # of a challenge: 32 in all
 

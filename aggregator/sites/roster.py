@@ -46,6 +46,7 @@ def eligible(session: Session) -> list[str]:
     roster = in_force(session)
     if roster is None:
         return []
+    # With its keys: a site that joined anew has others, and waits for the custodian's next signature.
     listed = set(roster.entries)
     able = [site for site in site_rows.active(session) if site.suspended_at is None]
     return [site.name for site in able if _entry(site) in listed]

@@ -1,4 +1,4 @@
-"""How far the audit trail had come, noted in a file beside the database, and compared at the next start.
+"""The end of the audit trail, noted in a file beside the database, and compared at the next start.
 
 SQLite takes a write-ahead log that is damaged, cut or gone for one that ends there, and goes on from an earlier moment
 without a word. Hospitals that have moved on would be refused, each with another sentence. The audit has a row for every
@@ -42,6 +42,7 @@ def note(store: Store, folder: Path) -> Mark:
         folder: The state folder.
     """
     head, noted = _row(store, None), _noted(folder)
+    # Never lowered: the mark shows that a database has lost its end.
     if head.entries > noted.entries or not (folder / NAME).exists():
         write_secret(folder / NAME, json.dumps(head._asdict()).encode())
     return head

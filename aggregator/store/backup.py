@@ -44,7 +44,7 @@ def back_up(settings: AggregatorSettings, target: Path) -> Mark:
         with sqlite3.connect(target / DATABASE) as copy:
             source.backup(copy)
         copy.close()
-    source.close()
+    source.close()  # `with` ends a transaction of sqlite3 and closes nothing
     for name in FOLDERS:
         (folder / name).mkdir(mode=0o700, exist_ok=True)  # blobs are none before the first `serve`
         _copy(folder / name, target / name)

@@ -71,7 +71,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Change:
-    """Who changes which row, when and why: the audit row of a change, without the states."""
+    """The actor, the row, the time and the reason of a change: its audit row without the states."""
 
     at: datetime
     actor: str  # person:<name>, unix:<name>, site:<name>, driver:<owner>, dashboard
@@ -81,7 +81,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Cause:
-    """Who changes something, when and why. One cause may change several rows: each gets a Change of its own."""
+    """The actor, the time and the reason of changes. It may change several rows: each gets a Change of its own."""
 
     at: datetime
     actor: str

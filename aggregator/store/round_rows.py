@@ -21,7 +21,7 @@ _NO_SEAT = "this site has no seat in that round; poll for what to do"
 
 @dataclass(frozen=True)
 class SitePosition:
-    """Where one site is: the active run, its newest round, the site's seat in it. None for what does not exist."""
+    """The position of one site: the active run, its newest round, the site's seat in it; None where there is none."""
 
     is_suspended: bool
     epoch: int  # of the newest roster; 0 before the first

@@ -256,7 +256,7 @@ class Fault(Base):
     """A site held up a round: the reason why it sits out later ones, with the evidence."""
 
     __tablename__ = "faults"
-    # A step that is carried out twice holds a fault against nobody twice.
+    # A step that is carried out twice holds one fault against a site, not two.
     __table_args__ = (UniqueConstraint("round_id", "attempt", "site", "kind"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -26,8 +26,11 @@ def main() -> None:
     parser.add_argument("--version", required=True)
     given = parser.parse_args()
     digests = {name: digest for name, _, digest in _LOCKED.findall(given.lock.read_text())}
-    found = sorted(distributions(path=[str(given.packages)]), key=lambda one: _plain(one.name))
-    libraries = [_component(one, digests[_plain(one.name)]) for one in found if one.name != "hemofed"]
+    # Sorted, and without a time of its own: one lock file and one version give one file, byte by byte.
+    installed = sorted(distributions(path=[str(given.packages)]), key=lambda package: _plain(package.name))
+    libraries = [
+        _component(package, digests[_plain(package.name)]) for package in installed if package.name != "hemofed"
+    ]
     print(json.dumps(_document(libraries, given.version), indent=2, sort_keys=True))
 
 
@@ -44,7 +47,7 @@ def _document(libraries: list[dict[str, object]], version: str) -> dict[str, obj
             "component": {"type": "application", "name": "hemofed-site", "version": version, "bom-ref": "hemofed-site"},
         },
         "components": libraries,
-        "dependencies": [{"ref": "hemofed-site", "dependsOn": [one["bom-ref"] for one in libraries]}],
+        "dependencies": [{"ref": "hemofed-site", "dependsOn": [library["bom-ref"] for library in libraries]}],
     }
 
 

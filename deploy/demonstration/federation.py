@@ -290,7 +290,7 @@ class Federation:
 
     @property
     def _passphrase_file(self) -> Path:
-        # Beside the key only because a demo has nobody who types it.
+        # Beside the key only because a demo has no person who types it.
         return self.custodian_folder / "passphrase"
 
     def _signed(self, request: Path) -> Path:

@@ -98,6 +98,7 @@ def private_plan(studies: int, rounds: int, moving: int, **common: object) -> st
     def spent(price: Price, count: int, privacy: Privacy) -> float:
         return epsilon(times(price, count), delta_of_prices(privacy, rounds, coordinates))
 
+    # Neither the number of patients nor the batch changes the price, so both are 1 here.
     def privacy_with(multiplier: float) -> Privacy:
         return Privacy(1.0, multiplier, 1, 1, EPSILON, 1.0, DELTA, 0, multiplier, EPSILON)
 
@@ -121,5 +122,5 @@ def private_plan(studies: int, rounds: int, moving: int, **common: object) -> st
 
 
 def _rounded_up(multiplier: float) -> float:
-    """To a number that a person would write."""
+    """Rounds up to a number that a person would write."""
     return math.ceil(multiplier / MULTIPLIER_STEP) * MULTIPLIER_STEP

@@ -81,6 +81,7 @@ def federate(context: TaskContext, seed: int, sites: list[SimulatedSite], pool: 
         pool: Where the sites' tasks run.
     """
     settings = context.settings
+    # A cap that cuts no site's weight, so that each weighs as many studies as it has, as in the pooled arm.
     plan = plan_of(settings, seed, max(len(site.training) for site in sites))
     model = initial_model(settings, seed)
     curve, clipped = [], []
@@ -90,7 +91,7 @@ def federate(context: TaskContext, seed: int, sites: list[SimulatedSite], pool: 
         curve.append(auc_of_histogram(negative, positive))
         clipped.append(decoded.header.clipped)
         model = next_model(plan, model, decoded)
-    return Trained(model, tuple(curve), tuple(clipped[:-1]))
+    return Trained(model, tuple(curve), tuple(clipped[:-1]))  # the last round evaluates and clips nothing
 
 
 def _round(
@@ -145,7 +146,7 @@ def train_pooled(context: TaskContext, seed: int, name: str, sites: list[Simulat
     def after_step(at: TrainingProgress) -> None:
         if at.step % steps_per_pass == 0:
             curve.append(_auc(context, net, validation, loader))
-            net.train()
+            net.train()  # the evaluation has left it in eval mode
 
     streams = RandomStreams(plan_of(settings, seed, 1).run_id, 0, name)
     with _no_checkpoints() as checkpoints:
@@ -156,7 +157,7 @@ def train_pooled(context: TaskContext, seed: int, name: str, sites: list[Simulat
 
 def network_of(context: TaskContext, model: Model) -> Network:
     """Build the network of a model, on the task's device."""
-    net = build(context.settings.architecture, seed=0)
+    net = build(context.settings.architecture, seed=0)  # any seed: the model replaces all weights
     load_weights(net, model.manifest.unflatten(model.weights))
     return context.compute().place(net)
 

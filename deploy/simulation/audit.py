@@ -91,13 +91,15 @@ def audit(plan: TrainingPlan, seed: int, *, clip: Clip = clip_patient, encode: W
     canaries /= np.linalg.norm(canaries, axis=1, keepdims=True)
     totals = np.zeros((SITES, PARAMETERS))
     for canary in np.flatnonzero(present):
+        # A hundred times as long as a canary, so that it is clipping that bounds it.
         gradient = 100 * canaries[canary].astype(np.float64)
         totals[canary % SITES] += clip(np.broadcast_to(gradient, (SLICES, PARAMETERS)), plan.privacy.clip_norm)
     words = [encode(layout, total.astype(np.float32), SITES, random.bytes(COINS_BYTES)) for total in totals]
     opened: NDArray[np.uint64] = np.sum(words, axis=0, dtype=np.uint64)
-    # From a model of zeros the round leads to the mean that everybody sees.
+    # From a model of zeros the round leads to the mean that every site sees.
     nothing = Model(plan.manifest, np.zeros(PARAMETERS, np.float32))
     order = np.argsort(canaries @ next_model(plan, nothing, decode_sum(layout, opened, SITES)).weights)
+    # The surest guesses only: between the highest and the lowest scores the auditor abstains.
     half = GUESSES // 2
     correct = int(present[order[-half:]].sum()) + int((~present[order[:half]]).sum())
     return Audited(correct, epsilon_lower_bound(correct), plan.privacy.epsilon_train)

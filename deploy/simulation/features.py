@@ -25,7 +25,7 @@ def feature_sets(context: TaskContext, seed: int, sites: list[SimulatedSite]) ->
     net = network_of(context, train_pooled(context, seed, "trunk", federated).model)
     training = [study for site in federated for study in site.training]
     known, _ = _vectors(context, net, training)
-    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-6
+    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-6  # a feature may be the same for all slices
 
     def of(studies: Sequence[StudyRecord]) -> FeatureSet:
         vectors, labels = _vectors(context, net, studies)

@@ -91,6 +91,7 @@ def wanted_set(settings: SimulationSettings, profile: str, purpose: Purpose) -> 
         difficulty=settings.difficulty,
     )
     count = settings.studies if training else settings.test_studies
+    # Even seeds for training, odd ones for tests: no two sets have a patient in common.
     return _Set(profile, purpose, Order(profile, count, 2 * settings.patients_seed + (not training), wishes))
 
 

@@ -33,6 +33,7 @@ def start_pool(workers: int, ray: bool) -> Iterator[Executor]:
         with _RayPool() as pool:
             yield pool
     elif workers > 1:
+        # Danger: a fork would inherit locks that threads of torch hold.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as processes:
             yield processes
     else:

@@ -91,12 +91,12 @@ def heads_report(out: Path, context: TaskContext, sites: list[SimulatedSite], se
 
 def _row(result: HeadResult, without: float) -> str:
     mean = statistics.mean(result.auc)
-    each = ", ".join(f"{auc:.3f}" for auc in result.auc)
+    aucs = ", ".join(f"{auc:.3f}" for auc in result.auc)
     low, high = predicted_loss(result.ratio)
     expected = f"{low:.2f} to {high:.2f}" if math.isfinite(result.epsilon) else "–"
     name = f"{result.epsilon:g}" if math.isfinite(result.epsilon) else "no noise"
     return (
-        f"| {name} | {result.ratio:.3f} | {result.rate:g} | {each} | {mean:.3f} | {without - mean:.3f} | {expected} |"
+        f"| {name} | {result.ratio:.3f} | {result.rate:g} | {aucs} | {mean:.3f} | {without - mean:.3f} | {expected} |"
     )
 
 

@@ -1,4 +1,4 @@
-"""What privacy costs: heads trained with and without noise on the features of a frozen trunk, over real encoded rounds.
+"""The cost of privacy: heads trained with and without noise on features of a frozen trunk, over real encoded rounds.
 
 Each feature vector stands for one patient. A round draws vectors with the plan's sampling rate, clips each one's
 gradient of a linear head, and goes through `encode_noised`, `decode_sum` and `next_model`, as at five sites. The trunk
@@ -129,6 +129,7 @@ def _train(plan: TrainingPlan, sites: Sequence[FeatureSet], seed: int, rate: flo
             opened: NDArray[np.uint64] = np.sum(words, axis=0, dtype=np.uint64)
             model = next_model(plan, model, decode_sum(layout, opened, len(sites)))
         else:
+            # FedAvgM as in `chain`, on the exact sum: no rounding, and no noise.
             patients = privacy.sampling_rate * privacy.patients_expected * len(sites)
             memory = MOMENTUM * memory + np.sum(totals, axis=0) / patients
             model = Model(plan.manifest, (model.weights + rate * memory).astype(np.float32))
@@ -140,7 +141,7 @@ def _clipped_sum(model: Model, site: FeatureSet, privacy: Privacy, random: np.ra
     drawn = random.random(len(site.x)) < privacy.sampling_rate
     x, y = site.x[drawn].astype(np.float64), site.labels[drawn].astype(np.float64)
     named = model.named()
-    # The gradient of a row is an outer product, so its norm is a product of norms.
+    # The gradient of a row is an outer product, so its norm is a product of norms. The bias has an input of 1.
     residual = 1 / (1 + np.exp(-(x @ named["weight"].T + named["bias"]))) - y
     norms = np.linalg.norm(residual, axis=1) * np.sqrt((x * x).sum(axis=1) + 1)
     residual *= np.minimum(1.0, privacy.clip_norm / np.maximum(norms, 1e-12))[:, None]
@@ -155,5 +156,6 @@ def _auc(model: Model, test: FeatureSet) -> float:
 def split_sites(vectors: FeatureSet, sites: int, seed: int) -> Iterator[FeatureSet]:
     """Yield equal shares of the vectors, in random order."""
     order = np.random.default_rng(seed).permutation(len(vectors.x))
+    # Without the remainder: the plan expects one number of patients of all sites.
     for share in np.array_split(order[: len(order) // sites * sites], sites):
         yield FeatureSet(vectors.x[share], vectors.labels[share])

@@ -57,6 +57,7 @@ def result_of(context: TaskContext, seed: int, sites: list[SimulatedSite], pool:
         start = time.monotonic()
         trained = _train(context, seed, sites, pool)
         folder.mkdir(parents=True, exist_ok=True)
+        # Order: the scores last. Their file says that the seed is done, and a stop before it begins the seed anew.
         for name in (CENTRAL, FEDERATED):
             save_model(folder / f"seed-{seed}-{name}.safetensors", trained[name].model)
         save(path, _score(context, seed, sites, trained, pool, start))
@@ -70,6 +71,7 @@ def _train(context: TaskContext, seed: int, sites: list[SimulatedSite], pool: Ex
     futures: dict[str, Future[Trained]] = {
         name: pool.submit(train_pooled, context, seed, name, pooled_sites) for name, pooled_sites in pooled.items()
     }
+    # Submitted first: the pooled arms train while this thread waits for the rounds of the federation.
     trained = {FEDERATED: federate(context, seed, federated_sites, pool)}
     return trained | {name: future.result() for name, future in futures.items()}
 

@@ -1,4 +1,4 @@
-"""From seeds to figures: central, federated and local arms with intervals, and the differences between them.
+"""Turns seeds into figures: central, federated and local arms with intervals, and the differences between them.
 
 The sampling unit is the patient. A draw takes each site's test patients with replacement. Every arm and seed is
 measured on the same draws, so differences are paired.

@@ -35,8 +35,8 @@ class Sensitivity:
     """The most that one patient changes a sum of whole numbers.
 
     Attributes:
-        l1: In L1 norm.
-        l2: In L2 norm.
+        l1: L1 norm of the change, in whole steps.
+        l2: L2 norm of the change, in whole steps.
     """
 
     l1: float
@@ -47,11 +47,12 @@ def rounded_sensitivity(length: float, coordinates: int) -> Sensitivity:
     """Return how far one patient moves a sum that is rounded to whole numbers after its rotation.
 
     Args:
-        length: L2 norm of a patient's clipped gradient in whole steps.
-        coordinates: Of the rotated vector, padding included.
+        length: L2 norm of a patient's clipped gradient, in whole steps.
+        coordinates: Length of the rotated vector, padding included.
 
     Returns:
-        A bound that fails with probability `ROUNDING_FAILURE` over the dither, whatever the data.
+        A bound in whole steps. It fails with probability `ROUNDING_FAILURE` over the dither, whatever the data.
+        Source: Kairouz, Liu, Steinke, ICML 2021, proposition 14.
     """
     d = float(coordinates)
     longest = length + math.sqrt(d)
@@ -65,8 +66,11 @@ def skellam_price(sensitivity: Sensitivity, variance: float) -> Price:
     """Return the price of one sum with Skellam noise, of which every patient is part.
 
     Args:
-        sensitivity: Of the sum.
-        variance: Of the noise that is certain to be in the sum.
+        sensitivity: Of the sum, in whole steps.
+        variance: Variance of the noise that is certain to be in the sum, in squared steps.
+
+    Returns:
+        Nats, one number for each order of ORDERS. Source: Agarwal, Kairouz, Liu, NeurIPS 2021, theorem 3.5.
     """
     return tuple(_skellam(order, sensitivity, variance) for order in ORDERS)
 
@@ -77,6 +81,14 @@ def sampled_price(sensitivity: Sensitivity, variance: float, rate: float) -> Pri
     For P and Q without and with the patient, and L = Q / P, the divergence is log E_P[(1 - q + q L)^a] / (a - 1). The
     binomial formula turns it into the divergences of Q from P at whole orders, for any mechanism. The other direction
     is no larger for noise that is symmetric (docs/PRIVACY.md).
+
+    Args:
+        sensitivity: Of the sum, in whole steps.
+        variance: Variance of the noise that is certain to be in the sum, in squared steps.
+        rate: Probability in (0, 1].
+
+    Returns:
+        Nats, one number for each order of ORDERS. Source: Mironov, Talwar, Zhang, 2019.
     """
     if rate == 1.0:
         return skellam_price(sensitivity, variance)
@@ -84,20 +96,22 @@ def sampled_price(sensitivity: Sensitivity, variance: float, rate: float) -> Pri
 
 
 def add(prices: Iterable[Price]) -> Price:
-    """Return the price of all rounds together."""
+    """Return the price of all rounds together, in nats for each order."""
     return tuple(math.fsum(values) for values in zip(NOTHING, *prices, strict=True))
 
 
 def times(price: Price, rounds: int) -> Price:
-    """Return the price of so many equal rounds."""
+    """Return the price of so many equal rounds, in nats for each order."""
     return tuple(value * rounds for value in price)
 
 
 def epsilon(price: Price, delta: float) -> float:
-    """Return the epsilon of a patient at `delta`: the least over the orders.
+    """Return the epsilon of a patient at `delta`, in nats: the least over the orders.
 
-    The orders may be chosen after the fact only if the rounds were fixed before. Across runs, each of which may depend
-    on the results of the ones before, see `adaptive_epsilon`.
+    The order may be chosen after the fact only if the rounds were fixed before. Across runs, each of which may depend
+    on the results of earlier ones, see `adaptive_epsilon`.
+
+    Source: Canonne, Kamath, Steinke, NeurIPS 2020, proposition 12.
     """
     if max(price) == 0.0:
         return 0.0
@@ -110,7 +124,7 @@ def epsilon(price: Price, delta: float) -> float:
 
 
 def adaptive_epsilon(price: Price, delta: float) -> float:
-    """Return an epsilon that holds even if later rounds were planned in sight of earlier results.
+    """Return an epsilon, in nats, that holds even if later rounds were planned in sight of earlier results.
 
     Each order gets an equal part of delta, so that the best of them may be taken at any time.
     """
@@ -121,9 +135,13 @@ def least_multiplier(spent: Callable[[float], float], budget: float) -> float:
     """Return the least noise multiplier that keeps a budget, to the last bit.
 
     Args:
-        spent: The epsilon at a multiplier; it falls as the multiplier grows.
-        budget: Epsilon. It is kept at a multiplier of 1000, the largest of a plan.
+        spent: The epsilon in nats at a multiplier; it falls as the multiplier grows.
+        budget: Epsilon in nats. It is kept at a multiplier of 1000, the largest of a plan.
+
+    Returns:
+        The noise's standard deviation over the L2 sensitivity.
     """
+    # The interval halves until no float64 lies between its ends, so no tolerance has to be chosen.
     low, high = 0.0, 1000.0
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if spent(middle) > budget else (low, middle)
@@ -147,6 +165,7 @@ def _sampled(order: int, sensitivity: Sensitivity, variance: float, rate: float)
         + (0.0 if taken < 2 else (taken - 1) * _skellam(taken, sensitivity, variance))
         for taken in range(order + 1)
     ]
+    # The largest term is taken out first: exp of more than 709 nats overflows float64.
     largest = max(terms)
     total = largest + math.log(math.fsum(math.exp(term - largest) for term in terms))
     return max(0.0, total) / (order - 1)

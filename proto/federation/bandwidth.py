@@ -4,5 +4,8 @@ import hashlib
 
 
 def sequence(size_bytes: int) -> bytes:
-    """SHAKE-256 (FIPS 202) of a fixed word: no compression on the way makes it shorter, and it tells nothing."""
+    """Returns the first `size_bytes` bytes of SHAKE-256 (FIPS 202) over a fixed word.
+
+    No compression on the way makes them shorter, and they tell nothing about either machine.
+    """
     return hashlib.shake_256(b"hemofed echo v1").digest(size_bytes)

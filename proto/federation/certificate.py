@@ -22,15 +22,15 @@ _DOMAIN = "hemofed model v1"
 
 @dataclass(frozen=True)
 class ModelCertificate:
-    """Which model a round led to, and who says so.
+    """A statement about the model that a round led to, with the signatures of members.
 
     Attributes:
         plan_digest: 32 bytes.
-        round: Number of the round.
+        round: Number of the round, 1 to 2^31 - 1.
         base_model_digest: 32 bytes.
         model_digest: 32 bytes.
         cohort: U3 of the round, sorted.
-        signatures: By site, Ed25519 over everything else.
+        signatures: By site, Ed25519 (RFC 8032) over all other fields, 64 bytes each.
 
     Raises:
         CertificateRefused: A field has another form.
@@ -72,16 +72,22 @@ class ModelCertificate:
     def to_message(self) -> rounds_pb2.ModelCertificate:
         """Converts to the message."""
         message = self._unsigned()
+        # Sorted: certificates with equal signatures have equal bytes, in whatever order the signatures came.
         for site in sorted(self.signatures):
             message.signatures.add(site=site, signature=self.signatures[site])
         return message
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
-        """Signs everything but the signatures: 64 bytes."""
+        """Signs all fields but the signatures with Ed25519 (RFC 8032): 64 bytes."""
         return sign(key, _DOMAIN, serialize(self._unsigned()))
 
     def check_signature(self, site: str, signature: bytes, signing_keys: Mapping[str, bytes]) -> None:
         """Checks one signature.
+
+        Args:
+            site: The signer.
+            signature: Ed25519, 64 bytes.
+            signing_keys: Raw Ed25519 public keys by site, 32 bytes each.
 
         Raises:
             CertificateRefused: The site is not of the cohort or the roster, or the signature does not hold.
@@ -95,7 +101,8 @@ class ModelCertificate:
             raise CertificateRefused(f"the signature of {site!r} is not over this model") from None
 
     def needed(self, hospitals: int) -> int:
-        """How many signatures prove the model: t of the cohort, and a third of all `hospitals` that may be asked."""
+        """Returns the number of signatures that prove the model: t of the cohort, and a third of all `hospitals`."""
+        # Rounded up: of seven hospitals a third are three.
         return max(threshold(len(self.cohort)), -(-hospitals // 3))
 
     def _unsigned(self) -> rounds_pb2.ModelCertificate:
@@ -120,9 +127,9 @@ def verify_certificate(
 
     Args:
         certificate: As shown by the aggregator.
-        plan_digest: Of the run.
-        model_digest: Of the model on offer.
-        signing_keys: Raw Ed25519 key by site, from the roster that this site stores.
+        plan_digest: Of the run, 32 bytes.
+        model_digest: Of the model on offer, 32 bytes.
+        signing_keys: Raw Ed25519 public keys by site, 32 bytes each, from the roster that this site stores.
         known: Names of the roster that this hospital has accepted.
         minimum: The site's own minimum of a cohort.
 
@@ -132,9 +139,11 @@ def verify_certificate(
     """
     if (certificate.plan_digest, certificate.model_digest) != (plan_digest, model_digest):
         raise CertificateRefused("the certificate is of another plan or another model than the one on offer")
+    # Only names of the accepted roster count: the aggregator may have enrolled accomplices under any number of others.
     signers = [site for site in certificate.signatures if site in known]
     if len(set(certificate.cohort) & set(known)) < minimum:
         raise CertificateRefused(f"fewer than {minimum} hospitals known here were in the round that made the model")
+    # Each one, and not only as many as are needed: an honest aggregator passes on no bad signature.
     for site in signers:
         certificate.check_signature(site, certificate.signatures[site], signing_keys)
     needed = certificate.needed(len(known))

@@ -49,11 +49,14 @@ def next_model(
 
     Args:
         plan: The plan of the run.
-        model: The round's base model.
+        model: The round's base model: weights f32[d], server vectors f64[moving.size].
         decoded: The decoded sum of the cohort.
         threads: Number of threads that share the pieces of the rotation. The largest piece is half of all or more.
         uses_up: Write the next model over the input model, which is destroyed, also on error. This saves one
             allocation, and finding that much memory takes longer than filling it.
+
+    Returns:
+        A model of the same manifest. Each weight is computed in float64 and rounded to float32 once.
 
     Raises:
         ChainRefused: The model is not of this plan, the mean update is longer than honest members can make it, or the
@@ -121,8 +124,12 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
     """
     squares = 0
     center = decoded.members * layout.level_max
-    for start in range(0, decoded.levels.size, _NORM_CHUNK):
-        part = decoded.levels[start : start + _NORM_CHUNK].astype(np.int64) * 2 - center
+    # Danger: a sum in int64 that wraps around would hide the longest updates. |2 S - center| is at most `center`,
+    # because decoding refused larger sums; so the squares of this many coordinates fit, whatever members sent.
+    chunk = min(_NORM_CHUNK, (2**63 - 1) // center**2)
+    for start in range(0, decoded.levels.size, chunk):
+        # Widened first: a level of uint16, doubled, would wrap around as well.
+        part = decoded.levels[start : start + chunk].astype(np.int64) * 2 - center
         squares += int(part @ part)
     if math.sqrt(squares) > norm_bound(layout, decoded.members, decoded.header.weight):
         raise ChainRefused(
@@ -131,7 +138,7 @@ def check_norm(layout: Layout, decoded: DecodedSum) -> None:
 
 
 def norm_bound(layout: Layout, members: int, weight: int) -> float:
-    """Largest norm of a sum of honest members, in units of half a quantization step: see `check_norm`."""
+    """Returns the largest norm of a sum of honest members, in units of half a quantization step: see `check_norm`."""
     k = layout.coordinates
     spread = math.sqrt(k + 2 * math.sqrt(k * _NORM_EXPONENT) + 2 * _NORM_EXPONENT)
     rounded = math.sqrt(members) * spread
@@ -151,6 +158,9 @@ def affine(layout: Layout, decoded: DecodedSum) -> tuple[int, float]:
 
     A coordinate's sum of levels S of n members stands for step/2 * (2 S - n * level_max), step = 2 range / level_max.
     In a private round the step is 1 / scale, and the mean is over the patients that n sites are expected to draw.
+
+    Returns:
+        The center in half steps, and the update that half a step stands for.
     """
     if layout.gradient is not None:
         patients = layout.gradient.patients * decoded.members
@@ -167,7 +177,7 @@ def _writable(vector: NDArray[Any], *, copied: bool) -> NDArray[Any]:
 
 
 def _state(plan: TrainingPlan, model: Model) -> list[Reals]:
-    """The server optimizer's vectors, or its first ones, of the moving numbers; only to be read."""
+    """Returns the server optimizer's vectors f64[moving.size], or its first ones; only to be read."""
     server, size = plan.server, plan.moving.size
     wanted = _STATES[server.kind]
     if len(model.server_state) == wanted and all(vector.size == size for vector in model.server_state):

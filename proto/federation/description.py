@@ -1,4 +1,4 @@
-"""What a model file says about its model: architecture, inputs, labels, origin, run and calibration.
+"""The description of a model in its file: architecture, inputs, labels, origin, run and calibration.
 
 A description is JSON in the metadata of a safetensors file, beside the manifest. It is no part of the model's digest,
 so a federation exchanges models without one: `init-weights`, an export and a benchmark write it, and `predict` reads
@@ -23,17 +23,17 @@ class ModelDescription:
 
     Attributes:
         architecture: Its name in the sites' registry.
-        image_size_px: Side of a slice, as in the plan.
+        image_size_px: Side of a slice in pixels, as in the plan.
         slices_max: Most slices of a study, as in the plan.
         slices_per_study: Of a study in a training step, as in the plan; 0 for all.
         pipeline: Version of the image pipeline that the inputs went through.
         labels: In the order of the outputs.
         origin: Of the initial weights, one line.
-        run_id: Of the federation, in hex.
-        plan_digest: In hex.
+        run_id: 16 bytes in hex.
+        plan_digest: 32 bytes in hex.
         round: The model is the result of this round.
         calibration: JSON text of `hemofed-site calibrate`.
-        parts: One of PART_LETTERS a tensor, in the order of the manifest.
+        parts: A letter of PART_LETTERS for each tensor, in the order of the manifest.
     """
 
     architecture: str
@@ -58,9 +58,10 @@ class ModelDescription:
         """Read a description. Keys that this version does not know are skipped.
 
         Raises:
-            Malformed: The text is no description, or its types are different.
+            Malformed: The text is no description, has more than 2^20 characters, or its types are different.
         """
         try:
+            # Bounded before it is parsed: the file may come from outside.
             content = json.loads(text) if len(text) <= _BYTES_MAX else None
         except ValueError:
             content = None

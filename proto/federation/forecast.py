@@ -21,13 +21,13 @@ NOISE_MAX = 1.0
 
 @dataclass(frozen=True)
 class RunTraffic:
-    """Bytes of one site, without the messages of masking, which are some kilobytes a round.
+    """The traffic of one site. The messages of masking come on top, some kilobytes a round.
 
     Attributes:
-        up_round: The update of a training round, masked.
-        down_round: The published sum of a training round over `cohort.target` sites.
-        up_run: Of all rounds.
-        down_run: Of all rounds, the initial model included.
+        up_round: Bytes of the masked update of a training round.
+        down_round: Bytes of the published sum of a training round over `cohort.target` sites.
+        up_run: Bytes of all rounds.
+        down_run: Bytes of all rounds, the initial model included.
     """
 
     up_round: int
@@ -38,7 +38,7 @@ class RunTraffic:
 
 @dataclass(frozen=True)
 class Spending:
-    """The epsilon of a patient after so many rounds or evaluations."""
+    """The epsilon of a patient, in nats, after so many rounds or evaluations."""
 
     count: int
     epsilon: float
@@ -49,10 +49,10 @@ class CohortNoise:
     """The noise in the sum of a cohort.
 
     Attributes:
-        members: All of them are in the sum.
-        certain_shares: h. Honest shares that are in the sum, whoever vanishes and whoever leaves a share out.
+        members: Size of the cohort, all of whom are in the sum.
+        certain_shares: h, the honest shares that are in the sum whichever members vanish or leave a share out.
         excess: The noise's standard deviation over the one that the plan's price needs: sqrt(members / h).
-        over_signal: r. Length of the noise in the mean gradient over the clip norm of a patient.
+        over_signal: r, the L2 norm of the noise in the mean gradient over the clip norm of a patient.
     """
 
     members: int
@@ -63,15 +63,15 @@ class CohortNoise:
 
 @dataclass(frozen=True)
 class PrivacyForecast:
-    """What a private plan spends, and its noise.
+    """The spending of a private plan, and its noise.
 
     Attributes:
-        delta: Of both budgets.
-        train: After each tenth of the training rounds.
-        train_budget: Epsilon.
-        validation: After each tenth of the evaluations; empty without histograms.
-        validation_budget: Epsilon.
-        noise: At the least, the wanted and the largest cohort.
+        delta: Probability, of both budgets.
+        train: Epsilon after each tenth of the training rounds.
+        train_budget: Epsilon in nats.
+        validation: Epsilon after each tenth of the evaluations; empty without histograms.
+        validation_budget: Epsilon in nats.
+        noise: In the least, the wanted and the largest cohort.
     """
 
     delta: float
@@ -107,13 +107,13 @@ def privacy_forecast(plan: TrainingPlan) -> PrivacyForecast | None:
 
 
 def train_spent(plan: TrainingPlan, rounds: int) -> float:
-    """Compute the epsilon of a patient after so many training rounds of a private plan."""
+    """Compute the epsilon of a patient, in nats, after so many training rounds of a private plan."""
     coordinates = sum(pieces_of(plan.moving.size))
     return _epsilon(_train_price(_privacy(plan), coordinates), rounds, plan)
 
 
 def validation_spent(plan: TrainingPlan, evaluations: int) -> float:
-    """Compute the epsilon of a validation patient after so many evaluations of a private plan."""
+    """Compute the epsilon of a validation patient, in nats, after so many evaluations of a private plan."""
     return _epsilon(privacy.validation_price(_privacy(plan)), evaluations, plan) if evaluations else 0.0
 
 
@@ -126,7 +126,7 @@ def cohort_noise(plan: TrainingPlan, members: int) -> CohortNoise:
 
 
 def rounding_over_clip(plan: TrainingPlan) -> float:
-    """Compute the length of the rounding in the mean update of the least cohort over the clip norm.
+    """Compute the L2 norm of the rounding in the mean update of the least cohort, over the clip norm.
 
     A member rounds each coordinate to one of two neighbouring levels: a variance of half a step squared at most, and
     of nearly that where updates are short (docs/MODEL.md). Each member has `studies_min` studies.
@@ -179,7 +179,7 @@ def _epsilon(price: accounting.Price, count: int, plan: TrainingPlan) -> float:
     return accounting.epsilon(accounting.times(price, count), delta)
 
 
-# A page asks for it at every look; it takes milliseconds.
+# Cost: a page asks for it at every look, and it takes milliseconds.
 @lru_cache(16)
 def _train_price(of: Privacy, coordinates: int) -> accounting.Price:
     return privacy.train_price(of, coordinates)
@@ -187,4 +187,5 @@ def _train_price(of: Privacy, coordinates: int) -> accounting.Price:
 
 def _tenths(count: int) -> list[int]:
     """The number reached after each tenth of `count`, each once."""
+    # As a set: fewer than ten rounds have no ten tenths.
     return sorted({math.ceil(count * tenth / TENTHS) for tenth in range(1, TENTHS + 1)} - {0})

@@ -43,7 +43,11 @@ _OTHER_HEADER_BYTES = 8192  # another order and padding of the same header; the 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One float32 tensor. `shape` () is a scalar. Refuses (ManifestMismatch) a bad name or a dimension below 1."""
+    """One float32 tensor. `shape` () is a scalar.
+
+    Raises:
+        ManifestMismatch: The name is bad, or a dimension is below 1.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -62,7 +66,7 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of float32 elements."""
         return math.prod(self.shape)
 
 
@@ -105,7 +109,7 @@ class Manifest:
 
     @cached_property
     def file_bytes_max(self) -> int:
-        """The most bytes that a model file of this manifest has: with both vectors of a server optimizer."""
+        """The most bytes that a model file of this manifest has, both vectors of a server optimizer included."""
         numbers_bytes = self.size * (4 + 2 * 8)  # weights f32, server state f64
         return len(_header(self, bytes(32), (self.size, self.size))) + numbers_bytes + _OTHER_HEADER_BYTES
 
@@ -154,8 +158,10 @@ class Model:
 
     The memory is one or two vectors f64[k], k the numbers that the run moves, at most d.
 
-    The arrays are kept as read-only views. Refuses (ManifestMismatch) other dtypes or lengths, and values that are
-    not finite. Two models are the same when their digests are.
+    The arrays are kept as read-only views. Two models are the same when their digests are.
+
+    Raises:
+        ManifestMismatch: A vector has another dtype or length, or a value is not finite.
     """
 
     manifest: Manifest
@@ -181,7 +187,7 @@ class Model:
         return hashed.digest()
 
     def named(self) -> dict[str, NDArray[np.float32]]:
-        """The weights as named tensors, read-only views."""
+        """Returns the weights by tensor name: read-only float32 views of the manifest's shapes."""
         return self.manifest.unflatten(self.weights)
 
 
@@ -212,8 +218,9 @@ def save_model(
         for vector in model.server_state:  # first, so that they are aligned
             file.write(vector.data)
         file.write(model.weights.data)
-        file.truncate()
+        file.truncate()  # the spare file may have been longer
         file.flush()
+        # Order: synced before it is renamed. After a power cut `path` is otherwise a name for blocks never written.
         os.fsync(file.fileno())
     unfinished.replace(path)
 
@@ -222,6 +229,9 @@ def load_model(path: Path) -> Model:
     """Reads a file of `save_model`.
 
     The caller still has to compare the digest of the manifest or the model with the expected one.
+
+    Returns:
+        The model: weights f32[d], and no, one or two server vectors f64[k], k at most d.
 
     Raises:
         Malformed: The file is anything else; a changed number or name counts.
@@ -297,11 +307,11 @@ def _read_tensors(file: safe_open, manifest: Manifest) -> Model:
     _check_names(expected.keys() | states, names)
     for name in (*expected, *states):
         tensor = file.get_slice(name)  # type: ignore[no-untyped-call]  # as above
-        found = (tensor.get_dtype(), tensor.get_shape())
-        if name in states and found[0] == "F64" and len(found[1]) == 1 and found[1][0] <= manifest.size:
+        dtype, shape = tensor.get_dtype(), tensor.get_shape()
+        if name in states and dtype == "F64" and len(shape) == 1 and shape[0] <= manifest.size:
             continue  # as long as the part that the run moves, which the plan knows
-        if found != (form := expected.get(name, ("F64", [manifest.size]))):
-            raise ManifestMismatch(f"tensor {name}: expected {form}, got {found}")
+        if (dtype, shape) != (form := expected.get(name, ("F64", [manifest.size]))):
+            raise ManifestMismatch(f"tensor {name}: expected {form}, got {(dtype, shape)}")
     read: Callable[[str], NDArray[Any]] = file.get_tensor
     weights = np.empty(manifest.size, np.float32)
     start = 0

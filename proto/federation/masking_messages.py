@@ -31,7 +31,7 @@ def message_of(own: Advertisement) -> secagg_pb2.Advertisement:
 
 
 def dealt_of(message: secagg_pb2.EncryptedShare) -> DealtShares:
-    """Converts the message to the value; who dealt to whom stays in the message."""
+    """Converts the message to the value. Dealer and member stay in the message."""
     return DealtShares(
         kem_ciphertext=message.kem_ciphertext,
         pair_secret=message.pair_secret,
@@ -43,7 +43,7 @@ def dealt_of(message: secagg_pb2.EncryptedShare) -> DealtShares:
 
 
 def share_message(dealer: str, member: str, dealt: DealtShares) -> secagg_pb2.EncryptedShare:
-    """Converts what `dealer` dealt to `member` to its message."""
+    """Converts the shares that `dealer` dealt to `member` to their message."""
     return secagg_pb2.EncryptedShare(
         from_site=dealer,
         to_site=member,

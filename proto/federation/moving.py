@@ -14,10 +14,10 @@ from federation.manifest import Manifest
 
 @dataclass(frozen=True)
 class MovingPart:
-    """Where the moving tensors lie in the flat vector of a model.
+    """The places of the moving tensors in the flat vector of a model.
 
     Attributes:
-        runs: Begin and end of each run of moving numbers, ascending; they do not touch.
+        runs: Half-open index ranges of moving numbers, ascending; no two of them touch.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -28,7 +28,7 @@ class MovingPart:
 
         Args:
             manifest: Of the model.
-            places: Indices into its tensors, ascending; none for all.
+            places: Indices into its tensors, ascending; empty for all tensors.
 
         Raises:
             PlanRefused: Places are not ascending or not in the manifest, or they name all tensors.
@@ -43,6 +43,7 @@ class MovingPart:
         runs: list[tuple[int, int]] = []
         for place in places:
             begin, end = starts[place], starts[place + 1]
+            # Cost: neighbours are joined, so that a network with few gaps is copied in few slices.
             if runs and runs[-1][1] == begin:
                 begin = runs.pop()[0]
             runs.append((begin, end))
@@ -50,15 +51,15 @@ class MovingPart:
 
     @property
     def size(self) -> int:
-        """Number of moving numbers."""
+        """Length of the vector of moving numbers, at most d."""
         return sum(end - begin for begin, end in self.runs)
 
     def take(self, vector: NDArray[Any]) -> NDArray[Any]:
-        """Copies the moving numbers of a model's vector [d] into one vector [size]."""
+        """Copies the moving numbers of a model's vector, f32[d] or f64[d], into one of the same dtype: [size]."""
         return np.concatenate([vector[begin:end] for begin, end in self.runs])
 
     def put(self, vector: NDArray[Any], part: NDArray[Any]) -> None:
-        """Writes `part` [size] over the moving numbers of a model's vector [d]."""
+        """Writes `part` [size] over the moving numbers of a model's vector, f32[d] or f64[d], in place."""
         for (begin, end), numbers in zip(self.runs, self._pieces(part), strict=True):
             vector[begin:end] = numbers
 

@@ -6,7 +6,7 @@ _ONE_PIECE_MAX: Final = 4096
 
 
 def pieces_of(parameters: int) -> tuple[int, ...]:
-    """Returns the lengths of the pieces for so many parameters, largest first; none without parameters.
+    """Returns the lengths of the pieces in coordinates, largest first; none without parameters.
 
     Up to 4096 parameters: one piece. Beyond: greedily the next power of two above what is left if that pads by
     at most a twentieth of d, else the one below it; none smaller than about d/40. So padding costs at most 5 %.

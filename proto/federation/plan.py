@@ -63,7 +63,10 @@ class Trainable(StrEnum):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Size of the network's input. The fields are those of plan.proto, with plan.toml's defaults."""
+    """Size of the network's input. The fields are those of plan.proto, with plan.toml's defaults.
+
+    A slice has `image_size_px` pixels a side, a study at most `slices_max` slices.
+    """
 
     image_size_px: int = 256
     slices_max: int = 64
@@ -77,7 +80,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Training at a site in one round. The fields are those of plan.proto, with plan.toml's defaults."""
+    """Training at a site in one round. The fields are those of plan.proto, with plan.toml's defaults.
+
+    `proximal_mu` is that of FedProx (Li et al., MLSys 2020, eq. 2). `gradient_norm_max` is an L2 norm.
+    `heads_rate`, `reader_rate` and `trunk_rate` are factors on `learning_rate`.
+    """
 
     epochs: int = 1
     learning_rate: float = 0.0003
@@ -113,7 +120,10 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """Fields that `kind` does not use must be 0, so that one behavior has one plan."""
+    """The step on the mean update. Fields that `kind` does not use must be 0, so that one behavior has one plan.
+
+    `beta1`, `beta2` and `tau` are those of Reddi et al., ICLR 2021, algorithm 2; `federation.chain` has the formulas.
+    """
 
     kind: ServerKind = ServerKind.FEDAVG
     learning_rate: float = 1.0
@@ -160,12 +170,16 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Clipping, quantization, weights of an update. The fields are those of plan.proto, with plan.toml's defaults."""
+    """Clipping, quantization, weights of an update. The fields are those of plan.proto, with plan.toml's defaults.
+
+    `clip_norm` is an L2 norm. A coordinate is quantized to `bits` bits. `weight_cap` counts studies, `count_cap` the
+    examples of a member and its slices of one label and truth. `rotation_seed` has 32 bytes.
+    """
 
     clip_norm: float = 1.0
     bits: int = 6
     weight_cap: int = 1000
-    rotation_seed: bytes = b""  # 32 bytes, drawn when the plan is made; the default is refused
+    rotation_seed: bytes = b""  # the default is refused
     count_cap: int = 10_000
 
     def __post_init__(self) -> None:
@@ -181,6 +195,9 @@ class Encoding:
 @dataclass(frozen=True)
 class TrainingPlan:
     """A plan within its bounds; plan.proto explains every field.
+
+    `run_id` has 16 bytes, `initial_model_digest` 32. `moving_tensors` are indices into the manifest, ascending; empty
+    if all tensors move.
 
     Raises:
         PlanRefused: A value is out of its bounds. The error names the field and the bounds.
@@ -245,7 +262,7 @@ class TrainingPlan:
 
     @cached_property
     def moving(self) -> MovingPart:
-        """The part of the model that moves."""
+        """The part of the flat vector f32[d] that moves."""
         return MovingPart.of(self.manifest, self.moving_tensors)
 
     @property
@@ -280,7 +297,7 @@ class TrainingPlan:
         most = self.cohort.maximum * gradient_noise(privacy, sum(pieces)).level_max(
             self.cohort.minimum, self.cohort.maximum
         )
-        # The inverse rotation adds up twice as much over a piece; float64 and int32 have to hold it exactly.
+        # The inverse rotation adds up twice as much over a piece: int32 levels, float64 sums. Both have to be exact.
         if most >= 2**31 or 2 * most * pieces[0] >= 2**53:
             raise PlanRefused("privacy.noise_multiplier", "expected noise that a lane can hold; lower it or batch_max")
         for noise, name in (
@@ -300,7 +317,7 @@ Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBound
 
 
 def sign_plan(plan: TrainingPlan, custodian: Signer) -> plan_pb2.SignedPlan:
-    """Serializes and signs a plan."""
+    """Serializes a plan and signs the bytes with Ed25519 (RFC 8032): 64 bytes over a domain and the plan."""
     data = plan.to_bytes()
     return plan_pb2.SignedPlan(plan=data, signature=sign(custodian, _DOMAIN, data))
 
@@ -347,6 +364,7 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
 
 
 def _check_present(message: plan_pb2.Plan) -> None:
+    # An absent part would read as one of zeros, and be refused by the name of a field that is not in the file.
     present = {field.name for field, _ in message.ListFields()}
     for field in message.DESCRIPTOR.fields:
         if field.message_type is not None and field.name not in present and field.name != "privacy":

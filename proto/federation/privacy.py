@@ -39,6 +39,18 @@ HISTOGRAM_SENSITIVITY: Final = Sensitivity(l1=float(len(LABELS)), l2=math.sqrt(l
 class Privacy:
     """Differential privacy of a run. The fields are those of plan.proto, with plan.toml's defaults.
 
+    Attributes:
+        sampling_rate: Probability in (0, 1] with which a patient is part of a round.
+        noise_multiplier: Standard deviation of the noise over one patient's largest effect, in L2 norm.
+        patients_expected: Training patients of a site, the same public number for all.
+        batch_max: Patients of a round that the range of a coordinate is made for.
+        epsilon_train: Budget of all training rounds, in nats.
+        clip_norm: Largest L2 norm of one patient's gradient.
+        delta: Probability, of both budgets.
+        validation_interval: Rounds from one evaluation to the next; 0 for the first and the last round only.
+        validation_multiplier: As `noise_multiplier`, of the histograms.
+        epsilon_validation: Budget of all evaluations, in nats.
+
     Raises:
         PlanRefused: A value is out of its bounds.
     """
@@ -78,28 +90,29 @@ class Noise:
     """Skellam noise on a sum of whole numbers.
 
     Attributes:
-        sensitivity: Of the sum, for one patient.
-        variance: Of the noise that is certain in the sum, whoever vanishes and whoever leaves his share out.
+        sensitivity: Of the sum for one patient, in whole steps.
+        variance: Variance of the noise that is certain in the sum, in squared steps. It counts no share of members that
+            vanish, or that leave theirs out.
     """
 
     sensitivity: Sensitivity
     variance: int
 
     def tail_max(self, fewest: int, most: int) -> int:
-        """Returns the largest share that is drawn in a cohort of `fewest` to `most` members."""
+        """Returns the largest share in whole steps that is drawn in a cohort of `fewest` to `most` members."""
         return max(self.tail(members) for members in range(fewest, most + 1))
 
     def share_variance(self, members: int) -> int:
-        """Returns the variance of one member's share in a cohort of so many."""
+        """Returns the variance of one member's share in a cohort of so many, in squared steps."""
         return -(-self.variance // certain_shares(members))
 
     def tail(self, members: int) -> int:
-        """Returns the largest share that is drawn in a cohort of so many."""
+        """Returns the largest share in whole steps that is drawn in a cohort of so many."""
         return math.ceil(_TAIL_SIGMAS * math.sqrt(self.share_variance(members))) + _TAIL_MORE
 
 
 def certain_shares(members: int) -> int:
-    """Returns how many honest shares of noise are in the sum of a cohort, beside the reader's own.
+    """Returns the number of honest shares of noise that are in the sum of a cohort, beside the reader's own.
 
     t members at least are in a sum, and fewer than a third of the cohort are corrupt and leave theirs out. A member
     knows its own share, so it does not count where there are no corrupt ones.
@@ -109,14 +122,14 @@ def certain_shares(members: int) -> int:
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """From the gradients of a site to whole numbers with noise.
+    """The steps from the gradients of a site to whole numbers with noise.
 
     Attributes:
-        noise: On the sum.
-        scale: Whole steps in 1 of a gradient.
-        bound: A coordinate is clipped to whole numbers from -bound to bound before noise.
-        longest: L2 norm of the longest sum of a site's gradients; what is longer is scaled down.
-        patients: Expected of a site in a round. The mean is over them.
+        noise: On the sum, in whole steps.
+        scale: Whole steps for each unit of a gradient.
+        bound: Largest absolute value of a coordinate before noise, in whole steps; beyond it is clipped.
+        longest: Largest L2 norm of the sum of a site's gradients; a longer sum is scaled down.
+        patients: Patients expected of a site in a round. The mean is over them.
     """
 
     noise: Noise
@@ -126,12 +139,12 @@ class GradientNoise:
     patients: float
 
     def level_max(self, fewest: int, most: int) -> int:
-        """Returns the highest level of one site, whose lowest is 0: the same for every admissible cohort."""
+        """Returns the highest level of one site in whole steps; the lowest is 0. It is the same for every cohort."""
         return 2 * (self.bound + self.noise.tail_max(fewest, most))
 
 
 def gradient_noise(privacy: Privacy, coordinates: int) -> GradientNoise:
-    """Returns the noise for gradients with so many rotated coordinates, padding included."""
+    """Returns the noise, in whole steps, for gradients with so many rotated coordinates, padding included."""
     root = math.sqrt(coordinates)
     length = max(_STEPS_MIN, _STEPS_PER_ROOT * root)
     sensitivity = rounded_sensitivity(length, coordinates)
@@ -146,18 +159,18 @@ def gradient_noise(privacy: Privacy, coordinates: int) -> GradientNoise:
 
 
 def histogram_noise(privacy: Privacy) -> Noise:
-    """Returns the noise on the histograms of one evaluation."""
+    """Returns the noise on the histograms of one evaluation; a whole step is one patient."""
     return _noise(HISTOGRAM_SENSITIVITY, privacy.validation_multiplier)
 
 
 def train_price(privacy: Privacy, coordinates: int) -> Price:
-    """Returns the price of one training round."""
+    """Returns the price of one training round, in nats for each order."""
     noise = gradient_noise(privacy, coordinates).noise
     return accounting.sampled_price(noise.sensitivity, noise.variance, privacy.sampling_rate)
 
 
 def validation_price(privacy: Privacy) -> Price:
-    """Returns the price of one evaluation, of which every validation patient is part."""
+    """Returns the price of one evaluation, of which every validation patient is part, in nats for each order."""
     noise = histogram_noise(privacy)
     return accounting.skellam_price(noise.sensitivity, noise.variance)
 
@@ -168,12 +181,12 @@ def evaluations(privacy: Privacy, rounds: int) -> int:
 
 
 def cut_tails(coordinates: int) -> float:
-    """Returns how far the noise of one round, whose tails are cut, is from whole noise, in total variation."""
+    """Returns the distance of one round's noise, whose tails are cut, from whole noise: total variation, 0 to 1."""
     return COHORT_MAX * coordinates * _TAIL_PROBABILITY
 
 
 def delta_of_prices(privacy: Privacy, rounds: int, coordinates: int) -> float:
-    """Returns the part of the plan's delta that the prices may use.
+    """Returns the part of the plan's delta that the prices may use, a probability; 0 or less if nothing is left.
 
     The rest covers a dither that lengthens one patient's part beyond its bound, and the tails of noise that are cut.
     """
@@ -189,7 +202,7 @@ def check_budgets(privacy: Privacy, rounds: int, coordinates: int, *, histograms
     Args:
         privacy: Of the plan.
         rounds: Training rounds.
-        coordinates: Of the rotated vector.
+        coordinates: Length of the rotated vector, padding included.
         histograms: Whether the plan has the metric.
 
     Raises:
@@ -223,13 +236,13 @@ def check_budgets(privacy: Privacy, rounds: int, coordinates: int, *, histograms
 
 
 def noise_over_signal(privacy: Privacy, members: int, moving: int, coordinates: int) -> float:
-    """Returns r: the length of the noise in the mean gradient over the clip norm of a patient.
+    """Returns r: the L2 norm of the noise in the mean gradient over the clip norm of a patient.
 
     Args:
         privacy: Of the plan.
-        members: Of the cohort, all of whom add their share.
-        moving: Numbers of the update.
-        coordinates: Rotated ones, padding included.
+        members: Size of the cohort, all of whom add their share.
+        moving: Length of the update.
+        coordinates: Length of the rotated vector, padding included.
     """
     gradient = gradient_noise(privacy, coordinates)
     deviation = math.sqrt(gradient.noise.share_variance(members) * members) / gradient.scale

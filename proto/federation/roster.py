@@ -65,13 +65,19 @@ class RosterEntry:
 class Roster:
     """The sites of one epoch, sorted by name.
 
+    Attributes:
+        epoch: From 1 to 2^63 - 1.
+        entries: At most 10,000.
+        created_at_s: Unix time in seconds; 0 in a roster of version 0.1.0.
+        expires_at_s: Likewise.
+
     Raises:
         RosterRefused: A name or a key stands twice, the order is another, or there are too many sites.
     """
 
     epoch: int
     entries: tuple[RosterEntry, ...]
-    created_at_s: int = 0  # Unix time; both 0 in rosters of version 0.1.0
+    created_at_s: int = 0
     expires_at_s: int = 0
 
     def __post_init__(self) -> None:
@@ -99,14 +105,14 @@ class Roster:
             RosterRefused: An entry is bad.
         """
         message = parse(enrolment_pb2.Roster, data)
-        entries = tuple(RosterEntry(one.site, one.signing_key, one.sealing_key) for one in message.sites)
+        entries = tuple(RosterEntry(entry.site, entry.signing_key, entry.sealing_key) for entry in message.sites)
         return cls(message.epoch, entries, message.created_at_s, message.expires_at_s)
 
     def to_bytes(self) -> bytes:
         """Returns the canonical bytes. The custodian signs them."""
         sites = [
-            enrolment_pb2.RosterEntry(site=one.site, signing_key=one.signing_key, sealing_key=one.sealing_key)
-            for one in self.entries
+            enrolment_pb2.RosterEntry(site=entry.site, signing_key=entry.signing_key, sealing_key=entry.sealing_key)
+            for entry in self.entries
         ]
         return serialize(
             enrolment_pb2.Roster(
@@ -115,7 +121,7 @@ class Roster:
         )
 
     def has_expired(self, now: datetime) -> bool:
-        """Whether the roster has ended. One of version 0.1.0 never does.
+        """Tells whether the roster has ended at `now`, aware UTC. A roster of version 0.1.0 never ends.
 
         An aggregator could otherwise withhold for ever a newer roster that removes a site.
         """
@@ -128,7 +134,7 @@ class Roster:
 
     @cached_property
     def signing_keys(self) -> dict[str, bytes]:
-        """Ed25519 public key by site."""
+        """Raw Ed25519 public keys by site, 32 bytes each."""
         return {entry.site: entry.signing_key for entry in self.entries}
 
 
@@ -137,13 +143,19 @@ def sign_roster(
     custodian: Signer,
     successions: Sequence[enrolment_pb2.CustodianSuccession] = (),
 ) -> enrolment_pb2.SignedRoster:
-    """Signs a roster. `successions`: how older keys of the custodian lead to this one, oldest first."""
+    """Signs a roster with Ed25519 (RFC 8032): 64 bytes over a domain and the canonical roster.
+
+    Args:
+        roster: The roster.
+        custodian: The custodian's newest key.
+        successions: From older keys of the custodian to this one, oldest first.
+    """
     data = roster.to_bytes()
     return enrolment_pb2.SignedRoster(roster=data, signature=sign(custodian, _DOMAIN, data), successions=successions)
 
 
 def succeed(custodian: Signer, successor: Ed25519PublicKey) -> enrolment_pb2.CustodianSuccession:
-    """Signs the custodian's new key with the old one."""
+    """Signs the custodian's new raw key of 32 bytes with the old one: Ed25519, 64 bytes."""
     key = successor.public_bytes_raw()
     return enrolment_pb2.CustodianSuccession(key=key, signature=sign(custodian, _SUCCESSION_DOMAIN, key))
 

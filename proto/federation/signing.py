@@ -16,12 +16,12 @@ class Signer(Protocol):
 
 
 def sign(key: Signer, domain: str, data: bytes) -> bytes:
-    """Signs domain || 0x00 || data with Ed25519: 64 bytes."""
+    """Signs domain || 0x00 || data with Ed25519 (RFC 8032): 64 bytes."""
     return key.sign(_signed(domain, data))
 
 
 def verify(key: Ed25519PublicKey, domain: str, data: bytes, signature: bytes) -> None:
-    """Checks a signature of `sign`.
+    """Checks a signature of `sign`, 64 bytes.
 
     Raises:
         BadSignature: The key did not sign these bytes in this domain.

@@ -25,6 +25,11 @@ _FORM = re.compile(r"hf1_([a-z0-9-]{1,32})_([a-z2-7]{52})_([a-z2-7]{52})_([0-9a-
 class Token:
     """The parts of a token. The secret never shows in a repr or a message.
 
+    Attributes:
+        site: Name of the site, 1 to 32 characters.
+        secret: 32 random bytes.
+        ca_fingerprint: SHA-256 of the consortium CA's certificate (DER), 32 bytes.
+
     Raises:
         TokenRefused: The name or a length is wrong.
     """
@@ -40,7 +45,7 @@ class Token:
 
     @classmethod
     def new(cls, site: str, ca_fingerprint: bytes, random: Callable[[int], bytes]) -> "Token":
-        """A fresh token. `random(n)` gives n unpredictable bytes."""
+        """Draws a fresh token. `random(n)` gives n unpredictable bytes."""
         return cls(site, random(SECRET_BYTES), ca_fingerprint)
 
     @classmethod
@@ -50,16 +55,16 @@ class Token:
         Raises:
             TokenRefused: The text is not a token. The message never repeats the text.
         """
-        found = _FORM.fullmatch(text.strip())
-        if found is None:
+        match = _FORM.fullmatch(text.strip())
+        if match is None:
             raise TokenRefused("expected a token 'hf1_site_secret_ca_crc', got another form; copy it whole")
-        site, secret, ca, crc = found.groups()
+        site, secret, ca, crc = match.groups()
         if crc != _crc(f"hf1_{site}_{secret}_{ca}"):
             raise TokenRefused("expected a token whose checksum fits, got a mistyped one; copy it again")
         return cls(site, _from_base32(secret), _from_base32(ca))
 
     def text(self) -> str:
-        """The token to hand to the hospital. It is a secret: show it once, keep only its hash."""
+        """Returns the token to hand to the hospital. It is a secret: show it once, keep only its hash."""
         body = f"hf1_{self.site}_{_to_base32(self.secret)}_{_to_base32(self.ca_fingerprint)}"
         return f"{body}_{_crc(body)}"
 

@@ -29,7 +29,7 @@ class SiteState(StrEnum):
 
 
 class StateReason(StrEnum):
-    """Why a site is paused, needs attention, or declines."""
+    """The reasons for which a site is paused, needs attention, or declines."""
 
     OPERATOR = "OPERATOR"
     WINDOW = "WINDOW"

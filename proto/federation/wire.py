@@ -19,7 +19,7 @@ M = TypeVar("M", bound=Message)
 
 
 def parse(message_type: type[M], data: bytes) -> M:
-    """Parses the message whose canonical serialization is `data`.
+    """Parses the message whose canonical serialization is `data`, 16 MiB at most.
 
     Raises:
         Malformed: The bytes are too many (over 16 MiB), are no such message, hold a field or an enum value unknown to
@@ -33,6 +33,7 @@ def parse(message_type: type[M], data: bytes) -> M:
         message.ParseFromString(data)
     except DecodeError as error:
         raise Malformed(f"expected a serialized {name}, got {len(data)} bytes that do not parse as one") from error
+    # Order: protobuf keeps unknown fields and serializes them again, so the comparison alone would let them pass.
     check_known(message)
     if serialize(message) != data:
         raise Malformed(f"expected the canonical serialization of a {name}, got another form of the same message")
@@ -54,7 +55,9 @@ def serialize(message: Message) -> bytes:
 
 
 def check_known(message: Message) -> None:
-    """Refuses fields and enum values that this version does not know, at any depth. For requests that gRPC has parsed.
+    """Refuses fields and enum values that this version does not know, at any depth.
+
+    `parse` calls it. Requests that gRPC has parsed need it by itself.
 
     Raises:
         Malformed: The error names the message and the field's number.

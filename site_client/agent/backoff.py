@@ -33,6 +33,7 @@ class Backoff:
             self.failures = 0
         self._progress = progress
         self.failures += 1
+        # The exponent is bounded before it is used: 2.0 ** 1024 is an error, and comes after a day without a network.
         return min(self._longest_s, FIRST_S * 2.0 ** min(self.failures - 1, 16)) * self._spread()
 
     def succeeded(self) -> None:

@@ -1,1 +1,1 @@
-"""From log-odds to probabilities: prior correction and temperatures, fitted to one site's patients."""
+"""Turns log-odds into probabilities: prior correction and temperatures, fitted to one site's patients."""

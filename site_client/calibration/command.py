@@ -35,7 +35,7 @@ def fit(
         settings: Of the site.
         net: The network with the model's weights.
         model: Digest of the weights in hex.
-        size_px: Side of the model's input.
+        size_px: Side of the model's input in pixels.
         slices_max: Most slices of a study.
         slices_per_study: Of a study in a training step, which decides the offsets; 0 for all.
         compute: Device and precision.

@@ -62,6 +62,9 @@ def prior_offsets(training: Sequence[StudyRecord], loader: Loader, net: Network)
         training: The training studies.
         loader: With the training's slices per study; all studies are in its cache.
         net: The network that is trained.
+
+    Returns:
+        Offsets of slices and of studies, six each in nats; all temperatures are 1.
     """
     sampler = loader.sampler(training) if net.has_slice_outputs else None
     anchored_only = isinstance(net, SequenceNet) and net.reader.sequence is None
@@ -127,6 +130,7 @@ def _score(net: Network, studies: Sequence[StudyRecord], loader: Loader, compute
 
 class _Lists:
     def __init__(self) -> None:
+        # One array without rows each: without a validation study there is still something to join.
         self._logits, self._labels, self._heights = [np.zeros((0, 6))], [np.zeros((0, 6))], [np.zeros(0)]
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, heights: torch.Tensor) -> None:

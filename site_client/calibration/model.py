@@ -1,4 +1,4 @@
-"""From a trained network's log-odds to probabilities: a prior correction, then one temperature for each label.
+"""Turns a trained network's log-odds into probabilities: a prior correction, then one temperature for each label.
 
     calibrated = (logit + offset) / temperature, then `any` is raised to its highest subtype
 
@@ -27,7 +27,7 @@ TEMPERATURES: Final = (0.1, 10.0)  # beyond these the scores are worthless or th
 EXAMPLES_MIN: Final = 5  # of each kind; with fewer a temperature would fit chance
 _PREVALENCE_MIN: Final = 1e-4  # of a label without a positive at a site: rare, not impossible
 HEIGHT_BINS: Final = 10
-_HALVINGS: Final = 50
+_HALVINGS: Final = 50  # of an interval of 4.6 in log T: 4e-15 is left
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Calibration:
     """A calibration of slices or of studies.
 
     Attributes:
-        offset: Six numbers in the order of LABELS.
-        temperature: Six numbers above 0, likewise.
+        offset: Six offsets of log-odds, in nats, in the order of LABELS.
+        temperature: Six divisors above 0, likewise.
         by_height: For each of HEIGHT_BINS bins of relative height six numbers to add to the offset; () for none.
             Between the middles of two bins they are interpolated.
     """
@@ -58,7 +58,7 @@ class Calibration:
         return clamp_any(self.shifted(logits, heights) / logits.new_tensor(self.temperature))
 
     def shifted(self, logits: Tensor, heights: Tensor | None = None) -> Tensor:
-        """Add the offsets to log-odds f32[...,6]; arguments as those of `apply`."""
+        """Return log-odds f32[...,6] with the offsets added; arguments as those of `apply`."""
         offset = logits.new_tensor(self.offset)
         if self.by_height and heights is not None:
             position = (heights.to(logits.dtype) * HEIGHT_BINS - 0.5).clamp(0, HEIGHT_BINS - 1)
@@ -153,7 +153,10 @@ class CalibratedNet(Network):
         self._calibrations = calibrations
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        """See `Network`, except that slice logits under a false mask are not 0."""
+        """Map x f32[B,T,5,H,W], mask bool[B,T], geom f32[B,T,4] to a calibrated `Output`.
+
+        It is as that of `Network`, except that slice logits under a false mask are not 0.
+        """
         output = self.net(x, mask, geom)
         return Output(
             self._calibrations.slices.apply(output.slice_logits, geom[:, : output.slice_logits.shape[1], HEIGHT]),

@@ -95,6 +95,7 @@ def predict_command(
         for number, prediction in enumerate(predictions.predictions, 1):
             if prediction.heat_map is not None:
                 replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.heat_map))
+    # Last: the files that were asked for say why nothing could be used.
     if not predictions.predictions:
         raise NothingUsable(f"expected a head CT that can be used, got none in {predictions.report.files_seen} files")
 
@@ -130,6 +131,7 @@ def evaluate_command(
     compute = choose(device, threads, model.size_px)
     state = out / ".state"
     studies = read_folder(data, state)
+    # Order: headers tell a shared patient, so it is refused before minutes of preparing images.
     for folder in training_data:
         refuse_shared_patients(read_folder(folder, state), studies)
     cache = StudyCache(state / "cache", _CACHE_BYTES, model.size_px, model.slices_max, read_series)

@@ -125,6 +125,7 @@ def _ticks(low: float, high: float) -> list[float]:
     wanted = max(high - low, 1e-3) / 5
     power = 10.0 ** math.floor(math.log10(wanted))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
+    # 1e-9 is room for rounding: .3 / .1 is less than 3 in float64.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [count * step for count in range(first, max(last, first + 1) + 1)]
 
@@ -161,6 +162,7 @@ def _path(points: Points, stroke: str) -> str:
 
 
 def _stroke(style: int) -> str:
+    # Dashes are shifted by one at each turn of the colors, so 36 styles have 36 pairs.
     dash = DASHES[(style + style // len(COLORS)) % len(DASHES)]
     return f'stroke="{_color(style)}" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
 

@@ -129,7 +129,7 @@ def _row(column: Column, draws: ranked.Reals) -> Row:
 
 
 def _roc(column: Column) -> Points:
-    if (column.truth == 1).all():
+    if (column.truth == 1).all():  # without a negative row there is no false positive rate
         return ()
     counts = Ranked.of(column.probabilities, column.truth).counts(np.ones((1, len(column.truth))))
     false, true = ranked.roc(*counts)

@@ -15,7 +15,7 @@ class FlippedMean(Network):
         self.has_slice_outputs = net.has_slice_outputs
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        """See `Network`."""
+        """Map x f32[B,T,5,H,W], mask bool[B,T], geom f32[B,T,4] to an `Output`; see `Network`."""
         straight, mirrored = self.net(x, mask, geom), self.net(x.flip(-1), mask, geom)
         return Output(
             (straight.slice_logits + mirrored.slice_logits) / 2,

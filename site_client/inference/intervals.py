@@ -24,7 +24,7 @@ from site_client.inference.measures import Measure, log_loss_of_draws, of_draws,
 from site_client.inference.scores import Column, Reals, Scored
 
 DRAWS: Final = 2000
-DRAW_SEED: Final = 20_240_229
+DRAW_SEED: Final = 20_240_229  # one for all evaluations: the same patients are drawn for every model
 PATIENTS_MIN: Final = 10  # positive and negative ones, for an interval
 PREVALENCES: Final = (0.05, 0.10, 0.15, 0.40)  # from emergency rooms to a collection made for training
 _DRAWS_MIN: Final = 100  # defined ones

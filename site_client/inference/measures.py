@@ -162,6 +162,7 @@ def _auc_at_equal_height(column: Column, draws: Reals) -> Reals:
     for index in np.unique(stratum):
         inside = stratum == index
         own = Column(column.probabilities[inside], column.truth[inside], column.patients[inside], column.patients_count)
+        # A stratum of one kind has no pairs.
         if 0 < own.truth.sum() < len(own.truth):
             for part, own_part in ((wins, ranked.wins), (pairs, ranked.pairs)):
                 part += np.concatenate([own_part(*counts) for counts in _counts(own, draws)])
@@ -173,6 +174,7 @@ def _calibration_error(column: Column, draws: Reals) -> Reals:
     bin_of_row = _bins(column.probabilities, ECE_BINS)
     surplus = column.probabilities - column.truth
 
+    # Cost: rows are summed by patient once; all draws are then one product of matrices, however many rows there are.
     def sums(values: Reals) -> Reals:
         return np.bincount(column.patients, values, minlength=column.patients_count).astype(np.float64)
 

@@ -38,7 +38,7 @@ class LoadedModel:
 
     @property
     def size_px(self) -> int:
-        """Side of a slice."""
+        """Side of a slice in pixels."""
         # `load` fills it in
         assert self.description.image_size_px is not None
         return self.description.image_size_px
@@ -136,7 +136,8 @@ def _network(model: Model, stated: str | None) -> tuple[str, Network]:
     if stated is not None and stated not in ARCHITECTURES:
         raise EvaluationRefused(f"expected an architecture of {', '.join(ARCHITECTURES)}, got {stated[:80]!r}")
     for architecture in ARCHITECTURES if stated is None else (stated,):
-        net = build(architecture, seed=0)
+        net = build(architecture, seed=0)  # any seed: the file replaces all weights
+        # By all names and shapes: a file without a description does not name its architecture.
         if manifest_of(net) == model.manifest:
             load_weights(net, model.named())
             return architecture, net

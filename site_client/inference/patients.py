@@ -1,4 +1,4 @@
-"""From a folder of DICOM and label tables to training and validation studies, without a site.toml."""
+"""Turns a folder of DICOM and label tables into training and validation studies, without a site.toml."""
 
 import hashlib
 import json
@@ -67,6 +67,7 @@ def by_content(studies: Sequence[StudyRecord]) -> list[StudyRecord]:
     ordered = sorted(studies, key=lambda study: study.series.content_hash)
     for study in ordered:
         firsts.setdefault(study.patient_key, study.series.content_hash)
+    # 26 characters, as base32 of 128 bits has: keys look as those under a secret do.
     return [
         replace(
             study,
@@ -93,6 +94,7 @@ def at_most(studies: Sequence[StudyRecord], slices: int, seed: int) -> list[Stud
     lengths: Counter[PatientKey] = Counter()
     for study in studies:
         lengths[study.patient_key] += len(study.series.files)
+    # Sorted, and with a stream of its own (1; the others here have 2 and 3): no other draw moves this one.
     patients = sorted(lengths)
     drawn: set[PatientKey] = set()
     count = 0
@@ -148,7 +150,8 @@ def fold_of(studies: Sequence[StudyRecord], folds: int, fold: int, seed: int) ->
 def limit_patients(studies: Sequence[StudyRecord], patients: int, seed: int) -> tuple[StudyRecord, ...]:
     """Take the studies of so many patients, stratified; a smaller number takes a subset of a larger one's patients."""
     ordered = _stratified_order(studies, seed)
-    # A low-discrepancy order: each prefix takes about the same share of every stratum.
+    # A low-discrepancy order, the multiples of the golden ratio modulo 1: each prefix takes about the same share of
+    # every stratum.
     spread = sorted(range(len(ordered)), key=lambda index: index * 0.6180339887498949 % 1)
     taken = {ordered[index] for index in spread[:patients]}
     return tuple(study for study in studies if study.patient_key in taken)

@@ -1,4 +1,4 @@
-"""From a folder of DICOM and a model file to probabilities, through the pipeline of training."""
+"""Turns a folder of DICOM and a model file into probabilities, through the pipeline of training."""
 
 import tempfile
 from contextlib import closing
@@ -114,6 +114,7 @@ def _predict_series(
     # A network without slice outputs gives every slice the study's probabilities.
     logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits.expand(prepared.slices, -1)
     slices = clamp_any(logits).double().sigmoid().cpu().numpy()
+    # In float64: float32 takes the probability of log-odds of 17 for exactly 1.
     study = clamp_any(output.study_logits[0]).double().sigmoid().cpu().numpy()
     files = tuple(series.files[group.start : group.stop] for group in prepared.source_slices)
     heat_map = None if explained is None else picture(explained, x[0, int(slices[:, ANY].argmax())])

@@ -32,6 +32,7 @@ class Ranked:
     @classmethod
     def of(cls, scores: Reals, truth: NDArray[np.int8]) -> "Ranked":
         """Sort scores f64[N] with truth int8[N] of 0 and 1."""
+        # Stable: equal rows are summed in one order on every machine, so figures have the same last bits.
         order = np.argsort(-scores, kind="stable")
         descending = scores[order]
         starts = np.flatnonzero(np.concatenate([[True], descending[1:] != descending[:-1]])[: len(scores)])

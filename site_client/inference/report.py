@@ -71,6 +71,7 @@ def _level(name: str, level: Level) -> str:
         f"{_text(level.accuracy)}, where answering “no hemorrhage” everywhere has {_text(level.all_negative)}.</p>"
     )
     head = "".join(f"<th scope=col>{words}</th>" for words in ("", "n⁺", *_COLUMNS.values()))
+    # Reversed: `any`, the last label, has the first row.
     rows = "".join(_row(label, row) for label, row in reversed([*level.labels.items()]))
     table = f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     return f"<section><h2>{name}</h2>{whole}{table}{_predictive(level)}{_curves(name, level)}</section>"

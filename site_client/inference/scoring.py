@@ -65,7 +65,7 @@ def score_studies(net: Network, studies: Sequence[StudyRecord], loader: Loader, 
     seconds, slices_seen = 0.0, 0
     for study in studies:
         sample = loader.sample(study, None)
-        start = clock()
+        start = clock()  # after the sample is made: reading and preparing pixels is no part of the network's time
         with compute.inference():
             output = net(sample.x, sample.mask, sample.geometry)
         seconds += clock() - start
@@ -73,6 +73,7 @@ def score_studies(net: Network, studies: Sequence[StudyRecord], loader: Loader, 
         slices_seen += sample.mask.shape[1]
         slices_of.append(output.slice_logits.shape[1])
         slices.append(_probabilities(output.slice_logits[0]))
+        # A network without slice outputs has no slice logits, so no slice's labels either.
         slice_labels.append(_labels(sample.slice_labels[0, : slices_of[-1]]))
         heights.append(sample.geometry[0, : slices_of[-1], HEIGHT].double().cpu().numpy())
         whole.append(_probabilities(output.study_logits))

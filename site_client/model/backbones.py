@@ -91,7 +91,7 @@ class Pooled(nn.Module):
         self.peaks = peaks
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Pool each image: f32[N,C,H,W] or f32[N,C,T,H,W] -> f32[N,F]."""
         maps = torch.relu(self.trunk(x))
         image = tuple(range(2, maps.dim()))
         mean = maps.mean(dim=image)

@@ -1,4 +1,4 @@
-"""From a volume in Hounsfield units to the input of a network: one pipeline for training and inference.
+"""Turns a volume in Hounsfield units into the input of a network: one pipeline for training and inference.
 
 1. Average thin stacks to about 5 mm.
 2. Find the head and set everything else to air.
@@ -49,7 +49,7 @@ class PreparedStudy:
 
     @property
     def slices(self) -> int:
-        """Number of slices, T."""
+        """T, the slices of windows uint8[T,3,H,W]."""
         return len(self.source_slices)
 
 
@@ -57,7 +57,7 @@ def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStud
     """Run the pipeline.
 
     Args:
-        volume: A whole head in HU.
+        volume: A whole head, hu int16[S,rows,columns] in HU; spacing, positions and thickness in mm.
         image_size_px: Side of the output square, which always spans 230.4 mm.
         slices_max: Most slices of the output. A longer series is averaged down, never cut.
 
@@ -65,6 +65,7 @@ def prepare(volume: Volume, image_size_px: int, slices_max: int) -> PreparedStud
         The prepared study, `slices_max` slices or fewer.
     """
     groups = _group_slices(volume.positions_mm, slices_max)
+    # Cost: float64, which numpy takes for the mean of whole numbers, would need twice the memory.
     hu = np.stack([volume.hu[group.start : group.stop].mean(axis=0, dtype=np.float32) for group in groups])
     centre_mm, is_head = _find_head(hu, volume.spacing_mm)
     rows, columns = (

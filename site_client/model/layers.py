@@ -35,7 +35,7 @@ class StandardizedConv2d(nn.Conv2d):
         _start(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Convolve with standardized kernels: f32[N,C,H,W] -> f32[N,out,H',W']."""
         out: Tensor = self._conv_forward(x, _standardized(self.weight, self.gain), self.bias)
         return out
 
@@ -50,7 +50,7 @@ class StandardizedConv3d(nn.Conv3d):
         _start(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Convolve with standardized kernels: f32[N,C,T,H,W] -> f32[N,out,T',H',W']."""
         out: Tensor = self._conv_forward(x, _standardized(self.weight, self.gain), self.bias)
         return out
 
@@ -68,14 +68,14 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Multiply and add: f32[N,C,...] -> f32[N,C,...]."""
         # Cost: this is one fused kernel in each direction; `x * weight + bias` takes a fifth longer for a whole step.
         mean, variance = torch.zeros_like(self.weight), torch.ones_like(self.weight)
         return F.batch_norm(x, mean, variance, self.weight, self.bias, training=False, eps=0.0)
 
     @torch.no_grad()
     def start(self, x: Tensor) -> Tensor:
-        """Set both so that each channel of this input has mean 0 and variance 1, and return the output."""
+        """Set both so that each channel of x f32[N,C,...] gets mean 0 and variance 1, and return the output."""
         variance, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())])
         self.weight.copy_((variance + _START_FLOOR).rsqrt())
         self.bias.copy_(-mean * self.weight)
@@ -88,7 +88,7 @@ def without_batch_norm(trunk: nn.Module, normalization: Normalization, *, standa
     No convolution has a bias afterwards: each is followed by a layer that adds one.
 
     Args:
-        trunk: 2D or 3D, with BatchNorm behind or before each convolution.
+        trunk: A 2D or 3D network with BatchNorm behind or before each convolution.
         normalization: "group": GroupNorm of 8 groups; "affine": `Affine`.
         standardized: Whether kernels are standardized. Their weights are drawn anew then.
 
@@ -117,8 +117,8 @@ def start_affine_layers(net: nn.Module, x: Tensor) -> None:
     This is the data-dependent start of Mishkin and Matas, ICLR 2016, with the affine layers in place of the weights.
 
     Args:
-        net: Run once in its present mode.
-        x: An input of `net`.
+        net: The network, which runs once in its present mode.
+        x: Input of `net`, f32[N,5,H,W] in [-1,1].
     """
     layers = [module for module in net.modules() if isinstance(module, Affine)]
     hooks = [layer.register_forward_hook(lambda module, inputs, output: module.start(*inputs)) for layer in layers]

@@ -93,6 +93,8 @@ class Network(nn.Module):
 class SequenceNet(Network):
     """A backbone on every slice, and a `SequenceHead` on the features of all slices of a study.
 
+    Source: Srivastava, Singh, Sree Kumar, arXiv 2005.08644.
+
     Attributes:
         chunk: Slices in one pass through the backbone. It bounds memory; outputs change by rounding only.
         recompute: Whether activations are dropped and computed again in the backward pass when a step needs several
@@ -114,13 +116,13 @@ class SequenceNet(Network):
         return SequenceNet(self.backbone, self.reader.slicewise(), chunk=self.chunk, recompute=self.recompute)
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        """See `Network`."""
+        """Map x f32[B,T,5,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4] to an `Output`; see `Network`."""
         output: Output = self.reader(self.embed(x, mask), mask, geom)
         return output
 
     def embed(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the backbone's features of every slice: f32[B,T,C,H,W] -> f32[B,T,F], 0 where masked."""
-        slices = x[mask]  # [N,C,H,W]: padding never reaches the backbone
+        slices = x[mask]  # [N,C,H,W]; cost: padding never reaches the backbone
         chunks = torch.split(slices, self.chunk)
         recompute = self.recompute and len(chunks) > 1 and self.training and torch.is_grad_enabled()
         embedding = torch.cat([self._run_backbone(chunk, recompute) for chunk in chunks])
@@ -129,7 +131,7 @@ class SequenceNet(Network):
     def _run_backbone(self, chunk: Tensor, recompute: bool) -> Tensor:
         chunk = chunk.contiguous(memory_format=torch.channels_last)
         if recompute:
-            # The backbone draws no random numbers, so there is no generator state to preserve.
+            # Cost: the backbone draws no random numbers, so no generator's state is saved for the second pass.
             recomputed: Tensor = checkpoint(self.backbone, chunk, use_reentrant=False, preserve_rng_state=False)
             return recomputed.float()
         features: Tensor = self.backbone(chunk)
@@ -175,7 +177,7 @@ class SequenceHead(Network):
         return twin
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        """See `Network`; x is f32[B,T,F]."""
+        """Map x f32[B,T,F], mask bool[B,T], geom f32[B,T,4] to an `Output`; see `Network`."""
         own_logits = self.slice_head(x) * mask.unsqueeze(-1)
         by_slice = SliceOutput(own_logits, _log_mean_exp(own_logits, mask) + self.study_bias.detach())
         # Danger: without these two detach calls the backbone learns whose slices it sees (docs/decisions/0007).
@@ -208,7 +210,11 @@ class SequenceHead(Network):
 
 
 class Sequence(nn.Module):
-    """The recurrence along a study and its head, which corrects the slice logits."""
+    """The recurrence along a study and its head, which corrects the slice logits.
+
+    Attributes:
+        out_features: R, the features of a state: f32[B,T,R].
+    """
 
     def __init__(self, recurrence: RecurrenceName, width: int, hidden: int, layers: int) -> None:
         """Build it for projected features of `width`; see `SequenceHead`."""
@@ -223,7 +229,7 @@ class Sequence(nn.Module):
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The linear layer whose output corrects the slice logits."""
+        """The linear layer whose output f32[B,T,6] corrects the slice logits."""
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
         # __init__ ends both kinds of head in a linear layer
         assert isinstance(last, nn.Linear)

@@ -57,7 +57,7 @@ def is_trainable(part: Part, trainable: Trainable) -> bool:
 
 
 def rate_of(part: Part, plan: LocalTraining) -> float:
-    """Return the learning rate of a part."""
+    """Return the learning rate of a part: the plan's, times the plan's factor for heads, reader or trunk."""
     if part is Part.HEADS:
         return plan.learning_rate * plan.heads_rate
     return plan.learning_rate * (plan.reader_rate if part is Part.READER else plan.trunk_rate)

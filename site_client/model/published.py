@@ -38,7 +38,7 @@ class WeightsOrigin:
     """The origin of initial weights.
 
     Attributes:
-        file_sha256: Of the published file, in hex.
+        file_sha256: SHA-256 of the published file, 64 hex digits.
         licence: As stated by the person who converted it.
         converter: Version of this module.
     """
@@ -112,6 +112,9 @@ def load_published(net: nn.Module, architecture: str, path: Path, licence: str) 
         path: A .pth or .pt file, read with weights_only=True, or a .safetensors file.
         licence: Of the file, as the user states it.
 
+    Returns:
+        The origin, with the SHA-256 of the file.
+
     Raises:
         WeightsRefused: The architecture takes no published weights, or the file has code, other names or other shapes.
     """
@@ -124,7 +127,8 @@ def load_published(net: nn.Module, architecture: str, path: Path, licence: str) 
     data = path.read_bytes() if path.is_file() else None
     if data is None:
         raise WeightsRefused(f"expected a file of published weights, got no file {path.name!r}")
-    published = _renamed(_read(path), family.rename)
+    renamed = {family.rename(name): value for name, value in _read(path).items()}
+    published = {name: value for name, value in renamed.items() if name is not None}
     _set_trunk(net.backbone.get_submodule("trunk.features"), published, family.epsilon, architecture)
     _set_input(net.backbone.get_submodule("trunk.input"), family)
     return WeightsOrigin(hashlib.sha256(data).hexdigest(), licence)
@@ -145,11 +149,6 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsRefused(f"expected a state_dict of tensors in {path.name!r}, got something else")
     return content
-
-
-def _renamed(content: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> dict[str, Tensor]:
-    renamed = {rename(name): value for name, value in content.items()}
-    return {name: value for name, value in renamed.items() if name is not None}
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class Recurrence(nn.Module):
         self.layers = _layers(name, in_features, hidden, layers)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the class."""
+        """Run along the slices: x f32[B,T,in_features], mask bool[B,T] -> f32[B,T,2*hidden], 0 where masked."""
         if isinstance(self.layers, nn.RNNBase):
             return _run_packed(self.layers, x, mask)
         for layer in self.layers:

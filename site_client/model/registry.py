@@ -26,7 +26,7 @@ from site_client.model.volumetric import WINDOWS, VolumeNet
 
 
 def build(architecture: str, seed: int) -> Network:
-    """Build an architecture with fresh weights. One seed gives the same weights every time.
+    """Build an architecture with fresh float32 weights on the CPU. One seed gives the same weights every time.
 
     The state of torch's global generator is the same afterwards.
 
@@ -45,7 +45,7 @@ def build(architecture: str, seed: int) -> Network:
 
 
 def manifest_of(module: nn.Module) -> Manifest:
-    """Return names and shapes of all parameters, in the order of the flat vector."""
+    """Return names and shapes of all parameters, in the order of the flat vector f32[d]."""
     return Manifest(tuple(TensorSpec(name, tuple(value.shape)) for name, value in module.named_parameters()))
 
 
@@ -55,7 +55,7 @@ def weights_of(module: nn.Module) -> dict[str, NDArray[np.float32]]:
 
 
 def model_of(module: nn.Module) -> Model:
-    """Return all parameters as a model from which a federation can start, without a server optimizer's state."""
+    """Return all parameters, f32[d], as a model from which a federation can start: without server optimizer state."""
     manifest = manifest_of(module)
     return Model(manifest, manifest.flatten(weights_of(module)))
 
@@ -65,7 +65,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, NDArray[np.float32]]) 
 
     Args:
         module: The network.
-        weights: f32 arrays by parameter name.
+        weights: f32 arrays of the parameters' shapes, by parameter name.
 
     Raises:
         RuntimeError: Names or shapes are not exactly the module's (from torch).

@@ -23,6 +23,9 @@ class VolumeNet(Network):
 
     Normalization runs over the whole volume. So each study goes through the backbone alone and without padding, and its
     output does not depend on the other studies of a batch. A stack of fewer than 16 slices is filled up with air.
+
+    Input: x f32[B,T,5,H,W] in [-1,1], mask bool[B,T], geom f32[B,T,4]. Output: slice logits f32[B,0,6], study logits
+    f32[B,6], embedding f32[B,1,F].
     """
 
     has_slice_outputs = False
@@ -38,7 +41,7 @@ class VolumeNet(Network):
             self.study_head.bias.copy_(prior_logits(PRIOR_STUDY))
 
     def forward(self, x: Tensor, mask: Tensor, geom: Tensor) -> Output:
-        """See `Network`. The slice logits are f32[B,0,6], the embedding is f32[B,1,F]."""
+        """Map x f32[B,T,5,H,W], mask bool[B,T], geom f32[B,T,4] to an `Output`; see the class."""
         features = torch.cat([self._embed(study[real]) for study, real in zip(x, mask, strict=True)])  # [B,F]
         geometry = torch.stack([study[real].mean(dim=0) for study, real in zip(geom, mask, strict=True)])
         study_logits = self.study_head(torch.cat([self.dropout(features), geometry], dim=1))

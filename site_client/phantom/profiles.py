@@ -34,7 +34,7 @@ class Patients:
 
 @dataclass(frozen=True)
 class Headrest:
-    """What the head lies in: a shell lined with foam.
+    """The headrest: a shell lined with foam.
 
     `radius_mm`: of the shell, from the middle of the field of view. `squareness`: 2 for a round cup, more for a flat
     one. `from_mm`: it begins so far below the middle.

@@ -1,4 +1,4 @@
-"""From tissue to image: layout of the scan, blur, noise, and the headrest."""
+"""Turns tissue into an image: layout of the scan, blur, noise, and the headrest."""
 
 import numpy as np
 import numpy.typing as npt

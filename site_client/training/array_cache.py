@@ -18,7 +18,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class ArrayCache:
-    """Arrays by name in one folder, `max_bytes` at most. Several processes may share the folder."""
+    """Arrays by name in one folder, `max_bytes` bytes at most. Several processes may share the folder."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Use `folder`, and make it if needed."""
@@ -34,7 +34,7 @@ class ArrayCache:
             expected: Names of its arrays.
 
         Returns:
-            The arrays; None when the entry is absent, damaged or has other arrays.
+            The arrays in the dtypes and shapes of `put`; None when the entry is absent, damaged or has other arrays.
         """
         path = self._path(name)
         if not path.exists():
@@ -60,12 +60,16 @@ class ArrayCache:
     def put(self, name: str, arrays: Arrays) -> None:
         """Write an entry, after removing the least recently used ones that it has no room beside.
 
+        Args:
+            name: Its file name without suffix.
+            arrays: Of any dtype and shape. All entries together take `max_bytes` bytes at most.
+
         Raises:
             OSError: The disk is full.
             SafetensorError: Likewise, where safetensors notices.
         """
         self._make_room(sum(array.nbytes for array in arrays.values()))
-        # No fsync, which would cost more than making the arrays: `get` recognizes a file that a power cut tore.
+        # Cost: fsync would take longer than making the arrays. `get` recognizes a file that a power cut tore.
         path = self._path(name)
         draft = path.with_suffix(f".{os.getpid()}.new")
         try:
@@ -79,7 +83,7 @@ class ArrayCache:
         """Remove every entry whose name, up to its first hyphen, is not in `groups`; return how many went."""
         others = [path for path in self._folder.glob("*.safetensors") if path.stem.partition("-")[0] not in groups]
         for path in others:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # another process may have been first
         return len(others)
 
     def _path(self, name: str) -> Path:

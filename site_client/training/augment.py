@@ -14,8 +14,8 @@ class Augmentation:
     """Ranges of the augmentation. Each but the first and the last is drawn uniformly from -value to +value.
 
     Attributes:
-        flip_probability: Of exchanging left and right.
-        rotation_degrees: In the plane.
+        flip_probability: Probability of exchanging left and right.
+        rotation_degrees: Degrees in the plane.
         scale: Relative change of size.
         shift: Share of the image's width and height.
         offset: Added to all windows, whose range is [-1,1]; .06 is 2.4 HU in the brain window.

@@ -31,7 +31,7 @@ class StudyCache:
         slices_max: int,
         read: Callable[[SeriesRecord], Volume],
     ) -> None:
-        """Cache in `folder`. For the sizes see `site_client.model.inputs.prepare`."""
+        """Cache at most `max_bytes` bytes in `folder`. For the sizes see `site_client.model.inputs.prepare`."""
         self._cache = ArrayCache(folder, max_bytes)
         self._image_size_px = image_size_px
         self._slices_max = slices_max
@@ -39,6 +39,9 @@ class StudyCache:
 
     def get(self, series: SeriesRecord) -> PreparedStudy:
         """Return the prepared study, from disk or made now.
+
+        Returns:
+            Windows uint8[T,3,H,W] and geometry f32[T,4], see `PreparedStudy`.
 
         Raises:
             SeriesUnreadable: From `read`, or Q_STORAGE because the disk of the cache is full; nothing is stored.
@@ -76,13 +79,18 @@ class StudyCache:
         return arrays["geometry"], ranges_of(arrays["source_slices"])
 
     def name_of(self, series: SeriesRecord) -> str:
-        """Return a hash of the series' content, a hyphen, and a hash of the pipeline's version and the sizes."""
+        """Return 48 hex digits of the series' content, a hyphen, and 16 of the pipeline's version and the sizes.
+
+        The digits are the first ones of SHA-256.
+        """
         text = f"{PIPELINE_VERSION}|{self._image_size_px}|{self._slices_max}"
         return f"{_group_of(series)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def forget_others(folder: Path, kept: Iterable[SeriesRecord]) -> int:
-    """Remove prepared images of every series but these, at all sizes: of studies deleted, or whose patients opted out.
+    """Remove prepared images of every series but these, at all sizes.
+
+    The others are of studies that were deleted, or whose patients opted out.
 
     Args:
         folder: The cache's.
@@ -91,6 +99,7 @@ def forget_others(folder: Path, kept: Iterable[SeriesRecord]) -> int:
     Returns:
         The number of files that were removed.
     """
+    # Nothing is put into this cache, so its bound of 0 bytes has no meaning.
     return ArrayCache(folder, 0).retain({_group_of(series) for series in kept}) if folder.exists() else 0
 
 

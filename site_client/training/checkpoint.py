@@ -29,11 +29,11 @@ class CheckpointIdentity:
 
     Attributes:
         stage: Part of the file names.
-        run_id: Hex.
+        run_id: 16 bytes in hex.
         round: From 1.
-        base_model_digest: Hex.
-        dataset_hash: Hex.
-        config_hash: Hex, over all else that decides the numbers: plan, site, device, precision, studies taken.
+        base_model_digest: 32 bytes in hex.
+        dataset_hash: In hex.
+        config_hash: In hex, over all else that decides the numbers: plan, site, device, precision, studies taken.
     """
 
     stage: str
@@ -46,7 +46,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Saved:
-    """The content of a checkpoint: counters, and tensors (weights, optimizer moments, generator states)."""
+    """The content of a checkpoint: counters, and tensors on the CPU (weights, optimizer moments, generator states)."""
 
     numbers: dict[str, int]
     tensors: dict[str, Tensor]
@@ -79,7 +79,7 @@ class Checkpoints:
         self._last = clock()
 
     def due(self) -> bool:
-        """Tell whether the last checkpoint is older than `every_s`."""
+        """Tell whether the last checkpoint is older than `every_s` seconds."""
         return self._clock() - self._last >= self._every_s
 
     def save(self, step: int, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
@@ -88,14 +88,16 @@ class Checkpoints:
         Args:
             step: Orders the checkpoints.
             numbers: Counters.
-            tensors: Of any device; they are stored contiguously.
+            tensors: Of any shape, dtype and device; they are stored contiguously.
         """
+        # In the file's metadata, which safetensors keeps as text: JSON, and never pickle.
         header = {
             "format": _FORMAT,
             "identity": json.dumps(asdict(self._identity)),
             "numbers": json.dumps(dict(numbers)),
         }
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # Order: the new file is durable before an old one goes, so a power cut leaves a whole checkpoint.
         replace_file(self._folder / f"{self._identity.stage}-{step:010d}.safetensors", save(contiguous, header))
         for old in self._files()[:-KEEP]:
             old.unlink()
@@ -105,7 +107,8 @@ class Checkpoints:
         """Read the newest checkpoint that is whole.
 
         Returns:
-            The checkpoint; None when the folder has no file of this stage.
+            The checkpoint, its tensors on the CPU in the dtypes of `save`; None when the folder has no file of this
+            stage.
 
         Raises:
             CheckpointRefused: It is of another job, or all files are damaged.
@@ -134,6 +137,7 @@ class Checkpoints:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         except SafetensorError:  # a full disk or a power cut tore the file
             return None
+        # Order: after the tensors were read. A torn file is skipped; a whole one of another job is refused.
         self._refuse_other(header)
         return Saved(json.loads(header["numbers"]), tensors)
 

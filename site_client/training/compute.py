@@ -25,7 +25,7 @@ _PIXELS_A_PASS_CPU = 32 * 64**2
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the arithmetic runs.
+    """The machine and the precision of the arithmetic.
 
     Attributes:
         device: CPU or one GPU.
@@ -48,7 +48,7 @@ class Compute:
         return net.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of forward passes in training."""
+        """Return the context of forward passes in training: bfloat16 where `bf16`, else float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextmanager
@@ -58,6 +58,7 @@ class Compute:
         So probabilities do not depend on the machine beyond rounding. Without the flag a GPU would convolve in TF32,
         which moves them in the third digit.
         """
+        # Danger: the flag is the process's, not this context's. Training after an evaluation has to find it as it was.
         before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = False
         try:
@@ -74,7 +75,7 @@ class Compute:
 
     @property
     def kind(self) -> str:
-        """Device and precision."""
+        """Device and precision, such as "cpu-bf16" or "cuda-fp32"."""
         return f"{self.device.type}-{'bf16' if self.bf16 else 'fp32'}"
 
 
@@ -89,10 +90,10 @@ def choose(
 
     Args:
         device: "auto" takes a GPU where there is one.
-        threads: Of torch; 0 gives each core one, shared among the processes of `ranks`.
-        image_size_px: Decides precision and slices a pass.
+        threads: Threads of torch; 0 gives each core one, shared among the processes of `ranks`.
+        image_size_px: Side of a slice in pixels. It decides precision and slices a pass.
         ranks: The processes that share a step.
-        precision: "auto" takes bf16 where it is faster.
+        precision: "auto" takes bfloat16 where it is faster.
     """
     if threads or ranks.world > 1:
         torch.set_num_threads(threads or max(1, torch.get_num_threads() // ranks.world))

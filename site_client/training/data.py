@@ -1,4 +1,4 @@
-"""From the catalog's studies to the samples of a training step or an evaluation.
+"""Turns the catalog's studies into the samples of a training step or an evaluation.
 
 Patients are split, not studies. A patient stays in training or in validation in every round, whatever studies arrive.
 """
@@ -72,7 +72,7 @@ class Source(Protocol):
     """A source of samples for the loop."""
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        """Return a study as a sample, augmented with random numbers of `rng` if there is one."""
+        """Return a study as a sample with x f32[1,T,5,H,W], augmented with random numbers of `rng` if there is one."""
         ...
 
 
@@ -122,7 +122,7 @@ class Loader:
         return self._cache.get(study.series).slices
 
     def prepared(self, study: StudyRecord) -> PreparedStudy:
-        """Return the prepared study."""
+        """Return the prepared study: windows uint8[T,3,H,W], geometry f32[T,4]."""
         return self._cache.get(study.series)
 
     def name_of(self, study: StudyRecord) -> str:
@@ -130,12 +130,12 @@ class Loader:
         return self._cache.name_of(study.series)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        """Return the whole study, augmented if there is an `rng`."""
+        """Return the whole study, x f32[1,T,5,H,W] in [-1,1], augmented if there is an `rng`."""
         x, geometry, source_slices = self.pixels(study)
         return sample_of(study, x if rng is None else augment(x, self._augmentation, rng), geometry, source_slices)
 
     def slab(self, study: StudyRecord, sampler: SlabSampler, rng: np.random.Generator) -> Sample:
-        """Return an augmented slab of the study, whose study labels are those of its slices."""
+        """Return an augmented slab of N slices, x f32[1,N,5,H,W], whose study labels are those of its slices."""
         prepared = self._cache.get(study.series)
         labels = merge_labels(complete(study.slice_labels), prepared.source_slices)
         slab, anchored = sampler.draw(labels, prepared.geometry[:, HEIGHT].astype(np.float64), rng)
@@ -143,6 +143,7 @@ class Loader:
         sample = sample_of(study, x, prepared.geometry[slab], prepared.source_slices[slab])
         if len(x) == prepared.slices:
             return sample
+        # -1, missing, is the least: a slab is read in part only where every slice has a label (`SlabSampler.starts`).
         of_slab = sample.slice_labels.amax(dim=1)
         return replace(sample, study_labels=of_slab, anchored=torch.full_like(sample.anchored, anchored))
 
@@ -190,11 +191,11 @@ def passes(samples: Iterable[Sample], slices: int) -> Iterator[Sample]:
     """Join samples of one study each into fewer samples, which go through the network together.
 
     Args:
-        samples: Of one study each.
+        samples: Of one study each, x f32[1,T,5,H,W].
         slices: A pass is full when it holds so many slices.
 
     Yields:
-        Samples of B studies, in order. The last one may hold fewer slices.
+        Samples of B studies, x f32[B,T,5,H,W], in order. The last one may hold fewer slices.
     """
     waiting: list[Sample] = []
     for sample in samples:
@@ -208,7 +209,7 @@ def passes(samples: Iterable[Sample], slices: int) -> Iterator[Sample]:
 
 def _joined(samples: Sequence[Sample]) -> Sample:
     if len(samples) == 1:
-        return samples[0]
+        return samples[0]  # cost: padding copies
 
     def padded(tensors: Iterable[Tensor], padding: float) -> Tensor:
         return pad_sequence([tensor[0] for tensor in tensors], batch_first=True, padding_value=padding)
@@ -224,6 +225,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
 
 
 def _fraction(patient: PatientKey) -> float:
+    # A hash and no draw: a patient who comes later moves no other patient from one set to the other.
     digest = hashlib.sha256(b"hemofed patient split v1\x00" + patient.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -37,7 +37,7 @@ class EarlyStop:
     patience: int
 
     def loss(self, net: Network) -> float:
-        """Return the mean reported loss of `net` over the tuning studies; it is in eval mode afterwards."""
+        """Return the mean reported loss of `net`, in nats, over the tuning studies; it is in eval mode afterwards."""
         net.eval()
         losses = []
         for study in self.studies:
@@ -71,6 +71,7 @@ def split_tuning(studies: Sequence[StudyRecord]) -> tuple[list[StudyRecord], lis
     """
     tuning = [study for study in studies if _fraction(study.patient_key) < TUNING_FRACTION]
     training = [study for study in studies if _fraction(study.patient_key) >= TUNING_FRACTION]
+    # Without a tuning patient no epoch could be judged, and without a training patient none trained.
     return (training, tuning) if training and tuning else (list(studies), [])
 
 

@@ -36,7 +36,7 @@ class EmbeddingLoader:
         self._backbone = hash_of(net.backbone)
 
     def sample(self, study: StudyRecord, rng: np.random.Generator | None) -> Sample:
-        """Return the whole study; `rng` is not used."""
+        """Return the whole study, x f32[1,T,F]; `rng` is not used."""
         # All that changes the last bits of a feature is part of the name.
         text = f"{self._backbone}|{self._compute.name}|{self._net.chunk}|{self._loader.name_of(study)}"
         name = hashlib.sha256(text.encode()).hexdigest()

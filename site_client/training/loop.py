@@ -34,7 +34,7 @@ class TrainingProgress:
     Attributes:
         step: Steps done, of all epochs.
         steps: Steps of the whole training; an early stop skips the last epochs.
-        loss: Mean reported loss over the studies of this epoch so far.
+        loss: Mean reported loss over the studies of this epoch so far, in nats.
         net: The network that would be the result now: with averaged weights if the plan has `ema_decay`. It may be
             evaluated, and its weights must stay.
     """

@@ -21,8 +21,8 @@ def reported_loss(output: Output, sample: Sample) -> Tensor:
         sample: Their labels.
 
     Returns:
-        f32[B]. Slices, or a study, without a known label add 0. For a network without slice outputs it is the study's
-        loss alone.
+        f32[B], nats. Slices, or a study, without a known label add 0. For a network without slice outputs it is the
+        study's loss alone.
     """
     study = _known_loss(output.study_logits, sample.study_labels)
     if output.slice_logits.shape[1] == 0:
@@ -42,14 +42,14 @@ def training_loss(output: Output, sample: Sample) -> Tensor:
         sample: Their labels.
 
     Returns:
-        f32[B].
+        f32[B], nats.
     """
     reported = reported_loss(output, sample)
     if output.by_slice is None:
         return reported
     by_slices = _known_loss(output.by_slice.slice_logits, sample.slice_labels)
     by_study = _known_loss(output.by_slice.study_logits, sample.study_labels)
-    # torch.where instead of a Python condition, which would make the GPU's queue run empty.
+    # Cost: a Python condition would wait for the GPU, whose queue then runs empty. torch.where does not.
     has_slice_labels = (sample.slice_labels != MISSING).flatten(1).any(dim=1)
     return reported + torch.where(has_slice_labels, by_slices, by_study) * sample.anchored
 

@@ -45,6 +45,7 @@ def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> I
     if workers == 1:
         yield from map(prepare, studies)
         return
+    # Danger: a fork would inherit locks that threads of torch hold, and no thread to release them.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(prepare, studies, chunksize=4)
 

@@ -93,6 +93,7 @@ def private_gradient(
         secret, done, total = secrets.token_bytes(_SECRET_BYTES), 0, np.zeros(step.plan.moving.size)
     else:
         secret = saved.tensors["secret"].numpy().tobytes()
+        # The sum in float64 as it was, so that a resumed step gives the same bits.
         done, total = saved.numbers["done"], saved.tensors["total"].numpy().copy()
     drawn = np.flatnonzero(SecretStream(secret, _SAMPLING).uniform(len(patients)) < privacy.sampling_rate).tolist()
 
@@ -106,6 +107,7 @@ def private_gradient(
         if stopping():
             save(number)
             raise Stopped
+        # Minus: the aggregator adds the mean to the model, and the loss falls against its gradient.
         total -= clipped_gradient(step, patients[drawn[number]], privacy.clip_norm, secret)
         if checkpoints.due():
             save(number + 1)
@@ -117,6 +119,14 @@ def clipped_gradient(step: PrivateStep, patient: Patient, clip_norm: float, secr
     """Return the gradient of the mean loss of a patient's studies, of norm `clip_norm` at most: f64[plan.moving.size].
 
     A gradient that is not finite counts as zeros: a refusal would tell something about this patient.
+
+    Source: Abadi et al., CCS 2016, algorithm 1, with a patient in place of an example.
+
+    Args:
+        step: Network, plan and source.
+        patient: Studies of one patient, one or more.
+        clip_norm: Largest L2 norm.
+        secret: 32 bytes, of this step.
     """
     step.net.zero_grad()
     for study in patient:
@@ -129,13 +139,14 @@ def clipped_gradient(step: PrivateStep, patient: Patient, clip_norm: float, secr
         loss = training_loss(output, sample).sum() / len(patient)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
     moving = [parameter for parameter in step.net.parameters() if parameter.requires_grad]
+    # Zeros where a study does not reach a tensor: every gradient has the plan's length.
     gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in moving]
     gradient: NDArray[np.float64] = torch.cat([value.reshape(-1).double().cpu() for value in gradients]).numpy()
     return clipped(gradient, clip_norm)
 
 
 def clipped(gradient: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    """Return a gradient scaled down to L2 norm `clip_norm` if it is longer; zeros if it is not finite."""
+    """Return f64[k]: a gradient scaled down to L2 norm `clip_norm` if it is longer; zeros if it is not finite."""
     norm = math.sqrt(float(gradient @ gradient))
     if not math.isfinite(norm):
         return np.zeros_like(gradient)

@@ -46,11 +46,11 @@ class Ranks:
         all lack stays None.
 
         Args:
-            net: Its gradients are replaced by their sums.
+            net: Its float32 gradients are replaced by their sums.
             numbers: More summands.
 
         Returns:
-            The sums of `numbers`.
+            The sums of `numbers`, rounded to float32.
         """
         if self.world == 1:
             return numbers
@@ -75,6 +75,7 @@ class Ranks:
         """
         if self.world == 1:
             return
+        # The largest p and the largest -p add up to 0 only if all processes gave the same p: one message tells.
         extremes = torch.tensor([*position, *(-number for number in position)])
         distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
         if any(extremes[: len(position)] + extremes[len(position) :]):
@@ -95,6 +96,7 @@ class Ranks:
             if self.leads:
                 made = [make()]
         finally:
+            # Also after an error: the other processes wait for this message, and None tells them.
             distributed.broadcast_object_list(made)
         if made[0] is None:
             raise RanksApart("the leading process failed; its own message says why")

@@ -1,4 +1,4 @@
-"""Which studies an epoch draws, and which slices of them a step reads.
+"""Draws the studies of an epoch, and the slices of them that a step reads.
 
 Half of the studies drawn have hemorrhage, and the slices of a study without one come from the heights at which other
 patients bleed. Otherwise a network first learns that bleeds lie in the middle of a head, which costs it hundreds of
@@ -38,6 +38,7 @@ def epoch_order(studies: Sequence[StudyRecord], rng: np.random.Generator) -> lis
         passes_over_pool = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
         drawn.append(np.concatenate(passes_over_pool)[:count])
     order = np.empty(len(studies), np.int64)
+    # With two pools the first takes the even places: it is the larger half where the number of studies is odd.
     for offset, part in enumerate(drawn):
         order[offset :: len(drawn)] = part
     return order.tolist()
@@ -64,7 +65,7 @@ def _pools(studies: Sequence[StudyRecord]) -> list[tuple[NDArray[np.int64], int]
 
 
 class SlabSampler:
-    """Draws a slab: some neighbouring slices of a study.
+    """Draws a slab: some neighbouring slices, N of the T of a study.
 
     Three slabs in four have an anchor, which lies anywhere in the slab. In a study with hemorrhage the anchor is one of
     its slices with hemorrhage. In another study it is the slice at a height that is drawn from the bleeds of all
@@ -101,6 +102,7 @@ class SlabSampler:
         if anchors is None:
             return np.full(count, 1 / count), np.zeros(count)
         anchored = np.zeros(count)
+        # An anchor lies at each place of its slab with the same probability.
         weights = anchors * (1 - _UNANCHORED) / self._slices
         for offset in range(self._slices):
             # The slab begins `offset` slices below its anchor, or as near to that as the ends of the study allow.
@@ -108,7 +110,13 @@ class SlabSampler:
         return anchored, np.full(count, _UNANCHORED / count)
 
     def draw(self, labels: NDArray[np.int8], heights: Reals, rng: np.random.Generator) -> tuple[slice, bool]:
-        """Draw a slab with the probabilities of `starts`, and tell whether it is anchored."""
+        """Draw a slab with the probabilities of `starts`, and tell whether it is anchored.
+
+        Args:
+            labels: int8[T,6] of the prepared slices.
+            heights: f64[T], their relative heights, ascending.
+            rng: One number is drawn from it, or none for a study that is read whole.
+        """
         anchored, others = self.starts(labels, heights)
         count = len(anchored)
         if count == 1:
@@ -118,11 +126,11 @@ class SlabSampler:
         return slice(start, start + self._slices), drawn < count
 
     def shown(self, labels: NDArray[np.int8], heights: Reals, *, anchored_only: bool) -> "Shown":
-        """Return what training reads of a study, in the mean over draws.
+        """Return the slices and slabs that training reads of a study, in the mean over draws.
 
         Args:
-            labels: As in `starts`.
-            heights: As in `starts`.
+            labels: int8[T,6] of the prepared slices.
+            heights: f64[T], their relative heights, ascending.
             anchored_only: Whether the other slabs do not count.
         """
         anchored, others = self.starts(labels, heights)
@@ -140,6 +148,7 @@ class SlabSampler:
             return anchors
         if not len(self._bleeds):
             return None
+        # The nearest slice of a height is found between the middles of neighbours.
         middles = (heights[1:] + heights[:-1]) / 2
         nearest = np.searchsorted(middles, self._bleeds)
         anchors = np.bincount(nearest, minlength=len(labels)) / len(self._bleeds)
@@ -148,7 +157,7 @@ class SlabSampler:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What training reads of a study, in the mean over draws.
+    """The slices and slabs that training reads of a study, in the mean over draws.
 
     Attributes:
         slices: f64[T], how often each slice is read in a draw.

@@ -51,6 +51,7 @@ def slice_histograms(
     done = 0 if saved is None else saved.numbers["done"]
     for index in range(done, len(studies)):
         stop = stopping()
+        # Before the study is scored: a checkpoint names the first study that is not counted.
         if stop or checkpoints.due():
             checkpoints.save(index, {"done": index}, {"counts": torch.from_numpy(counts)})
         if stop:
@@ -85,12 +86,14 @@ def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number])
     """Compute the AUC of a binned score: the Mann-Whitney statistic, ties counting half.
 
     Args:
-        negative: Counts of negatives by ascending bin.
-        positive: Counts of positives, likewise.
+        negative: int or float[bins], counts of negatives by ascending bin.
+        positive: [bins], counts of positives, likewise.
 
     Returns:
-        The AUC; NaN without positives or without negatives.
+        The AUC, 0 to 1; NaN without positives or without negatives.
+        Source: Hanley and McNeil, Radiology 143(1), 1982.
     """
+    # Danger: the product of two sums of int64 counts could overflow.
     pairs = float(negative.sum()) * float(positive.sum())
     if pairs == 0:
         return float("nan")

@@ -95,6 +95,7 @@ def train_in_stages(
             stopping,
         )
 
+    # The twin without a recurrence draws fresh weights. Torch's generator is as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.seed("slicewise"))
         slicewise = net.slicewise()

@@ -27,8 +27,8 @@ class TrainingPosition:
         step: Steps done, of all epochs.
         stale: Epochs since the lowest loss on tuning patients.
         finished: 1 when the network holds the result, else 0.
-        loss_sum: Sum of the reported losses of the epoch's studies so far.
-        best_loss: Lowest loss on tuning patients so far.
+        loss_sum: Sum of the reported losses of the epoch's studies so far, in nats.
+        best_loss: Lowest loss on tuning patients so far, in nats.
     """
 
     epoch: int = 0
@@ -52,6 +52,7 @@ class TrainingState:
         """Begin with the weights of `net`, which is on its device."""
         self.net = net
         self._plan = plan
+        # Copies: the optimizer changes parameters in place.
         self._base = [parameter.detach().clone() for parameter in net.parameters()]
         self._best: dict[str, Tensor] = {}
         by_rate: dict[float, list[torch.nn.Parameter]] = {}
@@ -70,7 +71,11 @@ class TrainingState:
         self._optimizer.zero_grad()
 
     def step(self, number: int, steps: int) -> None:
-        """Take step `number` (from 0) of `steps`, from the gradients of `net`."""
+        """Take step `number` (from 0) of `steps`, from the float32 gradients of `net`.
+
+        AdamW (Loshchilov and Hutter, ICLR 2019) after clipping to L2 norm `gradient_norm_max`.
+        """
+        # Order: the proximal term is part of the gradient, so it is added before the gradient is clipped.
         self._pull_towards_base()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._plan.gradient_norm_max)
         share = _rate_share(number, steps, self._plan.warm_up_steps)
@@ -90,6 +95,7 @@ class TrainingState:
 
     def finish(self) -> None:
         """Give `net` the result: the best weights if some were kept, else the averaged ones."""
+        # Under an early stop the result has the weights of the best epoch, not those of the last.
         result = self._best or dict(self.averaged.named_parameters())
         with torch.no_grad():
             for name, parameter in self.net.named_parameters():
@@ -107,7 +113,7 @@ class TrainingState:
     # --- checkpoints ---
 
     def save(self, checkpoints: Checkpoints, at: TrainingPosition, random: Tensor) -> None:
-        """Write a checkpoint. `random` is the state of torch's generator from which the training resumes."""
+        """Write a checkpoint. `random` uint8[n] is the state of torch's generator from which the training resumes."""
         tensors = {
             "random": random,
             "loss_sum": torch.tensor(at.loss_sum, dtype=torch.float64),
@@ -148,6 +154,7 @@ class TrainingState:
         best = {name: tensors.get(f"best.{name}") for name, _ in self.net.named_parameters()}
         device = next(self.net.parameters()).device
         self._best = {name: value.to(device) for name, value in best.items() if value is not None}
+        # Last: nothing above may draw, so dropout goes on with the number that comes next.
         torch.set_rng_state(tensors["random"])
         at = TrainingPosition(**saved.numbers)
         return replace(at, loss_sum=tensors["loss_sum"].item(), best_loss=tensors["best_loss"].item())

@@ -27,9 +27,10 @@ class RandomStreams:
     def seed(self, purpose: str, *position: int | str) -> int:
         """Return a seed of 63 bits."""
         parts = [self.run_id.hex(), str(self.round), self.site, purpose, *map(str, position)]
+        # The separator is in none of the parts: without it ("a", 12) and ("a1", 2) would share a stream.
         digest = hashlib.sha256("\x00".join(["hemofed training stream v1", *parts]).encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
     def generator(self, purpose: str, *position: int | str) -> np.random.Generator:
-        """Return a generator that starts from `seed(purpose, *position)`."""
+        """Return a generator that starts from the 63 bits of `seed(purpose, *position)`."""
         return np.random.default_rng(self.seed(purpose, *position))

@@ -8,7 +8,7 @@ from site_client.ingest.records import StudyRecord
 
 
 def has_labels(study: StudyRecord) -> bool:
-    """Tell whether the study or a slice of it has a known label."""
+    """Tell whether the study, int8[6], or a slice of it, int8[S,6], has a known label."""
     return bool((study.slice_labels != MISSING).any() or (study.study_labels != MISSING).any())
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from federation.chain import check_norm, next_model, norm_bound
-from federation.encoding import HEADER_WORDS, HISTOGRAM_SHAPE, DecodedSum, Layout, decode_sum, pack_sum, unpack_sum
+from federation.encoding import (
+    HEADER_WORDS,
+    HISTOGRAM_SHAPE,
+    DecodedSum,
+    HeaderSum,
+    Layout,
+    decode_sum,
+    pack_sum,
+    unpack_sum,
+)
 from federation.encoding.noised import CELLS, encode_noised, merged
 from federation.encoding.rotation import rotate
 from federation.encoding.skellam import SecretStream
@@ -40,6 +49,19 @@ def _sum(layout: Layout, gradients: list[Floats], seed: int = 0, histograms: npt
 def _whole(layout: Layout, decoded: DecodedSum) -> npt.NDArray[np.int64]:
     """The sum in whole steps, noise included."""
     return decoded.levels.astype(np.int64) - decoded.members * layout.level_max // 2
+
+
+def test_a_sum_whose_squares_leave_int64_is_refused_as_any_long_one(make_private_plan: Make) -> None:
+    """Every coordinate is 2^24 half steps from zero: the squares of 2^16 of them are 2^64, which int64 takes for 0."""
+    members = 128
+    layout = Layout.of(make_private_plan(parameters=1 << 16, maximum=members, batch_max=2500), 1 << 16)
+    center = members * layout.level_max
+    levels = np.full(layout.coordinates, (center + (1 << 24)) // 2, np.int32)
+    header = HeaderSum(members, 0.0, 0, 0, NO_COUNTS)
+    decoded = DecodedSum(members, np.zeros(HEADER_WORDS, np.uint64), header, levels)
+    assert (1 << 24) * math.sqrt(levels.size) > norm_bound(layout, members, members)
+    with pytest.raises(ChainRefused):
+        check_norm(layout, decoded)
 
 
 def test_opened_noise_has_its_variance_on_the_real_path(make_private_plan: Make) -> None:

@@ -1,4 +1,4 @@
-"""How commands get the passphrase or the PIN: from a person, or from a file for scripts. Never from an argument."""
+"""Gets the passphrase or the PIN for commands: from a person, or from a file for scripts. Never from an argument."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Size classes: the counts of a site leave only as 0, 4, 8, 16, 32 … so that no two sums tell them apart exactly.
 
 How many studies a hospital trains on, and how many validation slices it has of each label, hardly change from round to
-round. Over many rounds with other cohorts the sums determine such numbers, without any fault of anybody. So a site
+round. Over many rounds with other cohorts the sums determine such numbers, though all keep the protocol. So a site
 rounds them down to a class before it encodes. Its loss stays a mean, and its histograms keep their form.
 """
 
@@ -29,6 +29,9 @@ def coarse_header(layout: Layout, header: SiteHeader) -> SiteHeader:
     Args:
         layout: Layout of the round.
         header: The exact header.
+
+    Returns:
+        The header to encode. Each histogram of 64 bins keeps its form; its sum is a class.
     """
     examples = size_class(min(header.example_count, layout.count_cap))
     mean_loss = header.loss_sum / header.example_count if header.example_count else 0.0

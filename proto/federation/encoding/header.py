@@ -41,7 +41,7 @@ class SiteHeader:
         loss_sum: Training loss, summed over `example_count` examples, 0 to 2^31.
         example_count: Examples in `loss_sum`, 0 to 2^32.
         clipped: Whether the update was longer than the clip norm.
-        histograms: int64 [6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
+        histograms: int64[6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
             of the base model.
 
     Raises:
@@ -75,7 +75,7 @@ class HeaderSum:
         loss_sum: Sum of the members' `loss_sum`.
         example_count: Sum of the members' `example_count`.
         clipped: Members whose update was clipped.
-        histograms: int64 [6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
+        histograms: int64[6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
     """
 
     weight: int
@@ -101,7 +101,7 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
-    """Writes one site's header words, uint64 [772]. Metrics that the plan does not list stay 0.
+    """Writes one site's header words, uint64[772]. Metrics that the plan does not list stay 0.
 
     Raises:
         EncodingRefused: A count exceeds the plan's cap; the site has to scale it down.
@@ -114,7 +114,7 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
     words[0] = min(header.studies, layout.weight_cap)
     words[3] = int(header.clipped)
     if Metric.LOSS in layout.metrics:
-        words[1] = round(header.loss_sum / LOSS_UNIT)
+        words[1] = round(header.loss_sum / LOSS_UNIT)  # at most 2^51: a sum over 500 members stays below 2^60
         words[2] = header.example_count
     if Metric.HISTOGRAMS in layout.metrics:
         words[4:] = header.histograms.reshape(-1).astype(np.uint64)
@@ -122,7 +122,7 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
 
 
 def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> HeaderSum:
-    """Reads the sum of `members` headers, uint64 [772].
+    """Reads the sum of `members` headers, uint64[772].
 
     Raises:
         EncodingRefused: No sum of so many honest headers has this value.

@@ -14,20 +14,21 @@ _CHUNK = 1 << 15
 
 
 def pack(numbers: NDArray[np.integer], width: int, words: NDArray[np.uint64]) -> None:
-    """Writes `numbers` [m] of at most `width` bits each over `words` uint64 [W]. The caller checks the range."""
+    """Writes `numbers` [m] of at most `width` bits each over `words` uint64[W]. The caller checks the range."""
     words[...] = 0
     for start in range(0, words.size, _CHUNK):
         part = words[start : start + _CHUNK]
+        # Cost: lane by lane within a chunk of words, so that the words stay in the cache while all lanes are written.
         for lane in range(64 // width):
             run = numbers[lane * words.size + start : min((lane + 1) * words.size, lane * words.size + start + _CHUNK)]
             part[: run.size] |= run.astype(np.uint64) << np.uint64(lane * width)
 
 
 def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> NDArray[np.integer]:
-    """Reads the `count` numbers in `words` uint64 [W].
+    """Reads the `count` numbers in `words` uint64[W].
 
     Returns:
-        uint16 [count] where a lane has at most 16 bits, int32 [count] otherwise.
+        uint16[count] where a lane has at most 16 bits, int32[count] otherwise.
 
     Raises:
         EncodingRefused: A number exceeds `largest`, or a bit is set that belongs to no number.
@@ -42,6 +43,7 @@ def unpack(words: NDArray[np.uint64], width: int, count: int, largest: int) -> N
             first = lane * words.size + start
             numbers[first : first + part.size] = part & mask
             part >>= np.uint64(width)
+        # Shifted past its last lane, a word holds only the bits above it.
         if part.any():
             raise EncodingRefused("sum: expected 0 above the highest lane, got more; lanes overflowed")
     if numbers[count:].any():

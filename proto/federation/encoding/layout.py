@@ -1,4 +1,4 @@
-"""Where everything lies in an upload: header words first, then the vector's lanes. Pure arithmetic on a plan.
+"""The places of all values in an upload: header words first, then the vector's lanes. Pure arithmetic on a plan.
 
 A vector of d parameters is padded and rotated in power-of-two pieces, quantized to b bits a coordinate, and packed into
 lanes of a 64-bit word wide enough for the sum over the largest cohort, so that no cohort can make a lane overflow.
@@ -30,7 +30,17 @@ _RANGE_SIGMAS = {4: 2.5, 5: 3.0, 6: 3.0, 8: 4.0}
 class Layout:
     """The shape of one round's upload. Build it with `of`.
 
-    parameters: length d of the vector; 0 in an evaluation-only round, whose upload is header words only.
+    Attributes:
+        parameters: Length d of the vector; 0 in an evaluation-only round, whose upload is header words only.
+        bits: Bits of a quantized coordinate, without noise.
+        members_max: Most members of a cohort.
+        clip_norm: Largest L2 norm of an update.
+        weight_cap: Studies beyond which a site's weight does not grow.
+        rotation_seed: 32 bytes.
+        metrics: Of the plan, or of this round.
+        count_cap: Most examples of a member, and most slices of one label and truth.
+        members_min: Fewest members of a cohort.
+        privacy: Of the plan; None for a plan without noise.
     """
 
     parameters: int
@@ -75,7 +85,7 @@ class Layout:
 
     @classmethod
     def of_round(cls, plan: TrainingPlan, round_number: int) -> "Layout":
-        """Layout of that round of the plan: header words alone in the evaluation-only round."""
+        """Returns the layout of that round of the plan: header words alone in the evaluation-only round."""
         layout = cls.of(plan, 0 if plan.evaluates_only(round_number) else plan.moving.size)
         if plan.privacy is None or plan.privacy.evaluates(round_number, plan.rounds):
             return layout
@@ -88,29 +98,29 @@ class Layout:
 
     @cached_property
     def level_max(self) -> int:
-        """Highest level of one site's coordinate; the lowest is 0."""
+        """Highest level of one site's coordinate, in whole steps; the lowest is 0."""
         if self.gradient is not None:
             return self.gradient.level_max(self.members_min, self.members_max)
         return (1 << self.bits) - 1
 
     @property
     def lane_width(self) -> int:
-        """Bits of a lane of an upload."""
+        """Width of a lane of an upload, in bits."""
         return self.width_for(self.members_max)
 
     @property
     def range(self) -> float:
-        """Largest coordinate after rotation that is not clipped, without noise: c * clip_norm / sqrt(d)."""
+        """Largest rotated coordinate that is not clipped, without noise: c * clip_norm / sqrt(d)."""
         return _RANGE_SIGMAS[self.bits] * self.clip_norm / math.sqrt(self.parameters)
 
     @cached_property
     def pieces(self) -> tuple[int, ...]:
-        """Lengths of the rotated pieces, powers of two, largest first; empty without parameters."""
+        """Lengths of the rotated pieces in coordinates, powers of two, largest first; empty without parameters."""
         return pieces_of(self.parameters)
 
     @property
     def coordinates(self) -> int:
-        """Length of the padded, rotated vector."""
+        """Length of the padded, rotated vector, at most 1.05 d beyond 4096 parameters."""
         return sum(self.pieces)
 
     @property
@@ -120,20 +130,21 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Length of an upload on the wire."""
+        """Length of an upload on the wire, in bytes."""
         return 8 * self.words
 
     def width_for(self, members: int) -> int:
-        """Bits that hold the sum of `members` levels."""
+        """Returns the number of bits that hold the sum of `members` levels."""
         return (members * self.level_max).bit_length()
 
     def vector_words_for(self, members: int) -> int:
-        """Words of the vector when lanes are just wide enough for `members`."""
+        """Returns the uint64 words of the vector when lanes are just wide enough for `members`."""
+        # A lane never crosses words: the bits that are left over at the top stay 0 and are checked.
         lanes = 64 // self.width_for(members)
         return -(-self.coordinates // lanes)
 
     def sum_bytes_for(self, members: int) -> int:
-        """Length of a published sum of `members` uploads."""
+        """Returns the length of a published sum of `members` uploads, in bytes."""
         return 8 * (HEADER_WORDS + self.vector_words_for(members))
 
     def check_members(self, members: int) -> None:

@@ -34,14 +34,14 @@ def encode_noised(
     members: int,
     coins: bytes,
 ) -> NDArray[np.uint64]:
-    """Encodes a site's part of a private round: uint64 [layout.words], before masking.
+    """Encodes a site's part of a private round: uint64[layout.words], before masking.
 
     Args:
         layout: Layout of the round, of a plan with privacy.
         gradient: f32[layout.parameters], the sum of the clipped gradients of the patients drawn; zeros if none were.
             None in an evaluation-only round.
-        histograms: int64 [6, 2, 64], each validation patient in one cell a label. Zeros in a round without evaluation.
-        members: Of the cohort. It decides the site's share of the noise.
+        histograms: int64[6, 2, 64], each validation patient in one cell a label. Zeros in a round without evaluation.
+        members: Size of the cohort. It decides the site's share of the noise.
         coins: 32 secret bytes, drawn from the operating system for this attempt.
 
     Raises:
@@ -65,7 +65,7 @@ def encode_noised(
 
 
 def merged(histograms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns histograms int64 [6, 2, 64] with the counts of four bins in the first of them."""
+    """Returns histograms int64[6, 2, 64] with the counts of four bins in the first of them."""
     cells = np.zeros_like(histograms)
     cells[:, :, ::_STRIDE] = histograms.reshape(*HISTOGRAM_SHAPE[:2], CELLS, _STRIDE).sum(axis=3)
     return cells
@@ -111,6 +111,6 @@ def _levels(
 
 
 def _cut(part: NDArray[np.float64], bound: int) -> None:
-    """As np.clip, in place and in a third of its time."""
+    """Clip in place, in a third of the time of np.clip."""
     np.maximum(part, -bound, out=part)
     np.minimum(part, bound, out=part)

@@ -48,7 +48,7 @@ def norm_of(delta: NDArray[np.float32]) -> float:
 
 
 def quantize(layout: Layout, rotated: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Quantizes rotated coordinates f32[k] to levels uint8 [k], 0 to level_max. Overwrites `rotated`."""
+    """Quantizes rotated coordinates f32[k] to levels uint8[k], 0 to level_max. Overwrites `rotated`."""
     levels = np.empty(rotated.size, np.uint8)
     draws = np.empty(_CHUNK, np.float32)
     top = np.float32(layout.level_max)

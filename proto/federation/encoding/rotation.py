@@ -66,14 +66,14 @@ def unrotated(
 
     Args:
         layout: Layout of the round.
-        levels: int [coordinates], sums of levels.
+        levels: uint16 or int32[coordinates], sums of levels.
         center: The whole number that stands for zero.
         factor: Scale of the result. A coordinate is its exact whole-number transform times one float64,
             factor / sqrt(length of its piece).
         piece: Index into layout.pieces.
 
     Yields:
-        Block indices intp [k] and their coordinates f64 [k, block_of(layout)].
+        Block indices intp[k] and their coordinates f64[k, block_of(layout)].
 
     Raises:
         EncodingRefused: Sums could reach 2^53 and stop being exact.
@@ -94,7 +94,7 @@ def unrotated(
 
 
 def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[Any]:
-    """Returns the blocks [k, size] of a vector with these indices; 0 past its end."""
+    """Returns the blocks of a vector with these indices intp[k], in the vector's dtype: [k, size]; 0 past its end."""
     whole, left = divmod(vector.size, size)
     # "clip" because "raise" would look at every number first; those out of range are mended below.
     blocks = np.take(vector[: whole * size].reshape(-1, size), numbers, axis=0, mode="clip")
@@ -105,7 +105,7 @@ def take(vector: NDArray[Any], numbers: NDArray[np.intp], size: int) -> NDArray[
 
 
 def put(vector: NDArray[Any], numbers: NDArray[np.intp], blocks: NDArray[Any]) -> None:
-    """Writes blocks [k, size] into a vector at these indices, and drops coordinates past its end."""
+    """Writes blocks [k, size] into a vector of their dtype at these indices intp[k], without those past its end."""
     size = blocks.shape[1]
     whole, left = divmod(vector.size, size)
     if left and (last := numbers == whole).any():
@@ -124,7 +124,7 @@ def _wide_enough(rows: Vector) -> Vector:
 
 
 def _run_of(levels: NDArray[np.integer], center: int) -> tuple[int, type[np.floating]]:
-    """How far the whole numbers 2 levels - center of a piece are summed at first, a power of two, and as what.
+    """Returns the length of the first sums over the whole numbers 2 levels - center, a power of two, and their dtype.
 
     As long as sums stay below 2^24 float32 is exact, and half the memory.
     """
@@ -213,7 +213,7 @@ def _matrix(order: int, dtype: np.dtype[np.floating]) -> Vector:
 
 
 def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
-    """Where each piece begins and ends."""
+    """Yields the beginning and the end of each piece."""
     begin = 0
     for length in layout.pieces:
         yield begin, begin + length
@@ -221,12 +221,12 @@ def _bounds(layout: Layout) -> Iterator[tuple[int, int]]:
 
 
 def block_of(layout: Layout) -> int:
-    """Returns the number of coordinates that the shuffle moves together."""
+    """Returns the number of coordinates that the shuffle moves together: 1, or 16, which are 64 bytes of float32."""
     return 1 if layout.coordinates <= _SINGLES_MAX else _BLOCK
 
 
 def _order(layout: Layout) -> NDArray[np.intp]:
-    """Which block of the vector comes where."""
+    """Returns the block of the vector for each place, intp[blocks]."""
     many = layout.coordinates // block_of(layout)
     return _shuffled(layout.rotation_seed, many) if len(layout.pieces) > 1 else np.arange(many)
 
@@ -244,7 +244,7 @@ def _shuffled(seed: bytes, blocks: int) -> NDArray[np.intp]:
 
 
 def _signs(layout: Layout, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """uint8 [k, size] for the blocks with these numbers: 1 where the sign of a coordinate of the vector changes."""
+    """uint8[k, size] for the blocks with these numbers: 1 where the sign of a coordinate of the vector changes."""
     size, bits = block_of(layout), _sign_bits(layout.rotation_seed, layout.coordinates)
     if size == 1:
         return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[numbers].reshape(-1, 1)

@@ -39,22 +39,27 @@ class SecretStream:
         self._cipher = Cipher(algorithms.AES(key), modes.CTR(nonce)).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """Return the next `count` words, uint64."""
+        """Return the next `count` words: uint64[count]."""
         return np.frombuffer(self._cipher.update(bytes(8 * count)), "<u8").astype(np.uint64, copy=False)
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return the next `count` numbers of [0, 1), multiples of 2^-53."""
+        """Return the next `count` numbers of [0, 1), multiples of 2^-53: f64[count]."""
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class SkellamTable:
-    """The distribution of one member's share of noise, cut at `tail`."""
+    """The distribution of one member's share of noise, cut at `tail`.
+
+    Attributes:
+        variance: Variance of the share, in squared steps.
+        tail: The largest share that is drawn, in whole steps, and minus the smallest.
+    """
 
     def __init__(self, variance: int, tail: int) -> None:
         """Compute the table.
 
         Args:
-            variance: Of the noise, 1 or more.
+            variance: Of the noise in squared steps, 1 or more.
             tail: The largest number that is drawn, and minus the smallest.
         """
         self.variance, self.tail = variance, tail
@@ -69,7 +74,7 @@ class SkellamTable:
         self._guide = np.where(first == last, first, _UNDECIDED)
 
     def draw(self, stream: SecretStream, count: int) -> NDArray[np.int64]:
-        """Return the next `count` numbers, int64 [count]."""
+        """Return the next `count` numbers, int64[count]."""
         drawn = np.empty(count, np.int64)
         for start in range(0, count, _CHUNK):
             part = drawn[start : start + _CHUNK]
@@ -96,7 +101,7 @@ class SkellamTable:
 
 
 def table_of(noise: Noise, members: int) -> SkellamTable:
-    """Return the table of one member's share in a cohort of so many."""
+    """Return the table of one member's share, in whole steps, in a cohort of so many."""
     return _table(noise.share_variance(members), noise.tail(members))
 
 

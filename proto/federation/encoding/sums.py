@@ -1,4 +1,4 @@
-"""From a site's update to its words, and from the words of a cohort's sum to numbers. Nothing here masks.
+"""Turns a site's update into its words, and the words of a cohort's sum into numbers. Nothing here masks.
 
 The published sum is the upload's form again (header words, then lanes, uint64 little-endian) with lanes just wide
 enough for the members that are in it.
@@ -26,9 +26,9 @@ class DecodedSum:
 
     Attributes:
         members: Uploads in the sum.
-        header_words: uint64 [772] as summed.
+        header_words: uint64[772] as summed.
         header: The same words, read.
-        levels: uint16 or int32 [layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
+        levels: uint16 or int32[layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
             after an evaluation-only round.
     """
 
@@ -41,7 +41,7 @@ class DecodedSum:
 def encode(
     layout: Layout, delta: NDArray[np.float32] | None, header: SiteHeader, rng: np.random.Generator
 ) -> NDArray[np.uint64]:
-    """Encodes a site's update: uint64 [layout.words], before masking.
+    """Encodes a site's update: uint64[layout.words], before masking.
 
     Args:
         layout: Layout of the round.
@@ -62,13 +62,14 @@ def encode(
     _check_delta(layout, delta)
     assert delta is not None  # _check_delta refuses None
     weight = min(header.studies, layout.weight_cap) / layout.weight_cap
+    # Cost: quantized piece by piece, so that one piece at a time exists in float32. Levels take a quarter of that.
     levels = np.concatenate([quantize(layout, piece, rng) for piece in rotate(layout, delta, weight)])
     lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
     return words
 
 
 def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> DecodedSum:
-    """Decodes the unmasked sum of `members` uploads, uint64 [layout.words].
+    """Decodes the unmasked sum of `members` uploads, uint64[layout.words].
 
     Raises:
         EncodingRefused: So many honest members cannot have made this sum. It is worthless.
@@ -103,7 +104,7 @@ def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Decode
 
 
 def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> DecodedSum:
-    header_words = words[:HEADER_WORDS].copy()
+    header_words = words[:HEADER_WORDS].copy()  # a view would keep the whole upload in memory
     header = read_header(layout, header_words, members)
     levels: NDArray[np.integer] = np.empty(0, np.int32)
     if layout.parameters:

@@ -15,7 +15,7 @@ Read in this order; each file says which attack each of its checks stops:
     state        what a member remembers, as canonical bytes
     member       2 shares, 3 upload, 4 confirm, 5 reveal, at a site
     recovery     the aggregator's end
-    evidence     that a member dealt shares of no secret, for everybody to check
+    evidence     that a member dealt shares of no secret, for every member to check
 
 The promise, against an aggregator that lies as it likes together with fewer than a third of a cohort: of the honest
 members' words it learns nothing but their sum over one set U3 of at least t = ⌊2n/3⌋ + 1 members. It rests on the
@@ -23,7 +23,7 @@ roster (authentic signing keys), on X25519 or ML-KEM-768 (either may be broken),
 and with GCM as an authenticated cipher, Ed25519, and on the caller saving a member's state before it speaks.
 Not promised: that the sum is meaningful (a member can add anything), or that a round ends (anyone can be silent). A
 member that deals garbage is found by complaints (`proven_dealers`), or when shares are revealed at the latest. A dealer
-that few members complain about opens their shares (`verify_opened`), so that nobody's silence can end a round.
+that few members complain about opens their shares (`verify_opened`), so that no member's silence can end a round.
 """
 
 from federation.secagg.cohort import (

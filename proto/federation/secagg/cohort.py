@@ -1,10 +1,10 @@
-"""Who takes part: checks on advertisements, the frozen cohort U1, and its split into shards.
+"""The members that take part: checks on advertisements, the frozen cohort U1, and its split into shards.
 
 What each check stops:
 
     signature against the roster   an aggregator that invents members or swaps their keys for its own, and so sits at
                                    both ends of every mask. The roster is the custodian's, stored at the site before.
-    canonical, not weak            a corrupt member whose masks everybody knows, or two strings that are one key
+    canonical, not weak            a corrupt member whose masks are known to all, or two strings that are one key
     no duplicates                  a member that echoes another's key, so that shares or masks cancel, or come off twice
     own entry intact               an aggregator that drops or replaces this member in what the others see
     minimum                        a "sum" of one or two members
@@ -12,7 +12,7 @@ What each check stops:
                                    attempt had failed
 
 Shards. The complete graph costs each member work in proportion to n, so a cohort above SPLIT_ABOVE is shuffled into
-shards, each a complete graph of its own with its own t. Their membership is computed by everybody from the keys and
+shards, each a complete graph of its own with its own t. Every member computes their membership from the keys and
 commitments that all members signed; the aggregator cannot put a victim among colluders by choice. It can still try:
 a corrupt member that speaks last may vary its keys until the shuffle pleases it. The size of a shard answers that. A
 shard is lost when a third of it is corrupt; for 1000 sites, 100 of them corrupt, the chance per shuffle
@@ -64,6 +64,10 @@ class Cohort:
     """U1 of one complete graph: a whole cohort, or one shard of it.
 
     `split` makes it, and checks nothing that `verify_advertisement` checks.
+
+    Attributes:
+        uctx: Context of the graph, 32 bytes.
+        advertisements: By site.
     """
 
     uctx: CohortContext
@@ -71,7 +75,7 @@ class Cohort:
 
     @property
     def members(self) -> list[str]:
-        """In the one order; the place of a member, from 1, is its Shamir point."""
+        """Names of the members in the one order; the place of a member, from 1, is its Shamir point."""
         return order(self.advertisements)
 
     @property
@@ -88,8 +92,8 @@ def verify_advertisement(ctx: Context, roster: Mapping[str, bytes], advertisemen
     """Refuses keys that the roster's owner of the name did not sign for this attempt, or that are unfit for use.
 
     Args:
-        ctx: Context of the attempt.
-        roster: Raw Ed25519 public key by site.
+        ctx: Context of the attempt, 32 bytes.
+        roster: Raw Ed25519 public keys by site, 32 bytes each.
         advertisement: The keys that a member advertised.
 
     Raises:
@@ -124,6 +128,11 @@ def check_distinct(advertisements: Iterable[Advertisement]) -> None:
 def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Mapping[str, Advertisement]) -> None:
     """Checks a whole cohort before it is split.
 
+    Args:
+        ctx: Context of the attempt, 32 bytes.
+        roster: Raw Ed25519 public keys by site, 32 bytes each.
+        advertisements: By site.
+
     Raises:
         AdvertisementRefused: An advertisement is refused, stands under another name, or shares a key.
     """
@@ -135,11 +144,15 @@ def verify_cohort(ctx: Context, roster: Mapping[str, bytes], advertisements: Map
 
 
 def out_of_reach(earlier: Collection[str], later: Collection[str]) -> bool:
-    """Whether the sum of an attempt can no longer be recovered: enough of its members signed keys for a later one.
+    """Tells whether the sum of an attempt is beyond recovery: enough of its members signed keys for a later one.
 
-    earlier: U1 of the attempt (of one complete graph). later: those who signed. An honest member signs keys for its
-    newest attempt only, and for none after it has revealed: it will not reveal in an earlier one. Fewer than a third
-    of `earlier` may sign and reveal all the same; so with `certain` honest ones gone at most n - certain can reveal.
+    An honest member signs keys for its newest attempt only, and for none after it has revealed: it will not reveal in
+    an earlier one. Fewer than a third of `earlier` may sign and reveal all the same; so with `certain` honest ones gone
+    at most n - certain can reveal.
+
+    Args:
+        earlier: U1 of the attempt, of one complete graph.
+        later: Sites that signed keys for a later attempt.
     """
     n = len(earlier)
     certain = len(set(earlier) & set(later)) - (n - 1) // 3
@@ -147,10 +160,17 @@ def out_of_reach(earlier: Collection[str], later: Collection[str]) -> bool:
 
 
 def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size: int = SHARD_SIZE) -> list[Cohort]:
-    """The complete graphs of a cohort: one up to SPLIT_ABOVE members, above that shards of at least `shard_size`.
+    """Returns the complete graphs of a cohort: one up to SPLIT_ABOVE members, else shards of at least `shard_size`.
 
-    Deterministic, and the same at every member and at the aggregator. shard_size: at least SHARD_SIZE_MIN, a constant
-    of the consortium that all must hold alike.
+    The result is deterministic, and the same at every member and at the aggregator.
+
+    Args:
+        ctx: Context of the attempt, 32 bytes.
+        advertisements: By site.
+        shard_size: SHARD_SIZE_MIN or more members, a constant of the consortium that all must hold alike.
+
+    Raises:
+        MalformedValue: `shard_size` is below SHARD_SIZE_MIN.
     """
     if shard_size < SHARD_SIZE_MIN:
         raise MalformedValue(f"a shard below {SHARD_SIZE_MIN} members is not safe, got {shard_size}")
@@ -161,6 +181,7 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
     shards = len(shuffled) // shard_size
     cohorts = []
     for index in range(shards):
+        # Dealt out in turn: sizes differ by one at most, and none is below `shard_size`.
         members = {site: advertisements[site] for site in shuffled[index::shards]}
         cohorts.append(Cohort(cohort_context(shard_context(ctx, seed, index), members), members))
     return cohorts
@@ -168,6 +189,13 @@ def split(ctx: Context, advertisements: Mapping[str, Advertisement], shard_size:
 
 def verify_dealt(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares, signing_key: bytes) -> None:
     """Refuses shares that `dealer` did not sign for `member`: they say nothing about the dealer.
+
+    Args:
+        uctx: Context of the cohort, 32 bytes.
+        dealer: The member that dealt.
+        member: The member that it dealt to.
+        dealt: The shares, with Ed25519 (RFC 8032), 64 bytes, over `dealt_statement`.
+        signing_key: The dealer's raw Ed25519 key in the roster, 32 bytes.
 
     Raises:
         ShareRefused: The signature does not hold, or a field has another length.
@@ -181,6 +209,14 @@ def verify_complaint(
     uctx: CohortContext, site: str, dealer: str, dealt: DealtShares, signature: bytes, signing_key: bytes
 ) -> None:
     """Refuses a complaint about a dealer's shares that `site` did not sign.
+
+    Args:
+        uctx: Context of the cohort, 32 bytes.
+        site: The member that complains.
+        dealer: The member that dealt.
+        dealt: The shares that the dealer signed for `site`.
+        signature: Ed25519, 64 bytes, by `site` over `complaint_statement`.
+        signing_key: The raw Ed25519 key of `site` in the roster, 32 bytes.
 
     Raises:
         ComplaintRefused: The signature does not hold.
@@ -210,6 +246,7 @@ def proven_dealers(members: int, complaints: Mapping[str, Collection[str]]) -> l
         members: Size n of the complete graph.
         complaints: By dealer, the members that complained.
     """
+    # As a set: a member counts once, however often it complained.
     return order(dealer for dealer, sites in complaints.items() if len(set(sites)) > complaints_max(members))
 
 
@@ -230,11 +267,11 @@ def verify_claim(uctx: CohortContext, site: str, digest: bytes, signature: bytes
     """Refuses an upload that its member did not sign. So a member's masks hide only words that this member chose.
 
     Args:
-        uctx: Context of the cohort.
+        uctx: Context of the cohort, 32 bytes.
         site: The member.
-        digest: SHA-256 of the uploaded blob.
-        signature: The claim.
-        signing_key: The member's key in the roster.
+        digest: SHA-256 of the uploaded blob, 32 bytes.
+        signature: The claim: Ed25519, 64 bytes, over `upload_statement`.
+        signing_key: The member's raw Ed25519 key in the roster, 32 bytes.
 
     Raises:
         UploadRefused: The signature does not hold.
@@ -247,6 +284,13 @@ def verify_confirmation(
     uctx: CohortContext, site: str, uploaded: Iterable[str], signature: bytes, signing_key: bytes
 ) -> None:
     """Refuses a confirmation that `site` did not sign for exactly this set of uploads.
+
+    Args:
+        uctx: Context of the cohort, 32 bytes.
+        site: The member.
+        uploaded: U3.
+        signature: Ed25519, 64 bytes, over `confirm_statement`.
+        signing_key: The member's raw Ed25519 key in the roster, 32 bytes.
 
     Raises:
         ConfirmationRefused: The signature does not hold.

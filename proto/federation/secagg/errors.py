@@ -1,4 +1,4 @@
-"""What secure aggregation refuses, one type a reason.
+"""The refusals of secure aggregation, one type a reason.
 
 SecaggError
 ├── MalformedValue         a value has the wrong length, type or encoding; nothing was learnt from it
@@ -6,7 +6,7 @@ SecaggError
 ├── CohortRefused          shares phase: the cohort as a whole is not one this member may join
 ├── ShareRefused           dealt shares that the dealer did not sign, or a revealed share it did not deal (.site: whose)
 ├── ComplaintRefused       a complaint that its member did not sign
-├── UploadRefused          a second vector, a second digest, or a claim that nobody signed
+├── UploadRefused          a second vector, a second digest, or a claim that is not signed
 ├── ConfirmationRefused    confirm and reveal phases: the set of uploads, or the signatures on it
 ├── OutOfOrder             a step that this member's phase does not allow
 ├── BelowThreshold         fewer than t members or shares: the attempt ends, nothing is recovered

@@ -1,8 +1,8 @@
-"""Evidence that a member dealt and signed shares of no secret: anybody who knows the cohort can check it.
+"""Evidence that a member dealt and signed shares of no secret: each party that knows the cohort can check it.
 
 At least t members revealed the shares that this dealer had given them, and the dealer had signed a digest of each. An
 honest dealer's shares lie on one polynomial, whose value at 0 is the secret that it committed to. So no t shares with
-an honest dealer's digests can give anything else, and nobody can make such evidence against an honest dealer.
+an honest dealer's digests can give anything else, and no party can make such evidence against an honest dealer.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class BadDealing:
     Attributes:
         dealer: The member that it is against.
         kind: Of the secret that the shares do not give.
-        dealt: What the dealer dealt and signed, by member; at least t of them.
-        shares: What those members revealed, by member, 33 bytes each.
+        dealt: Shares that the dealer dealt and signed, by member; at least t of them.
+        shares: Shares that those members revealed, by member, 33 bytes each.
     """
 
     dealer: str
@@ -36,10 +36,10 @@ def verify_bad_dealing(ctx: Context, cohort: Cohort, signing_key: bytes, evidenc
     """Checks the evidence.
 
     Args:
-        ctx: Context of the attempt.
+        ctx: Context of the attempt, 32 bytes.
         cohort: U1 of the dealer's complete graph.
-        signing_key: The dealer's raw Ed25519 key in the roster.
-        evidence: What is said against the dealer.
+        signing_key: The dealer's raw Ed25519 key in the roster, 32 bytes.
+        evidence: The accusation, from a party that need not be honest.
 
     Raises:
         EvidenceRefused: It proves nothing.

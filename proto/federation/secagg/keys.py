@@ -13,7 +13,7 @@ When M of a vanished member is recovered, K is known for the shares that were de
 With X25519 broken, too, the vanished (at most n - t) and the corrupt (fewer than n/3) are still fewer than t.
 
 All primitives are `cryptography`'s. RFC 7748 (X25519, with its all-zero check), FIPS 203 (ML-KEM, whose decapsulation
-never fails: garbage gives a key that nobody else has), RFC 5869, NIST SP 800-38D, RFC 8032.
+never fails: garbage gives a key that no other party has), RFC 5869, NIST SP 800-38D, RFC 8032.
 """
 
 from collections.abc import Callable
@@ -96,11 +96,14 @@ class MaskKeys:
         return self._kem.public_key().public_bytes_raw()
 
     def decapsulate(self, dealt: DealtShares) -> bytes:
-        """Returns K of the shares that a dealer sent. A ciphertext of garbage gives a K that nobody else has."""
+        """Returns K of the shares that a dealer sent, 32 bytes (FIPS 203, algorithm 21).
+
+        A ciphertext of garbage gives a K that no other party has.
+        """
         return self._kem.decapsulate(dealt.kem_ciphertext)
 
     def pair_secret(self, uctx: CohortContext, first: str, second: str) -> bytes:
-        """Returns x of a pair in which the owner of M is the first."""
+        """Returns x, 32 bytes, of a pair in which the owner of M is the first."""
         return _derive(self._secret.expose(), pair_secret_label(uctx, first, second))
 
     def pair_key(
@@ -109,11 +112,14 @@ class MaskKeys:
         """Returns the key of the mask that `site`, the owner of M, shares with `peer`; the same from both ends.
 
         Args:
-            uctx: Context of the cohort.
+            uctx: Context of the cohort, 32 bytes.
             site: The owner of M.
             peer: The other member.
-            peer_mask_key: Its X25519 mask key.
-            dealt: What the peer dealt to `site`. Used only when the peer is the first of the two.
+            peer_mask_key: Its raw X25519 mask key, 32 bytes.
+            dealt: The shares of the peer for `site`. Used only when the peer is the first of the two.
+
+        Returns:
+            A key of 32 bytes: HKDF-SHA256 (RFC 5869) of X25519 (RFC 7748) || x.
         """
         if order((site, peer))[0] == site:
             x = self.pair_secret(uctx, site, peer)
@@ -125,12 +131,12 @@ class MaskKeys:
 
 
 def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:
-    """Draws a fresh K and returns it with its ciphertext, 32 and 1088 bytes."""
+    """Draws a fresh K and returns it with its ciphertext, 32 and 1088 bytes (FIPS 203, ML-KEM-768)."""
     return MLKEM768PublicKey.from_public_bytes(kem_key).encapsulate()
 
 
 def check_kem_key(site: str, key: bytes) -> None:
-    """Refuses an encapsulation key that is not canonical (FIPS 203, section 7.2).
+    """Refuses an encapsulation key that is not canonical: 1184 bytes (FIPS 203, section 7.2).
 
     Raises:
         AdvertisementRefused: The length is wrong or a coefficient is not reduced.
@@ -144,10 +150,10 @@ def check_kem_key(site: str, key: bytes) -> None:
 
 
 def check_public_key(site: str, key: bytes) -> None:
-    """Refuses non-canonical encodings of a coordinate, and points of small order.
+    """Refuses non-canonical encodings of a coordinate, 32 bytes little-endian (RFC 7748), and points of small order.
 
     With two encodings of one key the duplicate check would miss it. With a point of small order the agreed key is known
-    to everybody, whatever the peer's secret.
+    to all, whatever the peer's secret.
 
     Raises:
         AdvertisementRefused: The key is one of these.
@@ -172,15 +178,16 @@ def deal(
     Args:
         share_secret: The sender's.
         mask_keys: The sender's.
-        peer: The receiver's KEM key and share key.
-        uctx: Context of the cohort.
+        peer: The receiver's KEM key and share key, 1184 and 32 bytes.
+        uctx: Context of the cohort, 32 bytes.
         sender: The dealer.
         receiver: The member that gets the shares.
         shares: Seed share and mask-key share, 33 bytes each.
         encapsulate: Draws K.
 
     Returns:
-        KEM ciphertext, pair secret (empty unless the sender is the first of the two) and ciphertext, 82 bytes.
+        KEM ciphertext of 1088 bytes, pair secret of 32 (empty unless the sender is the first of the two), and
+        ciphertext of 82, AES-256-GCM (NIST SP 800-38D).
     """
     shared, kem_ciphertext = encapsulate(peer[0])
     key, label = _share_key(share_secret, peer[1], shared, uctx, sender, receiver, kem_ciphertext, peer=receiver)
@@ -200,6 +207,9 @@ def decrypt_shares(
     dealt: DealtShares,
 ) -> tuple[bytes, bytes]:
     """Decrypts the two shares from `sender`.
+
+    Returns:
+        Seed share and mask-key share, 33 bytes each.
 
     Raises:
         ShareRefused: The sender did not encrypt two shares for the receiver in this very cohort.
@@ -238,7 +248,11 @@ def check_form(dealer: str, member: str, dealt: DealtShares) -> None:
 
 
 def check_share(site: str, share: bytes) -> None:
-    """Refuse a share that is not an element of the field, naming who it came from."""
+    """Refuses a share that is not an element of the field: 33 bytes, big-endian, below the prime.
+
+    Raises:
+        ShareRefused: The share is none. The error names `site`, which it came from.
+    """
     try:
         shamir.decode(share)
     except MalformedValue as error:
@@ -246,12 +260,15 @@ def check_share(site: str, share: bytes) -> None:
 
 
 def self_key(seed: Seed, uctx: CohortContext, site: str) -> StreamKey:
-    """Key of the self mask. It stays on an upload that arrives late and whose pairwise masks were already recovered."""
+    """Returns the key of the self mask, 32 bytes.
+
+    The self mask stays on an upload that arrives after its pairwise masks were recovered. So the upload stays hidden.
+    """
     return StreamKey(_derive(seed.expose(), self_label(uctx, site)))
 
 
 def coefficient_bytes(secret: PolynomialSecret, uctx: CohortContext, kind: ShareKind, size_bytes: int) -> bytes:
-    """Randomness of one Shamir polynomial: AES-256-CTR under a key for this cohort and this kind.
+    """Returns the `size_bytes` bytes for one Shamir polynomial: AES-256-CTR under a key for this cohort and kind.
 
     Derived, not drawn: a member that crashed deals the same polynomial again. Two polynomials over one secret in one
     cohort would not be wrong, but their shares would not fit together.
@@ -261,7 +278,8 @@ def coefficient_bytes(secret: PolynomialSecret, uctx: CohortContext, kind: Share
 
 
 def signature_holds(signing_key: bytes, signature: bytes, statement: bytes) -> bool:
-    """Whether an Ed25519 signature by the raw public key `signing_key` is right."""
+    """Tells whether an Ed25519 signature (RFC 8032), 64 bytes, is right under the raw public key, 32 bytes."""
+    # A key of another length would raise ValueError: here it is one more signature that does not hold.
     if len(signing_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -301,4 +319,5 @@ def _agree(private: X25519PrivateKey, peer: str, peer_key: bytes) -> bytes:
 
 
 def _derive(key: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
+    # No salt, which RFC 5869 (section 3.1) makes optional: `info` names protocol, purpose and cohort, so keys differ.
     return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(key)

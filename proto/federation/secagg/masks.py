@@ -32,7 +32,7 @@ _ZEROS = bytes(CHUNK_BYTES)
 
 @dataclass(frozen=True)
 class MaskStreams:
-    """Keystreams to add and keystreams to subtract."""
+    """Keystreams to add and keystreams to subtract, modulo 2^64; each key has 32 bytes."""
 
     add: tuple[StreamKey, ...]
     subtract: tuple[StreamKey, ...]
@@ -50,13 +50,20 @@ class MaskStreams:
 def apply(words: Words, streams: MaskStreams, threads: int = 1) -> None:
     """Put all streams on `words` in place.
 
-    words: uint64 [m], contiguous, writable. threads: at most this many ranges at once, with the same result.
+    Args:
+        words: uint64[m], contiguous, writable.
+        streams: Of keys that were used for no other vector.
+        threads: At most this many ranges at once, with the same result.
+
+    Raises:
+        MalformedValue: The words are of another dtype or form, or there is no thread.
     """
     check_words(words)
     if threads < 1:
         raise MalformedValue(f"expected at least one thread, got {threads}")
     chunks = -(-words.size // _CHUNK_WORDS)
     ranges = min(threads, max(1, chunks))
+    # Ranges begin at whole chunks, so at whole AES blocks: `_keystream` can start nowhere else.
     bounds = [min(words.size, chunks * part // ranges * _CHUNK_WORDS) for part in range(ranges + 1)]
     if ranges == 1:
         _apply_range(words, 0, streams)
@@ -69,7 +76,11 @@ def apply(words: Words, streams: MaskStreams, threads: int = 1) -> None:
 
 
 def check_words(words: Words) -> None:
-    """Refuse what is not a contiguous vector of uint64."""
+    """Refuse an array that is not a contiguous uint64[m].
+
+    Raises:
+        MalformedValue: The array is none.
+    """
     if words.dtype != np.dtype(np.uint64) or words.ndim != 1 or not words.flags.c_contiguous:
         raise MalformedValue(f"expected a contiguous uint64 vector, got {words.dtype} of shape {words.shape}")
 

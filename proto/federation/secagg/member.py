@@ -117,7 +117,7 @@ class Member:
 
     @property
     def advertisement(self) -> Advertisement:
-        """What to send in the keys phase."""
+        """The keys to send in the keys phase."""
         return self._state.own
 
     @property
@@ -211,7 +211,7 @@ class Member:
         return {dealer: self._complaint(dealer, dealt[dealer]) for dealer in self._state.complained}
 
     def mask(self, words: Words, dealt: Mapping[str, DealtShares], *, in_place: bool = False) -> Words:
-        """Masks `words` uint64 [m] and returns a copy, or the words themselves. Changes nothing when it raises.
+        """Masks `words` uint64[m] and returns a copy, or the words themselves. Changes nothing when it raises.
 
         Args:
             words: The encoded update.
@@ -286,7 +286,7 @@ class Member:
 
     @property
     def opened(self) -> dict[str, OpenedShares]:
-        """What it dealt to the members that complained about it; OutOfOrder before `confirm`."""
+        """Its shares for the members that complained about it, in clear; OutOfOrder before `confirm`."""
         self._require(Phase.CONFIRMED, Phase.REVEALED)
         return dict(self._state.opened)
 

@@ -7,7 +7,7 @@ shares. Each dealer signed a digest of every share it dealt, so a wrong share is
 revealer. A secret that follows from right shares is checked against the dealer's commitment or advertised keys; one
 that does not fit names its dealer.
 
-None of this protects anybody's privacy: the members' own checks do. It protects the sum.
+None of this protects a member's privacy: the members' own checks do. It protects the sum.
 """
 
 import hmac
@@ -53,19 +53,20 @@ def verify_answer(
 
     Args:
         cohort: U1 of the graph.
-        dealt: What each of U2 dealt.
+        dealt: Shares that each of U2 dealt.
         uploaded: U3.
         complained: Dealers that the revealer complained about.
         revealer: The member that answered.
-        answer: Its shares, by the member each is about.
-        signature: By the revealer, over `reveal_statement`.
-        signing_key: The revealer's key in the roster.
+        answer: Its shares, 33 bytes each, by the member each is about.
+        signature: Ed25519, 64 bytes, by the revealer over `reveal_statement`.
+        signing_key: The revealer's raw Ed25519 key in the roster, 32 bytes.
 
     Raises:
         ShareRefused: The answer is another.
     """
     if revealer not in uploaded:
         raise ShareRefused(revealer, "only members whose upload is in the sum are asked for shares")
+    # Order: the signature first. A bad share found below is then the revealer's own, and no invention of a third.
     if not keys.signature_holds(signing_key, signature, reveal_statement(cohort.uctx, revealer, answer)):
         raise ShareRefused(revealer, "its answer is not signed by the roster's key")
     if set(answer) != set(dealt) - set(complained):
@@ -102,15 +103,15 @@ def recover_masks(
     r"""Recovers the seeds of U3 and the mask secrets of U2 \ U3, and from them the masks left on the sum.
 
     Args:
-        ctx: Context of the attempt (also for a shard).
+        ctx: Context of the attempt, 32 bytes (also for a shard).
         cohort: U1 of the graph.
-        dealt: What each of U2 dealt.
+        dealt: Shares that each of U2 dealt.
         uploaded: U3.
         answers: By revealer, at least t of them, each accepted by `verify_answer`; `with_opened` where dealers opened
             shares.
 
     Returns:
-        The masks, with the sign that removes them.
+        The keys of the masks, 32 bytes each, with the sign that removes them.
 
     Raises:
         BelowThreshold: Fewer than t uploads, answers, or shares about one member.
@@ -159,7 +160,7 @@ def check_secret(ctx: Context, cohort: Cohort, answers: Mapping[str, Answer], ab
 
 
 def unmask(total: Words, recovered: MaskStreams, threads: int = 1) -> None:
-    """Subtracts the recovered masks from the sum of masked uploads, in place: uint64 [m], modulo 2^64."""
+    """Subtracts the recovered masks from the sum of masked uploads, in place: uint64[m], modulo 2^64."""
     masks.apply(total, recovered, threads)
 
 
@@ -170,11 +171,11 @@ class _Interpolation:
         self._places = cohort.places()
         self._threshold = cohort.threshold
         self._answers = answers
-        # Nearly always the same revealers answer about everybody: one set of Lagrange weights serves all secrets.
+        # Nearly always the same revealers answer about all members: one set of Lagrange weights serves all secrets.
         self._weights: dict[tuple[int, ...], list[int]] = {}
 
     def secret(self, about: str, is_right: Callable[[bytes], bool]) -> bytes:
-        """The 32-byte secret of `about`.
+        """Returns the secret of `about`, 32 bytes.
 
         Raises:
             BelowThreshold: Fewer than t shares about this member.
@@ -188,6 +189,7 @@ class _Interpolation:
             self._weights = {places: shamir.weights_at(0, places)}
         shares = (shamir.decode(self._answers[site][about].share) for site in revealers)
         secret = shamir.inner(self._weights[places], shares)
+        # The field is larger than 2^256, so shares can also give a number that 32 bytes do not hold.
         if secret >= 1 << 256 or not is_right(secret.to_bytes(32, "big")):
             raise Unrecoverable(about, revealers)
         return secret.to_bytes(32, "big")

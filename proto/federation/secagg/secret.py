@@ -28,11 +28,12 @@ class Secret:
         self._buffer = bytearray(value)
 
     def expose(self) -> bytes:
-        """The bytes themselves, for a primitive or the member's own state file. Named to be searched for."""
+        """Returns the bytes, for a primitive or the member's own state file. The name is made to be searched for."""
         return bytes(self._buffer)
 
     def wipe(self) -> None:
         """Overwrite with zeros and empty; the secret is gone and using it again is an error."""
+        # Order: zeros first. `clear` alone gives the memory back with the secret in it.
         self._buffer[:] = bytes(len(self._buffer))
         self._buffer.clear()
 
@@ -54,26 +55,26 @@ class Secret:
 
 
 class MaskSecret(Secret):
-    """X25519 private key of the pairwise masks. Shamir-shared; recovered only if its owner vanished before upload."""
+    """M, from which both mask keys follow. It is Shamir-shared, and recovered only if its owner did not upload."""
 
 
 class ShareSecret(Secret):
-    """X25519 private key that agrees the keys shares travel under. Never leaves its owner."""
+    """X25519 private key (RFC 7748) of the keys under which shares travel. It never leaves its owner."""
 
 
 class Seed(Secret):
-    """Seed b of the self mask. Shamir-shared; recovered only if its owner's upload is in the sum."""
+    """Seed b of the self mask. It is Shamir-shared, and recovered only if its owner's upload is in the sum."""
 
 
 class PolynomialSecret(Secret):
-    """From it the coefficients of both Shamir polynomials are derived. Never leaves its owner."""
+    """The secret from which the coefficients of both Shamir polynomials are derived. It never leaves its owner."""
 
 
 class SharePair(Secret):
-    """Another member's two shares, seed share then mask-key share. At most one of the two is ever revealed."""
+    """Another member's seed share and mask-key share, 33 bytes each. At most one of the two is ever revealed."""
 
     size_bytes = SHARE_PAIR_BYTES
 
 
 class StreamKey(Secret):
-    """AES-256 key of one mask keystream, used for one vector and never again."""
+    """AES-256 key, 32 bytes, of one mask keystream, used for one vector and never again."""

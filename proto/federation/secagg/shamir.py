@@ -22,9 +22,19 @@ COEFFICIENT_BYTES = 48
 
 
 def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> list[bytes]:
-    """Shares of a 32-byte secret for places 1..members, in that order; any `threshold` of them give it.
+    """Returns shares of a secret for places 1..members, in that order; any `threshold` of them give it.
 
-    randomness: (threshold - 1) * COEFFICIENT_BYTES uniform bytes, used for nothing else.
+    Args:
+        secret: 32 bytes.
+        threshold: t, 1 to `members`.
+        members: n.
+        randomness: (threshold - 1) * 48 uniform bytes, used for nothing else.
+
+    Returns:
+        n shares of 33 bytes.
+
+    Raises:
+        MalformedValue: The threshold is outside 1..members, or a length is another.
     """
     if not 1 <= threshold <= members:
         raise MalformedValue(f"a threshold lies in 1..{members}, got {threshold}")
@@ -39,12 +49,12 @@ def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> lis
 
 
 def combine(shares: Mapping[int, int]) -> int:
-    """f(0) from exactly as many points {x: f(x)} as the threshold. Wrong points give a wrong value, not an error."""
+    """Returns f(0) from exactly t points {x: f(x)}. Wrong points give a wrong value, not an error."""
     return inner(weights_at(0, tuple(shares)), shares.values())
 
 
 def weights_at(target: int, places: tuple[int, ...]) -> list[int]:
-    """Lagrange weights w with f(target) = Σ w_i f(places_i), for distinct places other than target."""
+    """Returns Lagrange weights w with f(target) = Σ w_i f(places_i), for distinct places other than target."""
     numerators, denominators = [], []
     for x in places:
         above, below = 1, 1
@@ -58,7 +68,8 @@ def weights_at(target: int, places: tuple[int, ...]) -> list[int]:
 
 
 def inner(left: Iterable[int], right: Iterable[int]) -> int:
-    """Σ left_i right_i in the field."""
+    """Returns Σ left_i right_i in the field."""
+    # Cost: reduced once, at the end. Python's integers hold the whole sum, and a division costs more than an addition.
     total: int = sum(map(mul, left, right))
     return total % PRIME
 
@@ -69,7 +80,11 @@ def encode(element: int) -> bytes:
 
 
 def decode(share: bytes) -> int:
-    """The field element, refused unless it is the one encoding of an element."""
+    """Returns the field element that 33 bytes, big-endian, encode. Each element has one encoding.
+
+    Raises:
+        MalformedValue: The length is another, or the number is not below the prime.
+    """
     if len(share) != ELEMENT_BYTES:
         raise MalformedValue(f"a share has {ELEMENT_BYTES} bytes, got {len(share)}")
     element = int.from_bytes(share, "big")
@@ -96,8 +111,8 @@ def _inverses(values: Sequence[int]) -> list[int]:
     for value in values:
         prefixes.append(prefixes[-1] * value % PRIME)
     inverse = pow(prefixes[-1], -1, PRIME)
-    found = []
+    inverses = []
     for value, prefix in zip(reversed(values), reversed(prefixes[:-1]), strict=True):
-        found.append(inverse * prefix % PRIME)
+        inverses.append(inverse * prefix % PRIME)
         inverse = inverse * value % PRIME
-    return found[::-1]
+    return inverses[::-1]

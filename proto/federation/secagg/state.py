@@ -1,4 +1,4 @@
-"""What a member remembers between two steps, and its canonical bytes.
+"""The memory of a member between two steps, and its canonical bytes.
 
     ADVERTISED -> SHARED -> RECEIVED -> MASKED -> CONFIRMED -> REVEALED
 
@@ -14,7 +14,7 @@
 A dealer that this member complained about is in U2, and no shares of it are held.
 
 Secrets go as early as they can: a member's own when it knows that its upload arrived, the other kind of each held
-share when the answer is made. Whoever reads the state file afterwards finds only what was already revealed.
+share when the answer is made. A thief of the state file then finds only shares that were already revealed.
 
 The bytes hold secrets until then: the agent keeps them in a file of its own (0600), writes it before anything leaves,
 and overwrites it. The signing key is never in them. They end in a SHA-256, against torn writes (not against an
@@ -59,7 +59,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class OwnSecrets:
-    """Everything a member ever draws at random."""
+    """All secrets that a member ever draws at random, 32 bytes each."""
 
     mask: MaskSecret
     share: ShareSecret
@@ -121,7 +121,7 @@ class MemberState:
 
 
 def to_bytes(state: MemberState) -> bytes:
-    """Canonical: one state, one string. Holds the state's secrets in clear."""
+    """Returns the canonical bytes of a state: one string for one state. They hold its secrets in clear."""
     body = frame(
         _FORMAT,
         state.phase.value.encode(),
@@ -145,7 +145,11 @@ def to_bytes(state: MemberState) -> bytes:
 
 
 def from_bytes(data: bytes) -> MemberState:
-    """The state whose `to_bytes` is `data`; anything else is refused with SnapshotRefused."""
+    """Returns the state whose `to_bytes` is `data`.
+
+    Raises:
+        SnapshotRefused: The data is torn, altered, of another version, or not canonical.
+    """
     body, checksum = data[:-32], data[-32:]
     if hashlib.sha256(body).digest() != checksum:
         raise SnapshotRefused("the saved member state is torn or altered (its checksum is wrong); abandon the attempt")
@@ -185,7 +189,11 @@ def _parse(body: bytes) -> MemberState:
 
 
 def unframe(data: bytes) -> list[bytes]:
-    """Inverse of `transcript.frame`; Malformed for anything that `frame` does not make."""
+    """Returns the fields that `transcript.frame` joined.
+
+    Raises:
+        MalformedValue: `frame` does not make such bytes.
+    """
     position = 8
     fields = []
     for _ in range(int.from_bytes(data[:8], "big")):
@@ -201,8 +209,8 @@ def unframe(data: bytes) -> list[bytes]:
 
 
 def _pair(data: bytes) -> tuple[bytes, bytes]:
-    one, other = unframe(data)
-    return one, other
+    first, second = unframe(data)
+    return first, second
 
 
 def _advertisement_bytes(a: Advertisement) -> bytes:
@@ -227,7 +235,8 @@ def _dealt(data: bytes) -> tuple[str, DealtShares]:
 def _secrets_bytes(secrets: OwnSecrets | None) -> bytes:
     if secrets is None:
         return b""
-    return frame(*(one.expose() for one in (secrets.mask, secrets.share, secrets.seed, secrets.polynomial)))
+    own = (secrets.mask, secrets.share, secrets.seed, secrets.polynomial)
+    return frame(*(secret.expose() for secret in own))
 
 
 def _secrets(data: bytes) -> OwnSecrets | None:

@@ -34,7 +34,7 @@ RUN_ID_BYTES_MAX = 64
 
 
 class ShareKind(Enum):
-    """Which of a member's two secrets a share is of. Values are those of the wire's RevealedShare.Kind."""
+    """The secret of a member that a share is of. Values are those of the wire's RevealedShare.Kind."""
 
     SEED = 1
     MASK_KEY = 2
@@ -42,7 +42,7 @@ class ShareKind(Enum):
 
 @dataclass(frozen=True)
 class Advertisement:
-    """What a member shows in the keys phase.
+    """The keys that a member shows in the keys phase.
 
     Attributes:
         site: Name of the member.
@@ -63,13 +63,13 @@ class Advertisement:
 
 @dataclass(frozen=True)
 class DealtShares:
-    """What a dealer sends to one member in the shares phase, itself included.
+    """A dealer's message to one member in the shares phase, itself included.
 
     Attributes:
         kem_ciphertext: ML-KEM-768, 1088 bytes, to the member's `kem_key`; empty in the dealer's own.
         pair_secret: 32 bytes, the dealer's part of their mask key under a one-time pad; empty unless the dealer comes
             first of the two.
-        ciphertext: AES-256-GCM of both shares; empty in the dealer's own.
+        ciphertext: AES-256-GCM of both shares, 82 bytes; empty in the dealer's own.
         seed_digest: `share_digest` of the seed share, 32 bytes.
         key_digest: `share_digest` of the mask-key share, 32 bytes.
         signature: Ed25519, 64 bytes, by the dealer over `dealt_statement`.
@@ -83,7 +83,7 @@ class DealtShares:
     signature: bytes = b""
 
     def share_digest(self, kind: "ShareKind") -> bytes:
-        """The digest that a revealed share of this kind has to have."""
+        """Returns the digest, 32 bytes, that a revealed share of this kind has to have."""
         return self.seed_digest if kind is ShareKind.SEED else self.key_digest
 
 
@@ -103,7 +103,7 @@ class RevealedShare:
 
 @dataclass(frozen=True)
 class OpenedShares:
-    """Both shares in clear that a dealer had dealt to a member which complained: 33 bytes each.
+    """Both shares in clear that a dealer had dealt to a member that complained: 33 bytes each.
 
     An honest dealer is accused by corrupt members only, which know these shares; the repr hides them all the same.
     """
@@ -112,7 +112,7 @@ class OpenedShares:
     key_share: bytes
 
     def share(self, kind: ShareKind) -> bytes:
-        """The share of this kind."""
+        """Returns the share of this kind, 33 bytes."""
         return self.seed_share if kind is ShareKind.SEED else self.key_share
 
     def __repr__(self) -> str:
@@ -137,7 +137,7 @@ def context(
     roster_epoch: int,
     shard: int = 0,
 ) -> Context:
-    """Computes ctx of one attempt at one round of one run.
+    """Computes ctx, 32 bytes, of one attempt at one round of one run.
 
     Args:
         plan_digest: 32 bytes.
@@ -157,7 +157,7 @@ def context(
 
 
 def cohort_context(ctx: Context, advertisements: Mapping[str, Advertisement]) -> CohortContext:
-    """Returns uctx: the digest of ctx, t and all advertisements in the order of their sites.
+    """Returns uctx, 32 bytes: the digest of ctx, t and all advertisements in the order of their sites.
 
     Signatures are left out: they are checked, and Ed25519 allows a signer several on one statement.
     """
@@ -165,120 +165,120 @@ def cohort_context(ctx: Context, advertisements: Mapping[str, Advertisement]) ->
 
 
 def shard_seed(ctx: Context, advertisements: Mapping[str, Advertisement]) -> bytes:
-    """What decides who is in which shard: the round and every key and commitment of the whole cohort."""
+    """Returns the 32 bytes that decide the shards: a digest of the round and of all keys and commitments."""
     return digest("shard seed", ctx, *_entries(advertisements))
 
 
 def shard_rank(seed: bytes, site: str) -> bytes:
-    """A site's place in the shuffle of its cohort."""
+    """Returns the 32 bytes by which a cohort is sorted into its shuffle."""
     return digest("shard rank", seed, _site(site))
 
 
 def shard_context(ctx: Context, seed: bytes, index: int) -> Context:
-    """Computes ctx of one shard. Sites that saw different cohorts share no key, even if their shards look alike."""
+    """Computes ctx of one shard, 32 bytes. Sites that saw different cohorts share no key, even in shards that agree."""
     return Context(digest("shard", ctx, seed, _u64(index)))
 
 
 def order(sites: Iterable[str]) -> list[str]:
-    """The one order of members: by the bytes of the UTF-8 name. A member's place in U1, from 1, is its Shamir point."""
+    """Returns members in the one order: by the bytes of the UTF-8 name. A place in U1, from 1, is a Shamir point."""
     return sorted(sites, key=_site)
 
 
 def commitment(ctx: Context, site: str, seed: bytes) -> bytes:
-    """Returns H(b), which binds a member to its self-mask seed before anybody sees a share. So a wrong recovery shows.
+    """Returns H(b), 32 bytes: it binds a member to its self-mask seed before any party sees a share.
 
-    b has 256 bits of entropy, so the digest hides it.
+    So a wrong recovery shows. b has 256 bits of entropy, so the digest hides it.
     """
     return digest("seed", ctx, _site(site), seed)
 
 
 def keys_statement(ctx: Context, advertisement: Advertisement) -> bytes:
-    """What a member signs in the keys phase."""
+    """Returns the bytes that a member signs in the keys phase."""
     a = advertisement
     return statement("keys", ctx, _site(a.site), a.mask_key, a.kem_key, a.share_key, a.seed_commitment)
 
 
 def dealt_statement(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares) -> bytes:
-    """What a dealer signs about its shares for one member. So nobody else can spoil them in its name."""
+    """Returns the bytes that a dealer signs about its shares for one member. So no other can spoil them in its name."""
     return statement("dealt", uctx, _site(dealer), _site(member), dealt_digest(dealt))
 
 
 def dealt_digest(dealt: DealtShares) -> bytes:
-    """SHA-256 over everything but the signature."""
+    """Returns SHA-256, 32 bytes, over all fields but the signature."""
     d = dealt
     return digest("dealt shares", d.kem_ciphertext, d.pair_secret, d.ciphertext, d.seed_digest, d.key_digest)
 
 
 def share_digest(uctx: CohortContext, kind: "ShareKind", dealer: str, member: str, share: bytes) -> bytes:
-    """Binds a dealer to each share it deals. A share has 256 bits of entropy, so the digest hides it."""
+    """Returns the 32 bytes that bind a dealer to one share. A share has 256 bits of entropy, so the digest hides it."""
     return digest("dealt share", uctx, kind.name.encode(), _site(dealer), _site(member), share)
 
 
 def complaint_statement(uctx: CohortContext, site: str, dealer: str, dealt: DealtShares) -> bytes:
-    """What a member signs when the shares that `dealer` signed for it are not shares."""
+    """Returns the bytes that a member signs when the shares that `dealer` signed for it are none."""
     return statement("complaint", uctx, _site(site), _site(dealer), dealt_digest(dealt))
 
 
 def reveal_statement(uctx: CohortContext, site: str, answer: Mapping[str, "RevealedShare"]) -> bytes:
-    """What a member signs in the reveal phase: its one answer."""
+    """Returns the bytes that a member signs in the reveal phase: its one answer."""
     entries = (frame(_site(about), answer[about].kind.name.encode(), answer[about].share) for about in order(answer))
     return statement("reveal", uctx, _site(site), digest("answer", *entries))
 
 
 def upload_statement(uctx: CohortContext, site: str, upload_digest: bytes) -> bytes:
-    """What a member signs with its upload."""
+    """Returns the bytes that a member signs with its upload. The upload's SHA-256 has 32 bytes."""
     _require_digest("upload digest", upload_digest)
     return statement("upload", uctx, _site(site), upload_digest)
 
 
 def confirm_statement(uctx: CohortContext, uploaded: Collection[str]) -> bytes:
-    """What every member of U3 signs in the confirm phase: H(U3). The same bytes for all, so they can be compared."""
+    """Returns the bytes that every member of U3 signs in the confirm phase, the same for all: H(U3)."""
     return statement("confirm", uctx, digest("uploaded", *(_site(site) for site in order(uploaded))))
 
 
 def share_label(uctx: CohortContext, sender: str, receiver: str, kem_ciphertext: bytes) -> bytes:
-    """HKDF info and AAD of the ciphertext from sender to receiver: one key a direction, one message a key."""
+    """Returns HKDF info and AAD of the ciphertext from sender to receiver: one key a direction, one message a key."""
     return statement("share", uctx, _site(sender), _site(receiver), hashlib.sha256(kem_ciphertext).digest())
 
 
 def pair_secret_label(uctx: CohortContext, first: str, second: str) -> bytes:
-    """HKDF info of the secret that the first of two members adds to their mask key."""
+    """Returns the HKDF info of the secret that the first of two members adds to their mask key."""
     return statement("pair secret", uctx, _site(first), _site(second))
 
 
 def pair_pad_label(uctx: CohortContext, first: str, second: str) -> bytes:
-    """HKDF info of the one-time pad under which that secret travels."""
+    """Returns the HKDF info of the one-time pad under which that secret travels."""
     return statement("pair pad", uctx, _site(first), _site(second))
 
 
-def pair_label(uctx: CohortContext, one: str, other: str) -> bytes:
-    """HKDF info of the pairwise mask of two members, the same from both ends."""
-    first, second = order((one, other))
+def pair_label(uctx: CohortContext, site: str, peer: str) -> bytes:
+    """Returns the HKDF info of the pairwise mask of two members, the same from both ends."""
+    first, second = order((site, peer))
     return statement("mask", uctx, _site(first), _site(second))
 
 
 def self_label(uctx: CohortContext, site: str) -> bytes:
-    """HKDF info of a member's self mask."""
+    """Returns the HKDF info of a member's self mask."""
     return statement("self", uctx, _site(site))
 
 
 def polynomial_label(uctx: CohortContext, kind: ShareKind) -> bytes:
-    """HKDF info of the coefficients that share one of a member's two secrets in this cohort."""
+    """Returns the HKDF info of the coefficients that share one of a member's two secrets in this cohort."""
     return statement("polynomial", uctx, kind.name.encode())
 
 
 def digest(label: str, *fields: bytes) -> bytes:
-    """SHA-256 of a statement."""
+    """Returns SHA-256 (FIPS 180-4) of a statement, 32 bytes."""
     return hashlib.sha256(statement(label, *fields)).digest()
 
 
 def statement(label: str, *fields: bytes) -> bytes:
-    """Protocol name, label and fields, framed."""
+    """Returns protocol name, label and fields, framed."""
     return frame(PROTOCOL, label.encode(), *fields)
 
 
 def frame(*fields: bytes) -> bytes:
-    """Number of fields, then each as length and bytes (integers: 8 bytes, big-endian). Injective."""
+    """Returns the number of fields, then each as length and bytes (integers: 8 bytes, big-endian). It is injective."""
     return _u64(len(fields)) + b"".join(_u64(len(field)) + field for field in fields)
 
 

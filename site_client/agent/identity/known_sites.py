@@ -32,7 +32,7 @@ _ADVICE: Final = "run `hemofed-site roster approve`, which asks about every hosp
 
 @dataclass(frozen=True)
 class Seen:
-    """When a roster first brought these keys under a name."""
+    """The time at which a roster first brought these keys under a name."""
 
     keys: Digest
     at: AwareTime

@@ -98,7 +98,7 @@ class Closing:
         return exposed
 
     def _sign(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
-        """Sign the computed model, for sites that were not in the round. A member of the sum does, and nobody else."""
+        """Sign the computed model, for sites that were not in the round. Only members of the sum sign."""
         if tuple(step.uploaded) != current.confirmed:
             return
         certificate = ModelCertificate(

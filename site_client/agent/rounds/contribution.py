@@ -1,4 +1,4 @@
-"""From a trained update to masked words: clip, check, encode, mask. Masked words tell nothing about it.
+"""Turns a trained update into masked words: clip, check, encode, mask. Masked words tell nothing about it.
 
 All chance comes from the attempt's coins, 32 secret bytes of the operating system: the dither that rounds coordinates,
 and the noise of a private round. So masking again in an attempt, after a crash too, gives the very same bytes, and no

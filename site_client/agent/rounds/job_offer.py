@@ -1,4 +1,4 @@
-"""From the aggregator's train step to a job for the trainer: plan, approval, policy, base model, spool."""
+"""Turns the aggregator's train step into a job for the trainer: plan, approval, policy, base model, spool."""
 
 from collections.abc import Callable, Collection
 

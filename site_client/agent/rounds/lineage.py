@@ -1,8 +1,8 @@
-"""Which models the rounds of a run have led to here, so that an aggregator cannot show this site another history.
+"""The models that the rounds of a run have led to here, so that an aggregator cannot show this site another history.
 
     <state>/agent/models/lineage.json    by run, the newest two models with the rounds that led to them
 
-A newcomer computes the newest model from the plan's first one, and has nobody's word for the sums in between. A site
+A newcomer computes the newest model from the plan's first one, and has no witness for the sums in between. A site
 that has already followed sums of the run knows better: a chain that it is shown leads through the model that it has
 followed the run to, or begins there. A kept model of another run is no model of this one.
 """
@@ -77,8 +77,4 @@ class Lineage:
             )
 
     def _read(self) -> dict[RunHex, list[Ancestor]] | None:
-        return read_state(
-            dict[RunHex, list[Ancestor]],
-            self._path,
-            "put the last backup of it back; without one, move it and history.json away, and models are fetched whole",
-        )
+        return read_state(dict[RunHex, list[Ancestor]], self._path, _ADVICE)

@@ -139,7 +139,9 @@ class MaskingPhases:
                 set of an earlier sum on the same model; or a complaint is not one about this site.
         """
         member = self._member(step.round)
-        complaints = {one.site: one.signature for one in step.complaints if one.dealer == member.site}
+        complaints = {
+            complaint.site: complaint.signature for complaint in step.complaints if complaint.dealer == member.site
+        }
         if len(complaints) != len(step.complaints):
             raise StepRefused("expected complaints about this site, one a member, got others; polling again")
         self._checked(step.round, lambda: check_uploaded(step.uploaded, member.cohort, self.known()))
@@ -227,7 +229,7 @@ class MaskingPhases:
     def _coins(self, ref: RoundRef) -> bytes:
         path = self.journal.coins_file(ref.attempt)
         coins = path.read_bytes() if path.is_file() else b""
-        # Lost, or erased by a confirmation; a power cut on some file systems leaves zeros, which anybody could guess.
+        # Lost, or erased by a confirmation; a power cut on some file systems leaves zeros, which are no secret.
         if len(coins) != COINS_BYTES or not any(coins):
             raise self._left(ref, "its coins are not in the state folder")
         return coins

@@ -192,7 +192,7 @@ class Models:
         if not step.HasField("certificate"):
             raise StepRefused("too few members of the round before have signed its model yet; polling again")
         certificate = ModelCertificate.of_message(step.certificate)
-        # With the predecessor at hand the model can be computed, which proves more than anybody's word.
+        # With the predecessor at hand the model can be computed, which proves more than signatures do.
         if self.holds(certificate.base_model_digest):
             raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
         verify_certificate(
@@ -206,7 +206,7 @@ class Models:
 
     def _follow_chain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         rounds = [link.round for link in step.chain]
-        # One sum a round: the plan bounds how far a chain can lead, whoever made its sums.
+        # One sum a round: the plan bounds how far a chain can lead, true or not.
         if rounds != sorted(set(rounds)) or not 0 < rounds[0] <= rounds[-1] < step.round.round:
             raise StepRefused("expected one sum of each earlier round, in their order, got others; polling again")
         base = self.newest

@@ -107,5 +107,5 @@ def _privacy(plan: TrainingPlan, privacy: Privacy | None) -> dict[str, str]:
 
 
 def _deadlines(deadlines: Deadlines) -> str:
-    said = f"{deadlines.training_s} s to train, {deadlines.phase_s} s a masking phase"
-    return said + (f"; a site silent for {deadlines.grace_s} s is not waited for" if deadlines.grace_s else "")
+    words = f"{deadlines.training_s} s to train, {deadlines.phase_s} s a masking phase"
+    return words + (f"; a site silent for {deadlines.grace_s} s is not waited for" if deadlines.grace_s else "")

@@ -1,4 +1,4 @@
-"""The hospital's policy: against a plan, whoever signed it, and against transfers at this moment."""
+"""The hospital's policy: against a plan, though the custodian has signed it, and against transfers at this moment."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -63,7 +63,7 @@ def _budget_conflicts(
 
 
 class TransferPolicy:
-    """When models and updates may move. Polls go on, and a masking that has begun is finished."""
+    """The hours in which models and updates may move. Polls go on, and a masking that has begun is finished."""
 
     def __init__(
         self, policy: PolicySettings, clock: Callable[[], datetime], is_metered: Callable[[], bool | None]

@@ -1,4 +1,4 @@
-"""What the hospital's policy and the privacy ledger say to a round: whether it may be, and that it was."""
+"""The hospital's policy and its privacy ledger against a round: whether it may be charged, and that it was."""
 
 from federation.plan import TrainingPlan
 

@@ -1,4 +1,4 @@
-"""From the trainer's update to an answer: this site is ready, or declines the round with a reason.
+"""Turns the trainer's update into an answer: this site is ready, or declines the round with a reason.
 
 A reason is one of DECLINE_REASONS. The trainer may state others of the vocabulary; they leave as TRAINING_FAILED.
 """

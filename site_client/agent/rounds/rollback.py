@@ -53,7 +53,7 @@ _Hex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Witness(StrEnum):
-    """The one that remembers a longer or another ledger."""
+    """The party that remembers a longer or another ledger."""
 
     SPOOL = "the mark in this machine's spool"
     AGGREGATOR = "the aggregator"
@@ -81,7 +81,7 @@ class Rollback:
 
     @property
     def sentence(self) -> str:
-        """What is wrong, and what to do."""
+        """The loss, and the remedy, in one sentence."""
         return (
             f"the state folder was put back to an earlier day: its {self.of} has {self.held_entries} entries, and "
             f"{self.witness} remembers another one of {self.seen_entries}; this site takes part in no round until an "
@@ -118,7 +118,7 @@ class RollbackWatch:
             folder: the agent's state folder.
             spool: the site's; its street to the trainer exists.
             egress: the only way out; its ledger is compared.
-            privacy: the privacy ledger, compared with the spool's mark alone: nobody else knows of it.
+            privacy: the privacy ledger, compared with the spool's mark alone: no other party knows of it.
             files: of this site; the round in progress is closed when a loss is noticed.
             clock: aware time.
 

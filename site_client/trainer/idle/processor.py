@@ -63,13 +63,14 @@ class Processor:
         try:
             now = self._count(at_s, own)
         except (OSError, ValueError, IndexError) as error:
-            self._past.clear()
+            self._past.clear()  # a difference across the gap would spread one burst over all of it
             why = Unknown(f"/proc/stat cannot be read ({type(error).__name__})")
             return Load(why, why, why)
         while len(self._past) > 1 and at_s - self._past[1].at_s >= SPAN_S:
             self._past.popleft()
         self._past.append(now)
         then = self._past[0]
+        # Also after a clock or counter that stood still: nothing is divided by 0, and the signal is unknown.
         if now.at_s - then.at_s < SPAN_S / 2 or now.total_s <= then.total_s:
             why = Unknown("measured for less than a second")
             return Load(why, why, why)

@@ -64,7 +64,7 @@ class LoginSession:
 
     @property
     def words(self) -> str:
-        """How a person finds it, as a clause."""
+        """A clause by which a person finds the session."""
         if self.is_bare:
             return (
                 f"session {self.id}, which has no terminal (an ssh tunnel?): "
