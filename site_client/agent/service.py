@@ -186,6 +186,8 @@ class AgentService:
 
     def _turn(self) -> float:
         try:
+            # A segment a turn, each once: the start has compared their ends only, to be short.
+            self._ledger.check_next_segment()
             # Before the poll: an expired certificate would fail it.
             if self._certificates.keep():
                 self._link.reconnect(self._endpoint())

@@ -13,7 +13,7 @@ from federation.roster import ROSTER_WARNING_DAYS
 from site_client.agent.commands.session import session
 from site_client.agent.egress import verify
 from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
-from site_client.agent.egress.ledger import Entry, read
+from site_client.agent.egress.ledger import Entry
 from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
 from site_client.agent.privacy.ledger import spending_of
@@ -25,6 +25,7 @@ from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
 PATIENCE_S: Final = 20.0  # for one answer: a person waits at a terminal
 _DAYS_LOW: Final = 3.0
+_ENTRIES_OF_UPLOAD: Final = 20_000  # the newest, in which the last upload is looked for: a week of polls
 _TIME_ERROR: Final = 5  # sys/timex.h: the clock is not synchronized
 
 
@@ -91,15 +92,18 @@ def check_enrolment(
 
 
 def check_ledger(folder: Path) -> Iterator[CheckResult]:
-    """Check every line, link, signature and kept payload."""
+    """Check every newest line, link and signature, every sealed segment's digest, and every kept payload."""
+    path = folder / "ledger.jsonl"
     try:
-        verified = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
-        payloads = verify.check_payloads(folder / "ledger.jsonl", folder / "payloads")
+        # Not every line of ten years: that takes longer than a person waits for doctor.
+        entries, segments = verify.verify_newest(path, keys.load(folder / "identity").signing_public.hex())
+        payloads = verify.check_payloads(path, folder / "payloads")
     except LedgerBroken as error:
         fix = "Keep the file for the investigation, and restore it from the backup"
         yield red("ledger", f"the chain is broken at entry {error.seq}", fix)
         return
-    yield green("ledger", f"{verified.entries} entries unbroken and signed, {payloads} payloads as recorded")
+    sealed = f", {segments} sealed segments as they were" if segments else ""
+    yield green("ledger", f"{entries} entries unbroken and signed{sealed}, {payloads} payloads as recorded")
 
 
 def check_privacy(settings: SiteSettings) -> Iterator[CheckResult]:
@@ -127,11 +131,11 @@ def check_rollback(folder: Path) -> Iterator[CheckResult]:
 def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]:
     """Report the speed of the newest upload, from the times of its pieces in the ledger. Sends no message."""
     try:
-        rate = upload_rate(list(read(folder / "ledger.jsonl")))
+        rate = upload_rate(verify.newest(folder / "ledger.jsonl", _ENTRIES_OF_UPLOAD))
     except LedgerBroken:
         rate = None
     if rate is None:
-        yield grey("speed", "no upload of several pieces stands in the ledger yet")
+        yield grey("speed", "no upload of several pieces is among the ledger's newest entries")
         return
     needs = "" if update_bytes is None else f"; a round's update needs about {update_bytes / rate:.0f} s"
     yield green("speed", f"the last upload moved at {rate / 1024:.0f} KiB/s{needs}")
