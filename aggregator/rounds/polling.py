@@ -71,21 +71,23 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
         now: Aware UTC.
         pacing: When sites are to poll again.
     """
+    time_ms = round(1000 * now.timestamp())
     position = round_rows.position(session, site)
     epoch, run, row, seat = position.epoch, position.run, position.row, position.seat
     if request.HasField("working_on"):
         close, key = _close(session, site, request.working_on, position)
         if close is not None:
-            return PollAnswer(pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close), key, hold=False)
+            reply = pb.PollReply(retry_after_ms=AT_ONCE_MS, roster_epoch=epoch, close=close, aggregator_time_ms=time_ms)
+            return PollAnswer(reply, key, hold=False)
     if run is None or row is None or seat is None or row.state in round_rows.OVER:
         wait_s = pacing.settings.idle_s
         if run is not None:
             # A running run gives a new site its seat, or begins its next round, within moments.
             wait_s = pacing.settings.paused_s if run.state is RunState.PAUSED else min(wait_s, SEATED_WITHIN_S)
-        reply = pb.PollReply(retry_after_ms=pacing.milliseconds(wait_s), roster_epoch=epoch)
+        reply = pb.PollReply(retry_after_ms=pacing.milliseconds(wait_s), roster_epoch=epoch, aggregator_time_ms=time_ms)
         return PollAnswer(reply, None, hold=False)
     reply = _step(session, run, row, seat, request, now)
-    reply.roster_epoch = epoch
+    reply.roster_epoch, reply.aggregator_time_ms = epoch, time_ms
     has_step = reply.WhichOneof("step") is not None
     if row.state is RoundState.TRAINING:
         reply.retry_after_ms = pacing.milliseconds(_training_wait_s(run, row, seat, now, pacing))

@@ -18,8 +18,8 @@ from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
 from site_client.agent.privacy.ledger import spending_of
 from site_client.agent.rounds.rollback import read_rollback
-from site_client.agent.status_file import read_status
-from site_client.check_result import CheckResult, green, grey, red
+from site_client.agent.status_file import CLOCK_FIX, clock_in_words, is_clock_off, read_status
+from site_client.check_result import CheckResult, amber, green, grey, red
 from site_client.config import PolicySettings, SiteSettings
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
@@ -42,6 +42,17 @@ def check_clock(state: int | None = None) -> Iterator[CheckResult]:
         yield grey("ntp", "the kernel does not tell whether its clock is synchronized")
     else:
         yield green("ntp", "the clock is synchronized")
+
+
+def check_time(folder: Path) -> Iterator[CheckResult]:
+    """Report what the running agent found when it compared this clock with the aggregator's."""
+    status = read_status(folder) if agent_runs(folder) else None
+    if status is None or status.clock_ahead_s is None:
+        yield grey("clock", "no agent runs here that has compared this clock with the aggregator's")
+    elif is_clock_off(status.clock_ahead_s):
+        yield amber("clock", clock_in_words(status.clock_ahead_s).partition(";")[0], CLOCK_FIX)
+    else:
+        yield green("clock", clock_in_words(status.clock_ahead_s))
 
 
 def check_certificate(identity: SiteIdentity, now: datetime) -> Iterator[CheckResult]:
