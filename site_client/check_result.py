@@ -12,6 +12,7 @@ class Color(StrEnum):
     """The verdict of a check."""
 
     GREEN = "green"
+    AMBER = "amber"  # works now, and needs a person all the same
     RED = "red"
     GREY = "grey"  # not checked; `found` holds the reason
 
@@ -41,6 +42,11 @@ Check: TypeAlias = Callable[[], Iterable[CheckResult]]
 def green(check: str, found: str) -> CheckResult:
     """Return a passed check."""
     return CheckResult(check, Color.GREEN, found)
+
+
+def amber(check: str, found: str, fix: str) -> CheckResult:
+    """Return a check that passed, and will fail or mislead unless a person does something."""
+    return CheckResult(check, Color.AMBER, found, fix)
 
 
 def red(check: str, found: str, fix: str, *, local: bool = False) -> CheckResult:

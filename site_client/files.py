@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -17,20 +18,29 @@ DAMAGED: Final = ".damaged"  # ends the name of a file that was set aside
 
 def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     """Write a file inside a folder that no process reads yet, durably, with `mode` independent of the umask."""
+    _write(path, [data], mode)
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview], mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:
         # Owner and mode before the first byte: no moment in which another user could read it.
         belongs_with_its_folder(handle, path)
         os.fchmod(handle, mode)
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file, durably; a crash at any moment leaves either the old bytes or the new ones."""
+    replace_in_pieces(path, [data], mode)
+
+
+def replace_in_pieces(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
+    """Replace a file as `replace_file` does, by more bytes than fit into memory."""
     draft = path.with_name(f".{path.name}.new")
-    write_file(draft, data, mode)
+    _write(draft, pieces, mode)
     _rename_over(draft, path)
     sync_folder(path.parent)
 

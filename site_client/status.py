@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from federation.roster import ROSTER_WARNING_DAYS
 
-from site_client.agent.status_file import read_status
+from site_client.agent.status_file import clock_in_words, read_status
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.errors import SpoolRefused, StateRefused, StateUnreadable
 from site_client.spool import AgentSide
@@ -74,6 +74,7 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
         Fact("roster_end", _roster_end(status.roster_expires_at, now), 0.0),
         Fact("certificate_days_left", days_left, 0.0),
         Fact("aggregator_reached", "yes" if contact_s is not None else "not since the agent started", contact_s),
+        Fact("clock", None if status.clock_ahead_s is None else clock_in_words(status.clock_ahead_s), contact_s),
         Fact("last_error", status.last_error or None, age_s),
         Fact("set_aside", list(status.set_aside), age_s),
         Fact("ledger_entries", status.ledger_entries, age_s),

@@ -73,7 +73,7 @@ def answer(session: Session, site: str, request: pb.PollRequest, now: datetime, 
     """
     position = round_rows.position(session, site)
     answered = _answer(session, site, request, now, pacing, position)
-    answered.reply.suspended = position.is_suspended
+    answered.reply.suspended, answered.reply.aggregator_time_ms = position.is_suspended, round(1000 * now.timestamp())
     return answered
 
 

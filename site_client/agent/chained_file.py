@@ -18,16 +18,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from site_client.errors import InUse, LedgerBroken, StateUnreadable
-from site_client.files import DISK_ERRORS, append_whole, belongs_with_its_folder, private_folder
+from site_client.files import DISK_ERRORS, append_whole, belongs_with_its_folder, private_folder, sync_folder
+from site_client.typed_json import HexBytes
 
 GENESIS = "0" * 64
-_HEX = re.compile(r"[0-9a-f]+")
+Position: TypeAlias = tuple[int, str]  # number of lines so far, and the hash of the newest in hex
+START: Final[Position] = 0, GENESIS
+_HEX: Final = re.compile(r"[0-9a-f]+")
+
+
+class Signature(HexBytes):
+    """An Ed25519 signature."""
+
+    LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -56,31 +65,36 @@ class Chain:
             return False
         return True
 
-    def lines(self, path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def lines(self, path: Path, after: Position = START) -> Iterator[tuple[dict[str, Any], bytes]]:
         """Yield every record and its line without the newline, oldest first; an unfinished last line is left out.
 
         Each is checked against the one before. Signatures are not checked here.
 
+        Args:
+            path: the file; one that does not exist has no lines.
+            after: the position that the first line continues.
+
         Raises:
             LedgerBroken: a line is malformed, or not chained to the one before.
+            StateUnreadable: the file cannot be read.
         """
-        seq, head = 0, GENESIS
-        if not path.exists():
-            return
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise StateUnreadable.of(path.name, error) from error
-        with file:
-            for whole in file:
-                if not whole.endswith(b"\n"):
-                    return
-                seq, line = seq + 1, whole[:-1]
-                record = self._parsed(line, seq)
-                if record["seq"] != seq or record["prev_hash"] != head:
-                    raise self.broken(seq)
-                head = line_hash(line)
-                yield record, line
+        file = open_to_read(path)
+        if file is not None:
+            with file:
+                yield from self.lines_in(file, after)
+
+    def lines_in(self, file: BinaryIO, after: Position) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yield the lines of an open file, as `lines` does."""
+        seq, head = after
+        for whole in file:
+            if not whole.endswith(b"\n"):
+                return
+            seq, line = seq + 1, whole[:-1]
+            record = self._parsed(line, seq)
+            if record["seq"] != seq or record["prev_hash"] != head:
+                raise self.broken(seq)
+            head = line_hash(line)
+            yield record, line
 
     def line_of(self, path: Path, seq: int) -> dict[str, Any]:
         """Find the record `seq` by bisection: a ledger of years has millions of lines.
@@ -136,6 +150,7 @@ class ChainedFile:
 
     Attributes:
         key: hex of the public key that signs new lines.
+        after: the position that the first line continues.
         entries: number of lines.
         head: hash of the newest, in hex.
         torn: the bytes of an unfinished last line that opening cut; empty without one.
@@ -149,6 +164,7 @@ class ChainedFile:
         clock: Callable[[], datetime],
         *,
         joining: bool = False,
+        after: Callable[[], Position] = lambda: START,
     ) -> None:
         """Lock and verify the file.
 
@@ -160,28 +176,29 @@ class ChainedFile:
             signer: the site's signing key.
             clock: aware time.
             joining: the file may end with another key's signature, of the identity that this host had before.
+            after: the position that the first line continues; called once the file is locked.
 
         Raises:
             LedgerBroken: an entry does not verify.
             InUse: another process has the file open.
             StateUnreadable: it is no file, or may not be written.
         """
-        self._signer, self._clock, self._chain = signer, clock, chain
+        self._path, self._signer, self._clock, self._chain = path, signer, clock, chain
         self.key = signer.public_key().public_bytes_raw().hex()
+        self._is_name_synced = True
         private_folder(path.parent)
-        # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
         try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._handle = _open_to_append(path)
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise
             raise StateUnreadable.of(path.name, error) from error
-        belongs_with_its_folder(self._handle, path)
         try:
             # Locked before it is read: two writers would both continue from the same head.
             self._lock()
+            self.after = after()
             self.torn = _cut_unfinished_line(self._handle)
-            self.entries, self.head = self._check(path, joining)
+            self.entries, self.head = self._check(joining)
         except BaseException:
             os.close(self._handle)
             raise
@@ -206,22 +223,54 @@ class ChainedFile:
             self._signer,
         )
         line = canonical(record)
+        self._sync_name()
         # Synced before anything leaves: after a power cut the ledger still holds everything that left.
         append_whole(self._handle, "ledger line", line, b"\n", durably=True)
         # Only after the write: a full disk must not advance the chain.
         self.entries, self.head = self.entries + 1, line_hash(line)
         return record
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file."""
+        return os.fstat(self._handle).st_size
+
+    def begin_anew(self) -> None:
+        """Put an empty file in this one's place, which continues its lines. The caller has kept this one elsewhere.
+
+        Raises:
+            OSError: the disk is full; this file is still the one that is open.
+        """
+        draft = self._path.with_name(f".{self._path.name}.new")
+        draft.unlink(missing_ok=True)
+        handle = _open_to_append(draft)
+        try:
+            # Locked before it has its name: at no moment can another process open the ledger and lock it.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.rename(self._path)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(self._handle)
+        self._handle, self.after, self._is_name_synced = handle, (self.entries, self.head), False
+        self._sync_name()
+
     def close(self) -> None:
         """Release the lock."""
         os.close(self._handle)
 
-    def _check(self, path: Path, joining: bool) -> tuple[int, str]:
+    def _sync_name(self) -> None:
+        # Asked again where the disk failed here: before a line counts, a power cut must not bring the last file back.
+        if not self._is_name_synced:
+            sync_folder(self._path.parent)
+            self._is_name_synced = True
+
+    def _check(self, joining: bool) -> Position:
         last: tuple[dict[str, Any], bytes] | None = None
-        for line in self._chain.lines(path):
+        for line in self._chain.lines(self._path, self.after):
             last = line
         if last is None:
-            return 0, GENESIS
+            return self.after
         record, text = last
         # One signature suffices at the start: it covers the hash of the line before, and so every line.
         if not self._chain.is_authentic(record) or (record["key"] != self.key and not joining):
@@ -231,6 +280,9 @@ class ChainedFile:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A file that lost its name between the two calls: its owner has begun the next one.
+            if not os.path.samestat(os.fstat(self._handle), self._path.stat()):
+                raise BlockingIOError
         except OSError as error:
             raise InUse(f"another process of this site has the {self._chain.name} open; stop it first") from error
 
@@ -245,18 +297,52 @@ def line_hash(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
+def open_to_read(path: Path) -> BinaryIO | None:
+    """Open a ledger's file; None when there is none.
+
+    Raises:
+        StateUnreadable: the file cannot be read.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateUnreadable.of(path.name, error) from error
+
+
+def last_line_hash(file: BinaryIO) -> str:
+    """Return the hash of a file's last whole line, in hex; without one, that of no bytes. Reads the file's end only."""
+    handle = file.fileno()
+    end = _after_last_newline(handle, os.fstat(handle).st_size)
+    begins = _after_last_newline(handle, max(0, end - 1))
+    return line_hash(os.pread(handle, max(0, end - 1 - begins), begins))
+
+
+def _open_to_append(path: Path) -> int:
+    # O_APPEND: the kernel writes every line at the end of the file, so none can be overwritten.
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    belongs_with_its_folder(handle, path)
+    return handle
+
+
 def _cut_unfinished_line(handle: int) -> bytes:
     """Cut a last line without its newline, and return it; empty when the file ends with a whole line."""
-    size = kept = os.fstat(handle).st_size
-    while kept > 0:  # backwards in pieces: a ledger of years is not read for its last line
-        step = min(65_536, kept)
-        at = os.pread(handle, step, kept - step).rfind(b"\n")
-        kept -= step
-        if at >= 0:
-            kept += at + 1
-            break
+    size = os.fstat(handle).st_size
+    kept = _after_last_newline(handle, size)
     torn = os.pread(handle, size - kept, kept)
     if torn:
         os.ftruncate(handle, kept)
         os.fsync(handle)
     return torn
+
+
+def _after_last_newline(handle: int, end: int) -> int:
+    """Return the offset behind the last newline before `end`; 0 without one."""
+    while end > 0:  # backwards in pieces: a long file is not read for its last line
+        step = min(4096, end)
+        at = os.pread(handle, step, end - step).rfind(b"\n")
+        if at >= 0:
+            return end - step + at + 1
+        end -= step
+    return 0

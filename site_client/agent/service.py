@@ -32,7 +32,14 @@ from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.link import Endpoint, Link, enrolled
 from site_client.agent.rounds.participant import Participant
 from site_client.agent.rounds.situation import Situation
-from site_client.agent.status_file import AgentStatus, in_words, write_refusal, write_status
+from site_client.agent.status_file import (
+    AgentStatus,
+    clock_in_words,
+    in_words,
+    is_clock_off,
+    write_refusal,
+    write_status,
+)
 from site_client.bus import Bus
 from site_client.config import SiteSettings
 from site_client.disk_watch import DiskWatch, is_of_disk
@@ -102,6 +109,7 @@ class _Health:
     last_contact_at: datetime | None = None
     last_error: str = ""
     logged: tuple[str | None, str] = (None, "")  # the step asked for and its refusal, as last logged
+    clock_ahead_s: float | None = None  # of the aggregator's
 
 
 class AgentService:
@@ -186,6 +194,8 @@ class AgentService:
 
     def _turn(self) -> float:
         try:
+            # A segment a turn, each once: the start has compared their ends only, to be short.
+            self._ledger.check_next_segment()
             # Before the poll: an expired certificate would fail it.
             if self._certificates.keep():
                 self._link.reconnect(self._endpoint())
@@ -214,8 +224,22 @@ class AgentService:
                 _log.warning("step refused", asked=turn.asked, why=refusal)
             elif turn.asked:
                 _log.info("step done", asked=turn.asked)
-        self._health = _Health(self._clock(), refusal or self._certificates.notice, (turn.asked, refusal))
+        now = self._clock()
+        ahead_s = self._compared(now, turn.aggregator_time_ms)
+        self._health = _Health(now, refusal or self._certificates.notice, (turn.asked, refusal), ahead_s)
         return turn.wait_s
+
+    def _compared(self, now: datetime, aggregator_time_ms: int) -> float | None:
+        """Return how far this clock is ahead of the aggregator's. A change from right to wrong or back is logged."""
+        if aggregator_time_ms == 0:
+            return None
+        ahead_s, before_s = now.timestamp() - aggregator_time_ms / 1000, self._health.clock_ahead_s
+        was_off = before_s is not None and is_clock_off(before_s)
+        if is_clock_off(ahead_s) and not was_off:
+            _log.warning("clock differs", why=clock_in_words(ahead_s))
+        elif was_off and not is_clock_off(ahead_s):
+            _log.info("clock agrees again")
+        return ahead_s
 
     def _explained(self, error: Unreachable) -> Unreachable:
         """Return the error with the doctor's words, if the doctor finds what is in the way."""
@@ -304,6 +328,7 @@ class AgentService:
             roster_expires_at=self._identity.roster.expires_at,
             suspended=self._participant.suspended,
             set_aside=tuple(sorted(path.name for path in self._settings.folders.agent.rglob(f"*{DAMAGED}"))),
+            clock_ahead_s=self._health.clock_ahead_s,
         )
         try:
             write_status(self._settings.folders.agent, status)

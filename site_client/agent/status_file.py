@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from federation.vocabulary import SiteState
 from msgspec import Meta
@@ -15,6 +15,10 @@ from site_client.files import refresh_file
 from site_client.records import AwareTime, Count, Reasons, RoundNumber, RunHex
 from site_client.typed_json import encode, read_state
 
+CLOCK_TOLERANCE_S: Final = 300.0  # as docs/HOSPITAL.md says, and as certificates are backdated
+CLOCK_FIX: Final = (
+    "Enable NTP (systemd-timesyncd, chrony); if this clock is right, tell the coordinator that the aggregator's is not"
+)
 _DigestHex: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -38,6 +42,21 @@ class AgentStatus:
     roster_expires_at: AwareTime | None = None
     suspended: bool = False  # the coordinator lets no new round take this site
     set_aside: tuple[str, ...] = ()  # damaged files that were replaced, by the names that they have now
+    clock_ahead_s: float | None = None  # of the aggregator's, at the last contact; negative: behind; None: not compared
+
+
+def clock_in_words(ahead_s: float) -> str:
+    """Return how this machine's clock stands to the aggregator's, and what to do where it is off."""
+    way = "ahead of" if ahead_s > 0 else "behind"
+    if not is_clock_off(ahead_s):
+        return f"this machine's clock is {abs(ahead_s):.0f} s {way} the aggregator's"
+    fix = CLOCK_FIX[0].lower() + CLOCK_FIX[1:]
+    return f"this machine's clock is {abs(ahead_s) / 60:.0f} min {way} the aggregator's; {fix}"
+
+
+def is_clock_off(ahead_s: float) -> bool:
+    """Whether the difference is more than is tolerated."""
+    return abs(ahead_s) > CLOCK_TOLERANCE_S
 
 
 def in_words(status: AgentStatus) -> str:

@@ -12,20 +12,21 @@ import platform
 import re
 import socket
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from site_client.agent.egress.ledger import read
-from site_client.agent.egress.verify import totals
+from site_client.agent.egress.verify import first_since, totals
 from site_client.agent.status_file import read_status
 from site_client.check_result import CheckResult
 from site_client.config import SiteSettings
 from site_client.errors import LedgerBroken, SpoolRefused, StateRefused
 from site_client.spool import AgentSide
 
+_TRAFFIC: Final = timedelta(days=30)
 _PATH = re.compile(r"(?<![\w.])/[^\s,;:'\"]+")
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|\b(?:[0-9a-fA-F]{0,4}:){2,}[0-9a-fA-F]{0,4}\b")
 _HOST = re.compile(r"\b(?:[a-zA-Z0-9-]+\.)+[a-zA-Z]{2,}\b(?=:\d)|\b(?:[a-z0-9-]+\.){2,}[a-z]{2,}\b")
@@ -105,11 +106,12 @@ def _of_agent(settings: SiteSettings) -> dict[str, Any]:
     """Return state and traffic, without addresses. Empty where the files cannot be read."""
     try:
         status = read_status(settings.folders.agent)
-        traffic = totals(read(settings.folders.agent / "ledger.jsonl"))
+        ledger = settings.folders.agent / "ledger.jsonl"
+        traffic = totals(read(ledger, first_since(ledger, datetime.now(UTC) - _TRAFFIC)))
     except (OSError, LedgerBroken, StateRefused):
         return {}
     facts: dict[str, Any] = {
-        "traffic_by_day": [(str(total.day), total.messages, total.bytes_out) for total in traffic[-30:]]
+        "traffic_by_day": [(str(total.day), total.messages, total.bytes_out) for total in traffic[-_TRAFFIC.days :]]
     }
     if status is not None:
         facts |= {

@@ -25,8 +25,13 @@ CLEAN: Final = 0
 SOMETHING_RED: Final = 2  # 1 is the status of every command for an expected failure
 _HALVES: Final = {"network": "hemofed-agent", "data": "hemofed-trainer"}
 _HALF_S: Final = 180.0
-_SIGNS: Final = {Color.GREEN: "\033[32m+\033[0m", Color.RED: "\033[31mx\033[0m", Color.GREY: "\033[90m-\033[0m"}
-_PLAIN: Final = {Color.GREEN: "ok  ", Color.RED: "FIX ", Color.GREY: "--  "}
+_SIGNS: Final = {
+    Color.GREEN: "\033[32m+\033[0m",
+    Color.AMBER: "\033[33m!\033[0m",
+    Color.RED: "\033[31mx\033[0m",
+    Color.GREY: "\033[90m-\033[0m",
+}
+_PLAIN: Final = {Color.GREEN: "ok  ", Color.AMBER: "see ", Color.RED: "FIX ", Color.GREY: "--  "}
 
 
 def examine(config: Path) -> list[CheckResult]:
@@ -53,7 +58,9 @@ def render_text(results: list[CheckResult], *, colors: bool) -> str:
         if result.fix:
             lines.append(f"{'':<{5 if not colors else 2}}{'':<20}-> {result.fix}")
     count = {color: sum(result.color is color for result in results) for color in Color}
-    return "\n".join([*lines, f"{count[Color.GREEN]} green, {count[Color.RED]} red, {count[Color.GREY]} not checked"])
+    amber = f"{count[Color.AMBER]} amber, " if count[Color.AMBER] else ""
+    total = f"{count[Color.GREEN]} green, {amber}{count[Color.RED]} red, {count[Color.GREY]} not checked"
+    return "\n".join([*lines, total])
 
 
 def render_json(results: list[CheckResult]) -> str:
@@ -62,8 +69,8 @@ def render_json(results: list[CheckResult]) -> str:
 
 
 def exit_status(results: list[CheckResult]) -> int:
-    """Return 0 with nothing red, 2 otherwise. Grey is neither."""
-    # Grey is no fault: a machine without GPU or systemd can be in order.
+    """Return 0 with nothing red, 2 otherwise."""
+    # Grey is no fault: a machine without GPU or systemd can be in order. Amber works as it is.
     return SOMETHING_RED if any(result.color is Color.RED for result in results) else CLEAN
 
 

@@ -240,6 +240,7 @@ class PollReply(_message.Message):
     LEDGER_ENTRIES_SEEN_FIELD_NUMBER: _builtins.int
     LEDGER_HEAD_SEEN_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
+    AGGREGATOR_TIME_MS_FIELD_NUMBER: _builtins.int
     retry_after_ms: _builtins.int
     """0 means at once"""
     roster_epoch: _builtins.int
@@ -250,6 +251,8 @@ class PollReply(_message.Message):
     """the head it reported with them"""
     suspended: _builtins.bool
     """the coordinator has suspended the site: it takes part in no new round for now"""
+    aggregator_time_ms: _builtins.int
+    """since 1970, by the aggregator's clock; absent: it does not tell. A site compares its"""
     @_builtins.property
     def train(self) -> Global___TrainStep: ...
     @_builtins.property
@@ -279,10 +282,11 @@ class PollReply(_message.Message):
         ledger_entries_seen: _builtins.int = ...,
         ledger_head_seen: _builtins.bytes = ...,
         suspended: _builtins.bool = ...,
+        aggregator_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "confirm", b"confirm", "keys", b"keys", "reveal", b"reveal", "shares", b"shares", "step", b"step", "train", b"train", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "confirm", b"confirm", "keys", b"keys", "ledger_entries_seen", b"ledger_entries_seen", "ledger_head_seen", b"ledger_head_seen", "retry_after_ms", b"retry_after_ms", "reveal", b"reveal", "roster_epoch", b"roster_epoch", "shares", b"shares", "step", b"step", "suspended", b"suspended", "train", b"train", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregator_time_ms", b"aggregator_time_ms", "close", b"close", "confirm", b"confirm", "keys", b"keys", "ledger_entries_seen", b"ledger_entries_seen", "ledger_head_seen", b"ledger_head_seen", "retry_after_ms", b"retry_after_ms", "reveal", b"reveal", "roster_epoch", b"roster_epoch", "shares", b"shares", "step", b"step", "suspended", b"suspended", "train", b"train", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["train", "keys", "shares", "upload", "confirm", "reveal", "close"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015

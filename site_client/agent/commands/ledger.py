@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from site_client.agent.egress.verify import Anchor
 from site_client.agent.identity import keys
 from site_client.config import SiteSettings
 from site_client.errors import ConfigRefused
-from site_client.files import replace_file
+from site_client.files import replace_in_pieces
 
 _SHOWN_CHARACTERS: Final = 64  # of a text or bytes field of a payload; the rest is counted
 
@@ -105,9 +105,9 @@ class LedgerReader:
             OSError: `target` cannot be written.
         """
         if form == "jsonl":
-            replace_file(target, b"".join(verify.lines(self._path)))
+            replace_in_pieces(target, verify.lines(self._path))
         else:
-            replace_file(target, _csv(read(self._path)))
+            replace_in_pieces(target, _csv(read(self._path)))
         verified = verify.verify(self._path)
         return f"{verified.entries} entries, head {verified.head}, to {target}"
 
@@ -151,13 +151,13 @@ def _anchor(text: str | None) -> Anchor | None:
         raise ConfigRefused("expected --anchor ENTRIES:HEAD, the head in 64 hex digits, as the report says") from error
 
 
-def _csv(entries: Iterable[Entry]) -> bytes:
-    text = io.StringIO()
+def _csv(entries: Iterable[Entry]) -> Iterator[bytes]:
     names = ("seq", "utc", "dest", "rpc", "bytes", "decision", "rule", "sha256")
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(entry.record() for entry in entries)
-    return text.getvalue().encode()
+    yield (",".join(names) + "\n").encode()
+    for entry in entries:
+        text = io.StringIO()
+        csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n").writerow(entry.record())
+        yield text.getvalue().encode()
 
 
 def _json(value: object) -> str:

@@ -17,7 +17,7 @@ Canonical JSON, one object a line:
     prev_hash  SHA-256 of the line before, signature included, newline not; 64 zeros at the start
     sig        Ed25519 over "hemofed ledger v1" || 0x00 || the object without `sig`
 
-`chained_file` has the form of the lines, which the privacy ledger shares.
+`chained_file` has the form of the lines, which the privacy ledger shares. `segments` says how old entries are archived.
 
 The number of entries and the head travel with every poll. So the aggregator's audit shows a ledger whose end was cut
 off, which the chain alone cannot; and the aggregator's answer tells this site (`rounds/rollback.py`).
@@ -25,6 +25,7 @@ off, which the chain alone cannot; and the aggregator's answer tells this site (
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -33,10 +34,12 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from site_client.agent.chained_file import Chain, ChainedFile, canonical, line_hash
+from site_client.agent.chained_file import START, Chain, ChainedFile, Position, canonical, line_hash
+from site_client.agent.egress.segments import LIST_CHAIN, Segments
 from site_client.errors import LedgerBroken
 
 CHAIN: Final = Chain("egress ledger", "hemofed ledger v1")
+SEGMENT_BYTES: Final = 4 << 20  # some 8,000 entries, three days of polls; a start verifies at most so many
 _KEYS: Final = {
     *("seq", "utc", "dest", "rpc", "bytes", "sha256", "fields", "decision", "rule", "key", "prev_hash", "sig"),
 }
@@ -139,15 +142,22 @@ class Outgoing:
 
 
 class Ledger:
-    """The file, open for appending by one process.
+    """The ledger, open for appending by one process.
 
-    Opening verifies the whole chain and the newest signature, which covers everything before it.
+    Opening verifies every entry since the last sealed segment and the newest signature, which covers everything before
+    it. Of each sealed segment it compares length and last entry; `check_next_segment` compares the rest.
     """
 
     def __init__(
-        self, path: Path, signer: Ed25519PrivateKey, clock: Callable[[], datetime], *, joining: bool = False
+        self,
+        path: Path,
+        signer: Ed25519PrivateKey,
+        clock: Callable[[], datetime],
+        *,
+        joining: bool = False,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
-        """Lock and verify the file.
+        """Lock and verify the ledger. A sealing that a crash interrupted is completed.
 
         A last line without its newline never belonged to a message that left: it is cut, and an entry records that.
 
@@ -156,23 +166,28 @@ class Ledger:
             signer: the site's signing key.
             clock: aware time.
             joining: the ledger may end with another key's signature, of the identity that this host had before.
+            segment_bytes: a file that has reached this length is sealed before the next entry.
 
         Raises:
-            LedgerBroken: an entry does not verify.
+            LedgerBroken: an entry does not verify, or a sealed segment is not as it was.
             InUse: another process has the ledger open.
         """
-        self._path = path
-        self._file = ChainedFile(path, CHAIN, signer, clock, joining=joining)
+        self._path, self._signer, self._clock, self._segment_bytes = path, signer, clock, segment_bytes
+        self._archive = Segments(path, CHAIN)
+        self._next_check = 0
+        self._file = ChainedFile(path, CHAIN, signer, clock, joining=joining, after=self._sealed)
         self.key, torn = self._file.key, self._file.torn
         self.repaired_bytes = len(torn)
-        if torn:
-            why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
-            # The cut is an entry of its own, so that an auditor sees that bytes were removed, and which.
-            try:
+        try:
+            if self._is_pending:
+                self._keep_newest()
+            if torn:
+                why = f"cut an unfinished line of {len(torn)} bytes; the message it was for did not leave"
+                # The cut is an entry of its own, so that an auditor sees that bytes were removed, and which.
                 self.append(Outgoing("", "", torn, {}, EgressDecision.REPAIRED, why))
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def entries(self) -> int:
@@ -190,6 +205,10 @@ class Ledger:
         Raises:
             OSError: the disk is full, and nothing was recorded.
         """
+        if self._is_pending:
+            self._keep_newest()
+        elif self._file.size_bytes >= self._segment_bytes:
+            self._seal()
         facts = {
             "dest": outgoing.dest,
             "rpc": outgoing.rpc,
@@ -202,26 +221,73 @@ class Ledger:
         return Entry.of(self._file.append(facts))
 
     def had(self, entries: int, head: str) -> bool:
-        """Whether this ledger had the head `head` (hex) when it had so many entries."""
+        """Whether this ledger had the head `head` (hex) when it had so many entries.
+
+        Raises:
+            LedgerBroken: the sealed segment that tells is missing, or was changed.
+        """
         if entries >= self.entries:
             return (entries, head) == (self.entries, self.head)
         # The line after holds it.
-        return str(CHAIN.line_of(self._path, entries + 1)["prev_hash"]) == head
+        file = self._path
+        for segment in self._segments:
+            if segment.first <= entries + 1 <= segment.last:
+                self._archive.check_digest(segment)
+                file = self._archive.file_of(segment)
+        return str(CHAIN.line_of(file, entries + 1)["prev_hash"]) == head
+
+    def check_next_segment(self) -> None:
+        """Compare one sealed segment with its digest, at each call the next one, until all were compared.
+
+        Raises:
+            LedgerBroken: the segment is missing, or was changed. The next call looks at it again.
+        """
+        if self._next_check < len(self._segments):
+            self._archive.check_digest(self._segments[self._next_check])
+            self._next_check += 1
 
     def close(self) -> None:
         """Release the lock."""
         self._file.close()
 
+    def _sealed(self) -> Position:
+        self._segments = self._archive.listed()
+        kept = self._archive.kept(self._segments)
+        self._is_pending = len(kept) < len(self._segments)
+        self._archive.check_shapes(kept)
+        return kept[-1].end if kept else START
 
-def read(path: Path) -> Iterator[Entry]:
+    def _seal(self) -> None:
+        # Under any key that this host had: the newest entries vouch for the heads of all segments.
+        path = self._archive.list_path()
+        with closing(ChainedFile(path, LIST_CHAIN, self._signer, self._clock, joining=True)) as signed_list:
+            self._segments.append(self._archive.add(self._file, signed_list))
+        self._is_pending = True
+        self._keep_newest()
+
+    def _keep_newest(self) -> None:
+        newest = self._segments[-1]
+        # A file that was changed after its line was signed is not archived.
+        if newest.end != (self._file.entries, self._file.head):
+            raise CHAIN.broken(min(newest.last, self._file.entries) + 1)
+        self._archive.keep(newest, self._file)
+        self._is_pending = False
+
+
+def read(path: Path, since: int = 1) -> Iterator[Entry]:
     """Yield every entry, oldest first, each checked against the one before; an unfinished last line is left out.
+
+    Args:
+        path: the file that grows; its segments are beside it.
+        since: entries before the segment that holds this one are left out.
 
     Signatures are not checked here; `verify.verify` checks them.
 
     Raises:
-        LedgerBroken: an entry is malformed, or not chained to the one before.
+        LedgerBroken: an entry is malformed, or not chained to the one before; or a segment is missing.
     """
-    for seq, (record, line) in enumerate(CHAIN.lines(path), 1):
+    for record, line in Segments(path, CHAIN).lines(since):
+        seq = int(record["seq"])
         try:
             entry = Entry.of(record)
             # Also of the values: a time in another zone would be another line.

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from site_client.agent.chained_file import GENESIS
 from site_client.agent.egress import payloads
-from site_client.agent.egress.ledger import EgressDecision, Entry, broken, read
+from site_client.agent.egress.ledger import CHAIN, EgressDecision, Entry, broken, read
+from site_client.agent.egress.segments import Segments
 from site_client.errors import LedgerBroken
 
 
@@ -42,6 +43,7 @@ class Verified:
     """An unbroken ledger. `keys`: first entry and key of each signer; several when the host has joined again."""
 
     entries: int
+    segments: int  # sealed files among those that were read
     head: str  # hex
     first_at: datetime | None
     last_at: datetime | None
@@ -65,16 +67,19 @@ class DayTotal:
 
 
 def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> Verified:
-    """Verify every line, link and signature.
+    """Verify every line, link and signature, through all segments.
 
     Args:
-        path: the ledger.
+        path: the file that grows, or an exported ledger.
         key: hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
         anchor: number of entries and head that the ledger must have had.
 
     Raises:
-        LedgerBroken: an entry does not verify; the error names the first.
+        LedgerBroken: an entry does not verify, and the error names the first; or a segment is missing.
     """
+    archive = Segments(path, CHAIN)
+    # Listed first: a segment that a running agent adds meanwhile is read, and its digest is compared next time.
+    segments = archive.kept(archive.listed())
     counts = _Counts()
     for entry in read(path):
         # Every signature, although the newest covers all lines: an auditor learns which line was changed first.
@@ -85,16 +90,42 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
         if anchor is not None and entry.seq == anchor.entries and counts.head != anchor.head:
             raise broken(entry.seq)
     if key is not None and counts.keys and counts.keys[-1][1] != key:
-        raise LedgerBroken(
-            "the newest entries of the egress ledger are signed by a key that is not this site's", counts.keys[-1][0]
-        )
+        raise _of_another_key(counts.keys[-1][0])
     if anchor is not None and counts.entries < anchor.entries:
         raise LedgerBroken(
             f"expected {anchor.entries} entries or more in the egress ledger, got {counts.entries}: its end was cut "
             "off",
             counts.entries + 1,
         )
-    return counts.verified(_is_unfinished(path))
+    # After the entries, which name what was changed more exactly.
+    for segment in segments:
+        archive.check_digest(segment)
+    return counts.verified(len(segments), _is_unfinished(path))
+
+
+def verify_newest(path: Path, key: str) -> tuple[int, int]:
+    """Verify the entries since the last sealed segment line by line, and the segments by their digests.
+
+    This takes seconds where `verify` takes minutes. It finds every change too, and names the segment.
+
+    Returns:
+        The number of entries, and that of segments.
+
+    Raises:
+        LedgerBroken: an entry or a segment does not verify.
+    """
+    archive = Segments(path, CHAIN)
+    segments = archive.kept(archive.listed())
+    for segment in segments:
+        archive.check_digest(segment)
+    entries, signer = (segments[-1].last, segments[-1].key.hex()) if segments else (0, key)
+    for entry in read(path, since=entries + 1):
+        if not entry.is_authentic():
+            raise broken(entry.seq)
+        entries, signer = entry.seq, entry.key
+    if signer != key:
+        raise _of_another_key(entries)
+    return entries, len(segments)
 
 
 def check_payloads(path: Path, folder: Path) -> int:
@@ -109,7 +140,9 @@ def check_payloads(path: Path, folder: Path) -> int:
     # Payloads first: a running agent appends to the ledger before the payload, so the ledger then holds all of them.
     digests = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
     recorded = {
-        entry.seq: entry.sha256 for entry in read(path) if entry.left or entry.decision is EgressDecision.DRY_RUN
+        entry.seq: entry.sha256
+        for entry in read(path, since=min(digests, default=2**63))
+        if entry.left or entry.decision is EgressDecision.DRY_RUN
     }
     for seq, digest in digests.items():
         if recorded.get(seq) != digest:
@@ -130,20 +163,35 @@ def totals(entries: Iterable[Entry]) -> list[DayTotal]:
 
 def newest(path: Path, count: int) -> list[Entry]:
     """Return the last `count` entries, oldest first."""
-    return list(deque(read(path), maxlen=count))
+    segments = Segments(path, CHAIN).listed()
+    entries = deque(read(path, since=segments[-1].last + 1 if segments else 1), maxlen=count)
+    missing = count - len(entries)
+    if missing > 0 and segments:
+        entries = deque(read(path, since=max(1, segments[-1].last + 1 - missing)), maxlen=count)
+    return list(entries)
+
+
+def first_since(path: Path, moment: datetime) -> int:
+    """Return the first entry of the oldest segment that was sealed at `moment` or later."""
+    first = 1
+    for segment in Segments(path, CHAIN).listed():
+        if segment.utc >= moment:
+            return segment.first
+        first = segment.last + 1
+    return first
 
 
 def find_entry(path: Path, seq: int) -> Entry | None:
     """Return one entry; None when there is none of this number.
 
     Raises:
-        LedgerBroken: the ledger does not verify up to there.
+        LedgerBroken: the segment with this entry does not verify up to there.
     """
-    return next((entry for entry in read(path) if entry.seq == seq), None)
+    return next((entry for entry in read(path, since=seq) if entry.seq == seq), None)
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Yield the whole lines, as they stand, each with its newline."""
+    """Yield the whole lines of all segments, as they stand, each with its newline."""
     for entry in read(path):
         yield entry.line() + b"\n"
 
@@ -167,9 +215,10 @@ class _Counts:
         self._by_decision[entry.decision] += 1
         self._bytes_out += entry.size_bytes if entry.left else 0
 
-    def verified(self, unfinished: bool) -> Verified:
+    def verified(self, segments: int, unfinished: bool) -> Verified:
         return Verified(
             entries=self.entries,
+            segments=segments,
             head=self.head,
             first_at=self._first,
             last_at=self._last,
@@ -181,6 +230,10 @@ class _Counts:
             keys=tuple(self.keys),
             unfinished=unfinished,
         )
+
+
+def _of_another_key(seq: int) -> LedgerBroken:
+    return LedgerBroken("the newest entries of the egress ledger are signed by a key that is not this site's", seq)
 
 
 def _is_unfinished(path: Path) -> bool:

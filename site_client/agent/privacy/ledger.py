@@ -20,22 +20,16 @@ from federation.accounting import Price
 from federation.plan import TrainingPlan
 from msgspec import Meta
 
-from site_client.agent.chained_file import GENESIS, Chain, ChainedFile, line_hash
+from site_client.agent.chained_file import GENESIS, Chain, ChainedFile, Signature, line_hash
 from site_client.agent.privacy.costs import CostKind, PrivacyCost, costs_of_round, epsilon_of
 from site_client.config import SiteSettings
 from site_client.records import RoundNumber, RunId
-from site_client.typed_json import LOCAL, Digest, HexBytes, decode
+from site_client.typed_json import LOCAL, Digest, decode
 
 _log = structlog.get_logger()
 FILE: Final = "privacy.jsonl"
 CHAIN: Final = Chain("privacy ledger", "hemofed privacy ledger v1")
 _Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-
-
-class Signature(HexBytes):
-    """An Ed25519 signature."""
-
-    LENGTH = 64
 
 
 @dataclass(frozen=True)

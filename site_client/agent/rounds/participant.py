@@ -35,11 +35,19 @@ from site_client.spool import AgentSide
 
 @dataclass(frozen=True)
 class Turn:
-    """The result of one step: the pause until the next, the step asked for, and the refusal of it, if any."""
+    """The result of one step.
+
+    Attributes:
+        wait_s: the pause until the next.
+        asked: the step that was asked for.
+        refusal: of that step, if it was refused.
+        aggregator_time_ms: the aggregator's clock, since 1970; 0 where it does not tell.
+    """
 
     wait_s: float
     asked: str | None
     refusal: StepRefused | ModelMismatch | SpoolRefused | StateRefused | None = None
+    aggregator_time_ms: int = 0
 
 
 class Participant:
@@ -113,9 +121,9 @@ class Participant:
             self._rollback.admit(reply, self._job_offer.check)
             is_ready = self._take(asked, reply)
         except (StepRefused, ModelMismatch, SpoolRefused, StateRefused) as refusal:
-            return Turn(wait_s, asked, refusal)
+            return Turn(wait_s, asked, refusal, reply.aggregator_time_ms)
         # The wait that came with an offer is a trainer's; a site that has just said Ready may be the one waited for.
-        return Turn(self._agent.poll_min_s if is_ready else wait_s, asked)
+        return Turn(self._agent.poll_min_s if is_ready else wait_s, asked, None, reply.aggregator_time_ms)
 
     def has_news(self) -> bool:
         """Whether an update or a decision on a plan came since the last step."""

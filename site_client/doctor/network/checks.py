@@ -31,6 +31,7 @@ def checks(settings: SiteSettings, clock: Callable[[], datetime]) -> dict[str, C
         named["certificate"] = lambda: enrolment.check_certificate(identity, clock())
         named["roster"] = lambda: enrolment.check_roster(identity, settings.policy, clock())
         if settings.aggregator.address:
+            named["clock"] = lambda: enrolment.check_time(settings.folders.agent)
             named["aggregator"] = lambda: enrolment.check_enrolment(settings, identity, clock)
             named["echo"] = lambda: echo.check_echo(settings, identity, clock)
         named["ledger"] = lambda: enrolment.check_ledger(settings.folders.agent)

@@ -13,18 +13,19 @@ from federation.roster import ROSTER_WARNING_DAYS
 from site_client.agent.commands.session import session
 from site_client.agent.egress import verify
 from site_client.agent.egress.calls import FETCH_ROSTER, PUT_BLOB
-from site_client.agent.egress.ledger import Entry, read
+from site_client.agent.egress.ledger import Entry
 from site_client.agent.identity import keys
 from site_client.agent.identity.identity import SiteIdentity, days_left
 from site_client.agent.privacy.ledger import spending_of
 from site_client.agent.rounds.rollback import read_rollback
-from site_client.agent.status_file import read_status
-from site_client.check_result import CheckResult, green, grey, red
+from site_client.agent.status_file import CLOCK_FIX, clock_in_words, is_clock_off, read_status
+from site_client.check_result import CheckResult, amber, green, grey, red
 from site_client.config import PolicySettings, SiteSettings
 from site_client.errors import LedgerBroken, LinkError, Refused, SiteError
 
 PATIENCE_S: Final = 20.0  # for one answer: a person waits at a terminal
 _DAYS_LOW: Final = 3.0
+_ENTRIES_OF_UPLOAD: Final = 20_000  # the newest, in which the last upload is looked for: a week of polls
 _TIME_ERROR: Final = 5  # sys/timex.h: the clock is not synchronized
 
 
@@ -41,6 +42,17 @@ def check_clock(state: int | None = None) -> Iterator[CheckResult]:
         yield grey("ntp", "the kernel does not tell whether its clock is synchronized")
     else:
         yield green("ntp", "the clock is synchronized")
+
+
+def check_time(folder: Path) -> Iterator[CheckResult]:
+    """Report what the running agent found when it compared this clock with the aggregator's."""
+    status = read_status(folder) if agent_runs(folder) else None
+    if status is None or status.clock_ahead_s is None:
+        yield grey("clock", "no agent runs here that has compared this clock with the aggregator's")
+    elif is_clock_off(status.clock_ahead_s):
+        yield amber("clock", clock_in_words(status.clock_ahead_s).partition(";")[0], CLOCK_FIX)
+    else:
+        yield green("clock", clock_in_words(status.clock_ahead_s))
 
 
 def check_certificate(identity: SiteIdentity, now: datetime) -> Iterator[CheckResult]:
@@ -91,15 +103,18 @@ def check_enrolment(
 
 
 def check_ledger(folder: Path) -> Iterator[CheckResult]:
-    """Check every line, link, signature and kept payload."""
+    """Check every newest line, link and signature, every sealed segment's digest, and every kept payload."""
+    path = folder / "ledger.jsonl"
     try:
-        verified = verify.verify(folder / "ledger.jsonl", keys.load(folder / "identity").signing_public.hex())
-        payloads = verify.check_payloads(folder / "ledger.jsonl", folder / "payloads")
+        # Not every line of ten years: that takes longer than a person waits for doctor.
+        entries, segments = verify.verify_newest(path, keys.load(folder / "identity").signing_public.hex())
+        payloads = verify.check_payloads(path, folder / "payloads")
     except LedgerBroken as error:
         fix = "Keep the file for the investigation, and restore it from the backup"
         yield red("ledger", f"the chain is broken at entry {error.seq}", fix)
         return
-    yield green("ledger", f"{verified.entries} entries unbroken and signed, {payloads} payloads as recorded")
+    sealed = f", {segments} sealed segments as they were" if segments else ""
+    yield green("ledger", f"{entries} entries unbroken and signed{sealed}, {payloads} payloads as recorded")
 
 
 def check_privacy(settings: SiteSettings) -> Iterator[CheckResult]:
@@ -127,11 +142,11 @@ def check_rollback(folder: Path) -> Iterator[CheckResult]:
 def check_speed(folder: Path, update_bytes: int | None) -> Iterator[CheckResult]:
     """Report the speed of the newest upload, from the times of its pieces in the ledger. Sends no message."""
     try:
-        rate = upload_rate(list(read(folder / "ledger.jsonl")))
+        rate = upload_rate(verify.newest(folder / "ledger.jsonl", _ENTRIES_OF_UPLOAD))
     except LedgerBroken:
         rate = None
     if rate is None:
-        yield grey("speed", "no upload of several pieces stands in the ledger yet")
+        yield grey("speed", "no upload of several pieces is among the ledger's newest entries")
         return
     needs = "" if update_bytes is None else f"; a round's update needs about {update_bytes / rate:.0f} s"
     yield green("speed", f"the last upload moved at {rate / 1024:.0f} KiB/s{needs}")

@@ -7,7 +7,8 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from site_client.ingest.catalog.file_pass import BATCH, PASSING, batches
+from site_client.ingest.catalog.file_pass import BATCH, batches
+from site_client.ingest.catalog.known_files import PASSING
 from site_client.ingest.catalog.tables import FileRow, StackRow
 from site_client.ingest.pseudonym import PathSeal
 from site_client.ingest.reasons import Reason, SeriesState

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from federation.vocabulary import SiteState
 
+from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.service import AgentService, run
 from site_client.agent.status_file import read_status
@@ -112,6 +113,23 @@ def test_a_file_that_is_made_again_is_set_aside_and_named_in_the_status(
     status = read_status(settings.folders.agent)
     assert status is not None
     assert status.set_aside == (f"{path.name}.damaged",)
+
+
+def test_a_sealed_segment_changed_in_the_middle_is_noticed_by_the_agent_while_it_runs(
+    tmp_path: Path, identity: SiteIdentity, settings: SiteSettings
+) -> None:
+    path = settings.folders.agent / "ledger.jsonl"
+    ledger = Ledger(path, identity.keys.signing, lambda: datetime.now(UTC), segment_bytes=2000)
+    for _ in range(20):
+        ledger.append(Outgoing("hub:8443", "Rounds/Poll", b"", {}, EgressDecision.ALLOWED, "call, fields"))
+    ledger.close()
+    segment = path.with_suffix(".segments") / "000002.jsonl"
+    whole = segment.read_bytes()
+    segment.write_bytes(whole.replace(b'"bytes":0', b'"bytes":9', 1))
+    with running(settings, identity, tmp_path / "notify") as systemd:
+        systemd.receive_until(status_with("ledger.segments/000002.jsonl, which holds entries"))
+        segment.write_bytes(whole)
+        systemd.receive_until(status_with("no answer"))
 
 
 def damage_cases() -> list[tuple[str, Callable[[Path], object]]]:
