@@ -175,7 +175,7 @@ class Pull:
     def _is_low(self) -> bool:
         if self._incoming.free_bytes() >= self._settings.disk_free_min_bytes:
             return False
-        self._failed("the disk has less free than disk_free_min_gib; nothing is fetched")
+        self._failed("the disk has less free than disk_free_min_gib", event="pull held")
         return True
 
     def _fetch(self, archive: Archive, wanted: RemoteInstance) -> bool:
@@ -197,14 +197,14 @@ class Pull:
                 path.unlink()
         return True
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, why: str, event: str = "archive failed") -> None:
         if why != self._why:  # changes only: an archive may be away for a week
-            _log.warning("archive failed", why=why)
+            _log.warning(event, why=why)
         self._why = why
 
     def _recovered(self) -> None:
         if self._why:
-            _log.info("archive works again")
+            _log.info("pull went on")
         self._why = ""
 
 

@@ -1,9 +1,12 @@
 """The listener, with pynetdicom as the sender: bytes as sent, who may send, and what a hostile sender can hold."""
 
 import hashlib
+import os
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -162,6 +165,28 @@ def test_on_a_disk_with_too_little_room_the_sender_is_told_to_keep_its_images(re
     assert receiver.files() == receiver.partials() == []
     receiver.stop()
     assert "less free than disk_free_min_gib" in receiver.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="only root can mount a small disk")
+def test_a_disk_that_fills_while_an_image_arrives_costs_that_image_and_nothing_else(receiver: Receiver) -> None:
+    receiver.incoming.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0750", "none", str(receiver.incoming)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        receiver.start()
+        assert receiver.send(image()) == [0]
+        association = receiver.associate()
+        answer = association.send_c_store(image(size=2 << 20))
+        assert "Status" not in answer or answer.Status == OUT_OF_RESOURCES
+        wait("the end", lambda: not association.is_established)
+        assert len(receiver.files()) == 1
+        receiver.stop()
+        receiver.start()  # what was left of it is swept
+        assert receiver.send(image()) == [0]
+        receiver.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(receiver.incoming)], check=True)
 
 
 def test_a_kill_between_writing_and_renaming_leaves_no_image_and_a_restart_sweeps(receiver: Receiver) -> None:
