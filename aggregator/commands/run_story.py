@@ -119,35 +119,41 @@ class _Teller:
             outcome += f", {row.members} updates in the sum"
         if row.state is RoundState.ABANDONED:
             outcome += f": {row.reason}"
-        delays, began = [], row.began_at
+        delays: list[Delay] = []
         quick: list[PhaseTime] = []
-        for phase in phases:
-            changes = self._seat_changes(began, phase)
-            began = self._end_of(phase, began)
+        for phase, (end, changes) in zip(phases, self._segments(), strict=False):
             if phase.state in MASKING_PHASES and phase.seconds < QUICK_S and not _missed(changes):
                 quick.append(phase)
                 continue
             delays += _merged(quick)
             quick = []
-            delays.append(Delay(phase.attempt, phase.state.value, phase.seconds, self._cause(phase, changes, began)))
+            cause = self._cause(phase, changes, end.at)
+            delays.append(Delay(phase.attempt, phase.state.value, phase.seconds, cause))
         delays += _merged(quick)
         if not over:
             seconds = (self.now - row.phase_since).total_seconds()
             delays.append(Delay(row.attempt, row.state.value, seconds, self._awaited()))
         return RoundStory(row.number, outcome, tuple(delays))
 
-    def _end_of(self, phase: PhaseTime, began: datetime) -> datetime:
-        """When the round left a phase that it entered at `began`: the time of the audit row that says so."""
-        subject = round_rows.subject(self.row)
-        left = (row.at for row in self.trail if row.subject == subject and row.before == phase.state and _moves(row))
-        return next((at for at in left if at >= began), began)
+    def _segments(self) -> list[tuple[Audit, list[Audit]]]:
+        """Return, for each state that the round has left, the audit row of that, and the rows of the state.
 
-    def _seat_changes(self, began: datetime, phase: PhaseTime) -> list[Audit]:
-        """Return the changes of seats from `began` to the end of the phase, in order."""
-        prefix, end = round_rows.seat_subject(self.row, ""), self._end_of(phase, began)
-        seats = [row for row in self.trail if row.subject.startswith(prefix) and began <= row.at <= end]
-        # The last changes of the phase before have the time of its end.
-        return [row for row in seats if row.at > began or began == self.row.began_at]
+        The driver writes the row of the round first, and then those of the seats that it moves at the same time: they
+        belong to the state that ends.
+        """
+        subject, seats = round_rows.subject(self.row), round_rows.seat_subject(self.row, "")
+        segments: list[tuple[Audit, list[Audit]]] = []
+        current: list[Audit] = []
+        for row in self.trail:
+            if row.subject == subject and _moves(row):
+                if row.before is not None:
+                    segments.append((row, current))
+                    current = []
+            elif row.subject == subject or row.subject.startswith(seats):
+                end = segments[-1][0] if segments else None
+                is_of_end = end is not None and (row.at, row.actor) == (end.at, end.actor)
+                (segments[-1][1] if is_of_end else current).append(row)
+        return segments
 
     def _cause(self, phase: PhaseTime, changes: list[Audit], end: datetime) -> str:
         if phase.state is RoundState.TRAINING:
@@ -174,12 +180,13 @@ class _Teller:
                 sentences.append(
                     f"{_site(ready[0])} was ready first, after {first}, and {_site(ready[-1])} last, after {last}"
                 )
+        elif phase.attempt > 1:
+            sentences.append("members that had answered kept their updates, and no other site became ready")
         else:
             sentences.append("no site became ready")
         waited_s = end.timestamp() - ready[-1].at.timestamp() if ready else phase.seconds
         absent = [_site(row) for row in changes if row.after == SeatState.LEFT_OUT and row.before == SeatState.OFFERED]
-        closed = [row for row in self.trail if row.subject == round_rows.subject(self.row) and not _moves(row)]
-        closed = [row for row in closed if row.before is not None and began <= row.at.timestamp() <= end.timestamp()]
+        closed = [row for row in changes if row.after == "training closed"]
         if closed:
             sentences.append(f"{actor_words(closed[-1].actor)} closed the training")
         elif waited_s >= QUICK_S and (absent or not ready or self.row.state is RoundState.ABANDONED):
@@ -227,7 +234,7 @@ class _Teller:
         reasons = [_reason(name) for name in report.reasons.split(",") if name]
         progress = f", {report.progress_percent} %" if report.progress_percent else ""
         state = SITE_STATES.get(report.state, report.state)
-        return f"{seat.site} is {state}{progress}" + (f" ({', '.join(reasons)})" if reasons else "")
+        return f"{seat.site}: {state}{progress}" + (f" ({', '.join(reasons)})" if reasons else "")
 
 
 def _moves(row: Audit) -> bool:

@@ -229,6 +229,7 @@ def _is_served(lock: Path) -> bool:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    # Held for a moment only: a service that starts in that moment is refused, and its supervisor starts it again.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

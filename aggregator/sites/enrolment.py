@@ -327,12 +327,15 @@ class EnrolmentService:
         session.refresh(site)
         self._issue(session, site.name, site.csr_der, change.at)
         invitation = site_rows.invitation(session, site.name)
-        if invitation is None or invitation.replaces is None:
+        if invitation is None or invitation.replaces in (None, site.name):
             return
         before = site_rows.standing(site_rows.get(session, invitation.replaces))
         if before in site_rows.MEMBERS:
             gone = Cause(change.at, change.actor, f"has the name {site.name} now").of(f"site:{invitation.replaces}")
             site_rows.revoke(session, invitation.replaces, before, gone)
+            # Either would let the old name in again.
+            site_rows.withdraw_invitation(session, invitation.replaces)
+            site_rows.withdraw_candidate(session, invitation.replaces)
             self._shut_out(session, invitation.replaces, change.at)
 
     def _issue(self, session: Session, site: str, csr_der: bytes, now: datetime) -> SiteCertificate:

@@ -126,6 +126,17 @@ def test_a_renamed_hospital_goes_on_under_one_name_at_a_time(
     assert enrolment.join(request).HasField("credentials")
 
 
+def test_after_a_rename_no_token_of_the_old_name_lets_a_host_in(enrolment: EnrolmentService, host: Host) -> None:
+    enroll(enrolment, host)
+    waiting = Host().join_request(enrolment.invite("st-mary", replaces="st-mary"))
+    enrolment.join(waiting)
+    enrolment.join(Host().join_request(enrolment.invite("st-anna", replaces="st-mary", auto_approve=True)))
+    with pytest.raises(JoinDenied):
+        enrolment.join(waiting)
+    with enrolment.store.read() as session:
+        assert site_rows.candidates(session) == []
+
+
 def test_a_rekeyed_site_recovers_with_its_new_signing_key_only(
     enrolment: EnrolmentService, host: Host, other_host: Host
 ) -> None:

@@ -37,7 +37,7 @@ def test_the_story_says_who_is_awaited_and_what_happens_next(make_world: MakeWor
     make_ready(world, "site-a", "site-b")
     world.step("site-c")
     [line] = [line for line in told(world).splitlines() if line.startswith("  training")]
-    assert line.startswith("  training, 2 min: site-c is ")
+    assert line.startswith("  training, 2 min: site-c: ")
     assert "; site-d has never reported; 2 are ready; masking begins at 4, or at 2026-11-23 10:00 UTC with" in line
     world.clock.advance(1800)
     assert "site-c has been silent for 30 min" in told(world)
@@ -69,6 +69,23 @@ def test_a_member_that_missed_a_phase_is_named_with_the_time_it_cost(make_world:
     world.clock.advance(PHASE_S)
     world.drive()
     assert "  shares, 1 min 3 s: waited for site-d until the deadline; it did not answer" in told(world)
+
+
+def test_an_attempt_that_fails_and_the_next_are_told_apart(make_world: MakeWorld) -> None:
+    world = make_world(sites=3, phase="keys")
+    world.step("site-a")
+    world.step("site-b")
+    world.clock.advance(PHASE_S)
+    world.drive()
+    for name in ("site-c", "site-a", "site-b"):  # it is ready again, and the cohort is frozen at the same moment
+        world.step(name)
+    world.drive()
+    world.clock.advance(PHASE_S)
+    world.drive()
+    lines = told(world).splitlines()
+    first = lines.index("  keys, 1 min: waited for site-c until the deadline; it did not answer")
+    assert lines[first + 1] == "  training, attempt 2, 0 s: site-c was ready after 0 s"
+    assert lines[first + 2].startswith("  keys, attempt 2, 1 min: waited for ")
 
 
 def test_quick_phases_are_one_line_and_a_published_round_says_how_many(make_world: MakeWorld) -> None:
