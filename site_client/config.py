@@ -243,7 +243,7 @@ def load(path: Path) -> SiteSettings:
     """Read and check a site.toml.
 
     Raises:
-        ConfigRefused: the file cannot be read or used.
+        ConfigRefused: The file cannot be read or used.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -259,10 +259,10 @@ def parse(text: str, base: Path) -> SiteSettings:
 
     Args:
         text: TOML.
-        base: the folder that relative paths start from.
+        base: The folder that relative paths start from.
 
     Raises:
-        ConfigRefused: the text cannot be used. The message names the key, what was expected and what was there.
+        ConfigRefused: The text cannot be used. The message names the key, what was expected and what was there.
     """
     try:
         table = tomllib.loads(text)

@@ -18,7 +18,7 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     """Find the model that a round made (0: the initial one); the newest model when `round_number` is None.
 
     Raises:
-        NotFound: when that round made no model.
+        NotFound: When that round made no model.
     """
     if round_number is None:
         return run_rows.newest_model(session, run.run_id)
@@ -35,9 +35,9 @@ def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path) -> None:
     that each tensor belongs to, so that the next run may train some of them.
 
     Raises:
-        WrongState: when the digest is not the recorded one; the state folder is damaged.
-        federation.errors.Malformed: when the file is no longer a model.
-        NotFound: when its blob, or the folder of `out`, does not exist.
+        WrongState: When the digest is not the recorded one; the state folder is damaged.
+        federation.errors.Malformed: When the file is no longer a model.
+        NotFound: When its blob, or the folder of `out`, does not exist.
     """
     if not out.parent.is_dir():
         raise NotFound(f"no folder {out.parent}; make it, or export to another")

@@ -49,8 +49,8 @@ def start_run(
 
     Raises:
         FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
-        PlanFileRefused: when the file holds another model than the plan's.
-        RunInProgress: while another run is running or paused.
+        PlanFileRefused: When the file holds another model than the plan's.
+        RunInProgress: While another run is running or paused.
     """
     # As every site will check it: a run that sites refuse must not begin.
     plan = verify_plan(signed, custodian)
@@ -101,8 +101,8 @@ def pause(app: AppContext, run_id: bytes, why: str = "paused by the coordinator"
     """Begin no further round; the round in progress ends as usual.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: unless it is RUNNING.
+        NotFound: When there is no such run.
+        WrongState: Unless it is RUNNING.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -115,8 +115,8 @@ def resume(app: AppContext, run_id: bytes, why: str = "resumed by the coordinato
     """Continue a paused run; its next round begins at once if the last one is over.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: unless it is PAUSED.
+        NotFound: When there is no such run.
+        WrongState: Unless it is PAUSED.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -133,8 +133,8 @@ def close_now(
     """End the training of the round in progress now, as its deadline would: the cohort is of the sites that are ready.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: when it is over, its round is not in training, or fewer sites are ready than its plan asks for.
+        NotFound: When there is no such run.
+        WrongState: When it is over, its round is not in training, or fewer sites are ready than its plan asks for.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -156,8 +156,8 @@ def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator
     """End the run now. Its unfinished round is abandoned, and every site is told to stop and erase.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: when it is over.
+        NotFound: When there is no such run.
+        WrongState: When it is over.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:

@@ -64,8 +64,8 @@ class EnrolmentService:
             The token. It exists only here; the row holds a hash.
 
         Raises:
-            federation.errors.TokenRefused: when `site` is no site's name.
-            WrongState: when the site is approved; two hosts would answer to one name.
+            federation.errors.TokenRefused: When `site` is no site's name.
+            WrongState: When the site is approved; two hosts would answer to one name.
         """
         now = self.clock()
         token = Token.new(check_site_name(site), self.authority.fingerprint, self.random)
@@ -94,9 +94,9 @@ class EnrolmentService:
         An invitation expires only while it is unused: a host that waits for the telephone call may wait longer.
 
         Raises:
-            JoinDenied: for a token that is wrong, expired, or was used by another request, and for keys that do not
+            JoinDenied: For a token that is wrong, expired, or was used by another request, and for keys that do not
                 prove possession.
-            federation.errors.TokenRefused: when the name is no site's name.
+            federation.errors.TokenRefused: When the name is no site's name.
         """
         check_join(request)
         # Of the whole request: the token is bound to the keys of the host that used it first.
@@ -121,9 +121,9 @@ class EnrolmentService:
         """Approve the pending site whose six words are `fingerprint`.
 
         Raises:
-            NotFound: when no such site has joined.
-            WrongState: when it is not pending.
-            LostRace: when a host with other keys has joined under this name since the words were read.
+            NotFound: When no such site has joined.
+            WrongState: When it is not pending.
+            LostRace: When a host with other keys has joined under this name since the words were read.
         """
         # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
         now = self.clock().replace(microsecond=0)
@@ -137,8 +137,8 @@ class EnrolmentService:
         """Refuse a site from its next call on. An invitation is withdrawn, a pending host refused.
 
         Raises:
-            NotFound: when there is neither site nor invitation.
-            WrongState: when it was revoked, or has left, already.
+            NotFound: When there is neither site nor invitation.
+            WrongState: When it was revoked, or has left, already.
         """
         now = self.clock()
         change = _operator(now, "revoked by the coordinator").of(f"site:{site}")
@@ -161,7 +161,7 @@ class EnrolmentService:
         """Let an authenticated site leave for good. A second call, after a lost answer, changes nothing.
 
         Raises:
-            LostRace: when the coordinator has revoked it a moment ago.
+            LostRace: When the coordinator has revoked it a moment ago.
         """
         now = self.clock()
         with self.store.write() as session:
@@ -181,7 +181,7 @@ class EnrolmentService:
         """Issue credentials for a challenge that the enrolled key has signed. A nonce serves once, a site a few times.
 
         Raises:
-            JoinDenied: for a nonce that is not ours, expired or used, a wrong signature, or when no recovery is left. A
+            JoinDenied: For a nonce that is not ours, expired or used, a wrong signature, or when no recovery is left. A
                 wrong signature spends neither nonce nor recovery.
         """
         read_csr(request.csr_der)
@@ -215,7 +215,7 @@ class EnrolmentService:
         """Issue the next certificate of an authenticated site; the one before stays good until it expires.
 
         Raises:
-            JoinDenied: for a malformed request, or when the site was revoked in between.
+            JoinDenied: For a malformed request, or when the site was revoked in between.
         """
         read_csr(request.csr_der)
         now = self.clock().replace(microsecond=0)
@@ -230,7 +230,7 @@ class EnrolmentService:
         """Return the roster in force.
 
         Raises:
-            NotFound: before the first site is approved.
+            NotFound: Before the first site is approved.
         """
         with self.store.read() as session:
             return _newest_roster(session)

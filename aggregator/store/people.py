@@ -32,7 +32,7 @@ def add_administrator(session: Session, name: str, password: str, salt: bytes, c
     """Add an administrator; `salt` are 16 random bytes.
 
     Raises:
-        WrongState: when the name is taken or the password is shorter than 12 characters.
+        WrongState: When the name is taken or the password is shorter than 12 characters.
     """
     if session.get(Administrator, name) is not None:
         raise WrongState(f"administrator {name!r} exists; remove it first, or choose another name")
@@ -46,7 +46,7 @@ def remove_administrator(session: Session, name: str, change: Change) -> None:
     """Remove an administrator; `password_hash_of` then ends their sessions.
 
     Raises:
-        NotFound: when there is none of that name.
+        NotFound: When there is none of that name.
     """
     administrator = session.get(Administrator, name)
     if administrator is None:

@@ -35,8 +35,8 @@ class Chain:
     """The form of one ledger's lines.
 
     Attributes:
-        name: of the ledger, in messages.
-        domain: of its signatures; a signature over a line is then never one over another kind of message.
+        name: Of the ledger, in messages.
+        domain: Of its signatures; a signature over a line is then never one over another kind of message.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Chain:
         Each is checked against the one before. Signatures are not checked here.
 
         Raises:
-            LedgerBroken: a line is malformed, or not chained to the one before.
+            LedgerBroken: A line is malformed, or not chained to the one before.
         """
         seq, head = 0, GENESIS
         if not path.exists():
@@ -86,7 +86,7 @@ class Chain:
         """Find the record `seq` by bisection: a ledger of years has millions of lines.
 
         Raises:
-            LedgerBroken: there is none.
+            LedgerBroken: There is none.
         """
         with path.open("rb") as file:
             low, high = 0, file.seek(0, os.SEEK_END)  # the line begins in [low, high)
@@ -135,10 +135,10 @@ class ChainedFile:
     Opening verifies the whole chain and the newest signature, which covers everything before it.
 
     Attributes:
-        key: hex of the public key that signs new lines.
-        entries: number of lines.
-        head: hash of the newest, in hex.
-        torn: the bytes of an unfinished last line that opening cut; empty without one.
+        key: Hex of the public key that signs new lines.
+        entries: Number of lines.
+        head: Hash of the newest, in hex.
+        torn: The bytes of an unfinished last line that opening cut; empty without one.
     """
 
     def __init__(
@@ -155,16 +155,16 @@ class ChainedFile:
         A last line without its newline never belonged to a message that left: it is cut.
 
         Args:
-            path: the file, made when it does not exist.
-            chain: the form of its lines.
-            signer: the site's signing key.
-            clock: aware time.
-            joining: the file may end with another key's signature, of the identity that this host had before.
+            path: The file, made when it does not exist.
+            chain: The form of its lines.
+            signer: The site's signing key.
+            clock: Aware time.
+            joining: The file may end with another key's signature, of the identity that this host had before.
 
         Raises:
-            LedgerBroken: an entry does not verify.
-            InUse: another process has the file open.
-            StateUnreadable: it is no file, or may not be written.
+            LedgerBroken: An entry does not verify.
+            InUse: Another process has the file open.
+            StateUnreadable: It is no file, or may not be written.
         """
         self._signer, self._clock, self._chain = signer, clock, chain
         self.key = signer.public_key().public_bytes_raw().hex()
@@ -193,7 +193,7 @@ class ChainedFile:
             The record, as it stands in the file.
 
         Raises:
-            OSError: the disk is full, and nothing was recorded.
+            OSError: The disk is full, and nothing was recorded.
         """
         record = self._chain.signed(
             facts

@@ -41,8 +41,8 @@ class NoiseTile:
 
         Args:
             points: x, y, z in mm, three arrays of one shape.
-            sigma_mm: smoothness of the field.
-            number: of the field; another number gives another field.
+            sigma_mm: Smoothness of the field.
+            number: Of the field; another number gives another field.
 
         Returns:
             f32 of the shape of x.

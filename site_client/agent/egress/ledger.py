@@ -73,8 +73,8 @@ class Entry:
         """Read an entry as it stands in the file.
 
         Raises:
-            ValueError: a value is of another form.
-            KeyError: a key is missing.
+            ValueError: A value is of another form.
+            KeyError: A key is missing.
         """
         return cls(
             seq=record["seq"],
@@ -152,14 +152,14 @@ class Ledger:
         A last line without its newline never belonged to a message that left: it is cut, and an entry records that.
 
         Args:
-            path: the file, made when it does not exist.
-            signer: the site's signing key.
-            clock: aware time.
-            joining: the ledger may end with another key's signature, of the identity that this host had before.
+            path: The file, made when it does not exist.
+            signer: The site's signing key.
+            clock: Aware time.
+            joining: The ledger may end with another key's signature, of the identity that this host had before.
 
         Raises:
-            LedgerBroken: an entry does not verify.
-            InUse: another process has the ledger open.
+            LedgerBroken: An entry does not verify.
+            InUse: Another process has the ledger open.
         """
         self._path = path
         self._file = ChainedFile(path, CHAIN, signer, clock, joining=joining)
@@ -188,7 +188,7 @@ class Ledger:
         """Record a message. The entry is on disk when this returns.
 
         Raises:
-            OSError: the disk is full, and nothing was recorded.
+            OSError: The disk is full, and nothing was recorded.
         """
         facts = {
             "dest": outgoing.dest,
@@ -219,7 +219,7 @@ def read(path: Path) -> Iterator[Entry]:
     Signatures are not checked here; `verify.verify` checks them.
 
     Raises:
-        LedgerBroken: an entry is malformed, or not chained to the one before.
+        LedgerBroken: An entry is malformed, or not chained to the one before.
     """
     for seq, (record, line) in enumerate(CHAIN.lines(path), 1):
         try:

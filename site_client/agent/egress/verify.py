@@ -68,12 +68,12 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
     """Verify every line, link and signature.
 
     Args:
-        path: the ledger.
-        key: hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
-        anchor: number of entries and head that the ledger must have had.
+        path: The ledger.
+        key: Hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
+        anchor: Number of entries and head that the ledger must have had.
 
     Raises:
-        LedgerBroken: an entry does not verify; the error names the first.
+        LedgerBroken: An entry does not verify; the error names the first.
     """
     counts = _Counts()
     for entry in read(path):
@@ -104,7 +104,7 @@ def check_payloads(path: Path, folder: Path) -> int:
         The number of kept payloads.
 
     Raises:
-        LedgerBroken: a payload is not the recorded one; the error names its entry.
+        LedgerBroken: A payload is not the recorded one; the error names its entry.
     """
     # Payloads first: a running agent appends to the ledger before the payload, so the ledger then holds all of them.
     digests = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
@@ -137,7 +137,7 @@ def find_entry(path: Path, seq: int) -> Entry | None:
     """Return one entry; None when there is none of this number.
 
     Raises:
-        LedgerBroken: the ledger does not verify up to there.
+        LedgerBroken: The ledger does not verify up to there.
     """
     return next((entry for entry in read(path) if entry.seq == seq), None)
 
