@@ -1,4 +1,4 @@
-"""What every call passes: authentication, and errors as status codes."""
+"""The guard that every call passes: authentication, and errors as status codes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

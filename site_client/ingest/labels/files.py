@@ -38,7 +38,7 @@ class LabelSource:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return f"label file {self.number}"
 
 

@@ -29,7 +29,7 @@ def read_opt_outs(files: Sequence[Path], secret: SiteSecret) -> dict[str, tuple[
         For each entry, by a pseudonym of its own, the pseudonyms of the patient, study and accession it may stand for.
 
     Raises:
-        OptOutsUnreadable: a list cannot be read as a whole. Training must not go on as if nobody had opted out.
+        OptOutsUnreadable: a list cannot be read as a whole. Training must not go on as if no patient had opted out.
     """
     entries: dict[str, tuple[str, ...]] = {}
     for number, path in enumerate(files, 1):

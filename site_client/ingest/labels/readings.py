@@ -28,7 +28,7 @@ _SERIAL = re.compile(r"\d{5}(\.\d+)?")  # a date as Excel counts it: days since 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """How this site reads its label tables.
+    """The rules by which this site reads its label tables.
 
     Attributes:
         readers: "agree": a label on which readers differ is a conflict; "majority": more than half of them decide;
