@@ -153,7 +153,7 @@ def load_settings(path: Path) -> AggregatorSettings:
     """Read aggregator.toml.
 
     Raises:
-        ConfigRefused: for a file that is missing or no TOML, an unknown key, a wrong type or a value out of range.
+        ConfigRefused: For a file that is missing or no TOML, an unknown key, a wrong type or a value out of range.
     """
     if_missing = f"no settings at {path}; copy deploy/aggregator.toml there or pass --config"
     table = read_toml(path, if_missing, ConfigRefused)

@@ -60,7 +60,7 @@ class RepetitionLimit:
         """Return the fields of the line.
 
         Raises:
-            structlog.DropEvent: when there were too many of its event.
+            structlog.DropEvent: When there were too many of its event.
         """
         event, now = str(fields.get("event")), self._monotonic()
         with self._lock:

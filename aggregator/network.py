@@ -21,7 +21,7 @@ def listen(key: str, address: str) -> socket.socket:
         address: host:port; port 0 lets the system choose.
 
     Raises:
-        ConfigRefused: when the address is taken, or is not of this machine.
+        ConfigRefused: When the address is taken, or is not of this machine.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")

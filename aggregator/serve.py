@@ -49,7 +49,7 @@ class AggregatorServer:
             authority: Its CA.
 
         Raises:
-            ConfigRefused: when it cannot listen at one of its addresses, or may have too few descriptors.
+            ConfigRefused: When it cannot listen at one of its addresses, or may have too few descriptors.
         """
         self._app = app
         self._stop = threading.Event()
@@ -127,9 +127,9 @@ def serve(settings: AggregatorSettings) -> None:
     """Run until SIGTERM or SIGINT. The state folder has been initialised and its tables are up to date.
 
     Raises:
-        ConfigRefused: when it cannot listen at one of its addresses, or may have too few descriptors.
-        StateFolderRefused: without a usable CA, or when another process serves the folder.
-        PartEnded: a part has ended without being stopped.
+        ConfigRefused: When it cannot listen at one of its addresses, or may have too few descriptors.
+        StateFolderRefused: Without a usable CA, or when another process serves the folder.
+        PartEnded: A part has ended without being stopped.
     """
     memory.share_heaps()
     limit_repetition(settings.limits.log_lines_per_minute)
@@ -171,7 +171,7 @@ def _lock(path: Path) -> int:
     """Return a descriptor that holds the lock of a state folder, until it is closed or the process ends.
 
     Raises:
-        StateFolderRefused: when another process holds it.
+        StateFolderRefused: When another process holds it.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -212,7 +212,7 @@ def _connection_shares(limits: LimitsSettings, descriptors: int) -> tuple[int, i
         How many connections each may have: as many as the settings say, or in proportion where that is too many.
 
     Raises:
-        ConfigRefused: when it would be too few for a round.
+        ConfigRefused: When it would be too few for a round.
     """
     wanted = limits.connections + limits.enrolment_connections
     possible = (descriptors - DESCRIPTORS_KEPT - limits.dashboard_connections) // DESCRIPTORS_PER_CONNECTION

@@ -55,7 +55,7 @@ def write_file(path: Path, content: SigningFile) -> None:
     """Write a file for the other machine; it replaces an older one of that name.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: When it cannot be written.
     """
     write_secret(path, msgspec.json.format(msgspec.json.encode(content)) + b"\n")
 
@@ -64,8 +64,8 @@ def read_file(path: Path) -> SigningFile:
     """Read a file from the other machine.
 
     Raises:
-        RequestRefused: when it is none of the four kinds.
-        OSError: when it cannot be read.
+        RequestRefused: When it is none of the four kinds.
+        OSError: When it cannot be read.
     """
     expected = "expected a file of `roster export`, `plan export` or `hemofed-custodian sign`"
     with path.open("rb") as file:

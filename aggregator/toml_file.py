@@ -36,7 +36,7 @@ def read_toml(path: Path, if_missing: str, refusal: type[AggregatorError]) -> Ta
         refusal: The error to raise.
 
     Raises:
-        AggregatorError: of the class `refusal`, if there is no such file or it is no TOML in UTF-8.
+        AggregatorError: Of the class `refusal`, if there is no such file or it is no TOML in UTF-8.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def rename_old_keys(table: Table, renamed: Mapping[str, str], where: str, refusa
         refusal: The error to raise.
 
     Raises:
-        AggregatorError: of the class `refusal`, if a table holds both keys, because one value would be lost.
+        AggregatorError: Of the class `refusal`, if a table holds both keys, because one value would be lost.
     """
     for old, new in renamed.items():
         *sections, old_key = old.split(".")
@@ -91,7 +91,7 @@ def from_table(
         given: Values that the program supplies and the file must not, by key or table.key. They are passed as they are.
 
     Raises:
-        AggregatorError: of the class `refusal`, naming `where` and the key, for a key that is unknown (with the nearest
+        AggregatorError: Of the class `refusal`, naming `where` and the key, for a key that is unknown (with the nearest
             known one) or missing, a value of another type, or a value out of its bounds.
     """
     supplied = given or {}

@@ -32,17 +32,17 @@ class Bus:
         """Call a method.
 
         Args:
-            service: bus name of the daemon.
-            path: of the object.
-            interface: of the method.
-            method: its name.
+            service: Bus name of the daemon.
+            path: Of the object.
+            interface: Of the method.
+            method: Its name.
             arguments: (D-Bus type, value) pairs.
 
         Returns:
             The body of the answer.
 
         Raises:
-            BusError: no answer.
+            BusError: No answer.
         """
         address = DBusAddress(path, bus_name=service, interface=interface)
         signature = "".join(kind for kind, _ in arguments) or None
@@ -65,7 +65,7 @@ class Bus:
         """Read one property.
 
         Raises:
-            BusError: no answer.
+            BusError: No answer.
         """
         return self.call(service, path, _PROPERTIES, "Get", ("s", interface), ("s", name))[0][1]
 
@@ -73,7 +73,7 @@ class Bus:
         """Read every property of an interface.
 
         Raises:
-            BusError: no answer.
+            BusError: No answer.
         """
         properties = self.call(service, path, _PROPERTIES, "GetAll", ("s", interface))[0]
         return {name: value for name, (_, value) in properties.items()}

@@ -22,11 +22,11 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        check: its name.
-        color: its verdict.
-        found: the fact, in words.
-        fix: what a person here has to do; empty for green.
-        local: the words quote text of others (a file's name, an issuer): shown here, kept out of a bundle.
+        check: Its name.
+        color: Its verdict.
+        found: The fact, in words.
+        fix: What a person here has to do; empty for green.
+        local: The words quote text of others (a file's name, an issuer): shown here, kept out of a bundle.
     """
 
     check: str

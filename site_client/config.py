@@ -242,7 +242,7 @@ def load(path: Path) -> SiteSettings:
     """Read and check a site.toml.
 
     Raises:
-        ConfigRefused: the file cannot be read or used.
+        ConfigRefused: The file cannot be read or used.
     """
     return parse(read_text(path), path.parent)
 
@@ -252,10 +252,10 @@ def parse(text: str, base: Path) -> SiteSettings:
 
     Args:
         text: TOML.
-        base: the folder that relative paths start from.
+        base: The folder that relative paths start from.
 
     Raises:
-        ConfigRefused: the text cannot be used. The message names the key, what was expected and what was there.
+        ConfigRefused: The text cannot be used. The message names the key, what was expected and what was there.
     """
     # Before the check of keys and values, which know only the present spelling.
     return parse_settings(SiteSettings, text, base, _FILE, translate=_translate_old_spellings)

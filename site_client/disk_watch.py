@@ -44,7 +44,7 @@ class DiskWatch:
         """Count a refusal.
 
         Args:
-            error: one for which `is_of_disk` holds. Its path stays out of the sentence.
+            error: One for which `is_of_disk` holds. Its path stays out of the sentence.
 
         Returns:
             Seconds until the next try.
@@ -77,7 +77,7 @@ class DiskWatch:
         """Call `attempt` again after each refusal of the disk, until `stopping`.
 
         Raises:
-            OSError: one that is not of the disk.
+            OSError: One that is not of the disk.
         """
         while not stopping.is_set():
             try:

@@ -49,13 +49,13 @@ def append_whole(handle: int, what: str, *parts: bytes, durably: bool = False) -
     """Append all parts or nothing: half a record in the middle of a file would spoil every record after it.
 
     Args:
-        handle: of a file open for appending.
-        what: the record's noun, for the message.
-        parts: the record's bytes, in order.
-        durably: whether to sync.
+        handle: Of a file open for appending.
+        what: The record's noun, for the message.
+        parts: The record's bytes, in order.
+        durably: Whether to sync.
 
     Raises:
-        OSError: the disk is full, or could not sync. The file is then as long as before.
+        OSError: The disk is full, or could not sync. The file is then as long as before.
     """
     before, size_bytes = os.fstat(handle).st_size, sum(map(len, parts))
     try:
@@ -87,9 +87,9 @@ def set_aside(path: Path, why: str, way_on: str) -> None:
     `hemofed-site status` lists the files that were set aside in the agent's folder, until a person removes them.
 
     Args:
-        path: the file, or the folder that stands in its place. An earlier one that was set aside is removed.
-        why: a clause.
-        way_on: what happens now, a clause.
+        path: The file, or the folder that stands in its place. An earlier one that was set aside is removed.
+        why: A clause.
+        way_on: What happens now, a clause.
     """
     target = path.with_name(path.name + DAMAGED)
     remove(target)

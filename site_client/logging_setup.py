@@ -25,7 +25,7 @@ def log_to_stderr(*, tracebacks: bool) -> None:
     """Configure structlog for this process.
 
     Args:
-        tracebacks: whether `exc_info` becomes a traceback in the log. False in every process that reads DICOM, where
+        tracebacks: Whether `exc_info` becomes a traceback in the log. False in every process that reads DICOM, where
             `exc_info` is dropped.
     """
     on_terminal = sys.stderr.isatty()

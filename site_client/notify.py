@@ -23,9 +23,9 @@ class Notifier:
         """Take the socket and the watchdog time.
 
         Args:
-            address: a path, "@" and an abstract name, or "" without systemd.
-            watchdog_s: of the unit; 0 without a watchdog.
-            monotonic: seconds of a monotonic clock.
+            address: A path, "@" and an abstract name, or "" without systemd.
+            watchdog_s: Of the unit; 0 without a watchdog.
+            monotonic: Seconds of a monotonic clock.
         """
         self._address, self.watchdog_s, self._monotonic = address, watchdog_s, monotonic
         self._sent_status = ""

@@ -103,7 +103,7 @@ def histograms_of(counts: NDArray[np.int64]) -> Histograms:
     """Convert int64[6, 2, 64] to the nested tuples that a record holds.
 
     Raises:
-        SpoolRefused: another shape.
+        SpoolRefused: Another shape.
     """
     if counts.shape != HISTOGRAMS_SHAPE:
         raise SpoolRefused(f"expected histograms of shape {HISTOGRAMS_SHAPE}, got {counts.shape}")

@@ -64,7 +64,7 @@ class AgentSide:
         """Return the trainer's newest status without creating a folder; None before the first.
 
         Raises:
-            SpoolRefused: the record does not follow its schema, or its file cannot be read.
+            SpoolRefused: The record does not follow its schema, or its file cannot be read.
         """
         try:
             return from_json(Status, UntrustedFolder(spool, "to_agent", RECORD_BYTES_MAX).read("status.json"))
@@ -75,7 +75,7 @@ class AgentSide:
         """Make the job visible, whole. Offering the same job again changes nothing.
 
         Raises:
-            SpoolRefused: another job of this round is on offer.
+            SpoolRefused: Another job of this round is on offer.
         """
         # Idempotent: after a crash the agent offers the same job again, and the trainer may already be at work on it.
         target = self._out / _name(_JOB, job.run_id, job.round)
@@ -110,7 +110,7 @@ class AgentSide:
         """Return every job on offer, oldest round first.
 
         Raises:
-            SpoolRefused: a record does not follow its schema.
+            SpoolRefused: A record does not follow its schema.
         """
         return _jobs(self._own)
 
@@ -118,7 +118,7 @@ class AgentSide:
         """Return the trainer's newest status; None before the first.
 
         Raises:
-            SpoolRefused: the record does not follow its schema, or its file cannot be read.
+            SpoolRefused: The record does not follow its schema, or its file cannot be read.
         """
         return self.peek(self._in.root)
 
@@ -126,7 +126,7 @@ class AgentSide:
         """Return the update that the trainer delivered for this round; None before it did.
 
         Raises:
-            SpoolRefused: the record is missing, does not follow its schema, or its file cannot be read.
+            SpoolRefused: The record is missing, does not follow its schema, or its file cannot be read.
         """
         if not self.delivered(run_id, round):
             return None
@@ -144,14 +144,14 @@ class AgentSide:
         """Read the update's delta from the spool.
 
         Args:
-            update: as `update` returned it.
-            parameters: d, the numbers that move under the plan.
+            update: As `update` returned it.
+            parameters: D, the numbers that move under the plan.
 
         Returns:
             f32[d], read-only, in this process's own memory.
 
         Raises:
-            SpoolRefused: the update has no delta, one of another length, or one without the digest in `update`.
+            SpoolRefused: The update has no delta, one of another length, or one without the digest in `update`.
         """
         if update.delta_sha256 is None:
             raise SpoolRefused(f"expected a trained update for round {update.round}, got one without a delta")
@@ -193,7 +193,7 @@ class TrainerSide:
         """Return every job on offer, oldest round first. A job that is gone is cancelled.
 
         Raises:
-            SpoolRefused: a record does not follow its schema.
+            SpoolRefused: A record does not follow its schema.
         """
         return _jobs(self._in)
 
@@ -201,7 +201,7 @@ class TrainerSide:
         """Replace the status.
 
         Raises:
-            SpoolRefused: the record does not follow its schema.
+            SpoolRefused: The record does not follow its schema.
         """
         replace_file(self._out / "status.json", to_json(status), _FILE_MODE)
 
@@ -209,14 +209,14 @@ class TrainerSide:
         """Deliver an update, whole, in place of an earlier one of the same round.
 
         Args:
-            update: its `delta_sha256` is filled in.
+            update: Its `delta_sha256` is filled in.
             delta: f32[d] with outcome TRAINED, None with any other.
 
         Returns:
             The update with its `delta_sha256`.
 
         Raises:
-            SpoolRefused: a delta with another outcome, or none with TRAINED.
+            SpoolRefused: A delta with another outcome, or none with TRAINED.
         """
         if (delta is not None) != (update.outcome == Outcome.TRAINED):
             raise SpoolRefused(f'a delta goes with "trained" and with nothing else, got outcome "{update.outcome}"')

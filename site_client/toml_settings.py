@@ -24,7 +24,7 @@ def read_text(path: Path) -> str:
     """Read a file of settings.
 
     Raises:
-        ConfigRefused: the file cannot be read.
+        ConfigRefused: The file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -45,14 +45,14 @@ def parse_settings(
     """Read and check settings.
 
     Args:
-        kind: the dataclass of the whole file. Its fields that are dataclasses are sections.
+        kind: The dataclass of the whole file. Its fields that are dataclasses are sections.
         text: TOML.
-        base: the folder that relative paths start from.
-        file: the file's name, for the message.
-        translate: rewrites spellings of older versions in the table, before keys and values are checked.
+        base: The folder that relative paths start from.
+        file: The file's name, for the message.
+        translate: Rewrites spellings of older versions in the table, before keys and values are checked.
 
     Raises:
-        ConfigRefused: the text cannot be used. The message names the key, what was expected and what was there.
+        ConfigRefused: The text cannot be used. The message names the key, what was expected and what was there.
     """
     try:
         table = tomllib.loads(text)

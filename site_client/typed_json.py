@@ -53,7 +53,7 @@ def encode(record: object) -> bytes:
     """Return canonical JSON: one record, one string.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     # json and not msgspec writes: msgspec would write bytes as base64, and files of version 0.1.0 hold hex.
     text = json.dumps(record, default=_plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -64,13 +64,13 @@ def decode(kind: type[_T], data: bytes | str, *, whole: bool = False, size_max: 
     """Read a record.
 
     Args:
-        kind: dataclass, list or table, with bounds in its annotations.
-        data: the JSON text.
-        whole: whether keys with a default must be there too.
-        size_max: the most bytes that are parsed.
+        kind: Dataclass, list or table, with bounds in its annotations.
+        data: The JSON text.
+        whole: Whether keys with a default must be there too.
+        size_max: The most bytes that are parsed.
 
     Raises:
-        ValueError: the text is no such record. The message is a clause without any value of the record.
+        ValueError: The text is no such record. The message is a clause without any value of the record.
     """
     # Before parsing: a parser holds several times the size of its text in memory.
     if len(data) > size_max:
@@ -95,13 +95,13 @@ def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
     """Read a small file of the state folder; None when there is none.
 
     Args:
-        kind: as for `decode`; keys with a default may be missing, as in files of an older version.
-        path: the file.
-        advice: what to do about a damaged one, as an imperative clause.
+        kind: As for `decode`; keys with a default may be missing, as in files of an older version.
+        path: The file.
+        advice: What to do about a damaged one, as an imperative clause.
 
     Raises:
-        StateRefused: the file is damaged, of a newer version, or no regular file.
-        StateUnreadable: the file cannot be read.
+        StateRefused: The file is damaged, of a newer version, or no regular file.
+        StateUnreadable: The file cannot be read.
     """
     try:
         # Read and not tested for existence first: the file may go between the two.

@@ -24,14 +24,14 @@ def open_regular(path: str | Path, size_max: int, folder: int | None = None) -> 
     """Open a regular file for reading.
 
     Args:
-        path: the file; its last component is not followed if it is a link.
-        size_max: bytes that it may have at most.
-        folder: descriptor of the open folder that `path` begins in; None: the working directory.
+        path: The file; its last component is not followed if it is a link.
+        size_max: Bytes that it may have at most.
+        folder: Descriptor of the open folder that `path` begins in; None: the working directory.
 
     Raises:
-        ValueError: it is a link, a folder, a pipe, a socket or a device, or larger than `size_max`. The message is a
+        ValueError: It is a link, a folder, a pipe, a socket or a device, or larger than `size_max`. The message is a
             clause.
-        OSError: it is not there, or may not be read.
+        OSError: It is not there, or may not be read.
     """
     try:
         handle = os.open(path, _READ, dir_fd=folder)
@@ -56,13 +56,13 @@ def read_regular(path: str | Path, size_max: int, folder: int | None = None) -> 
     """Return the bytes of a regular file.
 
     Args:
-        path: as for `open_regular`.
-        size_max: likewise. A file that grows meanwhile gives one byte more at most, which `typed_json.decode` refuses.
-        folder: likewise.
+        path: As for `open_regular`.
+        size_max: Likewise. A file that grows meanwhile gives one byte more at most, which `typed_json.decode` refuses.
+        folder: Likewise.
 
     Raises:
-        ValueError: as from `open_regular`.
-        OSError: likewise.
+        ValueError: As from `open_regular`.
+        OSError: Likewise.
     """
     with open_regular(path, size_max, folder) as file:
         return file.read(size_max + 1)
@@ -73,17 +73,17 @@ def open_folder(root: Path, *names: str) -> Iterator[int]:
     """Open a folder below `root`, one component after the other, none of them a link.
 
     Args:
-        root: a path that the administrator chose; it may hold links.
-        names: of the folders below it, the outermost first.
+        root: A path that the administrator chose; it may hold links.
+        names: Of the folders below it, the outermost first.
 
     Yields:
         A descriptor for `open_regular` and `os.scandir`. It stays at this folder when another process exchanges the
         name for a link.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a component is a link or no folder. The message is a clause.
-        OSError: it may not be read.
+        FileNotFoundError: There is none.
+        ValueError: A component is a link or no folder. The message is a clause.
+        OSError: It may not be read.
     """
     handle = os.open(root, _FOLDER)
     try:
@@ -106,9 +106,9 @@ class UntrustedFolder:
         """Take the folder `name` in `root`; nothing is read yet.
 
         Args:
-            root: the spool.
-            name: of the folder, which may not be a link.
-            record_bytes_max: the size of the largest record.
+            root: The spool.
+            name: Of the folder, which may not be a link.
+            record_bytes_max: The size of the largest record.
         """
         self.root, self.path = root, root / name
         self._record_bytes_max = record_bytes_max
@@ -117,7 +117,7 @@ class UntrustedFolder:
         """List the folder; empty when there is none.
 
         Raises:
-            SpoolRefused: it is a link or no folder, or may not be read.
+            SpoolRefused: It is a link or no folder, or may not be read.
         """
         try:
             with open_folder(self.root, self.path.name) as folder:
@@ -140,8 +140,8 @@ class UntrustedFolder:
         """Return a record's bytes. The last name is the file's; the others are those of folders.
 
         Raises:
-            FileNotFoundError: there is none.
-            SpoolRefused: it is no regular file, too large, or may not be read.
+            FileNotFoundError: There is none.
+            SpoolRefused: It is no regular file, too large, or may not be read.
         """
         with self.open(*names, size_max=self._record_bytes_max) as file:
             return file.read(self._record_bytes_max + 1)
@@ -151,8 +151,8 @@ class UntrustedFolder:
         """Open a file of at most `size_max` bytes; otherwise as `read`.
 
         Raises:
-            FileNotFoundError: there is none.
-            SpoolRefused: as from `read`, also while the block reads.
+            FileNotFoundError: There is none.
+            SpoolRefused: As from `read`, also while the block reads.
         """
         *folders, name = names
         try:

@@ -39,7 +39,7 @@ class RootGroup(LazyGroup):
         """Run a command and print what it refuses.
 
         Raises:
-            click.ClickException: for a refusal, a full disk, a file that cannot be read, a locked database.
+            click.ClickException: For a refusal, a full disk, a file that cannot be read, a locked database.
         """
         try:
             return super().invoke(ctx)
@@ -71,7 +71,7 @@ class CommandContext:
         """Read aggregator.toml.
 
         Raises:
-            ConfigRefused: when it cannot be used.
+            ConfigRefused: When it cannot be used.
         """
         return load_settings(self.config)
 
@@ -88,7 +88,7 @@ class CommandContext:
             any_revision: Whether tables of another version are taken, too.
 
         Raises:
-            StateFolderRefused: before `init`, or after an upgrade before `serve` has brought the tables up to date.
+            StateFolderRefused: Before `init`, or after an upgrade before `serve` has brought the tables up to date.
         """
         from aggregator.context import open_context
         from aggregator.migrations import head_revision, revision_of
@@ -118,8 +118,8 @@ class CommandContext:
             role: The least role that may do this.
 
         Raises:
-            NotFound: when `--as` names a person who is not listed.
-            NotAllowed: when the person's role is less.
+            NotFound: When `--as` names a person who is not listed.
+            NotAllowed: When the person's role is less.
         """
         from aggregator.store import people
 
@@ -138,8 +138,8 @@ class CommandContext:
         """Connect to the state folder and read the CA, for a person who may change who takes part.
 
         Raises:
-            StateFolderRefused: before `init`, or without a usable CA.
-            NotFound, NotAllowed: see `actor`.
+            StateFolderRefused: Before `init`, or without a usable CA.
+            NotFound, NotAllowed: See `actor`.
         """
         from aggregator.sites.enrolment import EnrolmentService
 
@@ -163,7 +163,7 @@ def load_authority(app: "AppContext") -> "Authority":
     """Read the CA of a state folder.
 
     Raises:
-        StateFolderRefused: when a file of it is missing or unreadable.
+        StateFolderRefused: When a file of it is missing or unreadable.
     """
     from aggregator.sites.authority import Authority
 

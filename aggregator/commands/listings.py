@@ -61,7 +61,7 @@ def describe_site(session: Session, name: str, now: datetime, pacing: PacingSett
     """Describe one site with its keys, its certificate, its seats in the newest rounds and its newest audit rows.
 
     Raises:
-        NotFound: when no such site has joined.
+        NotFound: When no such site has joined.
     """
     site = site_rows.get(session, name)
     [row] = [row for row in list_sites(session, now, pacing) if row["site"] == name]
@@ -106,7 +106,7 @@ def chosen_run(session: Session, prefix: str | None) -> Run:
     """Find the run whose id in hexadecimal begins with `prefix`; when it is None the active run, else the newest.
 
     Raises:
-        NotFound: when there is no such run, or several.
+        NotFound: When there is no such run, or several.
     """
     runs = run_rows.all_runs(session)
     if not runs:

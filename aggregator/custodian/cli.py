@@ -23,7 +23,7 @@ class CustodianGroup(LazyGroup):
         """Run a command and print what it refuses.
 
         Raises:
-            click.ClickException: for a refusal, or a file that cannot be read or written.
+            click.ClickException: For a refusal, or a file that cannot be read or written.
         """
         try:
             return super().invoke(ctx)

@@ -57,7 +57,7 @@ class CustodianFolder:
         """Read custodian.json.
 
         Raises:
-            CustodianRefused: when there is none, or it is damaged.
+            CustodianRefused: When there is none, or it is damaged.
         """
         self.path = path
         try:
@@ -72,7 +72,7 @@ class CustodianFolder:
         """Unlock the key, for as long as the context lasts. `secret`: the passphrase, or the token's PIN.
 
         Raises:
-            CustodianRefused: when the secret is wrong, or the key cannot be reached.
+            CustodianRefused: When the secret is wrong, or the key cannot be reached.
         """
         token = self.facts.token
         if token is not None:
@@ -93,7 +93,7 @@ class CustodianFolder:
             shown: Serialized SignedRoster of the aggregator; empty when it has none.
 
         Raises:
-            CustodianRefused: when the shown one has another signature: it is of another consortium, or forged.
+            CustodianRefused: When the shown one has another signature: it is of another consortium, or forged.
         """
         rosters = []
         if (self.path / "roster.bin").exists():
@@ -140,7 +140,7 @@ def make_key(
         The public key, 32 bytes. Nothing but the key exists until `begin`.
 
     Raises:
-        CustodianRefused: when there is a custodian already, or the secret or the token is not usable.
+        CustodianRefused: When there is a custodian already, or the secret or the token is not usable.
     """
     if (path / "custodian.json").exists():
         raise CustodianRefused(f"{path} already holds a custodian; its key is replaced by `succeed` only")

@@ -38,7 +38,7 @@ def seal(path: Path, key: Ed25519PrivateKey, passphrase: str) -> None:
     """Write the key to a file of mode 0600.
 
     Raises:
-        CustodianRefused: when the passphrase is shorter than 12 characters.
+        CustodianRefused: When the passphrase is shorter than 12 characters.
     """
     if len(passphrase) < PASSPHRASE_MIN:
         raise CustodianRefused(f"expected a passphrase of at least {PASSPHRASE_MIN} characters, got {len(passphrase)}")
@@ -51,7 +51,7 @@ def unseal(path: Path, passphrase: str) -> Ed25519PrivateKey:
     """Read the key.
 
     Raises:
-        CustodianRefused: when the file is damaged, or the passphrase is another one.
+        CustodianRefused: When the file is damaged, or the passphrase is another one.
     """
     try:
         file = msgspec.json.decode(path.read_bytes(), type=SealedKey)

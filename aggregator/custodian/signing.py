@@ -27,8 +27,8 @@ def review(custodian: CustodianFolder, file: Path, now: datetime) -> Reviewed:
     """Read a request and describe it.
 
     Raises:
-        RequestRefused: when the file is no request.
-        CustodianRefused: when the request shows a roster that another custodian signed.
+        RequestRefused: When the file is no request.
+        CustodianRefused: When the request shows a roster that another custodian signed.
         FederationError: (RosterRefused, PlanRefused, Malformed) when its content is no roster or plan.
     """
     request = read_file(file)

@@ -42,7 +42,7 @@ def make_key(token: HardwareToken, pin: str) -> bytes:
         The public key, 32 bytes.
 
     Raises:
-        CustodianRefused: when the token, its PIN or the library is not usable, or it holds such a key already.
+        CustodianRefused: When the token, its PIN or the library is not usable, or it holds such a key already.
     """
     with _session(token, pin) as (pkcs11, session):
         if list(session.get_objects({pkcs11.Attribute.LABEL: LABEL})):
@@ -64,7 +64,7 @@ def open_key(token: HardwareToken, pin: str) -> Iterator[TokenKey]:
     """Find the key in the token, for as long as the context lasts.
 
     Raises:
-        CustodianRefused: when the token, its PIN or the library is not usable, or it holds no such key.
+        CustodianRefused: When the token, its PIN or the library is not usable, or it holds no such key.
     """
     with _session(token, pin) as (pkcs11, session):
         try:

@@ -83,11 +83,11 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
         progress: Called between stages, often; what it raises ends the aggregation.
 
     Raises:
-        SecaggError: when the masks cannot be recovered, however often it is tried.
-        SumRefused: when the sum cannot be decoded, or leads to no model.
-        NotFound: when an upload or the base model is gone or damaged.
-        LostRace: when another driver, or an abort, was first.
-        OSError: for example on a full disk; a later try may succeed.
+        SecaggError: When the masks cannot be recovered, however often it is tried.
+        SumRefused: When the sum cannot be decoded, or leads to no model.
+        NotFound: When an upload or the base model is gone or damaged.
+        LostRace: When another driver, or an abort, was first.
+        OSError: For example on a full disk; a later try may succeed.
     """
     with app.store.read() as session:
         inputs = _read_input(session, round_id)
@@ -124,9 +124,9 @@ def sum_uploads(
         uint64[words].
 
     Raises:
-        NotFound: for a blob that is gone.
-        BlobDamaged: for one that has changed on the disk.
-        secagg.MalformedValue: for a blob of another size.
+        NotFound: For a blob that is gone.
+        BlobDamaged: For one that has changed on the disk.
+        secagg.MalformedValue: For a blob of another size.
     """
     total = np.zeros(words, np.uint64)
 
@@ -213,7 +213,7 @@ def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
     """Return the base model; `next_model` destroys it, so it leaves the memory of `app`.
 
     Raises:
-        NotFound: when the file holds another model. Sites compute the next model from the true one, and would refuse.
+        NotFound: When the file holds another model. Sites compute the next model from the true one, and would refuse.
     """
     cached = app.models.pop(inputs.base.digest, None)
     app.models.clear()  # a model of another run would only take memory
@@ -242,7 +242,7 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
     """Write in one transaction that the round is over, what it led to, and that the next one begins.
 
     Raises:
-        LostRace: when the round has left AGGREGATING.
+        LostRace: When the round has left AGGREGATING.
     """
     row, members = inputs.row, result.decoded.members
     cause = Cause(app.clock(), actor, f"decoded the sum of {members} uploads")

@@ -22,9 +22,9 @@ def accept_model_signature(app: AppContext, site: str, message: pb.ModelSignatur
     """Keep a member's signature over the model that its round led to.
 
     Raises:
-        NotFound: when the site has no seat in the round.
-        MessageRefused: when the round led to no new model, or the site is not in its sum.
-        CertificateRefused: when the signature does not hold.
+        NotFound: When the site has no seat in the round.
+        MessageRefused: When the round led to no new model, or the site is not in its sum.
+        CertificateRefused: When the signature does not hold.
     """
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)

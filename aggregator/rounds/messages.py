@@ -17,7 +17,7 @@ def published_sum(row: Round) -> rounds_pb2.PublishedSum:
     """Describe the sum of a round and the model it led to; without a model for a refused sum.
 
     Raises:
-        ValueError: for a round without a sum.
+        ValueError: For a round without a sum.
     """
     if row.sum_blob is None or row.sum_size_bytes is None or row.members is None:
         raise ValueError(f"round {row.number} is {row.state} and has no sum")
@@ -29,7 +29,7 @@ def reveals(message: secagg_pb2.RevealMessage) -> dict[str, RevealedShare]:
     """Return the share that the message reveals about each site.
 
     Raises:
-        MessageRefused: for a share that does not say of which secret it is.
+        MessageRefused: For a share that does not say of which secret it is.
     """
     if any(share.kind == secagg_pb2.RevealedShare.KIND_UNSPECIFIED for share in message.shares):
         raise MessageRefused("expected SEED or MASK_KEY as the kind of every revealed share, got none")

@@ -116,7 +116,7 @@ def plan_for(app: AppContext, site: str, plan_digest: bytes) -> tuple[SignedPlan
     """Return the signed plan of a run in which the site has a seat, and the seat that its bytes count for.
 
     Raises:
-        NotFound: when there is no such plan, or only in a run without this site.
+        NotFound: When there is no such plan, or only in a run without this site.
     """
     with app.store.read() as session:
         run = run_rows.by_plan(session, plan_digest)

@@ -48,7 +48,7 @@ def accept_ready(app: AppContext, site: str, message: pb.ReadyMessage) -> Receip
     """Accept that the site holds a trained update for the round.
 
     Raises:
-        NotFound: when the site has no seat in the round; so do all functions here.
+        NotFound: When the site has no seat in the round; so do all functions here.
     """
     with app.store.write() as session:
         run, row, seat = round_rows.lock(session, message.round.run_id, message.round.round, site)
@@ -71,7 +71,7 @@ def accept_decline(app: AppContext, site: str, message: pb.DeclineMessage) -> Re
     """Accept that the site takes no part in the round. A member of the cohort is LATE: it may have masked already.
 
     Raises:
-        MessageRefused: for a reason with which no site may decline.
+        MessageRefused: For a reason with which no site may decline.
     """
     reasons = {reason.number: reason for reason in DECLINE_REASONS}
     reason = reasons.get(message.reason)
@@ -94,8 +94,8 @@ def accept_keys(app: AppContext, site: str, message: KeysMessage) -> Receipt:
     """Accept the member's fresh public keys, signed with its roster key.
 
     Raises:
-        SecaggError: for a forged signature or weak keys, or when another member has the same keys.
-        MessageRefused: for keys in another site's name; and see `_accept`.
+        SecaggError: For a forged signature or weak keys, or when another member has the same keys.
+        MessageRefused: For keys in another site's name; and see `_accept`.
     """
 
     def check(_session: Session, _row: Round, masking: MaskingAttempt) -> None:
@@ -114,8 +114,8 @@ def accept_shares(app: AppContext, site: str, message: SharesMessage) -> Receipt
     """Accept the shares for every member of U1, the dealer included, sorted by site. Each is signed by the dealer.
 
     Raises:
-        MessageRefused: for shares for other members; and see `_accept`.
-        SecaggError: for a forged signature, or a field of another size.
+        MessageRefused: For shares for other members; and see `_accept`.
+        SecaggError: For a forged signature, or a field of another size.
     """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -140,9 +140,9 @@ def accept_complaints(app: AppContext, site: str, message: ComplaintMessage) -> 
     """Accept that shares which dealers signed for this member are none. It comes before the upload, or not at all.
 
     Raises:
-        MessageRefused: for a second message that differs, complaints in another site's name, unsorted or repeated, or
+        MessageRefused: For a second message that differs, complaints in another site's name, unsorted or repeated, or
             more than an honest member has.
-        SecaggError: for a complaint that is not signed over what the dealer dealt.
+        SecaggError: For a complaint that is not signed over what the dealer dealt.
     """
     data = _bytes_of(message)
     dealers = [complaint.dealer for complaint in message.complaints]
@@ -182,8 +182,8 @@ def accept_upload(app: AppContext, site: str, message: UploadMessage) -> Receipt
     """Accept the signed digest of the masked words, whose blob must be complete.
 
     Raises:
-        MessageRefused: for a digest that was not offered, or a blob that is not complete; and see `_accept`.
-        SecaggError: for a forged signature.
+        MessageRefused: For a digest that was not offered, or a blob that is not complete; and see `_accept`.
+        SecaggError: For a forged signature.
     """
 
     def check(session: Session, row: Round, masking: MaskingAttempt) -> None:
@@ -208,8 +208,8 @@ def accept_confirm(app: AppContext, site: str, message: ConfirmMessage) -> Recei
     A member that was complained about opens the shares in question with it.
 
     Raises:
-        SecaggError: for a forged signature, or one over another set, or opened shares that are not those it dealt.
-        MessageRefused: for a confirmation in another site's name, or without the shares that it has to open; and see
+        SecaggError: For a forged signature, or one over another set, or opened shares that are not those it dealt.
+        MessageRefused: For a confirmation in another site's name, or without the shares that it has to open; and see
             `_accept`.
     """
 
@@ -236,8 +236,8 @@ def accept_reveal(app: AppContext, site: str, message: RevealMessage) -> Receipt
     Nothing about a dealer that this member complained about.
 
     Raises:
-        MessageRefused: for shares that are not sorted by site; and see `_accept`.
-        SecaggError: for shares about other members, of the wrong secret, or not those that were dealt. Both secrets of
+        MessageRefused: For shares that are not sorted by site; and see `_accept`.
+        SecaggError: For shares about other members, of the wrong secret, or not those that were dealt. Both secrets of
             one member would unmask its update.
     """
 
@@ -270,7 +270,7 @@ def _accept(
     """Keep `data` in the seat's `column` and move the seat, if it is this member's turn in `phase`.
 
     Raises:
-        MessageRefused: for an attempt or a phase that has not begun, or a second message that differs from the first.
+        MessageRefused: For an attempt or a phase that has not begun, or a second message that differs from the first.
     """
     before, after = PHASE_SEATS[phase]
     with app.store.write() as session:

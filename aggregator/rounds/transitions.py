@@ -41,7 +41,7 @@ def freeze(step: Step, decision: Freeze) -> None:
     """Begin masking: TRAINING -> KEYS, with the roster in force.
 
     Raises:
-        LostRace: when the round or a seat is no longer in the state it was read in; so do all functions here.
+        LostRace: When the round or a seat is no longer in the state it was read in; so do all functions here.
     """
     # Read before the round moves: the seats left out may be OFFERED or READY.
     states = round_rows.seat_states(step.session, step.row.id)

@@ -36,10 +36,10 @@ def offer(app: AppContext, site: str, message: BlobOffer) -> UploadProgress:
     """Say how much of the member's upload is here. The first offer in an attempt names the digest to expect.
 
     Raises:
-        NotFound: when the site has no seat in the round.
-        WrongState: when no upload of the site is expected now.
-        MessageRefused: for another size than the plan's, a digest of another member, or a second upload.
-        BlobRefused: see `Blobs.offer`.
+        NotFound: When the site has no seat in the round.
+        WrongState: When no upload of the site is expected now.
+        MessageRefused: For another size than the plan's, a digest of another member, or a second upload.
+        BlobRefused: See `Blobs.offer`.
     """
     ref = message.round
     if len(message.digest) != DIGEST_BYTES:
@@ -71,8 +71,8 @@ def expected(app: AppContext, site: str, digest: bytes) -> ExpectedUpload:
     """Return the upload of that digest, if `site` offered it and may send it now.
 
     Raises:
-        MessageRefused: when the site offered no such upload.
-        WrongState: when its phase is over.
+        MessageRefused: When the site offered no such upload.
+        WrongState: When its phase is over.
     """
     with app.store.read() as session:
         for seat in round_rows.upload_seats(session, digest):
@@ -88,7 +88,7 @@ def readable(app: AppContext, site: str, digest: bytes) -> tuple[BinaryIO, SeatK
     """Open a model or published sum for reading, and return the seat that its bytes count for.
 
     Raises:
-        NotFound: when there is no such blob, or only in runs without this site. The sentence is the same.
+        NotFound: When there is no such blob, or only in runs without this site. The sentence is the same.
     """
     # A digest is no secret, so knowing one gives no right to the blob: the site must have a seat in a run that has it.
     with app.store.read() as session:

@@ -1,4 +1,4 @@
-"""What every call passes: authentication, and errors as status codes."""
+"""The guard that every call passes: authentication, and errors as status codes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +82,7 @@ class CallGuard:
         """Return the name of the approved site at the other end.
 
         Raises:
-            Denied: when it is none, or is no longer one.
+            Denied: When it is none, or is no longer one.
         """
         # It holds PEM bytes, one entry a peer.
         certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())

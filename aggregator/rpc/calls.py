@@ -1,4 +1,4 @@
-"""How a call is received: authenticated, counted, and here as a whole before it takes a thread.
+"""Receives a call: authenticated, counted, and here as a whole before it takes a thread.
 
 Calls that wait (for a message, a slow reader, the next phase) wait in the event loop of `call_server`, where they cost
 memory and no thread. Servicers are synchronous, and run in a few threads.
@@ -65,7 +65,7 @@ class IncomingCall:
         """Refuse the call.
 
         Raises:
-            CallRefused: always.
+            CallRefused: Always.
         """
         raise CallRefused(code, sentence)
 
@@ -222,7 +222,7 @@ class CallReceiver:
         """Return the next message, None after the last one.
 
         Raises:
-            CallRefused: when it does not arrive in time.
+            CallRefused: When it does not arrive in time.
         """
         try:
             async with asyncio.timeout(within_s):

@@ -50,7 +50,7 @@ def compare(first: Model, second: Model) -> ModelComparison:
     """Compare two models number by number.
 
     Raises:
-        WrongState: when their tensors are others.
+        WrongState: When their tensors are others.
     """
     if first.manifest.digest != second.manifest.digest:
         raise WrongState(f"expected two models of the same tensors, {_difference(first.manifest, second.manifest)}")

@@ -19,7 +19,7 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     """Find the model that a round made (0: the initial one); the newest model when `round_number` is None.
 
     Raises:
-        NotFound: when that round made no model.
+        NotFound: When that round made no model.
     """
     if round_number is None:
         return run_rows.newest_model(session, run.run_id)
@@ -33,9 +33,9 @@ def read(blobs: Blobs, version: ModelVersion) -> Model:
     """Read a model, after computing its digest anew.
 
     Raises:
-        WrongState: when the digest is not the recorded one; the state folder is damaged.
-        federation.errors.Malformed: when the file is no longer a model.
-        NotFound: when its blob does not exist.
+        WrongState: When the digest is not the recorded one; the state folder is damaged.
+        federation.errors.Malformed: When the file is no longer a model.
+        NotFound: When its blob does not exist.
     """
     with blobs.open(version.blob) as stored:
         model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
@@ -51,10 +51,10 @@ def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path, *, overwrit
     that each tensor belongs to, so that the next run may train some of them.
 
     Raises:
-        WrongState: when `out` exists and is not to be overwritten; or when the digest is not the recorded one: the
+        WrongState: When `out` exists and is not to be overwritten; or when the digest is not the recorded one: the
             state folder is damaged.
-        federation.errors.Malformed: when the file is no longer a model.
-        NotFound: when its blob, or the folder of `out`, does not exist.
+        federation.errors.Malformed: When the file is no longer a model.
+        NotFound: When its blob, or the folder of `out`, does not exist.
     """
     if not out.parent.is_dir():
         raise NotFound(f"no folder {out.parent}; make it, or export to another")
@@ -89,7 +89,7 @@ def _reserve(out: Path) -> None:
     """Make an empty file of that name, which no other program has made.
 
     Raises:
-        WrongState: when there is one.
+        WrongState: When there is one.
     """
     # Not by a hard link, which the file system of a stick may not have.
     try:

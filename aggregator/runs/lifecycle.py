@@ -57,8 +57,8 @@ def start_run(
 
     Raises:
         FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
-        PlanFileRefused: when the file holds another model than the plan's.
-        RunInProgress: while another run is running or paused, unless `queue`.
+        PlanFileRefused: When the file holds another model than the plan's.
+        RunInProgress: While another run is running or paused, unless `queue`.
     """
     plan, model = verified(signed, initial_model, custodian)
     description = load_description(initial_model)
@@ -107,7 +107,7 @@ def begin_queued(session: Session, cause: Cause) -> Run | None:
     """Begin the queued run that waited longest, if no run is active; return it.
 
     Raises:
-        LostRace: when another driver has begun it a moment ago.
+        LostRace: When another driver has begun it a moment ago.
     """
     waiting = run_rows.queued(session)
     if not waiting or run_rows.active(session) is not None:
@@ -124,7 +124,7 @@ def verified(signed: SignedPlan, initial_model: Path, custodian: Ed25519PublicKe
 
     Raises:
         FederationError: (BadSignature, PlanRefused, Malformed) for a plan that sites would refuse.
-        PlanFileRefused: when the file holds another model than the plan's.
+        PlanFileRefused: When the file holds another model than the plan's.
     """
     # As every site will check it: a run that sites refuse must not begin.
     plan = verify_plan(signed, custodian)
@@ -143,8 +143,8 @@ def pause(app: AppContext, run_id: bytes, why: str = "paused by the coordinator"
     """Begin no further round; the round in progress ends as usual.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: unless it is RUNNING.
+        NotFound: When there is no such run.
+        WrongState: Unless it is RUNNING.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -157,8 +157,8 @@ def resume(app: AppContext, run_id: bytes, why: str = "resumed by the coordinato
     """Continue a paused run; its next round begins at once if the last one is over.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: unless it is PAUSED.
+        NotFound: When there is no such run.
+        WrongState: Unless it is PAUSED.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -175,8 +175,8 @@ def close_now(
     """End the training of the round in progress now, as its deadline would: the cohort is of the sites that are ready.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: when it is over, its round is not in training, or fewer sites are ready than its plan asks for.
+        NotFound: When there is no such run.
+        WrongState: When it is over, its round is not in training, or fewer sites are ready than its plan asks for.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -198,8 +198,8 @@ def abort(app: AppContext, run_id: bytes, why: str = "aborted by the coordinator
     """End the run now. Its unfinished round is abandoned, and every site is told to stop and erase.
 
     Raises:
-        NotFound: when there is no such run.
-        WrongState: when it is over.
+        NotFound: When there is no such run.
+        WrongState: When it is over.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:

@@ -78,7 +78,7 @@ class Report(Struct, frozen=True):
         """Decode what `to_json` wrote.
 
         Raises:
-            msgspec.ValidationError: when the text is something else.
+            msgspec.ValidationError: When the text is something else.
         """
         return msgspec.json.decode(text, type=cls)
 

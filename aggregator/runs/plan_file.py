@@ -46,7 +46,7 @@ def read_plan(path: Path, model_path: Path, random: Callable[[int], bytes]) -> T
         random: `random(n)` gives n unpredictable bytes, for the run id and the rotation seed.
 
     Raises:
-        PlanFileRefused: for a missing file, no TOML, an unknown key (with the nearest), a wrong type, a value out of
+        PlanFileRefused: For a missing file, no TOML, an unknown key (with the nearest), a wrong type, a value out of
             the bounds of `federation.plan`, or a model file that does not read as one.
     """
     table = read_toml(path, f"no plan at {path}; start from deploy/plan.toml", PlanFileRefused)

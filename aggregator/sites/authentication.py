@@ -21,9 +21,9 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
         now: Aware UTC.
 
     Raises:
-        SiteRevoked: when the coordinator revoked the site.
-        SiteLeft: when the site has left.
-        NotEnrolled: for everything else, in one sentence that does not tell the cases apart.
+        SiteRevoked: When the coordinator revoked the site.
+        SiteLeft: When the site has left.
+        NotEnrolled: For everything else, in one sentence that does not tell the cases apart.
     """
     # By the whole certificate and not by the name in it: a certificate of before a new enrolment must not count.
     fingerprint = certificate_fingerprint(certificate_pem)
@@ -47,7 +47,7 @@ def certificate_fingerprint(certificate_pem: bytes | None) -> bytes:
     """Compute the SHA-256 of the certificate's DER, 32 bytes.
 
     Raises:
-        NotEnrolled: when it is no PEM certificate.
+        NotEnrolled: When it is no PEM certificate.
     """
     if not certificate_pem:
         raise NotEnrolled("expected a client certificate, got none; join first")

@@ -67,7 +67,7 @@ class Authority:
             clock: Aware UTC.
 
         Raises:
-            StateFolderRefused: when a file is missing or unreadable.
+            StateFolderRefused: When a file is missing or unreadable.
         """
         self._folder = folder
         self._clock = clock
@@ -104,7 +104,7 @@ class Authority:
             expires_at: Aware UTC.
 
         Raises:
-            JoinDenied: when the request is malformed, not signed by its own key, or not P-256.
+            JoinDenied: When the request is malformed, not signed by its own key, or not P-256.
         """
         issued_at, expires_at = issued_at.replace(microsecond=0), expires_at.replace(microsecond=0)
         # Derived and not drawn: a call that is repeated after a lost answer gets the same certificate.
@@ -161,7 +161,7 @@ def create_authority(folder: Path, clock: Callable[[], datetime], custodian: Ed2
     """Make the CA in `folder` (0700), and certify the custodian's key.
 
     Raises:
-        StateFolderRefused: when a CA is there already; a new one would lock every site out.
+        StateFolderRefused: When a CA is there already; a new one would lock every site out.
     """
     if (folder / "ca.key").exists():
         raise StateFolderRefused(f"{folder} already holds a CA; a new one would lock out every site that joined")
@@ -179,7 +179,7 @@ def read_csr(csr_der: bytes) -> ec.EllipticCurvePublicKey:
     """Return the P-256 key of a certificate request that its own key signed.
 
     Raises:
-        JoinDenied: naming the mistake in the request.
+        JoinDenied: Naming the mistake in the request.
     """
     # Before parsing: the caller is not authenticated.
     if len(csr_der) > CSR_LIMIT_BYTES:

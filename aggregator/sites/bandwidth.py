@@ -27,8 +27,8 @@ class BandwidthTest:
         """Answer with as many bytes as wanted.
 
         Raises:
-            MessageRefused: for more than 1 MiB either way.
-            Busy: when the site has moved its share of the minute.
+            MessageRefused: For more than 1 MiB either way.
+            Busy: When the site has moved its share of the minute.
         """
         for direction, count in (("sent", len(request.data)), ("wanted", request.wanted_bytes)):
             if count > CHUNK_BYTES_MAX:

@@ -70,9 +70,9 @@ class EnrolmentService:
             The token. It exists only here; the row holds a hash.
 
         Raises:
-            federation.errors.TokenRefused: when `site` is no site's name.
-            NotFound: when there is no site to replace.
-            WrongState: when the site is approved and is not to be replaced: two hosts would answer to one name; or when
+            federation.errors.TokenRefused: When `site` is no site's name.
+            NotFound: When there is no site to replace.
+            WrongState: When the site is approved and is not to be replaced: two hosts would answer to one name; or when
                 the one to replace is not approved.
         """
         now = self.clock()
@@ -107,9 +107,9 @@ class EnrolmentService:
         An invitation expires only while it is unused: a host that waits for the telephone call may wait longer.
 
         Raises:
-            JoinDenied: for a token that is wrong, expired, or was used by another request, and for keys that do not
+            JoinDenied: For a token that is wrong, expired, or was used by another request, and for keys that do not
                 prove possession.
-            federation.errors.TokenRefused: when the name is no site's name.
+            federation.errors.TokenRefused: When the name is no site's name.
         """
         check_join(request)
         # Of the whole request: the token is bound to the keys of the host that used it first.
@@ -134,9 +134,9 @@ class EnrolmentService:
         """Approve the pending site, or the new keys of a site, whose six words are `fingerprint`.
 
         Raises:
-            NotFound: when no such site has joined.
-            WrongState: when it is not pending, and no new keys of it are.
-            LostRace: when a host with other keys has joined under this name since the words were read.
+            NotFound: When no such site has joined.
+            WrongState: When it is not pending, and no new keys of it are.
+            LostRace: When a host with other keys has joined under this name since the words were read.
         """
         # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
         now = self.clock().replace(microsecond=0)
@@ -154,8 +154,8 @@ class EnrolmentService:
         """Let no new round take a site.
 
         Raises:
-            NotFound: when no such site has joined.
-            WrongState: when it is not approved, or is suspended already.
+            NotFound: When no such site has joined.
+            WrongState: When it is not approved, or is suspended already.
         """
         with self.store.write() as session:
             standing = site_rows.standing(site_rows.get(session, site))
@@ -167,8 +167,8 @@ class EnrolmentService:
         """Let rounds take a suspended site again.
 
         Raises:
-            NotFound: when no such site has joined.
-            WrongState: when it is not suspended.
+            NotFound: When no such site has joined.
+            WrongState: When it is not suspended.
         """
         with self.store.write() as session:
             standing = site_rows.standing(site_rows.get(session, site))
@@ -180,8 +180,8 @@ class EnrolmentService:
         """Refuse a site from its next call on. An invitation is withdrawn, a pending host refused.
 
         Raises:
-            NotFound: when there is neither site nor invitation.
-            WrongState: when it was revoked, or has left, already.
+            NotFound: When there is neither site nor invitation.
+            WrongState: When it was revoked, or has left, already.
         """
         now = self.clock()
         change = self._cause(now, "revoked by the coordinator").of(f"site:{site}")
@@ -205,7 +205,7 @@ class EnrolmentService:
         """Let an authenticated site leave for good. A second call, after a lost answer, changes nothing.
 
         Raises:
-            LostRace: when the coordinator has revoked it a moment ago.
+            LostRace: When the coordinator has revoked it a moment ago.
         """
         now = self.clock()
         with self.store.write() as session:
@@ -226,7 +226,7 @@ class EnrolmentService:
         """Issue credentials for a challenge that the enrolled key has signed. A nonce serves once, a site a few times.
 
         Raises:
-            JoinDenied: for a nonce that is not ours, expired or used, a wrong signature, or when no recovery is left. A
+            JoinDenied: For a nonce that is not ours, expired or used, a wrong signature, or when no recovery is left. A
                 wrong signature spends neither nonce nor recovery.
         """
         read_csr(request.csr_der)
@@ -260,7 +260,7 @@ class EnrolmentService:
         """Issue the next certificate of an authenticated site; the one before stays good until it expires.
 
         Raises:
-            JoinDenied: for a malformed request, or when the site was revoked in between.
+            JoinDenied: For a malformed request, or when the site was revoked in between.
         """
         read_csr(request.csr_der)
         now = self.clock().replace(microsecond=0)
@@ -275,7 +275,7 @@ class EnrolmentService:
         """Return the roster in force.
 
         Raises:
-            NotFound: before the first site is approved.
+            NotFound: Before the first site is approved.
         """
         with self.store.read() as session:
             return _newest_roster(session)
@@ -410,8 +410,8 @@ def _member(session: Session, name: str) -> Site:
     """Return the site of that name whose keys are in force.
 
     Raises:
-        NotFound: when no such site has joined.
-        WrongState: when its keys are not in force.
+        NotFound: When no such site has joined.
+        WrongState: When its keys are not in force.
     """
     site = site_rows.get(session, name)
     if site_rows.standing(site) not in site_rows.MEMBERS:

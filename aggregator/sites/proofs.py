@@ -33,8 +33,8 @@ def check_join(request: enrolment_pb2.JoinRequest) -> None:
     """Check the shape of the request, and that the host holds its keys.
 
     Raises:
-        TokenRefused: when the name is no site's name.
-        JoinDenied: for anything else.
+        TokenRefused: When the name is no site's name.
+        JoinDenied: For anything else.
     """
     check_site_name(request.site)
     for name, value, size in (
@@ -71,7 +71,7 @@ def challenge_ends_at(key: bytes, site: str, nonce: bytes) -> datetime:
     """Return the end of a challenge's life.
 
     Raises:
-        JoinDenied: when it was not made for this name with this key.
+        JoinDenied: When it was not made for this name with this key.
     """
     content, mac = nonce[:-_MAC_BYTES], nonce[-_MAC_BYTES:]
     if not hmac.compare_digest(mac, _challenge_mac(key, site, content)):
@@ -84,7 +84,7 @@ def check_recovery(signing_key: bytes, request: enrolment_pb2.RecoverRequest) ->
     """Check that the enrolled key signed this nonce and this certificate request.
 
     Raises:
-        JoinDenied: when it did not, in the sentence for a name that no active site has.
+        JoinDenied: When it did not, in the sentence for a name that no active site has.
     """
     _verify(
         signing_key,

@@ -28,7 +28,7 @@ def keep(app: AppContext, site: str, request: pb.PollRequest) -> None:
     two writes the reports stay in memory; a crash loses a few seconds of them.
 
     Raises:
-        MessageRefused: for values outside the bounds of rounds.proto, or from a site of another version of secure
+        MessageRefused: For values outside the bounds of rounds.proto, or from a site of another version of secure
             aggregation.
     """
     # First: an older site is told what to install, not what it may not send.

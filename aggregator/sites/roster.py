@@ -27,7 +27,7 @@ def roster_of(session: Session, epoch: int) -> Roster:
     """Parse the roster of an epoch. Its signature was verified when it was imported.
 
     Raises:
-        NotFound: when there is no such epoch.
+        NotFound: When there is no such epoch.
     """
     return _parsed(site_rows.roster_at(session, epoch).signed)
 
@@ -77,9 +77,9 @@ def import_roster(
     """Put a roster into force that the custodian has signed.
 
     Raises:
-        BadSignature: when the custodian's newest key did not sign it.
-        Malformed, RosterRefused: when it is no roster, or one of an older key or epoch.
-        WrongState: when it is in force already, or has ended.
+        BadSignature: When the custodian's newest key did not sign it.
+        Malformed, RosterRefused: When it is no roster, or one of an older key or epoch.
+        WrongState: When it is in force already, or has ended.
     """
     with store.write() as session:
         before = in_force(session)

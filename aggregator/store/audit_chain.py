@@ -77,7 +77,7 @@ def verify(session: Session) -> ChainHead:
     """Compute the chain anew from its first row.
 
     Raises:
-        AuditBroken: naming the first row that does not follow from the one before.
+        AuditBroken: Naming the first row that does not follow from the one before.
     """
     digest, entries = ORIGIN, 0
     for row in _rows(session.connection()):

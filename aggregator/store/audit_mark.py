@@ -52,7 +52,7 @@ def check(store: Store, folder: Path) -> None:
     """Compare the database with the file.
 
     Raises:
-        StateFolderRefused: when the database is damaged, ends before the noted row, or holds another one in its place.
+        StateFolderRefused: When the database is damaged, ends before the noted row, or holds another one in its place.
     """
     check_intact(store, folder)
     noted = _noted(folder)
@@ -73,7 +73,7 @@ def check_intact(store: Store, folder: Path) -> None:
     """Let SQLite read all of its file; other databases check their own.
 
     Raises:
-        StateFolderRefused: when it is damaged.
+        StateFolderRefused: When it is damaged.
     """
     if store.is_shared:
         return

@@ -32,7 +32,7 @@ def back_up(settings: AggregatorSettings, target: Path) -> Mark:
         The head of the audit in the backup.
 
     Raises:
-        StateFolderRefused: when the database is not the folder's own, is damaged, or `target` holds files.
+        StateFolderRefused: When the database is not the folder's own, is damaged, or `target` holds files.
     """
     _expect_own_database(settings)
     folder = settings.state.folder
@@ -64,7 +64,7 @@ def restore(settings: AggregatorSettings, source: Path) -> Mark:
         The head of the audit in the backup.
 
     Raises:
-        StateFolderRefused: when `source` is no whole backup, or the state folder holds files.
+        StateFolderRefused: When `source` is no whole backup, or the state folder holds files.
     """
     _expect_own_database(settings)
     for name in (DATABASE, *FOLDERS, audit_mark.NAME):

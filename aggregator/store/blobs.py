@@ -73,7 +73,7 @@ class Blobs:
         """Say where an upload should continue. Asking twice changes nothing.
 
         Raises:
-            BlobRefused: for a digest that is not 32 bytes, a size of 0 or above the limit, or a complete blob of
+            BlobRefused: For a digest that is not 32 bytes, a size of 0 or above the limit, or a complete blob of
                 another size.
         """
         self._check_size(size_bytes)
@@ -97,9 +97,9 @@ class Blobs:
         """Append one chunk. A chunk that is here already is accepted and changes nothing.
 
         Raises:
-            OffsetRefused: when it leaves a gap or straddles the end of the bytes that are held.
-            BlobRefused: for a chunk that is empty, above 1 MiB, or goes beyond `size_bytes`.
-            DigestRefused: when the last byte is here and the hash is wrong; all bytes are discarded.
+            OffsetRefused: When it leaves a gap or straddles the end of the bytes that are held.
+            BlobRefused: For a chunk that is empty, above 1 MiB, or goes beyond `size_bytes`.
+            DigestRefused: When the last byte is here and the hash is wrong; all bytes are discarded.
         """
         self._check_size(size_bytes)
         if not 1 <= len(data) <= CHUNK_BYTES_MAX or offset < 0 or offset + len(data) > size_bytes:
@@ -129,7 +129,7 @@ class Blobs:
         """Store a whole blob from memory or from a file. The same content twice is one blob.
 
         Raises:
-            BlobRefused: when it is empty or above the limit.
+            BlobRefused: When it is empty or above the limit.
         """
         temporary = self._partial / f"{_OWN}{secrets.token_hex(16)}"
         hasher, size_bytes = hashlib.sha256(), 0
@@ -151,7 +151,7 @@ class Blobs:
         """Make a file a blob without copying it; it has to lie on the disk of this folder.
 
         Raises:
-            BlobRefused: when it is empty or above the limit; the file stays.
+            BlobRefused: When it is empty or above the limit; the file stays.
         """
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -166,8 +166,8 @@ class Blobs:
         """Open a complete blob for reading: a real file, which numpy may map.
 
         Raises:
-            NotFound: when it is absent or only partial.
-            BlobRefused: for a digest that is not 32 bytes.
+            NotFound: When it is absent or only partial.
+            BlobRefused: For a digest that is not 32 bytes.
         """
         try:
             return os.fdopen(os.open(self._whole_path(digest), os.O_RDONLY | os.O_NOFOLLOW), "rb")
@@ -178,8 +178,8 @@ class Blobs:
         """Read a complete blob and compare its bytes with its name.
 
         Raises:
-            NotFound: when it is absent or only partial.
-            BlobDamaged: when they are other bytes than were stored.
+            NotFound: When it is absent or only partial.
+            BlobDamaged: When they are other bytes than were stored.
         """
         with self.open(digest) as file:
             if hashlib.file_digest(file, "sha256").digest() == digest:

@@ -103,7 +103,7 @@ def open_store(url: str) -> Store:
         url: As SQLAlchemy writes it: sqlite:////var/lib/hemofed/hub.sqlite, postgresql+psycopg://...
 
     Raises:
-        ConfigRefused: when it is no such URL, or the database's driver is not installed.
+        ConfigRefused: When it is no such URL, or the database's driver is not installed.
     """
     try:
         return _open(url)
@@ -152,8 +152,8 @@ def transition(
         values: Other columns of the same row.
 
     Raises:
-        LostRace: when the row is not, or no longer, in `before`.
-        ValueError: for a step that `states` does not know.
+        LostRace: When the row is not, or no longer, in `before`.
+        ValueError: For a step that `states` does not know.
     """
     if after not in allowed_after(before):
         raise ValueError(f"{type(before).__name__}: no transition from {before} to {after} in aggregator.states")
@@ -165,8 +165,8 @@ def guarded(session: Session, statement: Update, change: Change, before: str | N
     """Run an UPDATE whose WHERE holds the old state, and write its audit row; for changes that are no state column.
 
     Raises:
-        LostRace: when no row matched.
-        RuntimeError: when several did, because the WHERE named more than one row.
+        LostRace: When no row matched.
+        RuntimeError: When several did, because the WHERE named more than one row.
     """
     rows = rows_changed(session, statement)
     if rows == 0:

@@ -74,7 +74,7 @@ def evidence(session: Session, fault_id: int) -> bytes:
     """Return the evidence of a fault.
 
     Raises:
-        NotFound: when there is no such fault, or it has none.
+        NotFound: When there is no such fault, or it has none.
     """
     fault = session.get(Fault, fault_id)
     if fault is None or fault.evidence is None:

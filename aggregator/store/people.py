@@ -41,7 +41,7 @@ def add_administrator(
     """Add a person; `salt` are 16 random bytes.
 
     Raises:
-        WrongState: when the name is taken or the password is shorter than 12 characters.
+        WrongState: When the name is taken or the password is shorter than 12 characters.
     """
     if session.get(Administrator, name) is not None:
         raise WrongState(f"administrator {name!r} exists; remove it first, or choose another name")
@@ -54,8 +54,8 @@ def change_password(session: Session, name: str, password: str, salt: bytes, cha
     """Give a person another password; `salt` are 16 random bytes. Their sessions end.
 
     Raises:
-        NotFound: when there is none of that name.
-        WrongState: when the password is shorter than 12 characters.
+        NotFound: When there is none of that name.
+        WrongState: When the password is shorter than 12 characters.
     """
     _get(session, name).password_hash = _hash_chosen(password, salt)
     record(session, change, None, "password changed")
@@ -65,8 +65,8 @@ def change_role(session: Session, name: str, role: Role, change: Change) -> None
     """Give a person another role, from their next request on.
 
     Raises:
-        NotFound: when there is none of that name.
-        LostRace: when another process changed it in between.
+        NotFound: When there is none of that name.
+        LostRace: When another process changed it in between.
     """
     before = _get(session, name).role
     held = Administrator.name == name, Administrator.role == before
@@ -77,7 +77,7 @@ def remove_administrator(session: Session, name: str, change: Change) -> None:
     """Remove an administrator; `password_hash_of` then ends their sessions.
 
     Raises:
-        NotFound: when there is none of that name.
+        NotFound: When there is none of that name.
     """
     session.delete(_get(session, name))
     record(session, change, None, "removed")

@@ -56,7 +56,7 @@ def by_id(session: Session, round_id: int) -> Round:
     """Return the round with this primary key.
 
     Raises:
-        NotFound: when there is none.
+        NotFound: When there is none.
     """
     row = session.get(Round, round_id)
     if row is None:
@@ -68,7 +68,7 @@ def get(session: Session, run_id: bytes, number: int) -> Round:
     """Return a round of a run.
 
     Raises:
-        NotFound: when there is none.
+        NotFound: When there is none.
     """
     rows = find(session, run_id, number)
     if not rows:
@@ -85,7 +85,7 @@ def lock(session: Session, run_id: bytes, number: int, site: str) -> tuple[Run, 
     """Return a run, a round and the site's seat in it; no driver can move the round before the transaction ends.
 
     Raises:
-        NotFound: when there is no such round, or the site has no seat in it.
+        NotFound: When there is no such round, or the site has no seat in it.
     """
     locked = session.execute(_LOCK, {"run": run_id, "number": number, "seated": site}).first()
     if locked is None:
@@ -187,7 +187,7 @@ def move(
         values: Other columns of the round.
 
     Raises:
-        LostRace: when the round has left that state, or is in another attempt.
+        LostRace: When the round has left that state, or is in another attempt.
     """
     before, attempt = row.state, row.attempt
     seconds = max(0.0, (change.at - row.phase_since).total_seconds())
@@ -205,7 +205,7 @@ def end_training(session: Session, row: Round, change: Change) -> None:
     """Let the deadline of a round in TRAINING be now; the driver then freezes the cohort.
 
     Raises:
-        LostRace: when it is no longer in TRAINING.
+        LostRace: When it is no longer in TRAINING.
     """
     statement = update(Round).where(Round.id == row.id, Round.state == RoundState.TRAINING)
     guarded(session, statement.values(deadline=change.at), change, RoundState.TRAINING, "training closed")
@@ -326,7 +326,7 @@ def held_seat(session: Session, round_id: int, site: str) -> Seat:
     """Return the seat of one site.
 
     Raises:
-        NotFound: when it has none.
+        NotFound: When it has none.
     """
     row = seat(session, round_id, site)
     if row is None:
@@ -346,7 +346,7 @@ def move_seat(
     """Move a seat from `before` to `after`, together with other columns of it.
 
     Raises:
-        LostRace: when it is not in `before`.
+        LostRace: When it is not in `before`.
     """
     where = (Seat.round_id == row.id) & (Seat.site == site)
     transition(session, Seat.state, where, before, after, change, values)

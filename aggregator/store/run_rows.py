@@ -22,7 +22,7 @@ def add(session: Session, run: Run, change: Change) -> None:
     """Add a run that begins now, or is queued.
 
     Raises:
-        RunInProgress: while another run is running or paused, unless this one is queued; or when this plan has a run
+        RunInProgress: While another run is running or paused, unless this one is queued; or when this plan has a run
             already.
     """
     # A site works on one round at a time, so two runs would starve each other.
@@ -62,7 +62,7 @@ def get(session: Session, run_id: bytes) -> Run:
     """Return a run by its id, 16 bytes.
 
     Raises:
-        NotFound: when there is none.
+        NotFound: When there is none.
     """
     run = session.get(Run, run_id)
     if run is None:
@@ -74,7 +74,7 @@ def by_plan(session: Session, plan_digest: bytes) -> Run:
     """Return the run of a plan, by the SHA-256 of the plan.
 
     Raises:
-        NotFound: when there is none.
+        NotFound: When there is none.
     """
     run = session.scalars(select(Run).where(Run.plan_digest == plan_digest)).first()
     if run is None:
@@ -93,7 +93,7 @@ def move(session: Session, run: Run, after: RunState, change: Change, ended_at: 
     A `run` of this session is read anew afterwards.
 
     Raises:
-        LostRace: when the run has left that state.
+        LostRace: When the run has left that state.
     """
     values = {"reason": change.why, "ended_at": ended_at}
     transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
@@ -117,7 +117,7 @@ def newest_model(session: Session, run_id: bytes) -> ModelVersion:
     """Return the model that the next round starts from.
 
     Raises:
-        NotFound: for an unknown run; every other one has its initial model.
+        NotFound: For an unknown run; every other one has its initial model.
     """
     versions = models(session, run_id)
     if not versions:
@@ -129,7 +129,7 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
     """Return a model of a run by its digest (`federation.manifest.model_digest`).
 
     Raises:
-        NotFound: when there is none.
+        NotFound: When there is none.
     """
     # The first one: an update of zeros leads to a model with the same digest as its base.
     where = (ModelVersion.run_id == run_id) & (ModelVersion.digest == digest)

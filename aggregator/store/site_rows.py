@@ -41,7 +41,7 @@ def get(session: Session, name: str) -> Site:
     """Return the site of that name.
 
     Raises:
-        NotFound: when it never joined.
+        NotFound: When it never joined.
     """
     site = find(session, name)
     if site is None:
@@ -97,7 +97,7 @@ def approve(session: Session, name: str, fingerprint: str, change: Change) -> No
     """Approve a pending site whose six words are `fingerprint`.
 
     Raises:
-        LostRace: when the site is no longer pending, or joined again with other keys since its words were read.
+        LostRace: When the site is no longer pending, or joined again with other keys since its words were read.
     """
     # The words are part of the guard: the coordinator approves the keys that were read out on the telephone, no others.
     pending = (
@@ -113,7 +113,7 @@ def revoke(session: Session, name: str, before: str, change: Change) -> None:
     """Revoke a site that stands at `before`.
 
     Raises:
-        LostRace: when it was revoked or left in between.
+        LostRace: When it was revoked or left in between.
     """
     guarded(session, _still_in(name).values(revoked_at=change.at), change, before, REVOKED)
 
@@ -122,7 +122,7 @@ def suspend(session: Session, name: str, change: Change) -> None:
     """Let no new round take an approved site.
 
     Raises:
-        LostRace: when it is suspended already, or is not approved any more.
+        LostRace: When it is suspended already, or is not approved any more.
     """
     approved = _still_in(name).where(Site.approved_at.is_not(None), Site.suspended_at.is_(None))
     guarded(session, approved.values(suspended_at=change.at), change, APPROVED, SUSPENDED)
@@ -132,7 +132,7 @@ def resume(session: Session, name: str, change: Change) -> None:
     """Let rounds take a suspended site again.
 
     Raises:
-        LostRace: when it is not suspended any more.
+        LostRace: When it is not suspended any more.
     """
     suspended = _still_in(name).where(Site.suspended_at.is_not(None))
     guarded(session, suspended.values(suspended_at=None), change, SUSPENDED, APPROVED)
@@ -162,7 +162,7 @@ def rekey(session: Session, row: Candidate, recoveries: int, change: Change) -> 
     """Put a site's new keys in the place of its old ones. The report of its old host is forgotten.
 
     Raises:
-        LostRace: when other keys wait by now, or the site is out.
+        LostRace: When other keys wait by now, or the site is out.
     """
     waiting = Candidate.site == row.site, Candidate.fingerprint == row.fingerprint
     if rows_changed(session, delete(Candidate).where(*waiting)) != 1:
@@ -179,7 +179,7 @@ def leave(session: Session, name: str, before: str, change: Change) -> None:
     """Let a site that stands at `before` leave for good.
 
     Raises:
-        LostRace: when it is not approved, was revoked or left already.
+        LostRace: When it is not approved, was revoked or left already.
     """
     approved = _still_in(name).where(Site.approved_at.is_not(None))
     guarded(session, approved.values(left_at=change.at), change, before, LEFT)
@@ -189,7 +189,7 @@ def spend_recovery(session: Session, name: str, change: Change) -> None:
     """Take one from the recoveries that a site has left.
 
     Raises:
-        LostRace: when none is left.
+        LostRace: When none is left.
     """
     # The count is part of the guard: two recoveries at once cannot both spend the last one.
     any_left = Site.name == name, Site.recoveries_left > 0
@@ -255,7 +255,7 @@ def use_challenge(session: Session, row: Challenge, now: datetime) -> None:
     """Note that a challenge was answered, and forget those that have expired since they were.
 
     Raises:
-        LostRace: when it was answered before.
+        LostRace: When it was answered before.
     """
     session.execute(delete(Challenge).where(Challenge.expires_at <= now))
     session.add(row)
@@ -280,7 +280,7 @@ def roster_at(session: Session, epoch: int) -> RosterEpoch:
     """Return the roster of one epoch; a round keeps the epoch it was frozen with.
 
     Raises:
-        NotFound: when there is no such epoch.
+        NotFound: When there is no such epoch.
     """
     row = session.get(RosterEpoch, epoch)
     if row is None:
@@ -292,7 +292,7 @@ def add_roster(session: Session, row: RosterEpoch) -> None:
     """Add the roster of the next epoch.
 
     Raises:
-        LostRace: when another process made that epoch first.
+        LostRace: When another process made that epoch first.
     """
     session.add(row)
     # The epoch is the primary key, so the database itself decides which of two processes was first.

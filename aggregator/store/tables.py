@@ -26,7 +26,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Convert to the database's form.
 
         Raises:
-            ValueError: for a naive time.
+            ValueError: For a naive time.
         """
         if value is None:
             return None

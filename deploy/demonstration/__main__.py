@@ -131,8 +131,8 @@ def _look_after(federation: Federation) -> list[str]:
     """Restarts the children that died; gives their names.
 
     Raises:
-        KeyboardInterrupt: the demo has to end.
-        RestartedTooOften: a child died again and again.
+        KeyboardInterrupt: The demo has to end.
+        RestartedTooOften: A child died again and again.
     """
     if federation.stopping:
         raise KeyboardInterrupt

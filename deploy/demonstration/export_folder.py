@@ -23,12 +23,12 @@ def deal_export(source: Path, sites: Sequence[Hospital], studies_max: int) -> No
     patient go to every site, and so do the label tables at the folder's top, in DIR/labels.
 
     Args:
-        source: the folder. It is only read.
-        sites: the hospitals.
-        studies_max: a hospital gets no further patient once it has so many studies with labels.
+        source: The folder. It is only read.
+        sites: The hospitals.
+        studies_max: A hospital gets no further patient once it has so many studies with labels.
 
     Raises:
-        BadDataFolder: it has no label table, or too few patients for the hospitals.
+        BadDataFolder: It has no label table, or too few patients for the hospitals.
     """
     tables = label_files(source, [])
     contents, labelled, counts = _scanned(source)

@@ -113,7 +113,7 @@ class Federation:
         """Checks that the three ports are free.
 
         Raises:
-            StepFailed: one is in use.
+            StepFailed: One is in use.
         """
         for port in self.ports:
             with socket.socket() as probe:
@@ -130,7 +130,7 @@ class Federation:
         """Makes folders, settings, custodian, CA, an administrator, and the configuration of each hospital.
 
         Raises:
-            StepFailed: a command failed.
+            StepFailed: A command failed.
         """
         service, enrolment, dashboard = self.ports
         self.aggregator_toml.parent.mkdir(parents=True)
@@ -159,7 +159,7 @@ class Federation:
 
         Raises:
             BadDataFolder: --data cannot be dealt to the hospitals.
-            StepFailed: a generator failed.
+            StepFailed: A generator failed.
         """
         if self.options.data is not None:
             # The challenge's folder is too large to be scanned first, and the header of each file says whose it is.
@@ -180,7 +180,7 @@ class Federation:
         """Enrolls hospitals: each joins with a one-time token, and the custodian signs one roster with all of them.
 
         Raises:
-            StepFailed: a hospital cannot join.
+            StepFailed: A hospital cannot join.
         """
         names = {hospital.name for hospital in joining}
         joins = [Join(self._join_command(hospital), self.processes.environment) for hospital in joining]
@@ -203,7 +203,7 @@ class Federation:
         """Brings the roster that awaits a signature to the custodian and back.
 
         Raises:
-            StepFailed: a command failed.
+            StepFailed: A command failed.
         """
         request = self.folder / "roster.request"
         self.aggregator_command("roster", "export", str(request))
@@ -219,7 +219,7 @@ class Federation:
         """Writes fresh weights, which follow from the seed.
 
         Raises:
-            StepFailed: the architecture does not exist.
+            StepFailed: The architecture does not exist.
         """
         architecture, seed = self.options.architecture, str(self.options.seed)
         site = str(BIN / "hemofed-site")
@@ -231,7 +231,7 @@ class Federation:
         """Lets the custodian sign the plan, and starts the run.
 
         Raises:
-            StepFailed: the aggregator or the custodian refuses the plan.
+            StepFailed: The aggregator or the custodian refuses the plan.
         """
         plan = self.folder / "plan.toml"
         options = self.options
@@ -268,7 +268,7 @@ class Federation:
         """Runs a command of the coordinator; gives its standard output.
 
         Raises:
-            StepFailed: the command failed.
+            StepFailed: The command failed.
         """
         return self._run([str(BIN / "hemofed-aggregator"), "--config", str(self.aggregator_toml), *words], stdin)
 
@@ -276,7 +276,7 @@ class Federation:
         """Runs a command of the custodian; gives its standard output.
 
         Raises:
-            StepFailed: the command failed.
+            StepFailed: The command failed.
         """
         program = [str(BIN / "hemofed-custodian"), "--folder", str(self.custodian_folder), command, *words]
         return self._run([*program, "--passphrase-file", str(self._passphrase_file)])

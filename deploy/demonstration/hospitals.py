@@ -147,12 +147,12 @@ def split_rsna(source: Path, sites: Sequence[Hospital], studies_max: int) -> Non
     studies all go to one site, because no patient may be both in training and in another site's validation.
 
     Args:
-        source: the folder.
-        sites: the hospitals.
-        studies_max: a hospital gets at most so many studies.
+        source: The folder.
+        sites: The hospitals.
+        studies_max: A hospital gets at most so many studies.
 
     Raises:
-        BadDataFolder: not exactly one table, no image, or a table that does not belong to the images.
+        BadDataFolder: Not exactly one table, no image, or a table that does not belong to the images.
     """
     # The table lies at the top, the images anywhere below it: that is how the archive unpacks.
     tables = sorted(source.glob("*.csv"))

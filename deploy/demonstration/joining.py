@@ -31,7 +31,7 @@ class Join:
         """Tells whether the hospital is enrolled.
 
         Raises:
-            StepFailed: it cannot join.
+            StepFailed: It cannot join.
         """
         if self.process.poll() is None:
             return False

@@ -73,10 +73,10 @@ def ordinary_plan(studies: int, epochs: int, learning_rate: float, **common: obj
     """Writes a plan without noise.
 
     Args:
-        studies: of a hospital.
-        epochs: of local training in a round.
-        learning_rate: of local training.
-        common: the values of COMMON but for `metrics`.
+        studies: Of a hospital.
+        epochs: Of local training in a round.
+        learning_rate: Of local training.
+        common: The values of COMMON but for `metrics`.
     """
     own = ORDINARY.format(
         epochs=epochs, learning_rate=learning_rate, clip_norm=CLIP_NORM, weight_cap=min(studies, WEIGHT_CAP_MAX)
@@ -88,10 +88,10 @@ def private_plan(studies: int, rounds: int, moving: int, **common: object) -> st
     """Writes a plan that trains the heads with the least noise that keeps the claim.
 
     Args:
-        studies: of a hospital.
-        rounds: of training.
-        moving: numbers in the heads.
-        common: the values of COMMON but for `metrics` and `rounds`.
+        studies: Of a hospital.
+        rounds: Of training.
+        moving: Numbers in the heads.
+        common: The values of COMMON but for `metrics` and `rounds`.
     """
     coordinates = sum(pieces_of(moving))
 

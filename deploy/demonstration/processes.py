@@ -57,7 +57,7 @@ class Processes:
             Their names.
 
         Raises:
-            RestartedTooOften: a child died once more than `restarts_max` times.
+            RestartedTooOften: A child died once more than `restarts_max` times.
         """
         dead = [child for child in self.children.values() if child.process.poll() is not None]
         for child in dead:

@@ -42,12 +42,12 @@ class RunResults:
     """Results of the whole run.
 
     Attributes:
-        completed: or aborted.
-        reason: of an aborted run.
-        rounds: published training rounds.
-        model_digest: hex digest of the last model.
-        site_digests: hex digest of the model that each site holds.
-        privacy: what was spent, noise and alarm; None without --privacy.
+        completed: Or aborted.
+        reason: Of an aborted run.
+        rounds: Published training rounds.
+        model_digest: Hex digest of the last model.
+        site_digests: Hex digest of the model that each site holds.
+        privacy: What was spent, noise and alarm; None without --privacy.
     """
 
     completed: bool
@@ -75,8 +75,8 @@ def collect(app: AppContext, site_digests: Mapping[str, str]) -> RunResults:
     """Collects the results of the newest run.
 
     Args:
-        app: the aggregator's store.
-        site_digests: hex digest of the model that each site holds, by the site's name.
+        app: The aggregator's store.
+        site_digests: Hex digest of the model that each site holds, by the site's name.
     """
     with app.store.read() as session:
         run = run_rows.all_runs(session)[-1]

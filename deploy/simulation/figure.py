@@ -16,7 +16,7 @@ def draw(summary: Summary) -> str:
         SVG text.
 
     Raises:
-        FiguresMissing: matplotlib is not installed.
+        FiguresMissing: Matplotlib is not installed.
     """
     with style():
         from matplotlib.figure import Figure

@@ -52,7 +52,7 @@ class HeadResult:
 
     Attributes:
         epsilon: Of the plan; infinite without noise.
-        ratio: r, the noise over the signal; 0 without noise.
+        ratio: R, the noise over the signal; 0 without noise.
         rate: The server's learning rate that was best.
         auc: Of `any` on test vectors, one a seed.
     """

@@ -50,9 +50,9 @@ class CohortNoise:
 
     Attributes:
         members: Size of the cohort, all of whom are in the sum.
-        certain_shares: h, the honest shares that are in the sum whichever members vanish or leave a share out.
+        certain_shares: H, the honest shares that are in the sum whichever members vanish or leave a share out.
         excess: The noise's standard deviation over the one that the plan's price needs: sqrt(members / h).
-        over_signal: r, the L2 norm of the noise in the mean gradient over the clip norm of a patient.
+        over_signal: R, the L2 norm of the noise in the mean gradient over the clip norm of a patient.
     """
 
     members: int

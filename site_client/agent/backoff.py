@@ -23,7 +23,7 @@ class Backoff:
         """Count a failure.
 
         Args:
-            progress: grows while a transfer moves bytes. So a line that breaks off again and again, and moves bytes in
+            progress: Grows while a transfer moves bytes. So a line that breaks off again and again, and moves bytes in
                 between, is tried at once each time.
 
         Returns:

@@ -44,8 +44,8 @@ class Chain:
     """The form of one ledger's lines.
 
     Attributes:
-        name: of the ledger, in messages.
-        domain: of its signatures; a signature over a line is then never one over another kind of message.
+        name: Of the ledger, in messages.
+        domain: Of its signatures; a signature over a line is then never one over another kind of message.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Chain:
         Each is checked against the one before. Signatures are not checked here.
 
         Args:
-            path: the file; one that does not exist has no lines.
-            after: the position that the first line continues.
+            path: The file; one that does not exist has no lines.
+            after: The position that the first line continues.
 
         Raises:
-            LedgerBroken: a line is malformed, or not chained to the one before.
-            StateUnreadable: the file cannot be read.
+            LedgerBroken: A line is malformed, or not chained to the one before.
+            StateUnreadable: The file cannot be read.
         """
         file = open_to_read(path)
         if file is not None:
@@ -100,7 +100,7 @@ class Chain:
         """Find the record `seq` by bisection: a ledger of years has millions of lines.
 
         Raises:
-            LedgerBroken: there is none.
+            LedgerBroken: There is none.
         """
         with path.open("rb") as file:
             low, high = 0, file.seek(0, os.SEEK_END)  # the line begins in [low, high)
@@ -149,11 +149,11 @@ class ChainedFile:
     Opening verifies the whole chain and the newest signature, which covers everything before it.
 
     Attributes:
-        key: hex of the public key that signs new lines.
-        after: the position that the first line continues.
-        entries: number of lines.
-        head: hash of the newest, in hex.
-        torn: the bytes of an unfinished last line that opening cut; empty without one.
+        key: Hex of the public key that signs new lines.
+        after: The position that the first line continues.
+        entries: Number of lines.
+        head: Hash of the newest, in hex.
+        torn: The bytes of an unfinished last line that opening cut; empty without one.
     """
 
     def __init__(
@@ -171,17 +171,17 @@ class ChainedFile:
         A last line without its newline never belonged to a message that left: it is cut.
 
         Args:
-            path: the file, made when it does not exist.
-            chain: the form of its lines.
-            signer: the site's signing key.
-            clock: aware time.
-            joining: the file may end with another key's signature, of the identity that this host had before.
-            after: the position that the first line continues; called once the file is locked.
+            path: The file, made when it does not exist.
+            chain: The form of its lines.
+            signer: The site's signing key.
+            clock: Aware time.
+            joining: The file may end with another key's signature, of the identity that this host had before.
+            after: The position that the first line continues; called once the file is locked.
 
         Raises:
-            LedgerBroken: an entry does not verify.
-            InUse: another process has the file open.
-            StateUnreadable: it is no file, or may not be written.
+            LedgerBroken: An entry does not verify.
+            InUse: Another process has the file open.
+            StateUnreadable: It is no file, or may not be written.
         """
         self._path, self._signer, self._clock, self._chain = path, signer, clock, chain
         self.key = signer.public_key().public_bytes_raw().hex()
@@ -210,7 +210,7 @@ class ChainedFile:
             The record, as it stands in the file.
 
         Raises:
-            OSError: the disk is full, and nothing was recorded.
+            OSError: The disk is full, and nothing was recorded.
         """
         record = self._chain.signed(
             facts
@@ -239,7 +239,7 @@ class ChainedFile:
         """Put an empty file in this one's place, which continues its lines. The caller has kept this one elsewhere.
 
         Raises:
-            OSError: the disk is full; this file is still the one that is open.
+            OSError: The disk is full; this file is still the one that is open.
         """
         draft = self._path.with_name(f".{self._path.name}.new")
         draft.unlink(missing_ok=True)
@@ -301,7 +301,7 @@ def open_to_read(path: Path) -> BinaryIO | None:
     """Open a ledger's file; None when there is none.
 
     Raises:
-        StateUnreadable: the file cannot be read.
+        StateUnreadable: The file cannot be read.
     """
     try:
         return path.open("rb")

@@ -76,9 +76,9 @@ def check_connection(
     """Check proxy, connection and TLS.
 
     Args:
-        aggregator: address and proxy.
-        ca: the consortium's; None before this host has joined.
-        now: by this machine's clock.
+        aggregator: Address and proxy.
+        ca: The consortium's; None before this host has joined.
+        now: By this machine's clock.
     """
     host, port = host_and_port(aggregator.address)
     try:

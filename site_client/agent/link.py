@@ -61,9 +61,9 @@ def enrolled(settings: SiteSettings, identity: SiteIdentity, patience_s: float =
     """Return the aggregator's listener for sites, dialled as this site.
 
     Args:
-        settings: of this site.
-        identity: of this site.
-        patience_s: for an answer, where that is less than agent.stall_s.
+        settings: Of this site.
+        identity: Of this site.
+        patience_s: For an answer, where that is less than agent.stall_s.
     """
     return Endpoint(
         address=settings.aggregator.address,

@@ -64,11 +64,11 @@ def run(settings: SiteSettings) -> int:
         The exit status.
 
     Raises:
-        ConfigRefused: the settings are another site's, or have no aggregator.
-        IdentityRefused: this host has not joined, or a file of its identity does not verify.
-        StateRefused: a file that protects patients is damaged.
-        LedgerBroken: the ledger does not verify.
-        InUse: another agent runs on this state folder.
+        ConfigRefused: The settings are another site's, or have no aggregator.
+        IdentityRefused: This host has not joined, or a file of its identity does not verify.
+        StateRefused: A file that protects patients is damaged.
+        LedgerBroken: The ledger does not verify.
+        InUse: Another agent runs on this state folder.
     """
     log_to_stderr(tracebacks=True)
     try:
@@ -126,16 +126,16 @@ class AgentService:
         """Put the loop together from its parts.
 
         Args:
-            settings: of this site.
-            identity: of this site.
-            clock: aware time.
-            notifier: to systemd; None: no notification.
-            stopping: ends the loop when it is set; None: only `stop` does.
+            settings: Of this site.
+            identity: Of this site.
+            clock: Aware time.
+            notifier: To systemd; None: no notification.
+            stopping: Ends the loop when it is set; None: only `stop` does.
 
         Raises:
-            StateRefused: the journal is damaged.
-            LedgerBroken: the ledger does not verify.
-            InUse: another process has the ledger open.
+            StateRefused: The journal is damaged.
+            LedgerBroken: The ledger does not verify.
+            InUse: Another process has the ledger open.
         """
         self._settings, self._identity, self._clock = settings, identity, clock
         self._notifier = notifier or Notifier()

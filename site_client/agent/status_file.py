@@ -96,7 +96,7 @@ def read_status(folder: Path) -> AgentStatus | None:
     """Read the status file; None before the first one, and after a power cut until the next.
 
     Raises:
-        StateRefused: the file is damaged.
+        StateRefused: The file is damaged.
     """
     path = folder / "status.json"
     with suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ def draw(arms: Sequence[ArmResult], figures: Mapping[str, Figures], counts: str)
         SVG text.
 
     Raises:
-        FiguresMissing: matplotlib is not installed.
+        FiguresMissing: Matplotlib is not installed.
     """
     with style():
         from matplotlib.figure import Figure

@@ -26,7 +26,7 @@ def style() -> Iterator[None]:
     """Apply the style of all figures.
 
     Raises:
-        FiguresMissing: matplotlib is not installed.
+        FiguresMissing: Matplotlib is not installed.
     """
     try:
         import matplotlib

@@ -33,10 +33,10 @@ def check_receiver(
     """Check the receiver, where there is one.
 
     Args:
-        site: the site's settings.
-        config: the receiver.toml.
-        folders: of units and their drop-ins.
-        proc: the mounted proc(5).
+        site: The site's settings.
+        config: The receiver.toml.
+        folders: Of units and their drop-ins.
+        proc: The mounted proc(5).
     """
     if not config.exists():
         yield grey(_CHECK, "there is no receiver.toml: no receiver is set up")

@@ -15,7 +15,7 @@ def submission(predictions: Sequence[Prediction]) -> str:
     slices were averaged, each of their images has the row of the averaged slice.
 
     Raises:
-        SeriesUnreadable: a file is gone since it was predicted.
+        SeriesUnreadable: A file is gone since it was predicted.
     """
     lines = ["ID,Label"]
     for prediction in predictions:

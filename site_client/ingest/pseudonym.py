@@ -31,7 +31,7 @@ class SiteSecret:
         """Refuses a short secret.
 
         Raises:
-            IngestError: fewer than 16 bytes.
+            IngestError: Fewer than 16 bytes.
         """
         if len(self.value) < 16:
             raise IngestError(f"expected a site secret of at least 16 bytes, got {len(self.value)}; make a new one")
@@ -93,11 +93,11 @@ def load_secret(path: Path, random: Callable[[int], bytes]) -> SiteSecret:
     A lost file changes all pseudonyms: the catalog is built anew, and the split of the patients changes.
 
     Args:
-        path: of the file.
-        random: gives so many random bytes.
+        path: Of the file.
+        random: Gives so many random bytes.
 
     Raises:
-        IngestError: the file is too short.
+        IngestError: The file is too short.
     """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def read_arrays(path: Path) -> Volume:
     """Reads a file that `write_arrays` wrote.
 
     Raises:
-        PhantomRefused: another file.
+        PhantomRefused: Another file.
     """
     try:
         # Without pickle: loading a file must not run its code.

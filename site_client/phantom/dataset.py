@@ -63,7 +63,7 @@ class Order:
         """Checks every argument.
 
         Raises:
-            PhantomRefused: the set cannot be made.
+            PhantomRefused: The set cannot be made.
         """
         for name in (self.profile, self.render_as or self.profile):
             if name not in PROFILES:
@@ -105,13 +105,13 @@ def make_set(order: Order, out: Path, workers: int = 1, report: Callable[[int], 
     """Writes a set. Equal orders give equal bytes, for any number of workers.
 
     Args:
-        order: the arguments of the set.
-        out: a folder that is new or empty.
-        workers: processes.
-        report: called with the number of studies that are done.
+        order: The arguments of the set.
+        out: A folder that is new or empty.
+        workers: Processes.
+        report: Called with the number of studies that are done.
 
     Raises:
-        PhantomRefused: the order cannot be filled, or the folder is not empty.
+        PhantomRefused: The order cannot be filled, or the folder is not empty.
     """
     order.check()  # before the first file
     if out.exists() and any(out.iterdir()):

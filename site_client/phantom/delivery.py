@@ -35,9 +35,9 @@ def noisy(random: np.random.Generator, truth: Labels, share: float) -> Labels:
     No study loses a subtype by it and none gains one: readers miss ends, not bleeds. `any` stays the OR of the others.
 
     Args:
-        random: the study's label stream.
+        random: The study's label stream.
         truth: int8[T, 6], `any` last.
-        share: of positive slices that differ afterwards, about.
+        share: Of positive slices that differ afterwards, about.
 
     Returns:
         int8[T, 6].

@@ -64,14 +64,14 @@ def write_series(
     """Writes a series below `out`/<PatientID>/<StudyUID>/<SeriesUID>/, under file names that mean nothing.
 
     Args:
-        streams: of the study; its header stream decides date, sex, order and compression.
-        identity: patient and time.
-        scanner: decides the header family.
-        scan: geometry.
+        streams: Of the study; its header stream decides date, sex, order and compression.
+        identity: Patient and time.
+        scanner: Decides the header family.
+        scan: Geometry.
         image: HU f32[T, H, W].
-        out: the folder.
-        second: another reconstruction of the study's scan, as a series of its own.
-        wrapped: store 12-bit values modulo 4096.
+        out: The folder.
+        second: Another reconstruction of the study's scan, as a series of its own.
+        wrapped: Store 12-bit values modulo 4096.
     """
     names = (identity.part, "second") if second else (identity.part,)
     # One header stream a study: all its series share date, sex and age.

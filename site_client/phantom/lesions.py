@@ -88,10 +88,10 @@ def draw_lesions(
     """Draws the bleeds of one study.
 
     Args:
-        random: the patient's lesion stream.
-        percent: of studies, by label.
-        chronic: share of subdural bleeds that are chronic, and so dark.
-        difficulty: below 1 larger bleeds, above 1 smaller and fainter ones.
+        random: The patient's lesion stream.
+        percent: Of studies, by label.
+        chronic: Share of subdural bleeds that are chronic, and so dark.
+        difficulty: Below 1 larger bleeds, above 1 smaller and fainter ones.
 
     Returns:
         The bleeds, subtype by subtype, the largest of each first; none for a negative study.
@@ -111,7 +111,7 @@ def set_weights(percent: Percent) -> dict[tuple[str, ...], float]:
     proportional fitting, Deming and Stephan, Ann. Math. Statist. 11 (1940).
 
     Args:
-        percent: of studies, by label.
+        percent: Of studies, by label.
 
     Returns:
         Weights by set, with sum 1.

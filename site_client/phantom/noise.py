@@ -40,9 +40,9 @@ class NoiseTile:
         """Reads the field `number`, smoothed as by a Gaussian of `sigma_mm`.
 
         Args:
-            points: x, y, z in mm, three arrays of one shape.
-            sigma_mm: smoothness of the field.
-            number: of the field; another number gives another field.
+            points: X, y, z in mm, three arrays of one shape.
+            sigma_mm: Smoothness of the field.
+            number: Of the field; another number gives another field.
 
         Returns:
             f32 of the shape of x.

@@ -23,11 +23,11 @@ def lay_out(
     """Lays out a scan of the whole head.
 
     Args:
-        random: the study's physics stream.
-        scanner: decides thickness and tilt.
-        size_px: rows and columns.
-        thickness_mm: in place of the scanner's own.
-        head_mm: half extents of the inner skull.
+        random: The study's physics stream.
+        scanner: Decides thickness and tilt.
+        size_px: Rows and columns.
+        thickness_mm: In place of the scanner's own.
+        head_mm: Half extents of the inner skull.
     """
     thickness = _thicknesses(random, scanner, thickness_mm, head_mm[2])
     edges = np.concatenate([[0.0], np.cumsum(thickness)])

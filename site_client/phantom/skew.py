@@ -20,9 +20,9 @@ def skewed(random: np.random.Generator, percent: Percent, alpha: float) -> Perce
     1909.06335.
 
     Args:
-        random: of the site.
-        percent: of studies, by label.
-        alpha: concentration; inf gives `percent` itself, a small one a mix that is far away.
+        random: Of the site.
+        percent: Of studies, by label.
+        alpha: Concentration; inf gives `percent` itself, a small one a mix that is far away.
 
     Returns:
         Percent of studies, by label.

@@ -67,13 +67,13 @@ def make_study(
     """Makes one study.
 
     Args:
-        streams: of the study; everything comes from them but anatomy, lesion and mimics.
-        patient: streams of the patient's first study.
-        patients: of the site.
-        scanner: takes the images.
-        wishes: options of the set.
-        days: since the patient's first study; they age the bleeds.
-        lesion_free: makes the study's twin, which is the same in everything but the lesion. The twin keeps the fracture
+        streams: Of the study; everything comes from them but anatomy, lesion and mimics.
+        patient: Streams of the patient's first study.
+        patients: Of the site.
+        scanner: Takes the images.
+        wishes: Options of the set.
+        days: Since the patient's first study; they age the bleeds.
+        lesion_free: Makes the study's twin, which is the same in everything but the lesion. The twin keeps the fracture
             that came with a bleed, and the width of the ventricles.
     """
     anatomy = patient.generator("anatomy")

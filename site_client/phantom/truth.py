@@ -49,9 +49,9 @@ def truth_of(scan: Scan, lattice: Lattice, subtype: npt.NDArray[np.uint8], image
     """Derives the truth of a scan.
 
     Args:
-        scan: geometry.
-        lattice: its sample points.
-        subtype: lesion map uint8[S, h, w] of the lattice, 0 for none, else 1 + index in SUBTYPES.
+        scan: Geometry.
+        lattice: Its sample points.
+        subtype: Lesion map uint8[S, h, w] of the lattice, 0 for none, else 1 + index in SUBTYPES.
         image: HU f32[T, H, W] without noise.
         brain: f32[T, h, w] of the lattice's box, share of each pixel's thickness inside the skull.
     """

@@ -72,9 +72,9 @@ def of_receiver(settings: ReceiverSettings, aggregator: str, hidden: list[Path])
     """Make the receiver's attempts: no way to the coordinator, to a stranger, or to anything of the other two.
 
     Args:
-        settings: of the receiver.
-        aggregator: the aggregator's IP address; empty where it is not known.
-        hidden: what it must not see: keys, spool, catalog, prepared images, site.toml.
+        settings: Of the receiver.
+        aggregator: The aggregator's IP address; empty where it is not known.
+        hidden: What it must not see: keys, spool, catalog, prepared images, site.toml.
     """
     if aggregator:
         yield _try("send a packet to the coordinator", True, lambda: _send_packet(aggregator))

@@ -20,11 +20,11 @@ def prove(config: Path, *, with_round_check: bool) -> Iterator[ProofFinding]:
     """Yield every finding when it is made.
 
     Args:
-        config: the site.toml.
-        with_round_check: whether to run a round on a synthetic export, which takes minutes.
+        config: The site.toml.
+        with_round_check: Whether to run a round on a synthetic export, which takes minutes.
 
     Raises:
-        ConfigRefused: the settings cannot be used.
+        ConfigRefused: The settings cannot be used.
     """
     settings = load(config)
     # The walls first: they are the claim that everything else rests on.

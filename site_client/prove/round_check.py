@@ -108,9 +108,9 @@ def check_round(folder: Path) -> RoundCheck:
     """Run the round and the search, in an empty folder.
 
     Raises:
-        OSError: a file cannot be written.
-        SubprocessError: a process failed.
-        LookupError: no update, or no message of the round, was made.
+        OSError: A file cannot be written.
+        SubprocessError: A process failed.
+        LookupError: No update, or no message of the round, was made.
     """
     config, model_file, logs = folder / "site.toml", folder / "m.safetensors", folder / "logs"
     config.write_text(_SITE_TOML)
@@ -209,7 +209,7 @@ class _Site:
         """Take one turn.
 
         Raises:
-            LookupError: the agent refuses the step.
+            LookupError: The agent refuses the step.
         """
         refusal = self._participant.step().refusal
         if refusal is not None:
@@ -219,7 +219,7 @@ class _Site:
         """Return the number of studies in the update that the worker delivered.
 
         Raises:
-            LookupError: there is no update.
+            LookupError: There is no update.
         """
         update = AgentSide(self._settings.folders.spool).update(RunId(self.plan.run_id), 1)
         if update is None or update.outcome != Outcome.TRAINED:

@@ -61,7 +61,7 @@ class Archive:
         """Take the settings; the first request connects.
 
         Raises:
-            ConfigRefused: the CA or the credential cannot be read.
+            ConfigRefused: The CA or the credential cannot be read.
         """
         self._settings, self._pace = settings, pace
         self._url = urlsplit(settings.url)
@@ -79,16 +79,16 @@ class Archive:
         """Search, page by page.
 
         Args:
-            path: below the URL, such as "studies".
-            query: attribute keywords and values.
-            fields: attributes that the answer shall have besides the usual ones.
+            path: Below the URL, such as "studies".
+            query: Attribute keywords and values.
+            fields: Attributes that the answer shall have besides the usual ones.
 
         Yields:
             For each match the values of its attributes as text, by tag in upper-case hex. Sequences and names are left
             out.
 
         Raises:
-            ArchiveError: there is no answer, or not the one of a QIDO-RS server.
+            ArchiveError: There is no answer, or not the one of a QIDO-RS server.
         """
         offset, before = 0, b""
         for _ in range(_PAGES_MAX):
@@ -106,8 +106,8 @@ class Archive:
         """Write one instance into a file, as the archive holds it.
 
         Raises:
-            ArchiveError: there is no answer, or it is no DICOM file of at most `size_max` bytes.
-            OSError: the file cannot be written.
+            ArchiveError: There is no answer, or it is no DICOM file of at most `size_max` bytes.
+            OSError: The file cannot be written.
         """
         path = f"studies/{quote(study)}/series/{quote(series)}/instances/{quote(instance)}"
         answer = self._ask(path, _ACCEPT_OBJECT)

@@ -25,9 +25,9 @@ class Cleaning:
         """Take the folders.
 
         Args:
-            incoming: the folder to clean.
-            taken: the folder with ingest's answer.
-            keep_days: files that arrived later stay; 0: all stay.
+            incoming: The folder to clean.
+            taken: The folder with ingest's answer.
+            keep_days: Files that arrived later stay; 0: all stay.
         """
         self._incoming, self._taken, self._keep_days = incoming, taken, keep_days
         self._asked: set[str] = set()

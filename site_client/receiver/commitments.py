@@ -61,12 +61,12 @@ class Commitments:
         """Keep a request.
 
         Args:
-            title: the sender's, one of `storage.commitment`.
-            information: the data set of the N-ACTION, PS3.4 table J.3-1.
+            title: The sender's, one of `storage.commitment`.
+            information: The data set of the N-ACTION, PS3.4 table J.3-1.
 
         Raises:
-            ValueError: it is not understood, or too many wait. So may pydicom raise anything.
-            OSError: the disk is full or failing.
+            ValueError: It is not understood, or too many wait. So may pydicom raise anything.
+            OSError: The disk is full or failing.
         """
         if sum(1 for _ in self._folder.glob("*.json")) >= _WAITING_MAX:
             raise ValueError("too many requests wait")

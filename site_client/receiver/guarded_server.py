@@ -48,7 +48,7 @@ class MessageBounds:
         """Count the presentation data values of one P-DATA-TF PDU.
 
         Raises:
-            PeerRefused: a command or a data set is too large, or the PDU's own lengths do not add up.
+            PeerRefused: A command or a data set is too large, or the PDU's own lengths do not add up.
         """
         position = 0
         while position < len(values):
@@ -108,7 +108,7 @@ class GuardedSocket(AssociationSocket):
         """Read a PDU's header or the rest of it, as pynetdicom asks for them in turn.
 
         Raises:
-            PeerRefused: the PDU or its message is over a bound, or did not come in time.
+            PeerRefused: The PDU or its message is over a bound, or did not come in time.
         """
         try:
             received = self._read(nr_bytes)
@@ -183,17 +183,17 @@ class GuardedServer(AssociationServer):
         """Bind and listen.
 
         Args:
-            ae: the application entity; it and the next five are those of pynetdicom's server.
-            address: to bind, and its port.
-            title: of the called entity.
-            contexts: that are accepted.
-            ssl_context: none.
-            evt_handlers: of all associations.
-            networks: addresses that may connect.
-            connections_max: associations at a time.
+            ae: The application entity; it and the next five are those of pynetdicom's server.
+            address: To bind, and its port.
+            title: Of the called entity.
+            contexts: That are accepted.
+            ssl_context: None.
+            evt_handlers: Of all associations.
+            networks: Addresses that may connect.
+            connections_max: Associations at a time.
             object_max: bytes of a data set.
-            idle_s: seconds for a PDU.
-            refused: is told a peer's address and a clause, for each connection that is refused.
+            idle_s: Seconds for a PDU.
+            refused: Is told a peer's address and a clause, for each connection that is refused.
         """
         self.networks, self.object_max, self.idle_s = networks, object_max, idle_s
         self._connections_max, self._refused = connections_max, refused

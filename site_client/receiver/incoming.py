@@ -34,7 +34,7 @@ class Incoming:
         """Take the folder, which exists, and remove what a crash has left unfinished.
 
         Args:
-            root: the folder; its group is that of the trainer's export.
+            root: The folder; its group is that of the trainer's export.
             secret: 32 bytes that key the names.
         """
         self.root, self._secret = root, secret
@@ -46,14 +46,14 @@ class Incoming:
         """Give a received file its place, durably.
 
         Args:
-            arrived: a whole DICOM file in `arriving`. It is renamed, or removed when its bytes are here already.
+            arrived: A whole DICOM file in `arriving`. It is renamed, or removed when its bytes are here already.
             instance_uid: (0008,0018) *SOP Instance UID*, as its sender named it.
 
         Returns:
             Whether it is new.
 
         Raises:
-            OSError: the disk is full or failing. `arrived` may still be there.
+            OSError: The disk is full or failing. `arrived` may still be there.
         """
         with arrived.open("rb") as file:
             target = self._path(instance_uid, self._key(b"bytes|", hashlib.file_digest(file, "sha256").digest()))

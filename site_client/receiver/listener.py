@@ -51,13 +51,13 @@ class Listener:
         """Bind and listen; `start` serves.
 
         Args:
-            settings: of the receiver.
-            incoming: where objects go.
-            commitments: takes requests for storage commitment.
-            failed: is told each error of the disk.
+            settings: Of the receiver.
+            incoming: Where objects go.
+            commitments: Takes requests for storage commitment.
+            failed: Is told each error of the disk.
 
         Raises:
-            OSError: the port cannot be bound.
+            OSError: The port cannot be bound.
         """
         self._settings, self._incoming, self._commitments, self._failed = settings, incoming, commitments, failed
         self._networks = settings.storage.networks

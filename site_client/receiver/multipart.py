@@ -15,7 +15,7 @@ def boundary_of(content_type: str) -> bytes:
     """Return the boundary of a Content-Type.
 
     Raises:
-        MultipartRefused: it is not multipart/related, or has no boundary.
+        MultipartRefused: It is not multipart/related, or has no boundary.
     """
     match = re.search(r';\s*boundary="?([0-9A-Za-z\'()+_,./:=? -]{1,70}?)"?\s*(?:;|$)', content_type)
     if not content_type.lower().startswith("multipart/related") or match is None:
@@ -27,16 +27,16 @@ def write_part(read: Callable[[], bytes], boundary: bytes, file: IO[bytes], size
     """Write the one part of an answer.
 
     Args:
-        read: returns the next bytes of the body, and none at its end.
-        boundary: of the parts.
-        file: takes the part's bytes, unchanged.
+        read: Returns the next bytes of the body, and none at its end.
+        boundary: Of the parts.
+        file: Takes the part's bytes, unchanged.
         size_max: bytes that the part may have.
 
     Returns:
         The part's bytes.
 
     Raises:
-        MultipartRefused: there is no part, more than one, a cut one, or one over `size_max`.
+        MultipartRefused: There is no part, more than one, a cut one, or one over `size_max`.
     """
     end = b"\r\n--" + boundary
     buffer, head = b"\r\n", -1  # the first boundary may stand at the very beginning

@@ -63,7 +63,7 @@ class Pull:
         """Take the parts; `run` begins.
 
         Raises:
-            ConfigRefused: the CA or the credential cannot be read.
+            ConfigRefused: The CA or the credential cannot be read.
         """
         self._settings, self._incoming, self._clock, self._disk_failed = settings, incoming, clock, disk_failed
         self._web: DicomwebSettings = settings.dicomweb
@@ -110,7 +110,7 @@ class Pull:
         """Fetch all that is not here yet.
 
         Raises:
-            ArchiveError: the searches failed. A retrieval that fails is counted.
+            ArchiveError: The searches failed. A retrieval that fails is counted.
         """
         local = threading.local()
         archives: list[Archive] = []

@@ -47,9 +47,9 @@ def run(settings: ReceiverSettings) -> int:
         The exit status of the process.
 
     Raises:
-        ConfigRefused: a file that the settings name cannot be used.
-        InUse: another receiver runs on the same state folder, or the port is taken.
-        StateUnreadable: the folder of the state or of the images cannot be used.
+        ConfigRefused: A file that the settings name cannot be used.
+        InUse: Another receiver runs on the same state folder, or the port is taken.
+        StateUnreadable: The folder of the state or of the images cannot be used.
     """
     log_to_stderr(tracebacks=False)
     silence()
@@ -99,9 +99,9 @@ class ReceiverService:
         """Put the parts together, and bind the port.
 
         Raises:
-            ConfigRefused: a file that the settings name cannot be used.
-            InUse: the port is taken.
-            StateUnreadable: a folder cannot be used.
+            ConfigRefused: A file that the settings name cannot be used.
+            InUse: The port is taken.
+            StateUnreadable: A folder cannot be used.
         """
         self._settings, self._notifier, self._stopping = settings, notifier, stopping
         self._disk = DiskWatch(notifier)

@@ -153,7 +153,7 @@ def load(path: Path) -> ReceiverSettings:
     """Read and check a receiver.toml.
 
     Raises:
-        ConfigRefused: the file cannot be read or used.
+        ConfigRefused: The file cannot be read or used.
     """
     return parse(read_text(path), path.parent)
 
@@ -162,7 +162,7 @@ def parse(text: str, base: Path) -> ReceiverSettings:
     """Read and check the text of a receiver.toml; relative paths start from `base`.
 
     Raises:
-        ConfigRefused: the text cannot be used.
+        ConfigRefused: The text cannot be used.
     """
     return parse_settings(ReceiverSettings, text, base, _FILE)
 

@@ -61,14 +61,14 @@ def scan(settings: SiteSettings, stopping: Callable[[], bool]) -> int:
     """Brings the catalog up to date; a second time when files are new, which count once two scans have seen them alike.
 
     Args:
-        settings: of this site.
-        stopping: asked while the second scan is waited for; True leaves it to the next job.
+        settings: Of this site.
+        stopping: Asked while the second scan is waited for; True leaves it to the next job.
 
     Returns:
         The number of studies that a job could train on.
 
     Raises:
-        IngestError: the export or the catalog cannot be read.
+        IngestError: The export or the catalog cannot be read.
     """
     with closing(open_catalog(settings)) as catalog:
         report = _scan(catalog, settings)
@@ -121,14 +121,14 @@ class JobInProgress:
         """Reads plan and base model from the job's folder.
 
         Args:
-            settings: of this site.
-            job: from the spool. The agent has verified the plan's signature.
-            stopping: asked at every micro-batch; True ends the work after a checkpoint.
-            send: takes the messages about progress.
-            ranks: this process among those that share the training.
+            settings: Of this site.
+            job: From the spool. The agent has verified the plan's signature.
+            stopping: Asked at every micro-batch; True ends the work after a checkpoint.
+            send: Takes the messages about progress.
+            ranks: This process among those that share the training.
 
         Raises:
-            TrainingFailed: plan or base model cannot be read, or is not the one that job.json names.
+            TrainingFailed: Plan or base model cannot be read, or is not the one that job.json names.
         """
         self.settings, self.job, self.ranks = settings, job, ranks
         self._stopping, self._send = stopping, send
@@ -150,14 +150,14 @@ class JobInProgress:
         A job that this hospital cannot do is declined with its reason. That is an outcome and no error.
 
         Args:
-            spool: receives the update.
-            rank_processes: starts the other processes of the training; they live inside its block.
+            spool: Receives the update.
+            rank_processes: Starts the other processes of the training; they live inside its block.
 
         Returns:
             The update as it lies in the spool.
 
         Raises:
-            Stopped: the worker has to end; a checkpoint is written.
+            Stopped: The worker has to end; a checkpoint is written.
         """
         declined = Update(
             self.job.run_id, self.job.round, self.job.base_model_digest, Outcome.DECLINED, None, 0, 0.0, 0, False
@@ -243,8 +243,8 @@ class JobInProgress:
         """Computes this rank's share of the training, on studies that the worker has prepared.
 
         Raises:
-            RanksApart: the worker failed, or is at another step.
-            Stopped: the rank process has to end.
+            RanksApart: The worker failed, or is at another step.
+            Stopped: The rank process has to end.
         """
 
         def leading_rank_only() -> PreparedStudies:

@@ -27,10 +27,10 @@ def started(settings: SiteSettings, config: Path, job: Job, stopped_status: int)
     """Starts ranks 1 and up of `training.processes` and connects the worker, rank 0, with them.
 
     Args:
-        settings: of this site.
-        config: the file that `settings` came from; each rank process reads it again.
-        job: the job whose training they share.
-        stopped_status: exit status of a rank process that was asked to stop; it is no failure.
+        settings: Of this site.
+        config: The file that `settings` came from; each rank process reads it again.
+        job: The job whose training they share.
+        stopped_status: Exit status of a rank process that was asked to stop; it is no failure.
 
     Yields:
         Nothing. The connection holds inside the block.

@@ -38,15 +38,15 @@ def run(settings: SiteSettings, config: Path) -> int:
     """Runs the trainer until SIGTERM or SIGINT.
 
     Args:
-        settings: of this site.
-        config: the file they came from, for the worker.
+        settings: Of this site.
+        config: The file they came from, for the worker.
 
     Returns:
         The exit status of the process.
 
     Raises:
-        InUse: another trainer runs on the same state folder.
-        StateUnreadable: its lock is no file, or may not be written.
+        InUse: Another trainer runs on the same state folder.
+        StateUnreadable: Its lock is no file, or may not be written.
     """
     log_to_stderr(tracebacks=False)
     notifier = Notifier.of_service()
@@ -114,11 +114,11 @@ class TrainerService:
         """Makes the service's end of the spool; nothing runs yet.
 
         Args:
-            settings: of this site.
-            config: the file they came from, for the worker.
-            clock: the wall clock, aware.
-            notifier: to systemd; None: no notification.
-            stopping: ends the loop when it is set; None: an event of its own.
+            settings: Of this site.
+            config: The file they came from, for the worker.
+            clock: The wall clock, aware.
+            notifier: To systemd; None: no notification.
+            stopping: Ends the loop when it is set; None: an event of its own.
         """
         self.stopping = stopping or threading.Event()
         self._settings, self._clock = settings, clock

@@ -36,8 +36,8 @@ class Worker:
 
         Args:
             config: site.toml, which the worker reads itself.
-            job: what it shall do; None: a scan.
-            message: stands for its last message until it sends one.
+            job: What it shall do; None: a scan.
+            message: Stands for its last message until it sends one.
         """
         self.job, self.message, self.speed = job, message, TrainingSpeed()
         task = ["--scan"] if job is None else ["--run", job.run_id.hex(), "--round", str(job.round)]
@@ -66,8 +66,8 @@ class Supervisor:
 
         Args:
             config: site.toml.
-            spool: says which jobs are delivered, and takes the outcome of a job that keeps failing.
-            alive: called while a worker takes its time to end, so that systemd does not take the service for hung.
+            spool: Says which jobs are delivered, and takes the outcome of a job that keeps failing.
+            alive: Called while a worker takes its time to end, so that systemd does not take the service for hung.
         """
         self.worker: Worker | None = None
         self.scanned = False  # a first scan has ended since the start, whatever came of it
@@ -103,9 +103,9 @@ class Supervisor:
         """Makes the worker do what the idle gate decided.
 
         Args:
-            mode: decided in this turn.
-            previous: decided in the turn before.
-            sampled_at_s: when the gate began to sample the machine, on the monotonic clock; for the log only.
+            mode: Decided in this turn.
+            previous: Decided in the turn before.
+            sampled_at_s: When the gate began to sample the machine, on the monotonic clock; for the log only.
         """
         if self.worker is None:
             return

@@ -44,8 +44,8 @@ class TrainingSpeed:
         """Takes one message into account.
 
         Args:
-            message: any message of the worker; only those of training count.
-            now_s: seconds of a monotonic clock.
+            message: Any message of the worker; only those of training count.
+            now_s: Seconds of a monotonic clock.
         """
         if message.state == SiteState.TRAINING:
             self.last = (message.step, now_s)
@@ -68,6 +68,6 @@ def from_line(line: str) -> WorkerMessage:
     """Reads a line that `as_line` wrote.
 
     Raises:
-        ValueError: the line is no message.
+        ValueError: The line is no message.
     """
     return decode(WorkerMessage, line)

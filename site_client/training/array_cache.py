@@ -6,6 +6,7 @@ one. A damaged file is removed, and its owner makes it again. The least recently
 
 import os
 from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,18 @@ class ArrayCache:
             The arrays in the dtypes and shapes of `put`; None when the entry is absent, damaged or has other arrays.
         """
         path = self._path(name)
-        if not path.exists():
-            return None
         try:
             arrays: Arrays = load_file(path)
+        except FileNotFoundError:
+            return None
         except SafetensorError:
             arrays = {}
         if arrays.keys() != expected:
-            path.unlink()
+            path.unlink(missing_ok=True)
             return None
-        os.utime(path)  # marks the file as used: the oldest times go first
+        # Marks the file as used: the oldest times go first. Another process may have removed it since it was read.
+        with suppress(FileNotFoundError):
+            os.utime(path)
         return arrays
 
     def get_some(self, name: str, wanted: Set[str]) -> Arrays | None:
@@ -90,10 +93,14 @@ class ArrayCache:
         return self._folder / f"{name}.safetensors"
 
     def _make_room(self, size_bytes: int) -> None:
-        files = [(path.stat(), path) for path in self._folder.glob("*.safetensors")]
+        files = []
+        for path in self._folder.glob("*.safetensors"):
+            # Processes that share the folder make room at the same time: a listed file may be gone.
+            with suppress(FileNotFoundError):
+                files.append((path.stat(), path))
         excess = sum(stat.st_size for stat, _ in files) + size_bytes - self._max_bytes
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
             if excess <= 0:
                 return
-            path.unlink()
+            path.unlink(missing_ok=True)
             excess -= stat.st_size

@@ -86,7 +86,7 @@ def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number])
     """Compute the AUC of a binned score: the Mann-Whitney statistic, ties counting half.
 
     Args:
-        negative: int or float[bins], counts of negatives by ascending bin.
+        negative: Int or float[bins], counts of negatives by ascending bin.
         positive: [bins], counts of positives, likewise.
 
     Returns:

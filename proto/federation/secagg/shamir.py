@@ -26,8 +26,8 @@ def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> lis
 
     Args:
         secret: 32 bytes.
-        threshold: t, 1 to `members`.
-        members: n.
+        threshold: T, 1 to `members`.
+        members: N.
         randomness: (threshold - 1) * 48 uniform bytes, used for nothing else.
 
     Returns:

@@ -41,21 +41,21 @@ def join(
     A second run after an interruption, or after "no", continues.
 
     Args:
-        settings: of this site.
-        address: of the enrolment listener, host:port; without a port it is ENROLMENT_PORT.
-        token_text: from the coordinator.
-        say: shows a line to the person who typed the command.
-        confirm: shows the first roster, and returns whether its hospitals are those of the agreement.
-        wait: sleeps for seconds.
-        clock: aware time.
+        settings: Of this site.
+        address: Of the enrolment listener, host:port; without a port it is ENROLMENT_PORT.
+        token_text: From the coordinator.
+        say: Shows a line to the person who typed the command.
+        confirm: Shows the first roster, and returns whether its hospitals are those of the agreement.
+        wait: Sleeps for seconds.
+        clock: Aware time.
 
     Raises:
-        TokenRefused: the token is not well formed.
-        ConfigRefused: the address is none, or the token is for another site than the settings name.
-        IdentityRefused: this host is enrolled already, the server is not the token's aggregator, or the person does
+        TokenRefused: The token is not well formed.
+        ConfigRefused: The address is none, or the token is for another site than the settings name.
+        IdentityRefused: This host is enrolled already, the server is not the token's aggregator, or the person does
             not accept the roster.
-        Refused: the aggregator does not accept the token.
-        Unreachable: the first connection failed; later failures are shown, and the waiting goes on.
+        Refused: The aggregator does not accept the token.
+        Unreachable: The first connection failed; later failures are shown, and the waiting goes on.
     """
     address = _with_port(address)
     token = Token.parse(token_text)

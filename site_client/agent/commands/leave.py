@@ -29,10 +29,10 @@ def leave(settings: SiteSettings, clock: Callable[[], datetime] = lambda: dateti
         One sentence for the person who typed the command.
 
     Raises:
-        IdentityRefused: this host has not joined, or its certificate has expired.
-        ConfigRefused: the settings have no aggregator.
-        InUse: the agent is running.
-        Unreachable, Refused: the aggregator did not hear it, or does not accept it; nothing here was changed.
+        IdentityRefused: This host has not joined, or its certificate has expired.
+        ConfigRefused: The settings have no aggregator.
+        InUse: The agent is running.
+        Unreachable, Refused: The aggregator did not hear it, or does not accept it; nothing here was changed.
     """
     folder = settings.folders.agent / "identity"
     if (day := left_on(folder)) is not None:

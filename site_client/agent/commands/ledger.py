@@ -36,7 +36,7 @@ class LedgerReader:
         """Show the newest `count` entries.
 
         Raises:
-            LedgerBroken: the ledger does not verify.
+            LedgerBroken: The ledger does not verify.
         """
         entries = verify.newest(self._path, count)
         if as_json:
@@ -59,8 +59,8 @@ class LedgerReader:
         """Show one entry, and its decoded payload while it is kept.
 
         Raises:
-            ConfigRefused: there is no such entry.
-            LedgerBroken: the ledger does not verify up to there.
+            ConfigRefused: There is no such entry.
+            LedgerBroken: The ledger does not verify up to there.
         """
         entry = verify.find_entry(self._path, seq)
         if entry is None:
@@ -76,7 +76,7 @@ class LedgerReader:
         """Show messages and bytes that left, by day and address.
 
         Raises:
-            LedgerBroken: the ledger does not verify.
+            LedgerBroken: The ledger does not verify.
         """
         days = verify.totals(read(self._path))
         if as_json:
@@ -88,9 +88,9 @@ class LedgerReader:
         """Verify the ledger and every kept payload.
 
         Raises:
-            LedgerBroken: an entry or a payload does not verify; the error names the first.
+            LedgerBroken: An entry or a payload does not verify; the error names the first.
             ConfigRefused: `anchor` is not of the form <entries>:<head>.
-            IdentityRefused: this host has no keys.
+            IdentityRefused: This host has no keys.
         """
         key = keys.load(self._agent / "identity").signing_public.hex()
         verified = verify.verify(self._path, key, _anchor(anchor))
@@ -101,7 +101,7 @@ class LedgerReader:
         """Write the ledger to `target`: "jsonl", byte for byte, or "csv".
 
         Raises:
-            LedgerBroken: the ledger does not verify.
+            LedgerBroken: The ledger does not verify.
             OSError: `target` cannot be written.
         """
         if form == "jsonl":
@@ -116,8 +116,8 @@ def verify_file(path: Path, key: str | None, anchor: str | None, *, as_json: boo
     """Verify an exported ledger, on any machine.
 
     Raises:
-        LedgerBroken: an entry does not verify; the error names the first.
-        ConfigRefused: there is no such file, or `anchor` is not of the form <entries>:<head>.
+        LedgerBroken: An entry does not verify; the error names the first.
+        ConfigRefused: There is no such file, or `anchor` is not of the form <entries>:<head>.
     """
     if not path.exists():
         raise ConfigRefused(f"expected an exported ledger, got no file at {path}")

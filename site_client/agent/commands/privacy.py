@@ -28,7 +28,7 @@ def show(settings: SiteSettings, *, as_json: bool) -> str:
     """Show what was spent, by run and kind of patient, and what is left under the policy.
 
     Raises:
-        LedgerBroken: a line of the privacy ledger does not verify.
+        LedgerBroken: A line of the privacy ledger does not verify.
         StateRefused: rolled_back.json is damaged.
     """
     spending, policy = spending_of(settings), settings.policy
@@ -70,12 +70,12 @@ def verify(settings: SiteSettings, exported: Path | None, *, as_json: bool) -> s
     """Verify every line, link and signature of the privacy ledger.
 
     Args:
-        settings: of this site.
-        exported: a copy of a ledger instead of this site's own.
+        settings: Of this site.
+        exported: A copy of a ledger instead of this site's own.
         as_json: JSON instead of text.
 
     Raises:
-        LedgerBroken: a line does not verify; the error names the first.
+        LedgerBroken: A line does not verify; the error names the first.
     """
     charges = list(read(settings.folders.agent / FILE if exported is None else exported))
     keys: dict[str, int] = {}

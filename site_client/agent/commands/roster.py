@@ -19,8 +19,8 @@ def show(settings: SiteSettings, clock: Callable[[], datetime] = lambda: datetim
     """Describe the roster that this site holds, and which hospitals do not count yet.
 
     Raises:
-        IdentityRefused: this host has not joined.
-        StateRefused: a file of the state folder is damaged.
+        IdentityRefused: This host has not joined.
+        StateRefused: A file of the state folder is damaged.
     """
     identity = SiteIdentity(settings.folders.agent / "identity")
     waiting = identity.known_sites.waiting(identity.roster, settings.policy, clock())
@@ -39,16 +39,16 @@ def approve(
     """Let the hospitals that wait count from now on, if the person who is shown them agrees.
 
     Args:
-        settings: of this site.
-        confirm: shows a text and returns the answer.
-        clock: aware time.
+        settings: Of this site.
+        confirm: Shows a text and returns the answer.
+        clock: Aware time.
 
     Returns:
         One sentence for the person who typed the command.
 
     Raises:
-        IdentityRefused: this host has not joined.
-        StateRefused: a file of the state folder is damaged.
+        IdentityRefused: This host has not joined.
+        StateRefused: A file of the state folder is damaged.
     """
     identity = SiteIdentity(settings.folders.agent / "identity")
     try:
@@ -70,10 +70,10 @@ def describe(roster: Roster, custodian: Ed25519PublicKey, site: str, notes: dict
     """Describe a roster in words.
 
     Args:
-        roster: the roster.
-        custodian: the key that signed it.
-        site: this hospital's own name.
-        notes: by name, for hospitals of which there is something to say.
+        roster: The roster.
+        custodian: The key that signed it.
+        site: This hospital's own name.
+        notes: By name, for hospitals of which there is something to say.
     """
     end = "without an end" if roster.expires_at is None else f"until {roster.expires_at:%Y-%m-%d}"
     lines = [f"Roster of epoch {roster.epoch}, {end}; signed by the custodian with the key"]

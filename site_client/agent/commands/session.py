@@ -20,14 +20,14 @@ def session(
     """Put guard, ledger and link of this enrolled site together, for as long as the context lasts.
 
     Args:
-        settings: of this site.
-        identity: of this site.
-        clock: aware time.
-        patience_s: for one answer, where that is less than agent.stall_s.
+        settings: Of this site.
+        identity: Of this site.
+        clock: Aware time.
+        patience_s: For one answer, where that is less than agent.stall_s.
 
     Raises:
-        InUse: the agent is running.
-        LedgerBroken: the ledger does not verify.
+        InUse: The agent is running.
+        LedgerBroken: The ledger does not verify.
     """
     ledger = Ledger(settings.folders.agent / "ledger.jsonl", identity.keys.signing, clock)
     with closing(ledger), closing(Link(enrolled(settings, identity, patience_s))) as link:

@@ -67,13 +67,13 @@ class Egress:
         """Put the way out together.
 
         Args:
-            guard: checks every message.
-            ledger: records every message.
-            transport: carries every cleared message.
-            payloads: keeps the bytes of every cleared message; None keeps nothing.
-            rate_limit: for chunks, in both directions.
-            moved: called for every message and chunk, so that a slow transfer differs from a hung one.
-            decision: the ledger's word for a message that the guard passes; DRY_RUN in a dry run.
+            guard: Checks every message.
+            ledger: Records every message.
+            transport: Carries every cleared message.
+            payloads: Keeps the bytes of every cleared message; None keeps nothing.
+            rate_limit: For chunks, in both directions.
+            moved: Called for every message and chunk, so that a slow transfer differs from a hung one.
+            decision: The ledger's word for a message that the guard passes; DRY_RUN in a dry run.
         """
         self.guard, self.ledger, self.payloads, self._moved = guard, ledger, payloads, moved
         self._decision = decision

@@ -139,8 +139,8 @@ class Guard:
         The caller vouches that these are words under masks: the guard cannot tell masked words from others.
 
         Args:
-            layout: the plan's, for this round.
-            masked: the bytes.
+            layout: The plan's, for this round.
+            masked: The bytes.
             digest: SHA-256 of the bytes.
 
         Raises:
@@ -164,7 +164,7 @@ class Guard:
             The rules that it passed, for the ledger.
 
         Raises:
-            EgressRefused: the message may not leave.
+            EgressRefused: The message may not leave.
         """
         # By identity and exact type: a look-alike call or a subclass of the message is refused.
         if CALLS.get(call.name) is not call or type(message) is not call.request:
@@ -189,12 +189,12 @@ class Guard:
         """Check an update before it is encoded.
 
         Args:
-            plan: of the round, signed.
-            update: as the trainer delivered it.
+            plan: Of the round, signed.
+            update: As the trainer delivered it.
             clipped: f32[d], the delta after clipping; None in an evaluation-only round.
 
         Raises:
-            EgressRefused: the update may not leave.
+            EgressRefused: The update may not leave.
         """
         least = max(self._policy.studies_min, plan.training.studies_min)
         # Checked here again, although the plan was declined for it before: the guard trusts no earlier step.

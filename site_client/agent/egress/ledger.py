@@ -76,8 +76,8 @@ class Entry:
         """Read an entry as it stands in the file.
 
         Raises:
-            ValueError: a value is of another form.
-            KeyError: a key is missing.
+            ValueError: A value is of another form.
+            KeyError: A key is missing.
         """
         return cls(
             seq=record["seq"],
@@ -162,15 +162,15 @@ class Ledger:
         A last line without its newline never belonged to a message that left: it is cut, and an entry records that.
 
         Args:
-            path: the file, made when it does not exist.
-            signer: the site's signing key.
-            clock: aware time.
-            joining: the ledger may end with another key's signature, of the identity that this host had before.
-            segment_bytes: a file that has reached this length is sealed before the next entry.
+            path: The file, made when it does not exist.
+            signer: The site's signing key.
+            clock: Aware time.
+            joining: The ledger may end with another key's signature, of the identity that this host had before.
+            segment_bytes: A file that has reached this length is sealed before the next entry.
 
         Raises:
-            LedgerBroken: an entry does not verify, or a sealed segment is not as it was.
-            InUse: another process has the ledger open.
+            LedgerBroken: An entry does not verify, or a sealed segment is not as it was.
+            InUse: Another process has the ledger open.
         """
         self._path, self._signer, self._clock, self._segment_bytes = path, signer, clock, segment_bytes
         self._archive = Segments(path, CHAIN)
@@ -203,7 +203,7 @@ class Ledger:
         """Record a message. The entry is on disk when this returns.
 
         Raises:
-            OSError: the disk is full, and nothing was recorded.
+            OSError: The disk is full, and nothing was recorded.
         """
         if self._is_pending:
             self._keep_newest()
@@ -224,7 +224,7 @@ class Ledger:
         """Whether this ledger had the head `head` (hex) when it had so many entries.
 
         Raises:
-            LedgerBroken: the sealed segment that tells is missing, or was changed.
+            LedgerBroken: The sealed segment that tells is missing, or was changed.
         """
         if entries >= self.entries:
             return (entries, head) == (self.entries, self.head)
@@ -240,7 +240,7 @@ class Ledger:
         """Compare one sealed segment with its digest, at each call the next one, until all were compared.
 
         Raises:
-            LedgerBroken: the segment is missing, or was changed. The next call looks at it again.
+            LedgerBroken: The segment is missing, or was changed. The next call looks at it again.
         """
         if self._next_check < len(self._segments):
             self._archive.check_digest(self._segments[self._next_check])
@@ -278,13 +278,13 @@ def read(path: Path, since: int = 1) -> Iterator[Entry]:
     """Yield every entry, oldest first, each checked against the one before; an unfinished last line is left out.
 
     Args:
-        path: the file that grows; its segments are beside it.
-        since: entries before the segment that holds this one are left out.
+        path: The file that grows; its segments are beside it.
+        since: Entries before the segment that holds this one are left out.
 
     Signatures are not checked here; `verify.verify` checks them.
 
     Raises:
-        LedgerBroken: an entry is malformed, or not chained to the one before; or a segment is missing.
+        LedgerBroken: An entry is malformed, or not chained to the one before; or a segment is missing.
     """
     for record, line in Segments(path, CHAIN).lines(since):
         seq = int(record["seq"])

@@ -38,7 +38,7 @@ class Payloads:
         """Keep the payload of entry `seq`, whole or not at all, and remove the oldest files beyond the limit.
 
         Raises:
-            OSError: the disk is full.
+            OSError: The disk is full.
         """
         if self._limit_bytes == 0:
             return

@@ -48,16 +48,16 @@ class Segment:
     """A line of the list.
 
     Attributes:
-        seq: number of the segment: 1, 2, 3 ...
-        utc: time of sealing.
-        first: its first entry.
-        last: its last entry.
-        head: hash of the last entry's line.
-        size_bytes: of its file.
-        sha256: of its file.
-        key: that signed this line.
-        prev_hash: hash of the line before.
-        sig: over this line.
+        seq: Number of the segment: 1, 2, 3 ...
+        utc: Time of sealing.
+        first: Its first entry.
+        last: Its last entry.
+        head: Hash of the last entry's line.
+        size_bytes: Of its file.
+        sha256: Of its file.
+        key: That signed this line.
+        prev_hash: Hash of the line before.
+        sig: Over this line.
     """
 
     seq: Annotated[int, Meta(ge=1)]
@@ -94,7 +94,7 @@ class Segments:
         """Return all sealed segments, oldest first, each with its signature verified.
 
         Raises:
-            LedgerBroken: a line of the list does not verify.
+            LedgerBroken: A line of the list does not verify.
         """
         segments: list[Segment] = []
         for number, (record, line) in enumerate(LIST_CHAIN.lines(self._folder / _LIST), 1):
@@ -116,10 +116,10 @@ class Segments:
         """Yield records and lines of the whole ledger, as `Chain.lines` does for one file.
 
         Args:
-            since: entries before the segment that holds this one are left out.
+            since: Entries before the segment that holds this one are left out.
 
         Raises:
-            LedgerBroken: an entry or a line of the list does not verify, or a segment is missing.
+            LedgerBroken: An entry or a line of the list does not verify, or a segment is missing.
         """
         # First: a running agent may seal it before the list is read, and it is then the last segment in the list.
         growing = open_to_read(self._path)
@@ -145,7 +145,7 @@ class Segments:
         """Check that every segment is there, with its size and its last entry. Reads the end of each file only.
 
         Raises:
-            LedgerBroken: a segment is missing, was exchanged, or has another length.
+            LedgerBroken: A segment is missing, was exchanged, or has another length.
         """
         for segment in segments:
             file = open_to_read(self.file_of(segment))
@@ -160,7 +160,7 @@ class Segments:
         """Compare a segment's bytes with the SHA-256 in the list.
 
         Raises:
-            LedgerBroken: it is missing, or was changed.
+            LedgerBroken: It is missing, or was changed.
         """
         try:
             digest = sha256_of(self.file_of(segment))
@@ -182,7 +182,7 @@ class Segments:
         """Take the first step of sealing.
 
         Raises:
-            OSError: the disk is full, and nothing was sealed.
+            OSError: The disk is full, and nothing was sealed.
         """
         facts = {
             "first": file.after[0] + 1,
@@ -201,8 +201,8 @@ class Segments:
         """Take the other two steps of sealing, those of them that are missing.
 
         Raises:
-            LedgerBroken: another file has the segment's name.
-            OSError: the disk is full; the next call goes on.
+            LedgerBroken: Another file has the segment's name.
+            OSError: The disk is full; the next call goes on.
         """
         kept = self.file_of(segment)
         if not kept.exists():

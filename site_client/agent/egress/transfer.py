@@ -17,14 +17,14 @@ def upload(egress: Egress, round: blobs_pb2.RoundRef, data: memoryview, digest: 
     """Upload a blob, from where an earlier try stopped.
 
     Args:
-        egress: whose guard has this upload as its own.
-        round: that the upload belongs to.
-        data: the whole blob.
+        egress: Whose guard has this upload as its own.
+        round: That the upload belongs to.
+        data: The whole blob.
         digest: SHA-256 of `data`.
 
     Raises:
-        Unreachable: the connection broke off; the next try continues.
-        Refused: the aggregator does not take it.
+        Unreachable: The connection broke off; the next try continues.
+        Refused: The aggregator does not take it.
     """
     offer = blobs_pb2.BlobOffer(round=round, digest=digest, size_bytes=len(data))
     progress = egress.send(OFFER_BLOB, offer)
@@ -41,16 +41,16 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
     """Download a blob, from where an earlier try stopped. `target` exists only with the right hash.
 
     Args:
-        egress: the way to the aggregator.
-        ref: digest and size of the blob.
-        target: the file to make; nothing happens when it exists.
-        size_max: bytes that a file of this kind can have at most.
+        egress: The way to the aggregator.
+        ref: Digest and size of the blob.
+        target: The file to make; nothing happens when it exists.
+        size_max: Bytes that a file of this kind can have at most.
 
     Raises:
-        StepRefused: the blob is larger than `size_max`, its digest is none, or other bytes arrive than were asked for:
+        StepRefused: The blob is larger than `size_max`, its digest is none, or other bytes arrive than were asked for:
             an empty chunk, one over 1 MiB or past the promised size.
-        ModelDamaged: its hash is wrong; the next try begins anew.
-        Unreachable: the connection broke off; the next try continues.
+        ModelDamaged: Its hash is wrong; the next try begins anew.
+        Unreachable: The connection broke off; the next try continues.
     """
     if target.exists():
         return

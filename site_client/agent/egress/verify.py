@@ -70,12 +70,12 @@ def verify(path: Path, key: str | None = None, anchor: Anchor | None = None) -> 
     """Verify every line, link and signature, through all segments.
 
     Args:
-        path: the file that grows, or an exported ledger.
-        key: hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
-        anchor: number of entries and head that the ledger must have had.
+        path: The file that grows, or an exported ledger.
+        key: Hex of the Ed25519 public key that must have signed the newest entry; None on a machine without it.
+        anchor: Number of entries and head that the ledger must have had.
 
     Raises:
-        LedgerBroken: an entry does not verify, and the error names the first; or a segment is missing.
+        LedgerBroken: An entry does not verify, and the error names the first; or a segment is missing.
     """
     archive = Segments(path, CHAIN)
     # Listed first: a segment that a running agent adds meanwhile is read, and its digest is compared next time.
@@ -112,7 +112,7 @@ def verify_newest(path: Path, key: str) -> tuple[int, int]:
         The number of entries, and that of segments.
 
     Raises:
-        LedgerBroken: an entry or a segment does not verify.
+        LedgerBroken: An entry or a segment does not verify.
     """
     archive = Segments(path, CHAIN)
     segments = archive.kept(archive.listed())
@@ -135,7 +135,7 @@ def check_payloads(path: Path, folder: Path) -> int:
         The number of kept payloads.
 
     Raises:
-        LedgerBroken: a payload is not the recorded one; the error names its entry.
+        LedgerBroken: A payload is not the recorded one; the error names its entry.
     """
     # Payloads first: a running agent appends to the ledger before the payload, so the ledger then holds all of them.
     digests = {seq: hashlib.sha256(data).hexdigest() for seq, data in payloads.kept(folder)}
@@ -185,7 +185,7 @@ def find_entry(path: Path, seq: int) -> Entry | None:
     """Return one entry; None when there is none of this number.
 
     Raises:
-        LedgerBroken: the segment with this entry does not verify up to there.
+        LedgerBroken: The segment with this entry does not verify up to there.
     """
     return next((entry for entry in read(path, since=seq) if entry.seq == seq), None)
 

@@ -37,10 +37,10 @@ class Certificates:
         """Take the two ways to the aggregator.
 
         Args:
-            identity: whose certificate is kept.
-            egress: to the listener for sites, which accepts a valid certificate.
-            enrolment: connects to the enrolment listener, which needs none.
-            clock: of this machine.
+            identity: Whose certificate is kept.
+            egress: To the listener for sites, which accepts a valid certificate.
+            enrolment: Connects to the enrolment listener, which needs none.
+            clock: Of this machine.
         """
         self._identity, self._egress, self._enrolment, self._clock = identity, egress, enrolment, clock
         self._request_again_at: datetime | None = None
@@ -54,7 +54,7 @@ class Certificates:
             Whether there is a new one, so that the connection has to be made anew.
 
         Raises:
-            SiteError, FederationError: the request failed, and the certificate has expired. Before it expires a
+            SiteError, FederationError: The request failed, and the certificate has expired. Before it expires a
                 failure is only logged.
         """
         now = self._clock()

@@ -61,14 +61,14 @@ class SiteIdentity:
     this site has none.
 
     Attributes:
-        tls_damage: a clause about a damaged tls.pem; empty otherwise.
+        tls_damage: A clause about a damaged tls.pem; empty otherwise.
     """
 
     def __init__(self, folder: Path) -> None:
         """Read and verify every file.
 
         Raises:
-            IdentityRefused: this host has not joined, or a file does not verify.
+            IdentityRefused: This host has not joined, or a file does not verify.
         """
         self._folder = folder
         if not (folder / "tls.pem").exists():
@@ -127,9 +127,9 @@ class SiteIdentity:
         """Keep a roster of a higher epoch that the custodian signed; the one already held changes nothing.
 
         Raises:
-            BadSignature: the custodian did not sign it, or an old key of the custodian not its successor.
-            RosterRefused: it is older than the one held, or of an older key of the custodian.
-            IdentityRefused: it lacks this site's own keys, or is a second roster of one epoch.
+            BadSignature: The custodian did not sign it, or an old key of the custodian not its successor.
+            RosterRefused: It is older than the one held, or of an older key of the custodian.
+            IdentityRefused: It lacks this site's own keys, or is a second roster of one epoch.
         """
         custodian = custodian_of(signed, self._anchor, held=self.custodian)
         roster = verify_roster(signed, custodian, epoch_held=self.roster.epoch)
@@ -150,7 +150,7 @@ class SiteIdentity:
         """Switch to a renewed certificate for the key in `request`.
 
         Raises:
-            IdentityRefused: the certificate is not for this site and key, or not of the consortium's CA.
+            IdentityRefused: The certificate is not for this site and key, or not of the consortium's CA.
         """
         _check_certificate(credentials.certificate_pem, request, self.site, self._ca)
         # One file for key and certificate: a crash between two files would pair a key with another's certificate.
@@ -193,7 +193,7 @@ class Joining:
         """Make the keys and the request that are missing; a second call finds the same ones.
 
         Raises:
-            IdentityRefused: this host is enrolled already.
+            IdentityRefused: This host is enrolled already.
         """
         if (folder / "tls.pem").exists():
             raise IdentityRefused("this host is enrolled already; to enrol it anew, move its identity folder away")
@@ -222,8 +222,8 @@ class Joining:
             The first roster, and the custodian's key that signed it.
 
         Raises:
-            IdentityRefused: a certificate or the roster is not right for this host.
-            BadSignature: the custodian did not sign the roster.
+            IdentityRefused: A certificate or the roster is not right for this host.
+            BadSignature: The custodian did not sign the roster.
         """
         # Against the fingerprint in the token: everything else in this message came over the network.
         ca = _pinned_ca(credentials.ca_certificate_pem, membership.ca_fingerprint)
@@ -238,7 +238,7 @@ class Joining:
         """Verify everything, then keep it. All hospitals of the roster are known from then on.
 
         Raises:
-            IdentityRefused, BadSignature: as `check`.
+            IdentityRefused, BadSignature: As `check`.
         """
         roster, _ = self.check(credentials, membership)
         KnownSites(self.folder).approve(roster.entries)

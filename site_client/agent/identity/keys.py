@@ -42,7 +42,7 @@ class SealingKey:
         """Read 96 bytes: ML-KEM seed, then X25519 key.
 
         Raises:
-            ValueError: another number of bytes.
+            ValueError: Another number of bytes.
         """
         if len(raw) != _MLKEM_SEED_BYTES + _X25519_BYTES:
             raise ValueError(f"expected a sealing key of {_MLKEM_SEED_BYTES + _X25519_BYTES} bytes, got {len(raw)}")
@@ -99,7 +99,7 @@ def load(folder: Path) -> SiteKeys:
     """Load the keys in `folder`.
 
     Raises:
-        IdentityRefused: a key is missing or damaged.
+        IdentityRefused: A key is missing or damaged.
     """
     try:
         signing = Ed25519PrivateKey.from_private_bytes((folder / "signing.key").read_bytes())

@@ -127,7 +127,7 @@ def check_cohort(cohort: Collection[str], known: Collection[str], minimum: int) 
         minimum: The least cohort of this hospital.
 
     Raises:
-        CohortRefused: fewer than `minimum` or than t = ⌊2n/3⌋ + 1 of the n members are known.
+        CohortRefused: Fewer than `minimum` or than t = ⌊2n/3⌋ + 1 of the n members are known.
     """
     counted, needed = len(set(cohort) & set(known)), max(minimum, threshold(len(cohort)))
     if counted < needed:
@@ -141,7 +141,7 @@ def check_uploaded(uploaded: Collection[str], cohort: Collection[str], known: Co
     """Refuse a set of uploads with fewer known hospitals than a cohort of them alone would have to upload.
 
     Raises:
-        ConfirmationRefused: there are fewer.
+        ConfirmationRefused: There are fewer.
     """
     counted, needed = len(set(uploaded) & set(known)), threshold(len(set(cohort) & set(known)))
     if counted < needed:

@@ -25,7 +25,7 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
     """Fetch the consortium's CA certificate.
 
     Args:
-        address: of the aggregator, host:port.
+        address: Of the aggregator, host:port.
         proxy: http://[user:password@]host:port, or "".
         fingerprint: SHA-256 of the certificate in DER.
 
@@ -33,8 +33,8 @@ def fetch_ca(address: str, proxy: str, fingerprint: bytes) -> bytes:
         The certificate, PEM.
 
     Raises:
-        Unreachable: no TLS 1.3 answers there.
-        IdentityRefused: the chain has no such certificate. The message names the issuer of the one that is there.
+        Unreachable: No TLS 1.3 answers there.
+        IdentityRefused: The chain has no such certificate. The message names the issuer of the one that is there.
     """
     host, port = host_and_port(address)
     try:
@@ -59,9 +59,9 @@ def connect(host: str, port: int, proxy: str) -> socket.socket:
     """Connect to host:port, through the proxy if there is one.
 
     Raises:
-        OSError: no TCP connection.
-        ProxyRefused: the proxy refused CONNECT.
-        Unreachable: the proxy's answer is no HTTP.
+        OSError: No TCP connection.
+        ProxyRefused: The proxy refused CONNECT.
+        Unreachable: The proxy's answer is no HTTP.
     """
     if not proxy:
         return socket.create_connection((host, port), TIMEOUT_S)

@@ -90,8 +90,8 @@ def epsilon_of(costs: Iterable[tuple[PrivacyCost, float]], delta: float) -> floa
     """Return the epsilon of a patient at `delta` after all these sums, in whatever order runs followed each other.
 
     Args:
-        costs: each with the validation fraction that patients were split by.
-        delta: of the hospital's policy.
+        costs: Each with the validation fraction that patients were split by.
+        delta: Of the hospital's policy.
 
     Returns:
         Infinity if one of the sums had no noise, or if delta is too small for so many rounds.

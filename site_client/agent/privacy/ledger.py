@@ -127,10 +127,10 @@ class PrivacyLedger:
         """Take the parts of a charge.
 
         Args:
-            folder: the agent's state folder.
-            signer: the site's signing key.
-            clock: aware time.
-            validation_fraction: by which the trainer splits patients.
+            folder: The agent's state folder.
+            signer: The site's signing key.
+            clock: Aware time.
+            validation_fraction: By which the trainer splits patients.
         """
         self._path, self._signer, self._clock = folder / FILE, signer, clock
         self._validation_fraction = validation_fraction
@@ -140,8 +140,8 @@ class PrivacyLedger:
         """Charge all costs of a round that are not charged yet. They are on disk when this returns.
 
         Raises:
-            LedgerBroken: a line does not verify, so that nothing can be added to what was spent.
-            OSError: the disk is full, and nothing was charged.
+            LedgerBroken: A line does not verify, so that nothing can be added to what was spent.
+            OSError: The disk is full, and nothing was charged.
         """
         spending = self.spending()
         costs = [cost for cost in costs_of_round(plan, number) if not spending.holds(plan.run_id, number, cost.kind)]
@@ -159,7 +159,7 @@ class PrivacyLedger:
         """Return all that was charged.
 
         Raises:
-            LedgerBroken: a line does not verify.
+            LedgerBroken: A line does not verify.
         """
         stamp = self._stamp()
         if self._read is None or self._read[0] != stamp:
@@ -170,7 +170,7 @@ class PrivacyLedger:
         """Return the number of charges and the hash of the newest, in hex.
 
         Raises:
-            LedgerBroken: a line does not verify.
+            LedgerBroken: A line does not verify.
         """
         charges = self.spending().charges
         return len(charges), charges[-1].hash if charges else GENESIS
@@ -179,7 +179,7 @@ class PrivacyLedger:
         """Whether this ledger had the head `head` (hex) when it had so many charges; so has every ledger at none.
 
         Raises:
-            LedgerBroken: a line does not verify.
+            LedgerBroken: A line does not verify.
         """
         charges = self.spending().charges
         return entries == 0 or (entries <= len(charges) and charges[entries - 1].hash == head)
@@ -195,7 +195,7 @@ def spending_of(settings: SiteSettings) -> SpentPrivacy:
     """Return all that a site was charged.
 
     Raises:
-        LedgerBroken: a line does not verify.
+        LedgerBroken: A line does not verify.
     """
     return SpentPrivacy(tuple(read(settings.folders.agent / FILE)), settings.training.validation_fraction)
 
@@ -204,7 +204,7 @@ def read(path: Path) -> Iterator[Charge]:
     """Yield every charge, oldest first, each with its signature verified.
 
     Raises:
-        LedgerBroken: a line does not verify; the error names the first.
+        LedgerBroken: A line does not verify; the error names the first.
     """
     for seq, (record, line) in enumerate(CHAIN.lines(path), 1):
         # Every signature: a year of rounds has hundreds of lines, and an auditor learns which one was changed first.

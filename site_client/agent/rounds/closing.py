@@ -31,12 +31,12 @@ class Closing:
         """Verify, sign and erase.
 
         Raises:
-            ModelMismatch: the published model is not the one that its sum leads to, or a sum that was said to be
+            ModelMismatch: The published model is not the one that its sum leads to, or a sum that was said to be
                 refused leads to one. The round is erased all the same, and this site takes no further part in the run.
-            ModelDamaged: the sum or the base model is damaged. The next turn fetches the sum again, and closes the
+            ModelDamaged: The sum or the base model is damaged. The next turn fetches the sum again, and closes the
                 round without the base model.
-            StepRefused: the sum is of another round, or of other members than this site has revealed for.
-            Unreachable: the download broke off; the next turn continues it.
+            StepRefused: The sum is of another round, or of other members than this site has revealed for.
+            Unreachable: The download broke off; the next turn continues it.
         """
         current = self._files.journal.current
         if current is None or not current.is_of(step.round):

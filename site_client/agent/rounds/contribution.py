@@ -27,10 +27,10 @@ class Contribution:
     """This site's part of the sum.
 
     Attributes:
-        layout: of the upload.
+        layout: Of the upload.
         delta: f32[d], within the clip norm; of a private round minus the sum of the patients' gradients. None in an
             evaluation-only round.
-        header: weight and metrics, in size classes; of a private round constants, but for the counts of patients.
+        header: Weight and metrics, in size classes; of a private round constants, but for the counts of patients.
     """
 
     layout: Layout
@@ -47,15 +47,15 @@ def prepare_contribution(
     """Clip and check an update, and make its header: in size classes, or, in a private round, without any count.
 
     Args:
-        guard: of the way out.
-        plan: of the round.
-        number: of the round.
-        update: as the trainer delivered it.
+        guard: Of the way out.
+        plan: Of the round.
+        number: Of the round.
+        update: As the trainer delivered it.
         delta: f32[d], the moving numbers, or None in an evaluation-only round.
 
     Raises:
-        EgressRefused: the delta has another shape than the plan's moving numbers, or the guard withholds the update.
-        EncodingRefused: the delta is not finite, in a round without noise.
+        EgressRefused: The delta has another shape than the plan's moving numbers, or the guard withholds the update.
+        EncodingRefused: The delta is not finite, in a round without noise.
     """
     if delta is not None and (delta.dtype != np.float32 or delta.shape != (plan.moving.size,)):
         raise EgressRefused(f"{plan.moving.size} numbers move under the plan; the update has another shape")
@@ -87,17 +87,17 @@ def mask_contribution(
     """Encode and mask.
 
     Args:
-        member: after it received its shares.
-        contribution: of this site.
-        dealt: as the member received it, from every other member of U2.
+        member: After it received its shares.
+        contribution: Of this site.
+        dealt: As the member received it, from every other member of U2.
         coins: 32 secret bytes of this attempt.
 
     Returns:
         The upload: masked words, uint64 little-endian, layout.bytes long.
 
     Raises:
-        SecaggError: as `Member.mask`.
-        EncodingRefused: the cohort is larger than the plan's, in a private round.
+        SecaggError: As `Member.mask`.
+        EncodingRefused: The cohort is larger than the plan's, in a private round.
     """
     layout, delta, header = contribution.layout, contribution.delta, contribution.header
     # Encoded into words of the ring: masks hide only integers modulo 2^64.

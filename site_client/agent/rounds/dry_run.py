@@ -88,18 +88,18 @@ def run_dry(
     """Run all phases of one round.
 
     Args:
-        site: this site.
-        plan: of the round.
-        current: the round.
-        contribution: of this site.
+        site: This site.
+        plan: Of the round.
+        current: The round.
+        contribution: Of this site.
         dest: host:port that stands in the ledger, with the decision `dry_run`.
 
     Returns:
         The transport, with every message that would have left.
 
     Raises:
-        EgressRefused: the guard would not let a message leave.
-        StepRefused: a phase was refused.
+        EgressRefused: The guard would not let a message leave.
+        StepRefused: A phase was refused.
     """
     remove(site.folder)
     transport = RecordingTransport(dest)

@@ -52,11 +52,11 @@ class JobOffer:
             Whether the site said Ready.
 
         Raises:
-            StepRefused: the step breaks a promise of the plan or of this site, or the privacy ledger does not verify.
-            ModelMismatch: the base model is not the announced one.
-            ModelDamaged: it is damaged; the next turn fetches it again.
-            Unreachable: the connection broke off; the next turn continues.
-            FederationError: the plan or a published sum is refused.
+            StepRefused: The step breaks a promise of the plan or of this site, or the privacy ledger does not verify.
+            ModelMismatch: The base model is not the announced one.
+            ModelDamaged: It is damaged; the next turn fetches it again.
+            Unreachable: The connection broke off; the next turn continues.
+            FederationError: The plan or a published sum is refused.
         """
         # First: a run whose model did not verify gets neither a plan nor a job from this site.
         if self._files.plans.distrusted(step.round.run_id):
@@ -85,8 +85,8 @@ class JobOffer:
         """Hold a step against its signed plan, which is fetched when it is not here. No round begins.
 
         Raises:
-            StepRefused: the step breaks a promise of the plan.
-            FederationError: the plan is refused.
+            StepRefused: The step breaks a promise of the plan.
+            FederationError: The plan is refused.
         """
         held = self._plan(step)
         _check_step(held.plan, step)

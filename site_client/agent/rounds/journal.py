@@ -104,7 +104,7 @@ class RoundJournal:
         """Begin a round; one that is in progress already stays as it is.
 
         Raises:
-            StepRefused: the round is closed, or was offered before with another plan or base model.
+            StepRefused: The round is closed, or was offered before with another plan or base model.
         """
         current = self.current
         if current is not None and current.is_of(offered.ref()):
@@ -153,7 +153,7 @@ class RoundJournal:
         """Return where an attempt's state of secure aggregation stands; its folder is made on first use.
 
         Raises:
-            StepRefused: no round is in progress.
+            StepRefused: No round is in progress.
         """
         return self._attempt(attempt) / "member.bin"
 
@@ -161,7 +161,7 @@ class RoundJournal:
         """Return where an attempt's coins stand.
 
         Raises:
-            StepRefused: no round is in progress.
+            StepRefused: No round is in progress.
         """
         return self._attempt(attempt) / "coins.bin"
 

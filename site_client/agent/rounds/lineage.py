@@ -62,7 +62,7 @@ class Lineage:
         """Refuse sums from `base` on that pass by the newest model that this run has led to here.
 
         Raises:
-            StepRefused: they do.
+            StepRefused: They do.
         """
         reached = (self._read() or {}).get(plan.run_id.hex())
         if not reached:

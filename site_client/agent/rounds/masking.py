@@ -48,9 +48,9 @@ class MaskingPhases:
     """The phases.
 
     Attributes:
-        cohort_min: the hospital's own.
-        known: gives the names that count toward it now.
-        charge: records durably what a round of a plan costs in privacy; it may be called again.
+        cohort_min: The hospital's own.
+        known: Gives the names that count toward it now.
+        charge: Records durably what a round of a plan costs in privacy; it may be called again.
     """
 
     egress: Egress
@@ -65,7 +65,7 @@ class MaskingPhases:
         """Draw fresh keys for a new attempt, and advertise them.
 
         Raises:
-            StepRefused: the step is for another base model, or for a roster that this site does not hold.
+            StepRefused: The step is for another base model, or for a roster that this site does not hold.
         """
         current = self._enter(step.round)
         # Members with different base models would reveal by their sum how the models differ.
@@ -84,7 +84,7 @@ class MaskingPhases:
         """Check the cohort against the stored roster, and deal shares.
 
         Raises:
-            StepRefused: the cohort is too small, or holds a site or key that the roster does not.
+            StepRefused: The cohort is too small, or holds a site or key that the roster does not.
         """
         member, current = self._member(step.round), self._enter(step.round)
         advertisements = {message.site: advertisement_of(message) for message in step.advertisements}
@@ -108,8 +108,8 @@ class MaskingPhases:
         bytes need no file: a transfer that broke off continues where it stopped.
 
         Raises:
-            StepRefused: the shares are not those of the members, the member refuses them, or the coins are gone.
-            LedgerBroken: the privacy ledger takes no charge.
+            StepRefused: The shares are not those of the members, the member refuses them, or the coins are gone.
+            LedgerBroken: The privacy ledger takes no charge.
         """
         member = self._member(step.round)
         dealt = _dealt_to(member.site, step)
@@ -135,7 +135,7 @@ class MaskingPhases:
         """Sign the one set of uploads whose sum this site helps to recover, and open shares that are complained about.
 
         Raises:
-            StepRefused: the set is too small, lacks this site, is a second one, or differs by too few members from the
+            StepRefused: The set is too small, lacks this site, is a second one, or differs by too few members from the
                 set of an earlier sum on the same model; or a complaint is not one about this site.
         """
         member = self._member(step.round)
@@ -161,7 +161,7 @@ class MaskingPhases:
         """Reveal one share about each member: the one answer of the round.
 
         Raises:
-            StepRefused: too few members confirmed this set, or it is another set than this site confirmed.
+            StepRefused: Too few members confirmed this set, or it is another set than this site confirmed.
         """
         member = self._member(step.round)
         confirmations = {message.site: message.signature for message in step.confirmations}

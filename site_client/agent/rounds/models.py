@@ -66,7 +66,7 @@ class Models:
         """Load a kept model, which was verified before it was kept.
 
         Raises:
-            ModelDamaged: the file has changed since. It is no model of this site any more.
+            ModelDamaged: The file has changed since. It is no model of this site any more.
         """
         if self._in_memory is None or self._in_memory.digest != digest:
             try:
@@ -79,18 +79,18 @@ class Models:
         """Make sure that the step's base model is here: kept, computed from a kept one, or fetched whole.
 
         Args:
-            egress: the only way out.
-            plan: of the run.
-            step: offers ways to the base model.
-            witnesses: believed about a whole model, other than the plan's first.
+            egress: The only way out.
+            plan: Of the run.
+            step: Offers ways to the base model.
+            witnesses: Believed about a whole model, other than the plan's first.
 
         Raises:
-            ModelMismatch: another model than the announced one arrived or was computed.
-            ModelDamaged: a file was damaged on the way or on a disk; the next call fetches it again.
-            StepRefused: the step offers no way to the base model.
-            Unreachable: a download broke off; the next call continues it.
-            CertificateRefused: too few of the witnesses say that a round led to this whole model.
-            FederationError: a published sum that the chain refuses.
+            ModelMismatch: Another model than the announced one arrived or was computed.
+            ModelDamaged: A file was damaged on the way or on a disk; the next call fetches it again.
+            StepRefused: The step offers no way to the base model.
+            Unreachable: A download broke off; the next call continues it.
+            CertificateRefused: Too few of the witnesses say that a round led to this whole model.
+            FederationError: A published sum that the chain refuses.
         """
         if self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest):
             return
@@ -111,11 +111,11 @@ class Models:
         """Recompute the model that `link` leads to from `base`, and keep it.
 
         Raises:
-            ModelMismatch: the digest differs from the published one, so the aggregator published another model.
-            ModelDamaged: the sum arrived damaged, or the base model is damaged here; the next call fetches it again.
-            StepRefused: the sum on offer has another size than the plan gives it.
-            Unreachable: a download broke off; the next call continues it.
-            FederationError: a published sum that the chain refuses.
+            ModelMismatch: The digest differs from the published one, so the aggregator published another model.
+            ModelDamaged: The sum arrived damaged, or the base model is damaged here; the next call fetches it again.
+            StepRefused: The sum on offer has another size than the plan gives it.
+            Unreachable: A download broke off; the next call continues it.
+            FederationError: A published sum that the chain refuses.
         """
         # The step comes again after a crash. Any other model that is held is no result of this sum.
         if self._history()[-2:] == [base, link.model_digest] and self.holds(link.model_digest):
@@ -151,9 +151,9 @@ class Models:
         """Check that a sum which was said to be refused leads to no model.
 
         Raises:
-            ModelMismatch: it leads to one.
-            StepRefused: the sum on offer has another size than the plan gives it.
-            Unreachable: the download broke off; the next call continues it.
+            ModelMismatch: It leads to one.
+            StepRefused: The sum on offer has another size than the plan gives it.
+            Unreachable: The download broke off; the next call continues it.
         """
         layout = Layout.of_round(plan, link.round)
         layout.check_members(link.members)
@@ -177,9 +177,9 @@ class Models:
         """Check that an evaluation-only round has a sum.
 
         Raises:
-            StepRefused: the sum on offer has another size than the plan gives it.
-            Unreachable: the download broke off; the next call continues it.
-            FederationError: it is no sum of so many members.
+            StepRefused: The sum on offer has another size than the plan gives it.
+            Unreachable: The download broke off; the next call continues it.
+            FederationError: It is no sum of so many members.
         """
         layout = Layout.of_round(plan, link.round)
         arrived = self._download_sum(egress, layout, link)

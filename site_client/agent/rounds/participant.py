@@ -38,10 +38,10 @@ class Turn:
     """The result of one step.
 
     Attributes:
-        wait_s: the pause until the next.
-        asked: the step that was asked for.
-        refusal: of that step, if it was refused.
-        aggregator_time_ms: the aggregator's clock, since 1970; 0 where it does not tell.
+        wait_s: The pause until the next.
+        asked: The step that was asked for.
+        refusal: Of that step, if it was refused.
+        aggregator_time_ms: The aggregator's clock, since 1970; 0 where it does not tell.
     """
 
     wait_s: float
@@ -65,15 +65,15 @@ class Participant:
         """Put the parts together.
 
         Args:
-            egress: the only way out.
-            identity: of this site.
-            spool: the agent's side.
-            settings: of this site.
-            clock: aware time.
-            is_metered: whether the link costs by the byte; None when nothing on this machine can tell.
+            egress: The only way out.
+            identity: Of this site.
+            spool: The agent's side.
+            settings: Of this site.
+            clock: Aware time.
+            is_metered: Whether the link costs by the byte; None when nothing on this machine can tell.
 
         Raises:
-            StateRefused: the journal is damaged.
+            StateRefused: The journal is damaged.
         """
         folder, policy = settings.folders.agent, settings.policy
         self._egress, self._identity, self._agent, self._policy = egress, identity, settings.agent, policy
@@ -101,9 +101,9 @@ class Participant:
         After an error the next step starts from what is on disk.
 
         Raises:
-            LinkError: a call did not succeed.
-            EgressRefused: the guard did not let a message leave.
-            FederationError: the aggregator sent something that no machine of the consortium may accept.
+            LinkError: A call did not succeed.
+            EgressRefused: The guard did not let a message leave.
+            FederationError: The aggregator sent something that no machine of the consortium may accept.
         """
         # Before the poll: a change during the poll is then news afterwards, and not lost.
         self._seen = self._local_facts()

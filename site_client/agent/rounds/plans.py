@@ -71,10 +71,10 @@ class Plans:
         """Verify a plan, then keep it.
 
         Raises:
-            BadSignature: the custodian did not sign it.
-            Malformed: it is no plan.
-            PlanRefused: a value is outside its bounds.
-            StepRefused: it is another plan than `digest` names.
+            BadSignature: The custodian did not sign it.
+            Malformed: It is no plan.
+            PlanRefused: A value is outside its bounds.
+            StepRefused: It is another plan than `digest` names.
         """
         # Verified before a byte is kept: `get` trusts the folder.
         plan = verify_plan(signed, custodian)
@@ -89,7 +89,7 @@ class Plans:
         """Return the plan with this digest; None when it was not kept, or is damaged: then it is fetched again.
 
         Raises:
-            StateRefused: the decision on it is damaged.
+            StateRefused: The decision on it is damaged.
         """
         kept = self._kept(digest)
         return None if kept is None else HeldPlan(*kept, self._decision(digest))
@@ -112,7 +112,7 @@ class Plans:
         """Return the one plan whose digest begins with `prefix`.
 
         Raises:
-            StepRefused: there is none, or more than one, or `prefix` is shorter than 8 characters.
+            StepRefused: There is none, or more than one, or `prefix` is shorter than 8 characters.
         """
         matches = [held for held in self.all() if held.digest.hex().startswith(prefix.lower())]
         if len(prefix) < _PREFIX_MIN or len(matches) != 1:

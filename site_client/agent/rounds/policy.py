@@ -21,10 +21,10 @@ def policy_conflicts(
     """Yield one sentence for each rule of the policy that the plan breaks; none when it may be trained.
 
     Args:
-        policy: the hospital's.
-        plan: on offer.
-        spending: of this hospital's patients so far.
-        begin: number of the round on offer; None for the first that this site was not charged for.
+        policy: The hospital's.
+        plan: On offer.
+        spending: Of this hospital's patients so far.
+        begin: Number of the round on offer; None for the first that this site was not charged for.
     """
     unwanted = set(plan.metrics) - set(policy.metrics)
     if unwanted:
@@ -71,9 +71,9 @@ class TransferPolicy:
         """Take the policy, the clock and the meter.
 
         Args:
-            policy: the hospital's.
-            clock: aware time.
-            is_metered: whether the link costs by the byte; None when nothing on this machine can tell.
+            policy: The hospital's.
+            clock: Aware time.
+            is_metered: Whether the link costs by the byte; None when nothing on this machine can tell.
         """
         self._clock = clock
         self._windows = [parse_window(text) for text in policy.transfer_windows]

@@ -18,7 +18,7 @@ class PrivacyBudget:
         """Return one sentence for each rule of the policy against this round of a plan and those after it.
 
         Raises:
-            StepRefused: the privacy ledger does not verify.
+            StepRefused: The privacy ledger does not verify.
         """
         try:
             return list(policy_conflicts(self._policy, plan, self._ledger.spending(), number))
@@ -29,7 +29,7 @@ class PrivacyBudget:
         """Charge a round, durably, if the policy still allows it. Charging it again does nothing.
 
         Raises:
-            StepRefused: the policy is against it, or the privacy ledger does not verify.
+            StepRefused: The policy is against it, or the privacy ledger does not verify.
         """
         # The policy may have changed since the round was offered.
         if conflicts := self.conflicts(plan, number):

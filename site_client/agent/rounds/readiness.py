@@ -39,11 +39,11 @@ class Readiness:
         """Take the parts that an answer needs.
 
         Args:
-            files: of this site.
-            egress: where the answer leaves.
-            identity: of this site, for a dry run.
-            policy: the hospital's.
-            scratch: a folder for dry runs, empty between them.
+            files: Of this site.
+            egress: Where the answer leaves.
+            identity: Of this site, for a dry run.
+            policy: The hospital's.
+            scratch: A folder for dry runs, empty between them.
         """
         self._files, self._egress, self._identity = files, egress, identity
         self._policy, self._scratch = policy, scratch
@@ -57,7 +57,7 @@ class Readiness:
             Whether the site said Ready.
 
         Raises:
-            LinkError: the answer did not arrive; the next turn repeats it.
+            LinkError: The answer did not arrive; the next turn repeats it.
         """
         try:
             update = self._files.update_of(current)
@@ -108,9 +108,9 @@ class Readiness:
         """Return `update` as it goes into the sum; examined once, and kept until `forget`.
 
         Raises:
-            EgressRefused: the guard does not let it leave, or it is of the wrong kind for this round.
-            SpoolRefused: the delta does not have the digest in `update`.
-            EncodingRefused: the delta is not finite.
+            EgressRefused: The guard does not let it leave, or it is of the wrong kind for this round.
+            SpoolRefused: The delta does not have the digest in `update`.
+            EncodingRefused: The delta is not finite.
         """
         if self._examined is None or self._examined[0] != update:
             plan = self._files.plan_of(current).plan

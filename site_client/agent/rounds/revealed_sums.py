@@ -95,7 +95,7 @@ class RevealedSums:
         """Refuse a model with a sum whose end was not shown, or whose record was dropped.
 
         Raises:
-            StepRefused: there is one.
+            StepRefused: There is one.
         """
         if base_model_digest in self._bases_left():
             raise StepRefused(
@@ -116,7 +116,7 @@ class RevealedSums:
         with other sets, a third sum could isolate one hospital though each two differ by many.
 
         Raises:
-            StepRefused: it differs from one that led to another model, or that evaluated it in this run; or from
+            StepRefused: It differs from one that led to another model, or that evaluated it in this run; or from
                 another one by some members, but by fewer than `minimum` of the `known` ones. Hospitals unknown here may
                 all be one party, which can subtract its own parts.
         """

@@ -115,12 +115,12 @@ class RollbackWatch:
         """Compare the ledger with the mark in the spool.
 
         Args:
-            folder: the agent's state folder.
-            spool: the site's; its street to the trainer exists.
-            egress: the only way out; its ledger is compared.
-            privacy: the privacy ledger, compared with the spool's mark alone: no other party knows of it.
-            files: of this site; the round in progress is closed when a loss is noticed.
-            clock: aware time.
+            folder: The agent's state folder.
+            spool: The site's; its street to the trainer exists.
+            egress: The only way out; its ledger is compared.
+            privacy: The privacy ledger, compared with the spool's mark alone: no other party knows of it.
+            files: Of this site; the round in progress is closed when a loss is noticed.
+            clock: Aware time.
 
         Raises:
             StateRefused: rolled_back.json is damaged.
@@ -169,11 +169,11 @@ class RollbackWatch:
         """Let a step pass when no loss stands against it.
 
         Args:
-            reply: holds the step.
-            check_offer: refuses a train step that is not one of its signed plan.
+            reply: Holds the step.
+            check_offer: Refuses a train step that is not one of its signed plan.
 
         Raises:
-            StepRefused: a loss is not acknowledged; or the step is of the first round that was offered after it, or of
+            StepRefused: A loss is not acknowledged; or the step is of the first round that was offered after it, or of
                 another one on the same base model; or `check_offer` refused it.
             FederationError: `check_offer` refused the plan.
         """
@@ -234,7 +234,7 @@ def read_rollback(folder: Path) -> Rollback | None:
     """Read the last loss that was noticed; None when there was none.
 
     Raises:
-        StateRefused: the file is damaged.
+        StateRefused: The file is damaged.
     """
     return read_state(Rollback, folder / "rolled_back.json", _ADVICE)
 
@@ -243,8 +243,8 @@ def acknowledge(folder: Path) -> Rollback:
     """Record that an administrator knows why the state folder was put back.
 
     Raises:
-        ConfigRefused: no loss waits for it.
-        StateUnreadable: the file cannot be read.
+        ConfigRefused: No loss waits for it.
+        StateUnreadable: The file cannot be read.
     """
     try:
         record = read_rollback(folder)

@@ -32,7 +32,7 @@ class RoundFiles:
         """Use the agent's state folder, and drop jobs and downloads of rounds that it no longer works on.
 
         Raises:
-            StateRefused: the journal is damaged.
+            StateRefused: The journal is damaged.
         """
         rounds = folder / "rounds"
         journal, sums = RoundJournal(rounds), RevealedSums(rounds)
@@ -48,7 +48,7 @@ class RoundFiles:
         """Return the plan of the round in progress.
 
         Raises:
-            StepRefused: its file is gone.
+            StepRefused: Its file is gone.
         """
         held = self.plans.get(current.plan_digest)
         if held is None:
@@ -62,7 +62,7 @@ class RoundFiles:
         """Whether the policy asks for a decision on the plan that is not made yet.
 
         Raises:
-            StepRefused: the plan's file is gone.
+            StepRefused: The plan's file is gone.
         """
         return policy.plan_approval == "ask" and self.plan_of(current).decision is not PlanDecision.APPROVED
 
@@ -70,7 +70,7 @@ class RoundFiles:
         """Return the trainer's update for the round in progress; None before it came.
 
         Raises:
-            SpoolRefused: the record does not follow its schema.
+            SpoolRefused: The record does not follow its schema.
         """
         update = self.spool.update(current.run_id, current.number)
         # An update from another base model is a leftover: it would not fit the sum.

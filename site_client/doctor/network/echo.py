@@ -72,13 +72,13 @@ def measure(egress: Egress, largest: int, monotonic: Callable[[], float] = time.
     """Measure the upload, then the download.
 
     Args:
-        egress: to the aggregator.
-        largest: bytes of the largest message.
-        monotonic: seconds of a monotonic clock.
+        egress: To the aggregator.
+        largest: Bytes of the largest message.
+        monotonic: Seconds of a monotonic clock.
 
     Raises:
-        LinkError: no answer, or a refusal.
-        Malformed: other bytes come back than were asked for.
+        LinkError: No answer, or a refusal.
+        Malformed: Other bytes come back than were asked for.
     """
     # The first, empty message makes the connection, whose cost is no part of the speed.
     egress.send(ECHO, bandwidth_pb2.EchoRequest())

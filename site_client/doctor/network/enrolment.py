@@ -33,7 +33,7 @@ def check_clock(state: int | None = None) -> Iterator[CheckResult]:
     """Check that the kernel's clock is synchronized.
 
     Args:
-        state: the value that ntp_gettime(3) returns; None calls it.
+        state: The value that ntp_gettime(3) returns; None calls it.
     """
     state = _clock_state() if state is None else state
     if state == _TIME_ERROR:

@@ -87,7 +87,7 @@ def _own_disk() -> Iterator[None]:
     """Says in one sentence that the catalog cannot be written, which is no fault of the export.
 
     Raises:
-        IngestError: the disk of the state folder is full, failing or read-only.
+        IngestError: The disk of the state folder is full, failing or read-only.
     """
     try:
         yield
@@ -126,14 +126,14 @@ class Catalog:
         the export tells again.
 
         Args:
-            path: the SQLite file.
-            secret: keys the pseudonyms and the paths.
-            rules: thresholds for series; None: the defaults.
-            clock: the wall clock, aware.
-            label_rules: how label tables are read; None: the defaults.
+            path: The SQLite file.
+            secret: Keys the pseudonyms and the paths.
+            rules: Thresholds for series; None: the defaults.
+            clock: The wall clock, aware.
+            label_rules: How label tables are read; None: the defaults.
 
         Raises:
-            IngestError: the file is no SQLite file.
+            IngestError: The file is no SQLite file.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Before SQLite touches it, so that the file never exists with a wider mode.
@@ -160,17 +160,17 @@ class Catalog:
         """Brings the catalog up to date.
 
         Args:
-            export: the root folder of the PACS export. It is only read.
-            labels: tables, or folders of them; without any, those at the export's top.
-            opted_out: lists of patients who opted out.
+            export: The root folder of the PACS export. It is only read.
+            labels: Tables, or folders of them; without any, those at the export's top.
+            opted_out: Lists of patients who opted out.
 
         Returns:
             Counts of what the catalog now holds.
 
         Raises:
-            IngestError: the export cannot be listed, or the catalog cannot be written. Faults inside the export are
+            IngestError: The export cannot be listed, or the catalog cannot be written. Faults inside the export are
                 counted, never raised.
-            OptOutsUnreadable: a list of patients who opted out cannot be read.
+            OptOutsUnreadable: A list of patients who opted out cannot be read.
         """
         started = self._clock()
         with _locked(self._lock), Session(self._engine) as session:
@@ -196,12 +196,12 @@ class Catalog:
         """Puts labels in force that wait for a person's word.
 
         Args:
-            export: as for `scan`.
-            labels: as for `scan`.
-            stamp: of the held labels that the person has seen (`ScanReport.labels.held`).
+            export: As for `scan`.
+            labels: As for `scan`.
+            stamp: Of the held labels that the person has seen (`ScanReport.labels.held`).
 
         Raises:
-            LabelsRefused: a label file cannot be read, or the files changed meanwhile.
+            LabelsRefused: A label file cannot be read, or the files changed meanwhile.
         """
         with _locked(self._lock), Session(self._engine) as session:
             label_rows.confirm(session, label_sources(export, labels), self._secret, self._label_rules, stamp)
@@ -211,7 +211,7 @@ class Catalog:
         """Lets entries go that the lists of patients who opted out no longer hold.
 
         Raises:
-            OptOutsUnreadable: a list cannot be read.
+            OptOutsUnreadable: A list cannot be read.
         """
         with _locked(self._lock), Session(self._engine) as session:
             opt_outs.refresh(session, opted_out, self._secret, confirmed=True)
@@ -235,11 +235,11 @@ class Catalog:
         """Writes the whole catalog as an HTML page of mode 0600.
 
         Args:
-            path: of the page.
-            with_pictures: show one slice of each series in the brain window.
+            path: Of the page.
+            with_pictures: Show one slice of each series in the brain window.
 
         Raises:
-            OSError: it cannot be written there.
+            OSError: It cannot be written there.
         """
         report = self.last_report()
         with Session(self._engine) as session:
@@ -255,11 +255,11 @@ class Catalog:
         also when studies arrived since.
 
         Args:
-            pinned: the hash of a dataset that was given out before; None: the dataset of this moment.
+            pinned: The hash of a dataset that was given out before; None: the dataset of this moment.
 
         Raises:
-            DatasetGone: the pinned dataset is no longer kept.
-            IngestError: no export was scanned yet.
+            DatasetGone: The pinned dataset is no longer kept.
+            IngestError: No export was scanned yet.
         """
         with Session(self._engine) as session:
             if pinned is not None:
@@ -278,7 +278,7 @@ class Catalog:
         """Gives all studies with a ready series, labelled or not, with every label MISSING: for predictions.
 
         Raises:
-            IngestError: no export was scanned yet.
+            IngestError: No export was scanned yet.
         """
         with Session(self._engine) as session:
             return dataset.chosen_studies(session, self._secret)

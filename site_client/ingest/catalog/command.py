@@ -18,11 +18,11 @@ def catalog_text(settings: SiteSettings, with_series: bool) -> tuple[str, ScanRe
     """Scans the export and formats a page for people.
 
     Args:
-        settings: of this site.
-        with_series: list every stack with its score sheet, too.
+        settings: Of this site.
+        with_series: List every stack with its score sheet, too.
 
     Raises:
-        IngestError: the export or the catalog cannot be read.
+        IngestError: The export or the catalog cannot be read.
     """
     report, series = _scan(settings)
     lines = [report.as_text()]
@@ -39,7 +39,7 @@ def catalog_json(settings: SiteSettings, with_series: bool) -> tuple[str, ScanRe
     """Does the same as `catalog_text` and gives one JSON object.
 
     Raises:
-        IngestError: the export or the catalog cannot be read.
+        IngestError: The export or the catalog cannot be read.
     """
     report, series = _scan(settings)
     table = report.as_json()
@@ -53,7 +53,7 @@ def refuse_failed_labels(report: ScanReport) -> None:
     """Ends a command after its output when labels need a person.
 
     Raises:
-        LabelsRefused: a label file could not be read, or labels wait for a person's word.
+        LabelsRefused: A label file could not be read, or labels wait for a person's word.
     """
     failed = report.labels.refused_files
     if failed:
@@ -66,7 +66,7 @@ def labels_text(settings: SiteSettings) -> str:
     """Lists every label file by name, as the last scan left it. The names are for people of this site only.
 
     Raises:
-        IngestError: the caller is another user, or the catalog cannot be read.
+        IngestError: The caller is another user, or the catalog cannot be read.
     """
     with own_catalog(settings) as catalog:
         lines = []
@@ -85,7 +85,7 @@ def held_labels_text(settings: SiteSettings) -> tuple[LabelsHeld | None, str]:
     """Reads which labels wait for a person's word, and says it.
 
     Raises:
-        IngestError: the caller is another user, or the catalog cannot be read.
+        IngestError: The caller is another user, or the catalog cannot be read.
     """
     with own_catalog(settings) as catalog:
         held = catalog.last_report().labels.held
@@ -96,7 +96,7 @@ def confirm_held_labels(settings: SiteSettings, held: LabelsHeld) -> None:
     """Puts the held labels in force that a person has seen.
 
     Raises:
-        LabelsRefused: a label file cannot be read, or the files changed meanwhile.
+        LabelsRefused: A label file cannot be read, or the files changed meanwhile.
     """
     with own_catalog(settings) as catalog:
         catalog.confirm_labels(settings.folders.export, settings.folders.labels, held.stamp)
@@ -106,7 +106,7 @@ def missing_opt_outs_text(settings: SiteSettings) -> tuple[int, str]:
     """Reads how many entries the lists of patients who opted out no longer hold, and says it.
 
     Raises:
-        IngestError: the caller is another user, or the catalog cannot be read.
+        IngestError: The caller is another user, or the catalog cannot be read.
     """
     with own_catalog(settings) as catalog:
         counts = catalog.last_report().opt_outs
@@ -118,7 +118,7 @@ def confirm_missing_opt_outs(settings: SiteSettings) -> None:
     """Lets entries go that the lists of patients who opted out no longer hold.
 
     Raises:
-        OptOutsUnreadable: a list cannot be read.
+        OptOutsUnreadable: A list cannot be read.
     """
     with own_catalog(settings) as catalog:
         catalog.confirm_opt_outs(settings.folders.opt_outs)
@@ -128,7 +128,7 @@ def explain_text(settings: SiteSettings, query: str) -> str:
     """Explains a path, UID, pseudonym, accession number or patient ID by the last scan.
 
     Raises:
-        IngestError: the caller is another user, or the catalog cannot be read.
+        IngestError: The caller is another user, or the catalog cannot be read.
     """
     with own_catalog(settings) as catalog:
         return "\n".join(catalog.explain(query))
@@ -138,7 +138,7 @@ def write_page(settings: SiteSettings, path: Path, with_pictures: bool) -> None:
     """Writes the whole catalog as an HTML page of mode 0600.
 
     Raises:
-        IngestError: the caller is another user, the catalog cannot be read, or the page cannot or must not lie there.
+        IngestError: The caller is another user, the catalog cannot be read, or the page cannot or must not lie there.
     """
     folders = settings.folders
     for folder in (folders.export, folders.spool, folders.agent):
@@ -156,7 +156,7 @@ def own_catalog(settings: SiteSettings) -> Iterator[Catalog]:
     """Opens the catalog for a command that shows or changes more than counts.
 
     Raises:
-        IngestError: the caller is neither root nor the trainer's user.
+        IngestError: The caller is neither root nor the trainer's user.
     """
     folder = settings.folders.trainer
     try:

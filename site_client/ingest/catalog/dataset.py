@@ -113,8 +113,8 @@ def imply_study(stated: bytes, slices: Sequence[bytes]) -> bytes:
     | else | | as stated; a positive study without a positive slice is no conflict |
 
     Args:
-        stated: six cells of the study, as the label files state them.
-        slices: six cells of each slice.
+        stated: Six cells of the study, as the label files state them.
+        slices: Six cells of each slice.
 
     Returns:
         Six cells.
@@ -133,7 +133,7 @@ def assemble(session: Session, secret: SiteSecret) -> Dataset:
     """Assembles the dataset of this moment: all chosen stacks that have a label and no conflict.
 
     Raises:
-        IngestError: no export was scanned yet.
+        IngestError: No export was scanned yet.
     """
     root, seal = _export(session, secret), secret.path_seal()
     studies = []
@@ -154,7 +154,7 @@ def chosen_studies(session: Session, secret: SiteSecret) -> tuple[StudyRecord, .
     """Lists all chosen stacks, ordered by study key, with every label MISSING: a model may predict them.
 
     Raises:
-        IngestError: no export was scanned yet.
+        IngestError: No export was scanned yet.
     """
     root, seal = _export(session, secret), secret.path_seal()
     return tuple(
@@ -209,7 +209,7 @@ def recall(session: Session, pinned: str, secret: SiteSecret) -> Dataset:
     """Recalls the dataset with this hash as it was. Its files may have changed since; `read_volume` notices.
 
     Raises:
-        DatasetGone: it is no longer kept.
+        DatasetGone: It is no longer kept.
     """
     # From the stored body, never assembled again: new labels or files must not change a running job.
     row = session.get(DatasetRow, pinned)

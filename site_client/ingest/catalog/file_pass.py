@@ -74,7 +74,7 @@ class FilePass:
         """Reads the header of every new or changed file, and forgets files that are gone.
 
         Raises:
-            IngestError: the export cannot be listed.
+            IngestError: The export cannot be listed.
         """
         batch: list[_FileRead] = []
         listed: list[_FileRead] = []

@@ -28,9 +28,9 @@ class KnownFiles:
         """Loads the rows.
 
         Args:
-            session: of the catalog.
-            seal: of its paths.
-            basis: digest that a row must have been written by.
+            session: Of the catalog.
+            seal: Of its paths.
+            basis: Digest that a row must have been written by.
         """
         self._basis = basis
         self._rows = {row.path: row for row in session.execute(select(*_COLUMNS))}

@@ -64,11 +64,11 @@ def refresh(
     It replaces all labels at once: the rows of several files merge, and those of one cannot be taken out again.
 
     Args:
-        session: of the catalog.
-        sources: the label files.
-        secret: keys the pseudonyms.
-        rules: of this site.
-        confirmed: the stamp of held labels that a person has confirmed; they are put in force if the files are still
+        session: Of the catalog.
+        sources: The label files.
+        secret: Keys the pseudonyms.
+        rules: Of this site.
+        confirmed: The stamp of held labels that a person has confirmed; they are put in force if the files are still
             the same.
     """
     stamp = _stamp(sources, secret, rules)
@@ -100,7 +100,7 @@ def confirm(
     """Puts held labels in force that a person has seen.
 
     Raises:
-        LabelsRefused: a label file cannot be read, so the labels may be missing for that reason alone; or the files
+        LabelsRefused: A label file cannot be read, so the labels may be missing for that reason alone; or the files
             changed since `stamp`.
     """
     failed = counts(session).failed
@@ -121,8 +121,8 @@ def counts(session: Session, secret: SiteSecret | None = None) -> LabelFileCount
     """Reads the outcomes of the label files at the last refresh.
 
     Args:
-        session: of the catalog.
-        secret: decrypts the names of the files, for people of this site; None leaves them out.
+        session: Of the catalog.
+        secret: Decrypts the names of the files, for people of this site; None leaves them out.
     """
     fact = _fact(session, _COUNTS)
     if fact is None:

@@ -29,13 +29,13 @@ def refresh(session: Session, files: Sequence[Path], secret: SiteSecret, confirm
     """Adds the entries of the lists, and marks those that the lists no longer hold.
 
     Args:
-        session: of the catalog.
-        files: the lists.
-        secret: keys the pseudonyms.
-        confirmed: a person has confirmed that the entries that are missing may go.
+        session: Of the catalog.
+        files: The lists.
+        secret: Keys the pseudonyms.
+        confirmed: A person has confirmed that the entries that are missing may go.
 
     Raises:
-        OptOutsUnreadable: a list cannot be read.
+        OptOutsUnreadable: A list cannot be read.
     """
     listed = read_opt_outs(files, secret)
     known = set(session.scalars(select(OptOutRow.entry).distinct()))

@@ -39,10 +39,10 @@ def catalog_page(session: Session, explainer: Explainer, report: ScanReport, wit
     """Writes the page in pieces, so that the pictures of ten thousand series are never in memory together.
 
     Args:
-        session: of the catalog.
-        explainer: on the same session.
-        report: the catalog's counts.
-        with_pictures: decode one slice of each series.
+        session: Of the catalog.
+        explainer: On the same session.
+        report: The catalog's counts.
+        with_pictures: Decode one slice of each series.
 
     Yields:
         HTML.
@@ -73,7 +73,7 @@ def write_privately(path: Path, pieces: Iterator[str]) -> None:
     """Writes a file that only the caller can read, whole or not at all.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: It cannot be written there.
     """
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)

@@ -62,8 +62,8 @@ def ask(stacks: Sequence[LabelledStack], counts: MatchCounts) -> tuple[MatchQues
     """Asks all questions that labels and images give rise to.
 
     Args:
-        stacks: the chosen stack of each study, with its labels.
-        counts: of the label files.
+        stacks: The chosen stack of each study, with its labels.
+        counts: Of the label files.
     """
     states = [stack.label_state for stack in stacks]
     unlabelled, in_conflict = states.count(LabelState.UNLABELLED), states.count(LabelState.CONFLICT)

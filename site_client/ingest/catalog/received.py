@@ -25,10 +25,10 @@ def answer_receiver(session: Session, export: Path, seal: PathSeal, folder: Path
     was changed since is none of the receiver's.
 
     Args:
-        session: of the catalog, after a scan.
-        export: its root.
-        seal: of the catalog's paths.
-        folder: of the answer, <state>/trainer/taken.
+        session: Of the catalog, after a scan.
+        export: Its root.
+        seal: Of the catalog's paths.
+        folder: Of the answer, <state>/trainer/taken.
     """
     # The receiver's folder is all of the export, or a folder of a fixed name at its top.
     for prefix in ("", f"{RECEIVED}/"):

@@ -1,4 +1,4 @@
-"""What would make a file or a series READY: one sentence for each reason code, for the people of this site."""
+"""The remedies that make a file or a series READY: a sentence for each reason code, for the people of this site."""
 
 from typing import Final
 

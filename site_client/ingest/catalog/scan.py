@@ -51,12 +51,12 @@ class ExportScan:
         """Starts nothing; `run` does.
 
         Args:
-            session: of the catalog. The scan commits to it in batches.
-            export: the root folder.
-            secret: keys the pseudonyms and the paths.
-            rules: thresholds for series.
+            session: Of the catalog. The scan commits to it in batches.
+            export: The root folder.
+            secret: Keys the pseudonyms and the paths.
+            rules: Thresholds for series.
             now_s: Unix time of the scan.
-            readers: open the files; None: those of this process.
+            readers: Open the files; None: those of this process.
         """
         self._session, self._export, self._secret, self._rules, self._now_s = session, export, secret, rules, now_s
         self._readers = readers or shared_readers()
@@ -79,7 +79,7 @@ class ExportScan:
         """Updates the rows of files, of series and of the choice.
 
         Raises:
-            IngestError: the export cannot be listed. A fault of a file or a series becomes a reason code.
+            IngestError: The export cannot be listed. A fault of a file or a series becomes a reason code.
         """
         self._forget_another_export()
         self._files.run()

@@ -26,7 +26,7 @@ def measure_content(paths: Sequence[Path]) -> list[Content] | Reason:
     """Decodes and measures the sample of slices by which a series is assessed.
 
     Args:
-        paths: all slices, caudal to cranial.
+        paths: All slices, caudal to cranial.
 
     Returns:
         The measures, or the code of the first slice that cannot be decoded.

@@ -24,11 +24,11 @@ def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
     """Counts the CT images that a DICOMDIR lists, by the pseudonym of their series.
 
     Args:
-        path: the address of a file, of FILE_BYTES_MAX at most.
-        secret: keys the pseudonyms.
+        path: The address of a file, of FILE_BYTES_MAX at most.
+        secret: Keys the pseudonyms.
 
     Raises:
-        Exception: nearly any, from pydicom, for a broken file.
+        Exception: Nearly any, from pydicom, for a broken file.
     """
     with open_image(path, FILE_BYTES_MAX) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")

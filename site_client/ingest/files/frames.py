@@ -17,7 +17,7 @@ def write_frame(handle: int, table: dict[str, Any], data: bytes = b"") -> None:
     """Writes one frame to a pipe.
 
     Raises:
-        OSError: nothing reads the pipe any more.
+        OSError: Nothing reads the pipe any more.
     """
     # Paths may hold bytes that are no UTF-8; as ASCII, JSON keeps their surrogates.
     text = json.dumps(table, separators=(",", ":")).encode("ascii")

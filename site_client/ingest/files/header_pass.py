@@ -64,10 +64,10 @@ def read_header(path: Path, size_bytes: int, secret: SiteSecret, rules: Rules) -
     """Reads one file up to its pixel data, and checks by length that the pixel data is all there.
 
     Args:
-        path: the address of a file or member.
-        size_bytes: its size.
-        secret: keys the pseudonyms.
-        rules: say which attribute names the patient, whether lossy compression is allowed, and how large an image
+        path: The address of a file or member.
+        size_bytes: Its size.
+        secret: Keys the pseudonyms.
+        rules: Say which attribute names the patient, whether lossy compression is allowed, and how large an image
             may be.
 
     Returns:
@@ -86,10 +86,10 @@ def read_sop_uid(path: Path, size_bytes: int, limit_bytes: int) -> str | Reason:
     """Reads (0008,0018) *SOP Instance UID*, for the answers that name images by it.
 
     Args:
-        path: the address of the image. A frame has the UID of the image that it was converted from; without one it has
+        path: The address of the image. A frame has the UID of the image that it was converted from; without one it has
             its file's UID, a bar and its number.
-        size_bytes: its size.
-        limit_bytes: its inflated bytes may be this many.
+        size_bytes: Its size.
+        limit_bytes: Its inflated bytes may be this many.
     """
     with open_image(path, _ANY_SIZE) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -38,8 +38,8 @@ def to_hu(stored: NDArray[np.int32], scale: Scale, wrapped: bool = False) -> NDA
 
     Args:
         stored: int32 of any shape.
-        scale: of the file.
-        wrapped: the values are HU modulo 4096. The intercept, which hid that, is ignored.
+        scale: Of the file.
+        wrapped: The values are HU modulo 4096. The intercept, which hid that, is ignored.
 
     Returns:
         int16 of the same shape, within [-1024, 3071].
@@ -67,7 +67,7 @@ def has_wrapped(stored: NDArray[np.int32]) -> bool:
     """Tells whether the histogram shows the wrap.
 
     Args:
-        stored: values of a whole series, or a fair sample of them.
+        stored: Values of a whole series, or a fair sample of them.
 
     Returns:
         True if at least 5 % of the values lie within 150 of -1000 modulo 4096, and more than ten times as many as lie

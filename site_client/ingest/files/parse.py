@@ -42,15 +42,15 @@ def parse(
     A deflated data set is inflated here, because pydicom would inflate it without a bound.
 
     Args:
-        file: at its first byte.
-        size_bytes: of the file.
-        limit_bytes: a deflated data set may hold at most this.
-        wanted: the elements that are read.
-        stop_before_pixels: leaves the file at the pixel data element.
+        file: At its first byte.
+        size_bytes: Of the file.
+        limit_bytes: A deflated data set may hold at most this.
+        wanted: The elements that are read.
+        stop_before_pixels: Leaves the file at the pixel data element.
 
     Raises:
-        LimitExceeded: the data set is deflated and larger.
-        Exception: nearly any, from pydicom, for a broken file.
+        LimitExceeded: The data set is deflated and larger.
+        Exception: Nearly any, from pydicom, for a broken file.
     """
     start = _deflated_from(file)
     if start is not None:

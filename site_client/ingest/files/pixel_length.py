@@ -23,11 +23,11 @@ def pixel_reason(
     """Checks the pixel data element.
 
     Args:
-        parsed: its file stands at the pixel data element, where pydicom's `stop_before_pixels` leaves it.
-        fields: of the header.
-        limit_bytes: an image may decode to at most this.
-        frames: images in the file.
-        file_limit_bytes: the file may have at most this; None: `limit_bytes`.
+        parsed: Its file stands at the pixel data element, where pydicom's `stop_before_pixels` leaves it.
+        fields: Of the header.
+        limit_bytes: An image may decode to at most this.
+        frames: Images in the file.
+        file_limit_bytes: The file may have at most this; None: `limit_bytes`.
 
     Returns:
         None if all is there; else Q_DECODE_LIMIT, Q_NO_PIXELS or Q_TRUNCATED.
@@ -82,8 +82,8 @@ def fragments(file: BinaryIO, size_bytes: int) -> tuple[list[tuple[int, int]], b
     """Walks the items of encapsulated pixel data, which is little endian always (PS3.5 annex A.4).
 
     Args:
-        file: at the value of the pixel data element.
-        size_bytes: of the file.
+        file: At the value of the pixel data element.
+        size_bytes: Of the file.
 
     Returns:
         Place and length of each item, of which the first is the offset table; True if they end with their delimiter,

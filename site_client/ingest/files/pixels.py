@@ -38,9 +38,9 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
     """Reads and decodes one file.
 
     Args:
-        path: the address of a file, a member or a frame.
-        limit_bytes: of a file with one image, of its inflated bytes, and of an image.
-        step: every how many pixels to keep.
+        path: The address of a file, a member or a frame.
+        limit_bytes: Of a file with one image, of its inflated bytes, and of an image.
+        step: Every how many pixels to keep.
 
     Raises:
         SeriesUnreadable: Q_READ, Q_NO_DECODER, Q_MISSING_TAG, Q_DECODE_LIMIT or Q_DECODE; or the archive's code.

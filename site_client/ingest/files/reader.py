@@ -79,7 +79,7 @@ class Reader:
         """Lists the transfer syntaxes that can be decoded here.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         self._started()
         return self._decoders
@@ -88,7 +88,7 @@ class Reader:
         """Reads the headers of files, each given with its size in bytes. See `header_pass.read_header`.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         request = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(rules)}
         # `_header_of` gives nothing else; mypy does not part its union from the Reason.
@@ -98,7 +98,7 @@ class Reader:
         """Decodes files, in order. See `pixels.read_slice`.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX) for path in paths]
         return self._ask({"task": "slice", "step": step}, files, partial(_slice_of, step), Reason.Q_DECODE)
@@ -107,7 +107,7 @@ class Reader:
         """Reads the SOP instance UID of each file. See `header_pass.read_sop_uid`.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], _uid_of, Reason.Q_READ)
 
@@ -115,7 +115,7 @@ class Reader:
         """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX) for path in paths]
         return self._ask({"task": "directory", "secret": secret.value.hex()}, files, _listed_of, Reason.Q_READ)
@@ -124,7 +124,7 @@ class Reader:
         """Lists the members of an archive. See `archives.Archives.members`.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX)]
         (listed,) = self._ask({"task": "archive"}, files, _members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
@@ -225,13 +225,13 @@ class Reader:
         """Waits for one frame.
 
         Args:
-            request: its number; 0: the first frame of a process. An answer to an earlier request, which ended too soon,
+            request: Its number; 0: the first frame of a process. An answer to an earlier request, which ended too soon,
                 must not pass for one to this.
 
         Raises:
-            _Ended: the worker ended before its answer.
-            ValueError: the frame is larger than any answer.
-            OSError: the process ended.
+            _Ended: The worker ended before its answer.
+            ValueError: The frame is larger than any answer.
+            OSError: The process ended.
         """
         patience_s = STALL_S if request else START_S
         while True:

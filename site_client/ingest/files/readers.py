@@ -46,7 +46,7 @@ class Readers:
         """Lists the transfer syntaxes that can be decoded here.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         return self._with_reader(Reader.decoders)
 
@@ -74,7 +74,7 @@ class Readers:
         """Decodes files, in order, in all processes at once.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
         parts = self.map(lambda reader, batch: reader.slices(batch, step), batches)
@@ -84,7 +84,7 @@ class Readers:
         """Reads the SOP instance UID of each file.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         return self._with_reader(Reader.sop_uids, paths)
 
@@ -92,7 +92,7 @@ class Readers:
         """Lists the members of an archive.
 
         Raises:
-            IngestError: no reader process can be started.
+            IngestError: No reader process can be started.
         """
         return self._with_reader(Reader.archive, path)
 
@@ -132,7 +132,7 @@ def whole(results: Iterable[Result | Reason]) -> list[Result]:
     """Gives the results of files that can all be used.
 
     Raises:
-        SeriesUnreadable: one of them cannot; the code is its reason.
+        SeriesUnreadable: One of them cannot; the code is its reason.
     """
     usable: list[Result] = []
     for result in results:

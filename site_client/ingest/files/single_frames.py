@@ -57,7 +57,7 @@ class SingleFrames:
         """Reads the fields of one frame.
 
         Raises:
-            Exception: nearly any, from pydicom, for a broken file.
+            Exception: Nearly any, from pydicom, for a broken file.
         """
         return self._parsed(file, limit_bytes)[1].frames[number]
 
@@ -65,12 +65,12 @@ class SingleFrames:
         """Reads one frame.
 
         Args:
-            file: the multi-frame file.
-            number: of the frame, from 0.
-            limit_bytes: of inflated bytes, and of the frame.
+            file: The multi-frame file.
+            number: Of the frame, from 0.
+            limit_bytes: Of inflated bytes, and of the frame.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: The file cannot be read.
             SeriesUnreadable: Q_DECODE, or Q_DECODE_LIMIT.
         """
         try:

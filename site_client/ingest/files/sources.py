@@ -18,13 +18,13 @@ def open_image(path: Path, limit_bytes: int) -> Iterator[BinaryIO]:
     """Opens the file, or unpacks the member, in which an image or a frame lies.
 
     Args:
-        path: an address.
-        limit_bytes: of a file. A member may have INNER_BYTES_MAX, too, because it is unpacked in memory.
+        path: An address.
+        limit_bytes: Of a file. A member may have INNER_BYTES_MAX, too, because it is unpacked in memory.
 
     Raises:
-        ValueError: no regular file, or a larger one.
-        OSError: it cannot be read.
-        SeriesUnreadable: the archive or the member cannot be used.
+        ValueError: No regular file, or a larger one.
+        OSError: It cannot be read.
+        SeriesUnreadable: The archive or the member cannot be used.
     """
     address = parse_address(path)
     if address.members:

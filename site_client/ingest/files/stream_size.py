@@ -19,7 +19,7 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
     A damaged stream may name any size. Decoders allocate it, and work through it, before they notice.
 
     Raises:
-        ValueError: a JPEG-LS stream lacks its end. CharLS takes seconds to refuse even a small one.
+        ValueError: A JPEG-LS stream lacks its end. CharLS takes seconds to refuse even a small one.
     """
     if stream.startswith(_CODESTREAM_START):
         if len(stream) < 42:

@@ -67,8 +67,8 @@ class Fields:
         """Takes a data set as pydicom read it, whose elements are still raw.
 
         Args:
-            dataset: the data set.
-            overlays: raw values by tag, which count instead of the data set's; later ones prevail.
+            dataset: The data set.
+            overlays: Raw values by tag, which count instead of the data set's; later ones prevail.
         """
         # Once, and by plain numbers: pydicom's own look-up takes longer than its parsing.
         self._raw = {int(tag): element.value for tag, element in dataset.items() if isinstance(element.value, bytes)}

@@ -52,9 +52,9 @@ def contrast_of(agent: str, has_sequence: bool, volume_ml: float, own: SiteWords
 
     Args:
         agent: (0018,0010) *Contrast/Bolus Agent*. Scanners in several languages fill it in to say that there was none.
-        has_sequence: whether (0018,0012) *Contrast/Bolus Agent Sequence* holds an item.
+        has_sequence: Whether (0018,0012) *Contrast/Bolus Agent Sequence* holds an item.
         volume_ml: (0018,1041) *Contrast/Bolus Volume*.
-        own: words of this site.
+        own: Words of this site.
     """
     if has_sequence or volume_ml > 0:
         return "declared"
@@ -91,8 +91,8 @@ def kernel_class(kernel: tuple[str, ...], own: SiteWords | None = None) -> Kerne
     The table holds habits, no standard. It only decides which reconstruction of a study is preferred.
 
     Args:
-        kernel: the values of (0018,1210) *Convolution Kernel*, upper case.
-        own: names of this site's kernels.
+        kernel: The values of (0018,1210) *Convolution Kernel*, upper case.
+        own: Names of this site's kernels.
     """
     own = own or SiteWords()
     text = kernel[0] if kernel else ""

@@ -38,7 +38,7 @@ class LabelSource:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return f"label file {self.number}"
 
 
@@ -65,8 +65,8 @@ def label_sources(export: Path, labels: Sequence[Path]) -> list[LabelSource]:
     """Lists every file that may hold labels, and every other file of a label folder.
 
     Args:
-        export: its top is searched for tables if `labels` is empty. Other files there are the export's.
-        labels: files and folders. A folder's subfolders are listed and not searched.
+        export: Its top is searched for tables if `labels` is empty. Other files there are the export's.
+        labels: Files and folders. A folder's subfolders are listed and not searched.
 
     Returns:
         The files in a fixed order. What cannot be looked at is listed with its fault: it is not the same as absent.

@@ -71,9 +71,9 @@ def read_labels(sources: Sequence[LabelSource], secret: SiteSecret, rules: Label
     """Reads all label files.
 
     Args:
-        sources: from `files.label_sources`.
-        secret: keys the pseudonyms.
-        rules: of this site; None: the defaults.
+        sources: From `files.label_sources`.
+        secret: Keys the pseudonyms.
+        rules: Of this site; None: the defaults.
 
     Returns:
         The merged labels, and the outcome of each file. No fault of a file raises: the others still count.

@@ -22,14 +22,14 @@ def read_opt_outs(files: Sequence[Path], secret: SiteSecret) -> dict[str, tuple[
     """Reads all lists.
 
     Args:
-        files: the lists. The first cell of a line counts; a line that begins with # is a remark.
-        secret: keys the pseudonyms.
+        files: The lists. The first cell of a line counts; a line that begins with # is a remark.
+        secret: Keys the pseudonyms.
 
     Returns:
         For each entry, by a pseudonym of its own, the pseudonyms of the patient, study and accession it may stand for.
 
     Raises:
-        OptOutsUnreadable: a list cannot be read as a whole. Training must not go on as if nobody had opted out.
+        OptOutsUnreadable: A list cannot be read as a whole. Training must not go on as if no patient had opted out.
     """
     entries: dict[str, tuple[str, ...]] = {}
     for number, path in enumerate(files, 1):

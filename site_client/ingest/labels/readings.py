@@ -28,14 +28,14 @@ _SERIAL = re.compile(r"\d{5}(\.\d+)?")  # a date as Excel counts it: days since 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """How this site reads its label tables.
+    """The rules by which this site reads its label tables.
 
     Attributes:
         readers: "agree": a label on which readers differ is a conflict; "majority": more than half of them decide;
             "any": one who sees it suffices.
         addenda: "conflict": later rows of the same reader must agree with the earlier; "last": the last one counts,
             by the date column, or by the order of rows in one table.
-        columns: names of columns beside the known ones, reduced by `spelling.column_name`, to their meaning.
+        columns: Names of columns beside the known ones, reduced by `spelling.column_name`, to their meaning.
     """
 
     readers: ReaderRule = "agree"

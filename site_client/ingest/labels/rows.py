@@ -69,12 +69,12 @@ class RowReader:
         """Reads all tables of a file, or none: half a file could make a study negative.
 
         Args:
-            number: of the file.
-            title: of the file, for messages.
-            tables: of the file; none is a map.
+            number: Of the file.
+            title: Of the file, for messages.
+            tables: Of the file; none is a map.
 
         Raises:
-            LabelsRefused: a table is damaged, or has no row that can be understood.
+            LabelsRefused: A table is damaged, or has no row that can be understood.
         """
         counts, read = RowCounts(), dict[tuple[str, str], list[Reading]]()
         for table in tables:
@@ -167,7 +167,7 @@ def read_map(table: LabelTable, ids: dict[str, str]) -> RowCounts:
     """Adds the SOP instance UIDs of a map to `ids`, or none of them when it raises.
 
     Raises:
-        LabelsRefused: the table is damaged.
+        LabelsRefused: The table is damaged.
     """
     sop_uids: dict[str, str] = {}
     counts = RowCounts()

@@ -107,8 +107,8 @@ def column_meanings(cells: Iterable[str], own: Mapping[str, str]) -> list[str | 
     """Finds the meaning of each column name: a label, a key, or None for any other column.
 
     Args:
-        cells: a line of column names.
-        own: the names of this site, reduced by `column_name`, to their meaning.
+        cells: A line of column names.
+        own: The names of this site, reduced by `column_name`, to their meaning.
     """
     return [own.get(name) or _COLUMNS.get(name) for name in map(column_name, cells)]
 

@@ -40,11 +40,11 @@ def header_columns(cells: Sequence[str], own: Mapping[str, str]) -> Mapping[str,
     """Finds the columns of a line that is a header of labels; None when it is none.
 
     Args:
-        cells: the line.
-        own: this site's names of columns.
+        cells: The line.
+        own: This site's names of columns.
 
     Raises:
-        LabelsRefused: two columns mean the same, and either would be a guess. The message names no title.
+        LabelsRefused: Two columns mean the same, and either would be a guess. The message names no title.
     """
     meanings = column_meanings(cells, own)
     columns = {meaning: place for place, meaning in enumerate(meanings) if meaning is not None}

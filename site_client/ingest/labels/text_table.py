@@ -23,15 +23,15 @@ def read_text_table(data: bytes, title: str, own: Mapping[str, str]) -> LabelTab
     """Finds the column names of a table and checks that its text is sound.
 
     Args:
-        data: the file.
-        title: names the table in messages.
-        own: this site's names of columns.
+        data: The file.
+        title: Names the table in messages.
+        own: This site's names of columns.
 
     Returns:
         The table; None when no line names a label or a key.
 
     Raises:
-        LabelsRefused: the text is damaged, or the table has labels or keys and not both.
+        LabelsRefused: The text is damaged, or the table has labels or keys and not both.
     """
     text = decode(data)
     place = text.find("\0")
@@ -135,12 +135,12 @@ def _fault(error: str, record: Sequence[str], rest: io.StringIO, hidden: int | N
     """Says where a record is broken.
 
     Args:
-        error: of csv; "" when csv saw none.
-        record: its physical lines.
-        rest: the lines behind it.
-        hidden: the place in the record of the first line that is a row by itself.
-        first: the number of the record's first line.
-        title: of the table.
+        error: Of csv; "" when csv saw none.
+        record: Its physical lines.
+        rest: The lines behind it.
+        hidden: The place in the record of the first line that is a row by itself.
+        first: The number of the record's first line.
+        title: Of the table.
     """
     never_closes = "end of data" in error or ("field limit" in error and hidden is not None)
     if never_closes or hidden is not None:

@@ -23,12 +23,12 @@ def read_workbook(file: IO[bytes], title: str, own: Mapping[str, str]) -> list[L
     """Finds the visible sheets that hold labels.
 
     Args:
-        file: the workbook. It must stay open while rows are read.
-        title: names the workbook in messages.
-        own: this site's names of columns.
+        file: The workbook. It must stay open while rows are read.
+        title: Names the workbook in messages.
+        own: This site's names of columns.
 
     Raises:
-        LabelsRefused: it is no workbook, is beyond the limits, or a sheet has labels or keys and not both.
+        LabelsRefused: It is no workbook, is beyond the limits, or a sheet has labels or keys and not both.
     """
     try:
         workbook = zipfile.ZipFile(file)

@@ -57,16 +57,16 @@ def assess_series(
     """Assesses every image of one series.
 
     Args:
-        images: all images with this series key.
-        path_of: the path of a file by its number.
-        rules: the thresholds.
-        source: decodes the files; None: the readers of this process.
+        images: All images with this series key.
+        path_of: The path of a file by its number.
+        rules: The thresholds.
+        source: Decodes the files; None: the readers of this process.
 
     Returns:
         The assessment. It depends neither on the order of the images nor on the names of their files.
 
     Raises:
-        IngestError: no reader process can be started. Whatever else goes wrong is a reason code of this series.
+        IngestError: No reader process can be started. Whatever else goes wrong is a reason code of this series.
     """
     source = source or shared_readers()
 
@@ -83,8 +83,8 @@ def await_series(images: Sequence[Image], rules: Rules) -> Assessment:
     """Gives the stacks of a series that is still arriving, as WAITING. It opens no file.
 
     Args:
-        images: all images with this series key that have come so far.
-        rules: the thresholds.
+        images: All images with this series key that have come so far.
+        rules: The thresholds.
     """
 
     def assess() -> Assessment:
@@ -176,7 +176,7 @@ def _assess_content(
         The reasons against the content, whether 12-bit values wrapped, and the content hash if there is no reason.
 
     Raises:
-        SeriesUnreadable: a slice cannot be decoded.
+        SeriesUnreadable: A slice cannot be decoded.
     """
     paths = [path_of(image.file) for image in stack.images]
     last = len(paths) - 1

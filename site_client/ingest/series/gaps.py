@@ -34,7 +34,7 @@ def gaps(
         positions_mm: f64[T], ascending.
         thickness_mm: f64[T], 0 where not stated.
         numbers: i64[T], (0020,0013) *Instance Number*; None, or -1 where not stated.
-        elsewhere: instance numbers of the series' other images, which are not missing.
+        elsewhere: Instance numbers of the series' other images, which are not missing.
     """
     steps = np.diff(positions_mm)
     if steps.size < 3:

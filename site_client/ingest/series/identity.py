@@ -22,8 +22,8 @@ def with_one_parent(images: Sequence[Image], patients: Mapping[str, Set[str]]) -
     """Gives the images of a series with the patient of their study, or with Q_UID_CLASH if that is in doubt.
 
     Args:
-        images: all images with one series UID.
-        patients: for each study, all patients that its files name, in whatever series.
+        images: All images with one series UID.
+        patients: For each study, all patients that its files name, in whatever series.
     """
     studies = {image.header.study_key for image in images}
     clash = len(studies) > 1 or any(len(patients.get(study, ())) > 1 for study in studies)

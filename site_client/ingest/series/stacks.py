@@ -70,8 +70,8 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
     """Splits a series into stacks.
 
     Args:
-        images: of one series, each SOP instance once, in any order.
-        rules: the thresholds.
+        images: Of one series, each SOP instance once, in any order.
+        rules: The thresholds.
 
     Returns:
         Stacks in which every image is once, as a slice or as a repeat. The order of `images` does not matter.
@@ -106,7 +106,7 @@ def along_normal(orientation: Sequence[float], positions: Sequence[Sequence[floa
     C.7.6.2.1.1, where +z points to the head.
 
     Args:
-        orientation: six direction cosines, (0020,0037) *Image Orientation (Patient)*.
+        orientation: Six direction cosines, (0020,0037) *Image Orientation (Patient)*.
         positions: T triples in mm, (0020,0032) *Image Position (Patient)*.
 
     Returns:

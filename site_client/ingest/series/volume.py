@@ -40,7 +40,7 @@ def read_volume(series: SeriesRecord) -> Volume:
     """Reads the files of a series that the catalog found ready.
 
     Raises:
-        SeriesUnreadable: a file is gone, cannot be decoded, or is not byte for byte the file that the catalog saw
+        SeriesUnreadable: A file is gone, cannot be decoded, or is not byte for byte the file that the catalog saw
             (`series.content_hash`). A round trains on what it announced, or not at all.
     """
     slices = whole(shared_readers().slices(series.files))
@@ -76,7 +76,7 @@ def joint_reason(slices: Sequence[Slice]) -> Reason | None:
     The catalog asks before it calls a series READY, and `read_volume` asks again: so a READY series can be read.
 
     Args:
-        slices: of one series, caudal to cranial, at any step.
+        slices: Of one series, caudal to cranial, at any step.
     """
     shape, spacing = slices[0].shape, slices[0].spacing_mm
     if len(spacing) != 2 or any(image.shape != shape for image in slices):

@@ -27,9 +27,9 @@ def sessions(bus: Bus, now_us: int, devices: Path = Path("/dev")) -> Reading[tup
     """Reads which people are logged in.
 
     Args:
-        bus: the system bus.
-        now_us: microseconds of CLOCK_MONOTONIC, on which logind dates a session's idleness.
-        devices: where terminals are.
+        bus: The system bus.
+        now_us: Microseconds of CLOCK_MONOTONIC, on which logind dates a session's idleness.
+        devices: Where terminals are.
     """
     try:
         listed = bus.call(_LOGIN, "/org/freedesktop/login1", f"{_LOGIN}.Manager", "ListSessions")[0]
@@ -48,9 +48,9 @@ def idle_s(found: Reading[tuple[LoginSession, ...]], *, remote: bool, with_bare:
     """Finds the seconds since the last touch in any session at the console, or in any remote one.
 
     Args:
-        found: by `sessions`.
-        remote: whether the remote ones are meant.
-        with_bare: whether those count in which no person can type.
+        found: By `sessions`.
+        remote: Whether the remote ones are meant.
+        with_bare: Whether those count in which no person can type.
 
     Returns:
         NEVER_S without a session of that kind.

@@ -69,11 +69,11 @@ def decide(
     """Decides about one sample.
 
     Args:
-        signals: of this sample.
+        signals: Of this sample.
         policy: [idle] of site.toml.
-        gate: the state after the sample before; `GateState()` for the first.
-        now: of this sample.
-        job_at_hand: a job is in progress; an operator's pause "after this round" lets it end.
+        gate: The state after the sample before; `GateState()` for the first.
+        now: Of this sample.
+        job_at_hand: A job is in progress; an operator's pause "after this round" lets it end.
 
     Returns:
         The next state with the reasons to pause.

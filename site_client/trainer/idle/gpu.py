@@ -23,7 +23,7 @@ class Gpus:
         """Counts the foreign processes on all GPUs.
 
         Args:
-            own: process ids of the service and its worker.
+            own: Process ids of the service and its worker.
 
         Returns:
             Their numbers; zeros on a machine without NVIDIA's driver, which has no GPU to share.

@@ -19,10 +19,10 @@ def pause(state: Path, now: datetime, length: timedelta | None, *, after_round: 
     """Pauses training.
 
     Args:
-        state: the site's state folder.
-        now: aware.
-        length: of the pause; None: until `resume`.
-        after_round: the job in progress may end first.
+        state: The site's state folder.
+        now: Aware.
+        length: Of the pause; None: until `resume`.
+        after_round: The job in progress may end first.
 
     Returns:
         The pause that is in force from now on.

@@ -57,8 +57,8 @@ class Processor:
         """Reads the counters and compares them with those of about a second ago.
 
         Args:
-            at_s: seconds of the monotonic clock.
-            own: process ids of the service and its worker, for machines without the units' slice.
+            at_s: Seconds of the monotonic clock.
+            own: Process ids of the service and its worker, for machines without the units' slice.
         """
         try:
             now = self._count(at_s, own)

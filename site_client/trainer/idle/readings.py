@@ -44,11 +44,11 @@ class LoginSession:
     """A session of a person, as logind has it. No name of a person is read.
 
     Attributes:
-        id: as `loginctl` lists it.
-        is_remote: it comes over the network.
-        terminal: such as "pts/0"; empty without one.
-        has_screen: it is a graphical one.
-        idle_s: seconds since its last touch.
+        id: As `loginctl` lists it.
+        is_remote: It comes over the network.
+        terminal: Such as "pts/0"; empty without one.
+        has_screen: It is a graphical one.
+        idle_s: Seconds since its last touch.
     """
 
     id: str

@@ -38,9 +38,9 @@ class Watch:
         """Decides nothing yet: no worker may run before the first sample.
 
         Args:
-            settings: of this site.
-            clock: the wall clock, aware.
-            zone: the time zone of the policy's windows.
+            settings: Of this site.
+            clock: The wall clock, aware.
+            zone: The time zone of the policy's windows.
         """
         self._settings, self._clock, self._zone = settings, clock, zone
         self._processor = Processor()
@@ -60,8 +60,8 @@ class Watch:
         """Takes one sample and decides.
 
         Args:
-            own: process ids of the service, its worker and the worker's rank processes.
-            job_at_hand: a job is in progress.
+            own: Process ids of the service, its worker and the worker's rank processes.
+            job_at_hand: A job is in progress.
         """
         now = Moment(self._clock().astimezone(self._zone), time.monotonic())
         self._slow.own = frozenset(own)
@@ -154,7 +154,7 @@ def read_record(folder: Path) -> GateRecord | None:
     """Reads the gate's last record from the trainer's folder; None before the first.
 
     Raises:
-        StateRefused: the file is damaged.
+        StateRefused: The file is damaged.
     """
     return read_state(GateRecord, folder / _RECORD, "restart the trainer, which writes a new one")
 
