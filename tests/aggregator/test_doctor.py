@@ -19,7 +19,7 @@ from aggregator.sites.authority import Authority
 from aggregator.store import Change, people, record, site_rows
 from tests.aggregator.conftest import Host
 from tests.aggregator.test_cli_aggregator import Console, approved, console, fresh
-from tests.system.processes import free_port
+from tests.ports import free_port
 
 __all__ = ["console", "fresh"]  # fixtures
 

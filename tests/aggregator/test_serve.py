@@ -28,6 +28,7 @@ from aggregator.store import open_store
 from aggregator.store.blobs import Blobs
 from aggregator.store.tables import Round, Run
 from tests.custodian import CUSTODIAN
+from tests.ports import free_port
 
 STARTED_S = 30.0
 
@@ -36,7 +37,7 @@ class Service:
     """One state folder; `serve` is started and stopped as a supervisor would."""
 
     def __init__(self, folder: Path) -> None:
-        self.dashboard_port = _free_port()
+        self.dashboard_port = free_port()
         self.config, self.log = folder / "aggregator.toml", folder / "serve.log"
         self.config.write_text(
             '[listen]\nsites = "127.0.0.1:0"\nenrolment = "127.0.0.1:0"\n'
@@ -172,7 +173,7 @@ def test_a_locked_database_delays_a_page_and_breaks_nothing(service: Service) ->
 
 
 def test_monitoring_asks_at_a_port_of_its_own_without_a_log_in(service: Service) -> None:
-    port = _free_port()
+    port = free_port()
     health = f'health = "127.0.0.1:{port}"\n[state]'
     service.config.write_text(service.config.read_text().replace("[state]", health))
     service.start()
@@ -187,7 +188,7 @@ def test_monitoring_asks_at_a_port_of_its_own_without_a_log_in(service: Service)
 def test_a_second_serve_on_the_same_folder_is_refused_and_the_first_goes_on(service: Service) -> None:
     service.start()
     free = service.config.with_name("second.toml")
-    free.write_text(service.config.read_text().replace(f":{service.dashboard_port}", f":{_free_port()}"))
+    free.write_text(service.config.read_text().replace(f":{service.dashboard_port}", f":{free_port()}"))
     done = CliRunner().invoke(cli_main, ["--config", str(free), "serve"])
     assert done.exit_code == 1
     assert "to be served by no other process, got one that runs; stop it first" in done.stderr
@@ -267,12 +268,6 @@ def test_an_upload_cut_off_by_a_full_disk_goes_on_where_it_stopped(tmp_path: Pat
     with blobs.open(digest) as stored:
         assert stored.read() == data
     assert list((tmp_path / "blobs" / "partial").iterdir()) == []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_service_runs_without_the_custodian_s_key_and_opens_no_file_of_that_name(service: Service) -> None:

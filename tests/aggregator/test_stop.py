@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.aggregator.test_serve import Service
-from tests.system.processes import free_port
+from tests.ports import free_port
 
 STOPS_WITHIN_S = 10.0
 

@@ -36,12 +36,12 @@ from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Seat
+from tests.ports import free_port
 from tests.system.processes import (
     Place,
     Trainers,
     all_running,
     enrol_all,
-    free_port,
     running,
     write_plan,
     write_settings,

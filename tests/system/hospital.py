@@ -1,6 +1,5 @@
 """A hospital with the package installed, in a federation with two others that run as plain processes on this host."""
 
-import contextlib
 import json
 import shutil
 import socket
@@ -49,19 +48,6 @@ poll_max_s = 2.0
 
 # ... and its agent gets its turn as theirs do. Nothing else of the units is changed.
 PRIORITY = "[Service]\nNice=0\n"
-
-
-def free_ports() -> int:
-    """Finds the first of three free ports in a row."""
-    for first in range(20443, 30000, 3):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + 3):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise AssertionError("no three free ports in a row")
 
 
 def options(folder: Path, port: int) -> Options:

@@ -6,7 +6,6 @@ what a coordinator and a hospital run. Used by benchmarks and by tests of the wi
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -334,9 +333,3 @@ def _run(command: list[str]) -> str:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stderr}")
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

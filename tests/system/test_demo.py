@@ -22,6 +22,8 @@ import psutil
 import pydicom
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = ("aggregator", *(f"{site}-{side}" for site in ("north", "south", "east") for side in ("agent", "trainer")))
 STARTED_S = 800
@@ -38,7 +40,7 @@ class Demo:
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.port = _free_ports()
+        self.port = free_port(in_a_row=3)
         command = [str(ROOT / "deploy" / "demo"), "--state", str(self.folder / "state"), "--port", str(self.port)]
         command += ["--json", str(self.folder / "figures.json"), *self.arguments]
         with (self.folder / "demo.log").open("w") as log:
@@ -237,12 +239,12 @@ def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
 def test_a_second_demo_in_the_folder_of_a_running_one_is_refused(tmp_path: Path) -> None:
     with (tmp_path / ".hemofed-demo").open("w") as marker:
         fcntl.flock(marker, fcntl.LOCK_EX)
-        assert "a demo is running" in _refused("--state", tmp_path, "--port", _free_ports())
+        assert "a demo is running" in _refused("--state", tmp_path, "--port", free_port(in_a_row=3))
     assert [path.name for path in tmp_path.iterdir()] == [".hemofed-demo"]
 
 
 def test_a_taken_port_or_a_json_file_that_cannot_be_written_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    state, port = tmp_path / "state", _free_ports()
+    state, port = tmp_path / "state", free_port(in_a_row=3)
     with socket.create_server(("127.0.0.1", port + 2)):
         assert f"port {port + 2} on 127.0.0.1 is in use" in _refused("--state", state, "--port", port)
     assert "--json needs a folder" in _refused("--state", state, "--json", tmp_path / "nowhere" / "figures.json")
@@ -296,21 +298,6 @@ def _left_behind(folder: Path) -> list[list[str]]:
         for process in psutil.process_iter(["cmdline"])
         if any(str(folder) in word for word in process.info["cmdline"] or [])
     ]
-
-
-def _free_ports() -> int:
-    """The first of three free ports in a row."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        if first < 65_000 and all(_is_free(first + offset) for offset in (1, 2)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _has_said(demo: Demo, text: str) -> bool:

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from deploy.demonstration.federation import Federation
+from tests.ports import free_port
 from tests.site_client.receiver.conftest import Receiver, image
-from tests.system.hospital import STATUS, UNITS, Hospital, free_ports, options
+from tests.system.hospital import STATUS, UNITS, Hospital, options
 from tests.system.machine import CannotBoot, Machine, debian, missing, system_bus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
         debian(machine.root)
     except CannotBoot as reason:
         pytest.skip(str(reason))
-    federation = Federation(options(folder / "federation", free_ports()))
+    federation = Federation(options(folder / "federation", free_port(in_a_row=3)))
     with system_bus():
         try:
             machine.boot()

@@ -27,8 +27,9 @@ from site_client.agent.egress.calls import CHALLENGE, JOIN, POLL, PUT_BLOB
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.config import load as load_site_settings
 from tests.federation.wire import poll_of
+from tests.ports import free_port
 from tests.raw_channel import RawChannel
-from tests.system.processes import Place, Trainers, all_running, free_port, running, write_plan, write_settings
+from tests.system.processes import Place, Trainers, all_running, running, write_plan, write_settings
 from tests.system.strangers import Target, client_hello, half_open_calls, handshake, idle_connections, junk
 
 from aggregator.config import load_settings  # isort: skip

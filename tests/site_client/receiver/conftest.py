@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]  # made when it is loaded
 
+from tests.ports import free_port
+
 START_S = 30.0
 
 
@@ -26,12 +27,6 @@ def wait(event: str, condition: Callable[[], bool], timeout_s: float = 20.0) -> 
     while not condition():
         assert time.monotonic() < ends_at, f"{timeout_s} s without {event}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from tests.site_client.receiver.conftest import Receiver, free_port, image, wait
+from tests.ports import free_port
+from tests.site_client.receiver.conftest import Receiver, image, wait
 from tests.site_client.receiver.test_listener import dataset_bytes
 
 PLUGINS = Path("/usr/share/orthanc/plugins")

@@ -13,7 +13,8 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]  # made when it is loaded
 
 from site_client.prove.search import spellings
-from tests.site_client.receiver.conftest import Receiver, free_port, image, wait
+from tests.ports import free_port
+from tests.site_client.receiver.conftest import Receiver, image, wait
 from tests.site_client.receiver.test_listener import connected, store_request
 from tests.site_client.receiver.web import serving
 
