@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from site_client.errors import IngestError
-from site_client.ingest.files.addresses import ListedMember, Member, member_address
+from site_client.ingest.files.addresses import ListedMember, MemberStep, member_address
 from site_client.ingest.reasons import Reason
 from site_client.untrusted_files import open_regular
 
@@ -116,7 +116,7 @@ def in_archive(archive: ExportFile, member: ListedMember) -> ExportFile:
 
     Its times are the archive's: a member changes with its archive.
     """
-    path = member_address(archive.path, Member(member.place, member.name))
+    path = member_address(archive.path, MemberStep(member.place, member.name))
     *folders, name = member.name.split("/")
     skip, doubtful = Reason[member.code] if member.code else None, False
     if "hidden" in folders:
