@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -208,6 +209,26 @@ def test_an_rsna_folder_is_dealt_to_the_hospitals_by_patient(demo: Callable[...,
     owners = [_patients(site) for site in (running.folder / "state" / "sites").iterdir()]
     assert all(len(patients) >= 4 for patients in owners)
     assert sum(map(len, owners)) == len(set.union(*owners))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_messy_export_is_dealt_to_the_hospitals_by_patient(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    folder = tmp_path / "messy"
+    command: list[str | Path] = [Path(sys.executable).with_name("hemofed-site"), "phantom", "--profile", "T"]
+    size = ["--studies", "24", "--size-px", "96", "--thickness-mm", "8", "--prevalence", "balanced", "--seed", "5"]
+    subprocess.run([*command, *size, "--out", folder], check=True)
+    # Every third study as an archive; and what an export brings along.
+    archived = sorted((folder / "dicom").glob("*/*"))[::3]
+    for number, study in enumerate(archived):
+        shutil.make_archive(str(folder / f"study{number}"), "zip", study)
+        shutil.rmtree(study)
+    (folder / "VIEWER").write_bytes(bytes(5000))
+    (folder / "broken.zip").write_bytes(b"PK\x03\x04" + bytes(500))
+    running = demo("--studies", "12", "--rounds", "1", "--epochs", "1", "--data", str(folder))
+    running.finish()
+    _completed(running)
+    assert len(list((running.folder / "state" / "sites").rglob("study*.zip"))) == len(archived) > 0
 
 
 @pytest.mark.slow

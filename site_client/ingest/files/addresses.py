@@ -13,7 +13,7 @@ _STEP = "\0"
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveMember:
+class MemberStep:
     """A step into an archive: the member's place in the archive's directory, and its name as a relative path."""
 
     place: int
@@ -35,7 +35,7 @@ class Address:
     """An address in its parts. `members`: the way through archives, the outermost first; `frame`: from 0, or None."""
 
     file: Path
-    members: tuple[ArchiveMember, ...] = ()
+    members: tuple[MemberStep, ...] = ()
     frame: int | None = None
 
     @property
@@ -44,7 +44,7 @@ class Address:
         return not self.members and self.frame is None
 
 
-def member_address(archive: str, member: ArchiveMember) -> str:
+def member_address(archive: str, member: MemberStep) -> str:
     """Gives the address of a member of an archive."""
     return f"{archive}{_STEP}{member.place}/{member.name}"
 
@@ -58,17 +58,17 @@ def parse_address(path: str | Path) -> Address:
     """Takes an address apart.
 
     Raises:
-        ValueError: It is none.
+        ValueError: it is none.
     """
     file, *steps = str(path).split(_STEP)
-    members: list[ArchiveMember] = []
+    members: list[MemberStep] = []
     frame: int | None = None
     for step in steps:
         number, slash, name = step.partition("/")
         if frame is not None:
             raise ValueError("a frame has no inside")
         if slash:
-            members.append(ArchiveMember(int(number), name))
+            members.append(MemberStep(int(number), name))
         else:
             frame = int(number)
     return Address(Path(file), tuple(members), frame)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 from site_client.errors import SeriesUnreadable
-from site_client.ingest.files.addresses import Address, ArchiveMember, ListedMember, name_inside
+from site_client.ingest.files.addresses import Address, ListedMember, MemberStep, name_inside
 from site_client.ingest.files.slices import unreadable
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import ARCHIVE_MEMBERS_MAX
@@ -36,8 +36,8 @@ class Archives:
     def __init__(self) -> None:
         self._stamp: tuple[object, ...] = ()
         self._levels: list[zipfile.ZipFile] = []
-        self._members: tuple[ArchiveMember, ...] = ()
-        self._unpacked: tuple[tuple[ArchiveMember, ...], bytes] = ((), b"")
+        self._members: tuple[MemberStep, ...] = ()
+        self._unpacked: tuple[tuple[MemberStep, ...], bytes] = ((), b"")
 
     def members(self, address: Address) -> list[ListedMember]:
         """Lists the files in an archive; its folders are no members of their own.
@@ -59,12 +59,12 @@ class Archives:
         """Unpacks one member.
 
         Args:
-            address: Of the member.
-            limit_bytes: It may have.
-            keep: It will be asked for again, frame by frame.
+            address: of the member.
+            limit_bytes: it may have.
+            keep: it will be asked for again, frame by frame.
 
         Raises:
-            SeriesUnreadable: Also Q_DECODE_LIMIT, for a member that is larger.
+            SeriesUnreadable: also Q_DECODE_LIMIT, for a member that is larger.
         """
         with _as_codes():
             archive = self._archive(address, address.members[:-1])
@@ -76,7 +76,7 @@ class Archives:
                 self._unpacked = (address.members, data)
             return data
 
-    def _archive(self, address: Address, way: Sequence[ArchiveMember]) -> zipfile.ZipFile:
+    def _archive(self, address: Address, way: Sequence[MemberStep]) -> zipfile.ZipFile:
         """Opens the archive to which the members lead, or finds it open."""
         file = open_regular(address.file, _ANY_SIZE)
         stamp = address.file, *_stamp(file)
@@ -129,7 +129,7 @@ def _code(info: zipfile.ZipInfo) -> str:
     return Reason.Q_ARCHIVE_LOCKED.name if info.flag_bits & _LOCKED else ""
 
 
-def _info(archive: zipfile.ZipFile, member: ArchiveMember) -> zipfile.ZipInfo:
+def _info(archive: zipfile.ZipFile, member: MemberStep) -> zipfile.ZipInfo:
     """Finds a member by its place. Another name there: the archive was replaced since it was listed."""
     listed = archive.infolist()
     if member.place >= len(listed) or name_inside(listed[member.place].filename) != member.name:
@@ -137,11 +137,11 @@ def _info(archive: zipfile.ZipFile, member: ArchiveMember) -> zipfile.ZipInfo:
     return listed[member.place]
 
 
-def _inner(archive: zipfile.ZipFile, member: ArchiveMember) -> BinaryIO:
+def _inner(archive: zipfile.ZipFile, member: MemberStep) -> BinaryIO:
     return io.BytesIO(_unpack(archive, member, INNER_BYTES_MAX, Reason.Q_ARCHIVE_LIMIT))
 
 
-def _unpack(archive: zipfile.ZipFile, member: ArchiveMember, limit_bytes: int, of_a_larger_one: Reason) -> bytes:
+def _unpack(archive: zipfile.ZipFile, member: MemberStep, limit_bytes: int, of_a_larger_one: Reason) -> bytes:
     info = _info(archive, member)
     if info.flag_bits & _LOCKED:
         raise unreadable(Reason.Q_ARCHIVE_LOCKED)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from site_client.errors import IngestError
-from site_client.ingest.files.addresses import ArchiveMember, ListedMember, member_address
+from site_client.ingest.files.addresses import ListedMember, MemberStep, member_address
 from site_client.ingest.reasons import Reason
 from site_client.untrusted_files import open_regular
 
@@ -51,7 +51,7 @@ def walk(root: Path) -> Iterator[ExportFile]:
         Every file, in a fixed order. A folder inside that cannot be read yields one item with Q_READ.
 
     Raises:
-        IngestError: The root itself cannot be listed. An export that is not mounted must not look like an empty one,
+        IngestError: the root itself cannot be listed. An export that is not mounted must not look like an empty one,
             or the scan would forget every file.
     """
     try:
@@ -116,7 +116,7 @@ def in_archive(archive: ExportFile, member: ListedMember) -> ExportFile:
 
     Its times are the archive's: a member changes with its archive.
     """
-    path = member_address(archive.path, ArchiveMember(member.place, member.name))
+    path = member_address(archive.path, MemberStep(member.place, member.name))
     *folders, name = member.name.split("/")
     skip, doubtful = Reason[member.code] if member.code else None, False
     if "hidden" in folders:

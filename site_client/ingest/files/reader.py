@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
-import numpy as np
 
 from site_client.errors import IngestError
-from site_client.ingest.files.addresses import ListedMember, name_inside
+from site_client.ingest.files.addresses import ListedMember
+from site_client.ingest.files.answers import Answer, header_of, listed_of, members_of, slice_of, uid_of
 from site_client.ingest.files.frames import JSON_BYTES_MAX, LENGTHS, read_lengths, write_frame
-from site_client.ingest.files.header import DicomHeader, Header, MultiframeHeader
-from site_client.ingest.files.hounsfield import Scale
+from site_client.ingest.files.header import Header
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
@@ -34,27 +33,6 @@ _PIPE_BYTES: Final = 1 << 20  # one image fits in: the reader process decodes th
 _FILES_A_REQUEST: Final = 1000  # whose paths fit into a pipe, too: no request is half sent when its worker ends
 
 Result = TypeVar("Result")
-
-
-class _Answer(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON of a frame. A reader process may be in the hands of the file it reads: its words are checked."""
-
-    id: int = 0
-    code: str = ""
-    header: str = ""
-    uid: str = ""
-    frames: bool = False
-    listed: dict[str, int] = {}
-    died: int = 0
-    decoders: tuple[str, ...] = ()
-    sha256: str = ""
-    stored: tuple[int, int] = (0, 0)
-    shape: tuple[int, int] = (0, 0)
-    scale: Scale | None = None
-    spacing_mm: tuple[float, ...] = ()
-    position: tuple[float, ...] = ()
-    orientation: tuple[float, ...] = ()
-    thickness_mm: float = 0.0
 
 
 class _Ended(Exception):
@@ -91,8 +69,8 @@ class Reader:
             IngestError: No reader process can be started.
         """
         request = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(rules)}
-        # `_header_of` gives nothing else; mypy does not part its union from the Reason.
-        return cast(list[Header | Reason], self._ask(request, files, _header_of, Reason.Q_READ))
+        # `header_of` gives nothing else; mypy does not part its union from the Reason.
+        return cast(list[Header | Reason], self._ask(request, files, header_of, Reason.Q_READ))
 
     def slices(self, paths: Sequence[Path], step: int = 1) -> list[Slice | Reason]:
         """Decodes files, in order. See `pixels.read_slice`.
@@ -101,7 +79,7 @@ class Reader:
             IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX) for path in paths]
-        return self._ask({"task": "slice", "step": step}, files, partial(_slice_of, step), Reason.Q_DECODE)
+        return self._ask({"task": "slice", "step": step}, files, partial(slice_of, step), Reason.Q_DECODE)
 
     def sop_uids(self, paths: Sequence[Path]) -> list[str | Reason]:
         """Reads the SOP instance UID of each file. See `header_pass.read_sop_uid`.
@@ -109,7 +87,7 @@ class Reader:
         Raises:
             IngestError: No reader process can be started.
         """
-        return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], _uid_of, Reason.Q_READ)
+        return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], uid_of, Reason.Q_READ)
 
     def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, int] | Reason]:
         """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
@@ -118,7 +96,7 @@ class Reader:
             IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX) for path in paths]
-        return self._ask({"task": "directory", "secret": secret.value.hex()}, files, _listed_of, Reason.Q_READ)
+        return self._ask({"task": "directory", "secret": secret.value.hex()}, files, listed_of, Reason.Q_READ)
 
     def archive(self, path: Path) -> list[ListedMember] | Reason:
         """Lists the members of an archive. See `archives.Archives.members`.
@@ -127,7 +105,7 @@ class Reader:
             IngestError: No reader process can be started.
         """
         files = [(path, FILE_BYTES_MAX)]
-        (listed,) = self._ask({"task": "archive"}, files, _members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
+        (listed,) = self._ask({"task": "archive"}, files, members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
         return listed
 
     def close(self) -> None:
@@ -147,7 +125,7 @@ class Reader:
         self,
         request: dict[str, Any],
         files: Sequence[tuple[Path, int]],
-        result_of: Callable[[_Answer, bytearray], Result | Reason],
+        result_of: Callable[[Answer, bytearray], Result | Reason],
         of_a_crash: Reason,
         of_a_limit: Reason = Reason.Q_DECODE_LIMIT,
     ) -> list[Result | Reason]:
@@ -221,7 +199,7 @@ class Reader:
                 ) from None
         return _handle(self._process.stdin), _handle(self._process.stdout)
 
-    def _answer(self, request: int) -> tuple[_Answer, bytearray]:
+    def _answer(self, request: int) -> tuple[Answer, bytearray]:
         """Waits for one frame.
 
         Args:
@@ -239,7 +217,7 @@ class Reader:
             # int32 pixels of the largest image.
             if text_bytes > JSON_BYTES_MAX or data_bytes > 4 * FILE_BYTES_MAX:
                 raise ValueError("a frame beyond its limits")
-            answer = msgspec.json.decode(self._read(text_bytes, patience_s), type=_Answer)
+            answer = msgspec.json.decode(self._read(text_bytes, patience_s), type=Answer)
             if answer.died:
                 raise _Ended(answer.died)
             data = self._read(data_bytes, patience_s)
@@ -271,46 +249,3 @@ class Reader:
 
 def _handle(stream: Any) -> int:
     return int(stream.fileno())
-
-
-def _header_of(answer: _Answer, data: bytearray) -> Header | Reason:
-    if answer.frames:
-        return MultiframeHeader(tuple(DicomHeader.from_json(frame) for frame in data.decode("ascii").split("\n")))
-    return Reason[answer.code] if answer.code else DicomHeader.from_json(answer.header)
-
-
-def _uid_of(answer: _Answer, _: bytearray) -> str | Reason:
-    return Reason[answer.code] if answer.code else answer.uid
-
-
-def _listed_of(answer: _Answer, _: bytearray) -> dict[str, int] | Reason:
-    return Reason[answer.code] if answer.code else answer.listed
-
-
-def _members_of(answer: _Answer, data: bytearray) -> list[ListedMember] | Reason:
-    if answer.code:
-        return Reason[answer.code]
-    members = msgspec.json.decode(data, type=list[ListedMember])
-    for member in members:
-        # A member that may be read has a name that stays inside, and a code is one of the list.
-        if (Reason[member.code] is None) if member.code else (name_inside(member.name) != member.name):
-            raise ValueError("a member outside its archive")
-    return members
-
-
-def _slice_of(step: int, answer: _Answer, data: bytearray) -> Slice | Reason:
-    if answer.code:
-        return Reason[answer.code]
-    if answer.scale is None:
-        raise ValueError("a slice without a scale")
-    return Slice(
-        sha256=bytes.fromhex(answer.sha256),
-        stored=np.frombuffer(data, dtype="<i4").reshape(answer.stored).astype(np.int32, copy=False),
-        shape=answer.shape,
-        step=step,
-        scale=answer.scale,
-        spacing_mm=answer.spacing_mm,
-        position=answer.position,
-        orientation=answer.orientation,
-        thickness_mm=answer.thickness_mm,
-    )
