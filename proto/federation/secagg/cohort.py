@@ -251,7 +251,7 @@ def proven_dealers(members: int, complaints: Mapping[str, Collection[str]]) -> l
 
 
 def verify_opened(uctx: CohortContext, dealer: str, member: str, dealt: DealtShares, opened: OpenedShares) -> None:
-    """Refuses opened shares that are not those whose digests `dealer` had signed for `member`.
+    """Refuses opened shares, 33 bytes each, that are not those whose digests `dealer` had signed for `member`.
 
     Raises:
         ShareRefused: They are others.

@@ -122,7 +122,7 @@ class Member:
 
     @property
     def uctx(self) -> CohortContext:
-        """Names this member's cohort; OutOfOrder before `share`."""
+        """The 32 bytes that name this member's cohort; OutOfOrder before `share`."""
         self._require(Phase.SHARED, Phase.RECEIVED, Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
         return self._state.uctx
 
@@ -241,7 +241,7 @@ class Member:
 
     @property
     def masked_digest(self) -> bytes:
-        """SHA-256 of the masked words as they travel, little-endian. OutOfOrder before there are any."""
+        """SHA-256, 32 bytes, of the masked words as they travel, little-endian. OutOfOrder before there are any."""
         self._require(Phase.MASKED, Phase.CONFIRMED, Phase.REVEALED)
         return self._state.masked_digest
 
@@ -313,7 +313,7 @@ class Member:
         return dict(self._state.answer)
 
     def reveal_signature(self) -> bytes:
-        """Signature over the answer, so that a wrong share in it is evidence. OutOfOrder before `reveal`."""
+        """Signs the answer, 64 bytes, so that a wrong share in it is evidence. OutOfOrder before `reveal`."""
         self._require(Phase.REVEALED)
         return self._signing_key.sign(reveal_statement(self._state.uctx, self.site, self._state.answer))
 
