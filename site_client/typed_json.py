@@ -3,8 +3,8 @@
 A file or line is one dataclass, list or table. msgspec checks types and bounds, which stand beside the fields as
 `Annotated[..., msgspec.Meta(...)]`. Bytes stand as hex, times as ISO 8601 with their zone.
 
-In files of the state folder one wrong bit could be another decision. They have a second line, the SHA-256 of the first in
-hex. Files of version 0.1.0 have one line and are read as they are.
+In files of the state folder one wrong bit could be another decision. They have a second line, the SHA-256 of the first
+in hex. Files of version 0.1.0 have one line and are read as they are.
 
 The size is checked before the text is parsed. Nothing outside this module sees an error of msgspec, whose messages
 repeat the refused value: a file that the trainer wrote must not bring such a value into the agent's log.
