@@ -112,8 +112,9 @@ def decode_state(kind: type[_T], data: bytes, *, size_max: int = SIZE_MAX) -> _T
         ValueError: the text is no such record, or has another checksum.
     """
     # Canonical JSON has no newline of its own.
-    text, newline, checksum = data.partition(b"\n")
-    if newline and checksum != hashlib.sha256(text).hexdigest().encode() + b"\n":
+    text, _, checksum = data.partition(b"\n")
+    # An empty second line is that of a file which hemofed-rollback wrote for version 0.1.0.
+    if checksum and checksum != hashlib.sha256(text).hexdigest().encode() + b"\n":
         raise ValueError("its checksum is not that of its text")
     return decode(kind, text, size_max=size_max)
 

@@ -135,8 +135,8 @@ def test_this_machine_s_own_pytorch_answers() -> None:
     import torch
 
     cuda = TorchCuda.here()
-    assert (cuda.version is None) == (not torch.backends.cuda.is_built())
     assert (cuda.cards > 0) == torch.cuda.is_available()
+    assert cuda.version is not None or cuda.cards == 0
 
 
 def test_no_advice_of_doctor_or_idle_gate_is_from_the_world_of_pip() -> None:
