@@ -3,10 +3,14 @@
 A file or line is one dataclass, list or table. msgspec checks types and bounds, which stand beside the fields as
 `Annotated[..., msgspec.Meta(...)]`. Bytes stand as hex, times as ISO 8601 with their zone.
 
+In files of the state folder one wrong bit could be another decision. They have a second line, the SHA-256 of the first
+in hex. Files of version 0.1.0 have one line and are read as they are.
+
 The size is checked before the text is parsed. Nothing outside this module sees an error of msgspec, whose messages
 repeat the refused value: a file that the trainer wrote must not bring such a value into the agent's log.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import fields, is_dataclass
@@ -91,6 +95,30 @@ def decode(kind: type[_T], data: bytes | str, *, whole: bool = False, size_max: 
         raise ValueError(f"{key[1] if key else 'a value'} is out of range") from None
 
 
+def encode_state(record: object) -> bytes:
+    """Return canonical JSON and its checksum on a second line: one bit that changes on the disk is then noticed.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = encode(record)
+    return text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n"
+
+
+def decode_state(kind: type[_T], data: bytes, *, size_max: int = SIZE_MAX) -> _T:
+    """Read a record and check the checksum on its second line, where there is one.
+
+    Raises:
+        ValueError: the text is no such record, or has another checksum.
+    """
+    # Canonical JSON has no newline of its own.
+    text, _, checksum = data.partition(b"\n")
+    # An empty second line is that of a file which hemofed-rollback wrote for version 0.1.0.
+    if checksum and checksum != hashlib.sha256(text).hexdigest().encode() + b"\n":
+        raise ValueError("its checksum is not that of its text")
+    return decode(kind, text, size_max=size_max)
+
+
 def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
     """Read a small file of the state folder; None when there is none.
 
@@ -105,7 +133,7 @@ def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:
     """
     try:
         # Read and not tested for existence first: the file may go between the two.
-        return decode(kind, read_regular(path, SIZE_MAX))
+        return decode_state(kind, read_regular(path, SIZE_MAX))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -32,7 +32,7 @@ umask 022
 mkdir -p "$out"
 work=$(mktemp -d "$out/.build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-tree=$work/tree home=$work/tree/opt/hemofed/$version
+tree=$work/tree home=$work/tree/opt/hemofed/package # switch.sh says why not .../$version
 packages=$home/lib/python3.11/site-packages
 wheels=${HEMOFED_WHEELHOUSE:-${XDG_CACHE_HOME:-$HOME/.cache}/hemofed/wheelhouse}
 
@@ -90,6 +90,7 @@ lay_out() {
   install -D -m 640 "$root/deploy/site.toml" "$tree/etc/hemofed/site.toml"
   install -D -m 640 "$root/deploy/receiver.toml" "$tree/etc/hemofed/receiver.toml"
   install -D -m 755 "$here/rollback.sh" "$tree/usr/sbin/hemofed-rollback"
+  install -D -m 644 "$here/switch.sh" "$tree/usr/lib/hemofed/switch.sh"
   install -D -m 644 "$root/docs/HOSPITAL.md" "$tree/usr/share/doc/hemofed/HOSPITAL.md"
   install -D -m 644 "$root/docs/SECURITY.md" "$tree/usr/share/doc/hemofed/SECURITY.md"
   install -D -m 644 "$root/docs/SECURITY_QUESTIONNAIRE.md" "$tree/usr/share/doc/hemofed/SECURITY_QUESTIONNAIRE.md"

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 from federation.plan import TrainingPlan, sign_plan
+from federation.roster import SEALING_KEY_BYTES, SIGNING_KEY_BYTES, Roster, RosterEntry
 from federation.vocabulary import SiteState
 
+from site_client.agent.identity.known_sites import KnownSites
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.lineage import Lineage
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import PlanDecision, Plans
+from site_client.agent.rounds.revealed_sums import KEPT, RevealedSums
+from site_client.agent.rounds.rollback import Rollback, Witness, acknowledge, read_rollback
 from site_client.agent.status_file import AgentStatus, read_status, write_status
-from site_client.config import FoldersSettings, SiteSettings
+from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.errors import SiteError, StateRefused, StateUnreadable, StepRefused
 from site_client.records import RunId
 from site_client.status import gather
@@ -24,7 +29,7 @@ from site_client.trainer.idle import operator
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.readings import OperatorPause
 from site_client.trainer.idle.watch import GateRecord, read_record, write_record
-from site_client.typed_json import Digest
+from site_client.typed_json import Digest, encode_state
 from tests.site_client.agent.conftest import Consortium
 from tests.site_client.agent.conftest import plan as plan  # a fixture
 
@@ -39,7 +44,7 @@ def a_journal(folder: Path, name: str) -> tuple[Path, Reader]:
     journal.begin(CurrentRound(RunId(bytes(16)), 1, digest, digest, evaluation_only=False))
     journal.close()
     journal.begin(CurrentRound(RunId(bytes(16)), 2, digest, digest, evaluation_only=False))
-    return next((folder / "rounds").rglob(name)), lambda: RoundJournal(folder / "rounds")
+    return next((folder / "rounds").rglob(name)), lambda: RoundJournal(folder / "rounds").current
 
 
 def a_history(folder: Path) -> tuple[Path, Reader]:
@@ -65,6 +70,99 @@ def a_gate(folder: Path) -> tuple[Path, Reader]:
     write_record(folder, GateRecord(NOW, Mode.HOLD, ("busy",), ()))
     assert read_record(folder) == GateRecord(NOW, Mode.HOLD, ("busy",), ())
     return folder / "gate.json", lambda: read_record(folder)
+
+
+def sums(folder: Path, name: str) -> tuple[Path, Reader]:
+    """Three sums more than are kept: the models of the first three are left for good."""
+    revealed = RevealedSums(folder)
+    for number in range(1, KEPT + 4):
+        digest = Digest(bytes([number]) * 32)
+        revealed.record(CurrentRound(RunId(bytes(16)), number, digest, digest, evaluation_only=False), ("a", "b"))
+    base = Digest(b"\xff" * 32)
+    return folder / name, lambda: revealed.check_offer(base)
+
+
+def a_lineage(folder: Path, plan: TrainingPlan) -> tuple[Path, Reader]:
+    lineage = Lineage(folder)
+    lineage.record(plan, 1, b"\x01" * 32)
+    lineage.record(plan, 2, b"\x02" * 32)
+    return folder / "lineage.json", lambda: lineage.holds(plan, b"\x02" * 32)
+
+
+def a_rollback(folder: Path) -> tuple[Path, Reader]:
+    (folder / "rolled_back.json").write_bytes(encode_state(Rollback(NOW, Witness.SPOOL, 9, 3)))
+    acknowledge(folder)
+    return folder / "rolled_back.json", lambda: read_rollback(folder)
+
+
+def an_approval(folder: Path) -> tuple[Path, Reader]:
+    keys = {"mercy": b"\x01", "st-anne": b"\x02"}
+    entries = [RosterEntry(site, key * SIGNING_KEY_BYTES, key * SEALING_KEY_BYTES) for site, key in keys.items()]
+    roster, known = Roster(1, tuple(entries)), KnownSites(folder)
+    known.approve(entries[:1])
+    return folder / "approved.json", lambda: known.known(roster, PolicySettings(), NOW)
+
+
+def state_files(folder: Path, plan: TrainingPlan) -> dict[str, Callable[[], tuple[Path, Reader]]]:
+    return {
+        "closed.json": lambda: a_journal(folder, "closed.json"),
+        "decision": lambda: a_decision(folder, plan),
+        "sums.json": lambda: sums(folder, "sums.json"),
+        "left_bases.bin": lambda: sums(folder, "left_bases.bin"),
+        "lineage.json": lambda: a_lineage(folder, plan),
+        "rolled_back.json": lambda: a_rollback(folder),
+        "approved.json": lambda: an_approval(folder),
+    }
+
+
+STATE_FILES = (
+    *("closed.json", "decision", "sums.json", "left_bases.bin", "lineage.json", "rolled_back.json", "approved.json"),
+)
+
+
+@pytest.mark.parametrize("file", STATE_FILES)
+def test_one_wrong_bit_anywhere_in_a_state_file_is_noticed(tmp_path: Path, plan: TrainingPlan, file: str) -> None:
+    path, read = state_files(tmp_path, plan)[file]()
+    whole = path.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 300)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        with pytest.raises(StateRefused, match=f"{path.name} in the state folder is damaged .*; "):
+            read()
+    path.write_bytes(whole)
+    read()
+
+
+@pytest.mark.parametrize("file", STATE_FILES)
+def test_a_state_file_cut_at_any_byte_of_its_end_is_whole_or_noticed(
+    tmp_path: Path, plan: TrainingPlan, file: str
+) -> None:
+    path, read = state_files(tmp_path, plan)[file]()
+    whole, value = path.read_bytes(), read()
+    for cut in range(1, min(200, len(whole))):
+        path.write_bytes(whole[:-cut])
+        try:
+            assert read() == value  # only the checksum is missing
+        except StateRefused:
+            continue
+        assert whole[:-cut].strip() == whole.splitlines()[0]
+
+
+@pytest.mark.parametrize("file", STATE_FILES)
+def test_a_state_file_of_version_0_1_0_without_a_checksum_is_read(
+    tmp_path: Path, plan: TrainingPlan, file: str
+) -> None:
+    path, read = state_files(tmp_path, plan)[file]()
+    whole, value = path.read_bytes(), read()
+    path.write_bytes(whole[39:] if file == "left_bases.bin" else whole.splitlines()[0])
+    assert read() == value
+
+
+def test_a_round_s_record_with_one_wrong_bit_ends_the_round_for_this_site(tmp_path: Path) -> None:
+    path, _ = a_journal(tmp_path, "round.json")
+    whole = path.read_bytes()
+    assert b'"attempt":0' in whole
+    path.write_bytes(whole.replace(b'"attempt":0', b'"attempt":1'))
+    assert RoundJournal(tmp_path / "rounds").current is None
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))

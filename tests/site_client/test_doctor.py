@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -16,10 +18,12 @@ from site_client.config import FoldersSettings, IdleSettings, SiteSettings, Trai
 from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
 from site_client.doctor.data import checks as data
+from site_client.doctor.data.checks import TorchCuda
 from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
 
-UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "deploy" / "systemd"
 
 
 @pytest.fixture
@@ -105,8 +109,39 @@ def test_the_gpu_s_kernel_module_is_asked_for_only_where_there_is_a_driver(tmp_p
     (tmp_path / "driver" / "nvidia").mkdir(parents=True)
     (tmp_path / "driver" / "nvidia" / "version").touch()
     assert "nvidia_uvm at boot" in next(data.check_gpu(wants, tmp_path, tmp_path)).fix
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("cuda", "color", "words"),
+    [
+        (TorchCuda(None, 0), Color.RED, "there is a card, and this package's PyTorch has no CUDA"),
+        (TorchCuda("12.8", 0), Color.RED, "there is a card, and PyTorch with CUDA 12.8 cannot use it"),
+        (TorchCuda("12.8", 1), Color.GREEN, "PyTorch with CUDA 12.8 can use 1 card"),
+    ],
+)
+def test_where_there_is_a_card_pytorch_itself_is_asked(
+    tmp_path: Path, device: Literal["auto", "cuda"], cuda: TorchCuda, color: Color, words: str
+) -> None:
+    (tmp_path / "driver" / "nvidia").mkdir(parents=True)
+    (tmp_path / "driver" / "nvidia" / "version").touch()
     (tmp_path / "nvidia-uvm").touch()
-    assert next(data.check_gpu(wants, tmp_path, tmp_path)).color is Color.GREEN
+    settings = SiteSettings("mercy", training=TrainingSettings(device=device))
+    (result,) = data.check_gpu(settings, tmp_path, tmp_path, lambda: cuda)
+    assert (result.color, result.found) == (color, words)
+
+
+def test_this_machine_s_own_pytorch_answers() -> None:
+    import torch
+
+    cuda = TorchCuda.here()
+    assert (cuda.cards > 0) == torch.cuda.is_available()
+    assert cuda.version is not None or cuda.cards == 0
+
+
+def test_no_advice_of_doctor_or_idle_gate_is_from_the_world_of_pip() -> None:
+    sources = [*(ROOT / "site_client" / "doctor").rglob("*.py"), *(ROOT / "site_client" / "trainer").rglob("*.py")]
+    assert [path.name for path in sources if re.search(r"pip install|hemofed\[", path.read_text())] == []
 
 
 def test_every_decoder_the_package_ships_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,7 +299,7 @@ def test_a_farewell_is_heard_by_the_coordinator_and_the_agent_does_not_come_back
     assert "ask for an invitation" in machine.run("journalctl", "--no-pager", "-o", "cat", "-u", AGENT)
 
 
-def test_removal_keeps_state_and_purge_leaves_nothing(hospital: Hospital) -> None:
+def test_removal_keeps_state_and_purge_leaves_nothing_but_locked_accounts(hospital: Hospital) -> None:
     machine = hospital.machine
     machine.run("dpkg", "--remove", "hemofed-site")
     assert machine.file(IDENTITY).exists()
@@ -309,7 +309,9 @@ def test_removal_keeps_state_and_purge_leaves_nothing(hospital: Hospital) -> Non
     left = machine.run("find", "/", "-xdev", "-not", "-path", "/proc/*", "-iname", "*hemofed*").split()
     assert sorted(path for path in left if not path.startswith(("/srv/hemofed", "/var/tmp"))) == []
     assert machine.file("/srv/hemofed/export/dicom").exists()  # the images are the hospital's
-    assert "hemofed" not in machine.run("getent", "passwd") + machine.run("getent", "group")
+    # The export has their numbers, so they stay, and cannot be used.
+    assert "hemofed-export" in machine.run("getent", "group")
+    assert machine.run("getent", "shadow", "hemofed-trainer").split(":")[1].startswith("!")
 
 
 def _build(out: Path, version: str) -> Path:

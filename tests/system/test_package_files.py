@@ -46,7 +46,7 @@ def test_the_lock_has_everything_a_site_needs() -> None:
     assert {_plain(one.name) for one in needed} <= set(_locked())
 
 
-@pytest.mark.parametrize("script", ["preinst", "postinst", "prerm", "postrm", "rollback.sh"])
+@pytest.mark.parametrize("script", ["preinst", "postinst", "prerm", "postrm", "rollback.sh", "switch.sh"])
 def test_a_script_run_by_root_can_be_parsed(script: str) -> None:
     subprocess.run(["sh", "-n", DEB / script], check=True)
 

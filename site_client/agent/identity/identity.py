@@ -38,7 +38,7 @@ from site_client.agent.identity.keys import Request, SiteKeys
 from site_client.agent.identity.known_sites import KnownSites
 from site_client.errors import IdentityRefused, StateUnreadable
 from site_client.files import private_folder, remove, replace_file, sync_folder
-from site_client.typed_json import SIZE_MAX, Digest, decode, encode
+from site_client.typed_json import SIZE_MAX, Digest, decode_state, encode_state
 from site_client.untrusted_files import read_regular
 
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
@@ -245,7 +245,7 @@ class Joining:
         replace_file(self.folder / "ca.pem", credentials.ca_certificate_pem)
         replace_file(self.folder / "custodian.pem", credentials.custodian_certificate_pem)
         replace_file(self.folder / "roster.bin", serialize(credentials.roster))
-        replace_file(self.folder / "membership.json", encode(membership))
+        replace_file(self.folder / "membership.json", encode_state(membership))
         # Last: a site is enrolled when this file is there, and a crash before it leaves the site joining.
         replace_file(self.folder / "tls.pem", self.request.key_pem + credentials.certificate_pem)
         remove(self.folder / "joining.key")
@@ -340,7 +340,7 @@ def _certificate(pem: bytes, owner: str) -> x509.Certificate:
 
 def _read_membership(path: Path) -> Membership:
     try:
-        return decode(Membership, read_regular(path, SIZE_MAX))
+        return decode_state(Membership, read_regular(path, SIZE_MAX))
     except (OSError, ValueError) as error:
         raise IdentityRefused(
             "membership.json in the state folder is damaged; put the identity folder of the last backup back, or move "

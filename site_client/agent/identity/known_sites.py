@@ -22,7 +22,7 @@ from site_client.config import PolicySettings
 from site_client.errors import StateRefused, StateUnreadable
 from site_client.files import replace_file, set_aside
 from site_client.records import AwareTime
-from site_client.typed_json import Digest, decode, encode
+from site_client.typed_json import Digest, decode_state, encode_state
 from site_client.untrusted_files import read_regular
 
 _T = TypeVar("_T")
@@ -46,7 +46,7 @@ class KnownSites:
 
     def approve(self, entries: Collection[RosterEntry]) -> None:
         """Record that a person here accepts exactly these names with these keys. Others are forgotten."""
-        replace_file(self._approved, encode({entry.site: Digest(entry.fingerprint) for entry in entries}))
+        replace_file(self._approved, encode_state({entry.site: Digest(entry.fingerprint) for entry in entries}))
 
     def keep(self, roster: Roster) -> None:
         """Record the roster of a site that joined with version 0.1.0, before another one replaces it."""
@@ -63,7 +63,7 @@ class KnownSites:
             for entry in roster.entries
         }
         if current != seen:
-            replace_file(self._seen, encode(current))
+            replace_file(self._seen, encode_state(current))
 
     def known(self, roster: Roster, policy: PolicySettings, now: datetime) -> frozenset[str]:
         """Return the names of the roster that count."""
@@ -108,7 +108,7 @@ class KnownSites:
 
     def _read(self, kind: type[_T], path: Path) -> _T:
         try:
-            return decode(kind, read_regular(path, _SIZE_MAX), size_max=_SIZE_MAX)
+            return decode_state(kind, read_regular(path, _SIZE_MAX), size_max=_SIZE_MAX)
         except OSError as error:
             raise StateUnreadable.of(path.name, error) from error
         except ValueError as error:

@@ -26,7 +26,7 @@ from msgspec import Meta
 from site_client.errors import StateRefused, StateUnreadable, StepRefused
 from site_client.files import private_folder, remove, replace_file, set_aside, sweep_drafts
 from site_client.records import ROUND_MAX, RoundNumber, RunHex, RunId
-from site_client.typed_json import Digest, encode, read_state
+from site_client.typed_json import Digest, encode_state, read_state
 
 ATTEMPT_MAX: Final = 2**31
 Attempt: TypeAlias = Annotated[int, Meta(ge=0, le=ATTEMPT_MAX)]
@@ -123,7 +123,7 @@ class RoundJournal:
         """Make a change durable."""
         folder = self._path(changed)
         folder.mkdir(exist_ok=True, mode=0o700)
-        replace_file(folder / "round.json", encode(changed))
+        replace_file(folder / "round.json", encode_state(changed))
         self.current = changed
         return changed
 
@@ -191,7 +191,7 @@ class RoundJournal:
 
     def _record_closed(self, run: str, number: int) -> None:
         closed = self._closed()
-        replace_file(self._folder / "closed.json", encode(closed | {run: max(number, closed.get(run, 0))}))
+        replace_file(self._folder / "closed.json", encode_state(closed | {run: max(number, closed.get(run, 0))}))
 
     def _attempt(self, attempt: int) -> Path:
         if self.current is None:

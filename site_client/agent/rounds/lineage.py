@@ -18,7 +18,7 @@ from federation.v1 import rounds_pb2
 from site_client.errors import StepRefused
 from site_client.files import replace_file
 from site_client.records import RoundNumber, RunHex
-from site_client.typed_json import Digest, encode, read_state
+from site_client.typed_json import Digest, encode_state, read_state
 
 _ADVICE: Final = (
     "put the last backup of it back; without one, move it and history.json away, and models are fetched whole"
@@ -46,7 +46,7 @@ class Lineage:
         reached = Ancestor(number, Digest(model_digest))
         if reached not in runs.get(run, []):
             runs[run] = [*runs.get(run, []), reached][-_KEPT:]
-            replace_file(self._path, encode(runs))
+            replace_file(self._path, encode_state(runs))
 
     def holds(self, plan: TrainingPlan, model_digest: bytes) -> bool:
         """Whether rounds of this run have led here to a model, or it is the plan's first one and none has led on."""

@@ -23,7 +23,7 @@ from site_client.agent.egress.transfer import download
 from site_client.agent.rounds.lineage import Lineage
 from site_client.errors import ModelDamaged, ModelMismatch, StateRefused, StateUnreadable, StepRefused
 from site_client.files import private_folder, remove, replace_file, set_aside, sync_folder
-from site_client.typed_json import Digest, encode, read_state
+from site_client.typed_json import Digest, encode_state, read_state
 
 _KEPT: Final = 2
 _ARRIVALS: Final = (".*.part", "sum-*", "whole-*")  # downloads: not whole yet, or not used yet
@@ -257,7 +257,7 @@ class Models:
         if path.exists():
             set_aside(path, type(error).__name__, "the model is fetched again")
         history = [kept for kept in self._history() if kept != digest]
-        replace_file(self._folder / "history.json", encode(history))
+        replace_file(self._folder / "history.json", encode_state(history))
         return self._damaged(
             f"the stored model {digest.hex()[:16]} is damaged on this machine's disk; it is fetched again"
         )
@@ -276,7 +276,7 @@ class Models:
         self._in_memory = model
         # The history comes after the file: a digest in it always has its model.
         history = [*(digest for digest in self._history() if digest != model.digest), Digest(model.digest)][-_KEPT:]
-        replace_file(self._folder / "history.json", encode(history))
+        replace_file(self._folder / "history.json", encode_state(history))
         kept = {self.path(digest) for digest in history}
         for path in self._folder.glob("*.safetensors"):
             if path not in kept:

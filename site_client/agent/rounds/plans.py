@@ -21,7 +21,7 @@ from federation.wire import parse, serialize
 
 from site_client.errors import StateRefused, StateUnreadable, StepRefused
 from site_client.files import private_folder, replace_file, set_aside
-from site_client.typed_json import encode, read_state
+from site_client.typed_json import encode_state, read_state
 from site_client.untrusted_files import read_regular
 
 _PREFIX_MIN: Final = 8
@@ -125,7 +125,7 @@ class Plans:
     def decide(self, digest: bytes, *, approved: bool) -> None:
         """Record the hospital's decision; a later one replaces it."""
         decision = PlanDecision.APPROVED if approved else PlanDecision.REFUSED
-        replace_file(self._path(digest, "decision"), encode(_DecisionFile(decision)))
+        replace_file(self._path(digest, "decision"), encode_state(_DecisionFile(decision)))
 
     def distrust(self, run_id: bytes) -> None:
         """Take no further part in a run, of which a model did not verify, until a person removes the file."""
@@ -151,7 +151,7 @@ class Plans:
     def answer_run(self, run_id: bytes, declined: StateReason | None) -> None:
         """Record the one answer to a private run."""
         private_folder(self._folder)
-        replace_file(self._answer(run_id), encode(RunAnswer(declined)))
+        replace_file(self._answer(run_id), encode_state(RunAnswer(declined)))
 
     def run_answer(self, run_id: bytes) -> RunAnswer | None:
         """Return the answer to a private run; None before it."""

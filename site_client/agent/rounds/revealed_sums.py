@@ -2,7 +2,8 @@
 
     <state>/agent/rounds/
       sums.json       the newest KEPT of them
-      left_bases.bin  digests of the models of all older ones, 32 bytes each; on these this site takes part in nothing
+      left_bases.bin  a checksum, and digests of the models of all older ones, 32 bytes each; on these this site takes
+                      part in nothing
 
 Two sums on one model over almost the same members differ by what few of them said. So after a reveal this site works on
 that model again only when the round's end was shown to it: the sum, or the evidence why there is none. And it confirms
@@ -13,6 +14,7 @@ run evaluates its last model until there is one, and three more sums could isola
 A member that is proven to have dealt shares of no secret does not count: it told the aggregator its part, or can.
 """
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +27,13 @@ from site_client.agent.rounds.journal import CurrentRound
 from site_client.errors import StateRefused, StateUnreadable, StepRefused
 from site_client.files import replace_file
 from site_client.records import RoundNumber, RunId
-from site_client.typed_json import Digest, encode, read_state
+from site_client.typed_json import Digest, encode_state, read_state
 from site_client.untrusted_files import read_regular
 
 # Of several runs; a base model is left behind after a round or two. `read_state` reads so many of COHORT_MAX names.
 KEPT: Final = 24
+_CHECKED: Final = b"sha256 "  # begins a file whose digests have a checksum, the next 32 bytes
+_HEADER_BYTES: Final = len(_CHECKED) + Digest.LENGTH
 _LEFT_BYTES_MAX: Final = 64 << 20  # of two million models
 _ADVICE: Final = "put the state folder of the last backup back, then restart the agent"
 
@@ -155,6 +159,10 @@ class RevealedSums:
             raise StateUnreadable.of(self._left_bases.name, error) from error
         except ValueError as error:
             raise self._left_bases_damaged(str(error)) from None
+        if data.startswith(_CHECKED):  # else of version 0.1.0
+            checksum, data = data[len(_CHECKED) : _HEADER_BYTES], data[_HEADER_BYTES:]
+            if checksum != hashlib.sha256(data).digest():
+                raise self._left_bases_damaged("its checksum is not that of its digests")
         bases = [data[start : start + size] for start in range(0, len(data), size)]
         # As `_write` leaves them: a file that lost a part of itself would take bars away.
         if not bases or len(data) % size or bases != sorted(set(bases)):
@@ -168,5 +176,6 @@ class RevealedSums:
         dropped = {bytes(revealed.base_model_digest) for revealed in sums[:-KEPT]}
         # Before the records go: a crash in between bars them once more.
         if not dropped <= (left := self._bases_left()):
-            replace_file(self._left_bases, b"".join(sorted(left | dropped)))
-        replace_file(self._path, encode(sums[-KEPT:]))
+            digests = b"".join(sorted(left | dropped))
+            replace_file(self._left_bases, _CHECKED + hashlib.sha256(digests).digest() + digests)
+        replace_file(self._path, encode_state(sums[-KEPT:]))

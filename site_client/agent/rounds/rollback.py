@@ -40,7 +40,7 @@ from site_client.agent.rounds.round_files import RoundFiles
 from site_client.errors import ConfigRefused, LedgerBroken, StateRefused, StateUnreadable, StepRefused
 from site_client.files import refresh_file, replace_file
 from site_client.records import AwareTime
-from site_client.typed_json import Digest, encode, read_state
+from site_client.typed_json import Digest, encode, encode_state, read_state
 
 _log = structlog.get_logger()
 _ADVICE: Final = (
@@ -189,7 +189,7 @@ class RollbackWatch:
             self._files.journal.bar(offer.round)
             # After the journal: a crash in between bars the round once more.
             record = replace(record, barred_base=Digest(offer.base_model_digest))
-            replace_file(self._file, encode(record))
+            replace_file(self._file, encode_state(record))
         is_barred = offer is not None and offer.base_model_digest == record.barred_base
         if offer is not None and (is_barred or not record.acknowledged):
             refusal = rounds_pb2.DeclineMessage(round=offer.round, reason=StateReason.POLICY.number)
@@ -211,7 +211,7 @@ class RollbackWatch:
         held = self._ledger.entries if of is LedgerName.EGRESS else self._privacy.mark()[0]
         record = Rollback(self._clock(), witness, seen_entries, held, of=of)
         _log.error("state folder rolled back", why=record.sentence)
-        replace_file(self._file, encode(record))
+        replace_file(self._file, encode_state(record))
         # After the record: a crash in between notices the loss again, or finds it on record.
         self._files.journal.close()
         self._files.spool.withdraw_others(None, 0)
@@ -255,5 +255,5 @@ def acknowledge(folder: Path) -> Rollback:
         record = Rollback(datetime.now(UTC), Witness.RECORD, 0, 0)
     if record is None or record.acknowledged:
         raise ConfigRefused("no loss of the state folder waits to be acknowledged; there is nothing to do")
-    replace_file(folder / "rolled_back.json", encode(replace(record, acknowledged=True)))
+    replace_file(folder / "rolled_back.json", encode_state(replace(record, acknowledged=True)))
     return record

@@ -3,9 +3,9 @@
 import grp
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ _SIGNAL_FIX: Final = {
     "on_ups": "Install and enable upower",
     "user_idle_s": "Enable systemd-logind and D-Bus; or set idle.user_idle_min_s = 0",
     "remote_idle_s": "Enable systemd-logind and D-Bus; or set idle.remote_idle_min_s = 0",
-    "gpu": "pip install hemofed[gpu]",
+    "gpu": 'Set training.device = "cpu": training then uses no card, and need not know who else does',
     "programs": "systemctl edit hemofed-trainer: [Service] ProtectProc=default",
     "io_pressure": "Run it by its units, whose slice tells our own use apart; kernel with PSI",
     "memory_pressure": "Boot a kernel with PSI (psi=1)",
@@ -165,10 +165,28 @@ def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
             yield green("disk", f"{name}: {free_gib:.0f} GiB free")
 
 
+@dataclass(frozen=True)
+class TorchCuda:
+    """What PyTorch itself says: the CUDA it was built with, None without, and the number of cards that it can use."""
+
+    version: str | None
+    cards: int
+
+    @classmethod
+    def here(cls) -> "TorchCuda":
+        """Ask this process's PyTorch."""
+        import torch  # takes seconds, which a machine without a card need not wait
+
+        return cls(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
 def check_gpu(
-    settings: SiteSettings, proc: Path = Path("/proc"), devices: Path = Path("/dev")
+    settings: SiteSettings,
+    proc: Path = Path("/proc"),
+    devices: Path = Path("/dev"),
+    ask_torch: Callable[[], TorchCuda] = TorchCuda.here,
 ) -> Iterator[CheckResult]:
-    """Check the parts of the driver that a confined service cannot load by itself."""
+    """Check the parts of the driver that a confined service cannot load by itself, and then ask PyTorch."""
     if settings.training.device == "cpu":
         yield grey("gpu", 'training.device is "cpu"')
     elif not (proc / "driver" / "nvidia" / "version").exists():
@@ -182,7 +200,17 @@ def check_gpu(
         fix = "Load nvidia_uvm at boot: echo nvidia_uvm > /etc/modules-load.d/nvidia-uvm.conf"
         yield red("gpu", "nvidia_uvm is not loaded", fix)
     else:
-        yield green("gpu", "NVIDIA driver and nvidia_uvm are there")
+        yield _of_torch(ask_torch())
+
+
+def _of_torch(cuda: TorchCuda) -> CheckResult:
+    if cuda.version is None:
+        fix = 'Training uses the CPU. Set training.device = "cpu"; or ask the coordinator for a package with CUDA'
+        return red("gpu", "there is a card, and this package's PyTorch has no CUDA", fix)
+    if not cuda.cards:
+        fix = "Compare the driver with nvidia-smi: an older driver than this CUDA needs cannot be used; then restart"
+        return red("gpu", f"there is a card, and PyTorch with CUDA {cuda.version} cannot use it", fix)
+    return green("gpu", f"PyTorch with CUDA {cuda.version} can use {cuda.cards} card{'s' if cuda.cards > 1 else ''}")
 
 
 def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Iterator[CheckResult]:

@@ -1,4 +1,4 @@
-"""Other users of the GPUs, read through NVIDIA's management library (NVML). Optional: `pip install hemofed[gpu]`.
+"""Other users of the GPUs, read through NVIDIA's management library (NVML). Optional: the extra `gpu`.
 
 NVML lists processes by the host's process ids. A service in a PID namespace of its own sees other numbers, and would
 take its own processes for foreign ones. That errs towards pausing.
@@ -33,7 +33,7 @@ class Gpus:
         try:
             import pynvml
         except ImportError:
-            return Unknown("nvidia-ml-py is not installed; install hemofed[gpu]")
+            return Unknown("nvidia-ml-py is not installed")
         try:
             if self._nvml is None:
                 pynvml.nvmlInit()
