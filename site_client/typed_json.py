@@ -99,7 +99,7 @@ def encode_state(record: object) -> bytes:
     """Return canonical JSON and its checksum on a second line: one bit that changes on the disk is then noticed.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     text = encode(record)
     return text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n"
@@ -109,7 +109,7 @@ def decode_state(kind: type[_T], data: bytes, *, size_max: int = SIZE_MAX) -> _T
     """Read a record and check the checksum on its second line, where there is one.
 
     Raises:
-        ValueError: the text is no such record, or has another checksum.
+        ValueError: The text is no such record, or has another checksum.
     """
     # Canonical JSON has no newline of its own.
     text, _, checksum = data.partition(b"\n")

@@ -27,7 +27,7 @@ def split(secret: bytes, threshold: int, members: int, randomness: bytes) -> lis
     Args:
         secret: 32 bytes.
         threshold: T, 1 to `members`.
-        members: n, the number of members.
+        members: N, the number of members.
         randomness: (threshold - 1) * 48 uniform bytes, used for nothing else.
 
     Returns:

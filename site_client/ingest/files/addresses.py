@@ -58,7 +58,7 @@ def parse_address(path: str | Path) -> Address:
     """Takes an address apart.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is none.
     """
     file, *steps = str(path).split(_STEP)
     members: list[MemberStep] = []

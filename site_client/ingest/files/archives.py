@@ -59,12 +59,12 @@ class Archives:
         """Unpacks one member.
 
         Args:
-            address: of the member.
-            limit_bytes: it may have.
-            keep: it will be asked for again, frame by frame.
+            address: Of the member.
+            limit_bytes: It may have.
+            keep: It will be asked for again, frame by frame.
 
         Raises:
-            SeriesUnreadable: also Q_DECODE_LIMIT, for a member that is larger.
+            SeriesUnreadable: Also Q_DECODE_LIMIT, for a member that is larger.
         """
         with _as_codes():
             archive = self._archive(address, address.members[:-1])

@@ -51,7 +51,7 @@ def walk(root: Path) -> Iterator[ExportFile]:
         Every file, in a fixed order. A folder inside that cannot be read yields one item with Q_READ.
 
     Raises:
-        IngestError: the root itself cannot be listed. An export that is not mounted must not look like an empty one,
+        IngestError: The root itself cannot be listed. An export that is not mounted must not look like an empty one,
             or the scan would forget every file.
     """
     try:
