@@ -18,7 +18,7 @@ class SiteStanding(StrEnum):
 
 
 class Role(StrEnum):
-    """What a person may do. `commands.base` and `dashboard.app` enforce it."""
+    """A person's rights. `commands.base` and `dashboard.app` enforce it."""
 
     VIEWER = "viewer"  # sees runs and sites
     AUDITOR = "auditor"  # also the audit trail, and the evidence of faults

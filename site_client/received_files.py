@@ -1,4 +1,4 @@
-"""How received files are removed: the receiver asks, ingest answers, the receiver removes.
+"""Removal of received files: the receiver asks, ingest answers, the receiver removes.
 
 The receiver writes the names of old files into <incoming>/.leaving.json. After its next scan the trainer writes those
 of them that it has taken into <state>/trainer/taken/taken.json. The receiver removes a file only if it asked for its

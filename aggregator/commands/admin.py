@@ -16,7 +16,7 @@ PASSWORD_STDIN = click.option("--password-stdin", is_flag=True, help="Read the p
 
 @click.group()
 def admin() -> None:
-    """Who may log in to the dashboard, and what they may do."""
+    """People who may log in to the dashboard, and their rights."""
 
 
 ROLE = click.Choice([role.value for role in Role])

@@ -15,7 +15,7 @@ from aggregator.store import audit_chain, people
 @listing
 @click.pass_obj
 def audit(context: CommandContext, subject: str | None, limit: int, verify: bool, form: Form) -> None:
-    """Who changed what and why, newest first.
+    """Print the changes with their actors and reasons, newest first.
 
     With --verify: exit status 1 when a row was changed, put in or taken out.
     """

@@ -39,7 +39,7 @@ def model_list(context: CommandContext, run_id: str | None, form: Form) -> None:
 @as_json
 @click.pass_obj
 def model_compare(context: CommandContext, first: str, second: str, run_id: str | None, as_json: bool) -> None:
-    """How far model B is from model A, which tensors moved most, and how the federation judged both.
+    """Print the distance from model A to model B, the tensors that moved most, and the judgements on both.
 
     A number names the round that made the model, 0 the initial one; anything else is a model file.
     """

@@ -1,4 +1,4 @@
-"""What `plan check` and `run start --dry-run` say of a plan."""
+"""Reports of `plan check` and `run start --dry-run` about a plan."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

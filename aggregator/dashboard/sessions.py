@@ -146,7 +146,7 @@ class Sessions:
             session.update(name=name, id=secrets.token_hex(16), password=_password_mark(person))
 
     def role(self, session: MutableMapping[str, Any]) -> Role | None:
-        """Return the role of the cookie's holder as it is now; None when the cookie lets nobody in."""
+        """Return the role of the cookie's holder as it is now; None when the cookie is of no session."""
         person = self._person(session["name"]) if "name" in session else None
         if person is None or _password_mark(person) != session.get("password"):
             return None

@@ -34,7 +34,7 @@ _MIB = 1 << 20
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """The weight of a finding."""
 
     OK = "ok"
     WARNING = "warning"

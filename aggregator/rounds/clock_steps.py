@@ -1,4 +1,4 @@
-"""Follows the host's clock when somebody sets it: the times of unfinished rounds move with it.
+"""Follows the host's clock when it is set: the times of unfinished rounds move with it.
 
 Deadlines are times of day in rows, so that a restart keeps them. After a step of the clock they would end a phase in
 which no time has passed, or hold it for as long as the clock went back. The monotonic clock of the host tells a step

@@ -1,4 +1,4 @@
-"""When a site's last report is so old that it no longer says how the site is."""
+"""The age of a site's last report from which on it no longer tells how the site is."""
 
 from federation.vocabulary import SiteState
 

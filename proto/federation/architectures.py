@@ -1,7 +1,7 @@
 """The architectures that a plan may name, and the tensors of each.
 
 A site builds the network of that name and refuses a model with other tensors. The aggregator has no torch and cannot
-build one. With this table it refuses the same plan before anybody signs it. A test compares the sites' registry.
+build one. With this table it refuses the same plan before it is signed. A test compares the sites' registry.
 """
 
 from collections.abc import Mapping

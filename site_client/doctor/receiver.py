@@ -59,7 +59,7 @@ def check_receiver(
 
 
 def check_folder(site: SiteSettings, settings: ReceiverSettings) -> Iterator[CheckResult]:
-    """Check the incoming folder: the trainer reads it as a part of the export, its group too, and nobody else."""
+    """Check the incoming folder: only the trainer and its group read it, as a part of the export."""
     incoming, check = settings.incoming, "receiver's folder"
     if incoming not in (site.folders.export, site.folders.export / RECEIVED):
         fix = f"Set incoming in receiver.toml to folders.export or to {RECEIVED} in it"

@@ -167,7 +167,7 @@ def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
 
 @dataclass(frozen=True)
 class TorchCuda:
-    """What PyTorch itself says: the CUDA it was built with, None without, and the number of cards that it can use."""
+    """The word of PyTorch itself: the CUDA it was built with, None without, and the number of cards that it can use."""
 
     version: str | None
     cards: int
