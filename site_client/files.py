@@ -130,12 +130,14 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter, and its missing parents. Nothing happens when it exists."""
+    """Make a folder that only its owner can enter, and its missing parents, durably. Nothing happens when it exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # The umask can only narrow 0700 further.
         path.mkdir(mode=0o700)
         belongs_with_its_folder(path, path)
+        # A synced file is lost all the same if its folder's own name is.
+        sync_folder(path.parent)
     return path
 
 

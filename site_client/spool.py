@@ -22,7 +22,7 @@ from federation.vocabulary import Outcome
 from numpy.typing import NDArray
 
 from site_client.errors import SpoolRefused
-from site_client.files import Building, lend_file, remove, replace_file, sweep_drafts, write_file
+from site_client.files import Building, lend_file, remove, replace_file, sweep_drafts, sync_folder, write_file
 from site_client.records import (
     RECORD_BYTES_MAX,
     Histograms,
@@ -248,6 +248,7 @@ def _folder(path: Path) -> Path:
         # Not mkdir(mode=...), which the umask would narrow.
         path.mkdir(parents=True)
         path.chmod(_FOLDER_MODE)
+        sync_folder(path.parent)
     return path
 
 

@@ -15,6 +15,7 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class CrashPoints:
     is_up: bool = True
     reached: list[str] = field(default_factory=list)
     _folder: Path = Path()
+    _lock: threading.RLock = field(default_factory=threading.RLock)
     _fails: bool = False
     _paused: bool = False
     _synced: _Synced = field(default_factory=_Synced)
@@ -161,6 +163,11 @@ class CrashPoints:
 
     def _watched(self, name: str, real: Callable[..., Any], *, needs_space: bool) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
+            # One at a time: the aggregator stores the sum in a thread of its own.
+            with self._lock:
+                return checked(*arguments, **named)
+
+        def checked(*arguments: Any, **named: Any) -> Any:
             path = None if self._paused else _path_of(arguments[0], named.get("dir_fd"))
             if path is None or self._folder not in (path, *path.parents):
                 return real(*arguments, **named)

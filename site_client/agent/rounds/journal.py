@@ -121,9 +121,7 @@ class RoundJournal:
 
     def save(self, changed: CurrentRound) -> CurrentRound:
         """Make a change durable."""
-        folder = self._path(changed)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        replace_file(folder / "round.json", encode_state(changed))
+        replace_file(private_folder(self._path(changed)) / "round.json", encode_state(changed))
         self.current = changed
         return changed
 
@@ -196,9 +194,7 @@ class RoundJournal:
     def _attempt(self, attempt: int) -> Path:
         if self.current is None:
             raise StepRefused("there is no round in progress to mask in; polling again")
-        folder = self._path(self.current) / f"attempt-{attempt}"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        return folder
+        return private_folder(self._path(self.current) / f"attempt-{attempt}")
 
     def _path(self, recorded: CurrentRound) -> Path:
         return self._folder / f"{recorded.run_id.hex()}-{recorded.number}"
