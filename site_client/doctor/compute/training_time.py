@@ -2,7 +2,7 @@
 
 The step is a real one: the plan's network at the plan's sizes, on the device and with the threads of site.toml, in a
 process of the trainer's user without a network socket. Its study is synthetic, because the time of a step does not
-depend on what an image shows. The unit's share of the processor is not applied: the machine is taken as free.
+depend on what an image shows. The machine is taken as free: the time that other programs take now is left out.
 """
 
 import math
@@ -104,10 +104,10 @@ def time_a_study(settings: SiteSettings, shape: RoundShape) -> StudyTimes:
     net.train()
     # The first step chooses kernels and allocates.
     _train(state, net, _shortened(sample, 1), compute)
-    trained_s = _timed(lambda: _train(state, net, sample, compute))
+    trained_s = _timed(lambda: _train(state, net, sample, compute), compute)
     net.eval()
     with compute.inference():
-        evaluated_s = _timed(lambda: float(net(sample.x, sample.mask, sample.geometry).study_logits.sum()))
+        evaluated_s = _timed(lambda: float(net(sample.x, sample.mask, sample.geometry).study_logits.sum()), compute)
     slices = shape.inputs.slices_max
     a_study = min(shape.training.slices_per_study or slices, slices)
     return StudyTimes(trained_s * a_study / SLICES, evaluated_s * slices / SLICES, compute.kind)
@@ -185,10 +185,13 @@ def _train(state: TrainingState, net: Network, sample: Sample, compute: Compute)
     return float(loss.detach())  # waits for a GPU
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.monotonic()
+def _timed(work: Callable[[], object], compute: Compute) -> float:
+    # On a CPU the leading thread takes part in all work and spins at its end: its processor time is the time that the
+    # work takes when nobody else wants the machine, as in training.
+    clock = time.thread_time if compute.device.type == "cpu" else time.monotonic
+    began = clock()
     work()
-    return time.monotonic() - began
+    return clock() - began
 
 
 def _hours(seconds: float) -> str:
