@@ -4,7 +4,7 @@ A file or line is one dataclass, list or table. msgspec checks types and bounds,
 `Annotated[..., msgspec.Meta(...)]`. Bytes stand as hex, times as ISO 8601 with their zone.
 
 In files of the state folder one wrong bit could be another decision. They have a second line, the SHA-256 of the first
-in hex. Files of version 0.1.0 have one line and are read as they are.
+in hex. Files of version 0.1.0 have none and are read as they are.
 
 The size is checked before the text is parsed. Nothing outside this module sees an error of msgspec, whose messages
 repeat the refused value: a file that the trainer wrote must not bring such a value into the agent's log.
@@ -24,6 +24,7 @@ from site_client.errors import StateRefused, StateUnreadable
 from site_client.untrusted_files import read_regular
 
 SIZE_MAX: Final = 1 << 20  # bytes; the longest file, an agent's status with 500 hospitals, has 20 KiB
+_CHECKSUM: Final = re.compile(rb"[0-9a-f]{64}\n")
 LOCAL: Final = {"local": True}  # metadata of a dataclass field that is not written
 _T = TypeVar("_T")
 
@@ -106,17 +107,19 @@ def encode_state(record: object) -> bytes:
 
 
 def decode_state(kind: type[_T], data: bytes, *, size_max: int = SIZE_MAX) -> _T:
-    """Read a record and check the checksum on its second line, where there is one.
+    """Read a record, and check its checksum where it has one.
 
     Raises:
         ValueError: The text is no such record, or has another checksum.
     """
-    # Canonical JSON has no newline of its own.
+    # Canonical JSON has no newline of its own. Some files of version 0.1.0 have several lines; a checksum that was
+    # damaged to another line is taken for one of these, and is no JSON.
     text, _, checksum = data.partition(b"\n")
-    # An empty second line is that of a file which hemofed-rollback wrote for version 0.1.0.
-    if checksum and checksum != hashlib.sha256(text).hexdigest().encode() + b"\n":
-        raise ValueError("its checksum is not that of its text")
-    return decode(kind, text, size_max=size_max)
+    if _CHECKSUM.fullmatch(checksum):
+        if checksum[:64] != hashlib.sha256(text).hexdigest().encode():
+            raise ValueError("its checksum is not that of its text")
+        data = text
+    return decode(kind, data, size_max=size_max)
 
 
 def read_state(kind: type[_T], path: Path, advice: str) -> _T | None:

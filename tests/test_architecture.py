@@ -75,6 +75,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/training": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/doctor/network": {"torch", "monai", "pydicom", "sqlalchemy", "scipy", "sklearn"},
     "site_client/doctor/data": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
+    "site_client/doctor/compute": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/ingest": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/model": {"grpc", "pydicom"},
     "site_client/receiver": {"grpc", "torch", "monai", "sqlalchemy", "scipy", "sklearn", "gdcm", "numpy"},
@@ -94,6 +95,7 @@ CLOSED: dict[str, set[str]] = {
     "site_client/receiver": {"agent", "ingest", "model", "training", "calibration", "trainer", "phantom", "spool.py"},
     "site_client/doctor/network": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
     "site_client/doctor/data": {"agent"},
+    "site_client/doctor/compute": {"agent"},
     "site_client/agent/egress": {"agent/link.py", "agent/identity", "agent/rounds", "agent/commands"},
 }
 ONLY_IMPORTED_BY: dict[str, set[str]] = {  # a library -> the only rooms of that side that may import it

@@ -29,7 +29,7 @@ write_state_of_0_1_0() ( # one ledger file, and state files without a checksum; 
     sync -f .
     rm -rf .joined
   fi
-  find . -type f \( -name '*.json' -o -name '*.decision' -o -name '*.answer' \) -exec sed -i '2,$d' {} +
+  find . -type f \( -name '*.json' -o -name '*.decision' -o -name '*.answer' \) -exec sed -i '2{/^[0-9a-f]\{64\}$/d}' {} +
   if [ "$(head -c 7 rounds/left_bases.bin 2>/dev/null)" = "sha256 " ]; then
     tail -c +40 rounds/left_bases.bin >rounds/.left_bases.bin.new
     chown --reference=rounds/left_bases.bin rounds/.left_bases.bin.new

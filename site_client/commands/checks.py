@@ -14,15 +14,16 @@ from site_client.files import replace_file
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
 @click.option("--bundle", type=FILE, help="Also write a redacted support file.")
+@click.option("--quick", is_flag=True, help="Do not time a training step (up to a minute of CPU).")
 @config_option
-def doctor(as_json: bool, bundle: Path | None, config: Path) -> None:
+def doctor(as_json: bool, bundle: Path | None, quick: bool, config: Path) -> None:
     """Check this installation, and show how to mend each fault.
 
     Exit status 0, or 2 with a red line.
     """
     from site_client.doctor.command import examine, exit_status, render_json, render_text
 
-    results = examine(config)
+    results = examine(config, quick=quick)
     click.echo(render_json(results) if as_json else render_text(results, colors=sys.stdout.isatty()))
     if bundle is not None:
         from site_client.doctor.bundle import bundle as make_bundle

@@ -15,16 +15,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from federation.errors import FederationError
+
 from site_client.check_result import CheckResult, Color, carry_out, from_json_line, green, grey, red
-from site_client.config import load
+from site_client.config import SiteSettings, load
 from site_client.doctor.receiver import check_receiver
 from site_client.doctor.units import check_units, supplementary_groups
-from site_client.errors import ConfigRefused
+from site_client.errors import ConfigRefused, SiteError
 
 CLEAN: Final = 0
 SOMETHING_RED: Final = 2  # 1 is the status of every command for an expected failure
-_HALVES: Final = {"network": "hemofed-agent", "data": "hemofed-trainer"}
-_HALF_S: Final = 180.0
+_HALVES: Final = {"network": "hemofed-agent", "data": "hemofed-trainer", "compute": "hemofed-trainer"}
+_HALF_S: Final = 300.0  # two training steps on a slow machine take a minute of it
 _SIGNS: Final = {
     Color.GREEN: "\033[32m+\033[0m",
     Color.AMBER: "\033[33m!\033[0m",
@@ -34,18 +36,23 @@ _SIGNS: Final = {
 _PLAIN: Final = {Color.GREEN: "ok  ", Color.AMBER: "see ", Color.RED: "FIX ", Color.GREY: "--  "}
 
 
-def examine(config: Path) -> list[CheckResult]:
-    """Run every check. A site.toml that cannot be used is one red line, and no other check is made."""
+def examine(config: Path, *, quick: bool = False) -> list[CheckResult]:
+    """Run every check; a quick one times no training step.
+
+    A site.toml that cannot be used is one red line, and no other check is made.
+    """
     try:
-        load(config)
+        settings = load(config)
     except ConfigRefused as error:
         fix = "Use http://, not https://" if "proxies do not work" in str(error) else "Correct site.toml"
         return [red("configuration", str(error), fix, local=True)]
     results = [green("configuration", "site.toml is understood")]
-    for half, user in _HALVES.items():
-        results += _half(half, user, config)
+    plan = b"" if quick else _newest_plan(settings)
+    results += _half("network", config)
+    results += _half("data", config)
+    results += _half("compute", config, *(["--quick"] if quick else []), given=plan)
     # As root: the receiver's user reads none of the site's settings, and the site's users none of the receiver's.
-    receiver = carry_out({"receiver": lambda: check_receiver(load(config), config.with_name("receiver.toml"))})
+    receiver = carry_out({"receiver": lambda: check_receiver(settings, config.with_name("receiver.toml"))})
     return [*results, *check_units(), *receiver]
 
 
@@ -74,29 +81,42 @@ def exit_status(results: list[CheckResult]) -> int:
     return SOMETHING_RED if any(result.color is Color.RED for result in results) else CLEAN
 
 
-def _half(half: str, user: str, config: Path) -> Iterator[CheckResult]:
+def _newest_plan(settings: SiteSettings) -> bytes:
+    """Return the newest plan that the agent has kept, also one that waits for a decision; empty without one."""
+    from site_client.agent.rounds.plans import Plans
+
+    try:
+        plans = Plans(settings.folders.agent / "plans").all()
+    except (SiteError, FederationError, OSError):
+        return b""
+    return plans[0].plan.to_bytes() if plans else b""
+
+
+def _half(half: str, config: Path, *options: str, given: bytes = b"") -> Iterator[CheckResult]:
+    """Run a half's checks as its unit's user, with `given` as standard input."""
+    user = _HALVES[half]
     # Two processes, each with its own user and libraries, as the two services have them.
-    command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute())]
+    command = [sys.executable, "-m", f"site_client.doctor.{half}", str(config.absolute()), *options]
     try:
         try:
-            done = _run(command, **_as_service(user))
+            done = _run(command, given, **_as_service(user))
         except PermissionError:
             yield grey(half, f"{user} may not run this Python; checked as root instead, which may read everything")
-            done = _run(command)
+            done = _run(command, given)
     except subprocess.TimeoutExpired:
         yield red(half, f"its checks did not end within {_HALF_S:.0f} s", "Is the export's file server answering?")
         return
     try:
-        yield from [from_json_line(line) for line in done.stdout.splitlines()]
+        yield from [from_json_line(line) for line in done.stdout.decode().splitlines()]
     except ValueError:
         done.returncode = done.returncode or 1
     if done.returncode:  # its standard error is not shown: a traceback may quote a file of the export
         yield red(half, f"its checks ended with status {done.returncode}", f"{user} must be able to read site.toml")
 
 
-def _run(command: list[str], **service: Any) -> "subprocess.CompletedProcess[str]":
+def _run(command: list[str], given: bytes, **service: Any) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=_HALF_S, cwd="/", umask=0o077, **service
+        command, input=given, capture_output=True, check=False, timeout=_HALF_S, cwd="/", umask=0o077, **service
     )
 
 

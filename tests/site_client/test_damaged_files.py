@@ -23,13 +23,13 @@ from site_client.agent.rounds.rollback import Rollback, Witness, acknowledge, re
 from site_client.agent.status_file import AgentStatus, read_status, write_status
 from site_client.config import FoldersSettings, PolicySettings, SiteSettings
 from site_client.errors import SiteError, StateRefused, StateUnreadable, StepRefused
-from site_client.records import RunId
+from site_client.records import RoundNumber, RunHex, RunId
 from site_client.status import gather
 from site_client.trainer.idle import operator
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.readings import OperatorPause
 from site_client.trainer.idle.watch import GateRecord, read_record, write_record
-from site_client.typed_json import Digest, encode_state
+from site_client.typed_json import Digest, encode_state, read_state
 from tests.site_client.agent.conftest import Consortium
 from tests.site_client.agent.conftest import plan as plan  # a fixture
 
@@ -278,3 +278,9 @@ def test_a_trainer_whose_lock_is_a_folder_ends_with_a_sentence(tmp_path: Path) -
     assert done.returncode == 78
     assert done.stderr.startswith("hemofed-site: lock in the state folder cannot be read (is a directory)")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_file_of_version_0_1_0_may_have_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "closed.json"
+    path.write_text('{\n "' + "00" * 16 + '": 3\n}\n')
+    assert read_state(dict[RunHex, RoundNumber], path, "do this") == {"00" * 16: 3}

@@ -17,8 +17,8 @@ from site_client.check_result import CheckResult, Color, from_json_line, green, 
 from site_client.config import FoldersSettings, IdleSettings, SiteSettings, TrainingSettings, load
 from site_client.doctor import command, units
 from site_client.doctor.bundle import bundle
+from site_client.doctor.compute.checks import TorchCuda, check_gpu
 from site_client.doctor.data import checks as data
-from site_client.doctor.data.checks import TorchCuda
 from site_client.prove.search import findings, spellings
 from site_client.trainer.idle.readings import NEVER_S, GpuUse, Signals, Unknown
 
@@ -104,11 +104,11 @@ def test_a_signal_that_denies_is_red_and_one_that_does_not_is_grey(settings: Sit
 
 def test_the_gpu_s_kernel_module_is_asked_for_only_where_there_is_a_driver(tmp_path: Path) -> None:
     wants = SiteSettings("mercy", training=TrainingSettings(device="cuda"))
-    assert next(data.check_gpu(wants, tmp_path, tmp_path)).color is Color.RED
-    assert next(data.check_gpu(SiteSettings("mercy"), tmp_path, tmp_path)).color is Color.GREY
+    assert next(check_gpu(wants, tmp_path, tmp_path)).color is Color.RED
+    assert next(check_gpu(SiteSettings("mercy"), tmp_path, tmp_path)).color is Color.GREY
     (tmp_path / "driver" / "nvidia").mkdir(parents=True)
     (tmp_path / "driver" / "nvidia" / "version").touch()
-    assert "nvidia_uvm at boot" in next(data.check_gpu(wants, tmp_path, tmp_path)).fix
+    assert "nvidia_uvm at boot" in next(check_gpu(wants, tmp_path, tmp_path)).fix
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
@@ -127,7 +127,7 @@ def test_where_there_is_a_card_pytorch_itself_is_asked(
     (tmp_path / "driver" / "nvidia" / "version").touch()
     (tmp_path / "nvidia-uvm").touch()
     settings = SiteSettings("mercy", training=TrainingSettings(device=device))
-    (result,) = data.check_gpu(settings, tmp_path, tmp_path, lambda: cuda)
+    (result,) = check_gpu(settings, tmp_path, tmp_path, lambda: cuda)
     assert (result.color, result.found) == (color, words)
 
 
@@ -225,7 +225,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_the_command_says_every_half_exits_by_color_and_its_bundle_holds_no_canary(config: Path) -> None:
     out = config.parent / "bundle.json"
-    arguments = ["doctor", "--json", "--bundle", str(out), "--config", str(config)]
+    arguments = ["doctor", "--quick", "--json", "--bundle", str(out), "--config", str(config)]
     done = subprocess.run(
         [sys.executable, "-m", "site_client.cli", *arguments], capture_output=True, text=True, check=False
     )

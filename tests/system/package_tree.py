@@ -171,6 +171,8 @@ def build(out: Path, version: str, *, is_0_1_0: bool = False) -> Path:
         control.joinpath(name).write_text(text.replace("@VERSION@", version))
         control.joinpath(name).chmod(0o755)
     package = out / f"hemofed-site_{version}_amd64.deb"
+    # Whatever the umask of this process is.
+    subprocess.run(["chmod", "-R", "u=rwX,go=rX", str(tree)], check=True)
     command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(package)]
     subprocess.run(command, check=True, capture_output=True)
     return package

@@ -156,6 +156,7 @@ def test_a_rollback_to_0_1_0_writes_the_state_as_that_version_reads_it(
     closed = {"00" * 16: 3}
     (agent / "rounds").mkdir()
     (agent / "rounds" / "closed.json").write_bytes(encode_state(closed))
+    (agent / "old.json").write_text('{\n "several": "lines"\n}')
     (agent / "rounds" / "left_bases.bin").write_bytes(b"sha256 " + bytes(32) + b"\x01" * 32)
     tarball = tmp_path / "agent.tar"
     subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(tarball), "agent"], check=True)
@@ -176,7 +177,8 @@ def test_a_rollback_to_0_1_0_writes_the_state_as_that_version_reads_it(
 def is_as_0_1_0_reads_it(root: Root, whole: bytes, closed: dict[str, int]) -> None:
     at = "/var/lib/hemofed/agent"
     assert root.run(f"cat {at}/ledger.jsonl").encode() == whole
-    assert root.run(f"ls -A {at}").split() == ["ledger.jsonl", "rounds"]
+    assert root.run(f"ls -A {at}").split() == ["ledger.jsonl", "old.json", "rounds"]
+    assert json.loads(root.run(f"cat {at}/old.json")) == {"several": "lines"}
     assert json.loads(root.run(f"cat {at}/rounds/closed.json")) == closed
     assert root.run(f"wc -l -c <{at}/rounds/left_bases.bin").split() == ["0", "32"]
     owners = root.run(f"stat -c '%U:%G %a' {at}/ledger.jsonl {at}/rounds/closed.json {at}/rounds/left_bases.bin")

@@ -3,9 +3,9 @@
 import grp
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -57,7 +57,6 @@ def checks(settings: SiteSettings) -> dict[str, Check]:
         "labels": lambda: check_labels(settings),
         "decoders": lambda: check_decoders(),
         "disk": lambda: check_disk(settings),
-        "gpu": lambda: check_gpu(settings),
         "signals": lambda: check_signals(settings),
     }
 
@@ -163,54 +162,6 @@ def check_disk(settings: SiteSettings) -> Iterator[CheckResult]:
             yield red("disk", f"{name}: {figures.f_favail} inodes left", "Free inodes: remove small files on that disk")
         else:
             yield green("disk", f"{name}: {free_gib:.0f} GiB free")
-
-
-@dataclass(frozen=True)
-class TorchCuda:
-    """The word of PyTorch itself: the CUDA it was built with, None without, and the number of cards that it can use."""
-
-    version: str | None
-    cards: int
-
-    @classmethod
-    def here(cls) -> "TorchCuda":
-        """Ask this process's PyTorch."""
-        import torch  # takes seconds, which a machine without a card need not wait
-
-        return cls(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)
-
-
-def check_gpu(
-    settings: SiteSettings,
-    proc: Path = Path("/proc"),
-    devices: Path = Path("/dev"),
-    ask_torch: Callable[[], TorchCuda] = TorchCuda.here,
-) -> Iterator[CheckResult]:
-    """Check the parts of the driver that a confined service cannot load by itself, and then ask PyTorch."""
-    if settings.training.device == "cpu":
-        yield grey("gpu", 'training.device is "cpu"')
-    elif not (proc / "driver" / "nvidia" / "version").exists():
-        if settings.training.device == "cuda":
-            yield red(
-                "gpu", 'training.device is "cuda" and there is no NVIDIA driver', "Install the driver, or set cpu"
-            )
-        else:
-            yield grey("gpu", "no NVIDIA driver: training uses the CPU")
-    elif not (devices / "nvidia-uvm").exists():
-        fix = "Load nvidia_uvm at boot: echo nvidia_uvm > /etc/modules-load.d/nvidia-uvm.conf"
-        yield red("gpu", "nvidia_uvm is not loaded", fix)
-    else:
-        yield _of_torch(ask_torch())
-
-
-def _of_torch(cuda: TorchCuda) -> CheckResult:
-    if cuda.version is None:
-        fix = 'Training uses the CPU. Set training.device = "cpu"; or ask the coordinator for a package with CUDA'
-        return red("gpu", "there is a card, and this package's PyTorch has no CUDA", fix)
-    if not cuda.cards:
-        fix = "Compare the driver with nvidia-smi: an older driver than this CUDA needs cannot be used; then restart"
-        return red("gpu", f"there is a card, and PyTorch with CUDA {cuda.version} cannot use it", fix)
-    return green("gpu", f"PyTorch with CUDA {cuda.version} can use {cuda.cards} card{'s' if cuda.cards > 1 else ''}")
 
 
 def check_signals(settings: SiteSettings, signals: Signals | None = None) -> Iterator[CheckResult]:

@@ -5,6 +5,7 @@ hospital does not want training now (`orders`): training resumes as soon as the 
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
 from federation.vocabulary import StateReason
@@ -49,6 +50,11 @@ def denials(signals: Signals, policy: IdleSettings) -> tuple[PauseReason, ...]:
 def orders(signals: Signals, policy: IdleSettings, now: Moment, *, job_at_hand: bool) -> tuple[PauseReason, ...]:
     """Lists the orders of the hospital's operators and of its calendar."""
     return tuple([*_operator(signals, now, job_at_hand), *_calendar(policy, now)])
+
+
+def is_in_hours(policy: IdleSettings, wall: datetime) -> bool:
+    """Whether the calendar lets training run at a time, aware and in the zone of the windows."""
+    return not any(_calendar(policy, Moment(wall, 0.0)))
 
 
 def _load(signals: Signals, policy: IdleSettings) -> Iterator[PauseReason]:

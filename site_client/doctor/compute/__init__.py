@@ -1,0 +1,1 @@
+"""The trainer's checks that need PyTorch, in a process of their own."""
