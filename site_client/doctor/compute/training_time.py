@@ -67,9 +67,9 @@ def check_training_time(settings: SiteSettings, plan: TrainingPlan | None, now: 
     """Time a step and compare a round with its time.
 
     Args:
-        settings: of this site.
-        plan: the newest one; None: the defaults of plan.toml.
-        now: aware, in the zone whose wall clock counts for the hours allowed.
+        settings: Of this site.
+        plan: The newest one; None: the defaults of plan.toml.
+        now: Aware, in the zone whose wall clock counts for the hours allowed.
     """
     try:
         status = AgentSide.peek(settings.folders.spool)
@@ -95,7 +95,7 @@ def time_a_study(settings: SiteSettings, shape: RoundShape) -> StudyTimes:
     """Train and evaluate 16 synthetic slices once, after a step that is not timed, and scale to the plan's slices.
 
     Raises:
-        UnknownArchitecture: this version does not have the plan's network.
+        UnknownArchitecture: This version does not have the plan's network.
     """
     training = settings.training
     compute = choose(training.device, training.threads, shape.inputs.image_size_px)
@@ -123,10 +123,10 @@ def verdict(shape: RoundShape, times: StudyTimes, studies: tuple[int, int] | Non
     """Say whether a round fits.
 
     Args:
-        shape: of the round.
-        times: of one study.
-        studies: for training and for validation; None before the first scan: the plan's minimum.
-        allowed_s: until the plan's deadline, in the hours allowed.
+        shape: Of the round.
+        times: Of one study.
+        studies: For training and for validation; None before the first scan: the plan's minimum.
+        allowed_s: Until the plan's deadline, in the hours allowed.
     """
     trained, evaluated = (shape.training.studies_min, 0) if studies is None else studies
     needed_s = trained * shape.training.epochs * times.trained_s + evaluated * times.evaluated_s
