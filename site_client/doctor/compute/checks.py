@@ -24,7 +24,7 @@ def checks(settings: SiteSettings, plan: TrainingPlan | None, *, quick: bool) ->
 
 @dataclass(frozen=True)
 class TorchCuda:
-    """What PyTorch itself says: the CUDA it was built with, None without, and the number of cards that it can use."""
+    """The word of PyTorch itself: the CUDA it was built with, None without, and the number of cards that it can use."""
 
     version: str | None
     cards: int
