@@ -10,7 +10,7 @@ from federation.v1 import blobs_pb2, rounds_pb2
 from site_client.agent.egress.calls import OFFER_BLOB
 from site_client.agent.egress.egress import Egress
 from site_client.errors import ModelDamaged, StepRefused, Unreachable
-from site_client.files import sha256_of, sync_folder
+from site_client.files import sha256_of
 
 
 def upload(egress: Egress, round: blobs_pb2.RoundRef, data: memoryview, digest: bytes) -> None:
@@ -38,12 +38,12 @@ def upload(egress: Egress, round: blobs_pb2.RoundRef, data: memoryview, digest: 
 
 
 def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: int) -> None:
-    """Download a blob, from where an earlier try stopped. `target` exists only with the right hash.
+    """Download a blob, from where an earlier try stopped. Afterwards `target` has the right hash.
 
     Args:
         egress: The way to the aggregator.
         ref: Digest and size of the blob.
-        target: The file to make; nothing happens when it exists.
+        target: The file to make; nothing happens when it exists with these bytes.
         size_max: Bytes that a file of this kind can have at most.
 
     Raises:
@@ -52,8 +52,11 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
         ModelDamaged: Its hash is wrong; the next try begins anew.
         Unreachable: The connection broke off; the next try continues.
     """
+    # Nothing here is synced, so a power cut may leave the name and not the bytes: they are fetched again.
     if target.exists():
-        return
+        if sha256_of(target) == ref.digest:
+            return
+        target.unlink()
     if ref.size_bytes > size_max:
         raise StepRefused(f"expected a file of at most {size_max} bytes, got one of {ref.size_bytes} on offer")
     if len(ref.digest) != DIGEST_BYTES:  # a file will be named by it
@@ -80,7 +83,6 @@ def download(egress: Egress, ref: rounds_pb2.BlobRef, target: Path, size_max: in
             "disk; it is fetched again"
         )
     part.rename(target)
-    sync_folder(target.parent)
 
 
 def _next_bytes(held_bytes: int, ref: rounds_pb2.BlobRef, chunk: blobs_pb2.BlobChunk) -> bytes:

@@ -134,6 +134,17 @@ def test_a_download_that_is_not_what_was_announced_is_dropped(ledger: Ledger, gu
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("left", [b"", bytes(3000)])
+def test_a_file_whose_bytes_a_power_cut_took_is_fetched_again(
+    ledger: Ledger, guard: Guard, tmp_path: Path, left: bytes
+) -> None:
+    blob = hashlib.shake_256(b"a model").digest(3000)
+    ref = rounds_pb2.BlobRef(digest=hashlib.sha256(blob).digest(), size_bytes=3000)
+    (tmp_path / "model").write_bytes(left)
+    download(Egress(guard, ledger, Breaking(blob=blob)), ref, tmp_path / "model", 3000)
+    assert (tmp_path / "model").read_bytes() == blob
+
+
 @pytest.mark.parametrize("sizes", [[0], [1000, 0], [1000, 1000, 1001], [4001]])
 def test_a_chunk_that_is_empty_or_goes_past_the_promised_size_ends_the_download(
     ledger: Ledger, guard: Guard, tmp_path: Path, sizes: list[int]
