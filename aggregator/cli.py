@@ -36,7 +36,7 @@ def main(ctx: click.Context, config: Path, as_name: str | None) -> None:
 
 
 for name, short_help in (
-    ("admin", "Who may log in to the dashboard, and what they may do."),
+    ("admin", "People who may log in to the dashboard, and their roles."),
     ("audit", "Who changed what and why, newest first."),
     ("backup", "Copy the state to FOLDER, which is new or empty."),
     ("config", "The settings: check, show."),

@@ -16,7 +16,7 @@ PASSWORD_STDIN = click.option("--password-stdin", is_flag=True, help="Read the p
 
 @click.group()
 def admin() -> None:
-    """People who may log in to the dashboard, and their rights."""
+    """People who may log in to the dashboard, and their roles."""
 
 
 ROLE = click.Choice([role.value for role in Role])

@@ -20,7 +20,7 @@ from site_client.notify import Notifier
 from site_client.trainer.service import TrainerService
 from tests.site_client.agent.conftest import Consortium
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @pytest.fixture
