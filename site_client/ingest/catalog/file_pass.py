@@ -174,11 +174,12 @@ class FilePass:
             "mtime_ns": file.mtime_ns,
             "ctime_ns": file.ctime_ns,
             # By our own clock: a copying program may set any time it likes on a file.
-            "since_s": old.since_s if old is not None and same_stamp(old, file) else self._now_s,
+            "since_s": min(old.since_s, self._now_s) if old is not None and same_stamp(old, file) else self._now_s,
             "basis": self._basis,
             "study_key": header.study_key if header else None,
             "patient_key": stated_patient(header) if header else None,
             "series_key": header.series_key if header else None,
+            "slice_key": header.slice_key if header else None,
             "code": result.name if isinstance(result, Reason) else None,
             "header": header.to_json() if header else None,
         }

@@ -57,7 +57,11 @@ def geometry_filters(stack: Stack, rules: Rules) -> list[HardFilter]:
     usual = float(np.median(steps)) if steps.size else 0.0
     missing = Reason.Q_GAP not in stack.reasons
     complete = Reason.Q_INCOMPLETE not in stack.reasons
+    whole = Reason.Q_SPLIT not in stack.reasons
     filters = [
+        HardFilter(
+            Reason.Q_SPLIT, "goes on in another stack of the series", "no" if whole else "yes", "no", whole
+        ),
         HardFilter(
             Reason.R_NOT_AXIAL, "tilt", f"{tilt:.1f} degrees", f"at most {rules.tilt_max_degrees:g}",
             Reason.R_NOT_AXIAL not in stack.reasons,
