@@ -23,7 +23,9 @@ class FileRow(CatalogTable):
 
     __tablename__ = "files"
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="address relative to the export, sealed")
-    container: Mapped[bytes | None] = mapped_column(LargeBinary, comment="`path` of the archive or multi-frame file")
+    container: Mapped[bytes | None] = mapped_column(
+        LargeBinary, index=True, comment="`path` of the archive or multi-frame file"
+    )
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
     ctime_ns: Mapped[int]

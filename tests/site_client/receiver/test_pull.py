@@ -146,6 +146,28 @@ def test_an_answer_that_is_none_is_named_without_a_word_of_it(
     assert "stolen" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "retrieval",
+    [
+        part10(image("1.2.9.1.1")),
+        b"<html><title>502</title>no answer about MEIER^ANNA" + b" " * 500 + b"</html>",
+        bytes(128) + b"DICM" + bytes(500),
+        bytes(128) + b"DICM" + b"\x02\0\x03\0UI",
+        bytes(4000),
+    ],
+)
+def test_another_image_than_the_one_asked_for_is_not_kept_under_its_name(tmp_path: Path, retrieval: bytes) -> None:
+    incoming = folder(tmp_path)
+    with serving(study(1)) as server:
+        server.retrieval = retrieval
+        web = DicomwebSettings(url=server.url)
+        assert pulled(incoming, web) == PassResult(0, 3, is_whole=False)
+        assert not list(incoming.names())
+        assert not list(incoming.arriving.iterdir())
+        server.retrieval = None
+        assert pulled(incoming, web).fetched == 3
+
+
 def test_a_search_of_any_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("site_client.receiver.archive._JSON_MAX", 10_000)
     with serving([]) as server:
