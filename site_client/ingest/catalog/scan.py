@@ -6,7 +6,7 @@ Reader processes open the files, several at once; only the scan's own thread tou
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog.file_pass import BATCH, FilePass, basis, batches
 from site_client.ingest.catalog.known_files import PASSING
+from site_client.ingest.catalog.listed import expecting_listed
 from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
 from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.files.header import DicomHeader
@@ -178,10 +179,7 @@ class ExportScan:
         paths, rows = zip(*sorted((self._seal.decrypt(row.path), row) for row in rows), strict=True)
         # Every row of a series has a header: series_key and header are written together.
         images = [Image(place, DicomHeader.from_json(row.header or "")) for place, row in enumerate(rows)]
-        listed = self._session.scalar(select(func.max(ListedRow.images)).where(ListedRow.series_key == series_key))
-        if listed:
-            # As if each file said so: (0020,1209) Number of Series Related Instances.
-            images = [replace(image, header=_expecting(image.header, listed)) for image in images]
+        images = expecting_listed(self._session, series_key, images)
         quiet_s = min(self._now_s - row.since_s for row in rows)
         images = with_one_parent(images, self._patients, self._claimed.get(series_key, frozenset()))
         stamps = {parse_address(path).file: (row.mtime_ns, row.ctime_ns) for path, row in zip(paths, rows, strict=True)}
@@ -303,7 +301,3 @@ class ExportScan:
                 kept = sorted({*warnings, name} if row.patient_key in many else set(warnings) - {name})
                 change = update(StackRow).where(StackRow.stack_key == row.stack_key)
                 self._session.execute(change.values(warnings=" ".join(kept)))
-
-
-def _expecting(header: DicomHeader, images: int) -> DicomHeader:
-    return replace(header, expected=max(header.expected, images))

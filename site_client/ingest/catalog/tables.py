@@ -41,12 +41,12 @@ class FileRow(CatalogTable):
 
 
 class ListedRow(CatalogTable):
-    """Images of one series that a DICOMDIR of the export lists."""
+    """An image that a DICOMDIR of the export lists."""
 
     __tablename__ = "listed"
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="of the DICOMDIR, sealed")
     series_key: Mapped[str] = mapped_column(String(26), primary_key=True, index=True)
-    images: Mapped[int]
+    slice_key: Mapped[str] = mapped_column(String(26), primary_key=True)
 
 
 class StackRow(CatalogTable):

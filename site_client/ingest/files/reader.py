@@ -44,7 +44,6 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     header: str = ""
     uid: str = ""
     frames: bool = False
-    listed: dict[str, int] = {}
     died: int = 0
     decoders: tuple[str, ...] = ()
     sha256: str = ""
@@ -111,8 +110,8 @@ class Reader:
         """
         return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], _uid_of, Reason.Q_READ)
 
-    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, int] | Reason]:
-        """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
+    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, list[str]] | Reason]:
+        """Lists the images of each DICOMDIR, by series. See `directory.read_directory`.
 
         Raises:
             IngestError: No reader process can be started.
@@ -283,8 +282,8 @@ def _uid_of(answer: _Answer, _: bytearray) -> str | Reason:
     return Reason[answer.code] if answer.code else answer.uid
 
 
-def _listed_of(answer: _Answer, _: bytearray) -> dict[str, int] | Reason:
-    return Reason[answer.code] if answer.code else answer.listed
+def _listed_of(answer: _Answer, data: bytearray) -> dict[str, list[str]] | Reason:
+    return Reason[answer.code] if answer.code else msgspec.json.decode(data, type=dict[str, list[str]])
 
 
 def _members_of(answer: _Answer, data: bytearray) -> list[ListedMember] | Reason:

@@ -68,8 +68,8 @@ def geometry_filters(stack: Stack, rules: Rules) -> list[HardFilter]:
         ),
         HardFilter(Reason.Q_GAP, "longest step", f"{longest:.2f} mm", f"no hole; usual {usual:.2f} mm", missing),
         HardFilter(
-            Reason.Q_INCOMPLETE, "images", f"{len(stack.images)}", f"(0020,1209) says {head.expected or 'nothing'}",
-            complete,
+            Reason.Q_INCOMPLETE, "images", f"{len(stack.images)}",
+            f"{head.expected} by (0020,1209) or a DICOMDIR" if head.expected else "none stated", complete,
         ),
     ]  # fmt: skip
     if not rules.check_coverage:

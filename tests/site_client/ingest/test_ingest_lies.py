@@ -1,5 +1,6 @@
 """Lies that an archive tells by accident: what its headers say is sound for each file and false for all of them."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +226,52 @@ def test_pixels_of_more_frames_than_the_header_says_are_called_that(scanner: Sca
 
     scanner.series("1.2.3", edit=edit)
     assert catalog.scan(scanner.root).series == {"Q_DECODE": 1}
+
+
+def test_a_dicomdir_that_lists_other_images_of_a_series_holds_it_back(scanner: Scanner, catalog: Catalog) -> None:
+    paths = scanner.series("1.2.3")
+    media = scanner.root.parent / "media"
+    media.mkdir()
+    for number, path in enumerate(paths):
+        (media / f"I{number:05d}").write_bytes(path.read_bytes())
+        path.unlink()
+    make = ["dcmmkdir", "--general-purpose", "+r", "+id", str(media), "+D", str(media / "DICOMDIR"), "-Nxc", "+I"]
+    subprocess.run(make, check=True, capture_output=True)
+    (scanner.root / "DICOMDIR").write_bytes((media / "DICOMDIR").read_bytes())
+
+    def others(dataset: Dataset, index: int) -> None:
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"6.6.{index + 1}"
+
+    wrong = scanner.series("1.2.3", edit=others)
+    assert catalog.scan(scanner.root).series == {"Q_INCOMPLETE": 1}
+    assert "FAIL Q_INCOMPLETE     images: 24 (limit: 48 by" in "\n".join(catalog.explain("1.2.3"))
+    for number, path in enumerate(wrong):
+        path.write_bytes((media / f"I{number:05d}").read_bytes())
+    assert catalog.scan(scanner.root).studies_ready == 1
+
+
+def test_each_code_of_a_series_fails_a_filter_of_its_explanation(
+    scanner: Scanner, catalog: Catalog, secret: SiteSecret
+) -> None:
+    def one_off(dataset: Dataset, index: int) -> None:
+        if index == 13:
+            dataset.RescaleIntercept = "-924"
+
+    scanner.series("1.2.1", edit=one_off)
+    scanner.series("1.2.2", 1, edit=numbered)
+    scanner.series("1.2.3", 1, edit=numbered)
+    scanner.series("1.2.4", positions=np.repeat(np.arange(12) * 10.0, 2))
+    scanner.series("1.2.5", slices=42, edit=lambda dataset, index: _other_frame(dataset, index > 20))
+    scanner.series("1.2.6", 1)
+    scanner.series("1.2.6", 1, hu=head(24, 5))
+    catalog.scan(scanner.root)
+    for study in ("1.2.1", "1.2.2", "1.2.3", "1.2.4", "1.2.5", "1.2.6"):
+        lines = catalog.explain(study)
+        failed = {line.split()[1] for line in lines if line.split()[:1] == ["FAIL"]}
+        codes = {
+            reason
+            for summary in catalog.series()
+            if summary.study_key == secret.study(study)
+            for reason in summary.reasons
+        }
+        assert failed == codes != set()
