@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 from site_client.ingest.catalog.catalog import Catalog
@@ -275,3 +276,23 @@ def test_each_code_of_a_series_fails_a_filter_of_its_explanation(
             for reason in summary.reasons
         }
         assert failed == codes != set()
+
+
+@pytest.mark.parametrize(
+    "tool", [["dcmcjpeg"], ["gdcmconv", "--jpeg"], ["dcmcjpls"], ["gdcmconv", "--j2k"], ["dcmcrle"]], ids=" ".join
+)
+@pytest.mark.parametrize("whole", [0.95, 0.5])
+def test_a_compressed_image_whose_rest_is_zeros_is_not_ready(
+    scanner: Scanner, catalog: Catalog, tmp_path: Path, tool: list[str], whole: float
+) -> None:
+    """A program that copies reserves the file first; the copy that breaks off has the length and the times."""
+    for index, path in enumerate(scanner.series("1.2.3")):
+        subprocess.run([*tool, str(path), str(tmp_path / "packed")], check=True, capture_output=True)
+        dataset = dcmread(tmp_path / "packed")
+        if index == 13:
+            (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
+            kept = stream[: int(len(stream) * whole)]
+            dataset.PixelData = encapsulate([kept.ljust(len(stream), b"\0")])
+        dataset.save_as(path, enforce_file_format=True)
+    report = catalog.scan(scanner.root)
+    assert (report.studies_ready, report.series) == (0, {"Q_DECODE": 1})
