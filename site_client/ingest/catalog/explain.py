@@ -212,9 +212,7 @@ class Explainer:
         return self._lines_of(self._session.scalars(select(StackRow).where(is_meant).order_by(*order)).all())
 
     def _series_with_slice(self, query: str) -> Select[str | None]:
-        # A header is kept as JSON, in which a pseudonym stands between quotes.
-        holds = (FileRow.header.contains(f'"{key}"', autoescape=True) for key in (query, self._secret.slice(query)))
-        return select(FileRow.series_key).where(or_(*holds))
+        return select(FileRow.series_key).where(FileRow.slice_key.in_((query, self._secret.slice(query))))
 
     def _lines_of(self, rows: Sequence[StackRow]) -> list[str]:
         lines: list[str] = []

@@ -9,6 +9,8 @@ _MEND: Final = "mend that in the export, or in the PACS and export again; the ne
 _AGAIN: Final = "export this image again from the PACS"
 _REMEDIES: Final = {
     Reason.S_DUPLICATE: "nothing: an image of this position is used",
+    Reason.S_LINK: "nothing: the file that it names is met under its own name",
+    Reason.S_HIDDEN: "nothing, if it holds no images; else give it a name without a dot in front",
     Reason.S_OUTSIDE_ROOT: "copy the file itself into the export; links are not followed",
     Reason.S_TABLE: "copy the table out of the archive, into a folder that folders.labels names",
     Reason.S_ARCHIVE: "nothing: its members are read",

@@ -19,8 +19,8 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
     A damaged stream may name any size. Decoders allocate it, and work through it, before they notice.
 
     Raises:
-        ValueError: A JPEG or JPEG-LS stream lacks its end. Where a copy that broke off has left zeros, a decoder of JPEG
-            makes an image of them. Of JPEG-LS, CharLS takes seconds to refuse even a small one.
+        ValueError: A JPEG or JPEG-LS stream lacks its end. Where a copy that broke off has left zeros, a decoder of
+            JPEG makes an image of them. Of JPEG-LS, CharLS takes seconds to refuse even a small one.
     """
     if stream.startswith(_CODESTREAM_START):
         if len(stream) < 42:

@@ -296,3 +296,11 @@ def test_a_compressed_image_whose_rest_is_zeros_is_not_ready(
         dataset.save_as(path, enforce_file_format=True)
     report = catalog.scan(scanner.root)
     assert (report.studies_ready, report.series) == (0, {"Q_DECODE": 1})
+
+
+@pytest.mark.parametrize("word", ["original", "soft", "1.2.3.1", "study_key", ""])
+def test_a_word_of_a_header_names_no_series(scanner: Scanner, catalog: Catalog, word: str) -> None:
+    scanner.series("1.2.9")
+    catalog.scan(scanner.root)
+    named = [line for line in catalog.explain(word) if line.startswith("study ")]
+    assert len(named) == (word == "")  # an empty word is the export itself
