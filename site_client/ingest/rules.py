@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict, dataclass
 
-PIPELINE_VERSION = 3  # raise it when the same files could get another assessment or other HU values
+PIPELINE_VERSION = 4  # raise it when the same files could get another assessment or other HU values
 
 
 FILE_BYTES_MAX = 64 * 2**20  # a single-frame CT of 1024 x 1024 pixels takes 2 MiB

@@ -8,11 +8,13 @@ import base64
 import http.client
 import os
 import re
+import socket
 import ssl
 import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,7 +28,9 @@ from site_client.receiver.settings import DicomwebSettings
 _PAGE: Final = 200  # matches asked for at a time
 _PAGES_MAX: Final = 500
 _JSON_MAX: Final = 1 << 25
+_JSON_VALUES_MAX: Final = 2_000_000  # the smallest takes one byte of JSON and fifty of memory
 _JSON_S: Final = 120.0
+_HEAD_S: Final = 120.0  # for the head of an answer, however slowly its lines come
 _OBJECT_S: Final = 1_800.0
 _READ: Final = 1 << 16
 _UID: Final = re.compile(r"[0-9.]{1,64}")
@@ -149,8 +153,10 @@ class Archive:
             is_reused = self._connection is not None
             try:
                 self._connection = self._connection or self._connect()
+                # Before the timer: the connection has a socket from here on.
                 self._connection.request("GET", target, headers={**self._headers, "Accept": accept})
-                answer = self._connection.getresponse()
+                with _shut_after(self._connection, _HEAD_S):
+                    answer = self._connection.getresponse()
                 break
             except (OSError, http.client.HTTPException) as error:
                 self.close()
@@ -188,8 +194,28 @@ class Archive:
         return http.client.HTTPSConnection(host, port, timeout=stall_s, context=self._context)
 
 
+@contextmanager
+def _shut_after(connection: http.client.HTTPConnection, wait_s: float) -> Iterator[None]:
+    """Shut a connection that is not done in time: `http.client` reads lines, each with a time of its own."""
+
+    def shut() -> None:
+        with suppress(OSError):  # it was closed meanwhile
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(wait_s, shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _matches(body: bytes) -> list[dict[str, list[str]]]:
     """Read DICOM JSON, PS3.18 annex F."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > _JSON_VALUES_MAX:
+        raise ArchiveError(f"the archive's answer to a search has over {_JSON_VALUES_MAX} values")
     try:
         table = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

@@ -22,6 +22,9 @@ from site_client.files import replace_file, sync_folder
 _ARRIVING: Final = ".arriving"  # hidden: ingest does not look into it
 _KEY_BYTES: Final = 12
 _SECRET_BYTES: Final = 32
+_PREAMBLE: Final = 128
+_META_MAX: Final = 1 << 12
+_INSTANCE_ELEMENT: Final = b"\x02\0\x03\0UI"  # group 0002 is explicit VR little endian
 _FILE_MODE: Final = 0o640  # the group may read: the trainer is in it
 _FOLDER_MODE: Final = 0o750
 NAME: Final = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{22})-([0-9a-f]{24})\.dcm")
@@ -117,6 +120,23 @@ class Incoming:
 
     def _key(self, domain: bytes, data: bytes) -> str:
         return hmac.digest(self._secret, domain + data, "sha256")[:_KEY_BYTES].hex()
+
+
+def instance_of(path: Path) -> str:
+    """Read (0002,0003) *Media Storage SOP Instance UID* of a DICOM file; "" when it is none (PS3.10 section 7.1).
+
+    It reads the file's first bytes itself: no library parses an answer of the network here.
+    """
+    with path.open("rb") as file:
+        start = file.read(_META_MAX)
+    if start[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
+        return ""
+    place = start.find(_INSTANCE_ELEMENT, _PREAMBLE + 4)
+    value = place + len(_INSTANCE_ELEMENT) + 2
+    if place < 0 or value > len(start):
+        return ""
+    length = int.from_bytes(start[value - 2 : value], "little")
+    return start[value : value + length].rstrip(b"\0 ").decode("ascii", errors="replace")
 
 
 def load_secret(path: Path) -> bytes:

@@ -34,6 +34,8 @@ OUT_OF_RESOURCES: Final = 0xA700  # PS3.4 table B.2-1
 PROCESSING_FAILURE: Final = 0x0110  # PS3.7 annex C
 _NOT_AUTHORIZED: Final = 0x0124
 _CT: Final = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_CALLING_UNKNOWN: Final = 0x03  # PS3.8 table 9-21: a title is not recognized
+_CALLED_UNKNOWN: Final = 0x07
 _ACSE_S: Final = 30.0
 _PEERS_MAX: Final = 1_000  # that the log tells apart; an allowed network may hold more
 
@@ -152,9 +154,9 @@ class Listener:
             # pynetdicom sets it before it triggers this event.
             assert asked is not None
             title, address = str(asked.calling_ae_title), str(assoc.requestor.address)
-            why = ""
+            why, diagnostic = "", _CALLING_UNKNOWN
             if str(asked.called_ae_title) != self._settings.storage.title:
-                why = "it called another title than storage.title"
+                why, diagnostic = "it called another title than storage.title", _CALLED_UNKNOWN
             elif title not in self._networks:
                 why = "its title is not in storage.senders"
             elif not is_known(address, self._networks[title]):
@@ -166,7 +168,7 @@ class Listener:
             return
         if why:
             self._refused(address, why)
-            assoc.acse.send_reject(0x01, 0x01, 0x03)  # PS3.8 table 9-21: permanent, calling title not recognized
+            assoc.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the service user
             assoc.kill()
 
     def _on_store(self, event: evt.Event) -> int:

@@ -18,7 +18,7 @@ import structlog
 
 from site_client.errors import ArchiveError
 from site_client.receiver.archive import Archive, Pace, uid_of
-from site_client.receiver.incoming import Incoming
+from site_client.receiver.incoming import Incoming, instance_of
 from site_client.receiver.settings import DicomwebSettings, ReceiverSettings
 from site_client.windows import parse_window
 
@@ -185,6 +185,9 @@ class Pull:
                 path = Path(file.name)
                 size_max = self._settings.object_max_bytes
                 archive.fetch(wanted.study, wanted.series, wanted.instance, file, size_max)
+            # Before it has its name, by which it would count as the image that was asked for.
+            if instance_of(path) != wanted.instance:
+                raise ArchiveError("the archive's answer to a retrieval cannot be used: it is not the image asked for")
             self.fetched += self._incoming.put(path, wanted.instance)
         except ArchiveError as error:
             self._failed(str(error))

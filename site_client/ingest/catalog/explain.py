@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog import label_rows
 from site_client.ingest.catalog.dataset import LabelledStack, LabelState, chosen_stacks, shared_accessions
+from site_client.ingest.catalog.listed import expecting_listed
 from site_client.ingest.catalog.opt_outs import has_opted_out
 from site_client.ingest.catalog.remedies import remedy
 from site_client.ingest.catalog.tables import FactRow, FileRow, StackRow
@@ -90,6 +91,7 @@ class Explainer:
         # A copy is in no stack: without it the headers split as they did in the scan.
         files = self._session.execute(query.where(or_(FileRow.code.is_(None), FileRow.code != _COPY))).all()
         images = [Image(place, DicomHeader.from_json(file.header or "")) for place, file in enumerate(files)]
+        images = expecting_listed(self._session, row.series_key, images)
         stacks = split(images, self._rules) if images else []
         sheet = json.loads(row.sheet)
         same = (
@@ -131,7 +133,12 @@ class Explainer:
         folders = folders_of(files.paths)
         yield f"  {len(files.paths)} images in {', '.join(folders[:3])}{' and others' if len(folders) > 3 else ''}"
         yield "  hard filters:"
-        yield from (_filter_line(line) for line in self._filters(row, files))
+        filters = self._filters(row, files)
+        # Other series and the pixels of all slices decide some codes, which nothing here can measure again.
+        failed = {line.reason.name for line in filters if not line.passed}
+        others = [Reason[name] for name in row.reasons.split() if name not in failed]
+        filters += [HardFilter(reason, reason.value, "so in the last scan", "none", False) for reason in others]
+        yield from (_filter_line(line) for line in filters)
         yield f"  score sheet: {row.score} points"
         yield from (f"    {criterion:<14} {value}: {points}" for criterion, value, points in json.loads(row.sheet))
 
@@ -205,9 +212,7 @@ class Explainer:
         return self._lines_of(self._session.scalars(select(StackRow).where(is_meant).order_by(*order)).all())
 
     def _series_with_slice(self, query: str) -> Select[str | None]:
-        # A header is kept as JSON, in which a pseudonym stands between quotes.
-        holds = (FileRow.header.contains(f'"{key}"', autoescape=True) for key in (query, self._secret.slice(query)))
-        return select(FileRow.series_key).where(or_(*holds))
+        return select(FileRow.series_key).where(FileRow.slice_key.in_((query, self._secret.slice(query))))
 
     def _lines_of(self, rows: Sequence[StackRow]) -> list[str]:
         lines: list[str] = []

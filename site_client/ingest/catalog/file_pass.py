@@ -47,7 +47,7 @@ class _FileRead:
 
     file: ExportFile
     rows: tuple[dict[str, Any], ...]
-    listed: Mapping[str, int] | None = None
+    listed: Mapping[str, Sequence[str]] | None = None
 
     @property
     def is_archive(self) -> bool:
@@ -145,7 +145,7 @@ class FilePass:
         lists = reader.directories([self._export / item.file.path for item in directories], self._secret)
         # A damaged DICOMDIR is no list: the files speak for themselves.
         listed = {
-            item.path: counts for item, counts in zip(directories, lists, strict=True) if not isinstance(counts, Reason)
+            item.path: images for item, images in zip(directories, lists, strict=True) if not isinstance(images, Reason)
         }
         return [
             _FileRead(item.file, self._rows(item, results.get(item.file.path, item.file.skip)), listed.get(item.path))
@@ -174,11 +174,12 @@ class FilePass:
             "mtime_ns": file.mtime_ns,
             "ctime_ns": file.ctime_ns,
             # By our own clock: a copying program may set any time it likes on a file.
-            "since_s": old.since_s if old is not None and same_stamp(old, file) else self._now_s,
+            "since_s": min(old.since_s, self._now_s) if old is not None and same_stamp(old, file) else self._now_s,
             "basis": self._basis,
             "study_key": header.study_key if header else None,
             "patient_key": stated_patient(header) if header else None,
             "series_key": header.series_key if header else None,
+            "slice_key": header.slice_key if header else None,
             "code": result.name if isinstance(result, Reason) else None,
             "header": header.to_json() if header else None,
         }
@@ -193,9 +194,10 @@ class FilePass:
             self._session.execute(insert(FileRow), rows)
             self._mark(row["series_key"] for row in rows)
         listed = [
-            {"path": file.rows[0]["path"], "series_key": series_key, "images": images}
+            {"path": file.rows[0]["path"], "series_key": series_key, "slice_key": slice_key}
             for file in files
             for series_key, images in (file.listed or {}).items()
+            for slice_key in images
         ]
         for part in batches(listed, BATCH):
             self._session.execute(insert(ListedRow), part)

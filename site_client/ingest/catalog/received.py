@@ -1,8 +1,8 @@
 """The answer to the receiver, which asks before it removes an old file (`received_files`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -47,6 +47,15 @@ def _taken(session: Session, paths: list[bytes]) -> Iterator[bytes]:
     for part in batches(paths, BATCH):
         query = select(FileRow.path, FileRow.code, FileRow.series_key).where(FileRow.path.in_(part))
         for row in session.execute(query):
-            has_code = row.code is not None and row.code not in _NO_VERDICT
-            if has_code or (row.code is None and row.series_key in settled):
+            # A multi-frame file has neither code nor series; its frames have.
+            images = _frames(session, row.path) if row.code is None and row.series_key is None else [row]
+            if images and all(_is_settled(image, settled) for image in images):
                 yield row.path
+
+
+def _frames(session: Session, path: bytes) -> Sequence[Any]:
+    return session.execute(select(FileRow.code, FileRow.series_key).where(FileRow.container == path)).all()
+
+
+def _is_settled(image: Any, settled: Set[str]) -> bool:
+    return image.code not in _NO_VERDICT if image.code is not None else image.series_key in settled

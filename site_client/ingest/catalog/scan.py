@@ -5,7 +5,8 @@ Reader processes open the files, several at once; only the scan's own thread tou
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from sqlalchemy.orm import Session
 
 from site_client.ingest.catalog.file_pass import BATCH, FilePass, basis, batches
 from site_client.ingest.catalog.known_files import PASSING
+from site_client.ingest.catalog.listed import expecting_listed
 from site_client.ingest.catalog.tables import FactRow, FileRow, ListedRow, SliceRow, StackRow
+from site_client.ingest.files.addresses import parse_address
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.reader import Reader
 from site_client.ingest.files.readers import Readers, shared_readers
@@ -28,11 +31,16 @@ from site_client.ingest.series.stacks import Image
 
 @dataclass(frozen=True)
 class _SeriesFiles:
-    """All files with one series UID, as the catalog knows them. `quiet_s`: for how long no scan saw a change."""
+    """All files with one series UID, as the catalog knows them.
+
+    `stamps`: the times of each file, archive or multi-frame file when its headers were read. `quiet_s`: for how long no
+    scan saw a change.
+    """
 
     series_key: str
     images: list[Image]
     paths: list[bytes]
+    stamps: Mapping[Path, tuple[int, int]]
     quiet_s: float
 
 
@@ -64,6 +72,7 @@ class ExportScan:
         self._basis = basis(rules.digest, self._readers.decoders())
         self._files = FilePass(session, export, secret, rules, now_s, self._readers)
         self._patients: dict[str, set[str]] = {}
+        self._claimed: dict[str, set[str]] = {}
 
     @property
     def files_seen(self) -> int:
@@ -82,8 +91,11 @@ class ExportScan:
             IngestError: The export cannot be listed. A fault of a file or a series becomes a reason code.
         """
         self._forget_another_export()
+        # A clock that was wrong and was set back: or a series would wait until that time comes again.
+        ahead = update(FileRow).where(FileRow.since_s > self._now_s)
+        self._session.execute(ahead.values(since_s=self._now_s))
         self._files.run()
-        self._patients = self._named_patients()
+        self._patients, self._claimed = self._named_patients(), self._claimed_images()
         # In a fixed order: two scans of equal exports write equal rows.
         loaded = (series for key in sorted(self._unsettled_series()) if (series := self._series_files(key)) is not None)
         for series, assessment in self._readers.map(self._assess, loaded):
@@ -120,6 +132,7 @@ class ExportScan:
             or bool(reasons & PASSING)
             # Files of another series decide with it, as they do about the patient.
             or Reason.Q_UID_CLASH.name in reasons
+            or stack.series_key in self._claimed
             or len(named) > 1
             or (bool(named) and stack.patient_key not in named)
         )
@@ -132,23 +145,45 @@ class ExportScan:
                 patients.setdefault(study, set()).add(patient)
         return patients
 
+    def _claimed_images(self) -> dict[str, set[str]]:
+        """Gives, by series, the images whose UID two studies claim, or two series of a study for two places.
+
+        Two series of a study may hold one image: a converted one has the UID of its source.
+        """
+        in_series = func.count(FileRow.series_key.distinct())
+        shared = select(FileRow.slice_key).where(FileRow.slice_key.is_not(None)).group_by(FileRow.slice_key)
+        place = func.json_extract(FileRow.header, "$.position")
+        claimed = (
+            select(FileRow.slice_key)
+            .where(FileRow.slice_key.in_(shared.having(in_series > 1)))
+            .group_by(FileRow.slice_key)
+            .having((func.count(FileRow.study_key.distinct()) > 1) | (func.count(place.distinct()) > 1))
+        )
+        images: dict[str, set[str]] = {}
+        query = select(FileRow.series_key, FileRow.slice_key).where(FileRow.slice_key.in_(claimed))
+        for series, image in self._session.execute(query):
+            # A row has both keys or none.
+            assert series is not None
+            assert image is not None
+            images.setdefault(series, set()).add(image)
+        return images
+
     def _series_files(self, series_key: str) -> _SeriesFiles | None:
         """Loads all files of a series; None, and no rows are left of it, when all of them are gone."""
-        columns = (FileRow.path, FileRow.since_s, FileRow.header)
+        columns = (FileRow.path, FileRow.since_s, FileRow.header, FileRow.mtime_ns, FileRow.ctime_ns)
         rows = self._session.execute(select(*columns).where(FileRow.series_key == series_key)).all()
-        # By the path in clear: of two copies the first by name is used, under any secret.
-        rows = sorted(rows, key=lambda row: self._seal.decrypt(row.path))
         if not rows:
             self._session.execute(delete(StackRow).where(StackRow.series_key == series_key))
             return None
+        # By the path in clear: of two copies the first by name is used, under any secret.
+        paths, rows = zip(*sorted((self._seal.decrypt(row.path), row) for row in rows), strict=True)
         # Every row of a series has a header: series_key and header are written together.
         images = [Image(place, DicomHeader.from_json(row.header or "")) for place, row in enumerate(rows)]
-        listed = self._session.scalar(select(func.max(ListedRow.images)).where(ListedRow.series_key == series_key))
-        if listed:
-            # As if each file said so: (0020,1209) Number of Series Related Instances.
-            images = [replace(image, header=_expecting(image.header, listed)) for image in images]
+        images = expecting_listed(self._session, series_key, images)
         quiet_s = min(self._now_s - row.since_s for row in rows)
-        return _SeriesFiles(series_key, with_one_parent(images, self._patients), [row.path for row in rows], quiet_s)
+        images = with_one_parent(images, self._patients, self._claimed.get(series_key, frozenset()))
+        stamps = {parse_address(path).file: (row.mtime_ns, row.ctime_ns) for path, row in zip(paths, rows, strict=True)}
+        return _SeriesFiles(series_key, images, [row.path for row in rows], stamps, quiet_s)
 
     def _assess(self, reader: Reader, series: _SeriesFiles) -> tuple[_SeriesFiles, Assessment]:
         """Assesses a series, in a thread of its own. While it may still be arriving, no file of it is opened."""
@@ -159,7 +194,22 @@ class ExportScan:
                 return series, arriving
         paths = series.paths
         path_of = lambda place: self._export / self._seal.decrypt(paths[place])  # noqa: E731
-        return series, assess_series(series.images, path_of, rules, reader)
+        assessment = assess_series(series.images, path_of, rules, reader)
+        # Its headers were read minutes or hours ago: pixels that came since may be another patient's.
+        if any(stack.state is SeriesState.READY for stack in assessment.stacks) and not self._is_unchanged(series):
+            assessment = await_series(series.images, rules)
+        return series, assessment
+
+    def _is_unchanged(self, series: _SeriesFiles) -> bool:
+        """Tells whether all files still have the times with which their headers were read."""
+        for file, stamp in series.stamps.items():
+            try:
+                status = (self._export / file).stat(follow_symlinks=False)
+            except OSError:
+                return False
+            if (status.st_mtime_ns, status.st_ctime_ns) != stamp:
+                return False
+        return True
 
     def _write_series(self, series: _SeriesFiles, assessment: Assessment) -> None:
         self._session.execute(delete(StackRow).where(StackRow.series_key == series.series_key))
@@ -251,7 +301,3 @@ class ExportScan:
                 kept = sorted({*warnings, name} if row.patient_key in many else set(warnings) - {name})
                 change = update(StackRow).where(StackRow.stack_key == row.stack_key)
                 self._session.execute(change.values(warnings=" ".join(kept)))
-
-
-def _expecting(header: DicomHeader, images: int) -> DicomHeader:
-    return replace(header, expected=max(header.expected, images))

@@ -6,7 +6,7 @@ No column holds a name, an identifier, a UID, a date or a readable path: keys ar
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 3  # of a file with another number only these tables and facts are kept, and the export is read again
+SCHEMA_VERSION = 4  # of a file with another number only these tables and facts are kept, and the export is read again
 KEPT_TABLES = ("labels", "opt_outs", "facts", "datasets")
 KEPT_FACTS = ("secret", "label_stamp", "label_counts", "label_held")
 
@@ -23,7 +23,9 @@ class FileRow(CatalogTable):
 
     __tablename__ = "files"
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="address relative to the export, sealed")
-    container: Mapped[bytes | None] = mapped_column(LargeBinary, comment="`path` of the archive or multi-frame file")
+    container: Mapped[bytes | None] = mapped_column(
+        LargeBinary, index=True, comment="`path` of the archive or multi-frame file"
+    )
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
     ctime_ns: Mapped[int]
@@ -32,18 +34,19 @@ class FileRow(CatalogTable):
     study_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="null: not a CT image")
     patient_key: Mapped[str | None] = mapped_column(String(26), comment="null: the file names no patient")
     series_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
+    slice_key: Mapped[str | None] = mapped_column(String(26), index=True, comment="pseudonym; null: not a CT image")
     code: Mapped[str | None] = mapped_column(comment="Reason's name why the file itself is not used; null: it may be")
     # As read: thresholds may change, and series are then assessed again without opening a file.
     header: Mapped[str | None] = mapped_column(comment="Header.to_json(); null: a code, or frames have rows")
 
 
 class ListedRow(CatalogTable):
-    """Images of one series that a DICOMDIR of the export lists."""
+    """An image that a DICOMDIR of the export lists."""
 
     __tablename__ = "listed"
     path: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="of the DICOMDIR, sealed")
     series_key: Mapped[str] = mapped_column(String(26), primary_key=True, index=True)
-    images: Mapped[int]
+    slice_key: Mapped[str] = mapped_column(String(26), primary_key=True)
 
 
 class StackRow(CatalogTable):

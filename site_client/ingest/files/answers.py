@@ -18,7 +18,6 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True):
     header: str = ""
     uid: str = ""
     frames: bool = False
-    listed: dict[str, int] = {}
     died: int = 0
     decoders: tuple[str, ...] = ()
     sha256: str = ""
@@ -43,9 +42,9 @@ def uid_of(answer: Answer, _: bytearray) -> str | Reason:
     return Reason[answer.code] if answer.code else answer.uid
 
 
-def listed_of(answer: Answer, _: bytearray) -> dict[str, int] | Reason:
+def listed_of(answer: Answer, data: bytearray) -> dict[str, list[str]] | Reason:
     """Gives how many images a DICOMDIR lists, by series."""
-    return Reason[answer.code] if answer.code else answer.listed
+    return Reason[answer.code] if answer.code else msgspec.json.decode(data, type=dict[str, list[str]])
 
 
 def members_of(answer: Answer, data: bytearray) -> list[ListedMember] | Reason:

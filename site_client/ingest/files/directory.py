@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +19,8 @@ _RECORDS = Tag(0x0004, 0x1220)  # Directory Record Sequence
 _CT = frozenset(("1.2.840.10008.5.1.4.1.1.2", ENHANCED_CT, LEGACY_CONVERTED_CT))
 
 
-def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
-    """Counts the CT images that a DICOMDIR lists, by the pseudonym of their series.
+def read_directory(path: Path, secret: SiteSecret) -> dict[str, list[str]] | Reason:
+    """Lists the CT images of a DICOMDIR, all by pseudonym: of each series its images.
 
     Args:
         path: The address of a file, of FILE_BYTES_MAX at most.
@@ -38,12 +37,17 @@ def read_directory(path: Path, secret: SiteSecret) -> dict[str, int] | Reason:
             return {}
         # Records refer to each other by their place in the file; their order in the sequence means nothing (F.3.2.2).
         records = {record.seq_item_tell: record for record in dataset[_RECORDS].value}
-        counts: Counter[str] = Counter()
+        listed: dict[str, set[str]] = {}
         for record in records.values():
             if record.DirectoryRecordType == "SERIES":
-                images = sum(str(below.get("ReferencedSOPClassUIDInFile")) in _CT for below in _below(record, records))
-                counts[secret.series(str(record.SeriesInstanceUID))] += images
-        return {series: count for series, count in counts.items() if count}
+                images = {
+                    secret.slice(str(below.get("ReferencedSOPInstanceUIDInFile")))
+                    for below in _below(record, records)
+                    if str(below.get("ReferencedSOPClassUIDInFile")) in _CT
+                }
+                if images:
+                    listed.setdefault(secret.series(str(record.SeriesInstanceUID)), set()).update(images)
+        return {series: sorted(images) for series, images in listed.items()}
 
 
 def _below(record: Dataset, records: dict[int, Dataset]) -> Iterator[Dataset]:

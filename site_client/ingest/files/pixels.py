@@ -63,8 +63,10 @@ def read_slice(path: Path, limit_bytes: int = FILE_BYTES_MAX, step: int = 1) -> 
         raise unreadable(Reason.Q_DECODE_LIMIT) from None
     except Exception:  # decoders raise all kinds, with values in them: only the kind of failure goes on
         raise unreadable(Reason.Q_DECODE) from None
-    if not slope or intercept is None or stored.ndim != 2:
+    if not slope or intercept is None:
         raise unreadable(Reason.Q_MISSING_TAG)
+    if stored.ndim != 2:  # several frames, of which the header does not tell
+        raise unreadable(Reason.Q_DECODE)
     return Slice(
         sha256=digest,
         stored=stored[::step, ::step],

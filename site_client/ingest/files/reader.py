@@ -89,8 +89,8 @@ class Reader:
         """
         return self._ask({"task": "uid"}, [(path, FILE_BYTES_MAX) for path in paths], uid_of, Reason.Q_READ)
 
-    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, int] | Reason]:
-        """Counts the images that each DICOMDIR lists, by series. See `directory.read_directory`.
+    def directories(self, paths: Sequence[Path], secret: SiteSecret) -> list[dict[str, list[str]] | Reason]:
+        """Lists the images of each DICOMDIR, by series. See `directory.read_directory`.
 
         Raises:
             IngestError: No reader process can be started.

@@ -184,7 +184,8 @@ def _directory_reader(request: dict[str, Any]) -> Read:
 
     def read(path: Path, _size_bytes: int) -> Answer:
         listed = read_directory(path, secret)
-        return {"code": listed.name} if isinstance(listed, Reason) else {"listed": listed}, b""
+        # As bytes: a list of many images is longer than an answer's JSON may be.
+        return ({"code": listed.name}, b"") if isinstance(listed, Reason) else ({}, msgspec.json.encode(listed))
 
     return read
 

@@ -19,7 +19,8 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
     A damaged stream may name any size. Decoders allocate it, and work through it, before they notice.
 
     Raises:
-        ValueError: A JPEG-LS stream lacks its end. CharLS takes seconds to refuse even a small one.
+        ValueError: A JPEG or JPEG-LS stream lacks its end. Where a copy that broke off has left zeros, a decoder of
+            JPEG makes an image of them. Of JPEG-LS, CharLS takes seconds to refuse even a small one.
     """
     if stream.startswith(_CODESTREAM_START):
         if len(stream) < 42:
@@ -31,9 +32,9 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
     place = 2
     while place + 10 <= len(stream) and stream[place] == 0xFF:
         marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4], "big")
-        if marker == _JPEG_LS_FRAME and _JPEG_END not in stream[-_PADDING_MAX:]:
-            raise ValueError("a stream without its end")
         if marker in _FRAMES:
+            if _JPEG_END not in stream.rstrip(b"\0")[-_PADDING_MAX:]:
+                raise ValueError("a stream without its end")
             rows, columns = struct.unpack(">2H", stream[place + 5 : place + 9])
             return rows, columns, stream[place + 9]
         # 0xFF before a marker is a fill byte.

@@ -1,5 +1,6 @@
 """Rows of label tables -> readings by pseudonym of the slice, study or accession. A UID ends here."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -104,6 +105,8 @@ class RowReader:
             name, cell = name.lower(), cell_value(row[label_place])
             counts.rows += 1
             cells = images.get(image)
+            if cell is None:
+                _refuse_code(row[label_place], table.title, line)
             # Of the six rows of an image only the first one's UID is looked at.
             if name not in places or cell is None or (cells is None and not _checked_uid(image, table.title, line)):
                 counts.miss(line, cells=1)
@@ -140,6 +143,9 @@ class RowReader:
                 counts.miss(line, rows=1)
                 continue
             read = [cell_value(row[place]) if place is not None else UNKNOWN for place in places]
+            for place, value in zip(places, read, strict=True):
+                if place is not None and value is None:
+                    _refuse_code(row[place], table.title, line)
             if None in read:
                 counts.miss(line, cells=read.count(None))
             # Settled by itself: an addendum that names a subtype also says that there is a bleed.
@@ -193,6 +199,15 @@ def _checked_uid(uid: str, title: str, line: int) -> bool:
     _refuse_number(uid, title, line)
     # A quote or an equals sign is a spreadsheet's, and no part of any UID.
     return is_uid(uid) and not set(uid) & set("\"'=")
+
+
+def _refuse_code(cell: str, title: str, line: int) -> None:
+    # Of a column of codes, volumes or probabilities, not even its 1 and 0 mean yes and no.
+    if re.fullmatch(r"[-+]?\d+([.,]\d+)?%?", plain_text(cell)):
+        raise LabelsRefused(
+            f"{title}, line {line}: a label is a number other than 1 and 0, so 1 may not mean yes in this table; write "
+            "yes and no"
+        )
 
 
 def _refuse_number(key: str, title: str, line: int) -> None:

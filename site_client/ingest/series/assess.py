@@ -146,7 +146,8 @@ def _same_image(image: Image, other: Image, path_of: PathOf, source: SliceSource
         first, second = whole(source.slices(paths))
     except SeriesUnreadable:
         return False
-    return bool(np.array_equal(first.stored, second.stored))
+    # In HU and not as stored: a copy with another intercept is another image.
+    return bool(np.array_equal(to_hu(first.stored, first.scale), to_hu(second.stored, second.scale)))
 
 
 def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules, source: SliceSource) -> AssessedSeries:
@@ -156,6 +157,9 @@ def _assess_stack(stack: Stack, path_of: PathOf, rules: Rules, source: SliceSour
     if whole_files and not NEVER_DECODED & set(reasons):
         try:
             content_reasons, wrapped, hashed = _assess_content(stack, path_of, rules, source)
+            # Pictures that differ and state one position: one of them lies elsewhere.
+            if not reasons and not all(_same_image(*tie, path_of, source) for tie in stack.ties):
+                content_reasons, hashed = (*content_reasons, Reason.Q_SAME_POSITION), ""
             reasons = tuple(dict.fromkeys((*reasons, *content_reasons)))
             warnings = (*warnings, Warn.W_WRAPPED) if wrapped else warnings
         except SeriesUnreadable as error:

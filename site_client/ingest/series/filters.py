@@ -57,15 +57,19 @@ def geometry_filters(stack: Stack, rules: Rules) -> list[HardFilter]:
     usual = float(np.median(steps)) if steps.size else 0.0
     missing = Reason.Q_GAP not in stack.reasons
     complete = Reason.Q_INCOMPLETE not in stack.reasons
+    whole = Reason.Q_SPLIT not in stack.reasons
     filters = [
+        HardFilter(
+            Reason.Q_SPLIT, "goes on in another stack of the series", "no" if whole else "yes", "no", whole
+        ),
         HardFilter(
             Reason.R_NOT_AXIAL, "tilt", f"{tilt:.1f} degrees", f"at most {rules.tilt_max_degrees:g}",
             Reason.R_NOT_AXIAL not in stack.reasons,
         ),
         HardFilter(Reason.Q_GAP, "longest step", f"{longest:.2f} mm", f"no hole; usual {usual:.2f} mm", missing),
         HardFilter(
-            Reason.Q_INCOMPLETE, "images", f"{len(stack.images)}", f"(0020,1209) says {head.expected or 'nothing'}",
-            complete,
+            Reason.Q_INCOMPLETE, "images", f"{len(stack.images)}",
+            f"{head.expected} by (0020,1209) or a DICOMDIR" if head.expected else "none stated", complete,
         ),
     ]  # fmt: skip
     if not rules.check_coverage:

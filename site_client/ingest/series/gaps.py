@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LONGER = 1.4  # than what is usual there: a step over a missing slice is twice as long
-_APART = 1.2  # of the thickness: slices further apart leave tissue out
+APART = 1.2  # of the thickness: slices further apart leave tissue out
 _AROUND = 3  # steps to either side that show what is usual there
 
 
@@ -43,7 +43,7 @@ def gaps(
     longer = _longer_than_around(steps) | _longer_than_its_kind(steps, slabs)
     if numbers is not None:
         longer |= _over_missing_numbers(steps, slabs, numbers, elsewhere)
-    return np.flatnonzero(longer & (steps > _APART * slabs))
+    return np.flatnonzero(longer & (steps > APART * slabs))
 
 
 def _longer_than_around(steps: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -77,4 +77,4 @@ def _over_missing_numbers(
     )
     usual = float(np.median(steps[~missing])) if not missing.all() else np.inf
     reference = np.minimum(np.where(slabs > 0, slabs, np.inf), usual)
-    return missing & (~np.isfinite(reference) | (steps > _APART * reference))
+    return missing & (~np.isfinite(reference) | (steps > APART * reference))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.reasons import Reason, Warn
 from site_client.ingest.rules import Rules
-from site_client.ingest.series.gaps import gaps
+from site_client.ingest.series.gaps import APART, gaps
 
 SAME_POSITION_MM = 0.05
+_TOLD = 5  # criteria of `_preference` by which one image of a position is better than another
 _KERNEL_POINTS = {"soft": 4000, "unknown": 2000, "bone": 0}
 _ORIGIN_POINTS = {"original": 60, "derived": 30, "reformatted": 0}
 
@@ -44,7 +45,8 @@ class Points:
 class Stack:
     """Images ordered caudal to cranial. `repeats`: files that show a position again and lost to another file.
 
-    `positions_mm`: of each image along the normal, ascending.
+    `positions_mm`: of each image along the normal, ascending. `ties`: an image and a repeat of it between which no
+    header decides; they have to be one picture.
     """
 
     images: tuple[Image, ...]
@@ -53,6 +55,7 @@ class Stack:
     reasons: tuple[Reason, ...]
     warnings: tuple[Warn, ...]
     sheet: tuple[Points, ...]
+    ties: tuple[tuple[Image, Image], ...] = ()
 
     @property
     def started_s(self) -> float | None:
@@ -85,7 +88,44 @@ def split(images: Sequence[Image], rules: Rules) -> list[Stack]:
             groups.append([image])
         else:
             group.append(image)
-    return [_stack(group, images, rules) for group in groups]
+    stacks = [_stack(group, images, rules) for group in groups]
+    return [
+        replace(stack, reasons=_sorted({*stack.reasons, Reason.Q_SPLIT})) if _goes_on(stack, stacks) else stack
+        for stack in stacks
+    ]
+
+
+def _goes_on(stack: Stack, stacks: Sequence[Stack]) -> bool:
+    """Tells whether other stacks of the series hold slices of the head that this one lacks.
+
+    Two reconstructions of one block overlap, and neither lacks a slice. A stack that another one goes on from is a part
+    of a head, and so is one whose every second slice lies in the other.
+    """
+    if len(stack.positions_mm) < 2 or _is_refused(stack):
+        return False
+    own, head = np.array(stack.positions_mm), stack.images[0].header
+    steps = np.diff(own)
+    usual, extent = float(np.median(steps)), float(own[-1] - own[0])
+    slab = _slab(stack.positions_mm, np.array([image.header.thickness_mm for image in stack.images]))
+    for other in stacks:
+        if other is stack or not other.positions_mm or _is_refused(other):
+            continue
+        places = np.sort(along_normal(head.orientation, [image.header.position for image in other.images]))
+        overlap = min(own[-1], places[-1]) - max(own[0], places[0])
+        outside = (places < own[0] - usual / 2) | (places > own[-1] + usual / 2)
+        # Far away is another part of the body, or another frame of reference.
+        near = (places > own[0] - extent) & (places < own[-1] + extent)
+        if overlap < extent / 2 and (outside & near).any():
+            return True
+        holes = np.flatnonzero(steps > APART * slab)
+        if any(((places > own[i] + SAME_POSITION_MM) & (places < own[i + 1] - SAME_POSITION_MM)).any() for i in holes):
+            return True
+    return False
+
+
+def _is_refused(stack: Stack) -> bool:
+    """Tells whether a header refuses the images: a localizer is no part of a head."""
+    return any(reason.name.startswith("R_") for image in stack.images for reason in image.header.reasons)
 
 
 def _contrast_of_series(images: Sequence[Image]) -> list[Image]:
@@ -157,6 +197,12 @@ def _stack(group: list[Image], series: Sequence[Image], rules: Rules) -> Stack:
     repeats = tuple(
         image.file for best, (_, place) in zip(images, places, strict=True) for image in place if image is not best
     )
+    ties = tuple(
+        (best, image)
+        for best, (_, place) in zip(images, places, strict=True)
+        for image in place
+        if image is not best and _preference(image)[:_TOLD] == _preference(best)[:_TOLD]
+    )
     reasons = {reason for image in images for reason in image.header.reasons} | _measured(images, positions, rules)
     reasons |= _missing(images, positions, series)
     # Most positions three times or more: a series over time, not one with a few repeats.
@@ -169,6 +215,7 @@ def _stack(group: list[Image], series: Sequence[Image], rules: Rules) -> Stack:
         _sorted(reasons),
         _warnings(images, positions),
         _sheet(images, positions, rules),
+        ties,
     )
 
 
@@ -192,7 +239,7 @@ def _preference(image: Image) -> tuple[bool, int, bool, bool, float, int, str]:
         head.origin != "original",
         not head.native,
         math.inf if head.since_study_s is None else head.since_study_s,
-        head.instance,
+        head.instance,  # from here on no image is the better one, see _TOLD
         head.slice_key,  # any order, but always the same one
     )
 

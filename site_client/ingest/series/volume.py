@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from site_client.errors import SeriesUnreadable
-from site_client.ingest.files.hounsfield import has_wrapped, may_have_wrapped, to_hu
+from site_client.ingest.files.hounsfield import AIR_HU, has_wrapped, may_have_wrapped, to_hu
 from site_client.ingest.files.readers import shared_readers, whole
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.reasons import Reason
@@ -19,6 +19,10 @@ from site_client.ingest.series.stacks import along_normal
 # Neighbours of one scan differ by less in their mean and in their densest percent; an intercept that is wrong by 1024
 # shows in either.
 _MEAN_STEP_HU, _BONE_STEP_HU = 200.0, 600.0
+# A smaller fault hides in these: it shows in soft tissue, and in air, which is the same in all slices of a scan.
+_SOFT_HU, _SOFT_STEP_HU = (-200, 200), 30.0
+_AIR_HU, _AIR_OFF_HU = (AIR_HU + 1, -500), 40.0  # above the padding
+_LEVEL_PIXELS_MIN = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +85,35 @@ def joint_reason(slices: Sequence[Slice]) -> Reason | None:
     shape, spacing = slices[0].shape, slices[0].spacing_mm
     if len(spacing) != 2 or any(image.shape != shape for image in slices):
         return Reason.Q_GEOMETRY
+    scales = [(image.scale.slope, image.scale.intercept) for image in slices]
+    if len(set(scales)) == 1:
+        return None
+    # Other scales are sound if the tissue goes on through them.
     wrapped = have_wrapped(slices)
-    for lower, upper in pairwise(slices):
-        if (lower.scale.slope, lower.scale.intercept) == (upper.scale.slope, upper.scale.intercept):
-            continue
-        # Another scale is sound if the tissue goes on through it.
-        below, above = (
-            to_hu(image.coarse, image.scale, wrapped and may_have_wrapped(image.scale)) for image in (lower, upper)
-        )
-        mean_step, bone_step = (
-            abs(below.mean() - above.mean()),
-            abs(np.percentile(below, 99) - np.percentile(above, 99)),
-        )
-        if mean_step > _MEAN_STEP_HU or bone_step > _BONE_STEP_HU:
+    hu = [to_hu(image.coarse, image.scale, wrapped and may_have_wrapped(image.scale)) for image in slices]
+    air = np.array([_level(image, _AIR_HU) for image in hu])
+    if np.isfinite(air).any() and np.nanmax(np.abs(air - np.nanmedian(air))) > _AIR_OFF_HU:
+        return Reason.Q_HU_RANGE
+    for place, (scale, other) in enumerate(pairwise(scales)):
+        if scale != other and not _goes_on(hu[place], hu[place + 1]):
             return Reason.Q_HU_RANGE
     return None
+
+
+def _goes_on(below: NDArray[np.int16], above: NDArray[np.int16]) -> bool:
+    """Tells whether two neighbors, int16[h, w] in HU, may be of one scan."""
+    soft_step = abs(_level(below, _SOFT_HU) - _level(above, _SOFT_HU))  # nan: one has too little to tell
+    return not (
+        abs(below.mean() - above.mean()) > _MEAN_STEP_HU
+        or abs(np.percentile(below, 99) - np.percentile(above, 99)) > _BONE_STEP_HU
+        or soft_step > _SOFT_STEP_HU
+    )
+
+
+def _level(hu: NDArray[np.int16], within: tuple[int, int]) -> float:
+    """Computes the median of the values within a range; nan where they are few."""
+    values = hu[(hu >= within[0]) & (hu <= within[1])]
+    return float(np.median(values)) if values.size >= _LEVEL_PIXELS_MIN else float("nan")
 
 
 def have_wrapped(slices: Sequence[Slice]) -> bool:

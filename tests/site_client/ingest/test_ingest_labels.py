@@ -105,8 +105,19 @@ def test_one_refused_file_does_not_keep_the_others_out(tmp_path: Path, secret: S
     assert [sentence[:12] for sentence in labels.refused] == ["label file 1", "label file 3", "label file 4"]
 
 
+@pytest.mark.parametrize("cell", ["2", "9", "0.93", "0,5", "12", "-2", "50%"])
+def test_a_table_of_codes_or_volumes_is_refused_because_its_one_means_no_yes(
+    tmp_path: Path, secret: SiteSecret, cell: str
+) -> None:
+    wide = read(tmp_path, secret, WIDE + f'1.2.3,1,0,0,0,0,1\n1.2.4,"{cell}",0,0,0,0,1\n')
+    assert wide.studies == {}
+    assert [("line 3" in sentence, cell in sentence) for sentence in wide.refused] == [(True, False)]
+    long = read(tmp_path, secret, f'ID,Label\nID_a_any,1\nID_b_any,"{cell}"\n')
+    assert (long.slices, len(long.refused)) == ({}, 1)
+
+
 def test_a_cell_nobody_can_understand_is_unknown_and_counted(tmp_path: Path, secret: SiteSecret) -> None:
-    labels = read(tmp_path, secret, WIDE + "1.2.3,maybe,0.5,0,0,0,\nnot a uid,1,1,1,1,1,1\n")
+    labels = read(tmp_path, secret, WIDE + "1.2.3,maybe,1/2,0,0,0,\nnot a uid,1,1,1,1,1,1\n")
     assert labels.studies == {secret.study("1.2.3"): bytes((U, U, 0, 0, 0, U))}
     assert labels.unreadable == 3
 

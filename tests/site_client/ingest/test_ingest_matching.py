@@ -129,9 +129,44 @@ def test_who_opted_out_is_in_no_dataset_and_counted(
 
 
 @pytest.mark.parametrize(
+    "listed",
+    [
+        b"00123\n",
+        b"\xef\xbb\xbf00123\n",
+        "00123\n".encode("utf-16"),
+        b"00123\rP9\r",
+        b"123\n",
+        b"123.0\n",
+        b"0000123\n",
+        b'"00123"\r\n',
+        b'="00123"\n',
+        b'"=""00123"""\n',
+        b"'00123\n",
+        "00123\u00a0\n\u200bP9".encode(),
+        b"Opted out, 2026\nName;Patient ID;Date\nMeier;00123;1.2.2026\n",
+        b"sep=;\nPatientID;x\n00123;y\n",
+        b"Meier|00123\n",
+        b"Meier\t123\n",
+    ],
+)
+def test_a_list_that_a_spreadsheet_has_written_keeps_its_patients_out(
+    scanner: Scanner, catalog: Catalog, listed: bytes
+) -> None:
+    scanner.series("1.1", patient="00123")
+    scanner.series("1.2", patient="P2")
+    (scanner.root / "labels.csv").write_text("StudyInstanceUID,any\n1.1,0\n1.2,0\n")
+    opt_outs = scanner.root.parent / "opt_outs.csv"
+    opt_outs.write_bytes(listed)
+    assert catalog.scan(scanner.root, opted_out=[opt_outs]).opt_outs.studies == 1
+    assert len(catalog.dataset().studies) == 1
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.unlink(),
+        lambda path: path.write_text("1,23E+05\n"),
+        lambda path: path.write_text("Meier;1.2E+30\n"),
         lambda path: path.write_bytes(b"ANNA\n" + bytes(600)),
         lambda path: path.write_bytes(b"PK\x03\x04"),
         lambda path: path.write_text("1.2E+30\n"),

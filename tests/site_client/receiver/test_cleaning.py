@@ -14,6 +14,8 @@ from site_client.ingest.catalog.catalog import open_catalog
 from site_client.received_files import answer, answered, ask, asked
 from site_client.receiver.cleaning import Cleaning
 from site_client.receiver.incoming import Incoming, load_secret
+from tests.site_client.ingest.conftest import Scanner
+from tests.site_client.ingest.enhanced import enhanced
 from tests.site_client.receiver.conftest import image
 
 YEAR_LATER_S = 400 * 86_400.0
@@ -76,6 +78,21 @@ def test_only_old_files_that_a_scan_has_settled_are_removed(incoming: Incoming, 
     assert cleaning.run_once(later_s) == 1
     assert not (incoming.root / name).exists()
     assert all(path.exists() for path in (ordinary, beside, incoming.root / unseen))
+
+
+def test_a_file_of_many_frames_is_removed_like_the_images_that_it_holds(incoming: Incoming, tmp_path: Path) -> None:
+    scan, cleaning = scanner(tmp_path), Cleaning(incoming, tmp_path / "state" / "trainer" / "taken", 365)
+    later_s = time.time() + YEAR_LATER_S
+    (tmp_path / "scanned").mkdir()
+    paths = Scanner(tmp_path / "scanned").series("1.2.3")
+    arrived = enhanced(paths, incoming.arriving / "E.partial")
+    assert incoming.put(arrived, "1.2.3.1.9999")
+    cleaning.run_once(later_s)
+    scan()
+    assert cleaning.run_once(later_s) == 0  # its frames wait for a second scan
+    scan()
+    assert cleaning.run_once(later_s) == 1
+    assert not list(incoming.names())
 
 
 def test_a_file_that_no_scan_has_met_is_never_taken(incoming: Incoming, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_sender_that_is_not_listed_gets_no_association(
     receiver.start()
     association = receiver.associate(title, called=called)
     assert not association.is_established
+    # PS3.8 table 9-21: the archive's own log names the title that is wrong.
+    reasons = {"its title": 3, "it called": 7, "its address": 3}
+    expected = next((number for words, number in reasons.items() if why.startswith(words)), None)
+    answered = association.acceptor.primitive
+    assert (answered.diagnostic if answered is not None else None) == expected
     receiver.stop()
     assert why in receiver.log
     assert receiver.files() == []

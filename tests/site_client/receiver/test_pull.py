@@ -1,8 +1,11 @@
 """The pull from a DICOMweb server: what is fetched, once, and what a server cannot make the receiver do."""
 
 import signal
+import socket
 import threading
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -146,12 +149,66 @@ def test_an_answer_that_is_none_is_named_without_a_word_of_it(
     assert "stolen" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "retrieval",
+    [
+        part10(image("1.2.9.1.1")),
+        b"<html><title>502</title>no answer about MEIER^ANNA" + b" " * 500 + b"</html>",
+        bytes(128) + b"DICM" + bytes(500),
+        bytes(128) + b"DICM" + b"\x02\0\x03\0UI",
+        bytes(4000),
+    ],
+)
+def test_another_image_than_the_one_asked_for_is_not_kept_under_its_name(tmp_path: Path, retrieval: bytes) -> None:
+    incoming = folder(tmp_path)
+    with serving(study(1)) as server:
+        server.retrieval = retrieval
+        web = DicomwebSettings(url=server.url)
+        assert pulled(incoming, web) == PassResult(0, 3, is_whole=False)
+        assert not list(incoming.names())
+        assert not list(incoming.arriving.iterdir())
+        server.retrieval = None
+        assert pulled(incoming, web).fetched == 3
+
+
 def test_a_search_of_any_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("site_client.receiver.archive._JSON_MAX", 10_000)
     with serving([]) as server:
         server.answer = 200, {}, b"[" + b" " * 20_000 + b"]"
         with pytest.raises(ArchiveError, match="is over"):
             pulled(folder(tmp_path), DicomwebSettings(server.url))
+
+
+def test_a_search_of_many_small_values_takes_no_memory_for_them(tmp_path: Path) -> None:
+    with serving(study(1)) as server:
+        body = b"[" + b"[]," * 3_000_000 + b"[]]"
+        server.answer = (200, {"Content-Type": "application/dicom+json"}, body)
+        tracemalloc.start()
+        with pytest.raises(ArchiveError, match="over 2000000 values"):
+            pulled(folder(tmp_path), DicomwebSettings(url=server.url))
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("lines", [b"HTTP/1.1 100 Continue\r\n\r\n", b"y"], ids=["continue", "drip"])
+def test_an_answer_whose_head_never_ends_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes) -> None:
+    monkeypatch.setattr("site_client.receiver.archive._HEAD_S", 1.0)
+    is_over = threading.Event()
+
+    def answer_for_ever() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            while not is_over.wait(0.02):
+                connection.sendall(lines)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer_for_ever)
+        thread.start()
+        web = DicomwebSettings(url=f"http://127.0.0.1:{listening.getsockname()[1]}", stall_s=60.0)
+        with pytest.raises(ArchiveError, match="does not answer"):
+            pulled(folder(tmp_path), web)
+        is_over.set()
+        thread.join()
 
 
 def test_a_server_that_knows_no_pages_is_asked_twice_and_not_for_ever() -> None:

@@ -30,6 +30,7 @@ class WebServer(ThreadingHTTPServer):
         self.retrieved: list[str] = []
         self.authorization: set[str | None] = set()
         self.answer: tuple[int, dict[str, str], bytes] | None = None  # to everything, instead of the right one
+        self.retrieval: bytes | None = None  # of every image, instead of its own bytes
         self.page_max = 1000
         self.hold = threading.Event()  # retrievals wait for it
         self.hold.set()
@@ -96,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         if known.get("instances"):
             self.server.hold.wait(30)
             self.server.retrieved.append(known["instances"])
-            body = b"\r\n--B0\r\nContent-Type: application/dicom\r\n\r\n" + part10(images[0]) + b"\r\n--B0--\r\n"
+            part = self.server.retrieval or part10(images[0])
+            body = b"\r\n--B0\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n--B0--\r\n"
             self._send(200, {"Content-Type": 'multipart/related; type="application/dicom"; boundary=B0'}, body)
             return
         level = path[-1][0]
