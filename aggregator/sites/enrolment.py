@@ -358,8 +358,8 @@ class EnrolmentService:
             taken = site_rows.find(session, other.site)
             if taken is not None and site_rows.standing(taken) in site_rows.MEMBERS:
                 raise WrongState(
-                    f"expected one new name of {invitation.replaces}, got {name} beside {other.site}, which is approved; "
-                    "`site revoke` the one that is wrong"
+                    f"expected one new name of {invitation.replaces}, got {name} beside {other.site}, which is "
+                    "approved; `site revoke` the one that is wrong"
                 )
 
     def _issue(self, session: Session, site: str, csr_der: bytes, now: datetime) -> SiteCertificate:

@@ -122,4 +122,24 @@ def test_a_password_is_changed_and_a_short_one_refused(people: Console) -> None:
     assert "logged out everywhere" in people(*passwd, stdin="another horse battery\n").stdout
     assert newest(people)[1:] == ("administrator:viewer-ann", "password changed")
     assert "at least 12" in people.refused(*passwd, stdin="short\n")
-    assert "no administrator" in people.refused("admin", "passwd", "eve", "--password-stdin", stdin=PASSWORD)
+    assert "at most 1024, got 1025" in people.refused(*passwd, stdin="x" * 1025 + "\n")
+    # Before it asks for one.
+    assert "no administrator" in people.refused("admin", "passwd", "eve", stdin="")
+
+
+@pytest.mark.parametrize("name", ["", "two words", "x\n2026-11-30T21:05:20+00:00  person:ann", "n" * 65, "unix:root"])
+def test_the_name_of_a_person_is_one_word(console: Console, name: str) -> None:
+    said = console.refused("admin", "add", name, "--password-stdin", stdin=PASSWORD)
+    assert "expected a name of 1 to 64 letters" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_no_reason_of_a_change_looks_like_a_row_of_the_audit(console: Console) -> None:
+    console.join(console.json("site", "invite", "st-mary", "--auto-approve")["token"], Host())
+    forged = "because\n2026-11-30T21:05:20+00:00  person:ann  site:north  -  approved\x1b[2K"
+    console("site", "suspend", "st-mary", "--why", forged)
+    assert console.json("audit")[0]["why"] == forged
+    for command in (("audit",), ("site", "show", "st-mary")):
+        shown = console(*command).stdout
+        assert "because\\n2026" in shown
+        assert "\x1b" not in shown
