@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, insert, select, text, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -127,10 +127,16 @@ def head(session: Session) -> ChainHead:
 
 def chain_all(connection: Connection) -> None:
     """Give every row its digest: for a trail that was written before there was a chain."""
-    digest = ORIGIN
+    set_digest = update(Audit).where(_ROWS.id == bindparam("row_id")).values(digest=bindparam("chained"))
+    digest, chained = ORIGIN, list[dict[str, Any]]()
     for row in _rows(connection):
         digest = next_digest(digest, dict(row._mapping))
-        connection.execute(update(Audit).where(_ROWS.id == row.id).values(digest=digest))
+        chained.append({"row_id": row.id, "chained": digest})
+        if len(chained) == ROWS_AT_ONCE:  # a trail of years would take minutes, one by one
+            connection.execute(set_digest, chained)
+            chained.clear()
+    if chained:
+        connection.execute(set_digest, chained)
 
 
 def _touched(row_id: int) -> AuditBroken:
