@@ -95,7 +95,7 @@ def verify(session: Session, noted: ChainHead | None = None) -> ChainHead:
     Args:
         session: A session of `Store.read`.
         noted: A head that the chain must have had. The chain alone does not show that its newest rows are gone, nor
-            that somebody has computed all of it anew.
+            that all of it was computed anew.
 
     Raises:
         AuditBroken: Naming the first row that does not follow from the one before, or does not fit `noted`.
