@@ -50,6 +50,8 @@ def admin_passwd(context: CommandContext, name: str, password_stdin: bool) -> No
     """Give NAME another password; asks for it. NAME is logged out everywhere."""
     app = context.app()
     actor = context.actor(app, Role.ADMIN)
+    with app.store.read() as session:
+        people.get(session, name)  # before somebody types a password twice for nobody
     password = _password(password_stdin)
     change = Change(app.clock(), actor, f"administrator:{name}", "on the command line")
     with app.store.write() as session:

@@ -6,6 +6,7 @@ import click
 
 from aggregator.commands.base import CommandContext, as_json
 from aggregator.commands.printing import print_json
+from aggregator.states import Role
 from aggregator.store import backup as copies
 from aggregator.store.audit_mark import Mark
 
@@ -19,6 +20,8 @@ def backup(context: CommandContext, folder: Path, as_json: bool) -> None:
 
     Keep the copy as secret as the state: its keys can impersonate you.
     """
+    if context.is_initialised:  # else `back_up` says that there is nothing to copy
+        context.expect(Role.ADMIN)
     say("backed up to", folder, copies.back_up(context.settings(), folder), as_json)
 
 

@@ -52,8 +52,12 @@ class RootGroup(LazyGroup):
             raise click.ClickException(f"{error.strerror or error}{where}; put it right and try again") from error
         except Exception as error:
             # A command that does not use the database has not imported it, and never gets here with its error.
-            from sqlalchemy.exc import OperationalError
+            from sqlalchemy.exc import DatabaseError, OperationalError
 
+            if type(error) is DatabaseError:  # SQLite's word for a damaged file
+                from aggregator.store.audit_mark import RESTORE
+
+                raise click.ClickException(f"expected an intact database, got: {error.orig}; {RESTORE}") from error
             if not isinstance(error, OperationalError):
                 raise
             sentence = f"the database refused: {error.orig}; is the disk full, or another program holding it?"
@@ -89,9 +93,11 @@ class CommandContext:
 
         Raises:
             StateFolderRefused: Before `init`, or after an upgrade before `serve` has brought the tables up to date.
+            NotFound: When `--as` names a person who is not listed.
         """
         from aggregator.context import open_context
         from aggregator.migrations import head_revision, revision_of
+        from aggregator.store import audit_mark
 
         settings = self.settings()
         if not self.is_initialised:
@@ -99,12 +105,17 @@ class CommandContext:
         app = open_context(settings)
         revision, newest = revision_of(app.store.engine), head_revision()
         if revision is None:
+            # First: where there was an audit, `init` would begin anew with none of the hospitals.
+            audit_mark.check(app.store, settings.state.folder)
             raise StateFolderRefused(f"{settings.state.folder} holds no tables; run `hemofed-aggregator init` again")
         if revision != newest and not any_revision:
             raise StateFolderRefused(
                 f"expected a database of revision {newest}, got {revision}; start `hemofed-aggregator serve` of this "
                 "version, which brings it up to date"
             )
+        if self.as_name is not None and revision == newest:
+            # Also where any role will do: a name that was mistyped is not somebody.
+            self.actor(app, Role.VIEWER)
         return app
 
     def actor(self, app: "AppContext", role: Role = Role.OPERATOR) -> str:
@@ -133,6 +144,32 @@ class CommandContext:
         if list(Role).index(person.role) < list(Role).index(role):
             raise NotAllowed(f"expected a person who is {role} or more, {name} is {person.role}; ask an administrator")
         return f"person:{name}"
+
+    def may(self, app: "AppContext", role: Role) -> bool:
+        """Whether the person who acts has this role or more.
+
+        Raises:
+            NotFound: When `--as` names a person who is not listed.
+        """
+        try:
+            self.actor(app, role)
+        except NotAllowed:
+            return False
+        return True
+
+    def expect(self, role: Role) -> None:
+        """Let only persons pass who have this role or more, for commands that take a database of any version.
+
+        Raises:
+            StateFolderRefused: Before `init`.
+            NotFound, NotAllowed: See `actor`.
+        """
+        from aggregator.migrations import head_revision, revision_of
+
+        app = self.app(any_revision=True)
+        # A database of an older version has no roles, and is backed up before it gets them.
+        if revision_of(app.store.engine) == head_revision():
+            self.actor(app, role)
 
     def enrolment(self) -> "EnrolmentService":
         """Connect to the state folder and read the CA, for a person who may change who takes part.

@@ -4,12 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from federation.errors import FederationError
 from federation.manifest import Model, load_model
 
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, of_run
 from aggregator.commands.printing import Form, Row, Value, listing, print_json, print_rows, table
 from aggregator.context import AppContext
+from aggregator.errors import RequestRefused
 from aggregator.runs import comparison, export
 from aggregator.store import Change, record, run_rows
 
@@ -66,7 +68,12 @@ def model_compare(context: CommandContext, first: str, second: str, run_id: str 
 def _model(app: AppContext, run_id: str | None, name: str) -> tuple[Model, Value]:
     """Read a model, and its report if a round has judged it."""
     if not name.isdecimal():
-        return load_model(Path(name)), None
+        try:
+            return load_model(Path(name)), None
+        except OSError as error:
+            raise RequestRefused(f"expected a number of a round or a model file, got {name}: {error}") from None
+        except FederationError as error:
+            raise RequestRefused(f"{name}: {error}") from None
     with app.store.read() as session:
         run = listings.chosen_run(session, run_id)
         chosen = export.choose(session, run, int(name))

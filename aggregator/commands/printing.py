@@ -62,12 +62,17 @@ def facts(row: Row) -> str:
     return "\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in row.items())
 
 
+def printable(text: str) -> str:
+    """Escape what is no visible character: a reason with a line feed must not look like a row of its own."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def _cell(value: Value) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _csv_cell(value: Value) -> Value:

@@ -10,7 +10,7 @@ from federation.wire import parse
 from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json, load_authority, of_run
 from aggregator.commands.plan_report import plan_report
-from aggregator.commands.printing import Form, listing, print_json, print_rows, table
+from aggregator.commands.printing import Form, listing, print_json, print_rows, printable, table
 from aggregator.commands.run_story import tell
 from aggregator.errors import PlanFileRefused, RequestRefused
 from aggregator.runs import lifecycle
@@ -100,7 +100,7 @@ def run_explain(context: CommandContext, run_id: str | None, as_json: bool) -> N
     if as_json:
         print_json(story.row())
     else:
-        click.echo("\n".join(story.lines()))
+        click.echo("\n".join(map(printable, story.lines())))
 
 
 @run.command("status")

@@ -6,6 +6,7 @@ from aggregator.commands import listings
 from aggregator.commands.base import CommandContext, as_json
 from aggregator.commands.printing import Form, facts, listing, print_json, print_rows, table
 from aggregator.sites.roster import roster_notices
+from aggregator.states import Role
 from aggregator.store import site_rows
 
 
@@ -86,16 +87,23 @@ def site_list(context: CommandContext, form: Form) -> None:
 @as_json
 @click.pass_obj
 def site_show(context: CommandContext, name: str, as_json: bool) -> None:
-    """Everything about NAME: standing, keys, certificate, last report, its newest rounds and audit rows."""
+    """Everything about NAME: standing, keys, certificate, last report, its newest rounds and audit rows.
+
+    A viewer sees no audit rows.
+    """
     app = context.app()
     with app.store.read() as session:
         row = listings.describe_site(session, name, app.clock(), app.settings.pacing)
+    if not context.may(app, Role.AUDITOR):
+        del row["audit"]
     if as_json:
         print_json(row)
         return
     tables = {"seats": ("run", "round", "state", "decline_reason"), "audit": ("at", "actor", "before", "after", "why")}
     click.echo(facts({key: value for key, value in row.items() if key not in tables}))
     for key, columns in tables.items():
+        if key not in row:
+            continue
         rows = row[key]
         # describe_site puts lists of mappings there.
         assert isinstance(rows, list)

@@ -194,7 +194,7 @@ def show_login(request: Request) -> Response:
 def log_in(
     request: Request,
     name: Annotated[str, Form(max_length=128)],
-    password: Annotated[str, Form(max_length=1024)],
+    password: Annotated[str, Form(max_length=people.PASSWORD_CHARACTERS_MAX)],
 ) -> Response:
     """Begin a session, or show the form again."""
     state = request.app.state

@@ -20,7 +20,7 @@ from aggregator.store import Cause, round_rows, site_rows
 
 log = structlog.get_logger()
 
-STEP_S = 5.0  # time services slew smaller differences, over many looks
+STEP_S = 5.0  # smaller ones move nothing until together they are as large
 ACTOR = "driver:clock"
 
 
@@ -43,9 +43,11 @@ class ClockSteps:
         with self._lock:
             ahead_s = self._read_ahead_s()
             step = timedelta(seconds=ahead_s - self._ahead_s)
-            if abs(step) >= timedelta(seconds=STEP_S):
-                self._move(step)
-            # After the rows are written: a locked database raises, and the next look tries again.
+            if abs(step) < timedelta(seconds=STEP_S):
+                return
+            self._move(step)
+            # After the rows are written: a locked database raises, and the next look tries again. Smaller steps add up
+            # until then: a clock that is set back by four seconds at each look would hold a phase for ever.
             self._ahead_s = ahead_s
 
     def _read_ahead_s(self) -> float:

@@ -11,6 +11,7 @@ from aggregator.rounds.cohort import answers_of
 from aggregator.rounds.decisions import Abandon
 from aggregator.rounds.regrouping import RecoveredSum, SumHistory, spoiler_after, suspects_after
 from aggregator.rounds.transitions import Step, abandon
+from aggregator.sites.roster import in_force
 from aggregator.states import FaultKind, RoundState
 from aggregator.store import Cause, fault_rows, masking_rows, round_rows
 from aggregator.store.tables import Round, Seat
@@ -54,7 +55,10 @@ def sum_history(session: Session, row: Round) -> SumHistory:
     """Read what bounds the choice of the round's cohort."""
     earlier = round_rows.over_on_model(session, row.base_model)
     on_this_model = [recovered for over in earlier for recovered in _recovered(session, over)]
-    return SumHistory(on_this_model, suspects_after(_sums_of_run(session, row)))
+    roster = in_force(session) if on_this_model else None
+    listed = roster.signing_keys.keys() if roster is not None else ()
+    members = frozenset(site for recovered in on_this_model for site in recovered.members)
+    return SumHistory(on_this_model, suspects_after(_sums_of_run(session, row)), members.difference(listed))
 
 
 def bad_dealings(session: Session, row: Round) -> list[BadDealing]:

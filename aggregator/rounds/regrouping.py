@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from federation.plan import CohortBounds
+from federation.two_sums import told_apart
 
 CASE_CLOSED_AFTER: Final = 8  # published sums since the last spoiled one
 _ROTATIONS_MAX: Final = 16
@@ -51,10 +52,12 @@ class SumHistory:
     Attributes:
         on_this_model: Sums on the round's base model, in whatever run.
         suspects: Dealers of every sum that was refused in this run.
+        gone: Members of those sums that the roster does not list any more; one may be ready under another name.
     """
 
     on_this_model: Sequence[RecoveredSum] = ()
     suspects: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
 
 
 def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
@@ -104,7 +107,7 @@ def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHisto
     """
     for pool in _pools(ranked, history):
         for members in _choices(pool, bounds, constrained=bool(history.on_this_model)):
-            if _is_admissible(members, bounds.minimum, history.on_this_model):
+            if _is_admissible(members, bounds.minimum, history):
                 return tuple(sorted(members))
     return None
 
@@ -134,10 +137,13 @@ def _choices(pool: Sequence[str], bounds: CohortBounds, *, constrained: bool) ->
             yield (*pool[start:], *pool[:start])[:size]
 
 
-def _is_admissible(members: Sequence[str], minimum: int, earlier: Sequence[RecoveredSum]) -> bool:
+def _is_admissible(members: Sequence[str], minimum: int, history: SumHistory) -> bool:
     chosen = frozenset(members)
-    # The very members of a refused sum would be refused again.
-    return all(
-        len(chosen ^ recovered.members) >= minimum or (chosen == recovered.members and not recovered.refused)
-        for recovered in earlier
-    )
+    for recovered in history.on_this_model:
+        if chosen == recovered.members:
+            # The very members of a refused sum would be refused again.
+            if recovered.refused:
+                return False
+        elif told_apart(chosen, recovered.members, (chosen | recovered.members) - history.gone) < minimum:
+            return False
+    return True

@@ -135,7 +135,7 @@ class EnrolmentService:
 
         Raises:
             NotFound: When no such site has joined.
-            WrongState: When it is not pending, and no new keys of it are.
+            WrongState: When it is not pending, and no new keys of it are; or when it is a second new name of one site.
             LostRace: When a host with other keys has joined under this name since the words were read.
         """
         # A certificate holds whole seconds. The row gets the same time, so that `_first` can make the same bytes again.
@@ -323,20 +323,44 @@ class EnrolmentService:
         self._issue(session, candidate.site, candidate.csr_der, change.at)
 
     def _approve(self, session: Session, site: Site, fingerprint: str, change: Change) -> None:
+        self._expect_no_other_name(session, site.name)
         site_rows.approve(session, site.name, fingerprint, change)
         session.refresh(site)
         self._issue(session, site.name, site.csr_der, change.at)
         invitation = site_rows.invitation(session, site.name)
         if invitation is None or invitation.replaces in (None, site.name):
             return
-        before = site_rows.standing(site_rows.get(session, invitation.replaces))
+        replaced = site_rows.get(session, invitation.replaces)
+        before = site_rows.standing(replaced)
         if before in site_rows.MEMBERS:
+            if before is site_rows.SUSPENDED:
+                # The suspension is the hospital's; another name does not end it.
+                site_rows.suspend(session, site.name, change)
             gone = Cause(change.at, change.actor, f"has the name {site.name} now").of(f"site:{invitation.replaces}")
             site_rows.revoke(session, invitation.replaces, before, gone)
             # Either would let the old name in again.
             site_rows.withdraw_invitation(session, invitation.replaces)
             site_rows.withdraw_candidate(session, invitation.replaces)
             self._shut_out(session, invitation.replaces, change.at)
+
+    def _expect_no_other_name(self, session: Session, name: str) -> None:
+        """Refuse a second new name of one site: it would count twice.
+
+        Raises:
+            WrongState: When another site that was approved has taken the place of the same one.
+        """
+        invitation = site_rows.invitation(session, name)
+        if invitation is None or invitation.replaces in (None, name):
+            return
+        for other in site_rows.invitations(session):
+            if other.site in (name, other.replaces) or other.replaces != invitation.replaces:
+                continue
+            taken = site_rows.find(session, other.site)
+            if taken is not None and site_rows.standing(taken) in site_rows.MEMBERS:
+                raise WrongState(
+                    f"expected one new name of {invitation.replaces}, got {name} beside {other.site}, which is "
+                    "approved; `site revoke` the one that is wrong"
+                )
 
     def _issue(self, session: Session, site: str, csr_der: bytes, now: datetime) -> SiteCertificate:
         expires_at = now + timedelta(days=self.settings.certificate_days)

@@ -8,15 +8,17 @@ shows it.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, insert, select, text, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from aggregator.errors import AuditBroken
+from aggregator.errors import AuditBroken, RequestRefused
 from aggregator.store.tables import Audit
 
 ORIGIN: Final = bytes(32)  # the digest before the first row
@@ -34,10 +36,24 @@ _NEWEST = select(_ROWS.digest).order_by(_ROWS.id.desc()).limit(1)
 
 
 class ChainHead(NamedTuple):
-    """The number of rows in the chain, and the digest of the newest."""
+    """The number of the newest row (PostgreSQL leaves some out), 0 before the first, and its digest."""
 
     entries: int
     digest: bytes
+
+    @classmethod
+    def parse(cls, written: str) -> "ChainHead":
+        """Read <entries>:<head>, as a person has noted it.
+
+        Raises:
+            RequestRefused: It is of another form.
+        """
+        form = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", written)
+        if form is None:
+            raise RequestRefused(
+                f"expected ENTRIES:HEAD, the head in 64 hex digits, as backups print it, got {written!r}"
+            )
+        return cls(int(form[1]), bytes.fromhex(form[2]))
 
 
 def add(session: Session, row: Mapping[str, Any]) -> None:
@@ -73,21 +89,34 @@ def next_digest(before: bytes, row: Mapping[str, Any]) -> bytes:
     return sha256(_DOMAIN + before + content.encode()).digest()
 
 
-def verify(session: Session) -> ChainHead:
+def verify(session: Session, noted: ChainHead | None = None) -> ChainHead:
     """Compute the chain anew from its first row.
 
+    Args:
+        session: A session of `Store.read`.
+        noted: A head that the chain must have had. The chain alone does not show that its newest rows are gone, nor
+            that all of it was computed anew.
+
     Raises:
-        AuditBroken: Naming the first row that does not follow from the one before.
+        AuditBroken: Naming the first row that does not follow from the one before, or does not fit `noted`.
     """
-    digest, entries = ORIGIN, 0
+    head, fits = ChainHead(0, ORIGIN), noted is None or noted == (0, ORIGIN)
     for row in _rows(session.connection()):
-        digest, entries = next_digest(digest, dict(row._mapping)), entries + 1
+        try:
+            digest = next_digest(head.digest, dict(row._mapping))
+        except (TypeError, AttributeError):  # a value of another type than the column's, which SQLite holds too
+            raise _touched(row.id) from None
         if row.digest != digest:
-            raise AuditBroken(
-                f"expected audit row {row.id} to follow from the row before, got one that was changed, put in, or that "
-                "lost the row before; compare with the last backup, and find out who wrote to the database"
-            )
-    return ChainHead(entries, digest)
+            raise _touched(row.id)
+        head = ChainHead(row.id, digest)
+        fits = fits or head == noted
+    if noted is not None and not fits:
+        raise AuditBroken(
+            f"expected an audit with row {noted.entries} and the head {noted.digest.hex()} there, got one that "
+            + (f"ends at row {head.entries}" if head.entries < noted.entries else "has another head there")
+            + "; compare with the last backup, and find out who wrote to the database"
+        )
+    return head
 
 
 def head(session: Session) -> ChainHead:
@@ -98,16 +127,45 @@ def head(session: Session) -> ChainHead:
 
 def chain_all(connection: Connection) -> None:
     """Give every row its digest: for a trail that was written before there was a chain."""
-    digest = ORIGIN
+    set_digest = update(Audit).where(_ROWS.id == bindparam("row_id")).values(digest=bindparam("chained"))
+    digest, chained = ORIGIN, list[dict[str, Any]]()
     for row in _rows(connection):
         digest = next_digest(digest, dict(row._mapping))
-        connection.execute(update(Audit).where(_ROWS.id == row.id).values(digest=digest))
+        chained.append({"row_id": row.id, "chained": digest})
+        if len(chained) == ROWS_AT_ONCE:  # a trail of years would take minutes, one by one
+            connection.execute(set_digest, chained)
+            chained.clear()
+    if chained:
+        connection.execute(set_digest, chained)
+
+
+def _touched(row_id: int) -> AuditBroken:
+    return AuditBroken(
+        f"expected audit row {row_id} to follow from the row before, got one that was changed, put in, or that "
+        "lost the row before; compare with the last backup, and find out who wrote to the database"
+    )
 
 
 def _rows(connection: Connection) -> Iterator[Row[Any]]:
-    columns, last = [_ROWS[name] for name in ("id", *CONTENT, "digest")], 0
+    """Yield all rows, oldest first.
+
+    Raises:
+        AuditBroken: Naming a row that cannot be read: SQLite keeps any bytes in any column.
+    """
+    columns, last = [_ROWS[name] for name in ("id", *CONTENT, "digest")], -(2**63)
     while True:
-        rows = connection.execute(select(*columns).where(_ROWS.id > last).order_by(_ROWS.id).limit(ROWS_AT_ONCE)).all()
+        chosen = select(*columns).where(_ROWS.id > last).order_by(_ROWS.id)
+        try:
+            rows = connection.execute(chosen.limit(ROWS_AT_ONCE)).all()
+        except (SQLAlchemyError, ValueError, TypeError):
+            # One by one, for its number. A database that refuses does so here as well.
+            ids = connection.scalars(select(_ROWS.id).where(_ROWS.id > last).order_by(_ROWS.id).limit(ROWS_AT_ONCE))
+            for row_id in ids.all():
+                try:
+                    connection.execute(select(*columns).where(_ROWS.id == row_id)).all()
+                except (SQLAlchemyError, ValueError, TypeError):
+                    raise _touched(row_id) from None
+            raise
         yield from rows
         if len(rows) < ROWS_AT_ONCE:
             return

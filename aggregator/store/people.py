@@ -7,6 +7,7 @@ replaced at the next log-in.
 import base64
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
@@ -19,8 +20,9 @@ from aggregator.states import Role
 from aggregator.store.engine import Change, guarded, record
 from aggregator.store.tables import Administrator, Audit
 
-PASSWORD_CHARACTERS_MIN = 12
+PASSWORD_CHARACTERS_MIN, PASSWORD_CHARACTERS_MAX = 12, 1024  # the log-in form takes no more
 HASH_BYTES = 32
+_NAME = re.compile(r"[\w.@+-]{1,64}")  # one word in a line of the audit
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ def add_administrator(
     """Add a person; `salt` are 16 random bytes.
 
     Raises:
-        WrongState: When the name is taken or the password is shorter than 12 characters.
+        WrongState: When the name is taken or no name, or the password is no text of 12 to 1,024 characters.
     """
+    if _NAME.fullmatch(name) is None:
+        raise WrongState(
+            "expected a name of 1 to 64 letters, digits and . _ @ + - characters, "
+            f"got {name[:64]!r}; the name of their Unix user is a good one"
+        )
     if session.get(Administrator, name) is not None:
         raise WrongState(f"administrator {name!r} exists; remove it first, or choose another name")
     hashed = _hash_chosen(password, salt)
@@ -55,9 +62,9 @@ def change_password(session: Session, name: str, password: str, salt: bytes, cha
 
     Raises:
         NotFound: When there is none of that name.
-        WrongState: When the password is shorter than 12 characters.
+        WrongState: When the password is no text of 12 to 1,024 characters.
     """
-    _get(session, name).password_hash = _hash_chosen(password, salt)
+    get(session, name).password_hash = _hash_chosen(password, salt)
     record(session, change, None, "password changed")
 
 
@@ -68,7 +75,7 @@ def change_role(session: Session, name: str, role: Role, change: Change) -> None
         NotFound: When there is none of that name.
         LostRace: When another process changed it in between.
     """
-    before = _get(session, name).role
+    before = get(session, name).role
     held = Administrator.name == name, Administrator.role == before
     guarded(session, update(Administrator).where(*held).values(role=role), change, before.value, role.value)
 
@@ -79,7 +86,7 @@ def remove_administrator(session: Session, name: str, change: Change) -> None:
     Raises:
         NotFound: When there is none of that name.
     """
-    session.delete(_get(session, name))
+    session.delete(get(session, name))
     record(session, change, None, "removed")
 
 
@@ -103,7 +110,7 @@ def password_fits(session: Session, name: str, password: str) -> bool:
 
 def renew_hash(session: Session, name: str, password: str, salt: bytes) -> None:
     """Replace a stored hash of another kind or cost by one of COST; `password` fits. `salt` are 16 random bytes."""
-    administrator = _get(session, name)
+    administrator = get(session, name)
     stored = administrator.password_hash
     if stored.startswith("scrypt$") or _hasher().check_needs_rehash(stored):
         administrator.password_hash = hash_password(password, salt)
@@ -153,7 +160,12 @@ def audit_of_run(session: Session, hex_id: str) -> list[Audit]:
     return list(session.scalars(select(Audit).where(or_(*about)).order_by(Audit.id)))
 
 
-def _get(session: Session, name: str) -> Administrator:
+def get(session: Session, name: str) -> Administrator:
+    """Return the person of that name.
+
+    Raises:
+        NotFound: When there is none.
+    """
     administrator = session.get(Administrator, name)
     if administrator is None:
         raise NotFound(f"no administrator {name!r}; `admin list` shows those there are")
@@ -161,9 +173,15 @@ def _get(session: Session, name: str) -> Administrator:
 
 
 def _hash_chosen(password: str, salt: bytes) -> str:
-    if len(password) < PASSWORD_CHARACTERS_MIN:
-        raise WrongState(f"expected a password of at least {PASSWORD_CHARACTERS_MIN} characters, got {len(password)}")
-    return hash_password(password, salt)
+    if not PASSWORD_CHARACTERS_MIN <= len(password) <= PASSWORD_CHARACTERS_MAX:
+        raise WrongState(
+            f"expected a password of at least {PASSWORD_CHARACTERS_MIN} characters and at most "
+            f"{PASSWORD_CHARACTERS_MAX}, got {len(password)}"
+        )
+    try:
+        return hash_password(password, salt)
+    except UnicodeEncodeError:  # bytes of standard input that are no text
+        raise WrongState("expected a password in UTF-8, got other bytes; choose another") from None
 
 
 def _hasher() -> PasswordHasher:

@@ -62,6 +62,9 @@ def test_a_transaction_that_fails_leaves_no_row_and_no_gap(store: Store, clock: 
         ("UPDATE audit SET at = '2020-01-01 00:00:00' WHERE id = 3", 3),
         ("DELETE FROM audit WHERE id = 2", 3),
         ("UPDATE audit SET digest = NULL WHERE id = 4", 4),
+        ("UPDATE audit SET at = 'junk' WHERE id = 2", 2),
+        ("UPDATE audit SET before = x'ff' WHERE id = 3", 3),
+        ("UPDATE audit SET why = CAST(x'ff' AS TEXT) WHERE id = 4", 4),
         ("UPDATE audit SET why = (SELECT why FROM audit WHERE id = 1), subject = 'x' WHERE id = 1", 1),
     ],
 )
@@ -73,6 +76,37 @@ def test_a_row_that_was_touched_breaks_the_chain_there(
         session.connection().exec_driver_sql(statement)
     with pytest.raises(AuditBroken, match=f"expected audit row {first_wrong} to follow from the row before"):
         verified(store)
+
+
+def test_a_head_that_was_noted_elsewhere_shows_a_lost_end_and_a_chain_made_anew(
+    store: Store, clock: StandingClock
+) -> None:
+    act(store, clock, "one", "two", "three")
+    noted = verified(store)
+    act(store, clock, "four")
+    with store.read() as session:
+        assert audit_chain.verify(session, noted).entries == 4
+    with store.write() as session:
+        session.connection().exec_driver_sql("UPDATE audit SET after = 'other' WHERE id = 1")
+        audit_chain.chain_all(session.connection())
+    assert verified(store).entries == 4
+    with store.read() as session, pytest.raises(AuditBroken, match=r"row 3 .* got one that has another head there"):
+        audit_chain.verify(session, noted)
+    with store.write() as session:
+        session.connection().exec_driver_sql("DELETE FROM audit WHERE id > 2")
+    with store.read() as session, pytest.raises(AuditBroken, match=r"row 3 .* got one that ends at row 2"):
+        audit_chain.verify(session, noted)
+
+
+def test_numbers_that_a_database_left_out_are_no_break_and_the_head_has_the_row_s_number(
+    store: Store, clock: StandingClock
+) -> None:
+    act(store, clock, "one", "two")
+    with store.write() as session:
+        session.connection().exec_driver_sql("UPDATE audit SET id = 7 WHERE id = 2")
+    with store.read() as session:
+        assert audit_chain.verify(session) == audit_chain.head(session)
+        assert audit_chain.head(session).entries == 7
 
 
 def test_rows_of_before_there_was_a_chain_join_it_on_the_upgrade_and_the_note_fits(
@@ -107,6 +141,41 @@ def test_the_command_prints_the_head_that_a_backup_prints_and_finds_a_change(con
     database.commit()
     database.close()
     assert "expected audit row 1 to follow from the row before" in console.refused("audit", "--verify")
+
+
+def test_the_command_finds_a_lost_end_by_the_note_and_by_an_anchor(console: Console) -> None:
+    console("site", "invite", "st-mary")
+    console("site", "invite", "charite")
+    head = console.json("audit", "--verify")["head"]
+    anchored = ("audit", "--verify", "--anchor", f"2:{head}")
+    assert console(*anchored).exit_code == 0
+    assert console("audit", "--verify", "--csv").stdout == f"entries,head\n2,{head}\n"
+    assert "expected ENTRIES:HEAD" in console.refused("audit", "--verify", "--anchor", head)
+    assert console("audit", "--anchor", f"2:{head}").exit_code == 2
+    store = open_store(f"sqlite:///{console.folder / 'state' / 'hub.sqlite'}")
+    audit_mark.note(store, console.folder / "state")
+    with store.write() as session:
+        session.connection().exec_driver_sql("DELETE FROM audit WHERE id = 2")
+    store.close()
+    assert "ends at row 1" in console.refused("audit", "--verify")
+    assert "got one that ends at row 1" in console.refused(*anchored)
+
+
+@pytest.mark.parametrize("left", [b"", b"no database at all", None])
+def test_a_database_that_is_lost_or_damaged_is_one_sentence_for_every_command(
+    console: Console, left: bytes | None
+) -> None:
+    console("site", "invite", "st-mary")
+    database = console.folder / "state" / "hub.sqlite"
+    store = open_store(f"sqlite:///{database}")
+    audit_mark.note(store, console.folder / "state")
+    store.close()
+    for part in ("", "-wal", "-shm"):
+        database.with_name(database.name + part).unlink(missing_ok=True)
+    if left is not None:
+        database.write_bytes(left)
+    for command_ in (("site", "list"), ("audit", "--verify"), ("doctor",), ("backup", str(console.folder / "b"))):
+        assert "restore the whole folder from a backup" in console.refused(*command_)
 
 
 def test_a_restored_backup_goes_on_with_its_chain(console: Console) -> None:

@@ -68,6 +68,15 @@ def test_a_model_of_a_round_is_compared_with_a_file(with_run: Console) -> None:
     assert "absent.safetensors" in with_run.refused("model", "compare", "0", "absent.safetensors")
 
 
+def test_a_refused_comparison_names_the_file_and_what_was_expected(with_run: Console) -> None:
+    text = with_run.folder / "plan.toml"
+    text.write_text("rounds = 1")
+    for wrong in (str(text), str(with_run.folder), "absent"):
+        said = with_run.refused("model", "compare", "0", wrong)
+        assert wrong in said
+        assert "expected" in said
+
+
 def test_an_export_replaces_no_file_unless_it_is_told_to(with_run: Console) -> None:
     out = with_run.folder / "out.safetensors"
     out.write_bytes(b"the model of last year")

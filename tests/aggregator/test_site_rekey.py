@@ -137,6 +137,34 @@ def test_after_a_rename_no_token_of_the_old_name_lets_a_host_in(enrolment: Enrol
         assert site_rows.candidates(session) == []
 
 
+def test_a_hospital_that_got_two_new_names_is_let_in_under_one(enrolment: EnrolmentService, host: Host) -> None:
+    enroll(enrolment, host)
+    for name in ("st-anna", "st-ann"):
+        enrolment.join(Host().join_request(enrolment.invite(name, replaces="st-mary")))
+    words = {}
+    with enrolment.store.read() as session:
+        for name in ("st-anna", "st-ann"):
+            words[name] = site_rows.get(session, name).fingerprint
+    enrolment.approve("st-anna", words["st-anna"])
+    with pytest.raises(WrongState, match="one new name of st-mary, got st-ann beside st-anna"):
+        enrolment.approve("st-ann", words["st-ann"])
+    enrolment.revoke("st-anna")
+    enrolment.approve("st-ann", words["st-ann"])
+    assert list(roster_of(enrolment, sign(enrolment)).signing_keys) == ["st-ann"]
+
+
+def test_another_name_does_not_end_a_suspension(enrolment: EnrolmentService, host: Host) -> None:
+    enroll(enrolment, host)
+    enrolment.suspend("st-mary")
+    request = Host().join_request(enrolment.invite("st-anna", replaces="st-mary", auto_approve=True))
+    enrolment.join(request)
+    sign(enrolment)
+    assert enrolment.join(request).HasField("credentials")
+    assert eligible_of(enrolment) == []
+    enrolment.resume("st-anna")
+    assert eligible_of(enrolment) == ["st-anna"]
+
+
 def test_a_rekeyed_site_recovers_with_its_new_signing_key_only(
     enrolment: EnrolmentService, host: Host, other_host: Host
 ) -> None:

@@ -83,7 +83,11 @@ def get_person(session: Session, name: str) -> Administrator:
 
 
 def test_a_name_twice_or_a_short_password_is_refused(with_ada: Store, change: Change) -> None:
-    for name, password, told in (("ada", PASSWORD, "exists"), ("bob", "too short", "at least 12")):
+    for name, password, told in (
+        ("ada", PASSWORD, "exists"),
+        ("bob", "too short", "at least 12"),
+        ("bob", "\udcff" * 12, "in UTF-8"),
+    ):
         with pytest.raises(WrongState, match=told), with_ada.write() as session:
             add_administrator(session, name, password, b"t" * 16, change)
     with with_ada.read() as session:

@@ -1,6 +1,7 @@
 """Attacks by an aggregator: a difference of two sums, a second evaluation, rounds and models of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ def test_a_second_sum_on_one_model_that_differs_by_one_member_is_not_confirmed(
     assert honest
     assert all("would differ by 1 known members" in str(refusal) for refusal in honest)
     assert not revealed(world, 2)
+
+
+def test_a_second_sum_is_not_confirmed_where_a_hospital_has_another_name_in_it(tmp_path: Path) -> None:
+    """`a` is called `b` by now. With `f` in the place of `e`, the difference would tell of two hospitals."""
+    sums, base = RevealedSums(tmp_path), Digest(bytes(32))
+    current = CurrentRound(RunId(bytes(16)), 1, Digest(bytes(32)), base, evaluation_only=False)
+    sums.record(current, "acde")
+    sums.settle(current)
+    later = replace(current, number=2)
+    sums.check_set(later, "bcdfg", 3, "bcdefg")
+    with pytest.raises(StepRefused, match="would differ by 2 known members"):
+        sums.check_set(later, "bcdf", 3, "bcdefg")
 
 
 def test_a_model_whose_sum_is_no_longer_on_record_is_taken_up_by_nobody(tmp_path: Path) -> None:

@@ -75,6 +75,26 @@ def test_a_phase_ends_when_its_time_is_over_by_the_monotonic_clock_after_a_step_
     assert [row.state for row in world.rounds()] == [RoundState.CONFIRM]
 
 
+@pytest.mark.parametrize("step_s", [-4, 4])
+def test_small_steps_add_up_so_that_no_phase_ends_early_or_never(make_world: Callable[..., World], step_s: int) -> None:
+    world = make_world(sites=4, phase="upload")
+    clock = with_own_clock(world, "aggregator")
+    world.silent.add("site-d")
+    world.everybody()
+    for second in range(0, PHASE_S - 10, 5):
+        clock.set_by(step_s)
+        for other in (world.clock, clock):
+            other.advance(5)
+        world.drive()
+        assert world.rounds()[0].state is RoundState.UPLOAD, second
+    for _ in range(4):
+        clock.set_by(step_s)
+        for other in (world.clock, clock):
+            other.advance(5)
+        world.drive()
+    assert [row.state for row in world.rounds()] == [RoundState.CONFIRM]
+
+
 def test_the_audit_says_that_the_clock_was_set(make_world: Callable[..., World]) -> None:
     world = make_world(sites=3)
     clock = with_own_clock(world, "aggregator")

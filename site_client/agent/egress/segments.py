@@ -35,8 +35,8 @@ from site_client.agent.chained_file import (
     last_line_hash,
     open_to_read,
 )
-from site_client.errors import LedgerBroken
-from site_client.files import private_folder, sha256_of, sync_folder
+from site_client.errors import LedgerBroken, StateUnreadable
+from site_client.files import DISK_ERRORS, private_folder, sha256_of, sync_folder
 from site_client.typed_json import Digest, decode
 
 LIST_CHAIN: Final = Chain("list of the egress ledger's segments", "hemofed ledger segments v1")
@@ -127,13 +127,15 @@ class Segments:
             segments = self.listed()
             position = START
             for segment in segments:
+                is_growing = segment is segments[-1] and _begins_with(growing, segment.first)
                 if segment.last >= since:
-                    is_growing = segment is segments[-1] and _begins_with(growing, segment.first)
                     file = growing if is_growing else open_to_read(self.file_of(segment))
                     if file is None:
                         raise self._missing(segment)
                     with file:
                         yield from self._lines_of(segment, file, position)
+                elif is_growing and growing is not None:
+                    growing.close()  # all of its entries are left out
                 position = segment.end
             if growing is not None and not growing.closed:
                 yield from self._chain.lines_in(growing, position)
@@ -161,11 +163,16 @@ class Segments:
 
         Raises:
             LedgerBroken: It is missing, or was changed.
+            StateUnreadable: It cannot be read.
         """
         try:
             digest = sha256_of(self.file_of(segment))
         except FileNotFoundError:
             raise self._missing(segment) from None
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise
+            raise StateUnreadable.of(segment.name, error) from error
         if digest != segment.sha256:
             raise self._changed(segment)
 

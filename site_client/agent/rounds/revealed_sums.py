@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from federation.limits import COHORT_MAX
+from federation.two_sums import told_apart
 from msgspec import Meta
 
 from site_client.agent.rounds.journal import CurrentRound
@@ -125,7 +126,8 @@ class RevealedSums:
                 all be one party, which can subtract its own parts.
         """
         for revealed in self._on(current.base_model_digest):
-            differing = set(members).symmetric_difference(revealed.members) - set(revealed.exposed)
+            later, earlier = set(members) - set(revealed.exposed), set(revealed.members) - set(revealed.exposed)
+            differing = later ^ earlier
             if differing and revealed.led_on:
                 raise StepRefused(
                     f"round {revealed.number} led from the same model to another one, with other members; this site "
@@ -136,10 +138,10 @@ class RevealedSums:
                     f"round {revealed.number} has evaluated the last model of this run, with other members; this site "
                     "confirms no other evaluation of it"
                 )
-            counted = differing & set(known)
-            if differing and len(counted) < minimum:
+            counted = told_apart(later, earlier, set(known))
+            if differing and counted < minimum:
                 raise StepRefused(
-                    f"the sum would differ by {len(counted)} known members from the sum of round {revealed.number} on "
+                    f"the sum would differ by {counted} known members from the sum of round {revealed.number} on "
                     f"the same model, at least {minimum} are needed; this site does not confirm it"
                 )
 

@@ -149,3 +149,12 @@ def test_the_case_is_closed_after_enough_published_sums() -> None:
 @pytest.mark.parametrize("count", [3, 4, 16, 500])
 def test_without_a_history_everybody_who_is_ready_takes_part(count: int) -> None:
     assert choose_cohort(sites_of(count), BOUNDS, SumHistory()) == tuple(sorted(sites_of(count)))
+
+
+def test_a_hospital_with_a_new_name_does_not_make_a_difference_larger() -> None:
+    earlier = [RecoveredSum(frozenset("acde"), refused=False)]
+    # `b` is ready, `f` too, `e` is not: whether `b` is what was `a`, only the hospital can know.
+    assert choose_cohort(list("bcdf"), BOUNDS, SumHistory(earlier)) == ("b", "c", "d", "f")
+    # Without `c`: were `b` and `a` one, the two sums would still differ by `c`, `e` and `f`.
+    assert choose_cohort(list("bcdf"), BOUNDS, SumHistory(earlier, gone=frozenset("a"))) == ("b", "d", "f")
+    assert choose_cohort(list("bcdfg"), BOUNDS, SumHistory(earlier, gone=frozenset("a"))) == tuple("bcdfg")

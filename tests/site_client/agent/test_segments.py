@@ -22,7 +22,7 @@ from site_client.agent.egress import verify
 from site_client.agent.egress.ledger import CHAIN, SEGMENT_BYTES, EgressDecision, Ledger, Outgoing, read
 from site_client.agent.egress.segments import LIST_CHAIN, Segments
 from site_client.agent.egress.verify import Anchor
-from site_client.errors import InUse, LedgerBroken, SiteError
+from site_client.errors import InUse, LedgerBroken, SiteError, StateUnreadable
 from tests.site_client.agent.conftest import StandingClock
 
 SMALL = 2000  # bytes, some four entries
@@ -61,8 +61,10 @@ def written(open_ledger: Open, entries: int) -> list[str]:
 
 
 def everywhere(path: Path, public: str) -> None:
-    """Verify a ledger in both ways."""
-    verify.verify(path, public)
+    """Verify a ledger in both ways, and find its newest entries, whatever step of sealing is missing."""
+    entries = verify.verify(path, public).entries
+    assert [entry.seq for entry in verify.newest(path, 3)] == list(range(max(1, entries - 2), entries + 1))
+    assert verify.find_entry(path, entries + 1) is None
     verify.verify_newest(path, public)
 
 
@@ -247,6 +249,7 @@ def test_killed_at_every_line_of_sealing_the_ledger_has_all_entries_and_goes_on(
         shutil.copytree(tmp_path / "before", path.parent)
         was_killed = killed_at(line, open_ledger)
         found = verify.verify(path, public, Anchor(entries, head))
+        everywhere(path, public)
         assert found.entries - entries in ((0, 1) if was_killed else (1,))
         pending += Segments(path, CHAIN).kept(listed := Segments(path, CHAIN).listed()) != listed
         again = open_ledger()
@@ -421,6 +424,15 @@ def test_a_missing_swapped_or_shorter_part_is_noticed(folder: Path, signer: Ed25
     found = verify.verify(folder / "ledger.jsonl")
     CHANGES[change](folder)
     noticed(folder, signer, Anchor(found.entries, found.head))
+
+
+def test_a_segment_that_cannot_be_read_is_one_sentence(open_ledger: Open, path: Path, public: str) -> None:
+    written(open_ledger, 30)
+    archived(path)[0].unlink()
+    (path.with_suffix(".segments") / "000001.jsonl").mkdir()
+    for look in (verify.verify, verify.verify_newest, lambda *_: open_ledger()):
+        with pytest.raises(StateUnreadable, match=r"000001\.jsonl"):
+            look(path, public)
 
 
 def test_a_refusal_names_the_segment_its_entries_and_a_remedy(folder: Path, signer: Ed25519PrivateKey) -> None:
