@@ -308,7 +308,7 @@ def test_the_aggregator_s_unit_has_descriptors_for_the_limits_and_time_for_the_s
 
 
 def test_the_package_makes_the_receiver_s_folders_and_does_not_enable_it() -> None:
-    deb = UNITS.parent / "deb"
+    deb = UNITS.parent / "deb" / "site"
     folders = (deb / "tmpfiles.conf").read_text()
     assert re.search(r"^d- /srv/hemofed/export/received +2750 hemofed-receiver hemofed-export$", folders, re.MULTILINE)
     assert re.search(r"^d /var/lib/hemofed/trainer/taken +0755 hemofed-trainer hemofed$", folders, re.MULTILINE)
