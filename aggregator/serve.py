@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import structlog
+from federation.notify import Notifier
 
 from aggregator import memory
 from aggregator.config import AggregatorSettings, LimitsSettings
@@ -18,6 +19,7 @@ from aggregator.errors import ConfigRefused, PartEnded, StateFolderRefused
 from aggregator.health.checks import HealthChecks
 from aggregator.health.metrics import AggregatorMetrics
 from aggregator.health.pages import create_health_app
+from aggregator.health.status_line import status_line
 from aggregator.logging_setup import limit_repetition
 from aggregator.network import listen, raise_descriptor_limit
 from aggregator.rounds.clock_steps import ClockSteps
@@ -75,9 +77,9 @@ class AggregatorServer:
         self._web: list[WebServer] = []
         if "dashboard" in listeners:
             self._web.append(WebServer("dashboard", create_app(app), listeners["dashboard"], settings.limits))
+        self._checks = HealthChecks(app, self.ended_part, self.driver_silent_s)
         if "health" in listeners:
-            checks = HealthChecks(app, self.ended_part, self.driver_silent_s)
-            pages = create_health_app(checks, AggregatorMetrics(app, self.driver_silent_s))
+            pages = create_health_app(self._checks, AggregatorMetrics(app, self.driver_silent_s))
             self._web.append(WebServer("health", pages, listeners["health"], settings.limits))
 
     def start(self) -> None:
@@ -100,6 +102,14 @@ class AggregatorServer:
     def driver_silent_s(self) -> float:
         """Return the seconds since the last look at the rounds of the driver that is silent longest."""
         return max(driver.silent_s for driver in self._drivers)
+
+    def report(self, notifier: Notifier) -> None:
+        """Tell systemd that the service is alive, while `/healthz` would answer so, and its status in words."""
+        faults = [check.fault for check in self._checks.alive() if check.fault]
+        if not faults:
+            notifier.alive()
+        if notifier.has_listener:
+            notifier.status(faults[0] if faults else status_line(self._app))
 
     def stop(self) -> None:
         """Take no new calls, give those in progress a moment, and let each loop finish its step."""
@@ -132,6 +142,7 @@ def serve(settings: AggregatorSettings) -> None:
         PartEnded: A part has ended without being stopped.
     """
     memory.share_heaps()
+    notifier = Notifier.of_service()
     limit_repetition(settings.limits.log_lines_per_minute)
     app = open_context(settings)
     lock = None if app.store.is_shared else _lock(settings.state.folder / "serve.lock")
@@ -145,9 +156,12 @@ def serve(settings: AggregatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     aggregator.start()
+    notifier.ready()
     ended = None
     while ended is None and not stop_requested.wait(SUPERVISED_EVERY_S):
         ended = aggregator.ended_part()
+        aggregator.report(notifier)
+    notifier.stopping()
     if ended is None:
         log.info("stop requested")
     else:

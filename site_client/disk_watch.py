@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final, TypeGuard
 
 import structlog
+from federation.notify import Notifier
 
 from site_client.files import DISK_ERRORS
-from site_client.notify import Notifier
 
 _log = structlog.get_logger()
 FIRST_S: Final = 1.0

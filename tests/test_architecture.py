@@ -48,7 +48,7 @@ FLOORS: dict[str, list[str]] = {
         "ingest/files",
         "ingest",
         "spool.py metered.py disk_watch.py receiver/settings.py received_files.py",
-        "records.py config.py notify.py check_result.py",
+        "records.py config.py check_result.py",
         "windows.py files.py bus.py typed_json.py logging_setup.py toml_settings.py",
         "untrusted_files.py",
         "errors.py",
@@ -62,7 +62,11 @@ FLOORS: dict[str, list[str]] = {
         "manifest.py roster.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py chunk_sizes.py",
         "vocabulary.py limits.py bandwidth.py description.py bounds.py accounting.py",
+<<<<<<< HEAD
         "secagg errors.py labels.py pieces.py two_sums.py v1",
+=======
+        "secagg errors.py labels.py pieces.py notify.py v1",
+>>>>>>> 62ba5c45de2e3561667ab99512a382f1d18afa2a
     ],
     "deploy": ["simulation demonstration deb"],
 }

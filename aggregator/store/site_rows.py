@@ -59,6 +59,11 @@ def active(session: Session) -> list[Site]:
     return list(session.scalars(_ACTIVE))
 
 
+def count_active(session: Session) -> int:
+    """Count those sites."""
+    return session.scalar(select(func.count()).select_from(_ACTIVE.subquery())) or 0
+
+
 def invitation(session: Session, site: str) -> Invitation | None:
     """Return the invitation of that name, used or not."""
     return session.get(Invitation, site)

@@ -1,7 +1,7 @@
 """Prints a CycloneDX 1.5 SBOM of the package: every library with version, licence and the digest of its wheel.
 
-sbom.py --packages SITE-PACKAGES --lock requirements.lock --version V. The time is SOURCE_DATE_EPOCH, the serial number
-comes from the content: the same package has the same SBOM. Source: CycloneDX 1.5 JSON reference.
+sbom.py --name PACKAGE --packages SITE-PACKAGES --lock requirements.lock --version V. The time is SOURCE_DATE_EPOCH, the
+serial number comes from the content: the same package has the same SBOM. Source: CycloneDX 1.5 JSON reference.
 """
 
 import argparse
@@ -21,6 +21,7 @@ _LICENCE_CLASSIFIER = "License :: OSI Approved :: "
 def main() -> None:
     """Writes to standard output."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
     parser.add_argument("--packages", type=Path, required=True)
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--version", required=True)
@@ -31,10 +32,10 @@ def main() -> None:
     libraries = [
         _component(package, digests[_plain(package.name)]) for package in installed if package.name != "hemofed"
     ]
-    print(json.dumps(_document(libraries, given.version), indent=2, sort_keys=True))
+    print(json.dumps(_document(given.name, libraries, given.version), indent=2, sort_keys=True))
 
 
-def _document(libraries: list[dict[str, object]], version: str) -> dict[str, object]:
+def _document(name: str, libraries: list[dict[str, object]], version: str) -> dict[str, object]:
     content = json.dumps([version, libraries], sort_keys=True)
     built_at = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
     return {
@@ -44,10 +45,10 @@ def _document(libraries: list[dict[str, object]], version: str) -> dict[str, obj
         "version": 1,
         "metadata": {
             "timestamp": built_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "component": {"type": "application", "name": "hemofed-site", "version": version, "bom-ref": "hemofed-site"},
+            "component": {"type": "application", "name": name, "version": version, "bom-ref": name},
         },
         "components": libraries,
-        "dependencies": [{"ref": "hemofed-site", "dependsOn": [library["bom-ref"] for library in libraries]}],
+        "dependencies": [{"ref": name, "dependsOn": [library["bom-ref"] for library in libraries]}],
     }
 
 

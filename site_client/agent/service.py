@@ -18,6 +18,7 @@ from typing import IO, Final
 import structlog
 from cryptography import x509
 from federation.errors import FederationError
+from federation.notify import Notifier
 from federation.vocabulary import SiteState
 
 from site_client.agent.backoff import LONGEST_S, Backoff
@@ -47,7 +48,6 @@ from site_client.errors import ConfigRefused, InUse, ModelDamaged, SiteError, St
 from site_client.files import DAMAGED
 from site_client.logging_setup import log_to_stderr
 from site_client.metered import is_metered
-from site_client.notify import Notifier
 from site_client.spool import AgentSide
 
 _log = structlog.get_logger()

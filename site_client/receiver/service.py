@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import IO, Any, Final
 
 import structlog
+from federation.notify import Notifier
 
 from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.errors import InUse, StateUnreadable
 from site_client.files import private_folder
 from site_client.logging_setup import log_to_stderr
-from site_client.notify import Notifier
 from site_client.receiver.cleaning import Cleaning
 from site_client.receiver.commitments import Commitments
 from site_client.receiver.incoming import Incoming, load_secret

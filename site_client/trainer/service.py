@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import IO, Final
 
 import structlog
+from federation.notify import Notifier
 from federation.vocabulary import SiteState
 
 from site_client.config import NOT_CONFIGURED, SiteSettings
 from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.errors import InUse, SpoolRefused, StateUnreadable
 from site_client.logging_setup import log_to_stderr
-from site_client.notify import Notifier
 from site_client.spool import Job, Status, TrainerSide
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.idle.watch import Watch, local_zone

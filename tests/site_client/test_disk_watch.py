@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from federation.notify import Notifier
 from structlog.testing import capture_logs
 
 from site_client.agent.service import AgentService
 from site_client.config import SiteSettings, parse
 from site_client.disk_watch import DiskWatch, is_of_disk
-from site_client.notify import Notifier
 from site_client.trainer.service import TrainerService
 from tests.site_client.agent.conftest import Consortium
 

@@ -1,4 +1,4 @@
-"""A package with the real scripts and a program of one line, and a root file system that forgets what is done to it.
+"""A package of either side: the real scripts, and a program of one line. And a root file system that forgets.
 
 The root is this machine's own, under an overlay in memory, in a mount namespace of its own: dpkg, sysusers, userdel and
 find are real. `systemctl` is a script that keeps a file for each unit that "runs" and starts what the unit would.
@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,9 @@ shift
 for unit; do
   case $command in
     is-active) [ "$unit" = --quiet ] || [ -e "/var/active/$unit" ] || exit 3 ;;
-    start | restart) version=$(/usr/bin/hemofed-site --version) && echo "$version" >"/var/active/$unit" || exit 1 ;;
+    start | restart) program=hemofed-site
+      case $unit in *aggregator*) program=hemofed-aggregator ;; esac
+      version=$("/usr/bin/$program" --version) && echo "$version" >"/var/active/$unit" || exit 1 ;;
     stop) rm -f "/var/active/$unit" ;;
   esac
 done
@@ -111,6 +114,15 @@ def fresh_root(folder: Path) -> Iterator[Root]:
         holder.stdout.close()
 
 
+# Whatever it is asked for, but that it refuses to read what a newer version has written.
+_PROGRAM: Final = """#!/bin/sh
+cat "{home}/{version}/lib/0.py" >/dev/null || exit 1
+if [ "$1" != --version ] && [ -e /var/lib/hemofed-aggregator/of-a-newer-version ]; then
+  echo "expected a database of another revision" >&2
+  exit 1
+fi
+echo {version}
+"""
 # As 0.1.0 had them: both units stop before the unpacking, and dpkg owns the folder of the version.
 _SCRIPTS_OF_0_1_0: Final = {
     "prerm": """#!/bin/sh
@@ -131,48 +143,78 @@ ln -sfn @VERSION@ /opt/hemofed/current
 }
 
 
-def build(out: Path, version: str, *, is_0_1_0: bool = False) -> Path:
+@dataclass(frozen=True)
+class Side:
+    """The facts of a package, as `package.sh` has them."""
+
+    name: str  # the folder of deploy/deb
+
+    def fact(self, key: str) -> str:
+        """A variable of package.sh or contents.sh."""
+        script = f'. "$1/package.sh"; . "$1/contents.sh"; printf %s "${key}"'
+        done = subprocess.run(["sh", "-c", script, "sh", DEB / self.name], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def render(self, script: str, version: str) -> str:
+        """A script as the package has it."""
+        command = [str(DEB / "render.sh"), self.name, version, script]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def scripts(self) -> list[str]:
+        """The names of those that dpkg runs."""
+        names = ("preinst", "postinst", "prerm", "postrm")
+        return [name for name in names if (DEB / self.name / name).exists() or (DEB / name).exists()]
+
+
+SITE: Final = Side("site")
+AGGREGATOR: Final = Side("aggregator")
+
+
+def build(out: Path, version: str, *, side: Side = SITE, is_0_1_0: bool = False) -> Path:
     """Build a package of this version, with the scripts as they are now or as 0.1.0 had them."""
-    tree = out / version
-    home = tree / "opt" / "hemofed" / (version if is_0_1_0 else "package")
-    (home / "bin").mkdir(parents=True)
-    (home / "lib").mkdir()
-    program = home / "bin" / "hemofed-site"
-    program.write_text(f'#!/bin/sh\ncat "/opt/hemofed/{version}/lib/0.py" >/dev/null && echo {version}\n')
-    program.chmod(0o755)
+    tree = out / side.name / version
+    home, program, rollback, doc = (side.fact(key) for key in ("home", "program", "rollback", "doc"))
+    folder = tree / home.lstrip("/") / (version if is_0_1_0 else "package")
+    (folder / "bin").mkdir(parents=True)
+    (folder / "lib").mkdir()
+    script = folder / "bin" / program
+    script.write_text(_PROGRAM.format(home=home, version=version))
+    script.chmod(0o755)
     if not is_0_1_0:
-        (home / "lib/site_client/agent/egress").mkdir(parents=True)
-        (home / "lib/site_client/agent/egress/segments.py").touch()
+        (folder / "lib/site_client/agent/egress").mkdir(parents=True)
+        (folder / "lib/site_client/agent/egress/segments.py").touch()
     for number in range(40):  # of another content in each version
-        (home / "lib" / f"{number}.py").write_text(f"version = {version!r}\n")
+        (folder / "lib" / f"{number}.py").write_text(f"version = {version!r}\n")
+    own, settings = DEB / side.name, side.fact("settings").split()[0]
+    units = [unit for unit in side.fact("units").split() if unit != "hemofed-receiver.service"]
     places = {
-        "usr/lib/sysusers.d/hemofed.conf": DEB / "sysusers.conf",
-        "usr/lib/tmpfiles.d/hemofed.conf": DEB / "tmpfiles.conf",
-        "usr/lib/hemofed/switch.sh": DEB / "switch.sh",
-        "usr/sbin/hemofed-rollback": DEB / "rollback.sh",
-        "etc/hemofed/site.toml": DEB.parent / "site.toml",
-        **{f"lib/systemd/system/{unit}": DEB.parent / "systemd" / unit for unit in UNITS},
+        f"usr/lib/sysusers.d/{doc}.conf": (own / "sysusers.conf").read_text(),
+        f"usr/lib/tmpfiles.d/{doc}.conf": (own / "tmpfiles.conf").read_text(),
+        f"usr/sbin/{rollback}": side.render("rollback.sh", version),
+        f"etc/hemofed/{settings}": (DEB.parent / settings).read_text(),
+        **{f"lib/systemd/system/{unit}": (DEB.parent / "systemd" / unit).read_text() for unit in units},
     }
-    for name, source in places.items():
+    for name, text in places.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, tree / name)
-    (tree / "usr/sbin/hemofed-rollback").chmod(0o755)
+        (tree / name).write_text(text)
+    (tree / "usr/sbin" / rollback).chmod(0o755)
     (tree / "usr/bin").mkdir()
-    (tree / "usr/bin/hemofed-site").symlink_to("/opt/hemofed/current/bin/hemofed-site")
+    (tree / "usr/bin" / program).symlink_to(f"{home}/current/bin/{program}")
     control = tree / "DEBIAN"
     control.mkdir()
-    facts = {"Package": "hemofed-site", "Version": version, "Architecture": "amd64", "Maintainer": "tests"}
+    package = side.fact("package")
+    facts = {"Package": package, "Version": version, "Architecture": "amd64", "Maintainer": "tests"}
     control.joinpath("control").write_text(
         "".join(f"{key}: {value}\n" for key, value in facts.items()) + "Description: the scripts\n"
     )
-    control.joinpath("conffiles").write_text("/etc/hemofed/site.toml\n")
-    scripts = {name: (DEB / name).read_text() for name in ("preinst", "postinst", "prerm", "postrm")}
+    control.joinpath("conffiles").write_text(f"/etc/hemofed/{settings}\n")
+    scripts = {name: side.render(name, version) for name in side.scripts()}
     for name, text in (_SCRIPTS_OF_0_1_0 if is_0_1_0 else scripts).items():
         control.joinpath(name).write_text(text.replace("@VERSION@", version))
         control.joinpath(name).chmod(0o755)
-    package = out / f"hemofed-site_{version}_amd64.deb"
+    file = out / f"{package}_{version}_amd64.deb"
     # Whatever the umask of this process is.
     subprocess.run(["chmod", "-R", "u=rwX,go=rX", str(tree)], check=True)
-    command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(package)]
+    command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(file)]
     subprocess.run(command, check=True, capture_output=True)
-    return package
+    return file

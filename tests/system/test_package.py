@@ -317,6 +317,7 @@ def test_removal_keeps_state_and_purge_leaves_nothing_but_locked_accounts(hospit
 def _build(out: Path, version: str) -> Path:
     command: list[str | Path] = [
         ROOT / "deploy" / "deb" / "build.sh",
+        "site",
         "--out",
         out,
         "--version",

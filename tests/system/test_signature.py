@@ -127,7 +127,7 @@ def test_a_key_that_is_not_here_is_told_before_anything_is_built(
     tmp_path: Path, signers: tuple[Signer, Signer]
 ) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        signers[0].run(DEB / "build.sh", "--out", tmp_path / "out", "--sign", "nobody")
+        signers[0].run(DEB / "build.sh", "site", "--out", tmp_path / "out", "--sign", "nobody")
     assert refused.value.returncode == 1
     assert refused.value.stderr.startswith("expected --sign a key that gpg can sign with here, got 'nobody'")
     assert not (tmp_path / "out").exists()

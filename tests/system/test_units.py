@@ -9,60 +9,32 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from federation.notify import Notifier
 from federation.vocabulary import SiteState, StateReason
 
+from aggregator.config import AggregatorSettings, LimitsSettings
+from aggregator.serve import DESCRIPTORS_KEPT, DESCRIPTORS_PER_CONNECTION
 from site_client.agent.status_file import AgentStatus, in_words
 from site_client.config import load
-from site_client.notify import Notifier
 from site_client.receiver.settings import ReceiverSettings
 from site_client.status import gather, render_text
 from site_client.trainer.service import TrainerService
+from tests.aggregator.test_stop import STOPS_WITHIN_S
+from tests.systemd import Systemd, notify_socket
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze not installed")
 
 
-@dataclass
-class Systemd:
-    """The receiving end of sd_notify."""
-
-    path: Path
-    socket: socket.socket
-
-    def next(self, timeout_s: float) -> str | None:
-        """The next datagram; None when none comes."""
-        self.socket.settimeout(timeout_s)
-        try:
-            return self.socket.recv(4096).decode()
-        except TimeoutError:
-            return None
-
-    def until(self, wanted: str, timeout_s: float = 20.0) -> list[str]:
-        """Every datagram up to the first that begins with `wanted`."""
-        heard, ends_at = [], time.monotonic() + timeout_s
-        while time.monotonic() < ends_at:
-            message = self.next(ends_at - time.monotonic())
-            if message is None:
-                break
-            heard.append(message)
-            if message.startswith(wanted):
-                return heard
-        raise AssertionError(f"expected {wanted}, heard {heard}")
-
-
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    path = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(path))
-        yield Systemd(path, listening)
+    with notify_socket(tmp_path / "notify") as systemd:
+        yield systemd
 
 
 @pytest.fixture
@@ -248,12 +220,24 @@ def _heard(next_message: Callable[[float], str | None]) -> list[str]:
 
 
 @needs_analyze
-@pytest.mark.parametrize(("unit", "tenths"), [("trainer", 6), ("agent", 12), ("receiver", 15)])
+@pytest.mark.parametrize(("unit", "tenths"), [("trainer", 6), ("agent", 12), ("receiver", 15), ("aggregator", 15)])
 def test_the_hardening_score_holds(unit: str, tenths: int) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={tenths}"]
     done = subprocess.run([*command, UNITS / f"hemofed-{unit}.service"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "Overall exposure level" in done.stdout
+
+
+@needs_analyze
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.service")))
+def test_systemd_understands_every_line_of_a_unit(unit: str, tmp_path: Path) -> None:
+    # The program is not installed here, and its manual is not either.
+    text = re.sub(r"^ExecStart=.*$", "ExecStart=/bin/true", (UNITS / unit).read_text(), flags=re.MULTILINE)
+    (tmp_path / unit).write_text(text)
+    shutil.copy(UNITS / "hemofed.slice", tmp_path)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit in line]) == (0, [])
 
 
 def _directives(unit: str) -> dict[str, list[str]]:
@@ -291,8 +275,40 @@ def test_the_receiver_s_unit_shows_it_one_folder_and_lets_nobody_through_by_itse
     assert (receiver["Type"], "WatchdogSec" in receiver) == (["notify"], True)
 
 
+def test_the_aggregator_s_unit_writes_its_state_and_hides_the_custodian_s_key_and_a_hospital() -> None:
+    unit, state = _directives("hemofed-aggregator.service"), AggregatorSettings().state.folder
+    assert unit["User"] == unit["Group"] == ["hemofed-aggregator"]
+    assert Path("/var/lib", *unit["StateDirectory"]) == state
+    assert "ReadWritePaths" not in unit
+    assert (unit["ProtectHome"], unit["ProtectSystem"]) == (["yes"], ["strict"])  # ~/hemofed-custodian is not there
+    hidden = " ".join(unit["InaccessiblePaths"]).split()
+    assert f"-{state}/ca/custodian.key" in hidden
+    assert {"-/var/lib/hemofed", "-/var/cache/hemofed", "-/srv/hemofed"} <= set(hidden)
+    assert unit["ConditionPathExists"] == [str(state / "ca" / "ca.key")]
+
+
+def test_the_aggregator_s_unit_gives_up_what_the_agent_s_does() -> None:
+    """All but the agent's place in the queue of the hospital's machine."""
+    agent, aggregator = _directives("hemofed-agent.service"), _directives("hemofed-aggregator.service")
+    of_the_machine = {"Nice", "IOSchedulingClass", "OOMScoreAdjust", "Slice", "LimitNOFILE", "ReadWritePaths"}
+    sandbox = list(agent)[list(agent).index("RestrictAddressFamilies") : list(agent).index("WantedBy")]
+    assert len(sandbox) > 25
+    assert {key: agent[key] for key in sandbox if key not in of_the_machine} == {
+        key: aggregator.get(key) for key in sandbox if key not in of_the_machine
+    }
+
+
+def test_the_aggregator_s_unit_has_descriptors_for_the_limits_and_time_for_the_stop() -> None:
+    unit, limits = _directives("hemofed-aggregator.service"), LimitsSettings()
+    connections = limits.connections + limits.enrolment_connections
+    wanted = DESCRIPTORS_PER_CONNECTION * connections + limits.dashboard_connections + DESCRIPTORS_KEPT
+    assert int(*unit["LimitNOFILE"]) >= wanted
+    assert STOPS_WITHIN_S < int(*unit["TimeoutStopSec"]) <= 2 * STOPS_WITHIN_S
+    assert (unit["Type"], unit["WatchdogSec"], unit["Restart"]) == (["notify"], ["60"], ["on-failure"])
+
+
 def test_the_package_makes_the_receiver_s_folders_and_does_not_enable_it() -> None:
-    deb = UNITS.parent / "deb"
+    deb = UNITS.parent / "deb" / "site"
     folders = (deb / "tmpfiles.conf").read_text()
     assert re.search(r"^d- /srv/hemofed/export/received +2750 hemofed-receiver hemofed-export$", folders, re.MULTILINE)
     assert re.search(r"^d /var/lib/hemofed/trainer/taken +0755 hemofed-trainer hemofed$", folders, re.MULTILINE)

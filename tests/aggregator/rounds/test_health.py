@@ -13,6 +13,7 @@ from aggregator.context import AppContext
 from aggregator.health.checks import HealthChecks
 from aggregator.health.metrics import AggregatorMetrics
 from aggregator.health.pages import create_health_app
+from aggregator.health.status_line import status_line
 from aggregator.network import listen
 from aggregator.web_server import WebServer
 from tests.federation.world import World
@@ -117,3 +118,13 @@ def test_the_figures_follow_the_rows_and_name_no_hospital(world: World, pages: P
     text = pages.get("/metrics")[1]
     assert 'hemofed_round{state="keys"} 0.0' in text
     assert float(text.split("hemofed_audit_entries ")[-1].split()[0]) > before
+
+
+def test_the_line_for_systemctl_counts_hospitals_and_names_run_and_phase(world: World) -> None:
+    app = world.aggregator.app
+    assert status_line(app) == f"3 hospitals, run {world.run.name} running, round 1 keys"
+    with app.store.write() as session:
+        session.connection().exec_driver_sql("ALTER TABLE runs RENAME TO away")
+    assert status_line(app).startswith("the database does not answer (OperationalError)")
+    with app.store.write() as session:
+        session.connection().exec_driver_sql("ALTER TABLE away RENAME TO runs")

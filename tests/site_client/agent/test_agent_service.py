@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from federation.notify import Notifier
 from federation.vocabulary import SiteState
 
 from site_client.agent.egress.ledger import EgressDecision, Ledger, Outgoing
@@ -18,7 +19,6 @@ from site_client.agent.service import AgentService, run
 from site_client.agent.status_file import read_status
 from site_client.config import AggregatorAddress, SiteSettings, parse
 from site_client.errors import SiteError
-from site_client.notify import Notifier
 from site_client.status import gather
 from tests.site_client.agent.conftest import Consortium
 from tests.site_client.agent.test_link import serve

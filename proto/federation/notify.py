@@ -1,4 +1,4 @@
-"""Messages of a service to systemd: ready, status, alive, stopping. sd_notify(3).
+"""Messages of a service to systemd: ready, status, alive, stopping. sd_notify(3). For both sides.
 
 Each is one datagram to the AF_UNIX socket in NOTIFY_SOCKET; without that variable nothing is sent. Only the loop that
 does the work may call `alive`: so systemd restarts a hung loop.
@@ -40,6 +40,11 @@ class Notifier:
         watched = environment.pop("WATCHDOG_PID", str(os.getpid()))
         # WATCHDOG_PID is another process when the service was started through a shell.
         return cls(address, int(watchdog_us) / 1e6 if watched == str(os.getpid()) else 0.0)
+
+    @property
+    def has_listener(self) -> bool:
+        """Whether systemd started this process, so that a status is read."""
+        return bool(self._address)
 
     def ready(self) -> None:
         """Report that the service works from now on."""

@@ -2,15 +2,9 @@
 # hemofed-rollback: back to the version before the last upgrade, without a network. State stays as it is.
 set -e
 [ "$(id -u)" = 0 ] || { echo "hemofed-rollback: run this as root" >&2; exit 1; }
-. /usr/lib/hemofed/switch.sh
-running=$(readlink "$home/current")
-before=$(readlink "$home/previous" 2>/dev/null || true)
-if [ -z "$before" ] || [ ! -x "$home/$before/bin/hemofed-site" ]; then
-  echo "hemofed-rollback: there is no version before $running on this machine; install its .deb with dpkg -i" >&2
-  exit 1
-fi
-"$home/$before/bin/hemofed-site" --version >/dev/null # it must still run before anything is stopped
-python3.11 -m compileall -qq -j 0 "$home/$before/lib" || true # only the speed of the start depends on it
+#include package.sh
+#include switch.sh
+find_previous
 
 write_state_of_0_1_0() ( # one ledger file, and state files without a checksum; each step may be repeated after a crash
   cd /var/lib/hemofed/agent 2>/dev/null || exit 0
