@@ -62,11 +62,7 @@ FLOORS: dict[str, list[str]] = {
         "manifest.py roster.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py chunk_sizes.py",
         "vocabulary.py limits.py bandwidth.py description.py bounds.py accounting.py",
-<<<<<<< HEAD
-        "secagg errors.py labels.py pieces.py two_sums.py v1",
-=======
-        "secagg errors.py labels.py pieces.py notify.py v1",
->>>>>>> 62ba5c45de2e3561667ab99512a382f1d18afa2a
+        "secagg errors.py labels.py pieces.py notify.py two_sums.py v1",
     ],
     "deploy": ["simulation demonstration deb"],
 }
