@@ -20,7 +20,7 @@ from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.trainer.service import TrainerService
 from tests.site_client.agent.conftest import Consortium
 
-WAIT_S = 120.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[list[floa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "writev", refused)
-        patch.setattr("site_client.files.write_file", refused)
+        patch.setattr("site_client.files._write", refused)
         patch.setattr(Path, "write_bytes", refused)
         yield times
 
