@@ -79,6 +79,23 @@ class CommandContext:
         """
         return load_settings(self.config)
 
+    def require_owner(self, folder: Path) -> None:
+        """Keep root out of the state folder of another user.
+
+        Raises:
+            StateFolderRefused: When root would leave files there that the service cannot open.
+        """
+        if os.geteuid() != 0 or not folder.exists() or (uid := folder.stat().st_uid) == 0:
+            return
+        try:
+            owner = pwd.getpwuid(uid).pw_name
+        except KeyError:  # the account was removed, the folder stayed
+            owner = f"#{uid}"
+        raise StateFolderRefused(
+            f"expected {owner}, the owner of {folder}, got root, whose files the service could not open; "
+            f"type `runuser -u {owner} -- hemofed-aggregator ...`"
+        )
+
     @property
     def is_initialised(self) -> bool:
         """Whether there are settings and a state folder, so that `app` connects."""
@@ -92,7 +109,8 @@ class CommandContext:
             any_revision: Whether tables of another version are taken, too.
 
         Raises:
-            StateFolderRefused: Before `init`, or after an upgrade before `serve` has brought the tables up to date.
+            StateFolderRefused: Before `init`, after an upgrade before `serve` has brought the tables up to date, or as
+                root in another user's folder.
             NotFound: When `--as` names a person who is not listed.
         """
         from aggregator.context import open_context
@@ -100,6 +118,7 @@ class CommandContext:
         from aggregator.store import audit_mark
 
         settings = self.settings()
+        self.require_owner(settings.state.folder)
         if not self.is_initialised:
             raise StateFolderRefused(f"{settings.state.folder} holds no CA; run `hemofed-aggregator init` first")
         app = open_context(settings)

@@ -30,6 +30,7 @@ def init(context: CommandContext, custodian: Path, as_json: bool) -> None:
     """Make the consortium CA and the database, and certify the custodian's key."""
     settings, key = context.settings(), _public_key(custodian)
     folder = settings.state.folder
+    context.require_owner(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (folder / "ca" / "ca.key").exists():
         raise StateFolderRefused(f"{folder} is initialised already; a new CA would lock out every site that joined")

@@ -18,4 +18,6 @@ def restore(context: CommandContext, folder: Path, as_json: bool) -> None:
 
     FOLDER is what `backup` made. Then start `serve`.
     """
-    say("restored from", folder, copies.restore(context.settings(), folder), as_json)
+    settings = context.settings()
+    context.require_owner(settings.state.folder)
+    say("restored from", folder, copies.restore(settings, folder), as_json)

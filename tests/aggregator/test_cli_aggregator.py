@@ -107,6 +107,18 @@ def with_run(console: Console) -> Console:
 # --- the root ---
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be refused as root")
+def test_root_leaves_no_file_in_the_state_folder_of_another_user(tmp_path: Path) -> None:
+    console = Console(tmp_path)
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", 65_534, 65_534)
+    for command in (console.init, ("site", "list"), ("serve",), ("site", "invite", "north")):
+        said = console.refused(*command)
+        assert "got root, whose files the service could not open; type `runuser -u nobody -- hemofed-agg" in said
+        assert said.count("\n") == 1
+    assert list((tmp_path / "state").iterdir()) == []
+
+
 def test_help_imports_neither_the_database_nor_grpc() -> None:
     program = (
         "import sys\nfrom aggregator.cli import main\nmain(['--help'], standalone_mode=False)\n"

@@ -56,19 +56,27 @@ def test_settings_are_readable_by_the_service_and_by_no_other_user(root: Root) -
     assert modes == ["640 root hemofed-aggregator", "700 hemofed-aggregator hemofed-aggregator"]
 
 
-def test_what_the_page_says_brings_it_up_and_the_service_serves(root: Root, tmp_path: Path) -> None:
+def test_the_lines_of_the_page_bring_it_up_and_the_service_serves(root: Root, tmp_path: Path) -> None:
     public = tmp_path / "custodian.pub"
     public.write_bytes(CUSTODIAN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    key = root.give(public)
-    root.run(f"chmod 644 {key}")
+    root.run(f"cp {root.give(public)} /root/custodian.pub")
     port = free_port(in_a_row=3)
     edits = {"0.0.0.0:8443": port, "0.0.0.0:8444": port + 1, "127.0.0.1:8080": port + 2}
     expressions = " ".join(f"-e s/{address}/127.0.0.1:{to}/" for address, to in edits.items())
-    root.run(f"sed -i {expressions} /etc/hemofed/aggregator.toml")
-    said = root.run(f"{AS_SERVICE} init --custodian {key}")
-    assert "fingerprint" in said.lower()
-    root.run(f"echo 'correct horse battery' | {AS_SERVICE} admin add ada --password-stdin")
-    serving = root.start(f"exec {AS_SERVICE} serve")
+    folder = "/root"  # where the page's reader stands
+    for line in lines_of_the_page():
+        command = line.partition("  #")[0].strip()
+        if command.startswith("cd "):
+            folder = command.removeprefix("cd ")
+        elif command.startswith("nano "):
+            root.run(f"sed -i {expressions} {command.removeprefix('nano ')}")
+        elif "admin add" in command:
+            root.run(f"cd {folder} && echo 'correct horse battery' | {command} --password-stdin")
+        elif not command.startswith(("apt install", "systemctl")):  # installed already; no systemd runs here
+            root.run(f"cd {folder} && {command}")
+    # Not runuser, which stays beside its child: the signal below is for the service.
+    user = "--reuid hemofed-aggregator --regid hemofed-aggregator --init-groups"
+    serving = root.start(f"exec setpriv {user} hemofed-aggregator serve")
     try:
         deadline = time.monotonic() + 60
         while "aggregator started" not in (line := serving.stdout.readline() if serving.stdout else ""):
@@ -76,12 +84,26 @@ def test_what_the_page_says_brings_it_up_and_the_service_serves(root: Root, tmp_
             assert time.monotonic() < deadline
         assert "st-marys" in root.run(f"{AS_SERVICE} site invite st-marys")
         assert root.run(f"{AS_SERVICE} site list --json").startswith("[")
+        assert "got root, whose files" in root.run("hemofed-aggregator site list", good=False)
+        root.run(f"cd /srv/consortium && {AS_SERVICE} backup before-0.3.0")
     finally:
-        serving.terminate()  # each program on the way has become the next: this is the service
+        serving.terminate()  # each program on the way has become the next
         serving.communicate(timeout=60)
     assert serving.returncode == 0
-    assert root.run("stat -c %U /var/lib/hemofed-aggregator/hub.sqlite").split() == ["hemofed-aggregator"]
     assert root.run("find /var/lib/hemofed-aggregator -user root") == ""
+
+
+def test_a_backup_is_restored_after_the_folder_was_moved_away(root: Root) -> None:
+    root.run("mv /var/lib/hemofed-aggregator /var/lib/newer && systemd-tmpfiles --create hemofed-aggregator.conf")
+    root.run(f"cd /srv/consortium && {AS_SERVICE} restore before-0.3.0")
+    assert root.run("stat -c '%a %U' /var/lib/hemofed-aggregator").split() == ["700", "hemofed-aggregator"]
+    assert "YOUR-NAME" in root.run(f"{AS_SERVICE} admin list")
+
+
+def lines_of_the_page() -> list[str]:
+    """The second block of OPERATIONS.md: what is typed on the aggregator's machine."""
+    page = (DEB.parents[1] / "docs" / "OPERATIONS.md").read_text()
+    return page.split("### From the package\n")[1].split("```sh\n")[2].split("```")[0].splitlines()
 
 
 def test_its_programs_and_manual_are_there(root: Root) -> None:
