@@ -37,7 +37,7 @@ def main(ctx: click.Context, config: Path, as_name: str | None) -> None:
 
 for name, short_help in (
     ("admin", "People who may log in to the dashboard, and their roles."),
-    ("audit", "Who changed what and why, newest first."),
+    ("audit", "Print the changes with their actors and reasons, newest first."),
     ("backup", "Copy the state to FOLDER, which is new or empty."),
     ("config", "The settings: check, show."),
     ("doctor", "Look at database, disk, keys, certificates, addresses, clock and roster."),
