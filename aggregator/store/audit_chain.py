@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select, text, true, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -152,14 +152,16 @@ def _rows(connection: Connection) -> Iterator[Row[Any]]:
     Raises:
         AuditBroken: Naming a row that cannot be read: SQLite keeps any bytes in any column.
     """
-    columns, last = [_ROWS[name] for name in ("id", *CONTENT, "digest")], -(2**63)
+    columns = [_ROWS[name] for name in ("id", *CONTENT, "digest")]
+    # No smallest number to begin after: SQLite has numbers that the column of another database cannot hold.
+    is_next: ColumnElement[bool] = true()
     while True:
-        chosen = select(*columns).where(_ROWS.id > last).order_by(_ROWS.id)
+        chosen = select(*columns).where(is_next).order_by(_ROWS.id)
         try:
             rows = connection.execute(chosen.limit(ROWS_AT_ONCE)).all()
         except (SQLAlchemyError, ValueError, TypeError):
             # One by one, for its number. A database that refuses does so here as well.
-            ids = connection.scalars(select(_ROWS.id).where(_ROWS.id > last).order_by(_ROWS.id).limit(ROWS_AT_ONCE))
+            ids = connection.scalars(select(_ROWS.id).where(is_next).order_by(_ROWS.id).limit(ROWS_AT_ONCE))
             for row_id in ids.all():
                 try:
                     connection.execute(select(*columns).where(_ROWS.id == row_id)).all()
@@ -169,4 +171,4 @@ def _rows(connection: Connection) -> Iterator[Row[Any]]:
         yield from rows
         if len(rows) < ROWS_AT_ONCE:
             return
-        last = rows[-1].id
+        is_next = _ROWS.id > rows[-1].id
