@@ -3,9 +3,10 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 
 @dataclass
@@ -36,9 +37,10 @@ class Systemd:
         raise AssertionError(f"expected {wanted}, heard {heard}")
 
 
-@contextmanager
-def notify_socket(path: Path) -> Iterator[Systemd]:
-    """Listen at a path."""
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """One that listens."""
+    path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(path))
         yield Systemd(path, listening)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,9 @@ from aggregator.context import open_context
 from aggregator.serve import AggregatorServer
 from aggregator.sites.authority import Authority
 from tests.aggregator.test_serve import Service
-from tests.systemd import Systemd, notify_socket
+from tests.systemd import Systemd, systemd
+
+__all__ = ["systemd"]  # a fixture
 
 # As MemoryDenyWriteExecute= does: from here on no memory becomes executable, prctl(2). 1 where the kernel knows this.
 SERVE = """
@@ -28,12 +29,6 @@ ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)
 from aggregator.cli import main
 main()
 """
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    with notify_socket(tmp_path / "notify") as systemd:
-        yield systemd
 
 
 @pytest.fixture

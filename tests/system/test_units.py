@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,16 +25,12 @@ from site_client.receiver.settings import ReceiverSettings
 from site_client.status import gather, render_text
 from site_client.trainer.service import TrainerService
 from tests.aggregator.test_stop import STOPS_WITHIN_S
-from tests.systemd import Systemd, notify_socket
+from tests.systemd import Systemd, systemd
+
+__all__ = ["systemd"]  # a fixture
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze not installed")
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    with notify_socket(tmp_path / "notify") as systemd:
-        yield systemd
 
 
 @pytest.fixture
