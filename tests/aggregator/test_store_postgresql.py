@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +17,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from federation.roster import Roster, sign_roster
 from sqlalchemy import inspect, update
+from structlog.testing import capture_logs
 
+from aggregator.config import AggregatorSettings
+from aggregator.context import AppContext
 from aggregator.custodian.review import next_roster
 from aggregator.errors import JoinDenied, WrongState
 from aggregator.migrations import upgrade
+from aggregator.rounds.clock_steps import ClockSteps
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.sites.roster import import_roster, request_roster
-from aggregator.states import RunState
-from aggregator.store import Change, Store, audit_chain, open_store, record, site_rows, transition
+from aggregator.states import RoundState, RunState
+from aggregator.store import Change, Store, audit_chain, open_store, record, round_rows, site_rows, transition
+from aggregator.store.blobs import Blobs
 from aggregator.store.people import audit_trail
-from aggregator.store.tables import Base, Invitation, Run
+from aggregator.store.tables import Base, Invitation, Round, Run
 from tests.aggregator.conftest import Host, StandingClock
 from tests.aggregator.enrolment_helpers import roster_of, sign
 from tests.custodian import CUSTODIAN
@@ -114,18 +120,43 @@ def test_the_migrations_lead_to_the_tables_with_a_comment_on_every_column(store:
             assert comments == {column.name: column.comment for column in table.columns}
 
 
+def a_run(clock: StandingClock) -> Run:
+    return Run(
+        run_id=RUN,
+        name="pilot",
+        signed_plan=b"plan",
+        plan_digest=b"d" * 32,
+        state=RunState.RUNNING,
+        created_at=clock(),
+    )
+
+
+def test_a_clock_that_is_set_moves_no_deadline_that_other_aggregators_share(
+    store: Store, clock: StandingClock, tmp_path: Path
+) -> None:
+    app = AppContext(store, Blobs(tmp_path / "a", 1), Blobs(tmp_path / "b", 1), AggregatorSettings(), clock)
+    deadline = clock() + timedelta(hours=1)
+    times = {"began_at": clock(), "phase_since": clock(), "deadline": deadline}
+    row = Round(
+        run_id=RUN, number=1, attempt=1, state=RoundState.TRAINING, base_model=b"m" * 32, roster_epoch=0, **times
+    )
+    with store.write() as session:
+        session.add(a_run(clock))
+        session.flush()
+        session.add(row)
+    steps = ClockSteps(app, monotonic=lambda: 0.0)
+    clock.advance(hours=-2)
+    with capture_logs() as logs:
+        steps.follow()
+        steps.follow()
+    assert [event["event"] for event in logs] == ["clock was set"]
+    with store.read() as session:
+        assert [row.deadline for row in round_rows.of_run(session, RUN)] == [deadline]
+
+
 def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store, clock: StandingClock) -> None:
     with store.write() as session:
-        session.add(
-            Run(
-                run_id=RUN,
-                name="pilot",
-                signed_plan=b"plan",
-                plan_digest=b"d" * 32,
-                state=RunState.RUNNING,
-                created_at=clock(),
-            )
-        )
+        session.add(a_run(clock))
 
     def pause() -> None:
         change = Change(clock(), "operator", "run:72", "race")
