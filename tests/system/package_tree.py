@@ -45,6 +45,7 @@ def missing() -> str:
 
 
 _MOUNT: Final = """set -e
+umask 022 # as a machine was installed, whatever this process has
 mount --make-rprivate /
 mount -t tmpfs -o size=512m tmpfs "$1"
 mkdir "$1/up" "$1/work" "$1/root"
