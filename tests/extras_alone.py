@@ -53,14 +53,16 @@ def main() -> None:
                 [python, "-W", "error", "-c", IMPORT_ALL, ",".join(packages), ",".join(absent)],
                 check=True,
                 cwd=folder,
-                env=os.environ | {"PYTHONWARNINGS": "default"},
+                env=os.environ | {"PYTHONWARNINGS": "default", "PYTHONDONTWRITEBYTECODE": "1"},
             )
 
 
 def _install(folder: Path, extra: str) -> str:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = str(folder / "bin" / "python")
-    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    # Compiling PyTorch for one import would take longer than installing it.
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", python]
+    pip += ["install", "--no-compile"]
     constraints = str(ROOT / "deploy" / "constraints.txt")
     subprocess.run([*pip, "-c", constraints, f"{ROOT}[{extra}]"], check=True, stderr=subprocess.DEVNULL)
     return python
