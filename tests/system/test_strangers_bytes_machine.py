@@ -134,8 +134,9 @@ def nothing_runs(machine: Machine) -> Iterator[None]:
 def fill(machine: Machine, folder: Path) -> None:
     """Copies an export into the machine, for the group that reads exports alone."""
     shutil.copytree(folder, machine.file(EXPORT), dirs_exist_ok=True)
-    machine.run("chown", "-R", "root:hemofed-export", EXPORT)
-    machine.run("chmod", "-R", "u=rwX,g=rX,o=", EXPORT)
+    copied = [f"{EXPORT}/{child.name}" for child in folder.iterdir()]  # not `received`, which is the receiver's
+    machine.run("chown", "-R", "root:hemofed-export", *copied)
+    machine.run("chmod", "-R", "u=rwX,g=rX,o=", *copied)
 
 
 def scanned(machine: Machine) -> int:
