@@ -1,5 +1,7 @@
 """The idle gate suspends a scan with its readers at any moment; resumed, it ends as if nothing had happened."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,3 +41,9 @@ def test_a_scan_stands_still_within_a_second_and_goes_on(scanner: Scanner, tmp_p
     told, _ = process.communicate(timeout=60)
     assert (process.returncode, told.strip()) == (0, plain)
     assert pauses > 0
+
+
+def test_a_process_that_ends_while_the_others_are_listed_is_no_error() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert family(process) == [process.pid]
