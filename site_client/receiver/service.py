@@ -25,6 +25,7 @@ from site_client.disk_watch import DiskWatch, is_of_disk
 from site_client.errors import InUse, StateUnreadable
 from site_client.files import private_folder
 from site_client.logging_setup import log_to_stderr
+from site_client.receiver.age_clock import AgeClock
 from site_client.receiver.cleaning import Cleaning
 from site_client.receiver.commitments import Commitments
 from site_client.receiver.incoming import Incoming, load_secret
@@ -107,7 +108,8 @@ class ReceiverService:
         self._disk = DiskWatch(notifier)
         self._incoming = _opened(settings)
         self._commitments = Commitments(settings.state / "commitments", self._incoming, settings.storage)
-        self._cleaning = Cleaning(self._incoming, settings.taken, settings.keep_days)
+        clock = AgeClock(settings.state / "age.clock")
+        self._cleaning = Cleaning(self._incoming, settings.taken, settings.keep_days, clock)
         self.listener = self._listener() if settings.storage.senders else None
         self._pull = (
             Pull(settings, self._incoming, lambda: datetime.now().astimezone(), self._disk_failed)
@@ -192,6 +194,8 @@ class ReceiverService:
         free = self._incoming.free_bytes()
         if free < self._settings.disk_free_min_bytes:
             words.append("NOT STORING: the disk has less free than disk_free_min_gib")
+        if days := self._cleaning.days_held:
+            words.append(f"old files stay up to {days} days longer: the clock was set ahead, or this stood still")
         return "; ".join([*words, f"{free / (1 << 30):.0f} GiB free"])
 
 

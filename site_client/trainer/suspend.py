@@ -56,7 +56,10 @@ def family(process: "subprocess.Popen[Any]") -> list[int]:
     listed, waiting = [], [process.pid]
     while waiting:
         listed.append(waiting.pop())
-        for tasks in Path(f"/proc/{listed[-1]}/task").glob("*/children"):
+        tasks_of_process: list[Path] = []
+        with suppress(OSError):  # this process has ended, as a reader does on a damaged file
+            tasks_of_process = list(Path(f"/proc/{listed[-1]}/task").glob("*/children"))
+        for tasks in tasks_of_process:
             with suppress(OSError):  # this thread has ended
                 waiting.extend(map(int, tasks.read_text().split()))
     return listed

@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nsenter", "dbus-daemon", "dpkg-deb")
@@ -70,15 +71,16 @@ def _bus_answers() -> bool:
 
 
 class Machine:
-    """One machine in a folder `root`; its console goes to `console`."""
+    """One machine in a folder `root`; its console goes to `console`. `shown`: paths inside, of folders of this host."""
 
-    def __init__(self, root: Path, console: Path) -> None:
-        self.root, self._console = root, console
+    def __init__(self, root: Path, console: Path, shown: Mapping[str, Path] = MappingProxyType({})) -> None:
+        self.root, self._console, self._shown = root, console, shown
         self._nspawn: subprocess.Popen[bytes] | None = None
 
     def boot(self) -> None:
         """Returns once systemd has started everything that it starts at boot."""
         command = ["systemd-nspawn", "--boot", "--register=no", "--keep-unit", "--quiet", "-D", str(self.root)]
+        command += [f"--bind-ro={folder}:{path}" for path, folder in self._shown.items()]
         with self._console.open("ab") as console:
             self._nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         self._await_boot()

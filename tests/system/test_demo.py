@@ -139,15 +139,22 @@ SMALL = ("--studies", "10", "--rounds", "1", "--epochs", "1")
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_completes_though_each_of_the_seven_processes_and_a_worker_are_killed(demo: Callable[..., Demo]) -> None:
-    running = demo(*SMALL)
+def test_a_run_completes_though_each_of_the_seven_processes_and_a_worker_are_killed(
+    demo: Callable[..., Demo], tmp_path: Path
+) -> None:
+    """It stays up then, and Ctrl-C leaves no process behind."""
+    running = demo(*SMALL, "--keep")
     running.wait_until("all seven processes run", lambda: set(running.pids()) == set(PROCESSES), STARTED_S)
     running.wait_until("round 1 began", lambda: "round 1: training" in running.output, 60)
     for name in PROCESSES:
         running.kill(name)
     running.kill_worker("east")
-    running.finish()
+    running.wait_until("it stays up", lambda: "staying up; Ctrl-C ends everything" in running.output, COMPLETED_S)
     _completed(running)
+    assert set(running.pids()) == set(PROCESSES)
+    running.process.send_signal(signal.SIGINT)
+    assert running.finish() == 130
+    assert _left_behind(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -178,8 +185,9 @@ def test_a_run_completes_though_every_hospitals_worker_is_killed_while_it_trains
     _completed(running)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ctrl_c_leaves_no_process_behind(demo: Callable[..., Demo], tmp_path: Path) -> None:
+def test_ctrl_c_while_it_works_leaves_no_process_behind(demo: Callable[..., Demo], tmp_path: Path) -> None:
     running = demo(*SMALL)
     running.wait_until("all seven processes run", lambda: set(running.pids()) == set(PROCESSES), STARTED_S)
     running.process.send_signal(signal.SIGINT)

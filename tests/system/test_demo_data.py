@@ -1,12 +1,15 @@
 """The demo's `--data`: a messy export is dealt to the hospitals, no patient to two of them."""
 
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
 from deploy.demonstration.export_folder import deal_export
 from deploy.demonstration.hospitals import LABELS_FOLDER, BadDataFolder, Hospital, hospitals, is_rsna_layout
@@ -28,10 +31,21 @@ def pack(archive: Path, paths: Sequence[Path]) -> None:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """Nine patients: four as files, two in one archive, one in another, two as files of many frames; and junk."""
+    """Nine patients: four as files, two in one archive, one in another, two as files of many frames; and junk.
+
+    Of the files, those of two patients are compressed; a DICOMDIR lists all four.
+    """
     root = tmp_path / "messy"
     scanner = Scanner(root)
     series = [scanner.series(f"1.2.{number}", patient=f"P{number}") for number in range(PATIENTS)]
+    for paths, syntax in zip(series, (JPEGLSLossless, JPEG2000Lossless), strict=False):
+        for path in paths:
+            dataset = dcmread(path)
+            dataset.compress(syntax, generate_instance_uid=False)
+            dataset.save_as(path)
+    if shutil.which("dcmmkdir"):
+        listed = [str(path.relative_to(root)) for paths in series[:4] for path in paths]
+        subprocess.run(["dcmmkdir", "+I", "-Pgp", "+D", "DICOMDIR", *listed], cwd=root, check=True, capture_output=True)
     pack(root / "two.zip", [*series[4], *series[5]])
     pack(root / "one.zip", series[6])
     for number, sop_class in ((7, CONVERTED), (8, "1.2.840.10008.5.1.4.1.1.2.1")):
@@ -80,7 +94,7 @@ def test_a_folder_that_is_not_enough_for_the_hospitals_is_refused_with_what_was_
     export: Path, tmp_path: Path, lacking: str
 ) -> None:
     if lacking == "patients":
-        for folder in export.glob("D*"):
+        for folder in export.glob("D?"):
             shutil.rmtree(folder)
     else:
         (export / lacking).unlink()

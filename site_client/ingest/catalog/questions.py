@@ -18,16 +18,17 @@ _EXPECTED_MIN: Final = 5  # positive studies that the literature would lead to e
 
 @dataclass(frozen=True)
 class PublishedShare:
-    """The lowest and the highest share of head CTs with a label, among cohorts that were not chosen by it."""
+    """The lowest and the highest share of head CTs with a label, among published cohorts of hospitals."""
 
     low: float
     high: float
 
 
-# Of 21 095 head CTs of some twenty centres, and of 491 of other ones: Qure25k and CQ500 (Chilamkurthy et al., Lancet
-# 2018, 392:2388-2396; preprint arXiv:1803.05854). The totals stand in its abstract. The counts by label are those of
-# its table 1 as we knew them; we had no copy to compare them with. `any` begins at 84 of 1372 head CTs of one hospital
-# (Abrigo et al., Hong Kong Med J 2023, 29:112). The RSNA set of 2019 is no such cohort: its studies were chosen.
+# Chilamkurthy et al., Lancet 2018, 392:2388-2396 (preprint arXiv:1803.05854). High: CQ500, 491 head CTs of which 277
+# were chosen by words of their reports; `python tests/benchmarks/published_shares.py reads.csv` counts it again. Low:
+# Qure25k, 21 095 head CTs drawn at random; it is not public, and its counts by label are those of the paper's table 1
+# as we knew them. `any` begins at 84 of 1372 head CTs of one hospital (Abrigo et al., Hong Kong Med J 2023, 29:112).
+# The RSNA set of 2019 is no cohort: its studies were chosen by label.
 PUBLISHED_SHARES: Final = {
     "epidural": PublishedShare(290 / 21_095, 13 / 491),
     "intraparenchymal": PublishedShare(2_013 / 21_095, 134 / 491),

@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from site_client.ingest.catalog.catalog import Catalog
-from site_client.ingest.files.readers import Readers
+from site_client.ingest.files.readers import shared_readers
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.series.volume import Volume, read_volume
 from tests.site_client.ingest.conftest import Scanner
@@ -123,9 +123,7 @@ def test_high_throughput_jpeg_2000_of_openjph_decodes_bit_for_bit(scanner: Scann
     dataset.PixelData = encapsulate([stream.read_bytes()])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(path)
-    readers = Readers(1)
-    (image,) = readers.slices([path])
-    readers.close()
+    (image,) = shared_readers().slices([path])
     y, x = np.mgrid[:40, :48]
     assert isinstance(image, Slice)
     assert np.array_equal(image.stored, (37 * x + 101 * y + x * y) % 3001 - (1024 if signed else 0))

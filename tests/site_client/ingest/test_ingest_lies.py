@@ -1,5 +1,6 @@
 """Lies that an archive tells by accident: what its headers say is sound for each file and false for all of them."""
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -281,21 +282,23 @@ def test_each_code_of_a_series_fails_a_filter_of_its_explanation(
 @pytest.mark.parametrize(
     "tool", [["dcmcjpeg"], ["gdcmconv", "--jpeg"], ["dcmcjpls"], ["gdcmconv", "--j2k"], ["dcmcrle"]], ids=" ".join
 )
-@pytest.mark.parametrize("whole", [0.95, 0.5])
 def test_a_compressed_image_whose_rest_is_zeros_is_not_ready(
-    scanner: Scanner, catalog: Catalog, tmp_path: Path, tool: list[str], whole: float
+    scanner: Scanner, catalog: Catalog, tmp_path: Path, tool: list[str]
 ) -> None:
     """A program that copies reserves the file first; the copy that breaks off has the length and the times."""
-    for index, path in enumerate(scanner.series("1.2.3")):
+    paths = scanner.series("1.2.3", slices=12, step_mm=10.0, tags={"SliceThickness": "10"})
+    for path in paths:
         subprocess.run([*tool, str(path), str(tmp_path / "packed")], check=True, capture_output=True)
-        dataset = dcmread(tmp_path / "packed")
-        if index == 13:
-            (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
-            kept = stream[: int(len(stream) * whole)]
-            dataset.PixelData = encapsulate([kept.ljust(len(stream), b"\0")])
-        dataset.save_as(path, enforce_file_format=True)
-    report = catalog.scan(scanner.root)
-    assert (report.studies_ready, report.series) == (0, {"Q_DECODE": 1})
+        shutil.move(tmp_path / "packed", path)
+    assert catalog.scan(scanner.root).studies_ready == 1
+    dataset = dcmread(paths[6])
+    (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    for whole in (0.95, 0.5):
+        kept = stream[: int(len(stream) * whole)]
+        dataset.PixelData = encapsulate([kept.ljust(len(stream), b"\0")])
+        dataset.save_as(paths[6], enforce_file_format=True)
+        report = catalog.scan(scanner.root)
+        assert (report.files_read, report.studies_ready, report.series) == (1, 0, {"Q_DECODE": 1})
 
 
 @pytest.mark.parametrize("word", ["original", "soft", "1.2.3.1", "study_key", ""])

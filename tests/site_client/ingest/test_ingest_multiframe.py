@@ -3,7 +3,8 @@
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from pydicom.uid import (
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.files.header import Header
 from site_client.ingest.files.reader import Reader
-from site_client.ingest.files.readers import Readers
+from site_client.ingest.files.readers import shared_readers
 from site_client.ingest.files.slices import Slice
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.reasons import Reason
 from site_client.ingest.rules import Rules
 from site_client.ingest.series.volume import Volume, read_volume
-from tests.site_client.ingest.conftest import Clock, Scanner
+from tests.site_client.ingest.conftest import Scanner
 from tests.site_client.ingest.enhanced import CONVERTED, Edit, enhanced, item
 from tests.site_client.ingest.test_ingest_catalog import label
 
@@ -53,15 +54,21 @@ def reasons(catalog: Catalog) -> list[tuple[str, ...]]:
     return [summary.reasons for summary in catalog.series()]
 
 
-@pytest.fixture
-def twin(singles: list[Path], tmp_path: Path, secret: SiteSecret, clock: Clock) -> Volume:
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     """The volume of the single images."""
-    catalog = Catalog.open(tmp_path / "twin.sqlite", secret, Rules(settle_s=0), clock)
-    label(tmp_path, "1.2.3")
-    catalog.scan(tmp_path / "singles", [tmp_path / "labels.csv"])
-    volume = read_back(catalog)
-    catalog.close()
-    return volume
+    folder = tmp_path_factory.mktemp("twin")
+    Scanner(folder / "singles").series()
+    label(folder, "1.2.3")
+    with closing(Catalog.open(folder / "twin.sqlite", SiteSecret(bytes(32)), Rules(settle_s=0))) as catalog:
+        catalog.scan(folder / "singles", [folder / "labels.csv"])
+        return read_back(catalog)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    with closing(Reader()) as reader:
+        yield reader
 
 
 @pytest.mark.parametrize(
@@ -126,12 +133,10 @@ def test_a_converted_file_takes_the_labels_of_its_images_and_is_a_copy_beside_th
     assert catalog.dataset().studies[0].slice_labels[6].tolist()[-1] == 1
 
 
-def test_every_frame_answers_with_a_uid_of_its_own(singles: list[Path], tmp_path: Path) -> None:
-    reader = Reader()
+def test_every_frame_answers_with_a_uid_of_its_own(singles: list[Path], tmp_path: Path, reader: Reader) -> None:
     frames = [Path(f"{enhanced(singles, tmp_path / 'E1')}\0{number}") for number in range(3)]
     converted = [Path(f"{enhanced(singles, tmp_path / 'E2', sop_class=CONVERTED)}\0{number}") for number in range(3)]
     uids = reader.sop_uids([*frames, *converted])
-    reader.close()
     assert uids == [f"1.2.3.1.9999|{k}" for k in (1, 2, 3)] + [f"1.2.3.1.{k}" for k in (1, 2, 3)]
 
 
@@ -227,11 +232,14 @@ def test_a_multiframe_file_says_what_it_is_or_lacks(
     ],
 )
 def test_a_file_whose_frames_cannot_be_told_apart_is_one_code(
-    singles: list[Path], tmp_path: Path, secret: SiteSecret, edit: Callable[[Dataset], None], reason: Reason
+    singles: list[Path],
+    tmp_path: Path,
+    secret: SiteSecret,
+    reader: Reader,
+    edit: Callable[[Dataset], None],
+    reason: Reason,
 ) -> None:
-    reader = Reader()
     assert header_of(enhanced(singles, tmp_path / "E1", edit=edit), secret, reader) is reason
-    reader.close()
 
 
 def test_missing_frames_in_the_middle_are_a_gap_and_frames_over_time_are_perfusion(
@@ -266,13 +274,12 @@ def test_both_halves_of_a_concatenation_are_one_series(
 
 def test_each_frame_has_its_own_digest_and_another_header_changes_all(singles: list[Path], tmp_path: Path) -> None:
     same = [singles[0]] * 3
-    readers = Readers(1)
+    readers = shared_readers()
     first = enhanced(same, tmp_path / "E1")
     images = readers.slices([Path(f"{first}\0{number}") for number in range(3)])
     again = readers.slices([Path(f"{first}\0{number}") for number in range(3)])
     enhanced(same, first, edit=lambda dataset: rescale_type(dataset, "US"))
     other = readers.slices([Path(f"{first}\0{number}") for number in range(4)])
-    readers.close()
     digests = [image.sha256 if isinstance(image, Slice) else image for image in (*images, *again, *other)]
     assert digests[:3] == digests[3:6]
     assert len(set(digests)) == 7
@@ -314,13 +321,15 @@ def test_dcmtk_reads_the_files_of_these_tests_as_enhanced_ct(singles: list[Path]
     assert dump.stderr == ""
 
 
-def test_a_damaged_multiframe_file_is_a_code(singles: list[Path], tmp_path: Path, secret: SiteSecret) -> None:
+def test_a_damaged_multiframe_file_is_a_code(
+    singles: list[Path], tmp_path: Path, secret: SiteSecret, reader: Reader
+) -> None:
     rng = np.random.default_rng(7)
     sources = [
         enhanced(singles[:4], tmp_path / f"E{place}", syntax=syntax).read_bytes()
         for place, syntax in enumerate((ExplicitVRLittleEndian, JPEGLSLossless, RLELossless))
     ]
-    readers, reader = Readers(2), Reader()
+    readers = shared_readers()
     for number in range(400):
         data = bytearray(sources[number % len(sources)])
         groups = data.index(b"\x00\x52\x29\x92")
@@ -343,5 +352,3 @@ def test_a_damaged_multiframe_file_is_a_code(singles: list[Path], tmp_path: Path
         assert isinstance(header, Header | Reason)
         assert all(isinstance(image, Slice | Reason) for image in images)
         assert not [word for word in ("CANARYNAME", "ANNA", "1.2.3") if word in repr(header) + repr(images)]
-    readers.close()
-    reader.close()

@@ -1,19 +1,27 @@
 """Reader processes: whatever a file does to one, it is a code, and the next file is read."""
 
+import json
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from site_client.ingest.catalog.catalog import Catalog
 from site_client.ingest.files import reader as reader_module
+from site_client.ingest.files.frames import LENGTHS, read_lengths, write_frame
 from site_client.ingest.files.header import DicomHeader
 from site_client.ingest.files.reader import Reader
 from site_client.ingest.files.readers import Readers
@@ -25,8 +33,9 @@ from tests.site_client.ingest.conftest import Scanner
 from tests.site_client.ingest.damage import CANARIES, compressed, deflated, encodings, endless, mutations, nested
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reader() -> Iterator[Reader]:
+    """One for all tests: whatever one of them does to its process, the next one finds a sound one."""
     reader = Reader()
     yield reader
     reader.close()
@@ -107,8 +116,10 @@ def test_a_reader_process_that_is_killed_is_started_again(reader: Reader, ct: Pa
     first = psutil.Process(reader._process.pid)
     both = [first, *first.children()]
     first.kill()
-    assert isinstance(header(reader, ct, secret), DicomHeader)
+    assert isinstance(header(reader, ct, secret), DicomHeader)  # perhaps by the worker, which outlives it for a moment
     assert psutil.wait_procs(both, timeout=10)[1] == []
+    assert isinstance(header(reader, ct, secret), DicomHeader)
+    assert worker(reader) not in both
 
 
 def test_a_file_that_gives_no_answer_is_left_and_the_next_one_read(
@@ -183,12 +194,15 @@ def test_a_deflated_file_is_read_up_to_its_limit_and_in_bounded_memory(
     assert peak_kib < 400_000
 
 
-def test_sequences_a_thousand_deep_and_an_element_without_end_are_limits(
-    reader: Reader, ct: Path, secret: SiteSecret, tmp_path: Path
-) -> None:
+def test_sequences_a_thousand_deep_are_a_limit(reader: Reader, ct: Path, secret: SiteSecret, tmp_path: Path) -> None:
     path = tmp_path / "nested"
     path.write_bytes(nested(ct, 1000))
     assert header(reader, path, secret) in (Reason.Q_DECODE_LIMIT, Reason.Q_READ)
+    assert isinstance(header(reader, ct, secret), DicomHeader)
+
+
+@pytest.mark.slow
+def test_an_element_without_end_is_a_limit(reader: Reader, ct: Path, secret: SiteSecret, tmp_path: Path) -> None:
     began_s = time.monotonic()
     assert header(reader, endless(ct, tmp_path / "endless"), secret) in (Reason.Q_DECODE_LIMIT, Reason.Q_READ)
     assert time.monotonic() - began_s < 40
@@ -290,7 +304,9 @@ def test_fifty_thousand_damaged_files_get_past_no_door(
     fuzz(50_000, 2, ct, tmp_path, secret, capfd)
 
 
-def test_damaged_files_beside_a_good_series_cost_it_nothing(scanner: Scanner, ct: Path, catalog: Catalog) -> None:
+def test_damaged_and_odd_files_beside_a_good_series_cost_it_nothing(
+    scanner: Scanner, ct: Path, catalog: Catalog
+) -> None:
     files = encodings(ct)
     for path in scanner.root.rglob("*"):
         if path.is_file():
@@ -298,7 +314,47 @@ def test_damaged_files_beside_a_good_series_cost_it_nothing(scanner: Scanner, ct
     scanner.series("1.2.4")
     for number, data in enumerate(mutations(files, 60, 3)):
         (scanner.root / f"bad{number}").write_bytes(data)
-    assert catalog.scan(scanner.root).studies_ready == 1
+
+    def one_pixel(dataset: Dataset, index: int) -> None:
+        dataset.Rows = dataset.Columns = 1
+        dataset.PixelData = bytes(2)
+
+    (tiny,) = scanner.series("1.2.5", slices=1, edit=one_pixel)
+    (unknown_vr,) = scanner.series("1.2.6", slices=1)
+    data = unknown_vr.read_bytes()
+    unknown_vr.write_bytes(data.replace(b"\x28\x00\x53\x10DS", b"\x28\x00\x53\x10D0"))
+    assert unknown_vr.read_bytes() != data
+    report = catalog.scan(scanner.root)
+    assert report.studies_ready == 1
+    for path in (tiny, unknown_vr):
+        assert re.search(r"\b[QR]_[A-Z_]+\b", "\n".join(catalog.explain(str(path))))
+
+
+def test_a_file_that_takes_too_much_processor_time_ends_its_worker(
+    ct: Path, secret: SiteSecret, tmp_path: Path
+) -> None:
+    """An element without end, with a lower limit: the real one takes ten seconds."""
+    program = (
+        "from site_client.ingest.files import reader_process as process\n"
+        "process.CPU_S_MAX['header'] = 0.2\n"
+        "process.main()\n"
+    )
+    asked = {"task": "header", "secret": secret.value.hex(), "rules": msgspec.to_builtins(Rules())}
+    files = [[str(path), path.stat().st_size] for path in (endless(ct, tmp_path / "endless"), ct)]
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def answer(stream: IO[bytes]) -> dict[str, Any]:
+            table: dict[str, Any] = json.loads(stream.read(read_lengths(stream.read(LENGTHS.size))[0]))
+            return table
+
+        assert "decoders" in answer(process.stdout)
+        write_frame(process.stdin.fileno(), {**asked, "id": 1, "files": files[:1]})
+        assert answer(process.stdout) == {"died": signal.SIGPROF}
+        write_frame(process.stdin.fileno(), {**asked, "id": 2, "files": files[1:]})
+        assert "header" in answer(process.stdout)
+        process.stdin.close()
 
 
 def test_signals_that_end_a_worker_are_told_apart(reader: Reader, ct: Path, secret: SiteSecret) -> None:

@@ -1,5 +1,6 @@
 """A verdict lives as long as what it was based on. A fault of our own disk is blamed on no file of the export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from site_client.ingest.files.readers import Readers
 from site_client.ingest.pseudonym import SiteSecret
 from site_client.ingest.records import SeriesKey, SeriesRecord
 from site_client.ingest.rules import Rules
+from site_client.ingest.series import assess
+from site_client.ingest.series.stacks import Stack
 from site_client.ingest.series.volume import Volume
 from site_client.training.cache import StudyCache
 from tests.site_client.ingest.conftest import Clock, Scanner
@@ -121,3 +124,21 @@ def test_a_scan_that_is_interrupted_between_files_and_series_loses_no_change(
             catalog.scan(scanner.root)
     assert catalog.scan(scanner.root).files_read == 0
     assert len(catalog.dataset().studies[0].series.files) == 25
+
+
+@pytest.mark.parametrize(("place", "code"), [("split", "Q_GEOMETRY"), ("_assess_content", "Q_DECODE")])
+def test_an_error_that_no_rule_foresees_is_a_code_of_its_series_alone(
+    scanner: Scanner, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, place: str, code: str
+) -> None:
+    sound = getattr(assess, place)
+
+    def faulty(of: Sequence[object] | Stack, *rest: object) -> object:
+        if len(of.images if isinstance(of, Stack) else of) == 30:
+            raise ZeroDivisionError("CANARYNAME")
+        return sound(of, *rest)
+
+    scanner.series("1.2.3")
+    scanner.series("1.2.4", patient="P2", slices=30)
+    monkeypatch.setattr(assess, place, faulty)
+    report = catalog.scan(scanner.root)
+    assert (report.studies_ready, report.series) == (1, {code: 1})

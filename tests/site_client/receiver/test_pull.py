@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -93,6 +94,16 @@ def test_a_pull_killed_at_any_moment_goes_on_without_loss_and_without_doubles(re
         assert len(server.retrieved) <= 40 + 2 * 2
         assert receiver.stop() == 0
         assert receiver.partials() == []
+
+
+def test_a_rate_holds_for_all_connections_together(tmp_path: Path) -> None:
+    images, kib_s = study(1, images=8), 24
+    with serving(images) as server:
+        began_s = time.monotonic()
+        result = pulled(folder(tmp_path), DicomwebSettings(server.url, kib_s=kib_s, concurrency=4))
+        passed_s = time.monotonic() - began_s
+    assert result == PassResult(8, 0, True)
+    assert passed_s >= sum(len(part10(data)) for data in images) / (kib_s * 1024)
 
 
 def test_outside_its_hours_nothing_is_asked(tmp_path: Path) -> None:
