@@ -6,7 +6,9 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from aggregator.dashboard import run_views
 from aggregator.dashboard.charts import line_chart
+from aggregator.dashboard.now_view import awaited_because, now_view
 from aggregator.dashboard.rendering import page
+from aggregator.dashboard.site_page import awaiting_approval, invited_names, site_page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
@@ -20,25 +22,56 @@ ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
 @router.get("/")
 def overview(request: Request) -> Response:
-    """Show the run in progress, or else the last one, and the sites."""
+    """Show the run in progress, or else the last one: first what is going on and what comes next, then the sites."""
     app = request.app.state.context
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
         run = run_rows.current(session)
         view = None if run is None else run_views.run_view(app, session, run)
         shown = site_views(app, session)
-        notices = roster_notices(session, app.settings.state.folder, app.clock())
+        now = None if run is None else now_view(app, session, run, shown)
+        notices, approvals = roster_notices(session, app.settings.state.folder, app.clock()), awaiting_approval(session)
     moving = view is not None and view.moving
     return page(
         request,
         "overview.html",
         run=view,
+        now_view=now,
         sites=shown,
         charts=_charts(view),
         notices=notices,
+        approvals=approvals,
         here="overview",
         moving=moving,
     )
+
+
+@router.get("/sites")
+def site_list(request: Request) -> Response:
+    """Show every site, and every name that is invited."""
+    app = request.app.state.context
+    with app.store.read() as session:
+        shown = site_views(app, session)
+        invited, approvals = invited_names(session), awaiting_approval(session)
+        notices = roster_notices(session, app.settings.state.folder, app.clock())
+    return page(request, "sites.html", sites=shown, invited=invited, approvals=approvals, notices=notices, here="sites")
+
+
+@router.get("/sites/{name}")
+def one_site(request: Request, name: str) -> Response:
+    """Show one site.
+
+    Raises:
+        HTTPException: 404 when there is no such site.
+    """
+    app = request.app.state.context
+    with app.store.read() as session:
+        try:
+            shown = site_page(app, session, name, request.state.role)
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+    situation = None if shown.view is None else awaited_because(shown.view)
+    return page(request, "site.html", site=shown, situation=situation, here="sites")
 
 
 @router.get("/runs")

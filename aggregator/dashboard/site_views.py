@@ -12,6 +12,8 @@ from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
 
+RENEWAL_LATE_AT = 4  # less than one part of so many is left of a certificate's life, and it was not renewed
+
 
 @dataclass(frozen=True)
 class SiteView:
@@ -21,6 +23,7 @@ class SiteView:
     standing: SiteStanding
     tone_of_standing: str
     certificate_days: float | None  # until the newest certificate expires; negative afterwards
+    certificate_tone: str = ""
     state: str = "never seen"
     tone: str = ""
     reasons: tuple[str, ...] = ()
@@ -35,13 +38,21 @@ class SiteView:
     ledger_entries: int | None = None
 
     @property
-    def takes_part(self) -> bool:
-        """Whether rounds may take the site, now or once it is approved."""
-        return self.standing in (SiteStanding.APPROVED, SiteStanding.PENDING)
+    def group(self) -> str:
+        """The heading that it stands under; empty for those that rounds may take, now or once they are approved."""
+        return _GROUPS.get(self.standing, "")
+
+
+_GROUPS = {
+    SiteStanding.SUSPENDED: "No round takes these",
+    SiteStanding.REVOKED: "Revoked or left",
+    SiteStanding.LEFT: "Revoked or left",
+}
+_ORDER = ("", "No round takes these", "Revoked or left")
 
 
 def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
-    """Read every site that ever joined: first those that rounds may take, then the others, each by name."""
+    """Read every site that ever joined: those that rounds may take, the suspended, those that are out; each by name."""
     now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
     run = run_rows.current(session)
@@ -54,9 +65,12 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
         expires_at = expiries.get(site.name)
         tone = wording.TONES.get(standing, "warn")
         days = None if expires_at is None else (expires_at - now).total_seconds() / 86_400
+        # A site that is out has no certificate to care for.
+        days = days if standing in (*site_rows.MEMBERS, SiteStanding.PENDING) else None
+        tone_of_days = certificate_tone(days, app.settings.enrolment.certificate_days)
         report = reports.get(site.name)
         if report is None:
-            views.append(SiteView(site.name, standing, tone, days))
+            views.append(SiteView(site.name, standing, tone, days, tone_of_days))
             continue
         age_s = (now - report.seen_at).total_seconds()
         stale_s = stale_after_s(app.settings.pacing, report.state, run_paused=paused)
@@ -67,6 +81,7 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 standing=standing,
                 tone_of_standing=tone,
                 certificate_days=days,
+                certificate_tone=tone_of_days,
                 state=wording.SITE_STATES.get(report.state, report.state),
                 tone=wording.SITE_TONES.get(report.state, ""),
                 reasons=tuple(wording.REASONS.get(name, name) for name in report.reasons.split(",") if name),
@@ -82,4 +97,13 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 ledger_entries=report.ledger_entries,
             )
         )
-    return tuple(sorted(views, key=lambda view: (not view.takes_part, view.name)))
+    return tuple(sorted(views, key=lambda view: (_ORDER.index(view.group), view.name)))
+
+
+def certificate_tone(days: float | None, lifetime_days: int) -> str:
+    """Return the color of a certificate with so many days left: sites renew it when a third of its life is left."""
+    if days is None:
+        return ""
+    if days < 0:
+        return "bad"
+    return "warn" if days < lifetime_days / RENEWAL_LATE_AT else ""
