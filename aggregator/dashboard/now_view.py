@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
-from aggregator.dashboard.site_views import SiteView
+from aggregator.dashboard.site_views import CANNOT_WRITE, SET_BACK, SiteView
 from aggregator.rounds.outlook import outlook
 from aggregator.rounds.snapshot import read_snapshot
 from aggregator.runs.faults import sits_out_until
@@ -113,6 +113,8 @@ def awaited_because(site: SiteView) -> SiteInRound:
         return SiteInRound(site.name, f"certificate expired {ago} ago", "bad")
     if site.age_s is None:
         return SiteInRound(site.name, "has never reported", "warn")
+    if site.doubt in (SET_BACK, CANNOT_WRITE):
+        return SiteInRound(site.name, site.doubt, "warn")
     if site.stale:
         return SiteInRound(site.name, f"silent for {duration(site.age_s)}", "bad")
     reasons = f": {'; '.join(site.reasons)}" if site.reasons else ""

@@ -3,9 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from sqlalchemy.orm import Session
 
+from aggregator.context import AppContext
 from aggregator.dashboard import run_views
 from aggregator.dashboard.charts import line_chart
+from aggregator.dashboard.conditions import clock_notices
 from aggregator.dashboard.now_view import awaited_because, now_view
 from aggregator.dashboard.rendering import page
 from aggregator.dashboard.site_page import awaiting_approval, invited_names, site_page
@@ -24,13 +27,14 @@ ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 def overview(request: Request) -> Response:
     """Show the run in progress, or else the last one: first what is going on and what comes next, then the sites."""
     app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
         run = run_rows.current(session)
         view = None if run is None else run_views.run_view(app, session, run)
-        shown = site_views(app, session)
+        shown = site_views(app, session, cannot_write=cannot_write)
         now = None if run is None else now_view(app, session, run, shown)
-        notices, approvals = roster_notices(session, app.settings.state.folder, app.clock()), awaiting_approval(session)
+        notices, approvals = _notices(app, session), awaiting_approval(session)
     moving = view is not None and view.moving
     return page(
         request,
@@ -50,10 +54,11 @@ def overview(request: Request) -> Response:
 def site_list(request: Request) -> Response:
     """Show every site, and every name that is invited."""
     app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
     with app.store.read() as session:
-        shown = site_views(app, session)
+        shown = site_views(app, session, cannot_write=cannot_write)
         invited, approvals = invited_names(session), awaiting_approval(session)
-        notices = roster_notices(session, app.settings.state.folder, app.clock())
+        notices = _notices(app, session)
     return page(request, "sites.html", sites=shown, invited=invited, approvals=approvals, notices=notices, here="sites")
 
 
@@ -65,9 +70,10 @@ def one_site(request: Request, name: str) -> Response:
         HTTPException: 404 when there is no such site.
     """
     app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
     with app.store.read() as session:
         try:
-            shown = site_page(app, session, name, request.state.role)
+            shown = site_page(app, session, name, request.state.role, cannot_write=cannot_write)
         except NotFound as error:
             raise HTTPException(404, str(error)) from None
     situation = None if shown.view is None else awaited_because(shown.view)
@@ -143,6 +149,11 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
     # Paged by id and not by number of rows: rows that are added meanwhile move nothing.
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
     return page(request, "audit.html", rows=rows, older=older, newest=before is None, head=head, here="audit")
+
+
+def _notices(app: AppContext, session: Session) -> list[str]:
+    now = app.clock()
+    return clock_notices(session, now) + roster_notices(session, app.settings.state.folder, now)
 
 
 def _charts(run: run_views.RunView | None) -> dict[str, str]:

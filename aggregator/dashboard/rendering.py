@@ -22,7 +22,9 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
         context: The template's variables.
     """
     role = getattr(request.state, "role", None)  # none before the log-in
-    shared = {"now": request.app.state.context.clock(), "who": request.session.get("name"), "role": role}
+    state = request.app.state
+    shared = {"now": state.context.clock(), "who": request.session.get("name"), "role": role}
+    shared["write_fault"] = state.write_probe.fault()
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 

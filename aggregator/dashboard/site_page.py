@@ -60,8 +60,8 @@ class SitePage:
     audit: tuple[Audit, ...] = ()
 
 
-def site_page(app: AppContext, session: Session, name: str, role: Role) -> SitePage:
-    """Read a site.
+def site_page(app: AppContext, session: Session, name: str, role: Role, *, cannot_write: bool = False) -> SitePage:
+    """Read a site; see `site_views`.
 
     Raises:
         NotFound: When there is neither a site nor an invitation of that name.
@@ -76,7 +76,7 @@ def site_page(app: AppContext, session: Session, name: str, role: Role) -> SiteP
         if invitation is None:
             raise NotFound(f"expected a site or an invitation, got the name {name!r} that has neither")
         return SitePage(name, invited_until=invitation.expires_at, audit=audit)
-    [view] = [view for view in site_views(app, session) if view.name == name]
+    [view] = [view for view in site_views(app, session, cannot_write=cannot_write) if view.name == name]
     candidate = site_rows.candidate(session, name)
     awaits = "keys" if candidate is not None else "site" if view.standing is SiteStanding.PENDING else ""
     words = site.fingerprint if candidate is None else candidate.fingerprint

@@ -8,10 +8,13 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
+from aggregator.rounds.clock_steps import STEP_S
 from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
 
+SET_BACK = "unknown, the clock was set back"
+CANNOT_WRITE = "not known here, the aggregator cannot write"
 RENEWAL_LATE_AT = 4  # less than one part of so many is left of a certificate's life, and it was not renewed
 
 
@@ -30,6 +33,7 @@ class SiteView:
     seen_at: datetime | None = None
     age_s: float | None = None
     stale: bool = False
+    doubt: str = ""  # the reason why the last report does not tell how the site is; empty while it does
     progress_percent: int | None = None
     version: str = "–"
     model: bytes | None = None
@@ -51,8 +55,14 @@ _GROUPS = {
 _ORDER = ("", "No round takes these", "Revoked or left")
 
 
-def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
-    """Read every site that ever joined: those that rounds may take, the suspended, those that are out; each by name."""
+def site_views(app: AppContext, session: Session, *, cannot_write: bool = False) -> tuple[SiteView, ...]:
+    """Read every site that ever joined: those that rounds may take, the suspended, those that are out; each by name.
+
+    Args:
+        app: The aggregator.
+        session: A session of `Store.read`.
+        cannot_write: Whether reports are not kept now, so that an old one says nothing about its site.
+    """
     now, epoch = app.clock(), site_rows.newest_epoch(session)
     reports = {row.site: row for row in site_rows.reports(session)}
     run = run_rows.current(session)
@@ -74,6 +84,10 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
             continue
         age_s = (now - report.seen_at).total_seconds()
         stale_s = stale_after_s(app.settings.pacing, report.state, run_paused=paused)
+        # A site that left is silent for good; its last report is not late.
+        is_old = standing is not SiteStanding.LEFT and age_s > stale_s
+        ahead = age_s < -STEP_S
+        doubt = SET_BACK if ahead else CANNOT_WRITE if is_old and cannot_write else "unknown" if is_old else ""
         shows_progress = report.state in (SiteState.TRAINING, SiteState.PAUSED)
         views.append(
             SiteView(
@@ -87,8 +101,8 @@ def site_views(app: AppContext, session: Session) -> tuple[SiteView, ...]:
                 reasons=tuple(wording.REASONS.get(name, name) for name in report.reasons.split(",") if name),
                 seen_at=report.seen_at,
                 age_s=age_s,
-                # A site that left is silent for good; its last report is not late.
-                stale=standing is not SiteStanding.LEFT and age_s > stale_s,
+                stale=is_old,
+                doubt=doubt,
                 progress_percent=report.progress_percent if shows_progress else None,
                 version=report.version,
                 model=report.model_digest or None,

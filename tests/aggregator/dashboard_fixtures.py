@@ -23,7 +23,7 @@ from aggregator.runs.plan_file import read_plan
 from aggregator.sites.authority import Authority
 from aggregator.store import Change, people, round_rows
 from aggregator.store.tables import ModelMetrics, Round, Site, SiteReport
-from tests.custodian import CUSTODIAN
+from tests.custodian import CUSTODIAN, sign_pending
 
 PASSWORD = "correct horse battery"
 SITES = ("north", "south", "east")
@@ -88,6 +88,13 @@ def running(app: AppContext, tmp_path: Path, authority: Authority, clock: Clock)
             round_rows.add_seat(session, row, name)
         round_rows.add_metrics(session, metrics_of(row))
     return app
+
+
+@pytest.fixture
+def enrolled(running: AppContext, authority: Authority, clock: Clock) -> AppContext:
+    """The run with its three sites in the roster."""
+    sign_pending(running.store, authority, clock())
+    return running
 
 
 def report_of(site: str, seen_at: datetime, state: str, reasons: str, progress: int) -> SiteReport:

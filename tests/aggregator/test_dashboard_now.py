@@ -14,20 +14,11 @@ from aggregator.rounds.outlook import outlook
 from aggregator.rounds.snapshot import read_snapshot
 from aggregator.runs import lifecycle
 from aggregator.runs.plans import plan_of
-from aggregator.sites.authority import Authority
 from aggregator.states import FaultKind, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, fault_rows, round_rows, run_rows, site_rows
 from aggregator.store.tables import Certificate, Round, SiteReport
 from tests.aggregator.conftest import StandingClock
 from tests.aggregator.dashboard_fixtures import report_of
-from tests.custodian import sign_pending
-
-
-@pytest.fixture
-def enrolled(running: AppContext, authority: Authority, clock: StandingClock) -> AppContext:
-    """The run with its three sites in the roster."""
-    sign_pending(running.store, authority, clock())
-    return running
 
 
 def first_screen(ada: TestClient) -> str:
