@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 
 from aggregator.context import AppContext
-from aggregator.dashboard import pages, sessions
+from aggregator.dashboard import acting, pages, sessions
 from aggregator.dashboard.conditions import WriteProbe
+from aggregator.dashboard.forms import FormTokens
 from aggregator.dashboard.rendering import page
 
 log = structlog.get_logger()
@@ -46,9 +47,11 @@ def create_app(app: AppContext) -> FastAPI:
     )
     web.state.devices = sessions.Devices(key)
     web.state.sessions = sessions.Sessions(app)
+    web.state.forms = FormTokens(key)
     web.state.write_probe = WriteProbe(app.store)
     web.include_router(sessions.router)
     web.include_router(pages.router)
+    web.include_router(acting.router)
     web.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     web.exception_handler(HTTPException)(_refused)
     # Middleware added last runs first: the session is read before the guard asks for it.

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import run_views
+from aggregator.dashboard.acts import run_acts
 from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.conditions import clock_notices
 from aggregator.dashboard.now_view import awaited_because, now_view
@@ -15,8 +16,8 @@ from aggregator.dashboard.site_page import awaiting_approval, invited_names, sit
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
-from aggregator.states import Role
-from aggregator.store import audit_chain, fault_rows, people, run_rows
+from aggregator.states import Role, RoundState
+from aggregator.store import audit_chain, fault_rows, people, round_rows, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
@@ -103,7 +104,9 @@ def run_page(request: Request, hex_id: str) -> Response:
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
         view = run_views.run_view(app, session, run)
-    return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
+        row = round_rows.newest(session, run.run_id)
+        acts = run_acts(run.state, in_training=row is not None and row.state is RoundState.TRAINING)
+    return page(request, "run.html", run=view, acts=acts, charts=_charts(view), here="runs", moving=view.moving)
 
 
 def auditing(request: Request) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import Request, Response
 from fastapi.templating import Jinja2Templates
 
+from aggregator.dashboard.forms import may_act
 from aggregator.units import duration, size
 
 TEMPLATES = Jinja2Templates(directory=Path(__file__).resolve().parent / "templates")
@@ -25,6 +26,8 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
     state = request.app.state
     shared = {"now": state.context.clock(), "who": request.session.get("name"), "role": role}
     shared["write_fault"] = state.write_probe.fault()
+    shared["form_token"], shared["may_act"] = state.forms.of(request.session), may_act(role)
+    shared["outcome"] = request.session.pop("outcome", None)  # of an act a moment ago; said once
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
+from aggregator.dashboard.acts import Act, site_acts
 from aggregator.dashboard.site_views import SiteView, site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import is_listed
@@ -58,6 +59,12 @@ class SitePage:
     in_roster: bool = False
     seats: tuple[SeatInRound, ...] = ()
     audit: tuple[Audit, ...] = ()
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """The acts that fit it as it is."""
+        standing = None if self.view is None else self.view.standing
+        return site_acts(standing, awaits_approval=bool(self.awaits), invited=self.invited_until is not None)
 
 
 def site_page(app: AppContext, session: Session, name: str, role: Role, *, cannot_write: bool = False) -> SitePage:
