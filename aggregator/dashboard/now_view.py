@@ -148,7 +148,7 @@ def _answer(row: Round, seat: Seat | None, eligible: Collection[str]) -> str:
 def _apart(site: SiteView, row: Round, seat: Seat | None, sits_out_until: int) -> SiteInRound:
     """Say why a site is not in this round."""
     if site.standing is SiteStanding.PENDING:
-        return SiteInRound(site.name, "joined; its six words are still to be compared", "warn")
+        return SiteInRound(site.name, "awaits approval", "warn")
     if site.standing is SiteStanding.SUSPENDED:
         return SiteInRound(site.name, "suspended", "warn")
     if seat is not None and seat.state is SeatState.DECLINED:

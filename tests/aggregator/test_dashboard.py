@@ -431,9 +431,12 @@ def _row_of(html: str, site: str) -> str:
 def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(
     ada: TestClient, running: AppContext, authority: Authority, clock: StandingClock
 ) -> None:
-    assert "A roster awaits the custodian&#39;s signature; it adds east, north, south." in ada.get("/").text
+    awaited = (
+        "A roster awaits the custodian&#39;s signature; it adds east, north, south. See <code>roster export</code>."
+    )
+    assert awaited in ada.get("/").text
     sign_pending(running.store, authority, clock())
-    assert 'class="notice"' not in ada.get("/").text
+    assert 'class="notice' not in ada.get("/").text
     clock.advance(days=151)
     ada.post("/login", data={"name": "ada", "password": PASSWORD})
     assert "The roster ends on 2027-05-22, in 29 days." in ada.get("/").text

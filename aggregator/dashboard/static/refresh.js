@@ -11,6 +11,14 @@
   let swapped = clocks(), trouble = "", timer = 0;
   const age = () => Math.round(Math.max(...clocks().map((now, index) => now - swapped[index])) / 1000);
 
+  // On paper the details are open; what is folded cannot be read there.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of folded) details.open = true;
+  });
+  addEventListener("afterprint", () => { for (const details of folded) details.open = false; });
+
   if (main().dataset.still) return; // a form that somebody fills in
 
   // The reader's changes to the page stay: expanded details, scrolled tables, the focus of the keyboard.
