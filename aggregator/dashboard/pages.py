@@ -21,6 +21,7 @@ from aggregator.store import audit_chain, fault_rows, people, round_rows, run_ro
 
 router = APIRouter()
 AUDIT_ROWS = 100
+NEWEST_ROUNDS = 10  # of the first screen
 ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
 
@@ -32,7 +33,7 @@ def overview(request: Request) -> Response:
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
         run = run_rows.current(session)
-        view = None if run is None else run_views.run_view(app, session, run)
+        view = None if run is None else run_views.run_view(app, session, run, NEWEST_ROUNDS)
         shown = site_views(app, session, cannot_write=cannot_write)
         now = None if run is None else now_view(app, session, run, shown)
         notices, approvals = _notices(app, session), awaiting_approval(session)
@@ -86,13 +87,13 @@ def run_list(request: Request) -> Response:
     """Show every run in one line, the newest first."""
     app = request.app.state.context
     with app.store.read() as session:
-        rows = [run_views.run_view(app, session, run) for run in reversed(run_rows.all_runs(session))]
+        rows = [run_views.run_view(app, session, run, 0) for run in reversed(run_rows.all_runs(session))]
     return page(request, "runs.html", runs=rows, here="runs")
 
 
 @router.get("/runs/{hex_id}")
-def run_page(request: Request, hex_id: str) -> Response:
-    """Show one run round by round.
+def run_page(request: Request, hex_id: str, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    """Show one run round by round, the newest first; `before` is the round that the page before ended with.
 
     Raises:
         HTTPException: 404 when there is no such run.
@@ -103,7 +104,7 @@ def run_page(request: Request, hex_id: str) -> Response:
             run = run_rows.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
-        view = run_views.run_view(app, session, run)
+        view = run_views.run_view(app, session, run, before=before)
         row = round_rows.newest(session, run.run_id)
         acts = run_acts(run.state, in_training=row is not None and row.state is RoundState.TRAINING)
     return page(request, "run.html", run=view, acts=acts, charts=_charts(view), here="runs", moving=view.moving)

@@ -346,6 +346,34 @@ def test_an_aborted_run_shows_its_reason(running: AppContext, ada: TestClient) -
     assert "the plan had the wrong clip norm" in ada.get("/audit").text
 
 
+def test_a_run_of_many_rounds_is_paged_and_its_newest_judgement_is_found_on_every_page(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    with running.store.write() as session:
+        first = session.query(Round).one()
+        first.state, first.ended_at = RoundState.PUBLISHED, clock()
+        kept = {"run_id": first.run_id, "attempt": 1, "state": RoundState.ABANDONED, "base_model": first.base_model}
+        times = {"began_at": clock(), "phase_since": clock(), "deadline": clock(), "ended_at": clock()}
+        session.add_all(Round(number=number, roster_epoch=0, **kept, **times) for number in range(2, 61))
+        path = f"/runs/{first.run_id.hex()}"
+
+    def numbers(page: str) -> list[int]:
+        return [int(number) for number in re.findall(r'id="round-(\d+)"', page)]
+
+    overview, newest = ada.get("/").text, ada.get(path).text
+    assert "The newest 10 of 60." in overview
+    assert numbers(newest) == list(range(60, 35, -1))
+    older = re.search(r'href="[^"]*(\?before=\d+)">Older', newest)
+    assert older is not None
+    second = ada.get(path + older[1]).text
+    assert numbers(second) == list(range(35, 10, -1))
+    assert "Newest rounds" in second
+    assert numbers(ada.get(f"{path}?before=11").text) == list(range(10, 0, -1))
+    for page in (overview, newest, second):
+        assert _row_of(page, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
+    assert "60 of 3" in _words_of(ada.get("/runs").text)
+
+
 @pytest.mark.parametrize("hex_id", ["00" * 16, "nonsense"])
 def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
     assert ada.get(f"/runs/{hex_id}").status_code == 404
