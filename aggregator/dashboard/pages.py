@@ -21,6 +21,7 @@ from aggregator.store import audit_chain, fault_rows, people, round_rows, run_ro
 
 router = APIRouter()
 AUDIT_ROWS = 100
+SITES_A_PAGE = 200
 NEWEST_ROUNDS = 10  # of the first screen
 ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
@@ -53,15 +54,27 @@ def overview(request: Request) -> Response:
 
 
 @router.get("/sites")
-def site_list(request: Request) -> Response:
-    """Show every site, and every name that is invited."""
+def site_list(request: Request, number: Annotated[int, Query(ge=1, le=100_000, alias="page")] = 1) -> Response:
+    """Show a page of the sites, and every name that is invited."""
     app = request.app.state.context
     cannot_write = bool(request.app.state.write_probe.fault())
     with app.store.read() as session:
         shown = site_views(app, session, cannot_write=cannot_write)
         invited, approvals = invited_names(session), awaiting_approval(session)
         notices = _notices(app, session)
-    return page(request, "sites.html", sites=shown, invited=invited, approvals=approvals, notices=notices, here="sites")
+    begin = (number - 1) * SITES_A_PAGE
+    return page(
+        request,
+        "sites.html",
+        sites=shown[begin : begin + SITES_A_PAGE],
+        count=len(shown),
+        number=number,
+        is_last=begin + SITES_A_PAGE >= len(shown),
+        invited=invited,
+        approvals=approvals,
+        notices=notices,
+        here="sites",
+    )
 
 
 @router.get("/sites/{name}")

@@ -4,6 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from aggregator.context import AppContext
+from aggregator.dashboard import pages
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.states import Role
 from aggregator.store import Change, people, record, site_rows
@@ -50,3 +51,16 @@ def test_a_site_that_awaits_approval_is_named_on_each_page_of_sites(
         assert f"{name} awaits your approval: compare its six words by telephone." in words(ada.get(path).text)
     awaiting = "New keys of this site await" if again else "This site awaits"
     assert f"{awaiting} your approval" in words(ada.get(f"/sites/{name}").text)
+
+
+def test_sites_are_paged(running: AppContext, ada: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Next sites" not in ada.get("/sites").text
+    monkeypatch.setattr(pages, "SITES_A_PAGE", 2)
+    first = ada.get("/sites").text
+    assert '<a href="/sites/north">' in first
+    assert '<a href="/sites/south">' not in first
+    assert "Page 1 of 3 sites." in words(first)
+    second = ada.get("/sites?page=2").text
+    assert '<a href="/sites/south">' in second
+    assert "Next sites" not in second
+    assert ada.get("/sites?page=0").status_code == 422
