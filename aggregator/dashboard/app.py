@@ -9,12 +9,15 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 
 from aggregator.context import AppContext
-from aggregator.dashboard import pages, sessions
+from aggregator.dashboard import acting, pages, sessions
+from aggregator.dashboard.conditions import WriteProbe
+from aggregator.dashboard.forms import FormTokens
 from aggregator.dashboard.rendering import page
 
 log = structlog.get_logger()
@@ -44,8 +47,11 @@ def create_app(app: AppContext) -> FastAPI:
     )
     web.state.devices = sessions.Devices(key)
     web.state.sessions = sessions.Sessions(app)
+    web.state.forms = FormTokens(key)
+    web.state.write_probe = WriteProbe(app.store)
     web.include_router(sessions.router)
     web.include_router(pages.router)
+    web.include_router(acting.router)
     web.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     web.exception_handler(HTTPException)(_refused)
     # Middleware added last runs first: the session is read before the guard asks for it.
@@ -99,6 +105,11 @@ async def _harden(request: Request, call_next: Next) -> Response:
     else:
         try:
             response = await call_next(request)
+        except DBAPIError as error:
+            # Locked by another program, or damaged. The statement and its values stay out of the answer.
+            log.error("database refused", why=str(error.orig), path=request.url.path)
+            sentence = f"The aggregator cannot use its database: {error.orig}."
+            response = PlainTextResponse(sentence, status_code=503, headers={"Retry-After": "10"})
         except Exception:
             # Here and not where Starlette would do it, outside of this function: its answer would lack the headers.
             log.exception("page failed", path=request.url.path)

@@ -3,42 +3,96 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from sqlalchemy.orm import Session
 
+from aggregator.context import AppContext
 from aggregator.dashboard import run_views
+from aggregator.dashboard.acts import run_acts
 from aggregator.dashboard.charts import line_chart
+from aggregator.dashboard.conditions import clock_notices
+from aggregator.dashboard.now_view import awaited_because, now_view
 from aggregator.dashboard.rendering import page
+from aggregator.dashboard.site_page import awaiting_approval, invited_names, site_page
 from aggregator.dashboard.site_views import site_views
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
-from aggregator.states import Role
-from aggregator.store import audit_chain, fault_rows, people, run_rows
+from aggregator.states import Role, RoundState
+from aggregator.store import audit_chain, fault_rows, people, round_rows, run_rows
 
 router = APIRouter()
 AUDIT_ROWS = 100
+SITES_A_PAGE = 200
+NEWEST_ROUNDS = 10  # of the first screen
 ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
 
 @router.get("/")
 def overview(request: Request) -> Response:
-    """Show the run in progress, or else the last one, and the sites."""
+    """Show the run in progress, or else the last one: first what is going on and what comes next, then the sites."""
     app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
     # One snapshot: the run and the sites on a page are of one moment.
     with app.store.read() as session:
         run = run_rows.current(session)
-        view = None if run is None else run_views.run_view(app, session, run)
-        shown = site_views(app, session)
-        notices = roster_notices(session, app.settings.state.folder, app.clock())
+        view = None if run is None else run_views.run_view(app, session, run, NEWEST_ROUNDS)
+        shown = site_views(app, session, cannot_write=cannot_write)
+        now = None if run is None else now_view(app, session, run, shown)
+        notices, approvals = _notices(app, session), awaiting_approval(session)
     moving = view is not None and view.moving
     return page(
         request,
         "overview.html",
         run=view,
+        now_view=now,
         sites=shown,
         charts=_charts(view),
         notices=notices,
+        approvals=approvals,
         here="overview",
         moving=moving,
     )
+
+
+@router.get("/sites")
+def site_list(request: Request, number: Annotated[int, Query(ge=1, le=100_000, alias="page")] = 1) -> Response:
+    """Show a page of the sites, and every name that is invited."""
+    app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
+    with app.store.read() as session:
+        shown = site_views(app, session, cannot_write=cannot_write)
+        invited, approvals = invited_names(session), awaiting_approval(session)
+        notices = _notices(app, session)
+    begin = (number - 1) * SITES_A_PAGE
+    return page(
+        request,
+        "sites.html",
+        sites=shown[begin : begin + SITES_A_PAGE],
+        count=len(shown),
+        number=number,
+        is_last=begin + SITES_A_PAGE >= len(shown),
+        invited=invited,
+        approvals=approvals,
+        notices=notices,
+        here="sites",
+    )
+
+
+@router.get("/sites/{name}")
+def one_site(request: Request, name: str) -> Response:
+    """Show one site.
+
+    Raises:
+        HTTPException: 404 when there is no such site.
+    """
+    app = request.app.state.context
+    cannot_write = bool(request.app.state.write_probe.fault())
+    with app.store.read() as session:
+        try:
+            shown = site_page(app, session, name, request.state.role, cannot_write=cannot_write)
+        except NotFound as error:
+            raise HTTPException(404, str(error)) from None
+    situation = None if shown.view is None else awaited_because(shown.view)
+    return page(request, "site.html", site=shown, situation=situation, here="sites")
 
 
 @router.get("/runs")
@@ -46,13 +100,13 @@ def run_list(request: Request) -> Response:
     """Show every run in one line, the newest first."""
     app = request.app.state.context
     with app.store.read() as session:
-        rows = [run_views.run_view(app, session, run) for run in reversed(run_rows.all_runs(session))]
+        rows = [run_views.run_view(app, session, run, 0) for run in reversed(run_rows.all_runs(session))]
     return page(request, "runs.html", runs=rows, here="runs")
 
 
 @router.get("/runs/{hex_id}")
-def run_page(request: Request, hex_id: str) -> Response:
-    """Show one run round by round.
+def run_page(request: Request, hex_id: str, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    """Show one run round by round, the newest first; `before` is the round that the page before ended with.
 
     Raises:
         HTTPException: 404 when there is no such run.
@@ -63,8 +117,10 @@ def run_page(request: Request, hex_id: str) -> Response:
             run = run_rows.get(session, bytes.fromhex(hex_id))
         except (NotFound, ValueError):
             raise HTTPException(404, "There is no such run.") from None
-        view = run_views.run_view(app, session, run)
-    return page(request, "run.html", run=view, charts=_charts(view), here="runs", moving=view.moving)
+        view = run_views.run_view(app, session, run, before=before)
+        row = round_rows.newest(session, run.run_id)
+        acts = run_acts(run.state, in_training=row is not None and row.state is RoundState.TRAINING)
+    return page(request, "run.html", run=view, acts=acts, charts=_charts(view), here="runs", moving=view.moving)
 
 
 def auditing(request: Request) -> None:
@@ -110,6 +166,11 @@ def audit(request: Request, before: Annotated[int | None, Query(ge=1)] = None) -
     # Paged by id and not by number of rows: rows that are added meanwhile move nothing.
     older = rows[-1].id if len(rows) == AUDIT_ROWS else None
     return page(request, "audit.html", rows=rows, older=older, newest=before is None, head=head, here="audit")
+
+
+def _notices(app: AppContext, session: Session) -> list[str]:
+    now = app.clock()
+    return clock_notices(session, now) + roster_notices(session, app.settings.state.folder, now)
 
 
 def _charts(run: run_views.RunView | None) -> dict[str, str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from fastapi import Request, Response
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 
+from aggregator.dashboard.forms import may_act
 from aggregator.units import duration, size
 
 TEMPLATES = Jinja2Templates(directory=Path(__file__).resolve().parent / "templates")
@@ -22,7 +24,11 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
         context: The template's variables.
     """
     role = getattr(request.state, "role", None)  # none before the log-in
-    shared = {"now": request.app.state.context.clock(), "who": request.session.get("name"), "role": role}
+    state = request.app.state
+    shared = {"now": state.context.clock(), "who": request.session.get("name"), "role": role}
+    shared["write_fault"] = state.write_probe.fault()
+    shared["form_token"], shared["may_act"] = state.forms.of(request.session), may_act(role)
+    shared["outcome"] = request.session.pop("outcome", None)  # of an act a moment ago; said once
     return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
 
 
@@ -46,9 +52,16 @@ def short_ids(text: str) -> str:
     return _LONG_HEX.sub(lambda match: match[0][:6] + "…", text)
 
 
+def with_code(text: str) -> Markup:
+    """Escape a sentence, and set the commands that stand in it between backticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped on this line
+
+
+_CODE = re.compile(r"`([^`]+)`")
+
 # Run ids have 32 digits, process ids 16; the first six tell them apart for a reader.
 _LONG_HEX = re.compile(r"[0-9a-f]{12,}")
 
 # Templates call them by their own names.
-for _filter in (duration, size, short, clock_time, figure, short_ids):
+for _filter in (duration, size, short, clock_time, figure, short_ids, with_code):
     TEMPLATES.env.filters[_filter.__name__] = _filter

@@ -25,6 +25,7 @@ from aggregator.store import fault_rows, round_rows, run_rows
 from aggregator.store.tables import ModelMetrics, Round, Run, Seat
 
 FAULTS_SHOWN = 50
+ROUNDS_SHOWN = 25
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class RunView:
     cohort: str
     plan_digest: bytes
     newest_model: bytes
-    rounds: tuple[RoundView, ...]
+    rounds: tuple[RoundView, ...]  # a page of them
+    rounds_begun: int
     auc: tuple[Curve, ...]
     losses: tuple[Curve, ...]
     newest_judgement: ModelJudgement | None
@@ -125,13 +127,26 @@ class RunView:
         return any(not row.over for row in self.rounds)
 
 
-def run_view(app: AppContext, session: Session, run: Run) -> RunView:
-    """Read a run with all its rounds."""
+def run_view(
+    app: AppContext, session: Session, run: Run, rounds_shown: int = ROUNDS_SHOWN, before: int | None = None
+) -> RunView:
+    """Read a run with a page of its rounds; its curves and its state are of all.
+
+    Args:
+        app: The aggregator.
+        session: A session of `Store.read`.
+        run: The run.
+        rounds_shown: At most so many rounds. Each costs several queries.
+        before: Only rounds with a smaller number; None for the newest.
+    """
     plan = plan_of(run)
     rows = round_rows.of_run(session, run.run_id)
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
     privacy = privacy_status(session, run)
-    views = [_round_view(app, session, plan, row, metrics.get(row.id)) for row in reversed(rows)]
+    older = [row for row in reversed(rows) if before is None or row.number < before]
+    views = [_round_view(app, session, plan, row, metrics.get(row.id)) for row in older[:rounds_shown]]
+    cases_min = app.settings.metrics.positives_min
+    judgements = (_judgement(plan, row, metrics.get(row.id), cases_min) for row in reversed(rows))
     return RunView(
         hex_id=run.run_id.hex(),
         name=run.name,
@@ -148,10 +163,11 @@ def run_view(app: AppContext, session: Session, run: Run) -> RunView:
         plan_digest=run.plan_digest,
         newest_model=run_rows.newest_model(session, run.run_id).digest,
         rounds=tuple(views),
+        rounds_begun=len(rows),
         auc=_auc_lines(rows, metrics),
         losses=_loss_lines(rows, metrics),
         # The newest round often has no figures yet, or none because its cohort was too small.
-        newest_judgement=next((view.judgement for view in views if view.judgement.labels), None),
+        newest_judgement=next((judgement for judgement in judgements if judgement.labels), None),
         privacy=privacy,
         noise_words=NOT_NOISED if privacy is None else noise_words(privacy.noise.over_signal),
         faults=_faults(session, run),

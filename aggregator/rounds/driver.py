@@ -13,28 +13,21 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
 from federation.secagg import SecaggError
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import LostRace, NotFound, SumRefused
 from aggregator.rounds import aggregation, failures, transitions
 from aggregator.rounds.clock_steps import ClockSteps
-from aggregator.rounds.cohort import complaints_of, guilty_dealers, is_recoverable
-from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, RoundSnapshot, Wait, decide
-from aggregator.rounds.failures import sum_history
-from aggregator.rounds.regrouping import SumHistory
-from aggregator.runs.faults import offered_to
+from aggregator.rounds.decisions import Abandon, Advance, Aggregate, Freeze, Retry, Wait, decide
+from aggregator.rounds.snapshot import newcomers, read_snapshot
 from aggregator.runs.lifecycle import begin_queued
-from aggregator.runs.plans import plan_of
-from aggregator.states import RoundState
-from aggregator.store import Cause, round_rows, run_rows, site_rows
-from aggregator.store.tables import Round, Seat
+from aggregator.store import Cause, round_rows, run_rows
 
 log = structlog.get_logger()
 
@@ -130,8 +123,8 @@ class Driver:
             row = round_rows.by_id(session, round_id)
             if row.state in round_rows.OVER:
                 return False
-            snapshot = self._snapshot(session, row)
-            if not _newcomers(snapshot) and isinstance(decide(snapshot, self._app.clock()), Wait):
+            snapshot = read_snapshot(session, row, self._app.clock())
+            if not newcomers(snapshot) and isinstance(decide(snapshot, self._app.clock()), Wait):
                 return False
         now = self._app.clock()
         with self._app.store.write() as session:
@@ -139,10 +132,10 @@ class Driver:
                 return False
             self._leased_at = self._monotonic()
             row = round_rows.by_id(session, round_id)
-            for site in _newcomers(self._snapshot(session, row, snapshot)):
+            for site in newcomers(read_snapshot(session, row, now, snapshot)):
                 round_rows.add_seat(session, row, site)
             # Decided again under the lease: a message may have come in since the first look.
-            decision = decide(self._snapshot(session, row, snapshot), now)
+            decision = decide(read_snapshot(session, row, now, snapshot), now)
             step = transitions.Step(session, run_rows.get(session, row.run_id), row, Cause(now, self._actor, ""))
             match decision:
                 case Freeze():
@@ -174,46 +167,6 @@ class Driver:
                 row = round_rows.by_id(session, round_id)
                 step = transitions.Step(session, run_rows.get(session, row.run_id), row, cause)
                 failures.abandon_aggregation(step, error, self._app.settings.driver.abandoned_in_a_row_max)
-
-    def _snapshot(self, session: Session, row: Round, before: RoundSnapshot | None = None) -> RoundSnapshot:
-        """Read the round. What other rounds say of it is taken from `before`, a look of the same step, if it can be."""
-        plan = plan_of(run_rows.get(session, row.run_id))
-        eligible: Collection[str] = ()
-        silent: Collection[str] = ()
-        history = SumHistory()
-        if row.state is RoundState.TRAINING:
-            # Both read all rounds of the run, which do not change within a step.
-            if before is not None and (before.state, before.attempt) == (row.state, row.attempt):
-                eligible, history = before.eligible, before.history
-            else:
-                eligible = frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
-                history = sum_history(session, row)
-            silent = self._silent(session, row, eligible, plan.deadlines.grace_s)
-        return RoundSnapshot(
-            name=round_rows.subject(row),
-            state=row.state,
-            attempt=row.attempt,
-            deadline=row.deadline,
-            seats=round_rows.seat_states(session, row.id),
-            advertised=len(advertised := round_rows.senders(session, row.id, Seat.advertisement)),
-            recoverable=is_recoverable(session, row, len(advertised)) if row.state is RoundState.REVEAL else False,
-            guilty=guilty_dealers(session, row, len(advertised)) if row.state is RoundState.UPLOAD else (),
-            accused=complaints_of(session, row) if row.state in (RoundState.UPLOAD, RoundState.CONFIRM) else (),
-            reveal_until=row.phase_since + timedelta(seconds=plan.deadlines.training_s),
-            eligible=eligible,
-            silent=silent,
-            bounds=plan.cohort,
-            history=history,
-        )
-
-    def _silent(self, session: Session, row: Round, sites: Collection[str], grace_s: int) -> frozenset[str]:
-        """The sites that have not reported for so long. Reports are written every few seconds."""
-        if not grace_s:
-            return frozenset()
-        since = self._app.clock() - timedelta(seconds=grace_s)
-        seen = {report.site: report.seen_at for report in site_rows.reports(session)}
-        # A site that never reported is heard of when the round begins, so that it has its time, too.
-        return frozenset(site for site in sites if max(seen.get(site, row.began_at), row.began_at) <= since)
 
     # --- leases ---
 
@@ -262,8 +215,3 @@ def is_dead(owner: str) -> bool:
     except PermissionError:  # it lives, as another user
         return False
     return False
-
-
-def _newcomers(snapshot: RoundSnapshot) -> list[str]:
-    """Eligible sites without a seat: those approved since the round began."""
-    return sorted(site for site in snapshot.eligible if site not in snapshot.seats)

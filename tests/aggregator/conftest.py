@@ -23,7 +23,10 @@ from aggregator.migrations import upgrade
 from aggregator.sites.authority import Authority, create_authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.store import Store, open_store, people
+from tests.aggregator.dashboard_fixtures import ada, app, client, enrolled, running
 from tests.custodian import CUSTODIAN
+
+__all__ = ["ada", "app", "client", "enrolled", "running"]
 
 
 @dataclass

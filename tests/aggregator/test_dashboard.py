@@ -2,129 +2,29 @@
 
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import replace
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from federation.manifest import Manifest, Model, TensorSpec, save_model
-from federation.plan import sign_plan
 from federation.vocabulary import SiteState, StateReason
 
-from aggregator import config
-from aggregator.context import AppContext, open_context
+from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.dashboard.app import create_app
 from aggregator.dashboard.charts import Curve, Point, line_chart
 from aggregator.dashboard.visibility import visibility
 from aggregator.runs import lifecycle
-from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
-from aggregator.runs.plan_file import read_plan
+from aggregator.runs.metrics import NOTHING
 from aggregator.sites.authority import Authority
 from aggregator.states import FaultKind, Role, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, audit_chain, fault_rows, people, round_rows, site_rows
-from aggregator.store.tables import Audit, ModelMetrics, Round, Site, SiteReport
+from aggregator.store.tables import Audit, ModelMetrics, Round, SiteReport
 from aggregator.units import duration, size
 from tests.aggregator.conftest import StandingClock
-from tests.custodian import CUSTODIAN, sign_pending
+from tests.aggregator.dashboard_fixtures import PASSWORD, report_of
+from tests.custodian import sign_pending
 
-PASSWORD = "correct horse battery"
 OF_VERSION_0_1_0 = "scrypt$16$8$1$c3Nzc3Nzc3Nzc3Nzc3Nzcw==$K0G10HgI+rZIAIM6reMjYidHwD5Zm9Zz6IObHoQQE60="  # of PASSWORD
-SITES = ("north", "south", "east")
-PLAN = 'name = "pilot"\narchitecture = "lite"\nrounds = 2\npurpose = "To see whether pages say what rows hold."\n'
-
-
-@pytest.fixture
-def app(tmp_path: Path, clock: StandingClock, migrated: Path, cheap_scrypt: None) -> Iterator[AppContext]:
-    folder = tmp_path / "state"
-    folder.mkdir()
-    shutil.copy(migrated, folder / "hub.sqlite")
-    opened = replace(open_context(config.AggregatorSettings(state=config.StateSettings(folder=folder))), clock=clock)
-    with opened.store.write() as session:
-        change = Change(clock(), "operator", "administrator:ada", "for the test")
-        people.add_administrator(session, "ada", PASSWORD, os.urandom(16), change)
-    yield opened
-    opened.store.close()
-
-
-@pytest.fixture
-def client(app: AppContext) -> TestClient:
-    return TestClient(create_app(app), follow_redirects=False)
-
-
-@pytest.fixture
-def ada(client: TestClient) -> TestClient:
-    reply = client.post("/login", data={"name": "ada", "password": PASSWORD})
-    assert (reply.status_code, reply.headers["location"]) == (303, "/")
-    return client
-
-
-@pytest.fixture
-def running(app: AppContext, tmp_path: Path, authority: Authority, clock: StandingClock) -> AppContext:
-    """Three approved sites, two of which reported; a run in round 1; metrics of its base model."""
-    with app.store.write() as session:
-        for name in SITES:
-            session.add(
-                Site(
-                    name=name,
-                    csr_der=b"",
-                    signing_key=os.urandom(32),
-                    sealing_key=os.urandom(1216),
-                    fingerprint="six words",
-                    joined_at=clock(),
-                    approved_at=clock(),
-                    revoked_at=None,
-                    left_at=None,
-                    recoveries_left=5,
-                )
-            )
-        session.flush()
-        session.add(_report("north", clock(), SiteState.TRAINING, "", 40))
-        session.add(_report("south", clock() - timedelta(hours=2), SiteState.PAUSED, StateReason.USER_ACTIVE, 10))
-    model_path, plan_path = tmp_path / "model.safetensors", tmp_path / "plan.toml"
-    save_model(model_path, Model(Manifest((TensorSpec("weight", (4,)),)), np.zeros(4, np.float32)))
-    plan_path.write_text(PLAN)
-    signed = sign_plan(read_plan(plan_path, model_path, os.urandom), CUSTODIAN)
-    lifecycle.start_run(app, signed, model_path, CUSTODIAN.public_key())
-    with app.store.write() as session:
-        row = session.query(Round).one()
-        for name in SITES:
-            round_rows.add_seat(session, row, name)
-        round_rows.add_metrics(session, _metrics(row))
-    return app
-
-
-def _report(site: str, seen_at: datetime, state: str, reasons: str, progress: int) -> SiteReport:
-    return SiteReport(
-        site=site,
-        seen_at=seen_at,
-        state=state,
-        reasons=reasons,
-        progress_percent=progress,
-        model_digest=b"",
-        roster_epoch=0,
-        version="0.1.0",
-        ledger_entries=3,
-        ledger_head=bytes(32),
-    )
-
-
-def _metrics(row: Round) -> ModelMetrics:
-    any_label = LabelMetrics(20, 80, 0.8125, 0.4, 0.1)
-    few = LabelMetrics(3, 97, None, None, None)
-    report = Report({"any": any_label, "epidural": few}, 0.3456)
-    return ModelMetrics(
-        round_id=row.id,
-        model_digest=row.base_model,
-        cohort_size=3,
-        train_loss=0.777,
-        studies=90,
-        report=report.to_json(),
-    )
 
 
 @pytest.mark.parametrize("path", ["/", "/runs", "/runs/00", "/audit"])
@@ -321,7 +221,7 @@ def test_a_suspended_site_is_shown_apart_from_those_that_take_part(
     with running.store.write() as session:
         site_rows.suspend(session, "east", Change(clock(), "person:ada", "site:east", "for the test"))
     text = ada.get("/").text
-    places = [text.index(f'<th scope="row">{name}') for name in ("north", "south", "east")]
+    places = [text.index(f'<th scope="row"><a href="/sites/{name}">') for name in ("north", "south", "east")]
     apart = text.index("No round takes these")
     assert places[0] < places[1] < apart < places[2]
     assert "suspended" in _row_of(text, "east")
@@ -446,6 +346,34 @@ def test_an_aborted_run_shows_its_reason(running: AppContext, ada: TestClient) -
     assert "the plan had the wrong clip norm" in ada.get("/audit").text
 
 
+def test_a_run_of_many_rounds_is_paged_and_its_newest_judgement_is_found_on_every_page(
+    running: AppContext, ada: TestClient, clock: StandingClock
+) -> None:
+    with running.store.write() as session:
+        first = session.query(Round).one()
+        first.state, first.ended_at = RoundState.PUBLISHED, clock()
+        kept = {"run_id": first.run_id, "attempt": 1, "state": RoundState.ABANDONED, "base_model": first.base_model}
+        times = {"began_at": clock(), "phase_since": clock(), "deadline": clock(), "ended_at": clock()}
+        session.add_all(Round(number=number, roster_epoch=0, **kept, **times) for number in range(2, 61))
+        path = f"/runs/{first.run_id.hex()}"
+
+    def numbers(page: str) -> list[int]:
+        return [int(number) for number in re.findall(r'id="round-(\d+)"', page)]
+
+    overview, newest = ada.get("/").text, ada.get(path).text
+    assert "The newest 10 of 60." in overview
+    assert numbers(newest) == list(range(60, 35, -1))
+    older = re.search(r'href="[^"]*(\?before=\d+)">Older', newest)
+    assert older is not None
+    second = ada.get(path + older[1]).text
+    assert numbers(second) == list(range(35, 10, -1))
+    assert "Newest rounds" in second
+    assert numbers(ada.get(f"{path}?before=11").text) == list(range(10, 0, -1))
+    for page in (overview, newest, second):
+        assert _row_of(page, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
+    assert "60 of 3" in _words_of(ada.get("/runs").text)
+
+
 @pytest.mark.parametrize("hex_id", ["00" * 16, "nonsense"])
 def test_an_unknown_run_is_not_found(ada: TestClient, hex_id: str) -> None:
     assert ada.get(f"/runs/{hex_id}").status_code == 404
@@ -479,7 +407,7 @@ def test_every_state_and_reason_a_site_reports_is_on_the_page_in_words(
     running: AppContext, ada: TestClient, clock: StandingClock, state: SiteState
 ) -> None:
     with running.store.write() as session:
-        session.merge(_report("north", clock(), state, ",".join(StateReason), 40))
+        session.merge(report_of("north", clock(), state, ",".join(StateReason), 40))
     row = _row_of(ada.get("/").text, "north")
     assert wording.SITE_STATES[state] in row
     assert all(words in row for words in wording.REASONS.values())
@@ -491,7 +419,7 @@ def test_a_state_of_a_newer_version_is_shown_by_its_name(
 ) -> None:
     """A report may be older than a rollback of the aggregator."""
     with running.store.write() as session:
-        session.merge(_report("north", clock(), "SITE_DREAMING", "FULL_MOON", 0))
+        session.merge(report_of("north", clock(), "SITE_DREAMING", "FULL_MOON", 0))
     assert "SITE_DREAMING: FULL_MOON" in _row_of(ada.get("/").text, "north")
 
 
@@ -525,15 +453,18 @@ def _words_of(html: str) -> str:
 
 def _row_of(html: str, site: str) -> str:
     rows = re.findall(r"<tr>.*?</tr>", html, re.S)
-    return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">{site}\b', row))
+    return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">(<a [^>]*>)?{site}\b', row))
 
 
 def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(
     ada: TestClient, running: AppContext, authority: Authority, clock: StandingClock
 ) -> None:
-    assert "A roster awaits the custodian&#39;s signature; it adds east, north, south." in ada.get("/").text
+    awaited = (
+        "A roster awaits the custodian&#39;s signature; it adds east, north, south. See <code>roster export</code>."
+    )
+    assert awaited in ada.get("/").text
     sign_pending(running.store, authority, clock())
-    assert 'class="notice"' not in ada.get("/").text
+    assert 'class="notice' not in ada.get("/").text
     clock.advance(days=151)
     ada.post("/login", data={"name": "ada", "password": PASSWORD})
     assert "The roster ends on 2027-05-22, in 29 days." in ada.get("/").text

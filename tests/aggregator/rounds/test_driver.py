@@ -11,7 +11,7 @@ from federation.v1 import secagg_pb2
 from sqlalchemy import func, select, update
 from structlog.testing import capture_logs
 
-from aggregator.rounds import driver
+from aggregator.rounds import driver, snapshot
 from aggregator.rounds.driver import LEFT_ALONE_S, Driver, is_dead, own_name
 from aggregator.rounds.failures import sum_history
 from aggregator.runs.faults import offered_to
@@ -120,7 +120,7 @@ def test_the_other_rounds_of_a_run_are_read_once_a_step(make_world: MakeWorld, m
             read.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(driver, name, reads)
+        monkeypatch.setattr(snapshot, name, reads)
 
     counted("sum_history", sum_history)
     counted("offered_to", offered_to)
