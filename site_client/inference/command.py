@@ -7,6 +7,8 @@ from typing import Literal
 
 import click
 
+from site_client.bedside.folder import as_json as prediction_json
+from site_client.bedside.folder import as_text, predict_folder
 from site_client.calibration.command import fit
 from site_client.config import DEFAULT_FILE
 from site_client.config import load as load_settings
@@ -17,8 +19,7 @@ from site_client.inference.flipped import FlippedMean
 from site_client.inference.model_file import LoadedModel, load
 from site_client.inference.patients import is_synthetic, read_folder
 from site_client.inference.phantom_sets import read_series
-from site_client.inference.predict import as_json as prediction_json
-from site_client.inference.predict import as_text, predict
+from site_client.inference.predict import answers_of
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
 from site_client.inference.scores import refuse_shared_patients
 from site_client.inference.scoring import score_studies
@@ -83,7 +84,7 @@ def predict_command(
     model = load(model_file, size_px, slices_max, calibration)
     compute = choose(device, threads, model.size_px)
     net, explained = compute.place(_net(model, flip)), None if heat_maps is None else model.net.eval()
-    predictions = predict(net, folder, model.size_px, model.slices_max, compute, explained)
+    predictions = predict_folder(answers_of(net, compute, explained), folder, model.size_px, model.slices_max)
     click.echo(as_text(predictions))
     if out is not None:
         document = prediction_json(predictions, folder, model.as_json() | {"flip": flip})
@@ -93,8 +94,8 @@ def predict_command(
     if heat_maps is not None:
         heat_maps.mkdir(parents=True, exist_ok=True)
         for number, prediction in enumerate(predictions.predictions, 1):
-            if prediction.heat_map is not None:
-                replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.heat_map))
+            if prediction.answer.heat_map is not None:
+                replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.answer.heat_map))
     # Last: the files that were asked for say why nothing could be used.
     if not predictions.predictions:
         raise NothingUsable(f"expected a head CT that can be used, got none in {predictions.report.files_seen} files")
