@@ -37,7 +37,7 @@ FLOORS: dict[str, list[str]] = {
     "site_client": [
         "cli.py",
         "commands",
-        "prove benchmark foreground.py",
+        "prove benchmark packing foreground.py",
         "doctor inference",
         "status.py calibration agent/service.py agent/commands",
         "trainer agent/rounds agent/link.py agent/connection.py",
@@ -78,6 +78,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/doctor/compute": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/ingest": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/model": {"grpc", "pydicom"},
+    "site_client/packing": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/bedside": {"grpc", "torch", "monai", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/receiver": {"grpc", "torch", "monai", "sqlalchemy", "scipy", "sklearn", "gdcm", "numpy"},
     "site_client/phantom": {"grpc", "torch", "monai"},
@@ -94,6 +95,7 @@ CLOSED: dict[str, set[str]] = {
     "site_client/trainer": {"agent", "receiver"},
     "site_client/phantom": {"agent", "receiver"},
     "site_client/receiver": {"agent", "ingest", "model", "training", "calibration", "trainer", "phantom", "spool.py"},
+    "site_client/packing": {"agent", "trainer", "receiver"},
     "site_client/bedside": {"agent", "training", "calibration", "trainer", "phantom", "receiver"},
     "site_client/doctor/network": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
     "site_client/doctor/data": {"agent"},
@@ -310,7 +312,7 @@ for name in sys.argv[1].split(","):
         ),
         (
             "site_client.trainer,site_client.training,site_client.ingest,site_client.model,site_client.phantom,"
-            "site_client.doctor.data",
+            "site_client.doctor.data,site_client.packing",
             "grpc,fastapi,pynetdicom",
         ),
         (

@@ -23,7 +23,7 @@ NOTICE: Final = "Research only. Not a medical device; not for diagnosis or treat
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class StudyAnswer:
     """Probabilities of one study in the order of LABELS; `any` is never below a subtype.
 
     Attributes:
@@ -41,7 +41,7 @@ class Answer:
 class Prediction:
     """The answer about one study, and the files of each of its T slices: several where thin slices were averaged."""
 
-    answer: Answer
+    answer: StudyAnswer
     files: tuple[tuple[Path, ...], ...]
 
 
@@ -61,7 +61,7 @@ class FolderPredictions:
 
 
 def predict_folder(
-    ask: Callable[[PreparedStudy], Answer], folder: Path, image_size_px: int, slices_max: int
+    ask: Callable[[PreparedStudy], StudyAnswer], folder: Path, image_size_px: int, slices_max: int
 ) -> FolderPredictions:
     """Ask about every usable study of a folder, in the order of its files' paths.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from federation.labels import ANY
 
-from site_client.bedside.folder import Answer
+from site_client.bedside.folder import StudyAnswer
 from site_client.inference.heat_map import picture
 from site_client.model.inputs import PreparedStudy
 from site_client.model.network import Network, clamp_any
@@ -13,7 +13,9 @@ from site_client.training.compute import Compute
 from site_client.training.data import input_of
 
 
-def answers_of(net: Network, compute: Compute, explained: Network | None = None) -> Callable[[PreparedStudy], Answer]:
+def answers_of(
+    net: Network, compute: Compute, explained: Network | None = None
+) -> Callable[[PreparedStudy], StudyAnswer]:
     """Return the function that answers a prepared study.
 
     Args:
@@ -24,7 +26,7 @@ def answers_of(net: Network, compute: Compute, explained: Network | None = None)
     """
     net.eval()
 
-    def answer(prepared: PreparedStudy) -> Answer:
+    def answer(prepared: PreparedStudy) -> StudyAnswer:
         x = input_of(prepared, compute.device).unsqueeze(0)
         mask = torch.ones(1, prepared.slices, dtype=torch.bool, device=compute.device)
         geometry = torch.from_numpy(prepared.geometry).unsqueeze(0).to(compute.device)
@@ -36,6 +38,6 @@ def answers_of(net: Network, compute: Compute, explained: Network | None = None)
         # In float64: float32 takes the probability of log-odds of 17 for exactly 1.
         study = clamp_any(output.study_logits[0]).double().sigmoid().cpu().numpy()
         heat_map = None if explained is None else picture(explained, x[0, int(slices[:, ANY].argmax())])
-        return Answer(study, slices, heat_map)
+        return StudyAnswer(study, slices, heat_map)
 
     return answer
