@@ -151,6 +151,7 @@ def test_the_program_answers_as_the_network_does_and_names_no_patient(
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Research only.")
     assert str(patients) not in result.output + table.read_text()
+    assert out.stat().st_mode & 0o077 == table.stat().st_mode & 0o077 == 0
     answered = json.loads(out.read_text())
     assert answered["model"]["intended_use"].startswith("Research only. Not for clinical use")
     write_fresh("lite", 1, model)
