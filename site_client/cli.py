@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "join": LazyCommand(f"{_HERE}.enrolment", "join", "Enrol this host with the consortium."),
     "leave": LazyCommand(f"{_HERE}.enrolment", "leave", "Leave the consortium for good, and tell the coordinator."),
     "ledger": LazyCommand(f"{_HERE}.ledger", "ledger", "Read and verify the ledger of every message that left."),
+    "pack": LazyCommand("site_client.packing.command", "pack_command", "Pack a model for hosts without torch."),
     "pause": LazyCommand(
         f"{_HERE}.control", "pause", "Pause training within a second, against any decision of the idle gate."
     ),

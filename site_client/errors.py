@@ -19,6 +19,7 @@ SiteError
 ├── ModelDamaged           a model or sum was damaged on the way or on a disk; it is fetched again (retryable)
 ├── UnknownArchitecture    the plan names a network that this version does not have
 ├── WeightsRefused         a file of published weights is not that of the architecture, or would run code
+├── BundleRefused          a model cannot be packed as it is, or a bundle must not be trusted
 ├── CheckpointRefused      a checkpoint is broken, or of another round, model, dataset or configuration
 ├── RanksApart             the processes of one training have diverged; it has to start again
 ├── TrainingFailed         the training diverged, or a job could not be done
@@ -147,6 +148,10 @@ class UnknownArchitecture(SiteError):
 
 class WeightsRefused(SiteError):
     """A file of published weights has other tensors than the architecture, or cannot be read without running code."""
+
+
+class BundleRefused(SiteError):
+    """A model cannot be packed, lost too much by it, or a bundle is damaged, of another signer or another version."""
 
 
 class CheckpointRefused(SiteError):

@@ -2,7 +2,7 @@
 
 A module that needs a library its side does not declare, or declares the other side's library, fails here: the
 aggregator must start without torch, the agent without torch and pydicom, the trainer without
-grpc, the receiver without torch and grpc.
+grpc, the receiver and `hemofed-predict` without torch and grpc.
 """
 
 import os
@@ -24,8 +24,13 @@ SIDES: dict[str, tuple[list[str], list[str]]] = {  # extra: packages to import w
             "site_client.training",
             "site_client.trainer",
             "site_client.phantom",
+            "site_client.packing",
         ],
         ["grpc", "fastapi", "pynetdicom"],
+    ),
+    "predict": (
+        ["site_client.bedside", "site_client.ingest", "site_client.model.inputs"],
+        ["torch", "monai", "grpc", "fastapi", "pynetdicom", "sklearn", "onnx"],
     ),
     "receiver": (["site_client.receiver"], ["torch", "grpc", "fastapi", "sqlalchemy", "scipy"]),
 }
@@ -36,7 +41,7 @@ for name in absent:
     assert importlib.util.find_spec(name) is None, f"{name} was installed and must not be"
 for name in names:
     package = importlib.import_module(name)
-    for module in pkgutil.walk_packages(package.__path__, name + "."):
+    for module in pkgutil.walk_packages(getattr(package, "__path__", []), name + "."):
         acts = module.name.endswith((".__main__", ".migrations.env"))  # when imported
         if not acts and not (name == "federation" and module.name.endswith("_pb2_grpc")):
             importlib.import_module(module.name)

@@ -37,11 +37,11 @@ FLOORS: dict[str, list[str]] = {
     "site_client": [
         "cli.py",
         "commands",
-        "prove benchmark foreground.py",
+        "prove benchmark packing foreground.py",
         "doctor inference",
         "status.py calibration agent/service.py agent/commands",
         "trainer agent/rounds agent/link.py agent/connection.py",
-        "training agent/identity receiver",
+        "training agent/identity receiver bedside",
         "model phantom agent/egress agent/privacy",
         "ingest/catalog agent/status_file.py agent/backoff.py agent/chained_file.py",
         "ingest/series ingest/labels",
@@ -78,6 +78,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "site_client/doctor/compute": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/ingest": {"grpc", "torch", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/model": {"grpc", "pydicom"},
+    "site_client/packing": {"grpc", "requests", "httpx", "urllib", "socket", "http"},
+    "site_client/bedside": {"grpc", "torch", "monai", "requests", "httpx", "urllib", "socket", "http"},
     "site_client/receiver": {"grpc", "torch", "monai", "sqlalchemy", "scipy", "sklearn", "gdcm", "numpy"},
     "site_client/phantom": {"grpc", "torch", "monai"},
     "proto/federation": {"aggregator", "site_client", "deploy", "torch", "pydicom", "grpc", "sqlalchemy", "fastapi"},
@@ -93,6 +95,8 @@ CLOSED: dict[str, set[str]] = {
     "site_client/trainer": {"agent", "receiver"},
     "site_client/phantom": {"agent", "receiver"},
     "site_client/receiver": {"agent", "ingest", "model", "training", "calibration", "trainer", "phantom", "spool.py"},
+    "site_client/packing": {"agent", "trainer", "receiver"},
+    "site_client/bedside": {"agent", "training", "calibration", "trainer", "phantom", "receiver"},
     "site_client/doctor/network": {"ingest", "model", "training", "calibration", "trainer", "phantom"},
     "site_client/doctor/data": {"agent"},
     "site_client/doctor/compute": {"agent"},
@@ -308,12 +312,16 @@ for name in sys.argv[1].split(","):
         ),
         (
             "site_client.trainer,site_client.training,site_client.ingest,site_client.model,site_client.phantom,"
-            "site_client.doctor.data",
+            "site_client.doctor.data,site_client.packing",
             "grpc,fastapi,pynetdicom",
+        ),
+        (
+            "site_client.bedside,site_client.ingest,site_client.model.inputs",
+            "torch,monai,grpc,fastapi,pynetdicom,sklearn",
         ),
         ("site_client.receiver,site_client.cli", "torch,monai,grpc,sqlalchemy,scipy,sklearn,gdcm,fastapi"),
     ],
-    ids=["aggregator", "agent", "trainer", "receiver"],
+    ids=["aggregator", "agent", "trainer", "predict", "receiver"],
 )
 def test_each_side_imports_whole_with_the_other_sides_libraries_absent(modules: str, blocked: str) -> None:
     done = subprocess.run(

@@ -1,6 +1,5 @@
 """Fit a model's calibration to the catalog's patients, and read it from its file."""
 
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +8,11 @@ import click
 from site_client.calibration.fit import calibrate
 from site_client.calibration.model import Calibrations
 from site_client.config import SiteSettings
-from site_client.errors import EvaluationRefused, NothingUsable
-from site_client.ingest.catalog.catalog import open_catalog
-from site_client.ingest.series.volume import read_volume
+from site_client.errors import EvaluationRefused
 from site_client.model.network import Network
-from site_client.training.augment import Augmentation
-from site_client.training.cache import StudyCache
 from site_client.training.compute import Compute
-from site_client.training.data import Loader, Split, split_patients
-from site_client.training.prepare import prepare_all
+from site_client.training.data import Split
+from site_client.training.prepare import labelled_split
 
 
 def fit(
@@ -46,14 +41,7 @@ def fit(
     Raises:
         NothingUsable: No labelled patient can be read.
     """
-    with closing(open_catalog(settings)) as catalog:
-        studies = catalog.dataset().studies
-    cache = StudyCache(settings.folders.cache, settings.training.cache_max_bytes, size_px, slices_max, read_volume)
-    loader = Loader(cache, Augmentation(), compute.device, slices_per_study)
-    usable, _ = prepare_all(studies, loader, click.echo)
-    split = split_patients(usable, settings.training.validation_fraction)
-    if not split.training:
-        raise NothingUsable("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
+    loader, split = labelled_split(settings, size_px, slices_max, slices_per_study, compute.device, click.echo)
     return replace(calibrate(compute.place(net), split, loader, compute), model=model), split
 
 

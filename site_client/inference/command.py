@@ -7,18 +7,19 @@ from typing import Literal
 
 import click
 
+from site_client.bedside.folder import as_json as prediction_json
+from site_client.bedside.folder import as_text, predict_folder
 from site_client.calibration.command import fit
-from site_client.config import DEFAULT_FILE
 from site_client.config import load as load_settings
 from site_client.errors import NothingUsable
 from site_client.files import replace_file
 from site_client.inference.evaluation import as_json, evaluate
 from site_client.inference.flipped import FlippedMean
 from site_client.inference.model_file import LoadedModel, load
+from site_client.inference.options import CALIBRATION, CONFIG, FILE, FOLDER, MODEL, SIZE, SLICES, THREADS
 from site_client.inference.patients import is_synthetic, read_folder
 from site_client.inference.phantom_sets import read_series
-from site_client.inference.predict import as_json as prediction_json
-from site_client.inference.predict import as_text, predict
+from site_client.inference.predict import answers_of
 from site_client.inference.report import REAL, SYNTHETIC, Heading, page
 from site_client.inference.scores import refuse_shared_patients
 from site_client.inference.scoring import score_studies
@@ -32,37 +33,26 @@ from site_client.training.compute import choose
 from site_client.training.data import Loader
 from site_client.training.prepare import prepare_all
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_MODEL = click.option("--model", "model_file", required=True, type=_FILE, help="As the aggregator exports it.")
-_SIZE = click.option(
-    "--image-size", "size_px", type=click.IntRange(32, 512), help="Only of a model file that does not say it."
-)
-_SLICES = click.option("--slices-max", type=click.IntRange(4, 400), help="Likewise.")
-_CALIBRATION = click.option(
-    "--calibration", type=_FILE, help="From `hemofed-site calibrate`, for this model; without it the model file's own."
-)
 _FLIP = click.option("--flip", is_flag=True, help="Answer with the mean of the image and its mirror image.")
 _DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-_THREADS = click.option("--threads", default=0, type=click.IntRange(0), help="0: one a core.")
 _CACHE_BYTES = 64 << 30
 Device = Literal["auto", "cpu", "cuda"]
 
 
 @click.command("predict", context_settings={"show_default": True})
-@click.argument("folder", type=_FOLDER)
-@_MODEL
-@_SIZE
-@_SLICES
+@click.argument("folder", type=FOLDER)
+@MODEL
+@SIZE
+@SLICES
 @_DEVICE
-@_THREADS
-@_CALIBRATION
+@THREADS
+@CALIBRATION
 @_FLIP
-@click.option("--out", type=_FILE, help="Also every slice as JSON, with the names of its files below FOLDER.")
+@click.option("--out", type=FILE, help="Also every slice as JSON, with the names of its files below FOLDER.")
 @click.option(
-    "--submission", "submission_file", type=_FILE, help="Also ID,Label rows of every image, as RSNA 2019 takes them."
+    "--submission", "submission_file", type=FILE, help="Also ID,Label rows of every image, as RSNA 2019 takes them."
 )
-@click.option("--heat-maps", type=_FOLDER, help="Also a PNG a study: its highest slice, and where that comes from.")
+@click.option("--heat-maps", type=FOLDER, help="Also a PNG a study: its highest slice, and where that comes from.")
 def predict_command(
     folder: Path,
     model_file: Path,
@@ -83,7 +73,7 @@ def predict_command(
     model = load(model_file, size_px, slices_max, calibration)
     compute = choose(device, threads, model.size_px)
     net, explained = compute.place(_net(model, flip)), None if heat_maps is None else model.net.eval()
-    predictions = predict(net, folder, model.size_px, model.slices_max, compute, explained)
+    predictions = predict_folder(answers_of(net, compute, explained), folder, model.size_px, model.slices_max)
     click.echo(as_text(predictions))
     if out is not None:
         document = prediction_json(predictions, folder, model.as_json() | {"flip": flip})
@@ -93,23 +83,23 @@ def predict_command(
     if heat_maps is not None:
         heat_maps.mkdir(parents=True, exist_ok=True)
         for number, prediction in enumerate(predictions.predictions, 1):
-            if prediction.heat_map is not None:
-                replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.heat_map))
+            if prediction.answer.heat_map is not None:
+                replace_file(heat_maps / f"study-{number}.png", png_bytes(prediction.answer.heat_map))
     # Last: the files that were asked for say why nothing could be used.
     if not predictions.predictions:
         raise NothingUsable(f"expected a head CT that can be used, got none in {predictions.report.files_seen} files")
 
 
 @click.command("evaluate", context_settings={"show_default": True})
-@click.option("--data", required=True, type=_FOLDER, help="DICOM with label tables at its top, or a phantom set.")
-@click.option("--training-data", multiple=True, type=_FOLDER, help="Refuse when a patient is in there too.")
-@click.option("--out", required=True, type=_FOLDER, help="evaluation.json and evaluation.html go here.")
-@_MODEL
-@_SIZE
-@_SLICES
+@click.option("--data", required=True, type=FOLDER, help="DICOM with label tables at its top, or a phantom set.")
+@click.option("--training-data", multiple=True, type=FOLDER, help="Refuse when a patient is in there too.")
+@click.option("--out", required=True, type=FOLDER, help="evaluation.json and evaluation.html go here.")
+@MODEL
+@SIZE
+@SLICES
 @_DEVICE
-@_THREADS
-@_CALIBRATION
+@THREADS
+@CALIBRATION
 @_FLIP
 def evaluate_command(
     data: Path,
@@ -152,16 +142,16 @@ def evaluate_command(
 
 
 @click.command("calibrate", context_settings={"show_default": True})
-@_MODEL
-@click.option("--out", required=True, type=_FILE, help="For --calibration of predict and evaluate.")
-@_SIZE
-@_SLICES
+@MODEL
+@click.option("--out", required=True, type=FILE, help="For --calibration of predict and evaluate.")
+@SIZE
+@SLICES
 @click.option(
     "--slices-per-study", type=click.IntRange(0, 400), help="Likewise: of a study in a training step; 0: all."
 )
 @_DEVICE
-@_THREADS
-@click.option("--config", default=DEFAULT_FILE, type=_FILE, envvar="HEMOFED_SITE_CONFIG", help="The site.toml.")
+@THREADS
+@CONFIG
 def calibrate_command(
     model_file: Path,
     out: Path,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from federation.labels import LABELS
 
-from site_client.inference.predict import Prediction
+from site_client.bedside.folder import Prediction
 from site_client.ingest.files.readers import shared_readers, whole
 
 
@@ -19,7 +19,7 @@ def submission(predictions: Sequence[Prediction]) -> str:
     """
     lines = ["ID,Label"]
     for prediction in predictions:
-        for files, probabilities in zip(prediction.files, prediction.slices, strict=True):
+        for files, probabilities in zip(prediction.files, prediction.answer.slices, strict=True):
             for uid in whole(shared_readers().sop_uids(files)):
                 image = uid if uid.startswith("ID_") else f"ID_{uid}"
                 lines += [f"{image}_{label},{value:.6f}" for label, value in zip(LABELS, probabilities, strict=True)]

@@ -93,6 +93,19 @@ def compose_channels(windows: NDArray[np.uint8], slab: slice = WHOLE) -> NDArray
     return np.stack([brain[below], brain[here], brain[above], subdural[here], bone[here]], axis=1)
 
 
+def network_input(windows: NDArray[np.uint8], slab: slice = WHOLE) -> NDArray[np.float32]:
+    """Compose the input of a network, f32[N,5,H,W] in [-1,1], bit for bit as training does (`training.data.input_of`).
+
+    Args:
+        windows: uint8[T,3,H,W], of the whole study.
+        slab: The slices wanted, N of T.
+    """
+    x = compose_channels(windows, slab).astype(np.float32)
+    x /= np.float32(127.5)
+    x -= np.float32(1)
+    return x
+
+
 def merge_labels(slice_labels: NDArray[np.int8], groups: tuple[range, ...]) -> NDArray[np.int8]:
     """Merge the labels of averaged slices: 1 if any is 1, 0 if all are 0, else missing.
 

@@ -39,6 +39,18 @@ class StandardizedConv2d(nn.Conv2d):
         out: Tensor = self._conv_forward(x, _standardized(self.weight, self.gain), self.bias)
         return out
 
+    @torch.no_grad()
+    def plain(self) -> nn.Conv2d:
+        """Return a convolution that has the present standardized kernels as its weights: for inference only."""
+        has_bias = self.bias is not None
+        sizes: tuple[Any, ...] = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, has_bias)
+        plain = nn.Conv2d(self.in_channels, self.out_channels, *sizes)
+        plain.weight.copy_(_standardized(self.weight, self.gain))
+        # made with a bias exactly where this one has one
+        if plain.bias is not None and self.bias is not None:
+            plain.bias.copy_(self.bias)
+        return plain
+
 
 class StandardizedConv3d(nn.Conv3d):
     """A 3D convolution with kernels as those of `StandardizedConv2d`: f32[N,C,T,H,W] -> f32[N,out,T',H',W']."""
@@ -107,6 +119,14 @@ def without_batch_norm(trunk: nn.Module, normalization: Normalization, *, standa
                 setattr(parent, name, kind(child.in_channels, child.out_channels, *sizes, bias=False))
             else:
                 child.bias = None
+    return trunk
+
+
+def with_plain_convolutions(trunk: nn.Module) -> nn.Module:
+    """Replace every `StandardizedConv2d` of a trunk by a plain convolution of the same output, in place."""
+    for parent, name, child in list(_children(trunk)):
+        if isinstance(child, StandardizedConv2d):
+            setattr(parent, name, child.plain())
     return trunk
 
 

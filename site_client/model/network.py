@@ -270,6 +270,6 @@ def _with_neighbours(embedding: Tensor, mask: Tensor, geom: Tensor) -> Tensor:
 def _log_mean_exp(slice_logits: Tensor, mask: Tensor) -> Tensor:
     """[B,T,6] -> [B,6], (1/r) log mean exp(r s): a smooth maximum (Pinheiro & Collobert, CVPR 2015, eq. 6)."""
     scaled = (slice_logits * _SHARPNESS).masked_fill(~mask.unsqueeze(-1), -math.inf)
-    count = mask.sum(dim=1, keepdim=True)
+    count = mask.sum(dim=1, keepdim=True).to(scaled.dtype)  # ONNX has no logarithm of whole numbers
     pooled: Tensor = (scaled.logsumexp(dim=1) - count.log()) / _SHARPNESS
     return pooled

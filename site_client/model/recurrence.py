@@ -37,6 +37,10 @@ class Recurrence(nn.Module):
 
 
 def _run_packed(rnn: nn.RNNBase, x: Tensor, mask: Tensor) -> Tensor:
+    # An exported graph takes one study and no padding.
+    if torch.onnx.is_in_onnx_export():
+        whole: Tensor = rnn(x)[0]
+        return whole
     # pack_padded_sequence wants the lengths on the CPU. On a GPU this waits for the mask.
     packed = pack_padded_sequence(x, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False)
     padded, _ = pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=x.shape[1])

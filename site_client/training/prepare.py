@@ -1,13 +1,21 @@
-"""Prepare every study of a set in the cache, with several processes where there are cores."""
+"""Prepare every study of a set, or of the catalog, in the cache; with several processes where there are cores."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 
+import torch
+
+from site_client.config import SiteSettings
 from site_client.errors import NothingUsable, SeriesUnreadable
+from site_client.ingest.catalog.catalog import open_catalog
 from site_client.ingest.records import StudyRecord
-from site_client.training.data import Loader
+from site_client.ingest.series.volume import read_volume
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.data import Loader, Split, split_patients
 
 
 def prepare_all(
@@ -37,6 +45,38 @@ def prepare_all(
     if not readable:
         raise NothingUsable("expected studies that can be read, got none; `hemofed-site catalog` says why")
     return tuple(readable), slices
+
+
+def labelled_split(
+    settings: SiteSettings,
+    size_px: int,
+    slices_max: int,
+    slices_per_study: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[Loader, Split]:
+    """Prepare the catalog's labelled studies, and split them as the trainer does.
+
+    Args:
+        settings: Of the site.
+        size_px: Side of the model's input in pixels.
+        slices_max: Most slices of a study.
+        slices_per_study: Of a study in a training step; 0 for all.
+        device: The loader's.
+        say: Called with a sentence for each study that cannot be read.
+
+    Raises:
+        NothingUsable: No labelled patient that is trained on can be read.
+    """
+    with closing(open_catalog(settings)) as catalog:
+        studies = catalog.dataset().studies
+    cache = StudyCache(settings.folders.cache, settings.training.cache_max_bytes, size_px, slices_max, read_volume)
+    loader = Loader(cache, Augmentation(), device, slices_per_study)
+    usable, _ = prepare_all(studies, loader, say)
+    split = split_patients(usable, settings.training.validation_fraction)
+    if not split.training:
+        raise NothingUsable("expected labelled patients that are trained on, got none; see `hemofed-site catalog`")
+    return loader, split
 
 
 def _prepared(studies: Sequence[StudyRecord], loader: Loader, workers: int) -> Iterator[int | str]:
