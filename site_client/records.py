@@ -17,7 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from site_client.errors import SpoolRefused
-from site_client.typed_json import LOCAL, Digest, HexBytes, decode, encode
+from site_client.typed_json import LATER, LOCAL, Digest, HexBytes, decode, encode
 
 RECORD_BYTES_MAX: Final = 64 * 1024  # an update has 12 KiB, of which its histograms are most
 _R = TypeVar("_R", bound="Job | Update | Status")
@@ -96,7 +96,8 @@ class Update:
     example_count: Count
     clipped: bool  # by training itself; the agent clips again
     histograms: Histograms = NO_HISTOGRAMS
-    comparison: LossComparison | None = None  # under a plan with a gate, once an earlier model was evaluated here
+    # Under a plan with a gate, once an earlier model was evaluated here.
+    comparison: LossComparison | None = field(default=None, metadata=LATER)
     delta_sha256: Digest | None = None  # of delta.f32; with TRAINED only
 
 

@@ -46,7 +46,7 @@ from site_client.training.loop import Stopped, TrainingProgress, train
 from site_client.training.patient_losses import EvaluatedModel, compare_with_last, losses_by_patient
 from site_client.training.private import PrivateStep, patient_histograms, patients_of, private_gradient
 from site_client.training.ranks import ONE, Ranks
-from site_client.training.score_histograms import Evaluation, slice_histograms
+from site_client.training.score_histograms import ValidationScores, slice_histograms
 from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 from site_client.untrusted_files import open_regular, read_regular
@@ -348,7 +348,7 @@ class JobInProgress:
             self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 
-    def _compare(self, prepared: PreparedStudies, evaluation: Evaluation) -> LossComparison | None:
+    def _compare(self, prepared: PreparedStudies, evaluation: ValidationScores) -> LossComparison | None:
         """Compares the base model with the one evaluated before it, where the plan has a gate."""
         if self.plan.gate is None:
             return None
@@ -356,7 +356,7 @@ class JobInProgress:
         evaluated = EvaluatedModel(self.job.run_id, self.job.base_model_digest, self._compute.name, losses)
         return compare_with_last(self.settings.folders.trainer, evaluated, self.plan.gate)
 
-    def _evaluate(self, net: Network, prepared: PreparedStudies) -> Evaluation:
+    def _evaluate(self, net: Network, prepared: PreparedStudies) -> ValidationScores:
         """Scores the slices of the validation patients with the base model."""
 
         def report(done: int, total: int) -> None:

@@ -118,6 +118,6 @@ def _comparison(earlier: EvaluatedModel, losses: Mapping[PatientHex, float], gat
 def _patient(key: str, studies: Sequence[StudyRecord]) -> PatientHex:
     digest = hashlib.sha256(key.encode())
     for study in studies:
-        digest.update(b"\0" + study.study_key.encode() + b"\0" + study.series.series_key.encode() + b"\0")
+        digest.update(b"\0" + study.study_key.encode() + b"\0" + study.series.content_hash.encode() + b"\0")
         digest.update(study.study_labels.tobytes() + study.slice_labels.tobytes())
     return digest.hexdigest()[:16]

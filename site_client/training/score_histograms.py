@@ -20,7 +20,7 @@ from site_client.training.patient_losses import study_loss
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class ValidationScores:
     """A model on a site's validation studies.
 
     Attributes:
@@ -40,7 +40,7 @@ def slice_histograms(
     checkpoints: Checkpoints,
     report: Callable[[int, int], None],
     stopping: Callable[[], bool],
-) -> Evaluation:
+) -> ValidationScores:
     """Count slices by label, truth and bin of the logit, and compute each study's loss.
 
     A network without slice outputs counts studies.
@@ -81,7 +81,7 @@ def slice_histograms(
         np.add.at(counts, (label[known], labels[known], bin_of(logits)[known]), 1)
         losses[index] = study_loss(logits, labels)
         report(index + 1, len(studies))
-    return Evaluation(counts, losses)
+    return ValidationScores(counts, losses)
 
 
 def slice_scores(
