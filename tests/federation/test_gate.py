@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from federation.v1 import rounds_pb2
+from google.protobuf.message import Message
 
 from aggregator.commands import listings
 from aggregator.commands.run_story import tell
@@ -131,3 +133,31 @@ def test_a_site_that_was_away_follows_the_sums_through_a_refusal(make_learning: 
     world.until(RunState.COMPLETED)
     assert world.sites["site-a"].rounds.models.newest == world.models()[-1].digest
     assert standings(world)[-1] == (4, ModelStanding.ACCEPTED)
+
+
+@pytest.mark.parametrize("lie", ["back", "another", "none"])
+def test_an_aggregator_that_misstates_which_model_is_judged_gets_nothing(make_learning: Make, lie: str) -> None:
+    """It goes back to the accepted model without a sum that refuses the newest, or names another predecessor."""
+    world = make_learning(2)
+    until_round(world, 2)
+    newest, accepted = world.round.base_model, world.round.predecessor
+    assert accepted is not None
+    (initial,) = [model.blob for model in world.models() if model.digest == accepted]
+    world.step("site-a")  # follows the sum of round 1, and closes it
+    assert world.sites["site-a"].rounds.models.newest == newest
+
+    def misstate(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.HasField("train"):
+            reply.train.predecessor_digest = bytes(32) if lie == "another" else b""
+            if lie == "back":
+                reply.train.base_model_digest = accepted
+                reply.train.whole_model.digest = initial
+        return reply
+
+    world.wire.lies_down.append(misstate)
+    before = len(world.refused)
+    for _ in range(3):
+        world.step("site-a")
+    expected = "which no published sum refuses" if lie == "back" else "is a candidate against another model"
+    assert any(expected in str(error) for _, error in world.refused[before:]), world.refused
+    assert not world.sites["site-a"].jobs()

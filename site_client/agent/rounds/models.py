@@ -93,14 +93,15 @@ class Models:
             CertificateRefused: Too few of the witnesses say that a round led to this whole model.
             FederationError: A published sum that the chain refuses.
         """
-        if self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest):
-            newest = self._lineage.newest(plan)
-            # Under a gate, only a sum that refuses the newest model leads back from it.
-            if plan.gate is None or newest is None or newest.model_digest == step.base_model_digest:
-                self._check_predecessor(plan, step)
-                return
-            if not step.chain:
-                raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
+        newest = self._lineage.newest(plan) if plan.gate is not None else None
+        is_another = newest is not None and newest.model_digest != step.base_model_digest
+        is_here = self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest)
+        if is_here and not is_another:
+            self._check_predecessor(plan, step)
+            return
+        # Under a gate, only a sum that refuses the newest model leads back from it.
+        if newest is not None and is_another and not step.chain and step.certificate.round <= newest.round:
+            raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         can_begin = self.newest and self._lineage.holds(plan, self.newest)
         if step.chain and (can_begin or step.HasField("initial_model")):
