@@ -66,6 +66,14 @@ class SeatState(StrEnum):
     LEFT_OUT = "left_out"  # the cohort was frozen without it, or goes on without it
 
 
+class ModelStanding(StrEnum):
+    """A model of a run whose plan has a gate. Models of other runs have none."""
+
+    CANDIDATE = "candidate"  # the sum of the next round has not judged it yet
+    ACCEPTED = "accepted"
+    REFUSED = "refused"  # worse than its predecessor; no round starts from it any more
+
+
 class FaultKind(StrEnum):
     """The faults for which a site sits out rounds: `runs.faults`."""
 

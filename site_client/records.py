@@ -17,7 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from site_client.errors import SpoolRefused
-from site_client.typed_json import LOCAL, Digest, HexBytes, decode, encode
+from site_client.typed_json import LATER, LOCAL, Digest, HexBytes, decode, encode
 
 RECORD_BYTES_MAX: Final = 64 * 1024  # an update has 12 KiB, of which its histograms are most
 _R = TypeVar("_R", bound="Job | Update | Status")
@@ -66,6 +66,23 @@ class Job:
 
 
 @dataclass(frozen=True)
+class LossComparison:
+    """A round's base model and an earlier one on the same validation patients of this site.
+
+    Attributes:
+        earlier_digest: Of the earlier model.
+        difference_sum: Base model's minus earlier one's loss of a patient, clipped to the plan's gate.clip, summed.
+        square_sum: Of these differences.
+        patients: Patients with both losses.
+    """
+
+    earlier_digest: Digest
+    difference_sum: float
+    square_sum: Annotated[float, Meta(ge=0)]
+    patients: Count
+
+
+@dataclass(frozen=True)
 class Update:
     """The result of a job. Sums are over this site only: they leave it under masks or not at all."""
 
@@ -79,6 +96,8 @@ class Update:
     example_count: Count
     clipped: bool  # by training itself; the agent clips again
     histograms: Histograms = NO_HISTOGRAMS
+    # Under a plan with a gate, once an earlier model was evaluated here.
+    comparison: LossComparison | None = field(default=None, metadata=LATER)
     delta_sha256: Digest | None = None  # of delta.f32; with TRAINED only
 
 

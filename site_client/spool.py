@@ -27,6 +27,7 @@ from site_client.records import (
     RECORD_BYTES_MAX,
     Histograms,
     Job,
+    LossComparison,
     RunId,
     Status,
     Update,
@@ -37,7 +38,17 @@ from site_client.records import (
 from site_client.typed_json import Digest
 from site_client.untrusted_files import UntrustedFolder
 
-__all__ = ["AgentSide", "Histograms", "Job", "RunId", "Status", "TrainerSide", "Update", "histograms_of"]
+__all__ = [
+    "AgentSide",
+    "Histograms",
+    "Job",
+    "LossComparison",
+    "RunId",
+    "Status",
+    "TrainerSide",
+    "Update",
+    "histograms_of",
+]
 
 _JOB, _UPDATE = "job", "update"
 # The two service users have one primary group: the other one reads, never writes. No setgid bit: RestrictSUIDSGID=.

@@ -26,6 +26,7 @@ from site_client.untrusted_files import read_regular
 SIZE_MAX: Final = 1 << 20  # bytes; the longest file, an agent's status with 500 hospitals, has 20 KiB
 _CHECKSUM: Final = re.compile(rb"[0-9a-f]{64}\n")
 LOCAL: Final = {"local": True}  # metadata of a dataclass field that is not written
+LATER: Final = {"later": True}  # metadata of a field with a default that whole records of 0.1.0 lack
 _T = TypeVar("_T")
 
 
@@ -156,7 +157,8 @@ def _check_keys(kind: type, table: object, whole: bool) -> None:
         raise ValueError("it is not a JSON object")
     known = set(record_keys(kind))
     # With `whole`, a missing key is as odd as an unknown one: writer and reader then have two versions.
-    odd = sorted(known ^ set(table)) if whole else sorted(set(table) - known)
+    later = {field.name for field in fields(kind) if field.metadata.get("later")}
+    odd = sorted((known ^ set(table)) - (later & known)) if whole else sorted(set(table) - known)
     if odd:
         raise ValueError(f"the key {odd[0][:40]!r} is unknown or missing")
 

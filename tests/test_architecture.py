@@ -57,7 +57,7 @@ FLOORS: dict[str, list[str]] = {
         "chain.py certificate.py forecast.py",
         "encoding",
         "plan.py",
-        "moving.py privacy.py",
+        "moving.py privacy.py gate.py",
         "architectures.py",
         "manifest.py roster.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py chunk_sizes.py",

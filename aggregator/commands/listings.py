@@ -191,10 +191,18 @@ def list_models(session: Session, run: Run) -> list[Row]:
             "model_digest": model.digest.hex(),
             "size_bytes": model.size_bytes,
             "created_at": _time(model.created_at),
+            "standing": None if model.standing is None else model.standing.value,
+            "why": _gate_words(metrics.get(model.digest)),
             "report": _report(metrics.get(model.digest)),
         }
         for model in run_rows.models(session, run.run_id)
     ]
+
+
+def _gate_words(metrics: ModelMetrics | None) -> str | None:
+    """Say why a model was accepted or refused; None for one that no round has compared with another."""
+    gate = None if metrics is None else Report.from_json(metrics.report).gate
+    return None if gate is None else gate.words()
 
 
 def list_administrators(session: Session) -> list[Row]:

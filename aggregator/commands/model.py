@@ -28,10 +28,11 @@ def model() -> None:
 @listing
 @click.pass_obj
 def model_list(context: CommandContext, run_id: str | None, form: Form) -> None:
-    """Every model, and how the federation judged it."""
+    """Every model, and how the federation judged it: candidate, accepted or refused, where the plan has a gate."""
     with context.app().store.read() as session:
         rows = listings.list_models(session, listings.chosen_run(session, run_id))
-    print_rows(rows, ("round", "model_digest", "size_bytes", "created_at"), form)
+    gated = ("standing", "why") if any(row["standing"] for row in rows) else ()
+    print_rows(rows, ("round", "model_digest", "size_bytes", "created_at", *gated), form)
 
 
 @model.command("compare")

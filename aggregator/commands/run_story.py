@@ -11,7 +11,7 @@ from aggregator.config import PacingSettings
 from aggregator.dashboard.wording import REASONS, SITE_STATES
 from aggregator.runs.plans import plan_of
 from aggregator.sites.freshness import stale_after_s
-from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
+from aggregator.states import MASKING_PHASES, PHASE_SEATS, ModelStanding, RoundState, RunState, SeatState
 from aggregator.store import people, round_rows, site_rows
 from aggregator.store.tables import Audit, PhaseTime, Round, Run, Seat
 from aggregator.units import duration
@@ -116,7 +116,7 @@ class _Teller:
             f"{row.state} after {duration(lasted_s)}" if over else f"in {row.state} after {duration(lasted_s)}"
         )
         if row.state is RoundState.PUBLISHED:
-            outcome += f", {row.members} updates in the sum"
+            outcome += f", {row.members} updates in the sum" + self._verdict()
         if row.state is RoundState.ABANDONED:
             outcome += f": {row.reason}"
         delays: list[Delay] = []
@@ -134,6 +134,15 @@ class _Teller:
             seconds = (self.now - row.phase_since).total_seconds()
             delays.append(Delay(row.attempt, row.state.value, seconds, self._awaited()))
         return RoundStory(row.number, outcome, tuple(delays))
+
+    def _verdict(self) -> str:
+        """Say what the gate made of the model that the round began from; nothing where it was no candidate."""
+        subject = round_rows.subject(self.row)
+        judged = [row for row in self.trail if row.subject == subject and row.before == ModelStanding.CANDIDATE]
+        if not judged:
+            return ""
+        in_vain = "; what was trained from it is not used" if judged[-1].after == ModelStanding.REFUSED else ""
+        return f"; the model it began from was {judged[-1].why}{in_vain}"
 
     def _segments(self) -> list[tuple[Audit, list[Audit]]]:
         """Return, for each state that the round has left, the audit row of that, and the rows of the state.

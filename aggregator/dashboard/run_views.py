@@ -53,6 +53,7 @@ class ModelJudgement:
     auc_any: float | None
     weighted_log_loss: float | None
     why_none: str | None
+    gate: str | None  # what the gate made of the model, and why; None if it was no candidate
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cas
         auc_any=_auc(report, "any"),
         weighted_log_loss=report.weighted_log_loss,
         why_none=None if report.labels else _why_none(plan, row, metrics),
+        gate=None if report.gate is None else report.gate.words(),
     )
 
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import structlog
 from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
 from federation.errors import FederationError
+from federation.gate import Judgement, Verdict, judge
 from federation.manifest import Model, load_model, save_model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
@@ -35,9 +37,9 @@ from aggregator.errors import NotFound, SumRefused
 from aggregator.rounds.cohort import MaskingAttempt, answers_of, attempt_of
 from aggregator.rounds.failures import name_the_spoiler
 from aggregator.runs import metrics
-from aggregator.runs.lifecycle import continue_run
+from aggregator.runs.lifecycle import continue_run, judge_base
 from aggregator.runs.plans import plan_of
-from aggregator.states import RoundState
+from aggregator.states import ModelStanding, RoundState
 from aggregator.store import Cause, masking_rows, round_rows, run_rows
 from aggregator.store.blobs import Blobs, StoredBlob
 from aggregator.store.tables import ModelMetrics, ModelVersion, Round, Run, Seat
@@ -69,8 +71,9 @@ class AggregationResult:
 
     decoded: DecodedSum
     model_digest: bytes
-    model_blob: StoredBlob | None  # None after an evaluation-only round: the model is its base
+    model_blob: StoredBlob | None  # None for a model that is there: after an evaluation-only round, or a refused base
     sum_blob: StoredBlob
+    judgement: Judgement | None  # of the base model; None if it is no candidate
 
 
 def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProgress) -> None:
@@ -197,16 +200,28 @@ def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) 
     total = _unmasked(app, inputs, progress)
     decoded = encoding.decode_sum(inputs.layout, total, len(inputs.uploads))
     del total  # as large as the model; the next steps need its memory
+    judgement = _judge(inputs, decoded)
     progress()
     # The disk stores the sum while the cores compute the next model.
     with ThreadPoolExecutor(1) as disk:
         sum_blob = disk.submit(lambda: app.blobs.add(encoding.pack_sum(inputs.layout, decoded)))
         digest, model_blob = inputs.row.base_model, None
-        if not inputs.plan.evaluates_only(inputs.row.number):
+        # A refused model is not built upon, not even by the round that refuses it.
+        if judgement is not None and judgement.verdict is Verdict.REFUSED:
+            assert inputs.row.predecessor is not None  # only a candidate is judged
+            digest = inputs.row.predecessor
+        elif not inputs.plan.evaluates_only(inputs.row.number):
             model = next_model(inputs.plan, _take_base(app, inputs), decoded, _threads(app), uses_up=True)
             digest, model_blob = model.digest, _store_model(app, model)
     progress()
-    return AggregationResult(decoded, digest, model_blob, sum_blob.result())
+    return AggregationResult(decoded, digest, model_blob, sum_blob.result(), judgement)
+
+
+def _judge(inputs: AggregationInput, decoded: DecodedSum) -> Judgement | None:
+    gate = inputs.plan.gate
+    if gate is None or inputs.row.predecessor is None:
+        return None
+    return judge(gate, decoded.header.comparison, inputs.plan.cohort.minimum)
 
 
 def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
@@ -264,15 +279,37 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
                 blob=result.model_blob.digest,
                 size_bytes=result.model_blob.size_bytes,
                 created_at=cause.at,
+                standing=None if inputs.plan.gate is None else ModelStanding.CANDIDATE,
             )
             run_rows.add_model(session, model)
-        round_rows.add_metrics(session, _metrics_row(inputs, result, app.settings.metrics.positives_min))
+        judged = _gate_report(inputs, result)
+        report = _metrics_row(inputs, result, judged, app.settings.metrics.positives_min)
+        round_rows.add_metrics(session, report)
         name_the_spoiler(session, row, inputs.uploads, cause)
         run = run_rows.get(session, row.run_id)
+        if judged is not None:
+            judge_base(session, run, row, refused=judged.verdict == "refused", cause=cause.because(judged.words()))
         continue_run(session, run, cause.because("the round before was published"))
 
 
-def _metrics_row(inputs: AggregationInput, result: AggregationResult, cases_min: int) -> ModelMetrics:
+def _gate_report(inputs: AggregationInput, result: AggregationResult) -> metrics.GateReport | None:
+    judgement, gate = result.judgement, inputs.plan.gate
+    if judgement is None or gate is None:
+        return None
+    return metrics.GateReport(
+        verdict="refused" if judgement.verdict is Verdict.REFUSED else "accepted",
+        mean=judgement.mean,
+        lower=judgement.lower,
+        without_one=judgement.without_one,
+        margin=gate.margin,
+        patients=judgement.patients,
+        sites=judgement.sites,
+    )
+
+
+def _metrics_row(
+    inputs: AggregationInput, result: AggregationResult, judged: metrics.GateReport | None, cases_min: int
+) -> ModelMetrics:
     header, members = result.decoded.header, result.decoded.members
     trained = not inputs.plan.evaluates_only(inputs.row.number)
     # After dropouts the sum may be over fewer sites than the plan's minimum. It still moves the model, but figures over
@@ -295,5 +332,5 @@ def _metrics_row(inputs: AggregationInput, result: AggregationResult, cases_min:
         train_loss=header.loss_sum / header.example_count if has_loss else None,
         # In a private round each member has the weight 1.
         studies=header.weight if trained and privacy is None else None,
-        report=report.to_json(),
+        report=msgspec.structs.replace(report, gate=judged).to_json(),
     )

@@ -83,7 +83,8 @@ def _recovered(session: Session, row: Round) -> Iterator[RecoveredSum]:
     members = frozenset(round_rows.senders(session, row.id, Seat.upload_claim))
     if row.sum_blob is not None:
         refused = row.state is RoundState.ABANDONED
-        yield RecoveredSum(members, refused, vanished=_vanished(session, row, members))
+        led_on = row.state is RoundState.PUBLISHED and row.next_model not in (row.base_model, row.predecessor)
+        yield RecoveredSum(members, refused, vanished=_vanished(session, row, members), led_on=led_on)
         return
     guilty = {evidence.dealer for evidence in bad_dealings(session, row)}
     # Only the guilty dealer could recover this sum; with its own part known to it, it is a sum over the others.

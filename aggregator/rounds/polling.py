@@ -220,6 +220,7 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
         round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
         plan_digest=run.plan_digest,
         base_model_digest=row.base_model,
+        predecessor_digest=row.predecessor or b"",
         evaluation_only=plan.evaluates_only(row.number),
         whole_model=_blob_of(base),
         chain=chain,
@@ -234,23 +235,29 @@ def _chain(
 ) -> tuple[list[pb.PublishedSum], ModelVersion | None]:
     """Return the sums that lead from a model the site holds to the newest; none when they are longer than it.
 
-    A single sum is returned in any case. At any cost, all are: from the initial model, which is then returned too, for
-    a site that holds no model of the run.
+    A single sum is returned in any case, and so are sums that lead back from a refused model: nothing else proves that
+    it was refused. At any cost, all are: from the initial model, which is then returned too, for a site that holds no
+    model of the run.
     """
-    if newest.digest == held_model or newest.round_number == 0:
-        return [], None
     models = run_rows.models(session, run.run_id)
     holding = [model.round_number for model in models if model.digest == held_model]
-    if not holding and not at_any_cost:
+    if not holding and (newest.round_number == 0 or not at_any_cost):
         return [], None
     first = holding[-1] if holding else 0
-    made_by = {model.round_number for model in models if model.round_number > first}
-    links = [published_sum(row) for row in round_rows.of_run(session, run.run_id) if row.number in made_by]
+    rows = [row for row in round_rows.of_run(session, run.run_id) if row.number > first and _led_on(row)]
+    links = [published_sum(row) for row in rows]
+    if not links:
+        return [], None
+    at_any_cost = at_any_cost or any(row.next_model == row.predecessor for row in rows)
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     # A site that holds the model before takes its sum and nothing else, also where the sum is larger than the model.
     if shorter or len(links) == 1 or at_any_cost:
         return links, None if holding else models[0]
     return [], None
+
+
+def _led_on(row: Round) -> bool:
+    return row.state is RoundState.PUBLISHED and row.next_model != row.base_model
 
 
 def _blob_of(model: ModelVersion) -> pb.BlobRef:

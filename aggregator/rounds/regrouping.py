@@ -32,12 +32,14 @@ class RecoveredSum:
     Attributes:
         members: U3.
         refused: Whether it led to no model.
+        led_on: Whether it led to another model. Sites then confirm only the very same members on its base model again.
         vanished: Members that dealt shares and did not upload (U2 without U3); masks with them are in it, too.
     """
 
     members: frozenset[str]
     refused: bool
     vanished: frozenset[str] = frozenset()
+    led_on: bool = False
 
     @property
     def dealers(self) -> frozenset[str]:
@@ -105,6 +107,11 @@ def choose_cohort(ranked: Sequence[str], bounds: CohortBounds, history: SumHisto
         bounds: Of the plan.
         history: The sums so far.
     """
+    # Where a sum has led on from the model and its result was refused, the very members of that sum come first.
+    for recovered in history.on_this_model:
+        again = tuple(sorted(recovered.members)) if recovered.led_on else ()
+        if again and recovered.members <= set(ranked) and _is_admissible(again, bounds.minimum, history):
+            return again
     for pool in _pools(ranked, history):
         for members in _choices(pool, bounds, constrained=bool(history.on_this_model)):
             if _is_admissible(members, bounds.minimum, history):
@@ -144,6 +151,10 @@ def _is_admissible(members: Sequence[str], minimum: int, history: SumHistory) ->
             # The very members of a refused sum would be refused again.
             if recovered.refused:
                 return False
-        elif told_apart(chosen, recovered.members, (chosen | recovered.members) - history.gone) < minimum:
+            continue
+        # No member of a sum that led on confirms another set.
+        if recovered.led_on and chosen & recovered.members:
+            return False
+        if told_apart(chosen, recovered.members, (chosen | recovered.members) - history.gone) < minimum:
             return False
     return True

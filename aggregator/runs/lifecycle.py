@@ -27,7 +27,7 @@ from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
-from aggregator.states import RoundState, RunState, SeatState
+from aggregator.states import ModelStanding, RoundState, RunState, SeatState
 from aggregator.store import OPERATOR, Cause, round_rows, run_rows
 from aggregator.store.tables import ModelVersion, Round, Run
 
@@ -87,6 +87,7 @@ def start_run(
         blob=stored.digest,
         size_bytes=stored.size_bytes,
         created_at=cause.at,
+        standing=None if plan.gate is None else ModelStanding.ACCEPTED,
     )
     with app.store.write() as session:
         if queue and (run_rows.active(session) or run_rows.queued(session)):
@@ -256,6 +257,25 @@ def pause_after(session: Session, run: Run, in_a_row_max: int, cause: Cause) -> 
         run_rows.move(session, run, RunState.PAUSED, cause.because(why).of(run_rows.subject(run.run_id)))
 
 
+def judge_base(session: Session, run: Run, row: Round, *, refused: bool, cause: Cause) -> None:
+    """Accept or refuse the base model of a round that is over, and pause the run at the second refusal in a row.
+
+    Args:
+        session: A session of `Store.write`.
+        run: Of the round.
+        row: The round; its base model is a candidate.
+        refused: The verdict.
+        cause: `cause.why` is the verdict in words.
+    """
+    judged = run_rows.model_by_digest(session, run.run_id, row.base_model)
+    standing = ModelStanding.REFUSED if refused else ModelStanding.ACCEPTED
+    run_rows.judge_model(session, judged, standing, cause.of(round_rows.subject(row)))
+    others = [model for model in run_rows.models(session, run.run_id) if model.id < judged.id]
+    if refused and others[-1].standing is ModelStanding.REFUSED:
+        why = f"two models in a row were refused; the last, of round {judged.round_number}, was {cause.why}"
+        pause_because(session, run, cause.because(why))
+
+
 def pause_because(session: Session, run: Run, cause: Cause) -> None:
     """Pause a RUNNING run in the caller's transaction: only a person can help. `cause.why` says with what."""
     if run.state is RunState.RUNNING:
@@ -268,13 +288,14 @@ def _gives_up_evaluation(session: Session, run: Run, plan: TrainingPlan) -> bool
 
 
 def _begin_next(session: Session, run: Run, plan: TrainingPlan, cause: Cause) -> None:
-    last = round_rows.newest(session, run.run_id)
+    last, base = round_rows.newest(session, run.run_id), run_rows.newest_model(session, run.run_id)
     row = Round(
         run_id=run.run_id,
         number=1 if last is None else last.number + 1,
         attempt=1,
         state=RoundState.TRAINING,
-        base_model=run_rows.newest_model(session, run.run_id).digest,
+        base_model=base.digest,
+        predecessor=_predecessor(session, base),
         roster_epoch=0,  # frozen with the cohort: a site approved meanwhile may still take part
         began_at=cause.at,
         phase_since=cause.at,
@@ -283,6 +304,14 @@ def _begin_next(session: Session, run: Run, plan: TrainingPlan, cause: Cause) ->
     change = cause.because("offered to every enrolled site that sits nothing out").of(round_rows.subject(row))
     sites = offered_to(session, run.run_id, row.number, plan.cohort.minimum)
     round_rows.begin_round(session, row, sites, change)
+
+
+def _predecessor(session: Session, base: ModelVersion) -> bytes | None:
+    """Return the digest of the model that a candidate is to be judged against; None for a model that is none."""
+    if base.standing is not ModelStanding.CANDIDATE:
+        return None
+    made_from = round_rows.get(session, base.run_id, base.round_number).base_model
+    return None if made_from == base.digest else made_from
 
 
 def _in_state(session: Session, run_id: bytes, verb: str, *states: RunState) -> Run:

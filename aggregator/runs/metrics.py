@@ -56,6 +56,29 @@ class LabelMetrics(Struct, frozen=True):
     auc_high: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
+class GateReport(Struct, frozen=True):
+    """The comparison of a candidate with its predecessor, as `federation.gate` judges it."""
+
+    verdict: Literal["accepted", "refused"]
+    mean: float  # nats a patient; above 0: the candidate is worse
+    lower: float  # end of the one-sided interval
+    without_one: float  # mean without the most that one site can have added
+    margin: float  # of the plan
+    patients: Count  # in size classes
+    sites: Count
+
+    def words(self) -> str:
+        """Say why, in one clause."""
+        if self.patients == 0:
+            return "accepted: no site could compare it with its predecessor"
+        if self.verdict == "refused":
+            return (
+                f"refused: worse than its predecessor by {self.mean:.4f} nats a patient over {self.sites} sites, at "
+                f"least {min(self.lower, self.without_one):.4f}, where the plan allows {self.margin:g}"
+            )
+        return f"accepted: {self.mean:+.4f} nats a patient against its predecessor, over {self.sites} sites"
+
+
 class Report(Struct, frozen=True):
     """All labels, by name in the fixed order; empty when the cohort was below the plan's minimum.
 
@@ -68,6 +91,7 @@ class Report(Struct, frozen=True):
     # What positives and negatives count: validation slices, or in a private round patients.
     unit: Literal["slice", "patient"] = "slice"
     count_deviation: Annotated[float, Meta(ge=0)] = 0.0  # standard deviation of the noise in each of these counts
+    gate: GateReport | None = None  # of a candidate
 
     def to_json(self) -> str:
         """Encode as {"labels": {name: fields of LabelMetrics}, and the other fields}."""

@@ -2,12 +2,12 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, RunInProgress
-from aggregator.states import RunState
-from aggregator.store.engine import Change, record, transition
+from aggregator.states import ModelStanding, RunState
+from aggregator.store.engine import Change, guarded, record, transition
 from aggregator.store.tables import ModelVersion, Round, Run
 
 ACTIVE = (RunState.RUNNING, RunState.PAUSED)
@@ -114,12 +114,12 @@ def models(session: Session, run_id: bytes) -> list[ModelVersion]:
 
 
 def newest_model(session: Session, run_id: bytes) -> ModelVersion:
-    """Return the model that the next round starts from.
+    """Return the model that the next round starts from: the newest that no round has refused.
 
     Raises:
         NotFound: For an unknown run; every other one has its initial model.
     """
-    versions = models(session, run_id)
+    versions = [model for model in models(session, run_id) if model.standing is not ModelStanding.REFUSED]
     if not versions:
         raise NotFound(f"no model of run {run_id.hex()}")
     return versions[-1]
@@ -137,6 +137,18 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
     if model is None:
         raise NotFound(f"no model {digest.hex()[:16]} in run {run_id.hex()}")
     return model
+
+
+def judge_model(session: Session, model: ModelVersion, standing: ModelStanding, change: Change) -> None:
+    """Accept or refuse a candidate.
+
+    Raises:
+        LostRace: When it is no candidate any more.
+    """
+    candidate = (ModelVersion.id == model.id) & (ModelVersion.standing == ModelStanding.CANDIDATE)
+    statement = update(ModelVersion).where(candidate).values(standing=standing)
+    guarded(session, statement, change, ModelStanding.CANDIDATE.value, standing.value)
+    session.get(ModelVersion, model.id, populate_existing=True)
 
 
 def model_blobs(session: Session, digest: bytes) -> list[ModelVersion]:

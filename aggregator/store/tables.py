@@ -13,7 +13,7 @@ from sqlalchemy import DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData,
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from aggregator.states import FaultKind, Role, RoundState, RunState, SeatState
+from aggregator.states import FaultKind, ModelStanding, Role, RoundState, RunState, SeatState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -196,6 +196,9 @@ class Round(Base):
     sum_size_bytes: Mapped[int | None] = mapped_column()
     members: Mapped[int | None] = mapped_column(comment="uploads in the sum; null without one")
     next_model: Mapped[bytes | None] = mapped_column(LargeBinary, comment="digest of the model it led to")
+    predecessor: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="digest of the model that the base is a candidate against; null: it is none"
+    )
 
 
 class PhaseTime(Base):
@@ -286,6 +289,7 @@ class ModelVersion(Base):
     blob: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of its safetensors file in blobs")
     size_bytes: Mapped[int] = mapped_column(comment="of that file")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    standing: Mapped[ModelStanding | None] = mapped_column(comment="null: the plan has no gate")
 
 
 class ModelMetrics(Base):

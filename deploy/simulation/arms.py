@@ -171,7 +171,10 @@ def _histograms(
     context: TaskContext, net: Network, validation: Sequence[StudyRecord], loader: Loader
 ) -> NDArray[np.int64]:
     with _no_checkpoints() as checkpoints:
-        return slice_histograms(net, validation, loader, context.compute(), checkpoints, lambda done, of: None, _never)
+        evaluation = slice_histograms(
+            net, validation, loader, context.compute(), checkpoints, lambda done, of: None, _never
+        )
+        return evaluation.histograms
 
 
 @contextmanager

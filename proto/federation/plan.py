@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from federation.bounds import check_length, check_real, check_whole
 from federation.errors import ManifestMismatch, PlanRefused
+from federation.gate import Gate
 from federation.limits import COHORT_MAX, COHORT_MIN
 from federation.manifest import Manifest
 from federation.moving import MovingPart
@@ -220,6 +221,7 @@ class TrainingPlan:
     origin: str = ""
     privacy: Privacy | None = None
     moving_tensors: tuple[int, ...] = ()
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         check_length("run_id", self.run_id, 16)
@@ -240,6 +242,8 @@ class TrainingPlan:
         self._check_moving()
         if self.privacy is not None:
             self._check_private(self.privacy)
+        if self.gate is not None and (self.privacy is not None or Metric.HISTOGRAMS not in self.metrics):
+            raise PlanRefused("gate", "expected a plan with the metric 'histograms' and without [privacy], got another")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainingPlan":
@@ -313,7 +317,7 @@ _USED_TRAINING = frozenset({"studies_min", "slices_per_study", "trainable"})
 _USED_ENCODING = frozenset({"rotation_seed"})
 
 Member = TypeVar("Member", ServerKind, Trainable, Metric)
-Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding, Privacy)
+Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding, Privacy, Gate)
 
 
 def sign_plan(plan: TrainingPlan, custodian: Signer) -> plan_pb2.SignedPlan:
@@ -360,6 +364,7 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         origin=message.origin,
         privacy=_section_of(Privacy, message.privacy) if message.HasField("privacy") else None,
         moving_tensors=tuple(message.moving_tensors),
+        gate=_section_of(Gate, message.gate) if message.HasField("gate") else None,
     )
 
 
@@ -367,7 +372,7 @@ def _check_present(message: plan_pb2.Plan) -> None:
     # An absent part would read as one of zeros, and be refused by the name of a field that is not in the file.
     present = {field.name for field, _ in message.ListFields()}
     for field in message.DESCRIPTOR.fields:
-        if field.message_type is not None and field.name not in present and field.name != "privacy":
+        if field.message_type is not None and field.name not in present and field.name not in _MAY_BE_ABSENT:
             raise PlanRefused(field.name, "expected this part of the plan, got none")
 
 
@@ -420,12 +425,13 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
     )
     for name in _SECTIONS:
         section = getattr(plan, name)
-        if section is not None:  # only `privacy` may be absent
+        if section is not None:
             getattr(message, name).CopyFrom(_section_message(section))
     return message
 
 
-_SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding", "privacy")
+_MAY_BE_ABSENT: Final = ("privacy", "gate")
+_SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding", *_MAY_BE_ABSENT)
 _MESSAGES: dict[type, Callable[..., Message]] = {
     Inputs: plan_pb2.Inputs,
     LocalTraining: plan_pb2.LocalTraining,
@@ -434,4 +440,5 @@ _MESSAGES: dict[type, Callable[..., Message]] = {
     Deadlines: plan_pb2.Deadlines,
     Encoding: plan_pb2.Encoding,
     Privacy: plan_pb2.Privacy,
+    Gate: plan_pb2.Gate,
 }

@@ -32,7 +32,7 @@ from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
 from site_client.model.parts import is_trainable, parts_of
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
-from site_client.records import NO_HISTOGRAMS, Histograms
+from site_client.records import NO_HISTOGRAMS, LossComparison
 from site_client.spool import Job, TrainerSide, Update, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
@@ -43,9 +43,10 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.early_stop import with_early_stop
 from site_client.training.loop import Stopped, TrainingProgress, train
+from site_client.training.patient_losses import EvaluatedModel, compare_with_last, losses_by_patient
 from site_client.training.private import PrivateStep, patient_histograms, patients_of, private_gradient
 from site_client.training.ranks import ONE, Ranks
-from site_client.training.score_histograms import slice_histograms
+from site_client.training.score_histograms import ValidationScores, slice_histograms
 from site_client.training.state import TrainingPosition
 from site_client.training.streams import RandomStreams
 from site_client.untrusted_files import open_regular, read_regular
@@ -180,10 +181,12 @@ class JobInProgress:
             return spool.deliver(replace(declined, reason=StateReason.TOO_FEW_STUDIES))
         self._compute.place(net)
         # Before training, which changes the weights in place: the histograms are of the base model.
-        histograms = self._evaluate(net, prepared)
+        evaluation = self._evaluate(net, prepared)
+        histograms, comparison = histograms_of(evaluation.histograms), self._compare(prepared, evaluation)
         if self.job.evaluation_only:
             studies = len(prepared.split.training)
-            return spool.deliver(replace(declined, outcome=Outcome.EVALUATED, studies=studies, histograms=histograms))
+            evaluated = replace(declined, outcome=Outcome.EVALUATED, studies=studies)
+            return spool.deliver(replace(evaluated, histograms=histograms, comparison=comparison))
         with rank_processes():
             self.ranks.first(lambda: prepared)
             position = self._train(net, prepared)
@@ -201,6 +204,7 @@ class JobInProgress:
             example_count=position.position,
             clipped=clipped,
             histograms=histograms,
+            comparison=comparison,
         )
         return spool.deliver(update, delta)
 
@@ -344,16 +348,23 @@ class JobInProgress:
             self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 
-    def _evaluate(self, net: Network, prepared: PreparedStudies) -> Histograms:
-        """Counts the base model's scores on the slices of the validation patients."""
+    def _compare(self, prepared: PreparedStudies, evaluation: ValidationScores) -> LossComparison | None:
+        """Compares the base model with the one evaluated before it, where the plan has a gate."""
+        if self.plan.gate is None:
+            return None
+        losses = losses_by_patient(prepared.split.validation, evaluation.losses)
+        evaluated = EvaluatedModel(self.job.run_id, self.job.base_model_digest, self._compute.name, losses)
+        return compare_with_last(self.settings.folders.trainer, evaluated, self.plan.gate)
+
+    def _evaluate(self, net: Network, prepared: PreparedStudies) -> ValidationScores:
+        """Scores the slices of the validation patients with the base model."""
 
         def report(done: int, total: int) -> None:
             self._send(WorkerMessage(SiteState.PREPARING, 0, done, total, None, prepared.count))
 
         checkpoints = self._checkpoints(prepared, "evaluate")
         validation = prepared.split.validation
-        counts = slice_histograms(net, validation, self._loader, self._compute, checkpoints, report, self._stopping)
-        return histograms_of(counts)
+        return slice_histograms(net, validation, self._loader, self._compute, checkpoints, report, self._stopping)
 
     def _train(self, net: Network, prepared: PreparedStudies) -> TrainingPosition:
         """Trains `net` in place, with the other ranks."""

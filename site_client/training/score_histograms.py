@@ -1,6 +1,7 @@
 """Score histograms of validation patients, which the federation adds up."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,20 @@ from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
 from site_client.training.loop import Stopped
+from site_client.training.patient_losses import study_loss
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationScores:
+    """A model on a site's validation studies.
+
+    Attributes:
+        histograms: int64[6,2,64], in the order of LABELS, SIDES and ascending bins.
+        losses: f64[studies], nats; NaN for a study without a known label.
+    """
+
+    histograms: NDArray[np.int64]
+    losses: NDArray[np.float64]
 
 
 def slice_histograms(
@@ -25,8 +40,10 @@ def slice_histograms(
     checkpoints: Checkpoints,
     report: Callable[[int, int], None],
     stopping: Callable[[], bool],
-) -> NDArray[np.int64]:
-    """Count slices by label, truth and bin of the logit. A network without slice outputs counts studies.
+) -> ValidationScores:
+    """Count slices by label, truth and bin of the logit, and compute each study's loss.
+
+    A network without slice outputs counts studies.
 
     `any` is raised to its highest subtype first, as in every output of a model. Missing labels are not counted. A job
     that was stopped resumes from its checkpoint.
@@ -40,28 +57,31 @@ def slice_histograms(
         report: Called with the studies done and their total.
         stopping: Whether to stop; asked before every study.
 
-    Returns:
-        int64[6,2,64], in the order of LABELS, SIDES and ascending bins.
-
     Raises:
         Stopped: `stopping` returned true; a checkpoint is written.
     """
     saved = checkpoints.load()
+    if saved is not None and "losses" not in saved.tensors:  # of a version before the gate: evaluated anew
+        saved = None
     counts = np.zeros(HISTOGRAM_SHAPE, np.int64) if saved is None else saved.tensors["counts"].numpy().copy()
+    losses = np.full(len(studies), np.nan) if saved is None else saved.tensors["losses"].numpy().copy()
     done = 0 if saved is None else saved.numbers["done"]
     for index in range(done, len(studies)):
         stop = stopping()
         # Before the study is scored: a checkpoint names the first study that is not counted.
         if stop or checkpoints.due():
-            checkpoints.save(index, {"done": index}, {"counts": torch.from_numpy(counts)})
+            checkpoints.save(
+                index, {"done": index}, {"counts": torch.from_numpy(counts), "losses": torch.from_numpy(losses)}
+            )
         if stop:
             raise Stopped
         logits, labels = slice_scores(net, studies[index], loader, compute)
         known = labels != MISSING
         label = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
         np.add.at(counts, (label[known], labels[known], bin_of(logits)[known]), 1)
+        losses[index] = study_loss(logits, labels)
         report(index + 1, len(studies))
-    return counts
+    return ValidationScores(counts, losses)
 
 
 def slice_scores(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation.description import ModelDescription
+from federation.gate import Gate
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import ServerKind, TrainingPlan
 from federation.privacy import Privacy
@@ -64,7 +65,7 @@ def test_the_reference_holds_every_key_with_its_default() -> None:
 
 
 def with_privacy(text: str) -> str:
-    """plan.toml with the commented table switched on, as its comment says."""
+    """plan.toml with the commented tables switched on, as their comments say."""
     return re.sub(r"^#(?=[#\[\w])", "", text, flags=re.MULTILINE)
 
 
@@ -193,7 +194,10 @@ def test_the_reference_plan_holds_every_key_with_its_default_and_is_a_valid_plan
 
 def test_the_privacy_of_the_reference_plan_is_a_valid_one_with_its_defaults_said(model_path: Path) -> None:
     text = with_privacy((DEPLOY / "plan.toml").read_text())
-    private = text.replace('metrics = ["loss", "histograms"]', 'metrics = ["histograms"]')
+    # A private plan has no gate.
+    private = text.replace(text[text.index("[gate]") : text.index("\n\n", text.index("[gate]"))], "").replace(
+        'metrics = ["loss", "histograms"]', 'metrics = ["histograms"]'
+    )
     assert private != text
     privacy = read_plan(write(model_path.parent, private), model_path, counting).privacy
     assert privacy is not None
@@ -207,6 +211,14 @@ def test_the_privacy_of_the_reference_plan_is_a_valid_one_with_its_defaults_said
             assert (field.default, "(default)" in above) == (0, True), field.name
         else:
             assert float(said[1]) == field.default == getattr(privacy, field.name), field.name
+
+
+def test_the_gate_of_the_reference_plan_is_a_valid_one_with_its_defaults_said(model_path: Path) -> None:
+    text = with_privacy((DEPLOY / "plan.toml").read_text().split("# Differential privacy of")[0])
+    assert read_plan(write(model_path.parent, text), model_path, counting).gate == Gate()
+    for field in dataclasses.fields(Gate):
+        above = text.split(f"\n{field.name} = ")[0].rpartition(" = ")[2]
+        assert f"(default {field.default})" in above.replace("\n# ", " "), field.name
 
 
 def test_metrics_may_stand_in_any_order_and_twice(tmp_path: Path, model_path: Path) -> None:

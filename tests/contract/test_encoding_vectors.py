@@ -10,14 +10,16 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from federation.chain import next_model
-from federation.encoding import HEADER_WORDS, HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, lanes, pack_sum
+from federation.encoding import HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, lanes, pack_sum
 from federation.encoding.header import write_header
+from federation.gate import Comparison, Gate, Verdict, judge
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
@@ -28,8 +30,15 @@ SEED = bytes(range(7, 39))
 CLIP_NORM, WEIGHT_CAP = 2.5, 100
 SIGMAS = {4: 2.5, 5: 3.0, 6: 3.0, 8: 4.0}
 
-# parameters, bits, largest cohort, members
-CASES = [(10, 6, 64, 3), (4096, 4, 500, 5), (5000, 8, 8, 3), (270_000, 6, 64, 3)]
+# parameters, bits, largest cohort, members, whether the plan has a gate
+CASES = [
+    (10, 6, 64, 3, False),
+    (4096, 4, 500, 5, False),
+    (5000, 8, 8, 3, False),
+    (270_000, 6, 64, 3, False),
+    (10, 6, 64, 4, True),
+]
+CLIP, PATIENTS_MAX = 0.25, 16  # of the gate
 SERVERS = {
     "FEDAVG": (0.7, 0.0, 0.0, 0.0),
     "FEDAVGM": (0.7, 0.9, 0.0, 0.0),
@@ -53,6 +62,11 @@ def member_header(member: int) -> list[int]:
     return [min(60 + 30 * member, WEIGHT_CAP), 123_456 * (member + 1), 40 + member, member % 2] + [
         (word * 5 + member) % 11 for word in range(768)
     ]
+
+
+def member_comparison(member: int) -> list[float]:
+    """The differences of the losses of each patient. The first member has none."""
+    return [((7 * patient + member) % 5 - 1) / 16 for patient in range(4 * member)]
 
 
 def base_weight(index: int) -> float:
@@ -187,10 +201,33 @@ def slow_varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def slow_case(parameters: int, bits: int, maximum: int, members: int) -> dict[str, Any]:
+def slow_comparison(member: int) -> list[int]:
+    differences = [Fraction(value) for value in member_comparison(member)]
+    shifted = sum(value + Fraction(CLIP) for value in differences)
+    squares = sum(value * value for value in differences)
+    patients = len(differences)
+    return [round(shifted * 2**20), round(squares * 2**20), patients, min(patients, 1)]
+
+
+def slow_verdict(headers: list[list[int]]) -> dict[str, Any]:
+    """In fractions: the sums of the words 772 to 775, the mean, and whether both conditions on it hold at margin 0."""
+    shifted, squares, patients, sites = (
+        Fraction(sum(header[place] for header in headers)) for place in range(772, 776)
+    )
+    total = shifted / 2**20 - Fraction(CLIP) * patients
+    mean = total / patients
+    # mean > 1.5 standard errors, both sides squared, as no root of a fraction is one.
+    variance = (squares / 2**20 / patients - mean * mean) / patients
+    is_certain = mean > 0 and mean * mean > Fraction(9, 4) * variance
+    without_one = (total - Fraction(CLIP) * PATIENTS_MAX) / patients
+    refused = is_certain and without_one > 0 and sites >= 3
+    return {"mean": float(mean).hex(), "without_one": float(without_one).hex(), "refused": refused}
+
+
+def slow_case(parameters: int, bits: int, maximum: int, members: int, gated: bool) -> dict[str, Any]:
     pieces = slow_pieces(parameters)
     each = [member_levels(sum(pieces), bits, member) for member in range(members)]
-    headers = [member_header(member) for member in range(members)]
+    headers = [member_header(member) + (slow_comparison(member) if gated else []) for member in range(members)]
     levels = [sum(column) for column in zip(*each, strict=True)]
     header = [sum(column) for column in zip(*headers, strict=True)]
     first_upload = headers[0] + slow_pack(each[0], slow_width(bits, maximum))
@@ -209,6 +246,7 @@ def slow_case(parameters: int, bits: int, maximum: int, members: int) -> dict[st
         "mean_first": [value.hex() for value in mean[:4]],
         "mean_sha256": hashlib.sha256(struct.pack(f"<{parameters}d", *mean)).hexdigest(),
         "model_after_two_rounds": {kind: slow_model_digest(kind, [mean, mean]) for kind in SERVERS},
+        **({"gate": slow_verdict(headers)} if gated else {}),
     }
 
 
@@ -250,19 +288,25 @@ def _plan(make_plan: Callable[..., TrainingPlan], case: dict[str, Any], kind: st
         "cohort.maximum": case["cohort_maximum"],
     }
     server = ServerOptimizer(ServerKind[kind], *SERVERS[kind])
-    return make_plan(manifest=Manifest((TensorSpec("weights", (case["parameters"],)),)), server=server, **changes)
+    gate = Gate(margin=0.0, deviations=1.5, clip=CLIP, patients_max=PATIENTS_MAX) if "gate" in case else None
+    manifest = Manifest((TensorSpec("weights", (case["parameters"],)),))
+    return make_plan(manifest=manifest, server=server, gate=gate, **changes)
 
 
 def _upload(layout: Layout, bits: int, member: int) -> np.ndarray:
     """What `encode` writes once the coordinates are quantized; the draws before it are a site's own."""
     weight, loss, examples, clipped, *bins = member_header(member)
     histograms = np.array(bins, np.int64).reshape(HISTOGRAM_SHAPE)
+    differences = member_comparison(member) if layout.gate is not None else []
+    comparison = Comparison(
+        sum(differences), sum(value * value for value in differences), len(differences), min(len(differences), 1)
+    )
     words = np.empty(layout.words, np.uint64)
-    words[:HEADER_WORDS] = write_header(
-        layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms)
+    words[: layout.header_words] = write_header(
+        layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms, comparison)
     )
     levels = np.array(member_levels(layout.coordinates, bits, member), np.uint8)
-    lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
+    lanes.pack(levels, layout.lane_width, words[layout.header_words :])
     return words
 
 
@@ -279,6 +323,14 @@ def test_the_fast_implementation_agrees_with_the_file(
     published = pack_sum(layout, opened)
     assert len(published) == golden["published_bytes"]
     assert hashlib.sha256(published).hexdigest() == golden["published_sha256"]
+
+    if layout.gate is not None:
+        judgement = judge(layout.gate, opened.header.comparison, 3)
+        assert golden["gate"] == {
+            "mean": judgement.mean.hex(),
+            "without_one": judgement.without_one.hex(),
+            "refused": judgement.verdict is Verdict.REFUSED,
+        }
 
     mean = mean_update(layout, opened)
     assert [float(value).hex() for value in mean[:4]] == golden["mean_first"]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from federation.gate import Gate
 from federation.manifest import Manifest, Model, TensorSpec, save_model
 from federation.plan import (
     CohortBounds,
@@ -64,6 +65,7 @@ class Kind:
     server: ServerKind = ServerKind.FEDAVG
     trainable: Trainable = Trainable.ALL  # otherwise only the tensor "bias" moves
     private: bool = False
+    gated: bool = False
     grace_s: int = 0
     phase: str = "training"  # the state that its first round is in when the history begins
 
@@ -122,6 +124,7 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         encoding=Encoding(1.0, kind.bits, 40, bytes(range(32))),
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
         moving_tensors=() if kind.trainable is Trainable.ALL else (1,),
+        gate=Gate() if kind.gated else None,
     )
 
 

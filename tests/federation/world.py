@@ -20,7 +20,7 @@ from aggregator.runs import lifecycle
 from aggregator.runs.plans import plan_of
 from aggregator.states import RoundState, RunState, SeatState
 from aggregator.store import round_rows, run_rows
-from aggregator.store.tables import Round, Run
+from aggregator.store.tables import ModelVersion, Round, Run
 from site_client.agent.egress.calls import CALLS
 from site_client.errors import Refused, SiteError, Unreachable
 from tests.federation.crooks import Crooks
@@ -202,6 +202,10 @@ class World:
     def rounds(self) -> list[Round]:
         with self.aggregator.app.store.read() as session:
             return round_rows.of_run(session, self.run_id)
+
+    def models(self) -> list[ModelVersion]:
+        with self.aggregator.app.store.read() as session:
+            return run_rows.models(session, self.run_id)
 
     @property
     def round(self) -> Round:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.gate import Gate
 from federation.manifest import load_model
 from federation.plan import (
     CohortBounds,
@@ -142,6 +143,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         epochs: int = 3,
         per_step: int = 1,
         instead: Instead = (),
+        gate: Gate | None = None,
     ) -> Place:
         folder = tmp_path / name
         folder.mkdir()
@@ -153,7 +155,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         # One hospital in two folders: with the same pseudonyms its patients are split the same way.
         (folder / "state" / "trainer").mkdir(parents=True)
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
-        plan = _plan(model, epochs, per_step)
+        plan = replace(_plan(model, epochs, per_step), gate=gate)
         signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
         job = Job(RunId(plan.run_id), 1, evaluation_only, Digest(load_model(model).digest), Digest(plan.digest))
         return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
@@ -222,6 +224,24 @@ def test_an_evaluation_only_job_evaluates_the_same_slices_and_trains_nothing(pla
     assert evaluated.delta_sha256 is None
     assert evaluated.histograms == trained.histograms
     assert evaluated.studies == trained.studies
+
+
+def test_under_a_gate_a_job_compares_its_base_model_with_that_of_the_job_before(
+    place: Callable[..., Place], model: Path
+) -> None:
+    at = place("gated", evaluation_only=True, gate=Gate(clip=0.25))
+    assert at.finish().comparison is None
+    other = at.folder / "other.safetensors"
+    write_fresh("lite", 4, other)
+    job = replace(at.job, round=2, base_model_digest=Digest(load_model(other).digest), folder=Path())
+    offered = at.spool.offer_job(job, at.job.plan_file.read_bytes(), other)
+    at.spool.withdraw_job(at.job.run_id, at.job.round)
+    compared = Place(at.folder, offered).finish().comparison
+    assert compared is not None
+    assert compared.earlier_digest == load_model(model).digest
+    assert compared.patients >= 1
+    assert 0 < abs(compared.difference_sum) <= 0.25 * compared.patients
+    assert compared.difference_sum**2 <= compared.square_sum * compared.patients * (1 + 1e-9)
 
 
 def test_a_hospital_with_too_few_studies_declines(place: Callable[..., Place]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from federation.encoding.header import SiteHeader
 from federation.encoding.layout import Layout
+from federation.gate import NO_COMPARISON, Comparison, Gate
 
 SMALLEST_CLASS = 4  # fewer count as none
 
@@ -45,7 +46,17 @@ def coarse_header(layout: Layout, header: SiteHeader) -> SiteHeader:
         loss_sum=mean_loss * examples,
         example_count=examples,
         histograms=histograms,
+        comparison=NO_COMPARISON if layout.gate is None else _coarse_comparison(layout.gate, header.comparison),
     )
+
+
+def _coarse_comparison(gate: Gate, comparison: Comparison) -> Comparison:
+    """Scales the sums to a class of patients; their means stay."""
+    patients = size_class(min(comparison.patients, gate.patients_max))
+    if patients == 0:
+        return NO_COMPARISON
+    factor = patients / comparison.patients
+    return Comparison(comparison.difference_sum * factor, comparison.square_sum * factor, patients, 1)
 
 
 def _scaled(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:

@@ -9,11 +9,16 @@ can have made is refused on decoding, and no sum of 500 sites comes near 2^64.
     2      examples that loss is over
     3      1 when the update was clipped
     4..    histograms [6 labels][negative, positive][64 bins], row-major
+    772    under a plan with a gate: clipped differences of a patient's two losses, each plus the clip, in 2^-20
+    773    squares of these differences, in units of 2^-20
+    774    patients in these sums, at most `patients_max` a member
+    775    1 when the member has compared
 
 Words of a metric that the plan does not list are 0. A private round (`noised`) has a weight of 1 a member, words 1 to 3
 are 0, and histogram words count patients, with noise, as signed numbers modulo 2^64.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +26,7 @@ from numpy.typing import NDArray
 
 from federation.encoding.layout import COUNT_MAX, HEADER_WORDS, HISTOGRAM_SHAPE, Layout
 from federation.errors import EncodingRefused
+from federation.gate import COMPARISON_UNIT, NO_COMPARISON, Comparison, Gate
 from federation.labels import BINS, LOGIT_EDGE
 from federation.privacy import Privacy, histogram_noise
 from federation.vocabulary import Metric
@@ -43,6 +49,7 @@ class SiteHeader:
         clipped: Whether the update was longer than the clip norm.
         histograms: int64[6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
             of the base model.
+        comparison: The base model and its predecessor on this site's validation patients; empty without a gate.
 
     Raises:
         EncodingRefused: A value is out of range.
@@ -53,6 +60,7 @@ class SiteHeader:
     example_count: int
     clipped: bool
     histograms: NDArray[np.int64]
+    comparison: Comparison = NO_COMPARISON
 
     def __post_init__(self) -> None:
         if self.studies < 1:
@@ -76,6 +84,7 @@ class HeaderSum:
         example_count: Sum of the members' `example_count`.
         clipped: Members whose update was clipped.
         histograms: int64[6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
+        comparison: Summed; empty without a gate.
     """
 
     weight: int
@@ -83,6 +92,7 @@ class HeaderSum:
     example_count: int
     clipped: int
     histograms: NDArray[np.int64]
+    comparison: Comparison = NO_COMPARISON
 
 
 def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -101,28 +111,31 @@ def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
-    """Writes one site's header words, uint64[772]. Metrics that the plan does not list stay 0.
+    """Writes one site's header words, uint64[layout.header_words]. Metrics that the plan does not list stay 0.
 
     Raises:
-        EncodingRefused: A count exceeds the plan's cap; the site has to scale it down.
+        EncodingRefused: A count exceeds the plan's cap; the site has to scale it down. Or the comparison is out of its
+            bounds.
     """
     if max(header.example_count, int(header.histograms.sum(axis=2).max())) > layout.count_cap:
         raise EncodingRefused(f"expected counts up to the plan's cap of {layout.count_cap}, got more")
     if header.loss_sum > _loss_max(layout, 1):
         raise EncodingRefused(f"expected a loss sum up to the cap of {_loss_max(layout, 1):g}, got more")
-    words = np.zeros(HEADER_WORDS, np.uint64)
+    words = np.zeros(layout.header_words, np.uint64)
     words[0] = min(header.studies, layout.weight_cap)
     words[3] = int(header.clipped)
     if Metric.LOSS in layout.metrics:
         words[1] = round(header.loss_sum / LOSS_UNIT)  # at most 2^51: a sum over 500 members stays below 2^60
         words[2] = header.example_count
     if Metric.HISTOGRAMS in layout.metrics:
-        words[4:] = header.histograms.reshape(-1).astype(np.uint64)
+        words[4:HEADER_WORDS] = header.histograms.reshape(-1).astype(np.uint64)
+    if layout.gate is not None:
+        words[HEADER_WORDS:] = _comparison_words(layout.gate, header.comparison)
     return words
 
 
 def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> HeaderSum:
-    """Reads the sum of `members` headers, uint64[772].
+    """Reads the sum of `members` headers, uint64[layout.header_words].
 
     Raises:
         EncodingRefused: No sum of so many honest headers has this value.
@@ -137,8 +150,9 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
     _check_range("an example count", int(words[2]), 0, count_max)
     _check_range("clipped members", int(words[3]), 0, members)
     # Bin by bin first: a sum of huge words could wrap around.
-    _check_range("histogram counts", int(words[4:].max()), 0, slices_max)
-    slices = words[4:].reshape(HISTOGRAM_SHAPE).sum(axis=2)
+    counts = words[4:HEADER_WORDS]
+    _check_range("histogram counts", int(counts.max()), 0, slices_max)
+    slices = counts.reshape(HISTOGRAM_SHAPE).sum(axis=2)
     _check_range("slices of a label", int(slices.max()), 0, slices_max)
     if words[1] > 0 and words[2] == 0:
         raise EncodingRefused("sum: expected no loss without examples, got some")
@@ -147,8 +161,47 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
         loss_sum=int(words[1]) * LOSS_UNIT,
         example_count=int(words[2]),
         clipped=int(words[3]),
-        histograms=words[4:].astype(np.int64).reshape(HISTOGRAM_SHAPE),
+        histograms=counts.astype(np.int64).reshape(HISTOGRAM_SHAPE),
+        comparison=Comparison()
+        if layout.gate is None
+        else _read_comparison(layout.gate, words[HEADER_WORDS:], members),
     )
+
+
+def _comparison_words(gate: Gate, comparison: Comparison) -> list[int]:
+    patients = comparison.patients
+    if not 0 <= patients <= gate.patients_max or comparison.sites != int(patients > 0):
+        raise EncodingRefused(f"expected a comparison of up to {gate.patients_max} patients of one site, got another")
+    # Never negative, so that its range can be checked in the sum.
+    shifted = comparison.difference_sum + gate.clip * patients
+    words = [
+        round(shifted / COMPARISON_UNIT),
+        round(comparison.square_sum / COMPARISON_UNIT),
+        patients,
+        int(patients > 0),
+    ]
+    differences_max, squares_max = _comparison_max(gate, patients, 1)
+    if not (0 <= words[0] <= differences_max and 0 <= words[1] <= squares_max):
+        raise EncodingRefused("expected differences within the plan's gate.clip, got larger ones")
+    return words
+
+
+def _read_comparison(gate: Gate, words: NDArray[np.uint64], members: int) -> Comparison:
+    shifted, squares, patients, sites = map(int, words)
+    _check_range("sites in the comparison", sites, 0, members)
+    # A member without patients compares nothing, so that neither number stands alone.
+    _check_range("patients in the comparison", patients, sites, sites * gate.patients_max)
+    differences_max, squares_max = _comparison_max(gate, patients, sites)
+    _check_range("differences of losses", shifted, 0, differences_max)
+    _check_range("squares of differences", squares, 0, squares_max)
+    difference_sum = shifted * COMPARISON_UNIT - gate.clip * patients
+    return Comparison(difference_sum, squares * COMPARISON_UNIT, patients, sites)
+
+
+def _comparison_max(gate: Gate, patients: int, sites: int) -> tuple[int, int]:
+    """Returns the largest sums of so many patients, in units; each site rounds its own once."""
+    differences = math.floor(2 * gate.clip * patients / COMPARISON_UNIT) + sites
+    return differences, math.floor(gate.clip * gate.clip * patients / COMPARISON_UNIT) + sites
 
 
 def _read_noised(layout: Layout, privacy: Privacy, words: NDArray[np.uint64], members: int) -> HeaderSum:

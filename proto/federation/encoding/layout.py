@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from federation.errors import EncodingRefused
+from federation.gate import Gate
 from federation.labels import BINS, LABELS, SIDES
 from federation.limits import COHORT_MIN
 from federation.pieces import pieces_of
@@ -20,6 +21,7 @@ COUNT_MAX = 2**32  # of one member, where a plan sets no cap
 HISTOGRAM_SHAPE = (len(LABELS), len(SIDES), BINS)
 HISTOGRAM_WORDS = math.prod(HISTOGRAM_SHAPE)
 HEADER_WORDS = 4 + HISTOGRAM_WORDS
+COMPARISON_WORDS = 4  # behind them, under a plan with a gate
 
 # Range of the quantizer in standard deviations of a rotated coordinate, by bits: wider loses to coarser steps,
 # narrower to clipped tails.
@@ -41,6 +43,7 @@ class Layout:
         count_cap: Most examples of a member, and most slices of one label and truth.
         members_min: Fewest members of a cohort.
         privacy: Of the plan; None for a plan without noise.
+        gate: Of the plan; None for a plan without one.
     """
 
     parameters: int
@@ -53,6 +56,7 @@ class Layout:
     count_cap: int = COUNT_MAX
     members_min: int = COHORT_MIN
     privacy: Privacy | None = None
+    gate: Gate | None = None
 
     @classmethod
     def of(cls, plan: TrainingPlan, parameters: int) -> "Layout":
@@ -78,6 +82,7 @@ class Layout:
             count_cap=plan.encoding.count_cap or COUNT_MAX,
             members_min=plan.cohort.minimum,
             privacy=plan.privacy,
+            gate=plan.gate,
         )
         # A lane is as wide as the largest sum it can hold (lane_width); 500 members of 8 bits need 17 of 64 bits.
         assert layout.members_max * layout.level_max < 2**layout.lane_width <= 2**64
@@ -124,9 +129,14 @@ class Layout:
         return sum(self.pieces)
 
     @property
+    def header_words(self) -> int:
+        """Length of the header in uint64 words."""
+        return HEADER_WORDS + (0 if self.gate is None else COMPARISON_WORDS)
+
+    @property
     def words(self) -> int:
         """Length of an upload in uint64 words, header included."""
-        return HEADER_WORDS + self.vector_words_for(self.members_max)
+        return self.header_words + self.vector_words_for(self.members_max)
 
     @property
     def bytes(self) -> int:
@@ -145,7 +155,7 @@ class Layout:
 
     def sum_bytes_for(self, members: int) -> int:
         """Returns the length of a published sum of `members` uploads, in bytes."""
-        return 8 * (HEADER_WORDS + self.vector_words_for(members))
+        return 8 * (self.header_words + self.vector_words_for(members))
 
     def check_members(self, members: int) -> None:
         """Checks that 1 <= members <= members_max.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from federation.encoding import lanes
 from federation.encoding.header import HeaderSum, SiteHeader, read_header, write_header
-from federation.encoding.layout import HEADER_WORDS, Layout
+from federation.encoding.layout import Layout
 from federation.encoding.quantize import norm_of, quantize
 from federation.encoding.rotation import rotate
 from federation.errors import EncodingRefused, Malformed
@@ -26,7 +26,7 @@ class DecodedSum:
 
     Attributes:
         members: Uploads in the sum.
-        header_words: uint64[772] as summed.
+        header_words: uint64[layout.header_words] as summed.
         header: The same words, read.
         levels: uint16 or int32[layout.coordinates], each coordinate's sum of levels, 0 to members * level_max; empty
             after an evaluation-only round.
@@ -54,7 +54,7 @@ def encode(
         EncodingRefused: `delta` has another length, exceeds the clip norm, or is not finite.
     """
     words = np.empty(layout.words, np.uint64)
-    words[:HEADER_WORDS] = write_header(layout, header)
+    words[: layout.header_words] = write_header(layout, header)
     if layout.parameters == 0:
         if delta is not None:
             raise EncodingRefused("expected no update in an evaluation-only round, got one")
@@ -64,7 +64,7 @@ def encode(
     weight = min(header.studies, layout.weight_cap) / layout.weight_cap
     # Cost: quantized piece by piece, so that one piece at a time exists in float32. Levels take a quarter of that.
     levels = np.concatenate([quantize(layout, piece, rng) for piece in rotate(layout, delta, weight)])
-    lanes.pack(levels, layout.lane_width, words[HEADER_WORDS:])
+    lanes.pack(levels, layout.lane_width, words[layout.header_words :])
     return words
 
 
@@ -83,9 +83,9 @@ def decode_sum(layout: Layout, words: NDArray[np.uint64], members: int) -> Decod
 def pack_sum(layout: Layout, decoded: DecodedSum) -> bytes:
     """Returns the published form of a sum: `layout.sum_bytes_for(decoded.members)` bytes."""
     words = np.empty(layout.sum_bytes_for(decoded.members) // 8, np.dtype("<u8"))
-    words[:HEADER_WORDS] = decoded.header_words
+    words[: layout.header_words] = decoded.header_words
     if layout.parameters:
-        lanes.pack(decoded.levels, layout.width_for(decoded.members), words[HEADER_WORDS:])
+        lanes.pack(decoded.levels, layout.width_for(decoded.members), words[layout.header_words :])
     return words.tobytes()
 
 
@@ -104,11 +104,11 @@ def unpack_sum(layout: Layout, data: bytes | memoryview, members: int) -> Decode
 
 
 def _read(layout: Layout, words: NDArray[np.uint64], members: int, width: int) -> DecodedSum:
-    header_words = words[:HEADER_WORDS].copy()  # a view would keep the whole upload in memory
+    header_words = words[: layout.header_words].copy()  # a view would keep the whole upload in memory
     header = read_header(layout, header_words, members)
     levels: NDArray[np.integer] = np.empty(0, np.int32)
     if layout.parameters:
-        levels = lanes.unpack(words[HEADER_WORDS:], width, layout.coordinates, members * layout.level_max)
+        levels = lanes.unpack(words[layout.header_words :], width, layout.coordinates, members * layout.level_max)
     return DecodedSum(members, header_words, header, levels)
 
 

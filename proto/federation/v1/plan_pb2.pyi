@@ -95,6 +95,7 @@ class Plan(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
     MOVING_TENSORS_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     schema: _builtins.int
     """1; any other value is refused"""
     run_id: _builtins.bytes
@@ -141,6 +142,10 @@ class Plan(_message.Message):
         stay as in the initial model: they are neither clipped, masked nor sent.
         """
 
+    @_builtins.property
+    def gate(self) -> Global___Gate:
+        """absent: every model is built upon. Needs the metric HISTOGRAMS; none in a private plan"""
+
     def __init__(
         self,
         *,
@@ -162,10 +167,11 @@ class Plan(_message.Message):
         origin: _builtins.str = ...,
         privacy: Global___Privacy | None = ...,
         moving_tensors: _abc.Iterable[_builtins.int] | None = ...,
+        gate: Global___Gate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "server", b"server", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,3 +582,39 @@ class Privacy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Privacy: _TypeAlias = Privacy  # noqa: Y015
+
+@_typing.final
+class Gate(_message.Message):
+    """The gate: a model is a candidate until the sum of the next round has compared it with its predecessor, on the validation
+    patients of the sites that have evaluated both. docs/decisions/0026 has the arithmetic.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARGIN_FIELD_NUMBER: _builtins.int
+    DEVIATIONS_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    PATIENTS_MAX_FIELD_NUMBER: _builtins.int
+    margin: _builtins.float
+    """[0, clip); nats by which a candidate's mean loss of a patient may be worse"""
+    deviations: _builtins.float
+    """[0, 10]; standard errors by which it has to be worse than the margin; 1.645: 95 %, one-sided"""
+    clip: _builtins.float
+    """[1e-3, 10]; largest absolute difference of one patient's two losses, in nats"""
+    patients_max: _builtins.int
+    """4..10000; patients beyond which a site's weight in the comparison does not grow"""
+    def __init__(
+        self,
+        *,
+        margin: _builtins.float = ...,
+        deviations: _builtins.float = ...,
+        clip: _builtins.float = ...,
+        patients_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "deviations", b"deviations", "margin", b"margin", "patients_max", b"patients_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gate: _TypeAlias = Gate  # noqa: Y015

@@ -307,12 +307,15 @@ class TrainStep(_message.Message):
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     INITIAL_MODEL_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_DIGEST_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.bytes
     base_model_digest: _builtins.bytes
     evaluation_only: _builtins.bool
     """judge the base model, train nothing"""
     seconds_left: _builtins.int
     """until the training deadline"""
+    predecessor_digest: _builtins.bytes
+    """of the model that the base model is a candidate against; absent: the base is accepted"""
     @_builtins.property
     def round(self) -> _blobs_pb2.RoundRef: ...
     @_builtins.property
@@ -343,10 +346,11 @@ class TrainStep(_message.Message):
         seconds_left: _builtins.int = ...,
         certificate: Global___ModelCertificate | None = ...,
         initial_model: Global___BlobRef | None = ...,
+        predecessor_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "initial_model", b"initial_model", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "initial_model", b"initial_model", "plan_digest", b"plan_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "initial_model", b"initial_model", "plan_digest", b"plan_digest", "predecessor_digest", b"predecessor_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,7 +380,9 @@ Global___BlobRef: _TypeAlias = BlobRef  # noqa: Y015
 
 @_typing.final
 class PublishedSum(_message.Message):
-    """Model r+1 = chain.next_model(plan, model r, this)."""
+    """Model r+1 = chain.next_model(plan, model r, this). Under a plan with a gate, when the sum refuses model r: the model
+    before it, and what the others have trained from model r leads nowhere.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -59,18 +59,19 @@ class Closing:
     def _verify(self, current: CurrentRound, step: rounds_pb2.CloseStep) -> None:
         """Recompute the published model and sign it, or check that a refused sum leads to none.
 
-        An evaluation-only round publishes the model that it evaluated, with its sum.
+        An evaluation-only round publishes the model that it evaluated, with its sum. A sum that refuses the base model
+        leads back to the one before.
         """
-        plan, base = self._files.plan_of(current).plan, current.base_model_digest
+        plan, base, before = self._files.plan_of(current).plan, current.base_model_digest, current.predecessor_digest
         if step.outcome == rounds_pb2.CloseStep.REFUSED:
             self._files.models.check_refused(self._egress, plan, base, step.published)
         elif not current.evaluation_only:
-            self._files.models.follow(self._egress, plan, base, step.published)
-            self._sign(current, step)
-        elif step.published.model_digest != base:
-            raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
+            self._files.models.follow(self._egress, plan, base, step.published, before)
+            # A model that was fallen back to has the signatures of the round that led to it.
+            if step.published.model_digest != before:
+                self._sign(current, step)
         else:
-            self._files.models.check_evaluation(self._egress, plan, step.published)
+            self._files.models.check_evaluation(self._egress, plan, base, step.published, before)
 
     def _settle(self, current: CurrentRound, step: rounds_pb2.CloseStep, *, verified: bool) -> None:
         """Record how the sum that this site revealed for has ended, if that was shown."""

@@ -12,6 +12,7 @@ import numpy as np
 from federation.encoding import Layout, SiteHeader, clip, coarse_header, encode
 from federation.encoding.noised import encode_noised
 from federation.errors import EncodingRefused
+from federation.gate import NO_COMPARISON, Comparison, Gate
 from federation.plan import TrainingPlan
 from federation.privacy import Privacy
 from federation.secagg import DealtShares, Member
@@ -42,7 +43,12 @@ class Contribution:
 
 
 def prepare_contribution(
-    guard: Guard, plan: TrainingPlan, number: int, update: Update, delta: NDArray[np.float32] | None
+    guard: Guard,
+    plan: TrainingPlan,
+    number: int,
+    update: Update,
+    delta: NDArray[np.float32] | None,
+    predecessor: bytes | None = None,
 ) -> Contribution:
     """Clip and check an update, and make its header: in size classes, or, in a private round, without any count.
 
@@ -52,6 +58,7 @@ def prepare_contribution(
         number: Of the round.
         update: As the trainer delivered it.
         delta: f32[d], the moving numbers, or None in an evaluation-only round.
+        predecessor: Digest of the model that the round's base model is a candidate against; None if it is none.
 
     Raises:
         EgressRefused: The delta has another shape than the plan's moving numbers, or the guard withholds the update.
@@ -76,6 +83,7 @@ def prepare_contribution(
         example_count=update.example_count,
         clipped=was_clipped or update.clipped,
         histograms=np.array(update.histograms, np.int64),
+        comparison=NO_COMPARISON if plan.gate is None else _comparison(plan.gate, update, predecessor),
     )
     # Counts that hardly change would follow from the sums of many rounds; only their size classes leave.
     return Contribution(layout, clipped, coarse_header(layout, header))
@@ -107,6 +115,17 @@ def mask_contribution(
         words = encode_noised(layout, delta, header.histograms, len(member.cohort), coins)
     # In place: a copy of a large upload would double the peak of memory.
     return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
+
+
+def _comparison(gate: Gate, update: Update, predecessor: bytes | None) -> Comparison:
+    """Return the trainer's comparison, within the gate's bounds, if it is with the predecessor."""
+    compared = update.comparison
+    if compared is None or compared.patients == 0 or compared.earlier_digest != predecessor:
+        return NO_COMPARISON
+    most = gate.clip * compared.patients
+    # The bound of the sum must not depend on the other process.
+    difference_sum = min(most, max(-most, compared.difference_sum))
+    return Comparison(difference_sum, min(gate.clip * most, compared.square_sum), compared.patients, sites=1)
 
 
 def _within(privacy: Privacy, summed: NDArray[np.float32]) -> NDArray[np.float32]:

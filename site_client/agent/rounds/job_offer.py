@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 
 import structlog
 from federation.encoding import Layout
+from federation.limits import DIGEST_BYTES
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
 from federation.vocabulary import StateReason
@@ -117,6 +118,7 @@ class JobOffer:
                 plan_digest=Digest(step.plan_digest),
                 base_model_digest=Digest(step.base_model_digest),
                 evaluation_only=step.evaluation_only,
+                predecessor_digest=Digest(step.predecessor_digest) if step.predecessor_digest else None,
             )
         )
         # After the journal: a crash in between leaves a stale job, which the next start withdraws.
@@ -157,4 +159,10 @@ def _check_step(plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         raise StepRefused(f"round {step.round.round} of {plan.rounds} is of the wrong kind; nothing was done")
     if step.round.round == 1 and step.base_model_digest != plan.initial_model_digest:
         raise StepRefused("the first round starts from another model than the signed plan names; nothing was done")
+    if step.predecessor_digest and (
+        plan.gate is None
+        or len(step.predecessor_digest) != DIGEST_BYTES
+        or plan.initial_model_digest == step.base_model_digest
+    ):
+        raise StepRefused("expected no model before the base model, or its digest of 32 bytes, got another; refused")
     Layout.of_round(plan, step.round.round)

@@ -43,6 +43,7 @@ class CurrentRound:
     plan_digest: Digest
     base_model_digest: Digest
     evaluation_only: bool
+    predecessor_digest: Digest | None = None  # of the model that the base model is a candidate against
     declined: StateReason | None = None
     attempt: Attempt = 0  # the newest attempt this site has keys in; an older one is dead
     refused_attempt: Attempt = 0  # an attempt this site has left, and erased
@@ -55,9 +56,12 @@ class CurrentRound:
     confirmed: Annotated[tuple[str, ...], Meta(max_length=COHORT_MAX)] = ()
 
     @property
-    def offer(self) -> tuple[RunId, RoundNumber, Digest, Digest, bool]:
+    def offer(self) -> tuple[RunId, RoundNumber, Digest, Digest, bool, Digest | None]:
         """The part of this record that the aggregator's offer decides."""
-        return self.run_id, self.number, self.plan_digest, self.base_model_digest, self.evaluation_only
+        return (
+            *(self.run_id, self.number, self.plan_digest, self.base_model_digest),
+            *(self.evaluation_only, self.predecessor_digest),
+        )
 
     def ref(self, attempt: int | None = None) -> RoundRef:
         """Return this round's name on the wire, with the newest attempt unless another is given."""

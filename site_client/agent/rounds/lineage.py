@@ -28,10 +28,11 @@ _KEPT: Final = 2  # as many as there are models
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A model, and the round that led to it."""
+    """A model, the round that led to it, and the model that it is a candidate against; None if it is none."""
 
     round: RoundNumber
     model_digest: Digest
+    predecessor_digest: Digest | None = None
 
 
 class Lineage:
@@ -40,10 +41,10 @@ class Lineage:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lineage.json"
 
-    def record(self, plan: TrainingPlan, number: int, model_digest: bytes) -> None:
+    def record(self, plan: TrainingPlan, number: int, model_digest: bytes, predecessor: bytes | None = None) -> None:
         """Record, before the model is kept, that a round of the plan led to it: a crash leaves the one before."""
         runs, run = self._read() or {}, plan.run_id.hex()
-        reached = Ancestor(number, Digest(model_digest))
+        reached = Ancestor(number, Digest(model_digest), None if predecessor is None else Digest(predecessor))
         if reached not in runs.get(run, []):
             runs[run] = [*runs.get(run, []), reached][-_KEPT:]
             replace_file(self._path, encode_state(runs))
@@ -57,6 +58,11 @@ class Lineage:
         if reached is None:
             return model_digest == plan.initial_model_digest
         return model_digest in [ancestor.model_digest for ancestor in reached]
+
+    def newest(self, plan: TrainingPlan) -> Ancestor | None:
+        """Return the model that the last round known here has led to; None before the first."""
+        reached = (self._read() or {}).get(plan.run_id.hex())
+        return reached[-1] if reached else None
 
     def check_chain(self, plan: TrainingPlan, base: bytes, chain: Sequence[rounds_pb2.PublishedSum]) -> None:
         """Refuse sums from `base` on that pass by the newest model that this run has led to here.

@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
-from federation.encoding import Layout, decode_sum, unpack_sum
+from federation.encoding import DecodedSum, Layout, decode_sum, unpack_sum
 from federation.errors import ChainRefused, EncodingRefused, FederationError, Malformed
+from federation.gate import Verdict, judge
 from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
 from federation.v1 import rounds_pb2
@@ -92,12 +93,20 @@ class Models:
             CertificateRefused: Too few of the witnesses say that a round led to this whole model.
             FederationError: A published sum that the chain refuses.
         """
-        if self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest):
+        newest = self._lineage.newest(plan) if plan.gate is not None else None
+        is_another = newest is not None and newest.model_digest != step.base_model_digest
+        is_here = self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest)
+        if is_here and not is_another:
+            self._check_predecessor(plan, step)
             return
+        # Under a gate, only a sum that refuses the newest model leads back from it.
+        if newest is not None and is_another and not step.chain and step.certificate.round <= newest.round:
+            raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         can_begin = self.newest and self._lineage.holds(plan, self.newest)
         if step.chain and (can_begin or step.HasField("initial_model")):
             self._follow_chain(egress, plan, step)
+            self._check_predecessor(plan, step)
             return
         if step.base_model_digest != plan.initial_model_digest:
             self._check_certificate(plan, step, witnesses)
@@ -105,10 +114,28 @@ class Models:
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
         self._fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
         if step.base_model_digest != plan.initial_model_digest:
-            self._lineage.record(plan, step.certificate.round, step.base_model_digest)
+            predecessor = step.predecessor_digest or None
+            self._lineage.record(plan, step.certificate.round, step.base_model_digest, predecessor)
 
-    def follow(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
+    def follow(
+        self,
+        egress: Egress,
+        plan: TrainingPlan,
+        base: bytes,
+        link: rounds_pb2.PublishedSum,
+        predecessor: bytes | None = None,
+    ) -> bytes | None:
         """Recompute the model that `link` leads to from `base`, and keep it.
+
+        Args:
+            egress: The only way out.
+            plan: Of the run.
+            base: Digest of the round's base model, which is held here.
+            link: The published sum of a training round.
+            predecessor: Digest of the model that `base` is a candidate against; None if it is none.
+
+        Returns:
+            The digest of the model that the new one is a candidate against; None if it is none.
 
         Raises:
             ModelMismatch: The digest differs from the published one, so the aggregator published another model.
@@ -119,13 +146,16 @@ class Models:
         """
         # The step comes again after a crash. Any other model that is held is no result of this sum.
         if self._history()[-2:] == [base, link.model_digest] and self.holds(link.model_digest):
-            return
+            return base if plan.gate is not None else None
         if plan.evaluates_only(link.round):
             raise StepRefused(f"expected the sum of a training round, got one of round {link.round}")
         layout = Layout.of_round(plan, link.round)
         arrived = self._download_sum(egress, layout, link)
         try:
             published = unpack_sum(layout, np.memmap(arrived, np.uint8, "r").data, link.members)
+            if predecessor is not None and _is_refused(plan, published):
+                self._fall_back(plan, base, link, predecessor)
+                return None
             # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
             model, self._in_memory = self.load(plan, base), None
             computed = next_model(plan, model, published, uses_up=True)
@@ -137,8 +167,10 @@ class Models:
                 f"the model published after round {link.round} is not the one its published sum leads to; "
                 "this site takes no further part in the run until the coordinator has explained it"
             )
-        self._lineage.record(plan, link.round, computed.digest)
+        candidate_against = base if plan.gate is not None and computed.digest != base else None
+        self._lineage.record(plan, link.round, computed.digest, candidate_against)
         self._keep(computed, self._spare())
+        return candidate_against
 
     def drop_arrivals(self, wanted: bytes = b"") -> None:
         """Remove every download, finished or not, but the one with the digest `wanted`."""
@@ -173,10 +205,25 @@ class Models:
             "part in the run until the coordinator has explained it"
         )
 
-    def check_evaluation(self, egress: Egress, plan: TrainingPlan, link: rounds_pb2.PublishedSum) -> None:
-        """Check that an evaluation-only round has a sum.
+    def check_evaluation(
+        self,
+        egress: Egress,
+        plan: TrainingPlan,
+        base: bytes,
+        link: rounds_pb2.PublishedSum,
+        predecessor: bytes | None = None,
+    ) -> None:
+        """Check that an evaluation-only round has a sum, and that the model stays, or goes back where it is refused.
+
+        Args:
+            egress: The only way out.
+            plan: Of the run.
+            base: Digest of the model that was evaluated.
+            link: The published sum.
+            predecessor: Digest of the model that `base` is a candidate against; None if it is none.
 
         Raises:
+            ModelMismatch: Another model was published.
             StepRefused: The sum on offer has another size than the plan gives it.
             Unreachable: The download broke off; the next call continues it.
             FederationError: It is no sum of so many members.
@@ -184,9 +231,36 @@ class Models:
         layout = Layout.of_round(plan, link.round)
         arrived = self._download_sum(egress, layout, link)
         try:
-            unpack_sum(layout, arrived.read_bytes(), link.members)
+            published = unpack_sum(layout, arrived.read_bytes(), link.members)
         finally:
             remove(arrived)
+        if predecessor is not None and _is_refused(plan, published):
+            self._fall_back(plan, base, link, predecessor)
+        elif link.model_digest != base:
+            raise ModelMismatch("an evaluation-only round changed the model; ask the coordinator")
+
+    def _fall_back(self, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum, predecessor: bytes) -> None:
+        """Drop a refused model; the one before it is the newest again, if it is here."""
+        if link.model_digest != predecessor:
+            raise ModelMismatch(
+                f"the sum of round {link.round} refuses its base model, and the round led to another model than the "
+                "one before; this site takes no further part in the run until the coordinator has explained it"
+            )
+        self._lineage.record(plan, link.round, predecessor)
+        history = [kept for kept in self._history() if kept not in (base, predecessor)]
+        if self.holds(predecessor):
+            history.append(Digest(predecessor))
+        # After the lineage, as in `follow`.
+        replace_file(self._folder / "history.json", encode_state(history))
+        remove(self.path(base))
+
+    def _check_predecessor(self, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
+        """Refuse a base model that is said to be a candidate, or none, against the sums followed here."""
+        newest = self._lineage.newest(plan)
+        if plan.gate is None or newest is None or newest.model_digest != step.base_model_digest:
+            return
+        if (newest.predecessor_digest or b"") != step.predecessor_digest:
+            raise StepRefused("the base model is a candidate against another model, by the sums here; polling again")
 
     def _check_certificate(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         if not step.HasField("certificate"):
@@ -210,14 +284,20 @@ class Models:
         if rounds != sorted(set(rounds)) or not 0 < rounds[0] <= rounds[-1] < step.round.round:
             raise StepRefused("expected one sum of each earlier round, in their order, got others; polling again")
         base = self.newest
+        newest = self._lineage.newest(plan)
+        predecessor: bytes | None = None
+        if newest is not None and newest.model_digest == base:
+            predecessor = newest.predecessor_digest
         if step.HasField("initial_model"):
-            base = plan.initial_model_digest
+            base, predecessor = plan.initial_model_digest, None
         self._lineage.check_chain(plan, base, step.chain)
         if step.HasField("initial_model") and not self.holds(base):
             self._fetch_whole(egress, plan, step.initial_model, base)
         for link in step.chain:
-            self.follow(egress, plan, base, link)
+            predecessor = self.follow(egress, plan, base, link, predecessor)
             base = link.model_digest
+            if not self.holds(base):  # a refused model's predecessor, which was never here
+                raise StepRefused("the model before the refused one is not here; it is fetched whole at the next turn")
         if self.newest != step.base_model_digest:
             raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
 
@@ -306,6 +386,12 @@ class Models:
             # Only an order of models is lost. What protects against another history is in lineage.json.
             set_aside(path, str(error), way_on)
             return []
+
+
+def _is_refused(plan: TrainingPlan, published: DecodedSum) -> bool:
+    if plan.gate is None:
+        return False
+    return judge(plan.gate, published.header.comparison, plan.cohort.minimum).verdict is Verdict.REFUSED
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:

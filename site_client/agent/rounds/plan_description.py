@@ -45,6 +45,7 @@ def describe(held: HeldPlan, policy: PolicySettings, spending: SpentPrivacy) -> 
         "cohort": f"{plan.cohort.minimum} to {plan.cohort.maximum} hospitals in a sum, {plan.cohort.target} wanted",
         "leaves this site": _leaves(plan),
         "metrics in the sum": ", ".join(plan.metrics) or "none",
+        "gate": _gate(plan),
         "deadlines": _deadlines(plan.deadlines),
         **_privacy(plan, plan.privacy),
     }
@@ -78,6 +79,16 @@ def _leaves(plan: TrainingPlan) -> str:
     return (
         f"one masked sum a round of gradients, each patient's clipped to norm {plan.privacy.clip_norm:g}, with noise; "
         "the aggregator decodes only the sum over the cohort"
+    )
+
+
+def _gate(plan: TrainingPlan) -> str:
+    if plan.gate is None:
+        return "none: every model is built upon"
+    return (
+        "each model is compared with the one before, on validation patients, and not built upon when it is worse; the "
+        f"sum holds the number of patients, at most {plan.gate.patients_max} a hospital and in size classes, the sum "
+        "of the differences of the two losses, and that of their squares"
     )
 
 

@@ -120,7 +120,10 @@ class Readiness:
                 raise EgressRefused(
                     "expected a trained update in a training round, and none in the evaluation-only one"
                 )
-            self._examined = update, prepare_contribution(self._egress.guard, plan, current.number, usable, delta)
+            contribution = prepare_contribution(
+                self._egress.guard, plan, current.number, usable, delta, current.predecessor_digest
+            )
+            self._examined = update, contribution
         return self._examined[1]
 
     def _usable(

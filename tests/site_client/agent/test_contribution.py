@@ -1,10 +1,12 @@
 """From an update to a contribution: the part of the model that moves, and what a private round says of a site."""
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from federation.encoding import Layout
+from federation.gate import NO_COMPARISON, Gate
 from federation.plan import Encoding, LocalTraining, Trainable, TrainingPlan
 from federation.privacy import Privacy
 from federation.vocabulary import Metric, Outcome
@@ -13,7 +15,7 @@ from site_client.agent.egress.guard import Guard
 from site_client.agent.rounds.contribution import prepare_contribution
 from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
-from site_client.records import RunId, Update, histograms_of
+from site_client.records import LossComparison, RunId, Update, histograms_of
 from site_client.typed_json import Digest
 
 PRIVACY = Privacy(0.1, 2.0, 500, 100, 8.0, validation_multiplier=20.0, epsilon_validation=2.0)
@@ -42,6 +44,23 @@ def test_a_contribution_is_as_long_as_the_part_that_moves(heads: TrainingPlan) -
     assert contribution.layout == Layout.of(heads, 6)
     with pytest.raises(EgressRefused, match="6 numbers move under the plan"):
         prepare_contribution(guard, heads, 1, update(), np.full(heads.manifest.size, 0.01, np.float32))
+
+
+@pytest.mark.parametrize("predecessor", [Digest(bytes([7]) * 32), Digest(bytes([8]) * 32), None])
+def test_a_comparison_leaves_when_it_is_with_the_predecessor_and_within_the_gate(
+    plan: TrainingPlan, predecessor: Digest | None
+) -> None:
+    gated = replace(plan, gate=Gate(clip=0.1, patients_max=16))
+    compared = replace(update(), comparison=LossComparison(Digest(bytes([7]) * 32), 99.0, 99.0, 20))
+    delta = np.full(plan.moving.size, 0.01, np.float32)
+    header = prepare_contribution(Guard(PolicySettings()), gated, 1, compared, delta, predecessor).header
+    if predecessor != bytes([7]) * 32:
+        assert header.comparison == NO_COMPARISON
+        return
+    # The trainer's sums, cut to what 20 patients can come to, and scaled to the size class of 16.
+    expected = (pytest.approx(1.6), pytest.approx(0.16), 16, 1)
+    assert dataclasses.astuple(header.comparison) == expected
+    assert prepare_contribution(Guard(PolicySettings()), plan, 1, compared, delta).header.comparison == NO_COMPARISON
 
 
 def test_a_private_contribution_says_nothing_of_studies_loss_and_clipping(private: TrainingPlan) -> None:

@@ -1,0 +1,120 @@
+"""A federation that learns: each trainer fits a logistic regression to its patients, and some may poison the sum."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from federation.chain import norm_bound
+from federation.encoding import clip, lanes
+from federation.encoding.header import write_header
+from federation.encoding.rotation import rotate
+from federation.manifest import load_model
+from federation.secagg import DealtShares, Member
+from numpy.typing import NDArray
+
+from site_client.agent.rounds import masking
+from site_client.agent.rounds.contribution import Contribution, mask_contribution
+from site_client.records import Job, LossComparison
+from site_client.training.patient_losses import EvaluatedModel, compare_with_last
+from tests.federation.nursery import PARAMETERS
+from tests.federation.places import an_update
+from tests.federation.world import World
+
+PATIENTS = 16  # of each kind at each site
+LENGTH = 6.0  # of a patient's features
+TRUTH = -np.linspace(-1, 1, PARAMETERS)  # the initial model is its opposite
+# Patients differ in two directions only, the truth's and another one, so that sites learn the same.
+DIRECTIONS = np.linalg.qr(np.stack([TRUTH, np.ones(PARAMETERS)], axis=1))[0].T
+
+
+@dataclass
+class LearningWorld(World):
+    """`poisoners` sign-flip their update and scale it to the norm gate; `liars` praise every candidate."""
+
+    poisoners: set[str] = field(default_factory=set)
+    liars: set[str] = field(default_factory=set)
+
+    def train(self, name: str) -> None:
+        site = self.sites[name]
+        for job in site.jobs():
+            update, _ = an_update(job, self.seed_of(name), PARAMETERS)
+            weights = load_model(job.base_file).weights.astype(np.float64)
+            losses = loss_of(weights, *patients(self.seed_of(name), validation=True))
+            named = {f"{number:016x}": float(loss) for number, loss in enumerate(losses)}
+            evaluated = EvaluatedModel(job.run_id, job.base_model_digest, "toy", named)
+            assert self.plan.gate is not None
+            compared = compare_with_last(site.folder, evaluated, self.plan.gate)
+            if compared is not None and name in self.liars:
+                most = self.plan.gate.clip * PATIENTS
+                compared = LossComparison(compared.earlier_digest, -most, self.plan.gate.clip * most, PATIENTS)
+            changed = replace(update, studies=40, comparison=compared)
+            site.train(job, changed, self._delta(job, weights, name))
+
+    def _delta(self, job: Job, weights: NDArray[np.float64], name: str) -> NDArray[np.float32] | None:
+        if job.evaluation_only:
+            return None
+        features, labels = patients(self.seed_of(name), validation=False)
+        trained = weights.copy()
+        for _ in range(5):
+            trained += 0.1 * features.T @ (labels - chance(trained, features)) / PATIENTS
+        return clip((trained - weights).astype(np.float32), 1.0)[0]
+
+    def loss_of_model(self, digest: bytes) -> float:
+        """The mean loss of a model of the run over all validation patients."""
+        (blob,) = {model.blob for model in self.models() if model.digest == digest}
+        weights = self.model(blob).weights.astype(np.float64)
+        return float(np.mean([loss_of(weights, *patients(self.seed_of(name), validation=True)) for name in self.sites]))
+
+
+def patients(seed: int, *, validation: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features f64[16,60] and labels f64[16] of a site."""
+    rng = np.random.default_rng([seed, validation])
+    features = rng.standard_normal((PATIENTS, 2)) @ DIRECTIONS * LENGTH
+    return features, (rng.random(PATIENTS) < chance(TRUTH, features)).astype(np.float64)
+
+
+def chance(weights: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = 1 / (1 + np.exp(-features @ weights))
+    return result
+
+
+def loss_of(
+    weights: NDArray[np.float64], features: NDArray[np.float64], labels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """f64[16], nats."""
+    logits = features @ weights
+    result: NDArray[np.float64] = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
+    return result
+
+
+def let_poison(patch: pytest.MonkeyPatch, world: LearningWorld) -> None:
+    """Let the world's poisoners mask words of their own; the set may change at any time."""
+
+    def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
+        if member.site not in world.poisoners or contribution.delta is None:
+            return mask_contribution(member, contribution, dealt, coins)
+        words = _poison(contribution, len(member.cohort))
+        return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
+
+    patch.setattr(masking, "mask_contribution", mask)
+
+
+def _poison(contribution: Contribution, members: int) -> NDArray[np.uint64]:
+    """The site's update, sign-flipped, and as long as the norm gate lets a whole sum be."""
+    layout, delta = contribution.layout, contribution.delta
+    assert delta is not None
+    weight = min(contribution.header.studies, layout.weight_cap)
+    half_step = layout.range / layout.level_max
+    # In units of half a step; the other members' updates point the other way and shorten the sum.
+    factor = -norm_bound(layout, members, members * weight) * half_step / float(np.linalg.norm(delta))
+    half_steps = np.concatenate([piece / half_step for piece in rotate(layout, delta.astype(np.float64), factor)])
+    levels = np.rint((half_steps + layout.level_max) / 2).astype(np.int64)
+    words = np.empty(layout.words, np.uint64)
+    words[: layout.header_words] = write_header(layout, contribution.header)
+    # A level below 0 borrows from the next lane; in the sum over the cohort it is paid back.
+    above, below = np.zeros(layout.words, np.uint64), np.zeros(layout.words, np.uint64)
+    lanes.pack(np.maximum(levels, 0), layout.lane_width, above[layout.header_words :])
+    lanes.pack(np.maximum(-levels, 0), layout.lane_width, below[layout.header_words :])
+    words[layout.header_words :] = (above - below)[layout.header_words :]
+    return words
