@@ -10,10 +10,11 @@ from federation.errors import FederationError
 from federation.secagg import SecaggError
 from federation.wire import check_known
 from google.protobuf.message import Message
+from sqlalchemy.orm import Session
 
 from aggregator import errors
 from aggregator.context import AppContext
-from aggregator.sites.authentication import authenticate
+from aggregator.sites.authentication import authenticate, authenticate_within
 from aggregator.store.traffic import SeatKey
 
 log = structlog.get_logger()
@@ -84,9 +85,11 @@ class CallGuard:
         Raises:
             Denied: When it is none, or is no longer one.
         """
-        # It holds PEM bytes, one entry a peer.
-        certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())
-        return authenticate(self.app.store, certificates[0] if certificates else None, self.app.clock())
+        return authenticate(self.app.store, _certificate_of(context), self.app.clock())
+
+    def caller_within(self, session: Session, context: CallContext) -> str:
+        """Return the same, for a call that reads more in the transaction of `session`, which begins here."""
+        return authenticate_within(session, _certificate_of(context), self.app.clock())
 
     def site_of(self, context: CallContext) -> str:
         """Return the site that a new connection counts for. One that has left may repeat its farewell."""
@@ -95,6 +98,12 @@ class CallGuard:
                 return self.caller(context)
             except errors.SiteLeft as left:
                 return left.site
+
+
+def _certificate_of(context: CallContext) -> bytes | None:
+    # It holds PEM bytes, one entry a peer.
+    certificates: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())
+    return certificates[0] if certificates else None
 
 
 @contextmanager

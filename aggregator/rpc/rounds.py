@@ -6,11 +6,12 @@ from typing import TypeVar
 
 from federation.v1 import rounds_pb2, secagg_pb2
 from federation.v1.plan_pb2 import SignedPlan
+from federation.wire import check_known
 
 from aggregator.context import AppContext
 from aggregator.rounds import polling, submissions
 from aggregator.rounds.certificates import accept_model_signature
-from aggregator.rpc.call_guard import CallContext, CallGuard
+from aggregator.rpc.call_guard import CallContext, CallGuard, translated
 from aggregator.sites import reports
 from aggregator.store.traffic import SeatKey
 
@@ -117,12 +118,14 @@ class RoundsServicer:
             first: Whether this is the first look for this call; then the site's report is kept.
             last: Whether the call is over with this look; then it is always answered.
         """
-
-        def answer(site: str) -> rounds_pb2.PollReply | None:
+        with translated(context):
+            # One transaction for both: a Poll is the most frequent call, and each transaction costs as much as a query.
+            with self._app.store.read() as session:
+                site = self._guard.caller_within(session, context)
+                check_known(request)
+                answer = polling.answer(session, site, request, self._app.clock(), self._pacing)
             if first:
                 reports.keep(self._app, site, request)
-            with self._app.store.read() as session:
-                answer = polling.answer(session, site, request, self._app.clock(), self._pacing)
             if answer.hold and not last:
                 return None
             if answer.hold and not first:  # held for as long as it may be: the site is to come back at once
@@ -132,6 +135,4 @@ class RoundsServicer:
             answer.reply.ledger_entries_seen, answer.reply.ledger_head_seen = seen
             if answer.seat is not None:
                 self._app.traffic.add(answer.seat, up=request.ByteSize(), down=answer.reply.ByteSize())
-            return answer.reply
-
-        return self._guard.call(request, context, answer)
+        return answer.reply

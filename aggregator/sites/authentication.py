@@ -8,15 +8,23 @@ import hashlib
 import ssl
 from datetime import datetime
 
+from sqlalchemy.orm import Session
+
 from aggregator.errors import NotEnrolled, SiteLeft, SiteRevoked
 from aggregator.store import Store, site_rows
 
 
 def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> str:
+    """Return the name of the site whose certificate this is, in a transaction of its own; see `authenticate_within`."""
+    with store.read() as session:
+        return authenticate_within(session, certificate_pem, now)
+
+
+def authenticate_within(session: Session, certificate_pem: bytes | None, now: datetime) -> str:
     """Return the name of the site whose certificate this is.
 
     Args:
-        store: The database.
+        session: A new one: a revocation that it does not see must not have been there when the call began.
         certificate_pem: As gRPC's `x509_pem_cert` gives it; None when the caller showed none.
         now: Aware UTC.
 
@@ -26,9 +34,7 @@ def authenticate(store: Store, certificate_pem: bytes | None, now: datetime) -> 
         NotEnrolled: For everything else, in one sentence that does not tell the cases apart.
     """
     # By the whole certificate and not by the name in it: a certificate of before a new enrolment must not count.
-    fingerprint = certificate_fingerprint(certificate_pem)
-    with store.read() as session:
-        holder = site_rows.holder(session, fingerprint)
+    holder = site_rows.holder(session, certificate_fingerprint(certificate_pem))
     if holder is None:
         raise NotEnrolled(_NOT_ENROLLED)
     # Before the expiry: revoking a site lets its certificates expire too, and it is to learn the true reason.

@@ -29,7 +29,7 @@ def roster_of(session: Session, epoch: int) -> Roster:
     Raises:
         NotFound: When there is no such epoch.
     """
-    return _parsed(site_rows.roster_at(session, epoch).signed)
+    return _parsed(site_rows.signed_roster(session, epoch))
 
 
 def in_force(session: Session) -> Roster | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from aggregator.store.engine import rows_changed
+from aggregator.store.engine import columns_of, rows_changed
 from aggregator.store.tables import DealtShare, Seat
 
+_DEAL = insert(DealtShare)
 _DEALT_TO = (
     select(DealtShare.dealer, DealtShare.message)
     .where(DealtShare.round_id == bindparam("round"), DealtShare.member == bindparam("dealt_to"))
@@ -17,16 +18,16 @@ _DEALT_TO = (
 
 def add_dealt(session: Session, round_id: int, dealer: str, messages: Mapping[str, bytes]) -> None:
     """Keep what `dealer` dealt, by member."""
-    session.add_all(
-        DealtShare(round_id=round_id, member=member, dealer=dealer, message=message)
+    rows = [
+        {"round_id": round_id, "member": member, "dealer": dealer, "message": message}
         for member, message in messages.items()
-    )
-    session.flush()
+    ]
+    session.connection().execute(_DEAL, rows)
 
 
 def dealt_to(session: Session, round_id: int, member: str) -> dict[str, bytes]:
     """Return serialized messages by dealer, sorted by dealer."""
-    rows = session.execute(_DEALT_TO, {"round": round_id, "dealt_to": member})
+    rows = columns_of(session, _DEALT_TO, {"round": round_id, "dealt_to": member})
     # Sorted here too, by code point: a database may collate names in another order.
     return dict(sorted((dealer, message) for dealer, message in rows))
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from aggregator.errors import NotFound
 from aggregator.states import RoundState, SeatState
-from aggregator.store.engine import Cause, Change, guarded, record, rows_changed, transition
+from aggregator.store.engine import Cause, Change, columns_of, guarded, record, rows_changed, transition
 from aggregator.store.run_rows import ACTIVE
 from aggregator.store.tables import DealtShare, ModelMetrics, PhaseTime, RosterEpoch, Round, Run, Seat, Site
 
@@ -78,7 +78,7 @@ def get(session: Session, run_id: bytes, number: int) -> Round:
 
 def find(session: Session, run_id: bytes, number: int) -> list[Round]:
     """Return that round in a list, which is empty when there is none."""
-    return list(session.scalars(select(Round).where(Round.run_id == run_id, Round.number == number)))
+    return list(session.scalars(_NUMBERED, {"run": run_id, "number": number}))
 
 
 def lock(session: Session, run_id: bytes, number: int, site: str) -> tuple[Run, Round, Seat]:
@@ -121,6 +121,7 @@ _LOCK = (
     .where(Run.run_id == bindparam("run"), Round.number == bindparam("number"))
     .with_for_update(read=True, of=Round)
 )
+_NUMBERED = select(Round).where(Round.run_id == bindparam("run"), Round.number == bindparam("number"))
 _UNFINISHED_IDS = select(Round.id).where(Round.state.not_in(OVER)).order_by(Round.id)
 # TRAINING with an upload digest: the attempt that the upload belonged to has failed.
 _LEFTOVERS = (
@@ -129,11 +130,19 @@ _LEFTOVERS = (
     .where(Seat.upload_digest.is_not(None), Round.state.in_((RoundState.TRAINING, *OVER)))
 )
 _EXPECTED = select(Seat.upload_digest).where(Seat.upload_digest.is_not(None))
+_NEWEST_SEAT = (
+    select(Round.number)
+    .join(Seat, _SEATED)
+    .where(Round.run_id == bindparam("run"))
+    .order_by(Round.number.desc())
+    .limit(1)
+)
+_UPLOAD_SEATS = select(Seat).where(Seat.upload_digest == bindparam("upload"))
 _SEAT_STATES = select(Seat.site, Seat.state).where(Seat.round_id == bindparam("round"))
-_COUNT_BYTES = (
-    update(Seat)
-    .where(Seat.round_id == bindparam("round"), Seat.site == bindparam("seated"))
-    .values(bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down"))
+# Sets the columns that the parameters name.
+_UPDATE_SEAT = update(Seat).where(Seat.round_id == bindparam("round"), Seat.site == bindparam("seated"))
+_COUNT_BYTES = _UPDATE_SEAT.values(
+    bytes_up=Seat.bytes_up + bindparam("up"), bytes_down=Seat.bytes_down + bindparam("down")
 )
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _SUSPENDED_AT = select(Site.suspended_at).where(Site.name == bindparam("seated"))
@@ -169,7 +178,7 @@ def has_refused_sum(session: Session, run_id: bytes) -> bool:
 
 def unfinished_ids(session: Session) -> list[int]:
     """Return the primary keys of the rounds that are not over, oldest first."""
-    return list(session.scalars(_UNFINISHED_IDS))
+    return list(columns_of(session, _UNFINISHED_IDS).scalars())
 
 
 def move(
@@ -194,8 +203,8 @@ def move(
     ended = {"ended_at": change.at, "lease_owner": None, "lease_until": None} if after in OVER else {}
     merged = {"phase_since": change.at, **ended, **(values or {})}
     # The attempt belongs to the guard: a round may be back in the same state in a later attempt.
-    where = (Round.id == row.id) & (Round.attempt == row.attempt)
-    transition(session, Round.state, where, before, after, change, merged)
+    key = {Round.id: row.id, Round.attempt: attempt}
+    transition(session, Round.state, key, before, after, change, merged)
     session.add(PhaseTime(round_id=row.id, attempt=attempt, state=before, seconds=seconds))
     # The UPDATE went past the session's objects, so `row` still has its old state.
     session.get(Round, row.id, populate_existing=True)
@@ -294,7 +303,7 @@ def add_seat(session: Session, row: Round, site: str) -> None:
 
 def seat_states(session: Session, round_id: int) -> dict[str, SeatState]:
     """Return site -> state, sorted by site. It reads no payload, so a driver can afford it at every look."""
-    rows = session.execute(_SEAT_STATES, {"round": round_id})
+    rows = columns_of(session, _SEAT_STATES, {"round": round_id})
     return dict(sorted((site, state) for site, state in rows))
 
 
@@ -317,9 +326,7 @@ def newest_seats(session: Session, site: str, limit: int) -> list[tuple[Seat, Ro
 
 def newest_seat(session: Session, run_id: bytes, site: str) -> int | None:
     """Return the number of the newest round of the run in which the site has a seat."""
-    numbers = select(Round.number).join(Seat, Seat.round_id == Round.id)
-    numbers = numbers.where(Round.run_id == run_id, Seat.site == site)
-    return session.scalars(numbers.order_by(Round.number.desc()).limit(1)).first()
+    return columns_of(session, _NEWEST_SEAT, {"run": run_id, "seated": site}).scalar()
 
 
 def held_seat(session: Session, round_id: int, site: str) -> Seat:
@@ -348,24 +355,23 @@ def move_seat(
     Raises:
         LostRace: When it is not in `before`.
     """
-    where = (Seat.round_id == row.id) & (Seat.site == site)
-    transition(session, Seat.state, where, before, after, change, values)
+    transition(session, Seat.state, {Seat.round_id: row.id, Seat.site: site}, before, after, change, values)
 
 
 def payloads(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> dict[str, bytes]:
     """Return site -> serialized message of one phase of the current attempt, sorted by site."""
-    rows = session.execute(_sent(column, with_payload=True), {"round": round_id})
+    rows = columns_of(session, _sent(column, with_payload=True), {"round": round_id})
     # Sorted here, by code point as secure aggregation does: a database may collate names in another order.
     return dict(sorted((site, payload) for site, payload in rows))
 
 
 def senders(session: Session, round_id: int, column: InstrumentedAttribute[bytes | None]) -> list[str]:
     """Return the sites of `payloads`, sorted, without reading the messages."""
-    return sorted(session.scalars(_sent(column, with_payload=False), {"round": round_id}))
+    return sorted(columns_of(session, _sent(column, with_payload=False), {"round": round_id}).scalars())
 
 
 @cache  # one statement for each of the few columns
-def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) -> Select[Any]:
+def _sent(column: InstrumentedAttribute[bytes | None], *, with_payload: bool) -> Select[*tuple[Any, ...]]:
     wanted = (Seat.site, column) if with_payload else (Seat.site,)
     return select(*wanted).where(Seat.round_id == bindparam("round"), column.is_not(None))
 
@@ -389,7 +395,7 @@ def clear_payloads(session: Session, round_id: int) -> None:
 
 def expect_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
     """Remember which blob the member is about to send."""
-    rows_changed(session, update(Seat).where(_is_seat(round_id, site)).values(upload_digest=digest))
+    rows_changed(session, _UPDATE_SEAT, {"round": round_id, "seated": site, "upload_digest": digest})
 
 
 def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> None:
@@ -401,17 +407,19 @@ def forget_upload(session: Session, round_id: int, site: str, digest: bytes) -> 
 
 def upload_seats(session: Session, digest: bytes) -> list[Seat]:
     """Return the seats that expect the blob `digest`. `rounds.uploads` lets no second seat expect it."""
-    return list(session.scalars(select(Seat).where(Seat.upload_digest == digest)))
+    return list(session.scalars(_UPLOAD_SEATS, {"upload": digest}))
 
 
 def expected_uploads(session: Session) -> set[bytes]:
     """Return the digest of every upload that a seat names."""
-    return {digest for digest in session.scalars(_EXPECTED) if digest is not None}
+    return {digest for digest in columns_of(session, _EXPECTED).scalars() if digest is not None}
 
 
 def leftovers(session: Session) -> list[tuple[int, str, bytes]]:
     """Return (round id, site, digest) of every upload whose attempt is over."""
-    return [(round_id, site, digest) for round_id, site, digest in session.execute(_LEFTOVERS) if digest is not None]
+    return [
+        (round_id, site, digest) for round_id, site, digest in columns_of(session, _LEFTOVERS) if digest is not None
+    ]
 
 
 def count_bytes(session: Session, round_id: int, counts: Iterable[tuple[str, int, int]]) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, RunInProgress
@@ -54,8 +54,13 @@ def queued(session: Session) -> list[Run]:
     return list(session.scalars(_QUEUED))
 
 
-# Built once: drivers ask twice a second.
+# Built once: drivers ask twice a second, and every site of a round for its base model.
 _QUEUED = select(Run).where(Run.state == RunState.QUEUED).order_by(Run.created_at)
+_BY_DIGEST = (
+    select(ModelVersion)
+    .where(ModelVersion.run_id == bindparam("run"), ModelVersion.digest == bindparam("model"))
+    .order_by(ModelVersion.id)
+)
 
 
 def get(session: Session, run_id: bytes) -> Run:
@@ -96,7 +101,7 @@ def move(session: Session, run: Run, after: RunState, change: Change, ended_at: 
         LostRace: When the run has left that state.
     """
     values = {"reason": change.why, "ended_at": ended_at}
-    transition(session, Run.state, Run.run_id == run.run_id, run.state, after, change, values)
+    transition(session, Run.state, {Run.run_id: run.run_id}, run.state, after, change, values)
     # The UPDATE went past the session's objects, so `run` still has its old state.
     session.get(Run, run.run_id, populate_existing=True)
 
@@ -132,8 +137,7 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
         NotFound: When there is none.
     """
     # The first one: an update of zeros leads to a model with the same digest as its base.
-    where = (ModelVersion.run_id == run_id) & (ModelVersion.digest == digest)
-    model = session.scalars(select(ModelVersion).where(where).order_by(ModelVersion.id)).first()
+    model = session.scalars(_BY_DIGEST, {"run": run_id, "model": digest}).first()
     if model is None:
         raise NotFound(f"no model {digest.hex()[:16]} in run {run_id.hex()}")
     return model

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from aggregator.errors import LostRace, NotFound
 from aggregator.states import SiteStanding
-from aggregator.store.engine import Change, guarded, rows_changed
+from aggregator.store.engine import Change, columns_of, guarded, rows_changed
 from aggregator.store.tables import Candidate, Certificate, Challenge, Invitation, RosterEpoch, Site, SiteReport
 
 PENDING, APPROVED = SiteStanding.PENDING, SiteStanding.APPROVED
@@ -240,7 +240,7 @@ class Holder(NamedTuple):
 
 def holder(session: Session, fingerprint: bytes) -> Holder | None:
     """Return the holder of a certificate, by the SHA-256 of its DER; None for one that this CA did not issue."""
-    row = session.execute(_HOLDER, {"fingerprint": fingerprint}).first()
+    row = columns_of(session, _HOLDER, {"fingerprint": fingerprint}).first()
     return None if row is None else Holder(*row)
 
 
@@ -249,6 +249,8 @@ def holder(session: Session, fingerprint: bytes) -> Holder | None:
 _IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
 _ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
+_SIGNED_ROSTER = select(RosterEpoch.signed).where(RosterEpoch.epoch == bindparam("epoch"))
+_NEWEST_ROSTER = select(RosterEpoch).order_by(RosterEpoch.epoch.desc()).limit(1)
 _HOLDER = (
     select(Site.name, Certificate.expires_at, Site.approved_at, Site.revoked_at, Site.left_at)
     .join(Certificate, Certificate.site == Site.name)
@@ -273,7 +275,7 @@ def use_challenge(session: Session, row: Challenge, now: datetime) -> None:
 
 def newest_roster(session: Session) -> RosterEpoch | None:
     """Return the roster in force; None before the first site is approved."""
-    return session.scalars(select(RosterEpoch).order_by(RosterEpoch.epoch.desc()).limit(1)).first()
+    return session.scalars(_NEWEST_ROSTER).first()
 
 
 def newest_epoch(session: Session) -> int:
@@ -281,16 +283,16 @@ def newest_epoch(session: Session) -> int:
     return session.scalar(_NEWEST_EPOCH) or 0
 
 
-def roster_at(session: Session, epoch: int) -> RosterEpoch:
-    """Return the roster of one epoch; a round keeps the epoch it was frozen with.
+def signed_roster(session: Session, epoch: int) -> bytes:
+    """Return the serialized SignedRoster of one epoch; a round keeps the epoch it was frozen with.
 
     Raises:
         NotFound: When there is no such epoch.
     """
-    row = session.get(RosterEpoch, epoch)
-    if row is None:
+    signed = columns_of(session, _SIGNED_ROSTER, {"epoch": epoch}).scalar()
+    if signed is None:
         raise NotFound(f"no roster of epoch {epoch}")
-    return row
+    return signed
 
 
 def add_roster(session: Session, row: RosterEpoch) -> None:

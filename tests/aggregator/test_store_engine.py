@@ -47,7 +47,7 @@ def state_of(store: Store) -> RunState:
 def test_a_transition_changes_the_row_and_writes_one_audit_row(running: Store, change: Change) -> None:
     with running.write() as session:
         transition(
-            session, Run.state, Run.run_id == RUN, RunState.RUNNING, RunState.PAUSED, change, {"reason": "holiday"}
+            session, Run.state, {Run.run_id: RUN}, RunState.RUNNING, RunState.PAUSED, change, {"reason": "holiday"}
         )
     with running.read() as session:
         run = session.get(Run, RUN)
@@ -60,7 +60,7 @@ def test_a_transition_changes_the_row_and_writes_one_audit_row(running: Store, c
 
 def test_a_transition_from_another_state_loses_and_leaves_no_audit_row(running: Store, change: Change) -> None:
     with pytest.raises(LostRace), running.write() as session:
-        transition(session, Run.state, Run.run_id == RUN, RunState.PAUSED, RunState.RUNNING, change)
+        transition(session, Run.state, {Run.run_id: RUN}, RunState.PAUSED, RunState.RUNNING, change)
     with running.read() as session:
         assert audit_trail(session) == []
     assert state_of(running) is RunState.RUNNING
@@ -68,7 +68,7 @@ def test_a_transition_from_another_state_loses_and_leaves_no_audit_row(running: 
 
 def test_a_transition_that_the_tables_do_not_know_is_a_bug(running: Store, change: Change) -> None:
     with pytest.raises(ValueError, match="no transition from completed"), running.write() as session:
-        transition(session, Run.state, Run.run_id == RUN, RunState.COMPLETED, RunState.RUNNING, change)
+        transition(session, Run.state, {Run.run_id: RUN}, RunState.COMPLETED, RunState.RUNNING, change)
 
 
 def test_a_change_that_would_hit_several_rows_is_a_bug_and_undone(
@@ -95,7 +95,7 @@ def test_an_exception_later_in_the_block_undoes_the_transition(running: Store, c
 
     def fail_after_the_transition() -> None:
         with running.write() as session:
-            transition(session, Run.state, Run.run_id == RUN, RunState.RUNNING, RunState.ABORTED, change)
+            transition(session, Run.state, {Run.run_id: RUN}, RunState.RUNNING, RunState.ABORTED, change)
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
@@ -116,7 +116,7 @@ def test_of_many_that_make_one_transition_at_once_exactly_one_wins(
         start.wait()
         try:
             with mine.write() as session:
-                transition(session, Run.state, Run.run_id == RUN, RunState.RUNNING, RunState.PAUSED, change)
+                transition(session, Run.state, {Run.run_id: RUN}, RunState.RUNNING, RunState.PAUSED, change)
             outcomes.append("won")
         except LostRace:
             outcomes.append("lost")

@@ -161,7 +161,7 @@ def test_of_eight_that_make_one_transition_at_once_exactly_one_wins(store: Store
     def pause() -> None:
         change = Change(clock(), "operator", "run:72", "race")
         with store.write() as session:
-            transition(session, Run.state, Run.run_id == RUN, RunState.RUNNING, RunState.PAUSED, change)
+            transition(session, Run.state, {Run.run_id: RUN}, RunState.RUNNING, RunState.PAUSED, change)
 
     assert outcomes_of(*[pause] * 8) == ["lost"] * 7 + ["won"]
     with store.read() as session:

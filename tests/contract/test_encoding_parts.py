@@ -149,11 +149,32 @@ def test_the_quantizer_is_unbiased_between_any_two_levels(layout_of: Callable[..
 
 
 class _Highest(np.random.Generator):
-    """A generator whose every draw is the largest there is below 1."""
+    """A generator whose every draw is the largest there is."""
 
-    # The encoding calls it with these two arguments only, so the other forms of numpy's method are left out.
-    def random(self, out: np.ndarray, dtype: type) -> None:  # type: ignore[override]
-        out[...] = np.nextafter(np.float32(1), np.float32(0))
+    # The encoding calls it in this one way only, so the other forms of numpy's method are left out.
+    def integers(self, low: int, high: int, size: int, dtype: type, endpoint: bool) -> np.ndarray:  # type: ignore[override]
+        return np.full(size, high, dtype)
+
+
+class _Every(np.random.Generator):
+    """A generator that draws each 16-bit number once."""
+
+    # As above.
+    def integers(self, low: int, high: int, size: int, dtype: type, endpoint: bool) -> np.ndarray:  # type: ignore[override]
+        return np.arange(4 * size, dtype=np.uint16).view(dtype)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_over_all_draws_the_mean_level_is_the_place_to_a_65536th_of_a_step(
+    layout_of: Callable[..., Layout], bits: int
+) -> None:
+    layout = layout_of(100, **{"encoding.bits": bits})
+    step = 2 * layout.range / layout.level_max
+    for place in np.linspace(0, layout.level_max, 40):
+        value = np.float32(place * step - layout.range)
+        levels = quantize(layout, np.full(2**16, value), _Every(np.random.PCG64(0)))
+        # The value itself is rounded to float32, and so is its place: by as much again at the ends of the range.
+        assert levels.mean(dtype=np.float64) == pytest.approx(place, abs=2.5 * 2**-16)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])

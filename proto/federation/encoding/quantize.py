@@ -1,7 +1,8 @@
 """Clip an update, and turn rotated coordinates into whole levels without bias.
 
 A coordinate z in [-B, B] becomes level floor((z + B) / step + u) with u uniform in [0, 1) and step = 2 B / level_max:
-the level's expectation is exactly the coordinate's place between the two levels beside it. Coordinates outside are
+the level's expectation is the coordinate's place between the two levels beside it. Both summands are multiples of
+2^-16: the place is rounded to the nearest one, and from there on the expectation is exact. Coordinates outside are
 clipped; B (layout.range) is chosen so that few are. Source: Suresh et al., ICML 2017, section 2.2.
 """
 
@@ -14,6 +15,7 @@ from federation.encoding.layout import Layout
 from federation.errors import EncodingRefused
 
 _CHUNK = 1 << 16
+_PART_BITS = 16  # of a step; 2^-16 of it is as much as float32 tells apart at the highest levels
 
 
 def clip(delta: NDArray[np.float32], norm: float) -> tuple[NDArray[np.float32], bool]:
@@ -50,18 +52,18 @@ def norm_of(delta: NDArray[np.float32]) -> float:
 def quantize(layout: Layout, rotated: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Quantizes rotated coordinates f32[k] to levels uint8[k], 0 to level_max. Overwrites `rotated`."""
     levels = np.empty(rotated.size, np.uint8)
-    draws = np.empty(_CHUNK, np.float32)
-    top = np.float32(layout.level_max)
-    per_step = np.float32(layout.level_max / (2 * layout.range))
+    # In whole parts of a step below 2^24, which float32 holds exactly.
+    top = np.float32(layout.level_max << _PART_BITS)
+    per_step = np.float32(layout.level_max * 2**_PART_BITS / (2 * layout.range))
     for start in range(0, rotated.size, _CHUNK):
         part = rotated[start : start + _CHUNK]
-        noise = draws[: part.size]
-        rng.random(out=noise, dtype=np.float32)
         part *= per_step
-        part += top / 2
+        part += top / 2 + np.float32(0.5)  # a half, because the conversion to whole numbers takes the floor
         np.clip(part, 0, top, out=part)
-        part += noise
-        # Rounding may carry top + 0.99999997 to top + 1, a level that no lane has room for.
-        np.minimum(part, top, out=part)
-        levels[start : start + part.size] = part
+        places = part.astype(np.int32)
+        # Cost: one 64-bit number gives four draws; drawn one by one, as floats, they took more than all the rest.
+        numbers = rng.integers(0, 2**64 - 1, -(-part.size // 4), np.uint64, endpoint=True)
+        places += numbers.view(np.uint16)[: part.size]
+        places >>= _PART_BITS
+        levels[start : start + part.size] = places
     return levels
