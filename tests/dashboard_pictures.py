@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from tests.aggregator.dashboard_scene import PASSWORD, scene
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "dashboard"
 CHROMIUM = "/usr/bin/chromium"
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
 
 
 def log_in(page: Page, address: str, name: str = "ada") -> None:

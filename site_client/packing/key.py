@@ -1,7 +1,7 @@
 """The trainer's packing key: Ed25519, in the trainer's own state folder.
 
 It is not the site's signing key. That one is the agent's, which has the network; packing needs patients, whom only the
-trainer reads. A key that crossed the wall would end it (docs/decisions/0026).
+trainer reads. A key that crossed the wall would end it (docs/decisions/0027).
 """
 
 from pathlib import Path

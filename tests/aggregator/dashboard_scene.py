@@ -114,11 +114,11 @@ def _play(app: AppContext, folder: Path) -> None:
         row = round_rows.get(session, run.run_id, 4)
         row.began_at = row.phase_since = now - timedelta(hours=30)
         row.deadline = now + timedelta(hours=29)
-        for name, state, *_ in HOSPITALS:
-            seat = round_rows.seat(session, row.id, name)
-            if seat is not None:
-                seat.state = state
-                seat.decline_reason = R.TOO_FEW_STUDIES if state is SeatState.DECLINED else None
+        for name, standing, *_ in HOSPITALS:
+            taken = round_rows.seat(session, row.id, name)
+            if taken is not None:
+                taken.state = standing
+                taken.decline_reason = R.TOO_FEW_STUDIES if standing is SeatState.DECLINED else None
 
 
 def _site(name: str, approved_at: datetime | None, joined_at: datetime) -> Site:

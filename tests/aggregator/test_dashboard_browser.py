@@ -3,8 +3,11 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import update
 
 from aggregator.context import AppContext
@@ -12,22 +15,17 @@ from aggregator.states import SeatState, SiteStanding
 from aggregator.store import site_rows
 from aggregator.store.tables import Seat
 from tests.aggregator.dashboard_scene import scene
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev dependency playwright")
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - comes with the same extra
-
-from tests.dashboard_pictures import CHROMIUM, PHONE, WIDE, log_in  # noqa: E402 - imports playwright
+from tests.dashboard_pictures import CHROMIUM, PHONE, WIDE, log_in
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("chromium") is None, reason=f"needs {CHROMIUM}"),
 ]
-Page, expect = playwright.Page, playwright.expect
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as started:
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
         launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
         launched.close()
@@ -40,7 +38,7 @@ def served(tmp_path: Path) -> Iterator[tuple[AppContext, str]]:
 
 
 @pytest.fixture
-def page(browser, served: tuple[AppContext, str]) -> Iterator[Page]:  # type: ignore[no-untyped-def]
+def page(browser: Browser, served: tuple[AppContext, str]) -> Iterator[Page]:
     opened = browser.new_page(viewport=WIDE)
     log_in(opened, served[1])
     yield opened
@@ -101,7 +99,7 @@ def test_a_site_is_suspended_with_the_keyboard_alone(served: tuple[AppContext, s
 
 
 def test_a_viewer_sees_no_button_and_a_typed_confirmation_is_not_replaced_by_a_refresh(
-    browser,  # type: ignore[no-untyped-def]
+    browser: Browser,
     served: tuple[AppContext, str],
     page: Page,
 ) -> None:
@@ -119,7 +117,9 @@ def test_a_viewer_sees_no_button_and_a_typed_confirmation_is_not_replaced_by_a_r
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_any_page(served: tuple[AppContext, str], page: Page, scheme: str) -> None:
+def test_axe_finds_nothing_on_any_page(
+    served: tuple[AppContext, str], page: Page, scheme: Literal["light", "dark"]
+) -> None:
     run = page.locator("h1 a").get_attribute("href")
     page.emulate_media(color_scheme=scheme)
     paths = ("/", "/sites", "/sites/graz", "/sites/muenster/approve", "/invite", "/runs", run, f"{run}/abort", "/audit")

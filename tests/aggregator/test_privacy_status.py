@@ -26,10 +26,8 @@ from aggregator.states import RoundState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import ModelMetrics, ModelVersion, PhaseTime, Round, Run
 from tests.aggregator.conftest import StandingClock
-from tests.aggregator.test_dashboard import _words_of, ada, app, client
+from tests.aggregator.test_dashboard import _words_of
 from tests.custodian import CUSTODIAN
-
-__all__ = ["ada", "app", "client"]  # fixtures
 
 PLAN = """
 name = "private"

@@ -11,9 +11,7 @@ from federation.labels import BINS, LABELS, SUBTYPES
 from aggregator.context import AppContext
 from aggregator.runs.metrics import report
 from aggregator.store.tables import ModelMetrics
-from tests.aggregator.test_dashboard import ada, app, client, running
 
-__all__ = ["ada", "app", "client", "running"]  # fixtures
 COLUMN = {name: place for place, name in enumerate(LABELS)}
 
 
