@@ -16,7 +16,7 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from aggregator.context import AppContext
 from aggregator.dashboard import acting, pages, sessions
-from aggregator.dashboard.conditions import WriteProbe
+from aggregator.dashboard.conditions import WriteProbe, refusal
 from aggregator.dashboard.forms import FormTokens
 from aggregator.dashboard.rendering import page
 
@@ -98,6 +98,16 @@ async def _guard(request: Request, call_next: Next) -> Response:
     return RedirectResponse("/login", status_code=303)
 
 
+def _failed(request: Request, error: Exception) -> Response:
+    why = refusal(error) if isinstance(error, DBAPIError) else ""
+    if why:
+        log.error("database refused", why=why, path=request.url.path)
+        sentence = f"The aggregator cannot use its database: {why}."
+        return PlainTextResponse(sentence, status_code=503, headers={"Retry-After": "10"})
+    log.exception("page failed", path=request.url.path, exc_info=error)
+    return PlainTextResponse("The aggregator failed at this; its log says how.", status_code=500)
+
+
 async def _harden(request: Request, call_next: Next) -> Response:
     """Refuse a form that another site's page makes a browser send, and add the headers to every answer."""
     if request.method not in ("GET", "HEAD") and not sessions.is_own_form(request):
@@ -105,15 +115,9 @@ async def _harden(request: Request, call_next: Next) -> Response:
     else:
         try:
             response = await call_next(request)
-        except DBAPIError as error:
-            # Locked by another program, or damaged. The statement and its values stay out of the answer.
-            log.error("database refused", why=str(error.orig), path=request.url.path)
-            sentence = f"The aggregator cannot use its database: {error.orig}."
-            response = PlainTextResponse(sentence, status_code=503, headers={"Retry-After": "10"})
-        except Exception:
+        except Exception as error:
             # Here and not where Starlette would do it, outside of this function: its answer would lack the headers.
-            log.exception("page failed", path=request.url.path)
-            response = PlainTextResponse("The aggregator failed at this; its log says how.", status_code=500)
+            response = _failed(request, error)
     response.headers.update(HEADERS)
     if request.url.scheme == "https":  # by the word of the proxy in front; then the cookie never travels in clear
         response.headers["Strict-Transport-Security"] = "max-age=31536000"

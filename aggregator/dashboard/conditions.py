@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from aggregator.rounds.clock_steps import ACTOR, STEP_S
@@ -74,6 +75,21 @@ class WriteProbe:
 
 
 _LOCKED = "database locked"
+# By what the driver says. Any other text of a driver may quote a value, so no page shows one.
+_REFUSALS = {
+    "locked": _LOCKED,
+    "disk is full": "disk full",
+    "readonly": "database read-only",
+    "disk I/O": "disk failed",
+    "malformed": "database damaged",
+}
+
+
+def refusal(error: DBAPIError) -> str:
+    """Return in two words why a database refused a page; empty for a fault that is the program's own."""
+    said = str(error.orig)
+    known = next((words for mark, words in _REFUSALS.items() if mark in said), "")
+    return known or ("connection lost" if error.connection_invalidated else "")
 
 
 def clock_notices(session: Session, now: datetime) -> list[str]:

@@ -84,7 +84,7 @@ def test_an_act_that_a_locked_database_refuses_is_answered_with_the_reason(
     monkeypatch.setattr(people, "renew_hash", refuse)
     reply = client.post("/login", data={"name": "ada", "password": PASSWORD})
     assert reply.status_code == 503
-    assert reply.text == "The aggregator cannot use its database: database is locked."
+    assert reply.text == "The aggregator cannot use its database: database locked."
 
 
 def test_a_report_from_before_the_clock_was_set_back_is_not_shown_as_young(
