@@ -67,7 +67,7 @@ class WriteProbe:
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            self._reason = _LOCKED if "locked" in str(error) else str(error)
+            self._reason = _known(error) or str(error)
             self._failed_since = now if self._failed_since is None else self._failed_since
             self._failures += 1
         else:
@@ -75,7 +75,7 @@ class WriteProbe:
 
 
 _LOCKED = "database locked"
-# By what the driver says. Any other text of a driver may quote a value, so no page shows one.
+# By what the driver says. Any other text of a driver may quote a value of a statement, so no refusal of one shows it.
 _REFUSALS = {
     "locked": _LOCKED,
     "disk is full": "disk full",
@@ -87,9 +87,11 @@ _REFUSALS = {
 
 def refusal(error: DBAPIError) -> str:
     """Return in two words why a database refused a page; empty for a fault that is the program's own."""
-    said = str(error.orig)
-    known = next((words for mark, words in _REFUSALS.items() if mark in said), "")
-    return known or ("connection lost" if error.connection_invalidated else "")
+    return _known(error.orig) or ("connection lost" if error.connection_invalidated else "")
+
+
+def _known(error: BaseException | None) -> str:
+    return next((words for mark, words in _REFUSALS.items() if mark in str(error)), "")
 
 
 def clock_notices(session: Session, now: datetime) -> list[str]:

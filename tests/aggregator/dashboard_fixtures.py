@@ -1,6 +1,7 @@
 """A dashboard with one administrator, and a run with three sites: what its tests start from."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -95,6 +96,11 @@ def enrolled(running: AppContext, authority: Authority, clock: Clock) -> AppCont
     """The run with its three sites in the roster."""
     sign_pending(running.store, authority, clock())
     return running
+
+
+def words_of(html: str) -> str:
+    """The text a reader sees, in one line."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace(" ;", ";").replace("&#39;", "'")
 
 
 def report_of(site: str, seen_at: datetime, state: str, reasons: str, progress: int) -> SiteReport:

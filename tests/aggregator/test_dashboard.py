@@ -21,7 +21,7 @@ from aggregator.store import Cause, Change, audit_chain, fault_rows, people, rou
 from aggregator.store.tables import Audit, ModelMetrics, Round, SiteReport
 from aggregator.units import duration, size
 from tests.aggregator.conftest import StandingClock
-from tests.aggregator.dashboard_fixtures import PASSWORD, report_of
+from tests.aggregator.dashboard_fixtures import PASSWORD, report_of, words_of
 from tests.custodian import sign_pending
 
 OF_VERSION_0_1_0 = "scrypt$16$8$1$c3Nzc3Nzc3Nzc3Nzc3Nzcw==$K0G10HgI+rZIAIM6reMjYidHwD5Zm9Zz6IObHoQQE60="  # of PASSWORD
@@ -185,7 +185,7 @@ def test_answers_forbid_foreign_content_and_caching(ada: TestClient) -> None:
 
 
 def test_the_overview_shows_rounds_sites_and_curves(running: AppContext, ada: TestClient) -> None:
-    text = _words_of(ada.get("/").text)
+    text = words_of(ada.get("/").text)
     assert "training at the sites" in text
     assert "waiting for east, north, south" in text
     assert re.search(r"in 3 d|in 2 d 23 h", text)  # the deadline
@@ -243,14 +243,14 @@ def test_every_label_shows_its_calibration_beside_the_cohort_it_was_measured_on(
     text = ada.get("/").text
     assert _row_of(text, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
     assert "epidural none: fewer than 10 positive or negative slices" in _row_of(text, "epidural")
-    assert "judged by 3 sites together" in _words_of(text)
+    assert "judged by 3 sites together" in words_of(text)
 
 
 def test_a_cohort_below_the_minimum_shows_no_figures_and_says_why(running: AppContext, ada: TestClient) -> None:
     with running.store.write() as session:
         row = session.query(ModelMetrics).one()
         row.cohort_size, row.report, row.train_loss = 2, NOTHING.to_json(), None
-    text = _words_of(ada.get("/").text)
+    text = words_of(ada.get("/").text)
     assert "2 sites in the sum, below the plan's minimum of 3" in text
     assert "0.812" not in text
 
@@ -296,7 +296,7 @@ def test_what_was_visible_follows_the_phases_a_round_went_through(
 def test_every_round_says_what_the_aggregator_could_see(running: AppContext, ada: TestClient) -> None:
     with running.store.read() as session:
         run_id = session.query(Round).one().run_id
-    text = _words_of(ada.get(f"/runs/{run_id.hex()}").text)
+    text = words_of(ada.get(f"/runs/{run_id.hex()}").text)
     assert "Visible to the aggregator" in text
     assert "no sum: none is decoded yet" in text
     assert "any one site's update, weight, loss, number of studies or scores" in text
@@ -310,7 +310,7 @@ def test_a_published_round_names_how_many_sites_its_sum_is_over(
         row.state, row.members, row.ended_at = RoundState.PUBLISHED, 3, clock()
         for seat in round_rows.seats(session, row.id):
             seat.state = SeatState.REVEALED
-    text = _words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
+    text = words_of(ada.get(f"/runs/{row.run_id.hex()}").text)
     assert "score histograms over 3 sites together" in text
     assert "3: east, north, south" in text
 
@@ -326,7 +326,7 @@ def test_a_fault_is_shown_with_its_time_out_and_its_evidence_in_the_run_and_in_t
             fault_rows.add(session, row, "south", FaultKind.BAD_DEALING, cause, proof)
         fault_rows.add(session, row, "north", FaultKind.SILENT, cause.because("was ready, and did not answer"))
     text = ada.get(f"/runs/{row.run_id.hex()}").text
-    faults = _words_of(text[text.index("Faults") : text.index("Round by round")])
+    faults = words_of(text[text.index("Faults") : text.index("Round by round")])
     assert "south 1 dealt shares of no secret" in faults
     assert "up to round 9" in faults
     assert "north 1 ready, then silent was ready, and did not answer nothing" in faults
@@ -371,7 +371,7 @@ def test_a_run_of_many_rounds_is_paged_and_its_newest_judgement_is_found_on_ever
     assert numbers(ada.get(f"{path}?before=11").text) == list(range(10, 0, -1))
     for page in (overview, newest, second):
         assert _row_of(page, "any").split() == ["any", "20", "80", "0.812", "0.400", "0.100"]
-    assert "60 of 3" in _words_of(ada.get("/runs").text)
+    assert "60 of 3" in words_of(ada.get("/runs").text)
 
 
 @pytest.mark.parametrize("hex_id", ["00" * 16, "nonsense"])
@@ -446,14 +446,9 @@ def test_a_chart_without_points_says_so() -> None:
     assert "no figures yet" in line_chart("AUC", "x", [])
 
 
-def _words_of(html: str) -> str:
-    """The text a reader sees, in one line."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace(" ;", ";").replace("&#39;", "'")
-
-
 def _row_of(html: str, site: str) -> str:
     rows = re.findall(r"<tr>.*?</tr>", html, re.S)
-    return next(_words_of(row) for row in rows if re.search(rf'<th scope="row">(<a [^>]*>)?{site}\b', row))
+    return next(words_of(row) for row in rows if re.search(rf'<th scope="row">(<a [^>]*>)?{site}\b', row))
 
 
 def test_the_overview_says_that_a_roster_awaits_its_signature_and_nothing_afterwards(

@@ -20,8 +20,7 @@ from aggregator.states import RUN_TRANSITIONS, Role, RoundState, RunState, SeatS
 from aggregator.store import Change, people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Round
 from tests.aggregator.conftest import Host, StandingClock
-from tests.aggregator.dashboard_fixtures import PASSWORD
-from tests.aggregator.test_dashboard_now import words
+from tests.aggregator.dashboard_fixtures import PASSWORD, words_of
 from tests.custodian import CUSTODIAN
 
 ACTING = (Role.OPERATOR, Role.ADMIN)
@@ -44,13 +43,13 @@ def act(ada: TestClient, path: str, **fields: str) -> tuple[int, str]:
     token = re.search(r'name="form_token" value="(\w+)"', form.text)
     shown = re.search(r'name="words" value="([^"]*)"', form.text)
     if token is None:
-        return form.status_code, words(form.text)
+        return form.status_code, words_of(form.text)
     if shown is not None:
         fields = {"words": shown[1], **fields}
     reply = ada.post(path, data={"form_token": token[1], **fields})
     if reply.status_code == 303:
-        return 303, words(ada.get(reply.headers["location"]).text)
-    return reply.status_code, words(reply.text)
+        return 303, words_of(ada.get(reply.headers["location"]).text)
+    return reply.status_code, words_of(reply.text)
 
 
 def standing(app: AppContext, name: str) -> SiteStanding:
@@ -93,7 +92,7 @@ def test_a_site_is_suspended_and_resumed_in_the_persons_name(
     code, page = act(ada, "/sites/east/suspend", why="a new scanner")
     assert code == 303
     assert "09:00 UTC: east is suspended: no new round takes it." in page
-    assert "is suspended" not in words(ada.get("/sites/east").text).split("Audit")[0]  # said once
+    assert "is suspended" not in words_of(ada.get("/sites/east").text).split("Audit")[0]  # said once
     assert newest_audit(running, "site:east") == ("person:ada", "suspended", "a new scanner")
     assert act(ada, "/sites/east/resume")[0] == 303
     assert newest_audit(running, "site:east") == ("person:ada", "approved", "resumed by the coordinator")
@@ -134,7 +133,7 @@ def test_a_site_is_approved_only_after_its_words_were_compared_and_with_those_wo
     desk.join(host.join_request(desk.invite("west")))
     with app.store.read() as session:
         six_words = site_rows.get(session, "west").fingerprint
-    assert six_words in words(ada.get("/sites/west/approve").text)
+    assert six_words in words_of(ada.get("/sites/west/approve").text)
     code, page = act(ada, "/sites/west/approve")
     assert (code, standing(app, "west")) == (409, SiteStanding.PENDING)
     assert "only after its six words were compared" in page

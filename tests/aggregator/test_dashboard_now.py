@@ -1,6 +1,5 @@
 """The first screen: what goes on, who is in, who is awaited and why, when it ends, what comes next."""
 
-import re
 from datetime import timedelta
 
 import pytest
@@ -18,16 +17,12 @@ from aggregator.states import FaultKind, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, fault_rows, round_rows, run_rows, site_rows
 from aggregator.store.tables import Certificate, Round, SiteReport
 from tests.aggregator.conftest import StandingClock
-from tests.aggregator.dashboard_fixtures import report_of
+from tests.aggregator.dashboard_fixtures import report_of, words_of
 
 
 def first_screen(ada: TestClient) -> str:
     """The first screen as text, in one line."""
-    return words(ada.get("/").text.split('<section class="now"')[1].split("<h2>Sites</h2>")[0])
-
-
-def words(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace("&#39;", "'")
+    return words_of(ada.get("/").text.split('<section class="now"')[1].split("<h2>Sites</h2>")[0])
 
 
 def test_it_stands_before_any_table_and_chart(enrolled: AppContext, ada: TestClient) -> None:

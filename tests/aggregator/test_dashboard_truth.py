@@ -16,8 +16,8 @@ from aggregator.rounds.clock_steps import ClockSteps
 from aggregator.store import Change, people, record
 from aggregator.store.tables import SiteReport
 from tests.aggregator.conftest import StandingClock
-from tests.aggregator.dashboard_fixtures import PASSWORD
-from tests.aggregator.test_dashboard_now import first_screen, words
+from tests.aggregator.dashboard_fixtures import PASSWORD, words_of
+from tests.aggregator.test_dashboard_now import first_screen
 
 
 class Seconds:
@@ -44,7 +44,7 @@ def test_a_locked_database_is_the_aggregators_trouble_and_not_the_hospitals(
     assert "south silent for 2 h" in first_screen(ada)
     holder.execute("BEGIN IMMEDIATE")
     ada.get("/")  # one refusal may be a long write
-    page = words(ada.get("/").text)
+    page = words_of(ada.get("/").text)
     assert "The aggregator cannot write: database locked, for" in page
     assert "south not known here, the aggregator cannot write" in first_screen(ada)
     assert "silent" not in first_screen(ada)
@@ -92,10 +92,10 @@ def test_a_report_from_before_the_clock_was_set_back_is_not_shown_as_young(
 ) -> None:
     assert "clock" not in ada.get("/").text
     clock.advance(hours=-3)
-    page = words(ada.get("/").text)
+    page = words_of(ada.get("/").text)
     assert "The clock was set back: the newest entry is of 2026-11-23 09:00:00 UTC, 3 h ahead of now." in page
     assert "north unknown, the clock was set back" in first_screen(ada)
-    assert "3 h ahead of now" in words(ada.get("/sites").text)
+    assert "3 h ahead of now" in words_of(ada.get("/sites").text)
     assert "0 s ago" not in page
 
 
@@ -108,7 +108,7 @@ def test_a_step_of_the_clock_that_drivers_have_followed_is_said_for_a_day(
     with running.store.read() as session:
         report = session.query(SiteReport).filter_by(site="north").one()
     assert clock() - report.seen_at == timedelta(0)
-    assert "06:00 UTC: the host's clock was set by -10800 s; deadlines move with it." in words(ada.get("/").text)
+    assert "06:00 UTC: the host's clock was set by -10800 s; deadlines move with it." in words_of(ada.get("/").text)
 
 
 def test_a_clock_that_was_not_set_is_not_mentioned(running: AppContext, ada: TestClient, clock: StandingClock) -> None:

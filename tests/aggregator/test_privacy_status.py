@@ -26,7 +26,7 @@ from aggregator.states import RoundState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import ModelMetrics, ModelVersion, PhaseTime, Round, Run
 from tests.aggregator.conftest import StandingClock
-from tests.aggregator.test_dashboard import _words_of
+from tests.aggregator.dashboard_fixtures import words_of
 from tests.custodian import CUSTODIAN
 
 PLAN = """
@@ -149,7 +149,7 @@ def test_the_page_of_a_private_run_says_what_is_spent_and_how_the_model_does(
 ) -> None:
     run = make_run(PLAN.format(patients=1000), [PUBLISHED] * 3, {1: (0.61, 0.55, 0.67), 3: (0.71, 0.65, 0.77)})
     html = ada.get(f"/runs/{run.run_id.hex()}").text
-    text = _words_of(html)
+    text = words_of(html)
     plan = plan_of(run)
     assert f"Epsilon of training {train_spent(plan, 3):.2f} of 8 after 3 of 20 rounds" in text
     assert f"Epsilon of evaluation {validation_spent(plan, 2):.2f} of 5 after 2 evaluations" in text
@@ -165,7 +165,7 @@ def test_the_page_of_a_private_run_says_what_is_spent_and_how_the_model_does(
     assert "the sum of clipped gradients with noise over 3 sites together" in text
     assert 'class="notice"' not in html
     assert NOT_NOISED not in text
-    assert _words_of(ada.get("/").text).count("Epsilon of training") == 1
+    assert words_of(ada.get("/").text).count("Epsilon of training") == 1
 
 
 def test_noise_that_is_longer_than_the_signal_is_an_alarm(
@@ -215,7 +215,7 @@ def test_a_run_without_privacy_says_in_one_line_that_its_sum_is_not_noised(
     app: AppContext, ada: TestClient, make_run: Callable[..., Run]
 ) -> None:
     run = make_run('name = "p"\narchitecture = "lite"\nrounds = 2\n', [RoundState.TRAINING], {})
-    assert _words_of(ada.get(f"/runs/{run.run_id.hex()}").text).count(NOT_NOISED) == 1
+    assert words_of(ada.get(f"/runs/{run.run_id.hex()}").text).count(NOT_NOISED) == 1
     with app.store.read() as session:
         assert status_words(privacy_status(session, run)) == [f"privacy: {NOT_NOISED}"]
         assert describe_run(session, run, privacy_status(session, run))["privacy"] is None
