@@ -31,9 +31,9 @@ SECOND_VISIT = 0.08  # share of patients with two studies, so that splitting by 
 
 @dataclass(frozen=True)
 class Order:
-    """The arguments of one set. With the generator's version they determine every byte
-    of it; of npz files all but the ZIP headers, which follow Python's release.
+    """The arguments of one set. With the generator's version they determine every byte of it.
 
+    Of npz files they determine all but the ZIP headers, which follow Python's release.
     `render_as`: the profile whose scanner takes the images; None: the patients' own. `twins`: add a lesion-free twin of
     each positive study. `alpha`: label skew of the site, see `skew`. `faults`: shares of studies with each fault.
     """
