@@ -52,7 +52,10 @@ def main(folder: Path, bundle_file: Path, signer: str, threads: int, out: Path |
     Exit status 2: no study of the folder can be used.
     """
     log_to_stderr(tracebacks=False)  # it reads DICOM
-    # Late: help must not wait for ONNX Runtime.
+    # Late: help must not wait for them. The reader process imports its decoders at the same time as we ONNX Runtime.
+    from site_client.ingest.files.readers import shared_readers
+
+    shared_readers().start()
     from site_client.bedside.bundle import read_bundle, signer_of
     from site_client.bedside.folder import as_json, as_table, as_text, predict_folder
     from site_client.bedside.graphs import PackedModel

@@ -52,7 +52,7 @@ class PackedModel:
         return of_slices, of_study
 
     def answer(self, prepared: PreparedStudy) -> StudyAnswer:
-        """StudyAnswer one prepared study."""
+        """Answer about one prepared study."""
         slices = (network_input(prepared.windows, slice(place, place + 1)) for place in range(prepared.slices))
         of_slices, of_study = self.logits(self.features(slices), prepared.geometry)
         # In float64: float32 takes the probability of log-odds of 17 for exactly 1.

@@ -44,11 +44,11 @@ class _Ended(Exception):
 
 
 class Reader:
-    """One reader process, started at the first question. For one thread at a time."""
+    """One reader process, started at the first question or by `start`. For one thread at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._decoders: tuple[str, ...] = ()
+        self._decoders: tuple[str, ...] | None = None  # None: the process has not said yet that it is ready
         self._received = bytearray()
         self._poll = select.poll()
         self._requests = 0  # sent so far; the last one's number
@@ -60,6 +60,8 @@ class Reader:
             IngestError: No reader process can be started.
         """
         self._started()
+        # `_started` waits for them.
+        assert self._decoders is not None
         return self._decoders
 
     def headers(self, files: Sequence[tuple[Path, int]], secret: SiteSecret, rules: Rules) -> list[Header | Reason]:
@@ -108,9 +110,42 @@ class Reader:
         (listed,) = self._ask({"task": "archive"}, files, members_of, Reason.Q_ARCHIVE_DAMAGED, Reason.Q_ARCHIVE_LIMIT)
         return listed
 
+    def start(self) -> None:
+        """Starts the process if there is none, and does not wait: it imports for a second, as its caller may.
+
+        Raises:
+            IngestError: No reader process can be started.
+        """
+        if self._process is not None:
+            return
+        # One thread: the process forks, and its decoders use no second one. The path: as this process found us.
+        environment = {
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        # -P: the folder where a person types `predict` may hold files of strangers, and is no place for modules.
+        command = [sys.executable, "-P", "-m", "site_client.ingest.files.reader_process"]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                bufsize=0,
+            )
+        except OSError:
+            raise _no_process() from None
+        self._received, self._poll = bytearray(), select.poll()
+        self._poll.register(_handle(self._process.stdout), select.POLLIN)
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
+                fcntl.fcntl(_handle(stream), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
     def close(self) -> None:
         """Ends the reader process; the next question starts another one."""
-        process, self._process = self._process, None
+        process, self._process, self._decoders = self._process, None, None
         if process is None:
             return
         # Its worker dies with it.
@@ -162,41 +197,20 @@ class Reader:
         write_frame(requests, {**request, "id": self._requests, "files": listed})
 
     def _started(self) -> tuple[int, int]:
-        """Starts the process if there is none.
+        """Starts the process if there is none, and waits until it is ready.
 
         Returns:
             The descriptors for requests and for answers.
         """
-        if self._process is None:
-            # One thread: the process forks, and its decoders use no second one. The path: as this process found us.
-            environment = {
-                **os.environ,
-                "OPENBLAS_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            }
-            # -P: the folder where a person types `predict` may hold files of strangers, and is no place for modules.
-            command = [sys.executable, "-P", "-m", "site_client.ingest.files.reader_process"]
+        self.start()
+        if self._decoders is None:
             try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    env=environment,
-                    bufsize=0,
-                )
-                self._received, self._poll = bytearray(), select.poll()
-                self._poll.register(_handle(self._process.stdout), select.POLLIN)
-                for stream in (self._process.stdin, self._process.stdout):
-                    with suppress(OSError):  # a limit of the system: a smaller pipe only is slower
-                        fcntl.fcntl(_handle(stream), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 self._decoders = self._answer(0)[0].decoders
             except (OSError, ValueError, msgspec.MsgspecError, _Ended):
                 self.close()
-                raise IngestError(
-                    "expected a process that reads the export, got none; see that this installation is whole and that "
-                    "the machine has memory left"
-                ) from None
+                raise _no_process() from None
+        # `start` made it.
+        assert self._process is not None
         return _handle(self._process.stdin), _handle(self._process.stdout)
 
     def _answer(self, request: int) -> tuple[Answer, bytearray]:
@@ -249,3 +263,10 @@ class Reader:
 
 def _handle(stream: Any) -> int:
     return int(stream.fileno())
+
+
+def _no_process() -> IngestError:
+    return IngestError(
+        "expected a process that reads the export, got none; see that this installation is whole and that the machine "
+        "has memory left"
+    )

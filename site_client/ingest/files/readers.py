@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any, Final, Protocol, TypeVar
 
 from site_client.ingest.files.addresses import ListedMember
@@ -37,10 +37,19 @@ class Readers:
     def __init__(self, processes: int) -> None:
         """Starts nothing; each reader starts its process when it is asked."""
         self._readers = [Reader() for _ in range(processes)]
-        self._idle: SimpleQueue[Reader] = SimpleQueue()
+        # The last one first: who asks one question after the other needs one process.
+        self._idle: LifoQueue[Reader] = LifoQueue()
         for reader in self._readers:
             self._idle.put(reader)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="reader")
+
+    def start(self) -> None:
+        """Starts one process and does not wait, for callers that have imports of their own to do.
+
+        Raises:
+            IngestError: No reader process can be started.
+        """
+        self._with_reader(Reader.start)
 
     def decoders(self) -> tuple[str, ...]:
         """Lists the transfer syntaxes that can be decoded here.

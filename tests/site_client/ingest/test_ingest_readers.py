@@ -248,6 +248,20 @@ def test_values_are_read_from_the_bits_that_the_header_names(reader: Reader, ct:
     assert np.array_equal(image.stored, twelve)
 
 
+def test_questions_one_after_the_other_take_one_process_which_may_have_been_started_before(ct: Path) -> None:
+    readers = Readers(3)
+    try:
+        readers.start()
+        (started,) = [reader._process for reader in readers._readers if reader._process is not None]
+        assert readers.decoders()
+        for _ in range(3):
+            (image,) = readers.slices([ct])
+            assert isinstance(image, Slice)
+        assert [reader._process for reader in readers._readers if reader._process is not None] == [started]
+    finally:
+        readers.close()
+
+
 def test_all_readers_together_keep_the_order_of_their_questions(scanner: Scanner) -> None:
     paths = scanner.series()
     pool = Readers(2)
