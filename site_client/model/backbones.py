@@ -2,29 +2,40 @@
 
 Each constructor returns the module and the number of its features. `standardized` trunks are for training from scratch;
 `affine` trunks keep the published convolutions, so that published weights can be loaded (see `published`).
+
+MONAI is imported where a network is made of its parts: that takes longer than importing PyTorch, and each training
+process of a plan with `lite` would pay for it.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
-from monai.networks.nets import DenseNet, DenseNet121, ResNet
-from monai.networks.nets.resnet import ResNetBottleneck
 from torch import Tensor, nn
 
 from site_client.model.layers import Affine, start_affine_layers, without_batch_norm
 from site_client.model.synthetic import synthetic_slices
 
+if TYPE_CHECKING:
+    from monai.networks.nets import DenseNet, ResNet
+
 Trunk = tuple[nn.Module, int]
 
+DENSENET121: Final = (6, 12, 24, 16)
+DENSENET169: Final = (6, 12, 32, 32)
 _RELU: Final = ("relu", {"inplace": False})
 _START_SEED: Final = 1  # of the slices on which affine layers start: the same for all seeds of weights
 
 
-def densenet(kind: type[DenseNet], channels: int) -> Trunk:
-    """Return a 2D DenseNet f32[N,channels,H,W] -> maps f32[N,F,H',W'] (Huang et al., CVPR 2017) and F."""
-    net = kind(spatial_dims=2, in_channels=channels, out_channels=1, norm="batch", act=_RELU)
+def densenet(layers: tuple[int, int, int, int], channels: int) -> Trunk:
+    """Return a 2D DenseNet f32[N,channels,H,W] -> maps f32[N,F,H',W'] (Huang et al., CVPR 2017) and F.
+
+    Args:
+        layers: Of each of the four dense blocks: DENSENET121 or DENSENET169.
+        channels: Of the input.
+    """
+    net = _monai_densenet(2, layers, channels)
     return net.features, net.class_layers.out.in_features
 
 
@@ -35,6 +46,8 @@ def resnet(layers: tuple[int, int, int, int], channels: int) -> Trunk:
         layers: Blocks of each of the four stages: (3, 4, 6, 3) for ResNet50, (3, 4, 23, 3) for ResNet101.
         channels: Of the input.
     """
+    from monai.networks.nets.resnet import ResNet, ResNetBottleneck
+
     net = ResNet(
         ResNetBottleneck,
         layers,
@@ -54,10 +67,17 @@ def densenet121_3d(channels: int) -> Trunk:
 
     The stem halves rows and columns only: a head has a few tens of slices and hundreds of rows.
     """
-    net = DenseNet121(spatial_dims=3, in_channels=channels, out_channels=1, norm="batch", act=_RELU)
+    net = _monai_densenet(3, DENSENET121, channels)
     net.features.conv0.stride = (1, 2, 2)
     trunk = without_batch_norm(net.features, "group", standardized=True)
     return Pooled(trunk), net.class_layers.out.in_features
+
+
+def _monai_densenet(spatial_dims: int, layers: tuple[int, int, int, int], channels: int) -> "DenseNet":
+    from monai.networks.nets.densenet import DenseNet
+
+    # Growth and initial features are MONAI's defaults: 32 and 64, as published for both depths.
+    return DenseNet(spatial_dims, channels, 1, block_config=layers, norm="batch", act=_RELU)
 
 
 def standardized(trunk: Callable[[int], Trunk], channels: int) -> Trunk:
@@ -101,7 +121,7 @@ class Pooled(nn.Module):
 class _ResNetTrunk(nn.Module):
     """MONAI's ResNet without its classifier. MONAI lists these layers in order in its forward pass only."""
 
-    def __init__(self, net: ResNet) -> None:
+    def __init__(self, net: "ResNet") -> None:
         super().__init__()
         self.stem = nn.Sequential(net.conv1, net.bn1, net.act, net.maxpool)
         self.stages = nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4)

@@ -12,12 +12,21 @@ from typing import Final
 import numpy as np
 import torch
 from federation.manifest import Manifest, Model, TensorSpec
-from monai.networks.nets import DenseNet121, DenseNet169
 from numpy.typing import NDArray
 from torch import nn
 
 from site_client.errors import UnknownArchitecture
-from site_client.model.backbones import Pooled, Trunk, affine, densenet, densenet121_3d, resnet, standardized
+from site_client.model.backbones import (
+    DENSENET121,
+    DENSENET169,
+    Pooled,
+    Trunk,
+    affine,
+    densenet,
+    densenet121_3d,
+    resnet,
+    standardized,
+)
 from site_client.model.compact import compact
 from site_client.model.efficientnet import efficientnet_lite0
 from site_client.model.network import CHANNELS, Network, SequenceHead, SequenceNet
@@ -104,8 +113,8 @@ def _channels_last(net: Network) -> Network:
     return net
 
 
-_DENSENET121: Final = partial(densenet, DenseNet121)
-_DENSENET169: Final = partial(densenet, DenseNet169)
+_DENSENET121: Final = partial(densenet, DENSENET121)
+_DENSENET169: Final = partial(densenet, DENSENET169)
 _RESNET50: Final = partial(resnet, (3, 4, 6, 3))
 _RESNET101: Final = partial(resnet, (3, 4, 23, 3))
 ARCHITECTURES: Final[Mapping[str, Callable[[], Network]]] = MappingProxyType(

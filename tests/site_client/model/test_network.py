@@ -1,5 +1,8 @@
 """The architectures: sizes, initial weights, and outputs that depend on no padding and no chunk."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +80,12 @@ def test_an_architecture_keeps_no_statistics_of_patients(architecture: str) -> N
     net = build(architecture, 0)
     assert list(net.buffers()) == []
     assert set(net.state_dict()) == {spec.name for spec in manifest_of(net).tensors}
+
+
+def test_a_process_that_trains_lite_does_not_wait_for_the_import_of_monai() -> None:
+    program = "import sys; from site_client.trainer import job; from site_client.model.registry import build; "
+    program += 'build("lite", 1); assert "torch" in sys.modules; sys.exit("monai" in sys.modules)'
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:

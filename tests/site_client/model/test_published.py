@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, DenseNet169
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from site_client.errors import WeightsRefused
-from site_client.model.backbones import densenet, resnet
+from site_client.model.backbones import DENSENET121, DENSENET169, densenet, resnet
 from site_client.model.efficientnet import efficientnet_lite0
 from site_client.model.network import CHANNELS
 from site_client.model.published import load_published
@@ -47,8 +46,8 @@ def _resnet_names(name: str) -> str:
 
 Case = tuple[Callable[[], tuple[nn.Module, int]], Callable[[str], str], Callable[[Tensor], Tensor], str]
 CASES: dict[str, Case] = {
-    "densenet121-affine-gru": (lambda: densenet(DenseNet121, 3), _densenet_names, _torchvision, "classifier.weight"),
-    "densenet169-affine": (lambda: densenet(DenseNet169, 3), _densenet_names_of_2017, _torchvision, "classifier.bias"),
+    "densenet121-affine-gru": (lambda: densenet(DENSENET121, 3), _densenet_names, _torchvision, "classifier.weight"),
+    "densenet169-affine": (lambda: densenet(DENSENET169, 3), _densenet_names_of_2017, _torchvision, "classifier.bias"),
     "resnet50-affine": (lambda: resnet((3, 4, 6, 3), 3), _resnet_names, _torchvision, "fc.weight"),
     "resnet101-affine": (lambda: resnet((3, 4, 23, 3), 3), _resnet_names, _torchvision, "fc.bias"),
     "efficientnet-lite0-affine-gru": (lambda: efficientnet_lite0(3), lambda name: name, _lite, "_fc.weight"),
