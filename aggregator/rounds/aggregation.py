@@ -279,7 +279,7 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
                 blob=result.model_blob.digest,
                 size_bytes=result.model_blob.size_bytes,
                 created_at=cause.at,
-                standing=None if inputs.plan.gate is None else ModelStanding.CANDIDATE,
+                standing=_standing(inputs, result),
             )
             run_rows.add_model(session, model)
         judged = _gate_report(inputs, result)
@@ -290,6 +290,14 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
         if judged is not None:
             judge_base(session, run, row, refused=judged.verdict == "refused", cause=cause.because(judged.words()))
         continue_run(session, run, cause.because("the round before was published"))
+
+
+def _standing(inputs: AggregationInput, result: AggregationResult) -> ModelStanding | None:
+    if inputs.plan.gate is None:
+        return None
+    # A sum of zeros leads to its own base, and no round compares a model with itself.
+    is_base = result.model_digest == inputs.row.base_model
+    return ModelStanding.ACCEPTED if is_base else ModelStanding.CANDIDATE
 
 
 def _gate_report(inputs: AggregationInput, result: AggregationResult) -> metrics.GateReport | None:

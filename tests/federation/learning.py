@@ -34,6 +34,7 @@ class LearningWorld(World):
 
     poisoners: set[str] = field(default_factory=set)
     liars: set[str] = field(default_factory=set)
+    excess: float = 1.0  # a poisoned sum is so many times as long as the norm gate lets it be
 
     def train(self, name: str) -> None:
         site = self.sites[name]
@@ -94,20 +95,21 @@ def let_poison(patch: pytest.MonkeyPatch, world: LearningWorld) -> None:
     def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
         if member.site not in world.poisoners or contribution.delta is None:
             return mask_contribution(member, contribution, dealt, coins)
-        words = _poison(contribution, len(member.cohort))
+        words = _poison(contribution, len(member.cohort), world.excess)
         return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 
     patch.setattr(masking, "mask_contribution", mask)
 
 
-def _poison(contribution: Contribution, members: int) -> NDArray[np.uint64]:
-    """The site's update, sign-flipped, and as long as the norm gate lets a whole sum be."""
+def _poison(contribution: Contribution, members: int, excess: float) -> NDArray[np.uint64]:
+    """The site's update, sign-flipped, and `excess` times as long as the norm gate lets a whole sum be."""
     layout, delta = contribution.layout, contribution.delta
     assert delta is not None
     weight = min(contribution.header.studies, layout.weight_cap)
     half_step = layout.range / layout.level_max
     # In units of half a step; the other members' updates point the other way and shorten the sum.
-    factor = -norm_bound(layout, members, members * weight) * half_step / float(np.linalg.norm(delta))
+    length = excess * norm_bound(layout, members, members * weight) * half_step
+    factor = -length / float(np.linalg.norm(delta))
     half_steps = np.concatenate([piece / half_step for piece in rotate(layout, delta.astype(np.float64), factor)])
     levels = np.rint((half_steps + layout.level_max) / 2).astype(np.int64)
     words = np.empty(layout.words, np.uint64)

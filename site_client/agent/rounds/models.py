@@ -99,12 +99,13 @@ class Models:
         if is_here and not is_another:
             self._check_predecessor(plan, step)
             return
-        # Under a gate, only a sum that refuses the newest model leads back from it.
-        if newest is not None and is_another and not step.chain and step.certificate.round <= newest.round:
-            raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         can_begin = self.newest and self._lineage.holds(plan, self.newest)
-        if step.chain and (can_begin or step.HasField("initial_model")):
+        follows = step.chain and (can_begin or step.HasField("initial_model"))
+        # Under a gate, only a sum that refuses the newest model leads back from it.
+        if newest is not None and is_another and not follows and step.certificate.round <= newest.round:
+            raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
+        if follows:
             self._follow_chain(egress, plan, step)
             self._check_predecessor(plan, step)
             return
@@ -179,8 +180,15 @@ class Models:
                 if not wanted or wanted.hex() not in path.name:
                     remove(path)
 
-    def check_refused(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
-        """Check that a sum which was said to be refused leads to no model.
+    def check_refused(
+        self,
+        egress: Egress,
+        plan: TrainingPlan,
+        base: bytes,
+        link: rounds_pb2.PublishedSum,
+        predecessor: bytes | None = None,
+    ) -> None:
+        """Check that a sum which was said to be refused leads to no model, neither on nor back to the predecessor.
 
         Raises:
             ModelMismatch: It leads to one.
@@ -196,7 +204,9 @@ class Models:
         remove(arrived)
         try:
             decoded = decode_sum(layout, words, link.members)
-            if not plan.evaluates_only(link.round):
+            # The verdict holds whatever else is in the sum: `rounds.aggregation` leads back before it looks further.
+            refuses_base = predecessor is not None and _is_refused(plan, decoded)
+            if not refuses_base and not plan.evaluates_only(link.round):
                 next_model(plan, self.load(plan, base), decoded)
         except (ChainRefused, EncodingRefused):
             return
@@ -269,6 +279,9 @@ class Models:
         # With the predecessor at hand the model can be computed, which proves more than signatures do.
         if self.holds(certificate.base_model_digest):
             raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
+        # A candidate was trained from its predecessor, and the members have signed which model that was.
+        if step.predecessor_digest not in (b"", certificate.base_model_digest):
+            raise StepRefused("the base model is a candidate against another model, by its certificate; polling again")
         verify_certificate(
             certificate,
             plan.digest,
