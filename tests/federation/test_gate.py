@@ -233,3 +233,23 @@ def test_a_newcomer_is_told_no_other_predecessor_than_the_model_s_certificate_na
     world.step("site-d")
     assert [(site, "by its certificate" in str(error)) for site, error in world.refused] == [("site-d", True)]
     assert not world.sites["site-d"].jobs()
+
+
+def test_a_candidate_that_loses_the_auc_of_a_label_is_refused_though_its_losses_are_the_same(
+    make_learning: Make,
+) -> None:
+    world = make_learning(3)
+    until_round(world, 2)
+    accepted = world.round.base_model
+    world.auc_lost = 0.04
+    until_round(world, 3)
+    assert dict(standings(world))[1] is ModelStanding.REFUSED
+    assert world.round.base_model == world.models()[0].digest != accepted
+    with world.aggregator.app.store.read() as session:
+        why = {row["round"]: str(row["why"]) for row in listings.list_models(session, world.run)}
+    expected = "it loses 0.040 of the AUC of any over 4 sites, at least 0.028, where the plan allows 0.01"
+    assert why[1] == f"refused: {expected}"
+    world.auc_lost = 0.0
+    world.until(RunState.COMPLETED)
+    assert newest_at_sites(world) == {world.models()[-1].digest}
+    assert not world.refused

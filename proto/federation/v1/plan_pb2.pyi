@@ -595,6 +595,8 @@ class Gate(_message.Message):
     DEVIATIONS_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
     PATIENTS_MAX_FIELD_NUMBER: _builtins.int
+    AUC_MARGIN_FIELD_NUMBER: _builtins.int
+    POSITIVES_MIN_FIELD_NUMBER: _builtins.int
     margin: _builtins.float
     """[0, clip); nats by which a candidate's mean loss of a patient may be worse"""
     deviations: _builtins.float
@@ -603,6 +605,10 @@ class Gate(_message.Message):
     """[1e-3, 10]; largest absolute difference of one patient's two losses, in nats"""
     patients_max: _builtins.int
     """4..10000; patients beyond which a site's weight in the comparison does not grow"""
+    auc_margin: _builtins.float
+    """[0, .05); AUC of a label that a candidate may lose, in the mean over sites"""
+    positives_min: _builtins.int
+    """1..1000000; fewest positive slices with which a label counts"""
     def __init__(
         self,
         *,
@@ -610,10 +616,12 @@ class Gate(_message.Message):
         deviations: _builtins.float = ...,
         clip: _builtins.float = ...,
         patients_max: _builtins.int = ...,
+        auc_margin: _builtins.float = ...,
+        positives_min: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "deviations", b"deviations", "margin", b"margin", "patients_max", b"patients_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auc_margin", b"auc_margin", "clip", b"clip", "deviations", b"deviations", "margin", b"margin", "patients_max", b"patients_max", "positives_min", b"positives_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

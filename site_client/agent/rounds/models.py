@@ -404,7 +404,7 @@ class Models:
 def _is_refused(plan: TrainingPlan, published: DecodedSum) -> bool:
     if plan.gate is None:
         return False
-    return judge(plan.gate, published.header.comparison, plan.cohort.minimum).verdict is Verdict.REFUSED
+    return judge(plan.gate, published.header.comparisons, plan.cohort.minimum).verdict is Verdict.REFUSED
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:
