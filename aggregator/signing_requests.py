@@ -1,9 +1,11 @@
-"""The files that travel between the aggregator and the custodian's machine: four kinds of file, each of them JSON.
+"""The files that travel between the aggregator and the custodian's machine: six kinds of file, each of them JSON.
 
-    roster request   `hemofed-aggregator roster export`   the sites to list, and the roster in force
-    plan request     `hemofed-aggregator plan export`     the plan
-    signed roster    `hemofed-custodian sign`             for `hemofed-aggregator roster import`
-    signed plan      `hemofed-custodian sign`             for `hemofed-aggregator run start`
+    roster request     `hemofed-aggregator roster export`   the sites to list, and the roster in force
+    plan request       `hemofed-aggregator plan export`     the plan
+    rollback request   `hemofed-aggregator run rollback`    the rollback, and the plan of its run
+    signed roster      `hemofed-custodian sign`             for `hemofed-aggregator roster import`
+    signed plan        `hemofed-custodian sign`             for `hemofed-aggregator run start`
+    signed rollback    `hemofed-custodian sign`             for `hemofed-aggregator run import-rollback`
 
 A request proves nothing: the custodian's person reads it in words and decides. A signed file is verified wherever it
 is read.
@@ -35,6 +37,14 @@ class PlanRequest(msgspec.Struct, frozen=True, tag="hemofed plan request 1", for
     plan: bytes  # canonical TrainingPlan
 
 
+class RollbackRequest(msgspec.Struct, frozen=True, tag="hemofed rollback request 1", forbid_unknown_fields=True):
+    """A rollback to sign, and what the custodian is told of it."""
+
+    rollback: bytes  # canonical Rollback
+    plan: bytes  # canonical TrainingPlan, of the digest in the rollback
+    passed: list[str]  # of each model that the run leaves: its round, digest and standing, in words
+
+
 class SignedRosterFile(msgspec.Struct, frozen=True, tag="hemofed signed roster 1", forbid_unknown_fields=True):
     """A roster that the custodian has signed."""
 
@@ -47,8 +57,14 @@ class SignedPlanFile(msgspec.Struct, frozen=True, tag="hemofed signed plan 1", f
     signed: bytes  # serialized SignedPlan
 
 
-Request = RosterRequest | PlanRequest
-SigningFile = RosterRequest | PlanRequest | SignedRosterFile | SignedPlanFile
+class SignedRollbackFile(msgspec.Struct, frozen=True, tag="hemofed signed rollback 1", forbid_unknown_fields=True):
+    """A rollback that the custodian has signed."""
+
+    signed: bytes  # serialized SignedRollback
+
+
+Request = RosterRequest | PlanRequest | RollbackRequest
+SigningFile = Request | SignedRosterFile | SignedPlanFile | SignedRollbackFile
 
 
 def write_file(path: Path, content: SigningFile) -> None:
@@ -64,10 +80,10 @@ def read_file(path: Path) -> SigningFile:
     """Read a file from the other machine.
 
     Raises:
-        RequestRefused: When it is none of the four kinds.
+        RequestRefused: When it is none of the six kinds.
         OSError: When it cannot be read.
     """
-    expected = "expected a file of `roster export`, `plan export` or `hemofed-custodian sign`"
+    expected = "expected a file of `roster export`, `plan export`, `run rollback` or `hemofed-custodian sign`"
     with path.open("rb") as file:
         data = file.read(SIZE_MAX + 1)
     if len(data) > SIZE_MAX:

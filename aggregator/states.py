@@ -67,11 +67,12 @@ class SeatState(StrEnum):
 
 
 class ModelStanding(StrEnum):
-    """A model of a run whose plan has a gate. Models of other runs have none."""
+    """A model of a run whose plan has a gate. Models of other runs have none, unless a rollback passed them."""
 
     CANDIDATE = "candidate"  # the sum of the next round has not judged it yet
     ACCEPTED = "accepted"
     REFUSED = "refused"  # worse than its predecessor; no round starts from it any more
+    ROLLED_BACK = "rolled_back"  # the custodian has signed that the run goes on from an earlier model
 
 
 class FaultKind(StrEnum):

@@ -66,7 +66,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class LossComparison:
+class AucLoss:
+    """The AUC of a label that a round's base model loses against an earlier one, and this label's positive slices."""
+
+    auc: Annotated[float, Meta(ge=-1, le=1)] = 0.0
+    positives: Count = 0
+
+
+@dataclass(frozen=True)
+class PredecessorComparison:
     """A round's base model and an earlier one on the same validation patients of this site.
 
     Attributes:
@@ -74,12 +82,16 @@ class LossComparison:
         difference_sum: Base model's minus earlier one's loss of a patient, clipped to the plan's gate.clip, summed.
         square_sum: Of these differences.
         patients: Patients with both losses.
+        labels: In the order of LABELS. A label with too few positives or negatives of these patients has none.
     """
 
     earlier_digest: Digest
     difference_sum: float
     square_sum: Annotated[float, Meta(ge=0)]
     patients: Count
+    labels: Annotated[tuple[AucLoss, ...], Meta(min_length=len(LABELS), max_length=len(LABELS))] = (AucLoss(),) * len(
+        LABELS
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Update:
     clipped: bool  # by training itself; the agent clips again
     histograms: Histograms = NO_HISTOGRAMS
     # Under a plan with a gate, once an earlier model was evaluated here.
-    comparison: LossComparison | None = field(default=None, metadata=LATER)
+    comparison: PredecessorComparison | None = field(default=None, metadata=LATER)
     delta_sha256: Digest | None = None  # of delta.f32; with TRAINED only
 
 

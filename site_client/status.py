@@ -67,6 +67,7 @@ def _of_agent(settings: SiteSettings, now: datetime) -> list[Fact]:
         *([Fact("suspended", SUSPENDED, age_s)] if status.suspended else []),
         Fact("run", status.run_id, age_s),
         Fact("round", status.round, age_s),
+        *([Fact("rolled_back", status.rolled_back, age_s)] if status.rolled_back else []),
         Fact("model_digest", status.model_digest, age_s),
         Fact("roster_epoch", status.roster_epoch, age_s),
         Fact("roster", list(status.roster), age_s),

@@ -59,7 +59,7 @@ FLOORS: dict[str, list[str]] = {
         "plan.py",
         "moving.py privacy.py gate.py",
         "architectures.py",
-        "manifest.py roster.py token.py",
+        "manifest.py roster.py rollback.py token.py",
         "signing.py wire.py masking_messages.py fingerprint.py chunk_sizes.py",
         "vocabulary.py limits.py bandwidth.py description.py bounds.py accounting.py",
         "secagg errors.py labels.py pieces.py notify.py two_sums.py v1",

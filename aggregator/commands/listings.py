@@ -19,9 +19,9 @@ from aggregator.runs.privacy_status import PrivacyStatus
 from aggregator.signing_requests import RosterChange
 from aggregator.sites.freshness import stale_after_s
 from aggregator.sites.roster import is_listed
-from aggregator.states import RoundState, RunState, SiteStanding
+from aggregator.states import ModelStanding, RoundState, RunState, SiteStanding
 from aggregator.store import people, round_rows, run_rows, site_rows
-from aggregator.store.tables import Audit, ModelMetrics, Round, Run, Site, SiteReport
+from aggregator.store.tables import Audit, ModelMetrics, ModelVersion, RollbackRecord, Round, Run, Site, SiteReport
 from aggregator.units import duration
 
 ROWS_SHOWN = 10  # of a site's seats and audit
@@ -185,6 +185,8 @@ def describe_run(session: Session, run: Run, privacy: PrivacyStatus | None) -> R
 def list_models(session: Session, run: Run) -> list[Row]:
     """List the models of a run, the initial one first, each with the report of the round that judged it, if any."""
     metrics = {row.model_digest: row for row in round_rows.metrics_of_run(session, run.run_id)}
+    models, rollbacks = run_rows.models(session, run.run_id), run_rows.rollbacks(session, run.run_id)
+    numbers = {model.digest: model.round_number for model in reversed(models)}
     return [
         {
             "round": model.round_number,
@@ -192,11 +194,33 @@ def list_models(session: Session, run: Run) -> list[Row]:
             "size_bytes": model.size_bytes,
             "created_at": _time(model.created_at),
             "standing": None if model.standing is None else model.standing.value,
-            "why": _gate_words(metrics.get(model.digest)),
+            "trained_from": _trained_from(session, model, numbers),
+            "why": _rollback_words(model, rollbacks, numbers) or _gate_words(metrics.get(model.digest)),
             "report": _report(metrics.get(model.digest)),
         }
-        for model in run_rows.models(session, run.run_id)
+        for model in models
     ]
+
+
+def _trained_from(session: Session, model: ModelVersion, numbers: dict[bytes, int]) -> int | None:
+    """Return the round of the model that another one was trained from; None for the initial one."""
+    if model.round_number == 0:
+        return None
+    return numbers[round_rows.get(session, model.run_id, model.round_number).base_model]
+
+
+def _rollback_words(model: ModelVersion, rollbacks: list[RollbackRecord], numbers: dict[bytes, int]) -> str | None:
+    """Say which rollback led past a model."""
+    if model.standing is not ModelStanding.ROLLED_BACK:
+        return None
+    # The first one that was signed after the model was made and leads to one before it.
+    passing = [
+        row
+        for row in rollbacks
+        if row.after_round >= model.round_number and numbers[row.model_digest] < model.round_number
+    ]
+    number = numbers[passing[0].model_digest]
+    return f"after round {passing[0].after_round} the run went back to the model of round {number}"
 
 
 def _gate_words(metrics: ModelMetrics | None) -> str | None:

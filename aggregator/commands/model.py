@@ -28,10 +28,13 @@ def model() -> None:
 @listing
 @click.pass_obj
 def model_list(context: CommandContext, run_id: str | None, form: Form) -> None:
-    """Every model, and how the federation judged it: candidate, accepted or refused, where the plan has a gate."""
+    """Every model: which one it was trained from, and whether it is a candidate, accepted, refused or rolled back.
+
+    Models have such a standing where the plan has a gate, or the custodian has signed a rollback.
+    """
     with context.app().store.read() as session:
         rows = listings.list_models(session, listings.chosen_run(session, run_id))
-    gated = ("standing", "why") if any(row["standing"] for row in rows) else ()
+    gated = ("trained_from", "standing", "why") if any(row["standing"] for row in rows) else ()
     print_rows(rows, ("round", "model_digest", "size_bytes", "created_at", *gated), form)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from federation.v1.plan_pb2 import SignedPlan
+from federation.v1.plan_pb2 import SignedPlan, SignedRollback
 from federation.wire import parse
 
 from aggregator.commands import listings
@@ -13,9 +13,10 @@ from aggregator.commands.plan_report import plan_report
 from aggregator.commands.printing import Form, listing, print_json, print_rows, printable, table
 from aggregator.commands.run_story import tell
 from aggregator.errors import PlanFileRefused, RequestRefused
-from aggregator.runs import lifecycle
+from aggregator.runs import export, lifecycle
+from aggregator.runs import rollback as rollbacks
 from aggregator.runs.privacy_status import privacy_status, status_words
-from aggregator.signing_requests import SignedPlanFile, read_file
+from aggregator.signing_requests import RollbackRequest, SignedPlanFile, SignedRollbackFile, read_file, write_file
 from aggregator.sites.roster import custodian_in_force, roster_notices
 from aggregator.states import Role, RunState
 from aggregator.store.tables import Run
@@ -23,7 +24,7 @@ from aggregator.store.tables import Run
 
 @click.group()
 def run() -> None:
-    """Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."""
+    """Runs: start, queue, watch, explain, close a round's training, pause, resume, roll back, abort."""
 
 
 @run.command("start")
@@ -150,6 +151,46 @@ def run_pause(context: CommandContext, run_id: str | None) -> None:
 def run_resume(context: CommandContext, run_id: str | None) -> None:
     """Go on after a pause."""
     _change_run(context, run_id, lifecycle.resume, "running")
+
+
+@run.command("rollback")
+@click.argument("number", metavar="MODEL", type=click.IntRange(0))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@of_run
+@click.pass_obj
+def run_rollback(context: CommandContext, number: int, file: Path, run_id: str | None) -> None:
+    """Write the request to FILE that a paused run go on from the model of round MODEL, 0 the initial one.
+
+    `hemofed-custodian sign` on the custodian's machine signs it, and `run import-rollback` takes it. Every hospital
+    sees and verifies it. Only the very hospitals of the model's earlier sum take part in the next round.
+    """
+    app = context.app()
+    with app.store.read() as session:
+        chosen = listings.chosen_run(session, run_id)
+        model = export.choose(session, chosen, number)
+        rollback = rollbacks.request_rollback(session, chosen, model)
+        passed = rollbacks.passed(session, chosen, model)
+        write_file(file, RollbackRequest(rollback.to_bytes(), SignedPlan.FromString(chosen.signed_plan).plan, passed))
+    click.echo(f"{file}: run {chosen.name} back to model {model.digest.hex()} of round {number}.")
+    click.echo(f"On the custodian's machine: hemofed-custodian sign {file.name}", err=True)
+    click.echo(f"Back here:                  hemofed-aggregator run import-rollback {file.name}.signed", err=True)
+
+
+@run.command("import-rollback")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.pass_obj
+def run_import_rollback(context: CommandContext, file: Path) -> None:
+    """Let the run go on from the model of the signed rollback in FILE; `run resume` begins the next round."""
+    app = context.app()
+    actor = context.actor(app)
+    content = read_file(file)
+    if not isinstance(content, SignedRollbackFile):
+        raise RequestRefused(f"{file}: expected a signed rollback; `run rollback`, then `hemofed-custodian sign`")
+    with app.store.read() as session:
+        custodian = custodian_in_force(session, load_authority(app))
+    run, rollback = rollbacks.import_rollback(app, parse(SignedRollback, content.signed), custodian, actor)
+    click.echo(f"Run {run.run_id.hex()} ({run.name}) goes on from the model of round {rollback.model_round}.")
+    click.echo("Next: hemofed-aggregator run resume", err=True)
 
 
 @run.command("abort")

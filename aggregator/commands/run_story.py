@@ -12,10 +12,11 @@ from aggregator.dashboard.wording import REASONS, SITE_STATES
 from aggregator.runs.plans import plan_of
 from aggregator.sites.freshness import stale_after_s
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, ModelStanding, RoundState, RunState, SeatState
-from aggregator.store import people, round_rows, site_rows
+from aggregator.store import people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Audit, PhaseTime, Round, Run, Seat
 from aggregator.units import duration
 
+_STANDINGS = (*ModelStanding, run_rows.NO_STANDING)
 QUICK_S = 10.0  # phases of masking that took less are told in one line
 
 
@@ -79,7 +80,8 @@ def tell(session: Session, run: Run, now: datetime, pacing: PacingSettings) -> R
         pacing: When a site's report is old.
     """
     trail = people.audit_of_run(session, run.run_id.hex())
-    of_run = [row for row in trail if row.subject.startswith("run:")]
+    # A rollback changes the standing of several models, and is one turn.
+    of_run = [row for row in trail if row.subject.startswith("run:") and row.after not in _STANDINGS]
     reason = f": {run.reason}" if run.reason and run.state is not RunState.RUNNING else ""
     since = of_run[-1].at if of_run else run.created_at
     return RunStory(

@@ -5,6 +5,7 @@ custodian.key   the key under a passphrase, unless it lies in a token
 custodian.pub   the public key, for `hemofed-aggregator init`
 roster.bin      the roster signed last: `review` compares with it, and no epoch is signed twice
 plan.bin        the plan signed last, for the same comparison
+rollback.bin    the rollback signed last: no two of a run have one number
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from federation.errors import BadSignature
 from federation.plan import TrainingPlan
+from federation.rollback import RunRollback
 from federation.roster import Roster, verify_roster
 from federation.signing import Signer
 from federation.v1.enrolment_pb2 import CustodianSuccession, SignedRoster
-from federation.v1.plan_pb2 import SignedPlan
+from federation.v1.plan_pb2 import SignedPlan, SignedRollback
 from federation.wire import parse, serialize
 
 from aggregator.custodian import sealed_key, token_key
@@ -110,10 +112,26 @@ class CustodianFolder:
             return None
         return TrainingPlan.from_bytes(parse(SignedPlan, path.read_bytes()).plan)
 
-    def remember(self, signed: SignedRoster | SignedPlan) -> None:
+    def check_rollback(self, rollback: RunRollback) -> None:
+        """Refuse a rollback that could be shown to some sites, and the one signed before to others.
+
+        Raises:
+            CustodianRefused: When the last one of this run has its number or a higher one, and is another.
+        """
+        path = self.path / "rollback.bin"
+        if not path.exists():
+            return
+        last = RunRollback.from_bytes(parse(SignedRollback, path.read_bytes()).rollback)
+        if rollback != last and rollback.plan_digest == last.plan_digest and rollback.number <= last.number:
+            raise CustodianRefused(
+                f"expected a rollback of number {last.number + 1} or higher, got {rollback.number}: one to "
+                f"{last.model_digest.hex()[:16]} was signed as number {last.number}"
+            )
+
+    def remember(self, signed: SignedRoster | SignedPlan | SignedRollback) -> None:
         """Keep what was signed, before it is handed out."""
-        name = "roster.bin" if isinstance(signed, SignedRoster) else "plan.bin"
-        write_secret(self.path / name, serialize(signed))
+        names = {SignedRoster: "roster.bin", SignedPlan: "plan.bin", SignedRollback: "rollback.bin"}
+        write_secret(self.path / names[type(signed)], serialize(signed))
 
     def _verified(self, signed: SignedRoster) -> Roster:
         keys = [self.facts.first_key, *(link.key for link in self.facts.successions)]

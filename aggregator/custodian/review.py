@@ -3,7 +3,7 @@
 A roster is compared with the one that this custodian signed last, not with what the aggregator says about it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from federation.forecast import objections
 from federation.manifest import Manifest
 from federation.plan import TrainingPlan
+from federation.rollback import RunRollback
 from federation.roster import ROSTER_DAYS, Roster, RosterEntry
 
 from aggregator.runs.forecast_words import forecast_words
@@ -59,6 +60,20 @@ def plan_words(after: TrainingPlan, before: TrainingPlan | None) -> str:
         lines.append(f"  {name:<28}{value}{was}")
     lines += ["", *(f"  {line}" for line in forecast_words(after))]
     lines += [f"  warning: {objection}" for objection in objections(after)]
+    return "\n".join(lines)
+
+
+def rollback_words(rollback: RunRollback, plan: TrainingPlan, passed: Sequence[str]) -> str:
+    """Describe a rollback: the run, the model that it goes on from, and the models that it leaves.
+
+    The custodian's machine knows no model. That a round has led to this digest is the aggregator's word.
+    """
+    model = f"the model of round {rollback.model_round}" if rollback.model_round else "the initial model"
+    lines = [f"Rollback {rollback.number} of run {plan.run_id.hex()} ({plan.name})"]
+    lines += [f"  plan        {plan.digest.hex()}"]
+    lines += [f"  after       round {rollback.after_round}: the next round begins from"]
+    lines += [f"  model       {rollback.model_digest.hex()}, by the aggregator's word {model}"]
+    lines += [f"  leaves      {line}" for line in passed]
     return "\n".join(lines)
 
 

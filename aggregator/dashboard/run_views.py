@@ -145,9 +145,15 @@ def run_view(
     metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
     privacy = privacy_status(session, run)
     older = [row for row in reversed(rows) if before is None or row.number < before]
-    views = [_round_view(app, session, plan, row, metrics.get(row.id)) for row in older[:rounds_shown]]
+    numbers = {model.digest: model.round_number for model in reversed(run_rows.models(session, run.run_id))}
+    views = [
+        _round_view(app, session, plan, row, numbers[row.base_model], metrics.get(row.id))
+        for row in older[:rounds_shown]
+    ]
     cases_min = app.settings.metrics.positives_min
-    judgements = (_judgement(plan, row, metrics.get(row.id), cases_min) for row in reversed(rows))
+    judgements = (
+        _judgement(plan, row, numbers[row.base_model], metrics.get(row.id), cases_min) for row in reversed(rows)
+    )
     return RunView(
         hex_id=run.run_id.hex(),
         name=run.name,
@@ -193,7 +199,7 @@ def _faults(session: Session, run: Run) -> tuple[FaultView, ...]:
 
 
 def _round_view(
-    app: AppContext, session: Session, plan: TrainingPlan, row: Round, metrics: ModelMetrics | None
+    app: AppContext, session: Session, plan: TrainingPlan, row: Round, base_number: int, metrics: ModelMetrics | None
 ) -> RoundView:
     now, seats = app.clock(), round_rows.seats(session, row.id)
     over = row.state in round_rows.OVER
@@ -217,7 +223,7 @@ def _round_view(
         cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
         members=row.members,
         next_model=row.next_model,
-        judgement=_judgement(plan, row, metrics, app.settings.metrics.positives_min),
+        judgement=_judgement(plan, row, base_number, metrics, app.settings.metrics.positives_min),
         bytes_up=sum(seat.bytes_up for seat in seats),
         phases=tuple((time.state.value, time.seconds) for time in spent),
         visibility=visibility(
@@ -230,10 +236,12 @@ def _round_view(
     )
 
 
-def _judgement(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None, cases_min: int) -> ModelJudgement:
+def _judgement(
+    plan: TrainingPlan, row: Round, base_number: int, metrics: ModelMetrics | None, cases_min: int
+) -> ModelJudgement:
     report = NOTHING if metrics is None else Report.from_json(metrics.report)
     return ModelJudgement(
-        model_number=row.number - 1,
+        model_number=base_number,
         cohort_size=None if metrics is None else metrics.cohort_size,
         cases_min=cases_min,
         unit=report.unit,

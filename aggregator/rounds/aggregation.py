@@ -23,6 +23,7 @@ from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout
 from federation.errors import FederationError
 from federation.gate import Judgement, Verdict, judge
+from federation.labels import LABELS
 from federation.manifest import Model, load_model, save_model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
@@ -221,7 +222,7 @@ def _judge(inputs: AggregationInput, decoded: DecodedSum) -> Judgement | None:
     gate = inputs.plan.gate
     if gate is None or inputs.row.predecessor is None:
         return None
-    return judge(gate, decoded.header.comparison, inputs.plan.cohort.minimum)
+    return judge(gate, decoded.header.comparisons, inputs.plan.cohort.minimum)
 
 
 def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
@@ -279,7 +280,7 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
                 blob=result.model_blob.digest,
                 size_bytes=result.model_blob.size_bytes,
                 created_at=cause.at,
-                standing=None if inputs.plan.gate is None else ModelStanding.CANDIDATE,
+                standing=_standing(inputs, result),
             )
             run_rows.add_model(session, model)
         judged = _gate_report(inputs, result)
@@ -292,18 +293,32 @@ def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResul
         continue_run(session, run, cause.because("the round before was published"))
 
 
+def _standing(inputs: AggregationInput, result: AggregationResult) -> ModelStanding | None:
+    if inputs.plan.gate is None:
+        return None
+    # A sum of zeros leads to its own base, and no round compares a model with itself.
+    is_base = result.model_digest == inputs.row.base_model
+    return ModelStanding.ACCEPTED if is_base else ModelStanding.CANDIDATE
+
+
 def _gate_report(inputs: AggregationInput, result: AggregationResult) -> metrics.GateReport | None:
     judgement, gate = result.judgement, inputs.plan.gate
     if judgement is None or gate is None:
         return None
     return metrics.GateReport(
         verdict="refused" if judgement.verdict is Verdict.REFUSED else "accepted",
-        mean=judgement.mean,
-        lower=judgement.lower,
-        without_one=judgement.without_one,
+        mean=judgement.loss.mean,
+        lower=judgement.loss.lower,
+        without_one=judgement.loss.without_one,
         margin=gate.margin,
-        patients=judgement.patients,
-        sites=judgement.sites,
+        patients=judgement.loss.cases,
+        sites=judgement.loss.sites,
+        auc_losses={
+            name: metrics.RefusedLabel(found.mean, min(found.lower, found.without_one), found.cases, found.sites)
+            for name, found in zip(LABELS, judgement.labels, strict=True)
+            if found.refuses
+        },
+        auc_margin=gate.auc_margin,
     )
 
 

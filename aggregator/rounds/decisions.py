@@ -139,6 +139,14 @@ def _freeze(view: RoundSnapshot, members: tuple[str, ...]) -> Freeze:
 
 def _no_cohort(view: RoundSnapshot, ready: list[str]) -> Abandon:
     least = view.bounds.minimum
+    absent = sorted(view.history.bound_together.difference(ready))
+    if absent and view.history.bound_together.intersection(ready):
+        return Abandon(
+            f"a sum on this model is known, and its members confirm on it only all together; {', '.join(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} not ready: resume the run when all can take part, or roll it back "
+            "to another model",
+            pauses_run=True,
+        )
     return Abandon(
         f"{len(ready)} sites were ready, but every cohort of them would differ by fewer than {least} members from one "
         f"whose sum on the same model is known, or repeat one whose sum was refused; {2 * least} sites are enough to "

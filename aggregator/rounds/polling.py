@@ -9,13 +9,13 @@ site polls again and gets the same answer. The answer is found in this order:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from federation.v1 import rounds_pb2 as pb
 from federation.v1.blobs_pb2 import RoundRef
-from federation.v1.plan_pb2 import SignedPlan
+from federation.v1.plan_pb2 import SignedPlan, SignedRollback
 from federation.v1.secagg_pb2 import Advertisement, Confirmation, EncryptedShare
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ from aggregator.rounds.messages import published_sum, round_ref
 from aggregator.runs.plans import plan_of
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, RoundState, RunState, SeatState
 from aggregator.store import masking_rows, round_rows, run_rows
-from aggregator.store.tables import ModelVersion, Round, Run, Seat
+from aggregator.store.tables import ModelVersion, RollbackRecord, Round, Run, Seat
 from aggregator.store.traffic import SeatKey
 
 AT_ONCE_MS = 20  # after a step or a close: the site does it, then polls again
@@ -215,12 +215,14 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
     certificate = certificate_of(session, run, base)
     # Members sign within moments. Where one never does, sums are the only way that needs no other site's word.
     is_late = (now - row.began_at).total_seconds() >= plan.deadlines.phase_s
-    chain, initial = _chain(session, run, held_model, base, at_any_cost=certificate is None and is_late)
+    rollbacks = run_rows.rollbacks(session, run.run_id)
+    chain, initial = _chain(session, run, held_model, base, rollbacks, at_any_cost=certificate is None and is_late)
     return pb.TrainStep(
         round=RoundRef(run_id=row.run_id, round=row.number, attempt=0),
         plan_digest=run.plan_digest,
         base_model_digest=row.base_model,
         predecessor_digest=row.predecessor or b"",
+        rollback=SignedRollback.FromString(rollbacks[-1].signed) if rollbacks else None,
         evaluation_only=plan.evaluates_only(row.number),
         whole_model=_blob_of(base),
         chain=chain,
@@ -231,19 +233,31 @@ def _train(session: Session, run: Run, row: Round, held_model: bytes, now: datet
 
 
 def _chain(
-    session: Session, run: Run, held_model: bytes, newest: ModelVersion, *, at_any_cost: bool
+    session: Session,
+    run: Run,
+    held_model: bytes,
+    newest: ModelVersion,
+    rollbacks: Sequence[RollbackRecord],
+    *,
+    at_any_cost: bool,
 ) -> tuple[list[pb.PublishedSum], ModelVersion | None]:
     """Return the sums that lead from a model the site holds to the newest; none when they are longer than it.
 
     A single sum is returned in any case, and so are sums that lead back from a refused model: nothing else proves that
     it was refused. At any cost, all are: from the initial model, which is then returned too, for a site that holds no
-    model of the run.
+    model of the run. Sums of before the newest rollback lead nowhere: its model is then the first one.
     """
     models = run_rows.models(session, run.run_id)
-    holding = [model.round_number for model in models if model.digest == held_model]
-    if not holding and (newest.round_number == 0 or not at_any_cost):
+    root, first = models[0], 0
+    if rollbacks:
+        root = run_rows.model_by_digest(session, run.run_id, rollbacks[-1].model_digest)
+        first = rollbacks[-1].after_round
+    holding = [model.round_number for model in models if model.digest == held_model and model.round_number > first]
+    if held_model == root.digest:
+        holding.append(first)
+    if not holding and (newest.digest == root.digest or not at_any_cost):
         return [], None
-    first = holding[-1] if holding else 0
+    first = max(holding, default=first)
     rows = [row for row in round_rows.of_run(session, run.run_id) if row.number > first and _led_on(row)]
     links = [published_sum(row) for row in rows]
     if not links:
@@ -252,7 +266,7 @@ def _chain(
     shorter = len(links) <= CHAIN_LINKS_MAX and sum(link.sum.size_bytes for link in links) <= newest.size_bytes
     # A site that holds the model before takes its sum and nothing else, also where the sum is larger than the model.
     if shorter or len(links) == 1 or at_any_cost:
-        return links, None if holding else models[0]
+        return links, None if holding else root
     return [], None
 
 

@@ -61,6 +61,11 @@ class SumHistory:
     suspects: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
 
+    @property
+    def bound_together(self) -> frozenset[str]:
+        """The members of sums that led on: each confirms on this model with the very same others only."""
+        return frozenset().union(*(recovered.members for recovered in self.on_this_model if recovered.led_on))
+
 
 def suspects_after(sums: Sequence[RecoveredSum]) -> frozenset[str]:
     """Return the dealers of every refused sum; an empty set when the case is closed.

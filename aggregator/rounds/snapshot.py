@@ -34,8 +34,10 @@ def read_snapshot(session: Session, row: Round, now: datetime, before: RoundSnap
         if before is not None and (before.state, before.attempt) == (row.state, row.attempt):
             eligible, history = before.eligible, before.history
         else:
-            eligible = frozenset(offered_to(session, row.run_id, row.number, plan.cohort.minimum))
             history = sum_history(session, row)
+            eligible = frozenset(
+                offered_to(session, row.run_id, row.number, plan.cohort.minimum, history.bound_together)
+            )
         silent = _silent(session, row, eligible, now, plan.deadlines.grace_s)
     return RoundSnapshot(
         name=round_rows.subject(row),

@@ -40,13 +40,13 @@ def sits_out_until(faults: Sequence[FaultInRound], completed: Collection[int]) -
     return until
 
 
-def offered_to(session: Session, run_id: bytes, number: int, minimum: int) -> list[str]:
+def offered_to(session: Session, run_id: bytes, number: int, minimum: int, needed: Collection[str] = ()) -> list[str]:
     """Return the sites that are offered a round: eligible, and not sitting out. See `participants`."""
     sites = eligible(session)
     faults = fault_rows.of_run(session, run_id)
     if not faults:
         return sites
-    return participants(sites, number, minimum, faults, fault_rows.completed(session, run_id))
+    return participants(sites, number, minimum, faults, fault_rows.completed(session, run_id), needed)
 
 
 def participants(
@@ -55,6 +55,7 @@ def participants(
     minimum: int,
     faults: Mapping[str, Sequence[FaultInRound]],
     completed: Mapping[str, Collection[int]],
+    needed: Collection[str] = (),
 ) -> list[str]:
     """Return the sites that are not sitting out, in their order.
 
@@ -64,13 +65,15 @@ def participants(
         minimum: Of the plan. When fewer would be left, silence is forgiven: a round of slow sites beats none.
         faults: By site.
         completed: By site, see `sits_out_until`.
+        needed: Without these no cohort can form; their silence is forgiven, too.
     """
 
     def is_out(site: str, held: Sequence[FaultInRound]) -> bool:
         return number <= sits_out_until(held, completed.get(site, ()))
 
-    taking_part = [site for site in sites if not is_out(site, faults.get(site, ()))]
+    proven = {site: [fault for fault in held if fault.kind is not FaultKind.SILENT] for site, held in faults.items()}
+    held = {**faults, **{site: proven[site] for site in needed if site in proven}}
+    taking_part = [site for site in sites if not is_out(site, held.get(site, ()))]
     if len(taking_part) >= minimum:
         return taking_part
-    proven = {site: [fault for fault in held if fault.kind is not FaultKind.SILENT] for site, held in faults.items()}
     return [site for site in sites if not is_out(site, proven.get(site, ()))]

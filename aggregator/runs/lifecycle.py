@@ -269,8 +269,9 @@ def judge_base(session: Session, run: Run, row: Round, *, refused: bool, cause: 
     """
     judged = run_rows.model_by_digest(session, run.run_id, row.base_model)
     standing = ModelStanding.REFUSED if refused else ModelStanding.ACCEPTED
-    run_rows.judge_model(session, judged, standing, cause.of(round_rows.subject(row)))
-    others = [model for model in run_rows.models(session, run.run_id) if model.id < judged.id]
+    run_rows.change_standing(session, judged, standing, cause.of(round_rows.subject(row)))
+    before = [model for model in run_rows.models(session, run.run_id) if model.id < judged.id]
+    others = [model for model in before if model.standing is not ModelStanding.ROLLED_BACK]
     if refused and others[-1].standing is ModelStanding.REFUSED:
         why = f"two models in a row were refused; the last, of round {judged.round_number}, was {cause.why}"
         pause_because(session, run, cause.because(why))

@@ -56,6 +56,15 @@ class LabelMetrics(Struct, frozen=True):
     auc_high: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
+class RefusedLabel(Struct, frozen=True):
+    """The AUC of a label that a candidate loses."""
+
+    mean: float
+    least: float  # with confidence, and whichever one site is left out
+    positives: Count  # slices, in size classes
+    sites: Count
+
+
 class GateReport(Struct, frozen=True):
     """The comparison of a candidate with its predecessor, as `federation.gate` judges it."""
 
@@ -66,16 +75,26 @@ class GateReport(Struct, frozen=True):
     margin: float  # of the plan
     patients: Count  # in size classes
     sites: Count
+    auc_losses: dict[str, RefusedLabel] = {}  # by label: those for which it was refused
+    auc_margin: float = 0.0  # of the plan
 
     def words(self) -> str:
         """Say why, in one clause."""
+        if self.verdict == "refused":
+            reasons = []
+            if (least := min(self.lower, self.without_one)) > self.margin:
+                reasons.append(
+                    f"worse than its predecessor by {self.mean:.4f} nats a patient over {self.sites} sites, at least "
+                    f"{least:.4f}, where the plan allows {self.margin:g}"
+                )
+            reasons += [
+                f"it loses {lost.mean:.3f} of the AUC of {label} over {lost.sites} sites, at least {lost.least:.3f}, "
+                f"where the plan allows {self.auc_margin:g}"
+                for label, lost in self.auc_losses.items()
+            ]
+            return f"refused: {'; '.join(reasons)}"
         if self.patients == 0:
             return "accepted: no site could compare it with its predecessor"
-        if self.verdict == "refused":
-            return (
-                f"refused: worse than its predecessor by {self.mean:.4f} nats a patient over {self.sites} sites, at "
-                f"least {min(self.lower, self.without_one):.4f}, where the plan allows {self.margin:g}"
-            )
         return f"accepted: {self.mean:+.4f} nats a patient against its predecessor, over {self.sites} sites"
 
 

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 from aggregator.errors import NotFound, RunInProgress
 from aggregator.states import ModelStanding, RunState
 from aggregator.store.engine import Change, guarded, record, transition
-from aggregator.store.tables import ModelVersion, Round, Run
+from aggregator.store.tables import ModelVersion, RollbackRecord, Round, Run
 
 ACTIVE = (RunState.RUNNING, RunState.PAUSED)
+NO_STANDING = "no standing"  # in the audit, of a model of a plan without a gate
 
 
 def subject(run_id: bytes) -> str:
@@ -118,13 +119,16 @@ def models(session: Session, run_id: bytes) -> list[ModelVersion]:
     return list(session.scalars(select(ModelVersion).where(ModelVersion.run_id == run_id).order_by(ModelVersion.id)))
 
 
+_LEFT = (ModelStanding.REFUSED, ModelStanding.ROLLED_BACK)  # no round starts from these
+
+
 def newest_model(session: Session, run_id: bytes) -> ModelVersion:
-    """Return the model that the next round starts from: the newest that no round has refused.
+    """Return the model that the next round starts from: the newest that is neither refused nor rolled back.
 
     Raises:
         NotFound: For an unknown run; every other one has its initial model.
     """
-    versions = [model for model in models(session, run_id) if model.standing is not ModelStanding.REFUSED]
+    versions = [model for model in models(session, run_id) if model.standing not in _LEFT]
     if not versions:
         raise NotFound(f"no model of run {run_id.hex()}")
     return versions[-1]
@@ -143,16 +147,33 @@ def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVers
     return model
 
 
-def judge_model(session: Session, model: ModelVersion, standing: ModelStanding, change: Change) -> None:
-    """Accept or refuse a candidate.
+def change_standing(session: Session, model: ModelVersion, standing: ModelStanding | None, change: Change) -> None:
+    """Move a model from the standing that `model` was read with. Nothing happens when it has this one.
 
     Raises:
-        LostRace: When it is no candidate any more.
+        LostRace: When it has another one by now.
     """
-    candidate = (ModelVersion.id == model.id) & (ModelVersion.standing == ModelStanding.CANDIDATE)
-    statement = update(ModelVersion).where(candidate).values(standing=standing)
-    guarded(session, statement, change, ModelStanding.CANDIDATE.value, standing.value)
+    before = model.standing
+    if before is standing:
+        return
+    # `IS NULL` and not `= NULL` for a model without any.
+    unchanged = ModelVersion.standing.is_(None) if before is None else ModelVersion.standing == before
+    statement = update(ModelVersion).where(ModelVersion.id == model.id, unchanged).values(standing=standing)
+    guarded(session, statement, change, before and before.value, NO_STANDING if standing is None else standing.value)
     session.get(ModelVersion, model.id, populate_existing=True)
+
+
+def rollbacks(session: Session, run_id: bytes) -> list[RollbackRecord]:
+    """Return every rollback of the run, the first one first."""
+    return list(
+        session.scalars(select(RollbackRecord).where(RollbackRecord.run_id == run_id).order_by(RollbackRecord.number))
+    )
+
+
+def add_rollback(session: Session, rollback: RollbackRecord) -> None:
+    """Keep a rollback."""
+    session.add(rollback)
+    session.flush()
 
 
 def model_blobs(session: Session, digest: bytes) -> list[ModelVersion]:

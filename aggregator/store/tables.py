@@ -168,6 +168,19 @@ class Run(Base):
     parts: Mapped[str | None] = mapped_column(comment="a letter a tensor, from the initial model file")
 
 
+class RollbackRecord(Base):
+    """A rollback that the custodian has signed, and from when on a run goes on from an earlier model."""
+
+    __tablename__ = "rollbacks"
+
+    run_id: Mapped[bytes] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, comment="1.. in each run")
+    after_round: Mapped[int] = mapped_column(comment="the next round begins from the model")
+    model_digest: Mapped[bytes] = mapped_column(LargeBinary, comment="of a model of the run")
+    signed: Mapped[bytes] = mapped_column(LargeBinary, comment="serialized SignedRollback")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Round(Base):
     """One round. A driver leases the rows that are not over and steps each."""
 
@@ -289,7 +302,9 @@ class ModelVersion(Base):
     blob: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of its safetensors file in blobs")
     size_bytes: Mapped[int] = mapped_column(comment="of that file")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    standing: Mapped[ModelStanding | None] = mapped_column(comment="null: the plan has no gate")
+    standing: Mapped[ModelStanding | None] = mapped_column(
+        comment="null: the plan has no gate, and no rollback passed it"
+    )
 
 
 class ModelMetrics(Base):

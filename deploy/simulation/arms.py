@@ -31,8 +31,9 @@ from site_client.training.augment import Augmentation
 from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader
+from site_client.training.histogram_auc import auc_of_histogram
 from site_client.training.loop import TrainingProgress, train
-from site_client.training.score_histograms import auc_of_histogram, slice_histograms
+from site_client.training.score_histograms import slice_histograms
 from site_client.training.streams import RandomStreams
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from federation import accounting, privacy
 from federation.encoding import Layout
+from federation.gate import AUC_CLIP
 from federation.pieces import pieces_of
 from federation.plan import TrainingPlan
 from federation.privacy import Privacy
@@ -143,11 +144,12 @@ def objections(plan: TrainingPlan) -> list[str]:
     if plan.privacy is None:
         ratio = rounding_over_clip(plan)
         if ratio <= 1:
-            return []
+            return _gate_objections(plan)
         return [
+            *_gate_objections(plan),
             f"rounding alone is {ratio:.1f} times as long as encoding.clip_norm in the mean of {plan.cohort.minimum} "
             f"sites with {plan.training.studies_min} studies each: lower encoding.weight_cap, or raise encoding.bits "
-            "or training.studies_min"
+            "or training.studies_min",
         ]
     noise = cohort_noise(plan, plan.cohort.target)
     if noise.over_signal <= NOISE_MAX:
@@ -156,6 +158,19 @@ def objections(plan: TrainingPlan) -> list[str]:
         f"the noise is {noise.over_signal:.2f} times as long as a patient's gradient (r > {NOISE_MAX:g}) with "
         f"{noise.members} sites, and little will be learned: train fewer tensors, with more patients or more sites, or "
         "for a larger epsilon"
+    ]
+
+
+def _gate_objections(plan: TrainingPlan) -> list[str]:
+    """Say which margin no comparison of the smallest cohort can pass, once the most of one site is left out."""
+    if plan.gate is None:
+        return []
+    share, gate = 1 - 1 / plan.cohort.minimum, plan.gate
+    return [
+        f"gate.{name} of {margin:g} refuses no candidate: {plan.cohort.minimum} sites can show {clip * share:.3g} at "
+        f"most without one of them; lower gate.{name}"
+        for name, margin, clip in (("margin", gate.margin, gate.clip), ("auc_margin", gate.auc_margin, AUC_CLIP))
+        if margin >= clip * share
     ]
 
 

@@ -327,6 +327,7 @@ class AgentService:
             roster_waiting=waiting,
             roster_expires_at=self._identity.roster.expires_at,
             suspended=self._participant.suspended,
+            rolled_back=self._participant.rolled_back,
             set_aside=tuple(sorted(path.name for path in self._settings.folders.agent.rglob(f"*{DAMAGED}"))),
             clock_ahead_s=self._health.clock_ahead_s,
         )

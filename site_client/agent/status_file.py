@@ -42,6 +42,7 @@ class AgentStatus:
     roster_expires_at: AwareTime | None = None
     suspended: bool = False  # the coordinator lets no new round take this site
     set_aside: tuple[str, ...] = ()  # damaged files that were replaced, by the names that they have now
+    rolled_back: str = ""  # how the run of the round went back to an earlier model; empty when it did not
     clock_ahead_s: float | None = None  # of the aggregator's, at the last contact; negative: behind; None: not compared
 
 

@@ -32,7 +32,7 @@ from site_client.ingest.series.volume import read_volume
 from site_client.model.network import Network
 from site_client.model.parts import is_trainable, parts_of
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
-from site_client.records import NO_HISTOGRAMS, LossComparison
+from site_client.records import NO_HISTOGRAMS, PredecessorComparison
 from site_client.spool import Job, TrainerSide, Update, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
@@ -43,7 +43,7 @@ from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.early_stop import with_early_stop
 from site_client.training.loop import Stopped, TrainingProgress, train
-from site_client.training.patient_losses import EvaluatedModel, compare_with_last, losses_by_patient
+from site_client.training.patient_scores import by_patient, compare_with_last
 from site_client.training.private import PrivateStep, patient_histograms, patients_of, private_gradient
 from site_client.training.ranks import ONE, Ranks
 from site_client.training.score_histograms import ValidationScores, slice_histograms
@@ -348,12 +348,18 @@ class JobInProgress:
             self._send(WorkerMessage(SiteState.PREPARING, 0, number, len(studies), None, len(readable)))
         return tuple(readable)
 
-    def _compare(self, prepared: PreparedStudies, evaluation: ValidationScores) -> LossComparison | None:
+    def _compare(self, prepared: PreparedStudies, evaluation: ValidationScores) -> PredecessorComparison | None:
         """Compares the base model with the one evaluated before it, where the plan has a gate."""
         if self.plan.gate is None:
             return None
-        losses = losses_by_patient(prepared.split.validation, evaluation.losses)
-        evaluated = EvaluatedModel(self.job.run_id, self.job.base_model_digest, self._compute.name, losses)
+        evaluated = by_patient(
+            self.job.run_id,
+            self.job.base_model_digest,
+            self._compute.name,
+            prepared.split.validation,
+            evaluation.losses,
+            evaluation.by_study,
+        )
         return compare_with_last(self.settings.folders.trainer, evaluated, self.plan.gate)
 
     def _evaluate(self, net: Network, prepared: PreparedStudies) -> ValidationScores:

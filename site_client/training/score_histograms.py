@@ -16,7 +16,7 @@ from site_client.training.checkpoint import Checkpoints
 from site_client.training.compute import Compute
 from site_client.training.data import Loader
 from site_client.training.loop import Stopped
-from site_client.training.patient_losses import study_loss
+from site_client.training.patient_scores import study_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +24,18 @@ class ValidationScores:
     """A model on a site's validation studies.
 
     Attributes:
-        histograms: int64[6,2,64], in the order of LABELS, SIDES and ascending bins.
+        by_study: int16[studies,6,2,64], slices in the order of LABELS, SIDES and ascending bins.
         losses: f64[studies], nats; NaN for a study without a known label.
     """
 
-    histograms: NDArray[np.int64]
+    by_study: NDArray[np.int16]  # a study has 400 slices at most
     losses: NDArray[np.float64]
+
+    @property
+    def histograms(self) -> NDArray[np.int64]:
+        """Return int64[6,2,64], of all studies."""
+        summed: NDArray[np.int64] = self.by_study.sum(axis=0, dtype=np.int64)
+        return summed
 
 
 def slice_histograms(
@@ -61,9 +67,10 @@ def slice_histograms(
         Stopped: `stopping` returned true; a checkpoint is written.
     """
     saved = checkpoints.load()
-    if saved is not None and "losses" not in saved.tensors:  # of a version before the gate: evaluated anew
+    if saved is not None and "by_study" not in saved.tensors:  # of a version before the gate: evaluated anew
         saved = None
-    counts = np.zeros(HISTOGRAM_SHAPE, np.int64) if saved is None else saved.tensors["counts"].numpy().copy()
+    shape = (len(studies), *HISTOGRAM_SHAPE)
+    counts = np.zeros(shape, np.int16) if saved is None else saved.tensors["by_study"].numpy().copy()
     losses = np.full(len(studies), np.nan) if saved is None else saved.tensors["losses"].numpy().copy()
     done = 0 if saved is None else saved.numbers["done"]
     for index in range(done, len(studies)):
@@ -71,14 +78,14 @@ def slice_histograms(
         # Before the study is scored: a checkpoint names the first study that is not counted.
         if stop or checkpoints.due():
             checkpoints.save(
-                index, {"done": index}, {"counts": torch.from_numpy(counts), "losses": torch.from_numpy(losses)}
+                index, {"done": index}, {"by_study": torch.from_numpy(counts), "losses": torch.from_numpy(losses)}
             )
         if stop:
             raise Stopped
         logits, labels = slice_scores(net, studies[index], loader, compute)
         known = labels != MISSING
         label = np.broadcast_to(np.arange(len(LABELS)), labels.shape)
-        np.add.at(counts, (label[known], labels[known], bin_of(logits)[known]), 1)
+        np.add.at(counts[index], (label[known], labels[known], bin_of(logits)[known]), 1)
         losses[index] = study_loss(logits, labels)
         report(index + 1, len(studies))
     return ValidationScores(counts, losses)
@@ -100,22 +107,3 @@ def slice_scores(
     logits = output.slice_logits[0] if net.has_slice_outputs else output.study_logits
     labels = sample.slice_labels[0] if net.has_slice_outputs else sample.study_labels
     return clamp_any(logits).float().cpu().numpy(), labels.cpu().numpy().astype(np.int8)
-
-
-def auc_of_histogram(negative: NDArray[np.number], positive: NDArray[np.number]) -> float:
-    """Compute the AUC of a binned score: the Mann-Whitney statistic, ties counting half.
-
-    Args:
-        negative: Int or float[bins], counts of negatives by ascending bin.
-        positive: [bins], counts of positives, likewise.
-
-    Returns:
-        The AUC, 0 to 1; NaN without positives or without negatives.
-        Source: Hanley and McNeil, Radiology 143(1), 1982.
-    """
-    # Danger: the product of two sums of int64 counts could overflow.
-    pairs = float(negative.sum()) * float(positive.sum())
-    if pairs == 0:
-        return float("nan")
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum()) / pairs

@@ -43,3 +43,10 @@ def test_silence_is_forgiven_below_the_minimum_and_a_proven_fault_is_not() -> No
     assert participants(SITES, 3, 3, faults, {}) == SITES
     proven = {"d": [FaultInRound(2, FaultKind.BAD_SHARES)]}
     assert participants(SITES, 3, 4, proven, {}) == ["a", "b", "c"]
+
+
+def test_silence_of_a_site_without_which_no_cohort_can_form_is_forgiven() -> None:
+    """The members of a sum on a model confirm on it only all together."""
+    faults = {"c": [FaultInRound(2, FaultKind.BAD_SHARES)], "d": silent(1, 2)}
+    assert participants(SITES, 3, 2, faults, {}) == ["a", "b"]
+    assert participants(SITES, 3, 2, faults, {}, needed={"a", "c", "d"}) == ["a", "b", "d"]

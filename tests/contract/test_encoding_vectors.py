@@ -19,7 +19,7 @@ import pytest
 from federation.chain import next_model
 from federation.encoding import HISTOGRAM_SHAPE, Layout, SiteHeader, decode_sum, lanes, pack_sum
 from federation.encoding.header import write_header
-from federation.gate import Comparison, Gate, Verdict, judge
+from federation.gate import Comparison, Comparisons, Gate, Verdict, judge
 from federation.manifest import Manifest, Model, TensorSpec
 from federation.plan import ServerKind, ServerOptimizer, TrainingPlan
 
@@ -38,7 +38,8 @@ CASES = [
     (270_000, 6, 64, 3, False),
     (10, 6, 64, 4, True),
 ]
-CLIP, PATIENTS_MAX = 0.25, 16  # of the gate
+CLIP, PATIENTS_MAX, POSITIVES_MIN = 0.25, 16, 50  # of the gate
+AUC_CLIP = 0.05
 SERVERS = {
     "FEDAVG": (0.7, 0.0, 0.0, 0.0),
     "FEDAVGM": (0.7, 0.9, 0.0, 0.0),
@@ -67,6 +68,11 @@ def member_header(member: int) -> list[int]:
 def member_comparison(member: int) -> list[float]:
     """The differences of the losses of each patient. The first member has none."""
     return [((7 * patient + member) % 5 - 1) / 16 for patient in range(4 * member)]
+
+
+def member_label(member: int, label: int) -> tuple[float, int]:
+    """A label's loss of AUC at a member, and its positives. The first member has none."""
+    return ((3 * label + member) % 5 - 1) / 64, 4 << label % 4 if member else 0
 
 
 def base_weight(index: int) -> float:
@@ -206,22 +212,32 @@ def slow_comparison(member: int) -> list[int]:
     shifted = sum(value + Fraction(CLIP) for value in differences)
     squares = sum(value * value for value in differences)
     patients = len(differences)
-    return [round(shifted * 2**20), round(squares * 2**20), patients, min(patients, 1)]
+    words = [round(shifted * 2**20), round(squares * 2**20), patients, min(patients, 1)]
+    for label in range(6):
+        auc, positives = member_label(member, label)
+        shifted, squares = (Fraction(auc) + Fraction(AUC_CLIP)) * positives, Fraction(auc) ** 2 * positives
+        words += [round(shifted * 2**20), round(squares * 2**20), positives, min(positives, 1)]
+    return words
 
 
 def slow_verdict(headers: list[list[int]]) -> dict[str, Any]:
-    """In fractions: the sums of the words 772 to 775, the mean, and whether both conditions on it hold at margin 0."""
-    shifted, squares, patients, sites = (
-        Fraction(sum(header[place] for header in headers)) for place in range(772, 776)
-    )
-    total = shifted / 2**20 - Fraction(CLIP) * patients
-    mean = total / patients
-    # mean > 1.5 standard errors, both sides squared, as no root of a fraction is one.
-    variance = (squares / 2**20 / patients - mean * mean) / patients
-    is_certain = mean > 0 and mean * mean > Fraction(9, 4) * variance
-    without_one = (total - Fraction(CLIP) * PATIENTS_MAX) / patients
-    refused = is_certain and without_one > 0 and sites >= 3
-    return {"mean": float(mean).hex(), "without_one": float(without_one).hex(), "refused": refused}
+    """In fractions: the sums of words 772 to 799, the means, and whether both conditions on each hold at margin 0."""
+    sums = [Fraction(sum(header[place] for header in headers)) for place in range(772, 800)]
+    means, refused = [], False
+    for start in range(0, 28, 4):
+        shifted, squares, cases, sites = sums[start : start + 4]
+        clip, cases_max = (CLIP, PATIENTS_MAX) if start == 0 else (AUC_CLIP, 32)
+        total = shifted / 2**20 - Fraction(clip) * cases
+        mean = total / cases
+        # mean > 1.5 standard errors, both sides squared, as no root of a fraction is one.
+        variance = (squares / 2**20 / cases - mean * mean) / (cases if start == 0 else sites - 1)
+        is_certain = mean > 0 and mean * mean > Fraction(9, 4) * variance
+        of_one = min(Fraction(cases_max), cases - 4 * (sites - 1))
+        without_one = (total - Fraction(clip) * of_one) / cases
+        enough = sites >= 3 and (start == 0 or cases >= POSITIVES_MIN)
+        refused = refused or (is_certain and without_one > 0 and enough)
+        means.append([float(mean).hex(), float(without_one).hex()])
+    return {"means": means, "refused": refused}
 
 
 def slow_case(parameters: int, bits: int, maximum: int, members: int, gated: bool) -> dict[str, Any]:
@@ -288,7 +304,7 @@ def _plan(make_plan: Callable[..., TrainingPlan], case: dict[str, Any], kind: st
         "cohort.maximum": case["cohort_maximum"],
     }
     server = ServerOptimizer(ServerKind[kind], *SERVERS[kind])
-    gate = Gate(margin=0.0, deviations=1.5, clip=CLIP, patients_max=PATIENTS_MAX) if "gate" in case else None
+    gate = Gate(0.0, 1.5, CLIP, PATIENTS_MAX, 0.0, POSITIVES_MIN) if "gate" in case else None
     manifest = Manifest((TensorSpec("weights", (case["parameters"],)),))
     return make_plan(manifest=manifest, server=server, gate=gate, **changes)
 
@@ -297,13 +313,18 @@ def _upload(layout: Layout, bits: int, member: int) -> np.ndarray:
     """What `encode` writes once the coordinates are quantized; the draws before it are a site's own."""
     weight, loss, examples, clipped, *bins = member_header(member)
     histograms = np.array(bins, np.int64).reshape(HISTOGRAM_SHAPE)
-    differences = member_comparison(member) if layout.gate is not None else []
-    comparison = Comparison(
-        sum(differences), sum(value * value for value in differences), len(differences), min(len(differences), 1)
-    )
+    comparisons = Comparisons()
+    if layout.gate is not None:
+        differences = member_comparison(member)
+        squares = sum(value * value for value in differences)
+        losses = Comparison(sum(differences), squares, len(differences), min(len(differences), 1))
+        labels = [member_label(member, label) for label in range(6)]
+        comparisons = Comparisons(
+            losses, tuple(Comparison(auc * count, auc * auc * count, count, min(count, 1)) for auc, count in labels)
+        )
     words = np.empty(layout.words, np.uint64)
     words[: layout.header_words] = write_header(
-        layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms, comparison)
+        layout, SiteHeader(weight, loss * 2.0**-20, examples, bool(clipped), histograms, comparisons)
     )
     levels = np.array(member_levels(layout.coordinates, bits, member), np.uint8)
     lanes.pack(levels, layout.lane_width, words[layout.header_words :])
@@ -325,12 +346,12 @@ def test_the_fast_implementation_agrees_with_the_file(
     assert hashlib.sha256(published).hexdigest() == golden["published_sha256"]
 
     if layout.gate is not None:
-        judgement = judge(layout.gate, opened.header.comparison, 3)
-        assert golden["gate"] == {
-            "mean": judgement.mean.hex(),
-            "without_one": judgement.without_one.hex(),
-            "refused": judgement.verdict is Verdict.REFUSED,
-        }
+        judgement = judge(layout.gate, opened.header.comparisons, 3)
+        figures = [(found.mean, found.without_one) for found in (judgement.loss, *judgement.labels)]
+        golden_figures = [[float.fromhex(value) for value in pair] for pair in golden["gate"]["means"]]
+        # The clip of AUC is no fraction of a power of two: float64 rounds where fractions do not.
+        np.testing.assert_allclose(figures, golden_figures, rtol=0, atol=1e-12)
+        assert golden["gate"]["refused"] == (judgement.verdict is Verdict.REFUSED)
 
     mean = mean_update(layout, opened)
     assert [float(value).hex() for value in mean[:4]] == golden["mean_first"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from federation.chain import norm_bound
 from federation.encoding import clip, lanes
-from federation.encoding.header import write_header
+from federation.encoding.header import bin_of, write_header
 from federation.encoding.rotation import rotate
 from federation.manifest import load_model
 from federation.secagg import DealtShares, Member
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from site_client.agent.rounds import masking
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
-from site_client.records import Job, LossComparison
-from site_client.training.patient_losses import EvaluatedModel, compare_with_last
+from site_client.records import AucLoss, Job, PredecessorComparison
+from site_client.training.patient_scores import EvaluatedModel, compare_with_last
 from tests.federation.nursery import PARAMETERS
 from tests.federation.places import an_update
 from tests.federation.world import World
 
 PATIENTS = 16  # of each kind at each site
 LENGTH = 6.0  # of a patient's features
+SLICES = 8  # of a patient, which all say the same
+ANY = 5  # the one label that patients have
 TRUTH = -np.linspace(-1, 1, PARAMETERS)  # the initial model is its opposite
 # Patients differ in two directions only, the truth's and another one, so that sites learn the same.
 DIRECTIONS = np.linalg.qr(np.stack([TRUTH, np.ones(PARAMETERS)], axis=1))[0].T
@@ -34,20 +36,27 @@ class LearningWorld(World):
 
     poisoners: set[str] = field(default_factory=set)
     liars: set[str] = field(default_factory=set)
+    auc_lost: float = 0.0  # of `any`, by every candidate at every site, whose losses stay as they are
+    excess: float = 1.0  # a poisoned sum is so many times as long as the norm gate lets it be
 
     def train(self, name: str) -> None:
         site = self.sites[name]
         for job in site.jobs():
             update, _ = an_update(job, self.seed_of(name), PARAMETERS)
             weights = load_model(job.base_file).weights.astype(np.float64)
-            losses = loss_of(weights, *patients(self.seed_of(name), validation=True))
-            named = {f"{number:016x}": float(loss) for number, loss in enumerate(losses)}
-            evaluated = EvaluatedModel(job.run_id, job.base_model_digest, "toy", named)
+            features, labels = patients(self.seed_of(name), validation=True)
+            losses, histograms = loss_of(weights, features, labels), np.zeros((PATIENTS, 6, 2, 64), np.uint16)
+            histograms[np.arange(PATIENTS), ANY, labels.astype(int), bin_of(features @ weights)] = SLICES
+            names = tuple(f"{number:016x}" for number in range(PATIENTS))
+            evaluated = EvaluatedModel(job.run_id, job.base_model_digest, "toy", names, losses, histograms)
             assert self.plan.gate is not None
             compared = compare_with_last(site.folder, evaluated, self.plan.gate)
             if compared is not None and name in self.liars:
                 most = self.plan.gate.clip * PATIENTS
-                compared = LossComparison(compared.earlier_digest, -most, self.plan.gate.clip * most, PATIENTS)
+                compared = PredecessorComparison(compared.earlier_digest, -most, self.plan.gate.clip * most, PATIENTS)
+            if compared is not None and self.auc_lost:
+                lost = (*[AucLoss()] * ANY, AucLoss(self.auc_lost, 60))
+                compared = PredecessorComparison(compared.earlier_digest, 0.0, 0.0, PATIENTS, lost)
             changed = replace(update, studies=40, comparison=compared)
             site.train(job, changed, self._delta(job, weights, name))
 
@@ -94,20 +103,21 @@ def let_poison(patch: pytest.MonkeyPatch, world: LearningWorld) -> None:
     def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
         if member.site not in world.poisoners or contribution.delta is None:
             return mask_contribution(member, contribution, dealt, coins)
-        words = _poison(contribution, len(member.cohort))
+        words = _poison(contribution, len(member.cohort), world.excess)
         return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 
     patch.setattr(masking, "mask_contribution", mask)
 
 
-def _poison(contribution: Contribution, members: int) -> NDArray[np.uint64]:
-    """The site's update, sign-flipped, and as long as the norm gate lets a whole sum be."""
+def _poison(contribution: Contribution, members: int, excess: float) -> NDArray[np.uint64]:
+    """The site's update, sign-flipped, and `excess` times as long as the norm gate lets a whole sum be."""
     layout, delta = contribution.layout, contribution.delta
     assert delta is not None
     weight = min(contribution.header.studies, layout.weight_cap)
     half_step = layout.range / layout.level_max
     # In units of half a step; the other members' updates point the other way and shorten the sum.
-    factor = -norm_bound(layout, members, members * weight) * half_step / float(np.linalg.norm(delta))
+    length = excess * norm_bound(layout, members, members * weight) * half_step
+    factor = -length / float(np.linalg.norm(delta))
     half_steps = np.concatenate([piece / half_step for piece in rotate(layout, delta.astype(np.float64), factor)])
     levels = np.rint((half_steps + layout.level_max) / 2).astype(np.int64)
     words = np.empty(layout.words, np.uint64)

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 
 from aggregator.commands import listings
 from aggregator.commands.run_story import tell
+from aggregator.dashboard.run_views import run_view
 from aggregator.states import ModelStanding, RoundState, RunState
 from tests.federation.learning import LearningWorld, let_poison
 from tests.federation.nursery import Kind, Nursery
@@ -76,6 +77,9 @@ def test_a_poisoned_update_of_one_site_in_four_is_refused_and_not_built_upon(mak
     assert world.round.predecessor is None, "a model that was accepted is no candidate again"
     world.until(RunState.COMPLETED)
     with world.aggregator.app.store.read() as session:
+        view = run_view(world.aggregator.app, session, world.run)
+        judged = {row.number: row.judgement.model_number for row in view.rounds}
+        assert judged == {1: 0, 2: 1, 3: 2, 4: 1, 5: 4}, "each round judges the model that it began from"
         rows = {row["round"]: row for row in listings.list_models(session, world.run)}
         story = "\n".join(tell(session, world.run, world.clock.now, world.aggregator.app.settings.pacing).lines())
     assert (rows[2]["standing"], rows[4]["standing"]) == ("refused", "accepted")
@@ -161,3 +165,91 @@ def test_an_aggregator_that_misstates_which_model_is_judged_gets_nothing(make_le
     expected = "which no published sum refuses" if lie == "back" else "is a candidate against another model"
     assert any(expected in str(error) for _, error in world.refused[before:]), world.refused
     assert not world.sites["site-a"].jobs()
+
+
+def test_a_driver_that_is_killed_anywhere_in_a_refusal_leaves_verdict_and_next_round_together(
+    make_learning: Make,
+) -> None:
+    world = make_learning(4)
+    until_round(world, 2)
+    accepted = world.round.base_model
+    world.poisoners.add(POISONER)
+    until_round(world, 3)
+    world.until(RoundState.REVEAL)
+    for name in world.sites:
+        world.step(name)
+    kills = 0
+    while len(world.rounds()) == 3:
+        world.drive(kill_in=kills)
+        kills += 1
+        refused = dict(standings(world)).get(2) is ModelStanding.REFUSED
+        assert refused == (len(world.rounds()) == 4) == (world.rounds()[2].state is RoundState.PUBLISHED)
+    assert kills > 3
+    assert (world.round.base_model, world.round.predecessor) == (accepted, None)
+
+
+def test_a_sum_that_refuses_its_base_is_no_sum_that_leads_to_no_model(make_learning: Make) -> None:
+    """Its vector is too long besides. If it could be called a refused sum, the poisoned model would stay in force."""
+    world = make_learning(4)
+    until_round(world, 2)
+    world.poisoners.add(POISONER)
+    until_round(world, 3)
+    world.excess = 1.05
+    until_round(world, 4)
+    assert world.rounds()[2].next_model == world.rounds()[1].base_model
+
+    def call_it_refused(site: str, call: str, reply: Message, request: Message) -> Message:
+        if isinstance(reply, rounds_pb2.PollReply) and reply.HasField("close"):
+            reply.close.outcome = rounds_pb2.CloseStep.REFUSED
+            reply.close.published.model_digest = b""
+        return reply
+
+    world.wire.lies_down.append(call_it_refused)
+    for name in world.sites:
+        world.step(name)
+    assert len(world.refused) == 4
+    assert all("was said to lead to no model, and leads to one" in str(error) for _, error in world.refused)
+
+
+def test_a_newcomer_is_told_no_other_predecessor_than_the_model_s_certificate_names(make_learning: Make) -> None:
+    world = make_learning(3)
+    world.silent.add("site-d")
+    for _ in range(60):
+        if world.round.number == 3:
+            break
+        world.everybody()
+        world.clock.advance(600)
+    for name in ("site-a", "site-b", "site-c"):
+        world.step(name)  # they sign the model of round 2
+    lies = [bytes([1]) * 32]
+
+    def misstate(site: str, call: str, reply: Message, request: Message) -> Message:
+        if lies and site == "site-d" and isinstance(reply, rounds_pb2.PollReply) and reply.HasField("train"):
+            assert reply.train.HasField("certificate")
+            reply.train.predecessor_digest = lies.pop()
+        return reply
+
+    world.wire.lies_down.append(misstate)
+    world.step("site-d")
+    assert [(site, "by its certificate" in str(error)) for site, error in world.refused] == [("site-d", True)]
+    assert not world.sites["site-d"].jobs()
+
+
+def test_a_candidate_that_loses_the_auc_of_a_label_is_refused_though_its_losses_are_the_same(
+    make_learning: Make,
+) -> None:
+    world = make_learning(3)
+    until_round(world, 2)
+    accepted = world.round.base_model
+    world.auc_lost = 0.04
+    until_round(world, 3)
+    assert dict(standings(world))[1] is ModelStanding.REFUSED
+    assert world.round.base_model == world.models()[0].digest != accepted
+    with world.aggregator.app.store.read() as session:
+        why = {row["round"]: str(row["why"]) for row in listings.list_models(session, world.run)}
+    expected = "it loses 0.040 of the AUC of any over 4 sites, at least 0.028, where the plan allows 0.01"
+    assert why[1] == f"refused: {expected}"
+    world.auc_lost = 0.0
+    world.until(RunState.COMPLETED)
+    assert newest_at_sites(world) == {world.models()[-1].digest}
+    assert not world.refused

@@ -80,7 +80,7 @@ def succeed(
         secret = ask_secret(new_passphrase_file, "Passphrase or PIN of the new key", new=token is None)
         public = make_key(new_folder, secret, token)
         link = sign_successor(key, Ed25519PublicKey.from_public_bytes(public))
-    for name in ("roster.bin", "plan.bin"):
+    for name in ("roster.bin", "plan.bin", "rollback.bin"):
         if (folder / name).exists():
             shutil.copy(folder / name, new_folder / name)
     chain = (*old.facts.successions, Succession(link.key, link.signature))

@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 
 from federation.encoding.header import SiteHeader
 from federation.encoding.layout import Layout
-from federation.gate import NO_COMPARISON, Comparison, Gate
-
-SMALLEST_CLASS = 4  # fewer count as none
+from federation.gate import (
+    NO_COMPARISON,
+    NO_COMPARISONS,
+    SMALLEST_CLASS,
+    ClipAndCases,
+    Comparison,
+    Comparisons,
+    Gate,
+    bounds_of,
+)
 
 
 def size_class(count: int) -> int:
@@ -46,17 +53,25 @@ def coarse_header(layout: Layout, header: SiteHeader) -> SiteHeader:
         loss_sum=mean_loss * examples,
         example_count=examples,
         histograms=histograms,
-        comparison=NO_COMPARISON if layout.gate is None else _coarse_comparison(layout.gate, header.comparison),
+        comparisons=NO_COMPARISONS if layout.gate is None else _coarse_comparisons(layout.gate, header.comparisons),
     )
 
 
-def _coarse_comparison(gate: Gate, comparison: Comparison) -> Comparison:
-    """Scales the sums to a class of patients; their means stay."""
-    patients = size_class(min(comparison.patients, gate.patients_max))
-    if patients == 0:
+def _coarse_comparisons(gate: Gate, comparisons: Comparisons) -> Comparisons:
+    loss_bounds, *label_bounds = bounds_of(gate)
+    return Comparisons(
+        _coarse_comparison(loss_bounds, comparisons.loss),
+        tuple(map(_coarse_comparison, label_bounds, comparisons.labels)),
+    )
+
+
+def _coarse_comparison(bounds: ClipAndCases, comparison: Comparison) -> Comparison:
+    """Scales the sums to a class of cases; their means stay."""
+    cases = size_class(min(comparison.cases, bounds.cases_max))
+    if cases == 0:
         return NO_COMPARISON
-    factor = patients / comparison.patients
-    return Comparison(comparison.difference_sum * factor, comparison.square_sum * factor, patients, 1)
+    factor = cases / comparison.cases
+    return Comparison(comparison.difference_sum * factor, comparison.square_sum * factor, cases, 1)
 
 
 def _scaled(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ can have made is refused on decoding, and no sum of 500 sites comes near 2^64.
     773    squares of these differences, in units of 2^-20
     774    patients in these sums, at most `patients_max` a member
     775    1 when the member has compared
+    776..  the same four words of each of the 6 labels: AUC lost, its square, positive slices, members
 
 Words of a metric that the plan does not list are 0. A private round (`noised`) has a weight of 1 a member, words 1 to 3
 are 0, and histogram words count patients, with noise, as signed numbers modulo 2^64.
@@ -26,7 +27,16 @@ from numpy.typing import NDArray
 
 from federation.encoding.layout import COUNT_MAX, HEADER_WORDS, HISTOGRAM_SHAPE, Layout
 from federation.errors import EncodingRefused
-from federation.gate import COMPARISON_UNIT, NO_COMPARISON, Comparison, Gate
+from federation.gate import (
+    COMPARISON_UNIT,
+    NO_COMPARISONS,
+    SMALLEST_CLASS,
+    ClipAndCases,
+    Comparison,
+    Comparisons,
+    Gate,
+    bounds_of,
+)
 from federation.labels import BINS, LOGIT_EDGE
 from federation.privacy import Privacy, histogram_noise
 from federation.vocabulary import Metric
@@ -49,7 +59,7 @@ class SiteHeader:
         clipped: Whether the update was longer than the clip norm.
         histograms: int64[6, 2, 64], validation slices by label, truth (negative, positive) and `bin_of` the logit
             of the base model.
-        comparison: The base model and its predecessor on this site's validation patients; empty without a gate.
+        comparisons: The base model and its predecessor on this site's validation patients; empty without a gate.
 
     Raises:
         EncodingRefused: A value is out of range.
@@ -60,7 +70,7 @@ class SiteHeader:
     example_count: int
     clipped: bool
     histograms: NDArray[np.int64]
-    comparison: Comparison = NO_COMPARISON
+    comparisons: Comparisons = NO_COMPARISONS
 
     def __post_init__(self) -> None:
         if self.studies < 1:
@@ -84,7 +94,7 @@ class HeaderSum:
         example_count: Sum of the members' `example_count`.
         clipped: Members whose update was clipped.
         histograms: int64[6, 2, 64], summed. Of a private round: patients with noise, negative numbers too.
-        comparison: Summed; empty without a gate.
+        comparisons: Summed; empty without a gate.
     """
 
     weight: int
@@ -92,7 +102,7 @@ class HeaderSum:
     example_count: int
     clipped: int
     histograms: NDArray[np.int64]
-    comparison: Comparison = NO_COMPARISON
+    comparisons: Comparisons = NO_COMPARISONS
 
 
 def bin_of(logits: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -130,7 +140,7 @@ def write_header(layout: Layout, header: SiteHeader) -> NDArray[np.uint64]:
     if Metric.HISTOGRAMS in layout.metrics:
         words[4:HEADER_WORDS] = header.histograms.reshape(-1).astype(np.uint64)
     if layout.gate is not None:
-        words[HEADER_WORDS:] = _comparison_words(layout.gate, header.comparison)
+        words[HEADER_WORDS:] = _comparison_words(layout.gate, header.comparisons)
     return words
 
 
@@ -162,46 +172,47 @@ def read_header(layout: Layout, words: NDArray[np.uint64], members: int) -> Head
         example_count=int(words[2]),
         clipped=int(words[3]),
         histograms=counts.astype(np.int64).reshape(HISTOGRAM_SHAPE),
-        comparison=Comparison()
+        comparisons=NO_COMPARISONS
         if layout.gate is None
-        else _read_comparison(layout.gate, words[HEADER_WORDS:], members),
+        else _read_comparisons(layout.gate, words[HEADER_WORDS:].tolist(), members),
     )
 
 
-def _comparison_words(gate: Gate, comparison: Comparison) -> list[int]:
-    patients = comparison.patients
-    if not 0 <= patients <= gate.patients_max or comparison.sites != int(patients > 0):
-        raise EncodingRefused(f"expected a comparison of up to {gate.patients_max} patients of one site, got another")
-    # Never negative, so that its range can be checked in the sum.
-    shifted = comparison.difference_sum + gate.clip * patients
-    words = [
-        round(shifted / COMPARISON_UNIT),
-        round(comparison.square_sum / COMPARISON_UNIT),
-        patients,
-        int(patients > 0),
-    ]
-    differences_max, squares_max = _comparison_max(gate, patients, 1)
-    if not (0 <= words[0] <= differences_max and 0 <= words[1] <= squares_max):
-        raise EncodingRefused("expected differences within the plan's gate.clip, got larger ones")
+def _comparison_words(gate: Gate, comparisons: Comparisons) -> list[int]:
+    words = []
+    for compared, bounds in zip((comparisons.loss, *comparisons.labels), bounds_of(gate), strict=True):
+        cases = compared.cases
+        if not (cases == 0 or SMALLEST_CLASS <= cases <= bounds.cases_max) or compared.sites != int(cases > 0):
+            raise EncodingRefused(f"expected a comparison of up to {bounds.cases_max} cases of one site, got another")
+        # Never negative, so that its range can be checked in the sum.
+        shifted = round((compared.difference_sum + bounds.clip * cases) / COMPARISON_UNIT)
+        squares = round(compared.square_sum / COMPARISON_UNIT)
+        differences_max, squares_max = _comparison_max(bounds, cases, 1)
+        if not (0 <= shifted <= differences_max and 0 <= squares <= squares_max):
+            raise EncodingRefused("expected differences within the clip of the gate, got larger ones")
+        words += [shifted, squares, cases, compared.sites]
     return words
 
 
-def _read_comparison(gate: Gate, words: NDArray[np.uint64], members: int) -> Comparison:
-    shifted, squares, patients, sites = map(int, words)
-    _check_range("sites in the comparison", sites, 0, members)
-    # A member without patients compares nothing, so that neither number stands alone.
-    _check_range("patients in the comparison", patients, sites, sites * gate.patients_max)
-    differences_max, squares_max = _comparison_max(gate, patients, sites)
-    _check_range("differences of losses", shifted, 0, differences_max)
-    _check_range("squares of differences", squares, 0, squares_max)
-    difference_sum = shifted * COMPARISON_UNIT - gate.clip * patients
-    return Comparison(difference_sum, squares * COMPARISON_UNIT, patients, sites)
+def _read_comparisons(gate: Gate, words: list[int], members: int) -> Comparisons:
+    read = []
+    for place, bounds in enumerate(bounds_of(gate)):
+        shifted, squares, cases, sites = words[4 * place : 4 * place + 4]
+        _check_range("sites in a comparison", sites, 0, members)
+        # A member without cases compares nothing, so that neither number stands alone.
+        _check_range("cases in a comparison", cases, SMALLEST_CLASS * sites, sites * bounds.cases_max)
+        differences_max, squares_max = _comparison_max(bounds, cases, sites)
+        _check_range("differences in a comparison", shifted, 0, differences_max)
+        _check_range("squares of differences", squares, 0, squares_max)
+        difference_sum = shifted * COMPARISON_UNIT - bounds.clip * cases
+        read.append(Comparison(difference_sum, squares * COMPARISON_UNIT, cases, sites))
+    return Comparisons(read[0], tuple(read[1:]))
 
 
-def _comparison_max(gate: Gate, patients: int, sites: int) -> tuple[int, int]:
-    """Returns the largest sums of so many patients, in units; each site rounds its own once."""
-    differences = math.floor(2 * gate.clip * patients / COMPARISON_UNIT) + sites
-    return differences, math.floor(gate.clip * gate.clip * patients / COMPARISON_UNIT) + sites
+def _comparison_max(bounds: ClipAndCases, cases: int, sites: int) -> tuple[int, int]:
+    """Returns the largest sums of so many cases, in units; each site rounds its own once."""
+    differences = math.floor(2 * bounds.clip * cases / COMPARISON_UNIT) + sites
+    return differences, math.floor(bounds.clip * bounds.clip * cases / COMPARISON_UNIT) + sites
 
 
 def _read_noised(layout: Layout, privacy: Privacy, words: NDArray[np.uint64], members: int) -> HeaderSum:

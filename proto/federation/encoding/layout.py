@@ -21,7 +21,7 @@ COUNT_MAX = 2**32  # of one member, where a plan sets no cap
 HISTOGRAM_SHAPE = (len(LABELS), len(SIDES), BINS)
 HISTOGRAM_WORDS = math.prod(HISTOGRAM_SHAPE)
 HEADER_WORDS = 4 + HISTOGRAM_WORDS
-COMPARISON_WORDS = 4  # behind them, under a plan with a gate
+COMPARISON_WORDS = 4 * (1 + len(LABELS))  # behind them, under a plan with a gate: of losses and of each label
 
 # Range of the quantizer in standard deviations of a rotated coordinate, by bits: wider loses to coarser steps,
 # narrower to clipped tails.

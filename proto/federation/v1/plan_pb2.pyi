@@ -74,6 +74,67 @@ class SignedPlan(_message.Message):
 Global___SignedPlan: _TypeAlias = SignedPlan  # noqa: Y015
 
 @_typing.final
+class SignedRollback(_message.Message):
+    """The run goes on from an earlier model of its own. The custodian signs; every site verifies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLBACK_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    rollback: _builtins.bytes
+    """canonical serialization of Rollback"""
+    signature: _builtins.bytes
+    """Ed25519 by the custodian over "hemofed rollback v1" || 0x00 || rollback"""
+    def __init__(
+        self,
+        *,
+        rollback: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollback", b"rollback", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedRollback: _TypeAlias = SignedRollback  # noqa: Y015
+
+@_typing.final
+class Rollback(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_DIGEST_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AFTER_ROUND_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    MODEL_ROUND_FIELD_NUMBER: _builtins.int
+    plan_digest: _builtins.bytes
+    """of the run"""
+    number: _builtins.int
+    """1.. in each run; a site follows none that is not newer than its last"""
+    after_round: _builtins.int
+    """the next round begins from the model"""
+    model_digest: _builtins.bytes
+    model_round: _builtins.int
+    """that led to the model; 0: the initial one. For people"""
+    def __init__(
+        self,
+        *,
+        plan_digest: _builtins.bytes = ...,
+        number: _builtins.int = ...,
+        after_round: _builtins.int = ...,
+        model_digest: _builtins.bytes = ...,
+        model_round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_round", b"after_round", "model_digest", b"model_digest", "model_round", b"model_round", "number", b"number", "plan_digest", b"plan_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollback: _TypeAlias = Rollback  # noqa: Y015
+
+@_typing.final
 class Plan(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -595,6 +656,8 @@ class Gate(_message.Message):
     DEVIATIONS_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
     PATIENTS_MAX_FIELD_NUMBER: _builtins.int
+    AUC_MARGIN_FIELD_NUMBER: _builtins.int
+    POSITIVES_MIN_FIELD_NUMBER: _builtins.int
     margin: _builtins.float
     """[0, clip); nats by which a candidate's mean loss of a patient may be worse"""
     deviations: _builtins.float
@@ -603,6 +666,10 @@ class Gate(_message.Message):
     """[1e-3, 10]; largest absolute difference of one patient's two losses, in nats"""
     patients_max: _builtins.int
     """4..10000; patients beyond which a site's weight in the comparison does not grow"""
+    auc_margin: _builtins.float
+    """[0, .05); AUC of a label that a candidate may lose, in the mean over sites"""
+    positives_min: _builtins.int
+    """1..1000000; fewest positive slices with which a label counts"""
     def __init__(
         self,
         *,
@@ -610,10 +677,12 @@ class Gate(_message.Message):
         deviations: _builtins.float = ...,
         clip: _builtins.float = ...,
         patients_max: _builtins.int = ...,
+        auc_margin: _builtins.float = ...,
+        positives_min: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "deviations", b"deviations", "margin", b"margin", "patients_max", b"patients_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auc_margin", b"auc_margin", "clip", b"clip", "deviations", b"deviations", "margin", b"margin", "patients_max", b"patients_max", "positives_min", b"positives_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

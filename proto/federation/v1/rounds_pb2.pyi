@@ -24,6 +24,7 @@ round, attempt or phase that is over is answered with what became of it, not wit
 
 from collections import abc as _abc
 from federation.v1 import blobs_pb2 as _blobs_pb2
+from federation.v1 import plan_pb2 as _plan_pb2
 from federation.v1 import secagg_pb2 as _secagg_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -308,6 +309,7 @@ class TrainStep(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     INITIAL_MODEL_FIELD_NUMBER: _builtins.int
     PREDECESSOR_DIGEST_FIELD_NUMBER: _builtins.int
+    ROLLBACK_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.bytes
     base_model_digest: _builtins.bytes
     evaluation_only: _builtins.bool
@@ -332,7 +334,11 @@ class TrainStep(_message.Message):
 
     @_builtins.property
     def initial_model(self) -> Global___BlobRef:
-        """with a chain that begins at the plan's initial model"""
+        """with a chain that begins at the plan's initial model, or at that of the rollback"""
+
+    @_builtins.property
+    def rollback(self) -> _plan_pb2.SignedRollback:
+        """the newest of the run; absent: there was none"""
 
     def __init__(
         self,
@@ -347,10 +353,11 @@ class TrainStep(_message.Message):
         certificate: Global___ModelCertificate | None = ...,
         initial_model: Global___BlobRef | None = ...,
         predecessor_digest: _builtins.bytes = ...,
+        rollback: _plan_pb2.SignedRollback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "initial_model", b"initial_model", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "initial_model", b"initial_model", "rollback", b"rollback", "round", b"round", "whole_model", b"whole_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "initial_model", b"initial_model", "plan_digest", b"plan_digest", "predecessor_digest", b"predecessor_digest", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "certificate", b"certificate", "chain", b"chain", "evaluation_only", b"evaluation_only", "initial_model", b"initial_model", "plan_digest", b"plan_digest", "predecessor_digest", b"predecessor_digest", "rollback", b"rollback", "round", b"round", "seconds_left", b"seconds_left", "whole_model", b"whole_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,7 +64,7 @@ class Closing:
         """
         plan, base, before = self._files.plan_of(current).plan, current.base_model_digest, current.predecessor_digest
         if step.outcome == rounds_pb2.CloseStep.REFUSED:
-            self._files.models.check_refused(self._egress, plan, base, step.published)
+            self._files.models.check_refused(self._egress, plan, base, step.published, before)
         elif not current.evaluation_only:
             self._files.models.follow(self._egress, plan, base, step.published, before)
             # A model that was fallen back to has the signatures of the round that led to it.

@@ -12,7 +12,7 @@ import numpy as np
 from federation.encoding import Layout, SiteHeader, clip, coarse_header, encode
 from federation.encoding.noised import encode_noised
 from federation.errors import EncodingRefused
-from federation.gate import NO_COMPARISON, Comparison, Gate
+from federation.gate import AUC_CLIP, NO_COMPARISON, NO_COMPARISONS, Comparison, Comparisons, Gate
 from federation.plan import TrainingPlan
 from federation.privacy import Privacy
 from federation.secagg import DealtShares, Member
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from site_client.agent.egress.guard import Guard
 from site_client.errors import EgressRefused
-from site_client.records import Update
+from site_client.records import AucLoss, Update
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def prepare_contribution(
         example_count=update.example_count,
         clipped=was_clipped or update.clipped,
         histograms=np.array(update.histograms, np.int64),
-        comparison=NO_COMPARISON if plan.gate is None else _comparison(plan.gate, update, predecessor),
+        comparisons=NO_COMPARISONS if plan.gate is None else _comparisons(plan.gate, update, predecessor),
     )
     # Counts that hardly change would follow from the sums of many rounds; only their size classes leave.
     return Contribution(layout, clipped, coarse_header(layout, header))
@@ -117,15 +117,23 @@ def mask_contribution(
     return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 
 
-def _comparison(gate: Gate, update: Update, predecessor: bytes | None) -> Comparison:
-    """Return the trainer's comparison, within the gate's bounds, if it is with the predecessor."""
+def _comparisons(gate: Gate, update: Update, predecessor: bytes | None) -> Comparisons:
+    """Return the trainer's comparisons, within the gate's bounds, if they are with the predecessor."""
     compared = update.comparison
     if compared is None or compared.patients == 0 or compared.earlier_digest != predecessor:
-        return NO_COMPARISON
+        return NO_COMPARISONS
     most = gate.clip * compared.patients
     # The bound of the sum must not depend on the other process.
     difference_sum = min(most, max(-most, compared.difference_sum))
-    return Comparison(difference_sum, min(gate.clip * most, compared.square_sum), compared.patients, sites=1)
+    loss = Comparison(difference_sum, min(gate.clip * most, compared.square_sum), compared.patients, sites=1)
+    return Comparisons(loss, tuple(map(_auc_comparison, compared.labels)))
+
+
+def _auc_comparison(lost: AucLoss) -> Comparison:
+    if lost.positives == 0:
+        return NO_COMPARISON
+    clipped = min(AUC_CLIP, max(-AUC_CLIP, lost.auc))
+    return Comparison(clipped * lost.positives, clipped * clipped * lost.positives, lost.positives, sites=1)
 
 
 def _within(privacy: Privacy, summed: NDArray[np.float32]) -> NDArray[np.float32]:

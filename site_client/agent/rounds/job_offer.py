@@ -129,6 +129,8 @@ class JobOffer:
     def _offer(self, current: CurrentRound, held: HeldPlan, step: rounds_pb2.TrainStep) -> None:
         """Obtain the base model, then make the job visible to the trainer."""
         try:
+            if step.HasField("rollback"):
+                self._files.models.follow_rollback(held.plan, step, self._identity.custodian)
             witnesses = Witnesses(self._identity.roster.signing_keys, self._known(), self._policy.cohort_min)
             self._files.models.obtain(self._egress, held.plan, step, witnesses)
             if not self._files.spool.offers(current.run_id, current.number):

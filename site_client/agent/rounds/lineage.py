@@ -49,6 +49,13 @@ class Lineage:
             runs[run] = [*runs.get(run, []), reached][-_KEPT:]
             replace_file(self._path, encode_state(runs))
 
+    def go_back(self, plan: TrainingPlan, number: int, model_digest: bytes) -> None:
+        """Record that a refusal or a rollback after a round led back to a model; it may have been the newest before."""
+        runs, run = self._read() or {}, plan.run_id.hex()
+        reached = Ancestor(number, Digest(model_digest))
+        runs[run] = [*(known for known in runs.get(run, []) if known != reached), reached][-_KEPT:]
+        replace_file(self._path, encode_state(runs))
+
     def holds(self, plan: TrainingPlan, model_digest: bytes) -> bool:
         """Whether rounds of this run have led here to a model, or it is the plan's first one and none has led on."""
         runs = self._read()

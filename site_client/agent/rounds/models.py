@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout, decode_sum, unpack_sum
@@ -17,11 +18,13 @@ from federation.errors import ChainRefused, EncodingRefused, FederationError, Ma
 from federation.gate import Verdict, judge
 from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
+from federation.rollback import verify_rollback
 from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.transfer import download
 from site_client.agent.rounds.lineage import Lineage
+from site_client.agent.rounds.run_rollbacks import FollowedRollback, RunRollbacks
 from site_client.errors import ModelDamaged, ModelMismatch, StateRefused, StateUnreadable, StepRefused
 from site_client.files import private_folder, remove, replace_file, set_aside, sync_folder
 from site_client.typed_json import Digest, encode_state, read_state
@@ -44,6 +47,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._arrived, self._lineage = folder, folder / "arrived", Lineage(folder)
+        self.rollbacks = RunRollbacks(folder)
         private_folder(folder)
         self.damage = ""  # a sentence, from a damaged file until one arrives whole; for the reports of this site
         # Reading and hashing it anew each round would cost more than all other work on it.
@@ -93,29 +97,65 @@ class Models:
             CertificateRefused: Too few of the witnesses say that a round led to this whole model.
             FederationError: A published sum that the chain refuses.
         """
-        newest = self._lineage.newest(plan) if plan.gate is not None else None
+        newest = self._lineage.newest(plan)
+        is_newest = newest is not None and newest.model_digest == step.base_model_digest
+        if plan.gate is None:
+            newest = None
         is_another = newest is not None and newest.model_digest != step.base_model_digest
         is_here = self.holds(step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest)
         if is_here and not is_another:
             self._check_predecessor(plan, step)
             return
-        # Under a gate, only a sum that refuses the newest model leads back from it.
-        if newest is not None and is_another and not step.chain and step.certificate.round <= newest.round:
-            raise StepRefused("the base model is older than the newest one here, which no published sum refuses")
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
         can_begin = self.newest and self._lineage.holds(plan, self.newest)
-        if step.chain and (can_begin or step.HasField("initial_model")):
+        follows = step.chain and (can_begin or step.HasField("initial_model"))
+        # Under a gate, only a sum that refuses the newest model leads back from it.
+        if newest is not None and is_another and not follows and step.certificate.round <= newest.round:
+            raise StepRefused(
+                "the base model is older than the newest one here, which no published sum refuses; ask the coordinator "
+                "for a rollback that the custodian has signed"
+            )
+        if follows:
             self._follow_chain(egress, plan, step)
             self._check_predecessor(plan, step)
             return
-        if step.base_model_digest != plan.initial_model_digest:
+        # The digest of the newest model was verified here, or signed by the custodian; only its file is missing.
+        is_known = is_newest or step.base_model_digest == plan.initial_model_digest
+        if not is_known:
             self._check_certificate(plan, step, witnesses)
         if not step.HasField("whole_model"):
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
         self._fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
-        if step.base_model_digest != plan.initial_model_digest:
+        if not is_known:
             predecessor = step.predecessor_digest or None
             self._lineage.record(plan, step.certificate.round, step.base_model_digest, predecessor)
+
+    def follow_rollback(self, plan: TrainingPlan, step: rounds_pb2.TrainStep, custodian: Ed25519PublicKey) -> None:
+        """Go back to the model of the rollback that a step shows, unless this site has done so, or has gone on since.
+
+        Args:
+            plan: Of the run.
+            step: Shows the newest rollback of the run.
+            custodian: The key in force.
+
+        Raises:
+            BadSignature: The custodian did not sign it.
+            Malformed: It is no rollback.
+            StepRefused: It is of another run, or of this round or a later one.
+        """
+        rollback = verify_rollback(step.rollback, custodian)
+        if rollback.plan_digest != plan.digest:
+            raise StepRefused("the rollback on offer is of another run; nothing was done")
+        if rollback.after_round >= step.round.round:
+            raise StepRefused("the rollback on offer is of a round that is not over; nothing was done")
+        followed, newest = self.rollbacks.newest(plan.run_id), self._lineage.newest(plan)
+        is_old = followed is not None and rollback.number <= followed.number
+        # One that was put off: this site has followed sums of later rounds, and they stay.
+        if is_old or (newest is not None and newest.round > rollback.after_round):
+            return
+        self._go_back(plan, rollback.after_round, rollback.model_digest)
+        # Last: after a crash the same rollback is followed again.
+        self.rollbacks.record(plan.run_id, FollowedRollback.of(rollback))
 
     def follow(
         self,
@@ -179,8 +219,15 @@ class Models:
                 if not wanted or wanted.hex() not in path.name:
                     remove(path)
 
-    def check_refused(self, egress: Egress, plan: TrainingPlan, base: bytes, link: rounds_pb2.PublishedSum) -> None:
-        """Check that a sum which was said to be refused leads to no model.
+    def check_refused(
+        self,
+        egress: Egress,
+        plan: TrainingPlan,
+        base: bytes,
+        link: rounds_pb2.PublishedSum,
+        predecessor: bytes | None = None,
+    ) -> None:
+        """Check that a sum which was said to be refused leads to no model, neither on nor back to the predecessor.
 
         Raises:
             ModelMismatch: It leads to one.
@@ -196,7 +243,9 @@ class Models:
         remove(arrived)
         try:
             decoded = decode_sum(layout, words, link.members)
-            if not plan.evaluates_only(link.round):
+            # The verdict holds whatever else is in the sum: `rounds.aggregation` leads back before it looks further.
+            refuses_base = predecessor is not None and _is_refused(plan, decoded)
+            if not refuses_base and not plan.evaluates_only(link.round):
                 next_model(plan, self.load(plan, base), decoded)
         except (ChainRefused, EncodingRefused):
             return
@@ -246,13 +295,17 @@ class Models:
                 f"the sum of round {link.round} refuses its base model, and the round led to another model than the "
                 "one before; this site takes no further part in the run until the coordinator has explained it"
             )
-        self._lineage.record(plan, link.round, predecessor)
-        history = [kept for kept in self._history() if kept not in (base, predecessor)]
-        if self.holds(predecessor):
-            history.append(Digest(predecessor))
+        self._go_back(plan, link.round, predecessor, dropped=base)
+        remove(self.path(base))
+
+    def _go_back(self, plan: TrainingPlan, number: int, digest: bytes, dropped: bytes = b"") -> None:
+        """Make an earlier model the newest one of a run, whether its file is here or not."""
+        self._lineage.go_back(plan, number, digest)
+        history = [kept for kept in self._history() if kept not in (dropped, digest)]
+        if self.holds(digest):
+            history.append(Digest(digest))
         # After the lineage, as in `follow`.
         replace_file(self._folder / "history.json", encode_state(history))
-        remove(self.path(base))
 
     def _check_predecessor(self, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         """Refuse a base model that is said to be a candidate, or none, against the sums followed here."""
@@ -269,6 +322,9 @@ class Models:
         # With the predecessor at hand the model can be computed, which proves more than signatures do.
         if self.holds(certificate.base_model_digest):
             raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
+        # A candidate was trained from its predecessor, and the members have signed which model that was.
+        if step.predecessor_digest not in (b"", certificate.base_model_digest):
+            raise StepRefused("the base model is a candidate against another model, by its certificate; polling again")
         verify_certificate(
             certificate,
             plan.digest,
@@ -289,7 +345,7 @@ class Models:
         if newest is not None and newest.model_digest == base:
             predecessor = newest.predecessor_digest
         if step.HasField("initial_model"):
-            base, predecessor = plan.initial_model_digest, None
+            base, predecessor = self._first_model(plan), None
         self._lineage.check_chain(plan, base, step.chain)
         if step.HasField("initial_model") and not self.holds(base):
             self._fetch_whole(egress, plan, step.initial_model, base)
@@ -300,6 +356,11 @@ class Models:
                 raise StepRefused("the model before the refused one is not here; it is fetched whole at the next turn")
         if self.newest != step.base_model_digest:
             raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
+
+    def _first_model(self, plan: TrainingPlan) -> bytes:
+        """Return the model that a chain of all sums begins at: the plan's, or that of the newest rollback."""
+        followed = self.rollbacks.newest(plan.run_id)
+        return plan.initial_model_digest if followed is None else followed.model_digest
 
     def _fetch_whole(self, egress: Egress, plan: TrainingPlan, ref: rounds_pb2.BlobRef, digest: bytes) -> None:
         arrived = self._download(egress, ref, "whole", plan.manifest.file_bytes_max)
@@ -391,7 +452,7 @@ class Models:
 def _is_refused(plan: TrainingPlan, published: DecodedSum) -> bool:
     if plan.gate is None:
         return False
-    return judge(plan.gate, published.header.comparison, plan.cohort.minimum).verdict is Verdict.REFUSED
+    return judge(plan.gate, published.header.comparisons, plan.cohort.minimum).verdict is Verdict.REFUSED
 
 
 def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:

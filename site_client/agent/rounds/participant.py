@@ -136,6 +136,13 @@ class Participant:
         """Return the hospitals of the roster that count for this one now."""
         return self._identity.known_sites.known(self._identity.roster, self._policy, self._clock())
 
+    @property
+    def rolled_back(self) -> str:
+        """Return how the run of the round in progress went back to an earlier model; empty when it did not."""
+        current = self.journal.current
+        followed = None if current is None else self.models.rollbacks.newest(current.run_id)
+        return "" if followed is None else followed.words()
+
     def situation(self) -> Situation:
         """Return this site's report about itself."""
         try:

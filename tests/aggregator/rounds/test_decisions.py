@@ -132,6 +132,19 @@ def test_no_cohort_differs_from_an_earlier_one_on_the_same_model_by_fewer_than_t
     assert late.pauses_run
 
 
+def test_a_round_that_needs_the_members_of_an_earlier_sum_waits_for_them_and_names_the_absent() -> None:
+    """That sum led to a model that was refused, so the round begins from the same model once more."""
+    earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=False, led_on=True)])
+    without_d = view(RoundState.TRAINING, READY, READY, READY, OFFERED, READY, history=earlier)
+    assert decide(without_d, NOW) == Wait()
+    late = decide(replace(without_d, deadline=NOW), NOW)
+    assert isinstance(late, Abandon)
+    assert late.pauses_run
+    assert "its members confirm on it only all together; d is not ready: resume the run when" in late.reason
+    all_there = view(RoundState.TRAINING, READY, READY, READY, READY, READY, history=earlier)
+    assert decide(all_there, NOW) == Freeze(("a", "b", "c", "d"), ("e",))
+
+
 def test_the_very_members_of_a_refused_sum_are_not_asked_again_on_that_model() -> None:
     earlier = SumHistory([RecoveredSum(frozenset("abcd"), refused=True)], frozenset("abcd"))
     again = view(RoundState.TRAINING, READY, READY, READY, READY, DECLINED, history=earlier)

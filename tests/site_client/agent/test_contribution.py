@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from federation.encoding import Layout
-from federation.gate import NO_COMPARISON, Gate
+from federation.gate import AUC_CLIP, NO_COMPARISON, NO_COMPARISONS, Gate
 from federation.plan import Encoding, LocalTraining, Trainable, TrainingPlan
 from federation.privacy import Privacy
 from federation.vocabulary import Metric, Outcome
@@ -15,7 +15,7 @@ from site_client.agent.egress.guard import Guard
 from site_client.agent.rounds.contribution import prepare_contribution
 from site_client.config import PolicySettings
 from site_client.errors import EgressRefused
-from site_client.records import LossComparison, RunId, Update, histograms_of
+from site_client.records import AucLoss, PredecessorComparison, RunId, Update, histograms_of
 from site_client.typed_json import Digest
 
 PRIVACY = Privacy(0.1, 2.0, 500, 100, 8.0, validation_multiplier=20.0, epsilon_validation=2.0)
@@ -51,16 +51,23 @@ def test_a_comparison_leaves_when_it_is_with_the_predecessor_and_within_the_gate
     plan: TrainingPlan, predecessor: Digest | None
 ) -> None:
     gated = replace(plan, gate=Gate(clip=0.1, patients_max=16))
-    compared = replace(update(), comparison=LossComparison(Digest(bytes([7]) * 32), 99.0, 99.0, 20))
+    labels = (AucLoss(0.9, 200), AucLoss(-0.02, 9), AucLoss(0.9, 3), *[AucLoss()] * 3)
+    compared = replace(update(), comparison=PredecessorComparison(Digest(bytes([7]) * 32), 99.0, 99.0, 20, labels))
     delta = np.full(plan.moving.size, 0.01, np.float32)
     header = prepare_contribution(Guard(PolicySettings()), gated, 1, compared, delta, predecessor).header
     if predecessor != bytes([7]) * 32:
-        assert header.comparison == NO_COMPARISON
+        assert header.comparisons == NO_COMPARISONS
         return
     # The trainer's sums, cut to what 20 patients can come to, and scaled to the size class of 16.
     expected = (pytest.approx(1.6), pytest.approx(0.16), 16, 1)
-    assert dataclasses.astuple(header.comparison) == expected
-    assert prepare_contribution(Guard(PolicySettings()), plan, 1, compared, delta).header.comparison == NO_COMPARISON
+    assert dataclasses.astuple(header.comparisons.loss) == expected
+    # A label's loss of AUC likewise, at most at the cap of positives; three positives are none.
+    lost, won, *others = header.comparisons.labels
+    assert dataclasses.astuple(lost) == (pytest.approx(AUC_CLIP * 32), pytest.approx(AUC_CLIP**2 * 32), 32, 1)
+    assert dataclasses.astuple(won) == (pytest.approx(-0.16), pytest.approx(0.0032), 8, 1)
+    assert others == [NO_COMPARISON] * 4
+    ungated = prepare_contribution(Guard(PolicySettings()), plan, 1, compared, delta)
+    assert ungated.header.comparisons == NO_COMPARISONS
 
 
 def test_a_private_contribution_says_nothing_of_studies_loss_and_clipping(private: TrainingPlan) -> None:

@@ -11,9 +11,9 @@ from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, Stud
 from site_client.model.network import CHANNELS, Network, Output
 from site_client.model.registry import build
 from site_client.training.data import Sample, passes, split_patients
+from site_client.training.histogram_auc import auc_of_histogram
 from site_client.training.loss import reported_loss, training_loss
 from site_client.training.sampling import epoch_order, sampling_weights
-from site_client.training.score_histograms import auc_of_histogram
 from site_client.training.study_labels import complete, study_labels
 
 

@@ -1,4 +1,4 @@
-"""Losses of validation patients, kept from one round to the next: what is compared, and what is not."""
+"""Scores of validation patients, kept from one round to the next: what is compared, and what is not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,8 @@ from federation.gate import Gate
 from federation.labels import LABEL_WEIGHTS
 
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
-from site_client.records import RunId
-from site_client.training.patient_losses import EvaluatedModel, compare_with_last, losses_by_patient, study_loss
+from site_client.records import AucLoss, RunId
+from site_client.training.patient_scores import EvaluatedModel, by_patient, compare_with_last, study_loss
 from site_client.typed_json import Digest
 
 GATE = Gate(clip=0.25)
@@ -23,8 +23,13 @@ def _study(number: int, patient: int, label: int = 0) -> StudyRecord:
     return StudyRecord(StudyKey(f"study-{number}"), PatientKey(f"patient-{patient}"), series, labels, labels[0])
 
 
-def _evaluated(model: int, losses: dict[str, float]) -> EvaluatedModel:
-    return EvaluatedModel(RunId(bytes(16)), Digest(bytes([model]) * 32), "cpu", losses)
+def _evaluated(model: int, losses: dict[str, float], bins: dict[str, tuple[int, int]] | None = None) -> EvaluatedModel:
+    """`bins` gives each patient the bins of its five negative and five positive slices of the first label."""
+    histograms = np.zeros((len(losses), 6, 2, 64), np.uint16)
+    for place, patient in enumerate(losses):
+        histograms[place, 0, (0, 1), (bins or {}).get(patient, (0, 0))] = 5 if bins else 0
+    run, digest, values = RunId(bytes(16)), Digest(bytes([model]) * 32), np.array(list(losses.values()))
+    return EvaluatedModel(run, digest, "cpu", tuple(losses), values, histograms)
 
 
 def test_a_studys_loss_is_the_weighted_cross_entropy_of_its_known_labels() -> None:
@@ -38,12 +43,32 @@ def test_a_studys_loss_is_the_weighted_cross_entropy_of_its_known_labels() -> No
     assert np.isnan(study_loss(logits, np.full((5, 6), -1, np.int8)))
 
 
+def _by_patient(studies: list[StudyRecord], losses: list[float]) -> EvaluatedModel:
+    histograms = np.ones((len(studies), 6, 2, 64), np.int16)
+    return by_patient(RunId(bytes(16)), Digest(bytes(32)), "cpu", studies, np.array(losses), histograms)
+
+
 def test_a_patient_has_the_mean_of_its_studies_and_is_another_one_with_other_labels() -> None:
     studies = [_study(1, 1), _study(2, 1), _study(3, 2), _study(4, 3)]
-    losses = losses_by_patient(studies, np.array([0.2, 0.4, 0.5, np.nan]))
-    assert sorted(losses.values()) == pytest.approx([0.3, 0.5])
-    relabelled = losses_by_patient([_study(1, 1, label=1), *studies[1:]], np.array([0.2, 0.4, 0.5, np.nan]))
-    assert len(set(losses) & set(relabelled)) == 1
+    scores = _by_patient(studies, [0.2, 0.4, 0.5, np.nan])
+    assert sorted(scores.losses) == pytest.approx([0.3, 0.5])
+    assert sorted(scores.histograms.max(axis=(1, 2, 3))) == [1, 2]
+    relabelled = _by_patient([_study(1, 1, label=1), *studies[1:]], [0.2, 0.4, 0.5, np.nan])
+    assert len(set(scores.patients) & set(relabelled.patients)) == 1
+
+
+def test_a_label_s_loss_of_auc_is_over_the_slices_of_common_patients_alone(tmp_path: Path) -> None:
+    order = {"0" * 16: (10, 20), "1" * 16: (10, 20), "2" * 16: (60, 1)}
+    compare_with_last(tmp_path, _evaluated(1, dict.fromkeys(order, 0.5), order), GATE)
+    # The third patient is another one now, and one of the common two is scored the wrong way round.
+    now = {"0" * 16: (10, 20), "1" * 16: (20, 10), "3" * 16: (60, 1)}
+    compared = compare_with_last(tmp_path, _evaluated(2, dict.fromkeys(now, 0.5), now), GATE)
+    assert compared is not None
+    assert compared.patients == 2
+    # Of four pairs of patients one is wrong, and two are ties.
+    assert compared.labels[0].auc == pytest.approx(1 - (1 + 2 * 0.5) / 4)
+    assert compared.labels[0].positives == 10
+    assert compared.labels[1:] == (AucLoss(),) * 5, "labels without slices"
 
 
 def test_a_model_is_compared_with_the_one_evaluated_before_it_on_common_patients(tmp_path: Path) -> None:
@@ -72,9 +97,12 @@ def test_nothing_is_compared_across_runs_and_machines_or_with_a_damaged_file(tmp
     elif change == "compute":
         second = replace(second, compute="cuda")
     elif change == "patients":
-        second = replace(second, losses={"1" * 16: 0.4})
+        second = replace(second, patients=("1" * 16,))
     else:
-        (tmp_path / "patient_losses.json").write_bytes(b"{")
+        file = tmp_path / "patient_scores.bin"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
     assert compare_with_last(tmp_path, second, GATE) is None
     # The next model finds these losses.
     assert compare_with_last(tmp_path, replace(second, model_digest=Digest(bytes([3]) * 32)), GATE) is not None
