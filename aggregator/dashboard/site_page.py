@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from federation.limits import is_site_name
 from federation.roster import RosterEntry
 from sqlalchemy.orm import Session
 
@@ -61,6 +62,12 @@ class SitePage:
     audit: tuple[Audit, ...] = ()
 
     @property
+    def seen(self) -> str:
+        """The state that a form about it has to have seen: a site that joined again has other keys."""
+        standing = "invited" if self.view is None else self.view.standing
+        return f"{standing} {self.keys[:16]} {self.awaits}".strip()
+
+    @property
     def acts(self) -> tuple[Act, ...]:
         """The acts that fit it as it is."""
         standing = None if self.view is None else self.view.standing
@@ -73,6 +80,8 @@ def site_page(app: AppContext, session: Session, name: str, role: Role, *, canno
     Raises:
         NotFound: When there is neither a site nor an invitation of that name.
     """
+    if not is_site_name(name):
+        raise NotFound(f"expected a site's name, got {name[:32]!r}")
     # By the beginning of the subject, so rows about longer names come along.
     trail = [] if role is Role.VIEWER else people.audit_trail(session, f"site:{name}")
     audit = tuple(row for row in trail if row.subject == f"site:{name}")[:ROWS_SHOWN]

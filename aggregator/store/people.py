@@ -96,13 +96,13 @@ def administrators(session: Session) -> list[Administrator]:
 
 
 def find(session: Session, name: str) -> Administrator | None:
-    """Return the person of that name."""
-    return session.get(Administrator, name)
+    """Return the person of that name; no statement is made for a text that cannot be one."""
+    return session.get(Administrator, name) if _NAME.fullmatch(name) else None
 
 
 def password_fits(session: Session, name: str, password: str) -> bool:
     """Whether `password` is the one of `name`."""
-    administrator = session.get(Administrator, name)
+    administrator = find(session, name)
     # A name that does not exist costs as much time as one that does, so the answer does not tell which names exist.
     stored = _no_password() if administrator is None else administrator.password_hash
     return verify_password(password, stored) and administrator is not None
