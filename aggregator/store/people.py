@@ -132,18 +132,26 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 def audit_trail(
-    session: Session, subject: str | None = None, limit: int = 100, before_id: int | None = None
+    session: Session,
+    subject: str | None = None,
+    limit: int = 100,
+    before_id: int | None = None,
+    *,
+    exact: bool = False,
 ) -> list[Audit]:
     """Return rows of the audit trail, newest first.
 
     Args:
         session: A session of `Store.read`.
-        subject: Only rows whose subject begins with this.
+        subject: Only rows whose subject begins with this, or is this.
         limit: At most so many rows.
         before_id: Only rows older than the one with this id.
+        exact: Whether the subject has to be `subject`: the names of two sites may begin alike.
     """
     chosen = select(Audit).order_by(Audit.id.desc()).limit(limit)
-    if subject is not None:
+    if exact:
+        chosen = chosen.where(Audit.subject == subject)
+    elif subject is not None:
         # autoescape: an underscore in a site's name is a letter, not SQL's wildcard.
         chosen = chosen.where(Audit.subject.startswith(subject, autoescape=True))
     if before_id is not None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, RunInProgress
@@ -56,6 +56,15 @@ def queued(session: Session) -> list[Run]:
 
 # Built once: drivers ask twice a second, and every site of a round for its base model.
 _QUEUED = select(Run).where(Run.state == RunState.QUEUED).order_by(Run.created_at)
+_NEWEST_MODEL = (
+    select(ModelVersion)
+    .where(
+        ModelVersion.run_id == bindparam("run"),
+        or_(ModelVersion.standing.is_(None), ModelVersion.standing != ModelStanding.REFUSED),
+    )
+    .order_by(ModelVersion.id.desc())
+    .limit(1)
+)
 _BY_DIGEST = (
     select(ModelVersion)
     .where(ModelVersion.run_id == bindparam("run"), ModelVersion.digest == bindparam("model"))
@@ -124,10 +133,10 @@ def newest_model(session: Session, run_id: bytes) -> ModelVersion:
     Raises:
         NotFound: For an unknown run; every other one has its initial model.
     """
-    versions = [model for model in models(session, run_id) if model.standing is not ModelStanding.REFUSED]
-    if not versions:
+    newest = session.scalars(_NEWEST_MODEL, {"run": run_id}).first()
+    if newest is None:
         raise NotFound(f"no model of run {run_id.hex()}")
-    return versions[-1]
+    return newest
 
 
 def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVersion:
