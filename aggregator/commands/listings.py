@@ -70,7 +70,7 @@ def describe_site(session: Session, name: str, now: datetime, pacing: PacingSett
         {"run": of.run_id.hex(), "round": of.number, "state": seat.state.value, "decline_reason": seat.decline_reason}
         for seat, of in round_rows.newest_seats(session, name, ROWS_SHOWN)
     ]
-    audit: list[Value] = [audit_row(row) for row in people.audit_trail(session, f"site:{name}", ROWS_SHOWN)]
+    audit: list[Value] = [audit_row(row) for row in people.audit_trail(session, f"site:{name}", ROWS_SHOWN, exact=True)]
     return {
         **row,
         "keys": keys,

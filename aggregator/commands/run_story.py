@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from aggregator.commands.printing import Row
 from aggregator.config import PacingSettings
 from aggregator.dashboard.wording import REASONS, SITE_STATES
-from aggregator.runs.plans import plan_of
+from aggregator.rounds.outlook import outlook
+from aggregator.rounds.snapshot import read_snapshot
 from aggregator.sites.freshness import stale_after_s
 from aggregator.states import MASKING_PHASES, PHASE_SEATS, ModelStanding, RoundState, RunState, SeatState
 from aggregator.store import people, round_rows, run_rows, site_rows
@@ -214,8 +215,9 @@ class _Teller:
 
     def _awaited(self) -> str:
         row = self.row
+        coming = outlook(read_snapshot(self.session, row, self.now), self.now).sentence.removesuffix(".")
         if row.state is RoundState.AGGREGATING:
-            return "the aggregator recovers the masks and computes the next model"
+            return coming
         seats = round_rows.seats(self.session, row.id)
         awaited = SeatState.OFFERED if row.state is RoundState.TRAINING else PHASE_SEATS[row.state][0]
         sentences = [self._how(seat) for seat in seats if seat.state is awaited]
@@ -224,15 +226,7 @@ class _Teller:
             for seat in seats
             if seat.state is SeatState.DECLINED
         ]
-        bounds, ready = plan_of(self.run).cohort, [seat.state for seat in seats].count(SeatState.READY)
-        if row.state is RoundState.TRAINING:
-            sentences.append(
-                f"{ready} are ready; masking begins at {bounds.target}, or at {_at(row.deadline)} with at least "
-                f"{bounds.minimum}"
-            )
-        else:
-            sentences.append(f"the phase ends at {_at(row.deadline)} at the latest")
-        return "; ".join(sentences)
+        return "; ".join([*sentences, coming])
 
     def _how(self, seat: Seat) -> str:
         """Say how a site is that the round waits for."""

@@ -4,42 +4,91 @@ The store's audit names the person. What another process has changed meanwhile i
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from federation.errors import FederationError
+from federation.limits import is_site_name
 
 from aggregator.context import AppContext
 from aggregator.dashboard import acts
 from aggregator.dashboard.forms import acting, own_form
 from aggregator.dashboard.rendering import page
+from aggregator.dashboard.sessions import expect_password
 from aggregator.dashboard.site_page import SitePage, site_page
 from aggregator.errors import AggregatorError, NotFound
 from aggregator.runs import lifecycle
 from aggregator.sites.authority import Authority
 from aggregator.sites.enrolment import EnrolmentService
 from aggregator.states import RoundState
-from aggregator.store import round_rows, run_rows
+from aggregator.store import people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Run
 
 router = APIRouter(dependencies=[Depends(acting)])
 WHY_CHARACTERS_MAX = 200
-Why = Annotated[str, Form(max_length=WHY_CHARACTERS_MAX)]
+FIELD_CHARACTERS_MAX = 128
 
 RUN_FUNCTIONS: Final[dict[str, Callable[..., None]]] = {
     "pause": lifecycle.pause,
     "resume": lifecycle.resume,
-    "close-now": lifecycle.close_now,
     "abort": lifecycle.abort,
 }
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The fields of a form that confirms an act.
+
+    Attributes:
+        why: For the audit.
+        typed: The name, for acts that nothing takes back.
+        password: The person's, for the same acts.
+        seen: How the thing was when the form was made.
+    """
+
+    why: Annotated[str, Form(max_length=WHY_CHARACTERS_MAX)] = ""
+    typed: Annotated[str, Form(max_length=FIELD_CHARACTERS_MAX)] = ""
+    password: Annotated[str, Form(max_length=people.PASSWORD_CHARACTERS_MAX)] = ""
+    seen: Annotated[str, Form(max_length=FIELD_CHARACTERS_MAX)] = ""
+
+    def expect(self, request: Request, act: acts.Act, name: str, seen: str) -> None:
+        """Let an act pass only as it was confirmed, and on the thing as it was shown.
+
+        Raises:
+            HTTPException: 409 for another state or another name; see `expect_password`.
+        """
+        if self.seen != seen:
+            raise HTTPException(409, f"{name} has changed since this form was made; nothing was done. Look again.")
+        # A browser shows several spaces as one, so a person types one.
+        if act.typed and self.typed.split() != name.split():
+            raise HTTPException(409, f"Expected the name {name}, typed to confirm, got another text; nothing was done.")
+        if act.typed:
+            expect_password(request, self.password)
+
+    @property
+    def reason(self) -> str:
+        """The reason in one line.
+
+        Raises:
+            HTTPException: 409 for characters that do not print: they could forge lines where the audit is read.
+        """
+        words = " ".join(self.why.split())
+        if not words.isprintable():
+            raise HTTPException(409, "Expected a reason in characters that print, got others; nothing was done.")
+        return words
+
+
+Confirmed = Annotated[Confirmation, Depends()]
 
 
 @router.get("/sites/{name}/{verb}")
 def confirm_site_act(request: Request, name: str, verb: str) -> Response:
     """Ask for confirmation of an act on a site."""
     site = _site(request, name)
-    return _confirm(request, _site_act(site, verb), name, f"/sites/{name}", site=site, here="sites")
+    act = _site_act(site, verb)
+    return _confirm(request, act, name, f"/sites/{name}", site.seen, site=site, here="sites")
 
 
 @router.post("/sites/{name}/{verb}", dependencies=[Depends(own_form)])
@@ -47,9 +96,8 @@ def act_on_site(
     request: Request,
     name: str,
     verb: str,
-    why: Why = "",
-    typed: Annotated[str, Form()] = "",
-    words: Annotated[str, Form()] = "",
+    form: Confirmed,
+    words: Annotated[str, Form(max_length=FIELD_CHARACTERS_MAX)] = "",
     compared: Annotated[bool, Form()] = False,
 ) -> Response:
     """Do it.
@@ -59,10 +107,10 @@ def act_on_site(
     """
     site = _site(request, name)
     act = _site_act(site, verb)
-    _expect_typed(act, name, typed)
+    form.expect(request, act, name, site.seen)
     if act is acts.APPROVE and not compared:
         raise HTTPException(409, "Approve a site only after its six words were compared by telephone.")
-    with_why = (name, why.strip()) if why.strip() else (name,)
+    with_why = (name, form.reason) if form.reason else (name,)
     desk = _enrolment(request)
 
     def carry_out() -> None:
@@ -82,47 +130,62 @@ def act_on_site(
 @router.get("/runs/{hex_id}/{verb}")
 def confirm_run_act(request: Request, hex_id: str, verb: str) -> Response:
     """Ask for confirmation of an act on a run."""
-    run, act = _run_act(request, hex_id, verb)
-    return _confirm(request, act, run.name, f"/runs/{hex_id}", site=None, here="runs")
+    run, act, seen = _run_act(request, hex_id, verb)
+    return _confirm(request, act, run.name, f"/runs/{hex_id}", seen, site=None, here="runs")
 
 
 @router.post("/runs/{hex_id}/{verb}", dependencies=[Depends(own_form)])
-def act_on_run(request: Request, hex_id: str, verb: str, why: Why = "", typed: Annotated[str, Form()] = "") -> Response:
+def act_on_run(request: Request, hex_id: str, verb: str, form: Confirmed) -> Response:
     """Do it.
 
     Raises:
         HTTPException: 409 when the run's state does not allow it any more, or the confirmation is not complete.
     """
-    run, act = _run_act(request, hex_id, verb)
-    _expect_typed(act, run.name, typed)
-    reason = {"why": why.strip()} if why.strip() else {}
+    run, act, seen = _run_act(request, hex_id, verb)
+    form.expect(request, act, run.name, seen)
+    details = {"why": form.reason} if form.reason else {}
 
     def carry_out() -> None:
-        RUN_FUNCTIONS[act.verb](request.app.state.context, run.run_id, actor=_actor(request), **reason)
+        context, run_id, actor = request.app.state.context, run.run_id, _actor(request)
+        if act is acts.CLOSE_NOW:  # the round goes along: a driver may have begun the next one a moment ago
+            lifecycle.close_now(context, run_id, actor=actor, round_number=int(seen), **details)
+        else:
+            RUN_FUNCTIONS[act.verb](context, run_id, actor=actor, **details)
 
     return _do(request, carry_out, act.outcome.format(name=run.name), f"/runs/{hex_id}")
 
 
 @router.get("/invite")
-def invite(request: Request, name: str = "") -> Response:
+def invite(request: Request, name: Annotated[str, Query(max_length=64)] = "") -> Response:
     """Ask for the name of the hospital to invite."""
     return page(request, "invite.html", name=name, token=None, here="sites", still=True)
 
 
 @router.post("/invite", dependencies=[Depends(own_form)])
-def make_invitation(request: Request, name: Annotated[str, Form(max_length=64)]) -> Response:
-    """Show a one-time token. It is shown once, and exists nowhere else."""
-    desk = _enrolment(request)
+def make_invitation(
+    request: Request, name: Annotated[str, Form(max_length=64)], again: Annotated[bool, Form()] = False
+) -> Response:
+    """Show a one-time token. It is shown once, and exists nowhere else.
+
+    Raises:
+        HTTPException: 409 when the name has a token already that is good, unless it is to be replaced.
+    """
+    desk, name = _enrolment(request), name.strip()
+    with desk.store.read() as session:
+        held = site_rows.invitation(session, name) if is_site_name(name) else None
+    if held is not None and held.used_by is None and held.expires_at > desk.clock() and not again:
+        # A form that is sent twice, by a click or a reload, must not void the token that was handed over.
+        return page(request, "invite.html", 409, name=name, token=None, held=held.expires_at, here="sites", still=True)
     try:
-        token = desk.invite(name.strip())
+        token = desk.invite(name)
     except (AggregatorError, FederationError) as error:
         raise HTTPException(409, _sentence(error)) from None
     hours = desk.settings.invitation_hours
     return page(request, "invite.html", name=token.site, token=token.text(), hours=hours, here="sites", still=True)
 
 
-def _confirm(request: Request, act: acts.Act, name: str, back: str, **context: Any) -> Response:
-    return page(request, "confirm.html", act=act, name=name, back=back, still=True, **context)
+def _confirm(request: Request, act: acts.Act, name: str, back: str, seen: str, **context: Any) -> Response:
+    return page(request, "confirm.html", act=act, name=name, back=back, seen=seen, still=True, **context)
 
 
 def _do(request: Request, carry_out: Callable[[], None], outcome: str, back: str) -> Response:
@@ -130,13 +193,10 @@ def _do(request: Request, carry_out: Callable[[], None], outcome: str, back: str
         carry_out()
     except (AggregatorError, FederationError) as error:
         raise HTTPException(409, _sentence(error)) from None
-    request.session["outcome"] = f"{request.app.state.context.clock():%H:%M} UTC: {outcome}"
-    return RedirectResponse(back, status_code=303)
-
-
-def _expect_typed(act: acts.Act, name: str, typed: str) -> None:
-    if act.typed and typed.strip() != name:
-        raise HTTPException(409, f"Expected the name {name}, typed to confirm, got another text; nothing was done.")
+    reply = RedirectResponse(back, status_code=303)
+    sentence = f"{request.app.state.context.clock():%H:%M} UTC: {outcome}"
+    request.app.state.outcomes.leave(request, reply, back, sentence)
+    return reply
 
 
 def _site(request: Request, name: str) -> SitePage:
@@ -152,10 +212,12 @@ def _site_act(site: SitePage, verb: str) -> acts.Act:
     for act in site.acts:
         if act.verb == verb:
             return act
-    raise HTTPException(409, f"This does not fit {site.name} as it is now; nothing was done.")
+    state = "invited" if site.view is None else site.view.standing
+    raise HTTPException(409, f"This does not fit {site.name}, which is {state}; nothing was done.")
 
 
-def _run_act(request: Request, hex_id: str, verb: str) -> tuple[Run, acts.Act]:
+def _run_act(request: Request, hex_id: str, verb: str) -> tuple[Run, acts.Act, str]:
+    """Return the run, the act, and what its form has to have seen."""
     with request.app.state.context.store.read() as session:
         try:
             run = run_rows.get(session, bytes.fromhex(hex_id))
@@ -165,7 +227,7 @@ def _run_act(request: Request, hex_id: str, verb: str) -> tuple[Run, acts.Act]:
     in_training = row is not None and row.state is RoundState.TRAINING
     for act in acts.run_acts(run.state, in_training=in_training):
         if act.verb == verb:
-            return run, act
+            return run, act, str(row.number) if row is not None and act is acts.CLOSE_NOW else ""
     raise HTTPException(409, f"This does not fit the run {run.name}, which is {run.state}; nothing was done.")
 
 
@@ -179,7 +241,7 @@ def _enrolment(request: Request) -> EnrolmentService:
 
 
 def _actor(request: Request) -> str:
-    return f"person:{request.session['name']}"
+    return f"person:{request.state.visitor.name}"
 
 
 def _sentence(error: Exception) -> str:

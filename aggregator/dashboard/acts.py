@@ -18,7 +18,7 @@ class Act:
         label: On its button.
         consequence: One or two sentences before it is confirmed.
         outcome: The sentence afterwards; `{name}` is the site or the run.
-        typed: Whether the name has to be typed, because nothing takes it back.
+        typed: Whether the name and the person's password have to be typed, because nothing takes it back.
         asks_why: Whether a reason for the audit is asked for.
     """
 

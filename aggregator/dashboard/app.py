@@ -1,29 +1,29 @@
 """The dashboard's application: its pages, the guard before them, and the headers of every answer."""
 
-import os
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware.sessions import SessionMiddleware
 
 from aggregator.context import AppContext
 from aggregator.dashboard import acting, pages, sessions
 from aggregator.dashboard.conditions import WriteProbe, refusal
-from aggregator.dashboard.forms import FormTokens
+from aggregator.dashboard.forms import FormTokens, Outcomes
 from aggregator.dashboard.rendering import page
+from aggregator.secret_file import write_secret
 
 log = structlog.get_logger()
 
 HERE = Path(__file__).resolve().parent
-PUBLIC_PATHS = ("/login", "/static/")  # all others need a session
+KEY_BYTES = 32
 HEADERS = {
     # No script, style, image or frame from another origin, and no inline one: pages work in a network without internet,
     # and text that was injected into a page stays text.
@@ -31,6 +31,9 @@ HEADERS = {
     "base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
+    # Neither a window that another site has opened nor a page that embeds an answer of ours gets hold of it.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
@@ -39,7 +42,8 @@ Next = Callable[[Request], Awaitable[Response]]
 
 def create_app(app: AppContext) -> FastAPI:
     """Make the application. It speaks plain HTTP; the coordinator puts a reverse proxy with HTTPS in front."""
-    web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None)
+    # Redirections of slashes would name the host that the request names, which may be any.
+    web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     web.state.context = app
     key = session_key(app.settings.state.folder)
     web.state.login_attempts = sessions.LoginAttempts(
@@ -48,34 +52,26 @@ def create_app(app: AppContext) -> FastAPI:
     web.state.devices = sessions.Devices(key)
     web.state.sessions = sessions.Sessions(app)
     web.state.forms = FormTokens(key)
+    web.state.outcomes = Outcomes(key, web.state.forms)
     web.state.write_probe = WriteProbe(app.store)
     web.include_router(sessions.router)
     web.include_router(pages.router)
     web.include_router(acting.router)
     web.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     web.exception_handler(HTTPException)(_refused)
-    # Middleware added last runs first: the session is read before the guard asks for it.
+    web.exception_handler(RequestValidationError)(_malformed)
+    # Middleware added last runs first.
     web.middleware("http")(_guard)
-    web.add_middleware(
-        SessionMiddleware,
-        secret_key=key,
-        session_cookie="hemofed_session",
-        max_age=app.settings.dashboard.session_hours * 3600,
-        same_site="strict",
-    )
     web.middleware("http")(_harden)
     return web
 
 
 def session_key(folder: Path) -> str:
-    """Return the key that signs cookies; made once, so that a restart ends no session."""
+    """Return the key that signs cookies and forms; made once, so that forms of before a restart are still taken."""
     path = folder / "dashboard.key"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    # A file that a crash or a full disk left short is no key: with an empty one everybody could sign.
+    if not path.exists() or len(path.read_text()) < 2 * KEY_BYTES:
+        write_secret(path, secrets.token_hex(KEY_BYTES).encode())
     return path.read_text()
 
 
@@ -83,19 +79,26 @@ def _refused(request: Request, error: HTTPException) -> Response:
     return page(request, "error.html", status_code=error.status_code, problem=error.detail)
 
 
+def _malformed(request: Request, error: RequestValidationError) -> Response:
+    """Name the fields and not their values, as FastAPI would: one may be a password."""
+    fields = ", ".join(sorted({str(fault["loc"][-1]) for fault in error.errors()}))
+    return page(request, "error.html", status_code=422, problem=f"Not as the form asks for it: {fields}.")
+
+
 # Starlette's middleware has to be asynchronous. The store is not, so it is read in a thread.
 
 
 async def _guard(request: Request, call_next: Next) -> Response:
     """Send a visitor without a session in force to the log-in page."""
-    if request.url.path.startswith(PUBLIC_PATHS):
+    path = request.url.path
+    if path == "/login" or path.startswith("/static/"):
         return await call_next(request)
-    role = await run_in_threadpool(request.app.state.sessions.role, request.session)
-    if role is not None:
-        request.state.role = role
-        return await call_next(request)
-    request.session.clear()
-    return RedirectResponse("/login", status_code=303)
+    visitor = await run_in_threadpool(request.app.state.sessions.visitor, request)
+    if visitor is None:
+        # The cookie stays: an answer that comes late must not take the one of a log-in meanwhile.
+        return RedirectResponse("/login", status_code=303)
+    request.state.visitor, request.state.role = visitor, visitor.role
+    return await call_next(request)
 
 
 def _failed(request: Request, error: Exception) -> Response:
@@ -119,9 +122,8 @@ async def _harden(request: Request, call_next: Next) -> Response:
             # Here and not where Starlette would do it, outside of this function: its answer would lack the headers.
             response = _failed(request, error)
     response.headers.update(HEADERS)
+    if request.url.path.startswith("/static/"):
+        response.headers["Cache-Control"] = "no-cache"  # kept, and asked for by its ETag
     if request.url.scheme == "https":  # by the word of the proxy in front; then the cookie never travels in clear
         response.headers["Strict-Transport-Security"] = "max-age=31536000"
-        for index, (name, value) in enumerate(response.raw_headers):
-            if name == b"set-cookie":
-                response.raw_headers[index] = (name, value + b"; secure")
     return response

@@ -9,6 +9,8 @@ WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 30, 44
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "4 2", "12 4")
 _NUMBERS_MAX = 9  # labels under the x axis
+DOTS_MAX = 24  # of a line; each has a tooltip
+DESCRIBED_MAX = 12  # points of a line that are read out
 
 
 class Point(NamedTuple):
@@ -31,8 +33,8 @@ class Curve:
 def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = None, high: float | None = None) -> str:
     """Draw an SVG element. x is the model's number, y the value.
 
-    Lines without a point are left out; with nothing to draw the chart says so. Every point has its figure and its
-    cohort as a tooltip.
+    Lines without a point are left out; with nothing to draw the chart says so. Points have their figure and
+    their cohort as a tooltip, of long lines a part of them, evenly spread, with the first and the newest.
 
     Args:
         title: Read out by screen readers.
@@ -42,7 +44,9 @@ def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = No
         high: The y axis ends at this value or above.
     """
     drawn = [(index, line) for index, line in enumerate(lines) if line.points]
-    described = "; ".join(f"{line.name} " + ", ".join(map(_describe, line.points)) for _, line in drawn)
+    described = "; ".join(
+        f"{line.name} " + ", ".join(map(_describe, _spread(line.points, DESCRIBED_MAX))) for _, line in drawn
+    )
     label = escape(f"{title}: {described or 'no figures yet'}")
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     if not drawn:
@@ -52,6 +56,13 @@ def line_chart(title: str, unit: str, lines: list[Curve], low: float | None = No
     ends = [end for end in (low, high) if end is not None]
     scale = _Scale(min(numbers), max(numbers), _ticks(min(values + ends), max(values + ends)))
     return head + _grid(scale, unit) + "".join(_draw(scale, index, line) for index, line in drawn) + "</svg>"
+
+
+def _spread(points: tuple[Point, ...], count: int) -> tuple[Point, ...]:
+    """Return at most `count` of the points, evenly spread, the first and the last among them."""
+    if len(points) <= count:
+        return points
+    return tuple(points[round(place * (len(points) - 1) / (count - 1))] for place in range(count))
 
 
 @dataclass(frozen=True)
@@ -101,12 +112,12 @@ def _draw(scale: _Scale, index: int, line: Curve) -> str:
     dots = "".join(
         f'<circle class="dot c{index % 6}" cx="{scale.x(point.number):.1f}" cy="{scale.y(point.value):.1f}" r="3.5">'
         f"<title>{escape(line.name)} {_describe(point)}</title></circle>"
-        for point in line.points
+        for point in _spread(line.points, DOTS_MAX)
     )
     whiskers = "".join(
         f'<line class="line c{index % 6}" x1="{scale.x(point.number):.1f}" x2="{scale.x(point.number):.1f}" '
         f'y1="{scale.y(point.interval[0]):.1f}" y2="{scale.y(point.interval[1]):.1f}"/>'
-        for point in line.points
+        for point in _spread(line.points, DOTS_MAX)
         if point.interval is not None
     )
     return f'<polyline {style} points="{path}"/>{whiskers}{dots}'

@@ -1,17 +1,23 @@
-"""Forms that change something: the token that each carries, and the role that may send it.
+"""Forms that change something: the token that each carries, the role that may send it, and the sentence afterwards.
 
 SameSite and `sessions.is_own_form` keep other sites' pages out. The token also keeps out a page that an attacker brings
-under the dashboard's own origin without reading the session: it follows from the session's id and a key of the server.
+under the dashboard's own origin without reading the session: it follows from the session, the form's address, and a key
+of the server. So the token of one form, stolen, serves no other.
 """
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Form, HTTPException, Request
+from fastapi import Form, HTTPException, Request, Response
+from itsdangerous import BadData, URLSafeSerializer
 
 from aggregator.states import Role
+from aggregator.store.session_rows import Visitor
+
+OUTCOME_COOKIE = "hemofed_outcome"
+OUTCOME_LASTS_S = 60
+REFRESH_HEADER = "X-Hemofed-Refresh"  # of a page that fetches itself
 
 
 class FormTokens:
@@ -21,10 +27,44 @@ class FormTokens:
         """Take the key that signs cookies."""
         self._key = key.encode()
 
-    def of(self, session: Mapping[str, Any]) -> str:
-        """Return the token of a session's forms; empty without a session."""
-        session_id = str(session.get("id", ""))
-        return hmac.new(self._key, b"form\0" + session_id.encode(), hashlib.sha256).hexdigest() if session_id else ""
+    def of(self, visitor: Visitor, path: str) -> str:
+        """Return the token of a session's form that is sent to `path`."""
+        return hmac.new(self._key, b"form\0" + visitor.token_hash + path.encode(), hashlib.sha256).hexdigest()
+
+
+class Outcomes:
+    """The sentence after an act, said once, on the page that follows: a signed cookie of that page and session."""
+
+    def __init__(self, key: str, forms: FormTokens) -> None:
+        self._serializer, self._forms = URLSafeSerializer(key, salt="hemofed outcome"), forms
+
+    def leave(self, request: Request, response: Response, path: str, sentence: str) -> None:
+        """Let the page at `path` say it."""
+        cookie = self._serializer.dumps([self._forms.of(request.state.visitor, path), sentence])
+        response.set_cookie(
+            OUTCOME_COOKIE,
+            cookie,
+            max_age=OUTCOME_LASTS_S,
+            path=path,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+
+    def of(self, request: Request) -> str:
+        """Return the sentence for this page; empty when there is none, or the page only refreshes itself."""
+        visitor = getattr(request.state, "visitor", None)
+        if visitor is None or REFRESH_HEADER in request.headers:
+            return ""
+        try:
+            token, sentence = self._serializer.loads(request.cookies.get(OUTCOME_COOKIE, ""))
+        except (BadData, ValueError, TypeError):
+            return ""
+        return str(sentence) if token == self._forms.of(visitor, request.url.path) else ""
+
+    def said(self, request: Request, response: Response) -> None:
+        """Take the cookie back."""
+        response.delete_cookie(OUTCOME_COOKIE, path=request.url.path, httponly=True, samesite="strict")
 
 
 def may_act(role: Role | None) -> bool:
@@ -45,11 +85,11 @@ def acting(request: Request) -> None:
 
 
 def own_form(request: Request, form_token: Annotated[str, Form()] = "") -> None:
-    """Let only forms pass that the dashboard made for this session.
+    """Let only forms pass that the dashboard made for this session and this address.
 
     Raises:
         HTTPException: 403 for others.
     """
-    expected = request.app.state.forms.of(request.session)
-    if not expected or not hmac.compare_digest(expected.encode(), form_token.encode()):
-        raise HTTPException(403, "This form is of another session, or of one that has ended; go back and try again.")
+    expected = request.app.state.forms.of(request.state.visitor, request.url.path)
+    if not hmac.compare_digest(expected.encode(), form_token.encode()):
+        raise HTTPException(403, "This form is of another session or page, or of a session that has ended; try again.")

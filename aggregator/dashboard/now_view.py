@@ -15,8 +15,9 @@ from aggregator.rounds.snapshot import read_snapshot
 from aggregator.runs.faults import sits_out_until
 from aggregator.runs.plans import plan_of
 from aggregator.states import PHASE_SEATS, RoundState, RunState, SeatState, SiteStanding
-from aggregator.store import fault_rows, round_rows, run_rows
-from aggregator.store.tables import Round, Run, Seat
+from aggregator.store import fault_rows, round_lines, round_rows, run_rows
+from aggregator.store.round_lines import SeatLine
+from aggregator.store.tables import Round, Run
 from aggregator.units import duration
 
 
@@ -69,7 +70,7 @@ def now_view(app: AppContext, session: Session, run: Run, sites: Collection[Site
         return NowView(step=f"The run is {run.state}", next=_between_rounds(run, waiting[0].name if waiting else None))
     snapshot = read_snapshot(session, row, now)
     coming = outlook(snapshot, now)
-    seats = {seat.site: seat for seat in round_rows.seats(session, row.id)}
+    seats = round_lines.seats(session, row.id)
     sitting_out = _sitting_out(session, run, row) if row.state is RoundState.TRAINING else {}
     answered, awaited, apart = [], [], []
     for site in sites:
@@ -135,7 +136,7 @@ def _between_rounds(run: Run, queued: str | None) -> str:
     return "Nothing: no run is in progress, and none is queued."
 
 
-def _answer(row: Round, seat: Seat | None, eligible: Collection[str]) -> str:
+def _answer(row: Round, seat: SeatLine | None, eligible: Collection[str]) -> str:
     """Say how the site has answered in the step; empty when it has not."""
     if seat is None:
         return ""
@@ -145,7 +146,7 @@ def _answer(row: Round, seat: Seat | None, eligible: Collection[str]) -> str:
     return wording.SEAT_STATES[seat.state] if seat.state is done else ""
 
 
-def _apart(site: SiteView, row: Round, seat: Seat | None, sits_out_until: int) -> SiteInRound:
+def _apart(site: SiteView, row: Round, seat: SeatLine | None, sits_out_until: int) -> SiteInRound:
     """Say why a site is not in this round."""
     if site.standing is SiteStanding.PENDING:
         return SiteInRound(site.name, "awaits approval", "warn")

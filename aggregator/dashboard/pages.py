@@ -12,16 +12,20 @@ from aggregator.dashboard.charts import line_chart
 from aggregator.dashboard.conditions import clock_notices
 from aggregator.dashboard.now_view import awaited_because, now_view
 from aggregator.dashboard.rendering import page
-from aggregator.dashboard.site_page import awaiting_approval, invited_names, site_page
-from aggregator.dashboard.site_views import site_views
+from aggregator.dashboard.round_page import round_page
+from aggregator.dashboard.site_page import site_page
+from aggregator.dashboard.site_views import SiteReader
 from aggregator.errors import NotFound
 from aggregator.sites.roster import roster_notices
 from aggregator.states import Role, RoundState
-from aggregator.store import audit_chain, fault_rows, people, round_rows, run_rows
+from aggregator.store import audit_chain, fault_rows, people, round_lines, round_rows, run_rows, site_lines
+from aggregator.store.round_lines import SeatOrder
+from aggregator.store.site_lines import SiteOrder
 
 router = APIRouter()
 AUDIT_ROWS = 100
-SITES_A_PAGE = 200
+SITES_A_PAGE = 100
+RUNS_A_PAGE = 100
 NEWEST_ROUNDS = 10  # of the first screen
 ID_MAX = 2**63 - 1  # of a row, in SQLite and in PostgreSQL
 
@@ -35,9 +39,10 @@ def overview(request: Request) -> Response:
     with app.store.read() as session:
         run = run_rows.current(session)
         view = None if run is None else run_views.run_view(app, session, run, NEWEST_ROUNDS)
-        shown = site_views(app, session, cannot_write=cannot_write)
+        reader = SiteReader.of(app, session, cannot_write=cannot_write)
+        shown = [reader.view(line) for line in site_lines.lines(session)]
         now = None if run is None else now_view(app, session, run, shown)
-        notices, approvals = _notices(app, session), awaiting_approval(session)
+        notices, approvals = _notices(app, session), site_lines.awaiting_approval(session)
     moving = view is not None and view.moving
     return page(
         request,
@@ -53,23 +58,33 @@ def overview(request: Request) -> Response:
     )
 
 
+PageNumber = Annotated[int, Query(ge=1, le=100_000, alias="page")]
+Search = Annotated[str, Query(max_length=32, alias="q")]
+
+
 @router.get("/sites")
-def site_list(request: Request, number: Annotated[int, Query(ge=1, le=100_000, alias="page")] = 1) -> Response:
-    """Show a page of the sites, and every name that is invited."""
-    app = request.app.state.context
+def site_list(
+    request: Request, number: PageNumber = 1, search: Search = "", order: Annotated[SiteOrder, Query()] = SiteOrder.NAME
+) -> Response:
+    """Show a page of the sites in some order, those that a search finds, and every name that is invited."""
+    app, search = request.app.state.context, search.strip().lower()
     cannot_write = bool(request.app.state.write_probe.fault())
-    with app.store.read() as session:
-        shown = site_views(app, session, cannot_write=cannot_write)
-        invited, approvals = invited_names(session), awaiting_approval(session)
-        notices = _notices(app, session)
     begin = (number - 1) * SITES_A_PAGE
+    with app.store.read() as session:
+        reader = SiteReader.of(app, session, cannot_write=cannot_write)
+        lines = site_lines.lines(session, search, order, SITES_A_PAGE, begin)
+        count = site_lines.count(session, search)
+        invited, approvals = site_lines.invited(session), site_lines.awaiting_approval(session)
+        notices = _notices(app, session)
     return page(
         request,
         "sites.html",
-        sites=shown[begin : begin + SITES_A_PAGE],
-        count=len(shown),
+        sites=[reader.view(line) for line in lines],
+        count=count,
         number=number,
-        is_last=begin + SITES_A_PAGE >= len(shown),
+        search=search,
+        order=order,
+        is_last=begin + SITES_A_PAGE >= count,
         invited=invited,
         approvals=approvals,
         notices=notices,
@@ -96,12 +111,13 @@ def one_site(request: Request, name: str) -> Response:
 
 
 @router.get("/runs")
-def run_list(request: Request) -> Response:
-    """Show every run in one line, the newest first."""
-    app = request.app.state.context
-    with app.store.read() as session:
-        rows = [run_views.run_view(app, session, run, 0) for run in reversed(run_rows.all_runs(session))]
-    return page(request, "runs.html", runs=rows, here="runs")
+def run_list(request: Request, number: PageNumber = 1) -> Response:
+    """Show a page of the runs in one line each, the newest first."""
+    begin = (number - 1) * RUNS_A_PAGE
+    with request.app.state.context.store.read() as session:
+        lines = round_lines.page_of_runs(session, RUNS_A_PAGE + 1, begin)  # one more, to see whether it is the last
+    rows = [run_views.run_line(line) for line in lines[:RUNS_A_PAGE]]
+    return page(request, "runs.html", runs=rows, number=number, is_last=len(lines) <= RUNS_A_PAGE, here="runs")
 
 
 @router.get("/runs/{hex_id}")
@@ -121,6 +137,43 @@ def run_page(request: Request, hex_id: str, before: Annotated[int | None, Query(
         row = round_rows.newest(session, run.run_id)
         acts = run_acts(run.state, in_training=row is not None and row.state is RoundState.TRAINING)
     return page(request, "run.html", run=view, acts=acts, charts=_charts(view), here="runs", moving=view.moving)
+
+
+@router.get("/runs/{hex_id}/rounds/{round_number}")
+def one_round(
+    request: Request,
+    hex_id: str,
+    round_number: int,
+    number: PageNumber = 1,
+    search: Search = "",
+    order: Annotated[SeatOrder, Query()] = SeatOrder.SITE,
+) -> Response:
+    """Show who took part in a round, and what the aggregator could see of it.
+
+    Raises:
+        HTTPException: 404 when there is no such round.
+    """
+    app, search = request.app.state.context, search.strip().lower()
+    begin = (number - 1) * SITES_A_PAGE
+    with app.store.read() as session:
+        try:
+            run = run_rows.get(session, bytes.fromhex(hex_id))
+            row = round_rows.get(session, run.run_id, min(round_number, ID_MAX))
+        except (NotFound, ValueError):
+            raise HTTPException(404, "There is no such round.") from None
+        shown = round_page(app, session, run, row, search, order, SITES_A_PAGE, begin)
+    return page(
+        request,
+        "round.html",
+        run_name=run.name,
+        run_path=f"/runs/{run.run_id.hex()}",
+        round=shown,
+        number=number,
+        search=search,
+        order=order,
+        here="runs",
+        moving=not shown.over,
+    )
 
 
 def auditing(request: Request) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from fastapi import Request, Response
@@ -23,13 +24,17 @@ def page(request: Request, template: str, status_code: int = 200, **context: obj
         status_code: Of the answer.
         context: The template's variables.
     """
-    role = getattr(request.state, "role", None)  # none before the log-in
-    state = request.app.state
-    shared = {"now": state.context.clock(), "who": request.session.get("name"), "role": role}
+    state, visitor = request.app.state, getattr(request.state, "visitor", None)  # none before the log-in
+    role = None if visitor is None else visitor.role
+    shared = {"now": state.context.clock(), "who": visitor and visitor.name, "role": role, "may_act": may_act(role)}
     shared["write_fault"] = state.write_probe.fault()
-    shared["form_token"], shared["may_act"] = state.forms.of(request.session), may_act(role)
-    shared["outcome"] = request.session.pop("outcome", None)  # of an act a moment ago; said once
-    return TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
+    shared["form_token"] = partial(state.forms.of, visitor)  # called with the address that the form is sent to
+    shared["path"] = request.url.path
+    shared["outcome"] = outcome = state.outcomes.of(request)
+    response = TEMPLATES.TemplateResponse(request, template, {**shared, **context}, status_code=status_code)
+    if outcome:
+        state.outcomes.said(request, response)
+    return response
 
 
 def short(digest: bytes | None) -> str:

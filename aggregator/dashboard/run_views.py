@@ -1,59 +1,32 @@
-"""Runs and rounds as the pages show them, read from the store in one snapshot: plain values, no rows, no HTML."""
+"""Runs and their rounds as the pages list them, read from the store in one snapshot: plain values, no rows, no HTML.
 
-from collections.abc import Iterable, Iterator
+Rounds are read by the page and their seats as counts, so that a page costs as many statements for a thousand sites.
+"""
+
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from federation.encoding import Layout
 from federation.forecast import noise_words
-from federation.labels import LABELS
 from federation.plan import TrainingPlan
-from federation.vocabulary import Metric
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
-from aggregator.dashboard.charts import Curve, Point
-from aggregator.dashboard.visibility import Visibility, visibility
+from aggregator.dashboard.charts import Curve
+from aggregator.dashboard.figures import ModelJudgement, auc_curves, judgement, loss_curves, spread
 from aggregator.runs.faults import sits_out_until
 from aggregator.runs.forecast_words import NOT_NOISED
-from aggregator.runs.metrics import NOTHING, LabelMetrics, Report
 from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus, privacy_status
 from aggregator.states import RoundState, SeatState
-from aggregator.store import fault_rows, round_rows, run_rows
-from aggregator.store.tables import ModelMetrics, Round, Run, Seat
+from aggregator.store import fault_rows, round_lines, round_rows, run_rows
+from aggregator.store.round_lines import FiguresLine, RunLine, SeatCount
+from aggregator.store.tables import Round, Run
 
 FAULTS_SHOWN = 50
 ROUNDS_SHOWN = 25
-
-
-@dataclass(frozen=True)
-class SeatView:
-    """A site in a round."""
-
-    site: str
-    state: str
-    tone: str
-    reason: str | None
-    bytes_up: int
-    bytes_down: int
-
-
-@dataclass(frozen=True)
-class ModelJudgement:
-    """Figures of a round's base model from the cohort's decoded sum, or in words why there are none."""
-
-    model_number: int  # the round that made the model; 0 is the initial one
-    cohort_size: int | None
-    cases_min: int  # a label with fewer positive or negative cases shows nothing
-    unit: str  # of a case: slice or patient
-    count_deviation: float  # standard deviation of the noise in a number of cases
-    labels: tuple[tuple[str, LabelMetrics], ...]
-    auc_any: float | None
-    weighted_log_loss: float | None
-    why_none: str | None
-    gate: str | None  # what the gate made of the model, and why; None if it was no candidate
+NAMES_SHOWN = 12  # of sites in a line; more are a number
 
 
 @dataclass(frozen=True)
@@ -71,7 +44,12 @@ class FaultView:
 
 @dataclass(frozen=True)
 class RoundView:
-    """A round with its seats, phases and figures."""
+    """A round in one line.
+
+    Attributes:
+        missing: The number of sites that it waits for; `missing_names` holds them while they are few.
+        cohort: The number of members; `cohort_names` holds them while they are few.
+    """
 
     number: int
     attempt: int
@@ -84,20 +62,18 @@ class RoundView:
     phase_s: float
     deadline: datetime
     left_s: float
-    missing: tuple[str, ...]
-    seats: tuple[SeatView, ...]
-    cohort: tuple[str, ...]
-    members: int | None
+    missing: int
+    missing_names: tuple[str, ...]
+    cohort: int
+    cohort_names: tuple[str, ...]
     next_model: bytes | None
     judgement: ModelJudgement
     bytes_up: int
-    phases: tuple[tuple[str, float], ...]
-    visibility: Visibility
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run with its rounds and curves, the newest round first."""
+    """A run with its curves and a page of its rounds, the newest first."""
 
     hex_id: str
     name: str
@@ -137,22 +113,17 @@ def run_view(
         app: The aggregator.
         session: A session of `Store.read`.
         run: The run.
-        rounds_shown: At most so many rounds. Each costs several queries.
+        rounds_shown: At most so many rounds.
         before: Only rounds with a smaller number; None for the newest.
     """
-    plan = plan_of(run)
-    rows = round_rows.of_run(session, run.run_id)
-    metrics = {row.round_id: row for row in round_rows.metrics_of_run(session, run.run_id)}
+    plan, cases_min = plan_of(run), app.settings.metrics.positives_min
+    figures = round_lines.figures_of_run(session, run.run_id)
     privacy = privacy_status(session, run)
-    older = [row for row in reversed(rows) if before is None or row.number < before]
-    numbers = {model.digest: model.round_number for model in reversed(run_rows.models(session, run.run_id))}
-    views = [
-        _round_view(app, session, plan, row, numbers[row.base_model], metrics.get(row.id))
-        for row in older[:rounds_shown]
-    ]
-    cases_min = app.settings.metrics.positives_min
+    rows = round_lines.page_of_run(session, run.run_id, rounds_shown, before)
+    # A round with figures has a decoded sum, so it is over.
     judgements = (
-        _judgement(plan, row, numbers[row.base_model], metrics.get(row.id), cases_min) for row in reversed(rows)
+        judgement(plan, line.number, RoundState.PUBLISHED, line.model_number, line, cases_min)
+        for line in reversed(figures)
     )
     return RunView(
         hex_id=run.run_id.hex(),
@@ -169,20 +140,54 @@ def run_view(
         cohort=f"{plan.cohort.minimum} to {plan.cohort.maximum}, {plan.cohort.target} wanted",
         plan_digest=run.plan_digest,
         newest_model=run_rows.newest_model(session, run.run_id).digest,
-        rounds=tuple(views),
-        rounds_begun=len(rows),
-        auc=_auc_lines(rows, metrics),
-        losses=_loss_lines(rows, metrics),
+        rounds=_round_views(app, session, plan, rows, {line.number: line for line in figures}),
+        rounds_begun=round_lines.rounds_begun(session, run.run_id),
+        auc=auc_curves(spread(figures)),
+        losses=loss_curves(spread(figures)),
         # The newest round often has no figures yet, or none because its cohort was too small.
-        newest_judgement=next((judgement for judgement in judgements if judgement.labels), None),
+        newest_judgement=next((found for found in judgements if found.labels), None),
         privacy=privacy,
         noise_words=NOT_NOISED if privacy is None else noise_words(privacy.noise.over_signal),
         faults=_faults(session, run),
     )
 
 
+@dataclass(frozen=True)
+class RunLineView:
+    """A run in one line."""
+
+    hex_id: str
+    name: str
+    architecture: str
+    state: str
+    tone: str
+    reason: str | None
+    created_at: datetime
+    rounds_begun: int
+    rounds_planned: int
+    newest_model: bytes | None
+
+
+def run_line(line: RunLine) -> RunLineView:
+    """Return a run as listings show it."""
+    plan = plan_of(line.run)
+    return RunLineView(
+        hex_id=line.run.run_id.hex(),
+        name=line.run.name,
+        architecture=plan.architecture,
+        state=line.run.state.value,
+        tone=wording.TONES.get(line.run.state, ""),
+        reason=line.run.reason,
+        created_at=line.run.created_at,
+        rounds_begun=line.rounds_begun,
+        rounds_planned=plan.rounds,
+        newest_model=line.newest_model,
+    )
+
+
 def _faults(session: Session, run: Run) -> tuple[FaultView, ...]:
-    held, completed = fault_rows.of_run(session, run.run_id), fault_rows.completed(session, run.run_id)
+    held = fault_rows.of_run(session, run.run_id)
+    completed = fault_rows.completed(session, run.run_id) if held else {}
     until = {site: sits_out_until(faults, completed.get(site, ())) for site, faults in held.items()}
     return tuple(
         FaultView(
@@ -198,141 +203,62 @@ def _faults(session: Session, run: Run) -> tuple[FaultView, ...]:
     )
 
 
-def _round_view(
-    app: AppContext, session: Session, plan: TrainingPlan, row: Round, base_number: int, metrics: ModelMetrics | None
-) -> RoundView:
-    now, seats = app.clock(), round_rows.seats(session, row.id)
-    over = row.state in round_rows.OVER
-    spent = round_rows.phase_times(session, row.id)
-    # Of all attempts: keys of a failed attempt were visible, too.
-    reached = frozenset(time.state for time in spent) | {row.state}
-    return RoundView(
-        number=row.number,
-        attempt=row.attempt,
-        evaluation_only=plan.evaluates_only(row.number),
-        state=row.state.value,
-        words=wording.ROUND_STATES[row.state],
-        tone=wording.TONES.get(row.state, ""),
-        reason=row.reason,
-        over=over,
-        phase_s=(now - row.phase_since).total_seconds(),
-        deadline=row.deadline,
-        left_s=(row.deadline - now).total_seconds(),
-        missing=() if over else tuple(seat.site for seat in seats if seat.state is _WAITED_FOR.get(row.state)),
-        seats=tuple(_seat_view(seat) for seat in seats),
-        cohort=tuple(seat.site for seat in seats if seat.state in _IN_COHORT),
-        members=row.members,
-        next_model=row.next_model,
-        judgement=_judgement(plan, row, base_number, metrics, app.settings.metrics.positives_min),
-        bytes_up=sum(seat.bytes_up for seat in seats),
-        phases=tuple((time.state.value, time.seconds) for time in spent),
-        visibility=visibility(
-            reached,
-            row.members,
-            trains=not plan.evaluates_only(row.number),
-            evaluates=_evaluates(plan, row),
-            private=plan.privacy is not None,
-        ),
+def _round_views(
+    app: AppContext, session: Session, plan: TrainingPlan, rows: list[Round], figures: dict[int, FiguresLine]
+) -> tuple[RoundView, ...]:
+    now = app.clock()
+    counts = round_lines.seat_counts(session, [row.id for row in rows])
+    base_numbers = round_lines.base_numbers(session, list(counts))
+    cohorts = {row.id: _count(counts[row.id], IN_COHORT) for row in rows}
+    missing = {row.id: _count(counts[row.id], waited_for(row)) for row in rows}
+    # Names only where they are few: those of a thousand sites are on the page of the round.
+    few = {row.id: IN_COHORT for row in rows if 0 < cohorts[row.id] <= NAMES_SHOWN}
+    cohort_names = round_lines.sites_in(session, few)
+    few = {row.id: waited_for(row) for row in rows if 0 < missing[row.id] <= NAMES_SHOWN}
+    missing_names = round_lines.sites_in(session, few)
+    cases_min = app.settings.metrics.positives_min
+    return tuple(
+        RoundView(
+            number=row.number,
+            attempt=row.attempt,
+            evaluation_only=plan.evaluates_only(row.number),
+            state=row.state.value,
+            words=wording.ROUND_STATES[row.state],
+            tone=wording.TONES.get(row.state, ""),
+            reason=row.reason,
+            over=row.state in round_rows.OVER,
+            phase_s=(now - row.phase_since).total_seconds(),
+            deadline=row.deadline,
+            left_s=(row.deadline - now).total_seconds(),
+            missing=missing[row.id],
+            missing_names=tuple(missing_names.get(row.id, ())),
+            cohort=cohorts[row.id],
+            cohort_names=tuple(cohort_names.get(row.id, ())),
+            next_model=row.next_model,
+            judgement=judgement(plan, row.number, row.state, base_numbers[row.id], figures.get(row.number), cases_min),
+            bytes_up=sum(count.bytes_up for count in counts[row.id]),
+        )
+        for row in rows
     )
 
 
-def _judgement(
-    plan: TrainingPlan, row: Round, base_number: int, metrics: ModelMetrics | None, cases_min: int
-) -> ModelJudgement:
-    report = NOTHING if metrics is None else Report.from_json(metrics.report)
-    return ModelJudgement(
-        model_number=base_number,
-        cohort_size=None if metrics is None else metrics.cohort_size,
-        cases_min=cases_min,
-        unit=report.unit,
-        count_deviation=report.count_deviation,
-        labels=tuple(report.labels.items()),
-        auc_any=_auc(report, "any"),
-        weighted_log_loss=report.weighted_log_loss,
-        why_none=None if report.labels else _why_none(plan, row, metrics),
-        gate=None if report.gate is None else report.gate.words(),
-    )
+def _count(counts: list[SeatCount], states: Collection[SeatState]) -> int:
+    return sum(count.seats for count in counts if count.state in states)
 
 
-def _why_none(plan: TrainingPlan, row: Round, metrics: ModelMetrics | None) -> str:
-    if metrics is None:
-        return "no sum was decoded" if row.state in round_rows.OVER else "the round is not over"
-    # `rounds.aggregation` makes an empty report in these cases; the reason is not stored, but follows from the plan.
-    if metrics.cohort_size < plan.cohort.minimum:
-        return f"{metrics.cohort_size} sites in the sum, below the plan's minimum of {plan.cohort.minimum}"
-    if Metric.HISTOGRAMS not in plan.metrics:
-        return "the plan asks for no score histograms"
-    if not _evaluates(plan, row):
-        return "the plan lets no score histograms leave in this round"
-    return "nothing was judged"
-
-
-def _evaluates(plan: TrainingPlan, row: Round) -> bool:
-    return Metric.HISTOGRAMS in Layout.of_round(plan, row.number).metrics
+def waited_for(row: Round) -> frozenset[SeatState]:
+    """Return the states of the seats that a round waits for; none once it is over."""
+    return _WAITED_FOR.get(row.state, frozenset())
 
 
 # A member that missed a phase belongs to the cohort all the same.
-_IN_COHORT = frozenset(SeatState) - {SeatState.OFFERED, SeatState.DECLINED, SeatState.READY, SeatState.LEFT_OUT}
+IN_COHORT = frozenset(SeatState) - {SeatState.OFFERED, SeatState.DECLINED, SeatState.READY, SeatState.LEFT_OUT}
 # In each state the round waits for the seats that have not acted yet.
-_WAITED_FOR: dict[RoundState, SeatState] = {
-    RoundState.TRAINING: SeatState.OFFERED,
-    RoundState.KEYS: SeatState.JOINED,
-    RoundState.SHARES: SeatState.KEYED,
-    RoundState.UPLOAD: SeatState.SHARED,
-    RoundState.CONFIRM: SeatState.UPLOADED,
-    RoundState.REVEAL: SeatState.CONFIRMED,
+_WAITED_FOR: dict[RoundState, frozenset[SeatState]] = {
+    RoundState.TRAINING: frozenset({SeatState.OFFERED}),
+    RoundState.KEYS: frozenset({SeatState.JOINED}),
+    RoundState.SHARES: frozenset({SeatState.KEYED}),
+    RoundState.UPLOAD: frozenset({SeatState.SHARED}),
+    RoundState.CONFIRM: frozenset({SeatState.UPLOADED}),
+    RoundState.REVEAL: frozenset({SeatState.CONFIRMED}),
 }
-
-
-def _seat_view(seat: Seat) -> SeatView:
-    reason = None if seat.decline_reason is None else wording.REASONS.get(seat.decline_reason, seat.decline_reason)
-    return SeatView(
-        site=seat.site,
-        state=wording.SEAT_STATES[seat.state],
-        tone=wording.TONES.get(seat.state, ""),
-        reason=reason,
-        bytes_up=seat.bytes_up,
-        bytes_down=seat.bytes_down,
-    )
-
-
-def _auc_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
-    """One line a label. x is the model's number: round r measures the model after round r - 1."""
-    measured = [(row.number - 1, metrics[row.id]) for row in rows if row.id in metrics]
-    reports = [(number, figures.cohort_size, Report.from_json(figures.report)) for number, figures in measured]
-
-    def points(label: str) -> Iterator[Point]:
-        for number, sites, report in reports:
-            auc = _auc(report, label)
-            if auc is not None:  # a gap is no point
-                yield Point(number, auc, sites, _interval(report, label))
-
-    return tuple(Curve(label, tuple(points(label))) for label in reversed(LABELS))
-
-
-def _interval(report: Report, label: str) -> tuple[float, float] | None:
-    figures = report.labels[label]
-    # Those of six labels would cover each other.
-    if label != "any" or figures.auc_low is None or figures.auc_high is None:
-        return None
-    return figures.auc_low, figures.auc_high
-
-
-def _loss_lines(rows: list[Round], metrics: dict[int, ModelMetrics]) -> tuple[Curve, ...]:
-    measured = [(row.number, metrics[row.id]) for row in rows if row.id in metrics]
-    # The validation loss is of the model that the round began with, the training loss of the one it made.
-    validation = (
-        (number - 1, Report.from_json(figures.report).weighted_log_loss, figures.cohort_size)
-        for number, figures in measured
-    )
-    training = ((number, figures.train_loss, figures.cohort_size) for number, figures in measured)
-    return (Curve("weighted log loss, validation", _known(validation)), Curve("training loss", _known(training)))
-
-
-def _auc(report: Report, label: str) -> float | None:
-    return report.labels[label].auc if label in report.labels else None
-
-
-# A gap is no point: a line would otherwise fall to zero where a label had too few cases.
-def _known(points: Iterable[tuple[int, float | None, int]]) -> tuple[Point, ...]:
-    return tuple(Point(number, value, sites) for number, value, sites in points if value is not None)

@@ -1,29 +1,28 @@
 """Logging in and out. `store.people` checks passwords; a client that guesses has to wait.
 
-A session is a signed cookie with the administrator's name, a mark of the password, and an id. It is in force while
-that administrator exists with that password and has not logged out, so removing one ends their sessions at once.
+A session is a row, and its cookie a random token. It is in force for its hours, while its person exists with the
+password of the log-in and has not logged out, so that removing one ends their sessions at once.
 """
 
 import hashlib
 import ipaddress
 import secrets
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 from itsdangerous import BadData, URLSafeSerializer
 
 from aggregator.context import AppContext
 from aggregator.dashboard.rendering import page
 from aggregator.network import network_of
-from aggregator.states import Role
-from aggregator.store import Change, people, record
-from aggregator.store.tables import Administrator
+from aggregator.store import Change, people, record, session_rows
+from aggregator.store.tables import DashboardSession
 
 router = APIRouter()
 WRONG = "Name or password is wrong."  # one sentence for both: it must not tell which names exist
@@ -31,6 +30,7 @@ COUNTS_MAX = 10_000
 ALL_NAMES = 4  # a client may fail so many times as often for all names as for one
 CHECKED_AT_ONCE = 2  # each check of a password takes 64 MiB and the cores for a moment
 SALT_BYTES = 16
+TOKEN_BYTES = 32
 CHECKS_WAITING_MAX = 8  # each holds one of the threads that make pages
 DEVICE_COOKIE = "hemofed_device"
 DEVICE_LASTS_S = 365 * 86_400
@@ -120,55 +120,81 @@ class Devices:
             pass
         return Client("address", network_of(request.client.host) if request.client else "")
 
-    def remember(self, response: Response, name: str) -> None:
+    def remember(self, request: Request, response: Response, name: str) -> None:
         """Give the browser a device of its own for `name`."""
         cookie = self._serializer.dumps([name, secrets.token_hex(16)])
         response.set_cookie(
-            DEVICE_COOKIE, cookie, max_age=DEVICE_LASTS_S, path="/login", httponly=True, samesite="strict"
+            DEVICE_COOKIE,
+            cookie,
+            max_age=DEVICE_LASTS_S,
+            path="/login",
+            httponly=True,
+            samesite="strict",
+            secure=_is_https(request),
         )
 
 
 class Sessions:
-    """Says which sessions are in force. Ended ones are kept in memory, so a restart revives copies of their cookies."""
+    """Begins, finds and ends sessions. They are rows, so they end for all processes, and stay ended after a restart."""
 
     def __init__(self, app: AppContext) -> None:
         self._app = app
         self._lasts = timedelta(hours=app.settings.dashboard.session_hours)
-        self._lock = threading.Lock()
-        self._ended: dict[str, datetime] = {}
 
-    def begin(self, session: MutableMapping[str, Any], name: str) -> None:
-        """Fill the cookie of an administrator whose password fits."""
-        # Cleared first: a cookie that an attacker planted before the log-in must not become the session.
-        session.clear()
-        person = self._person(name)
-        if person is not None:  # else they were removed a moment ago, and the cookie stays empty
-            session.update(name=name, id=secrets.token_hex(16), password=_password_mark(person))
+    def begin(self, request: Request, response: Response, name: str) -> None:
+        """Give the browser a session of its own; the one that it had ends. The password of `name` fits."""
+        token, now = secrets.token_urlsafe(TOKEN_BYTES), self._app.clock()
+        with self._app.store.write() as session:
+            # A cookie that was planted in the browser before the log-in must not become the session.
+            session_rows.end(session, _hash_of(request))
+            person = people.find(session, name)
+            if person is None:  # removed a moment ago
+                return
+            row = DashboardSession(
+                token_hash=hashlib.sha256(token.encode()).digest(),
+                name=name,
+                password_mark=session_rows.mark_of(person.password_hash),
+                address=address_of(request),
+                began_at=now,
+                ends_at=now + self._lasts,
+            )
+            session_rows.begin(session, row)
+        # Never renewed: a session ends at its time, however long a page of it stays open.
+        response.set_cookie(
+            _cookie_name(request),
+            token,
+            max_age=int(self._lasts.total_seconds()),
+            httponly=True,
+            samesite="strict",
+            secure=_is_https(request),
+        )
 
-    def role(self, session: MutableMapping[str, Any]) -> Role | None:
-        """Return the role of the cookie's holder as it is now; None when the cookie is of no session."""
-        person = self._person(session["name"]) if "name" in session else None
-        if person is None or _password_mark(person) != session.get("password"):
-            return None
-        with self._lock:
-            return None if session.get("id") in self._ended else person.role
-
-    def end(self, session: MutableMapping[str, Any]) -> None:
-        """End a session; copies of its cookie open no page from now on."""
-        now = self._app.clock()
-        with self._lock:
-            self._ended = {session_id: at for session_id, at in self._ended.items() if now - at < self._lasts}
-            self._ended[session["id"]] = now
-        session.clear()
-
-    def _person(self, name: str) -> Administrator | None:
+    def visitor(self, request: Request) -> session_rows.Visitor | None:
+        """Return the person of the request's session; None when it is in force no more, or there is none."""
         with self._app.store.read() as session:
-            return people.find(session, name)
+            return session_rows.visitor(session, _hash_of(request), self._app.clock())
+
+    def end(self, request: Request, response: Response) -> None:
+        """End the request's session; copies of its cookie open no page from now on."""
+        visitor, now = request.state.visitor, self._app.clock()
+        with self._app.store.write() as session:
+            if session_rows.end(session, visitor.token_hash):
+                change = Change(now, f"person:{visitor.name}", f"administrator:{visitor.name}", "at the dashboard")
+                record(session, change, None, "logged out")
+        response.delete_cookie(_cookie_name(request), httponly=True, samesite="strict", secure=_is_https(request))
 
 
-def _password_mark(person: Administrator) -> str:
-    """Changes with the stored hash and reveals nothing of it."""
-    return hashlib.sha256(b"session\0" + person.password_hash.encode()).hexdigest()[:32]
+def _hash_of(request: Request) -> bytes:
+    return hashlib.sha256(request.cookies.get(_cookie_name(request), "").encode()).digest()
+
+
+def _cookie_name(request: Request) -> str:
+    """Over HTTPS browsers take a __Host- cookie from this host alone: no other host of its domain can plant one."""
+    return "__Host-hemofed_session" if _is_https(request) else "hemofed_session"
+
+
+def _is_https(request: Request) -> bool:
+    return request.url.scheme == "https"  # by the word of the proxy in front
 
 
 def is_own_form(request: Request) -> bool:
@@ -212,26 +238,44 @@ def log_in(
     if not fits:
         return page(request, "login.html", status_code=401, problem=WRONG)
     attempts.succeeded(name, client)
-    state.sessions.begin(request.session, name)
     reply = RedirectResponse("/", status_code=303)
-    state.devices.remember(reply, name)
+    state.sessions.begin(request, reply, name)
+    state.devices.remember(request, reply, name)
     return reply
 
 
 @router.post("/logout")
 def log_out(request: Request) -> Response:
     """End the session."""
-    name, app = request.session["name"], request.app.state.context
-    with app.store.write() as session:
-        change = Change(app.clock(), f"person:{name}", f"administrator:{name}", "at the dashboard")
-        record(session, change, None, "logged out")
-    request.app.state.sessions.end(request.session)
-    return RedirectResponse("/login", status_code=303)
+    reply = RedirectResponse("/login", status_code=303)
+    request.app.state.sessions.end(request, reply)
+    return reply
+
+
+def expect_password(request: Request, password: str) -> None:
+    """Let an act pass only with the person's password: a browser that was left alone is not enough for it.
+
+    Raises:
+        HTTPException: 403 for a wrong password; 429 and 503 as at the log-in.
+    """
+    state, name = request.app.state, request.state.visitor.name
+    # By session and not by device: wrong ones of a stolen session keep nobody from logging in.
+    client = Client("device", request.state.visitor.token_hash.hex())
+    if not state.login_attempts.begin(name, client, state.context.clock()):
+        raise HTTPException(429, "Too many wrong passwords; nothing was done. Try again later.")
+    with state.login_attempts.checking(client) as free:
+        if not free:
+            raise HTTPException(503, "Too many passwords are being checked; nothing was done. Try again.")
+        with state.context.store.read() as session:
+            fits = people.password_fits(session, name, password)
+    if not fits:
+        raise HTTPException(403, "Expected your password, got another text; nothing was done.")
+    state.login_attempts.succeeded(name, client)
 
 
 def _record_login(app: AppContext, request: Request, name: str, *, fits: bool, password: str) -> None:
     """Write the attempt down, and replace an old hash of a password that fits."""
-    origin = f"from {_address(request)}"
+    origin = f"from {address_of(request)}"
     with app.store.write() as session:
         person = people.find(session, name)
         if not fits or person is None:
@@ -244,7 +288,7 @@ def _record_login(app: AppContext, request: Request, name: str, *, fits: bool, p
         record(session, change, None, "logged in")
 
 
-def _address(request: Request) -> str:
+def address_of(request: Request) -> str:
     """Return the client's address. It may come from a header, so only an address is written down."""
     try:
         return str(ipaddress.ip_address(request.client.host)) if request.client else "an unknown address"

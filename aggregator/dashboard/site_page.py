@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from federation.limits import is_site_name
 from federation.roster import RosterEntry
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.dashboard.acts import Act, site_acts
-from aggregator.dashboard.site_views import SiteView, site_views
+from aggregator.dashboard.site_views import SiteReader, SiteView
 from aggregator.errors import NotFound
 from aggregator.sites.roster import is_listed
 from aggregator.states import Role, SiteStanding
-from aggregator.store import people, round_rows, site_rows
+from aggregator.store import people, round_rows, site_lines, site_rows
 from aggregator.store.tables import Audit
 
 ROWS_SHOWN = 10  # of a site's seats and audit
@@ -61,6 +62,12 @@ class SitePage:
     audit: tuple[Audit, ...] = ()
 
     @property
+    def seen(self) -> str:
+        """The state that a form about it has to have seen: a site that joined again has other keys."""
+        standing = "invited" if self.view is None else self.view.standing
+        return f"{standing} {self.keys[:16]} {self.awaits}".strip()
+
+    @property
     def acts(self) -> tuple[Act, ...]:
         """The acts that fit it as it is."""
         standing = None if self.view is None else self.view.standing
@@ -68,22 +75,25 @@ class SitePage:
 
 
 def site_page(app: AppContext, session: Session, name: str, role: Role, *, cannot_write: bool = False) -> SitePage:
-    """Read a site; see `site_views`.
+    """Read a site; see `SiteReader`.
 
     Raises:
         NotFound: When there is neither a site nor an invitation of that name.
     """
-    # By the beginning of the subject, so rows about longer names come along.
-    trail = [] if role is Role.VIEWER else people.audit_trail(session, f"site:{name}")
-    audit = tuple(row for row in trail if row.subject == f"site:{name}")[:ROWS_SHOWN]
+    if not is_site_name(name):
+        raise NotFound(f"expected a site's name, got {name[:32]!r}")
+    subject = f"site:{name}"
+    trail = [] if role is Role.VIEWER else people.audit_trail(session, subject, ROWS_SHOWN, exact=True)
+    audit = tuple(trail)
     invitation, site = site_rows.invitation(session, name), site_rows.find(session, name)
     is_unused = invitation is not None and invitation.used_by is None
     invited_until = invitation.expires_at if invitation is not None and is_unused else None
-    if site is None:
+    line = site_lines.line(session, name)
+    if site is None or line is None:
         if invitation is None:
             raise NotFound(f"expected a site or an invitation, got the name {name!r} that has neither")
         return SitePage(name, invited_until=invitation.expires_at, audit=audit)
-    [view] = [view for view in site_views(app, session, cannot_write=cannot_write) if view.name == name]
+    view = SiteReader.of(app, session, cannot_write=cannot_write).view(line)
     candidate = site_rows.candidate(session, name)
     awaits = "keys" if candidate is not None else "site" if view.standing is SiteStanding.PENDING else ""
     words = site.fingerprint if candidate is None else candidate.fingerprint
@@ -109,15 +119,3 @@ def site_page(app: AppContext, session: Session, name: str, role: Role, *, canno
         ),
         audit=audit,
     )
-
-
-def invited_names(session: Session) -> list[tuple[str, datetime]]:
-    """Return the names that are invited and have not joined, each with the end of its invitation."""
-    joined = {site.name for site in site_rows.all_sites(session)}
-    return [(row.site, row.expires_at) for row in site_rows.invitations(session) if row.site not in joined]
-
-
-def awaiting_approval(session: Session) -> list[str]:
-    """Return the sites whose six words are still to be compared, new ones and those with new keys."""
-    pending = {site.name for site in site_rows.all_sites(session) if site_rows.standing(site) is SiteStanding.PENDING}
-    return sorted(pending | {candidate.site for candidate in site_rows.candidates(session)})

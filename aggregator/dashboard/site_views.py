@@ -2,24 +2,26 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from federation.vocabulary import SiteState
 from sqlalchemy.orm import Session
 
+from aggregator.config import AggregatorSettings
 from aggregator.context import AppContext
 from aggregator.dashboard import wording
 from aggregator.rounds.clock_steps import STEP_S
 from aggregator.sites.freshness import stale_after_s
 from aggregator.states import RunState, SiteStanding
 from aggregator.store import run_rows, site_rows
+from aggregator.store.site_lines import SiteLine
 
 SET_BACK = "unknown, the clock was set back"
 CANNOT_WRITE = "not known here, the aggregator cannot write"
 RENEWAL_LATE_AT = 4  # less than one part of so many is left of a certificate's life, and it was not renewed
 
 
-@dataclass(frozen=True)
-class SiteView:
+class SiteView(NamedTuple):  # a tuple: a first screen makes one for each site, and a dataclass costs thrice as much
     """A site and its last report; all fields of the report are None or empty before the first one."""
 
     name: str
@@ -52,66 +54,78 @@ _GROUPS = {
     SiteStanding.REVOKED: "Revoked or left",
     SiteStanding.LEFT: "Revoked or left",
 }
-_ORDER = ("", "No round takes these", "Revoked or left")
 
 
-def site_views(app: AppContext, session: Session, *, cannot_write: bool = False) -> tuple[SiteView, ...]:
-    """Read every site that ever joined: those that rounds may take, the suspended, those that are out; each by name.
+@dataclass(frozen=True)
+class SiteReader:
+    """Makes views of sites by the facts that all of them share.
 
-    Args:
-        app: The aggregator.
-        session: A session of `Store.read`.
+    Attributes:
+        settings: Of the aggregator.
+        now: Aware UTC.
+        epoch: Of the newest roster.
+        newest_model: Digest of the current run's newest model; empty without a run.
+        run_paused: Whether the current run is paused.
         cannot_write: Whether reports are not kept now, so that an old one says nothing about its site.
     """
-    now, epoch = app.clock(), site_rows.newest_epoch(session)
-    reports = {row.site: row for row in site_rows.reports(session)}
-    run = run_rows.current(session)
-    newest_model = run_rows.newest_model(session, run.run_id).digest if run is not None else b""
-    paused = run is not None and run.state is RunState.PAUSED
-    expiries = site_rows.certificate_expiries(session)
-    views = []
-    for site in site_rows.all_sites(session):
-        standing = site_rows.standing(site)
-        expires_at = expiries.get(site.name)
+
+    settings: AggregatorSettings
+    now: datetime
+    epoch: int
+    newest_model: bytes
+    run_paused: bool
+    cannot_write: bool
+
+    @classmethod
+    def of(cls, app: AppContext, session: Session, *, cannot_write: bool = False) -> "SiteReader":
+        """Read the shared facts in a session of `Store.read`."""
+        run = run_rows.current(session)
+        return cls(
+            settings=app.settings,
+            now=app.clock(),
+            epoch=site_rows.newest_epoch(session),
+            newest_model=b"" if run is None else run_rows.newest_model(session, run.run_id).digest,
+            run_paused=run is not None and run.state is RunState.PAUSED,
+            cannot_write=cannot_write,
+        )
+
+    def view(self, line: SiteLine) -> SiteView:
+        """Return a site as the pages show it."""
+        standing = site_rows.standing_at(line.approved_at, line.suspended_at, line.revoked_at, line.left_at)
         tone = wording.TONES.get(standing, "warn")
-        days = None if expires_at is None else (expires_at - now).total_seconds() / 86_400
         # A site that is out has no certificate to care for.
-        days = days if standing in (*site_rows.MEMBERS, SiteStanding.PENDING) else None
-        tone_of_days = certificate_tone(days, app.settings.enrolment.certificate_days)
-        report = reports.get(site.name)
-        if report is None:
-            views.append(SiteView(site.name, standing, tone, days, tone_of_days))
-            continue
-        age_s = (now - report.seen_at).total_seconds()
-        stale_s = stale_after_s(app.settings.pacing, report.state, run_paused=paused)
+        cares = line.expires_at is not None and standing in (*site_rows.MEMBERS, SiteStanding.PENDING)
+        days = (line.expires_at - self.now).total_seconds() / 86_400 if line.expires_at and cares else None
+        tone_of_days = certificate_tone(days, self.settings.enrolment.certificate_days)
+        # All columns of a report are there together.
+        if line.seen_at is None or line.state is None:
+            return SiteView(line.name, standing, tone, days, tone_of_days)
+        age_s = (self.now - line.seen_at).total_seconds()
+        stale_s = stale_after_s(self.settings.pacing, line.state, run_paused=self.run_paused)
         # A site that left is silent for good; its last report is not late.
         is_old = standing is not SiteStanding.LEFT and age_s > stale_s
-        ahead = age_s < -STEP_S
-        doubt = SET_BACK if ahead else CANNOT_WRITE if is_old and cannot_write else "unknown" if is_old else ""
-        shows_progress = report.state in (SiteState.TRAINING, SiteState.PAUSED)
-        views.append(
-            SiteView(
-                name=site.name,
-                standing=standing,
-                tone_of_standing=tone,
-                certificate_days=days,
-                certificate_tone=tone_of_days,
-                state=wording.SITE_STATES.get(report.state, report.state),
-                tone=wording.SITE_TONES.get(report.state, ""),
-                reasons=tuple(wording.REASONS.get(name, name) for name in report.reasons.split(",") if name),
-                seen_at=report.seen_at,
-                age_s=age_s,
-                stale=is_old,
-                doubt=doubt,
-                progress_percent=report.progress_percent if shows_progress else None,
-                version=report.version,
-                model=report.model_digest or None,
-                holds_newest=bool(newest_model) and report.model_digest == newest_model,
-                roster_behind=report.roster_epoch < epoch,
-                ledger_entries=report.ledger_entries,
-            )
+        unknown = CANNOT_WRITE if self.cannot_write else "unknown"
+        shows_progress = line.state in (SiteState.TRAINING, SiteState.PAUSED)
+        return SiteView(
+            name=line.name,
+            standing=standing,
+            tone_of_standing=tone,
+            certificate_days=days,
+            certificate_tone=tone_of_days,
+            state=wording.SITE_STATES.get(line.state, line.state),
+            tone=wording.SITE_TONES.get(line.state, ""),
+            reasons=tuple(wording.REASONS.get(name, name) for name in (line.reasons or "").split(",") if name),
+            seen_at=line.seen_at,
+            age_s=age_s,
+            stale=is_old,
+            doubt=SET_BACK if age_s < -STEP_S else unknown if is_old else "",
+            progress_percent=line.progress_percent if shows_progress else None,
+            version=line.version or "–",
+            model=line.model_digest or None,
+            holds_newest=bool(self.newest_model) and line.model_digest == self.newest_model,
+            roster_behind=(line.roster_epoch or 0) < self.epoch,
+            ledger_entries=line.ledger_entries,
         )
-    return tuple(sorted(views, key=lambda view: (_ORDER.index(view.group), view.name)))
 
 
 def certificate_tone(days: float | None, lifetime_days: int) -> str:

@@ -67,6 +67,6 @@ def _silent(session: Session, row: Round, sites: Collection[str], now: datetime,
     if not grace_s:
         return frozenset()
     since = now - timedelta(seconds=grace_s)
-    seen = {report.site: report.seen_at for report in site_rows.reports(session)}
+    seen = site_rows.seen_times(session)
     # A site that never reported is heard of when the round begins, so that it has its time, too.
     return frozenset(site for site in sites if max(seen.get(site, row.began_at), row.began_at) <= since)

@@ -171,13 +171,25 @@ def resume(app: AppContext, run_id: bytes, why: str = "resumed by the coordinato
 
 
 def close_now(
-    app: AppContext, run_id: bytes, why: str = "training closed by the coordinator", actor: str = OPERATOR
+    app: AppContext,
+    run_id: bytes,
+    why: str = "training closed by the coordinator",
+    actor: str = OPERATOR,
+    round_number: int | None = None,
 ) -> None:
     """End the training of the round in progress now, as its deadline would: the cohort is of the sites that are ready.
 
+    Args:
+        app: The aggregator.
+        run_id: Of the run.
+        why: For the audit.
+        actor: Who closes it, for the audit.
+        round_number: The round that the person has seen; None for the one in progress, whichever it is.
+
     Raises:
         NotFound: When there is no such run.
-        WrongState: When it is over, its round is not in training, or fewer sites are ready than its plan asks for.
+        WrongState: When it is over, its round is not in training or another one, or fewer sites are ready than its plan
+            asks for.
     """
     cause = Cause(app.clock(), actor, why)
     with app.store.write() as session:
@@ -186,8 +198,13 @@ def close_now(
         if row is None or row.state is not RoundState.TRAINING:
             state = "no round" if row is None else f"round {row.number} in {row.state}"
             raise WrongState(f"expected a round in training, got {state}; see `run status`")
-        ready = list(round_rows.seat_states(session, row.id).values()).count(SeatState.READY)
+        if round_number not in (None, row.number):
+            raise WrongState(f"expected round {round_number} in training, got round {row.number}; look at it again")
         least = plan_of(run).cohort.minimum
+        # As the driver counts: of a site that was suspended or revoked since it was ready, no cohort is formed.
+        able = offered_to(session, run_id, row.number, least)
+        seats = round_rows.seat_states(session, row.id)
+        ready = [seats.get(site) for site in able].count(SeatState.READY)
         if ready < least:
             raise WrongState(f"expected {least} ready hospitals at least, got {ready}; wait for them, or abort the run")
         round_rows.end_training(session, row, cause.of(round_rows.subject(row)))

@@ -43,13 +43,16 @@ def eligible(session: Session) -> list[str]:
 
     They are active, not suspended, and in the newest roster with their keys.
     """
-    roster = in_force(session)
-    if roster is None:
+    row = site_rows.newest_roster(session)
+    if row is None:
         return []
     # With its keys: a site that joined anew has others, and waits for the custodian's next signature.
-    listed = set(roster.entries)
-    able = [site for site in site_rows.active(session) if site.suspended_at is None]
-    return [site.name for site in able if _entry(site) in listed]
+    listed = _keys(row.signed)
+    return [
+        site.name
+        for site in site_rows.active_keys(session)
+        if site.suspended_at is None and listed.get(site.name) == (site.signing_key, site.sealing_key)
+    ]
 
 
 def is_listed(session: Session, site: Site) -> bool:
@@ -129,13 +132,18 @@ def roster_notices(session: Session, folder: Path, now: datetime) -> list[str]:
 
 
 def _active(session: Session) -> tuple[RosterEntry, ...]:
-    return tuple(_entry(site) for site in site_rows.active(session))
+    return tuple(_entry(site) for site in site_rows.active_keys(session))
 
 
-def _entry(site: Site) -> RosterEntry:
+def _entry(site: Site | site_rows.ActiveSite) -> RosterEntry:
     return RosterEntry(site.name, site.signing_key, site.sealing_key)
 
 
 @lru_cache(ROSTERS_KEPT)
 def _parsed(signed: bytes) -> Roster:
     return Roster.from_bytes(SignedRoster.FromString(signed).roster)
+
+
+@lru_cache(ROSTERS_KEPT)
+def _keys(signed: bytes) -> dict[str, tuple[bytes, bytes]]:
+    return {entry.site: (entry.signing_key, entry.sealing_key) for entry in _parsed(signed).entries}

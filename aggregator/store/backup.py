@@ -43,6 +43,7 @@ def back_up(settings: AggregatorSettings, target: Path) -> Mark:
     with sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True) as source:
         with sqlite3.connect(target / DATABASE) as copy:
             source.backup(copy)
+            _end_sessions(copy)
         copy.close()
     source.close()  # `with` ends a transaction of sqlite3 and closes nothing
     for name in FOLDERS:
@@ -77,6 +78,12 @@ def restore(settings: AggregatorSettings, source: Path) -> Mark:
     _copy(source, folder)
     os.sync()
     return mark
+
+
+def _end_sessions(copy: sqlite3.Connection) -> None:
+    """Forget the sessions of the dashboard: restored later, they would bring those back that were ended meanwhile."""
+    if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():  # not before revision 0011
+        copy.execute("DELETE FROM sessions")
 
 
 def _checked(folder: Path) -> Mark:

@@ -96,13 +96,13 @@ def administrators(session: Session) -> list[Administrator]:
 
 
 def find(session: Session, name: str) -> Administrator | None:
-    """Return the person of that name."""
-    return session.get(Administrator, name)
+    """Return the person of that name; no statement is made for a text that cannot be one."""
+    return session.get(Administrator, name) if _NAME.fullmatch(name) else None
 
 
 def password_fits(session: Session, name: str, password: str) -> bool:
     """Whether `password` is the one of `name`."""
-    administrator = session.get(Administrator, name)
+    administrator = find(session, name)
     # A name that does not exist costs as much time as one that does, so the answer does not tell which names exist.
     stored = _no_password() if administrator is None else administrator.password_hash
     return verify_password(password, stored) and administrator is not None
@@ -132,18 +132,26 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 def audit_trail(
-    session: Session, subject: str | None = None, limit: int = 100, before_id: int | None = None
+    session: Session,
+    subject: str | None = None,
+    limit: int = 100,
+    before_id: int | None = None,
+    *,
+    exact: bool = False,
 ) -> list[Audit]:
     """Return rows of the audit trail, newest first.
 
     Args:
         session: A session of `Store.read`.
-        subject: Only rows whose subject begins with this.
+        subject: Only rows whose subject begins with this, or is this.
         limit: At most so many rows.
         before_id: Only rows older than the one with this id.
+        exact: Whether the subject has to be `subject`: the names of two sites may begin alike.
     """
     chosen = select(Audit).order_by(Audit.id.desc()).limit(limit)
-    if subject is not None:
+    if exact:
+        chosen = chosen.where(Audit.subject == subject)
+    elif subject is not None:
         # autoescape: an underscore in a site's name is a letter, not SQL's wildcard.
         chosen = chosen.where(Audit.subject.startswith(subject, autoescape=True))
     if before_id is not None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from aggregator.errors import NotFound, RunInProgress
@@ -57,6 +57,17 @@ def queued(session: Session) -> list[Run]:
 
 # Built once: drivers ask twice a second, and every site of a round for its base model.
 _QUEUED = select(Run).where(Run.state == RunState.QUEUED).order_by(Run.created_at)
+# No round starts from a model that is refused or rolled back.
+MAY_BE_STARTED_FROM = or_(
+    ModelVersion.standing.is_(None),
+    ModelVersion.standing.not_in([ModelStanding.REFUSED, ModelStanding.ROLLED_BACK]),
+)
+_NEWEST_MODEL = (
+    select(ModelVersion)
+    .where(ModelVersion.run_id == bindparam("run"), MAY_BE_STARTED_FROM)
+    .order_by(ModelVersion.id.desc())
+    .limit(1)
+)
 _BY_DIGEST = (
     select(ModelVersion)
     .where(ModelVersion.run_id == bindparam("run"), ModelVersion.digest == bindparam("model"))
@@ -119,19 +130,16 @@ def models(session: Session, run_id: bytes) -> list[ModelVersion]:
     return list(session.scalars(select(ModelVersion).where(ModelVersion.run_id == run_id).order_by(ModelVersion.id)))
 
 
-_LEFT = (ModelStanding.REFUSED, ModelStanding.ROLLED_BACK)  # no round starts from these
-
-
 def newest_model(session: Session, run_id: bytes) -> ModelVersion:
     """Return the model that the next round starts from: the newest that is neither refused nor rolled back.
 
     Raises:
         NotFound: For an unknown run; every other one has its initial model.
     """
-    versions = [model for model in models(session, run_id) if model.standing not in _LEFT]
-    if not versions:
+    newest = session.scalars(_NEWEST_MODEL, {"run": run_id}).first()
+    if newest is None:
         raise NotFound(f"no model of run {run_id.hex()}")
-    return versions[-1]
+    return newest
 
 
 def model_by_digest(session: Session, run_id: bytes, digest: bytes) -> ModelVersion:

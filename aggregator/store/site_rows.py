@@ -23,13 +23,20 @@ MEMBERS = (APPROVED, SUSPENDED)  # their keys are in force
 
 def standing(site: Site) -> SiteStanding:
     """Derive the standing of a site from the times in its row."""
-    if site.revoked_at is not None:
+    return standing_at(site.approved_at, site.suspended_at, site.revoked_at, site.left_at)
+
+
+def standing_at(
+    approved_at: datetime | None, suspended_at: datetime | None, revoked_at: datetime | None, left_at: datetime | None
+) -> SiteStanding:
+    """Derive the standing of a site from those times."""
+    if revoked_at is not None:
         return REVOKED
-    if site.left_at is not None:
+    if left_at is not None:
         return LEFT
-    if site.approved_at is None:
+    if approved_at is None:
         return PENDING
-    return APPROVED if site.suspended_at is None else SUSPENDED
+    return APPROVED if suspended_at is None else SUSPENDED
 
 
 def find(session: Session, name: str) -> Site | None:
@@ -57,6 +64,20 @@ def all_sites(session: Session) -> list[Site]:
 def active(session: Session) -> list[Site]:
     """Return the sites that are approved, not revoked and have not left, by name: those of a roster."""
     return list(session.scalars(_ACTIVE))
+
+
+class ActiveSite(NamedTuple):
+    """The keys of an active site, and whether rounds may take it."""
+
+    name: str
+    signing_key: bytes
+    sealing_key: bytes
+    suspended_at: datetime | None
+
+
+def active_keys(session: Session) -> list[ActiveSite]:
+    """Return the same sites without their other columns: drivers ask twice a second."""
+    return [ActiveSite(*row) for row in columns_of(session, _ACTIVE_KEYS)]
 
 
 def count_active(session: Session) -> int:
@@ -248,6 +269,12 @@ def holder(session: Session, fingerprint: bytes) -> Holder | None:
 # Run at every call or look. Built once: building a statement costs as much as running it.
 _IN = Site.revoked_at.is_(None), Site.left_at.is_(None)
 _ACTIVE = select(Site).where(Site.approved_at.is_not(None), *_IN).order_by(Site.name)
+_SEEN = select(SiteReport.site, SiteReport.seen_at)
+_ACTIVE_KEYS = (
+    select(Site.name, Site.signing_key, Site.sealing_key, Site.suspended_at)
+    .where(Site.approved_at.is_not(None), *_IN)
+    .order_by(Site.name)
+)
 _NEWEST_EPOCH = select(func.max(RosterEpoch.epoch))
 _SIGNED_ROSTER = select(RosterEpoch.signed).where(RosterEpoch.epoch == bindparam("epoch"))
 _NEWEST_ROSTER = select(RosterEpoch).order_by(RosterEpoch.epoch.desc()).limit(1)
@@ -322,6 +349,11 @@ def report(session: Session, site: str) -> SiteReport | None:
 def reports(session: Session) -> list[SiteReport]:
     """Return the last stored report of every site, by name."""
     return list(session.scalars(select(SiteReport).order_by(SiteReport.site)))
+
+
+def seen_times(session: Session) -> dict[str, datetime]:
+    """Return by site when its last stored report came, of every site that has reported."""
+    return {site: seen_at for site, seen_at in columns_of(session, _SEEN)}
 
 
 def move_reports(session: Session, step: timedelta) -> None:

@@ -353,3 +353,18 @@ class Administrator(Base):
     )
     role: Mapped[Role] = mapped_column(server_default=Role.ADMIN.name, comment="what the person may do")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class DashboardSession(Base):
+    """A person's session at the dashboard, from the log-in until it ends."""
+
+    __tablename__ = "sessions"
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, comment="SHA-256 of the cookie's token")
+    name: Mapped[str] = mapped_column(index=True, comment="of the person; no foreign key, people are removed")
+    password_mark: Mapped[bytes] = mapped_column(
+        LargeBinary, comment="of the password hash at the log-in; the session ends with that password"
+    )
+    address: Mapped[str] = mapped_column(comment="that the log-in came from")
+    began_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ends_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="whatever the person does meanwhile")

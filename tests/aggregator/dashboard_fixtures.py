@@ -98,6 +98,23 @@ def enrolled(running: AppContext, authority: Authority, clock: Clock) -> AppCont
     return running
 
 
+def form_of(browser: TestClient, path: str) -> dict[str, str]:
+    """The hidden fields of the form that acts at `path`; none where the page holds no form."""
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', browser.get(path).text))
+
+
+def act(browser: TestClient, path: str, **fields: str) -> tuple[int, str]:
+    """Confirm an act as a person does; the code and the text of the page that follows."""
+    form = browser.get(path)
+    hidden = form_of(browser, path)
+    if not hidden:
+        return form.status_code, words_of(form.text)
+    reply = browser.post(path, data={**hidden, "password": PASSWORD, **fields})
+    if reply.status_code == 303:
+        return 303, words_of(browser.get(reply.headers["location"]).text)
+    return reply.status_code, words_of(reply.text)
+
+
 def words_of(html: str) -> str:
     """The text a reader sees, in one line."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).replace(" ;", ";").replace("&#39;", "'")

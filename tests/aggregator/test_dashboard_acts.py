@@ -20,7 +20,7 @@ from aggregator.states import RUN_TRANSITIONS, Role, RoundState, RunState, SeatS
 from aggregator.store import Change, people, round_rows, run_rows, site_rows
 from aggregator.store.tables import Round
 from tests.aggregator.conftest import Host, StandingClock
-from tests.aggregator.dashboard_fixtures import PASSWORD, words_of
+from tests.aggregator.dashboard_fixtures import PASSWORD, act, form_of, words_of
 from tests.custodian import CUSTODIAN
 
 ACTING = (Role.OPERATOR, Role.ADMIN)
@@ -35,21 +35,6 @@ def ca(app: AppContext, clock: StandingClock) -> Authority:
 @pytest.fixture
 def desk(app: AppContext, ca: Authority, clock: StandingClock) -> EnrolmentService:
     return EnrolmentService(app.store, ca, app.settings.enrolment, clock, app.random)
-
-
-def act(ada: TestClient, path: str, **fields: str) -> tuple[int, str]:
-    """Confirm an act as a browser does; the code and the text of the page that follows."""
-    form = ada.get(path)
-    token = re.search(r'name="form_token" value="(\w+)"', form.text)
-    shown = re.search(r'name="words" value="([^"]*)"', form.text)
-    if token is None:
-        return form.status_code, words_of(form.text)
-    if shown is not None:
-        fields = {"words": shown[1], **fields}
-    reply = ada.post(path, data={"form_token": token[1], **fields})
-    if reply.status_code == 303:
-        return 303, words_of(ada.get(reply.headers["location"]).text)
-    return reply.status_code, words_of(reply.text)
 
 
 def standing(app: AppContext, name: str) -> SiteStanding:
@@ -146,7 +131,8 @@ def test_a_site_is_approved_only_after_its_words_were_compared_and_with_those_wo
     assert newest_audit(app, "site:west") == ("person:ada", "approved", "six words compared")
 
 
-def test_a_run_is_paused_resumed_closed_and_aborted(running: AppContext, ada: TestClient) -> None:
+def test_a_run_is_paused_resumed_closed_and_aborted(enrolled: AppContext, ada: TestClient) -> None:
+    running = enrolled
     path = run_path(running)
     assert act(ada, f"{path}/pause", why="a filter was changed")[0] == 303
     assert newest_audit(running, "run:") == ("person:ada", "paused", "a filter was changed")
@@ -171,13 +157,13 @@ def test_a_role_without_the_right_gets_no_button_and_403(
     running: AppContext, ca: Authority, ada: TestClient, clock: StandingClock, role: Role
 ) -> None:
     run = run_path(running)
-    token = re.search(r'name="form_token" value="(\w+)"', ada.get("/invite").text)
-    assert token is not None
+    paths = ("/sites/east/suspend", f"{run}/pause", "/invite")
+    forms = {path: form_of(ada, path) for path in paths}
     give(running, clock, role)
     for page, path in (("/sites/east", "/sites/east/suspend"), (run, f"{run}/pause"), ("/sites", "/invite")):
         assert (f'href="{path}"' in ada.get(page).text) == (role in ACTING)
         assert ada.get(path).status_code == (200 if role in ACTING else 403)
-        done = ada.post(path, data={"form_token": token[1], "name": "west"})
+        done = ada.post(path, data={**forms[path], "name": "west"})
         assert (done.status_code == 403) == (role not in ACTING)
     assert (standing(running, "east") is SiteStanding.SUSPENDED) == (role in ACTING)
 
@@ -192,11 +178,11 @@ def test_a_form_without_the_sessions_token_changes_nothing(
 
 
 def test_the_token_of_another_session_is_refused(running: AppContext, ca: Authority, ada: TestClient) -> None:
-    token = re.search(r'name="form_token" value="(\w+)"', ada.get("/invite").text)
-    assert token is not None
+    fields = form_of(ada, "/sites/east/suspend")
     ada.post("/logout")
     ada.post("/login", data={"name": "ada", "password": PASSWORD})
-    assert ada.post("/sites/east/suspend", data={"form_token": token[1]}).status_code == 403
+    assert ada.post("/sites/east/suspend", data=fields).status_code == 403
+    assert standing(running, "east") is SiteStanding.APPROVED
 
 
 def test_a_page_never_asks_for_what_the_custodian_signs(running: AppContext, ca: Authority, ada: TestClient) -> None:

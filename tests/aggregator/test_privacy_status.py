@@ -161,8 +161,9 @@ def test_the_page_of_a_private_run_says_what_is_spent_and_how_the_model_does(
     assert "AUC by patient (0.5: chance)" in text
     assert "0.610 (0.550 to 0.670) after round 0 (3 sites)" in html
     assert "none: the plan lets no score histograms leave in this round" in text
-    assert "the sum of clipped gradients and score histograms with noise over 3 sites together" in text
-    assert "the sum of clipped gradients with noise over 3 sites together" in text
+    first, second = (words_of(ada.get(f"/runs/{run.run_id.hex()}/rounds/{number}").text) for number in (1, 2))
+    assert "the sum of clipped gradients and score histograms with noise over 3 sites together" in first
+    assert "the sum of clipped gradients with noise over 3 sites together" in second
     assert 'class="notice"' not in html
     assert NOT_NOISED not in text
     assert words_of(ada.get("/").text).count("Epsilon of training") == 1

@@ -46,7 +46,9 @@
 
   async function refresh() {
     try {
-      const reply = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
+      const reply = await fetch(location.href, {
+        cache: "no-store", headers: { "X-Hemofed-Refresh": "1" }, signal: AbortSignal.timeout(10000),
+      });
       if (reply.redirected) { location.reload(); return; }
       const text = await reply.text();
       if (reply.status === 503) trouble = text.trim().replace(/\.$/, "");

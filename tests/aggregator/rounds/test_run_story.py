@@ -5,6 +5,8 @@ from collections.abc import Callable
 from federation.vocabulary import StateReason
 
 from aggregator.commands.run_story import RunStory, tell
+from aggregator.rounds.outlook import outlook
+from aggregator.rounds.snapshot import read_snapshot
 from aggregator.runs import lifecycle
 from aggregator.states import RunState, SeatState
 from aggregator.store import Cause, round_rows, run_rows
@@ -38,7 +40,12 @@ def test_the_story_says_who_is_awaited_and_what_happens_next(make_world: MakeWor
     world.step("site-c")
     [line] = [line for line in told(world).splitlines() if line.startswith("  training")]
     assert line.startswith("  training, 2 min: site-c: ")
-    assert "; site-d has never reported; 2 are ready; masking begins at 4, or at 2026-11-23 10:00 UTC with" in line
+    with world.aggregator.app.store.read() as session:
+        row = round_rows.newest(session, world.run_id)
+        assert row is not None  # the world began one
+        coming = outlook(read_snapshot(session, row, world.clock()), world.clock()).sentence
+    assert line.endswith(f"; site-d has never reported; {coming}".removesuffix("."))  # as the dashboard says it
+    assert "2 of 4 wanted are ready; masking starts at 4, or at 10:00:00 UTC with at least 3" in line
     world.clock.advance(1800)
     assert "site-c has been silent for 30 min" in told(world)
 
