@@ -96,6 +96,7 @@ class Plan(_message.Message):
     PRIVACY_FIELD_NUMBER: _builtins.int
     MOVING_TENSORS_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     schema: _builtins.int
     """1; any other value is refused"""
     run_id: _builtins.bytes
@@ -146,6 +147,10 @@ class Plan(_message.Message):
     def gate(self) -> Global___Gate:
         """absent: every model is built upon. Needs the metric HISTOGRAMS; none in a private plan"""
 
+    @_builtins.property
+    def release(self) -> Global___Release:
+        """absent: models and sums are not sealed"""
+
     def __init__(
         self,
         *,
@@ -168,10 +173,11 @@ class Plan(_message.Message):
         privacy: Global___Privacy | None = ...,
         moving_tensors: _abc.Iterable[_builtins.int] | None = ...,
         gate: Global___Gate | None = ...,
+        release: Global___Release | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "server", b"server", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "release", b"release", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "release", b"release", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,3 +624,43 @@ class Gate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class Release(_message.Message):
+    """Sealed models: models, and all that yields one, are encrypted at the aggregator, on the way and at the sites, each with a
+    content key of its own (federation.sealing). The level says what a site has to show before it gets a content key.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Level:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Release._Level.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEVEL_UNSPECIFIED: Release._Level.ValueType  # 0
+        """refused"""
+        NONE: Release._Level.ValueType  # 1
+        """nothing: the key is sealed to the sealing key that the site enrolled with"""
+
+    class Level(_Level, metaclass=_LevelEnumTypeWrapper): ...
+    LEVEL_UNSPECIFIED: Release.Level.ValueType  # 0
+    """refused"""
+    NONE: Release.Level.ValueType  # 1
+    """nothing: the key is sealed to the sealing key that the site enrolled with"""
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    level: Global___Release.Level.ValueType
+    def __init__(
+        self,
+        *,
+        level: Global___Release.Level.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015
