@@ -12,6 +12,7 @@ from federation.manifest import Model
 from aggregator.config import AggregatorSettings
 from aggregator.store import Store, open_store
 from aggregator.store.blobs import Blobs
+from aggregator.store.content_keys import ContentKeys
 from aggregator.store.tables import SiteReport
 from aggregator.store.traffic import Traffic
 
@@ -84,6 +85,7 @@ class AppContext:
     # Masked uploads are in a folder of their own: no site can name a model as its upload, or read an upload.
     uploads: Blobs
     settings: AggregatorSettings
+    content_keys: ContentKeys  # of sealed models
     clock: Clock = lambda: datetime.now(UTC)
     random: Random = os.urandom
     traffic: Traffic = field(default_factory=Traffic)
@@ -98,4 +100,5 @@ def open_context(settings: AggregatorSettings) -> AppContext:
     """Connect to the state folder of `settings`; its tables must be there already (`migrations`)."""
     folder, limit_bytes = settings.state.folder, settings.state.blob_max_mib * _MIB
     store = open_store(settings.database_url)
-    return AppContext(store, Blobs(folder / "blobs", limit_bytes), Blobs(folder / "uploads", limit_bytes), settings)
+    blobs, uploads = Blobs(folder / "blobs", limit_bytes), Blobs(folder / "uploads", limit_bytes)
+    return AppContext(store, blobs, uploads, settings, ContentKeys(folder / "ca" / "content.key"))

@@ -25,6 +25,7 @@ from federation.plan import (
     sign_plan,
 )
 from federation.privacy import Privacy
+from federation.release import Release, ReleaseLevel
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.vocabulary import Metric
@@ -67,6 +68,7 @@ class Kind:
     private: bool = False
     gated: bool = False
     grace_s: int = 0
+    release: ReleaseLevel | None = None
     phase: str = "training"  # the state that its first round is in when the history begins
 
     @property
@@ -125,6 +127,7 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
         moving_tensors=() if kind.trainable is Trainable.ALL else (1,),
         gate=Gate() if kind.gated else None,
+        release=None if kind.release is None else Release(kind.release),
     )
 
 

@@ -110,6 +110,8 @@ _BYTES: dict[str, int] = {
     "RevealedShare.share": 64,
     "RevealMessage.signature": 64,
     "ModelSignature.signature": 64,
+    "ReleaseRequest.plan_digest": 32,
+    "ReleaseRequest.model_digest": 32,
     "BlobOffer.digest": 32,
     "BlobChunk.digest": 32,
     "BlobChunk.data": CHUNK_BYTES_MAX,

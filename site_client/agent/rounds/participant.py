@@ -78,7 +78,7 @@ class Participant:
         folder, policy = settings.folders.agent, settings.policy
         self._egress, self._identity, self._agent, self._policy = egress, identity, settings.agent, policy
         self._version = version("hemofed")[:32]
-        files = RoundFiles.in_folder(folder, spool)
+        files = RoundFiles.in_folder(folder, spool, egress, identity)
         transfers = TransferPolicy(policy, clock, is_metered)
         self._report = SituationReport(files, transfers, settings, clock)
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
@@ -204,11 +204,13 @@ class Participant:
         else:
             self._masking.reveal(reply.reveal)
 
-    def _local_facts(self) -> tuple[bool, PlanDecision | None]:
+    def _local_facts(self) -> tuple[bool, PlanDecision | None, bytes | None]:
         """Return the facts that a person or the trainer may change between two polls."""
         current = self.journal.current
         if current is None or current.declined is not None:
-            return False, None
+            return False, None, None
         held = self.plans.get(current.plan_digest)
         has_update = self._files.spool.delivered(current.run_id, current.number)
-        return has_update, held.decision if held else None
+        # A trainer that was started anew waits for the content key of its job.
+        is_sealed = held is not None and held.plan.release is not None
+        return has_update, held.decision if held else None, self._files.spool.trainer_key() if is_sealed else None
