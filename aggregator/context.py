@@ -10,6 +10,7 @@ from typing import NamedTuple
 from federation.manifest import Model
 
 from aggregator.config import AggregatorSettings
+from aggregator.sev_snp import EvidenceVerifier, verify_snp
 from aggregator.store import Store, open_store
 from aggregator.store.blobs import Blobs
 from aggregator.store.content_keys import ContentKeys
@@ -92,6 +93,9 @@ class AppContext:
     last_reports: dict[str, LastReport] = field(default_factory=dict)  # by site, see `sites.reports`
     # By digest: the model computed last in this process, if any. Reading it back from disk takes longer than a phase.
     models: dict[bytes, Model] = field(default_factory=dict)
+    # By site, model and outcome: evidence whose outcome stands in the audit.
+    release_outcomes: set[tuple[str, bytes, str]] = field(default_factory=set)
+    verify_evidence: EvidenceVerifier = verify_snp  # before a content key is released to an attested machine
     work_due: Signal = field(default_factory=Signal)  # drivers look at once: the last message of a phase arrived
     phase_changed: Signal = field(default_factory=Signal)  # held polls look again: a round entered another state
 

@@ -31,7 +31,7 @@ FLOORS: dict[str, list[str]] = {
         "store",
         "config.py",
         "toml_file.py network.py signing_requests.py",
-        "states.py secret_file.py units.py",
+        "states.py secret_file.py units.py sev_snp.py",
         "errors.py memory.py logging_setup.py",
     ],
     "site_client": [
@@ -43,7 +43,7 @@ FLOORS: dict[str, list[str]] = {
         "trainer agent/rounds agent/link.py agent/connection.py",
         "training agent/identity receiver bedside",
         "model phantom agent/egress agent/privacy",
-        "ingest/catalog agent/status_file.py agent/backoff.py agent/chained_file.py",
+        "ingest/catalog agent/status_file.py agent/backoff.py agent/chained_file.py agent/evidence.py",
         "ingest/series ingest/labels",
         "ingest/files",
         "ingest",

@@ -3,13 +3,17 @@
 A thief of the database, of the blobs, or of both, has ciphertext. A thief of the folder `ca` has the keys.
 """
 
+import hmac
 import os
 from pathlib import Path
+from typing import Final
 
 from federation.sealing import CONTENT_KEY_BYTES, derive_content_key
 
 from aggregator.errors import StateFolderRefused
 from aggregator.secret_file import write_secret
+
+_CHALLENGE_DOMAIN: Final = b"hemofed evidence challenge v1"
 
 
 class ContentKeys:
@@ -39,6 +43,18 @@ class ContentKeys:
         Raises:
             StateFolderRefused: When the secret is missing or damaged; no other secret opens what it has sealed.
         """
+        return derive_content_key(self._read(), plan_digest, model_digest)
+
+    @property
+    def challenge_key(self) -> bytes:
+        """The key of the MAC over nonces for evidence, 32 bytes; all aggregators of a consortium have the same.
+
+        Raises:
+            StateFolderRefused: As `of`.
+        """
+        return hmac.digest(self._read(), _CHALLENGE_DOMAIN, "sha256")
+
+    def _read(self) -> bytes:
         if self._secret is None:
             try:
                 secret = self._path.read_bytes()
@@ -49,4 +65,4 @@ class ContentKeys:
                     f"expected {CONTENT_KEY_BYTES} bytes in {self._path}, got {len(secret)}; restore it from a backup"
                 )
             self._secret = secret
-        return derive_content_key(self._secret, plan_digest, model_digest)
+        return self._secret

@@ -396,6 +396,7 @@ def _section_of(kind: type[Section], message: Message) -> Section:
         values["trainable"] = _member(Trainable, "training.trainable", values["trainable"])
     if kind is Release:
         values["level"] = _member(ReleaseLevel, "release.level", values["level"])
+        values["measurements"] = tuple(values["measurements"])
     return kind(**values)
 
 
@@ -404,7 +405,9 @@ def _section_message(section: Section) -> Message:
     for field in fields(section):
         value = getattr(section, field.name)
         optional = message.DESCRIPTOR.fields_by_name[field.name].has_presence
-        if not optional or value != field.default:
+        if isinstance(value, tuple):
+            getattr(message, field.name).extend(value)
+        elif not optional or value != field.default:
             setattr(
                 message, field.name, value.number if isinstance(value, ServerKind | Trainable | ReleaseLevel) else value
             )

@@ -33,6 +33,7 @@ from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
+from site_client.agent.evidence import Attest
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.participant import Participant, Turn
 from site_client.config import AgentSettings, FoldersSettings, PolicySettings
@@ -137,6 +138,7 @@ class Site:
     states: dict[bytes, MemberState] = field(default_factory=dict)  # what its disk last said of each attempt, likewise
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(plan_approval="automatic", studies_min=1))
     coins: dict[bytes, bytes] = field(default_factory=dict)  # of each attempt, likewise
+    attest: Attest | None = None  # its secure processor
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None
@@ -172,7 +174,7 @@ class Site:
         self.egress = Egress(Guard(self.settings.policy), self._ledger, self.transport)
         spool = AgentSide(self.settings.folders.spool)
         spool.clear_drafts()
-        self.rounds = Participant(self.egress, self.identity, spool, self.settings, self.clock)
+        self.rounds = Participant(self.egress, self.identity, spool, self.settings, self.clock, attest=self.attest)
         self.trainer, self.trainer_key = TrainerSide(self.settings.folders.spool), SealingKey.generate()
         self.trainer.publish_key(self.trainer_key.public_bytes)
 

@@ -8,7 +8,7 @@ import pytest
 from federation.encoding import Layout
 from federation.errors import SealRefused
 from federation.hpke import SealingKey
-from federation.release import ReleaseLevel
+from federation.release import Release
 from federation.sealed_model import load_sealed_model, model_name
 from federation.sealing import SealedKind, SealedName, unseal, unwrap_content_key
 from federation.v1 import rounds_pb2
@@ -31,7 +31,7 @@ NAME = "site-a"
 @pytest.fixture
 def sealed(make_world: Make) -> Make:
     """A run with the release level "none"."""
-    return lambda **kind: make_world(**({"sites": 3, "release": ReleaseLevel.NONE} | kind))
+    return lambda **kind: make_world(**({"sites": 3, "release": Release()} | kind))
 
 
 def files_of(*folders: Path) -> Iterator[tuple[Path, bytes]]:
@@ -164,7 +164,8 @@ def test_without_its_secret_the_aggregator_says_what_to_restore_and_draws_no_oth
 
 
 def released(world: World, name: str, **fields: bytes) -> bytes:
-    request = rounds_pb2.ReleaseRequest(**({"plan_digest": world.plan.digest} | fields))
+    plan_digest = fields.get("plan_digest", world.plan.digest)
+    request = rounds_pb2.ReleaseRequest(plan_digest=plan_digest, model_digest=fields.get("model_digest", b""))
     return world.sites[name].egress.send(RELEASE_KEY, request).wrapped_key
 
 

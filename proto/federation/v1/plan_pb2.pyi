@@ -643,23 +643,52 @@ class Release(_message.Message):
         """refused"""
         NONE: Release._Level.ValueType  # 1
         """nothing: the key is sealed to the sealing key that the site enrolled with"""
+        CVM: Release._Level.ValueType  # 3
+        """a fresh report that it runs in a virtual machine of AMD SEV-SNP"""
 
     class Level(_Level, metaclass=_LevelEnumTypeWrapper): ...
     LEVEL_UNSPECIFIED: Release.Level.ValueType  # 0
     """refused"""
     NONE: Release.Level.ValueType  # 1
     """nothing: the key is sealed to the sealing key that the site enrolled with"""
+    CVM: Release.Level.ValueType  # 3
+    """a fresh report that it runs in a virtual machine of AMD SEV-SNP"""
 
     LEVEL_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    BOOT_LOADER_MIN_FIELD_NUMBER: _builtins.int
+    TEE_MIN_FIELD_NUMBER: _builtins.int
+    SNP_MIN_FIELD_NUMBER: _builtins.int
+    MICROCODE_MIN_FIELD_NUMBER: _builtins.int
     level: Global___Release.Level.ValueType
+    root: _builtins.str
+    """With CVM only.
+    SHA-256 of AMD's root certificate (ARK) in DER, 64 hexadecimal digits
+    """
+    boot_loader_min: _builtins.int
+    """0..255; least security versions in the report's TCB"""
+    tee_min: _builtins.int
+    snp_min: _builtins.int
+    microcode_min: _builtins.int
+    @_builtins.property
+    def measurements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1..8 launch measurements, 96 hexadecimal digits each, ascending"""
+
     def __init__(
         self,
         *,
         level: Global___Release.Level.ValueType = ...,
+        root: _builtins.str = ...,
+        measurements: _abc.Iterable[_builtins.str] | None = ...,
+        boot_loader_min: _builtins.int = ...,
+        tee_min: _builtins.int = ...,
+        snp_min: _builtins.int = ...,
+        microcode_min: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_loader_min", b"boot_loader_min", "level", b"level", "measurements", b"measurements", "microcode_min", b"microcode_min", "root", b"root", "snp_min", b"snp_min", "tee_min", b"tee_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,10 +4,13 @@ The parts of a round read and write these files and hold nothing else that matte
 anywhere goes on where it was, after one poll.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from site_client.agent.egress.egress import Egress
+from site_client.agent.evidence import Attest
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
@@ -32,7 +35,15 @@ class RoundFiles:
     spool: AgentSide
 
     @classmethod
-    def in_folder(cls, folder: Path, spool: AgentSide, egress: Egress, identity: SiteIdentity) -> "RoundFiles":
+    def in_folder(
+        cls,
+        folder: Path,
+        spool: AgentSide,
+        egress: Egress,
+        identity: SiteIdentity,
+        clock: Callable[[], datetime],
+        attest: Attest,
+    ) -> "RoundFiles":
         """Use the agent's state folder, and drop jobs and downloads of rounds that it no longer works on.
 
         Raises:
@@ -40,7 +51,7 @@ class RoundFiles:
         """
         rounds = folder / "rounds"
         journal, sums = RoundJournal(rounds), RevealedSums(rounds)
-        content_keys = ReleasedKeys(folder / "models", egress, identity)
+        content_keys = ReleasedKeys(folder / "models", egress, identity, clock, attest)
         models = Models(folder / "models", content_keys)
         files = cls(Plans(folder / "plans"), models, content_keys, journal, sums, spool)
         current = files.journal.current
