@@ -10,8 +10,10 @@ from typing import NamedTuple
 from federation.manifest import Model
 
 from aggregator.config import AggregatorSettings
+from aggregator.sev_snp import EvidenceVerifier, verify_snp
 from aggregator.store import Store, open_store
 from aggregator.store.blobs import Blobs
+from aggregator.store.content_keys import ContentKeys
 from aggregator.store.tables import SiteReport
 from aggregator.store.traffic import Traffic
 
@@ -84,12 +86,16 @@ class AppContext:
     # Masked uploads are in a folder of their own: no site can name a model as its upload, or read an upload.
     uploads: Blobs
     settings: AggregatorSettings
+    content_keys: ContentKeys  # of sealed models
     clock: Clock = lambda: datetime.now(UTC)
     random: Random = os.urandom
     traffic: Traffic = field(default_factory=Traffic)
     last_reports: dict[str, LastReport] = field(default_factory=dict)  # by site, see `sites.reports`
     # By digest: the model computed last in this process, if any. Reading it back from disk takes longer than a phase.
     models: dict[bytes, Model] = field(default_factory=dict)
+    # By site, model and outcome: evidence whose outcome stands in the audit.
+    release_outcomes: set[tuple[str, bytes, str]] = field(default_factory=set)
+    verify_evidence: EvidenceVerifier = verify_snp  # before a content key is released to an attested machine
     work_due: Signal = field(default_factory=Signal)  # drivers look at once: the last message of a phase arrived
     phase_changed: Signal = field(default_factory=Signal)  # held polls look again: a round entered another state
 
@@ -98,4 +104,5 @@ def open_context(settings: AggregatorSettings) -> AppContext:
     """Connect to the state folder of `settings`; its tables must be there already (`migrations`)."""
     folder, limit_bytes = settings.state.folder, settings.state.blob_max_mib * _MIB
     store = open_store(settings.database_url)
-    return AppContext(store, Blobs(folder / "blobs", limit_bytes), Blobs(folder / "uploads", limit_bytes), settings)
+    blobs, uploads = Blobs(folder / "blobs", limit_bytes), Blobs(folder / "uploads", limit_bytes)
+    return AppContext(store, blobs, uploads, settings, ContentKeys(folder / "ca" / "content.key"))

@@ -194,6 +194,7 @@ class AgentSettings:
     trainer_silent_s: Annotated[float, Meta(ge=5, le=86_400)] = 180.0
     stall_s: Annotated[float, Meta(ge=5, le=3_600)] = 60.0
     payloads_mib: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
+    snp_certificates: Path = Path("/etc/hemofed/snp")
 
     def __post_init__(self) -> None:
         """Check the two bounds of a pause against each other."""

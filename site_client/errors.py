@@ -116,6 +116,10 @@ class ArchiveError(SiteError):
     retryable = True
 
 
+class EvidenceMissing(SiteError):
+    """This machine cannot make the evidence that a plan asks for."""
+
+
 class EgressRefused(SiteError):
     """The guard did not let a message leave this site."""
 

@@ -21,6 +21,11 @@ def write_file(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     _write(path, [data], mode)
 
 
+def write_in_pieces(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
+    """Write a file as `write_file` does, by more bytes than fit into memory."""
+    _write(path, pieces, mode)
+
+
 def _write(path: Path, pieces: Iterable[bytes | memoryview], mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "wb") as file:

@@ -12,6 +12,8 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import numpy as np
 from federation.labels import BINS, LABELS, SIDES
 from federation.limits import REASONS_MAX
+from federation.sealed_model import model_name
+from federation.sealing import SealedName
 from federation.vocabulary import Outcome, SiteState, StateReason
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -61,8 +63,23 @@ class Job:
 
     @property
     def base_file(self) -> Path:
-        """The base model, safetensors."""
+        """The base model, safetensors; under a plan with a release level there is `sealed_file` instead."""
         return self.folder / "base.safetensors"
+
+    @property
+    def sealed_file(self) -> Path:
+        """The base model as a sealed file."""
+        return self.folder / "base.sealed"
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the base model is a sealed file."""
+        return self.sealed_file.exists()
+
+    @property
+    def sealed_name(self) -> SealedName:
+        """Names the base model as a sealed file."""
+        return model_name(self.plan_digest, self.base_model_digest)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _model(app: AppContext, run_id: str | None, name: str) -> tuple[Model, Value
         run = listings.chosen_run(session, run_id)
         chosen = export.choose(session, run, int(name))
         [row] = [row for row in listings.list_models(session, run) if row["round"] == chosen.round_number]
-    return export.read(app.blobs, chosen), row["report"]
+    return export.read(app, chosen, run), row["report"]
 
 
 def _judged(name: str, report: Value) -> Row:
@@ -111,7 +111,7 @@ def model_export(
         run = listings.chosen_run(session, run_id)
         chosen = export.choose(session, run, number)
     # Outside the transaction: a large model takes longer to copy than a database should be held.
-    export.export(app.blobs, chosen, run, out, overwrite=overwrite)
+    export.export(app, chosen, run, out, overwrite=overwrite)
     why = f"model of round {chosen.round_number}, {chosen.digest.hex()[:16]}"
     with app.store.write() as session:
         record(session, Change(app.clock(), actor, run_rows.subject(run.run_id), why), None, "model exported")

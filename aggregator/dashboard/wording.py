@@ -68,6 +68,7 @@ REASONS: Final[Mapping[str, str]] = {
     StateReason.POLICY: "the hospital's policy forbids the plan",
     StateReason.MODEL_MISMATCH: "a published model did not verify",
     StateReason.MODEL_DAMAGED: "a model or sum is damaged, on the way or on a disk; it is fetched again",
+    StateReason.ATTESTATION: "its machine cannot show what the plan asks for before a model is released to it",
 }
 
 ROUND_STATES: Final[Mapping[str, str]] = {

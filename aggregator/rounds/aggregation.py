@@ -8,12 +8,10 @@ their content. So a driver may be killed anywhere in here; the next one begins a
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,7 +22,7 @@ from federation.encoding import DecodedSum, Layout
 from federation.errors import FederationError
 from federation.gate import Judgement, Verdict, judge
 from federation.labels import LABELS
-from federation.manifest import Model, load_model, save_model
+from federation.manifest import Model
 from federation.masking_messages import dealt_of
 from federation.plan import TrainingPlan
 from federation.privacy import histogram_noise
@@ -37,7 +35,7 @@ from aggregator.context import AppContext
 from aggregator.errors import NotFound, SumRefused
 from aggregator.rounds.cohort import MaskingAttempt, answers_of, attempt_of
 from aggregator.rounds.failures import name_the_spoiler
-from aggregator.runs import metrics
+from aggregator.runs import metrics, run_blobs
 from aggregator.runs.lifecycle import continue_run, judge_base
 from aggregator.runs.plans import plan_of
 from aggregator.states import ModelStanding, RoundState
@@ -100,7 +98,9 @@ def aggregate_round(app: AppContext, round_id: int, actor: str, progress: OnProg
         result = _aggregate(app, inputs, progress)
     except FederationError as error:
         # Only now: an ordinary round must not hold the words of its sum beside the model that they lead to.
-        words = app.blobs.add(_unmasked(app, inputs, progress).astype("<u8", copy=False).tobytes())
+        words = run_blobs.store_sum(
+            app, inputs.plan, inputs.base.digest, _unmasked(app, inputs, progress).astype("<u8", copy=False).tobytes()
+        )
         raise SumRefused(str(error), words.digest, words.size_bytes, len(inputs.uploads)) from error
     _publish(app, inputs, result, actor)
     log.info(
@@ -203,19 +203,25 @@ def _aggregate(app: AppContext, inputs: AggregationInput, progress: OnProgress) 
     del total  # as large as the model; the next steps need its memory
     judgement = _judge(inputs, decoded)
     progress()
-    # The disk stores the sum while the cores compute the next model.
+
+    def store_sum(leads_to: bytes) -> StoredBlob:
+        return run_blobs.store_sum(app, inputs.plan, leads_to, encoding.pack_sum(inputs.layout, decoded))
+
     with ThreadPoolExecutor(1) as disk:
-        sum_blob = disk.submit(lambda: app.blobs.add(encoding.pack_sum(inputs.layout, decoded)))
         digest, model_blob = inputs.row.base_model, None
+        # The disk stores the sum while the cores compute the next model, whose digest a sealed sum needs first.
+        stored = disk.submit(store_sum, digest) if inputs.plan.release is None else None
         # A refused model is not built upon, not even by the round that refuses it.
         if judgement is not None and judgement.verdict is Verdict.REFUSED:
             assert inputs.row.predecessor is not None  # only a candidate is judged
             digest = inputs.row.predecessor
         elif not inputs.plan.evaluates_only(inputs.row.number):
             model = next_model(inputs.plan, _take_base(app, inputs), decoded, _threads(app), uses_up=True)
-            digest, model_blob = model.digest, _store_model(app, model)
+            digest, model_blob = model.digest, run_blobs.store_model(app, inputs.plan, model)
+            app.models[model.digest] = model  # the next round's base: it need not be read again
     progress()
-    return AggregationResult(decoded, digest, model_blob, sum_blob.result(), judgement)
+    sum_blob = store_sum(digest) if stored is None else stored.result()
+    return AggregationResult(decoded, digest, model_blob, sum_blob, judgement)
 
 
 def _judge(inputs: AggregationInput, decoded: DecodedSum) -> Judgement | None:
@@ -235,23 +241,12 @@ def _take_base(app: AppContext, inputs: AggregationInput) -> Model:
     app.models.clear()  # a model of another run would only take memory
     if cached is not None:
         return cached
-    with app.blobs.open(inputs.base.blob) as source:
-        model = load_model(Path(f"/dev/fd/{source.fileno()}"))
+    model = run_blobs.load_stored(app, inputs.plan, inputs.base)
     if model.digest != inputs.base.digest:
         raise NotFound(
             f"expected model {inputs.base.digest.hex()[:16]} in its blob, got another; restore the state folder"
         )
     return model
-
-
-def _store_model(app: AppContext, model: Model) -> StoredBlob:
-    # In the state folder, so that the file can become the blob by a rename.
-    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="aggregation-") as folder:
-        file = Path(folder) / "next.safetensors"
-        save_model(file, model)
-        blob = app.blobs.take(file)
-    app.models[model.digest] = model  # the next round's base: it need not be read again
-    return blob
 
 
 def _publish(app: AppContext, inputs: AggregationInput, result: AggregationResult, actor: str) -> None:

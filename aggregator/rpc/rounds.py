@@ -12,6 +12,7 @@ from aggregator.context import AppContext
 from aggregator.rounds import polling, submissions
 from aggregator.rounds.certificates import accept_model_signature
 from aggregator.rpc.call_guard import CallContext, CallGuard, translated
+from aggregator.runs.key_release import release_key
 from aggregator.sites import reports
 from aggregator.store.traffic import SeatKey
 
@@ -92,6 +93,16 @@ class RoundsServicer:
     def SignModel(self, request: rounds_pb2.ModelSignature, context: CallContext) -> rounds_pb2.Receipt:
         """Accept a member's signature over the model that it computed."""
         return self._accept(request, context, accept_model_signature)
+
+    def ReleaseKey(self, request: rounds_pb2.ReleaseRequest, context: CallContext) -> rounds_pb2.ReleaseReply:
+        """Return the content key of a sealed model, encrypted for the site."""
+
+        def release(site: str) -> rounds_pb2.ReleaseReply:
+            reply, seat = release_key(self._app, site, request)
+            self._app.traffic.add(seat, up=request.ByteSize(), down=reply.ByteSize())
+            return reply
+
+        return self._guard.call(request, context, release)
 
     def _accept(
         self,

@@ -8,10 +8,11 @@ from federation.description import ModelDescription
 from federation.manifest import Model, load_model, save_model
 from sqlalchemy.orm import Session
 
+from aggregator.context import AppContext
 from aggregator.errors import NotFound, WrongState
+from aggregator.runs import run_blobs
 from aggregator.runs.plans import plan_of
 from aggregator.store import run_rows
-from aggregator.store.blobs import Blobs
 from aggregator.store.tables import ModelVersion, Run
 
 
@@ -29,22 +30,21 @@ def choose(session: Session, run: Run, round_number: int | None) -> ModelVersion
     raise NotFound(f"round {round_number} of run {run.name} made no model; `model list` shows those there are")
 
 
-def read(blobs: Blobs, version: ModelVersion) -> Model:
+def read(app: AppContext, version: ModelVersion, run: Run) -> Model:
     """Read a model, after computing its digest anew.
 
     Raises:
         WrongState: When the digest is not the recorded one; the state folder is damaged.
         federation.errors.Malformed: When the file is no longer a model.
-        NotFound: When its blob does not exist.
+        NotFound: When its blob does not exist, or does not open.
     """
-    with blobs.open(version.blob) as stored:
-        model = load_model(Path(f"/dev/fd/{stored.fileno()}"))
+    model = run_blobs.load_stored(app, plan_of(run), version)
     if model.digest != version.digest:
         raise WrongState(f"expected model {version.digest.hex()}, the blob holds {model.digest.hex()}; restore it")
     return model
 
 
-def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path, *, overwrite: bool = False) -> None:
+def export(app: AppContext, version: ModelVersion, run: Run, out: Path, *, overwrite: bool = False) -> None:
     """Write the model's safetensors file to `out`, whole or not at all, after computing its digest anew.
 
     The file says what the model is: its architecture, inputs, origin, run, plan and round, and the part of the network
@@ -60,7 +60,7 @@ def export(blobs: Blobs, version: ModelVersion, run: Run, out: Path, *, overwrit
         raise NotFound(f"no folder {out.parent}; make it, or export to another")
     if out.exists() and not overwrite:
         raise WrongState(f"expected no file {out}, got one; name another, or add --overwrite")
-    model = read(blobs, version)
+    model = read(app, version, run)
     plan = plan_of(run)
     description = ModelDescription(
         architecture=plan.architecture,

@@ -11,20 +11,20 @@ published. Several abandoned rounds in a row pause the run with the reason, so t
 for a person instead of asking hospitals to train in vain.
 """
 
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from federation.manifest import Model, load_description, load_model, save_model
+from federation.manifest import Model, load_description, load_model
 from federation.plan import TrainingPlan, verify_plan
 from federation.v1.plan_pb2 import SignedPlan
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
 from aggregator.errors import PlanFileRefused, WrongState
+from aggregator.runs import run_blobs
 from aggregator.runs.faults import offered_to
 from aggregator.runs.plans import plan_of
 from aggregator.states import ModelStanding, RoundState, RunState, SeatState
@@ -63,11 +63,10 @@ def start_run(
     plan, model = verified(signed, initial_model, custodian)
     description = load_description(initial_model)
     # The file before the rows: a crash in between leaves a blob without a row, which costs nothing but its bytes.
-    with tempfile.TemporaryDirectory(dir=app.settings.state.folder, prefix="initial-") as folder:
-        # Written anew: sites exchange models without a description, and the plan holds the origin that was in it.
-        file = Path(folder) / "initial.safetensors"
-        save_model(file, model)
-        stored = app.blobs.take(file)
+    if plan.release is not None:
+        app.content_keys.make()
+    # Written anew: sites exchange models without a description, and the plan holds the origin that was in it.
+    stored = run_blobs.store_model(app, plan, model)
     cause = Cause(app.clock(), actor, "first round")
     run = Run(
         run_id=plan.run_id,

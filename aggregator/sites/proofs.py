@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from federation.hpke import SEALING_KEY_BYTES
 from federation.limits import check_site_name
-from federation.roster import SEALING_KEY_BYTES, SIGNING_KEY_BYTES
+from federation.roster import SIGNING_KEY_BYTES
 from federation.token import SECRET_BYTES
 from federation.v1 import enrolment_pb2
 

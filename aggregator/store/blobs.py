@@ -21,7 +21,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -125,8 +125,8 @@ class Blobs:
             self._complete(file, digest)
             return UploadProgress(size_bytes, complete=True)
 
-    def add(self, source: bytes | Path) -> StoredBlob:
-        """Store a whole blob from memory or from a file. The same content twice is one blob.
+    def add(self, source: bytes | Path | Iterable[bytes]) -> StoredBlob:
+        """Store a whole blob from memory, from a file, or piece by piece. The same content twice is one blob.
 
         Raises:
             BlobRefused: When it is empty or above the limit.
@@ -269,9 +269,12 @@ def _is_at(path: Path, file: int) -> bool:
         return False
 
 
-def _chunks(source: bytes | Path) -> Iterator[bytes]:
+def _chunks(source: bytes | Path | Iterable[bytes]) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield source
+        return
+    if not isinstance(source, Path):
+        yield from source
         return
     with open(source, "rb") as reader:
         while chunk := reader.read(CHUNK_BYTES_MAX):

@@ -9,6 +9,7 @@ FederationError
 ├── EncodingRefused    a value that cannot be encoded, or words that no honest cohort can have summed to
 ├── ChainRefused       a sum that leads from this model to no next one
 ├── CertificateRefused  a model certificate that proves nothing to this site
+├── SealRefused        sealed bytes that do not open under this key and name
 └── BadSignature       bytes that the expected key did not sign
 """
 
@@ -51,6 +52,10 @@ class ChainRefused(FederationError):
 
 class CertificateRefused(FederationError):
     """A model certificate that proves nothing to this site."""
+
+
+class SealRefused(FederationError):
+    """Sealed bytes that do not open under this key and name."""
 
 
 class BadSignature(FederationError):

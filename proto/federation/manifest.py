@@ -213,16 +213,20 @@ def save_model(
     if spare is not None:
         spare.replace(unfinished)
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
-        states = tuple(vector.size for vector in model.server_state)
-        file.write(_header(model.manifest, model.digest, states, description))
-        for vector in model.server_state:  # first, so that they are aligned
-            file.write(vector.data)
-        file.write(model.weights.data)
+        file.writelines(model_pieces(model, description))
         file.truncate()  # the spare file may have been longer
         file.flush()
         # Order: synced before it is renamed. After a power cut `path` is otherwise a name for blocks never written.
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def model_pieces(model: Model, description: ModelDescription | None = None) -> list[bytes | memoryview]:
+    """Returns the bytes of the file that `save_model` writes, in order and without a copy of the numbers."""
+    states = tuple(vector.size for vector in model.server_state)
+    header = _header(model.manifest, model.digest, states, description)
+    # The server's vectors first, so that they are aligned.
+    return [header, *(vector.data.cast("B") for vector in model.server_state), model.weights.data.cast("B")]
 
 
 def load_model(path: Path) -> Model:

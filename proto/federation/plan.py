@@ -23,6 +23,7 @@ from federation.manifest import Manifest
 from federation.moving import MovingPart
 from federation.pieces import pieces_of
 from federation.privacy import TAIL_MAX, Privacy, check_budgets, gradient_noise, histogram_noise
+from federation.release import Release, ReleaseLevel
 from federation.signing import Signer, sign, verify
 from federation.v1 import plan_pb2
 from federation.vocabulary import Metric
@@ -222,6 +223,7 @@ class TrainingPlan:
     privacy: Privacy | None = None
     moving_tensors: tuple[int, ...] = ()
     gate: Gate | None = None
+    release: Release | None = None
 
     def __post_init__(self) -> None:
         check_length("run_id", self.run_id, 16)
@@ -316,8 +318,10 @@ class TrainingPlan:
 _USED_TRAINING = frozenset({"studies_min", "slices_per_study", "trainable"})
 _USED_ENCODING = frozenset({"rotation_seed"})
 
-Member = TypeVar("Member", ServerKind, Trainable, Metric)
-Section = TypeVar("Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding, Privacy, Gate)
+Member = TypeVar("Member", ServerKind, Trainable, Metric, ReleaseLevel)
+Section = TypeVar(
+    "Section", Inputs, LocalTraining, ServerOptimizer, CohortBounds, Deadlines, Encoding, Privacy, Gate, Release
+)
 
 
 def sign_plan(plan: TrainingPlan, custodian: Signer) -> plan_pb2.SignedPlan:
@@ -365,6 +369,7 @@ def _of_message(message: plan_pb2.Plan) -> TrainingPlan:
         privacy=_section_of(Privacy, message.privacy) if message.HasField("privacy") else None,
         moving_tensors=tuple(message.moving_tensors),
         gate=_section_of(Gate, message.gate) if message.HasField("gate") else None,
+        release=_section_of(Release, message.release) if message.HasField("release") else None,
     )
 
 
@@ -389,6 +394,9 @@ def _section_of(kind: type[Section], message: Message) -> Section:
         values["kind"] = _member(ServerKind, "server.kind", values["kind"])
     if kind is LocalTraining:
         values["trainable"] = _member(Trainable, "training.trainable", values["trainable"])
+    if kind is Release:
+        values["level"] = _member(ReleaseLevel, "release.level", values["level"])
+        values["measurements"] = tuple(values["measurements"])
     return kind(**values)
 
 
@@ -397,8 +405,12 @@ def _section_message(section: Section) -> Message:
     for field in fields(section):
         value = getattr(section, field.name)
         optional = message.DESCRIPTOR.fields_by_name[field.name].has_presence
-        if not optional or value != field.default:
-            setattr(message, field.name, value.number if isinstance(value, ServerKind | Trainable) else value)
+        if isinstance(value, tuple):
+            getattr(message, field.name).extend(value)
+        elif not optional or value != field.default:
+            setattr(
+                message, field.name, value.number if isinstance(value, ServerKind | Trainable | ReleaseLevel) else value
+            )
     return message
 
 
@@ -430,7 +442,7 @@ def _to_message(plan: TrainingPlan) -> plan_pb2.Plan:
     return message
 
 
-_MAY_BE_ABSENT: Final = ("privacy", "gate")
+_MAY_BE_ABSENT: Final = ("privacy", "gate", "release")
 _SECTIONS: Final = ("inputs", "training", "server", "cohort", "deadlines", "encoding", *_MAY_BE_ABSENT)
 _MESSAGES: dict[type, Callable[..., Message]] = {
     Inputs: plan_pb2.Inputs,
@@ -441,4 +453,5 @@ _MESSAGES: dict[type, Callable[..., Message]] = {
     Encoding: plan_pb2.Encoding,
     Privacy: plan_pb2.Privacy,
     Gate: plan_pb2.Gate,
+    Release: plan_pb2.Release,
 }

@@ -13,6 +13,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from federation.errors import BadSignature, RosterRefused
+from federation.hpke import SEALING_KEY_BYTES
 from federation.limits import is_site_name
 from federation.signing import Signer, sign, verify
 from federation.v1 import enrolment_pb2
@@ -20,7 +21,6 @@ from federation.wire import parse, serialize
 
 SITES_MAX = 10_000
 SIGNING_KEY_BYTES = 32
-SEALING_KEY_BYTES = 1216
 
 _DOMAIN = "hemofed roster v1"
 _SUCCESSION_DOMAIN = "hemofed custodian v1"

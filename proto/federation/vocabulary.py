@@ -62,6 +62,7 @@ class StateReason(StrEnum):
     POLICY = "POLICY"
     MODEL_MISMATCH = "MODEL_MISMATCH"
     MODEL_DAMAGED = "MODEL_DAMAGED"
+    ATTESTATION = "ATTESTATION"
 
     @property
     def number(self) -> rounds_pb2.StateReason.ValueType:
@@ -79,6 +80,25 @@ DECLINE_REASONS: Final = frozenset(
         StateReason.TRAINING_FAILED,
     }
 )
+
+
+class EvidenceRefusal(StrEnum):
+    """The reasons for which evidence does not suffice for a content key; rounds.proto explains each."""
+
+    STALE = "STALE"
+    FORM = "FORM"
+    CHAIN = "CHAIN"
+    SIGNATURE = "SIGNATURE"
+    BINDING = "BINDING"
+    MEASUREMENT = "MEASUREMENT"
+    TCB = "TCB"
+    DEBUG = "DEBUG"
+    VMPL = "VMPL"
+
+    @property
+    def number(self) -> rounds_pb2.EvidenceRefusal.ValueType:
+        """The enumerator on the wire."""
+        return rounds_pb2.EvidenceRefusal.Value(self.value)
 
 
 class Outcome(StrEnum):

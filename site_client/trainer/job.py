@@ -13,10 +13,13 @@ from typing import Final
 import structlog
 import torch
 from federation.encoding import clip
+from federation.errors import FederationError
 from federation.limits import MESSAGE_BYTES_MAX
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
 from federation.privacy import Privacy
+from federation.sealed_model import load_sealed_model
+from federation.sealing import SealedKind, SealedName, sealed_size
 from federation.v1.plan_pb2 import SignedPlan
 from federation.vocabulary import Metric, Outcome, SiteState, StateReason
 from federation.wire import parse
@@ -33,12 +36,12 @@ from site_client.model.network import Network
 from site_client.model.parts import is_trainable, parts_of
 from site_client.model.registry import build, load_weights, manifest_of, weights_of
 from site_client.records import NO_HISTOGRAMS, PredecessorComparison
-from site_client.spool import Job, TrainerSide, Update, histograms_of
+from site_client.spool import Job, TrainerSide, Update, UpdateSeal, histograms_of
 from site_client.trainer.job_folders import job_folder
 from site_client.trainer.worker_messages import SendMessage, WorkerMessage
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache, forget_others
-from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints, CheckpointSeal
 from site_client.training.compute import Compute, choose
 from site_client.training.data import Loader, Split, split_patients
 from site_client.training.early_stop import with_early_stop
@@ -118,6 +121,7 @@ class JobInProgress:
         stopping: Callable[[], bool],
         send: SendMessage = lambda message: None,
         ranks: Ranks = ONE,
+        content_key: bytes | None = None,
     ) -> None:
         """Reads plan and base model from the job's folder.
 
@@ -127,23 +131,39 @@ class JobInProgress:
             stopping: Asked at every micro-batch; True ends the work after a checkpoint.
             send: Takes the messages about progress.
             ranks: This process among those that share the training.
+            content_key: Of the job's plan and base model, where they are sealed.
 
         Raises:
             TrainingFailed: Plan or base model cannot be read, or is not the one that job.json names.
         """
         self.settings, self.job, self.ranks = settings, job, ranks
-        self._stopping, self._send = stopping, send
+        self._stopping, self._send, self._content_key = stopping, send, content_key
         try:
             signed = parse(SignedPlan, read_regular(job.plan_file, MESSAGE_BYTES_MAX))
             self.plan = TrainingPlan.from_bytes(signed.plan)
-            with open_regular(job.base_file, self.plan.manifest.file_bytes_max) as file:
-                # The file that was checked, by its descriptor: the name may lead to another one by now.
-                self.base: Model = load_model(Path(f"/proc/self/fd/{file.fileno()}"))
-        except (OSError, ValueError) as error:
+            self.base: Model = self._read_base()
+        except (OSError, ValueError, FederationError) as error:
             raise TrainingFailed(f"plan or base model of the job cannot be read ({error}); withdraw the job") from error
         # The spool is writable by the agent: the digests bind this job to the plan and the model that were announced.
         if self.plan.digest != job.plan_digest or self.base.digest != job.base_model_digest:
             raise TrainingFailed("expected the plan and base model that job.json names, got others; withdraw the job")
+
+    def _read_base(self) -> Model:
+        manifest, job = self.plan.manifest, self.job
+        if self.plan.release is None:
+            with open_regular(job.base_file, manifest.file_bytes_max) as file:
+                # The file that was checked, by its descriptor: the name may lead to another one by now.
+                return load_model(Path(f"/proc/self/fd/{file.fileno()}"))
+        if self._content_key is None:
+            raise ValueError("the plan's models are sealed, and the agent has lent no content key")
+        with open_regular(job.sealed_file, sealed_size(manifest.file_bytes_max)) as file:
+            return load_sealed_model(self._content_key, job.sealed_name, manifest, file)
+
+    @property
+    def _update_seal(self) -> UpdateSeal | None:
+        if self._content_key is None:
+            return None
+        return UpdateSeal(self._content_key, self.job.plan_digest, self.job.base_model_digest)
 
     def carry_out(self, spool: TrainerSide, rank_processes: RankProcesses) -> Update:
         """Does the job and delivers its update.
@@ -206,7 +226,7 @@ class JobInProgress:
             histograms=histograms,
             comparison=comparison,
         )
-        return spool.deliver(update, delta)
+        return spool.deliver(update, delta, self._update_seal)
 
     def _carry_out_private(
         self, spool: TrainerSide, net: Network, prepared: PreparedStudies, privacy: Privacy
@@ -241,7 +261,8 @@ class JobInProgress:
         step = PrivateStep(net, self.plan, self._loader.for_private_training(net), self._compute)
         checkpoints = self._checkpoints(prepared, "private")
         patients = patients_of(prepared.split.training)
-        return spool.deliver(update, private_gradient(step, patients, checkpoints, report, self._stopping))
+        gradient = private_gradient(step, patients, checkpoints, report, self._stopping)
+        return spool.deliver(update, gradient, self._update_seal)
 
     def train_share(self) -> None:
         """Computes this rank's share of the training, on studies that the worker has prepared.
@@ -396,7 +417,11 @@ class JobInProgress:
         )
 
     def _checkpoints(self, prepared: PreparedStudies, stage: str) -> Checkpoints:
-        return Checkpoints(job_folder(self.settings, self.job), replace(prepared.identity, stage=stage))
+        identity, seal = replace(prepared.identity, stage=stage), None
+        if self._content_key is not None:
+            name = SealedName(SealedKind.CHECKPOINT, self.job.plan_digest, self.job.base_model_digest)
+            seal = CheckpointSeal(self._content_key, name)
+        return Checkpoints(job_folder(self.settings, self.job), identity, seal=seal)
 
 
 def limit_interop_threads() -> None:

@@ -17,13 +17,16 @@ import structlog
 from site_client.config import SiteSettings
 from site_client.spool import Job
 from site_client.trainer.job_folders import job_folder
+from site_client.trainer.worker_messages import hand_over
 from site_client.training.ranks import Ranks, joined
 
 _log = structlog.get_logger()
 
 
 @contextmanager
-def started(settings: SiteSettings, config: Path, job: Job, stopped_status: int) -> Iterator[None]:
+def started(
+    settings: SiteSettings, config: Path, job: Job, stopped_status: int, content_key: bytes | None = None
+) -> Iterator[None]:
     """Starts ranks 1 and up of `training.processes` and connects the worker, rank 0, with them.
 
     Args:
@@ -31,6 +34,7 @@ def started(settings: SiteSettings, config: Path, job: Job, stopped_status: int)
         config: The file that `settings` came from; each rank process reads it again.
         job: The job whose training they share.
         stopped_status: Exit status of a rank process that was asked to stop; it is no failure.
+        content_key: Of a sealed job.
 
     Yields:
         Nothing. The connection holds inside the block.
@@ -42,7 +46,10 @@ def started(settings: SiteSettings, config: Path, job: Job, stopped_status: int)
         command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(config.absolute())]
         command += ["--parent", str(os.getpid()), "--rank", str(rank)]
         command += ["--run", job.run_id.hex(), "--round", str(job.round)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        if content_key is not None:
+            command.append("--sealed")
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        hand_over(process, content_key)
         threading.Thread(target=_end_with, args=(process, (0, stopped_status)), daemon=True).start()
     with connected(settings, job, ranks, os.getpid()):
         yield
@@ -60,7 +67,7 @@ def meeting_point(settings: SiteSettings, job: Job, worker_id: int) -> Path:
     return job_folder(settings, job).absolute() / f"meeting-{worker_id}"
 
 
-def _end_with(process: "subprocess.Popen[bytes]", sound: tuple[int, ...]) -> None:
+def _end_with(process: "subprocess.Popen[str]", sound: tuple[int, ...]) -> None:
     """Ends this worker if the rank process ends with a status that is not `sound`."""
     status = process.wait()
     if status not in sound:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Final
 
 import structlog
+from federation.hpke import SealingKey
 from federation.notify import Notifier
 from federation.vocabulary import SiteState
 
@@ -125,7 +126,9 @@ class TrainerService:
         self._notifier = notifier or Notifier()
         self._spool = TrainerSide(settings.folders.spool)
         self._watch = Watch(settings, clock, local_zone())
-        self._supervisor = Supervisor(config, self._spool, self._notifier.alive)
+        # In memory only: what was encrypted to it can be read by no one after the end of this process.
+        self._sealing_key = SealingKey.generate()
+        self._supervisor = Supervisor(config, self._spool, self._sealing_key, self._notifier.alive)
         self._status_written_s = 0.0
         self._disk = DiskWatch(self._notifier)
         self._again_at_s = 0.0  # monotonic; before it nothing is written
@@ -134,6 +137,7 @@ class TrainerService:
     def run(self) -> None:
         """Runs until `stopping`, then ends the worker."""
         self._spool.clear_drafts()  # before the first worker, which may have a draft in hand
+        self._spool.publish_key(self._sealing_key.public_bytes)
         self._write_status(Status(self._clock(), SiteState.PREPARING))
         self._watch.start()
         self._notifier.ready()

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from federation.hpke import SealingKey
 from federation.vocabulary import Outcome, StateReason
 
 from site_client.spool import Job, TrainerSide, Update
 from site_client.trainer.idle.decide import Mode
 from site_client.trainer.suspend import family, is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
-from site_client.trainer.worker_messages import TrainingSpeed, WorkerMessage, from_line
+from site_client.trainer.worker_messages import TrainingSpeed, WorkerMessage, from_line, hand_over
 
 _log = structlog.get_logger()
 TRIES: Final = 3
@@ -31,20 +32,27 @@ _POLL_S: Final = 0.25
 class Worker:
     """A worker process, its last message, and the speed of its training."""
 
-    def __init__(self, config: Path, job: Job | None, message: WorkerMessage) -> None:
+    def __init__(self, config: Path, job: Job | None, message: WorkerMessage, content_key: bytes | None = None) -> None:
         """Starts the process.
 
         Args:
             config: site.toml, which the worker reads itself.
             job: What it shall do; None: a scan.
             message: Stands for its last message until it sends one.
+            content_key: Of a sealed job.
         """
         self.job, self.message, self.speed = job, message, TrainingSpeed()
         task = ["--scan"] if job is None else ["--run", job.run_id.hex(), "--round", str(job.round)]
         command = [sys.executable, "-m", "site_client.trainer.worker", "--config", str(config.absolute())]
         command += ["--parent", str(os.getpid()), *task]
+        if content_key is not None:
+            command.append("--sealed")
         # A process group of its own: Ctrl-C in a terminal reaches the service alone, which then stops the worker.
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+        )
+        # Through a pipe: neither a file nor the process list ever holds the key.
+        hand_over(self.process, content_key)
         threading.Thread(target=self._read_messages, daemon=True).start()
 
     def _read_messages(self) -> None:
@@ -61,18 +69,19 @@ class Worker:
 class Supervisor:
     """Supervises at most one worker."""
 
-    def __init__(self, config: Path, spool: TrainerSide, alive: Callable[[], None]) -> None:
+    def __init__(self, config: Path, spool: TrainerSide, key: SealingKey, alive: Callable[[], None]) -> None:
         """Supervises no worker yet.
 
         Args:
             config: site.toml.
+            key: Content keys of sealed jobs come encrypted to it.
             spool: Says which jobs are delivered, and takes the outcome of a job that keeps failing.
             alive: Called while a worker takes its time to end, so that systemd does not take the service for hung.
         """
         self.worker: Worker | None = None
         self.scanned = False  # a first scan has ended since the start, whatever came of it
         self.studies = 0  # ready for training, as of the last scan
-        self._config, self._spool, self._alive = config, spool, alive
+        self._config, self._spool, self._key, self._alive = config, spool, key, alive
         self._failures: dict[tuple[bytes, int], int] = {}
 
     @property
@@ -86,8 +95,12 @@ class Supervisor:
         return [os.getpid(), *([] if self.worker is None else family(self.worker.process))]
 
     def next_job(self, jobs: Sequence[Job]) -> Job | None:
-        """Finds the first job that has no outcome yet."""
-        return next((job for job in jobs if not self._spool.delivered(job.run_id, job.round)), None)
+        """Finds the first job that has no outcome yet, and no missing key: the agent will bring it."""
+        waiting = (job for job in jobs if not self._spool.delivered(job.run_id, job.round))
+        return next((job for job in waiting if not job.is_sealed or self._content_key(job) is not None), None)
+
+    def _content_key(self, job: Job) -> bytes | None:
+        return self._spool.content_key(job, self._key)
 
     def start_next(self, jobs: Sequence[Job]) -> None:
         """Starts a worker if none is at work: for the scan after the service's start, then for the next job."""
@@ -96,7 +109,8 @@ class Supervisor:
         job = self.next_job(jobs) if self.scanned else None
         if self.scanned and job is None:
             return
-        self.worker = Worker(self._config, job, WorkerMessage(studies=self.studies))
+        content_key = self._content_key(job) if job is not None and job.is_sealed else None
+        self.worker = Worker(self._config, job, WorkerMessage(studies=self.studies), content_key)
         _log.info("worker started", task="scan" if job is None else "round", round=None if job is None else job.round)
 
     def obey(self, mode: Mode, previous: Mode, sampled_at_s: float) -> None:

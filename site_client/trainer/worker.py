@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 def main() -> None:
     """Parses the command line and exits with the status of the work.
 
-    python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N [--rank N])
+    python -m site_client.trainer.worker --config FILE --parent PID (--scan | --run HEX --round N [--rank N] [--sealed])
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--round", type=int)
     parser.add_argument("--rank", type=int, default=0)  # 1 and up: a rank process, whose parent is the worker
+    parser.add_argument("--sealed", action="store_true")  # the content key comes on standard input, in hexadecimal
     arguments = parser.parse_args()
     _die_with(arguments.parent)
     log_to_stderr(tracebacks=False)  # a traceback could quote what a file said
@@ -68,6 +69,7 @@ def _work(arguments: argparse.Namespace) -> int:
         pause.obey()
         return bool(stop_requests)
 
+    content_key = bytes.fromhex(sys.stdin.read()) if arguments.sealed else None
     settings = load(arguments.config)
     if arguments.scan:
         send(WorkerMessage(studies=scan(settings, stopping)))
@@ -82,10 +84,10 @@ def _work(arguments: argparse.Namespace) -> int:
     try:
         if arguments.rank:
             with rank_processes.connected(settings, job, ranks, arguments.parent):
-                JobInProgress(settings, job, stopping, ranks=ranks).train_share()
+                JobInProgress(settings, job, stopping, ranks=ranks, content_key=content_key).train_share()
         else:
-            others = partial(rank_processes.started, settings, arguments.config, job, STOPPED)
-            JobInProgress(settings, job, stopping, send, ranks).carry_out(spool, others)
+            others = partial(rank_processes.started, settings, arguments.config, job, STOPPED, content_key)
+            JobInProgress(settings, job, stopping, send, ranks, content_key).carry_out(spool, others)
     except Stopped:
         return STOPPED
     return 0

@@ -3,7 +3,9 @@
 This file must not import torch: the service reads the messages and has to stay light.
 """
 
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -57,6 +59,15 @@ class TrainingSpeed:
         if message.state != SiteState.TRAINING or first is None or last is None or last[0] <= first[0]:
             return None
         return round((last[1] - first[1]) / (last[0] - first[0]) * (message.steps - message.step))
+
+
+def hand_over(process: "subprocess.Popen[str]", content_key: bytes | None) -> None:
+    """Sends a new process the content key of its job through the pipe to its standard input, and closes the pipe."""
+    # Popen was given a pipe for standard input.
+    assert process.stdin is not None
+    # A process that has died already is noticed by its status.
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write("" if content_key is None else content_key.hex())
 
 
 def as_line(message: WorkerMessage) -> str:

@@ -7,17 +7,20 @@ is damaged. A checkpoint of another job is refused.
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from federation.errors import SealRefused
+from federation.sealing import SealedName, seal, unseal_into_memory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from site_client.errors import CheckpointRefused
-from site_client.files import replace_file
+from site_client.files import replace_file, replace_in_pieces
 
 KEEP: Final = 2
 _FORMAT = "hemofed checkpoint v1"
@@ -52,6 +55,14 @@ class Saved:
     tensors: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class CheckpointSeal:
+    """Encrypts the checkpoints of a job whose models are sealed: they hold the weights."""
+
+    content_key: bytes = field(repr=False)
+    name: SealedName
+
+
 class Checkpoints:
     """The checkpoints of one stage of one job, in one folder."""
 
@@ -62,6 +73,7 @@ class Checkpoints:
         *,
         every_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        seal: CheckpointSeal | None = None,
     ) -> None:
         """Use `folder`, and make it if needed.
 
@@ -70,12 +82,15 @@ class Checkpoints:
             identity: Of the job.
             every_s: Seconds between two checkpoints, see `due`.
             clock: Monotonic, in seconds.
+            seal: Of a job whose models are sealed.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._identity = identity
         self._every_s = every_s
         self._clock = clock
+        self._seal = seal
+        self._suffix = ".safetensors" if seal is None else ".sealed"
         self._last = clock()
 
     def due(self) -> bool:
@@ -98,7 +113,11 @@ class Checkpoints:
         }
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         # Order: the new file is durable before an old one goes, so a power cut leaves a whole checkpoint.
-        replace_file(self._folder / f"{self._identity.stage}-{step:010d}.safetensors", save(contiguous, header))
+        path, content = self._folder / f"{self._identity.stage}-{step:010d}{self._suffix}", save(contiguous, header)
+        if self._seal is None:
+            replace_file(path, content)
+        else:
+            replace_in_pieces(path, seal(self._seal.content_key, self._seal.name, [content]))
         for old in self._files()[:-KEEP]:
             old.unlink()
         self._last = self._clock()
@@ -128,18 +147,29 @@ class Checkpoints:
             path.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob(f"{self._identity.stage}-*.safetensors"))
+        return sorted(self._folder.glob(f"{self._identity.stage}-*{self._suffix}"))
 
     def _read(self, path: Path) -> Saved | None:
         try:
-            with safe_open(path, framework="pt") as file:
+            with self._readable(path) as plain, safe_open(plain, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except SafetensorError:  # a full disk or a power cut tore the file
+        except (SafetensorError, SealRefused):  # a full disk or a power cut tore the file
             return None
         # Order: after the tensors were read. A torn file is skipped; a whole one of another job is refused.
         self._refuse_other(header)
         return Saved(json.loads(header["numbers"]), tensors)
+
+    @contextmanager
+    def _readable(self, path: Path) -> Iterator[Path]:
+        """Yield a path of the plaintext; that of a sealed checkpoint is in memory."""
+        if self._seal is None:
+            yield path
+            return
+        with path.open("rb") as file:
+            plaintext = unseal_into_memory(self._seal.content_key, self._seal.name, file, path.stat().st_size)
+        with plaintext:
+            yield Path(f"/proc/self/fd/{plaintext.fileno()}")
 
     def _refuse_other(self, header: Mapping[str, str]) -> None:
         if header.get("format") != _FORMAT:

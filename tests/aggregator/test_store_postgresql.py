@@ -30,6 +30,7 @@ from aggregator.sites.roster import import_roster, request_roster
 from aggregator.states import RoundState, RunState
 from aggregator.store import Change, Store, audit_chain, open_store, record, round_rows, site_rows, transition
 from aggregator.store.blobs import Blobs
+from aggregator.store.content_keys import ContentKeys
 from aggregator.store.people import audit_trail
 from aggregator.store.tables import Base, Invitation, Round, Run
 from tests.aggregator.conftest import Host, StandingClock
@@ -134,7 +135,14 @@ def a_run(clock: StandingClock) -> Run:
 def test_a_clock_that_is_set_moves_no_deadline_that_other_aggregators_share(
     store: Store, clock: StandingClock, tmp_path: Path
 ) -> None:
-    app = AppContext(store, Blobs(tmp_path / "a", 1), Blobs(tmp_path / "b", 1), AggregatorSettings(), clock)
+    app = AppContext(
+        store,
+        Blobs(tmp_path / "a", 1),
+        Blobs(tmp_path / "b", 1),
+        AggregatorSettings(),
+        ContentKeys(tmp_path / "key"),
+        clock,
+    )
     deadline = clock() + timedelta(hours=1)
     times = {"began_at": clock(), "phase_since": clock(), "deadline": deadline}
     row = Round(

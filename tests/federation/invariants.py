@@ -14,7 +14,6 @@ from federation import encoding, secagg
 from federation.chain import next_model
 from federation.encoding import Layout
 from federation.encoding.noised import encode_noised
-from federation.manifest import load_model
 from federation.secagg.state import OwnSecrets, Phase
 from federation.v1 import blobs_pb2, secagg_pb2
 
@@ -163,11 +162,9 @@ def _sum_is_sum(world: World, row: Round) -> None:
         sent = secagg_pb2.Advertisement.FromString(advertised[site])
         total += plain_words(world, row, site, sent.mask_key)
     opened = encoding.decode_sum(layout, total, len(members))
-    assert row.sum_blob is not None
-    with world.aggregator.app.blobs.open(row.sum_blob) as blob:
-        assert blob.read() == encoding.pack_sum(layout, opened), (
-            f"the sum of round {row.number} is not its members' sum"
-        )
+    assert world.published_sum(row) == encoding.pack_sum(layout, opened), (
+        f"the sum of round {row.number} is not its members' sum"
+    )
     follows = next_model(plan, world.model(base.blob), opened)
     assert row.next_model == follows.digest, f"the model of round {row.number} does not follow from its sum"
 
@@ -201,7 +198,8 @@ def models_are_one(world: World) -> None:
     for site in world.sites.values():
         newest = site.rounds.models.newest
         assert newest in published | {b""}, f"{site.name} holds a model that nobody published"
-        assert not newest or load_model(site.rounds.models.path(newest)).digest == newest  # the file, not the memory
+        if newest:
+            assert world.kept_model(site, newest).digest == newest  # the file, not the memory
 
 
 def secrets_are_gone(world: World) -> None:

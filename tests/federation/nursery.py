@@ -5,8 +5,9 @@ Keys and certificates cost more than a round of a small model; what a history is
 
 import os
 import shutil
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from federation.plan import (
     sign_plan,
 )
 from federation.privacy import Privacy
+from federation.release import Release
 from federation.token import Token
 from federation.v1 import enrolment_pb2
 from federation.vocabulary import Metric
@@ -67,6 +69,7 @@ class Kind:
     private: bool = False
     gated: bool = False
     grace_s: int = 0
+    release: Release | None = None
     phase: str = "training"  # the state that its first round is in when the history begins
 
     @property
@@ -84,7 +87,8 @@ class Nursery:
 
     def copy(self, kind: Kind) -> Path:
         """A folder with aggregator/ and a folder a site, whose run has just begun; the caller's to remove."""
-        grown = self._folder / "-".join(map(str, astuple(replace(kind, phase=""))))
+        # A digest: the measurements of a release make a longer name than a folder may have.
+        grown = self._folder / sha256(repr(replace(kind, phase="")).encode()).hexdigest()[:32]
         if not grown.exists():
             draft = grown.with_name(f".{grown.name}")
             _grow(draft, kind)
@@ -125,6 +129,7 @@ def plan_of(kind: Kind, initial: Model) -> TrainingPlan:
         metrics=(Metric.LOSS, Metric.HISTOGRAMS),
         moving_tensors=() if kind.trainable is Trainable.ALL else (1,),
         gate=Gate() if kind.gated else None,
+        release=kind.release,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from federation import secagg
+from federation.hpke import SealingKey
 from federation.secagg import state as member_state
 from federation.secagg.state import MemberState, OwnSecrets
 from federation.vocabulary import Outcome, SiteState
@@ -32,12 +33,13 @@ from aggregator.sites.enrolment import EnrolmentService
 from site_client.agent.egress.egress import Egress
 from site_client.agent.egress.guard import Guard
 from site_client.agent.egress.ledger import Ledger
+from site_client.agent.evidence import Attest
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.participant import Participant, Turn
 from site_client.config import AgentSettings, FoldersSettings, PolicySettings
 from site_client.config import SiteSettings as SiteSettings
 from site_client.records import Job, Status, Update
-from site_client.spool import AgentSide, TrainerSide
+from site_client.spool import AgentSide, TrainerSide, UpdateSeal
 from tests.federation.wire import Fault, Killed, SiteWire, Wire
 
 
@@ -136,6 +138,7 @@ class Site:
     states: dict[bytes, MemberState] = field(default_factory=dict)  # what its disk last said of each attempt, likewise
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(plan_approval="automatic", studies_min=1))
     coins: dict[bytes, bytes] = field(default_factory=dict)  # of each attempt, likewise
+    attest: Attest | None = None  # its secure processor
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None
@@ -171,8 +174,9 @@ class Site:
         self.egress = Egress(Guard(self.settings.policy), self._ledger, self.transport)
         spool = AgentSide(self.settings.folders.spool)
         spool.clear_drafts()
-        self.rounds = Participant(self.egress, self.identity, spool, self.settings, self.clock)
-        self.trainer = TrainerSide(self.settings.folders.spool)
+        self.rounds = Participant(self.egress, self.identity, spool, self.settings, self.clock, attest=self.attest)
+        self.trainer, self.trainer_key = TrainerSide(self.settings.folders.spool), SealingKey.generate()
+        self.trainer.publish_key(self.trainer_key.public_bytes)
 
     def shut(self) -> None:
         if self._ledger is not None:
@@ -188,13 +192,19 @@ class Site:
             self._look_at_secrets()
 
     def jobs(self) -> list[Job]:
-        return [job for job in self.trainer.jobs() if not self.trainer.delivered(job.run_id, job.round)]
+        waiting = [job for job in self.trainer.jobs() if not self.trainer.delivered(job.run_id, job.round)]
+        return [job for job in waiting if not job.is_sealed or self.content_key(job) is not None]
+
+    def content_key(self, job: Job) -> bytes | None:
+        return self.trainer.content_key(job, self.trainer_key)
 
     def train(self, job: Job, update: Update, delta: NDArray[np.float32] | None) -> None:
         """What the trainer does when it has trained."""
         self.trainer.sweep()
         self.trainer.write_status(Status(self.clock.now, SiteState.IDLE))
-        self.trainer.deliver(update, delta)
+        key = self.content_key(job) if job.is_sealed else None
+        seal = None if key is None else UpdateSeal(key, job.plan_digest, job.base_model_digest)
+        self.trainer.deliver(update, delta, seal)
 
     def member_files(self) -> list[tuple[Path, MemberState]]:
         """What secure aggregation has on this disk, of any attempt."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,6 +22,7 @@ from aggregator.store import backup as copies
 from aggregator.store import round_rows
 from site_client.agent.rounds.lineage import Lineage
 from site_client.agent.rounds.models import Models
+from site_client.agent.rounds.released_keys import ReleasedKeys
 from site_client.errors import StepRefused
 from tests.custodian import CUSTODIAN
 from tests.federation.learning import LearningWorld
@@ -160,7 +162,8 @@ def test_a_site_follows_no_rollback_of_another_key_or_run_or_one_that_was_shown_
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:
     plan = replace(make_world(sites=3).plan, rounds=20)
-    models, lineage = Models(tmp_path), Lineage(tmp_path)
+    # Without a release level no key is ever asked for.
+    models, lineage = Models(tmp_path, cast(ReleasedKeys, None)), Lineage(tmp_path)
     newest, earlier = bytes([9]) * 32, bytes([3]) * 32
     lineage.record(plan, 9, newest)
 

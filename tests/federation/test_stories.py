@@ -52,11 +52,11 @@ def test_a_model_s_file_that_somebody_else_still_holds_is_never_written_over(mak
     """An agent writes a new model over the file of the one it pushes out, but not while that has another name."""
     world = make_world(sites=3, rounds=4)
     models = next(iter(world.sites.values())).rounds.models
-    held = models.path(b"").parent / "held"
+    held = models.path(world.plan, b"").parent / "held"
     held.mkdir()
     while world.run.state is RunState.RUNNING:
         world.everybody()
-        newest = models.path(models.newest)
+        newest = models.path(world.plan, models.newest)
         if models.newest and not (held / newest.name).exists():
             (held / newest.name).hardlink_to(newest)
     assert len(list(held.iterdir())) == 5

@@ -13,6 +13,8 @@ from pathlib import Path
 from federation.errors import FederationError
 from federation.manifest import Model, load_model
 from federation.plan import TrainingPlan
+from federation.sealed_model import load_sealed_model, model_name
+from federation.sealing import SealedKind, SealedName, unseal
 from federation.secagg.state import MemberState, OwnSecrets
 
 from aggregator.errors import WrongState
@@ -219,10 +221,34 @@ class World:
 
     def model(self, blob: bytes) -> Model:
         """A model out of the aggregator's blobs."""
+        [digest] = {model.digest for model in self.models() if model.blob == blob}
         file = self.folder / "looked-at.safetensors"
-        with self.aggregator.app.blobs.open(blob) as source:
-            file.write_bytes(source.read())
+        file.write_bytes(self.plaintext(SealedKind.MODEL, blob, digest))
         return load_model(file)
+
+    def published_sum(self, row: Round) -> bytes:
+        """The sum of a published round out of the aggregator's blobs."""
+        assert row.sum_blob is not None
+        assert row.next_model is not None
+        return self.plaintext(SealedKind.SUM, row.sum_blob, row.next_model)
+
+    def plaintext(self, kind: SealedKind, blob: bytes, model_digest: bytes) -> bytes:
+        """The content of a blob, whether the plan has it sealed or not."""
+        app, plan = self.aggregator.app, self.plan
+        with app.blobs.open(blob) as source:
+            if plan.release is None:
+                return source.read()
+            key, name = app.content_keys.of(plan.digest, model_digest), SealedName(kind, plan.digest, model_digest)
+            return b"".join(unseal(key, name, source, 1 << 30))
+
+    def kept_model(self, site: Site, digest: bytes) -> Model:
+        """A model out of the file of a site."""
+        path, plan = site.rounds.models.path(self.plan, digest), self.plan
+        if plan.release is None:
+            return load_model(path)
+        with path.open("rb") as file:
+            key = self.aggregator.app.content_keys.of(plan.digest, digest)
+            return load_sealed_model(key, model_name(plan.digest, digest), plan.manifest, file)
 
     @property
     def states(self) -> dict[bytes, MemberState]:

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
+from federation.hpke import SEALING_KEY_BYTES
 from federation.plan import TrainingPlan, sign_plan
-from federation.roster import SEALING_KEY_BYTES, SIGNING_KEY_BYTES, Roster, RosterEntry
+from federation.roster import SIGNING_KEY_BYTES, Roster, RosterEntry
 from federation.vocabulary import SiteState
 
 from site_client.agent.identity.known_sites import KnownSites
@@ -18,6 +20,7 @@ from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.lineage import Lineage
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import PlanDecision, Plans
+from site_client.agent.rounds.released_keys import ReleasedKeys
 from site_client.agent.rounds.revealed_sums import KEPT, RevealedSums
 from site_client.agent.rounds.rollback import Rollback, Witness, acknowledge, read_rollback
 from site_client.agent.status_file import AgentStatus, read_status, write_status
@@ -48,7 +51,8 @@ def a_journal(folder: Path, name: str) -> tuple[Path, Reader]:
 
 
 def a_history(folder: Path) -> tuple[Path, Reader]:
-    models = Models(folder / "models")
+    # No content key is asked for: no model is sealed.
+    models = Models(folder / "models", cast(ReleasedKeys, None))
     (folder / "models" / "history.json").write_text(f'["{"ab" * 32}"]')
     assert models.newest == b"\xab" * 32
     return folder / "models" / "history.json", lambda: models.newest

@@ -27,16 +27,19 @@ from federation.plan import (
     TrainingPlan,
     sign_plan,
 )
+from federation.release import Release
+from federation.sealed_model import seal_model
 from federation.vocabulary import Metric
 
 from site_client.config import FoldersSettings, IngestSettings, SiteSettings, load
+from site_client.errors import TrainingFailed
 from site_client.ingest.pseudonym import load_secret
 from site_client.model.initial_weights import write_fresh
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
-from site_client.spool import AgentSide, Job, RunId, Update
+from site_client.spool import AgentSide, Job, RunId, Update, UpdateSeal
 from site_client.trainer.idle import operator
-from site_client.trainer.job import scan
+from site_client.trainer.job import JobInProgress, scan
 from site_client.trainer.suspend import is_suspended, resume, suspend
 from site_client.trainer.worker import STOPPED
 from site_client.typed_json import Digest
@@ -70,6 +73,7 @@ calm_s = 2
 threads = 1
 validation_fraction = 0.3
 """
+CONTENT_KEY = bytes(range(32))
 Instead = tuple[tuple[str, str], ...]  # parts of SITE_TOML, each with what stands there instead
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -144,6 +148,7 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         per_step: int = 1,
         instead: Instead = (),
         gate: Gate | None = None,
+        release: Release | None = None,
     ) -> Place:
         folder = tmp_path / name
         folder.mkdir()
@@ -155,10 +160,14 @@ def place(tmp_path: Path, data: Path, model: Path) -> Callable[..., Place]:
         # One hospital in two folders: with the same pseudonyms its patients are split the same way.
         (folder / "state" / "trainer").mkdir(parents=True)
         load_secret(folder / "state" / "trainer" / "pseudonym.key", lambda count: bytes(range(count)))
-        plan = replace(_plan(model, epochs, per_step), gate=gate)
+        plan = replace(_plan(model, epochs, per_step), gate=gate, release=release)
         signed = sign_plan(plan, Ed25519PrivateKey.generate()).SerializeToString()
         job = Job(RunId(plan.run_id), 1, evaluation_only, Digest(load_model(model).digest), Digest(plan.digest))
-        return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, model))
+        base = model
+        if release is not None:
+            base = tmp_path / f"{name}.sealed"
+            base.write_bytes(b"".join(seal_model(CONTENT_KEY, plan.digest, load_model(model))))
+        return Place(folder, AgentSide(folder / "spool").offer_job(job, signed, base))
 
     return make
 
@@ -277,6 +286,52 @@ def test_the_service_delivers_tidies_up_after_the_job_and_ends_when_told(
     _wait(lambda: list((load(at.config).folders.trainer / "jobs").glob("*")) == [])
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
+
+
+def test_a_sealed_base_model_is_read_with_its_own_content_key_only(place: Callable[..., Place], model: Path) -> None:
+    at = place("sealed", release=Release())
+    settings = load(at.config)
+    read = JobInProgress(settings, at.job, lambda: False, content_key=CONTENT_KEY)
+    assert read.base.digest == load_model(model).digest
+    for key in (None, bytes(32)):
+        with pytest.raises(TrainingFailed, match=r"sealed"):
+            JobInProgress(settings, at.job, lambda: False, content_key=key)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sealed_job_waits_for_its_key_and_leaves_nothing_in_the_clear(
+    place: Callable[..., Place], service: Callable[[Place], "subprocess.Popen[bytes]"]
+) -> None:
+    """Stopped in the middle, so that there are checkpoints; the second trainer needs the key for its own new key."""
+    undisturbed = place("clear").finish()
+    at = place("sealed", release=Release())
+    process = service(at)
+    _wait(lambda: (status := at.spool.status()) is not None and status.studies_ready == 12)
+    assert at.spool.trainer_key() is not None
+    status = at.spool.status()
+    assert status is not None
+    assert status.round is None
+    at.spool.lend_key(at.job, CONTENT_KEY)
+    _wait(lambda: (status := at.spool.status()) is not None and status.state == "SITE_TRAINING" and status.step >= 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    kept = list((load(at.config).folders.trainer / "jobs").rglob("*.sealed"))
+    assert kept
+    service(at)
+    first = at.spool.trainer_key()
+    _wait(lambda: at.spool.trainer_key() != first)
+    at.spool.lend_key(at.job, CONTENT_KEY)
+    _wait(lambda: at.update() is not None)
+    update = at.update()
+    assert update is not None
+    seal = UpdateSeal(CONTENT_KEY, at.job.plan_digest, at.job.base_model_digest)
+    delta = at.spool.delta(update, load_model(place("other").job.base_file).manifest.size, seal)
+    assert update.outcome == undisturbed.outcome == "trained"
+    assert np.isfinite(delta).all()
+    for path in (path for path in at.folder.rglob("*") if path.is_file()):
+        assert path.suffix != ".safetensors"
+        assert delta.tobytes()[4000:4032] not in path.read_bytes()
 
 
 @pytest.mark.timeout(900)

@@ -157,6 +157,7 @@ class Plan(_message.Message):
     PRIVACY_FIELD_NUMBER: _builtins.int
     MOVING_TENSORS_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     schema: _builtins.int
     """1; any other value is refused"""
     run_id: _builtins.bytes
@@ -207,6 +208,10 @@ class Plan(_message.Message):
     def gate(self) -> Global___Gate:
         """absent: every model is built upon. Needs the metric HISTOGRAMS; none in a private plan"""
 
+    @_builtins.property
+    def release(self) -> Global___Release:
+        """absent: models and sums are not sealed"""
+
     def __init__(
         self,
         *,
@@ -229,10 +234,11 @@ class Plan(_message.Message):
         privacy: Global___Privacy | None = ...,
         moving_tensors: _abc.Iterable[_builtins.int] | None = ...,
         gate: Global___Gate | None = ...,
+        release: Global___Release | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "server", b"server", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "inputs", b"inputs", "manifest", b"manifest", "privacy", b"privacy", "release", b"release", "server", b"server", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cohort", b"cohort", "deadlines", b"deadlines", "encoding", b"encoding", "gate", b"gate", "initial_model_digest", b"initial_model_digest", "inputs", b"inputs", "manifest", b"manifest", "metrics", b"metrics", "moving_tensors", b"moving_tensors", "name", b"name", "origin", b"origin", "privacy", b"privacy", "purpose", b"purpose", "release", b"release", "rounds", b"rounds", "run_id", b"run_id", "schema", b"schema", "server", b"server", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,3 +693,72 @@ class Gate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class Release(_message.Message):
+    """Sealed models: models, and all that yields one, are encrypted at the aggregator, on the way and at the sites, each with a
+    content key of its own (federation.sealing). The level says what a site has to show before it gets a content key.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Level:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Release._Level.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEVEL_UNSPECIFIED: Release._Level.ValueType  # 0
+        """refused"""
+        NONE: Release._Level.ValueType  # 1
+        """nothing: the key is sealed to the sealing key that the site enrolled with"""
+        CVM: Release._Level.ValueType  # 3
+        """a fresh report that it runs in a virtual machine of AMD SEV-SNP"""
+
+    class Level(_Level, metaclass=_LevelEnumTypeWrapper): ...
+    LEVEL_UNSPECIFIED: Release.Level.ValueType  # 0
+    """refused"""
+    NONE: Release.Level.ValueType  # 1
+    """nothing: the key is sealed to the sealing key that the site enrolled with"""
+    CVM: Release.Level.ValueType  # 3
+    """a fresh report that it runs in a virtual machine of AMD SEV-SNP"""
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    BOOT_LOADER_MIN_FIELD_NUMBER: _builtins.int
+    TEE_MIN_FIELD_NUMBER: _builtins.int
+    SNP_MIN_FIELD_NUMBER: _builtins.int
+    MICROCODE_MIN_FIELD_NUMBER: _builtins.int
+    level: Global___Release.Level.ValueType
+    root: _builtins.str
+    """With CVM only.
+    SHA-256 of AMD's root certificate (ARK) in DER, 64 hexadecimal digits
+    """
+    boot_loader_min: _builtins.int
+    """0..255; least security versions in the report's TCB"""
+    tee_min: _builtins.int
+    snp_min: _builtins.int
+    microcode_min: _builtins.int
+    @_builtins.property
+    def measurements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1..8 launch measurements, 96 hexadecimal digits each, ascending"""
+
+    def __init__(
+        self,
+        *,
+        level: Global___Release.Level.ValueType = ...,
+        root: _builtins.str = ...,
+        measurements: _abc.Iterable[_builtins.str] | None = ...,
+        boot_loader_min: _builtins.int = ...,
+        tee_min: _builtins.int = ...,
+        snp_min: _builtins.int = ...,
+        microcode_min: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_loader_min", b"boot_loader_min", "level", b"level", "measurements", b"measurements", "microcode_min", b"microcode_min", "root", b"root", "snp_min", b"snp_min", "tee_min", b"tee_min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015

@@ -124,6 +124,8 @@ class _StateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateReas
     """a published model did not verify"""
     MODEL_DAMAGED: _StateReason.ValueType  # 31
     """a model or sum arrived damaged, or is damaged on the hospital's disk; it is fetched again"""
+    ATTESTATION: _StateReason.ValueType  # 32
+    """this machine cannot show what the plan asks for before a model's key is released"""
 
 class StateReason(_StateReason, metaclass=_StateReasonEnumTypeWrapper):
     """Closed list, no free text: nothing about a patient can be put into it."""
@@ -164,7 +166,59 @@ MODEL_MISMATCH: StateReason.ValueType  # 30
 """a published model did not verify"""
 MODEL_DAMAGED: StateReason.ValueType  # 31
 """a model or sum arrived damaged, or is damaged on the hospital's disk; it is fetched again"""
+ATTESTATION: StateReason.ValueType  # 32
+"""this machine cannot show what the plan asks for before a model's key is released"""
 Global___StateReason: _TypeAlias = StateReason  # noqa: Y015
+
+class _EvidenceRefusal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EvidenceRefusalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EvidenceRefusal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVIDENCE_REFUSAL_UNSPECIFIED: _EvidenceRefusal.ValueType  # 0
+    STALE: _EvidenceRefusal.ValueType  # 1
+    """the nonce is unknown, another site's, or older than 5 minutes"""
+    FORM: _EvidenceRefusal.ValueType  # 2
+    """no report, or no certificate, of a form that this version reads"""
+    CHAIN: _EvidenceRefusal.ValueType  # 3
+    """the certificates do not lead to the plan's root, or are not valid today"""
+    SIGNATURE: _EvidenceRefusal.ValueType  # 4
+    """the chip's key did not sign the report"""
+    BINDING: _EvidenceRefusal.ValueType  # 5
+    """the report is for another nonce, key, site, plan or model"""
+    MEASUREMENT: _EvidenceRefusal.ValueType  # 6
+    """another machine image than the plan names"""
+    TCB: _EvidenceRefusal.ValueType  # 7
+    """firmware older than the plan asks for, or other than the certificate says"""
+    DEBUG: _EvidenceRefusal.ValueType  # 8
+    """the host may debug or migrate the machine"""
+    VMPL: _EvidenceRefusal.ValueType  # 9
+    """not from the most privileged level of the machine"""
+
+class EvidenceRefusal(_EvidenceRefusal, metaclass=_EvidenceRefusalEnumTypeWrapper):
+    """Closed list: why evidence does not suffice."""
+
+EVIDENCE_REFUSAL_UNSPECIFIED: EvidenceRefusal.ValueType  # 0
+STALE: EvidenceRefusal.ValueType  # 1
+"""the nonce is unknown, another site's, or older than 5 minutes"""
+FORM: EvidenceRefusal.ValueType  # 2
+"""no report, or no certificate, of a form that this version reads"""
+CHAIN: EvidenceRefusal.ValueType  # 3
+"""the certificates do not lead to the plan's root, or are not valid today"""
+SIGNATURE: EvidenceRefusal.ValueType  # 4
+"""the chip's key did not sign the report"""
+BINDING: EvidenceRefusal.ValueType  # 5
+"""the report is for another nonce, key, site, plan or model"""
+MEASUREMENT: EvidenceRefusal.ValueType  # 6
+"""another machine image than the plan names"""
+TCB: EvidenceRefusal.ValueType  # 7
+"""firmware older than the plan asks for, or other than the certificate says"""
+DEBUG: EvidenceRefusal.ValueType  # 8
+"""the host may debug or migrate the machine"""
+VMPL: EvidenceRefusal.ValueType  # 9
+"""not from the most privileged level of the machine"""
+Global___EvidenceRefusal: _TypeAlias = EvidenceRefusal  # noqa: Y015
 
 @_typing.final
 class PollRequest(_message.Message):
@@ -800,6 +854,100 @@ class DeclineMessage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeclineMessage: _TypeAlias = DeclineMessage  # noqa: Y015
+
+@_typing.final
+class ReleaseRequest(_message.Message):
+    """A site asks for the content key of a model of its run; docs/PROTOCOL.md, "Sealed models"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_DIGEST_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    RECEIVER_KEY_FIELD_NUMBER: _builtins.int
+    SNP_FIELD_NUMBER: _builtins.int
+    plan_digest: _builtins.bytes
+    model_digest: _builtins.bytes
+    nonce: _builtins.bytes
+    """Where the level asks for evidence: absent in the first call, whose answer is a nonce."""
+    receiver_key: _builtins.bytes
+    """X-Wing public key drawn for this release, 1216 bytes; the evidence is bound to it"""
+    @_builtins.property
+    def snp(self) -> Global___SnpEvidence: ...
+    def __init__(
+        self,
+        *,
+        plan_digest: _builtins.bytes = ...,
+        model_digest: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        receiver_key: _builtins.bytes = ...,
+        snp: Global___SnpEvidence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snp", b"snp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "nonce", b"nonce", "plan_digest", b"plan_digest", "receiver_key", b"receiver_key", "snp", b"snp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class SnpEvidence(_message.Message):
+    """A report of the AMD secure processor, and the certificates of the key that signs it (DER)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    VCEK_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    ARK_FIELD_NUMBER: _builtins.int
+    report: _builtins.bytes
+    """1184 bytes"""
+    vcek: _builtins.bytes
+    ask: _builtins.bytes
+    ark: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        report: _builtins.bytes = ...,
+        vcek: _builtins.bytes = ...,
+        ask: _builtins.bytes = ...,
+        ark: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ark", b"ark", "ask", b"ask", "report", b"report", "vcek", b"vcek"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnpEvidence: _TypeAlias = SnpEvidence  # noqa: Y015
+
+@_typing.final
+class ReleaseReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRAPPED_KEY_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    wrapped_key: _builtins.bytes
+    """HPKE ciphertext of the content key"""
+    nonce: _builtins.bytes
+    """for evidence, 32 bytes"""
+    refusal: Global___EvidenceRefusal.ValueType
+    def __init__(
+        self,
+        *,
+        wrapped_key: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        refusal: Global___EvidenceRefusal.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "refusal", b"refusal", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseReply: _TypeAlias = ReleaseReply  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):

@@ -91,6 +91,11 @@ class RoundsStub:
                 request_serializer=federation_dot_v1_dot_rounds__pb2.DeclineMessage.SerializeToString,
                 response_deserializer=federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.ReleaseKey = channel.unary_unary(
+                '/hemofed.v1.Rounds/ReleaseKey',
+                request_serializer=federation_dot_v1_dot_rounds__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=federation_dot_v1_dot_rounds__pb2.ReleaseReply.FromString,
+                _registered_method=True)
 
 
 class RoundsServicer:
@@ -165,6 +170,13 @@ class RoundsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseKey(self, request, context):
+        """under a plan with a release level
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoundsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -222,6 +234,11 @@ def add_RoundsServicer_to_server(servicer, server):
                     servicer.Decline,
                     request_deserializer=federation_dot_v1_dot_rounds__pb2.DeclineMessage.FromString,
                     response_serializer=federation_dot_v1_dot_rounds__pb2.Receipt.SerializeToString,
+            ),
+            'ReleaseKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseKey,
+                    request_deserializer=federation_dot_v1_dot_rounds__pb2.ReleaseRequest.FromString,
+                    response_serializer=federation_dot_v1_dot_rounds__pb2.ReleaseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -521,6 +538,33 @@ class Rounds:
             '/hemofed.v1.Rounds/Decline',
             federation_dot_v1_dot_rounds__pb2.DeclineMessage.SerializeToString,
             federation_dot_v1_dot_rounds__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hemofed.v1.Rounds/ReleaseKey',
+            federation_dot_v1_dot_rounds__pb2.ReleaseRequest.SerializeToString,
+            federation_dot_v1_dot_rounds__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

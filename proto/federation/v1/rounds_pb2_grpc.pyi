@@ -66,6 +66,8 @@ class RoundsStub:
     SignModel: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ModelSignature, _rounds_pb2.Receipt]
     """once this site has computed the model that a round led to"""
     Decline: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.DeclineMessage, _rounds_pb2.Receipt]
+    ReleaseKey: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ReleaseRequest, _rounds_pb2.ReleaseReply]
+    """under a plan with a release level"""
 
 @_typing.type_check_only
 class RoundsAsyncStub(RoundsStub):
@@ -84,6 +86,8 @@ class RoundsAsyncStub(RoundsStub):
     SignModel: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ModelSignature, _rounds_pb2.Receipt]  # type: ignore[assignment]
     """once this site has computed the model that a round led to"""
     Decline: _aio.UnaryUnaryMultiCallable[_rounds_pb2.DeclineMessage, _rounds_pb2.Receipt]  # type: ignore[assignment]
+    ReleaseKey: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ReleaseRequest, _rounds_pb2.ReleaseReply]  # type: ignore[assignment]
+    """under a plan with a release level"""
 
 class RoundsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -165,5 +169,13 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
         request: _rounds_pb2.DeclineMessage,
         context: _ServicerContext,
     ) -> _typing.Union[_rounds_pb2.Receipt, _abc.Awaitable[_rounds_pb2.Receipt]]: ...
+
+    @_abc_1.abstractmethod
+    def ReleaseKey(
+        self,
+        request: _rounds_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.ReleaseReply, _abc.Awaitable[_rounds_pb2.ReleaseReply]]:
+        """under a plan with a release level"""
 
 def add_RoundsServicer_to_server(servicer: RoundsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

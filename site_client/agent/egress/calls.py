@@ -44,6 +44,8 @@ SEND_CONFIRM = Call("Rounds/SendConfirm", secagg_pb2.ConfirmMessage, rounds_pb2.
 SEND_REVEAL = Call("Rounds/SendReveal", secagg_pb2.RevealMessage, rounds_pb2.Receipt)
 SIGN_MODEL = Call("Rounds/SignModel", rounds_pb2.ModelSignature, rounds_pb2.Receipt)
 
+RELEASE_KEY = Call("Rounds/ReleaseKey", rounds_pb2.ReleaseRequest, rounds_pb2.ReleaseReply)
+
 OFFER_BLOB = Call("Blobs/Offer", blobs_pb2.BlobOffer, blobs_pb2.BlobProgress)
 PUT_BLOB = Call("Blobs/Put", blobs_pb2.BlobChunk, blobs_pb2.BlobProgress)  # a stream of chunks goes out
 GET_BLOB = Call("Blobs/Get", blobs_pb2.BlobRequest, blobs_pb2.BlobChunk)  # a stream of chunks comes in
@@ -54,7 +56,7 @@ CALLS: dict[str, Call[Message, Message]] = {
     call.name: call
     for call in (
         *(JOIN, CHALLENGE, RECOVER, RENEW, FETCH_ROSTER, LEAVE),
-        *(POLL, FETCH_PLAN, READY, DECLINE, SIGN_MODEL),
+        *(POLL, FETCH_PLAN, READY, DECLINE, SIGN_MODEL, RELEASE_KEY),
         *(SEND_KEYS, SEND_SHARES, SEND_COMPLAINTS, SEND_UPLOAD, SEND_CONFIRM, SEND_REVEAL),
         *(OFFER_BLOB, PUT_BLOB, GET_BLOB, ECHO),
     )

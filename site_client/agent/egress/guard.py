@@ -24,6 +24,7 @@ from federation.bandwidth import sequence
 from federation.encoding import Layout
 from federation.encoding.quantize import norm_of
 from federation.errors import EncodingRefused, Malformed
+from federation.hpke import SEALING_KEY_BYTES
 from federation.limits import CHUNK_BYTES_MAX, COHORT_MAX, SITE_NAME, VERSION
 from federation.plan import TrainingPlan
 from federation.secagg.transcript import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
@@ -110,6 +111,14 @@ _BYTES: dict[str, int] = {
     "RevealedShare.share": 64,
     "RevealMessage.signature": 64,
     "ModelSignature.signature": 64,
+    "ReleaseRequest.plan_digest": 32,
+    "ReleaseRequest.model_digest": 32,
+    "ReleaseRequest.nonce": 32,
+    "ReleaseRequest.receiver_key": SEALING_KEY_BYTES,
+    "SnpEvidence.report": 1184,
+    "SnpEvidence.vcek": 4096,
+    "SnpEvidence.ask": 4096,
+    "SnpEvidence.ark": 4096,
     "BlobOffer.digest": 32,
     "BlobChunk.digest": 32,
     "BlobChunk.data": CHUNK_BYTES_MAX,

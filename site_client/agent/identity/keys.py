@@ -13,54 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 from cryptography.x509.oid import NameOID
+from federation.hpke import SealingKey
 
 from site_client.errors import IdentityRefused
 from site_client.files import replace_file
 
-_MLKEM_SEED_BYTES, _X25519_BYTES = 64, 32
 _JOIN_DOMAIN, _RECOVER_DOMAIN = b"hemofed join v1\x00", b"hemofed recover v1\x00"
-
-
-@dataclass(frozen=True)
-class SealingKey:
-    """The two halves of an X-Wing key pair."""
-
-    mlkem: MLKEM768PrivateKey = field(repr=False)
-    x25519: X25519PrivateKey = field(repr=False)
-
-    @classmethod
-    def generate(cls) -> "SealingKey":
-        """Draw a new pair."""
-        return cls(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> "SealingKey":
-        """Read 96 bytes: ML-KEM seed, then X25519 key.
-
-        Raises:
-            ValueError: Another number of bytes.
-        """
-        if len(raw) != _MLKEM_SEED_BYTES + _X25519_BYTES:
-            raise ValueError(f"expected a sealing key of {_MLKEM_SEED_BYTES + _X25519_BYTES} bytes, got {len(raw)}")
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(raw[:_MLKEM_SEED_BYTES])
-        return cls(mlkem, X25519PrivateKey.from_private_bytes(raw[_MLKEM_SEED_BYTES:]))
-
-    def to_bytes(self) -> bytes:
-        """Return the 96 bytes that `from_bytes` reads."""
-        return self.mlkem.private_bytes_raw() + self.x25519.private_bytes_raw()
-
-    @property
-    def public_bytes(self) -> bytes:
-        """The public key, 1216 bytes, as in the roster."""
-        return self.mlkem.public_key().public_bytes_raw() + self.x25519.public_key().public_bytes_raw()
-
-    def private(self) -> MLKEM768X25519PrivateKey:
-        """Return the pair as hpke.Suite.decrypt takes it."""
-        return MLKEM768X25519PrivateKey(self.mlkem, self.x25519)
 
 
 @dataclass(frozen=True)

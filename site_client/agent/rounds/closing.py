@@ -44,8 +44,9 @@ class Closing:
         if step.outcome in _WITH_SUM:
             _check_sum(current, step)
         # Without plan or base model nothing can be recomputed: the next round then brings both.
-        has_all = self._files.models.holds(current.base_model_digest) and self._files.plans.get(current.plan_digest)
-        verifies = step.outcome in _WITH_SUM and bool(has_all)
+        held = self._files.plans.get(current.plan_digest)
+        has_all = held is not None and self._files.models.holds(held.plan, current.base_model_digest)
+        verifies = step.outcome in _WITH_SUM and has_all
         try:
             if verifies:
                 self._verify(current, step)

@@ -13,9 +13,10 @@ from typing import Final, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from federation.hpke import SEALING_KEY_BYTES
 from federation.masking_messages import advertisement_of, dealt_of, message_of, share_message
 from federation.plan import TrainingPlan
-from federation.roster import SEALING_KEY_BYTES, Roster, RosterEntry
+from federation.roster import Roster, RosterEntry
 from federation.secagg import Member, context
 from federation.v1 import blobs_pb2, rounds_pb2, secagg_pb2
 from federation.v1.blobs_pb2 import RoundRef

@@ -147,7 +147,11 @@ class JobOffer:
             base_model_digest=current.base_model_digest,
             plan_digest=current.plan_digest,
         )
-        self._files.spool.offer_job(job, held.signed, self._files.models.path(current.base_model_digest))
+        base = self._files.models.path(held.plan, current.base_model_digest)
+        offered = self._files.spool.offer_job(job, held.signed, base)
+        if held.plan.release is not None:
+            # At every turn: a trainer that was started anew has another key.
+            self._files.spool.lend_key(offered, self._files.content_keys.of(held.plan, current.base_model_digest))
 
 
 def _check_step(plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:

@@ -16,6 +16,7 @@ from federation.vocabulary import SiteState
 
 from site_client.agent.egress.calls import FETCH_ROSTER, POLL
 from site_client.agent.egress.egress import Egress
+from site_client.agent.evidence import Attest, SnpMachine
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.privacy.ledger import PrivacyLedger
 from site_client.agent.rounds.closing import Closing
@@ -61,6 +62,7 @@ class Participant:
         settings: SiteSettings,
         clock: Callable[[], datetime],
         is_metered: Callable[[], bool | None] = lambda: None,
+        attest: Attest | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -71,6 +73,7 @@ class Participant:
             settings: Of this site.
             clock: Aware time.
             is_metered: Whether the link costs by the byte; None when nothing on this machine can tell.
+            attest: Makes evidence of this machine; None: its secure processor.
 
         Raises:
             StateRefused: The journal is damaged.
@@ -78,7 +81,9 @@ class Participant:
         folder, policy = settings.folders.agent, settings.policy
         self._egress, self._identity, self._agent, self._policy = egress, identity, settings.agent, policy
         self._version = version("hemofed")[:32]
-        files = RoundFiles.in_folder(folder, spool)
+        files = RoundFiles.in_folder(
+            folder, spool, egress, identity, clock, attest or SnpMachine(settings.agent.snp_certificates)
+        )
         transfers = TransferPolicy(policy, clock, is_metered)
         self._report = SituationReport(files, transfers, settings, clock)
         self._readiness = Readiness(files, egress, identity, policy, folder / "dry_run")
@@ -91,6 +96,7 @@ class Participant:
         )
         self._closing = Closing(files, egress, identity, self._readiness)
         self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
+        self.content_keys = files.content_keys
         self._rollback = RollbackWatch(folder, settings.folders.spool, egress, privacy, files, clock)
         self._seen = self._local_facts()
         self.suspended = False  # by the coordinator, as the last poll's answer said
@@ -211,11 +217,13 @@ class Participant:
         else:
             self._masking.reveal(reply.reveal)
 
-    def _local_facts(self) -> tuple[bool, PlanDecision | None]:
+    def _local_facts(self) -> tuple[bool, PlanDecision | None, bytes | None]:
         """Return the facts that a person or the trainer may change between two polls."""
         current = self.journal.current
         if current is None or current.declined is not None:
-            return False, None
+            return False, None, None
         held = self.plans.get(current.plan_digest)
         has_update = self._files.spool.delivered(current.run_id, current.number)
-        return has_update, held.decision if held else None
+        # A trainer that was started anew waits for the content key of its job.
+        is_sealed = held is not None and held.plan.release is not None
+        return has_update, held.decision if held else None, self._files.spool.trainer_key() if is_sealed else None

@@ -46,6 +46,7 @@ def describe(held: HeldPlan, policy: PolicySettings, spending: SpentPrivacy) -> 
         "leaves this site": _leaves(plan),
         "metrics in the sum": ", ".join(plan.metrics) or "none",
         "gate": _gate(plan),
+        "models": _models(plan),
         "deadlines": _deadlines(plan.deadlines),
         **_privacy(plan, plan.privacy),
     }
@@ -89,6 +90,15 @@ def _gate(plan: TrainingPlan) -> str:
         "each model is compared with the one before, on validation patients, and not built upon when it is worse; the "
         f"sum holds the number of patients, at most {plan.gate.patients_max} a hospital and in size classes, the sum "
         "of the differences of the two losses, and that of their squares"
+    )
+
+
+def _models(plan: TrainingPlan) -> str:
+    if plan.release is None:
+        return "in the clear on this machine; under TLS on the way"
+    return (
+        "sealed on disks and on the way, opened in memory; this site gets each model's key for its sealing key alone, "
+        "and shows nothing for it"
     )
 
 

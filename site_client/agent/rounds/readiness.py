@@ -25,6 +25,7 @@ from site_client.agent.rounds.round_files import RoundFiles
 from site_client.config import PolicySettings
 from site_client.errors import EgressRefused, SpoolRefused
 from site_client.records import NO_HISTOGRAMS, Update
+from site_client.spool import UpdateSeal
 
 _log = structlog.get_logger()
 _OF_DATA: Final = (StateReason.TOO_FEW_STUDIES, StateReason.NO_LABELS)
@@ -135,7 +136,11 @@ class Readiness:
         """
         try:
             is_trained = update.outcome == Outcome.TRAINED
-            delta = self._files.spool.delta(update, plan.moving.size) if is_trained else None
+            seal = None
+            if plan.release is not None and is_trained:
+                content_key = self._files.content_keys.of(plan, current.base_model_digest)
+                seal = UpdateSeal(content_key, plan.digest, current.base_model_digest)
+            delta = self._files.spool.delta(update, plan.moving.size, seal) if is_trained else None
             if plan.privacy is None or update.outcome != Outcome.DECLINED:
                 return update, delta
             why = f"the trainer declined with {update.reason}"

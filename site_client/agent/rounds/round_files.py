@@ -4,12 +4,18 @@ The parts of a round read and write these files and hold nothing else that matte
 anywhere goes on where it was, after one poll.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from site_client.agent.egress.egress import Egress
+from site_client.agent.evidence import Attest
+from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import HeldPlan, PlanDecision, Plans
+from site_client.agent.rounds.released_keys import ReleasedKeys
 from site_client.agent.rounds.revealed_sums import RevealedSums
 from site_client.config import PolicySettings
 from site_client.errors import StepRefused
@@ -23,12 +29,21 @@ class RoundFiles:
 
     plans: Plans
     models: Models
+    content_keys: ReleasedKeys
     journal: RoundJournal
     sums: RevealedSums
     spool: AgentSide
 
     @classmethod
-    def in_folder(cls, folder: Path, spool: AgentSide) -> "RoundFiles":
+    def in_folder(
+        cls,
+        folder: Path,
+        spool: AgentSide,
+        egress: Egress,
+        identity: SiteIdentity,
+        clock: Callable[[], datetime],
+        attest: Attest,
+    ) -> "RoundFiles":
         """Use the agent's state folder, and drop jobs and downloads of rounds that it no longer works on.
 
         Raises:
@@ -36,7 +51,9 @@ class RoundFiles:
         """
         rounds = folder / "rounds"
         journal, sums = RoundJournal(rounds), RevealedSums(rounds)
-        files = cls(Plans(folder / "plans"), Models(folder / "models"), journal, sums, spool)
+        content_keys = ReleasedKeys(folder / "models", egress, identity, clock, attest)
+        models = Models(folder / "models", content_keys)
+        files = cls(Plans(folder / "plans"), models, content_keys, journal, sums, spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
         if current is None:

@@ -62,6 +62,8 @@ class SituationReport:
         distrusts = files.plans.distrusts_any() if current is None else files.plans.distrusted(current.run_id)
         if distrusts:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,), refusal=files.plans.way_back())
+        if files.content_keys.refusal:
+            return Situation(SiteState.ATTENTION, (StateReason.ATTESTATION,), refusal=files.content_keys.refusal)
         if files.models.damage:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.models.damage)
         # A trainer that died writes nothing; only the age of its status shows it.
@@ -73,7 +75,9 @@ class SituationReport:
             return Situation(SiteState.MASKING, progress_percent=100)
         update = files.update_of(current)
         held_back_by = self._transfers.held_back_by()
-        if held_back_by and (update is not None or not files.models.holds(current.base_model_digest)):
+        held = files.plans.get(current.plan_digest)
+        has_base = held is not None and files.models.holds(held.plan, current.base_model_digest)
+        if held_back_by and (update is not None or not has_base):
             return Situation(SiteState.PAUSED, held_back_by, 0 if update is None else 100)
         if update is not None:
             return Situation(SiteState.READY, progress_percent=100)

@@ -55,5 +55,5 @@ def test_only_the_moving_tensors_are_uploaded_and_only_they_move(
     assert {site.rounds.models.newest for site in world.sites.values()} == {models[-1].digest}
 
     out = tmp_path / "exported.safetensors"
-    export.export(world.aggregator.app.blobs, versions[-1], world.run, out)
+    export.export(world.aggregator.app, versions[-1], world.run, out)
     assert load_model(out).digest == models[-1].digest

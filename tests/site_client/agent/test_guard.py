@@ -81,6 +81,7 @@ GOOD: list[tuple[Call[Any, Any], Message]] = [
         ),
     ),
     (calls.SIGN_MODEL, rounds_pb2.ModelSignature(round=REF, signature=bytes(64))),
+    (calls.RELEASE_KEY, rounds_pb2.ReleaseRequest(plan_digest=bytes(32), model_digest=bytes(32))),
     (calls.ECHO, bandwidth_pb2.EchoRequest(data=sequence(1000), wanted_bytes=1000)),
     (calls.OFFER_BLOB, blobs_pb2.BlobOffer(round=REF, digest=bytes(32), size_bytes=10)),
     (calls.GET_BLOB, blobs_pb2.BlobRequest(digest=bytes(32), offset=5)),

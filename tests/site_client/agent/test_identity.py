@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from federation.errors import BadSignature, RosterRefused
+from federation.hpke import SealingKey, encrypt_to
 from federation.roster import RosterEntry
 from federation.v1 import enrolment_pb2
 from structlog.testing import capture_logs
@@ -20,7 +20,6 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.identity import keys
 from site_client.agent.identity.certificates import Certificates
 from site_client.agent.identity.identity import Joining, Membership, SiteIdentity
-from site_client.agent.identity.keys import SealingKey
 from site_client.errors import IdentityRefused
 from site_client.typed_json import Digest
 from tests.site_client.agent.conftest import Consortium, StandingClock, Wire
@@ -146,9 +145,7 @@ def test_no_secret_is_in_a_repr(joining: Joining) -> None:
 def test_what_is_sealed_to_the_roster_s_key_only_this_site_opens() -> None:
     key = SealingKey.from_bytes(SealingKey.generate().to_bytes())
     assert len(key.public_bytes) == 1216
-    suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-    sealed = suite.encrypt(b"a data key", key.private().public_key(), info=b"mercy")
-    assert suite.decrypt(sealed, key.private(), info=b"mercy") == b"a data key"
+    assert key.decrypt(encrypt_to(key.public_bytes, b"a data key", b"mercy"), b"mercy") == b"a data key"
 
 
 def test_signatures_are_over_what_enrolment_says(joining: Joining) -> None:

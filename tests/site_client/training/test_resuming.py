@@ -1,12 +1,14 @@
 """Training from the cache: images are read once, and interruptions change no bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from federation.plan import LocalTraining
+from federation.sealing import SealedKind, SealedName
 
 from site_client.errors import CheckpointRefused
 from site_client.ingest.records import PatientKey, SeriesKey, SeriesRecord, StudyKey, StudyRecord
@@ -15,7 +17,7 @@ from site_client.model.network import SequenceNet
 from site_client.model.registry import build
 from site_client.training.augment import Augmentation
 from site_client.training.cache import StudyCache, forget_others
-from site_client.training.checkpoint import CheckpointIdentity, Checkpoints
+from site_client.training.checkpoint import CheckpointIdentity, Checkpoints, CheckpointSeal
 from site_client.training.compute import choose
 from site_client.training.data import Loader
 from site_client.training.loop import Stopped, train
@@ -147,6 +149,22 @@ def test_a_checkpoint_of_another_data_set_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, _identity()).save(1, {"step": 1}, {"x": torch.ones(1)})
     with pytest.raises(CheckpointRefused, match="dataset_hash"):
         Checkpoints(tmp_path, _identity("other")).load()
+
+
+def test_a_sealed_checkpoint_gives_back_what_was_saved_and_opens_with_its_own_key_only(tmp_path: Path) -> None:
+    name = SealedName(SealedKind.CHECKPOINT, bytes(32), bytes(32))
+    weights = torch.arange(4096.0)
+    Checkpoints(tmp_path, _identity(), seal=CheckpointSeal(bytes(32), name)).save(1, {"step": 1}, {"x": weights})
+    (file,) = tmp_path.iterdir()
+    assert weights.numpy().tobytes()[800:832] not in file.read_bytes()
+    saved = Checkpoints(tmp_path, _identity(), seal=CheckpointSeal(bytes(32), name)).load()
+    assert saved is not None
+    assert torch.equal(saved.tensors["x"], weights)
+    other = replace(name, model_digest=b"\x01" * 32)
+    for seal in (CheckpointSeal(b"\x01" * 32, name), CheckpointSeal(bytes(32), other)):
+        with pytest.raises(CheckpointRefused, match="damaged"):
+            Checkpoints(tmp_path, _identity(), seal=seal).load()
+    assert Checkpoints(tmp_path, _identity()).load() is None  # a file in the clear has another name
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
