@@ -46,7 +46,7 @@ for name, short_help in (
     ("plan", "Plans: check, export for the custodian."),
     ("restore", "Make the state folder, which is new or empty, from a backup."),
     ("roster", "The roster: show, export for the custodian, import."),
-    ("run", "Runs: start, queue, watch, explain, close a round's training, pause, resume, abort."),
+    ("run", "Runs: start, queue, watch, explain, close a round's training, pause, resume, roll back, abort."),
     ("serve", "Listen for sites, run the rounds, show the dashboard."),
     ("site", "Hospitals: invite, approve, list, show, suspend, resume, rekey, rename, revoke."),
 ):
