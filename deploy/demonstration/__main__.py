@@ -22,6 +22,7 @@ from deploy.demonstration import results
 from deploy.demonstration.federation import ADMINISTRATOR, Federation, Options
 from deploy.demonstration.hospitals import BadDataFolder
 from deploy.demonstration.joining import StepFailed
+from deploy.demonstration.plan_files import POISONED_ROUND
 from deploy.demonstration.processes import RestartedTooOften
 from deploy.demonstration.progress import DemoProgress
 from site_client.agent.status_file import read_status
@@ -33,12 +34,20 @@ AGREEING_S = 60.0  # sites learn of the last model at their next poll
 POLL_S = 0.5
 # More patients than without noise, so that there is more than noise to see.
 PRIVATE_DEFAULTS = {"sites": 4, "rounds": 6, "studies": 96}
+# One in four poisons round 2; round 3 refuses its model, and round 4 goes on from the accepted one.
+POISON_DEFAULTS = {"sites": 4, "rounds": 4}
 
 
 @click.command()
-@click.option("--sites", default=3, show_default="3, with --privacy 4", type=click.IntRange(3, 16), help="Hospitals.")
 @click.option(
-    "--rounds", default=3, show_default="3, with --privacy 6", type=click.IntRange(1, 100), help="Training rounds."
+    "--sites", default=3, show_default="3, with --privacy or --poison 4", type=click.IntRange(3, 16), help="Hospitals."
+)
+@click.option(
+    "--rounds",
+    default=3,
+    show_default="3, with --privacy 6, with --poison 4",
+    type=click.IntRange(1, 100),
+    help="Training rounds.",
 )
 @click.option("--architecture", default="lite", show_default=True, help="Network, a name of the registry.")
 @click.option(
@@ -56,6 +65,7 @@ PRIVATE_DEFAULTS = {"sites": 4, "rounds": 6, "studies": 96}
 @click.option("--epochs", default=12, show_default=True, type=click.IntRange(1, 100), help="Local epochs a round.")
 @click.option("--learning-rate", default=0.001, show_default=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--privacy", is_flag=True, help="Train the heads with noise, for a claim of epsilon 8.")
+@click.option("--poison", is_flag=True, help="One hospital sends a poisoned update, and the gate refuses its model.")
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option(
     "--data",
@@ -67,12 +77,16 @@ def main(state: Path, **options: object) -> None:
     """Bring up a federation on this machine, train it, and show the results.
 
     Exit status 0 only if the run completed and the last model beats the first on held-out patients. With --privacy the
-    noise over so few patients may hide that, so completion is enough.
+    noise over so few patients may hide that, so completion is enough. With --poison the poisoned model has to be
+    refused, too.
     """
-    if options["privacy"]:
+    if options["privacy"] and options["poison"]:
+        raise click.UsageError("expected --privacy or --poison, got both: a private plan has no gate")
+    if options["privacy"] or options["poison"]:
         source = click.get_current_context().get_parameter_source
         typed = {name for name in options if source(name) is not ParameterSource.DEFAULT}
-        options |= {name: value for name, value in PRIVATE_DEFAULTS.items() if name not in typed}
+        defaults = PRIVATE_DEFAULTS if options["privacy"] else POISON_DEFAULTS
+        options |= {name: value for name, value in defaults.items() if name not in typed}
     federation = Federation(Options(state=state.absolute(), **options))  # type: ignore[arg-type]  # click checked them
     _stop_at_signal(federation)
     try:
@@ -189,6 +203,8 @@ def _conclude(federation: Federation, outcome: results.RunResults, seconds: floa
     click.echo("\nThe global model before and after each round, on patients that no hospital trained on:\n")
     click.echo(results.table(outcome) + "\n")
     click.echo("".join(f"  {line}\n" for line in status_words(outcome.privacy)))
+    for number, why in outcome.refused.items():
+        click.echo(f"  refused   the model of round {number}: {why.removeprefix('refused: ')}")
     click.echo(f"  model     {federation.export_model()}")
     click.echo(f"  digest    {outcome.model_digest}")
     for site, digest in outcome.site_digests.items():
@@ -199,12 +215,15 @@ def _conclude(federation: Federation, outcome: results.RunResults, seconds: floa
     click.echo(f"  took      {seconds:.0f} s")
     if options.json_file is not None:
         results.write_json(outcome, options.json_file)
-    if outcome.completed and outcome.agreed and (outcome.improved or options.privacy):
+    gate_held = not options.poison or list(outcome.refused) == [POISONED_ROUND]
+    if outcome.completed and outcome.agreed and gate_held and (outcome.improved or options.privacy):
         return True
     if not outcome.completed:
         failure = f"the run did not complete: {outcome.reason}"
     elif not outcome.agreed:
         failure = "some site does not hold the aggregator's model"
+    elif not gate_held:
+        failure = f"expected the gate to refuse the model of round {POISONED_ROUND} alone, got {list(outcome.refused)}"
     else:
         failure = "the last model does not beat the first"
     click.echo(f"  {failure}; logs in {federation.processes.folder}", err=True)

@@ -28,7 +28,7 @@ from deploy.demonstration.hospitals import (
     write_config,
 )
 from deploy.demonstration.joining import Join, StepFailed, last_line
-from deploy.demonstration.plan_files import PRIVATE_VALIDATION_FRACTION, ordinary_plan, private_plan
+from deploy.demonstration.plan_files import GATED, PRIVATE_VALIDATION_FRACTION, ordinary_plan, private_plan
 from deploy.demonstration.processes import Processes
 
 IMAGE_SIZE_PX = 96  # small images and thick slices: generating and training take minutes on two cores
@@ -78,6 +78,7 @@ class Options:
     epochs: int
     learning_rate: float
     privacy: bool = False
+    poison: bool = False
 
 
 class Federation:
@@ -212,7 +213,10 @@ class Federation:
     def start_site(self, hospital: Hospital) -> None:
         """Starts the agent and the trainer of a hospital."""
         for side in ("agent", "trainer"):
-            command = [str(BIN / "hemofed-site"), side, "--config", str(hospital.config)]
+            program = [str(BIN / "hemofed-site")]
+            if self.options.poison and side == "agent" and hospital is self.sites[-1]:
+                program = [sys.executable, "-m", "deploy.demonstration.poison"]
+            command = [*program, side, "--config", str(hospital.config)]
             self.processes.start(f"{hospital.name}-{side}", command)
 
     def make_initial_model(self) -> None:
@@ -248,6 +252,7 @@ class Federation:
             text = ordinary_plan(
                 options.studies, options.epochs, options.learning_rate, rounds=options.rounds, **common
             )
+            text += GATED if options.poison else ""
         plan.write_text(text)
         request, model = self.folder / "plan.request", str(self.initial_model)
         # A demo of few patients may be drowned by its noise, and shows the alarm.

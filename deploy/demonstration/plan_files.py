@@ -15,6 +15,7 @@ PRIVATE_VALIDATION_FRACTION = 0.4  # more than usual: with fewer patients the no
 PATIENTS_SHARE = 0.55  # training patients a study: those validate, and some patients have two studies
 EVALUATIONS = 2  # in round 1 and the last one
 MULTIPLIER_STEP = 0.05
+POISONED_ROUND = 2  # of --poison: the next round judges its model, and the one after goes on from the accepted model
 
 COMMON = """\
 name = "demo"
@@ -51,6 +52,14 @@ clip_norm = {clip_norm}
 # The step of the quantizer is a share of clip_norm at full weight: a cap far above the studies drowns the update.
 bits = 8
 weight_cap = {weight_cap}
+"""
+
+GATED = """
+[gate]
+# So few patients and so many local epochs move an honest model's losses as well; a poisoned one is worse by whole nats.
+margin = 0.1
+clip = 1.0
+auc_margin = 0.04
 """
 
 PRIVATE = """\

@@ -99,6 +99,8 @@ def _base_model_figures(metrics: ModelMetrics | None) -> str:
         interval = f" ({any_label.auc_low:.3f} to {any_label.auc_high:.3f})" if noised else ""
         figures.append(f"AUC any {any_label.auc:.3f}{interval}")
     figures += [f"log loss {loss:.3f}"] if loss is not None else []
+    if report.gate is not None and report.gate.verdict == "refused":
+        figures.append(report.gate.words())
     return f"; its base model: {', '.join(figures)}" if figures else ""
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from aggregator.context import AppContext
+from aggregator.runs.metrics import Report
 from aggregator.runs.plans import plan_of
 from aggregator.runs.privacy_status import PrivacyStatus, privacy_status
-from aggregator.states import RoundState, RunState
+from aggregator.states import ModelStanding, RoundState, RunState
 from aggregator.store import round_rows, run_rows
 from aggregator.store.tables import Round, Run
 
@@ -48,6 +49,7 @@ class RunResults:
         model_digest: Hex digest of the last model.
         site_digests: Hex digest of the model that each site holds.
         privacy: What was spent, noise and alarm; None without --privacy.
+        refused: By the round that made it, why a model was refused; empty without --poison.
     """
 
     completed: bool
@@ -56,6 +58,7 @@ class RunResults:
     model_digest: str
     site_digests: Mapping[str, str]
     privacy: PrivacyStatus | None
+    refused: Mapping[int, str]
 
     @property
     def improved(self) -> bool:
@@ -86,8 +89,9 @@ def collect(app: AppContext, site_digests: Mapping[str, str]) -> RunResults:
         figures = [_round_figures(session, row, by_digest) for row in training if row.state is RoundState.PUBLISHED]
         digest = run_rows.newest_model(session, run.run_id).digest.hex()
         privacy = privacy_status(session, run)
+        refused = _refused(session, run)
     completed = run.state is RunState.COMPLETED
-    return RunResults(completed, run.reason, tuple(figures), digest, dict(site_digests), privacy)
+    return RunResults(completed, run.reason, tuple(figures), digest, dict(site_digests), privacy, refused)
 
 
 def write_json(results: RunResults, path: Path) -> None:
@@ -109,6 +113,7 @@ def write_json(results: RunResults, path: Path) -> None:
         "model_digest": results.model_digest,
         "site_digests": dict(results.site_digests),
         "privacy": None if results.privacy is None else asdict(results.privacy),
+        "refused": dict(results.refused),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
 
@@ -130,6 +135,19 @@ def _model_figures(session: Session, run: Run) -> dict[bytes, ModelFigures]:
         auc = report["labels"].get("any", {}).get("auc")
         by_digest[row.model_digest] = ModelFigures(auc, report.get("weighted_log_loss"))
     return by_digest
+
+
+def _refused(session: Session, run: Run) -> dict[int, str]:
+    """Reads which models were refused, by the round that made each, and why."""
+    numbers = {
+        model.digest: model.round_number
+        for model in run_rows.models(session, run.run_id)
+        if model.standing is ModelStanding.REFUSED
+    }
+    judged = [
+        (row.model_digest, Report.from_json(row.report).gate) for row in round_rows.metrics_of_run(session, run.run_id)
+    ]
+    return {numbers[digest]: gate.words() for digest, gate in judged if digest in numbers and gate is not None}
 
 
 def _round_figures(session: Session, row: Round, by_digest: Mapping[bytes, ModelFigures]) -> RoundFigures:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from federation.chain import norm_bound
-from federation.encoding import clip, lanes
-from federation.encoding.header import bin_of, write_header
-from federation.encoding.rotation import rotate
+from federation.encoding import clip
+from federation.encoding.header import bin_of
 from federation.manifest import load_model
 from federation.secagg import DealtShares, Member
 from numpy.typing import NDArray
 
+from deploy.demonstration.poison import poisoned_words
 from site_client.agent.rounds import masking
 from site_client.agent.rounds.contribution import Contribution, mask_contribution
 from site_client.records import AucLoss, Job, PredecessorComparison
@@ -103,28 +102,7 @@ def let_poison(patch: pytest.MonkeyPatch, world: LearningWorld) -> None:
     def mask(member: Member, contribution: Contribution, dealt: Mapping[str, DealtShares], coins: bytes) -> memoryview:
         if member.site not in world.poisoners or contribution.delta is None:
             return mask_contribution(member, contribution, dealt, coins)
-        words = _poison(contribution, len(member.cohort), world.excess)
+        words = poisoned_words(contribution, len(member.cohort), world.excess)
         return member.mask(words, dealt, in_place=True).astype("<u8", copy=False).data.cast("B")
 
     patch.setattr(masking, "mask_contribution", mask)
-
-
-def _poison(contribution: Contribution, members: int, excess: float) -> NDArray[np.uint64]:
-    """The site's update, sign-flipped, and `excess` times as long as the norm gate lets a whole sum be."""
-    layout, delta = contribution.layout, contribution.delta
-    assert delta is not None
-    weight = min(contribution.header.studies, layout.weight_cap)
-    half_step = layout.range / layout.level_max
-    # In units of half a step; the other members' updates point the other way and shorten the sum.
-    length = excess * norm_bound(layout, members, members * weight) * half_step
-    factor = -length / float(np.linalg.norm(delta))
-    half_steps = np.concatenate([piece / half_step for piece in rotate(layout, delta.astype(np.float64), factor)])
-    levels = np.rint((half_steps + layout.level_max) / 2).astype(np.int64)
-    words = np.empty(layout.words, np.uint64)
-    words[: layout.header_words] = write_header(layout, contribution.header)
-    # A level below 0 borrows from the next lane; in the sum over the cohort it is paid back.
-    above, below = np.zeros(layout.words, np.uint64), np.zeros(layout.words, np.uint64)
-    lanes.pack(np.maximum(levels, 0), layout.lane_width, above[layout.header_words :])
-    lanes.pack(np.maximum(-levels, 0), layout.lane_width, below[layout.header_words :])
-    words[layout.header_words :] = (above - below)[layout.header_words :]
-    return words

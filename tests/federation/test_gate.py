@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from federation import encoding
+from federation.chain import next_model
+from federation.encoding import Layout
+from federation.errors import ChainRefused
 from federation.v1 import rounds_pb2
 from google.protobuf.message import Message
 
@@ -194,9 +198,16 @@ def test_a_sum_that_refuses_its_base_is_no_sum_that_leads_to_no_model(make_learn
     until_round(world, 2)
     world.poisoners.add(POISONER)
     until_round(world, 3)
-    world.excess = 1.05
+    world.excess = 1.9  # the others point the other way
     until_round(world, 4)
-    assert world.rounds()[2].next_model == world.rounds()[1].base_model
+    refusing = world.rounds()[2]
+    assert refusing.next_model == world.rounds()[1].base_model
+    assert refusing.sum_blob is not None
+    with world.aggregator.app.blobs.open(refusing.sum_blob) as blob:
+        published = encoding.unpack_sum(Layout.of_round(world.plan, 3), blob.read(), 4)
+    (poisoned,) = [model.blob for model in world.models() if model.digest == refusing.base_model]
+    with pytest.raises(ChainRefused):
+        next_model(world.plan, world.model(poisoned), published)
 
     def call_it_refused(site: str, call: str, reply: Message, request: Message) -> Message:
         if isinstance(reply, rounds_pb2.PollReply) and reply.HasField("close"):

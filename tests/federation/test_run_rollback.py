@@ -198,3 +198,27 @@ def test_a_site_follows_no_rollback_of_another_key_or_run_or_one_that_was_shown_
     offer()
     offer(number=2)
     assert reached() == newest, "an old one, shown again, changes nothing"
+
+
+@pytest.mark.parametrize("torn", ["lineage", "models", "run_rollbacks"])
+def test_a_site_that_dies_while_it_follows_a_rollback_follows_it_again(
+    make_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    plan = replace(make_world(sites=3).plan, rounds=20)
+    models, lineage, earlier = Models(tmp_path), Lineage(tmp_path), bytes([3]) * 32
+    lineage.record(plan, 9, bytes([9]) * 32)
+    step = rounds_pb2.TrainStep(rollback=sign_rollback(RunRollback(plan.digest, 1, 9, earlier, 3), CUSTODIAN))
+    step.round.round = 10
+
+    def dies(path: Path, data: bytes) -> None:
+        raise OSError(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"site_client.agent.rounds.{torn}.replace_file", dies)
+        with pytest.raises(OSError, match="json"):
+            models.follow_rollback(plan, step, CUSTODIAN.public_key())
+    models.follow_rollback(plan, step, CUSTODIAN.public_key())
+    newest, followed = lineage.newest(plan), models.rollbacks.newest(plan.run_id)
+    assert newest is not None
+    assert followed is not None
+    assert (newest.model_digest, newest.round, followed.number) == (earlier, 9, 1)

@@ -22,7 +22,9 @@ from urllib.parse import urlencode
 import psutil
 import pydicom
 import pytest
+from click.testing import CliRunner
 
+from deploy.demonstration.__main__ import main
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,6 +261,25 @@ def test_a_private_demo_shows_what_it_spent_and_that_its_noise_eats_the_signal(d
     assert "The noise of this run eats its signal" in page
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_demo_with_a_poisoner_shows_the_model_that_was_refused(demo: Callable[..., Demo]) -> None:
+    running = demo("--poison", "--keep")
+    running.wait_until("it stays up", lambda: "staying up; Ctrl-C ends everything" in running.output, COMPLETED_S)
+    _completed(running, hospitals=4)
+    refused = running.figures()["refused"]
+    assert isinstance(refused, dict)
+    assert list(refused) == ["2"]
+    assert "  refused   the model of round 2: worse than its predecessor by " in running.output
+    assert "model at start refused: worse than its predecessor by" in _dashboard(running)
+
+
+def test_a_private_plan_has_no_gate_so_a_demo_shows_one_of_them() -> None:
+    refusal = CliRunner().invoke(main, ["--privacy", "--poison"])
+    assert refusal.exit_code == 2
+    assert "a private plan has no gate" in refusal.output
+
+
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("keep")
     assert "choose another with --state" in _refused("--state", tmp_path)
@@ -287,15 +308,15 @@ def _refused(*arguments: object) -> str:
     return done.stderr
 
 
-def _completed(running: Demo) -> None:
+def _completed(running: Demo, hospitals: int = 3) -> None:
     figures = running.figures()
     rounds, sites = figures["rounds"], figures["site_digests"]
     assert isinstance(rounds, list)
     assert isinstance(sites, dict)
     assert "the run did not complete" not in running.output
-    assert all(len(figures["cohort"]) == 3 for figures in rounds), running.output
+    assert all(len(figures["cohort"]) == hospitals for figures in rounds), running.output
     assert rounds, running.output
-    assert len(sites) == 3
+    assert len(sites) == hospitals
     assert set(sites.values()) == {figures["model_digest"]}, running.output
 
 
