@@ -12,6 +12,7 @@ import structlog
 from federation.notify import Notifier
 
 from aggregator import memory
+from aggregator.alerts.watch import AlertWatch
 from aggregator.config import AggregatorSettings, LimitsSettings
 from aggregator.context import AppContext, open_context
 from aggregator.dashboard.app import create_app
@@ -73,6 +74,7 @@ class AggregatorServer:
                 for index, driver in enumerate(self._drivers)
             ),
             threading.Thread(target=Housekeeping(app).run, args=(self._stop,), name="housekeeping"),
+            threading.Thread(target=AlertWatch(app).run, args=(self._stop,), name="alerts"),
         ]
         self._web: list[WebServer] = []
         if "dashboard" in listeners:
