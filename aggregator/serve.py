@@ -77,9 +77,10 @@ class AggregatorServer:
             threading.Thread(target=AlertWatch(app).run, args=(self._stop,), name="alerts"),
         ]
         self._web: list[WebServer] = []
-        if "dashboard" in listeners:
-            self._web.append(WebServer("dashboard", create_app(app), listeners["dashboard"], settings.limits))
         self._checks = HealthChecks(app, self.ended_part, self.driver_silent_s)
+        if "dashboard" in listeners:
+            pages = create_app(app, self._checks.ready)
+            self._web.append(WebServer("dashboard", pages, listeners["dashboard"], settings.limits))
         if "health" in listeners:
             pages = create_health_app(self._checks, AggregatorMetrics(app, self.driver_silent_s))
             self._web.append(WebServer("health", pages, listeners["health"], settings.limits))
