@@ -37,6 +37,7 @@ def main(ctx: click.Context, config: Path, as_name: str | None) -> None:
 
 for name, short_help in (
     ("admin", "People who may log in to the dashboard, and their roles."),
+    ("alert", "Conditions that need a person: list, test."),
     ("audit", "Print the changes with their actors and reasons, newest first."),
     ("backup", "Copy the state to FOLDER, which is new or empty."),
     ("config", "The settings: check, show."),

@@ -5,7 +5,7 @@ misspelt `enrolment = ""` must not leave the enrolment listener on.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -130,6 +130,34 @@ class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     failed_logins_wait_s: Annotated[int, Meta(ge=1, le=DAY_S)] = 300
 
 
+class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ways on which people are told of conditions that need them, and when a condition is one."""
+
+    mail_to: tuple[str, ...] = ()  # none: no mail
+    mail_from: str = "hemofed-aggregator@localhost"
+    smtp: str = "127.0.0.1:25"
+    smtp_security: Literal["none", "starttls", "tls"] = "none"
+    smtp_user: str = ""  # "" logs in nowhere
+    smtp_password_file: str = ""
+    webhook: str = ""  # "": none
+    webhook_secret_file: str = ""  # "": not signed
+    silent_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
+    disk_free_mib: Annotated[int, Meta(ge=1, le=1 << 30)] = 5120
+    remind_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
+
+    def __post_init__(self) -> None:
+        host, _, port = self.smtp.rpartition(":")
+        if not host or not port.isdigit() or int(port) > PORT_MAX:
+            raise ValueError(f"smtp: expected host:port, got {self.smtp!r}")
+        if self.webhook and not self.webhook.startswith(("https://", "http://")):
+            raise ValueError("webhook: expected an address that begins with https://, got another text")
+        for address in (*self.mail_to, self.mail_from):
+            if not address.isprintable() or "@" not in address:
+                raise ValueError(f"mail: expected an address such as it@hospital.example, got {address!r}")
+        if self.smtp_user and self.smtp_security == "none":
+            raise ValueError("smtp_user: expected smtp_security starttls or tls, so that no password goes in clear")
+
+
 class AggregatorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, one attribute a table of aggregator.toml."""
 
@@ -142,6 +170,7 @@ class AggregatorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     metrics: MetricsSettings = MetricsSettings()
     health: HealthSettings = HealthSettings()
     dashboard: DashboardSettings = DashboardSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @property
     def database_url(self) -> str:

@@ -12,6 +12,7 @@ import structlog
 from federation.notify import Notifier
 
 from aggregator import memory
+from aggregator.alerts.watch import AlertWatch
 from aggregator.config import AggregatorSettings, LimitsSettings
 from aggregator.context import AppContext, open_context
 from aggregator.dashboard.app import create_app
@@ -73,11 +74,13 @@ class AggregatorServer:
                 for index, driver in enumerate(self._drivers)
             ),
             threading.Thread(target=Housekeeping(app).run, args=(self._stop,), name="housekeeping"),
+            threading.Thread(target=AlertWatch(app).run, args=(self._stop,), name="alerts"),
         ]
         self._web: list[WebServer] = []
-        if "dashboard" in listeners:
-            self._web.append(WebServer("dashboard", create_app(app), listeners["dashboard"], settings.limits))
         self._checks = HealthChecks(app, self.ended_part, self.driver_silent_s)
+        if "dashboard" in listeners:
+            pages = create_app(app, self._checks.ready)
+            self._web.append(WebServer("dashboard", pages, listeners["dashboard"], settings.limits))
         if "health" in listeners:
             pages = create_health_app(self._checks, AggregatorMetrics(app, self.driver_silent_s))
             self._web.append(WebServer("health", pages, listeners["health"], settings.limits))

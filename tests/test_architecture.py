@@ -23,6 +23,7 @@ FLOORS: dict[str, list[str]] = {
         "commands",
         "serve.py",
         "rpc dashboard health",
+        "alerts",
         "rounds",
         "runs",
         "sites",

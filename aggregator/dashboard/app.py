@@ -14,10 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from aggregator.context import AppContext
-from aggregator.dashboard import acting, pages, sessions
+from aggregator.dashboard import acting, pages, people_pages, sessions, standing_pages
 from aggregator.dashboard.conditions import WriteProbe, refusal
 from aggregator.dashboard.forms import FormTokens, Outcomes
 from aggregator.dashboard.rendering import page
+from aggregator.dashboard.standing_pages import Checks
 from aggregator.secret_file import write_secret
 
 log = structlog.get_logger()
@@ -40,11 +41,16 @@ HEADERS = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(app: AppContext) -> FastAPI:
-    """Make the application. It speaks plain HTTP; the coordinator puts a reverse proxy with HTTPS in front."""
+def create_app(app: AppContext, checks: Checks | None = None) -> FastAPI:
+    """Make the application. It speaks plain HTTP; the coordinator puts a reverse proxy with HTTPS in front.
+
+    Args:
+        app: The aggregator.
+        checks: Those of `/readyz`, for the page on its health; None where there is no running service.
+    """
     # Redirections of slashes would name the host that the request names, which may be any.
     web = FastAPI(title="hemofed", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    web.state.context = app
+    web.state.context, web.state.checks = app, checks
     key = session_key(app.settings.state.folder)
     web.state.login_attempts = sessions.LoginAttempts(
         app.settings.dashboard.failed_logins_max, app.settings.dashboard.failed_logins_wait_s
@@ -56,6 +62,8 @@ def create_app(app: AppContext) -> FastAPI:
     web.state.write_probe = WriteProbe(app.store)
     web.include_router(sessions.router)
     web.include_router(pages.router)
+    web.include_router(standing_pages.router)
+    web.include_router(people_pages.router)
     web.include_router(acting.router)
     web.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     web.exception_handler(HTTPException)(_refused)

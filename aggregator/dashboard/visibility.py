@@ -44,7 +44,7 @@ def visibility(
         seen.append("enough shares to unmask the sum of the cohort; no model was published from it")
     else:
         seen.append("no sum: none was decoded" if RoundState.ABANDONED in reached else "no sum: none is decoded yet")
-    return Visibility(tuple(seen), _UNSEEN)
+    return Visibility(tuple(seen), UNSEEN)
 
 
 def _content(trains: bool, evaluates: bool, private: bool) -> str:
@@ -53,7 +53,7 @@ def _content(trains: bool, evaluates: bool, private: bool) -> str:
     return " and ".join(parts) + (" with noise" if private else "")
 
 
-_UNSEEN = (
+UNSEEN = (
     "any one site's update, weight, loss, number of studies or scores",
     "images, reports, labels, names, dates or identifiers: these never leave a hospital",
     "which site contributed what to the sum",

@@ -12,10 +12,11 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from aggregator.alerts.conditions import AlertKind
 from aggregator.context import AppContext
 from aggregator.sites.roster import in_force
 from aggregator.states import RoundState, RunState, SiteStanding
-from aggregator.store import round_rows, run_rows, site_rows
+from aggregator.store import alert_rows, round_rows, run_rows, site_rows
 from aggregator.store.tables import Audit
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,6 +59,7 @@ class AggregatorMetrics(Collector):
             runs = Counter(run.state for run in run_rows.all_runs(session))
             run = run_rows.active(session)
             row = None if run is None else round_rows.newest(session, run.run_id)
+            alerts = alert_rows.counts(session)
             audited = session.scalar(select(func.max(Audit.id))) or 0
         yield _by_state("sites", "Hospitals by standing.", "standing", SiteStanding, Counter(sites.values()))
         silent = [(now - reports[name]).total_seconds() for name in approved if name in reports]
@@ -74,6 +76,7 @@ class AggregatorMetrics(Collector):
         if row is not None:
             yield _gauge("round_number", "Of the active run's newest round.", row.number)
             yield _gauge("round_phase_seconds", "Since its phase began.", (now - row.phase_since).total_seconds())
+        yield _by_state("alerts", "Conditions that need a person, by kind.", "kind", AlertKind, alerts)
         yield _gauge("audit_entries", "Rows of the audit trail.", audited)
 
 

@@ -368,3 +368,17 @@ class DashboardSession(Base):
     address: Mapped[str] = mapped_column(comment="that the log-in came from")
     began_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ends_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="whatever the person does meanwhile")
+
+
+class RaisedAlert(Base):
+    """A condition that needs a person and holds now."""
+
+    __tablename__ = "alerts"
+
+    key: Mapped[str] = mapped_column(primary_key=True, comment="<kind>:<subject>")
+    # Text and not an enum: a rollback must be able to read rows of a newer version.
+    kind: Mapped[str] = mapped_column(comment="name of an AlertKind")
+    subject: Mapped[str] = mapped_column(comment="site, run or round; empty where there is one of the kind")
+    sentence: Mapped[str] = mapped_column(comment="for people; no figure of a site, nothing about a patient")
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+    told_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="null: no way has taken the message yet")
