@@ -32,7 +32,7 @@ _VERSIONS: Final = tuple(x509.ObjectIdentifier(f"1.3.6.1.4.1.3704.1.3.{last}") f
 _CHIP: Final = x509.ObjectIdentifier("1.3.6.1.4.1.3704.1.4")
 
 
-class EvidenceRefused(Exception):
+class AttestationRefused(Exception):
     """Evidence that does not suffice, with its reason of a closed list."""
 
     def __init__(self, reason: EvidenceRefusal) -> None:
@@ -53,7 +53,7 @@ class EvidenceVerifier(Protocol):
             now: Aware UTC.
 
         Raises:
-            EvidenceRefused: It does not.
+            AttestationRefused: It does not.
         """
 
 
@@ -61,11 +61,11 @@ def verify_snp(evidence: SnpEvidence, release: Release, bound_to: bytes, now: da
     """Verify a report with `cryptography` alone; see `EvidenceVerifier`.
 
     Raises:
-        EvidenceRefused: It does not suffice.
+        AttestationRefused: It does not suffice.
     """
     report = evidence.report
     if len(report) != REPORT_BYTES:
-        raise EvidenceRefused(EvidenceRefusal.FORM)
+        raise AttestationRefused(EvidenceRefusal.FORM)
     # The signature before any field: nothing else in the report is believed until it is verified.
     vcek = _chip_certificate(evidence, release, now)
     _check_signature(report, vcek)
@@ -74,22 +74,22 @@ def verify_snp(evidence: SnpEvidence, release: Release, bound_to: bytes, now: da
     (flags,) = struct.unpack_from("<I", report, 0x48)
     # Bits 2 to 4 of the flags: 0 says that the chip's own key has signed, and not one of a cloud's.
     if version < 2 or algorithm != _ECDSA_P384 or (flags >> 2) & 7 or (version > 2 and report[0x188] >= _TURIN):
-        raise EvidenceRefused(EvidenceRefusal.FORM)
+        raise AttestationRefused(EvidenceRefusal.FORM)
     if report[0x50:0x90] != bound_to:
-        raise EvidenceRefused(EvidenceRefusal.BINDING)
+        raise AttestationRefused(EvidenceRefusal.BINDING)
     if report[0x90:0xC0].hex() not in release.measurements:
-        raise EvidenceRefused(EvidenceRefusal.MEASUREMENT)
+        raise AttestationRefused(EvidenceRefusal.MEASUREMENT)
     if policy & (_DEBUG | _MIGRATION):
-        raise EvidenceRefused(EvidenceRefusal.DEBUG)
+        raise AttestationRefused(EvidenceRefusal.DEBUG)
     if vmpl != 0:
-        raise EvidenceRefused(EvidenceRefusal.VMPL)
+        raise AttestationRefused(EvidenceRefusal.VMPL)
     _check_versions(report, vcek, release)
 
 
 def _chip_certificate(evidence: SnpEvidence, release: Release, now: datetime) -> x509.Certificate:
     """Return the VCEK, which the pinned ARK vouches for through the ASK."""
     if sha256(evidence.ark).hexdigest() != release.root:
-        raise EvidenceRefused(EvidenceRefusal.CHAIN)
+        raise AttestationRefused(EvidenceRefusal.CHAIN)
     try:
         with warnings.catch_warnings():
             # AMD's VCEK have the serial number 0.
@@ -99,12 +99,22 @@ def _chip_certificate(evidence: SnpEvidence, release: Release, now: datetime) ->
             )
         ask.verify_directly_issued_by(ark)
         vcek.verify_directly_issued_by(ask)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        raise EvidenceRefused(EvidenceRefusal.CHAIN) from None
+        if not (_has_one_spelling(ask, evidence.ask) and _has_one_spelling(vcek, evidence.vcek)):
+            raise ValueError
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion):
+        raise AttestationRefused(EvidenceRefusal.CHAIN) from None
     for certificate in (ark, ask, vcek):
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise EvidenceRefused(EvidenceRefusal.CHAIN)
+            raise AttestationRefused(EvidenceRefusal.CHAIN)
     return vcek
+
+
+def _has_one_spelling(certificate: x509.Certificate, data: bytes) -> bool:
+    """Whether behind the signed part come the algorithm that is named in it, and the signature (RFC 5280, 4.1)."""
+    signed, signature = certificate.tbs_certificate_bytes, certificate.signature
+    bits = b"\x03\x82" + (len(signature) + 1).to_bytes(2) + b"\x00" + signature
+    algorithm = data[data.find(signed) + len(signed) : -len(bits)]
+    return data.endswith(bits) and algorithm in signed
 
 
 def _check_signature(report: bytes, vcek: x509.Certificate) -> None:
@@ -113,26 +123,26 @@ def _check_signature(report: bytes, vcek: x509.Certificate) -> None:
     key = vcek.public_key()
     # What follows r and s is not signed: other bytes than zeros would be a second spelling of one report.
     if not isinstance(key, ec.EllipticCurvePublicKey) or any(signature[2 * _NUMBER_BYTES :]):
-        raise EvidenceRefused(EvidenceRefusal.SIGNATURE)
+        raise AttestationRefused(EvidenceRefusal.SIGNATURE)
     try:
         key.verify(encode_dss_signature(r, s), report[:SIGNED_BYTES], ec.ECDSA(SHA384()))
     except InvalidSignature:
-        raise EvidenceRefused(EvidenceRefusal.SIGNATURE) from None
+        raise AttestationRefused(EvidenceRefusal.SIGNATURE) from None
 
 
 def _check_versions(report: bytes, vcek: x509.Certificate, release: Release) -> None:
     """Compare the reported TCB with the plan's floor, and chip and TCB with those that the certificate is for."""
     reported = [report[0x180 + place] for place in _TCB_BYTES]
     if any(version < least for version, least in zip(reported, release.tcb_min, strict=True)):
-        raise EvidenceRefused(EvidenceRefusal.TCB)
+        raise AttestationRefused(EvidenceRefusal.TCB)
     try:
         certified = [_value_of(vcek, identifier) for identifier in _VERSIONS]
         chip = _value_of(vcek, _CHIP)
     except x509.ExtensionNotFound:
-        raise EvidenceRefused(EvidenceRefusal.CHAIN) from None
+        raise AttestationRefused(EvidenceRefusal.CHAIN) from None
     # DER of a small INTEGER; 128 and more have a leading zero byte.
     if certified != [_integer(version) for version in reported] or chip != report[0x1A0:0x1E0]:
-        raise EvidenceRefused(EvidenceRefusal.TCB)
+        raise AttestationRefused(EvidenceRefusal.TCB)
 
 
 def _value_of(certificate: x509.Certificate, identifier: x509.ObjectIdentifier) -> bytes:

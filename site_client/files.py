@@ -156,6 +156,18 @@ def belongs_with_its_folder(file: int | Path, path: Path) -> None:
         os.chown(file, parent.st_uid, parent.st_gid)
 
 
+def is_in_memory(folder: Path) -> bool:
+    """Whether a folder lies on a file system that is in memory only (tmpfs, ramfs)."""
+    place, kind = folder.resolve(), ""
+    # proc(5): mount points in the order of mounting; the last one above the folder holds it.
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mounted_at = Path(before.split()[4].encode().decode("unicode_escape"))
+        if mounted_at == place or mounted_at in place.parents:
+            kind = after.split()[0]
+    return kind in ("tmpfs", "ramfs")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals inside a folder durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

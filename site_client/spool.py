@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from site_client.errors import SpoolRefused
 from site_client.files import (
     Building,
+    is_in_memory,
     lend_file,
     remove,
     replace_file,
@@ -179,6 +180,11 @@ class AgentSide:
         for other in folder.glob("key-*"):
             if other != path:
                 remove(other)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no disk holds the spool: a host that could write its disk could exchange the trainer's key."""
+        return is_in_memory(self._out) and is_in_memory(self._in.path)
 
     def trainer_key(self) -> bytes | None:
         """Return the public key that the trainer drew at its start; None before the first.

@@ -71,6 +71,7 @@ def export(app: AppContext, version: ModelVersion, run: Run, out: Path, *, overw
         run_id=plan.run_id.hex(),
         plan_digest=plan.digest.hex(),
         round=version.round_number,
+        packing="" if plan.release is None or plan.release.permits_packing else "refused",
         parts=run.parts or "",
     )
     # Beside `out`, so that `replace` is atomic.

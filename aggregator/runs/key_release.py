@@ -18,7 +18,7 @@ from federation.vocabulary import EvidenceRefusal
 from aggregator.context import AppContext
 from aggregator.errors import JoinDenied, NotFound, WrongState
 from aggregator.runs.plans import plan_of
-from aggregator.sev_snp import EvidenceRefused
+from aggregator.sev_snp import AttestationRefused
 from aggregator.sites.proofs import challenge_ends_at, make_challenge
 from aggregator.store import Change, record, round_rows, run_rows, site_rows
 from aggregator.store.traffic import SeatKey
@@ -63,7 +63,7 @@ def release_key(
             receiver_key = request.receiver_key
             bound_to = report_data(request.nonce, receiver_key, site, name)
             app.verify_evidence(request.snp, release, bound_to, app.clock())
-        except EvidenceRefused as refused:
+        except AttestationRefused as refused:
             _audit(app, site, request.model_digest, f"refused: {refused.reason}")
             return rounds_pb2.ReleaseReply(refusal=refused.reason.number), seat
         _audit(app, site, request.model_digest, "released")
@@ -75,9 +75,9 @@ def _check_fresh(app: AppContext, site: str, nonce: bytes) -> None:
     try:
         ends_at = challenge_ends_at(app.content_keys.challenge_key, site, nonce)
     except JoinDenied:
-        raise EvidenceRefused(EvidenceRefusal.STALE) from None
+        raise AttestationRefused(EvidenceRefusal.STALE) from None
     if not app.clock() < ends_at:
-        raise EvidenceRefused(EvidenceRefusal.STALE)
+        raise AttestationRefused(EvidenceRefusal.STALE)
 
 
 def _audit(app: AppContext, site: str, model_digest: bytes, outcome: str) -> None:

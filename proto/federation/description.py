@@ -33,6 +33,7 @@ class ModelDescription:
         plan_digest: 32 bytes in hex.
         round: The model is the result of this round.
         calibration: JSON text of `hemofed-site calibrate`.
+        packing: "refused" when the plan does not permit `hemofed-site pack`.
         parts: A letter of PART_LETTERS for each tensor, in the order of the manifest.
     """
 
@@ -47,6 +48,7 @@ class ModelDescription:
     plan_digest: str = ""
     round: int | None = None
     calibration: str = ""
+    packing: str = ""
     parts: str = ""
 
     def to_json(self) -> str:

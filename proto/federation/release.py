@@ -1,7 +1,7 @@
 """The release of sealed models: what a site has to show before the aggregator gives it a content key."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256, sha512
 from typing import Final
@@ -42,6 +42,7 @@ class Release:
         tee_min: Likewise of the secure processor's operating system.
         snp_min: Likewise of the SNP firmware.
         microcode_min: Likewise of the microcode.
+        packing: Whether `hemofed-site pack` may make a bundle of a model of the run.
 
     Raises:
         PlanRefused: A value is out of its bounds.
@@ -54,6 +55,7 @@ class Release:
     tee_min: int = 0
     snp_min: int = 0
     microcode_min: int = 0
+    packing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("boot_loader_min", "tee_min", "snp_min", "microcode_min"):
@@ -67,8 +69,13 @@ class Release:
                 raise PlanRefused("release.measurements", "expected launch measurements of 96 digits of 0-9 a-f")
             if list(self.measurements) != sorted(set(self.measurements)):
                 raise PlanRefused("release.measurements", "expected each launch measurement once, in ascending order")
-        elif (self.root, self.measurements, *self.tcb_min) != ("", (), 0, 0, 0, 0):
-            raise PlanRefused("release.level", "expected 'cvm' with a root, measurements or least versions")
+        elif any(getattr(self, field.name) != field.default for field in fields(self)):
+            raise PlanRefused("release.level", "expected 'cvm' beside other keys of this table, got another level")
+
+    @property
+    def permits_packing(self) -> bool:
+        """Whether a model of the run may become a bundle, which every host can read."""
+        return self.level is ReleaseLevel.NONE or self.packing
 
     @property
     def tcb_min(self) -> tuple[int, int, int, int]:

@@ -39,8 +39,10 @@ def pack(model: LoadedModel, split: Split, loader: Loader, compute: Compute, thr
 
     Raises:
         BundleRefused: The model has no calibration, its network reads whole volumes or has a layer that ONNX has not,
-            or there is no validation patient.
+            there is no validation patient, or the plan of its run does not permit packing.
     """
+    if model.description.packing:
+        raise BundleRefused("the plan of this model's run does not permit packing; ask the coordinator")
     if model.calibrations is None:
         raise BundleRefused("expected a calibrated model, got none; run `hemofed-site calibrate`, give --calibration")
     if not isinstance(model.net, SequenceNet):

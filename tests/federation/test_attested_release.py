@@ -1,8 +1,11 @@
 """Runs at the release level "cvm": real rounds on attested machines, and a root who would have a model without one."""
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,8 @@ from aggregator.store.tables import Audit
 from site_client.agent.egress.calls import RELEASE_KEY
 from site_client.agent.rounds.released_keys import ATTESTED_FOR
 from site_client.errors import Refused
+from site_client.files import is_in_memory
+from tests.federation.conftest import IN_MEMORY
 from tests.federation.invariants import check
 from tests.federation.world import World
 from tests.snp_chip import Chip, release
@@ -35,6 +40,8 @@ def attested(make_world: Make) -> Make:
     """A run whose every site is on a machine that the plan names."""
 
     def make(**kind: Any) -> World:
+        if not os.access(IN_MEMORY, os.W_OK):
+            pytest.skip("this machine has no folder in memory, where such a site's spool lies")
         world = make_world(**({"sites": 3, "release": release()} | kind))
         for site in world.sites.values():
             site.attest = Chip()
@@ -127,6 +134,23 @@ def test_a_machine_that_is_none_of_the_plan_s_gets_no_model_and_says_why(atteste
     world.step(NAME)
     assert site.rounds.situation().reasons != (StateReason.ATTESTATION,)
     assert len(site.jobs()) == 1
+
+
+def test_an_attested_site_whose_spool_is_on_a_disk_lends_no_key(attested: Make, tmp_path: Path) -> None:
+    """Whoever writes that disk from outside of the machine would put his own key in the place of the trainer's."""
+    if is_in_memory(tmp_path):
+        pytest.skip("this machine has its temporary files in memory")
+    world = attested(rounds=1)
+    site = world.sites[NAME]
+    spool = site.settings.folders.spool
+    shutil.move(spool, tmp_path / "spool")
+    spool.symlink_to(tmp_path / "spool")
+    site.boot()
+    world.step(NAME)
+    assert not list((tmp_path / "spool").rglob("key-*"))
+    assert site.jobs() == []
+    assert site.rounds.situation().reasons == (StateReason.ATTESTATION,)
+    assert "tmpfs" in site.rounds.situation().refusal
 
 
 def test_a_machine_without_a_secure_processor_says_so_and_asks_for_no_key(attested: Make) -> None:

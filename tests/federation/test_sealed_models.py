@@ -1,5 +1,6 @@
 """A run whose models are sealed: the real rounds, and those who would have a model without its key."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,16 @@ from federation.v1 import rounds_pb2
 from federation.vocabulary import SiteState
 from google.protobuf.message import Message
 
+from aggregator.context import open_context
 from aggregator.errors import NotFound, StateFolderRefused
 from aggregator.runs import run_blobs
 from aggregator.states import RoundState, RunState
+from aggregator.store.backup import back_up, restore
 from site_client.agent.egress.calls import RELEASE_KEY
 from site_client.errors import Refused, StepRefused
 from tests.federation.invariants import check
 from tests.federation.nursery import PARAMETERS
+from tests.federation.places import aggregator_settings
 from tests.federation.world import World
 
 Make = Callable[..., World]
@@ -142,6 +146,25 @@ def test_the_database_and_the_blobs_together_give_no_model(sealed: Make) -> None
         data = path.read_bytes()
         assert not any(needle in data or needle.hex().encode() in data for needle in needles), path
     assert (folder / "ca" / "content.key").stat().st_mode & 0o077 == 0
+
+
+def test_uploads_that_a_thief_could_unmask_are_gone_when_the_sum_is_published(sealed: Make) -> None:
+    """With them, and the shares in the database, he has the sum; with it and the base model the next one."""
+    world = sealed(rounds=1)
+    world.until(RunState.COMPLETED)
+    uploads = world.folder / "aggregator" / "uploads"
+    assert not [path for path in uploads.rglob("*") if path.is_file()]
+
+
+def test_a_restored_backup_opens_its_models(sealed: Make, tmp_path: Path) -> None:
+    world = sealed(rounds=1)
+    world.until(RunState.COMPLETED)
+    back_up(world.aggregator.app.settings, tmp_path / "backup")
+    settings = aggregator_settings(tmp_path / "restored")
+    restore(settings, tmp_path / "backup")
+    app, version = open_context(settings), world.models()[-1]
+    assert run_blobs.load_stored(app, world.plan, version).digest == version.digest
+    app.store.close()
 
 
 def test_without_its_secret_the_aggregator_says_what_to_restore_and_draws_no_other(sealed: Make) -> None:
@@ -282,6 +305,27 @@ def test_an_answer_that_is_no_key_for_this_site_is_refused_and_not_kept(sealed: 
     assert any(isinstance(error, StepRefused) and "it is asked again" in str(error) for _, error in world.refused)
     assert not list((site.agent_folder / "models").glob("*.key"))
     assert site.trainer.jobs() == []
+
+
+@pytest.mark.parametrize("kind", ["garbage", "folder", "pipe", "link"])
+def test_a_hostile_trainer_s_key_stops_no_poll_and_gets_nothing(sealed: Make, kind: str) -> None:
+    world = sealed(rounds=1)
+    site, path = world.sites[NAME], world.sites[NAME].settings.folders.spool / "to_agent" / "sealing.pub"
+    path.unlink()
+    if kind == "garbage":
+        path.write_bytes(b"\xff" * 1216)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(site.agent_folder / "identity" / "sealing.key")
+    for _ in range(2):
+        polled = len(world.wire.heard)
+        world.step(NAME)
+        assert len(world.wire.heard) > polled
+    assert not list(site.settings.folders.spool.rglob("key-*"))
+    assert any("sealing.pub" in str(error) for name, error in world.refused if name == NAME)
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from federation.description import ModelDescription
 from federation.labels import LABELS
 from numpy.typing import NDArray
 from torch import nn
@@ -19,6 +21,7 @@ from site_client.bedside.graphs import PackedModel
 from site_client.calibration.model import CalibratedNet, Calibration, Calibrations
 from site_client.cli import main
 from site_client.errors import BundleRefused, StateRefused
+from site_client.inference.model_file import LoadedModel
 from site_client.inference.scores import Scored
 from site_client.inference.scoring import ScoredStudies
 from site_client.ingest.pseudonym import load_secret
@@ -29,10 +32,15 @@ from site_client.model.network import CHANNELS, SequenceHead, SequenceNet
 from site_client.model.recurrence import RecurrenceName
 from site_client.packing.export import export
 from site_client.packing.key import packing_key
+from site_client.packing.pack import pack
 from site_client.packing.quality import quality_of
 from site_client.packing.quantize import quantize
 from site_client.phantom.dataset import Order, make_set
 from site_client.phantom.study import Wishes
+from site_client.training.augment import Augmentation
+from site_client.training.cache import StudyCache
+from site_client.training.compute import choose
+from site_client.training.data import Loader, Split
 
 SIZE = ("--image-size", "48", "--slices-max", "8")
 CALIBRATIONS = Calibrations(
@@ -81,6 +89,14 @@ def test_the_graphs_answer_as_the_calibrated_network_for_any_number_of_slices(
 def test_a_recurrence_that_onnx_has_no_operator_for_is_refused() -> None:
     with pytest.raises(BundleRefused, match="pack one with gru, lstm or gru-sep"):
         export(small_net("mingru"), CALIBRATIONS, 24)
+
+
+def test_a_model_of_a_run_that_permits_no_packing_is_refused_before_anything_is_exported() -> None:
+    model = LoadedModel(ModelDescription("lite", packing="refused"), "00", small_net(None), CALIBRATIONS)
+    compute = choose("cpu", 1, 24)
+    loader = Loader(cast(StudyCache, None), Augmentation(), compute.device, 0)  # no image is read
+    with pytest.raises(BundleRefused, match="does not permit packing"):
+        pack(model, Split((), ()), loader, compute, 1)
 
 
 def test_plain_convolutions_have_the_standardized_kernels_and_the_bias() -> None:

@@ -12,4 +12,5 @@ strip_own() {
 lay_out_own() {
   install -D -m 644 -t "$tree/lib/systemd/system" "$root/deploy/systemd/hemofed.slice"
   install -D -m 644 "$root/deploy/systemd/gpu.conf" "$tree/usr/share/doc/hemofed/examples/gpu.conf"
+  install -D -m 644 "$root/deploy/systemd/snp.conf" "$tree/usr/share/doc/hemofed/examples/snp.conf"
 }

@@ -730,6 +730,7 @@ class Release(_message.Message):
     TEE_MIN_FIELD_NUMBER: _builtins.int
     SNP_MIN_FIELD_NUMBER: _builtins.int
     MICROCODE_MIN_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     level: Global___Release.Level.ValueType
     root: _builtins.str
     """With CVM only.
@@ -740,6 +741,8 @@ class Release(_message.Message):
     tee_min: _builtins.int
     snp_min: _builtins.int
     microcode_min: _builtins.int
+    packing: _builtins.bool
+    """`hemofed-site pack` may make a bundle of a model of this run"""
     @_builtins.property
     def measurements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1..8 launch measurements, 96 hexadecimal digits each, ascending"""
@@ -754,10 +757,11 @@ class Release(_message.Message):
         tee_min: _builtins.int = ...,
         snp_min: _builtins.int = ...,
         microcode_min: _builtins.int = ...,
+        packing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_loader_min", b"boot_loader_min", "level", b"level", "measurements", b"measurements", "microcode_min", b"microcode_min", "root", b"root", "snp_min", b"snp_min", "tee_min", b"tee_min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_loader_min", b"boot_loader_min", "level", b"level", "measurements", b"measurements", "microcode_min", b"microcode_min", "packing", b"packing", "root", b"root", "snp_min", b"snp_min", "tee_min", b"tee_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,11 +1,13 @@
 """Turns the aggregator's train step into a job for the trainer: plan, approval, policy, base model, spool."""
 
 from collections.abc import Callable, Collection
+from typing import Final
 
 import structlog
 from federation.encoding import Layout
 from federation.limits import DIGEST_BYTES
 from federation.plan import TrainingPlan
+from federation.release import ReleaseLevel
 from federation.v1 import rounds_pb2
 from federation.vocabulary import StateReason
 
@@ -25,6 +27,10 @@ from site_client.records import ROUND_MAX, Job, RunId
 from site_client.typed_json import Digest
 
 _log = structlog.get_logger()
+_SPOOL_ON_DISK: Final = (
+    "the plan opens models on attested machines only, and there the spool lies in memory (tmpfs): a host that writes "
+    "the disk could have a model's key encrypted to another trainer; see docs/HOSPITAL.md"
+)
 
 
 class JobOffer:
@@ -150,6 +156,8 @@ class JobOffer:
         base = self._files.models.path(held.plan, current.base_model_digest)
         offered = self._files.spool.offer_job(job, held.signed, base)
         if held.plan.release is not None:
+            if held.plan.release.level is ReleaseLevel.CVM and not self._files.spool.is_in_memory:
+                raise self._files.content_keys.refused(_SPOOL_ON_DISK)
             # At every turn: a trainer that was started anew has another key.
             self._files.spool.lend_key(offered, self._files.content_keys.of(held.plan, current.base_model_digest))
 

@@ -5,6 +5,7 @@ next turn polls, finds its files, and sends the same bytes. So every retry, afte
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -225,5 +226,8 @@ class Participant:
         held = self.plans.get(current.plan_digest)
         has_update = self._files.spool.delivered(current.run_id, current.number)
         # A trainer that was started anew waits for the content key of its job.
-        is_sealed = held is not None and held.plan.release is not None
-        return has_update, held.decision if held else None, self._files.spool.trainer_key() if is_sealed else None
+        key = None
+        # A hostile trainer's file must not keep the agent from polling; `lend_key` says what is wrong with it.
+        with suppress(SpoolRefused):
+            key = self._files.spool.trainer_key() if held is not None and held.plan.release is not None else None
+        return has_update, held.decision if held else None, key

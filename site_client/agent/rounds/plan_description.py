@@ -6,6 +6,7 @@ from federation.encoding import Layout
 from federation.forecast import TENTHS, cohort_noise, noise_words, train_spent, validation_spent
 from federation.plan import Deadlines, TrainingPlan
 from federation.privacy import Privacy, evaluations
+from federation.release import ReleaseLevel
 from federation.vocabulary import Metric
 
 from site_client.agent.privacy.ledger import SpentPrivacy
@@ -96,9 +97,13 @@ def _gate(plan: TrainingPlan) -> str:
 def _models(plan: TrainingPlan) -> str:
     if plan.release is None:
         return "in the clear on this machine; under TLS on the way"
+    sealed = "sealed on disks and on the way, opened in memory; "
+    if plan.release.level is ReleaseLevel.NONE:
+        return f"{sealed}this site gets each model's key for its sealing key, and shows nothing for it"
+    packing = "bundles of them may be packed" if plan.release.packing else "no bundle of them may be packed"
     return (
-        "sealed on disks and on the way, opened in memory; this site gets each model's key for its sealing key alone, "
-        "and shows nothing for it"
+        f"{sealed}each key only after this machine has shown that it is one of {len(plan.release.measurements)} named "
+        f"images on AMD SEV-SNP, which tells the coordinator the processor's identifier and firmware; {packing}"
     )
 
 

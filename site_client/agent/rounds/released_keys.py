@@ -126,16 +126,17 @@ class ReleasedKeys:
         try:
             request.snp.CopyFrom(self._attest(report_data(nonce, receiver.public_bytes, self._identity.site, name)))
         except EvidenceMissing as error:
-            raise self._refused(str(error)) from error
+            raise self.refused(str(error)) from error
         reply = self._egress.send(RELEASE_KEY, request)
         for reason, words in _IN_WORDS.items():
             if reply.refusal == reason.number:
-                raise self._refused(f"the aggregator releases no model to this machine ({reason}): {words}")
+                raise self.refused(f"the aggregator releases no model to this machine ({reason}): {words}")
         content_key = self._answered(reply.wrapped_key, name, receiver)
         self.refusal = ""
         return content_key
 
-    def _refused(self, sentence: str) -> StepRefused:
+    def refused(self, sentence: str) -> StepRefused:
+        """Return the refusal, which stays in the reports of this site until evidence suffices."""
         self.refusal = sentence
         return StepRefused(sentence)
 
