@@ -205,7 +205,7 @@ def test_a_site_that_dies_while_it_follows_a_rollback_follows_it_again(
     make_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
 ) -> None:
     plan = replace(make_world(sites=3).plan, rounds=20)
-    models, lineage, earlier = Models(tmp_path), Lineage(tmp_path), bytes([3]) * 32
+    models, lineage, earlier = Models(tmp_path, cast(ReleasedKeys, None)), Lineage(tmp_path), bytes([3]) * 32
     lineage.record(plan, 9, bytes([9]) * 32)
     step = rounds_pb2.TrainStep(rollback=sign_rollback(RunRollback(plan.digest, 1, 9, earlier, 3), CUSTODIAN))
     step.round.round = 10
