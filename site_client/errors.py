@@ -12,6 +12,7 @@ SiteError
 │   │   └── ProxyRefused   the proxy answered CONNECT with another status than 200; carries that status
 │   └── Refused            the aggregator refused the call, and will refuse it again; carries the gRPC status
 ├── ArchiveError           the archive's DICOMweb server gave no answer that can be used (retryable)
+├── EvidenceMissing        this machine cannot make the evidence that a plan asks for before it releases a key
 ├── EgressRefused          the guard did not let a message leave
 ├── LedgerBroken           a ledger's chain does not verify; carries the first bad entry
 ├── StepRefused            the aggregator asked for a step that this site must not take
