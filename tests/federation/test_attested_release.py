@@ -136,6 +136,18 @@ def test_a_machine_that_is_none_of_the_plan_s_gets_no_model_and_says_why(atteste
     assert len(site.jobs()) == 1
 
 
+def test_a_refusal_is_no_trouble_of_the_site_any_more_when_its_run_is_over(attested: Make) -> None:
+    world = attested(rounds=1)
+    site = world.sites[NAME]
+    site.attest = Chip(vmpl=2)
+    site.boot()
+    world.step(NAME)
+    assert "VMPL" in site.rounds.situation().refusal
+    world.abort()
+    world.step(NAME)
+    assert site.rounds.situation().reasons != (StateReason.ATTESTATION,)
+
+
 def test_an_attested_site_whose_spool_is_on_a_disk_lends_no_key(attested: Make, tmp_path: Path) -> None:
     """Whoever writes that disk from outside of the machine would put his own key in the place of the trainer's."""
     if is_in_memory(tmp_path):

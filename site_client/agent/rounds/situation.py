@@ -62,7 +62,7 @@ class SituationReport:
         distrusts = files.plans.distrusts_any() if current is None else files.plans.distrusted(current.run_id)
         if distrusts:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,), refusal=files.plans.way_back())
-        if files.content_keys.refusal:
+        if files.content_keys.refusal and current is not None:
             return Situation(SiteState.ATTENTION, (StateReason.ATTESTATION,), refusal=files.content_keys.refusal)
         if files.models.damage:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.models.damage)
