@@ -201,7 +201,7 @@ def _machine_limits(upload_bytes: int, sites: int) -> dict[str, float]:
     return {
         "aes_ctr_gb_s": round(aes / 1e9, 2),
         "sha256_gb_s": round(sha / 1e9, 2),
-        "masking_floor_s": round((streams * upload_bytes / aes + hashes * upload_bytes / sha) / cores, 3),
+        "masking_floor_s": round((streams * upload_bytes / aes + hashes * upload_bytes / sha) / cores, 6),
     }
 
 
