@@ -143,7 +143,7 @@ def test_a_site_that_was_away_follows_the_sums_through_a_refusal(make_learning: 
     assert standings(world)[-1] == (4, ModelStanding.ACCEPTED)
 
 
-@pytest.mark.parametrize("lie", ["back", "another", "none"])
+@pytest.mark.parametrize("lie", ["back", "back, with a chain", "another", "none"])
 def test_an_aggregator_that_misstates_which_model_is_judged_gets_nothing(make_learning: Make, lie: str) -> None:
     """It goes back to the accepted model without a sum that refuses the newest, or names another predecessor."""
     world = make_learning(2)
@@ -157,16 +157,21 @@ def test_an_aggregator_that_misstates_which_model_is_judged_gets_nothing(make_le
     def misstate(site: str, call: str, reply: Message, request: Message) -> Message:
         if isinstance(reply, rounds_pb2.PollReply) and reply.HasField("train"):
             reply.train.predecessor_digest = bytes(32) if lie == "another" else b""
-            if lie == "back":
+            if lie.startswith("back"):
                 reply.train.base_model_digest = accepted
                 reply.train.whole_model.digest = initial
+                del reply.train.chain[:]
+            if lie == "back, with a chain":  # which it cannot follow, without a model
+                reply.train.chain.add(round=1, members=4, model_digest=accepted)
         return reply
 
+    if lie == "back, with a chain":  # its list of models is lost; its memory of the run is another file
+        (world.sites["site-a"].agent_folder / "models" / "history.json").unlink()
     world.wire.lies_down.append(misstate)
     before = len(world.refused)
     for _ in range(3):
         world.step("site-a")
-    expected = "which no published sum refuses" if lie == "back" else "is a candidate against another model"
+    expected = "which no published sum refuses" if lie.startswith("back") else "is a candidate against another model"
     assert any(expected in str(error) for _, error in world.refused[before:]), world.refused
     assert not world.sites["site-a"].jobs()
 

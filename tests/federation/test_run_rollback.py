@@ -113,6 +113,7 @@ def test_a_run_goes_on_from_the_signed_model_and_a_site_that_was_away_follows(ma
     assert not world.refused
 
 
+@pytest.mark.slow
 def test_a_newcomer_believes_a_rollback_and_takes_up_the_run_behind_it(make_learning: Make) -> None:
     """No sum of before the rollback leads it anywhere; it comes in once there is a new model."""
     world = make_learning(4)

@@ -7,6 +7,8 @@ from pathlib import Path
 from federation.vocabulary import SiteState, StateReason
 
 from site_client.agent.status_file import AgentStatus, in_words, read_status, write_status
+from site_client.config import FoldersSettings, SiteSettings
+from site_client.status import gather
 
 STATUS = AgentStatus(
     written_at=datetime(2026, 3, 1, tzinfo=UTC),
@@ -43,3 +45,14 @@ def test_a_suspension_by_the_coordinator_is_said_in_the_words_of_the_status() ->
     assert in_words(replace(STATUS, suspended=True)) == (
         "paused: NET_WINDOW; suspended by the coordinator: no new round takes this site; round 3"
     )
+
+
+def test_status_says_that_a_run_went_back_and_nothing_where_it_did_not(tmp_path: Path) -> None:
+    folders = FoldersSettings(tmp_path / "state", tmp_path / "spool", tmp_path / "export", (), tmp_path)
+    settings = SiteSettings(name="north", folders=folders)
+    words = "after round 3 to the model of round 1, by the custodian's signature"
+    for rolled_back in (words, ""):
+        folders.agent.mkdir(parents=True, exist_ok=True)
+        write_status(folders.agent, replace(STATUS, rolled_back=rolled_back))
+        told = [fact.value for fact in gather(settings) if fact.name == "rolled_back"]
+        assert told == ([words] if rolled_back else [])
