@@ -54,10 +54,6 @@ def main() -> None:
         take("abort-phone", f"{run}/abort", viewport=PHONE)
         take("run", run, viewport=WIDE, whole=True)
         take("round", f"{run}/rounds/3", viewport=WIDE)
-        take("models", "/models", viewport=WIDE)
-        take("privacy", "/privacy", viewport=WIDE)
-        take("health", "/health", viewport=WIDE)
-        take("people", "/people", viewport=WIDE)
         take("audit", "/audit", viewport=WIDE)
         browser.close()
 
