@@ -125,6 +125,7 @@ def real() -> tuple[SnpEvidence, Release, bytes]:
     return evidence, plan, report[0x50:0x90]
 
 
+@pytest.mark.real_data
 def test_the_recorded_report_of_a_real_chip_suffices_under_its_own_plan_only(
     real: tuple[SnpEvidence, Release, bytes],
 ) -> None:
@@ -135,6 +136,7 @@ def test_the_recorded_report_of_a_real_chip_suffices_under_its_own_plan_only(
     assert refusal(evidence, higher, data) == EvidenceRefusal.TCB
 
 
+@pytest.mark.real_data
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_flipped_bit_anywhere_in_the_recorded_report_or_its_chain_is_refused(

@@ -342,6 +342,7 @@ def test_a_site_that_was_away_takes_the_sealed_model_whole(sealed: Make) -> None
     check(world)
 
 
+@pytest.mark.slow
 def test_a_gated_and_sealed_run_keeps_every_invariant(sealed: Make) -> None:
     world = sealed(rounds=2, gated=True)
     world.until(RunState.COMPLETED)
