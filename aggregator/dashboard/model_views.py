@@ -14,6 +14,7 @@ STANDINGS = {
     "candidate": ("candidate, not judged yet", "calm"),
     "accepted": ("accepted", "good"),
     "refused": ("refused", "bad"),
+    "rolled_back": ("rolled back", "warn"),
 }
 
 
@@ -68,7 +69,7 @@ def model_views(
         report = parsed(reports[line.digest]) if line.digest in reports else None
         any_label = None if report is None else report.labels.get("any")
         # A standing of a newer version is shown by its name.
-        words, tone = STANDINGS.get(line.standing, (line.standing.replace("_", " "), "warn"))
+        words, tone = STANDINGS.get(line.standing, (line.standing, "warn"))
         views.append(
             ModelView(
                 number=line.number,
