@@ -9,14 +9,14 @@ from fastapi.testclient import TestClient
 from federation.vocabulary import SiteState, StateReason
 
 from aggregator.context import AppContext
-from aggregator.dashboard import wording
+from aggregator.dashboard import model_views, wording
 from aggregator.dashboard.app import create_app
 from aggregator.dashboard.charts import Curve, Point, line_chart
 from aggregator.dashboard.visibility import visibility
 from aggregator.runs import lifecycle
 from aggregator.runs.metrics import NOTHING
 from aggregator.sites.authority import Authority
-from aggregator.states import FaultKind, Role, RoundState, RunState, SeatState
+from aggregator.states import FaultKind, ModelStanding, Role, RoundState, RunState, SeatState
 from aggregator.store import Cause, Change, audit_chain, fault_rows, people, round_rows, site_rows
 from aggregator.store.tables import Audit, ModelMetrics, Round, SiteReport
 from aggregator.units import duration, size
@@ -401,6 +401,7 @@ def test_every_state_and_reason_has_its_words() -> None:
     assert set(wording.ROUND_STATES) == set(RoundState)
     assert set(wording.SEAT_STATES) == set(SeatState)
     assert set(wording.FAULTS) == set(FaultKind)
+    assert {str(standing) for standing in ModelStanding} <= set(model_views.STANDINGS)
 
 
 @pytest.mark.parametrize("state", SiteState)
