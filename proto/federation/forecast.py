@@ -151,6 +151,22 @@ def objections(plan: TrainingPlan) -> list[str]:
             f"sites with {plan.training.studies_min} studies each: lower encoding.weight_cap, or raise encoding.bits "
             "or training.studies_min",
         ]
+    return [*_delta_objections(plan), *_noise_objections(plan)]
+
+
+def _delta_objections(plan: TrainingPlan) -> list[str]:
+    """Say that publishing a patient drawn at random would be within delta (Dwork and Roth 2014, section 2.3)."""
+    privacy = _privacy(plan)
+    patients = plan.cohort.target * privacy.patients_expected
+    if privacy.delta * patients < 1:
+        return []
+    return [
+        f"privacy.delta of {privacy.delta:g} allows to publish one of the {patients} patients of {plan.cohort.target} "
+        f"sites: choose far less than {1 / patients:.1g}"
+    ]
+
+
+def _noise_objections(plan: TrainingPlan) -> list[str]:
     noise = cohort_noise(plan, plan.cohort.target)
     if noise.over_signal <= NOISE_MAX:
         return []

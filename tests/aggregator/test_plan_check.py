@@ -222,6 +222,14 @@ def test_a_plan_whose_noise_eats_its_signal_is_exported_by_force_only(console: C
     assert "warning: the noise is" in console.custodian.succeeds("review", str(files / "plan.request"))
 
 
+def test_a_delta_that_allows_to_publish_a_patient_is_objected_to(private: TrainingPlan) -> None:
+    for delta, objected in ((1e-3, True), (1 / 5000, True), (1 / 5001, False), (1e-6, False)):
+        plan = replace(private, privacy=replace(PRIVACY, delta=delta))
+        sentences = [sentence for sentence in objections(plan) if sentence.startswith("privacy.delta")]
+        assert bool(sentences) == objected
+        assert all("one of the 5000 patients of 5 sites" in sentence for sentence in sentences)
+
+
 def test_a_weight_cap_that_lets_rounding_exceed_the_clip_norm_is_objected_to(
     files: Path, make_plan: Callable[..., TrainingPlan]
 ) -> None:

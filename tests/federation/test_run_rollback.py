@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import BadSignature
+from federation.release import Release
 from federation.rollback import RunRollback, sign_rollback
 from federation.v1 import rounds_pb2
 from federation.v1.plan_pb2 import SignedRollback
@@ -30,17 +31,17 @@ from tests.federation.nursery import Kind, Nursery
 from tests.federation.test_backup import restore
 from tests.federation.world import World
 
-Make = Callable[[int], LearningWorld]
+Make = Callable[..., LearningWorld]
 STRANGER = Ed25519PrivateKey.generate()
 
 
 @pytest.fixture
 def make_learning(nursery: Nursery) -> Iterator[Make]:
-    """make_learning(rounds): four sites that learn under a plan with a gate."""
+    """make_learning(rounds, release): four sites that learn under a plan with a gate."""
     made: list[LearningWorld] = []
 
-    def make(rounds: int) -> LearningWorld:
-        world = LearningWorld.begin(nursery, Kind(4, rounds=rounds, gated=True))
+    def make(rounds: int, release: Release | None = None) -> LearningWorld:
+        world = LearningWorld.begin(nursery, Kind(4, rounds=rounds, gated=True, release=release))
         assert isinstance(world, LearningWorld)
         made.append(world)
         return world
@@ -71,8 +72,11 @@ def roll_back(world: World, signed: SignedRollback) -> None:
     import_rollback(world.aggregator.app, signed, CUSTODIAN.public_key(), "person:ada")
 
 
-def test_a_run_goes_on_from_the_signed_model_and_a_site_that_was_away_follows(make_learning: Make) -> None:
-    world = make_learning(5)
+@pytest.mark.parametrize("release", [None, pytest.param(Release(), marks=pytest.mark.slow)], ids=["clear", "sealed"])
+def test_a_run_goes_on_from_the_signed_model_and_a_site_that_was_away_follows(
+    make_learning: Make, release: Release | None
+) -> None:
+    world = make_learning(5, release)
     until(world, 3)
     world.silent.add("site-d")  # it missed round 3, whose sum the others followed
     world.pause()
