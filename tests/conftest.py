@@ -5,7 +5,6 @@ import pytest
 _LONGEST = (
     "test_trainer.py",
     "test_demo.py",
-    "test_trainer_ranks.py",
     "test_past_the_histogram.py",
     "test_strangers.py",
 )

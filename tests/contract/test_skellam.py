@@ -12,7 +12,9 @@ from scipy import stats
 KEY = bytes(range(32))
 
 
-@pytest.mark.parametrize(("variance", "tail"), [(1, 60), (6, 78), (100, 168), (5000, 897)])
+@pytest.mark.parametrize(
+    ("variance", "tail"), [pytest.param(1, 60, marks=pytest.mark.slow), (6, 78), (100, 168), (5000, 897)]
+)
 def test_probabilities_are_those_of_the_skellam_distribution_to_120_bits(variance: int, tail: int) -> None:
     table = SkellamTable(variance, tail)
     thresholds = [(int(high) << 64) + int(low) for high, low in zip(table._high, table._low, strict=True)]

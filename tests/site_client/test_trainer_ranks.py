@@ -38,6 +38,7 @@ def _await_end(process: "subprocess.Popen[str]", rank_processes: list[psutil.Pro
     return process.returncode
 
 
+@pytest.mark.slow  # four trainings of two processes; `training/test_ranks.py` holds the bits in the normal run
 @pytest.mark.timeout(600)
 def test_stopped_suspended_and_killed_ranks_end_with_the_bits_of_an_undisturbed_run(
     place_of_two: Callable[[str], Place],

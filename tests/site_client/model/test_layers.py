@@ -77,7 +77,15 @@ def test_synthetic_slices_are_the_same_for_a_seed_and_look_like_an_input() -> No
     assert (first[:, :, 0, 0] == -1).all()  # air in the corners
 
 
-@pytest.mark.parametrize("architecture", ["densenet121", "resnet50", "densenet121-affine", "efficientnet-lite0-affine"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "densenet121",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        "densenet121-affine",
+        pytest.param("efficientnet-lite0-affine", marks=pytest.mark.slow),
+    ],
+)
 def test_features_of_different_heads_differ_before_any_training(architecture: str) -> None:
     """Under GroupNorm and published kernels their spread is .07 of their length: all slices look alike."""
     net = build(architecture, 2).eval()

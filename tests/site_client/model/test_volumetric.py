@@ -35,7 +35,7 @@ def test_it_has_the_published_networks_size_but_for_gains_two_windows_more_and_t
     assert list(net.buffers()) == []
 
 
-@pytest.mark.parametrize("slices", [1, 15, 20])
+@pytest.mark.parametrize("slices", [1, pytest.param(15, marks=pytest.mark.slow), 20])
 def test_it_has_study_logits_and_no_slice_logits(net: Network, slices: int) -> None:
     with torch.inference_mode():
         output = net(*_study(slices))

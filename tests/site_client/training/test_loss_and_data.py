@@ -94,7 +94,7 @@ def _whole_sample(slices: int, seed: int, label: float) -> Sample:
     )
 
 
-@pytest.mark.parametrize("architecture", ["lite", "densenet121-3d"])
+@pytest.mark.parametrize("architecture", ["lite", pytest.param("densenet121-3d", marks=pytest.mark.slow)])
 def test_studies_in_one_pass_have_the_losses_and_gradients_of_separate_passes(architecture: str) -> None:
     samples = [_whole_sample(3, 1, 1.0), _whole_sample(5, 2, float(MISSING)), _whole_sample(2, 3, 0.0)]
     results = []
