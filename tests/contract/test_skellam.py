@@ -12,9 +12,7 @@ from scipy import stats
 KEY = bytes(range(32))
 
 
-@pytest.mark.parametrize(
-    ("variance", "tail"), [pytest.param(1, 60, marks=pytest.mark.slow), (6, 78), (100, 168), (5000, 897)]
-)
+@pytest.mark.parametrize(("variance", "tail"), [(1, 60), (6, 78), (100, 168), (5000, 897)])
 def test_probabilities_are_those_of_the_skellam_distribution_to_120_bits(variance: int, tail: int) -> None:
     table = SkellamTable(variance, tail)
     thresholds = [(int(high) << 64) + int(low) for high, low in zip(table._high, table._low, strict=True)]
@@ -22,7 +20,8 @@ def test_probabilities_are_those_of_the_skellam_distribution_to_120_bits(varianc
         scale = mpmath.exp(-variance)
         for k in {-tail + 1, -variance, -3, 0, 1, 2 * variance, tail - 1} & set(range(-tail + 1, tail)):
             mass = mpmath.mpf(thresholds[k + tail] - thresholds[k + tail - 1]) / 2**128
-            assert abs(mass - scale * mpmath.besseli(k, variance)) < mpmath.mpf(2) ** -120
+            # I_-k is I_k (DLMF 10.27.1), and mpmath takes half a minute for some negative orders.
+            assert abs(mass - scale * mpmath.besseli(abs(k), variance)) < mpmath.mpf(2) ** -120
 
 
 @pytest.mark.parametrize("variance", [3, 2000])
