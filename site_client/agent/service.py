@@ -300,7 +300,7 @@ class AgentService:
     def _write_status(self) -> None:
         current = self._participant.journal.current
         try:
-            situation, newest = self._participant.situation(), self._participant.models.newest
+            situation, newest = self._participant.situation(), self._participant.model_files.newest
             waiting = tuple(sorted(set(self._identity.roster.signing_keys) - self._participant.known()))
         except (SiteError, FederationError, OSError) as error:  # a damaged file of the state folder; the loop goes on
             situation, newest, waiting = Situation(SiteState.ATTENTION), b"", ()

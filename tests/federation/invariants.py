@@ -196,7 +196,7 @@ def models_are_one(world: World) -> None:
     with world.aggregator.app.store.read() as session:
         published = {model.digest for model in run_rows.models(session, world.run_id)}
     for site in world.sites.values():
-        newest = site.rounds.models.newest
+        newest = site.rounds.model_files.newest
         assert newest in published | {b""}, f"{site.name} holds a model that nobody published"
         if newest:
             assert world.kept_model(site, newest).digest == newest  # the file, not the memory

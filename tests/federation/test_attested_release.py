@@ -79,7 +79,7 @@ def test_attested_machines_carry_out_a_run_and_show_evidence_for_each_model(atte
         world.everybody()
         check(world)
     world.everybody()
-    assert {site.rounds.models.newest for site in world.sites.values()} == {world.round.next_model}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {world.round.next_model}
     assert world.refused == []
     with_evidence = [request for request in asked(world) if request.HasField("snp")]
     assert {request.model_digest for request in with_evidence} == {model.digest for model in world.models()}
@@ -186,7 +186,7 @@ def test_a_site_refused_in_the_middle_of_a_run_cannot_compute_the_next_model_fro
     assert len(world.models()) == 2
     for _ in range(3):
         world.step(NAME)
-    assert site.rounds.models.newest == world.plan.initial_model_digest
+    assert site.rounds.model_files.newest == world.plan.initial_model_digest
     assert site.rounds.situation().reasons == (StateReason.ATTESTATION,)
 
 

@@ -66,13 +66,13 @@ def test_a_model_found_damaged_is_reported_to_the_hospital_and_to_the_coordinato
     (path,) = (site.agent_folder / "models").glob("*.safetensors")
     path.write_bytes(flipped(path.read_bytes()))
     site.boot()
-    while not site.rounds.models.damage:
+    while not site.rounds.model_files.damage:
         world.everybody()
     assert "is damaged on this machine's disk; it is fetched again" in site.rounds.situation().refusal
     assert path.with_name(f"{path.name}.damaged").exists()
     to_the_end(world)
     assert StateReason.MODEL_DAMAGED.number in reasons(world)
-    assert site.rounds.models.damage == ""
+    assert site.rounds.model_files.damage == ""
     assert rounds_of(world) >= {2, 3}
     check(world)
 

@@ -100,7 +100,9 @@ def _other_digit(path: Path) -> None:
     path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", ["emptied", "zeros", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("cut", "folder"))]
+)
 @pytest.mark.parametrize("name", MENDED)
 def test_a_file_that_can_be_had_again_costs_at_most_the_round(second_round: World, name: str, damage: str) -> None:
     world = second_round

@@ -43,7 +43,7 @@ def standings(world: LearningWorld) -> list[tuple[int, ModelStanding | None]]:
 
 
 def newest_at_sites(world: LearningWorld) -> set[bytes]:
-    return {site.rounds.models.newest for site in world.sites.values()}
+    return {site.rounds.model_files.newest for site in world.sites.values()}
 
 
 def until_round(world: LearningWorld, number: int) -> None:
@@ -139,7 +139,7 @@ def test_a_site_that_was_away_follows_the_sums_through_a_refusal(make_learning: 
     assert dict(standings(world))[2] is ModelStanding.REFUSED
     world.silent.clear()
     world.until(RunState.COMPLETED)
-    assert world.sites["site-a"].rounds.models.newest == world.models()[-1].digest
+    assert world.sites["site-a"].rounds.model_files.newest == world.models()[-1].digest
     assert standings(world)[-1] == (4, ModelStanding.ACCEPTED)
 
 
@@ -152,7 +152,7 @@ def test_an_aggregator_that_misstates_which_model_is_judged_gets_nothing(make_le
     assert accepted is not None
     (initial,) = [model.blob for model in world.models() if model.digest == accepted]
     world.step("site-a")  # follows the sum of round 1, and closes it
-    assert world.sites["site-a"].rounds.models.newest == newest
+    assert world.sites["site-a"].rounds.model_files.newest == newest
 
     def misstate(site: str, call: str, reply: Message, request: Message) -> Message:
         if isinstance(reply, rounds_pb2.PollReply) and reply.HasField("train"):

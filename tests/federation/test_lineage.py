@@ -61,7 +61,7 @@ def test_a_site_that_followed_a_run_takes_no_other_history_of_it(make_world: Mak
     for _ in range(3):
         world.step("site-d")
     assert told
-    assert site.rounds.models.newest == true[-1].digest
+    assert site.rounds.model_files.newest == true[-1].digest
     assert site.jobs() == []
     assert any("passes by the model that round 2 has led to here" in str(refusal) for _, refusal in world.refused)
 

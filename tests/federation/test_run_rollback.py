@@ -22,6 +22,7 @@ from aggregator.states import ModelStanding, RunState
 from aggregator.store import backup as copies
 from aggregator.store import round_rows
 from site_client.agent.rounds.lineage import Lineage
+from site_client.agent.rounds.model_files import ModelFiles
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.released_keys import ReleasedKeys
 from site_client.errors import StepRefused
@@ -98,7 +99,7 @@ def test_a_run_goes_on_from_the_signed_model_and_a_site_that_was_away_follows(
     for name, site in world.sites.items():
         for _ in range(3):  # it closes the round before, and takes the offer
             world.step(name)
-        assert site.rounds.models.newest == first.digest
+        assert site.rounds.model_files.newest == first.digest
         assert site.rounds.rolled_back == "after round 3 to the model of round 1, by the custodian's signature"
     with pytest.raises(WrongState):
         roll_back(world, signed)
@@ -113,7 +114,7 @@ def test_a_run_goes_on_from_the_signed_model_and_a_site_that_was_away_follows(
     assert [rows[number]["trained_from"] for number in range(6)] == [None, 0, 1, 2, 1, 4]
     assert rows[3]["why"] == "after round 3 the run went back to the model of round 1"
     assert "rolled back by person:ada: rolled back by the custodian to the model of round 1" in story
-    assert {site.rounds.models.newest for site in world.sites.values()} == {world.models()[-1].digest}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {world.models()[-1].digest}
     assert not world.refused
 
 
@@ -132,7 +133,7 @@ def test_a_newcomer_believes_a_rollback_and_takes_up_the_run_behind_it(make_lear
     world.until(RunState.COMPLETED)
     world.everybody()
     assert not world.refused
-    assert {site.rounds.models.newest for site in world.sites.values()} == {world.models()[-1].digest}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {world.models()[-1].digest}
     members = [row.members for row in world.rounds()]
     assert members == [3, 3, 3, 4, 4], "in round 3 only the very members of round 2, then all"
 
@@ -168,7 +169,7 @@ def test_a_site_follows_no_rollback_of_another_key_or_run_or_one_that_was_shown_
 ) -> None:
     plan = replace(make_world(sites=3).plan, rounds=20)
     # Without a release level no key is ever asked for.
-    models, lineage = Models(tmp_path, cast(ReleasedKeys, None)), Lineage(tmp_path)
+    models, lineage = Models(tmp_path, ModelFiles(tmp_path, cast(ReleasedKeys, None))), Lineage(tmp_path)
     newest, earlier = bytes([9]) * 32, bytes([3]) * 32
     lineage.record(plan, 9, newest)
 
@@ -205,12 +206,13 @@ def test_a_site_follows_no_rollback_of_another_key_or_run_or_one_that_was_shown_
     assert reached() == newest, "an old one, shown again, changes nothing"
 
 
-@pytest.mark.parametrize("torn", ["lineage", "models", "run_rollbacks"])
+@pytest.mark.parametrize("torn", ["lineage", "model_files", "run_rollbacks"])
 def test_a_site_that_dies_while_it_follows_a_rollback_follows_it_again(
     make_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
 ) -> None:
     plan = replace(make_world(sites=3).plan, rounds=20)
-    models, lineage, earlier = Models(tmp_path, cast(ReleasedKeys, None)), Lineage(tmp_path), bytes([3]) * 32
+    models, lineage = Models(tmp_path, ModelFiles(tmp_path, cast(ReleasedKeys, None))), Lineage(tmp_path)
+    earlier = bytes([3]) * 32
     lineage.record(plan, 9, bytes([9]) * 32)
     step = rounds_pb2.TrainStep(rollback=sign_rollback(RunRollback(plan.digest, 1, 9, earlier, 3), CUSTODIAN))
     step.round.round = 10

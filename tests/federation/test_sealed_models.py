@@ -57,7 +57,7 @@ def test_a_sealed_run_ends_with_the_very_models_of_one_in_the_clear(sealed: Make
         check(world)
     world.everybody()
     assert world.run.state is RunState.COMPLETED
-    assert {site.rounds.models.newest for site in world.sites.values()} == {world.round.next_model}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {world.round.next_model}
     assert world.refused == []
     assert world.wire.refusals == []
     # The masks and the training are seeded by name and round; the seal changes no number.
@@ -91,7 +91,7 @@ def test_the_file_at_every_site_is_the_aggregator_s_byte_for_byte(sealed: Make) 
         expected = blob.read()
     assert len(expected) == newest.size_bytes
     for site in world.sites.values():
-        assert site.rounds.models.path(world.plan, newest.digest).read_bytes() == expected
+        assert site.rounds.model_files.path(world.plan, newest.digest).read_bytes() == expected
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_a_sealed_file_that_was_changed_at_a_site_is_fetched_again(sealed: Make)
     world = sealed(rounds=1)
     site = world.sites[NAME]
     world.step(NAME)
-    path = site.rounds.models.path(world.plan, world.plan.initial_model_digest)
+    path = site.rounds.model_files.path(world.plan, world.plan.initial_model_digest)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -338,7 +338,7 @@ def test_a_site_that_was_away_takes_the_sealed_model_whole(sealed: Make) -> None
     world.silent = set()
     world.until(RunState.COMPLETED)
     world.everybody()
-    assert world.sites["site-d"].rounds.models.newest == world.models()[-1].digest
+    assert world.sites["site-d"].rounds.model_files.newest == world.models()[-1].digest
     check(world)
 
 

@@ -30,7 +30,7 @@ def test_with_and_without_masks_the_result_agrees_round_by_round(
     assert world.run.state is RunState.COMPLETED
     assert [(row.number, row.members) for row in world.rounds()] == [(1, 3), (2, 3), (3, 3)]
     world.everybody()
-    assert {site.rounds.models.newest for site in world.sites.values()} == {world.round.next_model}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {world.round.next_model}
     assert world.refused == []
     assert world.wire.refusals == []
 
@@ -51,7 +51,7 @@ def test_a_site_that_has_said_ready_comes_back_at_once(make_world: Callable[...,
 def test_a_model_s_file_that_somebody_else_still_holds_is_never_written_over(make_world: Callable[..., World]) -> None:
     """An agent writes a new model over the file of the one it pushes out, but not while that has another name."""
     world = make_world(sites=3, rounds=4)
-    models = next(iter(world.sites.values())).rounds.models
+    models = next(iter(world.sites.values())).rounds.model_files
     held = models.path(world.plan, b"").parent / "held"
     held.mkdir()
     while world.run.state is RunState.RUNNING:

@@ -243,7 +243,7 @@ class World:
 
     def kept_model(self, site: Site, digest: bytes) -> Model:
         """A model out of the file of a site."""
-        path, plan = site.rounds.models.path(self.plan, digest), self.plan
+        path, plan = site.rounds.model_files.path(self.plan, digest), self.plan
         if plan.release is None:
             return load_model(path)
         with path.open("rb") as file:

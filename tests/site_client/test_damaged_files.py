@@ -18,7 +18,7 @@ from federation.vocabulary import SiteState
 from site_client.agent.identity.known_sites import KnownSites
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
 from site_client.agent.rounds.lineage import Lineage
-from site_client.agent.rounds.models import Models
+from site_client.agent.rounds.model_files import ModelFiles
 from site_client.agent.rounds.plans import PlanDecision, Plans
 from site_client.agent.rounds.released_keys import ReleasedKeys
 from site_client.agent.rounds.revealed_sums import KEPT, RevealedSums
@@ -52,7 +52,7 @@ def a_journal(folder: Path, name: str) -> tuple[Path, Reader]:
 
 def a_history(folder: Path) -> tuple[Path, Reader]:
     # No content key is asked for: no model is sealed.
-    models = Models(folder / "models", cast(ReleasedKeys, None))
+    models = ModelFiles(folder / "models", cast(ReleasedKeys, None))
     (folder / "models" / "history.json").write_text(f'["{"ab" * 32}"]')
     assert models.newest == b"\xab" * 32
     return folder / "models" / "history.json", lambda: models.newest

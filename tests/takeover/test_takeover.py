@@ -65,7 +65,7 @@ def test_a_round_that_stood_still_in_the_upload_phase_starts_over_and_is_finishe
         world.everybody()
         world.clock.advance(2)
     rounds = [(row.number, row.state, row.members) for row in world.rounds()]
-    newest = {site.rounds.models.newest for site in world.sites.values()}
+    newest = {site.rounds.model_files.newest for site in world.sites.values()}
     published = world.rounds()[-1].next_model
     assert not list(state.rglob("*-2/attempt-*/member.bin"))  # the secrets of version 1 are erased with their attempt
     assert [row.attempt for row in world.rounds()] == [1, 2, 1]

@@ -45,7 +45,7 @@ class Closing:
             _check_sum(current, step)
         # Without plan or base model nothing can be recomputed: the next round then brings both.
         held = self._files.plans.get(current.plan_digest)
-        has_all = held is not None and self._files.models.holds(held.plan, current.base_model_digest)
+        has_all = held is not None and self._files.model_files.holds(held.plan, current.base_model_digest)
         verifies = step.outcome in _WITH_SUM and has_all
         try:
             if verifies:
@@ -119,7 +119,7 @@ class Closing:
         # The job goes first: the trainer sees that the round is over, and removes the update.
         self._readiness.forget()
         self._files.spool.withdraw_job(current.run_id, current.number)
-        self._files.models.drop_arrivals()
+        self._files.model_files.drop_arrivals()
         self._files.journal.close()
 
 

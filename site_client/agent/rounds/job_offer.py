@@ -141,7 +141,7 @@ class JobOffer:
             self._files.models.obtain(self._egress, held.plan, step, witnesses)
             if not self._files.spool.offers(current.run_id, current.number):
                 # The trainer gets a second name of this file, which may have lain on the disk for months.
-                self._files.models.load(held.plan, current.base_model_digest)
+                self._files.model_files.load(held.plan, current.base_model_digest)
         except ModelMismatch:
             # Recorded before the error travels on, so that a restart does not forget it.
             self._files.plans.distrust(current.run_id)
@@ -153,7 +153,7 @@ class JobOffer:
             base_model_digest=current.base_model_digest,
             plan_digest=current.plan_digest,
         )
-        base = self._files.models.path(held.plan, current.base_model_digest)
+        base = self._files.model_files.path(held.plan, current.base_model_digest)
         offered = self._files.spool.offer_job(job, held.signed, base)
         if held.plan.release is not None:
             if held.plan.release.level is ReleaseLevel.CVM and not self._files.spool.is_in_memory:

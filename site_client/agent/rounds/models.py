@@ -1,11 +1,10 @@
-"""Models that this site has verified: the newest, and the one before it.
+"""The ways in which a model becomes the newest one of this site.
 
 Every model after the first signed one was either recomputed here from a published sum, or came whole with a
 certificate: the signatures of enough members of the round that led to it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,23 +14,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from federation.certificate import ModelCertificate, verify_certificate
 from federation.chain import next_model
 from federation.encoding import DecodedSum, Layout, decode_sum, unpack_sum
-from federation.errors import ChainRefused, EncodingRefused, FederationError, Malformed, SealRefused
+from federation.errors import ChainRefused, EncodingRefused
 from federation.gate import Verdict, judge
-from federation.manifest import Model, load_model, save_model
 from federation.plan import TrainingPlan
 from federation.rollback import verify_rollback
-from federation.sealed_model import load_sealed_model, model_name, seal_model
-from federation.sealing import SealedKind, SealedName, sealed_size, unseal_into_memory
 from federation.v1 import rounds_pb2
 
 from site_client.agent.egress.egress import Egress
-from site_client.agent.egress.transfer import download
 from site_client.agent.rounds.lineage import Lineage
-from site_client.agent.rounds.released_keys import ReleasedKeys
+from site_client.agent.rounds.model_files import ModelFiles
 from site_client.agent.rounds.run_rollbacks import FollowedRollback, RunRollbacks
-from site_client.errors import ModelDamaged, ModelMismatch, StateRefused, StateUnreadable, StepRefused
-from site_client.files import private_folder, remove, replace_file, replace_in_pieces, set_aside, sync_folder
-from site_client.typed_json import Digest, encode_state, read_state
+from site_client.errors import ModelMismatch, StepRefused
+from site_client.files import remove
 
 _KEPT: Final = 2
 _ARRIVALS: Final = (".*.part", "sum-*", "whole-*")  # downloads: not whole yet, or not used yet
@@ -47,48 +41,11 @@ class Witnesses:
 
 
 class Models:
-    """<state>/agent/models/<digest hex>.safetensors and history.json, the digests in the order of verification.
+    """Decides how a model becomes this site's: computed from a sum, fetched with a certificate, or gone back to."""
 
-    Under a plan with a release level the file is <digest hex>-<plan digest hex, 16>.sealed, and its plaintext is in the
-    memory of this process only.
-    """
-
-    def __init__(self, folder: Path, content_keys: ReleasedKeys) -> None:
-        self._folder, self._arrived, self._lineage = folder, folder / "arrived", Lineage(folder)
-        self.rollbacks, self._content_keys = RunRollbacks(folder), content_keys
-        private_folder(folder)
-        self.damage = ""  # a sentence, from a damaged file until one arrives whole; for the reports of this site
-        # Reading and hashing it anew each round would cost more than all other work on it.
-        self._in_memory: Model | None = None
-
-    @property
-    def newest(self) -> bytes:
-        """Digest of the newest verified model; empty before the first."""
-        history = self._history()
-        return history[-1] if history else b""
-
-    def path(self, plan: TrainingPlan, digest: bytes) -> Path:
-        """Return the model's file under this plan, whether it exists or not."""
-        if plan.release is None:
-            return self._folder / f"{digest.hex()}.safetensors"
-        return self._folder / f"{digest.hex()}-{plan.digest.hex()[:16]}.sealed"
-
-    def holds(self, plan: TrainingPlan, digest: bytes) -> bool:
-        """Whether this model was verified here and is still kept, as the plan wants it kept."""
-        return digest in self._history() and self.path(plan, digest).exists()
-
-    def load(self, plan: TrainingPlan, digest: bytes) -> Model:
-        """Load a kept model, which was verified before it was kept.
-
-        Raises:
-            ModelDamaged: The file has changed since. It is no model of this site any more.
-        """
-        if self._in_memory is None or self._in_memory.digest != digest:
-            try:
-                self._in_memory = _checked(plan, self._read(plan, digest), digest)
-            except (FederationError, ModelMismatch, OSError) as error:
-                raise self._forgotten(plan, digest, error) from error
-        return _checked(plan, self._in_memory, digest)
+    def __init__(self, folder: Path, files: ModelFiles) -> None:
+        """Take the files, and their folder for the order of models and the rollbacks."""
+        self._files, self._lineage, self.rollbacks = files, Lineage(folder), RunRollbacks(folder)
 
     def obtain(self, egress: Egress, plan: TrainingPlan, step: rounds_pb2.TrainStep, witnesses: Witnesses) -> None:
         """Make sure that the step's base model is here: kept, computed from a kept one, or fetched whole.
@@ -112,12 +69,12 @@ class Models:
         if plan.gate is None:
             newest = None
         is_another = newest is not None and newest.model_digest != step.base_model_digest
-        is_here = self.holds(plan, step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest)
+        is_here = self._files.holds(plan, step.base_model_digest) and self._lineage.holds(plan, step.base_model_digest)
         if is_here and not is_another:
             self._check_predecessor(plan, step)
             return
         # A chain of sums is preferred: it proves how the model came about, a whole model only matches a digest.
-        can_begin = self.newest and self._lineage.holds(plan, self.newest)
+        can_begin = self._files.newest and self._lineage.holds(plan, self._files.newest)
         follows = step.chain and (can_begin or step.HasField("initial_model"))
         # Under a gate, only a sum that refuses the newest model leads back from it.
         if newest is not None and is_another and not follows and step.certificate.round <= newest.round:
@@ -135,7 +92,7 @@ class Models:
             self._check_certificate(plan, step, witnesses)
         if not step.HasField("whole_model"):
             raise StepRefused("the base model cannot be computed here, and no whole model is on offer; polling again")
-        self._fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
+        self._files.fetch_whole(egress, plan, step.whole_model, step.base_model_digest)
         if not is_known:
             predecessor = step.predecessor_digest or None
             self._lineage.record(plan, step.certificate.round, step.base_model_digest, predecessor)
@@ -195,20 +152,22 @@ class Models:
             FederationError: A published sum that the chain refuses.
         """
         # The step comes again after a crash. Any other model that is held is no result of this sum.
-        if self._history()[-2:] == [base, link.model_digest] and self.holds(plan, link.model_digest):
+        if self._files.newest_two == [base, link.model_digest] and self._files.holds(plan, link.model_digest):
             return base if plan.gate is not None else None
         if plan.evaluates_only(link.round):
             raise StepRefused(f"expected the sum of a training round, got one of round {link.round}")
         layout = Layout.of_round(plan, link.round)
-        arrived = self._download_sum(egress, plan, layout, link)
+        # Before the size is computed from it: the number of members comes over the network.
+        layout.check_members(link.members)
+        arrived = self._files.fetch_sum(egress, plan, link.sum, layout.sum_bytes_for(link.members), link.model_digest)
         try:
-            with self._plaintext(plan, link.model_digest, arrived) as data:
+            with self._files.plaintext(plan, link.model_digest, arrived) as data:
                 published = unpack_sum(layout, data, link.members)
             if predecessor is not None and _is_refused(plan, published):
                 self._fall_back(plan, base, link, predecessor)
                 return None
             # `next_model` destroys its input, which saves one model in memory; so no reference to it may remain here.
-            model, self._in_memory = self.load(plan, base), None
+            model = self._files.take(plan, base)
             computed = next_model(plan, model, published, uses_up=True)
         finally:
             # A refused sum must neither stay on the disk nor be used again.
@@ -220,15 +179,8 @@ class Models:
             )
         candidate_against = base if plan.gate is not None and computed.digest != base else None
         self._lineage.record(plan, link.round, computed.digest, candidate_against)
-        self._keep(plan, computed, self._spare(plan))
+        self._files.keep(plan, computed, over_old=True)
         return candidate_against
-
-    def drop_arrivals(self, wanted: bytes = b"") -> None:
-        """Remove every download, finished or not, but the one with the digest `wanted`."""
-        for pattern in _ARRIVALS:
-            for path in self._folder.glob(pattern):
-                if not wanted or wanted.hex() not in path.name:
-                    remove(path)
 
     def check_refused(
         self,
@@ -247,11 +199,9 @@ class Models:
         """
         layout = Layout.of_round(plan, link.round)
         layout.check_members(link.members)
-        if link.sum.size_bytes != (expected := _stored_bytes(plan, layout.bytes)):
-            raise StepRefused(f"expected a refused sum of {expected} bytes, got {link.sum.size_bytes} on offer")
-        arrived = self._download(egress, link.sum, "sum", expected)
+        arrived = self._files.fetch_sum(egress, plan, link.sum, layout.bytes, base)
         try:
-            with self._plaintext(plan, base, arrived) as data:
+            with self._files.plaintext(plan, base, arrived) as data:
                 words = np.frombuffer(data, "<u8").astype(np.uint64)
         finally:
             remove(arrived)
@@ -260,7 +210,7 @@ class Models:
             # The verdict holds whatever else is in the sum: `rounds.aggregation` leads back before it looks further.
             refuses_base = predecessor is not None and _is_refused(plan, decoded)
             if not refuses_base and not plan.evaluates_only(link.round):
-                next_model(plan, self.load(plan, base), decoded)
+                next_model(plan, self._files.load(plan, base), decoded)
         except (ChainRefused, EncodingRefused):
             return
         raise ModelMismatch(
@@ -292,9 +242,11 @@ class Models:
             FederationError: It is no sum of so many members.
         """
         layout = Layout.of_round(plan, link.round)
-        arrived = self._download_sum(egress, plan, layout, link)
+        # Before the size is computed from it: the number of members comes over the network.
+        layout.check_members(link.members)
+        arrived = self._files.fetch_sum(egress, plan, link.sum, layout.sum_bytes_for(link.members), link.model_digest)
         try:
-            with self._plaintext(plan, link.model_digest, arrived) as data:
+            with self._files.plaintext(plan, link.model_digest, arrived) as data:
                 published = unpack_sum(layout, data, link.members)
         finally:
             remove(arrived)
@@ -311,17 +263,12 @@ class Models:
                 "one before; this site takes no further part in the run until the coordinator has explained it"
             )
         self._go_back(plan, link.round, predecessor, dropped=base)
-        for path in self._folder.glob(f"{base.hex()}*"):
-            remove(path)
 
     def _go_back(self, plan: TrainingPlan, number: int, digest: bytes, dropped: bytes = b"") -> None:
         """Make an earlier model the newest one of a run, whether its file is here or not."""
         self._lineage.go_back(plan, number, digest)
-        history = [kept for kept in self._history() if kept not in (dropped, digest)]
-        if self.holds(plan, digest):
-            history.append(Digest(digest))
         # After the lineage, as in `follow`.
-        replace_file(self._folder / "history.json", encode_state(history))
+        self._files.put_newest(plan, digest, dropped)
 
     def _check_predecessor(self, plan: TrainingPlan, step: rounds_pb2.TrainStep) -> None:
         """Refuse a base model that is said to be a candidate, or none, against the sums followed here."""
@@ -336,7 +283,7 @@ class Models:
             raise StepRefused("too few members of the round before have signed its model yet; polling again")
         certificate = ModelCertificate.of_message(step.certificate)
         # With the predecessor at hand the model can be computed, which proves more than signatures do.
-        if self.holds(plan, certificate.base_model_digest):
+        if self._files.holds(plan, certificate.base_model_digest):
             raise StepRefused("this site holds the model before; it takes the published sum, and no whole model")
         # A candidate was trained from its predecessor, and the members have signed which model that was.
         if step.predecessor_digest not in (b"", certificate.base_model_digest):
@@ -355,7 +302,7 @@ class Models:
         # One sum a round: the plan bounds how far a chain can lead, true or not.
         if rounds != sorted(set(rounds)) or not 0 < rounds[0] <= rounds[-1] < step.round.round:
             raise StepRefused("expected one sum of each earlier round, in their order, got others; polling again")
-        base = self.newest
+        base = self._files.newest
         newest = self._lineage.newest(plan)
         predecessor: bytes | None = None
         if newest is not None and newest.model_digest == base:
@@ -363,14 +310,14 @@ class Models:
         if step.HasField("initial_model"):
             base, predecessor = self._first_model(plan), None
         self._lineage.check_chain(plan, base, step.chain)
-        if step.HasField("initial_model") and not self.holds(plan, base):
-            self._fetch_whole(egress, plan, step.initial_model, base)
+        if step.HasField("initial_model") and not self._files.holds(plan, base):
+            self._files.fetch_whole(egress, plan, step.initial_model, base)
         for link in step.chain:
             predecessor = self.follow(egress, plan, base, link, predecessor)
             base = link.model_digest
-            if not self.holds(plan, base):  # a refused model's predecessor, which was never here
+            if not self._files.holds(plan, base):  # a refused model's predecessor, which was never here
                 raise StepRefused("the model before the refused one is not here; it is fetched whole at the next turn")
-        if self.newest != step.base_model_digest:
+        if self._files.newest != step.base_model_digest:
             raise ModelMismatch("the chain of sums does not lead to the base model it is said to lead to")
 
     def _first_model(self, plan: TrainingPlan) -> bytes:
@@ -378,143 +325,8 @@ class Models:
         followed = self.rollbacks.newest(plan.run_id)
         return plan.initial_model_digest if followed is None else followed.model_digest
 
-    def _fetch_whole(self, egress: Egress, plan: TrainingPlan, ref: rounds_pb2.BlobRef, digest: bytes) -> None:
-        if plan.release is not None:
-            self._content_keys.of(plan, digest)  # before the download: without it the file is of no use here
-        arrived = self._download(egress, ref, "whole", _stored_bytes(plan, plan.manifest.file_bytes_max))
-        try:
-            model = _checked(plan, self._read_file(plan, digest, arrived), digest)
-            if plan.release is None:
-                arrived.replace(self._arrived)
-        # A file that does not fit its own digest proves nothing against its sender; another model would fit.
-        except (Malformed, SealRefused) as error:
-            raise self._damaged(f"the model on offer is damaged at the aggregator: {error}") from error
-        finally:
-            remove(arrived)
-        self._keep(plan, model)
-
-    def _download_sum(self, egress: Egress, plan: TrainingPlan, layout: Layout, link: rounds_pb2.PublishedSum) -> Path:
-        # Before the size is computed from it: the number of members comes over the network.
-        layout.check_members(link.members)
-        expected = _stored_bytes(plan, layout.sum_bytes_for(link.members))
-        if link.sum.size_bytes != expected:
-            raise StepRefused(f"expected a sum of {expected} bytes, got one of {link.sum.size_bytes} on offer")
-        if plan.release is not None:
-            self._content_keys.of(plan, link.model_digest)  # before the download, as for a whole model
-        return self._download(egress, link.sum, "sum", expected)
-
-    @contextmanager
-    def _plaintext(self, plan: TrainingPlan, model_digest: bytes, arrived: Path) -> Iterator[memoryview]:
-        """Yield the bytes of a sum that has arrived. Under a release level they are in memory only."""
-        if plan.release is None:
-            yield np.memmap(arrived, np.uint8, "r").data
-            return
-        name = SealedName(SealedKind.SUM, plan.digest, model_digest)
-        key = self._content_keys.of(plan, model_digest)
-        with arrived.open("rb") as file:
-            try:
-                plaintext = unseal_into_memory(key, name, file, arrived.stat().st_size)
-            except SealRefused as error:
-                raise self._damaged(f"the sum on offer is damaged at the aggregator: {error}") from error
-        with plaintext:
-            yield np.memmap(plaintext, np.uint8, "r").data
-
-    def _read(self, plan: TrainingPlan, digest: bytes) -> Model:
-        return self._read_file(plan, digest, self.path(plan, digest))
-
-    def _read_file(self, plan: TrainingPlan, digest: bytes, path: Path) -> Model:
-        if plan.release is None:
-            return load_model(path)
-        key = self._content_keys.of(plan, digest)
-        with path.open("rb") as file:
-            return load_sealed_model(key, model_name(plan.digest, digest), plan.manifest, file)
-
-    def _download(self, egress: Egress, ref: rounds_pb2.BlobRef, kind: str, size_max: int) -> Path:
-        # One download at a time lies on the disk: an aggregator that offers another file each time could fill it.
-        self.drop_arrivals(ref.digest)
-        arrived = self._folder / f"{kind}-{ref.digest.hex()}"
-        try:
-            download(egress, ref, arrived, size_max)
-        except ModelDamaged as error:
-            raise self._damaged(str(error)) from error
-        self.damage = ""
-        return arrived
-
-    def _forgotten(self, plan: TrainingPlan, digest: bytes, error: Exception) -> ModelDamaged:
-        """Take a damaged file out of the history, so that the model is fetched again."""
-        path = self.path(plan, digest)
-        if path.exists():
-            set_aside(path, type(error).__name__, "the model is fetched again")
-        history = [kept for kept in self._history() if kept != digest]
-        replace_file(self._folder / "history.json", encode_state(history))
-        return self._damaged(
-            f"the stored model {digest.hex()[:16]} is damaged on this machine's disk; it is fetched again"
-        )
-
-    def _damaged(self, sentence: str) -> ModelDamaged:
-        self.damage = sentence
-        return ModelDamaged(sentence)
-
-    def _keep(self, plan: TrainingPlan, model: Model, spare: Path | None = None) -> None:
-        # The file gets its digest as a name only when it is whole.
-        if plan.release is None:
-            draft = self._folder / ".model.new"
-            save_model(draft, model, spare)
-            draft.chmod(0o600)
-            draft.rename(self.path(plan, model.digest))
-            sync_folder(self._folder)
-        else:
-            key = self._content_keys.of(plan, model.digest)
-            replace_in_pieces(self.path(plan, model.digest), seal_model(key, plan.digest, model))
-        self._in_memory = model
-        # The history comes after the file: a digest in it always has its model.
-        history = [*(digest for digest in self._history() if digest != model.digest), Digest(model.digest)][-_KEPT:]
-        replace_file(self._folder / "history.json", encode_state(history))
-        kept = {digest.hex() for digest in history}
-        for path in (*self._folder.glob("*.safetensors"), *self._folder.glob("*.sealed")):
-            if path.name[:64] not in kept:
-                remove(path)
-        self._content_keys.forget_others(set(history))
-
-    def _spare(self, plan: TrainingPlan) -> Path | None:
-        """Return a file to write the next model over, which is faster than a new one; None without any.
-
-        It is the file that a whole model came in, or the one that the next model pushes out. A file with a second
-        name is a job's as well: the trainer may be reading it.
-        """
-        if plan.release is not None:
-            return None
-        if self._arrived.exists():
-            return self._arrived
-        for digest in self._history()[: 1 - _KEPT]:
-            path = self.path(plan, digest)
-            if path.exists() and path.stat().st_nlink == 1:
-                return path
-        return None
-
-    def _history(self) -> list[Digest]:
-        path, way_on = self._folder / "history.json", "models are fetched whole"
-        try:
-            return read_state(list[Digest], path, way_on) or []
-        except StateUnreadable:
-            raise
-        except StateRefused as error:
-            # Only an order of models is lost. What protects against another history is in lineage.json.
-            set_aside(path, str(error), way_on)
-            return []
-
 
 def _is_refused(plan: TrainingPlan, published: DecodedSum) -> bool:
     if plan.gate is None:
         return False
     return judge(plan.gate, published.header.comparisons, plan.cohort.minimum).verdict is Verdict.REFUSED
-
-
-def _stored_bytes(plan: TrainingPlan, size_bytes: int) -> int:
-    return size_bytes if plan.release is None else sealed_size(size_bytes)
-
-
-def _checked(plan: TrainingPlan, model: Model, digest: bytes) -> Model:
-    if model.manifest != plan.manifest or model.digest != digest:
-        raise ModelMismatch("expected the plan's tensors with the announced digest, got another model")
-    return model

@@ -96,7 +96,8 @@ class Participant:
             egress, identity, files.journal, files.sums, policy.cohort_min, self.known, budget.charge
         )
         self._closing = Closing(files, egress, identity, self._readiness)
-        self._files, self.plans, self.models, self.journal = files, files.plans, files.models, files.journal
+        self._files, self.plans, self.journal = files, files.plans, files.journal
+        self.models, self.model_files = files.models, files.model_files
         self.content_keys = files.content_keys
         self._rollback = RollbackWatch(folder, settings.folders.spool, egress, privacy, files, clock)
         self._seen = self._local_facts()
@@ -166,7 +167,7 @@ class Participant:
             reasons=sorted({reason.number for reason in situation.reasons}),
             progress_percent=situation.progress_percent,
             roster_epoch=self._identity.roster.epoch,
-            model_digest=self.models.newest,
+            model_digest=self.model_files.newest,
             version=self._version,
             ledger_entries=self._egress.ledger.entries,
             ledger_head=bytes.fromhex(self._egress.ledger.head),

@@ -13,6 +13,7 @@ from site_client.agent.egress.egress import Egress
 from site_client.agent.evidence import Attest
 from site_client.agent.identity.identity import SiteIdentity
 from site_client.agent.rounds.journal import CurrentRound, RoundJournal
+from site_client.agent.rounds.model_files import ModelFiles
 from site_client.agent.rounds.models import Models
 from site_client.agent.rounds.plans import HeldPlan, PlanDecision, Plans
 from site_client.agent.rounds.released_keys import ReleasedKeys
@@ -28,6 +29,7 @@ class RoundFiles:
     """The files of one site."""
 
     plans: Plans
+    model_files: ModelFiles
     models: Models
     content_keys: ReleasedKeys
     journal: RoundJournal
@@ -52,12 +54,13 @@ class RoundFiles:
         rounds = folder / "rounds"
         journal, sums = RoundJournal(rounds), RevealedSums(rounds)
         content_keys = ReleasedKeys(folder / "models", egress, identity, clock, attest)
-        models = Models(folder / "models", content_keys)
-        files = cls(Plans(folder / "plans"), models, content_keys, journal, sums, spool)
+        model_files = ModelFiles(folder / "models", content_keys)
+        models = Models(folder / "models", model_files)
+        files = cls(Plans(folder / "plans"), model_files, models, content_keys, journal, sums, spool)
         current = files.journal.current
         # A crash between the journal and the spool leaves such a job; the trainer would train it for hours in vain.
         if current is None:
-            files.models.drop_arrivals()  # of a round that was closed while a crash kept its download
+            files.model_files.drop_arrivals()  # of a round that was closed while a crash kept its download
         spool.withdraw_others(None if current is None else current.run_id, 0 if current is None else current.number)
         return files
 

@@ -64,8 +64,8 @@ class SituationReport:
             return Situation(SiteState.ATTENTION, (StateReason.MODEL_MISMATCH,), refusal=files.plans.way_back())
         if files.content_keys.refusal and current is not None:
             return Situation(SiteState.ATTENTION, (StateReason.ATTESTATION,), refusal=files.content_keys.refusal)
-        if files.models.damage:
-            return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.models.damage)
+        if files.model_files.damage:
+            return Situation(SiteState.ATTENTION, (StateReason.MODEL_DAMAGED,), refusal=files.model_files.damage)
         # A trainer that died writes nothing; only the age of its status shows it.
         is_silent = status is None or self._clock() - status.written_at > self._silence
         if current is None or current.declined is not None:
@@ -76,7 +76,7 @@ class SituationReport:
         update = files.update_of(current)
         held_back_by = self._transfers.held_back_by()
         held = files.plans.get(current.plan_digest)
-        has_base = held is not None and files.models.holds(held.plan, current.base_model_digest)
+        has_base = held is not None and files.model_files.holds(held.plan, current.base_model_digest)
         if held_back_by and (update is not None or not has_base):
             return Situation(SiteState.PAUSED, held_back_by, 0 if update is None else 100)
         if update is not None:

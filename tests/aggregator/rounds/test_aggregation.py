@@ -22,7 +22,7 @@ def test_the_run_ends_with_the_model_that_the_plain_sums_lead_to(make_world: Cal
     assert [(row.state, row.members) for row in world.rounds()] == [(RoundState.PUBLISHED, 5)] * 3
     check(world)
     for name, site in world.sites.items():
-        assert site.rounds.models.newest == world.round.next_model
+        assert site.rounds.model_files.newest == world.round.next_model
         assert site.rounds.journal.current is None
         assert outcomes[name] == [pb.CloseStep.PUBLISHED] * 3
 

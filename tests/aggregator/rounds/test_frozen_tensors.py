@@ -52,7 +52,7 @@ def test_only_the_moving_tensors_are_uploaded_and_only_they_move(
         assert changed.min() >= PARAMETERS - MOVING
     state = [vector.size for vector in models[-1].server_state]
     assert state == ([MOVING, MOVING] if server is ServerKind.FEDADAM else [])
-    assert {site.rounds.models.newest for site in world.sites.values()} == {models[-1].digest}
+    assert {site.rounds.model_files.newest for site in world.sites.values()} == {models[-1].digest}
 
     out = tmp_path / "exported.safetensors"
     export.export(world.aggregator.app, versions[-1], world.run, out)
