@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -35,6 +36,9 @@ from tests.ports import free_port
 __all__ = ["console", "fresh"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+Served = TypeVar("Served", bound=socketserver.BaseServer)
 
 
 class Webhook(http.server.ThreadingHTTPServer):
@@ -69,15 +73,18 @@ class _Taker(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    server = Webhook()
+def served(server: Served) -> Iterator[Served]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    yield from served(Webhook())
 
 
 class MailServer(socketserver.ThreadingTCPServer):
@@ -109,13 +116,7 @@ class _Session(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    yield from served(MailServer())
 
 
 def with_alerts(app: AppContext, **settings: object) -> AppContext:
