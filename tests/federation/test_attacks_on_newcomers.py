@@ -78,7 +78,10 @@ def _leads_to_another_model(train: rounds_pb2.TrainStep) -> None:
     train.chain[-1].model_digest = train.base_model_digest = bytes(32)
 
 
-@pytest.mark.parametrize("lie", [_another_first_model, _one_sum_twice, _leads_to_another_model])
+@pytest.mark.parametrize(
+    "lie",
+    [_another_first_model, pytest.param(_one_sum_twice, marks=pytest.mark.slow), _leads_to_another_model],
+)
 def test_a_chain_that_does_not_begin_at_the_plan_s_first_model_or_skips_a_sum_leads_nowhere(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, lie: Callable[[rounds_pb2.TrainStep], None]
 ) -> None:

@@ -368,6 +368,7 @@ def test_paused_by_hand_it_is_suspended_within_a_second_names_the_reason_and_res
     assert update.outcome == "trained"
 
 
+@pytest.mark.slow  # `test_paused_by_hand…` holds the pause in the normal run
 @pytest.mark.timeout(900)
 def test_a_worker_that_was_suspended_ends_with_the_very_bits_of_one_that_was_not(
     place: Callable[..., Place],
