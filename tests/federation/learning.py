@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from federation.encoding import clip
 from federation.encoding.header import bin_of
-from federation.manifest import load_model
 from federation.secagg import DealtShares, Member
 from numpy.typing import NDArray
 
@@ -42,7 +41,7 @@ class LearningWorld(World):
         site = self.sites[name]
         for job in site.jobs():
             update, _ = an_update(job, self.seed_of(name), PARAMETERS)
-            weights = load_model(job.base_file).weights.astype(np.float64)
+            weights = self.kept_model(site, job.base_model_digest).weights.astype(np.float64)
             features, labels = patients(self.seed_of(name), validation=True)
             losses, histograms = loss_of(weights, features, labels), np.zeros((PATIENTS, 6, 2, 64), np.uint16)
             histograms[np.arange(PATIENTS), ANY, labels.astype(int), bin_of(features @ weights)] = SLICES
