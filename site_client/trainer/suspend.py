@@ -6,6 +6,7 @@ ends both states. A worker that has to end gets SIGTERM first and SIGCONT after 
 Its rank processes and the processes that read the export for it are suspended and resumed together with it.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -90,6 +91,9 @@ class PauseSignal:
         self._requested = False
         signal.signal(signal.SIGUSR1, lambda *_: self._set(True))
         signal.signal(signal.SIGCONT, lambda *_: self._set(False))
+        # Python puts default actions in the place of handlers while it ends: a late request would kill a worker whose
+        # work is done. A signal that is ignored stays ignored.
+        atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
 
     def obey(self) -> None:
         """Stops this very process until SIGCONT if the service asked for it. Called at every micro-batch."""

@@ -47,3 +47,14 @@ def test_a_process_that_ends_while_the_others_are_listed_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert family(process) == [process.pid]
+
+
+def test_a_request_that_comes_while_python_ends_kills_no_worker() -> None:
+    program = (
+        "import os, signal; from site_client.trainer.suspend import PauseSignal\n"
+        "class Late:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "late = Late(); PauseSignal()"
+    )
+    for end in ("", "; import sys; sys.late = late; del late"):  # some objects end after the handlers
+        assert subprocess.run([sys.executable, "-c", program + end], check=False).returncode == 0
